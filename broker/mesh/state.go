@@ -1,0 +1,124 @@
+// Package mesh is the pure model of kubelink: Build turns the objects of the API and what the
+// local cluster knows of itself into a State. No kernel, no clock, no API in here.
+package mesh
+
+import (
+	"net/netip"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+// Mode is how links carry traffic.
+type Mode string
+
+// The modes.
+const (
+	// Bridge: a TUN whose packets travel in TLS streams.
+	Bridge Mode = "bridge"
+	// None: names only, another system carries the traffic.
+	None Mode = "none"
+)
+
+// Propagation is where the names of a cluster come from.
+type Propagation string
+
+// The kinds of propagation.
+const (
+	// PropagateNone: no mesh domain is served.
+	PropagateNone Propagation = "none"
+	// PropagateDNS: the DNS service of each cluster is asked.
+	PropagateDNS Propagation = "dns"
+)
+
+// Local is what this cluster knows of itself: the stanza of the Corefile.
+type Local struct {
+	Mode        Mode
+	Propagation Propagation
+
+	// The default mesh, if the stanza defines it: Address is valid then.
+	Address     netip.Prefix // local cluster address with the mesh's mask
+	ClusterName string
+	MeshDomain  string // default base domain of a mesh; a fully qualified name
+
+	ServiceCIDR, PodCIDR, NodeCIDR netip.Prefix // zero: unknown
+	ClusterDomain                  string       // fully qualified
+	ClusterDNS                     netip.Addr   // zero: the 10th address of ServiceCIDR
+
+	DefaultPort uint16   // of an endpoint without port
+	Served      []string // names of the links to serve; nil: all
+}
+
+// State is everything that the effects need to know: plain values in a fixed order, so that equal
+// input gives equal State.
+type State struct {
+	Meshes   []Mesh             // by name
+	Links    []Link             // usable links to other clusters, by name
+	Peers    []Peer             // links that have a connection of their own, by name
+	Routes   []Route            // what is routed into the mesh, by destination
+	Zones    []Zone             // mesh domains, by domain
+	Problems map[string]Problem // by name of the KubeLink
+}
+
+// Mesh is one mesh that the local cluster is a member of.
+type Mesh struct {
+	Name    string       // empty: the default mesh
+	Link    string       // the LocalLink; empty: defined by the stanza
+	Cluster string       // name of the local cluster
+	Address netip.Prefix // local cluster address with the mesh's mask
+	Domain  string       // base domain, fully qualified; empty: no DNS
+	Members []string     // names of all links of the mesh but the LocalLink, usable or not, sorted
+}
+
+// Link is a usable link to another cluster.
+type Link struct {
+	Name    string // of the KubeLink
+	Mesh    string
+	Cluster string
+	Peer    string // the Peer that carries it: itself, or its gateway
+}
+
+// Peer is a link with a connection of its own and all that crosses it.
+type Peer struct {
+	Link     string         // name of the KubeLink
+	Local    netip.Prefix   // what we are in its mesh; our hello says so
+	Address  netip.Prefix   // what the peer is in its mesh; its hello must say so
+	Host     string         // endpoint host, as the certificate names it: DNS name in lower case without final dot, or IP
+	Port     uint16         // endpoint port
+	Networks []netip.Prefix // destinations that are sent to the peer, those of links behind it included; sorted
+	Sources  []netip.Addr   // cluster addresses that packets from the peer may come from; sorted
+	Ingress  []Rule         // local destinations that packets from the peer may go to; the longest prefix decides, none denies; sorted
+}
+
+// Rule allows or denies destinations.
+type Rule struct {
+	Prefix netip.Prefix
+	Allow  bool
+}
+
+// Route leads a destination into the mesh. What leaves this way gets the source address Source:
+// as the preferred source of the route and by source NAT.
+type Route struct {
+	Destination netip.Prefix
+	Source      netip.Addr
+}
+
+// Zone is the base domain of a mesh.
+type Zone struct {
+	Domain   string // fully qualified, lower case
+	Mesh     string
+	Clusters []ClusterZone // by name
+}
+
+// ClusterZone is the sub-domain of one cluster.
+type ClusterZone struct {
+	Name          string         // fully qualified: <cluster>.<domain>
+	Link          string         // the KubeLink; empty: the local cluster
+	Upstream      netip.AddrPort // DNS service of the cluster
+	ClusterDomain string         // domain that the cluster itself uses, fully qualified
+}
+
+// Problem is why an object cannot be used.
+type Problem struct {
+	State   v1alpha1.State // Invalid, Stale
+	Message string         // one line: field, value and remedy
+}
