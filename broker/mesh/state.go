@@ -56,7 +56,8 @@ type State struct {
 	Peers    []Peer             // links that have a connection of their own, by name
 	Routes   []Route            // what is routed into the mesh, by destination
 	Zones    []Zone             // mesh domains, by domain
-	Problems map[string]Problem // by name of the KubeLink
+	Problems map[string]Problem // why a KubeLink cannot be used, by name
+	Notes    map[string]string  // what to know of a usable KubeLink, by name
 }
 
 // Mesh is one mesh that the local cluster is a member of.
@@ -65,6 +66,7 @@ type Mesh struct {
 	Link    string       // the LocalLink; empty: defined by the stanza
 	Cluster string       // name of the local cluster
 	Address netip.Prefix // local cluster address with the mesh's mask
+	Service netip.Prefix // local service network; zero: unknown
 	Domain  string       // base domain, fully qualified; empty: no DNS
 	Members []string     // names of all links of the mesh but the LocalLink, usable or not, sorted
 }
@@ -81,6 +83,7 @@ type Link struct {
 type Peer struct {
 	Link     string         // name of the KubeLink
 	Local    netip.Prefix   // what we are in its mesh; our hello says so
+	Service  netip.Prefix   // local service network; our hello says so; zero: unknown
 	Address  netip.Prefix   // what the peer is in its mesh; its hello must say so
 	Host     string         // endpoint host, as the certificate names it: DNS name in lower case without final dot, or IP
 	Port     uint16         // endpoint port

@@ -74,9 +74,9 @@ type KubeLink struct {
 
 // KubeLinkSpec is what the user wants.
 //
-// +kubebuilder:validation:XValidation:rule="(has(self.endpoint) && self.endpoint != '') || (has(self.gatewayLink) && self.gatewayLink != '')",message="spec.endpoint is missing: set it to host[:port] of the peer, to LocalLink for the local cluster, or set spec.gatewayLink"
-// +kubebuilder:validation:XValidation:rule="!(has(self.endpoint) && self.endpoint == 'LocalLink' && has(self.gatewayLink) && self.gatewayLink != '')",message="spec.gatewayLink cannot be used on a LocalLink: remove it"
-// +kubebuilder:validation:XValidation:rule="!(has(self.cidr) && self.cidr != '' && isCIDR(self.cidr) && isCIDR(self.clusterAddress) && cidr(self.cidr).containsIP(cidr(self.clusterAddress).ip()))",message="spec.clusterAddress lies in spec.cidr: the mesh network must be disjoint from every service network"
+// +kubebuilder:validation:XValidation:rule="(has(self.endpoint) && self.endpoint != ”) || (has(self.gatewayLink) && self.gatewayLink != ”)",message="spec.endpoint is missing: set it to host[:port] of the peer, to LocalLink for the local cluster, or set spec.gatewayLink"
+// +kubebuilder:validation:XValidation:rule="!(has(self.endpoint) && self.endpoint == 'LocalLink' && has(self.gatewayLink) && self.gatewayLink != ”)",message="spec.gatewayLink cannot be used on a LocalLink: remove it"
+// +kubebuilder:validation:XValidation:rule="!(has(self.cidr) && self.cidr != ” && isCIDR(self.cidr) && isCIDR(self.clusterAddress) && cidr(self.cidr).containsIP(cidr(self.clusterAddress).ip()))",message="spec.clusterAddress lies in spec.cidr: the mesh network must be disjoint from every service network"
 type KubeLinkSpec struct {
 	// CIDR is the service network of the remote cluster; on a LocalLink the local one.
 	// +optional

@@ -29,8 +29,8 @@ type MeshService struct {
 
 // MeshServiceSpec is what the user wants.
 //
-// +kubebuilder:validation:XValidation:rule="(has(self.service) && self.service != '') || (has(self.endpoints) && self.endpoints.exists(e, has(e.address) && e.address != ''))",message="nothing to expose: set spec.service to a service of this namespace, or give spec.endpoints with addresses"
-// +kubebuilder:validation:XValidation:rule="(has(self.meshAddress) && self.meshAddress != '') || (has(self.ports) && self.ports.size() > 0)",message="spec.ports is missing: without spec.meshAddress the local cluster's mesh address is used, and ports of it must be named"
+// +kubebuilder:validation:XValidation:rule="(has(self.service) && self.service != ”) || (has(self.endpoints) && self.endpoints.exists(e, has(e.address) && e.address != ”))",message="nothing to expose: set spec.service to a service of this namespace, or give spec.endpoints with addresses"
+// +kubebuilder:validation:XValidation:rule="(has(self.meshAddress) && self.meshAddress != ”) || (has(self.ports) && self.ports.size() > 0)",message="spec.ports is missing: without spec.meshAddress the local cluster's mesh address is used, and ports of it must be named"
 type MeshServiceSpec struct {
 	// Service is the name of a service in the same namespace.
 	// +optional

@@ -1,0 +1,47 @@
+package broker
+
+import (
+	"net/netip"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// SecretManageMode is who writes the TLS secret.
+type SecretManageMode string
+
+// The modes.
+const (
+	ManageNone SecretManageMode = "none" // somebody else
+	ManageSelf SecretManageMode = "self" // the broker: CA and certificate
+	ManageCert SecretManageMode = "cert" // the certificate service, asked by a Certificate object
+)
+
+// Config is the stanza of the Corefile with its defaults filled in. It is comparable with
+// reflect.DeepEqual: an equal Config after a reload changes nothing.
+type Config struct {
+	mesh.Local
+
+	Kubeconfig, Context string // empty: in-cluster
+	Namespace           string // of secret and service
+	NodeIP              string // address of the node, shown as gateway in the status of links
+
+	BrokerPort     uint16 // TCP port to listen on; overridden by the target port of Service
+	AdvertisedPort uint16 // the port that the hello announces for auto-connect
+	Service        string // name of the broker's Service; empty: none
+	Interface      string // name of the TUN
+	AutoConnect    bool
+
+	Secret                    string // name of the TLS secret
+	CertFile, KeyFile, CAFile string // instead of Secret
+	SecretManageMode          SecretManageMode
+	DNSName                   string // name or IP address of the managed certificate
+
+	RouteTable   int // routing table for our routes; 254 is main
+	RulePriority int // of the rule that leads to RouteTable when it is not main
+
+	DNSAdvertisement  bool
+	DNSServiceAddress netip.Addr // of kubelink's own DNS service (coredns-service-ip), the glue of the NS records
+
+	DeployCRDs  bool // install the CRDs at start
+	KeepNetwork bool // leave device, routes and rules in place on shutdown
+}

@@ -1,0 +1,580 @@
+package mesh
+
+// From objects to State. Older objects win over younger ones, so that a mistake in a new object
+// never breaks what works.
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+// LinkName splits the name of a KubeLink into mesh (empty: the default mesh) and cluster.
+func LinkName(name string) (mesh, cluster string) {
+	if m, c, ok := strings.Cut(name, v1alpha1.MeshSeparator); ok {
+		return m, c
+	}
+	return "", name
+}
+
+// ObjectName is the name of the KubeLink of a cluster in a mesh.
+func ObjectName(mesh, cluster string) string {
+	if mesh == "" {
+		return cluster
+	}
+	return mesh + v1alpha1.MeshSeparator + cluster
+}
+
+// Build computes the State. It does not change its arguments.
+func Build(objects []v1alpha1.KubeLink, local Local) State {
+	b := &builder{
+		local:    local,
+		problems: map[string]Problem{},
+		notes:    map[string]string{},
+		members:  map[string][]string{},
+		meshes:   map[string]*meshEntry{},
+		links:    map[string]*linkEntry{},
+	}
+	byAge := make([]*v1alpha1.KubeLink, 0, len(objects))
+	for i := range objects {
+		byAge = append(byAge, &objects[i])
+	}
+	slices.SortFunc(byAge, func(a, b *v1alpha1.KubeLink) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+	})
+
+	for _, o := range byAge {
+		if o.Spec.Endpoint != v1alpha1.EndpointLocal && o.DeletionTimestamp == nil {
+			mesh, _ := LinkName(o.Name)
+			b.members[mesh] = append(b.members[mesh], o.Name)
+		}
+	}
+	if local.Address.IsValid() {
+		b.addMesh(&meshEntry{Mesh: Mesh{
+			Cluster: local.ClusterName,
+			Address: local.Address,
+			Service: local.ServiceCIDR,
+			Domain:  local.MeshDomain,
+		}})
+	}
+	for _, o := range byAge {
+		if o.Spec.Endpoint == v1alpha1.EndpointLocal {
+			b.report(o.Name, b.localLink(o))
+		}
+	}
+	for _, o := range byAge {
+		served := local.Served == nil || slices.Contains(local.Served, o.Name)
+		if o.Spec.Endpoint != v1alpha1.EndpointLocal && o.DeletionTimestamp == nil && served {
+			b.report(o.Name, b.remoteLink(o))
+		}
+	}
+	// A gateway may be younger than the links behind it.
+	for _, name := range slices.Sorted(maps.Keys(b.links)) {
+		if l := b.links[name]; l.gateway != "" {
+			if p := b.gateway(l); p != nil {
+				b.report(name, p)
+				delete(b.links, name)
+			}
+		}
+	}
+	return b.state()
+}
+
+// builder collects what objects claim.
+type builder struct {
+	local    Local
+	problems map[string]Problem
+	notes    map[string]string
+	members  map[string][]string   // by mesh
+	meshes   map[string]*meshEntry // by mesh
+	links    map[string]*linkEntry // usable so far, by name of the object
+	claims   []claim
+}
+
+type meshEntry struct {
+	Mesh
+	ingress []Rule // mesh-wide
+}
+
+type linkEntry struct {
+	Link
+	mesh     *meshEntry
+	gateway  string // full name
+	address  netip.Addr
+	host     string
+	port     uint16
+	networks []netip.Prefix
+	ingress  []Rule
+	dns      ClusterZone // Name is empty: no names
+}
+
+// claim is a network that belongs to a link.
+type claim struct {
+	prefix netip.Prefix
+	owner  string
+	field  string // a spec.cidr may not overlap with another one at all
+}
+
+func (b *builder) report(name string, p *Problem) {
+	if p != nil {
+		b.problems[name] = *p
+	}
+}
+
+func (b *builder) note(name, format string, args ...any) {
+	if old := b.notes[name]; old != "" {
+		format = old + "; " + format
+	}
+	b.notes[name] = fmt.Sprintf(format, args...)
+}
+
+func invalid(format string, args ...any) *Problem {
+	return &Problem{v1alpha1.StateInvalid, fmt.Sprintf(format, args...)}
+}
+
+func stale(format string, args ...any) *Problem {
+	return &Problem{v1alpha1.StateStale, fmt.Sprintf(format, args...)}
+}
+
+// meshTitle is how messages call a mesh.
+func meshTitle(name string) string {
+	if name == "" {
+		return "the default mesh"
+	}
+	return "mesh " + name
+}
+
+// localLink adds the mesh that a LocalLink defines.
+func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
+	name, cluster := LinkName(o.Name)
+	if cluster == "" {
+		return invalid("metadata.name %q: the cluster is missing after %q; name the object <mesh>%s<cluster>", o.Name, v1alpha1.MeshSeparator, v1alpha1.MeshSeparator)
+	}
+	if o.DeletionTimestamp != nil && len(b.members[name]) == 0 {
+		return nil // nothing keeps it any more
+	}
+	if o.Spec.GatewayLink != "" {
+		return invalid("spec.gatewayLink %q cannot be used on a LocalLink: remove it", o.Spec.GatewayLink)
+	}
+	if old := b.meshes[name]; old != nil {
+		if old.Link == "" {
+			return stale("%s is already defined by link-address %s of the Corefile: remove that property or this object", meshTitle(name), old.Address)
+		}
+		return stale("%s already has the older LocalLink %s: delete one of the two", meshTitle(name), old.Link)
+	}
+	address, p := clusterAddress(o.Spec.ClusterAddress)
+	if p != nil {
+		return p
+	}
+	for _, other := range b.meshes {
+		if other.Address.Overlaps(address) {
+			return invalid("spec.clusterAddress %s: its network overlaps with %s of %s; meshes must be disjoint", address, other.Address.Masked(), meshTitle(other.Name))
+		}
+	}
+	if p := b.disjoint("spec.clusterAddress", address); p != nil {
+		return p
+	}
+	m := &meshEntry{Mesh: Mesh{Name: name, Link: o.Name, Cluster: cluster, Address: address, Service: b.local.ServiceCIDR, Domain: b.local.MeshDomain}}
+	if o.Spec.CIDR != "" {
+		cidr, err := network(o.Spec.CIDR)
+		switch {
+		case err != nil:
+			return invalid("spec.cidr %q: %v", o.Spec.CIDR, err)
+		case b.local.ServiceCIDR.IsValid() && cidr != b.local.ServiceCIDR:
+			return invalid("spec.cidr %s of the LocalLink differs from service-cidr %s of the Corefile: set both to the service network of this cluster, or remove one", cidr, b.local.ServiceCIDR)
+		case cidr.Overlaps(address):
+			return invalid("spec.cidr %s overlaps with the mesh network %s of spec.clusterAddress: they must be disjoint", cidr, address.Masked())
+		}
+		m.Service = cidr
+	}
+	if len(o.Spec.Egress) > 0 {
+		b.note(o.Name, "spec.egress has no meaning on a LocalLink")
+	}
+	var err error
+	if m.ingress, err = rules(o.Spec.Ingress); err != nil {
+		return invalid("spec.ingress %v", err)
+	}
+	if dns := o.Spec.DNS; dns != nil {
+		if _, p := dnsAddress(dns); p != nil {
+			return p
+		}
+		if dns.BaseDomain != "" {
+			if m.Domain, err = domain(dns.BaseDomain); err != nil {
+				return invalid("spec.dns.baseDomain %q: %v", dns.BaseDomain, err)
+			}
+		}
+		if dns.OmitDNSPropagation {
+			m.Domain = ""
+		}
+	}
+	if m.Domain != "" && b.local.ClusterDomain != "" && within(b.local.ClusterDomain, m.Domain) {
+		return invalid("spec.dns.baseDomain %q contains the cluster domain %s: choose a domain of its own for the mesh", m.Domain, b.local.ClusterDomain)
+	}
+	for _, other := range b.meshes {
+		if m.Domain != "" && other.Domain == m.Domain {
+			b.note(o.Name, "no DNS: spec.dns.baseDomain %s is already used by %s; set another one", strings.TrimSuffix(m.Domain, "."), meshTitle(other.Name))
+			m.Domain = ""
+		}
+	}
+	b.addMesh(m)
+	return nil
+}
+
+func (b *builder) addMesh(m *meshEntry) {
+	m.Members = slices.Sorted(slices.Values(b.members[m.Name]))
+	b.meshes[m.Name] = m
+}
+
+// disjoint checks a network of the mesh against those of the local cluster, which it would hide.
+func (b *builder) disjoint(field string, p netip.Prefix) *Problem {
+	for _, n := range []struct {
+		name string
+		cidr netip.Prefix
+	}{{"service-cidr", b.local.ServiceCIDR}, {"pod-cidr", b.local.PodCIDR}, {"node-cidr", b.local.NodeCIDR}} {
+		if n.cidr.IsValid() && n.cidr.Overlaps(p) {
+			return invalid("%s %s overlaps with the local %s %s: they must be disjoint", field, p, n.name, n.cidr)
+		}
+	}
+	return nil
+}
+
+// remoteLink checks a link to another cluster on its own and against older ones.
+func (b *builder) remoteLink(o *v1alpha1.KubeLink) *Problem {
+	spec := &o.Spec
+	meshName, cluster := LinkName(o.Name)
+	if cluster == "" {
+		return invalid("metadata.name %q: the cluster is missing after %q; name the object <mesh>%s<cluster>", o.Name, v1alpha1.MeshSeparator, v1alpha1.MeshSeparator)
+	}
+	m := b.meshes[meshName]
+	if m == nil {
+		for name, p := range b.problems {
+			if n, _ := LinkName(name); n == meshName {
+				return stale("LocalLink %s of %s cannot be used (%s): repair it first", name, meshTitle(meshName), p.State)
+			}
+		}
+		return stale("%s has no LocalLink: create KubeLink %s with endpoint LocalLink and the address of this cluster in the mesh", meshTitle(meshName), ObjectName(meshName, "<local cluster>"))
+	}
+	if cluster == m.Cluster {
+		return invalid("metadata.name %q: %s is the name of the local cluster in %s; a link is named after the other cluster", o.Name, cluster, meshTitle(meshName))
+	}
+	l := &linkEntry{Link: Link{Name: o.Name, Mesh: meshName, Cluster: cluster, Peer: o.Name}, mesh: m}
+
+	address, p := clusterAddress(spec.ClusterAddress)
+	if p != nil {
+		return p
+	}
+	switch {
+	case address.Bits() != m.Address.Bits():
+		return invalid("spec.clusterAddress %s: the mask of %s is /%d, as its local address %s says; use %s/%d", address, meshTitle(meshName), m.Address.Bits(), m.Address, address.Addr(), m.Address.Bits())
+	case address.Masked() != m.Address.Masked():
+		return invalid("spec.clusterAddress %s does not lie in the network %s of %s", address, m.Address.Masked(), meshTitle(meshName))
+	case address.Addr() == m.Address.Addr():
+		return invalid("spec.clusterAddress %s is the address of the local cluster: give that of %s", address, cluster)
+	}
+	l.address = address.Addr()
+	for _, other := range b.links {
+		if other.address == l.address {
+			return invalid("spec.clusterAddress %s is already used by the older link %s: every cluster of a mesh has an address of its own", address, other.Name)
+		}
+	}
+
+	claims := []claim{{netip.PrefixFrom(l.address, l.address.BitLen()), o.Name, "spec.clusterAddress"}}
+	if spec.CIDR != "" {
+		cidr, err := network(spec.CIDR)
+		if err != nil {
+			return invalid("spec.cidr %q: %v", spec.CIDR, err)
+		}
+		if m.Service.IsValid() && m.Service.Overlaps(cidr) {
+			return invalid("spec.cidr %s overlaps with the local service network %s: the service networks of a mesh must be disjoint", cidr, m.Service)
+		}
+		if p := b.disjoint("spec.cidr", cidr); p != nil {
+			return p
+		}
+		for _, other := range b.meshes {
+			if other.Address.Overlaps(cidr) {
+				return invalid("spec.cidr %s overlaps with the network %s of %s: they must be disjoint", cidr, other.Address.Masked(), meshTitle(other.Name))
+			}
+		}
+		claims = append(claims, claim{cidr, o.Name, "spec.cidr"})
+	}
+	for _, e := range spec.Egress {
+		p, err := network(string(e))
+		if err != nil {
+			return invalid("spec.egress %q: %v", string(e), err)
+		}
+		if p.Bits() == 0 {
+			return invalid("spec.egress %s: a default route would lead the tunnel's own connections into the tunnel; name the networks behind this cluster", p)
+		}
+		// A wider network is fine: the more specific local routes stay in force.
+		for _, n := range []struct {
+			name string
+			cidr netip.Prefix
+		}{{"local service network", m.Service}, {"pod-cidr", b.local.PodCIDR}, {"node-cidr", b.local.NodeCIDR}} {
+			if n.cidr.IsValid() && n.cidr.Bits() <= p.Bits() && n.cidr.Overlaps(p) {
+				return invalid("spec.egress %s lies in the %s %s: it would take local traffic away", p, n.name, n.cidr)
+			}
+		}
+		for _, other := range b.meshes {
+			inside := other.Address.Overlaps(p) && p.Bits() >= other.Address.Bits()
+			// Single mesh addresses (mesh services) may be led to this link.
+			if inside && (other != m || p.Bits() == m.Address.Bits() || p.Contains(m.Address.Addr())) {
+				return invalid("spec.egress %s would take the network %s of %s, or its local address, away", p, other.Address.Masked(), meshTitle(other.Name))
+			}
+		}
+		if !slices.ContainsFunc(claims, func(c claim) bool { return c.prefix == p }) {
+			claims = append(claims, claim{p, o.Name, "spec.egress"})
+		}
+	}
+	for _, c := range claims {
+		if c.prefix.Addr().Is4() != l.address.Is4() {
+			return invalid("%s %s and spec.clusterAddress %s are of different IP families: the source address of the mesh cannot be used towards it", c.field, c.prefix, address)
+		}
+		for _, old := range b.claims {
+			if old.prefix == c.prefix || old.field == "spec.cidr" && c.field == old.field && old.prefix.Overlaps(c.prefix) {
+				return invalid("%s %s is already routed to the older link %s (%s): a network belongs to one link", c.field, c.prefix, old.owner, old.prefix)
+			}
+		}
+		l.networks = append(l.networks, c.prefix)
+	}
+
+	var err error
+	if l.ingress, err = rules(spec.Ingress); err != nil {
+		return invalid("spec.ingress %v", err)
+	}
+	if spec.GatewayLink != "" {
+		l.gateway = spec.GatewayLink
+		if !strings.Contains(l.gateway, v1alpha1.MeshSeparator) {
+			l.gateway = ObjectName(meshName, l.gateway)
+		}
+		if len(spec.Ingress) > 0 {
+			b.note(o.Name, "spec.ingress has no effect: packets of this cluster come through %s, whose spec.ingress decides", l.gateway)
+		}
+	} else if p := b.endpoint(l, spec.Endpoint); p != nil {
+		return p
+	}
+	if p := b.clusterDNS(l, spec); p != nil {
+		return p
+	}
+	b.claims = append(b.claims, claims...)
+	b.links[o.Name] = l
+	return nil
+}
+
+// endpoint reads host[:port].
+func (b *builder) endpoint(l *linkEntry, s string) *Problem {
+	switch {
+	case s == "":
+		return invalid("spec.endpoint is missing: set it to host[:port] of the peer's broker, or set spec.gatewayLink")
+	case s == v1alpha1.EndpointInbound && b.local.Mode == Bridge:
+		return invalid("spec.endpoint Inbound works in mode wireguard only: in mode bridge give the host name in the peer's certificate")
+	case s == v1alpha1.EndpointInbound:
+		return nil
+	}
+	var err error
+	if l.host, l.port, err = Endpoint(s, b.local.DefaultPort); err != nil {
+		return invalid("spec.endpoint %q: %v", s, err)
+	}
+	return nil
+}
+
+// clusterDNS finds the DNS service of a remote cluster.
+func (b *builder) clusterDNS(l *linkEntry, spec *v1alpha1.KubeLinkSpec) *Problem {
+	zone := ClusterZone{Link: l.Name, ClusterDomain: "cluster.local."}
+	var upstream netip.Addr
+	if dns := spec.DNS; dns != nil {
+		var p *Problem
+		if upstream, p = dnsAddress(dns); p != nil {
+			return p
+		}
+		if dns.BaseDomain != "" {
+			var err error
+			if zone.ClusterDomain, err = domain(dns.BaseDomain); err != nil {
+				return invalid("spec.dns.baseDomain %q: %v", dns.BaseDomain, err)
+			}
+		}
+		if dns.OmitDNSPropagation {
+			return nil
+		}
+	}
+	if b.local.Propagation != PropagateDNS || l.mesh.Domain == "" {
+		return nil
+	}
+	name, err := domain(l.Cluster + "." + l.mesh.Domain)
+	if err != nil {
+		b.note(l.Name, "no DNS: %s.%s: %v", l.Cluster, l.mesh.Domain, err)
+		return nil
+	}
+	if !upstream.IsValid() && spec.CIDR != "" {
+		cidr, _ := network(spec.CIDR) // checked before
+		upstream = Nth(cidr, 10)
+	}
+	switch {
+	case !upstream.IsValid():
+		b.note(l.Name, "no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP")
+		return nil
+	case b.local.Mode == Bridge && !slices.ContainsFunc(l.networks, func(n netip.Prefix) bool { return n.Contains(upstream) }):
+		b.note(l.Name, "no DNS: spec.dns.dnsIP %s is not routed to this link; add it to spec.egress", upstream)
+		return nil
+	}
+	zone.Name = name
+	zone.Upstream = netip.AddrPortFrom(upstream, 53)
+	l.dns = zone
+	return nil
+}
+
+// gateway attaches a link to the one that carries it.
+func (b *builder) gateway(l *linkEntry) *Problem {
+	if l.gateway == l.Name {
+		return invalid("spec.gatewayLink names this link itself: name the link of the cluster that forwards for it")
+	}
+	if mesh, _ := LinkName(l.gateway); mesh != l.Mesh {
+		return invalid("spec.gatewayLink %s belongs to %s: a gateway must be in the same mesh", l.gateway, meshTitle(mesh))
+	}
+	if l.mesh.Link == l.gateway {
+		return invalid("spec.gatewayLink %s is the LocalLink: name the link of another cluster, or set spec.endpoint", l.gateway)
+	}
+	gw := b.links[l.gateway]
+	if gw == nil {
+		if p, ok := b.problems[l.gateway]; ok {
+			return stale("spec.gatewayLink %s cannot be used (%s): repair that link first", l.gateway, p.State)
+		}
+		return stale("spec.gatewayLink %s does not exist, or is not served: create that link", l.gateway)
+	}
+	if gw.gateway != "" {
+		return invalid("spec.gatewayLink %s has a gateway itself (%s): name that one", l.gateway, gw.gateway)
+	}
+	l.Peer = gw.Name
+	return nil
+}
+
+// state puts it all together.
+func (b *builder) state() State {
+	s := State{Problems: b.problems, Notes: b.notes}
+	for name := range b.problems {
+		delete(b.notes, name)
+	}
+	zones := map[string]*Zone{}
+	for _, name := range slices.Sorted(maps.Keys(b.meshes)) {
+		m := b.meshes[name]
+		s.Meshes = append(s.Meshes, m.Mesh)
+		if b.local.Mode == Bridge {
+			s.Routes = append(s.Routes, Route{m.Address.Masked(), m.Address.Addr()})
+		}
+		if b.local.Propagation == PropagateNone || m.Domain == "" {
+			continue
+		}
+		zone := &Zone{Domain: m.Domain, Mesh: name}
+		zones[name] = zone
+		upstream := b.local.ClusterDNS
+		if !upstream.IsValid() && m.Service.IsValid() {
+			upstream = Nth(m.Service, 10)
+		}
+		if m.Cluster != "" && upstream.IsValid() {
+			zone.Clusters = append(zone.Clusters, ClusterZone{
+				Name:          strings.ToLower(m.Cluster) + "." + m.Domain,
+				Upstream:      netip.AddrPortFrom(upstream, 53),
+				ClusterDomain: b.local.ClusterDomain,
+			})
+		}
+	}
+	peers := map[string]*Peer{}
+	for _, name := range slices.Sorted(maps.Keys(b.links)) {
+		l := b.links[name]
+		if b.local.Mode != Bridge {
+			l.Peer = ""
+		}
+		s.Links = append(s.Links, l.Link)
+		if z := zones[l.Mesh]; z != nil && l.dns.Name != "" {
+			z.Clusters = append(z.Clusters, l.dns)
+		}
+		if b.local.Mode != Bridge {
+			continue
+		}
+		if l.gateway == "" {
+			peers[name] = &Peer{
+				Link:    name,
+				Local:   l.mesh.Address,
+				Service: l.mesh.Service,
+				Address: netip.PrefixFrom(l.address, l.mesh.Address.Bits()),
+				Host:    l.host,
+				Port:    l.port,
+				Ingress: effectiveIngress(l),
+			}
+		}
+		for _, n := range l.networks {
+			if m := l.mesh.Address; !m.Contains(n.Addr()) { // the mesh's own route covers it
+				s.Routes = append(s.Routes, Route{n, m.Addr()})
+			}
+		}
+	}
+	for _, l := range b.links {
+		if p := peers[l.Peer]; p != nil {
+			p.Networks = append(p.Networks, l.networks...)
+			p.Sources = append(p.Sources, l.address)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(peers)) {
+		p := peers[name]
+		slices.SortFunc(p.Networks, netip.Prefix.Compare)
+		slices.SortFunc(p.Sources, netip.Addr.Compare)
+		s.Peers = append(s.Peers, *p)
+	}
+	slices.SortFunc(s.Routes, func(a, b Route) int { return a.Destination.Compare(b.Destination) })
+	for _, z := range zones {
+		slices.SortFunc(z.Clusters, func(a, b ClusterZone) int { return cmp.Compare(a.Name, b.Name) })
+		s.Zones = append(s.Zones, *z)
+	}
+	slices.SortFunc(s.Zones, func(a, b Zone) int { return cmp.Compare(a.Domain, b.Domain) })
+	return s
+}
+
+// effectiveIngress combines the rules of a link with those of its mesh: the link's own list, else
+// the mesh-wide one, else the local service network; what the mesh denies stays denied; the local
+// cluster address is always allowed. In the result, too, the longest prefix decides.
+func effectiveIngress(l *linkEntry) []Rule {
+	meshWide, base := l.mesh.ingress, l.ingress
+	allows := func(r Rule) bool { return r.Allow }
+	if !slices.ContainsFunc(base, allows) { // nothing, or denials to be taken from the default
+		if slices.ContainsFunc(meshWide, allows) {
+			base = slices.Concat(meshWide, base)
+		} else if l.mesh.Service.IsValid() {
+			base = append([]Rule{{l.mesh.Service, true}}, base...)
+		}
+	}
+	prefixes := map[netip.Prefix]bool{}
+	for _, r := range slices.Concat(base, meshWide) {
+		allow, known := decide(base, r.Prefix)
+		meshAllow, meshKnown := decide(meshWide, r.Prefix)
+		prefixes[r.Prefix] = known && allow && (!meshKnown || meshAllow)
+	}
+	local := l.mesh.Address.Addr()
+	prefixes[netip.PrefixFrom(local, local.BitLen())] = true
+	var result []Rule
+	for p, allow := range prefixes {
+		result = append(result, Rule{p, allow})
+	}
+	slices.SortFunc(result, func(a, b Rule) int { return a.Prefix.Compare(b.Prefix) })
+	return result
+}
+
+// decide is what rules say about a network: the longest prefix that contains it counts; among
+// equal ones a denial.
+func decide(rules []Rule, p netip.Prefix) (allow, known bool) {
+	bits := -1
+	for _, r := range rules {
+		if r.Prefix.Bits() > p.Bits() || !r.Prefix.Contains(p.Addr()) || r.Prefix.Bits() < bits {
+			continue
+		}
+		if r.Prefix.Bits() == bits {
+			allow = allow && r.Allow
+			continue
+		}
+		bits, allow, known = r.Prefix.Bits(), r.Allow, true
+	}
+	return allow, known
+}

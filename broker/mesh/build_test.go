@@ -1,0 +1,425 @@
+package mesh
+
+import (
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+func ip(s string) netip.Addr    { return netip.MustParseAddr(s) }
+
+// cluster1 is a local cluster without a mesh of its own in the stanza.
+func cluster1() Local {
+	return Local{
+		Mode:          Bridge,
+		Propagation:   PropagateDNS,
+		MeshDomain:    "kubelink.",
+		ServiceCIDR:   pfx("100.64.0.0/20"),
+		PodCIDR:       pfx("100.96.0.0/11"),
+		NodeCIDR:      pfx("10.250.0.0/16"),
+		ClusterDomain: "cluster.local.",
+		DefaultPort:   80,
+	}
+}
+
+// obj makes KubeLinks, each a second younger than the one before.
+type objs struct{ list []v1alpha1.KubeLink }
+
+func (o *objs) add(name, address, endpoint string, mod ...func(*v1alpha1.KubeLink)) *objs {
+	l := v1alpha1.KubeLink{
+		ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Unix(int64(1000+len(o.list)), 0)},
+		Spec:       v1alpha1.KubeLinkSpec{ClusterAddress: address, Endpoint: endpoint},
+	}
+	for _, m := range mod {
+		m(&l)
+	}
+	o.list = append(o.list, l)
+	return o
+}
+
+type mod = func(*v1alpha1.KubeLink)
+
+func cidr(s string) mod { return func(l *v1alpha1.KubeLink) { l.Spec.CIDR = s } }
+func via(s string) mod  { return func(l *v1alpha1.KubeLink) { l.Spec.GatewayLink = s } }
+func egress(s ...v1alpha1.EgressCIDR) mod {
+	return func(l *v1alpha1.KubeLink) { l.Spec.Egress = s }
+}
+func ingress(s ...v1alpha1.IngressCIDR) mod {
+	return func(l *v1alpha1.KubeLink) { l.Spec.Ingress = s }
+}
+func dns(ip, base string) mod {
+	return func(l *v1alpha1.KubeLink) { l.Spec.DNS = &v1alpha1.KubeLinkDNS{DNSIP: ip, BaseDomain: base} }
+}
+func omitDNS(l *v1alpha1.KubeLink) {
+	l.Spec.DNS = &v1alpha1.KubeLinkDNS{OmitDNSPropagation: true}
+}
+func deleting(l *v1alpha1.KubeLink) { now := metav1.Unix(5000, 0); l.DeletionTimestamp = &now }
+func pair() *objs {
+	return new(objs).
+		add("kubelink1", "192.168.0.11/24", "LocalLink", cidr("100.64.0.0/20")).
+		add("kubelink2", "192.168.0.12/24", "kubelink.Two.example", cidr("100.64.16.0/20"))
+}
+
+func TestBuildPair(t *testing.T) {
+	got := Build(pair().list, cluster1())
+	want := State{
+		Meshes: []Mesh{{Link: "kubelink1", Cluster: "kubelink1", Address: pfx("192.168.0.11/24"), Service: pfx("100.64.0.0/20"), Domain: "kubelink.", Members: []string{"kubelink2"}}},
+		Links:  []Link{{Name: "kubelink2", Cluster: "kubelink2", Peer: "kubelink2"}},
+		Peers: []Peer{{
+			Link: "kubelink2", Local: pfx("192.168.0.11/24"), Service: pfx("100.64.0.0/20"), Address: pfx("192.168.0.12/24"),
+			Host: "kubelink.two.example", Port: 80,
+			Networks: []netip.Prefix{pfx("100.64.16.0/20"), pfx("192.168.0.12/32")},
+			Sources:  []netip.Addr{ip("192.168.0.12")},
+			Ingress:  []Rule{{pfx("100.64.0.0/20"), true}, {pfx("192.168.0.11/32"), true}},
+		}},
+		Routes: []Route{{pfx("100.64.16.0/20"), ip("192.168.0.11")}, {pfx("192.168.0.0/24"), ip("192.168.0.11")}},
+		Zones: []Zone{{Domain: "kubelink.", Clusters: []ClusterZone{
+			{Name: "kubelink1.kubelink.", Upstream: netip.MustParseAddrPort("100.64.0.10:53"), ClusterDomain: "cluster.local."},
+			{Name: "kubelink2.kubelink.", Link: "kubelink2", Upstream: netip.MustParseAddrPort("100.64.16.10:53"), ClusterDomain: "cluster.local."},
+		}}},
+		Problems: map[string]Problem{},
+		Notes:    map[string]string{},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// TestProblems has a row for each rule: what is refused, with the field and the remedy named, while
+// every other link goes on.
+func TestProblems(t *testing.T) {
+	two := "kubelink.two.example"
+	for _, c := range []struct {
+		name   string
+		objs   *objs
+		local  func(*Local)
+		object string
+		state  v1alpha1.State
+		says   []string
+	}{
+		{"no mesh", new(objs).add("kubelink2", "192.168.0.12/24", two), nil, "kubelink2", "Stale", []string{"the default mesh has no LocalLink", "create KubeLink <local cluster>"}},
+		{"no such mesh", pair().add("m2--x", "192.168.0.13/24", two), nil, "m2--x", "Stale", []string{"mesh m2 has no LocalLink", "m2--<local cluster>"}},
+		{"local link broken", new(objs).add("kubelink1", "192.168.0.0/24", "LocalLink").add("kubelink2", "192.168.0.12/24", two), nil, "kubelink2", "Stale", []string{"LocalLink kubelink1", "Invalid", "repair"}},
+		{"local address without host part", new(objs).add("kubelink1", "192.168.0.0/24", "LocalLink"), nil, "kubelink1", "Invalid", []string{`spec.clusterAddress "192.168.0.0/24"`, "network"}},
+		{"local address without mask", new(objs).add("kubelink1", "192.168.0.11", "LocalLink"), nil, "kubelink1", "Invalid", []string{`spec.clusterAddress "192.168.0.11"`, "/24"}},
+		{"local address broadcast", new(objs).add("kubelink1", "192.168.0.255/24", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "broadcast"}},
+		{"local address single", new(objs).add("kubelink1", "192.168.0.11/32", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "/32", "no room"}},
+		{"local address loopback", new(objs).add("kubelink1", "127.0.0.1/8", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "loopback"}},
+		{"local address mapped", new(objs).add("kubelink1", "::ffff:192.168.0.11/120", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "its own form"}},
+		{"local address in service network", new(objs).add("kubelink1", "100.64.0.5/24", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "service-cidr", "disjoint"}},
+		{"local address in node network", new(objs).add("kubelink1", "10.250.7.5/24", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "node-cidr"}},
+		{"local cidr differs", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", cidr("100.65.0.0/20")), nil, "kubelink1", "Invalid", []string{"spec.cidr 100.65.0.0/20", "service-cidr 100.64.0.0/20"}},
+		{"local cidr is the mesh", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", cidr("192.168.0.0/16")), func(l *Local) { l.ServiceCIDR = netip.Prefix{} }, "kubelink1", "Invalid", []string{"spec.cidr", "disjoint"}},
+		{"local gateway", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", via("x")), nil, "kubelink1", "Invalid", []string{"spec.gatewayLink", "remove"}},
+		{"local name without cluster", new(objs).add("m2--", "192.168.0.11/24", "LocalLink"), nil, "m2--", "Invalid", []string{"metadata.name", "<mesh>--<cluster>"}},
+		{"second local link", pair().add("other", "192.168.9.13/24", "LocalLink"), nil, "other", "Stale", []string{"older LocalLink kubelink1", "delete one"}},
+		{"stanza and local link", pair(), func(l *Local) { l.Address = pfx("192.168.0.11/24") }, "kubelink1", "Stale", []string{"link-address 192.168.0.11/24", "remove"}},
+		{"meshes overlap", pair().add("m2--kubelink1", "192.168.0.200/25", "LocalLink"), nil, "m2--kubelink1", "Invalid", []string{"spec.clusterAddress", "overlaps", "the default mesh"}},
+		{"local ingress", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", ingress("!x")), nil, "kubelink1", "Invalid", []string{`spec.ingress "!x"`}},
+		{"local dns ip", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("1.2.3", "")), nil, "kubelink1", "Invalid", []string{`spec.dns.dnsIP "1.2.3"`}},
+		{"local domain", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("", "a..b")), nil, "kubelink1", "Invalid", []string{"spec.dns.baseDomain", "label"}},
+		{"local domain hides the cluster's", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("", "local")), nil, "kubelink1", "Invalid", []string{"spec.dns.baseDomain", "cluster.local."}},
+
+		{"name without cluster", pair().add("m2--", "192.168.0.13/24", two), nil, "m2--", "Invalid", []string{"metadata.name"}},
+		{"named as the local cluster", pair(), func(l *Local) { l.Address = pfx("192.168.0.11/24"); l.ClusterName = "kubelink2" }, "kubelink2", "Invalid", []string{"metadata.name", "local cluster"}},
+		{"address", pair().add("k3", "x", two), nil, "k3", "Invalid", []string{`spec.clusterAddress "x"`}},
+		{"mask", pair().add("k3", "192.168.0.13/16", two), nil, "k3", "Invalid", []string{"spec.clusterAddress 192.168.0.13/16", "use 192.168.0.13/24"}},
+		{"other network", pair().add("k3", "192.168.1.13/24", two), nil, "k3", "Invalid", []string{"spec.clusterAddress 192.168.1.13/24", "192.168.0.0/24"}},
+		{"own address", pair().add("k3", "192.168.0.11/24", two), nil, "k3", "Invalid", []string{"spec.clusterAddress", "local cluster"}},
+		{"same address", pair().add("k3", "192.168.0.12/24", two), nil, "k3", "Invalid", []string{"spec.clusterAddress", "older link kubelink2"}},
+		{"cidr", pair().add("k3", "192.168.0.13/24", two, cidr("100.64.32.1/20")), nil, "k3", "Invalid", []string{`spec.cidr "100.64.32.1/20"`, "did you mean 100.64.32.0/20"}},
+		{"cidr is local", pair().add("k3", "192.168.0.13/24", two, cidr("100.64.8.0/24")), nil, "k3", "Invalid", []string{"spec.cidr", "local service network"}},
+		{"cidr is pods", pair().add("k3", "192.168.0.13/24", two, cidr("100.100.0.0/16")), nil, "k3", "Invalid", []string{"spec.cidr", "pod-cidr"}},
+		{"cidr is mesh", pair().add("k3", "192.168.0.13/24", two, cidr("192.168.0.0/16")), nil, "k3", "Invalid", []string{"spec.cidr", "the default mesh"}},
+		{"cidr is another's", pair().add("k3", "192.168.0.13/24", two, cidr("100.64.24.0/24")), nil, "k3", "Invalid", []string{"spec.cidr 100.64.24.0/24", "older link kubelink2", "100.64.16.0/20"}},
+		{"family", pair().add("k3", "192.168.0.13/24", two, cidr("fd00::/112")), nil, "k3", "Invalid", []string{"spec.cidr", "IP families"}},
+		{"egress", pair().add("k3", "192.168.0.13/24", two, egress("10.1.0.0")), nil, "k3", "Invalid", []string{`spec.egress "10.1.0.0"`}},
+		{"egress default route", pair().add("k3", "192.168.0.13/24", two, egress("0.0.0.0/0")), nil, "k3", "Invalid", []string{"spec.egress 0.0.0.0/0", "default route"}},
+		{"egress is local", pair().add("k3", "192.168.0.13/24", two, egress("10.250.1.0/24")), nil, "k3", "Invalid", []string{"spec.egress", "node-cidr"}},
+		{"egress is local services", pair().add("k3", "192.168.0.13/24", two, egress("100.64.0.0/20")), nil, "k3", "Invalid", []string{"spec.egress", "local service network"}},
+		{"egress is own mesh address", pair().add("k3", "192.168.0.13/24", two, egress("192.168.0.11/32")), nil, "k3", "Invalid", []string{"spec.egress"}},
+		{"egress is the mesh", pair().add("k3", "192.168.0.13/24", two, egress("192.168.0.0/24")), nil, "k3", "Invalid", []string{"spec.egress"}},
+		{"egress is another's", pair().add("k3", "192.168.0.13/24", two, egress("100.64.16.0/20")), nil, "k3", "Invalid", []string{"spec.egress 100.64.16.0/20", "older link kubelink2"}},
+		{"ingress", pair().add("k3", "192.168.0.13/24", two, ingress("100.64.0.0/20", "!100.64.0.10")), nil, "k3", "Invalid", []string{`spec.ingress "!100.64.0.10"`}},
+		{"endpoint missing", pair().add("k3", "192.168.0.13/24", ""), nil, "k3", "Invalid", []string{"spec.endpoint"}},
+		{"endpoint inbound", pair().add("k3", "192.168.0.13/24", "Inbound"), nil, "k3", "Invalid", []string{"spec.endpoint Inbound", "wireguard"}},
+		{"endpoint port", pair().add("k3", "192.168.0.13/24", "a.example:0"), nil, "k3", "Invalid", []string{`spec.endpoint "a.example:0"`, "1 to 65535"}},
+		{"endpoint host", pair().add("k3", "192.168.0.13/24", "a b"), nil, "k3", "Invalid", []string{"spec.endpoint", "DNS name"}},
+		{"dns ip", pair().add("k3", "192.168.0.13/24", two, dns("x", "")), nil, "k3", "Invalid", []string{`spec.dns.dnsIP "x"`}},
+		{"dns domain", pair().add("k3", "192.168.0.13/24", two, dns("", "-x")), nil, "k3", "Invalid", []string{`spec.dns.baseDomain "-x"`}},
+		{"gateway missing", pair().add("k3", "192.168.0.13/24", "", via("nope")), nil, "k3", "Stale", []string{"spec.gatewayLink nope", "create"}},
+		{"gateway itself", pair().add("k3", "192.168.0.13/24", "", via("k3")), nil, "k3", "Invalid", []string{"spec.gatewayLink", "itself"}},
+		{"gateway local", pair().add("k3", "192.168.0.13/24", "", via("kubelink1")), nil, "k3", "Invalid", []string{"spec.gatewayLink kubelink1", "LocalLink"}},
+		{"gateway of other mesh", pair().add("k3", "192.168.0.13/24", "", via("m2--x")), nil, "k3", "Invalid", []string{"spec.gatewayLink m2--x", "same mesh"}},
+		{"gateway has a gateway", pair().add("k3", "192.168.0.13/24", "", via("kubelink2")).add("k4", "192.168.0.14/24", "", via("k3")), nil, "k4", "Invalid", []string{"spec.gatewayLink k3", "kubelink2"}},
+		{"gateway broken", pair().add("k3", "192.168.0.13/8", two).add("k4", "192.168.0.14/24", "", via("k3")), nil, "k4", "Stale", []string{"spec.gatewayLink k3", "Invalid", "repair"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			local := cluster1()
+			if c.local != nil {
+				c.local(&local)
+			}
+			s := Build(c.objs.list, local)
+			p, ok := s.Problems[c.object]
+			if !ok || p.State != c.state {
+				t.Fatalf("problem of %s: %+v, want state %s", c.object, p, c.state)
+			}
+			for _, w := range c.says {
+				if !strings.Contains(p.Message, w) {
+					t.Errorf("message %q does not contain %q", p.Message, w)
+				}
+			}
+			if strings.Contains(p.Message, "\n") {
+				t.Errorf("message %q has more than one line", p.Message)
+			}
+			for _, l := range s.Links {
+				if l.Name == c.object {
+					t.Errorf("%s is still used", c.object)
+				}
+			}
+			// The healthy pair is undisturbed, unless the row is about it.
+			if len(c.objs.list) > 2 && c.object != "kubelink1" && c.object != "kubelink2" {
+				if len(s.Peers) == 0 || s.Peers[0].Link != "kubelink2" {
+					t.Errorf("kubelink2 is no longer linked: %+v", s.Peers)
+				}
+			}
+		})
+	}
+}
+
+func TestFormerNilAddress(t *testing.T) {
+	o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("<nil>", "")).
+		add("kubelink2", "192.168.0.12/24", "x.example", cidr("100.64.16.0/20"), dns("<nil>", ""))
+	if s := Build(o.list, cluster1()); len(s.Problems) != 0 || len(s.Peers) != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestGateway(t *testing.T) {
+	// The link behind the gateway is older than the gateway.
+	o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink").
+		add("k3", "192.168.0.13/24", "", cidr("100.64.32.0/20"), via("kubelink2")).
+		add("kubelink2", "192.168.0.12/24", "b.example:443", cidr("100.64.16.0/20"))
+	s := Build(o.list, cluster1())
+	if len(s.Problems) != 0 || len(s.Peers) != 1 {
+		t.Fatalf("%+v", s)
+	}
+	p := s.Peers[0]
+	if want := []netip.Prefix{pfx("100.64.16.0/20"), pfx("100.64.32.0/20"), pfx("192.168.0.12/32"), pfx("192.168.0.13/32")}; !reflect.DeepEqual(p.Networks, want) {
+		t.Errorf("networks %v", p.Networks)
+	}
+	if want := []netip.Addr{ip("192.168.0.12"), ip("192.168.0.13")}; !reflect.DeepEqual(p.Sources, want) {
+		t.Errorf("sources %v", p.Sources)
+	}
+	if s.Links[0].Peer != "kubelink2" || p.Port != 443 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestTwoMeshes(t *testing.T) {
+	o := pair().
+		add("m2--one", "192.168.9.1/24", "LocalLink", dns("", "mesh2.example")).
+		add("m2--two", "192.168.9.2/24", "b.example", cidr("100.64.32.0/20"), dns("100.64.32.53", "k8s.example"))
+	s := Build(o.list, cluster1())
+	if len(s.Problems) != 0 || len(s.Meshes) != 2 || len(s.Peers) != 2 || len(s.Zones) != 2 {
+		t.Fatalf("%+v", s)
+	}
+	want := []Route{
+		{pfx("100.64.16.0/20"), ip("192.168.0.11")}, {pfx("100.64.32.0/20"), ip("192.168.9.1")},
+		{pfx("192.168.0.0/24"), ip("192.168.0.11")}, {pfx("192.168.9.0/24"), ip("192.168.9.1")},
+	}
+	if !reflect.DeepEqual(s.Routes, want) {
+		t.Errorf("routes %v", s.Routes)
+	}
+	z := s.Zones[1]
+	if z.Domain != "mesh2.example." || z.Clusters[1] != (ClusterZone{"two.mesh2.example.", "m2--two", netip.MustParseAddrPort("100.64.32.53:53"), "k8s.example."}) {
+		t.Errorf("zone %+v", z)
+	}
+}
+
+func TestSameDomainTwice(t *testing.T) {
+	s := Build(pair().add("m2--one", "192.168.9.1/24", "LocalLink").list, cluster1())
+	if len(s.Zones) != 1 || len(s.Problems) != 0 || !strings.Contains(s.Notes["m2--one"], "spec.dns.baseDomain kubelink") {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestStanzaMesh(t *testing.T) {
+	local := cluster1()
+	local.Address, local.ClusterName = pfx("192.168.0.11/24"), "kubelink1"
+	s := Build(pair().list[1:], local)
+	if len(s.Peers) != 1 || len(s.Zones) != 1 || s.Zones[0].Clusters[0].Name != "kubelink1.kubelink." {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestServedLinks(t *testing.T) {
+	local := cluster1()
+	local.Served = []string{"k3"}
+	s := Build(pair().add("k3", "192.168.0.13/24", "c.example").list, local)
+	if len(s.Links) != 1 || s.Links[0].Name != "k3" || len(s.Problems) != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestDeletion(t *testing.T) {
+	o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", deleting).add("kubelink2", "192.168.0.12/24", "b.example")
+	if s := Build(o.list, cluster1()); len(s.Peers) != 1 {
+		t.Errorf("a LocalLink with members goes on working: %+v", s)
+	}
+	deleting(&o.list[1])
+	if s := Build(o.list, cluster1()); len(s.Meshes) != 0 || len(s.Peers) != 0 || len(s.Problems) != 0 {
+		t.Errorf("nothing is left: %+v", s)
+	}
+}
+
+func TestModeNone(t *testing.T) {
+	local := cluster1()
+	local.Mode = None
+	s := Build(pair().list, local)
+	if len(s.Peers) != 0 || len(s.Routes) != 0 || len(s.Links) != 1 || len(s.Zones[0].Clusters) != 2 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestDNSNotes(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		mods []mod
+		says string
+	}{
+		{"no address", nil, "set spec.dns.dnsIP"},
+		{"tiny network", []mod{cidr("100.64.16.0/30")}, "set spec.dns.dnsIP"},
+		{"not routed", []mod{cidr("100.64.16.0/20"), dns("10.1.1.1", "")}, "add it to spec.egress"},
+		{"omitted", []mod{cidr("100.64.16.0/20"), omitDNS}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink").add("k2", "192.168.0.12/24", "b.example", c.mods...)
+			s := Build(o.list, cluster1())
+			if len(s.Peers) != 1 || len(s.Zones[0].Clusters) != 1 {
+				t.Errorf("%+v", s)
+			}
+			if !strings.Contains(s.Notes["k2"], c.says) || (c.says == "") != (s.Notes["k2"] == "") {
+				t.Errorf("note %q", s.Notes["k2"])
+			}
+		})
+	}
+}
+
+func TestIngress(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		mesh, link []v1alpha1.IngressCIDR
+		allowed    []string
+		denied     []string
+	}{
+		{"default", nil, nil, []string{"100.64.0.10", "192.168.0.11"}, []string{"10.250.0.1", "100.96.0.1", "192.168.0.12", "8.8.8.8"}},
+		{"own list", nil, []v1alpha1.IngressCIDR{"10.250.0.0/16"}, []string{"10.250.0.1", "192.168.0.11"}, []string{"100.64.0.10"}},
+		{"own denial of the default", nil, []v1alpha1.IngressCIDR{"!100.64.0.10/32"}, []string{"100.64.0.11"}, []string{"100.64.0.10"}},
+		{"most specific", nil, []v1alpha1.IngressCIDR{"100.64.0.0/20", "!100.64.0.0/24", "100.64.0.10/32"}, []string{"100.64.1.1", "100.64.0.10"}, []string{"100.64.0.9"}},
+		{"same prefix", nil, []v1alpha1.IngressCIDR{"100.64.0.0/20", "!100.64.0.0/20"}, []string{"192.168.0.11"}, []string{"100.64.0.9"}},
+		{"mesh list", []v1alpha1.IngressCIDR{"100.64.1.0/24"}, nil, []string{"100.64.1.1"}, []string{"100.64.2.1"}},
+		{"mesh list and own", []v1alpha1.IngressCIDR{"100.64.1.0/24"}, []v1alpha1.IngressCIDR{"100.64.2.0/24"}, []string{"100.64.2.1"}, []string{"100.64.1.1"}},
+		{"mesh list and own denial", []v1alpha1.IngressCIDR{"100.64.1.0/24"}, []v1alpha1.IngressCIDR{"!100.64.1.1/32"}, []string{"100.64.1.2"}, []string{"100.64.1.1", "100.64.2.1"}},
+		{"mesh denial holds", []v1alpha1.IngressCIDR{"!100.64.0.10/32"}, []v1alpha1.IngressCIDR{"100.64.0.0/20", "100.64.0.10/32"}, []string{"100.64.0.9"}, []string{"100.64.0.10"}},
+		{"mesh denial of a wide net holds", []v1alpha1.IngressCIDR{"!100.64.0.0/24"}, []v1alpha1.IngressCIDR{"100.64.0.10/32", "100.64.1.0/24"}, []string{"100.64.1.1"}, []string{"100.64.0.10"}},
+		{"mesh exception of a denial", []v1alpha1.IngressCIDR{"!100.64.0.0/24", "100.64.0.8/29"}, []v1alpha1.IngressCIDR{"100.64.0.0/20"}, []string{"100.64.0.10", "100.64.1.1"}, []string{"100.64.0.1"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", ingress(c.mesh...)).add("k2", "192.168.0.12/24", "b.example", ingress(c.link...))
+			s := Build(o.list, cluster1())
+			if len(s.Peers) != 1 {
+				t.Fatalf("%+v", s.Problems)
+			}
+			for want, list := range map[bool][]string{true: c.allowed, false: c.denied} {
+				for _, a := range list {
+					if got, _ := decide(s.Peers[0].Ingress, netip.PrefixFrom(ip(a), 32)); got != want {
+						t.Errorf("%s: %v, rules %v", a, got, s.Peers[0].Ingress)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestEgressForms(t *testing.T) {
+	// Wider than the local networks, inside the mesh, the same twice: all fine.
+	o := pair().add("k3", "192.168.0.13/24", "c.example", egress("10.0.0.0/8", "192.168.0.100/32", "10.0.0.0/8"))
+	s := Build(o.list, cluster1())
+	if len(s.Problems) != 0 {
+		t.Fatalf("%+v", s.Problems)
+	}
+	if want := []netip.Prefix{pfx("10.0.0.0/8"), pfx("192.168.0.13/32"), pfx("192.168.0.100/32")}; !reflect.DeepEqual(s.Peers[0].Networks, want) {
+		t.Errorf("%v", s.Peers[0].Networks)
+	}
+}
+
+func TestIPv6(t *testing.T) {
+	local := Local{Mode: Bridge, Propagation: PropagateDNS, MeshDomain: "kubelink.", ServiceCIDR: pfx("fd01::/112"), ClusterDomain: "cluster.local.", DefaultPort: 80}
+	o := new(objs).add("a", "fd00::1/64", "LocalLink").add("b", "fd00::2/64", "[2001:db8::2]:443", cidr("fd02::/112"))
+	s := Build(o.list, local)
+	if len(s.Problems) != 0 || s.Peers[0].Host != "2001:db8::2" || s.Zones[0].Clusters[1].Upstream.String() != "[fd02::a]:53" {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestEndpoint(t *testing.T) {
+	for _, c := range []struct {
+		in, host string
+		port     uint16
+		bad      bool
+	}{
+		{"a.example", "a.example", 80, false},
+		{"A.Example.:8088", "a.example", 8088, false},
+		{"10.0.0.1", "10.0.0.1", 80, false},
+		{"10.0.0.1:99", "10.0.0.1", 99, false},
+		{"2001:db8::1", "2001:db8::1", 80, false},
+		{"[2001:db8::1]", "2001:db8::1", 80, false},
+		{"[2001:db8::1]:99", "2001:db8::1", 99, false},
+		{"a.example:", "", 0, true},
+		{"a.example:70000", "", 0, true},
+		{"a.example:http", "", 0, true},
+		{"[10.0.0.1]:80", "", 0, true},
+		{"[a.example]:80", "", 0, true},
+		{"0.0.0.0:80", "", 0, true},
+		{":80", "", 0, true},
+		{"a_b.example", "a_b.example", 80, false},
+		{"http://a.example", "", 0, true},
+		{strings.Repeat("a", 64) + ".example", "", 0, true},
+	} {
+		host, port, err := Endpoint(c.in, 80)
+		if host != c.host || port != c.port || (err != nil) != c.bad {
+			t.Errorf("%q: %q %d %v", c.in, host, port, err)
+		}
+	}
+}
+
+func TestNth(t *testing.T) {
+	for _, c := range []struct {
+		p    string
+		n    int64
+		want string
+	}{{"100.64.0.0/20", 10, "100.64.0.10"}, {"100.64.0.248/29", 10, "invalid IP"}, {"fd00::/112", 11, "fd00::b"}, {"255.255.255.250/29", 10, "invalid IP"}} {
+		if got := Nth(pfx(c.p), c.n).String(); got != c.want {
+			t.Errorf("%s %d: %s", c.p, c.n, got)
+		}
+	}
+}
+
+// TestPure: equal input gives equal output in any order of the objects, and input is not changed.
+func TestPure(t *testing.T) {
+	a := pair().add("k3", "192.168.0.13/24", "c.example", egress("10.0.0.0/8")).add("k4", "192.168.0.14/24", "", via("k3"))
+	want := Build(a.list, cluster1())
+	for i := range a.list {
+		list := append(append([]v1alpha1.KubeLink{}, a.list[i:]...), a.list[:i]...)
+		if got := Build(list, cluster1()); !reflect.DeepEqual(got, want) {
+			t.Errorf("rotated by %d: %+v", i, got)
+		}
+	}
+}
