@@ -1,0 +1,297 @@
+package kernel
+
+// What Set does, as text: a fake system that keeps its state in the form that ip and iptables
+// print, and a table of transitions whose operations and results are in testdata/transitions.txt
+// (go test -run Transitions -update writes it; read the difference).
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"golang.org/x/sys/unix"
+)
+
+var update = flag.Bool("update", false, "write testdata/transitions.txt")
+
+// fake is a kernel with the devices eth0 (index 2) and, if link says so, kubelink (3).
+type fake struct {
+	dump
+	chains   map[string][]string // by "family table chain"
+	log      []string
+	dumps    int
+	fails    string // commands that contain it
+	missing6 bool   // ip6tables is not installed
+}
+
+func newFake() *fake {
+	f := &fake{dump: dump{link: link{3, 1420, false}}, chains: map[string][]string{}}
+	for _, v := range families {
+		f.chains[key(v, "nat", "POSTROUTING")] = []string{"-A POSTROUTING -j KUBE-POSTROUTING"}
+		f.chains[key(v, "filter", "FORWARD")] = []string{"-A FORWARD -j KUBE-FORWARD"}
+	}
+	return f
+}
+
+func key(family int, table, chain string) string {
+	return fmt.Sprintf("IPv%d %s %s", version(family), table, chain)
+}
+
+func (f *fake) Name(index int) string { return map[int]string{2: "eth0", 3: "kubelink"}[index] }
+
+func (f *fake) Dump(string) (*dump, error) {
+	f.dumps++
+	d := f.dump
+	d.addresses, d.routes, d.rules = slices.Clone(d.addresses), slices.Clone(d.routes), slices.Clone(d.rules)
+	return &d, nil
+}
+
+func (f *fake) Change(verb string, object any) error {
+	text := command(verb, object, f.Name)
+	if f.fails != "" && strings.Contains(text, f.fails) {
+		return errors.New("no such luck")
+	}
+	f.log = append(f.log, text)
+	var err error
+	switch o := object.(type) {
+	case link:
+		f.link = o
+	case address:
+		f.addresses, err = changed(f.addresses, verb, o, func(x address) bool { return x == o })
+	case route:
+		f.routes, err = changed(f.routes, verb, o, func(x route) bool { return x.place() == o.place() && x.Metric == o.Metric })
+	case rule:
+		f.rules, err = changed(f.rules, verb, o, func(x rule) bool { x.Protocol = o.Protocol; return x == o })
+	}
+	return err
+}
+
+func changed[T any](list []T, verb string, object T, same func(T) bool) ([]T, error) {
+	at := slices.IndexFunc(list, same)
+	switch {
+	case verb == "add" && at >= 0:
+		return list, unix.EEXIST
+	case verb == "del" && at < 0:
+		return list, unix.ESRCH
+	case verb == "del":
+		return slices.Delete(list, at, at+1), nil
+	case at >= 0:
+		list[at] = object
+		return list, nil
+	}
+	return append(list, object), nil
+}
+
+func (f *fake) Chain(family int, table, chain string) ([]string, error) {
+	if f.missing6 && family == unix.AF_INET6 {
+		return nil, &exec.Error{Name: "ip6tables", Err: exec.ErrNotFound}
+	}
+	return f.chains[key(family, table, chain)], nil
+}
+
+func (f *fake) Restore(family int, table string, commands []string) error {
+	for _, c := range commands {
+		f.log = append(f.log, fmt.Sprintf("IPv%d %s: %s", version(family), table, c))
+		words := strings.Fields(c)
+		rule := "-A " + strings.Join(words[1:], " ")
+		if chain, ok := strings.CutPrefix(words[0], ":"); ok {
+			f.chains[key(family, table, chain)] = []string{}
+			continue
+		}
+		at := key(family, table, words[1])
+		switch words[0] {
+		case "-A":
+			f.chains[at] = append(f.chains[at], rule)
+		case "-I":
+			f.chains[at] = slices.Insert(f.chains[at], 0, rule)
+		case "-D":
+			i := slices.Index(f.chains[at], rule)
+			f.chains[at] = slices.Delete(f.chains[at], i, i+1)
+		case "-F":
+			f.chains[at] = []string{}
+		case "-X":
+			delete(f.chains, at)
+		}
+	}
+	return nil
+}
+
+func (f *fake) String() string {
+	var lines []string
+	for _, a := range f.addresses {
+		lines = append(lines, fmt.Sprintf("%s dev %s noprefixroute=%t", a.Prefix, f.Name(a.Index), a.NoPrefixRoute))
+	}
+	for _, r := range f.routes {
+		lines = append(lines, r.text(f.Name))
+	}
+	for _, r := range f.rules {
+		lines = append(lines, fmt.Sprintf("IPv%d rule priority %d table %d proto %d", version(r.Family), r.Priority, r.Table, r.Protocol))
+	}
+	slices.Sort(lines)
+	if f.link.Index != 0 {
+		lines = append([]string{fmt.Sprintf("%s mtu %d up=%t", f.Name(f.link.Index), f.link.MTU, f.link.Up)}, lines...)
+	}
+	var names []string
+	for name := range f.chains {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		for _, r := range f.chains[name] {
+			family, rest, _ := strings.Cut(name, " ")
+			table, _, _ := strings.Cut(rest, " ")
+			lines = append(lines, family+" "+table+": "+r)
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+func addresses(prefixes ...string) (list []netip.Prefix) {
+	for _, p := range prefixes {
+		list = append(list, netip.MustParsePrefix(p))
+	}
+	return list
+}
+
+// routes are "destination source".
+func routes(texts ...string) (list []mesh.Route) {
+	for _, t := range texts {
+		destination, source, _ := strings.Cut(t, " ")
+		list = append(list, mesh.Route{Destination: netip.MustParsePrefix(destination), Source: netip.MustParseAddr(source)})
+	}
+	return list
+}
+
+var (
+	oneMesh = State{addresses("192.168.0.11/24"),
+		routes("192.168.0.0/24 192.168.0.11", "100.64.16.0/20 192.168.0.11", "100.64.32.0/20 192.168.0.11")}
+	oneLink = State{oneMesh.Addresses, oneMesh.Routes[:2]}
+	// The second mesh speaks IPv6 too, and has a network inside one of the first.
+	twoMeshes = State{append(addresses("10.99.0.1/16", "fd00:99::1/64"), oneMesh.Addresses...),
+		append(routes("10.99.0.0/16 10.99.0.1", "100.64.16.128/25 10.99.0.1", "fd00:99::/64 fd00:99::1", "fd00:5::/48 fd00:99::1"), oneMesh.Routes...)}
+	otherSource = State{addresses("192.168.0.12/24"),
+		routes("192.168.0.0/24 192.168.0.12", "100.64.16.0/20 192.168.0.12")}
+	config = Config{Device: "kubelink", MTU: 1500, Table: MainTable, RulePriority: 32750}
+	table  = Config{Device: "kubelink", MTU: 1500, Table: 77, RulePriority: 32750}
+)
+
+func TestTransitions(t *testing.T) {
+	f := newFake()
+	k := &Kernel{config: config, system: f, clean: map[int]bool{}}
+	restart := func(c Config) { k = &Kernel{config: c, system: f, clean: map[int]bool{}} }
+	prefix := netip.MustParsePrefix
+	none := func() {}
+	var out bytes.Buffer
+	for _, step := range []struct {
+		name   string
+		before func()
+		state  State
+	}{
+		{"nothing to nothing", none, State{}},
+		{"one mesh", none, oneMesh},
+		{"two meshes, nested networks, IPv6", none, twoMeshes},
+		{"a mesh removed", none, oneMesh},
+		{"a link removed", none, oneLink},
+		{"another address", none, otherSource},
+		{"the broker was killed: adopt, with a link more", func() { restart(config) }, oneMesh},
+		{"and with another table", func() { restart(table) }, twoMeshes},
+		{"another table again", func() { restart(Config{"kubelink", 1500, 1077, 32749}) }, twoMeshes},
+		{"back to main", func() { restart(config) }, oneMesh},
+		{"somebody moved in front of us, hooked twice, changed a chain", func() {
+			post := key(unix.AF_INET, "nat", "POSTROUTING")
+			f.chains[post] = append([]string{"-A POSTROUTING -j cali-POSTROUTING"}, f.chains[post]...)
+			forward := key(unix.AF_INET, "filter", "FORWARD")
+			f.chains[forward] = append(f.chains[forward], "-A FORWARD -j KUBELINK-FORWARD")
+			own := key(unix.AF_INET, "nat", "KUBELINK-POSTROUTING")
+			f.chains[own] = f.chains[own][1:]
+		}, oneMesh},
+		{"the device was replaced", func() { f.link, f.addresses, f.routes = link{3, 1500, false}, nil, nil }, oneLink},
+		{"no device", func() { f.link, f.addresses, f.routes = link{}, nil, nil }, oneMesh},
+		{"the device is there, and things of others", func() {
+			f.link = link{3, 1500, true}
+			f.addresses = []address{{3, prefix("10.1.2.3/32"), false}, {3, prefix("fe80::1/64"), false}}
+			f.routes = []route{
+				{Table: 254, Destination: prefix("100.64.16.0/20"), Gateway: netip.MustParseAddr("10.250.0.1"), Index: 2, Metric: 100, Protocol: 4},
+				{Table: 254, Destination: prefix("172.16.0.0/12"), Index: 3, Protocol: 3},
+				{Table: 254, Destination: prefix("172.17.0.0/16"), Index: 2, Protocol: Protocol},
+			}
+			f.rules = []rule{{unix.AF_INET, 0, 255, 2}, {unix.AF_INET, 32766, 254, 2}, {unix.AF_INET, 32750, 77, 3}}
+		}, oneMesh},
+		{"a rule of somebody else will do", func() { restart(table) }, oneMesh},
+		{"clear leaves what is not ours", none, State{}},
+		{"one thing fails, the others go on", func() { restart(config); f.fails = "100.64.32.0/20"; f.missing6 = true }, oneMesh},
+		{"it works again", func() { f.fails = "" }, oneMesh},
+		{"what cannot be", none, State{oneMesh.Addresses, append(routes("fd00::/64 192.168.0.11", "100.64.32.1/20 192.168.0.9", "100.64.32.9/20 192.168.0.11"), oneLink.Routes...)}},
+	} {
+		step.before()
+		f.log, f.dumps = nil, 0
+		err := k.Set(step.state)
+		fmt.Fprintf(&out, "## %s\n", step.name)
+		for _, l := range f.log {
+			fmt.Fprintf(&out, "    %s\n", l)
+		}
+		if err != nil {
+			fmt.Fprintf(&out, "error:\n    %s\n", strings.ReplaceAll(err.Error(), "\n", "\n    "))
+		}
+		if strings.Contains(step.name, "others") || step.state.empty() {
+			fmt.Fprintf(&out, "state:\n    %s\n", strings.ReplaceAll(f.String(), "\n", "\n    "))
+		}
+		fmt.Fprintln(&out)
+		if f.dumps != 1 {
+			t.Errorf("%s: %d dumps", step.name, f.dumps)
+		}
+		f.log = nil
+		if again := k.Set(step.state); fmt.Sprint(again) != fmt.Sprint(err) || len(f.log) > 0 {
+			t.Errorf("%s: a second Set changed\n%s\nerror %v", step.name, strings.Join(f.log, "\n"), again)
+		}
+	}
+
+	const file = "testdata/transitions.txt"
+	if *update {
+		if err := os.WriteFile(file, out.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	golden, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(golden, out.Bytes()) {
+		t.Errorf("differs from %s:\n%s", file, out.Bytes())
+	}
+}
+
+func TestNew(t *testing.T) {
+	for _, c := range []struct {
+		config Config
+		err    string
+	}{
+		{Config{}, `device name ""`},
+		{Config{Device: "kubelink-kubelink"}, "want 1 to 15 characters"},
+		{Config{Device: "kubelink", Table: 255}, "route table 255"},
+		{Config{Device: "kubelink", Table: -1}, "route table -1"},
+	} {
+		if _, err := New(c.config); err == nil || !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%+v: error %v, want %s", c.config, err, c.err)
+		}
+	}
+}
+
+func TestNormal(t *testing.T) {
+	for in, want := range map[string]string{
+		"-A X -s 2001:db8:0:1::/64 -o k -j SNAT --to-source 2001:db8:0:0:1:0:0:1": "-A X -s 2001:db8:0:1::/64 -o k -j SNAT --to-source 2001:db8::1:0:0:1",
+		"-A X -d 10.0.0.0/8 -o fe80 -j ACCEPT":                                    "-A X -d 10.0.0.0/8 -o fe80 -j ACCEPT",
+	} {
+		if got := normal(in); got != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
+}

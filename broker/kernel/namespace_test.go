@@ -1,0 +1,504 @@
+package kernel
+
+// Set in a real network namespace: what ip and iptables-save show, that a second Set writes
+// nothing, that Clear leaves what was there, and what happens to packets. Each test has a
+// namespace of its own, and needs to be root for that.
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// enter takes the goroutine to a new network namespace with its loopback up. The thread is never
+// given back: it ends with the goroutine.
+func enter(t testing.TB) {
+	t.Helper()
+	runtime.LockOSThread()
+	before, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	after, err := netns.New()
+	if err != nil {
+		t.Fatalf("make a network namespace (as root): %v", err)
+	}
+	defer after.Close()
+	if before.Equal(after) {
+		t.Fatal("still in the namespace of the host")
+	}
+	run(t, "ip link set lo up")
+}
+
+// run runs commands, one per line, and returns what they print.
+func run(t testing.TB, commands string) string {
+	t.Helper()
+	var all strings.Builder
+	for line := range strings.Lines(commands) {
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			continue
+		}
+		out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v: %s", line, err, out)
+		}
+		all.Write(out)
+	}
+	return all.String()
+}
+
+// tun makes a TUN device. Reading from it gives what the kernel sends there.
+func tun(t testing.TB, name string) *os.File {
+	t.Helper()
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fd), name) // only now can the poller wait for it
+	t.Cleanup(func() { file.Close() })
+	return file
+}
+
+// counted counts what Set writes.
+type counted struct {
+	system
+	writes int
+}
+
+func (c *counted) Change(verb string, object any) error {
+	c.writes++
+	return c.system.Change(verb, object)
+}
+
+func (c *counted) Restore(family int, table string, commands []string) error {
+	c.writes++
+	return c.system.Restore(family, table, commands)
+}
+
+func open(t testing.TB, c Config) (*Kernel, *counted) {
+	t.Helper()
+	k, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &counted{system: k.system}
+	k.system = w
+	return k, w
+}
+
+func set(t testing.TB, k *Kernel, s State) {
+	t.Helper()
+	if err := k.Set(s); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range s.Addresses {
+		if a.Addr().Is6() {
+			settle(t, a.Addr())
+		}
+	}
+}
+
+// settle waits until packets to an IPv6 address are taken as local: the kernel makes that route in
+// a work queue, as the end of duplicate address detection, even where there is none to do.
+func settle(t testing.TB, a netip.Addr) {
+	t.Helper()
+	local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: ipnet(host(a))}
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		found, err := netlink.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+		if len(found) > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not become local: %v", a, err)
+		}
+	}
+}
+
+// unstable is what changes without anybody doing anything.
+var unstable = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
+
+// state is all of the namespace as its tools print it.
+func state(t testing.TB) string {
+	return unstable.ReplaceAllString(run(t, `ip addr
+		ip -4 route show table all
+		ip -6 route show table all
+		ip -4 rule
+		ip -6 rule
+		iptables-save
+		ip6tables-save`), "")
+}
+
+// foreign is what others have in the places where we have ours.
+const foreign = `
+	ip link set kubelink up mtu 1500
+	ip addr add 10.1.2.3/32 dev kubelink
+	ip route add 172.16.0.0/12 dev kubelink proto static
+	ip route add 172.17.0.0/16 dev kubelink proto static table 77
+	ip route add 100.64.48.0/20 dev lo proto 107
+	ip rule add priority 100 from 10.1.2.3 lookup 77
+	iptables -t nat -N KUBE-POSTROUTING
+	iptables -t nat -A POSTROUTING -j KUBE-POSTROUTING
+	iptables -t nat -A POSTROUTING -s 100.96.0.0/11 -j MASQUERADE
+	iptables -P FORWARD DROP
+	iptables -A FORWARD -s 10.66.0.0/16 -j DROP
+	ip6tables -t nat -A POSTROUTING -s fd00:aa::/64 -j MASQUERADE
+	ip6tables -A FORWARD -s fd00:66::/64 -j DROP`
+
+func TestNamespace(t *testing.T) {
+	enter(t)
+	tun(t, "kubelink")
+	run(t, foreign)
+	before := state(t)
+
+	k, w := open(t, table)
+	set(t, k, twoMeshes)
+	after := state(t)
+	for _, want := range []string{
+		"inet 192.168.0.11/32 scope global noprefixroute kubelink\n",
+		"inet6 fd00:99::1/128 scope global nodad noprefixroute",
+		"192.168.0.0/24 dev kubelink table 77 proto 107 scope link src 192.168.0.11",
+		"100.64.16.128/25 dev kubelink table 77 proto 107 scope link src 10.99.0.1",
+		"fd00:5::/48 dev kubelink table 77 proto 107 src fd00:99::1 metric 1024",
+		"32750:\tfrom all lookup 77 proto 107\n",
+		"-A FORWARD -s 10.66.0.0/16 -j DROP\n-A FORWARD -m comment --comment kubelink -j KUBELINK-FORWARD\n",
+		"-A POSTROUTING -o kubelink -m comment --comment kubelink -j KUBELINK-POSTROUTING\n-A POSTROUTING -j KUBE-POSTROUTING\n",
+		"-A KUBELINK-POSTROUTING -s 192.168.0.0/24 -d 100.64.16.0/20 -o kubelink -j ACCEPT\n-A KUBELINK-POSTROUTING -d 100.64.16.0/20 -o kubelink -j SNAT --to-source 192.168.0.11\n",
+		"-A KUBELINK-POSTROUTING -d fd00:5::/48 -o kubelink -j SNAT --to-source fd00:99::1\n",
+	} {
+		if !strings.Contains(after, want) {
+			t.Errorf("misses %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Fatal(after)
+	}
+
+	// Nothing is written where all is right: not by the same broker, not by the one that comes
+	// after a kill.
+	successor, sw := open(t, table)
+	for name, k := range map[string]*Kernel{"again": k, "adopted": successor} {
+		w.writes, sw.writes = 0, 0
+		generation := nftGeneration(t)
+		events := monitor(t, func() { set(t, k, twoMeshes) })
+		if w.writes+sw.writes > 0 || events > 0 || generation != nftGeneration(t) {
+			t.Errorf("%s: %d writes, %d events, nftables generation %d to %d", name, w.writes+sw.writes, events, generation, nftGeneration(t))
+		}
+	}
+	if now := state(t); now != after {
+		t.Errorf("a second Set made\n%s\nof\n%s", now, after)
+	}
+
+	// What a killed broker with another table left goes away: the result is that of a new start.
+	k, _ = open(t, config)
+	set(t, k, oneMesh)
+	moved := state(t)
+	set(t, k, State{})
+	if now := state(t); now != before {
+		t.Errorf("Clear left\n%s\nof\n%s", now, before)
+	}
+	set(t, k, oneMesh)
+	if now := state(t); now != moved {
+		t.Errorf("a new start made\n%s\nwhere a change made\n%s", now, moved)
+	}
+
+	// A destination that somebody else has is named, the others are set.
+	more := State{oneMesh.Addresses, append(routes("100.64.48.0/20 192.168.0.11", "100.64.64.0/20 192.168.0.11"), oneMesh.Routes...)}
+	err := k.Set(more)
+	if err == nil || !strings.Contains(err.Error(), "not ours: 100.64.48.0/20 dev lo proto 107 table 254") {
+		t.Errorf("error %v", err)
+	}
+	if now := state(t); !strings.Contains(now, "100.64.64.0/20 dev kubelink proto 107") || !strings.Contains(now, "100.64.48.0/20 dev lo proto 107") {
+		t.Errorf("after a conflict\n%s", now)
+	}
+	if err := k.Clear(); err != nil {
+		t.Error(err)
+	}
+	if now := state(t); now != before {
+		t.Errorf("Clear left\n%s\nof\n%s", now, before)
+	}
+}
+
+// Every change of one state to another ends as if the other had been set on a new machine.
+func TestNamespaceTransitions(t *testing.T) {
+	enter(t)
+	tun(t, "kubelink")
+	run(t, foreign)
+	states := []State{{}, oneMesh, twoMeshes, oneLink, otherSource}
+	fresh := make([]string, len(states))
+	for i, s := range states {
+		k, _ := open(t, table)
+		set(t, k, s)
+		fresh[i] = state(t)
+		set(t, k, State{})
+	}
+	for from := range states {
+		for to := range states {
+			k, _ := open(t, table)
+			set(t, k, states[from])
+			set(t, k, states[to])
+			now, want := strings.Split(state(t), "\n"), strings.Split(fresh[to], "\n")
+			if more, less := minus(now, want), minus(want, now); len(more)+len(less) > 0 {
+				t.Errorf("from %d to %d: has %q, misses %q", from, to, more, less)
+			}
+		}
+	}
+}
+
+func TestNoDevice(t *testing.T) {
+	enter(t)
+	k, _ := open(t, table)
+	err := k.Set(oneMesh)
+	if err == nil || !strings.Contains(err.Error(), "device kubelink does not exist: 1 addresses and 3 routes are not set") {
+		t.Errorf("error %v", err)
+	}
+	if now := state(t); !strings.Contains(now, "-j SNAT --to-source 192.168.0.11") || !strings.Contains(now, "lookup 77") {
+		t.Errorf("does not set what needs no device:\n%s", now)
+	}
+	if err := k.Clear(); err != nil {
+		t.Error(err)
+	}
+	if now := state(t); strings.Contains(now, "KUBELINK") || strings.Contains(now, "lookup 77") {
+		t.Errorf("Clear left\n%s", now)
+	}
+}
+
+// A packet from a pod leaves with our address in the mesh that its route belongs to, though the
+// CNI masquerades too and the policy of FORWARD is DROP. One that has an address of the mesh
+// keeps it, also where a shorter prefix of another mesh would match.
+func TestSourceNAT(t *testing.T) {
+	enter(t)
+	device, pod := tun(t, "kubelink"), tun(t, "cali0")
+	run(t, foreign)
+	run(t, `ip link set cali0 up
+		ip route add 100.96.0.5/32 dev cali0
+		ip -6 addr add fd00:aa::5/128 dev lo`)
+	for name, value := range map[string]string{"ip_forward": "1", "conf/all/rp_filter": "0", "conf/kubelink/rp_filter": "0", "conf/cali0/rp_filter": "0"} {
+		if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k, _ := open(t, config)
+	set(t, k, twoMeshes)
+
+	for _, c := range []struct {
+		name                   string
+		from                   *os.File
+		source, target, leaves string
+	}{
+		{"pod to a cluster address", pod, "100.96.0.5", "192.168.0.12", "192.168.0.11"},
+		{"pod to a service", pod, "100.96.0.5", "100.64.16.7", "192.168.0.11"},
+		{"pod into a network of another mesh inside of it", pod, "100.96.0.5", "100.64.16.130", "10.99.0.1"},
+		{"pod to the other mesh", pod, "100.96.0.5", "10.99.7.7", "10.99.0.1"},
+		{"a member, through us as gateway", device, "192.168.0.12", "100.64.32.1", "192.168.0.12"},
+		{"a member of the other mesh", device, "10.99.0.9", "100.64.16.130", "10.99.0.9"},
+		{"a member of one mesh into the other", device, "192.168.0.12", "10.99.7.7", "10.99.0.1"},
+	} {
+		source, target := netip.MustParseAddr(c.source), netip.MustParseAddr(c.target)
+		if _, err := c.from.Write(udp4(source, target)); err != nil {
+			t.Fatal(err)
+		}
+		if got := received(t, device, target); got.String() != c.leaves {
+			t.Errorf("%s: %s to %s leaves with source %s, want %s", c.name, c.source, c.target, got, c.leaves)
+		}
+	}
+
+	// The reply finds the pod.
+	if _, err := pod.Write(udp4(netip.MustParseAddr("100.96.0.5"), netip.MustParseAddr("100.64.16.9"))); err != nil {
+		t.Fatal(err)
+	}
+	received(t, device, netip.MustParseAddr("100.64.16.9"))
+	if _, err := device.Write(udp4(netip.MustParseAddr("100.64.16.9"), netip.MustParseAddr("192.168.0.11"))); err != nil {
+		t.Fatal(err)
+	}
+	if got := received(t, pod, netip.MustParseAddr("100.96.0.5")); got.String() != "100.64.16.9" {
+		t.Errorf("the reply comes from %s", got)
+	}
+
+	// Local processes, of both families: unbound ones by the preferred source, bound ones by NAT.
+	for _, c := range []struct{ source, target, leaves string }{
+		{"", "100.64.16.7", "192.168.0.11"},
+		{"", "fd00:5::7", "fd00:99::1"},
+		{"10.1.2.3", "100.64.16.130", "10.99.0.1"},
+		{"fd00:aa::5", "fd00:5::8", "fd00:99::1"},
+	} {
+		conn, err := (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(c.source)}}).Dial("udp", net.JoinHostPort(c.target, "7"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		if got := received(t, device, netip.MustParseAddr(c.target)); got.String() != c.leaves {
+			t.Errorf("local %s to %s leaves with source %s, want %s", c.source, c.target, got, c.leaves)
+		}
+	}
+}
+
+// udp4 is an IPv4 packet from and to port 7 without payload.
+func udp4(source, target netip.Addr) []byte {
+	p := make([]byte, 28)
+	p[0], p[3], p[8], p[9] = 0x45, 28, 64, unix.IPPROTO_UDP
+	copy(p[12:], source.AsSlice())
+	copy(p[16:], target.AsSlice())
+	var sum uint32
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(p[i:]))
+	}
+	binary.BigEndian.PutUint16(p[10:], ^uint16(sum+sum>>16))
+	p[21], p[23], p[25] = 7, 7, 8
+	return p
+}
+
+// received returns the source of the next UDP packet to a target.
+func received(t *testing.T, device *os.File, target netip.Addr) netip.Addr {
+	t.Helper()
+	if err := device.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for p := make([]byte, 2000); ; {
+		n, err := device.Read(p)
+		if err != nil {
+			t.Fatalf("no packet to %s: %v", target, err)
+		}
+		source, to := p[12:16], p[16:20]
+		if p[0]>>4 == 6 && n >= 40 {
+			source, to = p[8:24], p[24:40]
+		}
+		if bytes.Equal(to, target.AsSlice()) {
+			a, _ := netip.AddrFromSlice(source)
+			return a
+		}
+	}
+}
+
+// monitor counts the changes of addresses, routes and rules that the kernel tells of while f runs.
+func monitor(t *testing.T, f func()) (events int) {
+	t.Helper()
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	f()
+	// A last event, so that no time decides when all have been seen.
+	end := netlink.NewRule()
+	end.Priority, end.Table, end.Family = 31999, 7, unix.AF_INET
+	if err := errors.Join(netlink.RuleAdd(end), netlink.RuleDel(end)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		messages, _, err := s.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range messages {
+			switch m.Header.Type {
+			case unix.RTM_NEWRULE:
+			case unix.RTM_DELRULE:
+				return events
+			default:
+				events++
+			}
+		}
+	}
+}
+
+// nftGeneration is the number of transactions that nf_tables has seen.
+func nftGeneration(t *testing.T) uint32 {
+	t.Helper()
+	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+	request.AddData(&nl.Nfgenmsg{Version: nl.NFNETLINK_V0})
+	messages, err := request.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attributes, err := nl.ParseRouteAttr(messages[0][nl.SizeofNfgenmsg:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binary.BigEndian.Uint32(attributes[0].Value)
+}
+
+// many is a mesh with a range and n-1 networks.
+func many(n int) State {
+	s := State{Addresses: addresses("192.168.0.11/24"), Routes: routes("192.168.0.0/24 192.168.0.11")}
+	for i := 1; i < n; i++ {
+		s.Routes = append(s.Routes, mesh.Route{
+			Destination: netip.MustParsePrefix(fmt.Sprintf("100.%d.%d.0/24", 64+i/256, i%256)), Source: s.Addresses[0].Addr()})
+	}
+	return s
+}
+
+// The numbers of routes are those of a few links, and of a full mesh with several networks each.
+func BenchmarkCold20(b *testing.B)     { cold(b, 20) }
+func BenchmarkCold1000(b *testing.B)   { cold(b, 1000) }
+func BenchmarkWarm20(b *testing.B)     { warm(b, 20) }
+func BenchmarkWarm1000(b *testing.B)   { warm(b, 1000) }
+func BenchmarkChange20(b *testing.B)   { change(b, 20) }
+func BenchmarkChange1000(b *testing.B) { change(b, 1000) }
+
+// cold: all routes on an empty machine.
+func cold(b *testing.B, n int) {
+	enter(b)
+	tun(b, "kubelink")
+	k, _ := open(b, config)
+	s := many(n)
+	for b.Loop() {
+		set(b, k, s)
+		b.StopTimer()
+		set(b, k, State{})
+		b.StartTimer()
+	}
+}
+
+// warm: all routes are there.
+func warm(b *testing.B, n int) {
+	enter(b)
+	tun(b, "kubelink")
+	k, _ := open(b, config)
+	s := many(n)
+	set(b, k, s)
+	for b.Loop() {
+		set(b, k, s)
+	}
+}
+
+// change: one route more or less.
+func change(b *testing.B, n int) {
+	enter(b)
+	tun(b, "kubelink")
+	k, _ := open(b, config)
+	s := many(n + 1)
+	set(b, k, s)
+	for i := 0; b.Loop(); i++ {
+		set(b, k, State{s.Addresses, s.Routes[:n+i%2]})
+	}
+}
