@@ -74,27 +74,27 @@ type KubeLink struct {
 
 // KubeLinkSpec is what the user wants.
 //
-// +kubebuilder:validation:XValidation:rule="(has(self.endpoint) && self.endpoint != ”) || (has(self.gatewayLink) && self.gatewayLink != ”)",message="spec.endpoint is missing: set it to host[:port] of the peer, to LocalLink for the local cluster, or set spec.gatewayLink"
-// +kubebuilder:validation:XValidation:rule="!(has(self.endpoint) && self.endpoint == 'LocalLink' && has(self.gatewayLink) && self.gatewayLink != ”)",message="spec.gatewayLink cannot be used on a LocalLink: remove it"
-// +kubebuilder:validation:XValidation:rule="!(has(self.cidr) && self.cidr != ” && isCIDR(self.cidr) && isCIDR(self.clusterAddress) && cidr(self.cidr).containsIP(cidr(self.clusterAddress).ip()))",message="spec.clusterAddress lies in spec.cidr: the mesh network must be disjoint from every service network"
+// +kubebuilder:validation:XValidation:rule="(has(self.endpoint) && size(self.endpoint) > 0) || (has(self.gatewayLink) && size(self.gatewayLink) > 0)",message="spec.endpoint is missing: set it to host[:port] of the peer, to LocalLink for the local cluster, or set spec.gatewayLink"
+// +kubebuilder:validation:XValidation:rule="!(has(self.endpoint) && self.endpoint == 'LocalLink' && has(self.gatewayLink) && size(self.gatewayLink) > 0)",message="spec.gatewayLink cannot be used on a LocalLink: remove it"
+// +kubebuilder:validation:XValidation:rule="!(has(self.cidr) && size(self.cidr) > 0 && isCIDR(self.cidr) && isCIDR(self.clusterAddress) && cidr(self.cidr).containsIP(cidr(self.clusterAddress).ip()))",message="spec.clusterAddress lies in spec.cidr: the mesh network must be disjoint from every service network"
 type KubeLinkSpec struct {
 	// CIDR is the service network of the remote cluster; on a LocalLink the local one.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:XValidation:rule="self == '' || (isCIDR(self) && cidr(self) == cidr(self).masked())",message="spec.cidr must be a network in CIDR notation without host bits, such as 100.64.16.0/20"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || (isCIDR(self) && cidr(self) == cidr(self).masked())",message="spec.cidr must be a network in CIDR notation without host bits, such as 100.64.16.0/20"
 	CIDR string `json:"cidr,omitempty"`
 
 	// ClusterAddress is the address of the cluster in the mesh with the mesh's mask, such as 192.168.0.12/24.
 	// +kubebuilder:validation:MaxLength=64
 	// +kubebuilder:validation:XValidation:rule="isCIDR(self)",message="spec.clusterAddress must be the address of the cluster in the mesh with the mask of the mesh, such as 192.168.0.12/24"
-	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= (cidr(self).ip().family() == 4 ? 31 : 127) || cidr(self) != cidr(self).masked()",message="spec.clusterAddress has no host part: give the address of the cluster, such as 192.168.0.12/24, not the network"
+	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= (cidr(self).ip().family() == 4 ? 31 : 127) || !(cidr(self) == cidr(self).masked())",message="spec.clusterAddress has no host part: give the address of the cluster, such as 192.168.0.12/24, not the network"
 	ClusterAddress string `json:"clusterAddress"`
 
 	// Endpoint is host[:port] of the peer's broker, LocalLink, or Inbound (wireguard mode).
 	// It may be left out on a link with a gatewayLink.
 	// +optional
 	// +kubebuilder:validation:MaxLength=261
-	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches('^([A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?[.]?|[[][0-9A-Fa-f:.]+[]])(:[0-9]{1,5})?$') || isIP(self)",message="spec.endpoint must be host[:port] with a DNS name, an IPv4 address or an IPv6 address (in brackets when a port follows), or LocalLink, or Inbound"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self.matches('^([A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?[.]?|[[][0-9A-Fa-f:.]+[]])(:[0-9]{1,5})?$') || isIP(self)",message="spec.endpoint must be host[:port] with a DNS name, an IPv4 address or an IPv6 address (in brackets when a port follows), or LocalLink, or Inbound"
 	Endpoint string `json:"endpoint,omitempty"`
 
 	// GatewayLink is the name of the link through whose broker this cluster is reached.
@@ -120,13 +120,13 @@ type KubeLinkSpec struct {
 	// PublicKey is the base64 form of the peer's WireGuard key (wireguard mode).
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches('^[A-Za-z0-9+/]{43}=$')",message="spec.publicKey must be a WireGuard key: 32 bytes in base64, as wg pubkey prints it"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self.matches('^[A-Za-z0-9+/]{43}=$')",message="spec.publicKey must be a WireGuard key: 32 bytes in base64, as wg pubkey prints it"
 	PublicKey string `json:"publicKey,omitempty"`
 
 	// PresharedKey is the base64 form of a WireGuard preshared key (wireguard mode).
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches('^[A-Za-z0-9+/]{43}=$')",message="spec.presharedKey must be a WireGuard key: 32 bytes in base64, as wg genpsk prints it"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self.matches('^[A-Za-z0-9+/]{43}=$')",message="spec.presharedKey must be a WireGuard key: 32 bytes in base64, as wg genpsk prints it"
 	PresharedKey string `json:"presharedKey,omitempty"`
 
 	// APIAccess is a secret with token and certificate-authority-data for the peer's API server.
@@ -158,13 +158,13 @@ type KubeLinkDNS struct {
 	// on a LocalLink that of the mesh-global DNS service. The former broker wrote "<nil>" for none.
 	// +optional
 	// +kubebuilder:validation:MaxLength=45
-	// +kubebuilder:validation:XValidation:rule="self == '' || self == '<nil>' || isIP(self)",message="spec.dns.dnsIP must be an IP address, such as 100.64.16.10"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self == '<nil>' || isIP(self)",message="spec.dns.dnsIP must be an IP address, such as 100.64.16.10"
 	DNSIP string `json:"dnsIP,omitempty"`
 
 	// BaseDomain is the remote cluster's domain (default: cluster.local); on a LocalLink the mesh domain.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
-	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches('^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?([.][A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*[.]?$')",message="spec.dns.baseDomain must be a DNS domain name, such as cluster.local"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self.matches('^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?([.][A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*[.]?$')",message="spec.dns.baseDomain must be a DNS domain name, such as cluster.local"
 	BaseDomain string `json:"baseDomain,omitempty"`
 }
 

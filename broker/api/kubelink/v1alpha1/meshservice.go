@@ -29,8 +29,8 @@ type MeshService struct {
 
 // MeshServiceSpec is what the user wants.
 //
-// +kubebuilder:validation:XValidation:rule="(has(self.service) && self.service != ”) || (has(self.endpoints) && self.endpoints.exists(e, has(e.address) && e.address != ”))",message="nothing to expose: set spec.service to a service of this namespace, or give spec.endpoints with addresses"
-// +kubebuilder:validation:XValidation:rule="(has(self.meshAddress) && self.meshAddress != ”) || (has(self.ports) && self.ports.size() > 0)",message="spec.ports is missing: without spec.meshAddress the local cluster's mesh address is used, and ports of it must be named"
+// +kubebuilder:validation:XValidation:rule="(has(self.service) && size(self.service) > 0) || (has(self.endpoints) && self.endpoints.exists(e, has(e.address) && size(e.address) > 0))",message="nothing to expose: set spec.service to a service of this namespace, or give spec.endpoints with addresses"
+// +kubebuilder:validation:XValidation:rule="(has(self.meshAddress) && size(self.meshAddress) > 0) || (has(self.ports) && self.ports.size() > 0)",message="spec.ports is missing: without spec.meshAddress the local cluster's mesh address is used, and ports of it must be named"
 type MeshServiceSpec struct {
 	// Service is the name of a service in the same namespace.
 	// +optional
@@ -40,7 +40,7 @@ type MeshServiceSpec struct {
 	// MeshAddress is a mesh address for this service alone.
 	// +optional
 	// +kubebuilder:validation:MaxLength=45
-	// +kubebuilder:validation:XValidation:rule="self == '' || isIP(self)",message="spec.meshAddress must be an IP address of the mesh, such as 192.168.0.100"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self)",message="spec.meshAddress must be an IP address of the mesh, such as 192.168.0.100"
 	MeshAddress string `json:"meshAddress,omitempty"`
 
 	// Mesh is the mesh whose local address is used without meshAddress (default: the default mesh).
@@ -80,7 +80,7 @@ type MeshServiceEndpoint struct {
 	// Address is an IP address; left out where spec.service is set.
 	// +optional
 	// +kubebuilder:validation:MaxLength=45
-	// +kubebuilder:validation:XValidation:rule="self == '' || isIP(self)",message="spec.endpoints[].address must be an IP address"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self)",message="spec.endpoints[].address must be an IP address"
 	Address string `json:"address,omitempty"`
 	// +optional
 	// +listType=atomic

@@ -1,0 +1,58 @@
+# kubelink: build, test, show. `make help` lists the targets.
+
+K8S_VERSION   := v1.36.3
+CONTROLPLANE  := .cache/controlplane-$(K8S_VERSION)
+CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+VERSION       := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME      ?= 5m
+ARGS          ?=
+
+.DEFAULT_GOAL := build
+.PHONY: help build controlplane demo test bench fuzz generate lint system FORCE
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+build: bin/kubelink ## bin/kubelink
+
+# go build knows better than make what is out of date.
+bin/kubelink: FORCE
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $@ ./cmd/kubelink
+
+controlplane: ## etcd and Kubernetes for the test bed, built once
+	test/controlplane/build.sh
+
+demo: system build controlplane ## two clusters, linked; ARGS=--once ends by itself
+	go build -o bin/demo ./test/demo
+	bin/demo $(ARGS)
+
+test: system build controlplane ## everything, under the race detector
+	go test -race -timeout 40m ./...
+
+bench: system build controlplane ## measure
+	go test -run '^$$' -bench . -benchmem ./broker/...
+	go test -run TestBenchmark -v -count 1 -timeout 20m ./test/bench
+
+fuzz: ## every fuzz target for FUZZTIME (default 5m)
+	@set -e; grep -rlE '^func Fuzz' --include '*_test.go' . | while read f; do \
+	  for t in $$(grep -oE '^func Fuzz[A-Za-z0-9]+' $$f | cut -c6-); do \
+	    echo "== $$t ($$(dirname $$f))"; go test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) $$(dirname $$f); done; done
+
+generate: ## deepcopy functions and CRDs from the API types
+	go run $(CONTROLLER_GEN) object crd:crdVersions=v1 paths=./broker/api/... output:crd:dir=deploy/crds
+
+lint: ## go vet, linters, and that generated files are up to date
+	go vet ./...
+	go run $(GOLANGCI_LINT) run ./...
+	$(MAKE) generate
+	git diff --exit-code -- broker/api deploy/crds
+
+# What tests and demo need of the system: installed on Debian as root, else named.
+system:
+	@missing=; for c in iptables:iptables ip:iproute2 ping:iputils-ping; do \
+	  command -v $${c%%:*} >/dev/null || missing="$$missing $${c##*:}"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing; \
+	  else echo "missing on this system:$$missing (names of Debian packages); install them and try again" >&2; exit 1; fi; fi

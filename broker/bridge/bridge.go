@@ -1,0 +1,296 @@
+// Package bridge is the dataplane of bridge mode: a TUN whose packets travel to other clusters in
+// TLS streams over TCP.
+//
+// The way of a packet out: tun.go (TUN to peer), buffer.go (queue of the peer), session.go (queue to
+// connection); and in: session.go (connection to TUN). Connections come from peer.go (dialled) and
+// listen.go (accepted), are authenticated by auth.go and identified by the hello of hello.go.
+//
+// On the way of a packet there is no lock of ours, no allocation and no log: decisions are read from
+// immutable tables (table.go) behind atomic pointers, and what is dropped is counted (stats.go).
+package bridge
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// Config is how a bridge works. Interface, Log and the functions are taken by Open only; the rest
+// can be changed by SetConfig.
+type Config struct {
+	Interface string // name of the TUN
+	MTU       int    // of the TUN, in bytes; 0: DefaultMTU
+
+	ListenPort uint16 // TCP, on all addresses; 0: any free port
+
+	// What our hello announces.
+	AdvertisedPort uint16
+	ServiceCIDR    netip.Prefix // zero: none
+	DNS            *DNSInfo     // nil: not announced
+	API            *APIInfo     // nil: not announced
+
+	AutoConnect bool // report authenticated peers without link to OnUnknown
+
+	Log *slog.Logger // nil: slog.Default()
+
+	// Changed is called when the status of a link changed in more than RTT. OnUnknown is called for an
+	// authenticated peer without link; its connection is closed, it dials again. Both are called
+	// without locks, from any goroutine, and must not block.
+	Changed   func()
+	OnUnknown func(UnknownPeer)
+
+	device device  // tests: instead of a TUN of the kernel
+	timing *timing // tests: instead of defaultTiming
+}
+
+// timing is all durations of the bridge, and its dialer.
+type timing struct {
+	dial, handshake, write   time.Duration // limits; handshake includes the hellos
+	ping, silence            time.Duration // a ping each, and a peer is dead after that without any byte
+	stale                    time.Duration // packets that waited for longer are dropped
+	backoff                  time.Duration // first pause between dials, doubled each time
+	backoffUsed, backoffIdle time.Duration // its limit when the link was used recently, and else
+	recently, stable         time.Duration // a session that lived for longer than stable is dialled again at once
+	dialer                   func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+var defaultTiming = timing{
+	dial: 5 * time.Second, handshake: 10 * time.Second, write: 15 * time.Second,
+	ping: time.Second, silence: 5 * time.Second,
+	stale:   time.Second,
+	backoff: 100 * time.Millisecond, backoffUsed: time.Second, backoffIdle: 5 * time.Second,
+	recently: 5 * time.Minute, stable: 3 * time.Second,
+	// It looks the name up each time, and tries IPv6 and IPv4 (RFC 8305).
+	dialer: (&net.Dialer{}).DialContext,
+}
+
+// ICMP messages of a TUN reader.
+const (
+	icmpInterval = 10 * time.Millisecond
+	icmpBurst    = 50
+)
+
+// Bridge carries packets between its TUN and its peers.
+type Bridge struct {
+	name     string
+	device   device
+	log      *slog.Logger
+	timing   *timing
+	start    time.Time
+	instance uint64
+	ctx      context.Context
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup // all goroutines
+
+	config      atomic.Pointer[Config]
+	credentials atomic.Pointer[Credentials] // nil: not told yet
+	table       atomic.Pointer[table]
+	failure     atomic.Pointer[error] // of the TUN
+	drops       dropCounters
+	refused     [NumRefusals]atomic.Uint64
+	strangers   strangers
+	refuseMu    sync.Mutex
+	refuseLog   limiter
+
+	mu       sync.Mutex // guards what follows; nothing waits while it is held
+	closed   bool
+	peers    map[string]*peer
+	listener net.Listener
+	port     uint16 // that listener was asked for
+}
+
+// plain stands for credentials that there are none.
+var plain = &Credentials{}
+
+var errClosed = errors.New("bridge is closed")
+
+// Open opens the TUN, or takes over the one that an earlier process left. Nothing is
+// listened for or dialled before SetCredentials and Set.
+func Open(config Config) (*Bridge, error) {
+	if config.MTU == 0 {
+		config.MTU = DefaultMTU
+	}
+	if config.Log == nil {
+		config.Log = slog.Default()
+	}
+	if config.timing == nil {
+		config.timing = &defaultTiming
+	}
+	b := &Bridge{
+		name: config.Interface, device: config.device, log: config.Log, timing: config.timing, start: time.Now(),
+		peers: map[string]*peer{}, strangers: strangers{from: map[netip.Addr]int{}},
+		refuseLog: limiter{every: time.Second, burst: 10},
+	}
+	var random [8]byte
+	rand.Read(random[:])
+	b.instance = binary.BigEndian.Uint64(random[:]) | 1 // 0 is "not known"
+	b.config.Store(&config)
+	b.table.Store(&table{})
+	if _, err := b.announcement().append(nil); err != nil {
+		return nil, err
+	}
+	if b.device == nil {
+		var err error
+		if b.device, err = openTUN(config.Interface, config.MTU); err != nil {
+			return nil, err
+		}
+	}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.wg.Go(b.readTUN)
+	return b, nil
+}
+
+// now is the bridge's time: monotonic, since Open.
+func (b *Bridge) now() time.Duration { return time.Since(b.start) }
+
+func (b *Bridge) changed() {
+	if f := b.config.Load().Changed; f != nil {
+		f()
+	}
+}
+
+// announcement is our hello, but for the address.
+func (b *Bridge) announcement() *hello {
+	c := b.config.Load()
+	return &hello{
+		Announcement: Announcement{AdvertisedPort: c.AdvertisedPort, ServiceCIDR: c.ServiceCIDR, DNS: c.DNS, API: c.API},
+		capable:      true, flags: ourFlags, instance: b.instance,
+	}
+}
+
+// SetConfig changes the configuration. Sessions go on: a changed announcement is told to connected
+// peers that understand it, to others with the next hello.
+func (b *Bridge) SetConfig(config Config) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return errClosed
+	}
+	old := b.config.Load()
+	if config.Interface != old.Interface {
+		return fmt.Errorf("interface %s cannot become %s while the bridge is open", old.Interface, config.Interface)
+	}
+	if config.MTU == 0 {
+		config.MTU = DefaultMTU
+	}
+	config.Log, config.Changed, config.OnUnknown = old.Log, old.Changed, old.OnUnknown
+	before := b.announcement()
+	b.config.Store(&config)
+	now := b.announcement()
+	if _, err := now.append(nil); err != nil {
+		b.config.Store(old)
+		return err
+	}
+	if !reflect.DeepEqual(before, now) {
+		for _, p := range b.peers {
+			p.announce()
+		}
+	}
+	var err error
+	if dev, ok := b.device.(kernelTUN); ok && config.MTU != old.MTU {
+		err = dev.setMTU(config.MTU)
+	}
+	if b.listener != nil {
+		err = errors.Join(err, b.listen())
+	}
+	return err
+}
+
+// SetCredentials sets what is used from the next handshake on; sessions go on. With nil there is
+// neither encryption nor authentication.
+func (b *Bridge) SetCredentials(c *Credentials) {
+	if c == nil {
+		c = plain
+	}
+	if old := b.credentials.Swap(c); c == plain && old != plain {
+		b.log.Warn("NO CERTIFICATE: links are neither encrypted nor authenticated, anybody who reaches the port can take part in the mesh")
+	}
+	for _, p := range b.table.Load().peers {
+		p.retry()
+	}
+}
+
+// Set tells the bridge all its peers. New ones are dialled, removed ones are closed at once, those with
+// another endpoint or address are connected again, all others keep their connections. The error is
+// about the listener or the TUN: peers are set in any case.
+func (b *Bridge) Set(peers []mesh.Peer) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return errClosed
+	}
+	var (
+		t     = &table{}
+		next  = make(map[string]*peer, len(peers))
+		fresh []*peer
+	)
+	for i := range peers {
+		spec := &peers[i]
+		if next[spec.Link] != nil {
+			continue // names are unique; were they not, the first would count
+		}
+		p := b.peers[spec.Link]
+		if p == nil || !p.serves(spec) {
+			old := p
+			if p = b.newPeer(spec); old != nil {
+				p.count = old.count
+			}
+			fresh = append(fresh, p)
+		}
+		p.filter.Store(newFilter(spec))
+		for _, n := range spec.Networks {
+			t.routes.Insert(n, p)
+		}
+		t.peers = append(t.peers, p)
+		next[spec.Link] = p
+	}
+	old := b.peers
+	b.peers = next
+	b.table.Store(t)
+	for link, p := range old {
+		if next[link] != p {
+			p.close()
+		}
+	}
+	for _, p := range fresh {
+		b.wg.Go(p.dialLoop)
+	}
+	err := b.listen()
+	if f := b.failure.Load(); f != nil {
+		err = errors.Join(err, *f)
+	}
+	return err
+}
+
+// Close ends all sessions and waits for all goroutines. With keepDevice the TUN stays, with its
+// addresses and routes, for the next process; else it is deleted.
+func (b *Bridge) Close(keepDevice bool) error {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return errClosed
+	}
+	b.closed = true
+	b.cancel()
+	if b.listener != nil {
+		b.listener.Close()
+	}
+	for _, p := range b.peers {
+		p.close()
+	}
+	b.mu.Unlock()
+	err := b.device.Close(keepDevice)
+	b.wg.Wait()
+	return err
+}

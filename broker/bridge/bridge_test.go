@@ -1,0 +1,561 @@
+package bridge
+
+// Bridges against each other over TCP on the loopback, with TUNs in memory.
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+func TestTwoBridges(t *testing.T) {
+	_, a, b := pair(t)
+	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+	b.pass(a, "192.168.0.12", "192.168.0.11", 2)
+	a.pass(b, "192.168.0.11", "100.64.2.7", 3)
+	a.tun.in <- packet("192.168.0.11", "100.64.2.7", 64, 65535, 4) // a TUN with offloads could hand this over
+	if got := b.receive(); mark(got) != 4 || len(got) != 65535 {
+		t.Errorf("received %d bytes", len(got))
+	}
+	a.await("round-trip time", func() bool { return a.status("b").RTT > 0 })
+	s := a.status("b")
+	if s.Sessions < 1 || s.Remote == "" || s.Reason != "" || s.Announced.Address.String() != "192.168.0.12/24" || s.Announced.AdvertisedPort != 80 {
+		t.Errorf("status %+v", s)
+	}
+	a.await("counters", func() bool {
+		tx, rx := a.Stats().Links["b"], b.Stats().Links["a"]
+		return tx.TxPackets == 3 && rx.RxPackets == 3 && tx.TxBytes == 65735 && rx.RxBytes == 65735 && tx.RxPackets == 1
+	})
+}
+
+// Both dial at once, and packets stay on one session.
+func TestBothDial(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	b := i.start("b.example", i.ca.issue(t, "b.example"))
+	var wg sync.WaitGroup
+	wg.Go(func() { a.set(link("b", 1, 2, "b.example")) })
+	wg.Go(func() { b.set(link("a", 2, 1, "a.example")) })
+	wg.Wait()
+	a.awaitState("b", Up)
+	b.awaitState("a", Up)
+	for id := range uint64(50) {
+		a.pass(b, "192.168.0.11", "192.168.0.12", id)
+		b.pass(a, "192.168.0.12", "192.168.0.11", id)
+	}
+	if s := a.status("b"); s.Sessions > 2 {
+		t.Errorf("%d sessions", s.Sessions)
+	}
+}
+
+func TestThreeBridgesWithGateway(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	g := i.start("g.example", i.ca.issue(t, "g.example"))
+	c := i.start("c.example", i.ca.issue(t, "c.example"))
+	c3 := netip.MustParseAddr("192.168.0.13")
+	ag, cg := link("g", 1, 2, "g.example"), link("g", 3, 2, "g.example")
+	ag.Networks = append(ag.Networks, netip.PrefixFrom(c3, 32))
+	ag.Sources = append(ag.Sources, c3)
+	cg.Networks = append(cg.Networks, netip.MustParsePrefix("192.168.0.11/32"))
+	cg.Sources = append(cg.Sources, netip.MustParseAddr("192.168.0.11"))
+	a.set(ag)
+	c.set(cg)
+	g.set(link("a", 2, 1, "a.example"), link("c", 2, 3, "c.example"))
+	g.awaitState("a", Up)
+	g.awaitState("c", Up)
+	a.awaitState("g", Up)
+	c.awaitState("g", Up)
+	a.tun.in <- packet("192.168.0.11", "192.168.0.13", 1, 60, 1) // ends at the gateway
+	a.tun.in <- packet("192.168.0.11", "192.168.0.13", 64, 60, 2)
+	got := c.receive()
+	if mark(got) != 2 || got[8] != 63 || fold(sum16(got[:20], 0)) != 0xffff {
+		t.Errorf("received %x", got)
+	}
+	if n := g.Stats().Links["a"].Drops[DropTTL]; n != 1 {
+		t.Errorf("%d packets without hops", n)
+	}
+	c.pass(a, "192.168.0.13", "192.168.0.11", 3)
+	a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, 4) // and the gateway itself
+	if mark(g.receive()) != 4 {
+		t.Error("gateway did not get its packet")
+	}
+}
+
+func TestFilter(t *testing.T) {
+	_, a, b := pair(t)
+	p := link("b", 1, 2, "b.example") // a sends more than b takes
+	p.Networks = append(p.Networks, netip.MustParsePrefix("10.0.0.0/8"))
+	a.set(p)
+	a.tun.in <- packet("192.168.0.77", "192.168.0.12", 64, 60, 1)
+	a.tun.in <- packet("192.168.0.11", "10.1.1.1", 64, 60, 2)
+	a.pass(b, "192.168.0.11", "192.168.0.12", 4)
+	d := b.Stats().Links["a"].Drops
+	if d[DropSource] != 1 || d[DropDestination] != 1 || b.Stats().Links["a"].RxPackets != 3 {
+		t.Errorf("drops %v", d)
+	}
+	// Other rules apply at once, and cost no connection.
+	since := b.status("a").Since
+	q := link("a", 2, 1, "a.example")
+	q.Ingress = append(q.Ingress, mesh.Rule{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Allow: true}, mesh.Rule{Prefix: netip.MustParsePrefix("10.1.0.0/16")})
+	b.set(q)
+	a.tun.in <- packet("192.168.0.11", "10.1.1.1", 64, 60, 5)
+	a.pass(b, "192.168.0.11", "10.2.1.1", 6)
+	if n := b.Stats().Links["a"].Drops[DropDestination]; n != 2 {
+		t.Errorf("%d packets to destinations outside ingress", n)
+	}
+	if b.status("a").Since != since {
+		t.Error("connection was lost")
+	}
+}
+
+func TestUnreachableDestinations(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	a.set(link("b", 1, 2, "b.example"))
+	a.awaitReason("b", "dial b.example:80: no such host")
+	for id, dst := range []string{"192.168.0.99", "192.168.0.12"} { // no link, and one that is down
+		a.tun.in <- packet("192.168.0.11", dst, 64, 60, uint64(id))
+		if got := a.receive(); got[9] != 1 || got[20] != 3 || got[21] != 1 || mark(got) != uint64(id) {
+			t.Errorf("%s: received %x", dst, got)
+		}
+	}
+	if s := a.Stats(); s.Drops[DropNoLink] != 1 || s.Links["b"].Drops[DropNotConnected] != 1 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
+// A packet for a link that is not connected waits, but neither for long nor in a crowd.
+func TestPacketsWaitForConnection(t *testing.T) {
+	i := newInternet(t)
+	gate := make(chan struct{})
+	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) {
+		dial := c.timing.dialer
+		c.timing.dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+			select {
+			case <-gate:
+			case <-ctx.Done():
+			}
+			return dial(ctx, network, address)
+		}
+	})
+	b := i.start("b.example", i.ca.issue(t, "b.example"))
+	b.set(link("a", 2, 1, "nowhere.example"), link("a'", 2, 1, "a.example")) // so that b does not connect first
+	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: netip.MustParsePrefix("192.168.0.12/24"), Address: netip.MustParsePrefix("192.168.0.11/24"),
+		Sources: []netip.Addr{netip.MustParseAddr("192.168.0.11")}, Ingress: link("a", 2, 1, "").Ingress})
+	i.name("a.example", "127.0.0.1:1")
+	b.awaitReason("a", "connection refused")
+	a.set(link("b", 1, 2, "b.example"))
+	for id := range uint64(pendingMax + 10) {
+		a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, id)
+	}
+	a.await("drops", func() bool { return a.Stats().Links["b"].Drops[DropNotConnected] == 10 })
+	close(gate)
+	for id := uint64(10); id < pendingMax+10; id++ {
+		if got := mark(b.receive()); got != id {
+			t.Fatalf("received %d instead of %d", got, id)
+		}
+	}
+}
+
+func TestStalePackets(t *testing.T) {
+	_, a, b := pair(t)
+	p := a.table.Load().peers[0]
+	old := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 60, 1))
+	old.queued = p.b.now() - 2*time.Second
+	p.queue.push(old, queuePackets)
+	a.pass(b, "192.168.0.11", "192.168.0.12", 2)
+	if n := a.Stats().Links["b"].Drops[DropStale]; n != 1 {
+		t.Errorf("%d stale packets", n)
+	}
+}
+
+func TestReplacedCertificate(t *testing.T) {
+	_, a, b := pair(t)
+	since := a.status("b").Since
+	other := newAuthority(t) // another CA, even
+	ca, cb := other.issue(t, "cn=a.example"), other.issue(t, "*.example")
+	a.SetCredentials(ca)
+	b.SetCredentials(cb)
+	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+	if s := a.status("b"); s.Since != since || s.State != Up {
+		t.Errorf("status %+v", s)
+	}
+	b.set() // and now the new ones are needed
+	a.awaitState("b", Down)
+	b.set(link("a", 2, 1, "a.example"))
+	a.awaitState("b", Up)
+	a.reach(b, "192.168.0.11", "192.168.0.12")
+}
+
+func TestWrongAuthority(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	b := i.start("b.example", newAuthority(t).issue(t, "b.example"))
+	c := i.start("c.example", i.ca.issue(t, "c.example"))
+	a.set(link("b", 1, 2, "b.example"), link("c", 1, 3, "c.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	c.set(link("a", 3, 1, "a.example"))
+	a.awaitReason("b", "connect b.example:80: certificate of b.example:80: x509: certificate signed by unknown authority")
+	b.awaitReason("a", "x509: certificate signed by unknown authority")
+	a.await("counter", func() bool { return a.Stats().Refused[RefusedCertificate] > 2 })
+	a.awaitState("c", Up)
+	c.awaitState("a", Up)
+	a.pass(c, "192.168.0.11", "192.168.0.13", 1)
+}
+
+func TestWrongName(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	b := i.start("b.example", i.ca.issue(t, "x.example", "10.0.0.1"))
+	a.set(link("b", 1, 2, "b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	a.awaitReason("b", "certificate of b.example:80 names [x.example 10.0.0.1], not b.example")
+	b.awaitReason("a", "connect a.example:80: refused by peer: tls: bad certificate")
+	if s := a.Stats(); s.Refused[RefusedName] == 0 {
+		t.Errorf("refused %v", s.Refused)
+	}
+}
+
+func TestWrongAddress(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	b := i.start("b.example", i.ca.issue(t, "b.example"))
+	a.set(link("b", 1, 9, "b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	a.await("refusal", func() bool {
+		return a.status("b").Refused == "peer announces cluster address 192.168.0.12/24, this link expects 192.168.0.19"
+	})
+	a.awaitReason("b", "connect b.example:80: peer announces cluster address 192.168.0.12/24, this link expects 192.168.0.19")
+	b.awaitReason("a", "connect a.example:80: peer closed the connection before its hello")
+	b.await("refusal", func() bool { return b.status("a").Refused == "peer does not accept our hello: closed by peer" })
+	if s := a.Stats(); s.Refused[RefusedAddress] == 0 {
+		t.Errorf("refused %v", s.Refused)
+	}
+	// Neither end takes the other for connected, not even for a moment.
+	if a.ups.Load()+b.ups.Load() != 0 {
+		t.Errorf("was up %d and %d times", a.ups.Load(), b.ups.Load())
+	}
+	other := link("b", 1, 2, "b.example")
+	other.Local, other.Address = netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("10.0.0.2/24")
+	a.set(other)
+	a.await("refusal", func() bool { return strings.Contains(a.status("b").Refused, "which is not in the mesh 10.0.0.0/24") })
+}
+
+func TestAddressAsEndpoint(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("127.0.0.1", i.ca.issue(t, "127.0.0.1"))
+	b := i.start("b.example", i.ca.issue(t, "cn=b.example"))
+	a.set(link("b", 1, 2, "b.example"))
+	b.set(link("a", 2, 1, "127.0.0.1"))
+	a.awaitState("b", Up)
+	b.awaitState("a", Up)
+	b.pass(a, "192.168.0.12", "192.168.0.11", 1)
+}
+
+// Two clusters that meet in two meshes have the same names there: the address tells.
+func TestTwoMeshes(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	b := i.start("b.example", i.ca.issue(t, "b.example"))
+	second := func(name string, mine, theirs, host string) mesh.Peer {
+		return mesh.Peer{Link: name, Host: host, Port: 80, Local: netip.MustParsePrefix(mine + "/24"), Address: netip.MustParsePrefix(theirs + "/24"),
+			Networks: []netip.Prefix{netip.MustParsePrefix(theirs + "/32")}, Sources: []netip.Addr{netip.MustParseAddr(theirs)},
+			Ingress: []mesh.Rule{{Prefix: netip.MustParsePrefix(mine + "/32"), Allow: true}}}
+	}
+	a.set(link("b", 1, 2, "b.example"), second("m--b", "10.0.0.1", "10.0.0.2", "b.example"))
+	b.set(link("a", 2, 1, "a.example"), second("m--a", "10.0.0.2", "10.0.0.1", "a.example"))
+	for _, l := range []string{"b", "m--b"} {
+		a.awaitState(l, Up)
+	}
+	b.awaitState("a", Up)
+	b.awaitState("m--a", Up)
+	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+	a.pass(b, "10.0.0.1", "10.0.0.2", 2)
+	a.await("counters", func() bool { d := a.Stats().Links; return d["b"].TxPackets == 1 && d["m--b"].TxPackets == 1 })
+}
+
+func TestAutoConnect(t *testing.T) {
+	i := newInternet(t)
+	auto := func(c *Config) { c.AutoConnect = true }
+	a := i.start("a.example", i.ca.issue(t, "a.example"), auto)
+	b := i.start("b.example", i.ca.issue(t, "b.example"), func(c *Config) { c.AdvertisedPort, c.ServiceCIDR = 8080, serviceIP })
+	b.set(link("a", 2, 1, "a.example"))
+	u := <-a.unknown
+	if u.Address.String() != "192.168.0.12/24" || u.ServiceCIDR != serviceIP || u.AdvertisedPort != 8080 || len(u.Names) != 1 || u.Names[0] != "b.example" || !u.Remote.Addr().IsLoopback() {
+		t.Errorf("unknown peer %+v", u)
+	}
+	a.await("counter", func() bool { return a.Stats().Refused[RefusedUnknown] > 0 })
+	a.set(link("b", 1, 2, "b.example"))
+	a.awaitState("b", Up)
+	b.awaitState("a", Up)
+	// Not for somebody of another CA.
+	c := i.start("c.example", newAuthority(t).issue(t, "c.example"))
+	c.SetCredentials(&Credentials{c.credentials.Load().Certificate, i.ca.pool})
+	c.set(link("a", 3, 1, "a.example"))
+	c.awaitReason("a", "refused by peer")
+	for len(a.unknown) > 0 {
+		if u := <-a.unknown; u.Names[0] != "b.example" {
+			t.Errorf("unknown peer %+v", u)
+		}
+	}
+}
+
+func TestPlainTCP(t *testing.T) {
+	i := newInternet(t)
+	var log syncBuffer
+	a := i.start("a.example", nil, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	if !strings.Contains(log.String(), "neither encrypted nor authenticated") {
+		t.Errorf("logged %q", log.String())
+	}
+	b := i.start("b.example", nil)
+	a.set(link("b", 1, 2, "b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	a.awaitState("b", Up)
+	b.awaitState("a", Up)
+	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+	c := i.start("c.example", nil)
+	c.set(link("a", 3, 1, "a.example")) // no link at a, and another address than b's
+	c.awaitReason("a", "peer closed the connection before its hello")
+}
+
+func TestNoCredentialsYet(t *testing.T) {
+	i := newInternet(t)
+	b := i.start("b.example", i.ca.issue(t, "b.example"))
+	n := &node{t: t, tun: newMemTUN(), events: make(chan struct{}, 1)}
+	var err error
+	if n.Bridge, err = Open(Config{Interface: "mem", device: n.tun, timing: testTiming(i), Log: quiet}); err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close(false)
+	n.set(link("b", 1, 2, "b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	i.name("a.example", n.address())
+	b.awaitState("a", Down)
+	if s := n.status("b"); s.State != Idle {
+		t.Errorf("status %+v", s)
+	}
+	n.SetCredentials(i.ca.issue(t, "a.example"))
+	n.awaitState("b", Up)
+}
+
+func TestSilentPeer(t *testing.T) {
+	i, a, b := pair(t)
+	close(i.frozen)
+	a.await("detection", func() bool { // by one end; the other may see that one close
+		return strings.Contains(a.status("b").Reason+b.status("a").Reason, "connection lost: no answer for 200ms")
+	})
+	a.awaitState("b", Down)
+	b.awaitState("a", Down)
+	i.mu.Lock()
+	i.frozen = make(chan struct{})
+	i.mu.Unlock()
+	a.awaitState("b", Up)
+	b.awaitState("a", Up)
+	a.reach(b, "192.168.0.11", "192.168.0.12")
+}
+
+func TestPeerRestart(t *testing.T) {
+	i, a, b := pair(t)
+	b.Close(true)
+	if !b.tun.kept {
+		t.Error("TUN was not kept")
+	}
+	a.awaitReason("b", "")
+	b = i.start("b.example", i.ca.issue(t, "b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	a.awaitPeer(b)
+	b.awaitPeer(a)
+	a.reach(b, "192.168.0.11", "192.168.0.12")
+}
+
+// The machine of a peer dies without a word, and another process takes its place: what is left of the old one
+// must not get packets.
+func TestNewInstance(t *testing.T) {
+	i := newInternet(t)
+	patient := func(c *Config) { c.timing.silence = time.Hour }
+	var dead atomic.Bool
+	a := i.start("a.example", i.ca.issue(t, "a.example"), patient)
+	old := i.start("b.example", i.ca.issue(t, "b.example"), patient, func(c *Config) {
+		dial := c.timing.dialer
+		c.timing.dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if dead.Load() {
+				return nil, io.ErrClosedPipe
+			}
+			return dial(ctx, network, address)
+		}
+	})
+	old.set(link("a", 2, 1, "a.example"))
+	a.set(link("b", 1, 2, "b.example"))
+	a.awaitState("b", Up)
+	old.awaitState("a", Up)
+	dead.Store(true)
+	close(i.frozen)
+	i.mu.Lock()
+	i.frozen = make(chan struct{})
+	i.mu.Unlock()
+	b := i.start("b.example", i.ca.issue(t, "b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	b.awaitState("a", Up)
+	a.awaitPeer(b)
+	a.await("end of the old session", func() bool { return a.status("b").Sessions == 1 })
+	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+}
+
+func TestRemoval(t *testing.T) {
+	_, a, b := pair(t)
+	b.set()
+	a.awaitState("b", Down)
+	if _, ok := b.Status("a"); ok || len(b.Statuses()) != 0 {
+		t.Error("removed peer has a status")
+	}
+	a.awaitReason("b", "connect b.example:80: refused by peer: tls: bad certificate")
+	if n := b.Stats().Refused[RefusedName]; n == 0 {
+		t.Error("not counted")
+	}
+}
+
+func TestChangedEndpoint(t *testing.T) {
+	i, a, b := pair(t)
+	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+	c := i.start("c.example", i.ca.issue(t, "c.example"))
+	c.set(link("a", 2, 1, "a.example"))
+	b.set()
+	a.set(link("b", 1, 2, "c.example"))
+	a.awaitState("b", Up)
+	c.awaitState("a", Up)
+	a.reach(c, "192.168.0.11", "192.168.0.12")
+	a.await("counter that goes on", func() bool { return a.Stats().Links["b"].TxPackets >= 2 })
+}
+
+func TestMovedListener(t *testing.T) {
+	i, a, b := pair(t)
+	since := a.status("b").Since
+	free, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := a.address()
+	config := a.config
+	config.ListenPort = uint16(free.Addr().(*net.TCPAddr).Port)
+	if err := a.SetConfig(config); err == nil || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("port in use: %v", err)
+	}
+	if a.address() != old {
+		t.Error("listener was given up")
+	}
+	free.Close()
+	a.set(link("b", 1, 2, "b.example"))
+	if _, err := net.Dial("tcp", old); err == nil {
+		t.Error("old port is still open")
+	}
+	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+	if a.status("b").Since != since {
+		t.Error("connection was lost")
+	}
+	i.name("a.example", a.address())
+	b.set()
+	b.set(link("a", 2, 1, "a.example"))
+	b.awaitState("a", Up)
+	config.Interface = "other"
+	if a.SetConfig(config) == nil {
+		t.Error("interface changed")
+	}
+}
+
+func TestUpdatedAnnouncement(t *testing.T) {
+	_, a, b := pair(t)
+	config := a.config
+	config.DNS = &DNSInfo{"cluster.local", netip.MustParseAddr("100.64.1.10")}
+	config.API = &APIInfo{"token", []byte("ca")}
+	if err := a.SetConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	b.await("announcement", func() bool {
+		s := b.status("a").Announced
+		return s.DNS != nil && *s.DNS == *config.DNS && s.API != nil && s.API.Token == "token"
+	})
+	config.API = &APIInfo{"token", make([]byte, 20000)}
+	if a.SetConfig(config) == nil {
+		t.Error("hello is too large")
+	}
+}
+
+// A flood of connections that say nothing is bounded, and links go on.
+func TestStrangers(t *testing.T) {
+	_, a, b := pair(t)
+	before := a.Stats().Refused[RefusedCertificate]
+	var conns []net.Conn
+	for range mostStrangersPerAddr + 4 {
+		c, err := net.Dial("tcp", a.address())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+	}
+	a.await("refusals", func() bool { return a.Stats().Refused[RefusedLimit] >= 4 })
+	conns[len(conns)-1].SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := conns[len(conns)-1].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("one too many is open: %v", err)
+	}
+	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+	for _, c := range conns {
+		c.Close()
+	}
+	a.await("room", func() bool {
+		a.strangers.mu.Lock()
+		defer a.strangers.mu.Unlock()
+		return a.strangers.total == 0
+	})
+	if n := a.Stats().Refused[RefusedCertificate] - before; n > 2 { // some are of the start
+		t.Errorf("%d probes count as refused", n)
+	}
+}
+
+// Packets for a dead link do not make more dials than the back-off allows.
+func TestNoDialStorm(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) {
+		c.timing.backoff, c.timing.backoffUsed, c.timing.backoffIdle = 100*time.Millisecond, 100*time.Millisecond, 100*time.Millisecond
+	})
+	a.set(link("b", 1, 2, "b.example"))
+	a.awaitState("b", Down)
+	start := time.Now()
+	for time.Since(start) < 300*time.Millisecond {
+		a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, 1)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if n := i.dials["b.example"]; n < 2 || n > 7 {
+		t.Errorf("%d dials", n)
+	}
+}
+
+func TestTUNFailure(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	a.tun.Close(true)
+	a.await("error", func() bool { err := a.Set(nil); return err != nil && strings.Contains(err.Error(), "read TUN mem") })
+}
+
+func TestNoSecrets(t *testing.T) {
+	api := &APIInfo{"s3cret", nil}
+	var b strings.Builder
+	slog.New(slog.NewTextHandler(&b, nil)).Info("x", "api", api, "announced", Announcement{API: api})
+	io.WriteString(&b, Status{Announced: &Announcement{API: api}}.Reason)
+	if strings.Contains(b.String(), "s3cret") {
+		t.Error(b.String())
+	}
+}

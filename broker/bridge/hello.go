@@ -1,0 +1,195 @@
+package bridge
+
+// The hello: what each end of a session announces of itself, 80 bytes and extensions.
+//
+//	 0  cluster address  IP, mask   16 bytes each
+//	32  service network  IP, mask   16 bytes each, zero when none
+//	64  advertised port  uint16 BE
+//	66  zero
+//	78  length of extensions  uint16 BE
+//	80  extensions: id uint8, length uint16 BE, data
+//
+// IPv4 addresses are IPv4-mapped, an IPv4 mask is in the last four bytes. Extensions:
+//
+//	  1  API access: token NUL PEM certificates
+//	  2  DNS: cluster domain NUL IP, 4 or 16 bytes
+//	128  capabilities: flags uint32 BE, instance uint64 BE; later fields are appended
+//
+// The instance is a random number of the process: sessions of another instance of the same peer
+// are dead, however alive they look. Former peers ignore extension 128, and lack it.
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"strings"
+)
+
+const (
+	extensionAPI          = 1
+	extensionDNS          = 2
+	extensionCapabilities = 128
+
+	helloSize = 80
+)
+
+// hello is the content of a hello frame.
+type hello struct {
+	Announcement
+	capable  bool // has extension 128
+	flags    uint32
+	instance uint64
+}
+
+// Announcement is what a cluster announces of itself.
+type Announcement struct {
+	Address        netip.Prefix // cluster address with the mask of the mesh
+	ServiceCIDR    netip.Prefix // zero: none
+	AdvertisedPort uint16       // TCP port of the endpoint that others shall dial
+	DNS            *DNSInfo     // nil: not announced
+	API            *APIInfo     // nil: not announced
+}
+
+// DNSInfo is how the names of a cluster are looked up.
+type DNSInfo struct {
+	ClusterDomain string
+	Address       netip.Addr // of the cluster's DNS service; the zero Addr: not announced
+}
+
+// APIInfo is access to the API server of a cluster. It is secret.
+type APIInfo struct {
+	Token  string
+	CACert []byte // PEM
+}
+
+// String hides the token.
+func (a APIInfo) String() string { return "API access" }
+
+// append appends the payload of the hello frame to b.
+func (h *hello) append(b []byte) ([]byte, error) {
+	start := len(b)
+	b = appendPrefix(b, h.Address)
+	b = appendPrefix(b, h.ServiceCIDR)
+	b = binary.BigEndian.AppendUint16(b, h.AdvertisedPort)
+	b = append(b, make([]byte, helloSize-66)...)
+	if h.API != nil {
+		b = appendExtension(b, extensionAPI, []byte(h.API.Token+"\x00"+string(h.API.CACert)))
+	}
+	if h.DNS != nil {
+		b = appendExtension(b, extensionDNS, append([]byte(h.DNS.ClusterDomain+"\x00"), h.DNS.Address.AsSlice()...))
+	}
+	if h.capable {
+		caps := binary.BigEndian.AppendUint32(nil, h.flags)
+		b = appendExtension(b, extensionCapabilities, binary.BigEndian.AppendUint64(caps, h.instance))
+	}
+	n := len(b) - start
+	if n > maxFormerPayload {
+		return nil, fmt.Errorf("announced facts take %d bytes, peers read %d: shorten the CA bundle of the service account", n, maxFormerPayload)
+	}
+	binary.BigEndian.PutUint16(b[start+78:], uint16(n-helloSize))
+	return b, nil
+}
+
+func appendExtension(b []byte, id byte, data []byte) []byte {
+	b = append(b, id)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(data)))
+	return append(b, data...)
+}
+
+// appendPrefix appends address and mask; the zero Prefix gives zeros.
+func appendPrefix(b []byte, p netip.Prefix) []byte {
+	var raw [32]byte
+	if p.IsValid() {
+		*(*[16]byte)(raw[:]) = p.Addr().As16()
+		mask := raw[16:]
+		if p.Addr().Is4() {
+			mask = raw[28:]
+		}
+		for i := range p.Bits() {
+			mask[i/8] |= 0x80 >> (i % 8)
+		}
+	}
+	return append(b, raw[:]...)
+}
+
+var errShort = errors.New("truncated")
+
+// parseHello parses the payload of a hello frame. What it returns does not refer to b.
+// A known extension with odd content is ignored like an unknown one: former peers are known to
+// announce what they do not have.
+func parseHello(b []byte) (*hello, error) {
+	if len(b) < helloSize {
+		return nil, fmt.Errorf("hello of %d bytes: %w", len(b), errShort)
+	}
+	h := &hello{}
+	var err error
+	if h.Address, err = parsePrefix(b[0:32]); err != nil {
+		return nil, fmt.Errorf("cluster address in hello: %w", err)
+	}
+	if !h.Address.IsValid() {
+		return nil, errors.New("no cluster address in hello")
+	}
+	if h.ServiceCIDR, err = parsePrefix(b[32:64]); err != nil {
+		return nil, fmt.Errorf("service network in hello: %w", err)
+	}
+	if h.ServiceCIDR = h.ServiceCIDR.Masked(); h.ServiceCIDR.Bits() == 0 {
+		h.ServiceCIDR = netip.Prefix{} // everything is no service network
+	}
+	h.AdvertisedPort = binary.BigEndian.Uint16(b[64:])
+	n := int(binary.BigEndian.Uint16(b[78:]))
+	if len(b) < helloSize+n {
+		return nil, fmt.Errorf("extensions of hello: %w", errShort)
+	}
+	for b = b[helloSize : helloSize+n]; len(b) > 0; {
+		if len(b) < 3 || len(b) < 3+int(binary.BigEndian.Uint16(b[1:])) {
+			return nil, fmt.Errorf("extension of hello: %w", errShort)
+		}
+		id, data := b[0], b[3:3+int(binary.BigEndian.Uint16(b[1:]))]
+		b = b[3+len(data):]
+		switch id {
+		case extensionAPI:
+			if token, ca, ok := strings.Cut(string(data), "\x00"); ok && token != "" {
+				h.API = &APIInfo{Token: token, CACert: []byte(ca)}
+			}
+		case extensionDNS:
+			domain, ip, _ := strings.Cut(string(data), "\x00")
+			if addr, ok := netip.AddrFromSlice([]byte(ip)); ok || domain != "" {
+				h.DNS = &DNSInfo{ClusterDomain: domain, Address: addr.Unmap()}
+			}
+		case extensionCapabilities:
+			if len(data) >= 12 {
+				h.capable = true
+				h.flags = binary.BigEndian.Uint32(data)
+				h.instance = binary.BigEndian.Uint64(data[4:])
+			}
+		}
+	}
+	return h, nil
+}
+
+// parsePrefix parses 16 bytes of address and 16 bytes of mask; all zero is the zero Prefix.
+func parsePrefix(b []byte) (netip.Prefix, error) {
+	raw := *(*[32]byte)(b)
+	if raw == ([32]byte{}) {
+		return netip.Prefix{}, nil
+	}
+	addr := netip.AddrFrom16([16]byte(raw[:16])).Unmap()
+	mask := raw[16:]
+	if addr.Is4() {
+		mask = raw[28:]
+	}
+	ones := 0
+	for _, m := range mask {
+		ones += bits.LeadingZeros8(^m)
+		if m != 0xff {
+			break
+		}
+	}
+	p := netip.PrefixFrom(addr, ones)
+	if check := appendPrefix(nil, p); string(check[32-len(mask):]) != string(mask) {
+		return netip.Prefix{}, fmt.Errorf("mask %x of %s has gaps", mask, addr)
+	}
+	return p, nil
+}

@@ -1,0 +1,124 @@
+package bridge
+
+// What operators see: states of links and counters.
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// State of a link.
+type State string
+
+// The states.
+const (
+	Idle State = "Idle" // not tried yet, or connecting for the first time
+	Up   State = "Up"   // hellos were exchanged and are right
+	Down State = "Down" // lost, or cannot be established
+)
+
+// Status of a link.
+type Status struct {
+	Link      string
+	State     State
+	Reason    string        // one line; empty when Up
+	Refused   string        // why the last connection from the peer was refused, one line; empty since the link is Up
+	Since     time.Time     // of State
+	RTT       time.Duration // smoothed round-trip time; 0: not known
+	Remote    string        // address and port of the peer's end of the session that sends
+	Sessions  int           // that are connected
+	Announced *Announcement // what the peer last told of itself; nil: it was not Up yet; not to be changed
+}
+
+// Drop is why a packet was dropped.
+type Drop uint8
+
+// The reasons; String gives the label for metrics.
+const (
+	DropNoLink       Drop = iota // out: no link leads to its destination
+	DropNotConnected             // out: link is not connected
+	DropQueueFull                // out: made room for a newer packet
+	DropStale                    // out: waited for too long
+	DropTooBig                   // out: larger than the peer reads
+	DropSource                   // in: source is no cluster address of the link
+	DropDestination              // in: destination is neither within ingress nor of another link
+	DropTTL                      // in: to be forwarded, but has no hop left
+	DropMalformed                // in or out: not a sound IP packet
+	DropTUNWrite                 // in: refused by the TUN
+	NumDrops
+)
+
+func (d Drop) String() string {
+	return [...]string{"no-link", "not-connected", "queue-full", "stale", "too-big", "source", "destination", "ttl", "malformed", "tun-write"}[d]
+}
+
+// Stats are counters since the bridge was opened, or the link was first set.
+type Stats struct {
+	Drops   [NumDrops]uint64    // of packets of no known link
+	Refused [NumRefusals]uint64 // all refused connections
+	Links   map[string]LinkStats
+}
+
+// LinkStats are the counters of a link. Bytes are those of IP packets.
+type LinkStats struct {
+	RxPackets, RxBytes uint64 // received, the dropped ones included
+	TxPackets, TxBytes uint64 // given to the connection
+	Drops              [NumDrops]uint64
+}
+
+type dropCounters [NumDrops]atomic.Uint64
+
+func (d *dropCounters) add(why Drop) { d[why].Add(1) }
+
+func (d *dropCounters) load() (n [NumDrops]uint64) {
+	for i := range d {
+		n[i] = d[i].Load()
+	}
+	return n
+}
+
+// counters of a link; they outlive a change of its endpoint. What different goroutines count is on
+// different cache lines.
+type counters struct {
+	rxPackets, rxBytes atomic.Uint64 // session readers
+	_                  [112]byte
+	txPackets, txBytes atomic.Uint64 // session writer
+	_                  [112]byte
+	drops              dropCounters
+}
+
+// Stats returns the counters.
+func (b *Bridge) Stats() Stats {
+	s := Stats{Drops: b.drops.load(), Links: map[string]LinkStats{}}
+	for i := range b.refused {
+		s.Refused[i] = b.refused[i].Load()
+	}
+	for _, p := range b.table.Load().peers {
+		c := p.count
+		s.Links[p.Link] = LinkStats{
+			RxPackets: c.rxPackets.Load(), RxBytes: c.rxBytes.Load(),
+			TxPackets: c.txPackets.Load(), TxBytes: c.txBytes.Load(), Drops: c.drops.load(),
+		}
+	}
+	return s
+}
+
+// Statuses returns the status of each link, in the order of Set.
+func (b *Bridge) Statuses() []Status {
+	peers := b.table.Load().peers
+	all := make([]Status, 0, len(peers))
+	for _, p := range peers {
+		all = append(all, p.getStatus())
+	}
+	return all
+}
+
+// Status returns the status of a link.
+func (b *Bridge) Status(link string) (Status, bool) {
+	for _, p := range b.table.Load().peers {
+		if p.Link == link {
+			return p.getStatus(), true
+		}
+	}
+	return Status{}, false
+}

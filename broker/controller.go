@@ -1,0 +1,276 @@
+package broker
+
+// The one reconciler: everything that is watched leads to one key, and each time everything is
+// looked at. Controllers come and go with the API server; the state that they applied stays.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+const (
+	// probeInterval is how often the API server is asked whether it is there, which `ready` shows.
+	probeInterval = 2 * time.Second
+	// resync is how often the kernel's state is compared with what it should be, without any event.
+	resync = 30 * time.Second
+	// apiTimeout bounds one request to the API server: watches aside, none takes long.
+	apiTimeout = 5 * time.Second
+)
+
+var (
+	scheme = runtime.NewScheme()
+	// theKey stands for all that is watched.
+	theKey = &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "all"}}
+)
+
+func init() {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			panic(err)
+		}
+	}
+	ctrl.SetLogger(logr.FromSlogHandler(slog.Default().With("plugin", "kubelink").Handler()))
+}
+
+// restConfig finds the API server.
+func (c *Config) restConfig() (*rest.Config, error) {
+	if c.Kubeconfig == "" {
+		cfg, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("no kubeconfig is set, and this is no pod: %w", err)
+		}
+		return cfg, nil
+	}
+	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
+		&clientcmd.ClientConfigLoadingRules{ExplicitPath: c.Kubeconfig},
+		&clientcmd.ConfigOverrides{CurrentContext: c.Context}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", c.Kubeconfig, err)
+	}
+	return cfg, nil
+}
+
+// startControllers starts the controllers in the background.
+func (b *Broker) startControllers() error {
+	cfg, err := b.cfg.restConfig()
+	if err != nil {
+		return err
+	}
+	cfg.UserAgent = "kubelink"
+	// A hundred links change their state at once when the network breaks.
+	cfg.QPS, cfg.Burst = 50, 300
+	ctx, stop := context.WithCancel(context.Background())
+	b.stop, b.done = stop, make(chan struct{})
+	go func() {
+		defer close(b.done)
+		probed := make(chan struct{})
+		go func() {
+			defer close(probed)
+			b.probe(ctx, cfg)
+		}()
+		for delay := 250 * time.Millisecond; ; delay = min(2*delay, 10*time.Second) {
+			started := time.Now()
+			err := b.runManager(ctx, cfg)
+			if ctx.Err() != nil {
+				break
+			}
+			if time.Since(started) > time.Minute {
+				delay = 250 * time.Millisecond
+			}
+			b.log.Warn("controllers ended, trying again", "error", err, "delay", delay)
+			select {
+			case <-ctx.Done():
+			case <-time.After(delay/2 + rand.N(delay/2)):
+			}
+		}
+		<-probed
+	}()
+	return nil
+}
+
+func (b *Broker) stopControllers() {
+	if b.stop != nil {
+		b.stop()
+		<-b.done
+		b.stop = nil
+	}
+}
+
+// probe keeps health.api true to life. Watches notice a dead API server late.
+func (b *Broker) probe(ctx context.Context, cfg *rest.Config) {
+	cfg = rest.CopyConfig(cfg)
+	cfg.Timeout = probeInterval
+	client, err := discovery.NewDiscoveryClientForConfig(cfg)
+	for {
+		if err == nil {
+			err = client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+			if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+				err = nil // it lives; what is missing shows where it is needed
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			err = fmt.Errorf("API server %s: %w", cfg.Host, err)
+		}
+		if old := b.health.Load().api; (old == nil) != (err == nil) {
+			if err != nil {
+				b.log.Warn("API server does not answer; links and names stay as they are", "error", err)
+			} else {
+				b.log.Info("API server answers")
+			}
+		}
+		b.setHealth(func(h *health) { h.api = err })
+		err = nil
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(probeInterval):
+		}
+	}
+}
+
+// runManager runs the controllers until ctx ends or something fails.
+func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
+	if b.cfg.DeployCRDs {
+		if err := installCRDs(ctx, cfg, b.log); err != nil {
+			return err
+		}
+	}
+	named := func(name string) cache.ByObject {
+		return cache.ByObject{Namespaces: map[string]cache.Config{
+			b.cfg.Namespace: {FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)},
+		}}
+	}
+	byObject := map[client.Object]cache.ByObject{}
+	if b.cfg.Secret != "" {
+		byObject[&corev1.Secret{}] = named(b.cfg.Secret)
+	}
+	if b.cfg.Service != "" {
+		byObject[&corev1.Service{}] = named(b.cfg.Service)
+	}
+	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
+		Scheme: scheme,
+		// CoreDNS serves metrics and health.
+		Metrics:                server.Options{BindAddress: "0"},
+		HealthProbeBindAddress: "0",
+		Cache:                  cache.Options{ByObject: byObject},
+	})
+	if err != nil {
+		return err
+	}
+
+	skip := true // names are process-global in controller-runtime, and this is started anew
+	w := newWriter(b, mgr)
+	r := &reconciler{b: b, client: mgr.GetClient(), writer: w}
+	toKey := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
+		return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: theKey.Name}}}
+	})
+	bld := ctrl.NewControllerManagedBy(mgr).Named("kubelink").
+		WithOptions(controller.Options{SkipNameValidation: &skip, MaxConcurrentReconciles: 1}).
+		Watches(&v1alpha1.KubeLink{}, toKey).
+		WatchesRawSource(source.Channel(b.events, toKey))
+	if b.cfg.Secret != "" {
+		bld = bld.Watches(&corev1.Secret{}, toKey)
+	}
+	if b.cfg.Service != "" {
+		bld = bld.Watches(&corev1.Service{}, toKey)
+	}
+	if err := bld.Complete(r); err != nil {
+		return err
+	}
+	if err := mgr.Add(w); err != nil {
+		return err
+	}
+	if b.cfg.CertFile != "" {
+		if err := mgr.Add(watchFiles(b.wake, b.cfg.CertFile, b.cfg.KeyFile, b.cfg.CAFile)); err != nil {
+			return err
+		}
+	}
+	b.wake() // an empty cluster has no object that would
+	return mgr.Start(ctx)
+}
+
+type reconciler struct {
+	b      *Broker
+	client client.Client // reads from the cache: works without API server
+	writer *writer
+}
+
+// Reconcile computes the state and applies it. It only reads; what is to be written to the API
+// goes to the writer, so that an API server that hangs holds up no link and no name.
+func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	b := r.b
+	var list v1alpha1.KubeLinkList
+	if err := r.client.List(ctx, &list); err != nil {
+		return reconcile.Result{}, err
+	}
+	state := mesh.Build(list.Items, b.cfg.Local)
+	port, portErr := r.listenPort(ctx)
+	credErr := r.credentials(ctx)
+	if b.bridge != nil && !b.creds.usable() {
+		state.Peers = nil // better no link than one without authentication
+	}
+	err := b.apply(&state, port)
+	b.setHealth(func(h *health) { h.applied = errors.Join(err, portErr, credErr) })
+
+	r.writer.want(r.outcome(list.Items, &state, errors.Join(err, portErr), credErr))
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	// Others flush chains and reorder hooks, and no event tells.
+	return reconcile.Result{RequeueAfter: min(resync, b.creds.renewIn())}, nil
+}
+
+// listenPort is broker-port, or the target port of the service's port named bridge.
+func (r *reconciler) listenPort(ctx context.Context) (uint16, error) {
+	cfg := &r.b.cfg
+	if cfg.Service == "" || cfg.Mode != mesh.Bridge {
+		return cfg.BrokerPort, nil
+	}
+	var svc corev1.Service
+	if err := r.client.Get(ctx, types.NamespacedName{Namespace: cfg.Namespace, Name: cfg.Service}, &svc); err != nil {
+		return cfg.BrokerPort, fmt.Errorf("service %s: %w; listening on broker-port %d", cfg.Service, err, cfg.BrokerPort)
+	}
+	for _, p := range svc.Spec.Ports {
+		switch {
+		case p.Name != string(mesh.Bridge):
+		case p.Protocol != corev1.ProtocolTCP && p.Protocol != "":
+			return cfg.BrokerPort, fmt.Errorf("service %s: port bridge is %s, but mode bridge uses TCP; listening on broker-port %d", cfg.Service, p.Protocol, cfg.BrokerPort)
+		case p.TargetPort.IntValue() > 0:
+			return uint16(p.TargetPort.IntValue()), nil
+		case p.TargetPort.StrVal != "":
+			return cfg.BrokerPort, fmt.Errorf("service %s: target port %q of port bridge is a name; use a number; listening on broker-port %d", cfg.Service, p.TargetPort.StrVal, cfg.BrokerPort)
+		default:
+			return uint16(p.Port), nil
+		}
+	}
+	return cfg.BrokerPort, fmt.Errorf("service %s has no port named bridge: add it; listening on broker-port %d", cfg.Service, cfg.BrokerPort)
+}

@@ -1,0 +1,72 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/mandelsoft/kubelink/deploy"
+)
+
+// installCRDs applies the CRDs (server-side apply) and waits until the API server serves them.
+// Without the permission to do so, what is there must do: the log says so.
+func installCRDs(ctx context.Context, cfg *rest.Config, log *slog.Logger) error {
+	c, err := client.New(cfg, client.Options{})
+	if err != nil {
+		return err
+	}
+	files, err := fs.Glob(deploy.CRDs, "crds/*.yaml")
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		data, err := deploy.CRDs.ReadFile(f)
+		if err != nil {
+			return err
+		}
+		crd := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal(data, &crd.Object); err != nil {
+			return fmt.Errorf("%s: %w", f, err)
+		}
+		name := crd.GetName()
+		ctx, cancel := context.WithTimeout(ctx, 2*apiTimeout)
+		defer cancel()
+		err = c.Apply(ctx, client.ApplyConfigurationFromUnstructured(crd), client.FieldOwner("kubelink"), client.ForceOwnership)
+		if apierrors.IsForbidden(err) {
+			log.Warn("no permission to install the CRD: install it by hand, or set disable-deploy-crds", "crd", name)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("install CRD %s: %w", name, err)
+		}
+		for !established(crd) {
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("CRD %s is not served: %w", name, ctx.Err())
+			case <-time.After(50 * time.Millisecond):
+			}
+			if err := c.Get(ctx, client.ObjectKey{Name: name}, crd); err != nil {
+				return fmt.Errorf("CRD %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func established(crd *unstructured.Unstructured) bool {
+	conditions, _, _ := unstructured.NestedSlice(crd.Object, "status", "conditions")
+	for _, c := range conditions {
+		if m, ok := c.(map[string]any); ok && m["type"] == "Established" && m["status"] == "True" {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,356 @@
+package broker
+
+// What goes back to the API: status and events of links, finalizers, the managed secret, links of
+// peers that connected by themselves. One writer, latest wish wins: the reconciler never waits
+// for the API server.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// outcome is all that one reconciliation wants to have written.
+type outcome struct {
+	links       []linkOutcome
+	create      []*v1alpha1.KubeLink
+	secret      *corev1.Secret // create if it has no resourceVersion
+	certificate bool           // ask the certificate service
+}
+
+type linkOutcome struct {
+	object    *v1alpha1.KubeLink // as read from the cache
+	state     v1alpha1.State
+	message   string
+	finalizer bool
+}
+
+// outcome says for each object what is to be seen of it.
+func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr, credErr error) *outcome {
+	b := r.b
+	o := &outcome{secret: b.creds.wanted, certificate: b.creds.request}
+	meshes := map[string]mesh.Mesh{} // by LocalLink
+	for _, m := range s.Meshes {
+		meshes[m.Link] = m
+	}
+	links := map[string]mesh.Link{}
+	for _, l := range s.Links {
+		links[l.Name] = l
+	}
+	for i := range items {
+		obj := &items[i]
+		l := linkOutcome{object: obj, message: s.Notes[obj.Name]}
+		local := obj.Spec.Endpoint == v1alpha1.EndpointLocal
+		link, usable := links[obj.Name]
+		problem, broken := s.Problems[obj.Name]
+		if local && problem.State != v1alpha1.StateStale {
+			l.finalizer = hasMembers(items, obj.Name)
+		}
+		switch {
+		case local && obj.DeletionTimestamp != nil:
+			l.state, l.message = v1alpha1.StateDeleting, "waits for the deletion of "+strings.Join(meshes[obj.Name].Members, ", ")
+		case broken:
+			l.state, l.message = problem.State, problem.Message
+		case local && errors.Join(credErr, applyErr) != nil:
+			l.state, l.message = v1alpha1.StateError, oneLine(errors.Join(credErr, applyErr))
+		case local:
+			l.state = v1alpha1.StateUp
+		case !usable:
+			continue // not served by this broker, or about to go
+		case b.bridge == nil:
+			l.state = v1alpha1.StateIdle
+			l.message = join("mode none: this broker serves names, and carries no traffic", l.message)
+		case !b.creds.usable():
+			l.state, l.message = v1alpha1.StateError, oneLine(credErr)
+		default:
+			l.state, l.message = b.linkState(link, l.message)
+		}
+		o.links = append(o.links, l)
+	}
+	o.create = b.unknowns.take(items, s)
+	return o
+}
+
+// linkState is what the dataplane says of a usable link.
+func (b *Broker) linkState(l mesh.Link, note string) (v1alpha1.State, string) {
+	st, ok := b.bridge.Status(l.Peer)
+	if !ok {
+		return v1alpha1.StateIdle, note
+	}
+	if l.Peer != l.Name {
+		if st.State == bridge.Up {
+			return v1alpha1.StateUp, join("through "+l.Peer, note)
+		}
+		return v1alpha1.State(st.State), join(fmt.Sprintf("gateway %s is %s", l.Peer, st.State), st.Reason, note)
+	}
+	return v1alpha1.State(st.State), join(st.Reason, note)
+}
+
+func join(parts ...string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "; ")
+}
+
+func oneLine(err error) string {
+	if err == nil {
+		return ""
+	}
+	return strings.ReplaceAll(err.Error(), "\n", "; ")
+}
+
+func hasMembers(items []v1alpha1.KubeLink, local string) bool {
+	name, _ := mesh.LinkName(local)
+	return slices.ContainsFunc(items, func(o v1alpha1.KubeLink) bool {
+		m, _ := mesh.LinkName(o.Name)
+		return m == name && o.Spec.Endpoint != v1alpha1.EndpointLocal && o.DeletionTimestamp == nil
+	})
+}
+
+// writer brings the latest outcome to the API server.
+type writer struct {
+	b        *Broker
+	client   client.Client
+	recorder events.EventRecorder
+
+	mu      sync.Mutex
+	pending *outcome
+	signal  chan struct{}
+
+	requested bool // the Certificate, by this writer
+}
+
+func newWriter(b *Broker, mgr ctrl.Manager) *writer {
+	return &writer{b: b, client: mgr.GetClient(), recorder: mgr.GetEventRecorder("kubelink"), signal: make(chan struct{}, 1)}
+}
+
+func (w *writer) want(o *outcome) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pending != nil { // what is not repeated by itself must not get lost
+		o.create = append(w.pending.create, o.create...)
+	}
+	w.pending = o
+	select {
+	case w.signal <- struct{}{}:
+	default:
+	}
+}
+
+// Start runs until ctx ends. A failed write is tried again with what is wanted by then.
+func (w *writer) Start(ctx context.Context) error {
+	const first, longest = 100 * time.Millisecond, 5 * time.Second
+	var retry <-chan time.Time
+	delay := first
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.signal:
+		case <-retry:
+		}
+		retry = nil
+		w.mu.Lock()
+		o := w.pending
+		w.pending = nil
+		w.mu.Unlock()
+		if o == nil {
+			continue
+		}
+		if err := w.write(ctx, o); err != nil && ctx.Err() == nil {
+			w.b.log.Warn("cannot write to the API server, trying again", "error", err, "delay", delay)
+			w.mu.Lock()
+			if w.pending == nil {
+				w.pending = o
+			}
+			w.mu.Unlock()
+			retry = time.After(delay/2 + rand.N(delay/2))
+			delay = min(2*delay, longest)
+			continue
+		}
+		delay = first
+	}
+}
+
+func (w *writer) write(ctx context.Context, o *outcome) error {
+	var errs []error
+	do := func(what string, f func(context.Context) error) bool {
+		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+		defer cancel()
+		err := f(ctx)
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) { // both: the watch will tell
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
+		// Nobody is there: the others would fail the same way, only later.
+		var status apierrors.APIStatus
+		var netErr net.Error
+		return err == nil || errors.As(err, &status) || !errors.As(err, &netErr)
+	}
+	if s := o.secret; s != nil {
+		if !do("secret "+s.Name, func(ctx context.Context) error {
+			if s.ResourceVersion == "" {
+				return w.client.Create(ctx, s.DeepCopy())
+			}
+			return w.client.Update(ctx, s.DeepCopy())
+		}) {
+			return errors.Join(errs...)
+		}
+	}
+	if o.certificate && !w.requested {
+		if !do("certificate", func(ctx context.Context) error {
+			err := w.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(w.b.cfg.certificate()), client.FieldOwner("kubelink"), client.ForceOwnership)
+			w.requested = err == nil
+			return err
+		}) {
+			return errors.Join(errs...)
+		}
+	}
+	for _, l := range o.create {
+		if !do("create KubeLink "+l.Name, func(ctx context.Context) error {
+			err := w.client.Create(ctx, l.DeepCopy())
+			if apierrors.IsAlreadyExists(err) {
+				return nil
+			}
+			return err
+		}) {
+			return errors.Join(errs...)
+		}
+	}
+	for _, l := range o.links {
+		if !do("KubeLink "+l.object.Name, func(ctx context.Context) error { return w.link(ctx, l) }) {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// link writes finalizer and status of one link, where they differ.
+func (w *writer) link(ctx context.Context, l linkOutcome) error {
+	obj := l.object.DeepCopy()
+	has := slices.Contains(obj.Finalizers, v1alpha1.Finalizer)
+	if has != l.finalizer && (has || obj.DeletionTimestamp == nil) {
+		if l.finalizer {
+			obj.Finalizers = append(obj.Finalizers, v1alpha1.Finalizer)
+		} else {
+			obj.Finalizers = slices.DeleteFunc(obj.Finalizers, func(f string) bool { return f == v1alpha1.Finalizer })
+		}
+		if err := w.client.Patch(ctx, obj, client.MergeFromWithOptions(l.object, client.MergeFromWithOptimisticLock{})); err != nil {
+			return err
+		}
+		if !l.finalizer && obj.DeletionTimestamp != nil {
+			return nil // gone
+		}
+	}
+	before := obj.DeepCopy()
+	st := &obj.Status
+	st.State, st.Message, st.ObservedGeneration = l.state, l.message, obj.Generation
+	st.Gateway = w.b.cfg.NodeIP
+	accepted, ready := metav1.ConditionTrue, metav1.ConditionFalse
+	if l.state == v1alpha1.StateInvalid || l.state == v1alpha1.StateStale {
+		accepted = metav1.ConditionFalse
+	}
+	if l.state == v1alpha1.StateUp {
+		ready = metav1.ConditionTrue
+	}
+	for _, c := range []metav1.Condition{
+		{Type: v1alpha1.ConditionAccepted, Status: accepted},
+		{Type: v1alpha1.ConditionReady, Status: ready},
+	} {
+		c.Reason, c.Message, c.ObservedGeneration = string(l.state), l.message, obj.Generation
+		if c.Type == v1alpha1.ConditionAccepted && accepted == metav1.ConditionTrue {
+			c.Reason, c.Message = "Valid", ""
+		}
+		meta.SetStatusCondition(&st.Conditions, c)
+	}
+	if equality.Semantic.DeepEqual(before.Status, *st) {
+		return nil
+	}
+	if err := w.client.Status().Patch(ctx, obj, client.MergeFrom(before)); err != nil {
+		return err
+	}
+	if before.Status.State != l.state {
+		kind := corev1.EventTypeWarning
+		if l.state == v1alpha1.StateUp || l.state == v1alpha1.StateIdle || l.state == v1alpha1.StateDeleting {
+			kind = corev1.EventTypeNormal
+		}
+		note := l.message
+		if note == "" {
+			note = "link is " + string(l.state)
+		}
+		w.recorder.Eventf(obj, nil, kind, "Link"+string(l.state), "Reconcile", "%s", note)
+		w.b.log.Info("link "+string(l.state), "link", obj.Name, "message", l.message)
+	}
+	return nil
+}
+
+// unknownPeers are authenticated peers without a link, seen by the bridge (auto-connect).
+type unknownPeers struct {
+	mu    sync.Mutex
+	peers map[string]bridge.UnknownPeer // by address
+}
+
+// maxUnknown bounds them; who is left out comes again.
+const maxUnknown = 256
+
+func (b *Broker) unknownPeer(p bridge.UnknownPeer) {
+	u := &b.unknowns
+	u.mu.Lock()
+	if u.peers == nil {
+		u.peers = map[string]bridge.UnknownPeer{}
+	}
+	if len(u.peers) < maxUnknown {
+		u.peers[p.Address.String()] = p
+	}
+	u.mu.Unlock()
+	b.wake()
+}
+
+// take makes links of the peers that belong to one of our meshes and have none.
+func (u *unknownPeers) take(items []v1alpha1.KubeLink, s *mesh.State) []*v1alpha1.KubeLink {
+	u.mu.Lock()
+	peers := u.peers
+	u.peers = nil
+	u.mu.Unlock()
+	var result []*v1alpha1.KubeLink
+	for _, p := range peers {
+		for _, m := range s.Meshes {
+			if m.Address.Masked() != p.Address.Masked() || m.Address.Addr() == p.Address.Addr() {
+				continue
+			}
+			name := mesh.ObjectName(m.Name, strings.NewReplacer(".", "-", ":", "-").Replace(p.Address.Addr().StringExpanded()))
+			taken := slices.ContainsFunc(items, func(o v1alpha1.KubeLink) bool {
+				other, _ := mesh.LinkName(o.Name)
+				return o.Name == name || other == m.Name && strings.HasPrefix(o.Spec.ClusterAddress, p.Address.Addr().String()+"/")
+			})
+			if taken || len(p.Names) == 0 {
+				continue
+			}
+			l := &v1alpha1.KubeLink{}
+			l.Name = name
+			l.Spec.ClusterAddress = p.Address.String()
+			l.Spec.Endpoint = net.JoinHostPort(p.Names[0], fmt.Sprint(p.AdvertisedPort))
+			if p.ServiceCIDR.IsValid() {
+				l.Spec.CIDR = p.ServiceCIDR.Masked().String()
+			}
+			result = append(result, l)
+		}
+	}
+	return result
+}

@@ -1,0 +1,252 @@
+package zone
+
+// Names of a cluster have two spellings: the one in the mesh (svc.kubelink2.kubelink.) and the one
+// in the cluster itself (svc.cluster.local.). This file turns one into the other, in questions and
+// in whole replies. It works on the presentation form of github.com/miekg/dns, in which a dot
+// inside a label is written `\.`.
+
+import (
+	"strings"
+
+	"github.com/miekg/dns"
+)
+
+// cutSuffix removes the domain from the end of the name: what is left ends with a dot or is empty,
+// if the name is the domain itself. Only whole labels match, in any case. The root matches every name.
+func cutSuffix(name, domain string) (prefix string, ok bool) {
+	if domain == "." {
+		if name == "." {
+			return "", true
+		}
+		return name, name != ""
+	}
+	n := len(name) - len(domain)
+	if n < 0 || !equalFold(name[n:], domain) {
+		return "", false
+	}
+	if n == 0 {
+		return "", true
+	}
+	if name[n-1] != '.' {
+		return "", false
+	}
+	// An odd number of backslashes makes the dot a part of a label.
+	escaped := false
+	for i := n - 2; i >= 0 && name[i] == '\\'; i-- {
+		escaped = !escaped
+	}
+	return name[:n], !escaped
+}
+
+// equalFold is strings.EqualFold as DNS means it: for ASCII only.
+func equalFold(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if lower(a[i]) != lower(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
+}
+
+// replaceSuffix moves a name from one domain to another. A name that is not in the domain stays as
+// it is. The result does not fit if it has more than 255 octets.
+func replaceSuffix(name, from, to string) (result string, fits bool) {
+	prefix, ok := cutSuffix(name, from)
+	switch {
+	case !ok:
+		return name, true
+	case prefix == "":
+		return to, true
+	case to == ".":
+		return prefix, true
+	}
+	result = prefix + to
+	return result, len(result) < maxOctets || octets(result) <= maxOctets
+}
+
+// maxOctets is the longest name in wire form (RFC 1035, 2.3.4).
+const maxOctets = 255
+
+// octets is the length of a name in wire form, where each dot but an escaped one stands for the
+// length of a label. dns.IsDomainName lets pass one more than allowed.
+func octets(name string) int {
+	if name == "." {
+		return 1
+	}
+	n := 1
+	for i := 0; i < len(name); i++ {
+		if name[i] == '\\' {
+			i++
+			if i+2 < len(name) && isDigit(name[i]) && isDigit(name[i+1]) && isDigit(name[i+2]) {
+				i += 2
+			}
+		}
+		n++
+	}
+	return n
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+// rewriter turns a reply of a cluster's DNS service into the reply to the client.
+type rewriter struct {
+	from, to      string // domain of the cluster, zone in the mesh
+	asked, client string // question as the cluster was asked, and as the client spelled it
+}
+
+// name rewrites one name. The client sees its own spelling where the name is the question.
+func (w *rewriter) name(s *string) bool {
+	if *s == "" { // such as the gateway of an IPSECKEY that is not a name
+		return true
+	}
+	if equalFold(*s, w.asked) {
+		*s = w.client
+		return true
+	}
+	r, fits := replaceSuffix(*s, w.from, w.to)
+	if fits {
+		*s = r
+	}
+	return fits
+}
+
+// section rewrites owners and data of the records in place and drops what cannot survive it:
+// signatures and denials of existence, which cover the names of the cluster. TTLs are capped. The
+// result has only records that fit; all is false if others had to go.
+func (w *rewriter) section(rrs []dns.RR) (kept []dns.RR, all bool) {
+	kept, all = rrs[:0], true
+	for _, rr := range rrs {
+		switch rr.Header().Rrtype {
+		case dns.TypeOPT:
+			kept = append(kept, rr)
+			continue
+		case dns.TypeRRSIG, dns.TypeSIG, dns.TypeNSEC, dns.TypeNXT, dns.TypeNSEC3, dns.TypeTSIG:
+			continue
+		}
+		h := rr.Header()
+		h.Ttl = min(h.Ttl, maxTTL)
+		fits := w.name(&h.Name)
+		eachName(rr, func(s *string) { fits = w.name(s) && fits })
+		if !fits {
+			all = false
+			continue
+		}
+		kept = append(kept, rr)
+	}
+	return kept, all
+}
+
+// eachName calls f for every domain name in the data of the record. The test compares the list with
+// the tags of the record types of the library. Signatures and denials are left out: see section.
+func eachName(rr dns.RR, f func(*string)) {
+	switch rr := rr.(type) {
+	case *dns.CNAME:
+		f(&rr.Target)
+	case *dns.DNAME:
+		f(&rr.Target)
+	case *dns.NS:
+		f(&rr.Ns)
+	case *dns.PTR:
+		f(&rr.Ptr)
+	case *dns.SRV:
+		f(&rr.Target)
+	case *dns.MX:
+		f(&rr.Mx)
+	case *dns.SOA:
+		f(&rr.Ns)
+		f(&rr.Mbox)
+	case *dns.NAPTR:
+		f(&rr.Replacement)
+	case *dns.SVCB:
+		f(&rr.Target)
+	case *dns.HTTPS:
+		f(&rr.Target)
+	case *dns.AFSDB:
+		f(&rr.Hostname)
+	case *dns.RT:
+		f(&rr.Host)
+	case *dns.KX:
+		f(&rr.Exchanger)
+	case *dns.RP:
+		f(&rr.Mbox)
+		f(&rr.Txt)
+	case *dns.MINFO:
+		f(&rr.Rmail)
+		f(&rr.Email)
+	case *dns.MB:
+		f(&rr.Mb)
+	case *dns.MG:
+		f(&rr.Mg)
+	case *dns.MR:
+		f(&rr.Mr)
+	case *dns.MF:
+		f(&rr.Mf)
+	case *dns.MD:
+		f(&rr.Md)
+	case *dns.PX:
+		f(&rr.Map822)
+		f(&rr.Mapx400)
+	case *dns.NSAPPTR:
+		f(&rr.Ptr)
+	case *dns.TALINK:
+		f(&rr.PreviousName)
+		f(&rr.NextName)
+	case *dns.HIP:
+		for i := range rr.RendezvousServers {
+			f(&rr.RendezvousServers[i])
+		}
+	case *dns.LP:
+		f(&rr.Fqdn)
+	case *dns.IPSECKEY:
+		f(&rr.GatewayHost)
+	case *dns.AMTRELAY:
+		f(&rr.GatewayHost)
+	case *dns.TKEY:
+		f(&rr.Algorithm)
+	}
+}
+
+// endToEnd removes the EDNS options that belong to one connection (cookies of RFC 7873, TCP
+// keepalive of RFC 7828, padding of RFC 7830) and keeps those meant for the other end.
+func endToEnd(options []dns.EDNS0) []dns.EDNS0 {
+	var kept []dns.EDNS0
+	for _, o := range options {
+		switch o.Option() {
+		case dns.EDNS0COOKIE, dns.EDNS0TCPKEEPALIVE, dns.EDNS0PADDING:
+		default:
+			kept = append(kept, o)
+		}
+	}
+	return kept
+}
+
+// withoutOPT removes OPT records.
+func withoutOPT(rrs []dns.RR) []dns.RR {
+	kept := rrs[:0]
+	for _, rr := range rrs {
+		if rr.Header().Rrtype != dns.TypeOPT {
+			kept = append(kept, rr)
+		}
+	}
+	return kept
+}
+
+// clip shortens a text so that a reply with it fits any UDP message, and keeps it valid UTF-8 as
+// RFC 8914 wants it.
+func clip(text string) string {
+	const most = 250
+	if len(text) > most {
+		text = text[:most]
+	}
+	return strings.ToValidUTF8(text, "")
+}

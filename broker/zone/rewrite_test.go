@@ -1,0 +1,307 @@
+package zone
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/miekg/dns"
+)
+
+// long is a name of n labels of 49 characters: 50 octets each.
+func long(n int) string { return strings.Repeat(strings.Repeat("a", 49)+".", n) }
+
+func TestReplaceSuffix(t *testing.T) {
+	for _, c := range []struct {
+		name, from, to string
+		want           string // empty: does not fit
+	}{
+		{"svc.cluster.local.", "cluster.local.", "c2.kubelink.", "svc.c2.kubelink."},
+		{"cluster.local.", "cluster.local.", "c2.kubelink.", "c2.kubelink."},                                 // the domain itself
+		{"Svc.CLUSTER.local.", "cluster.local.", "c2.kubelink.", "Svc.c2.kubelink."},                         // any case
+		{"mycluster.local.", "cluster.local.", "c2.kubelink.", "mycluster.local."},                           // whole labels only
+		{`my\.cluster.local.`, "cluster.local.", "c2.kubelink.", `my\.cluster.local.`},                       // one label: my.cluster
+		{`my\\.cluster.local.`, "cluster.local.", "c2.kubelink.", `my\\.c2.kubelink.`},                       // label my\
+		{`\\\.cluster.local.`, "cluster.local.", "c2.kubelink.", `\\\.cluster.local.`},                       // label \.cluster
+		{"local.", "cluster.local.", "c2.kubelink.", "local."},                                               // shorter
+		{".", "cluster.local.", "c2.kubelink.", "."},                                                         // root
+		{"example.com.", "cluster.local.", "c2.kubelink.", "example.com."},                                   // somewhere else
+		{"a.cluster.local.cluster.local.", "cluster.local.", "c2.kubelink.", "a.cluster.local.c2.kubelink."}, // the last one only
+		{"x.c2.k.cluster.local.", "c2.k.cluster.local.", "cluster.local.", "x.cluster.local."},               // nested, out
+		{"x.cluster.local.", "cluster.local.", "c2.k.cluster.local.", "x.c2.k.cluster.local."},               // nested, back
+		{"x.", ".", "c2.kubelink.", "x.c2.kubelink."},                                                        // from the root
+		{".", ".", "c2.kubelink.", "c2.kubelink."},
+		{"x.c2.kubelink.", "c2.kubelink.", ".", "x."}, // to the root
+		{"c2.kubelink.", "c2.kubelink.", ".", "."},
+		{"\u212aluster.local.", "\u212aluster.local.", "k.", "k."},
+		{"x.\u212a.", "k.", "l.", "x.\u212a."},                                                                                              // the Kelvin sign is no k
+		{long(4) + "ab.cluster.local.", "cluster.local.", strings.Repeat("b", 49) + ".", long(4) + "ab." + strings.Repeat("b", 49) + "."},   // 254
+		{long(4) + "abc.cluster.local.", "cluster.local.", strings.Repeat("b", 49) + ".", long(4) + "abc." + strings.Repeat("b", 49) + "."}, // 255
+		{long(4) + "abcd.cluster.local.", "cluster.local.", strings.Repeat("b", 49) + ".", ""},                                              // 256
+	} {
+		got, fits := replaceSuffix(c.name, c.from, c.to)
+		if !fits {
+			got = ""
+		}
+		if got != c.want {
+			t.Errorf("replaceSuffix(%q, %q, %q) = %q, want %q", c.name, c.from, c.to, got, c.want)
+		}
+	}
+}
+
+// FuzzReplaceSuffix compares with labels: split, compare the last ones, join.
+func FuzzReplaceSuffix(f *testing.F) {
+	f.Add([]byte("\x03svc\x07cluster\x05local\x00"), []byte("\x07cluster\x05local\x00"), []byte("\x02c2\x08kubelink\x00"))
+	f.Add([]byte("\x0asvc.cluster\x05local\x00"), []byte("\x07Cluster\x05local\x00"), []byte("\x00"))
+	f.Add([]byte("\x01\\\x01.\x00"), []byte("\x01.\x00"), []byte("\x3faaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\x00"))
+	f.Fuzz(func(t *testing.T, name, from, to []byte) {
+		var s [3]string
+		var labels [3][]string
+		for i, wire := range [][]byte{name, from, to} {
+			var err error
+			if s[i], _, err = dns.UnpackDomainName(wire, 0); err != nil {
+				return
+			}
+			labels[i] = dns.SplitDomainName(s[i])
+		}
+		got, fits := replaceSuffix(s[0], s[1], s[2])
+
+		n, d := labels[0], labels[1]
+		inside := len(n) >= len(d)
+		for i := 0; inside && i < len(d); i++ {
+			inside = lowerASCII(n[len(n)-len(d)+i]) == lowerASCII(d[i])
+		}
+		if !inside {
+			if got != s[0] || !fits {
+				t.Fatalf("%q is not in %q, but became %q", s[0], s[1], got)
+			}
+			return
+		}
+		want := dns.Fqdn(strings.Join(append(n[:len(n)-len(d):len(n)-len(d)], labels[2]...), "."))
+		n1, err := dns.PackDomainName(want, make([]byte, 600), 0, nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fits != (n1 <= 255) {
+			t.Fatalf("%q has %d octets, fits: %v", want, n1, fits)
+		}
+		if fits && got != want {
+			t.Fatalf("replaceSuffix(%q) = %q, want %q", s, got, want)
+		}
+	})
+}
+
+func lowerASCII(s string) string {
+	b := []byte(s)
+	for i := range b {
+		b[i] = lower(b[i])
+	}
+	return string(b)
+}
+
+// records are one of every type with names in its data, inside (cluster.local) and outside
+// (example.com) of the cluster, with what they become.
+var records = []struct{ in, out string }{
+	{`a.cluster.local. 30 IN A 10.0.0.1`, `a.c2.kubelink. 5 IN A 10.0.0.1`},
+	{`a.cluster.local. 3 IN AAAA fd00::1`, `a.c2.kubelink. 3 IN AAAA fd00::1`},
+	{`a.cluster.local. 0 IN TXT "b.cluster.local."`, `a.c2.kubelink. 0 IN TXT "b.cluster.local."`},
+	{`a.CLUSTER.Local. 5 IN CNAME b.Cluster.local.`, `a.c2.kubelink. 5 IN CNAME b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN CNAME www.example.com.`, `a.c2.kubelink. 5 IN CNAME www.example.com.`},
+	{`www.example.com. 5 IN CNAME b.cluster.local.`, `www.example.com. 5 IN CNAME b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN DNAME cluster.local.`, `a.c2.kubelink. 5 IN DNAME c2.kubelink.`},
+	{`cluster.local. 5 IN NS ns.dns.cluster.local.`, `c2.kubelink. 5 IN NS ns.dns.c2.kubelink.`},
+	{`1.0.0.10.in-addr.arpa. 5 IN PTR a.cluster.local.`, `1.0.0.10.in-addr.arpa. 5 IN PTR a.c2.kubelink.`},
+	{`_http._tcp.a.cluster.local. 5 IN SRV 0 50 80 10-0-0-1.a.cluster.local.`, `_http._tcp.a.c2.kubelink. 5 IN SRV 0 50 80 10-0-0-1.a.c2.kubelink.`},
+	{`a.cluster.local. 5 IN MX 10 b.cluster.local.`, `a.c2.kubelink. 5 IN MX 10 b.c2.kubelink.`},
+	{`cluster.local. 300 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5`, `c2.kubelink. 5 IN SOA ns.dns.c2.kubelink. hostmaster.c2.kubelink. 1 7200 1800 86400 5`},
+	{`a.cluster.local. 5 IN NAPTR 1 1 "S" "SIP+D2U" "" _sip._udp.cluster.local.`, `a.c2.kubelink. 5 IN NAPTR 1 1 "S" "SIP+D2U" "" _sip._udp.c2.kubelink.`},
+	{`a.cluster.local. 5 IN SVCB 1 b.cluster.local. alpn="h2"`, `a.c2.kubelink. 5 IN SVCB 1 b.c2.kubelink. alpn="h2"`},
+	{`a.cluster.local. 5 IN HTTPS 1 . alpn="h2"`, `a.c2.kubelink. 5 IN HTTPS 1 . alpn="h2"`},
+	{`a.cluster.local. 5 IN HTTPS 0 b.cluster.local.`, `a.c2.kubelink. 5 IN HTTPS 0 b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN AFSDB 1 b.cluster.local.`, `a.c2.kubelink. 5 IN AFSDB 1 b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN RT 1 b.cluster.local.`, `a.c2.kubelink. 5 IN RT 1 b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN KX 1 b.cluster.local.`, `a.c2.kubelink. 5 IN KX 1 b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN RP b.cluster.local. c.cluster.local.`, `a.c2.kubelink. 5 IN RP b.c2.kubelink. c.c2.kubelink.`},
+	{`a.cluster.local. 5 IN MINFO b.cluster.local. c.cluster.local.`, `a.c2.kubelink. 5 IN MINFO b.c2.kubelink. c.c2.kubelink.`},
+	{`a.cluster.local. 5 IN MB b.cluster.local.`, `a.c2.kubelink. 5 IN MB b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN MG b.cluster.local.`, `a.c2.kubelink. 5 IN MG b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN MR b.cluster.local.`, `a.c2.kubelink. 5 IN MR b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN MF b.cluster.local.`, `a.c2.kubelink. 5 IN MF b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN MD b.cluster.local.`, `a.c2.kubelink. 5 IN MD b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN PX 1 b.cluster.local. c.cluster.local.`, `a.c2.kubelink. 5 IN PX 1 b.c2.kubelink. c.c2.kubelink.`},
+	{`a.cluster.local. 5 IN NSAP-PTR b.cluster.local.`, `a.c2.kubelink. 5 IN NSAP-PTR b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN TALINK b.cluster.local. c.cluster.local.`, `a.c2.kubelink. 5 IN TALINK b.c2.kubelink. c.c2.kubelink.`},
+	{`a.cluster.local. 5 IN LP 1 b.cluster.local.`, `a.c2.kubelink. 5 IN LP 1 b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN IPSECKEY 10 3 2 b.cluster.local. AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`, `a.c2.kubelink. 5 IN IPSECKEY 10 3 2 b.c2.kubelink. AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`},
+	{`a.cluster.local. 5 IN IPSECKEY 10 1 2 192.0.2.38 AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`, `a.c2.kubelink. 5 IN IPSECKEY 10 1 2 192.0.2.38 AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`},
+	{`a.cluster.local. 5 IN AMTRELAY 10 0 3 b.cluster.local.`, `a.c2.kubelink. 5 IN AMTRELAY 10 0 3 b.c2.kubelink.`},
+	{`a.cluster.local. 5 IN HIP 2 200100107b1a74df365639cc39f1d578 AwEAAbdxyhNuSutc5EMzxTs9LBPCIkOFH8cIvM4p9+LrV4e19WzK00+CI6zBCQTdtWsuxKbWIy87UOoJTwkUs7lBu+Upr1gsNrut79ryra+bSRGQb1slImA8YVJyuIDsj7kwzG7jnERNqnWxZ48AWkskmdHaVDP4BcelrTI3rMXdXF5D b.cluster.local. c.example.com.`, `a.c2.kubelink. 5 IN HIP 2 200100107b1a74df365639cc39f1d578 AwEAAbdxyhNuSutc5EMzxTs9LBPCIkOFH8cIvM4p9+LrV4e19WzK00+CI6zBCQTdtWsuxKbWIy87UOoJTwkUs7lBu+Upr1gsNrut79ryra+bSRGQb1slImA8YVJyuIDsj7kwzG7jnERNqnWxZ48AWkskmdHaVDP4BcelrTI3rMXdXF5D b.c2.kubelink. c.example.com.`},
+	// Signatures and denials do not survive.
+	{`a.cluster.local. 5 IN RRSIG A 8 3 300 20300101000000 20200101000000 1 cluster.local. AAAA`, ``},
+	{`a.cluster.local. 5 IN NSEC b.cluster.local. A NSEC`, ``},
+}
+
+func TestSection(t *testing.T) {
+	for _, c := range records {
+		rr, err := dns.NewRR(c.in)
+		if err != nil {
+			t.Fatalf("%s: %v", c.in, err)
+		}
+		// Through the wire, as an upstream sends it.
+		wire := make([]byte, 1024)
+		n, err := dns.PackRR(rr, wire, 0, nil, false)
+		if err != nil {
+			t.Fatalf("%s: %v", c.in, err)
+		}
+		if rr, _, err = dns.UnpackRR(wire[:n], 0); err != nil {
+			t.Fatalf("%s: %v", c.in, err)
+		}
+		w := rewriter{from: "cluster.local.", to: "c2.kubelink.", asked: "q.cluster.local.", client: "Q.c2.Kubelink."}
+		kept, all := w.section([]dns.RR{rr})
+		if !all {
+			t.Errorf("%s does not fit", c.in)
+		}
+		if c.out == "" {
+			if len(kept) != 0 {
+				t.Errorf("%s became %v", c.in, kept)
+			}
+			continue
+		}
+		want, err := dns.NewRR(c.out)
+		if err != nil {
+			t.Fatalf("%s: %v", c.out, err)
+		}
+		if len(kept) != 1 || kept[0].String() != want.String() {
+			t.Errorf("%s\n became %v\n   want %s", c.in, kept, want)
+		}
+	}
+}
+
+func TestSectionKeepsTheClientsSpelling(t *testing.T) {
+	w := rewriter{from: "cluster.local.", to: "c2.kubelink.", asked: "q.cluster.local.", client: "Q.c2.KubeLink."}
+	cname, _ := dns.NewRR("Q.Cluster.LOCAL. 5 IN CNAME q.cluster.local.")
+	kept, _ := w.section([]dns.RR{cname})
+	if got := kept[0].Header().Name; got != "Q.c2.KubeLink." {
+		t.Errorf("owner is %s", got)
+	}
+}
+
+func TestSectionTooLong(t *testing.T) {
+	w := rewriter{from: "c.", to: "cluster-two.kubelink."}
+	for _, s := range []string{
+		long(4) + strings.Repeat("x", 40) + ".c. 5 IN A 10.0.0.1",
+		"a.c. 5 IN SRV 0 0 80 " + long(4) + strings.Repeat("x", 40) + ".c.",
+	} {
+		rr, err := dns.NewRR(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ok, _ := dns.NewRR("b.c. 5 IN A 10.0.0.2")
+		kept, all := w.section([]dns.RR{rr, ok})
+		if all || len(kept) != 1 || kept[0].Header().Name != "b.cluster-two.kubelink." {
+			t.Errorf("%s: %v %v", s, kept, all)
+		}
+	}
+}
+
+// TestEachName compares the list in eachName with the library: the tags of its record types say
+// which fields are names.
+func TestEachName(t *testing.T) {
+	signatures := map[uint16]bool{ // dropped by section
+		dns.TypeRRSIG: true, dns.TypeSIG: true, dns.TypeNSEC: true, dns.TypeNXT: true, dns.TypeTSIG: true,
+	}
+	for rrtype, make := range dns.TypeToRR {
+		rr := make()
+		want := 0
+		var mark func(v reflect.Value)
+		mark = func(v reflect.Value) {
+			for i := range v.NumField() {
+				field, tag := v.Field(i), v.Type().Field(i).Tag.Get("dns")
+				switch {
+				case v.Type().Field(i).Name == "Hdr":
+				case field.Kind() == reflect.Struct:
+					mark(field)
+				case strings.HasSuffix(tag, "domain-name") && field.Kind() == reflect.Slice:
+					field.Set(reflect.ValueOf([]string{"x.", "y."}))
+					want += 2
+				case strings.HasSuffix(tag, "domain-name"), v.Type().Field(i).Name == "GatewayHost":
+					field.SetString("x.")
+					want++
+				}
+			}
+		}
+		mark(reflect.ValueOf(rr).Elem())
+		if rrtype == dns.TypeTSIG || signatures[rrtype] || rrtype == dns.TypeOPT {
+			continue
+		}
+		got := 0
+		eachName(rr, func(*string) { got++ })
+		if got != want {
+			t.Errorf("%s: %d names, want %d", dns.TypeToString[rrtype], got, want)
+		}
+	}
+}
+
+// FuzzSection rewrites whole messages: the result must pack, and no name of the cluster may be left.
+func FuzzSection(f *testing.F) {
+	for _, r := range records {
+		m := new(dns.Msg)
+		m.SetQuestion("q.cluster.local.", dns.TypeANY)
+		rr, _ := dns.NewRR(r.in)
+		m.Answer = []dns.RR{rr}
+		m.Compress = true
+		wire, err := m.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(wire)
+	}
+	f.Fuzz(func(t *testing.T, wire []byte) {
+		m := new(dns.Msg)
+		if m.Unpack(wire) != nil {
+			return
+		}
+		if _, err := m.Pack(); err != nil {
+			return // the library reads more than it writes
+		}
+		w := rewriter{from: "cluster.local.", to: "c2.kubelink.", asked: "q.cluster.local.", client: "Q.c2.kubelink."}
+		for _, section := range []*[]dns.RR{&m.Answer, &m.Ns, &m.Extra} {
+			*section, _ = w.section(*section)
+			for _, rr := range *section {
+				if rr.Header().Rrtype == dns.TypeOPT {
+					continue
+				}
+				eachName(rr, func(s *string) {
+					if _, in := cutSuffix(*s, "cluster.local."); in && *s != "" {
+						t.Fatalf("left in %s", rr)
+					}
+				})
+				if _, in := cutSuffix(rr.Header().Name, "cluster.local."); in {
+					t.Fatalf("left in %s", rr)
+				}
+			}
+		}
+		if _, err := m.Pack(); err != nil {
+			t.Fatalf("%v\n%s", err, m)
+		}
+	})
+}
+
+func TestEndToEnd(t *testing.T) {
+	got := endToEnd([]dns.EDNS0{
+		&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE}, &dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET},
+		&dns.EDNS0_TCP_KEEPALIVE{Code: dns.EDNS0TCPKEEPALIVE}, &dns.EDNS0_PADDING{},
+	})
+	if len(got) != 1 || got[0].Option() != dns.EDNS0SUBNET {
+		t.Errorf("kept %v", got)
+	}
+}
+
+func TestClip(t *testing.T) {
+	if got := clip(strings.Repeat("ä", 200)); len(got) != 250 || !strings.HasPrefix(strings.Repeat("ä", 200), got) {
+		t.Errorf("%d bytes: %q", len(got), got)
+	}
+	if got := clip("a\xff"); got != "a" {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,105 @@
+package zone
+
+// The DNS service of a cluster as an upstream: CoreDNS' proxy library keeps and reuses connections;
+// this file adds the deadline and fails at once while the service is known to be dead.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/coredns/coredns/plugin/pkg/proxy"
+	"github.com/coredns/coredns/plugin/pkg/transport"
+	"github.com/coredns/coredns/request"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	// A query is tried twice, a second each: one lost packet costs a second, a dead service two.
+	tryTimeout = time.Second
+	tries      = 2
+
+	// After a failed query the library checks the health of the service in the background. From the
+	// second failed check on, until one succeeds, queries fail without waiting.
+	healthInterval = 500 * time.Millisecond
+	maxFails       = 1
+)
+
+// upstream is the DNS service of a cluster. Its connections are closed by the library's finalizer
+// once no table and no query holds it any more: no query loses its connection when a table goes.
+type upstream struct {
+	proxy   *proxy.Proxy
+	lastErr atomic.Pointer[error]
+}
+
+// newUpstream starts an upstream. The health of a cluster's DNS service shows in any answer about
+// its own domain; the library's default, the root, would ask for what the cluster may not reach.
+func newUpstream(addr netip.AddrPort, clusterDomain string) *upstream {
+	p := proxy.NewProxy("kubelink", addr.String(), transport.DNS)
+	p.SetReadTimeout(tryTimeout)
+	p.GetHealthchecker().SetDomain(clusterDomain)
+	p.GetHealthchecker().SetRecursionDesired(false)
+	p.Start(healthInterval)
+	return &upstream{proxy: p}
+}
+
+// stop ends the health checks. Connections are closed later: see upstream.
+func (u *upstream) stop() { u.proxy.Stop() }
+
+// exchange asks the upstream, in the protocol of the client.
+func (u *upstream) exchange(ctx context.Context, state request.Request) (*dns.Msg, error) {
+	if u.proxy.Down(maxFails) {
+		if err := u.lastErr.Load(); err != nil {
+			return nil, fmt.Errorf("no answer for a while: %w", *err)
+		}
+	}
+	var err error
+	begin := time.Now()
+	for try := 0; try < tries; try++ {
+		var reply *dns.Msg
+		reply, err = u.try(ctx, state)
+		if err == nil {
+			if !state.Match(reply) {
+				return nil, errors.New("answer to another question")
+			}
+			return reply, nil
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		// A dial and a read that both took their time leave none for another try.
+		if time.Since(begin) > tryTimeout+tryTimeout/2 {
+			break
+		}
+	}
+	err = brief(err)
+	u.lastErr.Store(&err)
+	u.proxy.Healthcheck()
+	return nil, err
+}
+
+// try is one attempt: at most tryTimeout to connect, and as much for the answer. That a pooled
+// connection was closed by the other side in the meantime is no attempt; each is found only once.
+func (u *upstream) try(ctx context.Context, state request.Request) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	for {
+		reply, _, _, err := u.proxy.Connect(ctx, state, proxy.Options{})
+		if !errors.Is(err, proxy.ErrCachedClosed) {
+			return reply, err
+		}
+	}
+}
+
+// brief leaves out what a reader does not need: the local port and, as callers name it, the address.
+func brief(err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Err != nil {
+		return op.Err
+	}
+	return err
+}

@@ -1,0 +1,105 @@
+// kubelink is a CoreDNS with the kubelink plugin: one process links Kubernetes clusters and answers
+// for their names. Flags and Corefile are CoreDNS'.
+package main
+
+import (
+	"fmt"
+	"runtime/debug"
+	"slices"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/coremain"
+
+	// What a DNS server in a cluster needs. Left out, to keep binary and attack surface small: the
+	// plugins for one cloud or another system's data (route53, azure, clouddns, etcd, nomad, geoip,
+	// dynupdate), other transports than UDP, TCP and TLS (grpc, grpc_server, https, https3, quic,
+	// proxyproto), signing (dnssec, sign), tracing, siit, and erratic, which is for tests.
+	_ "github.com/coredns/coredns/plugin/acl"
+	_ "github.com/coredns/coredns/plugin/any"
+	_ "github.com/coredns/coredns/plugin/auto"
+	_ "github.com/coredns/coredns/plugin/autopath"
+	_ "github.com/coredns/coredns/plugin/bind"
+	_ "github.com/coredns/coredns/plugin/bufsize"
+	_ "github.com/coredns/coredns/plugin/cache"
+	_ "github.com/coredns/coredns/plugin/cancel"
+	_ "github.com/coredns/coredns/plugin/chaos"
+	_ "github.com/coredns/coredns/plugin/debug"
+	_ "github.com/coredns/coredns/plugin/dns64"
+	_ "github.com/coredns/coredns/plugin/dnstap"
+	_ "github.com/coredns/coredns/plugin/errors"
+	_ "github.com/coredns/coredns/plugin/file"
+	_ "github.com/coredns/coredns/plugin/forward"
+	_ "github.com/coredns/coredns/plugin/header"
+	_ "github.com/coredns/coredns/plugin/health"
+	_ "github.com/coredns/coredns/plugin/hosts"
+	_ "github.com/coredns/coredns/plugin/k8s_external"
+	_ "github.com/coredns/coredns/plugin/kubernetes"
+	_ "github.com/coredns/coredns/plugin/loadbalance"
+	_ "github.com/coredns/coredns/plugin/local"
+	_ "github.com/coredns/coredns/plugin/log"
+	_ "github.com/coredns/coredns/plugin/loop"
+	_ "github.com/coredns/coredns/plugin/metadata"
+	_ "github.com/coredns/coredns/plugin/metrics"
+	_ "github.com/coredns/coredns/plugin/minimal"
+	_ "github.com/coredns/coredns/plugin/multisocket"
+	_ "github.com/coredns/coredns/plugin/nsid"
+	_ "github.com/coredns/coredns/plugin/pprof"
+	_ "github.com/coredns/coredns/plugin/ready"
+	_ "github.com/coredns/coredns/plugin/reload"
+	_ "github.com/coredns/coredns/plugin/rewrite"
+	_ "github.com/coredns/coredns/plugin/root"
+	_ "github.com/coredns/coredns/plugin/secondary"
+	_ "github.com/coredns/coredns/plugin/shed"
+	_ "github.com/coredns/coredns/plugin/template"
+	_ "github.com/coredns/coredns/plugin/timeouts"
+	_ "github.com/coredns/coredns/plugin/tls"
+	_ "github.com/coredns/coredns/plugin/transfer"
+	_ "github.com/coredns/coredns/plugin/tsig"
+	_ "github.com/coredns/coredns/plugin/view"
+	_ "github.com/coredns/coredns/plugin/whoami"
+
+	_ "github.com/mandelsoft/kubelink/plugin/kubelink"
+)
+
+// version is set by the linker: -X main.version=v1.2.3.
+var version string
+
+func init() {
+	// CoreDNS' order, without what is not in here, and with kubelink as the first source of data
+	// after hosts: what shapes queries and answers (rewrite, cache, template, transfer) works around
+	// it, a name in a hosts file overrides, and kubernetes, file and forward get what is not ours.
+	order := slices.DeleteFunc(slices.Clone(dnsserver.Directives), func(d string) bool {
+		_, err := caddy.DirectiveAction("dns", d)
+		return err != nil
+	})
+	order = slices.Insert(order, slices.Index(order, "hosts")+1, "kubelink")
+	if err := dnsserver.SetDirectives(order); err != nil {
+		panic(err)
+	}
+}
+
+func main() {
+	describe()
+	coremain.Run()
+}
+
+// describe makes -version and the first lines of the log tell this program's version.
+func describe() {
+	commit := ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				commit = s.Value
+			}
+		}
+		if version == "" {
+			version = info.Main.Version
+		}
+	}
+	if coremain.GitCommit == "" {
+		coremain.GitCommit = commit
+	}
+	caddy.AppName = "kubelink"
+	caddy.AppVersion = fmt.Sprintf("%s (%s-%s)", version, coremain.CoreName, coremain.CoreVersion)
+}

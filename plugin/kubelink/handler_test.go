@@ -1,0 +1,439 @@
+package kubelink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	_ "github.com/coredns/coredns/plugin/bind"
+	_ "github.com/coredns/coredns/plugin/cache"
+	_ "github.com/coredns/coredns/plugin/errors"
+	_ "github.com/coredns/coredns/plugin/forward"
+	_ "github.com/coredns/coredns/plugin/health"
+	_ "github.com/coredns/coredns/plugin/log"
+	_ "github.com/coredns/coredns/plugin/loop"
+	"github.com/coredns/coredns/plugin/metadata"
+	_ "github.com/coredns/coredns/plugin/metrics"
+	clog "github.com/coredns/coredns/plugin/pkg/log"
+	_ "github.com/coredns/coredns/plugin/ready"
+	_ "github.com/coredns/coredns/plugin/reload"
+	"github.com/coredns/coredns/plugin/test"
+	_ "github.com/coredns/coredns/plugin/whoami"
+	"github.com/coredns/coredns/request"
+
+	"github.com/miekg/dns"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/mandelsoft/kubelink/broker"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/zone"
+)
+
+func init() {
+	clog.Discard()
+	caddy.Quiet, dnsserver.Quiet = true, true
+	i := slices.Index(dnsserver.Directives, "k8s_external")
+	dnsserver.Directives = slices.Insert(slices.Clone(dnsserver.Directives), i, pluginName)
+}
+
+// stateSource is a broker without links: a state source for the plugin, told by the test.
+type stateSource struct {
+	table atomic.Pointer[zone.Table]
+	err   atomic.Pointer[error]
+
+	mu     sync.Mutex
+	calls  []string // what the plugin did, in order
+	refuse error    // of the next Update
+}
+
+func (s *stateSource) call(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, fmt.Sprintf(format, args...))
+}
+
+// took are the calls since the last time.
+func (s *stateSource) took() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	calls := strings.Join(s.calls, ", ")
+	s.calls = nil
+	return calls
+}
+
+func (s *stateSource) Start() error { s.call("start"); return nil }
+
+func (s *stateSource) Update(cfg broker.Config) error {
+	s.call("update %s", cfg.ClusterName)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.refuse
+	s.refuse = nil
+	return err
+}
+
+func (s *stateSource) Stop() { s.call("stop") }
+
+func (s *stateSource) Table() *zone.Table { return s.table.Load() }
+
+func (s *stateSource) Ready() error {
+	if err := s.err.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// useStateSource makes Corefiles of this test use a state source instead of a broker.
+func useStateSource(t *testing.T) *stateSource {
+	s := &stateSource{}
+	before := shared
+	shared = &holder{newBroker: func(cfg broker.Config) (Broker, error) {
+		s.call("new %s", cfg.ClusterName)
+		return s, nil
+	}}
+	t.Cleanup(func() { shared = before })
+	return s
+}
+
+func corefile(body string) caddy.Input {
+	return caddy.CaddyfileInput{Contents: []byte(body), Filepath: "Corefile", ServerTypeName: "dns"}
+}
+
+// start runs CoreDNS. The instance is what the caller replaces when it restarts.
+func start(t *testing.T, body string) (instance **caddy.Instance, addr map[string]string) {
+	t.Helper()
+	i, err := caddy.Start(corefile(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		i.ShutdownCallbacks()
+		i.Stop()
+	})
+	s := i.Servers()[0]
+	return &i, map[string]string{"udp": s.LocalAddr().String(), "tcp": s.Addr().String()}
+}
+
+// setTable makes a table with one cluster behind a link in the given state.
+func (s *stateSource) setTable(upstream netip.AddrPort, status zone.Status) {
+	s.table.Store(zone.New(s.table.Load(), []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
+		{Name: "kubelink2.kubelink.", Link: "kubelink2", Upstream: upstream, ClusterDomain: "cluster.local."},
+	}}}, func(string) zone.Status { return status }, zone.Options{Serial: 1}))
+}
+
+// serveCluster is the DNS service of a cluster: every A question has one answer, many. has sixty.
+func serveCluster(t *testing.T) netip.AddrPort {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", pc.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+		m := new(dns.Msg)
+		m.SetReply(r)
+		m.Authoritative = true
+		n := 1
+		if strings.HasPrefix(r.Question[0].Name, "many.") {
+			n = 60
+		}
+		for i := range n {
+			m.Answer = append(m.Answer, test.A(fmt.Sprintf("%s 3600 IN A 100.64.16.%d", r.Question[0].Name, 20+i)))
+		}
+		state := request.Request{W: w, Req: r}
+		state.SizeAndDo(m)
+		state.Scrub(m)
+		w.WriteMsg(m)
+	})
+	for _, s := range []*dns.Server{{PacketConn: pc, Handler: handler}, {Listener: ln, Handler: handler}} {
+		go s.ActivateAndServe()
+		t.Cleanup(func() { s.Shutdown() })
+	}
+	return netip.MustParseAddrPort(pc.LocalAddr().String())
+}
+
+func ask(t *testing.T, network string, addr map[string]string, name string, qtype, edns uint16) *dns.Msg {
+	t.Helper()
+	m := new(dns.Msg)
+	m.SetQuestion(name, qtype)
+	if edns > 0 {
+		m.SetEdns0(edns, false)
+	}
+	reply, _, err := (&dns.Client{Net: network, UDPSize: max(edns, 512)}).Exchange(m, addr[network])
+	if err != nil {
+		t.Fatalf("%s %s: %v", network, name, err)
+	}
+	return reply
+}
+
+// summary is rcode, Extended DNS Error and first answer.
+func summary(m *dns.Msg) string {
+	s := dns.RcodeToString[m.Rcode]
+	if o := m.IsEdns0(); o != nil {
+		for _, option := range o.Option {
+			if e, ok := option.(*dns.EDNS0_EDE); ok {
+				s += fmt.Sprintf(" EDE %d %q", e.InfoCode, e.ExtraText)
+			}
+		}
+	}
+	if len(m.Answer) > 0 {
+		s += " " + strings.Join(strings.Fields(m.Answer[0].String()), " ")
+	}
+	return s
+}
+
+// everything is a server block as people write it.
+const everything = `.:0 {
+	bind 127.0.0.1
+	metadata
+	errors
+	log
+	health 127.0.0.1:0
+	prometheus 127.0.0.1:0
+	cache 30
+	reload
+	loop
+	kubelink {
+		dns-propagation dns
+	}
+	whoami
+}`
+
+func TestServe(t *testing.T) {
+	s := useStateSource(t)
+	cluster := serveCluster(t)
+	notYet := errors.New("no state from the API server yet")
+	s.err.Store(&notYet)
+	_, addr := start(t, everything)
+	up := zone.Status{Usable: true, State: "Up"}
+	down := zone.Status{State: "Down", Reason: "dial kubelink.b.example:80: connection refused"}
+	const web = "web.default.svc.kubelink2.kubelink."
+
+	for _, step := range []struct {
+		name string
+		set  func()
+		ask  []struct {
+			name  string
+			qtype uint16
+			want  string
+		}
+	}{
+		{"not ready", func() {}, []struct {
+			name  string
+			qtype uint16
+			want  string
+		}{
+			{web, dns.TypeA, `SERVFAIL EDE 14 "kubelink is not ready: no state from the API server yet"`},
+			{"kubelink.", dns.TypeSOA, `SERVFAIL EDE 14 "kubelink is not ready: no state from the API server yet"`},
+			{"example.org.", dns.TypeA, "NOERROR"}, // whoami
+		}},
+		{"up", func() { s.err.Store(nil); s.setTable(cluster, up) }, []struct {
+			name  string
+			qtype uint16
+			want  string
+		}{
+			{web, dns.TypeA, "NOERROR " + web + " 5 IN A 100.64.16.20"},
+			{"Web.Default.svc.Kubelink2.KUBELINK.", dns.TypeA, "NOERROR Web.Default.svc.Kubelink2.KUBELINK. 5 IN A 100.64.16.20"},
+			{"kubelink.", dns.TypeSOA, "NOERROR kubelink. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 1 7200 1800 86400 5"},
+			{"nobody.kubelink.", dns.TypeA, "NXDOMAIN"},
+			{"kubelink.", dns.TypeA, "NOERROR"},
+			{"example.org.", dns.TypeA, "NOERROR"},
+			{"kubelink2.kubelink.", dns.TypeIXFR, "REFUSED"},
+		}},
+		// The cache in front does not hold back what the links do.
+		{"down", func() { s.setTable(cluster, down) }, []struct {
+			name  string
+			qtype uint16
+			want  string
+		}{
+			{web, dns.TypeA, `SERVFAIL EDE 22 "link kubelink2 is Down: dial kubelink.b.example:80: connection refused"`},
+			{web, dns.TypeA, `SERVFAIL EDE 22 "link kubelink2 is Down: dial kubelink.b.example:80: connection refused"`},
+			{"nobody.kubelink.", dns.TypeA, "NXDOMAIN"},
+		}},
+		{"up again", func() { s.setTable(cluster, up) }, []struct {
+			name  string
+			qtype uint16
+			want  string
+		}{
+			{web, dns.TypeA, "NOERROR " + web + " 5 IN A 100.64.16.20"},
+		}},
+	} {
+		step.set()
+		for _, network := range []string{"udp", "tcp"} {
+			for _, q := range step.ask {
+				if got := summary(ask(t, network, addr, q.name, q.qtype, 1232)); got != q.want {
+					t.Errorf("%s: %s %s %s\n got %s\nwant %s", step.name, network, q.name, dns.TypeToString[q.qtype], got, q.want)
+				}
+			}
+		}
+	}
+	if m := ask(t, "tcp", addr, "kubelink.", dns.TypeAXFR, 0); m.Rcode != dns.RcodeRefused {
+		t.Errorf("AXFR: %v", m)
+	}
+
+	for _, c := range []struct {
+		network string
+		edns    uint16
+		tc      bool
+	}{{"udp", 0, true}, {"udp", 512, true}, {"udp", 1232, false}, {"udp", 4096, false}, {"tcp", 0, false}} {
+		m := ask(t, c.network, addr, "many.svc.kubelink2.kubelink.", dns.TypeA, c.edns)
+		if m.Truncated != c.tc || !c.tc && len(m.Answer) != 60 {
+			t.Errorf("%+v: tc %v, %d answers", c, m.Truncated, len(m.Answer))
+		}
+	}
+	s.table.Load().Close()
+}
+
+func TestServeConcurrently(t *testing.T) {
+	s := useStateSource(t)
+	cluster := serveCluster(t)
+	s.setTable(cluster, zone.Status{Usable: true})
+	_, addr := start(t, everything)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 50 {
+				m := new(dns.Msg)
+				m.SetQuestion("web.kubelink2.kubelink.", dns.TypeA)
+				reply, err := dns.Exchange(m, addr["udp"])
+				if err != nil || reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeServerFailure {
+					t.Errorf("%v %v", reply, err)
+				}
+			}
+		})
+	}
+	for i := range 100 {
+		s.setTable(cluster, zone.Status{Usable: i%2 == 1, State: "Down"})
+	}
+	wg.Wait()
+	s.table.Load().Close()
+}
+
+func TestNotReadyInItsZone(t *testing.T) {
+	useStateSource(t)
+	_, addr := start(t, "mesh.example:0 {\nbind 127.0.0.1\nkubelink\n}\nother.example:0 {\nbind 127.0.0.1\nwhoami\n}")
+	if got, want := summary(ask(t, "udp", addr, "x.mesh.example.", dns.TypeA, 512)), `SERVFAIL EDE 14 "kubelink is not ready: the links are not known yet"`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got := summary(ask(t, "udp", addr, "x.mesh.example.", dns.TypeA, 0)); got != "SERVFAIL" {
+		t.Errorf("without EDNS: %s", got)
+	}
+}
+
+func TestOtherClassesAndOpcodesAreNotOurs(t *testing.T) {
+	s := useStateSource(t)
+	s.setTable(netip.AddrPort{}, zone.Status{Usable: true})
+	next := 0
+	k := &Kubelink{stanza: &stanza{config: defaults()}, shared: shared, Next: test.HandlerFunc(func(context.Context, dns.ResponseWriter, *dns.Msg) (int, error) {
+		next++
+		return dns.RcodeSuccess, nil
+	})}
+	if err := shared.apply(k.stanza); err != nil {
+		t.Fatal(err)
+	}
+	for i, change := range []func(m *dns.Msg){
+		func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS },
+		func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassANY },
+		func(m *dns.Msg) { m.Opcode = dns.OpcodeNotify },
+		func(m *dns.Msg) { m.Question[0].Name = "mykubelink." },
+	} {
+		m := new(dns.Msg)
+		m.SetQuestion("kubelink.", dns.TypeSOA)
+		change(m)
+		if _, err := k.ServeDNS(context.Background(), &test.ResponseWriter{}, m); err != nil || next != i+1 {
+			t.Errorf("%d: %v, next %d", i, err, next)
+		}
+	}
+	k.Next = nil
+	m := new(dns.Msg)
+	m.SetQuestion("example.org.", dns.TypeA)
+	if rcode, err := k.ServeDNS(context.Background(), &test.ResponseWriter{}, m); rcode != dns.RcodeServerFailure || err == nil {
+		t.Errorf("without next: %d %v", rcode, err)
+	}
+}
+
+func TestMetadata(t *testing.T) {
+	s := useStateSource(t)
+	k := &Kubelink{stanza: &stanza{config: defaults()}, shared: shared}
+	state := request.Request{W: &test.ResponseWriter{}, Req: new(dns.Msg)}
+	state.Req.SetQuestion("x.kubelink2.kubelink.", dns.TypeA)
+	k.Metadata(context.Background(), state) // before there is a broker
+	if err := shared.apply(k.stanza); err != nil {
+		t.Fatal(err)
+	}
+	s.setTable(netip.MustParseAddrPort("127.0.0.1:53"), zone.Status{Usable: true})
+	ctx := k.Metadata(metadata.ContextWithMetadata(context.Background()), state)
+	for label, want := range map[string]string{
+		"kubelink/zone": "kubelink2.kubelink.", "kubelink/link": "kubelink2", "kubelink/upstream": "127.0.0.1:53",
+	} {
+		if f := metadata.ValueFunc(ctx, label); f == nil || f() != want {
+			t.Errorf("%s is not %s", label, want)
+		}
+	}
+	s.table.Load().Close()
+}
+
+func TestMetrics(t *testing.T) {
+	s := useStateSource(t)
+	s.setTable(netip.AddrPort{}, zone.Status{State: "Idle"})
+	_, addr := start(t, ".:0 {\nbind 127.0.0.1\nkubelink\n}")
+	value := func(zone, rcode string) float64 {
+		var m dto.Metric
+		if err := queries.WithLabelValues(zone, rcode).Write(&m); err != nil {
+			t.Fatal(err)
+		}
+		return m.Counter.GetValue()
+	}
+	before := []float64{value("kubelink.", "NXDOMAIN"), value("kubelink2.kubelink.", "SERVFAIL")}
+	ask(t, "udp", addr, "nobody.kubelink.", dns.TypeA, 0)
+	ask(t, "udp", addr, "x.kubelink2.kubelink.", dns.TypeA, 0)
+	ask(t, "udp", addr, "y.kubelink2.kubelink.", dns.TypeA, 0)
+	if n := value("kubelink.", "NXDOMAIN") - before[0]; n != 1 {
+		t.Errorf("%v NXDOMAIN", n)
+	}
+	if n := value("kubelink2.kubelink.", "SERVFAIL") - before[1]; n != 2 {
+		t.Errorf("%v SERVFAIL", n)
+	}
+}
+
+func TestReady(t *testing.T) {
+	s := useStateSource(t)
+	away := errors.New("the API server does not answer")
+	s.err.Store(&away)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := ln.Addr().String()
+	ln.Close()
+	start(t, ".:0 {\nbind 127.0.0.1\nready "+at+" {\nmonitor continuously\n}\nkubelink\n}\nmesh.example:0 {\nbind 127.0.0.1\nkubelink\n}")
+	for _, step := range []struct {
+		err  *error
+		code int
+	}{{&away, 503}, {nil, 200}, {&away, 503}} {
+		s.err.Store(step.err)
+		r, err := http.Get("http://" + at + "/ready")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		if r.StatusCode != step.code {
+			t.Errorf("%v: %s", step.err, r.Status)
+		}
+	}
+	if (&Kubelink{shared: &holder{}}).Ready() {
+		t.Error("ready without broker")
+	}
+}

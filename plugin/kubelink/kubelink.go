@@ -1,0 +1,108 @@
+// Package kubelink is the CoreDNS plugin that links Kubernetes clusters: it runs the broker (link
+// controllers and dataplane) in this process and answers DNS from the live state of the links.
+package kubelink
+
+import (
+	"context"
+
+	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/plugin/metadata"
+	clog "github.com/coredns/coredns/plugin/pkg/log"
+	"github.com/coredns/coredns/request"
+
+	"github.com/miekg/dns"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/zone"
+)
+
+const pluginName = "kubelink"
+
+var log = clog.NewWithPlugin(pluginName)
+
+// Kubelink is the handler of one server block. All of them answer from the same broker.
+type Kubelink struct {
+	Next plugin.Handler
+
+	zones  []string // of the server block, but for the root
+	stanza *stanza  // shared by all server blocks of the Corefile
+	shared *holder
+}
+
+// Name implements plugin.Handler.
+func (k *Kubelink) Name() string { return pluginName }
+
+// ServeDNS implements plugin.Handler.
+func (k *Kubelink) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	state := request.Request{W: w, Req: r}
+	if r.Opcode != dns.OpcodeQuery || state.QClass() != dns.ClassINET {
+		return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
+	}
+
+	table := k.shared.table()
+	if table == nil {
+		// Not knowing the links yet says nothing about a name: neither that it exists nor the contrary.
+		own := plugin.Zones(k.CacheBypassZones()).Matches(state.Name())
+		if own == "" {
+			return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
+		}
+		return k.write(w, own, zone.Failure(r, dns.ExtendedErrorCodeNotReady, k.shared.notReady()), nil)
+	}
+	match, ok := table.Match(state.Name())
+	if !ok {
+		return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
+	}
+	if t := state.QType(); t == dns.TypeAXFR || t == dns.TypeIXFR {
+		queries.WithLabelValues(match.Zone(), dns.RcodeToString[dns.RcodeRefused]).Inc()
+		return dns.RcodeRefused, nil
+	}
+	reply, err := match.Answer(ctx, state)
+	return k.write(w, match.Zone(), reply, err)
+}
+
+// write sends the reply. As it is written, no failure may be returned as rcode, lest CoreDNS writes
+// another one; the error goes to the errors plugin.
+func (k *Kubelink) write(w dns.ResponseWriter, zone string, reply *dns.Msg, err error) (int, error) {
+	rcode, ok := dns.RcodeToString[reply.Rcode]
+	if !ok {
+		rcode = "other"
+	}
+	queries.WithLabelValues(zone, rcode).Inc()
+	if e := w.WriteMsg(reply); err == nil {
+		err = e
+	}
+	return dns.RcodeSuccess, err
+}
+
+// CacheBypassZones implements the cache plugin's ZoneBypasser: the names that follow links must not
+// be held back by a cache in front of us, which would also strip the reason from a cached failure.
+// These zones are also what is ours before the links are known.
+func (k *Kubelink) CacheBypassZones() []string {
+	cfg := &k.stanza.config
+	if cfg.Propagation == mesh.PropagateNone {
+		return k.zones
+	}
+	return append(k.zones[:len(k.zones):len(k.zones)], cfg.MeshDomain)
+}
+
+// Ready implements the ready plugin's Readiness: the API server is reachable and its state is applied.
+func (k *Kubelink) Ready() bool { return k.shared.ready() }
+
+// Metadata implements the metadata plugin's Provider.
+func (k *Kubelink) Metadata(ctx context.Context, state request.Request) context.Context {
+	table := k.shared.table()
+	if table == nil {
+		return ctx
+	}
+	if match, ok := table.Match(state.Name()); ok {
+		metadata.SetValueFunc(ctx, "kubelink/zone", match.Zone)
+		metadata.SetValueFunc(ctx, "kubelink/link", match.Link)
+		metadata.SetValueFunc(ctx, "kubelink/upstream", func() string {
+			if u := match.Upstream(); u.IsValid() {
+				return u.String()
+			}
+			return ""
+		})
+	}
+	return ctx
+}

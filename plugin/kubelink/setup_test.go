@@ -1,0 +1,206 @@
+package kubelink
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/coredns/caddy"
+
+	"github.com/mandelsoft/kubelink/broker"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// parseStanza reads a stanza as the first of a Corefile named Testfile.
+func parseStanza(input string) (broker.Config, error) {
+	s := &stanza{config: defaults()}
+	err := s.parse(caddy.NewTestController("dns", input))
+	return s.config, err
+}
+
+func TestDefaults(t *testing.T) {
+	want := broker.Config{
+		Local: mesh.Local{
+			Mode: "bridge", Propagation: "none", MeshDomain: "kubelink.", ClusterDomain: "cluster.local.", DefaultPort: 80,
+		},
+		Namespace: "kube-system", BrokerPort: 8088, AdvertisedPort: 80, Interface: "kubelink",
+		SecretManageMode: "none", RouteTable: 254, RulePriority: 32750, DeployCRDs: true,
+	}
+	for _, input := range []string{"kubelink", "kubelink {\n}", "kubelink {\nipip none\nserved-links all\nmode bridge\n}"} {
+		if got, err := parseStanza(input); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %v\n got %+v\nwant %+v", input, err, got, want)
+		}
+	}
+
+	// In a pod.
+	defer func(f string) { namespaceFile = f }(namespaceFile)
+	namespaceFile = filepath.Join(t.TempDir(), "namespace")
+	if err := os.WriteFile(namespaceFile, []byte("link-system\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := parseStanza("kubelink"); err != nil || got.Namespace != "link-system" {
+		t.Errorf("namespace %q, %v", got.Namespace, err)
+	}
+}
+
+func TestProperties(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, f := range []string{"kubeconfig", "tls.crt", "tls.key", "ca.crt"} {
+		if err := os.WriteFile(f, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
+	for _, c := range []struct {
+		input string
+		want  func(*broker.Config)
+	}{
+		{"kubeconfig kubeconfig", func(c *broker.Config) { c.Kubeconfig = "kubeconfig" }},
+		{"kubeconfig kubeconfig admin", func(c *broker.Config) { c.Kubeconfig, c.Context = "kubeconfig", "admin" }},
+		{"namespace links", func(c *broker.Config) { c.Namespace = "links" }},
+		{"cluster-name kubelink1\nlink-address 192.168.0.11/24", func(c *broker.Config) {
+			c.ClusterName, c.Address = "kubelink1", prefix("192.168.0.11/24")
+		}},
+		{"link-address 192.168.0.11/24", func(c *broker.Config) { c.Address = prefix("192.168.0.11/24") }},
+		{"link-address fd00::11/64", func(c *broker.Config) { c.Address = prefix("fd00::11/64") }},
+		{"mesh-domain Mesh.Example", func(c *broker.Config) { c.MeshDomain = "mesh.example." }},
+		{"node-cidr 10.250.0.0/16\npod-cidr 100.96.0.0/11\nservice-cidr 100.64.0.0/20\nnode-ip 10.250.0.7", func(c *broker.Config) {
+			c.NodeCIDR, c.PodCIDR, c.ServiceCIDR, c.NodeIP = prefix("10.250.0.0/16"), prefix("100.96.0.0/11"), prefix("100.64.0.0/20"), "10.250.0.7"
+		}},
+		{"cluster-domain cluster.example.\ndns-service-ip 100.64.0.53", func(c *broker.Config) {
+			c.ClusterDomain, c.ClusterDNS = "cluster.example.", addr("100.64.0.53")
+		}},
+		{"mode none", func(c *broker.Config) { c.Mode = mesh.None }},
+		{"broker-port 9000\nadvertised-port 443\nservice broker\nifce-name kl0", func(c *broker.Config) {
+			c.BrokerPort, c.AdvertisedPort, c.Service, c.Interface = 9000, 443, "broker", "kl0"
+		}},
+		{"served-links c,a.b,m--x,a.b", func(c *broker.Config) { c.Served = []string{"a.b", "c", "m--x"} }},
+		{"auto-connect\nsecret tls\nsecret-manage-mode self\ndns-name Kubelink1.Example.", func(c *broker.Config) {
+			c.AutoConnect, c.Secret, c.SecretManageMode, c.DNSName = true, "tls", "self", "kubelink1.example"
+		}},
+		{"secret tls\nsecret-manage-mode cert\ndns-name 192.0.2.1", func(c *broker.Config) {
+			c.Secret, c.SecretManageMode, c.DNSName = "tls", "cert", "192.0.2.1"
+		}},
+		{"certfile tls.crt\nkeyfile tls.key\ncacertfile ca.crt", func(c *broker.Config) {
+			c.CertFile, c.KeyFile, c.CAFile = "tls.crt", "tls.key", "ca.crt"
+		}},
+		{"route-table 100\nrule-priority 1000", func(c *broker.Config) { c.RouteTable, c.RulePriority = 100, 1000 }},
+		{"dns-propagation dns\ndns-advertisement\ncoredns-service-ip 100.64.0.12", func(c *broker.Config) {
+			c.Propagation, c.DNSAdvertisement, c.DNSServiceAddress = mesh.PropagateDNS, true, addr("100.64.0.12")
+		}},
+		{"coredns-deployment kubelink-coredns\ncoredns-secret dns", func(*broker.Config) {}},
+		{"disable-deploy-crds\nkeep-network", func(c *broker.Config) { c.DeployCRDs, c.KeepNetwork = false, true }},
+	} {
+		want := defaults()
+		c.want(&want)
+		got, err := parseStanza("kubelink {\n" + c.input + "\n}")
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v\n got %+v\nwant %+v", c.input, err, got, want)
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("tls.crt", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ input, want string }{
+		// The stanza itself is line 1.
+		{"link-addres 192.168.0.11/24", `Testfile:2 - Error during parsing: unknown property "link-addres": did you mean "link-address"?`},
+		{"mode none\nmod none", `:3 - Error during parsing: unknown property "mod": did you mean "mode"?`},
+		{"xyzzy", `:2 - Error during parsing: unknown property "xyzzy"`},
+		{"mode bridge\nmode none", `:3 - Error during parsing: mode is given twice, before at Testfile:2: keep one`},
+		{"mode", `:2 - Error during parsing: mode has no value`},
+		{"mode bridge none", `:2 - Error during parsing: mode takes one value, but "bridge none" are given`},
+		{"auto-connect yes", `:2 - Error during parsing: auto-connect takes no value, but "yes" is given: its presence switches it on`},
+		{"mode vpn", `mode vpn: not one of bridge, none`},
+		{"kubeconfig nowhere", `kubeconfig nowhere: stat nowhere: no such file or directory`},
+		{"kubeconfig .", `kubeconfig .: this is a directory, not a file`},
+		{"namespace Kube_System", `namespace Kube_System: not a name of a namespace or service`},
+		{"cluster-name a--b", `cluster-name a--b: "--" separates mesh and cluster`},
+		{"cluster-name a_b", `cluster-name a_b: not a name of an object`},
+		{"cluster-name kubelink1", `:2 - Error during parsing: cluster-name kubelink1 without link-address: both together define the default mesh`},
+		{"link-address 192.168.0.0/24", `link-address 192.168.0.0/24: this is the network, not an address in it`},
+		{"link-address 192.168.0.11", `link-address 192.168.0.11: expected the address of the cluster with the mask`},
+		{"mode bridge\nlink-address 192.168.0.11/24\nservice-cidr 192.168.0.0/16", `:3 - Error during parsing: link-address 192.168.0.11/24 overlaps with service-cidr 192.168.0.0/16`},
+		{"mesh-domain .", `mesh-domain .: not a domain name`},
+		{"mesh-domain a..b", `mesh-domain a..b: not a domain name`},
+		{"mesh-domain cluster.local", `:2 - Error during parsing: mesh-domain and cluster-domain are both cluster.local.`},
+		{"cluster-domain kubelink", `:2 - Error during parsing: mesh-domain and cluster-domain are both kubelink.`},
+		{"pod-cidr 100.96.0.1/11", `pod-cidr 100.96.0.1/11: an address, not a network: did you mean 100.96.0.0/11?`},
+		{"node-cidr 10.250.0.0", `node-cidr 10.250.0.0: not a network`},
+		{"service-cidr ::ffff:100.64.0.0/116", `write an IPv4 network in its own form`},
+		{"node-ip node7", `node-ip node7: not an IP address`},
+		{"dns-service-ip 0.0.0.0", `dns-service-ip 0.0.0.0: not an IP address`},
+		{"broker-port 0", `broker-port 0: not a port: a number from 1 to 65535`},
+		{"advertised-port 65536", `advertised-port 65536: not a port`},
+		{"ifce-name averyverylongname", `ifce-name averyverylongname: not a name of a network interface`},
+		{"ifce-name a/b", `not a name of a network interface`},
+		{"served-links all,a", `served-links all,a: all stands alone`},
+		{"served-links a,,b", `served-links a,,b: link "": not a name of an object`},
+		{"dns-name a_b", `dns-name a_b: neither a DNS name nor an IP address`},
+		{"secret tls\ncertfile tls.crt", `:3 - Error during parsing: certfile together with secret tls`},
+		{"certfile tls.crt", `:2 - Error during parsing: certfile without keyfile, cacertfile`},
+		{"secret-manage-mode self", `secret-manage-mode self needs secret`},
+		{"secret-manage-mode cert\nsecret tls", `secret-manage-mode cert needs dns-name`},
+		{"secret-manage-mode acme", `secret-manage-mode acme: not one of none, self, cert`},
+		{"route-table 0", `route-table 0: not a number from 1 to 2147483647`},
+		{"route-table 255", `table 255 (local) is the kernel's own`},
+		{"rule-priority 32766", `rule-priority 32766: not a number from 1 to 32765`},
+		{"mode none\nsecret tls\nauto-connect", `:4 - Error during parsing: auto-connect in mode none`},
+		{"mode none\ndns-advertisement", `:3 - Error during parsing: dns-advertisement in mode none`},
+		{"auto-connect", `auto-connect without certificate`},
+		// Later.
+		{"mode wireguard", `mode wireguard is not in this version: use bridge`},
+		{"dns-propagation kubernetes", `dns-propagation kubernetes is not in this version: use dns`},
+		{"dns-propagation all", `dns-propagation all: not one of none, dns`},
+		{"ipip shared", `ipip shared: IPIP tunnels are not in this version`},
+		{"meshdns-service-ip 100.64.0.12", `meshdns-service-ip 100.64.0.12: the global domain of a mesh is not in this version: remove the property`},
+		{"service-account coredns", `service-account coredns: the advertisement of API access is not in this version`},
+		{"coredns-configure", `coredns-configure: the configuration of the cluster's DNS service is not in this version`},
+	} {
+		_, err := parseStanza("kubelink {\n" + c.input + "\n}")
+		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "Testfile:") {
+			t.Errorf("%q:\n got %v\nwant %s", c.input, err, c.want)
+		}
+	}
+	for _, c := range []struct{ input, want string }{
+		{"kubelink example.org", `Testfile:1 - Error during parsing: kubelink takes no arguments, but "example.org" is given`},
+		{"kubelink\nkubelink", `Testfile:2 - Error during parsing: kubelink: this plugin can only be used once per Server Block`},
+		{"kubelink {\nmode {\n}\n}", `Testfile:2 - Error during parsing: mode has no value`},
+	} {
+		if _, err := parseStanza(c.input); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q:\n got %v\nwant %s", c.input, err, c.want)
+		}
+	}
+}
+
+// TestEveryPropertyIsDocumented compares the README with the parser.
+func TestEveryPropertyIsDocumented(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p := range properties {
+		if !strings.Contains(string(readme), "`"+p+"`") && !strings.Contains(string(readme), "`"+p+" ") {
+			t.Errorf("README.md does not explain %s", p)
+		}
+	}
+}
+
+func FuzzStanza(f *testing.F) {
+	for p := range properties {
+		f.Add(p + " 192.168.0.11/24")
+	}
+	f.Add("mode none\nserved-links a,b\nlink-address 192.168.0.11/24\ncluster-name x")
+	f.Fuzz(func(t *testing.T, body string) {
+		cfg, err := parseStanza("kubelink {\n" + body + "\n}")
+		if err == nil && cfg.Validate() != nil {
+			t.Errorf("%q is accepted, though invalid", body)
+		}
+	})
+}

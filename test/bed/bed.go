@@ -1,0 +1,240 @@
+package bed
+
+// This file is the bed as a whole: its clusters, the internet between them, what keeps it running and what ends it.
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// Options of a bed. The zero value is clusters with one node each and without DNS.
+type Options struct {
+	Nodes        int                           // nodes per cluster; 0 is 1
+	CoreDNS      string                        // path of a CoreDNS binary with the kubernetes plugin; empty: clusters have no DNS
+	ControlPlane string                        // folder of the control plane's binaries; empty: where test/controlplane/build.sh puts them
+	AddToScheme  []func(*runtime.Scheme) error // more types for the clusters' clients
+	Progress     func(string)                  // told what is being done
+}
+
+// Bed is a number of clusters and the internet that connects them. A process has one at a time.
+type Bed struct {
+	Clusters []*Cluster
+	CA       *CA // trusted by nobody until a test says so
+
+	opts     Options
+	binaries string
+	ctx      context.Context // ends with the bed
+	cancel   context.CancelFunc
+	internet *Host
+
+	mu        sync.Mutex
+	hosts     []*Host
+	processes []*Process
+}
+
+var inUse sync.Mutex // held by the bed of this process
+
+// New boots n clusters. ctx bounds the boot; the bed lives until Close, or the process' end.
+func New(ctx context.Context, n int, opts Options) (_ *Bed, err error) {
+	if os.Getenv(hostPIDVar) == "" {
+		return nil, errors.New("test bed: the program has to run inside of bed.Main")
+	}
+	if !inUse.TryLock() {
+		return nil, errors.New("test bed: this process has one already")
+	}
+	b := &Bed{opts: opts, binaries: opts.ControlPlane}
+	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			b.Close()
+			err = fmt.Errorf("test bed: %w", err)
+		}
+	}()
+	if b.opts.Nodes == 0 {
+		b.opts.Nodes = 1
+	}
+	if b.binaries == "" {
+		if b.binaries, err = ControlPlaneFolder(); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := os.Stat(filepath.Join(b.binaries, "kube-apiserver")); err != nil {
+		return nil, fmt.Errorf("no control plane: %w (test/controlplane/build.sh builds it)", err)
+	}
+	if b.CA, err = NewCA("kubelink test bed"); err != nil {
+		return nil, err
+	}
+	b.progress("wiring %d clusters", n)
+	if err := b.wire(n); err != nil {
+		return nil, err
+	}
+	g, bootCtx := errgroup.WithContext(ctx)
+	for _, c := range b.Clusters {
+		g.Go(func() error { return c.boot(bootCtx) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// wire makes all networks.
+func (b *Bed) wire(n int) (err error) {
+	if b.internet, err = b.newHost("internet", resolver{}, nil); err != nil {
+		return err
+	}
+	if err := b.internet.addBridge("internet"); err != nil {
+		return err
+	}
+	names := map[string]netip.Addr{}
+	for i := 1; i <= n; i++ {
+		c, err := b.wireCluster(i)
+		if err != nil {
+			return fmt.Errorf("cluster %d: %w", i, err)
+		}
+		b.Clusters = append(b.Clusters, c)
+		names[c.FQDN] = c.PublicAddress
+	}
+	for _, h := range b.hosts {
+		if err := h.SetHosts(names); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close ends all programs and gives up all namespaces.
+func (b *Bed) Close() error {
+	b.cancel()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	b.mu.Lock()
+	processes, hosts := b.processes, b.hosts
+	b.processes, b.hosts = nil, nil
+	b.mu.Unlock()
+	var errs []error
+	for _, p := range processes {
+		errs = append(errs, p.stop(ctx))
+	}
+	for _, h := range slices.Backward(hosts) {
+		h.close()
+	}
+	for _, dir := range []string{"cluster", "host", "log"} {
+		errs = append(errs, os.RemoveAll(filepath.Join(workDir, dir)), os.MkdirAll(filepath.Join(workDir, dir), 0o755))
+	}
+	inUse.Unlock()
+	return errors.Join(errs...)
+}
+
+// CutLink drops all packets between two clusters on the internet, silently; clusters are counted from 1.
+func (b *Bed) CutLink(ctx context.Context, i, j int) error {
+	return b.changeLink(ctx, i, j, "-I")
+}
+
+// RestoreLink undoes CutLink.
+func (b *Bed) RestoreLink(ctx context.Context, i, j int) error {
+	return b.changeLink(ctx, i, j, "-D")
+}
+
+func (b *Bed) changeLink(ctx context.Context, i, j int, command string) error {
+	x, y := b.Clusters[i-1], b.Clusters[j-1]
+	_, err1 := x.Router.Iptables(ctx, "-t", "raw", command, "PREROUTING", "-s", y.PublicAddress.String(), "-j", "DROP")
+	_, err2 := y.Router.Iptables(ctx, "-t", "raw", command, "PREROUTING", "-s", x.PublicAddress.String(), "-j", "DROP")
+	return errors.Join(err1, err2)
+}
+
+// DumpOnFailure prints the end of every program's log when the test has failed.
+func (b *Bed) DumpOnFailure(t testing.TB) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			b.DumpLogs(t.Output(), 15)
+		}
+	})
+}
+
+// DumpLogs writes the last lines of every program's log.
+func (b *Bed) DumpLogs(w io.Writer, lines int) {
+	logs, _ := filepath.Glob(filepath.Join(workDir, "log", "*.log"))
+	for _, log := range logs {
+		text, err := os.ReadFile(log)
+		if err != nil || len(text) == 0 {
+			continue
+		}
+		fmt.Fprintf(w, "--- %s\n%s\n", strings.TrimSuffix(filepath.Base(log), ".log"), tail(string(text), lines))
+	}
+}
+
+// ControlPlaneFolder is where test/controlplane/build.sh puts the binaries: .cache of the repository, by version.
+func ControlPlaneFolder() (string, error) {
+	root, err := Repository()
+	if err != nil {
+		return "", err
+	}
+	mod, err := os.Open(filepath.Join(root, "test", "controlplane", "go.mod"))
+	if err != nil {
+		return "", err
+	}
+	defer mod.Close()
+	for lines := bufio.NewScanner(mod); lines.Scan(); {
+		if fields := strings.Fields(lines.Text()); len(fields) >= 2 && fields[0] == "k8s.io/kubernetes" {
+			return filepath.Join(root, ".cache", "controlplane-"+fields[1]), nil
+		}
+	}
+	return "", fmt.Errorf("%s: no k8s.io/kubernetes", mod.Name())
+}
+
+// Repository is the root folder of the sources: the nearest one above the working directory that has the control
+// planes' module.
+func Repository() (string, error) {
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for dir := wd; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "test", "controlplane", "go.mod")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("%s is not in the sources of kubelink", wd)
+		}
+	}
+}
+
+func (b *Bed) progress(format string, args ...any) {
+	if b.opts.Progress != nil {
+		b.opts.Progress(fmt.Sprintf(format, args...))
+	}
+}
+
+func (b *Bed) addHost(h *Host) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hosts = append(b.hosts, h)
+}
+
+func (b *Bed) removeHost(h *Host) {
+	b.mu.Lock()
+	b.hosts = slices.DeleteFunc(b.hosts, func(other *Host) bool { return other == h })
+	b.mu.Unlock()
+	h.close()
+}
+
+func (b *Bed) addProcess(p *Process) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.processes = append(b.processes, p)
+}

@@ -1,0 +1,180 @@
+package bed
+
+// This file is a cluster: its names and addresses, the order in which it boots, and access to its API.
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// Cluster is a Kubernetes cluster of the bed. Its node and pod networks are those of all others.
+type Cluster struct {
+	Name          string // kubelink1, kubelink2, ...
+	FQDN          string // of its load balancer, which leads to the broker on the gateway node; in every /etc/hosts
+	PublicAddress netip.Addr
+	MeshAddress   netip.Prefix // for its broker, with the mesh's mask
+	ServiceCIDR   netip.Prefix
+
+	APIAddress     netip.Addr // first address of the service network: service kubernetes
+	DNSAddress     netip.Addr // 10th: service kube-dns
+	MeshDNSAddress netip.Addr // 11th: for kubelink's own DNS service
+
+	Router       *Host
+	ControlPlane *Host
+	Nodes        []*Node
+
+	Client client.WithWatch // as administrator
+	Config *rest.Config     // the same; it dials inside of the cluster
+
+	bed       *Bed
+	pki       pki
+	apiserver *Process
+}
+
+// Node is a machine that runs pods.
+type Node struct {
+	*Host
+	Address netip.Addr
+	Pods    netip.Prefix // the addresses of its pods
+
+	cluster *Cluster
+	pods    int // ever made
+}
+
+// Gateway is the node that the load balancer leads to.
+func (c *Cluster) Gateway() *Node { return c.Nodes[0] }
+
+// boot starts the control plane and waits until pods and services work.
+func (c *Cluster) boot(ctx context.Context) error {
+	for _, step := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"certificates", c.issue},
+		{"etcd", c.startEtcd},
+		{"API server", c.StartAPIServer},
+		{"API client", c.connectClient},
+		{"nodes", c.createNodes},
+		{"controllers", c.startControllers},
+		{"cluster DNS", c.startDNS},
+	} {
+		c.bed.progress("%s: %s", c.Name, step.what)
+		if err := step.do(ctx); err != nil {
+			return fmt.Errorf("%s: %s: %w", c.Name, step.what, err)
+		}
+	}
+	c.bed.progress("%s: ready", c.Name)
+	return nil
+}
+
+func (c *Cluster) connectClient(context.Context) error {
+	scheme := runtime.NewScheme()
+	for _, add := range append(c.bed.opts.AddToScheme, clientgoscheme.AddToScheme) {
+		if err := add(scheme); err != nil {
+			return err
+		}
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", c.file("admin.kubeconfig"))
+	if err != nil {
+		return err
+	}
+	config.Dial = c.ControlPlane.DialContext
+	config.QPS = -1
+	c.Config = config
+	c.Client, err = client.NewWithWatch(config, client.Options{Scheme: scheme})
+	return err
+}
+
+// createNodes does what kubelets would: without the objects, kube-proxy does not know its own address.
+func (c *Cluster) createNodes(ctx context.Context) error {
+	for _, n := range c.Nodes {
+		node := &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{"kubernetes.io/hostname": n.Name}},
+			Spec:       corev1.NodeSpec{PodCIDR: n.Pods.String(), PodCIDRs: []string{n.Pods.String()}},
+		}
+		if err := c.Client.Create(ctx, node); err != nil {
+			return fmt.Errorf("create node %s: %w", n.Name, err)
+		}
+		node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.Address.String()}, {Type: corev1.NodeHostName, Address: n.Name}}
+		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "TestBed", LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}
+		if err := c.Client.Status().Update(ctx, node); err != nil {
+			return fmt.Errorf("set status of node %s: %w", n.Name, err)
+		}
+	}
+	return nil
+}
+
+// Kubeconfig writes the administrator's kubeconfig. It is good for programs on the cluster's nodes and pods.
+func (c *Cluster) Kubeconfig(path string) error {
+	text, err := os.ReadFile(c.file("admin.kubeconfig"))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, text, 0o600)
+}
+
+// KubeconfigFor writes a kubeconfig for a service account, and returns its path. Like Kubeconfig it is for programs on the
+// cluster's nodes and pods.
+func (c *Cluster) KubeconfigFor(ctx context.Context, namespace, account string) (string, error) {
+	token, err := c.token(ctx, namespace, account)
+	if err != nil {
+		return "", err
+	}
+	name := namespace + "-" + account
+	return c.writeKubeconfig(name, clientcmdapi.AuthInfo{Token: token})
+}
+
+func (c *Cluster) token(ctx context.Context, namespace, account string) (string, error) {
+	day := int64(24 * 60 * 60)
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &day}}
+	sa := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: account}}
+	if err := c.Client.SubResource("token").Create(ctx, sa, request); err != nil {
+		return "", fmt.Errorf("%s: token for service account %s/%s: %w", c.Name, namespace, account, err)
+	}
+	return request.Status.Token, nil
+}
+
+// KubectlCommand is the command line that runs kubectl as administrator from outside of the bed.
+func (c *Cluster) KubectlCommand() string {
+	return c.ControlPlane.Enter(c.bed.binary("kubectl"), "--kubeconfig", c.file("admin.kubeconfig"))
+}
+
+// Kubectl runs kubectl as administrator and returns its output. Paths in args are absolute.
+func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
+	return c.KubectlInput(ctx, "", args...)
+}
+
+// KubectlInput is Kubectl with something to read, as in `kubectl apply -f -`.
+func (c *Cluster) KubectlInput(ctx context.Context, input string, args ...string) (string, error) {
+	return c.ControlPlane.pipe(ctx, input, c.bed.binary("kubectl"), append([]string{"--kubeconfig", c.file("admin.kubeconfig"), "--cache-dir", c.file("kubectl")}, args...)...)
+}
+
+// WaitFor waits until the object exists, as obj, and fulfils the condition; a nil condition is existence.
+func (c *Cluster) WaitFor(ctx context.Context, obj client.Object, condition func() error) error {
+	key := client.ObjectKeyFromObject(obj)
+	return Until(ctx, fmt.Sprintf("%T %s in %s", obj, strings.TrimPrefix(key.String(), "/"), c.Name), func(ctx context.Context) error {
+		if err := c.Client.Get(ctx, key, obj); err != nil || condition == nil {
+			return err
+		}
+		return condition()
+	})
+}
+
+// file is the path of one of the cluster's own files.
+func (c *Cluster) file(name string) string { return filepath.Join(workDir, "cluster", c.Name, name) }
+
+func (b *Bed) binary(name string) string { return filepath.Join(b.binaries, name) }

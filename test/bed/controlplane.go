@@ -1,0 +1,215 @@
+package bed
+
+// This file runs the real control plane of a cluster: etcd, kube-apiserver, kube-controller-manager, and kube-proxy on each
+// node, every one with its own certificate and the rights that Kubernetes gives it.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// pki is what the cluster's components prove themselves with.
+type pki struct {
+	ca *CA
+}
+
+var apiURL = fmt.Sprintf("https://%s:6443", controlAddress)
+
+// issue makes the certificates and kubeconfigs.
+func (c *Cluster) issue(context.Context) (err error) {
+	if err := os.MkdirAll(c.file("pki"), 0o755); err != nil {
+		return err
+	}
+	if c.pki.ca, err = NewCA(c.Name + " kubernetes"); err != nil {
+		return err
+	}
+	names := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"}
+	addrs := []netip.Addr{controlAddress, c.APIAddress, netip.MustParseAddr("127.0.0.1")}
+	serving, servingKey, err := c.pki.ca.Issue(names, addrs)
+	if err != nil {
+		return err
+	}
+	signing, signingKey, err := c.pki.ca.Issue([]string{"service-accounts"}, nil)
+	if err != nil {
+		return err
+	}
+	for name, text := range map[string][]byte{
+		"ca.crt": c.pki.ca.PEM, "serving.crt": serving, "serving.key": servingKey, "sa.crt": signing, "sa.key": signingKey,
+	} {
+		if err := os.WriteFile(c.file("pki/"+name), text, 0o600); err != nil {
+			return err
+		}
+	}
+	for _, u := range []struct{ file, user, group string }{
+		{"admin", "admin", "system:masters"},
+		{"controllers", "system:kube-controller-manager", ""},
+		{"proxy", "system:kube-proxy", ""},
+	} {
+		cert, key, err := c.pki.ca.issueUser(u.user, u.group)
+		if err != nil {
+			return err
+		}
+		if _, err := c.writeKubeconfig(u.file, clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Cluster) writeKubeconfig(name string, user clientcmdapi.AuthInfo) (string, error) {
+	config := clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{c.Name: {Server: apiURL, CertificateAuthorityData: c.pki.ca.PEM}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: &user},
+		Contexts:       map[string]*clientcmdapi.Context{c.Name: {Cluster: c.Name, AuthInfo: name}},
+		CurrentContext: c.Name,
+	}
+	path := c.file(name + ".kubeconfig")
+	return path, clientcmd.WriteToFile(config, path)
+}
+
+func (c *Cluster) startEtcd(ctx context.Context) error {
+	etcd, err := c.ControlPlane.Start(c.bed.ctx, "etcd", nil, c.bed.binary("etcd"),
+		"--data-dir="+c.file("etcd"),
+		"--unsafe-no-fsync", // the data need not survive the machine
+		"--log-level=warn")
+	if err != nil {
+		return err
+	}
+	return etcd.until(ctx, "etcd", func(ctx context.Context) error {
+		conn, err := c.ControlPlane.DialContext(ctx, "tcp", "127.0.0.1:2379")
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+}
+
+// StartAPIServer starts the API server, also again after StopAPIServer, and waits until it is ready.
+func (c *Cluster) StartAPIServer(ctx context.Context) (err error) {
+	c.apiserver, err = c.ControlPlane.Start(c.bed.ctx, "apiserver", nil, c.bed.binary("kube-apiserver"),
+		"--etcd-servers=http://127.0.0.1:2379",
+		"--bind-address=0.0.0.0",
+		"--secure-port=6443",
+		"--advertise-address="+controlAddress.String(),
+		"--tls-cert-file="+c.file("pki/serving.crt"),
+		"--tls-private-key-file="+c.file("pki/serving.key"),
+		"--client-ca-file="+c.file("pki/ca.crt"),
+		"--service-cluster-ip-range="+c.ServiceCIDR.String(),
+		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		"--service-account-key-file="+c.file("pki/sa.crt"),
+		"--service-account-signing-key-file="+c.file("pki/sa.key"),
+		"--authorization-mode=RBAC",
+		"--allow-privileged=true",
+		"--profiling=false")
+	if err != nil {
+		return err
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", c.file("admin.kubeconfig"))
+	if err != nil {
+		return err
+	}
+	config.Dial = c.ControlPlane.DialContext
+	httpClient, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return err
+	}
+	defer httpClient.CloseIdleConnections()
+	return c.apiserver.until(ctx, "API server of "+c.Name, func(ctx context.Context) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, apiURL+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		response, err := httpClient.Do(request)
+		if err != nil {
+			return err
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return errors.New(response.Status)
+		}
+		return nil
+	})
+}
+
+// StopAPIServer kills the API server: connections end, new ones are refused. etcd keeps its data.
+func (c *Cluster) StopAPIServer(ctx context.Context) error {
+	return c.apiserver.stop(ctx)
+}
+
+// startControllers starts what works on the API's objects: the controllers, and kube-proxy on every node.
+func (c *Cluster) startControllers(ctx context.Context) error {
+	controllers, err := c.ControlPlane.Start(c.bed.ctx, "controllers", nil, c.bed.binary("kube-controller-manager"),
+		"--kubeconfig="+c.file("controllers.kubeconfig"),
+		"--bind-address=127.0.0.1",
+		"--leader-elect=false",
+		"--use-service-account-credentials",
+		"--service-account-private-key-file="+c.file("pki/sa.key"),
+		"--root-ca-file="+c.file("pki/ca.crt"),
+		// Not the node lifecycle controller: there is no kubelet.
+		"--controllers="+strings.Join([]string{
+			"endpoints-controller", "endpointslice-controller", "serviceaccount-controller", "serviceaccount-token-controller",
+			"root-ca-certificate-publisher-controller", "namespace-controller", "garbage-collector-controller",
+		}, ","))
+	if err != nil {
+		return err
+	}
+	var proxies []*Process
+	for _, n := range c.Nodes {
+		proxy, err := n.Start(c.bed.ctx, "kube-proxy", nil, c.bed.binary("kube-proxy"),
+			"--kubeconfig="+c.file("proxy.kubeconfig"),
+			"--proxy-mode=iptables",
+			"--cluster-cidr="+PodCIDR.String(),
+			"--hostname-override="+n.Name,
+			"--iptables-min-sync-period=100ms",
+			"--conntrack-max-per-core=0", // belongs to the machine
+			"--healthz-bind-address=")
+		if err != nil {
+			return err
+		}
+		proxies = append(proxies, proxy)
+	}
+
+	// Without these no pod can be created.
+	for _, namespace := range []string{"default", "kube-system"} {
+		for _, obj := range []client.Object{
+			&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "default"}},
+			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "kube-root-ca.crt"}},
+		} {
+			if err := controllers.until(ctx, "controllers of "+c.Name, func(ctx context.Context) error {
+				return c.Client.Get(ctx, client.ObjectKeyFromObject(obj), obj)
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	for i, n := range c.Nodes {
+		if err := proxies[i].until(ctx, "kube-proxy on "+n.Name, func(ctx context.Context) error { return n.serves(ctx, c.APIAddress) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// serves is nil when kube-proxy on the node directs the service address to endpoints.
+func (n *Node) serves(ctx context.Context, service netip.Addr) error {
+	rules, err := n.Iptables(ctx, "-t", "nat", "-S", "KUBE-SERVICES")
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(rules, "-d "+service.String()+"/32 ") {
+		return fmt.Errorf("kube-proxy on %s does not know %s", n.Name, service)
+	}
+	return nil
+}

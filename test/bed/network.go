@@ -1,0 +1,246 @@
+package bed
+
+// This file wires hosts: the internet, each cluster's router and node LAN, and pods as calico does it.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The networks that are the same in all clusters, and their well-known addresses.
+var (
+	NodeCIDR = netip.MustParsePrefix("10.250.0.0/16")
+	PodCIDR  = netip.MustParsePrefix("100.96.0.0/11")
+	MeshCIDR = netip.MustParsePrefix("192.168.0.0/24")
+
+	internetCIDR   = netip.MustParsePrefix("172.31.0.0/24")
+	routerAddress  = netip.MustParseAddr("10.250.0.1")
+	controlAddress = netip.MustParseAddr("10.250.0.2")
+	podGateway     = netip.MustParseAddr("169.254.1.1") // nobody has it: the node answers for it (proxy ARP)
+)
+
+const (
+	// BrokerPort is where the load balancer's TCP port 80 goes on the gateway node.
+	BrokerPort = 8088
+	// WireguardPort is forwarded as it is, UDP.
+	WireguardPort = 8777
+)
+
+// forwarding are the settings of hosts that forward. They come before the links, which inherit them.
+var forwarding = []string{
+	"net.ipv4.ip_forward=1",
+	"net.ipv4.conf.all.rp_filter=0",
+	"net.ipv4.conf.default.rp_filter=0",
+}
+
+// wireCluster makes the router, the control plane's host and the nodes of cluster i.
+func (b *Bed) wireCluster(i int) (_ *Cluster, err error) {
+	name := fmt.Sprintf("kubelink%d", i)
+	services := netip.PrefixFrom(offset(netip.MustParseAddr("100.64.0.0"), (i-1)<<12), 20)
+	c := &Cluster{
+		Name:           name,
+		FQDN:           "kubelink." + name + ".example",
+		PublicAddress:  offset(internetCIDR.Addr(), i),
+		MeshAddress:    netip.PrefixFrom(offset(MeshCIDR.Addr(), 10+i), MeshCIDR.Bits()),
+		ServiceCIDR:    services,
+		APIAddress:     offset(services.Addr(), 1),
+		DNSAddress:     offset(services.Addr(), 10),
+		MeshDNSAddress: offset(services.Addr(), 11),
+		bed:            b,
+	}
+	gateway := nodeAddress(1)
+
+	if c.Router, err = b.newHost(name+"-router", resolver{}, nil, forwarding...); err != nil {
+		return nil, err
+	}
+	if err := c.Router.addBridge("lan"); err != nil {
+		return nil, err
+	}
+	if err := connect(c.Router, "public", b.internet, name); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(
+		b.internet.enslave(name, "internet"),
+		c.Router.addAddress("lan", netip.PrefixFrom(routerAddress, NodeCIDR.Bits())),
+		c.Router.addAddress("public", netip.PrefixFrom(c.PublicAddress, internetCIDR.Bits())),
+	); err != nil {
+		return nil, err
+	}
+	// The last rule is for nodes that use the load balancer of their own cluster.
+	_, err = c.Router.pipe(b.ctx, fmt.Sprintf(`*nat
+-A PREROUTING -d %[1]s -p tcp --dport 80 -j DNAT --to-destination %[2]s:%[3]d
+-A PREROUTING -d %[1]s -p udp --dport %[4]d -j DNAT --to-destination %[2]s:%[4]d
+-A POSTROUTING -o public -j MASQUERADE
+-A POSTROUTING -s %[5]s -d %[2]s -m conntrack --ctstate DNAT -j MASQUERADE
+COMMIT
+`, c.PublicAddress, gateway, BrokerPort, WireguardPort, NodeCIDR), "iptables-restore", "--wait")
+	if err != nil {
+		return nil, err
+	}
+
+	if c.ControlPlane, err = c.attach("control", controlAddress); err != nil {
+		return nil, err
+	}
+	for j := 1; j <= b.opts.Nodes; j++ {
+		if err := c.addNode(j); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// attach makes a host on the cluster's node LAN.
+func (c *Cluster) attach(name string, addr netip.Addr) (*Host, error) {
+	h, err := c.bed.newHost(c.Name+"-"+name, resolver{}, nil, forwarding...)
+	if err != nil {
+		return nil, err
+	}
+	if err := connect(h, "eth0", c.Router, name); err != nil {
+		return nil, err
+	}
+	return h, errors.Join(
+		c.Router.enslave(name, "lan"),
+		h.addAddress("eth0", netip.PrefixFrom(addr, NodeCIDR.Bits())),
+		h.addRoute("eth0", netip.Prefix{}, routerAddress),
+	)
+}
+
+// addNode makes node j, and the routes between its pods and those of the other nodes.
+func (c *Cluster) addNode(j int) error {
+	h, err := c.attach(fmt.Sprintf("node%d", j), nodeAddress(j))
+	if err != nil {
+		return err
+	}
+	n := &Node{Host: h, Address: nodeAddress(j), Pods: netip.PrefixFrom(offset(PodCIDR.Addr(), j<<8), 24), cluster: c}
+	// As calico has it: pods are hidden behind the node when they leave the cluster, not for each other.
+	_, err = n.pipe(c.bed.ctx, fmt.Sprintf(`*nat
+:cali-POSTROUTING - [0:0]
+:cali-nat-outgoing - [0:0]
+-A POSTROUTING -j cali-POSTROUTING
+-A cali-POSTROUTING -j cali-nat-outgoing
+-A cali-nat-outgoing -s %[1]s ! -d %[1]s -j MASQUERADE
+COMMIT
+`, PodCIDR), "iptables-restore", "--wait")
+	if err != nil {
+		return err
+	}
+	for _, other := range c.Nodes {
+		if err := errors.Join(n.addRoute("eth0", other.Pods, other.Address), other.addRoute("eth0", n.Pods, n.Address)); err != nil {
+			return err
+		}
+	}
+	c.Nodes = append(c.Nodes, n)
+	return nil
+}
+
+// wirePod connects a pod to its node: a /32 whose whole world is behind a gateway that the node pretends to be.
+func (n *Node) wirePod(pod *Host, device string, addr netip.Addr) error {
+	if err := connect(pod, "eth0", n.Host, device); err != nil {
+		return err
+	}
+	return errors.Join(
+		pod.addAddress("eth0", single(addr)),
+		pod.addRoute("eth0", single(podGateway), netip.Addr{}),
+		pod.addRoute("eth0", netip.Prefix{}, podGateway),
+		n.Sysctl("net.ipv4.conf."+device+".proxy_arp=1", "net.ipv4.neigh."+device+".proxy_delay=0"),
+		n.addRoute(device, single(addr), netip.Addr{}),
+	)
+}
+
+// Disconnect takes the cluster off the internet: packets are dropped silently in both directions.
+func (c *Cluster) Disconnect(ctx context.Context) error { return c.changeUplink(ctx, "-I") }
+
+// Reconnect undoes Disconnect.
+func (c *Cluster) Reconnect(ctx context.Context) error { return c.changeUplink(ctx, "-D") }
+
+func (c *Cluster) changeUplink(ctx context.Context, command string) error {
+	_, err1 := c.Router.Iptables(ctx, "-t", "raw", command, "PREROUTING", "-i", "public", "-j", "DROP")
+	_, err2 := c.Router.Iptables(ctx, "-t", "mangle", command, "POSTROUTING", "-o", "public", "-j", "DROP")
+	return errors.Join(err1, err2)
+}
+
+func (h *Host) addBridge(name string) error {
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	if err := h.Net.LinkAdd(bridge); err != nil {
+		return fmt.Errorf("%s: add bridge %s: %w", h.Name, name, err)
+	}
+	return h.setUp(name)
+}
+
+// connect makes a virtual cable between two hosts, both ends up.
+func connect(a *Host, aDevice string, b *Host, bDevice string) error {
+	veth := &netlink.Veth{
+		LinkAttrs:     netlink.LinkAttrs{Name: aDevice},
+		PeerName:      bDevice,
+		PeerNamespace: netlink.NsFd(int(b.netns)),
+	}
+	if err := a.Net.LinkAdd(veth); err != nil {
+		return fmt.Errorf("connect %s/%s and %s/%s: %w", a.Name, aDevice, b.Name, bDevice, err)
+	}
+	return errors.Join(a.setUp(aDevice), b.setUp(bDevice))
+}
+
+func (h *Host) onLink(name, action string, f func(netlink.Link) error) error {
+	link, err := h.Net.LinkByName(name)
+	if err == nil {
+		err = f(link)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %s %s: %w", h.Name, action, name, err)
+	}
+	return nil
+}
+
+func (h *Host) setUp(name string) error {
+	return h.onLink(name, "set up", h.Net.LinkSetUp)
+}
+
+func (h *Host) enslave(name, bridge string) error {
+	return h.onLink(bridge, "add "+name+" to", func(master netlink.Link) error {
+		return h.onLink(name, "attach", func(l netlink.Link) error { return h.Net.LinkSetMaster(l, master) })
+	})
+}
+
+func (h *Host) addAddress(name string, addr netip.Prefix) error {
+	return h.onLink(name, "add address to", func(l netlink.Link) error {
+		return h.Net.AddrAdd(l, &netlink.Addr{IPNet: ipNet(addr)})
+	})
+}
+
+// addRoute adds a route to a network (the zero prefix: to everywhere), by a gateway or directly.
+func (h *Host) addRoute(name string, to netip.Prefix, gateway netip.Addr) error {
+	return h.onLink(name, fmt.Sprintf("add route to %s by", to), func(l netlink.Link) error {
+		route := &netlink.Route{LinkIndex: l.Attrs().Index}
+		if to.IsValid() {
+			route.Dst = ipNet(to)
+		}
+		if gateway.IsValid() {
+			route.Gw = gateway.AsSlice()
+		} else {
+			route.Scope = unix.RT_SCOPE_LINK
+		}
+		return h.Net.RouteAdd(route)
+	})
+}
+
+func nodeAddress(j int) netip.Addr { return offset(NodeCIDR.Addr(), 10+j) }
+
+func single(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// offset is the n-th IPv4 address after addr.
+func offset(addr netip.Addr, n int) netip.Addr {
+	a := addr.As4()
+	value := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
+	value += uint32(n)
+	return netip.AddrFrom4([4]byte{byte(value >> 24), byte(value >> 16), byte(value >> 8), byte(value)})
+}

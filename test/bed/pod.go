@@ -1,0 +1,301 @@
+package bed
+
+// This file makes pods and services. A pod is an object of the API with the status a kubelet would give it, and a host
+// wired to its node: endpoints, cluster IPs and tokens are the real ones.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// PodOptions tell what a pod is like beyond its name.
+type PodOptions struct {
+	Namespace      string            // default: default
+	Node           *Node             // default: the gateway node
+	Labels         map[string]string // default: app=<name>
+	ServiceAccount string            // default: default; its token is where in-cluster configuration looks for it
+	HostNetwork    bool              // use the node's network
+	Env            []string          // for the pod's programs
+}
+
+// Pod is a pod of a cluster.
+type Pod struct {
+	*Host
+	Node    *Node
+	Address netip.Addr
+	Object  *corev1.Pod
+
+	cluster *Cluster
+	device  string // the node's end of its cable
+}
+
+// Pod creates a pod, ready. What runs in it is the test's business: Listen, ServeHTTPEcho, Start.
+func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod, err error) {
+	if opts.Namespace == "" {
+		opts.Namespace = metav1.NamespaceDefault
+	}
+	if opts.Node == nil {
+		opts.Node = c.Gateway()
+	}
+	if opts.Labels == nil {
+		opts.Labels = map[string]string{"app": name}
+	}
+	if opts.ServiceAccount == "" {
+		opts.ServiceAccount = "default"
+	}
+	n := opts.Node
+	p := &Pod{Node: n, cluster: c}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%s: pod %s/%s: %w", c.Name, opts.Namespace, name, err)
+			p.remove(ctx)
+		}
+	}()
+	dns := resolver{server: c.DNSAddress, search: []string{opts.Namespace + ".svc.cluster.local", "svc.cluster.local", "cluster.local"}}
+	if c.bed.opts.CoreDNS == "" {
+		dns = resolver{}
+	}
+	hostName := fmt.Sprintf("%s-%s", c.Name, name)
+	if opts.Namespace != metav1.NamespaceDefault {
+		hostName = fmt.Sprintf("%s-%s-%s", c.Name, opts.Namespace, name)
+	}
+	if opts.HostNetwork {
+		p.Address = n.Address
+		p.Host, err = c.bed.newHost(hostName, dns, n.Host)
+	} else {
+		c.bed.mu.Lock()
+		n.pods++
+		number := n.pods
+		c.bed.mu.Unlock()
+		p.Address, p.device = offset(n.Pods.Addr(), 1+number), fmt.Sprintf("cali%d", number)
+		if !n.Pods.Contains(p.Address) {
+			return nil, fmt.Errorf("the node has no more addresses for pods")
+		}
+		if p.Host, err = c.bed.newHost(hostName, dns, nil, "net.ipv4.conf.default.rp_filter=0"); err == nil {
+			err = n.wirePod(p.Host, p.device, p.Address)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]netip.Addr{name: p.Address}
+	for _, other := range c.bed.Clusters {
+		names[other.FQDN] = other.PublicAddress
+	}
+	if err := p.SetHosts(names); err != nil {
+		return nil, err
+	}
+	if err := p.mountToken(ctx, opts.Namespace, opts.ServiceAccount); err != nil {
+		return nil, err
+	}
+	p.env = append([]string{
+		"HOSTNAME=" + name,
+		"KUBERNETES_SERVICE_HOST=" + c.APIAddress.String(),
+		"KUBERNETES_SERVICE_PORT=443",
+	}, opts.Env...)
+
+	object := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: opts.Namespace, Name: name, Labels: opts.Labels},
+		Spec: corev1.PodSpec{
+			NodeName:           n.Name,
+			ServiceAccountName: opts.ServiceAccount,
+			HostNetwork:        opts.HostNetwork,
+			Containers:         []corev1.Container{{Name: "main", Image: "test-bed"}},
+		},
+	}
+	if err := c.Client.Create(ctx, object); err != nil {
+		return nil, err
+	}
+	p.Object = object
+	before := object.DeepCopy()
+	now := metav1.Now()
+	object.Status.Phase = corev1.PodRunning
+	object.Status.StartTime = &now
+	object.Status.HostIP, object.Status.HostIPs = n.Address.String(), []corev1.HostIP{{IP: n.Address.String()}}
+	object.Status.PodIP, object.Status.PodIPs = p.Address.String(), []corev1.PodIP{{IP: p.Address.String()}}
+	for _, kind := range []corev1.PodConditionType{corev1.PodScheduled, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady} {
+		object.Status.Conditions = append(object.Status.Conditions, corev1.PodCondition{Type: kind, Status: corev1.ConditionTrue, LastTransitionTime: now})
+	}
+	object.Status.ContainerStatuses = []corev1.ContainerStatus{{
+		Name: "main", Image: "test-bed", Ready: true,
+		State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}},
+	}}
+	if err := c.Client.Status().Patch(ctx, object, client.MergeFrom(before)); err != nil {
+		return nil, fmt.Errorf("set status: %w", err)
+	}
+	return p, nil
+}
+
+// mountToken puts the service account's credentials where kubelet would.
+func (p *Pod) mountToken(ctx context.Context, namespace, account string) error {
+	token, err := p.cluster.token(ctx, namespace, account)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(p.dir, "run/secrets/kubernetes.io/serviceaccount")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, text := range map[string]string{"token": token, "ca.crt": string(p.cluster.pki.ca.PEM), "namespace": namespace} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Delete deletes the pod and its host. Programs that run in it are killed first.
+func (p *Pod) Delete(ctx context.Context) error {
+	if err := p.remove(ctx); err != nil {
+		return fmt.Errorf("delete pod %s: %w", p.Name, err)
+	}
+	return nil
+}
+
+func (p *Pod) remove(ctx context.Context) (err error) {
+	if p.Object != nil {
+		err = client.IgnoreNotFound(p.cluster.Client.Delete(ctx, p.Object, client.GracePeriodSeconds(0)))
+	}
+	if p.Host == nil {
+		return err
+	}
+	err = errors.Join(err, p.bed.stopProcesses(ctx, p.Name+"/"))
+	if p.device != "" {
+		err = errors.Join(err, p.Node.onLink(p.device, "delete", p.Node.Net.LinkDel))
+	}
+	p.bed.removeHost(p.Host)
+	return err
+}
+
+// ServiceOptions tell what a service is like beyond its name, selector and ports.
+type ServiceOptions struct {
+	Namespace string     // default: default
+	ClusterIP netip.Addr // default: the API server's choice
+	Headless  bool
+}
+
+// TCPPort is a port of a service that is the same on its pods; it is named tcp-<port>.
+func TCPPort(port int32) corev1.ServicePort {
+	return corev1.ServicePort{Name: fmt.Sprintf("tcp-%d", port), Protocol: corev1.ProtocolTCP, Port: port}
+}
+
+// UDPPort is TCPPort for UDP.
+func UDPPort(port int32) corev1.ServicePort {
+	return corev1.ServicePort{Name: fmt.Sprintf("udp-%d", port), Protocol: corev1.ProtocolUDP, Port: port}
+}
+
+// Service creates a service and waits until it has a ready endpoint and every node directs its address there. It
+// returns that address, the zero one for a headless service.
+func (c *Cluster) Service(ctx context.Context, name string, selector map[string]string, ports []corev1.ServicePort, opts ServiceOptions) (netip.Addr, error) {
+	service := newService(name, ports, opts)
+	service.Spec.Selector = selector
+	return c.createService(ctx, service)
+}
+
+// ServiceToNode creates a service with a fixed address for something that runs on a node without being a pod: a
+// manual endpoint takes the place of the selector.
+func (c *Cluster) ServiceToNode(ctx context.Context, namespace, name string, ip netip.Addr, ports []corev1.ServicePort, node *Node) error {
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace, Name: name + "-node",
+			Labels: map[string]string{discoveryv1.LabelServiceName: name, discoveryv1.LabelManagedBy: "test-bed"},
+		},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{node.Address.String()}, NodeName: &node.Name}},
+	}
+	for _, p := range ports {
+		target := p.TargetPort.IntVal
+		if target == 0 {
+			target = p.Port
+		}
+		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Protocol: &p.Protocol, Port: &target})
+	}
+	if err := c.Client.Create(ctx, slice); err != nil {
+		return fmt.Errorf("%s: endpoints of service %s/%s: %w", c.Name, namespace, name, err)
+	}
+	_, err := c.createService(ctx, newService(name, ports, ServiceOptions{Namespace: namespace, ClusterIP: ip}))
+	return err
+}
+
+func newService(name string, ports []corev1.ServicePort, opts ServiceOptions) *corev1.Service {
+	if opts.Namespace == "" {
+		opts.Namespace = metav1.NamespaceDefault
+	}
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: opts.Namespace, Name: name},
+		Spec:       corev1.ServiceSpec{Ports: ports},
+	}
+	if opts.ClusterIP.IsValid() {
+		service.Spec.ClusterIP = opts.ClusterIP.String()
+	}
+	if opts.Headless {
+		service.Spec.ClusterIP = corev1.ClusterIPNone
+	}
+	return service
+}
+
+func (c *Cluster) createService(ctx context.Context, service *corev1.Service) (netip.Addr, error) {
+	fail := func(err error) (netip.Addr, error) {
+		return netip.Addr{}, fmt.Errorf("%s: service %s/%s: %w", c.Name, service.Namespace, service.Name, err)
+	}
+	if err := c.Client.Create(ctx, service); err != nil {
+		return fail(err)
+	}
+	err := Until(ctx, "endpoints", func(ctx context.Context) error {
+		var slices discoveryv1.EndpointSliceList
+		if err := c.Client.List(ctx, &slices, client.InNamespace(service.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: service.Name}); err != nil {
+			return err
+		}
+		for _, slice := range slices.Items {
+			for _, endpoint := range slice.Endpoints {
+				if ready := endpoint.Conditions.Ready; ready == nil || *ready {
+					return nil
+				}
+			}
+		}
+		return errors.New("no ready endpoint")
+	})
+	if err != nil {
+		return fail(err)
+	}
+	addr, err := netip.ParseAddr(service.Spec.ClusterIP)
+	if err != nil {
+		return netip.Addr{}, nil // headless
+	}
+	for _, n := range c.Nodes {
+		if err := Until(ctx, "kube-proxy", func(ctx context.Context) error { return n.serves(ctx, addr) }); err != nil {
+			return fail(err)
+		}
+	}
+	return addr, nil
+}
+
+// stopProcesses kills the processes whose name has the prefix.
+func (b *Bed) stopProcesses(ctx context.Context, prefix string) error {
+	b.mu.Lock()
+	var stop []*Process
+	b.processes = slices.DeleteFunc(b.processes, func(p *Process) bool {
+		if !strings.HasPrefix(p.Name, prefix) {
+			return false
+		}
+		stop = append(stop, p)
+		return true
+	})
+	b.mu.Unlock()
+	var errs []error
+	for _, p := range stop {
+		errs = append(errs, p.stop(ctx))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,238 @@
+package bed
+
+// This file holds what tests do from a host again and again: look up names, talk HTTP, ping; and the servers they talk to.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+)
+
+// resolver is the content of a resolv.conf.
+type resolver struct {
+	server netip.Addr
+	search []string
+}
+
+const ndots = 5 // as in pods
+
+func (r resolver) conf() string {
+	if !r.server.IsValid() {
+		return ""
+	}
+	return fmt.Sprintf("nameserver %s\nsearch %s\noptions ndots:%d\n", r.server, strings.Join(r.search, " "), ndots)
+}
+
+// Lookup resolves a name as programs on the host do: numeric, /etc/hosts, then DNS with the search list. IPv4 only.
+func (h *Host) Lookup(ctx context.Context, name string) ([]netip.Addr, error) {
+	if addr, err := netip.ParseAddr(name); err == nil {
+		return []netip.Addr{addr}, nil
+	}
+	h.mu.Lock()
+	addr, ok := h.hosts[name]
+	h.mu.Unlock()
+	if ok {
+		return []netip.Addr{addr}, nil
+	}
+	if !h.dns.server.IsValid() {
+		return nil, fmt.Errorf("%s: look up %s: not in /etc/hosts, and no name server", h.Name, name)
+	}
+	candidates := []string{dns.Fqdn(name)}
+	if !dns.IsFqdn(name) {
+		var searched []string
+		for _, domain := range h.dns.search {
+			searched = append(searched, dns.Fqdn(name+"."+domain))
+		}
+		if strings.Count(name, ".") < ndots {
+			candidates = append(searched, candidates...)
+		} else {
+			candidates = append(candidates, searched...)
+		}
+	}
+	for _, candidate := range candidates {
+		answer, err := h.Query(ctx, candidate, dns.TypeA)
+		if err != nil {
+			return nil, err
+		}
+		switch answer.Rcode {
+		case dns.RcodeNameError:
+			continue
+		case dns.RcodeSuccess:
+		default:
+			return nil, fmt.Errorf("%s: look up %s: %s", h.Name, candidate, dns.RcodeToString[answer.Rcode])
+		}
+		var addrs []netip.Addr
+		for _, rr := range answer.Answer {
+			if a, ok := rr.(*dns.A); ok {
+				if addr, ok := netip.AddrFromSlice(a.A.To4()); ok {
+					addrs = append(addrs, addr)
+				}
+			}
+		}
+		if len(addrs) > 0 {
+			return addrs, nil
+		}
+	}
+	return nil, fmt.Errorf("%s: look up %s: no such host", h.Name, name)
+}
+
+// Query asks the host's name server over UDP, with EDNS; the name is fully qualified.
+func (h *Host) Query(ctx context.Context, name string, kind uint16) (*dns.Msg, error) {
+	if !h.dns.server.IsValid() {
+		return nil, fmt.Errorf("%s: has no name server", h.Name)
+	}
+	return h.QueryAt(ctx, "udp", netip.AddrPortFrom(h.dns.server, 53), name, kind)
+}
+
+// QueryAt asks a name server over "udp" or "tcp", with EDNS.
+func (h *Host) QueryAt(ctx context.Context, network string, server netip.AddrPort, name string, kind uint16) (*dns.Msg, error) {
+	question := new(dns.Msg).SetQuestion(dns.Fqdn(name), kind)
+	question.SetEdns0(1232, false)
+	return h.Exchange(ctx, network, server, question)
+}
+
+// Exchange sends a DNS message and waits two seconds at most for its answer.
+func (h *Host) Exchange(ctx context.Context, network string, server netip.AddrPort, question *dns.Msg) (*dns.Msg, error) {
+	fail := func(err error) (*dns.Msg, error) {
+		return nil, fmt.Errorf("%s: ask %s/%s for %s: %w", h.Name, server, network, question.Question[0].Name, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	conn, err := h.DialContext(ctx, network, server.String())
+	if err != nil {
+		return fail(err)
+	}
+	defer conn.Close()
+	client := dns.Client{Net: network}
+	answer, _, err := client.ExchangeWithConnContext(ctx, question, &dns.Conn{Conn: conn, UDPSize: dns.MaxMsgSize})
+	if err != nil {
+		return fail(err)
+	}
+	return answer, nil
+}
+
+// HTTPClient is a client on the host. Each request is a new connection.
+func (h *Host) HTTPClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{DialContext: h.DialContext, DisableKeepAlives: true}}
+}
+
+// Get fetches a URL from the host and returns the body of a 200 answer.
+func (h *Host) Get(ctx context.Context, url string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := h.HTTPClient().Do(request)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", h.Name, err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return "", fmt.Errorf("%s: get %s: %w", h.Name, url, err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: get %s: %s: %s", h.Name, url, response.Status, body)
+	}
+	return string(body), nil
+}
+
+// ServeHTTP serves in the host on a TCP port until the host is closed.
+func (h *Host) ServeHTTP(port int, handler http.Handler) error {
+	l, err := h.Listen("tcp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: handler}
+	h.onClose(server)
+	go server.Serve(l)
+	return nil
+}
+
+// ServeHTTPEcho serves HTTP on a TCP port: the answer is the client's IP address as the server saw it.
+func (h *Host) ServeHTTPEcho(port int) error {
+	return h.ServeHTTP(port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		client, _, _ := net.SplitHostPort(r.RemoteAddr)
+		io.WriteString(w, client)
+	}))
+}
+
+// ServeUDPEcho answers each datagram with the client's IP address as the server saw it.
+func (h *Host) ServeUDPEcho(port int) error {
+	c, err := h.ListenPacket("udp4", fmt.Sprintf(":%d", port))
+	if err != nil {
+		return err
+	}
+	go func() {
+		buffer := make([]byte, 64<<10)
+		for {
+			_, from, err := c.ReadFrom(buffer)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if udp, ok := from.(*net.UDPAddr); ok {
+				c.WriteTo([]byte(udp.IP.String()), from)
+			}
+		}
+	}()
+	return nil
+}
+
+// Ping sends one ICMP echo request and returns the round-trip time. It waits until ctx ends, one second at most.
+func (h *Host) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error) {
+	fail := func(err error) (time.Duration, error) {
+		return 0, fmt.Errorf("%s: ping %s: %w", h.Name, addr, err)
+	}
+	var c net.PacketConn
+	if err := h.Do(func() (err error) {
+		c, err = net.ListenPacket("ip4:icmp", "0.0.0.0")
+		return err
+	}); err != nil {
+		return fail(err)
+	}
+	defer c.Close()
+	deadline := time.Now().Add(time.Second)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	c.SetDeadline(deadline)
+	start := time.Now()
+	id := os.Getpid() & 0xffff
+	seq := int(start.UnixNano() & 0xffff)
+	request := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: id, Seq: seq, Data: make([]byte, 56)}}
+	packet, err := request.Marshal(nil)
+	if err != nil {
+		return fail(err)
+	}
+	if _, err := c.WriteTo(packet, &net.IPAddr{IP: addr.AsSlice()}); err != nil {
+		return fail(err)
+	}
+	buffer := make([]byte, 1500)
+	for {
+		n, from, err := c.ReadFrom(buffer)
+		if err != nil {
+			return fail(err)
+		}
+		reply, err := icmp.ParseMessage(1, buffer[:n])
+		if err != nil {
+			continue
+		}
+		if reply.Type == ipv4.ICMPTypeDestinationUnreachable {
+			return fail(fmt.Errorf("destination unreachable (code %d) from %s", reply.Code, from))
+		}
+		if echo, ok := reply.Body.(*icmp.Echo); ok && reply.Type == ipv4.ICMPTypeEchoReply && echo.ID == id && echo.Seq == seq {
+			return time.Since(start), nil
+		}
+	}
+}

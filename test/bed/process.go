@@ -1,0 +1,166 @@
+package bed
+
+// This file runs long-lived programs on hosts: control planes, DNS servers, kubelink. Each has a log that is kept as long
+// as the bed.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"syscall"
+	"time"
+)
+
+// Process is a program that runs on a host.
+type Process struct {
+	Name string // host/name
+
+	cmd   *exec.Cmd
+	log   string
+	start int64         // where in the log this run began: restarts append
+	done  chan struct{} // closed at its end
+	err   error         // valid then
+}
+
+// Start starts a program on the host. It is killed when ctx or the bed ends. The program's working directory is the
+// root folder; env is in addition to the own environment; what it writes goes to a log that restarts under the same
+// name continue.
+func (h *Host) Start(ctx context.Context, name string, env []string, path string, args ...string) (*Process, error) {
+	p := &Process{Name: h.Name + "/" + name, log: filepath.Join(workDir, "log", h.Name+"-"+name+".log"), done: make(chan struct{})}
+	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", p.Name, err)
+	}
+	defer log.Close()
+	if info, err := log.Stat(); err == nil {
+		p.start = info.Size()
+	}
+	p.cmd = h.Command(ctx, path, args...)
+	p.cmd.Env = append(p.cmd.Env, env...)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", p.Name, err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	h.bed.addProcess(p)
+	return p, nil
+}
+
+// PID is the process id inside the bed.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Log is what the program wrote since this start.
+func (p *Process) Log() string {
+	f, err := os.Open(p.log)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() <= p.start {
+		return ""
+	}
+	text := make([]byte, info.Size()-p.start)
+	n, _ := f.ReadAt(text, p.start)
+	return string(text[:n])
+}
+
+// FullLog is what the program wrote since the first start under this name.
+func (p *Process) FullLog() string {
+	text, _ := os.ReadFile(p.log)
+	return string(text)
+}
+
+// WaitLog waits until the program's log matches the expression.
+func (p *Process) WaitLog(ctx context.Context, expression string) error {
+	re, err := regexp.Compile(expression)
+	if err != nil {
+		return err
+	}
+	return p.until(ctx, "log of "+p.Name+" to match "+expression, func(context.Context) error {
+		if !re.MatchString(p.Log()) {
+			return errors.New("no match yet")
+		}
+		return nil
+	})
+}
+
+// Kill sends a signal and does not wait.
+func (p *Process) Kill(signal syscall.Signal) error {
+	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("%s: %w", p.Name, err)
+	}
+	return nil
+}
+
+// Wait waits for the program's end and returns how it ended.
+func (p *Process) Wait(ctx context.Context) error {
+	select {
+	case <-p.done:
+		return p.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of %s: %w", p.Name, ctx.Err())
+	}
+}
+
+// Done is closed when the program has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// stop kills the program and waits until it is gone.
+func (p *Process) stop(ctx context.Context) error {
+	if err := p.Kill(syscall.SIGKILL); err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop %s: %w", p.Name, ctx.Err())
+	}
+}
+
+// until is Until for a condition that needs the program: its end is an error, with the end of its log.
+func (p *Process) until(ctx context.Context, what string, condition func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-p.done:
+			cancel(fmt.Errorf("%s has ended: %v", p.Name, p.err))
+		case <-ctx.Done():
+		}
+	}()
+	if err := Until(ctx, what, condition); err != nil {
+		return fmt.Errorf("%w\n%s", err, tail(p.Log(), 20))
+	}
+	return nil
+}
+
+// Until waits for external state: it tries the condition every 25 ms until it holds or ctx ends. The error tells what was
+// waited for and what was wrong last.
+func Until(ctx context.Context, what string, condition func(context.Context) error) error {
+	ticker := time.NewTicker(25 * time.Millisecond)
+	defer ticker.Stop()
+	var last error
+	for {
+		err := condition(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil || last == nil {
+			last = err // and not that the last try was cut short
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w: %w", what, context.Cause(ctx), last)
+		case <-ticker.C:
+		}
+	}
+}

@@ -1,0 +1,165 @@
+// Demo shows the main job of kubelink: two real Kubernetes clusters with identical node and pod
+// networks are linked, and a pod of one reaches a service of the other by its mesh name.
+//
+//	demo          stays up until Ctrl-C
+//	demo --once   ends by itself; exit code 0 if all worked
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+func main() { os.Exit(bed.Main(demo)) }
+
+var (
+	start = time.Now()
+	out   sync.Mutex
+)
+
+func say(format string, args ...any) {
+	out.Lock()
+	defer out.Unlock()
+	fmt.Printf("%5.1fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func shown(text string) {
+	out.Lock()
+	defer out.Unlock()
+	for line := range strings.Lines(strings.TrimRight(text, "\n") + "\n") {
+		fmt.Print("        ", line)
+	}
+}
+
+func demo() int {
+	once := flag.Bool("once", false, "end after the show")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	f, client, err := show(ctx)
+	if f != nil {
+		defer f.Close()
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			say("interrupted")
+			return 130
+		}
+		fmt.Fprintln(os.Stderr, "\ndemo failed:", err)
+		if f != nil {
+			f.DumpLogs(os.Stderr, 20)
+		}
+		return 1
+	}
+	if *once {
+		say("all worked")
+		return 0
+	}
+	say("the clusters stay up until Ctrl-C. From another terminal, as the same user:")
+	for _, b := range f.Brokers {
+		shown(fmt.Sprintf("# kubectl in %s\n%s get kubelinks -o wide", b.Name, b.KubectlCommand()))
+	}
+	shown("# a shell in the pod client of kubelink1\n" + client.Enter("bash"))
+	<-ctx.Done()
+	say("cleaning up")
+	return 0
+}
+
+func show(ctx context.Context) (*fleet.Fleet, *bed.Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	say("booting two Kubernetes clusters with the same node network %s and pod network %s", bed.NodeCIDR, bed.PodCIDR)
+	f, err := fleet.New(ctx, 2, fleet.Options{Progress: func(s string) { say("%s", s) }})
+	if err != nil {
+		return nil, nil, err
+	}
+	one, two := f.Brokers[0], f.Brokers[1]
+	for _, b := range f.Brokers {
+		say("%s: services %s, mesh address %s, endpoint %s", b.Name, b.ServiceCIDR, b.MeshAddress, b.FQDN)
+	}
+
+	say("a web server in kubelink2, a client in kubelink1")
+	server, err := two.Pod(ctx, "echo", bed.PodOptions{})
+	if err != nil {
+		return f, nil, err
+	}
+	if err := server.ServeHTTPEcho(8080); err != nil {
+		return f, nil, err
+	}
+	ip, err := two.Service(ctx, "echo", map[string]string{"app": "echo"},
+		[]corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)}}, bed.ServiceOptions{})
+	if err != nil {
+		return f, nil, err
+	}
+	client, err := one.Pod(ctx, "client", bed.PodOptions{})
+	if err != nil {
+		return f, nil, err
+	}
+
+	say("applying the KubeLinks")
+	applied := time.Now()
+	if err := f.Mesh(ctx); err != nil {
+		return f, nil, err
+	}
+	say("all links are Up after %d ms", time.Since(applied).Milliseconds())
+	for _, b := range f.Brokers {
+		table, err := b.Kubectl(ctx, "get", "kubelinks")
+		if err != nil {
+			return f, nil, err
+		}
+		say("%s$ kubectl get kubelinks", b.Name)
+		shown(table)
+	}
+
+	name := "echo.default.svc.kubelink2.kubelink."
+	var answer *dns.Msg
+	if err := bed.Until(ctx, name, func(ctx context.Context) error {
+		if answer, err = client.Query(ctx, name, dns.TypeA); err != nil {
+			return err
+		}
+		if len(answer.Answer) == 0 {
+			return fmt.Errorf("%s", dns.RcodeToString[answer.Rcode])
+		}
+		return nil
+	}); err != nil {
+		return f, nil, err
+	}
+	say("client of kubelink1$ dig %s", name)
+	shown(answer.Answer[0].String())
+	if a, ok := answer.Answer[0].(*dns.A); !ok || a.A.String() != ip.String() {
+		return f, nil, fmt.Errorf("%s should be %s", name, ip)
+	}
+
+	url := "http://" + strings.TrimSuffix(name, ".") + "/"
+	body, err := client.Get(ctx, url)
+	if err != nil {
+		return f, nil, err
+	}
+	say("client of kubelink1$ curl %s", url)
+	shown(fmt.Sprintf("the server in kubelink2 saw client address %s (the client's own is %s)", body, client.Address))
+	if body == client.Address.String() {
+		return f, nil, fmt.Errorf("the pod's own address crossed the mesh")
+	}
+
+	rtt, err := client.Ping(ctx, two.MeshAddress.Addr())
+	if err != nil {
+		return f, nil, err
+	}
+	say("client of kubelink1$ ping %s", two.MeshAddress.Addr())
+	shown(fmt.Sprintf("answered after %.2f ms", float64(rtt.Microseconds())/1000))
+	return f, client, nil
+}

@@ -1,0 +1,393 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+// network is what the broker has in its node's kernel: device, routes, rules, NAT.
+func network(ctx context.Context, b *fleet.Broker) (string, error) {
+	gw := b.Gateway()
+	var all strings.Builder
+	for _, args := range [][]string{
+		{"ip", "-o", "address"}, {"ip", "route", "show", "table", "all"}, {"ip", "rule"},
+		{"iptables", "-w", "-t", "nat", "-S"}, {"iptables", "-w", "-t", "filter", "-S"},
+	} {
+		out, err := gw.Run(ctx, args[0], args[1:]...)
+		if err != nil {
+			return "", err
+		}
+		for line := range strings.Lines(out) {
+			if strings.Contains(strings.ToLower(line), "kubelink") || strings.Contains(line, "lookup 177") {
+				all.WriteString(line)
+			}
+		}
+	}
+	return all.String(), nil
+}
+
+// A changed link takes effect, and a deleted one is gone, within two seconds: route, NAT, tunnel, zone.
+func TestChangeAndDelete(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	check := undisturbed(t, clients[0], servers[2].service)
+	defer check()
+	b := brokers[0]
+	link := brokers[1].LinkTo()
+
+	changed := link.DeepCopy()
+	changed.Spec.Egress = []v1alpha1.EgressCIDR{"10.77.0.0/16"}
+	must(t, b.Apply(ctx, changed))
+	within(t, 2*time.Second, "new route", func(ctx context.Context) error {
+		n, err := network(ctx, b)
+		if err == nil && strings.Count(n, "10.77.0.0/16") < 2 { // route and NAT
+			err = errors.New(n)
+		}
+		return err
+	})
+	must(t, b.Apply(ctx, link))
+	within(t, 2*time.Second, "old route to go", func(ctx context.Context) error {
+		n, err := network(ctx, b)
+		if err == nil && strings.Contains(n, "10.77.0.0/16") {
+			err = errors.New(n)
+		}
+		return err
+	})
+	reach(t, 2*time.Second, clients[0], servers[1].service)
+
+	must(t, answers(ctx, b, serverName(1), servers[1].service))
+	must(t, b.Remove(ctx, "kubelink2"))
+	within(t, 2*time.Second, "everything of the link to go", func(ctx context.Context) error {
+		n, err := network(ctx, b)
+		if err != nil {
+			return err
+		}
+		if strings.Contains(n, brokers[1].ServiceCIDR.String()) {
+			return fmt.Errorf("route or NAT: %s", n)
+		}
+		m, _, err := ask(ctx, b, "udp", serverName(1), dns.TypeA)
+		if err != nil {
+			return err
+		}
+		if m.Rcode != dns.RcodeNameError {
+			return fmt.Errorf("zone: %s", dns.RcodeToString[m.Rcode])
+		}
+		if v, err := b.Metric(ctx, `coredns_kubelink_link_sessions{link="kubelink2"}`); err != nil || v != 0 {
+			return fmt.Errorf("tunnel: %g connections, %v", v, err)
+		}
+		l, err := brokers[1].Link(ctx, b.Name)
+		if err != nil {
+			return err
+		}
+		if l.Status.State == v1alpha1.StateUp {
+			return errors.New("tunnel: the peer is still connected")
+		}
+		return nil
+	})
+	must(t, b.Apply(ctx, link))
+	must(t, f.WaitMesh(ctx))
+	reach(t, 2*time.Second, clients[0], servers[1].service)
+}
+
+// A LocalLink stays until its mesh is empty.
+func TestLocalLinkIsKept(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	b := brokers[2]
+	local := b.Local()
+	must(t, b.Client.Delete(ctx, b.Local()))
+	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateDeleting, "kubelink1", "kubelink2"))
+	reach(t, time.Second, clients[2], servers[0].service) // still works
+	must(t, b.Remove(ctx, "kubelink1"))
+	must(t, b.Remove(ctx, "kubelink2"))
+	must(t, b.Remove(ctx, b.Name))
+	within(t, 2*time.Second, "mesh to go", func(ctx context.Context) error {
+		n, err := network(ctx, b)
+		if err == nil && strings.Contains(n, "192.168.0.") {
+			err = errors.New(n)
+		}
+		return err
+	})
+	must(t, b.Apply(ctx, local))
+	must(t, f.Mesh(ctx))
+}
+
+// A new certificate is used from the next handshake on; a running transfer does not notice.
+func TestCertificateReplaced(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	b := brokers[0]
+	wait := background(func() error { return transfer(ctx, clients[0], servers[1].service, 8<<20, 2<<20) })
+	uses := strings.Count(b.Process.Log(), "certificate in use")
+	must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
+	within(t, 3*time.Second, "new certificate to be used", func(context.Context) error {
+		if strings.Count(b.Process.Log(), "certificate in use") == uses {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	must(t, wait())
+	if v, _ := b.Metric(ctx, `coredns_kubelink_link_up{link="kubelink2"}`); v != 1 {
+		t.Error("link is not up")
+	}
+
+	// An unusable one is reported, and the old one stays in use.
+	must(t, b.TLSSecret(ctx, fleet.Namespace, fleet.Secret, []byte("x"), []byte("y"), f.CA.PEM))
+	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "secret kube-system/kubelink-tls", "tls.crt"))
+	reach(t, time.Second, clients[0], servers[1].service)
+	must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
+	must(t, f.WaitMesh(ctx))
+
+	// A certificate of a foreign CA is refused by the peers, at both ends' messages; others go on.
+	check := undisturbed(t, clients[1], servers[2].service)
+	other, err := bed.NewCA("somebody else")
+	must(t, err)
+	must(t, b.NewCertificate(ctx, other, b.FQDN))
+	must(t, b.Kill(ctx, syscall.SIGKILL))
+	must(t, b.Start(ctx))
+	must(t, b.WaitState(ctx, "kubelink2", v1alpha1.StateDown, "certificate"))
+	check()
+	must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
+	must(t, f.WaitMesh(ctx))
+}
+
+// A dead peer is noticed, names say so at once, and its return is noticed within three seconds.
+func TestPeerKilledAndRestarted(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	check := undisturbed(t, clients[0], servers[2].service)
+	defer check()
+	b, peer := brokers[0], brokers[1]
+	must(t, peer.Kill(ctx, syscall.SIGKILL))
+	noticed := within(t, 5*time.Second, "loss to be noticed", func(ctx context.Context) error {
+		v, err := b.Metric(ctx, `coredns_kubelink_link_up{link="kubelink2"}`)
+		if err == nil && v != 0 {
+			err = errors.New("still up")
+		}
+		return err
+	})
+	named := within(t, time.Second, "names to fail", func(ctx context.Context) error {
+		return fails(ctx, b, serverName(1), "kubelink2", "Down")
+	})
+	must(t, b.WaitState(ctx, "kubelink2", v1alpha1.StateDown))
+	must(t, answers(ctx, b, serverName(2), servers[2].service))
+	// And so it reaches a pod.
+	m, err := clients[0].Query(ctx, serverName(1), dns.TypeA)
+	must(t, err)
+	if m.Rcode != dns.RcodeServerFailure {
+		t.Errorf("a pod gets %s", dns.RcodeToString[m.Rcode])
+	}
+	must(t, peer.Start(ctx))
+	back := within(t, 3*time.Second, "link to be up again", func(ctx context.Context) error {
+		v, err := b.Metric(ctx, `coredns_kubelink_link_up{link="kubelink2"}`)
+		if err == nil && v != 1 {
+			err = errors.New("not up")
+		}
+		return err
+	})
+	within(t, time.Second, "names to come back", func(ctx context.Context) error {
+		return answers(ctx, b, serverName(1), servers[1].service)
+	})
+	t.Logf("noticed after %s, names after another %s, up %s after the peer was ready", noticed, named, back)
+	must(t, f.WaitMesh(ctx))
+	reach(t, time.Second, clients[0], servers[1].service)
+}
+
+// A peer that vanishes without a word (cable cut) is noticed by the keepalive.
+func TestPeerSilent(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	check := undisturbed(t, clients[0], servers[2].service)
+	defer check()
+	b := brokers[0]
+	must(t, f.CutLink(ctx, 0, 1))
+	took := within(t, 10*time.Second, "silence to be noticed", func(ctx context.Context) error {
+		return fails(ctx, b, serverName(1), "kubelink2", "Down", "silent")
+	})
+	must(t, f.RestoreLink(ctx, 0, 1))
+	back := within(t, 10*time.Second, "link to be up again", func(ctx context.Context) error {
+		return answers(ctx, b, serverName(1), servers[1].service)
+	})
+	t.Logf("noticed after %s, back after %s", took, back)
+	must(t, f.WaitMesh(ctx))
+}
+
+// A broker that was killed adopts what it finds in the kernel, and the pods' connections live on.
+func TestBrokerKilledAndRestarted(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	b := brokers[0]
+	before, err := network(ctx, b)
+	must(t, err)
+	wait := background(func() error { return transfer(ctx, clients[0], servers[1].service, 16<<20, 2<<20) })
+	must(t, b.Kill(ctx, syscall.SIGKILL))
+	left, err := network(ctx, b)
+	must(t, err)
+	if left != before {
+		t.Errorf("the kernel kept\n%s\nof\n%s", left, before)
+	}
+	must(t, b.Start(ctx))
+	up := within(t, 3*time.Second, "links to be up", func(ctx context.Context) error {
+		v, err := b.Metric(ctx, `coredns_kubelink_links{state="Up"}`)
+		if err == nil && v != 2 {
+			err = fmt.Errorf("%g are", v)
+		}
+		return err
+	})
+	t.Logf("links up %s after it was ready", up)
+	after, err := network(ctx, b)
+	must(t, err)
+	if after != before {
+		t.Errorf("afterwards there is\n%s\nbefore there was\n%s", after, before)
+	}
+	must(t, wait())
+	must(t, f.WaitMesh(ctx))
+}
+
+// A clean shutdown leaves nothing behind; with keep-network it leaves all.
+func TestShutdown(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	b := brokers[2]
+	must(t, b.Kill(ctx, syscall.SIGTERM))
+	left, err := network(ctx, b)
+	must(t, err)
+	// kube-proxy's comments name our services.
+	for line := range strings.Lines(left) {
+		if !strings.Contains(line, "KUBE-") {
+			t.Errorf("left behind: %s", line)
+		}
+	}
+	text := b.Corefile()
+	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", "dns-propagation dns\nkeep-network", 1)))
+	must(t, b.Start(ctx))
+	must(t, f.WaitMesh(ctx))
+	before, err := network(ctx, b)
+	must(t, err)
+	must(t, b.Kill(ctx, syscall.SIGTERM))
+	if left, err = network(ctx, b); err != nil || left != before {
+		t.Errorf("keep-network kept\n%s\nof\n%s (%v)", left, before, err)
+	}
+	must(t, b.SetCorefile(text))
+	must(t, b.Start(ctx))
+	must(t, f.WaitMesh(ctx))
+}
+
+// While the API server is away nothing that is known is lost; afterwards everything is caught up with.
+func TestAPIServerAway(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	b := brokers[0]
+	must(t, b.StopAPIServer(ctx))
+	restored := false
+	defer func() {
+		if !restored {
+			b.StartAPIServer(ctx)
+		}
+	}()
+	check := undisturbed(t, clients[0], servers[1].service)
+	within(t, 10*time.Second, "ready to say so", func(ctx context.Context) error {
+		if v, err := b.Metric(ctx, "coredns_kubelink_api_up"); err != nil || v != 0 {
+			return fmt.Errorf("api_up is %g, %v", v, err)
+		}
+		return nil
+	})
+	// Thirty seconds of names, twice a second; meanwhile a peer dies, and its names follow.
+	ticker := time.NewTicker(500 * time.Millisecond)
+	defer ticker.Stop()
+	for i := range 60 {
+		<-ticker.C
+		if err := answers(ctx, b, serverName(1), servers[1].service); err != nil {
+			t.Errorf("after %s: %v", time.Duration(i)*500*time.Millisecond, err)
+		}
+		if i == 10 {
+			must(t, brokers[2].Kill(ctx, syscall.SIGKILL))
+			within(t, 2*time.Second, "names of a dead peer to fail", func(ctx context.Context) error {
+				return fails(ctx, b, serverName(2), "kubelink3", "Down")
+			})
+		}
+	}
+	check()
+	check = undisturbed(t, clients[0], servers[1].service)
+	must(t, b.StartAPIServer(ctx))
+	restored = true
+	// The state of the dead peer's link, which changed meanwhile, and a change of the first moment.
+	changed := brokers[1].LinkTo()
+	changed.Spec.Egress = []v1alpha1.EgressCIDR{"10.78.0.0/16"}
+	within(t, 30*time.Second, "API server to accept a change", func(ctx context.Context) error { return b.Apply(ctx, changed) })
+	took := within(t, 30*time.Second, "change to be applied", func(ctx context.Context) error {
+		n, err := network(ctx, b)
+		if err == nil && !strings.Contains(n, "10.78.0.0/16") {
+			err = errors.New(n)
+		}
+		return err
+	})
+	t.Logf("applied %s after it was made", took)
+	must(t, b.WaitState(ctx, "kubelink3", v1alpha1.StateDown))
+	check()
+	must(t, b.Apply(ctx, brokers[1].LinkTo()))
+	must(t, brokers[2].Start(ctx))
+	must(t, f.WaitMesh(ctx))
+	must(t, b.WaitReady(ctx))
+}
+
+// A broker that starts while the API server is away keeps what an earlier one left in the kernel, waits,
+// and says so.
+func TestStartWithoutAPIServer(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	b := brokers[2]
+	before, err := network(ctx, b)
+	must(t, err)
+	must(t, b.Kill(ctx, syscall.SIGKILL))
+	must(t, b.StopAPIServer(ctx))
+	must(t, b.Launch())
+	within(t, 10*time.Second, "names to say so", func(ctx context.Context) error {
+		return fails(ctx, b, serverName(0), "not ready")
+	})
+	if _, err := b.Host.Get(ctx, "http://127.0.0.1:8181/ready"); err == nil || !strings.Contains(err.Error(), "503") {
+		t.Errorf("ready says %v", err)
+	}
+	if now, err := network(ctx, b); err != nil || now != before {
+		t.Errorf("the kernel has\n%s\nit had\n%s (%v)", now, before, err)
+	}
+	must(t, b.StartAPIServer(ctx))
+	must(t, b.WaitReady(ctx))
+	must(t, f.WaitMesh(ctx))
+}
+
+// A reload of the Corefile costs no packet, changed or not, and a wrong one changes nothing.
+func TestReload(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	b := brokers[0]
+	text := b.Corefile()
+	defer func() { must(t, b.SetCorefile(text)); must(t, b.Reload(ctx)); must(t, f.WaitMesh(ctx)) }()
+	check := undisturbed(t, clients[0], servers[1].service)
+	wait := background(func() error { return transfer(ctx, clients[0], servers[1].service, 16<<20, 2<<20) })
+	since := func() string {
+		l, err := b.Link(ctx, "kubelink2")
+		must(t, err)
+		return fmt.Sprint(l.Status.Conditions)
+	}
+	before := since()
+
+	must(t, b.SetCorefile(text+"\n# a comment\n"))
+	must(t, b.Reload(ctx))
+	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", "dns-propagation dns\n            dns-advertisement", 1)))
+	must(t, b.Reload(ctx))
+
+	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", "dns-propagation sometimes", 1)))
+	must(t, b.Process.Kill(syscall.SIGUSR1))
+	must(t, b.Process.WaitLog(ctx, `dns-propagation.*sometimes`))
+	must(t, answers(ctx, b, serverName(1), servers[1].service))
+
+	must(t, b.SetCorefile(text))
+	must(t, b.Reload(ctx))
+	must(t, wait())
+	check()
+	if now := since(); now != before {
+		t.Errorf("the link was disturbed:\n%s\n%s", before, now)
+	}
+}

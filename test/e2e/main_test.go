@@ -1,0 +1,323 @@
+// Package e2e tests kubelink as a whole on real control planes: three clusters behind their own NAT
+// routers, with identical node and pod networks, and a broker in each that is installed from the
+// manifests in deploy. Each test leaves the mesh of all three up.
+package e2e
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+// Ports of the server pods.
+const (
+	httpPort = 8080 // answers with the client's address; /bulk is a stream
+	udpPort  = 9000 // the same by UDP
+)
+
+var (
+	f       *fleet.Fleet
+	brokers []*fleet.Broker
+	servers []*server // one in each cluster
+	clients []*bed.Pod
+)
+
+type server struct {
+	pod     *bed.Pod
+	service netip.Addr
+}
+
+func TestMain(m *testing.M) { os.Exit(bed.Main(func() int { return run(m) })) }
+
+func run(m *testing.M) int {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if err := boot(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer f.Close()
+	code := m.Run()
+	for _, b := range brokers {
+		// The broker under test is built with the race detector.
+		if strings.Contains(b.Process.FullLog(), "DATA RACE") {
+			fmt.Fprintf(os.Stderr, "data race in the broker of %s\n%s\n", b.Name, b.Process.FullLog())
+			code = 1
+		}
+	}
+	if code != 0 {
+		f.DumpLogs(os.Stderr, 60)
+	}
+	return code
+}
+
+func boot(ctx context.Context) (err error) {
+	if f, err = fleet.New(ctx, 3, fleet.Options{}); err != nil {
+		return err
+	}
+	brokers = f.Brokers
+	for _, b := range brokers {
+		s := &server{}
+		if s.pod, err = b.Pod(ctx, "server", bed.PodOptions{}); err != nil {
+			return err
+		}
+		mux := http.NewServeMux()
+		mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+			host, _, _ := net.SplitHostPort(r.RemoteAddr)
+			io.WriteString(w, host)
+		})
+		mux.HandleFunc("/bulk", bulk)
+		if err := s.pod.ServeHTTP(httpPort, mux); err != nil {
+			return err
+		}
+		if err := s.pod.ServeUDPEcho(udpPort); err != nil {
+			return err
+		}
+		s.service, err = b.Service(ctx, "server", map[string]string{"app": "server"}, []corev1.ServicePort{
+			{Name: "http", Port: 80, TargetPort: intstr.FromInt32(httpPort)},
+			bed.UDPPort(udpPort),
+		}, bed.ServiceOptions{})
+		if err != nil {
+			return err
+		}
+		servers = append(servers, s)
+		c, err := b.Pod(ctx, "client", bed.PodOptions{})
+		if err != nil {
+			return err
+		}
+		clients = append(clients, c)
+	}
+	return f.Mesh(ctx)
+}
+
+// begin gives a test its time and shows the brokers' logs if it fails.
+func begin(t *testing.T, limit time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	t.Cleanup(cancel)
+	t.Cleanup(func() {
+		if t.Failed() {
+			f.DumpLogs(os.Stderr, 40)
+		}
+	})
+	return ctx
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// within fails the test if condition does not hold within limit, and returns how long it took.
+func within(t *testing.T, limit time.Duration, what string, condition func(context.Context) error) time.Duration {
+	t.Helper()
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if err := bed.Until(ctx, what, condition); err != nil {
+		t.Fatal(err)
+	}
+	return time.Since(start)
+}
+
+// seed of the stream that bulk sends.
+var seed = [32]byte{1, 2, 3}
+
+// bulk sends size pseudo-random bytes; with rate, bytes per second, at that pace.
+func bulk(w http.ResponseWriter, r *http.Request) {
+	size, _ := strconv.Atoi(r.FormValue("size"))
+	rate, _ := strconv.Atoi(r.FormValue("rate"))
+	stream := rand.NewChaCha8(seed)
+	chunk := make([]byte, 64<<10)
+	var pace <-chan time.Time
+	if rate > 0 {
+		ticker := time.NewTicker(time.Duration(len(chunk)) * time.Second / time.Duration(rate))
+		defer ticker.Stop()
+		pace = ticker.C
+	}
+	for size > 0 {
+		part := chunk[:min(size, len(chunk))]
+		stream.Read(part)
+		if _, err := w.Write(part); err != nil {
+			return
+		}
+		size -= len(part)
+		if pace != nil {
+			w.(http.Flusher).Flush()
+			select {
+			case <-pace:
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}
+}
+
+// transfer fetches size bytes from a server and compares their checksum.
+func transfer(ctx context.Context, from *bed.Pod, to netip.Addr, size, rate int) error {
+	url := fmt.Sprintf("http://%s/bulk?size=%d&rate=%d", to, size, rate)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := from.HTTPClient().Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	got, want := sha256.New(), sha256.New()
+	n, err := io.Copy(got, response.Body)
+	if err != nil {
+		return fmt.Errorf("after %d bytes: %w", n, err)
+	}
+	if _, err := io.CopyN(want, rand.NewChaCha8(seed), int64(size)); err != nil {
+		return err
+	}
+	if n != int64(size) || string(got.Sum(nil)) != string(want.Sum(nil)) {
+		return fmt.Errorf("got %d bytes of %d, checksum %x, want %x", n, size, got.Sum(nil), want.Sum(nil))
+	}
+	return nil
+}
+
+// background runs fn and returns how to wait for it.
+func background(fn func() error) func() error {
+	done := make(chan error, 1)
+	go func() { done <- fn() }()
+	return func() error { return <-done }
+}
+
+// watch sends a request to the server 50 times a second until it is told to stop; then it says how many
+// there were, and which failed.
+func watch(from *bed.Pod, to netip.Addr) (stop func() (int, error)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var n int
+	var errs []error
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		ticker := time.NewTicker(20 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			one, end := context.WithTimeout(ctx, time.Second)
+			_, err := from.Get(one, "http://"+to.String()+"/")
+			end()
+			if ctx.Err() != nil {
+				return
+			}
+			n++
+			if err != nil {
+				errs = append(errs, err)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+		}
+	})
+	return func() (int, error) {
+		cancel()
+		wg.Wait()
+		return n, errors.Join(errs...)
+	}
+}
+
+// undisturbed is watch for a test: not one request may fail.
+func undisturbed(t *testing.T, from *bed.Pod, to netip.Addr) (check func()) {
+	t.Helper()
+	stop := watch(from, to)
+	return func() {
+		t.Helper()
+		if n, err := stop(); err != nil || n == 0 {
+			t.Errorf("of %d requests on the healthy link some failed: %v", n, err)
+		}
+	}
+}
+
+// reach waits until a request from the pod is answered.
+func reach(t *testing.T, limit time.Duration, from *bed.Pod, to netip.Addr) time.Duration {
+	t.Helper()
+	return within(t, limit, fmt.Sprintf("answer of %s to %s", to, from.Name), func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		defer cancel()
+		_, err := from.Get(ctx, "http://"+to.String()+"/")
+		return err
+	})
+}
+
+// ask sends a question with EDNS to the broker's own server and returns the answer and the text of its
+// Extended DNS Error.
+func ask(ctx context.Context, b *fleet.Broker, network, name string, kind uint16) (*dns.Msg, string, error) {
+	m, err := b.Host.QueryAt(ctx, network, b.DNS(), name, kind)
+	if err != nil {
+		return nil, "", err
+	}
+	if opt := m.IsEdns0(); opt != nil {
+		for _, o := range opt.Option {
+			if ede, ok := o.(*dns.EDNS0_EDE); ok {
+				return m, ede.ExtraText, nil
+			}
+		}
+	}
+	return m, "", nil
+}
+
+// answers checks that a name has the address.
+func answers(ctx context.Context, b *fleet.Broker, name string, want netip.Addr) error {
+	m, _, err := ask(ctx, b, "udp", name, dns.TypeA)
+	if err != nil {
+		return err
+	}
+	for _, rr := range m.Answer {
+		if a, ok := rr.(*dns.A); ok && a.A.String() == want.String() {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s: %s %v, want %s", name, dns.RcodeToString[m.Rcode], m.Answer, want)
+}
+
+// fails checks that a name is answered with SERVFAIL whose reason contains all texts.
+func fails(ctx context.Context, b *fleet.Broker, name string, texts ...string) error {
+	start := time.Now()
+	m, reason, err := ask(ctx, b, "udp", name, dns.TypeA)
+	if err != nil {
+		return err
+	}
+	if m.Rcode != dns.RcodeServerFailure {
+		return fmt.Errorf("%s: %s, want SERVFAIL", name, dns.RcodeToString[m.Rcode])
+	}
+	for _, text := range texts {
+		if !strings.Contains(reason, text) {
+			return fmt.Errorf("%s: the reason %q does not contain %q", name, reason, text)
+		}
+	}
+	if took := time.Since(start); took > 500*time.Millisecond {
+		return fmt.Errorf("%s: the failure took %s", name, took)
+	}
+	return nil
+}
+
+// serverName is the mesh name of the server of a cluster.
+func serverName(cluster int) string {
+	return "server.default.svc." + brokers[cluster].Name + ".kubelink."
+}

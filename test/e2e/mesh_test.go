@@ -1,0 +1,364 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+// restore brings back the mesh of all three.
+func restore(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	must(t, f.Mesh(ctx))
+}
+
+// edit changes a broker's Corefile for the time of a test.
+func edit(t *testing.T, ctx context.Context, b *fleet.Broker, replace ...string) {
+	t.Helper()
+	text := b.Corefile()
+	must(t, b.SetCorefile(strings.NewReplacer(replace...).Replace(text)))
+	if b.Corefile() == text {
+		t.Fatal("nothing to replace")
+	}
+	must(t, b.Reload(ctx))
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		must(t, b.SetCorefile(text))
+		must(t, b.Reload(ctx))
+		must(t, b.WaitReady(ctx))
+		must(t, f.Mesh(ctx))
+	})
+}
+
+// The first cluster is in two meshes: with the second, and with the third. Each has its own address
+// and domain, and they do not mix.
+func TestTwoMeshes(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	one, three := brokers[0], brokers[2]
+	must(t, one.Remove(ctx, "kubelink3"))
+	must(t, brokers[1].Remove(ctx, "kubelink3"))
+	for _, name := range []string{"kubelink1", "kubelink2", "kubelink3"} {
+		must(t, three.Remove(ctx, name))
+	}
+	defer restore(t)
+	check := undisturbed(t, clients[0], servers[1].service)
+	defer check()
+
+	link := func(of *fleet.Broker, address, endpoint string) *v1alpha1.KubeLink {
+		l := &v1alpha1.KubeLink{}
+		l.Name = "second--" + of.Name
+		l.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: address, Endpoint: endpoint, CIDR: of.ServiceCIDR.String()}
+		if endpoint == v1alpha1.EndpointLocal {
+			l.Spec.DNS = &v1alpha1.KubeLinkDNS{BaseDomain: "second.example"}
+		}
+		return l
+	}
+	for _, b := range []*fleet.Broker{one, three} {
+		for _, of := range []*fleet.Broker{one, three} {
+			address := "10.99.0.1/24"
+			if of == three {
+				address = "10.99.0.3/24"
+			}
+			endpoint := of.FQDN
+			if of == b {
+				endpoint = v1alpha1.EndpointLocal
+			}
+			must(t, b.Apply(ctx, link(of, address, endpoint)))
+			defer func() { must(t, b.Remove(ctx, "second--"+of.Name)) }()
+		}
+	}
+	must(t, one.WaitState(ctx, "second--kubelink3", v1alpha1.StateUp))
+	must(t, three.WaitState(ctx, "second--kubelink1", v1alpha1.StateUp))
+	reach(t, 2*time.Second, clients[0], servers[2].service)
+	reach(t, 2*time.Second, clients[2], servers[0].service)
+
+	// The third cluster sees the address of the second mesh; the second that of the default one. The
+	// node address would hide it: a host's own service does not.
+	must(t, three.Gateway().ServeHTTPEcho(8123))
+	seen, err := clients[0].Get(ctx, "http://10.99.0.3:8123/")
+	must(t, err)
+	if seen != "10.99.0.1" {
+		t.Errorf("in the second mesh the first cluster is %s", seen)
+	}
+	must(t, brokers[1].Gateway().ServeHTTPEcho(8123))
+	seen, err = clients[0].Get(ctx, "http://"+brokers[1].MeshAddress.Addr().String()+":8123/")
+	must(t, err)
+	if seen != one.MeshAddress.Addr().String() {
+		t.Errorf("in the default mesh the first cluster is %s", seen)
+	}
+
+	// The default mesh domain is in the server block of the Corefile; the second is another block's business.
+	must(t, answers(ctx, one, serverName(1), servers[1].service))
+	edit(t, ctx, one, "kubelink:1053 {", "second.example:1053 {\n kubelink\n}\nkubelink:1053 {")
+	within(t, 2*time.Second, "name in the second mesh", func(ctx context.Context) error {
+		return answers(ctx, one, "server.default.svc.kubelink3.second.example.", servers[2].service)
+	})
+	must(t, answers(ctx, one, serverName(1), servers[1].service))
+
+	// The second cluster has no way to the third.
+	short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	if _, err := clients[1].Get(short, "http://"+servers[2].service.String()+"/"); err == nil {
+		t.Error("the second cluster reaches the third")
+	}
+}
+
+// The first and the third cluster have no link of their own: the second forwards.
+func TestGatewayLink(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	one, two, three := brokers[0], brokers[1], brokers[2]
+	defer restore(t)
+	for _, pair := range [][2]*fleet.Broker{{one, three}, {three, one}} {
+		l := pair[1].LinkTo()
+		l.Spec.Endpoint, l.Spec.GatewayLink = "", two.Name
+		must(t, pair[0].Apply(ctx, l))
+	}
+	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateUp, "through kubelink2"))
+	must(t, three.WaitState(ctx, "kubelink1", v1alpha1.StateUp, "through kubelink2"))
+	before, err := two.Metric(ctx, `coredns_kubelink_link_packets_total{direction="tx",link="kubelink3"}`)
+	must(t, err)
+	reach(t, 2*time.Second, clients[0], servers[2].service)
+	reach(t, 2*time.Second, clients[2], servers[0].service)
+	must(t, transfer(ctx, clients[0], servers[2].service, 10<<20, 0))
+	_, err = clients[0].Ping(ctx, three.MeshAddress.Addr())
+	must(t, err)
+	must(t, answers(ctx, one, serverName(2), servers[2].service))
+	if after, err := two.Metric(ctx, `coredns_kubelink_link_packets_total{direction="tx",link="kubelink3"}`); err != nil || after < before+100 {
+		t.Errorf("the gateway forwarded %g packets, %v", after-before, err)
+	}
+	// Who is not expected through the gateway is dropped: the third cluster takes its link away.
+	must(t, three.Remove(ctx, "kubelink1"))
+	within(t, 3*time.Second, "filter of the third cluster", func(ctx context.Context) error {
+		if _, err := clients[0].Ping(ctx, three.MeshAddress.Addr()); err == nil {
+			return errors.New("still answered")
+		}
+		v, err := three.Metric(ctx, droppedSeries("kubelink2", "source"))
+		if err == nil && v == 0 {
+			err = errors.New("not counted")
+		}
+		return err
+	})
+	// The state of a link behind a gateway follows the gateway.
+	must(t, one.Remove(ctx, "kubelink2"))
+	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateStale, "kubelink2", "does not exist"))
+}
+
+// An authenticated peer without link gets one.
+func TestAutoConnect(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	one, three := brokers[0], brokers[2]
+	check := undisturbed(t, clients[0], servers[1].service)
+	defer check()
+	must(t, one.Remove(ctx, "kubelink3"))
+	edit(t, ctx, one, "dns-propagation dns", "dns-propagation dns\nauto-connect")
+	const name = "192-168-0-13"
+	defer func() { must(t, one.Remove(ctx, name)) }()
+	within(t, 10*time.Second, "link to be made", func(ctx context.Context) error {
+		_, err := one.Link(ctx, name)
+		return err
+	})
+	must(t, one.WaitState(ctx, name, v1alpha1.StateUp))
+	l, err := one.Link(ctx, name)
+	must(t, err)
+	if l.Spec.Endpoint != three.FQDN+":80" || l.Spec.ClusterAddress != "192.168.0.13/24" || l.Spec.CIDR != three.ServiceCIDR.String() {
+		t.Errorf("%+v", l.Spec)
+	}
+	reach(t, 2*time.Second, clients[0], servers[2].service)
+	// Without the right to connect there is none.
+	other, err := bed.NewCA("somebody else")
+	must(t, err)
+	if p, err := dialRaw(ctx, three.Gateway().Host, one, other, "evil.example"); err == nil {
+		p.hello(netip.MustParsePrefix("192.168.0.66/24"), netip.Prefix{})
+		must(t, p.ended())
+	}
+	if _, err := one.Link(ctx, "192-168-0-66"); err == nil {
+		t.Error("a stranger got a link")
+	}
+}
+
+// Endpoints may be addresses; the certificate names them.
+func TestEndpointAddress(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	one, two := brokers[0], brokers[1]
+	defer func() {
+		must(t, two.NewCertificate(ctx, f.CA, two.FQDN))
+		restore(t)
+	}()
+	l := two.LinkTo()
+	l.Spec.Endpoint = two.PublicAddress.String() + ":80"
+	must(t, one.Apply(ctx, l))
+	must(t, one.WaitState(ctx, two.Name, v1alpha1.StateDown, "certificate", two.PublicAddress.String()))
+	must(t, two.NewCertificate(ctx, f.CA, two.FQDN, two.PublicAddress.String()))
+	must(t, one.WaitState(ctx, two.Name, v1alpha1.StateUp))
+	reach(t, 2*time.Second, clients[0], servers[1].service)
+}
+
+// Routes in a table of their own.
+func TestRouteTable(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	b := brokers[2]
+	edit(t, ctx, b, "dns-propagation dns", "dns-propagation dns\nroute-table 177\nrule-priority 30000")
+	within(t, 3*time.Second, "routes in table 177", func(ctx context.Context) error {
+		n, err := network(ctx, b)
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(n, "30000:") || !strings.Contains(n, "100.64.0.0/20 dev kubelink table 177") || strings.Contains(n, "100.64.0.0/20 dev kubelink proto") {
+			return errors.New(n)
+		}
+		return nil
+	})
+	reach(t, 2*time.Second, clients[2], servers[0].service)
+	reach(t, 2*time.Second, clients[0], servers[2].service)
+	must(t, f.WaitMesh(ctx))
+}
+
+// The broker makes its certificate itself; clusters that share a CA key trust each other.
+func TestSecretManagedBySelf(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	defer func() {
+		for _, b := range brokers[:2] {
+			must(t, client.IgnoreNotFound(b.Client.Delete(ctx, secret())))
+			must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
+		}
+		restore(t)
+	}()
+	for _, b := range brokers[:2] {
+		text, err := manifest("overlays/self-signed/rbac.yaml")
+		must(t, err)
+		_, err = b.KubectlInput(ctx, text, "apply", "-f", "-")
+		must(t, err)
+		must(t, b.Client.Delete(ctx, secret()))
+		s := secret()
+		s.Data = map[string][]byte{"ca.crt": f.CA.PEM, "ca.key": f.CA.KeyPEM}
+		must(t, b.Client.Create(ctx, s))
+		edit(t, ctx, b, "secret kubelink-tls", "secret kubelink-tls\nsecret-manage-mode self\ndns-name "+b.FQDN)
+	}
+	for _, b := range brokers[:2] {
+		within(t, 5*time.Second, "certificate", func(ctx context.Context) error {
+			s := secret()
+			if err := b.Client.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
+				return err
+			}
+			if len(s.Data["tls.crt"]) == 0 || len(s.Data["tls.key"]) == 0 {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		must(t, b.Process.WaitLog(ctx, "certificate in use"))
+	}
+	// From nothing: CA and certificate.
+	b := brokers[2]
+	text, err := manifest("overlays/self-signed/rbac.yaml")
+	must(t, err)
+	_, err = b.KubectlInput(ctx, text, "apply", "-f", "-")
+	must(t, err)
+	must(t, b.Client.Delete(ctx, secret()))
+	edit(t, ctx, b, "secret kubelink-tls", "secret kubelink-tls\nsecret-manage-mode self\ndns-name "+b.FQDN)
+	within(t, 5*time.Second, "CA and certificate", func(ctx context.Context) error {
+		s := secret()
+		if err := b.Client.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
+			return err
+		}
+		for _, key := range []string{"tls.crt", "tls.key", "ca.crt", "ca.key"} {
+			if len(s.Data[key]) == 0 {
+				return fmt.Errorf("%s is missing", key)
+			}
+		}
+		return nil
+	})
+	must(t, b.Client.Delete(ctx, secret()))
+	must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
+	must(t, brokers[0].WaitState(ctx, "kubelink2", v1alpha1.StateUp))
+}
+
+// The broker asks the certificate service; the test takes the part of that service.
+func TestSecretManagedByCertificateServiceOfTheTest(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	b := brokers[2]
+	text, err := manifest("overlays/certificate/rbac.yaml")
+	must(t, err)
+	_, err = b.KubectlInput(ctx, text+certificateCRD, "apply", "-f", "-")
+	must(t, err)
+	_, err = b.Kubectl(ctx, "wait", "--for=condition=Established", "crd/certificates.cert.gardener.cloud", "--timeout=20s")
+	must(t, err)
+	must(t, b.Client.Delete(ctx, secret()))
+	edit(t, ctx, b, "secret kubelink-tls", "secret kubelink-tls\nsecret-manage-mode cert\ndns-name "+b.FQDN)
+	within(t, 20*time.Second, "request", func(ctx context.Context) error {
+		u := &unstructured.Unstructured{}
+		u.SetAPIVersion("cert.gardener.cloud/v1alpha1")
+		u.SetKind("Certificate")
+		if err := b.Client.Get(ctx, client.ObjectKey{Namespace: fleet.Namespace, Name: fleet.Secret}, u); err != nil {
+			return err
+		}
+		if spec := fmt.Sprint(u.Object["spec"]); spec != "map[commonName:"+b.FQDN+" secretName:"+fleet.Secret+"]" {
+			return errors.New(spec)
+		}
+		return nil
+	})
+	must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
+	must(t, f.WaitMesh(ctx))
+}
+
+const certificateCRD = `
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: certificates.cert.gardener.cloud}
+spec:
+  group: cert.gardener.cloud
+  scope: Namespaced
+  names: {kind: Certificate, plural: certificates, singular: certificate, listKind: CertificateList}
+  versions:
+    - name: v1alpha1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+`
+
+// Names only: no device, no traffic, the local cluster's names.
+func TestModeNone(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	b := brokers[2]
+	edit(t, ctx, b, "secret kubelink-tls", "mode none", "service kubelink\n", "")
+	must(t, b.WaitState(ctx, "kubelink1", v1alpha1.StateIdle, "mode none"))
+	within(t, 2*time.Second, "network to go", func(ctx context.Context) error {
+		n, err := network(ctx, b)
+		if err == nil && strings.Contains(n, "192.168.0.") {
+			err = errors.New(n)
+		}
+		return err
+	})
+	must(t, answers(ctx, b, serverName(2), servers[2].service))
+}
+
+func secret() *corev1.Secret {
+	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: fleet.Secret}}
+}
+
+func manifest(file string) (string, error) {
+	root, err := bed.Repository()
+	if err != nil {
+		return "", err
+	}
+	data, err := os.ReadFile(filepath.Join(root, "deploy", file))
+	return string(data), err
+}

@@ -1,0 +1,262 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/test/bed"
+)
+
+// counted waits until a counter of the first broker has grown.
+func counted(t *testing.T, series string, action func()) {
+	t.Helper()
+	ctx := context.Background()
+	before, err := brokers[0].Metric(ctx, series)
+	must(t, err)
+	action()
+	within(t, 2*time.Second, series+" to grow", func(ctx context.Context) error {
+		v, err := brokers[0].Metric(ctx, series)
+		if err == nil && v <= before {
+			err = fmt.Errorf("it is %g", v)
+		}
+		return err
+	})
+}
+
+func refusedSeries(reason string) string {
+	return fmt.Sprintf(`coredns_kubelink_refused_connections_total{reason=%q}`, reason)
+}
+
+func droppedSeries(link, reason string) string {
+	return fmt.Sprintf(`coredns_kubelink_dropped_packets_total{link=%q,reason=%q}`, link, reason)
+}
+
+// Who has no right to connect is refused before any packet, and counted; the healthy link goes on.
+func TestRefusedConnections(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	check := undisturbed(t, clients[0], servers[1].service)
+	defer check()
+	from := brokers[2].Gateway().Host
+	third := brokers[2]
+
+	t.Run("wrong CA", func(t *testing.T) {
+		other, err := bed.NewCA("somebody else")
+		must(t, err)
+		counted(t, refusedSeries("certificate"), func() {
+			p, err := dialRaw(ctx, from, brokers[0], other, third.FQDN)
+			if err == nil { // TLS 1.3: the client learns of it with its first read
+				err = p.ended()
+			} else {
+				err = nil
+			}
+			must(t, err)
+		})
+	})
+	t.Run("unknown name", func(t *testing.T) {
+		counted(t, refusedSeries("unknown"), func() {
+			p, err := dialRaw(ctx, from, brokers[0], f.CA, "nobody.example")
+			must(t, err)
+			must(t, p.hello(third.MeshAddress, third.ServiceCIDR))
+			must(t, p.ended())
+		})
+	})
+	t.Run("wrong mesh address", func(t *testing.T) {
+		counted(t, refusedSeries("address"), func() {
+			p, err := dialRaw(ctx, from, brokers[0], f.CA, third.FQDN)
+			must(t, err)
+			must(t, p.hello(netip.MustParsePrefix("192.168.0.77/24"), third.ServiceCIDR))
+			must(t, p.ended())
+		})
+	})
+	t.Run("garbage", func(t *testing.T) {
+		counted(t, refusedSeries("hello"), func() {
+			p, err := dialRaw(ctx, from, brokers[0], f.CA, third.FQDN)
+			must(t, err)
+			must(t, p.frame(1, []byte("hello?")))
+			must(t, p.ended())
+		})
+	})
+}
+
+// A peer with every right to connect may still send from its cluster address only, and to what
+// ingress allows only. The bare wire format of a former peer carries packets both ways.
+func TestInboundFilter(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	third := brokers[2]
+	// The raw peer takes the place of the third cluster's broker.
+	must(t, third.Kill(ctx, syscall.SIGTERM))
+	defer func() {
+		must(t, third.Start(ctx))
+		must(t, f.WaitMesh(ctx))
+	}()
+	check := undisturbed(t, clients[0], servers[1].service)
+	defer check()
+
+	p, err := dialRaw(ctx, third.Gateway().Host, brokers[0], f.CA, third.FQDN)
+	must(t, err)
+	defer p.conn.Close()
+	must(t, p.hello(third.MeshAddress, third.ServiceCIDR))
+	kind, payload, err := p.read()
+	must(t, err)
+	if kind != 1 || len(payload) < 80 || netip.AddrFrom4([4]byte(payload[12:16])) != brokers[0].MeshAddress.Addr() {
+		t.Fatalf("first frame: type %d, %x", kind, payload)
+	}
+	must(t, brokers[0].WaitState(ctx, third.Name, v1alpha1.StateUp))
+
+	self := netip.AddrPortFrom(third.MeshAddress.Addr(), 7777)
+	service := netip.AddrPortFrom(servers[0].service, udpPort)
+	must(t, p.frame(0, udp(self, service, "hello")))
+	from, text, err := p.answer(2 * time.Second)
+	must(t, err)
+	if from != service {
+		t.Errorf("answer from %s, want %s", from, service)
+	}
+	foreign(t, text)
+	must(t, p.frame(99, []byte("of a type unknown: skipped")))
+
+	for _, c := range []struct {
+		name     string
+		from, to netip.AddrPort
+		reason   string
+	}{
+		{"spoofed source of another cluster", netip.AddrPortFrom(brokers[1].MeshAddress.Addr(), 7777), service, "source"},
+		{"spoofed source of a pod", netip.AddrPortFrom(clients[0].Address, 7777), service, "source"},
+		{"spoofed source of the receiver", netip.AddrPortFrom(brokers[0].MeshAddress.Addr(), 7777), service, "source"},
+		{"to a pod", self, netip.AddrPortFrom(servers[0].pod.Address, udpPort), "destination"},
+		{"to a node", self, netip.AddrPortFrom(brokers[0].Gateway().Address, 1053), "destination"},
+		{"to the API server", self, netip.AddrPortFrom(netip.MustParseAddr("8.8.8.8"), 53), "destination"},
+		{"to loopback", self, netip.MustParseAddrPort("127.0.0.1:1053"), "destination"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			counted(t, droppedSeries(third.Name, c.reason), func() { must(t, p.frame(0, udp(c.from, c.to, "evil"))) })
+		})
+	}
+	t.Run("malformed", func(t *testing.T) {
+		counted(t, droppedSeries(third.Name, "malformed"), func() { must(t, p.frame(0, []byte{0x45, 0, 0})) })
+	})
+	// Nothing of it broke the session.
+	must(t, p.frame(0, udp(self, service, "hello")))
+	_, _, err = p.answer(2 * time.Second)
+	must(t, err)
+}
+
+// ingress narrows and widens what a link may reach, and takes effect at once.
+func TestIngress(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	check := undisturbed(t, clients[2], servers[1].service)
+	defer check()
+	l := brokers[0].LinkTo()
+	_ = l
+	link := brokers[1].LinkTo() // as the first cluster has it
+	defer func() { must(t, brokers[0].Apply(ctx, link)) }()
+
+	closed := link.DeepCopy()
+	closed.Spec.Ingress = []v1alpha1.IngressCIDR{v1alpha1.IngressCIDR("!" + servers[0].service.String() + "/32")}
+	must(t, brokers[0].Apply(ctx, closed))
+	within(t, 2*time.Second, "ingress to close", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		defer cancel()
+		if _, err := clients[1].Get(ctx, "http://"+servers[0].service.String()+"/"); err == nil {
+			return fmt.Errorf("still answered")
+		}
+		return nil
+	})
+	if v, _ := brokers[0].Metric(ctx, droppedSeries("kubelink2", "destination")); v == 0 {
+		t.Error("not counted")
+	}
+	must(t, brokers[0].Apply(ctx, link))
+	reach(t, 2*time.Second, clients[1], servers[0].service)
+
+	// A pod can be reached where the link allows it.
+	open := link.DeepCopy()
+	pod := servers[0].pod.Address.String() + "/32"
+	open.Spec.Ingress = []v1alpha1.IngressCIDR{v1alpha1.IngressCIDR(brokers[0].ServiceCIDR.String()), v1alpha1.IngressCIDR(pod)}
+	must(t, brokers[0].Apply(ctx, open))
+}
+
+// The rules of the API server (CEL) refuse what could never work, with a message to act on; what only
+// the mesh can tell shows as state and message. Every other link stays up.
+func TestInvalidObjects(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	b := brokers[0]
+	check := undisturbed(t, clients[0], servers[1].service)
+	defer check()
+
+	apply := func(name, spec string) error {
+		_, err := b.KubectlInput(ctx, fmt.Sprintf(`{"apiVersion":"kubelink.mandelsoft.org/v1alpha1","kind":"KubeLink","metadata":{"name":%q},"spec":{%s}}`, name, spec), "apply", "-f", "-")
+		return err
+	}
+	for _, c := range []struct{ name, spec, says string }{
+		{"no-address", `"endpoint":"x.example"`, "spec.clusterAddress: Required value"},
+		{"no-mask", `"clusterAddress":"192.168.0.50","endpoint":"x.example"`, "spec.clusterAddress must be the address of the cluster in the mesh"},
+		{"no-host", `"clusterAddress":"192.168.0.0/24","endpoint":"x.example"`, "spec.clusterAddress has no host part"},
+		{"no-endpoint", `"clusterAddress":"192.168.0.50/24"`, "spec.endpoint is missing"},
+		{"bad-endpoint", `"clusterAddress":"192.168.0.50/24","endpoint":"http://x.example"`, "spec.endpoint must be host[:port]"},
+		{"bad-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.64.48.1/20"`, "spec.cidr must be a network"},
+		{"cidr-is-mesh", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"192.168.0.0/16"`, "spec.clusterAddress lies in spec.cidr"},
+		{"bad-egress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["10.1.0.0"]`, "spec.egress must be networks"},
+		{"bad-ingress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","ingress":["!10.1.0.1/16"]`, "spec.ingress must be networks"},
+		{"self-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"self-gateway"`, "spec.gatewayLink names this link itself"},
+		{"local-gateway", `"clusterAddress":"192.168.0.50/24","endpoint":"LocalLink","gatewayLink":"kubelink2"`, "spec.gatewayLink cannot be used on a LocalLink"},
+		{"bad-key", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","publicKey":"abc"`, "spec.publicKey must be a WireGuard key"},
+		{"bad-psk", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","presharedKey":"abc"`, "spec.presharedKey must be a WireGuard key"},
+		{"bad-dns-ip", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","dns":{"dnsIP":"1.2.3"}`, "spec.dns.dnsIP must be an IP address"},
+		{"bad-dns-domain", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","dns":{"baseDomain":"a..b"}`, "spec.dns.baseDomain must be a DNS domain name"},
+	} {
+		t.Run("refused/"+c.name, func(t *testing.T) {
+			err := apply(c.name, c.spec)
+			if err == nil {
+				b.Remove(ctx, c.name)
+			}
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("kubectl apply says: %v\nwant %q", err, c.says)
+			}
+		})
+	}
+	for _, c := range []struct{ name, spec, state, says string }{
+		{"mask", `"clusterAddress":"192.168.0.50/16","endpoint":"x.example"`, "Invalid", "use 192.168.0.50/24"},
+		{"network", `"clusterAddress":"192.168.7.50/24","endpoint":"x.example"`, "Invalid", "does not lie in the network 192.168.0.0/24"},
+		{"own-address", `"clusterAddress":"192.168.0.11/24","endpoint":"x.example"`, "Invalid", "address of the local cluster"},
+		{"same-address", `"clusterAddress":"192.168.0.12/24","endpoint":"x.example"`, "Invalid", "older link kubelink2"},
+		{"local-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.64.0.0/24"`, "Invalid", "local service network"},
+		{"same-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.64.16.0/24"`, "Invalid", "older link kubelink2"},
+		{"pod-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.96.0.0/16"`, "Invalid", "pod-cidr"},
+		{"family", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"fd00::/112"`, "Invalid", "IP families"},
+		{"default-route", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["0.0.0.0/0"]`, "Invalid", "default route"},
+		{"local-egress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["10.250.0.0/24"]`, "Invalid", "node-cidr"},
+		{"same-egress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["100.64.16.0/20"]`, "Invalid", "older link kubelink2"},
+		{"inbound", `"clusterAddress":"192.168.0.50/24","endpoint":"Inbound"`, "Invalid", "wireguard"},
+		{"bad-port", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example:99999"`, "Invalid", "1 to 65535"},
+		{"no-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"nope"`, "Stale", "does not exist"},
+		{"local-as-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"kubelink1"`, "Invalid", "LocalLink"},
+		{"second-local", `"clusterAddress":"192.168.77.1/24","endpoint":"LocalLink"`, "Stale", "older LocalLink kubelink1"},
+		{"m9--x", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example"`, "Stale", "mesh m9 has no LocalLink"},
+		{"m9--overlap", `"clusterAddress":"192.168.0.50/24","endpoint":"LocalLink"`, "Invalid", "overlaps"},
+	} {
+		t.Run("shown/"+c.name, func(t *testing.T) {
+			must(t, apply(c.name, c.spec))
+			defer func() { must(t, b.Remove(ctx, c.name)) }()
+			within(t, 3*time.Second, "message of "+c.name, func(ctx context.Context) error {
+				out, err := b.Kubectl(ctx, "get", "kubelink", c.name, "-o", "wide")
+				if err != nil {
+					return err
+				}
+				if !strings.Contains(out, c.state) || !strings.Contains(out, c.says) {
+					return fmt.Errorf("kubectl get says:\n%s", out)
+				}
+				return nil
+			})
+			for _, other := range []string{"kubelink2", "kubelink3"} {
+				if l, err := b.Link(ctx, other); err != nil || l.Status.State != v1alpha1.StateUp {
+					t.Errorf("%s: %v %v", other, l.Status, err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,192 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/mandelsoft/kubelink/test/bed"
+)
+
+// foreign fails if an address is a pod's: those of one cluster mean nothing in another.
+func foreign(t *testing.T, seen string) {
+	t.Helper()
+	a, err := netip.ParseAddr(seen)
+	must(t, err)
+	if bed.PodCIDR.Contains(a) {
+		t.Errorf("the server saw the pod address %s", a)
+	}
+	if !bed.MeshCIDR.Contains(a) && !bed.NodeCIDR.Contains(a) {
+		t.Errorf("the server saw %s, want a mesh address or a node address", a)
+	}
+}
+
+// Three clusters in one mesh: every pair, by address and by name.
+func TestServices(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	for i, from := range clients {
+		for j, to := range servers {
+			if i == j {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s to %s", brokers[i].Name, brokers[j].Name), func(t *testing.T) {
+				for _, host := range []string{to.service.String(), strings.TrimSuffix(serverName(j), ".")} {
+					seen, err := from.Get(ctx, "http://"+host+"/")
+					must(t, err)
+					foreign(t, seen)
+				}
+			})
+		}
+	}
+}
+
+func TestPing(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	for i := range brokers {
+		for j, to := range brokers {
+			if i == j {
+				continue
+			}
+			if _, err := clients[i].Ping(ctx, to.MeshAddress.Addr()); err != nil {
+				t.Error(err)
+			}
+			if _, err := brokers[i].Gateway().Ping(ctx, to.MeshAddress.Addr()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	// A mesh address without cluster is refused at once.
+	if _, err := clients[0].Ping(ctx, netip.MustParseAddr("192.168.0.99")); err == nil || !strings.Contains(err.Error(), "unreachable") {
+		t.Errorf("ping of nobody: %v", err)
+	}
+}
+
+func TestUDP(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	conn, err := clients[0].DialContext(ctx, "udp", netip.AddrPortFrom(servers[1].service, udpPort).String())
+	must(t, err)
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	_, err = conn.Write([]byte("hello"))
+	must(t, err)
+	seen := make([]byte, 64)
+	n, err := conn.Read(seen)
+	must(t, err)
+	foreign(t, string(seen[:n]))
+
+	// DNS of the other cluster, asked directly across the mesh, by UDP and TCP.
+	for _, network := range []string{"udp", "tcp"} {
+		m, err := clients[0].QueryAt(ctx, network, netip.AddrPortFrom(brokers[1].DNSAddress, 53), "server.default.svc.cluster.local.", dns.TypeA)
+		must(t, err)
+		if len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != servers[1].service.String() {
+			t.Errorf("%s: %v", network, m)
+		}
+	}
+}
+
+func TestTransfer(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	for _, way := range [][2]int{{0, 1}, {1, 0}} {
+		start := time.Now()
+		must(t, transfer(ctx, clients[way[0]], servers[way[1]].service, 100<<20, 0))
+		t.Logf("100 MiB from %s to %s in %s", brokers[way[1]].Name, brokers[way[0]].Name, time.Since(start).Round(time.Millisecond))
+	}
+}
+
+// Nothing is fragmented, and pods need no setting: datagrams of the pods' MTU arrive whole.
+func TestLargeDatagrams(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	for _, size := range []int{1, 1000, 1472, 4000} { // 1472: a packet of 1500; 4000: fragments made by the pod
+		conn, err := clients[0].DialContext(ctx, "udp", netip.AddrPortFrom(servers[1].service, udpPort).String())
+		must(t, err)
+		conn.SetDeadline(time.Now().Add(2 * time.Second))
+		_, err = conn.Write(make([]byte, size))
+		must(t, err)
+		if _, err := conn.Read(make([]byte, 64)); err != nil {
+			t.Errorf("datagram of %d bytes: %v", size, err)
+		}
+		conn.Close()
+	}
+}
+
+// Names: rewritten both ways, by UDP and TCP, in any spelling; what does not exist is said so.
+func TestNames(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	b := brokers[0]
+	for j := range brokers { // the local one, too
+		for _, network := range []string{"udp", "tcp"} {
+			m, _, err := ask(ctx, b, network, "SERVER.default.svc."+brokers[j].Name+".KubeLink.", dns.TypeA)
+			must(t, err)
+			if len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != servers[j].service.String() || m.Question[0].Name != "SERVER.default.svc."+brokers[j].Name+".KubeLink." {
+				t.Errorf("%s: %v", network, m)
+			}
+		}
+	}
+	m, _, err := ask(ctx, b, "udp", "_http._tcp."+serverName(1), dns.TypeSRV)
+	must(t, err)
+	if len(m.Answer) != 1 || m.Answer[0].(*dns.SRV).Target != serverName(1) {
+		t.Errorf("SRV: %v", m)
+	}
+	for name, rcode := range map[string]int{
+		"kubelink.":                              dns.RcodeSuccess,
+		"nope.kubelink.":                         dns.RcodeNameError,
+		"nope.default.svc.kubelink2.kubelink.":   dns.RcodeNameError,
+		"server.default.svc.kubelink9.kubelink.": dns.RcodeNameError,
+	} {
+		m, _, err := ask(ctx, b, "udp", name, dns.TypeA)
+		must(t, err)
+		if m.Rcode != rcode || len(m.Answer) != 0 || len(m.Ns) != 1 || m.Ns[0].Header().Rrtype != dns.TypeSOA {
+			t.Errorf("%s: %v", name, m)
+		} else if !dns.IsSubDomain("kubelink.", m.Ns[0].Header().Name) {
+			t.Errorf("%s: SOA of %s", name, m.Ns[0].Header().Name)
+		}
+	}
+	for kind, count := range map[uint16]int{dns.TypeSOA: 1, dns.TypeNS: 1} {
+		m, _, err := ask(ctx, b, "udp", "kubelink.", kind)
+		must(t, err)
+		if len(m.Answer) != count || !m.Authoritative {
+			t.Errorf("%s: %v", dns.TypeToString[kind], m)
+		}
+	}
+	// And as a pod sees it, through the cluster's DNS.
+	addrs, err := clients[0].Lookup(ctx, strings.TrimSuffix(serverName(2), "."))
+	must(t, err)
+	if len(addrs) != 1 || addrs[0] != servers[2].service {
+		t.Errorf("%v", addrs)
+	}
+}
+
+// The metrics say what goes on.
+func TestMetrics(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	b := brokers[0]
+	bytesRx := `coredns_kubelink_link_bytes_total{direction="rx",link="kubelink2"}`
+	before, err := b.Metric(ctx, bytesRx)
+	must(t, err)
+	must(t, transfer(ctx, clients[0], servers[1].service, 1<<20, 0))
+	within(t, 5*time.Second, "metrics", func(ctx context.Context) error {
+		for series, least := range map[string]float64{
+			`coredns_kubelink_links{state="Up"}`:                  2,
+			`coredns_kubelink_link_up{link="kubelink2"}`:          1,
+			`coredns_kubelink_link_rtt_seconds{link="kubelink2"}`: 1e-6,
+			`coredns_kubelink_link_sessions{link="kubelink2"}`:    1,
+			`coredns_kubelink_api_up`:                             1,
+			`coredns_kubelink_applied`:                            1,
+			bytesRx:                                               before + 1<<20,
+		} {
+			v, err := b.Metric(ctx, series)
+			if err != nil {
+				return err
+			}
+			if v < least {
+				return fmt.Errorf("%s is %g, want at least %g", series, v, least)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,380 @@
+// Package fleet is a test bed with kubelink running in each of its clusters, installed from the
+// manifests in deploy: same permissions, same services, same Corefile. Demo, end-to-end tests and
+// benchmarks stand on it.
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/test/bed"
+)
+
+// Names in the manifests.
+const (
+	Namespace = "kube-system"
+	Secret    = "kubelink-tls"
+	Account   = "kubelink"
+)
+
+// Fleet is clusters with brokers.
+type Fleet struct {
+	*bed.Bed
+	Brokers []*Broker
+}
+
+// Broker is kubelink in one cluster.
+type Broker struct {
+	*bed.Cluster
+	Host    *bed.Pod
+	Process *bed.Process
+
+	fleet    *Fleet
+	corefile string // path
+	text     string
+}
+
+// Options of a fleet.
+type Options struct {
+	Nodes    int
+	Edit     func(cluster int, corefile string) string // changes the Corefile of a cluster (from 0)
+	Progress func(string)
+}
+
+// Binary is kubelink: what the variable KUBELINK names, else as make build leaves it.
+func Binary() (string, error) {
+	if path := os.Getenv("KUBELINK"); path != "" {
+		return path, nil
+	}
+	root, err := bed.Repository()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(root, "bin", "kubelink")
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("%w: run make build first", err)
+	}
+	return path, nil
+}
+
+// New boots n clusters and starts kubelink in each. There are no links yet.
+func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
+	binary, err := Binary()
+	if err != nil {
+		return nil, err
+	}
+	b, err := bed.New(ctx, n, bed.Options{
+		Nodes:       opts.Nodes,
+		CoreDNS:     binary,
+		AddToScheme: []func(*runtime.Scheme) error{v1alpha1.AddToScheme},
+		Progress:    opts.Progress,
+	})
+	if err != nil {
+		return nil, err
+	}
+	f := &Fleet{Bed: b}
+	errs := make([]error, n)
+	done := make(chan struct{})
+	for i, c := range b.Clusters {
+		br := &Broker{Cluster: c, fleet: f}
+		f.Brokers = append(f.Brokers, br)
+		go func() {
+			defer func() { done <- struct{}{} }()
+			if opts.Progress != nil {
+				opts.Progress("installing kubelink in " + c.Name)
+			}
+			if errs[i] = br.install(ctx, func(s string) string {
+				if opts.Edit != nil {
+					return opts.Edit(i, s)
+				}
+				return s
+			}); errs[i] == nil {
+				errs[i] = br.Start(ctx)
+			}
+		}()
+	}
+	for range n {
+		<-done
+	}
+	if err := errors.Join(errs...); err != nil {
+		b.DumpLogs(os.Stderr, 30)
+		b.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// manifest reads a file of deploy with the values that are marked for change set for this cluster.
+func (b *Broker) manifest(file string) (string, error) {
+	root, err := bed.Repository()
+	if err != nil {
+		return "", err
+	}
+	data, err := os.ReadFile(filepath.Join(root, "deploy", file))
+	if err != nil {
+		return "", err
+	}
+	return strings.NewReplacer(
+		"100.64.0.0/20 # change-me", b.ServiceCIDR.String(),
+		"100.64.0.11 # change-me", b.MeshDNSAddress.String(),
+	).Replace(string(data)), nil
+}
+
+// install applies the manifests, issues the certificate, and makes the pod that the Deployment would.
+func (b *Broker) install(ctx context.Context, edit func(string) string) error {
+	for _, file := range []string{"base/rbac.yaml", "base/services.yaml"} {
+		text, err := b.manifest(file)
+		if err != nil {
+			return err
+		}
+		if _, err := b.KubectlInput(ctx, text, "apply", "-f", "-"); err != nil {
+			return err
+		}
+	}
+	if err := b.NewCertificate(ctx, b.fleet.CA, b.FQDN); err != nil {
+		return err
+	}
+	text, err := b.manifest("base/corefile.yaml")
+	if err != nil {
+		return err
+	}
+	var cm corev1.ConfigMap
+	if err := yaml.Unmarshal([]byte(text), &cm); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", b.Name)
+	if err != nil {
+		return err
+	}
+	b.corefile = filepath.Join(dir, "Corefile")
+	// Reloads are asked for by a signal: waiting for the interval would tell nothing.
+	if err := b.SetCorefile(edit(cm.Data["Corefile"])); err != nil {
+		return err
+	}
+	b.Host, err = b.Cluster.Pod(ctx, "kubelink", bed.PodOptions{
+		Namespace: Namespace, Labels: map[string]string{"app": "kubelink"}, ServiceAccount: Account, HostNetwork: true,
+		Env: []string{"NODE_IP=" + b.Gateway().Address.String()},
+	})
+	return err
+}
+
+// NewCertificate puts a certificate for the names into the broker's secret, which is created if it does not exist.
+func (b *Broker) NewCertificate(ctx context.Context, ca *bed.CA, names ...string) error {
+	var addrs []netip.Addr
+	names = slices.Clone(names)
+	names = slices.DeleteFunc(names, func(n string) bool {
+		a, err := netip.ParseAddr(n)
+		if err == nil {
+			addrs = append(addrs, a)
+		}
+		return err == nil
+	})
+	certPEM, keyPEM, err := ca.Issue(names, addrs)
+	if err != nil {
+		return err
+	}
+	return b.TLSSecret(ctx, Namespace, Secret, certPEM, keyPEM, ca.PEM)
+}
+
+// Corefile is the text in force.
+func (b *Broker) Corefile() string { return b.text }
+
+// SetCorefile writes the Corefile. A running broker learns of it by Reload.
+func (b *Broker) SetCorefile(text string) error {
+	b.text = text
+	return os.WriteFile(b.corefile, []byte(text), 0o644)
+}
+
+// Reload makes CoreDNS read its Corefile again and waits until it has.
+func (b *Broker) Reload(ctx context.Context) error {
+	before := strings.Count(b.Process.Log(), "Reloading complete")
+	if err := b.Process.Kill(syscall.SIGUSR1); err != nil {
+		return err
+	}
+	return bed.Until(ctx, "reload", func(context.Context) error {
+		if strings.Count(b.Process.Log(), "Reloading complete") == before {
+			return errors.New("not yet complete")
+		}
+		return nil
+	})
+}
+
+// Start starts the program and waits until it is ready.
+func (b *Broker) Start(ctx context.Context) error {
+	if err := b.Launch(); err != nil {
+		return err
+	}
+	return b.WaitReady(ctx)
+}
+
+// Launch starts the program.
+func (b *Broker) Launch() error {
+	binary, err := Binary()
+	if err != nil {
+		return err
+	}
+	b.Process, err = b.Host.Start(context.Background(), "kubelink", nil, binary, "-conf", b.corefile)
+	return err
+}
+
+// WaitReady waits for what the readiness probe of the Deployment asks.
+func (b *Broker) WaitReady(ctx context.Context) error {
+	return bed.Until(ctx, "kubelink of "+b.Name, func(ctx context.Context) error {
+		select {
+		case <-b.Process.Done():
+			return fmt.Errorf("it has ended: %w\n%s", b.Process.Wait(ctx), b.Process.Log())
+		default:
+		}
+		_, err := b.Host.Get(ctx, "http://127.0.0.1:8181/ready")
+		return err
+	})
+}
+
+// Kill ends the program and waits for its end.
+func (b *Broker) Kill(ctx context.Context, signal syscall.Signal) error {
+	if err := b.Process.Kill(signal); err != nil {
+		return err
+	}
+	select {
+	case <-b.Process.Done():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// DNS is where the broker's server listens in its node.
+func (b *Broker) DNS() netip.AddrPort { return netip.AddrPortFrom(b.Gateway().Address, 1053) }
+
+// Local is the LocalLink of the broker's cluster in the default mesh.
+func (b *Broker) Local() *v1alpha1.KubeLink {
+	l := b.LinkTo()
+	l.Spec.Endpoint = v1alpha1.EndpointLocal
+	return l
+}
+
+// LinkTo is the link that others have to this cluster in the default mesh.
+func (b *Broker) LinkTo() *v1alpha1.KubeLink {
+	l := &v1alpha1.KubeLink{}
+	l.Name = b.Name
+	l.Spec = v1alpha1.KubeLinkSpec{CIDR: b.ServiceCIDR.String(), ClusterAddress: b.MeshAddress.String(), Endpoint: b.FQDN}
+	return l
+}
+
+// Apply creates the object or sets the spec of the existing one.
+func (b *Broker) Apply(ctx context.Context, l *v1alpha1.KubeLink) error {
+	l = l.DeepCopy()
+	err := b.Client.Create(ctx, l)
+	if !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	var old v1alpha1.KubeLink
+	if err := b.Client.Get(ctx, client.ObjectKeyFromObject(l), &old); err != nil {
+		return err
+	}
+	patch := client.MergeFrom(old.DeepCopy())
+	old.Spec = l.Spec
+	return b.Client.Patch(ctx, &old, patch)
+}
+
+// Remove deletes a link and waits until it is gone.
+func (b *Broker) Remove(ctx context.Context, name string) error {
+	l := &v1alpha1.KubeLink{}
+	l.Name = name
+	if err := client.IgnoreNotFound(b.Client.Delete(ctx, l)); err != nil {
+		return err
+	}
+	return bed.Until(ctx, "deletion of "+name, func(ctx context.Context) error {
+		err := b.Client.Get(ctx, client.ObjectKeyFromObject(l), l)
+		if err == nil {
+			return errors.New("still there")
+		}
+		return client.IgnoreNotFound(err)
+	})
+}
+
+// Link returns a link as the API has it.
+func (b *Broker) Link(ctx context.Context, name string) (*v1alpha1.KubeLink, error) {
+	l := &v1alpha1.KubeLink{}
+	err := b.Client.Get(ctx, client.ObjectKey{Name: name}, l)
+	return l, err
+}
+
+// WaitState waits until a link is in a state and its message contains all texts.
+func (b *Broker) WaitState(ctx context.Context, name string, state v1alpha1.State, texts ...string) error {
+	return bed.Until(ctx, fmt.Sprintf("link %s of %s to be %s", name, b.Name, state), func(ctx context.Context) error {
+		l, err := b.Link(ctx, name)
+		if err != nil {
+			return err
+		}
+		if l.Status.State != state || l.Status.ObservedGeneration != l.Generation {
+			return fmt.Errorf("it is %q (%s)", l.Status.State, l.Status.Message)
+		}
+		for _, t := range texts {
+			if !strings.Contains(l.Status.Message, t) {
+				return fmt.Errorf("its message %q does not contain %q", l.Status.Message, t)
+			}
+		}
+		return nil
+	})
+}
+
+// Mesh links every cluster with every other in the default mesh and waits until all links are up.
+func (f *Fleet) Mesh(ctx context.Context) error {
+	for _, a := range f.Brokers {
+		if err := a.Apply(ctx, a.Local()); err != nil {
+			return err
+		}
+		for _, b := range f.Brokers {
+			if a != b {
+				if err := a.Apply(ctx, b.LinkTo()); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return f.WaitMesh(ctx)
+}
+
+// WaitMesh waits until all links that Mesh makes are up.
+func (f *Fleet) WaitMesh(ctx context.Context) error {
+	for _, a := range f.Brokers {
+		for _, b := range f.Brokers {
+			if err := a.WaitState(ctx, b.Name, v1alpha1.StateUp); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Metric returns a metric of the broker; series is its name with its labels, as Prometheus writes it. What is not
+// counted yet is 0.
+func (b *Broker) Metric(ctx context.Context, series string) (float64, error) {
+	text, err := b.Host.Get(ctx, "http://127.0.0.1:9153/metrics")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		if rest, ok := strings.CutPrefix(line, series+" "); ok {
+			var v float64
+			_, err := fmt.Sscan(rest, &v)
+			return v, err
+		}
+	}
+	return 0, nil
+}
