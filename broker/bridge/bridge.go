@@ -36,9 +36,8 @@ type Config struct {
 
 	// What our hello announces.
 	AdvertisedPort uint16
-	ServiceCIDR    netip.Prefix // zero: none
-	DNS            *DNSInfo     // nil: not announced
-	API            *APIInfo     // nil: not announced
+	DNS            *DNSInfo // nil: not announced
+	API            *APIInfo // nil: not announced
 
 	AutoConnect bool // report authenticated peers without link to OnUnknown
 
@@ -164,7 +163,7 @@ func (b *Bridge) changed() {
 func (b *Bridge) announcement() *hello {
 	c := b.config.Load()
 	return &hello{
-		Announcement: Announcement{AdvertisedPort: c.AdvertisedPort, ServiceCIDR: c.ServiceCIDR, DNS: c.DNS, API: c.API},
+		Announcement: Announcement{AdvertisedPort: c.AdvertisedPort, DNS: c.DNS, API: c.API},
 		capable:      true, flags: ourFlags, instance: b.instance,
 	}
 }

@@ -67,9 +67,7 @@ func TestThreeBridgesWithGateway(t *testing.T) {
 	c3 := netip.MustParseAddr("192.168.0.13")
 	ag, cg := link("g", 1, 2, "g.example"), link("g", 3, 2, "g.example")
 	ag.Networks = append(ag.Networks, netip.PrefixFrom(c3, 32))
-	ag.Sources = append(ag.Sources, c3)
 	cg.Networks = append(cg.Networks, netip.MustParsePrefix("192.168.0.11/32"))
-	cg.Sources = append(cg.Sources, netip.MustParseAddr("192.168.0.11"))
 	a.set(ag)
 	c.set(cg)
 	g.set(link("a", 2, 1, "a.example"), link("c", 2, 3, "c.example"))
@@ -152,8 +150,7 @@ func TestPacketsWaitForConnection(t *testing.T) {
 	})
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
 	b.set(link("a", 2, 1, "nowhere.example"), link("a'", 2, 1, "a.example")) // so that b does not connect first
-	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: netip.MustParsePrefix("192.168.0.12/24"), Address: netip.MustParsePrefix("192.168.0.11/24"),
-		Sources: []netip.Addr{netip.MustParseAddr("192.168.0.11")}, Ingress: link("a", 2, 1, "").Ingress})
+	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: netip.MustParsePrefix("192.168.0.12/24"), Address: netip.MustParsePrefix("192.168.0.11/24"), Ingress: link("a", 2, 1, "").Ingress})
 	i.name("a.example", "127.0.0.1:1")
 	b.awaitReason("a", "connection refused")
 	a.set(link("b", 1, 2, "b.example"))
@@ -271,8 +268,8 @@ func TestTwoMeshes(t *testing.T) {
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
 	second := func(name string, mine, theirs, host string) mesh.Peer {
 		return mesh.Peer{Link: name, Host: host, Port: 80, Local: netip.MustParsePrefix(mine + "/24"), Address: netip.MustParsePrefix(theirs + "/24"),
-			Networks: []netip.Prefix{netip.MustParsePrefix(theirs + "/32")}, Sources: []netip.Addr{netip.MustParseAddr(theirs)},
-			Ingress: []mesh.Rule{{Prefix: netip.MustParsePrefix(mine + "/32"), Allow: true}}}
+			Networks: []netip.Prefix{netip.MustParsePrefix(theirs + "/32")},
+			Ingress:  []mesh.Rule{{Prefix: netip.MustParsePrefix(mine + "/32"), Allow: true}}}
 	}
 	a.set(link("b", 1, 2, "b.example"), second("m--b", "10.0.0.1", "10.0.0.2", "b.example"))
 	b.set(link("a", 2, 1, "a.example"), second("m--a", "10.0.0.2", "10.0.0.1", "a.example"))
@@ -290,8 +287,10 @@ func TestAutoConnect(t *testing.T) {
 	i := newInternet(t)
 	auto := func(c *Config) { c.AutoConnect = true }
 	a := i.start("a.example", i.ca.issue(t, "a.example"), auto)
-	b := i.start("b.example", i.ca.issue(t, "b.example"), func(c *Config) { c.AdvertisedPort, c.ServiceCIDR = 8080, serviceIP })
-	b.set(link("a", 2, 1, "a.example"))
+	b := i.start("b.example", i.ca.issue(t, "b.example"), func(c *Config) { c.AdvertisedPort = 8080 })
+	ba := link("a", 2, 1, "a.example")
+	ba.Service = serviceIP
+	b.set(ba)
 	u := <-a.unknown
 	if u.Address.String() != "192.168.0.12/24" || u.ServiceCIDR != serviceIP || u.AdvertisedPort != 8080 || len(u.Names) != 1 || u.Names[0] != "b.example" || !u.Remote.Addr().IsLoopback() {
 		t.Errorf("unknown peer %+v", u)

@@ -379,7 +379,6 @@ func link(name string, from, to byte, host string) mesh.Peer {
 		Link: name, Host: host, Port: 80,
 		Local: netip.PrefixFrom(mine, 24), Address: netip.PrefixFrom(theirs, 24),
 		Networks: []netip.Prefix{netip.PrefixFrom(theirs, 32), netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, to, 0}), 24)},
-		Sources:  []netip.Addr{theirs},
 		Ingress: []mesh.Rule{
 			{Prefix: netip.PrefixFrom(mine, 32), Allow: true},
 			{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, from, 0}), 24), Allow: true},
@@ -390,7 +389,6 @@ func link(name string, from, to byte, host string) mesh.Peer {
 var spec = mesh.Peer{
 	Link: "b", Host: "b", Port: 80, Local: netip.MustParsePrefix("192.168.0.11/24"), Address: netip.MustParsePrefix("192.168.0.12/24"),
 	Networks: []netip.Prefix{netip.MustParsePrefix("192.168.0.12/32"), netip.MustParsePrefix("fd00::12/128")},
-	Sources:  []netip.Addr{netip.MustParseAddr("192.168.0.12"), netip.MustParseAddr("fd00::12")},
 	Ingress: []mesh.Rule{
 		{Prefix: netip.MustParsePrefix("100.64.0.0/20"), Allow: true}, {Prefix: netip.MustParsePrefix("fd00::11/128"), Allow: true},
 		{Prefix: netip.MustParsePrefix("100.64.1.0/24"), Allow: false},

@@ -176,6 +176,11 @@ func FuzzPacket(f *testing.F) {
 	defer b.Close(false)
 	p := b.newPeer(&spec)
 	p.filter.Store(newFilter(&spec))
+	routes := &table{}
+	for _, n := range spec.Networks {
+		routes.routes.Insert(n, p)
+	}
+	b.table.Store(routes)
 	icmp := make([]byte, 1280)
 	f.Fuzz(func(t *testing.T, in []byte) {
 		unreachable(icmp, in)

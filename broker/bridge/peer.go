@@ -60,7 +60,7 @@ func (b *Bridge) newPeer(spec *mesh.Peer) *peer {
 
 // serves tells whether p, as it is, can serve spec.
 func (p *peer) serves(spec *mesh.Peer) bool {
-	return p.Local == spec.Local && p.Address == spec.Address && p.Host == spec.Host && p.Port == spec.Port
+	return p.Local == spec.Local && p.Service == spec.Service && p.Address == spec.Address && p.Host == spec.Host && p.Port == spec.Port
 }
 
 // reachable is false when there is no point in queuing a packet; that wakes the dial loop as well.
@@ -213,7 +213,7 @@ func (p *peer) serve(s *session, theirs *hello) {
 // hello is our hello for this peer, as a frame.
 func (p *peer) hello() ([]byte, error) {
 	h := p.b.announcement()
-	h.Address = p.Local
+	h.Address, h.ServiceCIDR = p.Local, p.Service
 	payload, err := h.append(nil)
 	if err != nil {
 		return nil, err

@@ -274,18 +274,18 @@ func (p *peer) receive(packet []byte) {
 		p.count.drops.add(DropMalformed)
 		return
 	}
-	f := p.filter.Load()
-	if _, ok := f.sources[src]; !ok {
+	routes := &p.b.table.Load().routes
+	if owner, _ := routes.Lookup(src); owner != p {
 		p.count.drops.add(DropSource)
 		return
 	}
-	if allowed, _ := f.ingress.Lookup(dst); allowed {
+	if allowed, _ := p.filter.Load().ingress.Lookup(dst); allowed {
 		if !p.b.write(packet) {
 			p.count.drops.add(DropTUNWrite)
 		}
 		return
 	}
-	next, ok := p.b.table.Load().routes.Lookup(dst)
+	next, ok := routes.Lookup(dst)
 	switch {
 	case !ok || next == p:
 		p.count.drops.add(DropDestination)

@@ -40,7 +40,7 @@ const (
 	DropQueueFull                // out: made room for a newer packet
 	DropStale                    // out: waited for too long
 	DropTooBig                   // out: larger than the peer reads
-	DropSource                   // in: source is no cluster address of the link
+	DropSource                   // in: source is not routed to the link
 	DropDestination              // in: destination is neither within ingress nor of another link
 	DropTTL                      // in: to be forwarded, but has no hop left
 	DropMalformed                // in or out: not a sound IP packet

@@ -4,14 +4,14 @@ package bridge
 // Bridge.Set.
 
 import (
-	"net/netip"
-
 	"github.com/gaissmai/bart"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
-// table leads destinations to peers.
+// table leads destinations to peers, and says which peer a source may come from: the one that is
+// routed to (as WireGuard's allowed IPs). Requests come from cluster addresses; answers of services come
+// from where the request went.
 type table struct {
 	routes bart.Fast[*peer]
 	peers  []*peer // all, as Set was told
@@ -19,15 +19,11 @@ type table struct {
 
 // filter is what packets from one peer may carry.
 type filter struct {
-	sources map[netip.Addr]struct{}
 	ingress bart.Table[bool] // the longest prefix decides; false denies
 }
 
 func newFilter(spec *mesh.Peer) *filter {
-	f := &filter{sources: make(map[netip.Addr]struct{}, len(spec.Sources))}
-	for _, a := range spec.Sources {
-		f.sources[a] = struct{}{}
-	}
+	f := &filter{}
 	for _, r := range spec.Ingress {
 		f.ingress.Insert(r.Prefix, r.Allow)
 	}

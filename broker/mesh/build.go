@@ -515,13 +515,11 @@ func (b *builder) state() State {
 	for _, l := range b.links {
 		if p := peers[l.Peer]; p != nil {
 			p.Networks = append(p.Networks, l.networks...)
-			p.Sources = append(p.Sources, l.address)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(peers)) {
 		p := peers[name]
 		slices.SortFunc(p.Networks, netip.Prefix.Compare)
-		slices.SortFunc(p.Sources, netip.Addr.Compare)
 		s.Peers = append(s.Peers, *p)
 	}
 	slices.SortFunc(s.Routes, func(a, b Route) int { return a.Destination.Compare(b.Destination) })

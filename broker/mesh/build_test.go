@@ -75,7 +75,6 @@ func TestBuildPair(t *testing.T) {
 			Link: "kubelink2", Local: pfx("192.168.0.11/24"), Service: pfx("100.64.0.0/20"), Address: pfx("192.168.0.12/24"),
 			Host: "kubelink.two.example", Port: 80,
 			Networks: []netip.Prefix{pfx("100.64.16.0/20"), pfx("192.168.0.12/32")},
-			Sources:  []netip.Addr{ip("192.168.0.12")},
 			Ingress:  []Rule{{pfx("100.64.0.0/20"), true}, {pfx("192.168.0.11/32"), true}},
 		}},
 		Routes: []Route{{pfx("100.64.16.0/20"), ip("192.168.0.11")}, {pfx("192.168.0.0/24"), ip("192.168.0.11")}},
@@ -213,9 +212,6 @@ func TestGateway(t *testing.T) {
 	p := s.Peers[0]
 	if want := []netip.Prefix{pfx("100.64.16.0/20"), pfx("100.64.32.0/20"), pfx("192.168.0.12/32"), pfx("192.168.0.13/32")}; !reflect.DeepEqual(p.Networks, want) {
 		t.Errorf("networks %v", p.Networks)
-	}
-	if want := []netip.Addr{ip("192.168.0.12"), ip("192.168.0.13")}; !reflect.DeepEqual(p.Sources, want) {
-		t.Errorf("sources %v", p.Sources)
 	}
 	if s.Links[0].Peer != "kubelink2" || p.Port != 443 {
 		t.Errorf("%+v", s)

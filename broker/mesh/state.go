@@ -87,8 +87,7 @@ type Peer struct {
 	Address  netip.Prefix   // what the peer is in its mesh; its hello must say so
 	Host     string         // endpoint host, as the certificate names it: DNS name in lower case without final dot, or IP
 	Port     uint16         // endpoint port
-	Networks []netip.Prefix // destinations that are sent to the peer, those of links behind it included; sorted
-	Sources  []netip.Addr   // cluster addresses that packets from the peer may come from; sorted
+	Networks []netip.Prefix // what is sent to the peer and may come from it, links behind it included; sorted
 	Ingress  []Rule         // local destinations that packets from the peer may go to; the longest prefix decides, none denies; sorted
 }
 

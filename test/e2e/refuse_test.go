@@ -59,7 +59,7 @@ func TestRefusedConnections(t *testing.T) {
 		})
 	})
 	t.Run("unknown name", func(t *testing.T) {
-		counted(t, refusedSeries("unknown"), func() {
+		counted(t, refusedSeries("name"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], f.CA, "nobody.example")
 			must(t, err)
 			must(t, p.hello(third.MeshAddress, third.ServiceCIDR))
