@@ -150,7 +150,7 @@ func TestPacketsWaitForConnection(t *testing.T) {
 	})
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
 	b.set(link("a", 2, 1, "nowhere.example"), link("a'", 2, 1, "a.example")) // so that b does not connect first
-	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: netip.MustParsePrefix("192.168.0.12/24"), Address: netip.MustParsePrefix("192.168.0.11/24"), Ingress: link("a", 2, 1, "").Ingress})
+	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: netip.MustParsePrefix("192.168.0.12/24"), Address: netip.MustParsePrefix("192.168.0.11/24"), Networks: []netip.Prefix{netip.MustParsePrefix("192.168.0.11/32")}, Ingress: link("a", 2, 1, "").Ingress})
 	i.name("a.example", "127.0.0.1:1")
 	b.awaitReason("a", "connection refused")
 	a.set(link("b", 1, 2, "b.example"))
