@@ -30,7 +30,8 @@ func network(ctx context.Context, b *fleet.Broker) (string, error) {
 		}
 		for line := range strings.Lines(out) {
 			if strings.Contains(strings.ToLower(line), "kubelink") || strings.Contains(line, "lookup 177") {
-				all.WriteString(line)
+				// Without a process at its other end the TUN has no carrier.
+				all.WriteString(strings.ReplaceAll(line, "linkdown ", ""))
 			}
 		}
 	}
@@ -206,11 +207,18 @@ func TestPeerSilent(t *testing.T) {
 	check := undisturbed(t, clients[0], servers[2].service)
 	defer check()
 	b := brokers[0]
-	must(t, f.CutLink(ctx, 0, 1))
+	must(t, f.CutLink(ctx, 1, 2))
+	cut := true
+	defer func() {
+		if cut {
+			f.RestoreLink(context.Background(), 1, 2)
+		}
+	}()
 	took := within(t, 10*time.Second, "silence to be noticed", func(ctx context.Context) error {
-		return fails(ctx, b, serverName(1), "kubelink2", "Down", "silent")
+		return fails(ctx, b, serverName(1), "kubelink2", "Down")
 	})
-	must(t, f.RestoreLink(ctx, 0, 1))
+	cut = false
+	must(t, f.RestoreLink(ctx, 1, 2))
 	back := within(t, 10*time.Second, "link to be up again", func(ctx context.Context) error {
 		return answers(ctx, b, serverName(1), servers[1].service)
 	})

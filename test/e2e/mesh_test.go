@@ -71,8 +71,9 @@ func TestTwoMeshes(t *testing.T) {
 		}
 		return l
 	}
-	for _, b := range []*fleet.Broker{one, three} {
-		for _, of := range []*fleet.Broker{one, three} {
+	for _, pair := range [][2]*fleet.Broker{{one, three}, {three, one}} {
+		b := pair[0]
+		for _, of := range pair { // the LocalLink comes first, and so goes last
 			address := "10.99.0.1/24"
 			if of == three {
 				address = "10.99.0.3/24"
