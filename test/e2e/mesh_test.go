@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ func restore(t *testing.T) {
 // edit changes a broker's Corefile for the time of a test.
 func edit(t *testing.T, ctx context.Context, b *fleet.Broker, replace ...string) {
 	t.Helper()
+	t.Cleanup(func() { restore(t) })
 	text := b.Corefile()
 	must(t, b.SetCorefile(strings.NewReplacer(replace...).Replace(text)))
 	if b.Corefile() == text {
@@ -44,7 +46,6 @@ func edit(t *testing.T, ctx context.Context, b *fleet.Broker, replace ...string)
 		must(t, b.SetCorefile(text))
 		must(t, b.Reload(ctx))
 		must(t, b.WaitReady(ctx))
-		must(t, f.Mesh(ctx))
 	})
 }
 
@@ -235,13 +236,15 @@ func TestRouteTable(t *testing.T) {
 // The broker makes its certificate itself; clusters that share a CA key trust each other.
 func TestSecretManagedBySelf(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
-	defer func() {
-		for _, b := range brokers[:2] {
+	t.Cleanup(func() { // after the Corefiles are back
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		for _, b := range brokers {
 			must(t, client.IgnoreNotFound(b.Client.Delete(ctx, secret())))
 			must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
 		}
 		restore(t)
-	}()
+	})
 	for _, b := range brokers[:2] {
 		text, err := manifest("overlays/self-signed/rbac.yaml")
 		must(t, err)
@@ -286,9 +289,13 @@ func TestSecretManagedBySelf(t *testing.T) {
 		}
 		return nil
 	})
-	must(t, b.Client.Delete(ctx, secret()))
-	must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
+	// The first two trust each other, and not the third, whose CA is its own.
 	must(t, brokers[0].WaitState(ctx, "kubelink2", v1alpha1.StateUp))
+	must(t, b.Kill(ctx, syscall.SIGKILL))
+	must(t, b.Start(ctx))
+	must(t, brokers[0].WaitState(ctx, "kubelink3", v1alpha1.StateDown, "certificate"))
+	must(t, b.NewCertificate(ctx, f.CA, b.FQDN)) // no ca.key any more: it cannot be managed, and that is said
+	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "ca.key", "its key is not"))
 }
 
 // The broker asks the certificate service; the test takes the part of that service.

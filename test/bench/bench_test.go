@@ -1,0 +1,143 @@
+// Package bench measures kubelink on the test bed.
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+func TestMain(m *testing.M) { os.Exit(bed.Main(m.Run)) }
+
+const rounds = 20
+
+// TestBenchmarkApply measures from the start of `kubectl apply` of a KubeLink to the first packet
+// through and to the first right DNS answer. kubectl's own time is in it, and told apart.
+func TestBenchmarkApply(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	f, err := fleet.New(ctx, 2, fleet.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	f.DumpOnFailure(t)
+	one, two := f.Brokers[0], f.Brokers[1]
+	server, err := two.Pod(ctx, "server", bed.PodOptions{})
+	must(t, err)
+	must(t, server.ServeUDPEcho(9000))
+	service, err := two.Service(ctx, "server", map[string]string{"app": "server"}, []corev1.ServicePort{bed.UDPPort(9000)}, bed.ServiceOptions{})
+	must(t, err)
+	client, err := one.Pod(ctx, "client", bed.PodOptions{})
+	must(t, err)
+	must(t, f.Mesh(ctx))
+
+	object := two.LinkTo()
+	object.APIVersion, object.Kind = "kubelink.mandelsoft.org/v1alpha1", "KubeLink"
+	manifest, err := yaml.Marshal(object)
+	must(t, err)
+	var kubectl, packet, name []time.Duration
+	for range rounds {
+		must(t, one.Remove(ctx, two.Name))
+		must(t, bed.Until(ctx, "name to go", func(ctx context.Context) error {
+			if lookup(ctx, one, service) == nil {
+				return errors.New("still answered")
+			}
+			return nil
+		}))
+		start := time.Now()
+		names := make(chan time.Duration, 1)
+		packets := make(chan time.Duration, 1)
+		go func() { names <- first(ctx, start, func() error { return lookup(ctx, one, service) }) }()
+		go func() { packets <- first(ctx, start, func() error { return echo(ctx, client, service) }) }()
+		_, err := one.KubectlInput(ctx, string(manifest), "apply", "-f", "-")
+		must(t, err)
+		kubectl = append(kubectl, time.Since(start))
+		packet = append(packet, <-packets)
+		name = append(name, <-names)
+		must(t, ctx.Err())
+	}
+	fmt.Printf("\nkubectl apply of a KubeLink, %d times (ms)   median   maximum\n", rounds)
+	for _, row := range []struct {
+		what string
+		all  []time.Duration
+	}{{"kubectl has ended", kubectl}, {"first packet through and back", packet}, {"first right DNS answer", name}} {
+		slices.Sort(row.all)
+		median, maximum := row.all[len(row.all)/2], row.all[len(row.all)-1]
+		fmt.Printf("%-44s %6d %9d\n", row.what, median.Milliseconds(), maximum.Milliseconds())
+		if maximum > time.Second {
+			t.Errorf("%s: maximum %s is over a second", row.what, maximum)
+		}
+	}
+}
+
+// first tries until it succeeds, and returns when that was. A failed try takes its time by itself.
+func first(ctx context.Context, start time.Time, try func() error) time.Duration {
+	for ctx.Err() == nil {
+		if try() == nil {
+			return time.Since(start)
+		}
+	}
+	return 0
+}
+
+// echo sends a datagram and waits 20 ms for the answer.
+func echo(ctx context.Context, from *bed.Pod, to netip.Addr) error {
+	conn, err := from.DialContext(ctx, "udp", netip.AddrPortFrom(to, 9000).String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	if _, err := conn.Write([]byte("x")); err != nil {
+		return wait(conn, err)
+	}
+	_, err = conn.Read(make([]byte, 64))
+	return wait(conn, err)
+}
+
+// wait lets a try that was refused at once last as long as one that was not answered.
+func wait(conn net.Conn, err error) error {
+	var timeout net.Error
+	if err != nil && (!errors.As(err, &timeout) || !timeout.Timeout()) {
+		conn.Read(make([]byte, 64)) // until the deadline
+	}
+	return err
+}
+
+// lookup asks the broker for the server's name, once in 10 ms.
+func lookup(ctx context.Context, b *fleet.Broker, want netip.Addr) error {
+	pace := time.NewTimer(10 * time.Millisecond)
+	defer pace.Stop()
+	m, err := b.Host.QueryAt(ctx, "udp", b.DNS(), "server.default.svc.kubelink2.kubelink.", dns.TypeA)
+	if err != nil {
+		return err
+	}
+	if len(m.Answer) == 1 {
+		if a, ok := m.Answer[0].(*dns.A); ok && a.A.String() == want.String() {
+			return nil
+		}
+	}
+	<-pace.C
+	return errors.New(dns.RcodeToString[m.Rcode])
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
