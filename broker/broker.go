@@ -26,8 +26,9 @@ import (
 type Broker struct {
 	log *slog.Logger
 
-	// events wakes the reconciler; one pending wake-up is enough, as it always looks at everything.
-	events chan event.GenericEvent
+	// events wakes the reconciler of the running controllers; one pending wake-up is enough, as it
+	// always looks at everything. Each start of the controllers has its own.
+	events atomic.Pointer[chan event.GenericEvent]
 
 	table  atomic.Pointer[zone.Table]
 	health atomic.Pointer[health]
@@ -62,7 +63,7 @@ func New(cfg Config) (*Broker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	b := &Broker{log: slog.Default().With("plugin", "kubelink"), cfg: cfg, events: make(chan event.GenericEvent, 1)}
+	b := &Broker{log: slog.Default().With("plugin", "kubelink"), cfg: cfg}
 	b.health.Store(&health{applied: errNoState})
 	return b, nil
 }
@@ -141,9 +142,11 @@ func (b *Broker) setHealth(change func(*health)) {
 
 // wake lets the reconciler look again. It never blocks.
 func (b *Broker) wake() {
-	select {
-	case b.events <- event.GenericEvent{Object: theKey}:
-	default:
+	if events := b.events.Load(); events != nil {
+		select {
+		case *events <- event.GenericEvent{Object: theKey}:
+		default:
+		}
 	}
 }
 

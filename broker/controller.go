@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -90,24 +91,42 @@ func (b *Broker) startControllers() error {
 	go func() {
 		defer close(b.done)
 		probed := make(chan struct{})
+		back := make(chan struct{}, 1)
 		go func() {
 			defer close(probed)
-			b.probe(ctx, cfg)
+			b.probe(ctx, cfg, back)
 		}()
-		for delay := 250 * time.Millisecond; ; delay = min(2*delay, 10*time.Second) {
+		const first, longest = 250 * time.Millisecond, 10 * time.Second
+		for delay := first; ctx.Err() == nil; {
+			// Watches that failed for a while are tried again late, with a back-off of their own: when
+			// the API server is back, new ones are faster.
+			run, end := context.WithCancelCause(ctx)
+			unhook := make(chan struct{})
+			go func() {
+				select {
+				case <-back:
+					end(errAPIBack)
+				case <-unhook:
+				}
+			}()
 			started := time.Now()
-			err := b.runManager(ctx, cfg)
-			if ctx.Err() != nil {
-				break
+			err := b.runManager(run, cfg)
+			restart := context.Cause(run) == errAPIBack
+			close(unhook)
+			end(nil)
+			if restart || time.Since(started) > time.Minute {
+				delay = first
 			}
-			if time.Since(started) > time.Minute {
-				delay = 250 * time.Millisecond
+			if ctx.Err() != nil || restart {
+				continue
 			}
 			b.log.Warn("controllers ended, trying again", "error", err, "delay", delay)
 			select {
 			case <-ctx.Done():
+			case <-back:
 			case <-time.After(delay/2 + rand.N(delay/2)):
 			}
+			delay = min(2*delay, longest)
 		}
 		<-probed
 	}()
@@ -122,8 +141,10 @@ func (b *Broker) stopControllers() {
 	}
 }
 
-// probe keeps health.api true to life. Watches notice a dead API server late.
-func (b *Broker) probe(ctx context.Context, cfg *rest.Config) {
+var errAPIBack = errors.New("the API server is back")
+
+// probe keeps health.api true to life, and tells when the API server is back. Watches notice both late.
+func (b *Broker) probe(ctx context.Context, cfg *rest.Config, back chan<- struct{}) {
 	cfg = rest.CopyConfig(cfg)
 	cfg.Timeout = probeInterval
 	client, err := discovery.NewDiscoveryClientForConfig(cfg)
@@ -145,6 +166,10 @@ func (b *Broker) probe(ctx context.Context, cfg *rest.Config) {
 				b.log.Warn("API server does not answer; links and names stay as they are", "error", err)
 			} else {
 				b.log.Info("API server answers")
+				select {
+				case back <- struct{}{}:
+				default:
+				}
 			}
 		}
 		b.setHealth(func(h *health) { h.api = err })
@@ -193,10 +218,12 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 	toKey := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: theKey.Name}}}
 	})
+	events := make(chan event.GenericEvent, 1)
+	b.events.Store(&events)
 	bld := ctrl.NewControllerManagedBy(mgr).Named("kubelink").
 		WithOptions(controller.Options{SkipNameValidation: &skip, MaxConcurrentReconciles: 1}).
 		Watches(&v1alpha1.KubeLink{}, toKey).
-		WatchesRawSource(source.Channel(b.events, toKey))
+		WatchesRawSource(source.Channel(events, toKey))
 	if b.cfg.Secret != "" {
 		bld = bld.Watches(&corev1.Secret{}, toKey)
 	}
