@@ -197,10 +197,11 @@ func (b *Bridge) refuse(err error) {
 	}
 }
 
+// setUserTimeout sets TCP_USER_TIMEOUT (tcp(7)). Without it a dead peer is only noticed later.
 func setUserTimeout(conn *net.TCPConn, d time.Duration) {
 	if raw, err := conn.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) {
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 		})
 	}
 }

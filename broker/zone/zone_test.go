@@ -479,7 +479,7 @@ func TestConnectionsAreReused(t *testing.T) {
 func TestUpstreamEnds(t *testing.T) {
 	before := runtime.NumGoroutine()
 	table := many(nil, 50, up)
-	if n := runtime.NumGoroutine(); n < before+50 {
+	if n := runtime.NumGoroutine(); n < before+40 { // those of earlier tests may end meanwhile
 		t.Fatalf("%d goroutines, %d before", n, before)
 	}
 	table = New(table, nil, up, options)

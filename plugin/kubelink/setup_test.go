@@ -110,7 +110,7 @@ func TestRefused(t *testing.T) {
 	}
 	for _, c := range []struct{ input, want string }{
 		// The stanza itself is line 1.
-		{"link-addres 192.168.0.11/24", `Testfile:2 - Error during parsing: unknown property "link-addres": did you mean "link-address"?`},
+		{"link-adress 192.168.0.11/24", `Testfile:2 - Error during parsing: unknown property "link-adress": did you mean "link-address"?`},
 		{"mode none\nmod none", `:3 - Error during parsing: unknown property "mod": did you mean "mode"?`},
 		{"xyzzy", `:2 - Error during parsing: unknown property "xyzzy"`},
 		{"mode bridge\nmode none", `:3 - Error during parsing: mode is given twice, before at Testfile:2: keep one`},
