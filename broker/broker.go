@@ -16,6 +16,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/bridge"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -208,6 +209,8 @@ func (b *Broker) closeDataplane(keep bool) {
 
 // apply is the one place that orders effects. Independent parts do not stop each other.
 func (b *Broker) apply(s *mesh.State, port uint16) error {
+	// Names of links that go are the first to go: nobody shall wait for what is being taken down.
+	b.publish(s)
 	var errs []error
 	if b.bridge != nil {
 		// Peers come before routes: dialling starts at once, and what the first routed packet
@@ -222,13 +225,17 @@ func (b *Broker) apply(s *mesh.State, port uint16) error {
 		}
 		errs = append(errs, b.kernel.Set(kernel.State{Addresses: addresses, Routes: s.Routes}))
 	}
-	// Names come last: who gets an answer can use it.
-	old := b.table.Load()
-	b.table.Store(zone.New(old, s.Zones, b.zoneStatus(s), zone.Options{
+	// Names of links that have come are the last: who gets an answer can use it.
+	b.publish(s)
+	return errors.Join(errs...)
+}
+
+// publish makes DNS answer from the state, with links as they are right now.
+func (b *Broker) publish(s *mesh.State) {
+	b.table.Store(zone.New(b.table.Load(), s.Zones, b.zoneStatus(s), zone.Options{
 		NSAddresses: b.nsAddresses(),
 		Serial:      uint32(time.Now().Unix()),
 	}))
-	return errors.Join(errs...)
 }
 
 func (b *Broker) nsAddresses() []netip.Addr {
@@ -254,11 +261,14 @@ func (b *Broker) zoneStatus(s *mesh.State) func(link string) zone.Status {
 	links := make(map[string]zone.Status, len(s.Links))
 	for _, l := range s.Links {
 		st, ok := peers[l.Peer]
-		status := zone.Status{Usable: st.State == bridge.Up, State: string(st.State), Reason: st.Reason}
-		if !ok {
-			status.State, status.Reason = "Error", "there is no usable certificate"
+		switch {
+		case ok:
+			links[l.Name] = zone.Status{Usable: st.State == bridge.Up, State: string(st.State), Reason: st.Reason}
+		case b.creds.usable():
+			links[l.Name] = zone.Status{State: string(bridge.Idle), Reason: "it is about to be connected"}
+		default:
+			links[l.Name] = zone.Status{State: string(v1alpha1.StateError), Reason: "there is no usable certificate"}
 		}
-		links[l.Name] = status
 	}
 	return func(link string) zone.Status { return links[link] }
 }

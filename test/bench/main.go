@@ -74,8 +74,8 @@ func apply(ctx context.Context) error {
 			return err
 		}
 		if err := bed.Until(ctx, "name to go", func(ctx context.Context) error {
-			if lookup(ctx, one, service) == nil {
-				return errors.New("still answered")
+			if err := lookup(ctx, one, service); err == nil || err.Error() != dns.RcodeToString[dns.RcodeNameError] {
+				return fmt.Errorf("answer: %w", err)
 			}
 			return nil
 		}); err != nil {
