@@ -54,7 +54,7 @@ lint: ## go vet, linters, and that generated files are up to date
 
 # What tests and demo need of the system: installed on Debian as root, else named.
 system:
-	@missing=; for c in iptables:iptables ip:iproute2 ping:iputils-ping; do \
+	@missing=; for c in iptables:iptables ip:iproute2 nsenter:util-linux; do \
 	  command -v $${c%%:*} >/dev/null || missing="$$missing $${c##*:}"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -161,6 +161,21 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// What happened to a link is told by Events and conditions.
+func TestEventsAndConditions(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	b := brokers[0]
+	within(t, 10*time.Second, "event", func(ctx context.Context) error {
+		out, err := b.Kubectl(ctx, "get", "events.events.k8s.io", "-A", "-o", "jsonpath={range .items[*]}{.regarding.kind}/{.regarding.name} {.reason} {.type}{\"\\n\"}{end}")
+		if err == nil && !strings.Contains(out, "KubeLink/kubelink2 LinkUp Normal") {
+			err = fmt.Errorf("events:\n%s", out)
+		}
+		return err
+	})
+	_, err := b.Kubectl(ctx, "wait", "--for=condition=Ready", "--timeout=5s", "kubelink/kubelink1", "kubelink/kubelink2", "kubelink/kubelink3")
+	must(t, err)
+}
+
 // The metrics say what goes on.
 func TestMetrics(t *testing.T) {
 	ctx := begin(t, time.Minute)
