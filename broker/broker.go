@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"reflect"
 	"sync"
@@ -43,18 +44,21 @@ type Broker struct {
 
 	// What follows is written by lifecycle while the controllers stand still, and read by them.
 	cfg    Config
-	bridge *bridge.Bridge
+	bridge *bridge.Bridge // nil in mode none
 	kernel *kernel.Kernel
+	lock   net.Listener // that there is no second one in this network namespace; nil in mode none
 
 	// What follows belongs to the reconciler.
 	creds    credentials
+	inKernel inKernel
 	unknowns unknownPeers
 }
 
 // health is why the broker is not ready.
 type health struct {
-	api     error // the API server cannot be reached
-	applied error // the last state could not be applied in full, or there was none yet
+	api         error // the API server cannot be reached
+	controllers error // the controllers do not run
+	applied     error // the last state could not be applied in full, or there was none yet
 }
 
 var errNoState = errors.New("no state from the API server yet")
@@ -74,39 +78,65 @@ func New(cfg Config) (*Broker, error) {
 func (b *Broker) Start() error {
 	b.lifecycle.Lock()
 	defer b.lifecycle.Unlock()
-	if err := b.openDataplane(); err != nil {
+	api, err := b.cfg.restConfig()
+	if err != nil {
 		return err
 	}
-	if err := b.startControllers(); err != nil {
-		b.closeDataplane(true)
+	br, k, err := b.openDataplane(&b.cfg)
+	if err != nil {
+		b.unlock()
 		return err
 	}
+	b.setDataplane(br, k)
+	b.startControllers(api)
 	metricsSource.Store(b)
 	return nil
 }
 
 // Update changes the configuration of the running broker. Only what the change concerns is
-// restarted: tunnels and answers stay unless it is about them.
+// restarted: tunnels and answers stay unless it is about them. After an error all is as before.
 func (b *Broker) Update(cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
 	b.lifecycle.Lock()
 	defer b.lifecycle.Unlock()
-	if reflect.DeepEqual(cfg, b.cfg) {
+	old := b.cfg
+	if reflect.DeepEqual(cfg, old) {
 		return nil
 	}
-	b.stopControllers()
-	old := b.cfg
-	b.cfg = cfg
-	var err error
-	if cfg.Mode != old.Mode || cfg.Interface != old.Interface {
-		b.closeDataplane(false)
-		err = b.openDataplane()
-	} else if cfg.Mode == mesh.Bridge && (cfg.RouteTable != old.RouteTable || cfg.RulePriority != old.RulePriority) {
-		b.kernel, err = kernel.New(b.kernelConfig())
+	api, err := cfg.restConfig()
+	if err != nil {
+		return err
 	}
-	return errors.Join(err, b.startControllers())
+	oldBridge, oldKernel := b.bridge, b.kernel
+	if cfg.Mode != old.Mode || cfg.Interface != old.Interface {
+		// The controllers see the new dataplane with the new configuration only.
+		br, k, err := b.openDataplane(&cfg)
+		if err != nil {
+			return err
+		}
+		b.stopControllers()
+		closeDataplane(oldBridge, oldKernel, false, b.log)
+		b.cfg = cfg
+		b.setDataplane(br, k)
+	} else {
+		k := b.kernel
+		if k != nil && (cfg.RouteTable != old.RouteTable || cfg.RulePriority != old.RulePriority) {
+			if k, err = kernel.New(cfg.kernelConfig()); err != nil {
+				return err
+			}
+		}
+		b.stopControllers()
+		b.cfg, b.kernel, b.inKernel = cfg, k, inKernel{}
+		if b.bridge != nil && !old.wantsCertificate() && cfg.wantsCertificate() {
+			// Nothing goes on in plain text, even if the certificate is not there yet.
+			b.bridge.Suspend()
+			b.creds = credentials{}
+		}
+	}
+	b.startControllers(api)
+	return nil
 }
 
 // Stop ends everything. Unless the configuration says otherwise, interface, routes and rules go.
@@ -115,7 +145,10 @@ func (b *Broker) Stop() {
 	defer b.lifecycle.Unlock()
 	metricsSource.CompareAndSwap(b, nil)
 	b.stopControllers()
-	b.closeDataplane(b.cfg.KeepNetwork)
+	br, k := b.bridge, b.kernel
+	b.setDataplane(nil, nil)
+	closeDataplane(br, k, b.cfg.KeepNetwork, b.log)
+	b.unlock()
 	if t := b.table.Swap(nil); t != nil {
 		t.Close()
 	}
@@ -127,7 +160,7 @@ func (b *Broker) Table() *zone.Table { return b.table.Load() }
 // Ready is nil when the API server answers and all that it says is applied, else why not.
 func (b *Broker) Ready() error {
 	h := b.health.Load()
-	return errors.Join(h.api, h.applied)
+	return errors.Join(h.api, h.controllers, h.applied)
 }
 
 func (b *Broker) setHealth(change func(*health)) {
@@ -151,60 +184,109 @@ func (b *Broker) wake() {
 	}
 }
 
-func (b *Broker) kernelConfig() kernel.Config {
-	return kernel.Config{Device: b.cfg.Interface, MTU: bridge.DefaultMTU, Table: b.cfg.RouteTable, RulePriority: b.cfg.RulePriority}
+func (c *Config) kernelConfig() kernel.Config {
+	return kernel.Config{Device: c.Interface, MTU: bridge.DefaultMTU, Table: c.RouteTable, RulePriority: c.RulePriority}
 }
 
+func (c *Config) wantsCertificate() bool { return c.Secret != "" || c.CertFile != "" }
+
 // bridgeConfig is made anew each time: all but the interface can change while the bridge runs.
-func (b *Broker) bridgeConfig(port uint16) bridge.Config {
-	c := bridge.Config{
-		Interface:      b.cfg.Interface,
+func (c *Config) bridgeConfig(b *Broker, port uint16) bridge.Config {
+	bc := bridge.Config{
+		Interface:      c.Interface,
 		ListenPort:     port,
-		AdvertisedPort: b.cfg.AdvertisedPort,
-		AutoConnect:    b.cfg.AutoConnect,
+		AdvertisedPort: c.AdvertisedPort,
+		AutoConnect:    c.AutoConnect,
 		Log:            b.log,
 		Changed:        b.wake,
 		OnUnknown:      b.unknownPeer,
 	}
-	if b.cfg.DNSAdvertisement {
-		c.DNS = &bridge.DNSInfo{ClusterDomain: b.cfg.ClusterDomain, Address: b.cfg.clusterDNS()}
+	if c.DNSAdvertisement {
+		bc.DNS = &bridge.DNSInfo{ClusterDomain: c.ClusterDomain, Address: c.clusterDNS()}
 	}
-	return c
+	return bc
 }
 
-func (b *Broker) openDataplane() error {
-	if b.cfg.Mode != mesh.Bridge {
-		return nil
+// openDataplane opens what the mode needs; nothing is connected yet.
+func (b *Broker) openDataplane(c *Config) (*bridge.Bridge, *kernel.Kernel, error) {
+	if c.Mode != mesh.Bridge {
+		return nil, nil, nil
 	}
-	var err error
-	if b.kernel, err = kernel.New(b.kernelConfig()); err != nil {
-		return err
+	if b.lock == nil {
+		// Abstract sockets (unix(7)) belong to the network namespace, as our chains and rules do.
+		lock, err := net.Listen("unix", "@kubelink")
+		if err != nil {
+			return nil, nil, fmt.Errorf("another kubelink with mode bridge runs in this network namespace: end it first (%w)", err)
+		}
+		b.lock = lock
 	}
-	b.creds = credentials{} // the new bridge has none
-	if b.bridge, err = bridge.Open(b.bridgeConfig(b.cfg.BrokerPort)); err != nil {
-		return err
+	k, err := kernel.New(c.kernelConfig())
+	if err != nil {
+		return nil, nil, err
 	}
-	b.dataplane.Store(b.bridge)
-	return nil
+	br, err := bridge.Open(c.bridgeConfig(b, c.BrokerPort))
+	if err != nil {
+		return nil, nil, err
+	}
+	return br, k, nil
 }
 
-func (b *Broker) closeDataplane(keep bool) {
-	if b.bridge == nil {
+func (b *Broker) unlock() {
+	if b.lock != nil {
+		b.lock.Close()
+		b.lock = nil
+	}
+}
+
+func (b *Broker) setDataplane(br *bridge.Bridge, k *kernel.Kernel) {
+	b.bridge, b.kernel, b.inKernel = br, k, inKernel{}
+	b.creds = credentials{} // a new bridge has none
+	b.dataplane.Store(br)
+}
+
+func closeDataplane(br *bridge.Bridge, k *kernel.Kernel, keep bool, log *slog.Logger) {
+	if br == nil {
 		return
+	}
+	if err := br.Close(keep); err != nil {
+		log.Error("cannot close the bridge", "error", err)
 	}
 	if !keep {
 		// NAT goes last: what is still on its way must not leave with a foreign source address.
-		defer func(k *kernel.Kernel) {
-			if err := k.Clear(); err != nil {
-				b.log.Error("cannot remove kernel state", "error", err)
-			}
-		}(b.kernel)
+		if err := k.Clear(); err != nil {
+			log.Error("cannot remove kernel state", "error", err)
+		}
 	}
-	if err := b.bridge.Close(keep); err != nil {
-		b.log.Error("cannot close the bridge", "error", err)
+}
+
+// inKernel is what the kernel was last told, to tell it again only when there is a reason: each
+// time costs processes, and events of links can be many.
+type inKernel struct {
+	state kernel.State
+	index int // of the interface
+	at    time.Time
+}
+
+// setKernel brings addresses, routes and NAT to the kernel, and repairs them now and then.
+func (b *Broker) setKernel(s *mesh.State) error {
+	want := inKernel{at: time.Now()}
+	want.state.Routes = s.Routes
+	for _, m := range s.Meshes {
+		want.state.Addresses = append(want.state.Addresses, m.Address)
 	}
-	b.dataplane.Store(nil)
-	b.bridge, b.kernel = nil, nil
+	if i, err := net.InterfaceByName(b.cfg.Interface); err == nil {
+		want.index = i.Index
+	}
+	last := &b.inKernel
+	if want.index == last.index && reflect.DeepEqual(want.state, last.state) && want.at.Sub(last.at) < resync-time.Second {
+		return nil
+	}
+	*last = inKernel{}
+	if err := b.kernel.Set(want.state); err != nil {
+		return err
+	}
+	*last = want
+	return nil
 }
 
 // apply is the one place that orders effects. Independent parts do not stop each other.
@@ -217,13 +299,9 @@ func (b *Broker) apply(s *mesh.State, port uint16) error {
 		// finds is a link. NAT comes before addresses and routes (kernel.Set sees to that), so that no
 		// packet leaves with a foreign source address. On removal the order is harmless: what is
 		// still routed for an instant is answered with unreachable.
-		errs = append(errs, b.bridge.SetConfig(b.bridgeConfig(port)))
-		errs = append(errs, b.bridge.Set(s.Peers))
-		addresses := make([]netip.Prefix, 0, len(s.Meshes))
-		for _, m := range s.Meshes {
-			addresses = append(addresses, m.Address)
-		}
-		errs = append(errs, b.kernel.Set(kernel.State{Addresses: addresses, Routes: s.Routes}))
+		errs = append(errs, b.bridge.SetConfig(b.cfg.bridgeConfig(b, port)))
+		errs = append(errs, b.bridge.Set(s.Peers, s.Local...))
+		errs = append(errs, b.setKernel(s))
 	}
 	// Names of links that have come are the last: who gets an answer can use it.
 	b.publish(s)

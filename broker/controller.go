@@ -21,6 +21,8 @@ import (
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -78,11 +80,7 @@ func (c *Config) restConfig() (*rest.Config, error) {
 }
 
 // startControllers starts the controllers in the background.
-func (b *Broker) startControllers() error {
-	cfg, err := b.cfg.restConfig()
-	if err != nil {
-		return err
-	}
+func (b *Broker) startControllers(cfg *rest.Config) {
 	cfg.UserAgent = "kubelink"
 	// A hundred links change their state at once when the network breaks.
 	cfg.QPS, cfg.Burst = 50, 300
@@ -121,6 +119,7 @@ func (b *Broker) startControllers() error {
 				continue
 			}
 			b.log.Warn("controllers ended, trying again", "error", err, "delay", delay)
+			b.setHealth(func(h *health) { h.controllers = err })
 			select {
 			case <-ctx.Done():
 			case <-back:
@@ -130,7 +129,6 @@ func (b *Broker) startControllers() error {
 		}
 		<-probed
 	}()
-	return nil
 }
 
 func (b *Broker) stopControllers() {
@@ -206,7 +204,9 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 		// CoreDNS serves metrics and health.
 		Metrics:                server.Options{BindAddress: "0"},
 		HealthProbeBindAddress: "0",
-		Cache:                  cache.Options{ByObject: byObject},
+		// Who stops the controllers relies on their end.
+		GracefulShutdownTimeout: ptr.To(time.Duration(-1)),
+		Cache:                   cache.Options{ByObject: byObject},
 	})
 	if err != nil {
 		return err
@@ -221,7 +221,13 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 	events := make(chan event.GenericEvent, 1)
 	b.events.Store(&events)
 	bld := ctrl.NewControllerManagedBy(mgr).Named("kubelink").
-		WithOptions(controller.Options{SkipNameValidation: &skip, MaxConcurrentReconciles: 1}).
+		WithOptions(controller.Options{
+			SkipNameValidation:      &skip,
+			MaxConcurrentReconciles: 1,
+			CacheSyncTimeout:        15 * time.Second, // a kind that may not be watched is reported then
+			// What an error keeps from being applied is tried again no later than what nobody touched.
+			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, resync),
+		}).
 		Watches(&v1alpha1.KubeLink{}, toKey).
 		WatchesRawSource(source.Channel(events, toKey))
 	if b.cfg.Secret != "" {
@@ -266,7 +272,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 		state.Peers = nil // better no link than one without authentication
 	}
 	err := b.apply(&state, port)
-	b.setHealth(func(h *health) { h.applied = errors.Join(err, portErr, credErr) })
+	b.setHealth(func(h *health) { h.controllers, h.applied = nil, errors.Join(err, portErr, credErr) })
 
 	r.writer.want(r.outcome(list.Items, &state, errors.Join(err, portErr), credErr))
 	if err != nil {

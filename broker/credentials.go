@@ -14,6 +14,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -74,7 +75,7 @@ func (r *reconciler) credentials(ctx context.Context) error {
 		c.plain, c.data = true, nil
 		return nil
 	}
-	if cfg.Secret == "" && cfg.CertFile == "" {
+	if !cfg.wantsCertificate() {
 		if !c.plain {
 			c.plain, c.data = true, nil
 			b.bridge.SetCredentials(nil)
@@ -322,10 +323,12 @@ func (c *Config) certificate() *unstructured.Unstructured {
 // watchFiles wakes the reconciler when one of the files changes. It watches their folders, as
 // files are replaced, and mounted secrets are switched by a link beside them.
 func watchFiles(wake func(), files ...string) manager.RunnableFunc {
+	// Without watches (a node may be out of them) the resync reads the files: no reason to end.
 	return func(ctx context.Context) error {
 		w, err := fsnotify.NewWatcher()
 		if err != nil {
-			return err
+			slog.Warn("cannot watch the certificate files; they are read every "+resync.String(), "plugin", "kubelink", "error", err)
+			return nil
 		}
 		defer w.Close()
 		for _, f := range files {
@@ -333,18 +336,16 @@ func watchFiles(wake func(), files ...string) manager.RunnableFunc {
 				continue
 			}
 			if err := w.Add(filepath.Dir(f)); err != nil {
-				return fmt.Errorf("watch %s: %w", filepath.Dir(f), err)
+				slog.Warn("cannot watch the certificate files; they are read every "+resync.String(), "plugin", "kubelink", "folder", filepath.Dir(f), "error", err)
 			}
 		}
-		wake()
 		for {
+			wake()
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-w.Events:
-				wake()
-			case err := <-w.Errors:
-				return err
+			case <-w.Errors: // events were lost
 			}
 		}
 	}

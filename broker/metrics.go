@@ -60,7 +60,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	h := b.health.Load()
 	gauge(apiDesc, truth(h.api == nil))
-	gauge(appliedDesc, truth(h.applied == nil))
+	gauge(appliedDesc, truth(h.controllers == nil && h.applied == nil))
 
 	br := b.dataplane.Load()
 	if br == nil {

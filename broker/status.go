@@ -8,8 +8,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -32,9 +34,9 @@ import (
 // outcome is all that one reconciliation wants to have written.
 type outcome struct {
 	links       []linkOutcome
-	create      []*v1alpha1.KubeLink
-	secret      *corev1.Secret // create if it has no resourceVersion
-	certificate bool           // ask the certificate service
+	create      map[string]*v1alpha1.KubeLink // by name
+	secret      *corev1.Secret                // create if it has no resourceVersion
+	certificate bool                          // ask the certificate service
 }
 
 type linkOutcome struct {
@@ -66,6 +68,8 @@ func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr,
 			l.finalizer = hasMembers(items, obj.Name)
 		}
 		switch {
+		case local && b.cfg.Served != nil && !slices.Contains(b.cfg.Served, obj.Name):
+			continue // another broker may speak for it
 		case local && obj.DeletionTimestamp != nil:
 			l.state, l.message = v1alpha1.StateDeleting, "waits for the deletion of "+strings.Join(meshes[obj.Name].Members, ", ")
 		case broken:
@@ -86,7 +90,7 @@ func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr,
 		}
 		o.links = append(o.links, l)
 	}
-	o.create = b.unknowns.take(items, s)
+	o.create = b.unknowns.take(items, s, &b.cfg)
 	return o
 }
 
@@ -144,13 +148,23 @@ func newWriter(b *Broker, mgr ctrl.Manager) *writer {
 func (w *writer) want(o *outcome) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.pending != nil { // what is not repeated by itself must not get lost
-		o.create = append(w.pending.create, o.create...)
-	}
+	o.adopt(w.pending)
 	w.pending = o
 	select {
 	case w.signal <- struct{}{}:
 	default:
+	}
+}
+
+// adopt takes over from an older outcome, which may be nil, what is not wished for again by itself.
+func (o *outcome) adopt(older *outcome) {
+	if older == nil {
+		return
+	}
+	for name, l := range older.create {
+		if len(o.create) < maxUnknown {
+			o.create[name] = l
+		}
 	}
 }
 
@@ -179,6 +193,8 @@ func (w *writer) Start(ctx context.Context) error {
 			w.mu.Lock()
 			if w.pending == nil {
 				w.pending = o
+			} else {
+				w.pending.adopt(o)
 			}
 			w.mu.Unlock()
 			retry = time.After(delay/2 + rand.N(delay/2))
@@ -222,19 +238,26 @@ func (w *writer) write(ctx context.Context, o *outcome) error {
 			return errors.Join(errs...)
 		}
 	}
-	for _, l := range o.create {
-		if !do("create KubeLink "+l.Name, func(ctx context.Context) error {
-			err := w.client.Create(ctx, l.DeepCopy())
-			if apierrors.IsAlreadyExists(err) {
-				return nil
-			}
-			return err
-		}) {
+	for _, l := range o.links {
+		if !do("KubeLink "+l.object.Name, func(ctx context.Context) error { return w.link(ctx, l) }) {
 			return errors.Join(errs...)
 		}
 	}
-	for _, l := range o.links {
-		if !do("KubeLink "+l.object.Name, func(ctx context.Context) error { return w.link(ctx, l) }) {
+	for name, l := range o.create {
+		if !do("create KubeLink "+name, func(ctx context.Context) error {
+			err := w.client.Create(ctx, l.DeepCopy())
+			switch {
+			case apierrors.IsAlreadyExists(err):
+				err = nil
+			case apierrors.IsInvalid(err), apierrors.IsForbidden(err):
+				w.b.log.Warn("cannot create the link of a peer that connected by itself", "link", name, "error", err)
+				err = nil // the next try would end the same way
+			}
+			if err == nil {
+				delete(o.create, name)
+			}
+			return err
+		}) {
 			break
 		}
 	}
@@ -322,35 +345,68 @@ func (b *Broker) unknownPeer(p bridge.UnknownPeer) {
 	b.wake()
 }
 
-// take makes links of the peers that belong to one of our meshes and have none.
-func (u *unknownPeers) take(items []v1alpha1.KubeLink, s *mesh.State) []*v1alpha1.KubeLink {
+// take makes links of the peers that belong to one of our meshes and have none. What a peer announces
+// is not trusted: a certificate gets one link, and none that cannot be used or takes from others.
+func (u *unknownPeers) take(items []v1alpha1.KubeLink, s *mesh.State, cfg *Config) map[string]*v1alpha1.KubeLink {
 	u.mu.Lock()
 	peers := u.peers
 	u.peers = nil
 	u.mu.Unlock()
-	var result []*v1alpha1.KubeLink
+	result := map[string]*v1alpha1.KubeLink{}
 	for _, p := range peers {
 		for _, m := range s.Meshes {
-			if m.Address.Masked() != p.Address.Masked() || m.Address.Addr() == p.Address.Addr() {
+			if m.Address.Masked() != p.Address.Masked() || p.AdvertisedPort == 0 {
 				continue
 			}
-			name := mesh.ObjectName(m.Name, strings.NewReplacer(".", "-", ":", "-").Replace(p.Address.Addr().StringExpanded()))
-			taken := slices.ContainsFunc(items, func(o v1alpha1.KubeLink) bool {
-				other, _ := mesh.LinkName(o.Name)
-				return o.Name == name || other == m.Name && strings.HasPrefix(o.Spec.ClusterAddress, p.Address.Addr().String()+"/")
-			})
-			if taken || len(p.Names) == 0 {
+			host, known := "", false
+			for _, name := range p.Names {
+				h, _, err := mesh.Endpoint(name, p.AdvertisedPort)
+				if err != nil {
+					continue // a wildcard, for example
+				}
+				if host == "" {
+					host = h
+				}
+				known = known || slices.ContainsFunc(items, func(o v1alpha1.KubeLink) bool {
+					other, _, err := mesh.Endpoint(o.Spec.Endpoint, p.AdvertisedPort)
+					in, _ := mesh.LinkName(o.Name)
+					return err == nil && other == h && in == m.Name
+				})
+			}
+			if host == "" || known {
 				continue
 			}
-			l := &v1alpha1.KubeLink{}
-			l.Name = name
+			l := v1alpha1.KubeLink{}
+			l.Name = mesh.ObjectName(m.Name, strings.NewReplacer(".", "-", ":", "-").Replace(p.Address.Addr().StringExpanded()))
+			l.CreationTimestamp = metav1.Now() // the youngest: it wins over none
 			l.Spec.ClusterAddress = p.Address.String()
-			l.Spec.Endpoint = net.JoinHostPort(p.Names[0], fmt.Sprint(p.AdvertisedPort))
-			if p.ServiceCIDR.IsValid() {
-				l.Spec.CIDR = p.ServiceCIDR.Masked().String()
+			l.Spec.Endpoint = net.JoinHostPort(host, fmt.Sprint(p.AdvertisedPort))
+			if private(p.ServiceCIDR) {
+				l.Spec.CIDR = p.ServiceCIDR.String()
 			}
-			result = append(result, l)
+			if slices.ContainsFunc(items, func(o v1alpha1.KubeLink) bool { return o.Name == l.Name }) {
+				continue
+			}
+			if problem, bad := mesh.Build(append(slices.Clone(items), l), cfg.Local).Problems[l.Name]; bad {
+				slog.Warn("a peer that connected by itself gets no link", "plugin", "kubelink", "names", p.Names, "remote", p.Remote, "problem", problem.Message)
+				continue
+			}
+			l.CreationTimestamp = metav1.Time{}
+			result[l.Name] = &l
 		}
 	}
 	return result
+}
+
+// private says whether a network lies in the ranges for private use (RFC 1918, RFC 4193) or for
+// carriers (RFC 6598), from which clusters take their service networks.
+func private(p netip.Prefix) bool {
+	return slices.ContainsFunc(privateRanges, func(r netip.Prefix) bool {
+		return p.IsValid() && r.Bits() <= p.Bits() && r.Contains(p.Addr())
+	})
+}
+
+var privateRanges = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
 }

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"time"
 )
 
 // Credentials are what this end authenticates with, and what it trusts.
@@ -72,11 +73,26 @@ func (c *Credentials) config(remote string, check func(leaf *x509.Certificate) e
 			if _, err := leaf.Verify(x509.VerifyOptions{
 				Roots: c.Roots, Intermediates: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 			}); err != nil {
-				return refuse(RefusedCertificate, "certificate of %s: %w", remote, err)
+				return unverified(leaf, remote, err)
 			}
 			return check(leaf)
 		},
 	}
+}
+
+// unverified words why the certificate of remote is not trusted. What crypto/x509 says of an expired
+// one tells the current time: a reason has to be the same each time.
+func unverified(leaf *x509.Certificate, remote string, err error) error {
+	var invalid x509.CertificateInvalidError
+	if !errors.As(err, &invalid) || invalid.Reason != x509.Expired {
+		return refuse(RefusedCertificate, "certificate of %s: %w", remote, err)
+	}
+	who, old := remote, invalid.Cert
+	if old != leaf {
+		who = fmt.Sprintf("authority %s, which signed for %s,", old.Subject, remote)
+	}
+	return refuse(RefusedCertificate, "certificate of %s is valid from %s to %s only, or the clock is wrong",
+		who, old.NotBefore.UTC().Format(time.RFC3339), old.NotAfter.UTC().Format(time.RFC3339))
 }
 
 // dial makes conn a session with host. Without credentials it is conn itself.

@@ -30,12 +30,15 @@ func (t nullTUN) Close(bool) error            { close(t.closed); return nil }
 
 // bare is a session of a bridge without goroutines of its own.
 func bare(t testing.TB) (*outbound, *session) {
-	b, err := Open(Config{Interface: "null", device: nullTUN{make(chan struct{})}, Log: quiet})
+	b, err := Open(Config{Interface: "null", open: opens(nullTUN{make(chan struct{})}), Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.Close(false) })
-	if err := b.Set([]mesh.Peer{spec}); err != nil { // idle: there are no credentials
+	b.SetCredentials(nil)
+	idle := spec
+	idle.Host = "" // is not dialled
+	if err := b.Set([]mesh.Peer{idle}); err != nil {
 		t.Fatal(err)
 	}
 	p := b.table.Load().peers[0]
@@ -150,7 +153,7 @@ func BenchmarkLink(b *testing.B) {
 				if !test.tls {
 					c = nil
 				}
-				return i.start(host, c, func(c *Config) { c.device = f; t := defaultTiming; t.dialer = i.plainDial; c.timing = &t })
+				return i.start(host, c, func(c *Config) { c.open = opens(f); t := defaultTiming; t.dialer = i.plainDial; c.timing = &t })
 			}
 			a, z := start(true, "a.example"), start(false, "b.example")
 			a.set(link("b", 1, 2, "b.example"))

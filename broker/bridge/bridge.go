@@ -39,7 +39,9 @@ type Config struct {
 	DNS            *DNSInfo // nil: not announced
 	API            *APIInfo // nil: not announced
 
-	AutoConnect bool // report authenticated peers without link to OnUnknown
+	// AutoConnect reports authenticated peers without link to OnUnknown. It takes Credentials with
+	// Roots: with the system's, anybody with a public certificate could join.
+	AutoConnect bool
 
 	Log *slog.Logger // nil: slog.Default()
 
@@ -49,13 +51,14 @@ type Config struct {
 	Changed   func()
 	OnUnknown func(UnknownPeer)
 
-	device device  // tests: instead of a TUN of the kernel
-	timing *timing // tests: instead of defaultTiming
+	open   func() (device, error) // tests: instead of a TUN of the kernel
+	timing *timing                // tests: instead of defaultTiming
 }
 
 // timing is all durations of the bridge, and its dialer.
 type timing struct {
 	dial, handshake, write   time.Duration // limits; handshake includes the hellos
+	tls                      time.Duration // limit of the TLS handshake of an accepted connection
 	ping, silence            time.Duration // a ping each, and a peer is dead after that without any byte
 	stale                    time.Duration // packets that waited for longer are dropped
 	backoff                  time.Duration // first pause between dials, doubled each time
@@ -66,6 +69,7 @@ type timing struct {
 
 var defaultTiming = timing{
 	dial: 5 * time.Second, handshake: 10 * time.Second, write: 15 * time.Second,
+	tls:  3 * time.Second,
 	ping: time.Second, silence: 5 * time.Second,
 	stale:   time.Second,
 	backoff: 100 * time.Millisecond, backoffUsed: time.Second, backoffIdle: 5 * time.Second,
@@ -83,7 +87,8 @@ const (
 // Bridge carries packets between its TUN and its peers.
 type Bridge struct {
 	name     string
-	device   device
+	open     func() (device, error)
+	device   atomic.Pointer[device]
 	log      *slog.Logger
 	timing   *timing
 	start    time.Time
@@ -112,7 +117,11 @@ type Bridge struct {
 // plain stands for credentials that there are none.
 var plain = &Credentials{}
 
-var errClosed = errors.New("bridge is closed")
+var (
+	errClosed    = errors.New("bridge is closed")
+	errPlain     = errors.New("it was without certificate, which is not allowed any more")
+	errSuspended = errors.New("waiting for the certificate")
+)
 
 // Open opens the TUN, or takes over the one that an earlier process left. Nothing is
 // listened for or dialled before SetCredentials and Set.
@@ -127,9 +136,8 @@ func Open(config Config) (*Bridge, error) {
 		config.timing = &defaultTiming
 	}
 	b := &Bridge{
-		name: config.Interface, device: config.device, log: config.Log, timing: config.timing, start: time.Now(),
-		peers: map[string]*peer{}, strangers: strangers{from: map[netip.Addr]int{}},
-		refuseLog: limiter{every: time.Second, burst: 10},
+		name: config.Interface, open: config.open, log: config.Log, timing: config.timing, start: time.Now(),
+		peers: map[string]*peer{}, refuseLog: limiter{every: time.Second, burst: 10},
 	}
 	var random [8]byte
 	rand.Read(random[:])
@@ -139,12 +147,14 @@ func Open(config Config) (*Bridge, error) {
 	if _, err := b.announcement().append(nil); err != nil {
 		return nil, err
 	}
-	if b.device == nil {
-		var err error
-		if b.device, err = openTUN(config.Interface, config.MTU); err != nil {
-			return nil, err
-		}
+	if b.open == nil {
+		b.open = func() (device, error) { return openTUN(b.name, b.config.Load().MTU) }
 	}
+	dev, err := b.open()
+	if err != nil {
+		return nil, err
+	}
+	b.device.Store(&dev)
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.wg.Go(b.readTUN)
 	return b, nil
@@ -197,7 +207,7 @@ func (b *Bridge) SetConfig(config Config) error {
 		}
 	}
 	var err error
-	if dev, ok := b.device.(kernelTUN); ok && config.MTU != old.MTU {
+	if dev, ok := (*b.device.Load()).(kernelTUN); ok && config.MTU != old.MTU {
 		err = dev.setMTU(config.MTU)
 	}
 	if b.listener != nil {
@@ -206,8 +216,8 @@ func (b *Bridge) SetConfig(config Config) error {
 	return err
 }
 
-// SetCredentials sets what is used from the next handshake on; sessions go on. With nil there is
-// neither encryption nor authentication.
+// SetCredentials sets what is used from the next handshake on; sessions go on, but for those without
+// certificate when there is one now. With nil there is neither encryption nor authentication.
 func (b *Bridge) SetCredentials(c *Credentials) {
 	if c == nil {
 		c = plain
@@ -216,14 +226,28 @@ func (b *Bridge) SetCredentials(c *Credentials) {
 		b.log.Warn("NO CERTIFICATE: links are neither encrypted nor authenticated, anybody who reaches the port can take part in the mesh")
 	}
 	for _, p := range b.table.Load().peers {
+		if c != plain {
+			p.drop(errPlain, (*session).plain)
+		}
 		p.retry()
 	}
 }
 
+// Suspend forgets the credentials and ends all sessions: until SetCredentials, nothing is dialled and
+// nobody is let in.
+func (b *Bridge) Suspend() {
+	b.credentials.Store(nil)
+	for _, p := range b.table.Load().peers {
+		p.drop(errSuspended, func(*session) bool { return true })
+	}
+}
+
 // Set tells the bridge all its peers. New ones are dialled, removed ones are closed at once, those with
-// another endpoint or address are connected again, all others keep their connections. The error is
-// about the listener or the TUN: peers are set in any case.
-func (b *Bridge) Set(peers []mesh.Peer) error {
+// another endpoint or address are connected again, all others keep their connections. No peer owns an
+// address of the local networks unless it has that very network or a part of it: a wide one, such as an
+// egress of 10.0.0.0/8, includes no address of this cluster. The error is about the listener or the
+// TUN: peers are set in any case.
+func (b *Bridge) Set(peers []mesh.Peer, local ...netip.Prefix) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
@@ -234,6 +258,9 @@ func (b *Bridge) Set(peers []mesh.Peer) error {
 		next  = make(map[string]*peer, len(peers))
 		fresh []*peer
 	)
+	for _, n := range local {
+		t.routes.Insert(n, nil)
+	}
 	for i := range peers {
 		spec := &peers[i]
 		if next[spec.Link] != nil {
@@ -288,8 +315,9 @@ func (b *Bridge) Close(keepDevice bool) error {
 	for _, p := range b.peers {
 		p.close()
 	}
+	dev := *b.device.Load()
 	b.mu.Unlock()
-	err := b.device.Close(keepDevice)
+	err := dev.Close(keepDevice)
 	b.wg.Wait()
 	return err
 }

@@ -4,6 +4,8 @@ package bridge
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -13,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -100,9 +103,10 @@ func TestFilter(t *testing.T) {
 	a.tun.in <- packet("192.168.0.11", "10.1.1.1", 64, 60, 2)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 4)
 	d := b.Stats().Links["a"].Drops
-	if d[DropSource] != 1 || d[DropDestination] != 1 || b.Stats().Links["a"].RxPackets != 3 {
+	if d[DropSource] != 1 || d[DropDestination] != 1 {
 		t.Errorf("drops %v", d)
 	}
+	b.await("counter", func() bool { return b.Stats().Links["a"].RxPackets == 3 })
 	// Other rules apply at once, and cost no connection.
 	since := b.status("a").Since
 	q := link("a", 2, 1, "a.example")
@@ -311,6 +315,65 @@ func TestAutoConnect(t *testing.T) {
 	}
 }
 
+// With the system's roots a certificate proves no membership: it takes a link.
+func TestAutoConnectPublic(t *testing.T) {
+	i, ca := newInternet(t), public(t)
+	creds := func(host string) *Credentials { return &Credentials{Certificate: ca.issue(t, host).Certificate} }
+	a := i.start("a.example", creds("a.example"), func(c *Config) { c.AutoConnect = true })
+	b := i.start("b.example", creds("b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	b.awaitReason("a", "refused by peer: tls: bad certificate")
+	a.await("counter", func() bool { return a.Stats().Refused[RefusedName] > 0 })
+	if len(a.unknown) > 0 {
+		t.Errorf("unknown peer %+v", <-a.unknown)
+	}
+	a.set(link("b", 1, 2, "b.example"))
+	a.awaitState("b", Up)
+}
+
+// Reasons do not change with the time, or each would be written to the status of a link.
+func TestExpiredCertificate(t *testing.T) {
+	now := time.Now()
+	from, to := time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC), time.Date(2024, 2, 3, 4, 5, 6, 0, time.UTC)
+	good, old := newAuthority(t), newAuthorityAt(t, from, to)
+	for _, test := range []struct {
+		ca    *authority
+		creds *Credentials
+		want  string
+	}{
+		{good, good.issueAt(t, from, to, "b"), "certificate of b:80 is valid from 2024-01-02T03:04:05Z to 2024-02-03T04:05:06Z only, or the clock is wrong"},
+		{old, old.issueAt(t, now.Add(-time.Hour), now.Add(time.Hour), "b"), "certificate of authority CN=CA, which signed for b:80, is valid from 2024-01-02T03:04:05Z to 2024-02-03T04:05:06Z only, or the clock is wrong"},
+	} {
+		leaf, err := x509.ParseCertificate(test.creds.Certificate.Certificate[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		verify := (&Credentials{Roots: test.ca.pool}).config("b:80", nil).VerifyConnection
+		if err := verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}); err == nil || short(err) != test.want {
+			t.Errorf("%v, expected %s", err, test.want)
+		}
+	}
+}
+
+// Reasons name no ephemeral port either.
+func TestShort(t *testing.T) {
+	broken := func(err error) error {
+		return &net.OpError{Op: "read", Net: "tcp", Source: &net.TCPAddr{Port: 40001}, Addr: &net.TCPAddr{Port: 40002}, Err: err}
+	}
+	for want, err := range map[string]error{
+		"connection reset by peer":         broken(os.NewSyscallError("read", syscall.ECONNRESET)),
+		"use of closed network connection": broken(net.ErrClosed),
+		"strange":                          asRefusal(RefusedHello, broken(errors.New("strange"))),
+		"timed out":                        asRefusal(RefusedHello, broken(os.ErrDeadlineExceeded)),
+		"no such host":                     &net.DNSError{Server: "10.0.0.1:53", IsNotFound: true},
+		"closed by peer":                   io.ErrUnexpectedEOF,
+	} {
+		if got := short(err); got != want {
+			t.Errorf("%q, expected %q", got, want)
+		}
+	}
+}
+
 func TestPlainTCP(t *testing.T) {
 	i := newInternet(t)
 	var log syncBuffer
@@ -334,7 +397,7 @@ func TestNoCredentialsYet(t *testing.T) {
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
 	n := &node{t: t, tun: newMemTUN(), events: make(chan struct{}, 1)}
 	var err error
-	if n.Bridge, err = Open(Config{Interface: "mem", device: n.tun, timing: testTiming(i), Log: quiet}); err != nil {
+	if n.Bridge, err = Open(Config{Interface: "mem", open: opens(n.tun), timing: testTiming(i), Log: quiet}); err != nil {
 		t.Fatal(err)
 	}
 	defer n.Close(false)
@@ -420,9 +483,7 @@ func TestRemoval(t *testing.T) {
 		t.Error("removed peer has a status")
 	}
 	a.awaitReason("b", "connect b.example:80: refused by peer: tls: bad certificate")
-	if n := b.Stats().Refused[RefusedName]; n == 0 {
-		t.Error("not counted")
-	}
+	b.await("counter", func() bool { return b.Stats().Refused[RefusedName] > 0 })
 }
 
 func TestChangedEndpoint(t *testing.T) {
@@ -491,9 +552,9 @@ func TestUpdatedAnnouncement(t *testing.T) {
 	}
 }
 
-// A flood of connections that say nothing is bounded, and links go on.
+// A flood of connections that say nothing is bounded, links go on, and new ones come in.
 func TestStrangers(t *testing.T) {
-	_, a, b := pair(t)
+	i, a, b := pair(t)
 	before := a.Stats().Refused[RefusedCertificate]
 	var conns []net.Conn
 	for range mostStrangersPerAddr + 4 {
@@ -505,21 +566,180 @@ func TestStrangers(t *testing.T) {
 		conns = append(conns, c)
 	}
 	a.await("refusals", func() bool { return a.Stats().Refused[RefusedLimit] >= 4 })
-	conns[len(conns)-1].SetReadDeadline(time.Now().Add(5 * time.Second))
-	if _, err := conns[len(conns)-1].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("one too many is open: %v", err)
+	conns[0].SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := conns[0].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the oldest is open: %v", err)
+	}
+	conns[len(conns)-1].SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	if _, err := conns[len(conns)-1].Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the newest is closed: %v", err)
 	}
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+	c := i.start("c.example", i.ca.issue(t, "c.example"))
+	i.name("c.example", "127.0.0.1:1") // so that c has to come in
+	a.set(link("b", 1, 2, "b.example"), link("c", 1, 3, "c.example"))
+	c.set(link("a", 3, 1, "a.example"))
+	c.awaitState("a", Up)
 	for _, c := range conns {
 		c.Close()
 	}
 	a.await("room", func() bool {
 		a.strangers.mu.Lock()
 		defer a.strangers.mu.Unlock()
-		return a.strangers.total == 0
+		return len(a.strangers.all) == 0
 	})
 	if n := a.Stats().Refused[RefusedCertificate] - before; n > 2 { // some are of the start
 		t.Errorf("%d probes count as refused", n)
+	}
+}
+
+func TestTooManyStrangers(t *testing.T) {
+	var s strangers
+	enter := func(from byte, proven bool) (n, gone *stranger) {
+		n = &stranger{conn: null{}, remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, from}), 1), proven: proven}
+		return n, s.enter(n)
+	}
+	proven, _ := enter(0, true)
+	first, _ := enter(1, false)
+	second, _ := enter(2, false)
+	for range mostStrangersPerAddr - 1 {
+		enter(2, false)
+	}
+	if _, gone := enter(2, false); gone != second {
+		t.Errorf("%+v has to go for one of its address", gone)
+	}
+	for i := byte(3); len(s.all) < mostStrangers; i++ {
+		enter(i, false)
+	}
+	if _, gone := enter(200, false); gone != first {
+		t.Errorf("%+v has to go for another address", gone)
+	}
+	for _, o := range s.all {
+		s.prove(o)
+	}
+	if n, gone := enter(201, false); gone != n || len(s.all) != mostStrangers || s.all[0] != proven {
+		t.Errorf("%+v has to go when all others have certificates", gone)
+	}
+}
+
+// Who does not even start TLS is not waited for as long as for a hello.
+func TestSlowStranger(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) {
+		c.timing.tls, c.timing.handshake = 20*time.Millisecond, time.Hour
+	})
+	c, err := net.Dial("tcp", a.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("still open: %v", err)
+	}
+}
+
+// Connections without certificate end where there is one, also one that was being made.
+func TestCertificateAfterPlain(t *testing.T) {
+	i := newInternet(t)
+	a, b := i.start("a.example", nil), i.start("b.example", nil)
+	a.set(link("b", 1, 2, "b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	a.awaitState("b", Up)
+	b.awaitState("a", Up)
+	a.SetCredentials(i.ca.issue(t, "a.example"))
+	a.awaitReason("b", "b.example:80: ")
+	p := a.table.Load().peers[0]
+	for _, accepted := range []bool{false, true} {
+		h := &hello{}
+		if p.attach(newSession(p, null{}, null{}, accepted, h), h) {
+			t.Error("connection without certificate")
+		}
+	}
+	b.SetCredentials(i.ca.issue(t, "b.example"))
+	a.awaitState("b", Up)
+	b.awaitState("a", Up)
+	a.reach(b, "192.168.0.11", "192.168.0.12")
+}
+
+func TestSuspend(t *testing.T) {
+	i, a, b := pair(t)
+	p := a.table.Load().peers[0]
+	a.Suspend()
+	a.awaitReason("b", "connection lost: waiting for the certificate")
+	b.awaitReason("a", "connect a.example:80: ")
+	i.mu.Lock()
+	dials := i.dials["b.example"]
+	i.mu.Unlock()
+	if err := p.dial(); err != nil { // one that was being made
+		t.Error(err)
+	}
+	h := &hello{}
+	if p.attach(newSession(p, null{}, null{}, false, h), h) {
+		t.Error("connected while suspended")
+	}
+	p.retry()
+	a.await("end of sessions", func() bool { return a.status("b").Sessions == 0 })
+	i.mu.Lock()
+	if n := i.dials["b.example"]; n > dials+1 {
+		t.Errorf("%d dials while suspended", n-dials-1)
+	}
+	i.mu.Unlock()
+	a.SetCredentials(i.ca.issue(t, "a.example"))
+	a.awaitState("b", Up)
+	b.awaitState("a", Up)
+	a.reach(b, "192.168.0.11", "192.168.0.12")
+}
+
+// A wide egress gives the peer no address of this cluster.
+func TestLocalNetworks(t *testing.T) {
+	_, a, b := pair(t)
+	wide, pods, own := netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.9.0.0/16")
+	p, q := link("b", 1, 2, "b.example"), link("a", 2, 1, "a.example")
+	p.Networks = append(p.Networks, wide, own)
+	q.Networks = append(q.Networks, wide)
+	b.set(q)
+	if err := a.Set([]mesh.Peer{p}, netip.MustParsePrefix("192.168.0.0/24"), pods, own); err != nil {
+		t.Fatal(err)
+	}
+	b.tun.in <- packet("10.1.2.3", "192.168.0.11", 64, 60, 1)     // as if it were from a pod of a,
+	b.tun.in <- packet("192.168.0.11", "192.168.0.11", 64, 60, 2) // and from a itself
+	b.tun.in <- packet("192.168.0.12", "10.1.2.3", 64, 60, 3)     // a pod is not within ingress
+	b.pass(a, "10.2.3.4", "192.168.0.11", 4)
+	b.pass(a, "10.9.3.4", "192.168.0.11", 5) // the very network of the peer
+	if d := a.Stats().Links["b"].Drops; d[DropSource] != 2 || d[DropDestination] != 1 {
+		t.Errorf("drops %v", d)
+	}
+	a.tun.in <- packet("192.168.0.11", "10.1.2.3", 64, 60, 6)
+	if got := a.receive(); got[9] != 1 || got[20] != 3 || mark(got) != 6 {
+		t.Errorf("received %x", got)
+	}
+	if n := a.Stats().Drops[DropNoLink]; n != 1 {
+		t.Errorf("%d packets without link", n)
+	}
+}
+
+// What is announced again, and is the same, is no change.
+func TestSameAnnouncement(t *testing.T) {
+	_, s := bare(t)
+	p, calls := s.p, 0
+	config := *p.b.config.Load()
+	config.Changed = func() { calls++ }
+	p.b.config.Store(&config)
+	h := p.b.announcement()
+	h.Address = p.Address
+	h.API, h.DNS = &APIInfo{"token", []byte("ca")}, &DNSInfo{"c", netip.MustParseAddr("100.64.2.10")}
+	payload, err := h.append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := p.updated(payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if calls != 1 {
+		t.Errorf("%d changes", calls)
 	}
 }
 
@@ -542,11 +762,52 @@ func TestNoDialStorm(t *testing.T) {
 	}
 }
 
+// A TUN that is gone is opened again, links go on.
 func TestTUNFailure(t *testing.T) {
+	_, a, b := pair(t)
+	since := a.status("b").Since
+	peers := []mesh.Peer{link("b", 1, 2, "b.example")}
+	next := make(chan device, 1)
+	a.open = func() (device, error) { // called by the reader only, once it fails
+		select {
+		case d := <-next:
+			return d, nil
+		default:
+			return nil, io.ErrUnexpectedEOF
+		}
+	}
+	a.tun.Close(true)
+	a.await("error", func() bool { err := a.Set(peers); return err != nil && strings.Contains(err.Error(), "read TUN mem") })
+	b.tun.in <- packet("192.168.0.12", "192.168.0.11", 64, 60, 1)
+	a.await("drop", func() bool { return a.Stats().Links["b"].Drops[DropTUNWrite] == 1 })
+	tun := newMemTUN()
+	next <- tun
+	a.await("end of the error", func() bool { return a.Set(peers) == nil })
+	a.tun = tun
+	a.pass(b, "192.168.0.11", "192.168.0.12", 2)
+	b.pass(a, "192.168.0.12", "192.168.0.11", 3)
+	if a.status("b").Since != since {
+		t.Error("connection was lost")
+	}
+}
+
+// Nor is one left behind that is opened while the bridge is closed.
+func TestTUNOpenedTooLate(t *testing.T) {
 	i := newInternet(t)
 	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	late := newMemTUN()
+	opening := make(chan struct{})
+	a.open = func() (device, error) {
+		close(opening)
+		<-a.ctx.Done()
+		return late, nil
+	}
 	a.tun.Close(true)
-	a.await("error", func() bool { err := a.Set(nil); return err != nil && strings.Contains(err.Error(), "read TUN mem") })
+	<-opening
+	if err := a.Close(true); err != nil {
+		t.Error(err)
+	}
+	<-late.closed
 }
 
 func TestNoSecrets(t *testing.T) {

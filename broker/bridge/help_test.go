@@ -82,6 +82,9 @@ func (t *memTUN) Close(keep bool) error {
 	return nil
 }
 
+// opens opens a device that is there already.
+func opens(d device) func() (device, error) { return func() (device, error) { return d, nil } }
+
 // authority is a CA.
 type authority struct {
 	cert *x509.Certificate
@@ -90,13 +93,33 @@ type authority struct {
 }
 
 func newAuthority(t testing.TB) *authority {
+	return newAuthorityAt(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+}
+
+// public is an authority that the system's roots include.
+func public(t *testing.T) *authority {
+	t.Setenv("GODEBUG", "x509usefallbackroots=1")
+	publicOnce.Do(func() {
+		publicCA = newAuthority(t)
+		x509.SetFallbackRoots(publicCA.pool)
+	})
+	return publicCA
+}
+
+var (
+	publicOnce sync.Once
+	publicCA   *authority
+)
+
+// newAuthorityAt is one whose own certificate is valid for a time.
+func newAuthorityAt(t testing.TB, from, to time.Time) *authority {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: from, NotAfter: to, KeyUsage: x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
@@ -111,12 +134,17 @@ func newAuthority(t testing.TB) *authority {
 // issue returns credentials for names: host names, addresses, or cn= a common name. The
 // certificate is for servers only, as those from ACME services are.
 func (ca *authority) issue(t testing.TB, names ...string) *Credentials {
+	return ca.issueAt(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour), names...)
+}
+
+// issueAt issues credentials that are valid for a time.
+func (ca *authority) issueAt(t testing.TB, from, to time.Time, names ...string) *Credentials {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: from, NotAfter: to,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	for _, n := range names {
@@ -219,7 +247,7 @@ type node struct {
 
 func testTiming(i *internet) *timing {
 	return &timing{
-		dial: 2 * time.Second, handshake: 5 * time.Second, write: 300 * time.Millisecond,
+		dial: 2 * time.Second, handshake: 5 * time.Second, tls: 5 * time.Second, write: 300 * time.Millisecond,
 		ping: 20 * time.Millisecond, silence: 200 * time.Millisecond, stale: time.Second,
 		backoff: 2 * time.Millisecond, backoffUsed: 20 * time.Millisecond, backoffIdle: 50 * time.Millisecond,
 		recently: time.Minute, stable: 20 * time.Millisecond, dialer: i.dial,
@@ -229,16 +257,9 @@ func testTiming(i *internet) *timing {
 // start opens a bridge that is found at host.
 func (i *internet) start(host string, creds *Credentials, change ...func(*Config)) *node {
 	i.t.Helper()
-	return i.startIn(func(f func()) { f() }, host, creds, change...)
-}
-
-// startIn opens the TUN in the network namespace that in leads to; connections are made in that
-// of the test.
-func (i *internet) startIn(in func(func()), host string, creds *Credentials, change ...func(*Config)) *node {
-	i.t.Helper()
 	n := &node{t: i.t, tun: newMemTUN(), events: make(chan struct{}, 1), unknown: make(chan UnknownPeer, 16)}
 	n.config = Config{
-		Interface: "mem", device: n.tun, timing: testTiming(i), Log: quiet, AdvertisedPort: 80,
+		Interface: "mem", open: opens(n.tun), timing: testTiming(i), Log: quiet, AdvertisedPort: 80,
 		Changed: func() {
 			for _, s := range n.Statuses() {
 				if s.State == Up {
@@ -261,8 +282,7 @@ func (i *internet) startIn(in func(func()), host string, creds *Credentials, cha
 		f(&n.config)
 	}
 	var err error
-	in(func() { n.Bridge, err = Open(n.config) }) // nothing calls Changed before Set
-	if err != nil {
+	if n.Bridge, err = Open(n.config); err != nil {
 		i.t.Fatal(err)
 	}
 	i.t.Cleanup(func() { n.Close(false) })

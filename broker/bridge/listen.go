@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -18,7 +19,7 @@ import (
 )
 
 const (
-	mostStrangers        = 64 // connections that are not authenticated yet,
+	mostStrangers        = 64 // connections whose hello did not come yet,
 	mostStrangersPerAddr = 16 // and from one address
 )
 
@@ -29,31 +30,51 @@ type UnknownPeer struct {
 	Remote netip.AddrPort
 }
 
-// strangers counts connections that are not authenticated yet.
+// stranger is a connection whose hello did not come yet.
+type stranger struct {
+	conn   net.Conn
+	remote netip.AddrPort
+	proven bool // has a certificate that we accept; strangers.mu guards it
+}
+
+// strangers are all of them, the oldest first.
 type strangers struct {
-	mu    sync.Mutex
-	total int
-	from  map[netip.Addr]int
+	mu  sync.Mutex
+	all []*stranger
 }
 
-func (s *strangers) enter(a netip.Addr) bool {
+// enter adds a stranger. At a limit the oldest without certificate has to go, so that idle connections
+// keep nobody out: it is closed and returned. It is the new one if all others have certificates.
+func (s *strangers) enter(n *stranger) (gone *stranger) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.total >= mostStrangers || s.from[a] >= mostStrangersPerAddr {
-		return false
+	same := func(o *stranger) bool { return o.remote.Addr() == n.remote.Addr() }
+	count := 0
+	for _, o := range s.all {
+		if same(o) {
+			count++
+		}
 	}
-	s.total++
-	s.from[a]++
-	return true
+	s.all = append(s.all, n)
+	if crowd := count >= mostStrangersPerAddr; crowd || len(s.all) > mostStrangers {
+		i := slices.IndexFunc(s.all, func(o *stranger) bool { return !o.proven && (!crowd || same(o)) })
+		gone = s.all[i]
+		s.all = slices.Delete(s.all, i, i+1)
+		gone.conn.Close()
+	}
+	return gone
 }
 
-func (s *strangers) leave(a netip.Addr) {
+func (s *strangers) prove(n *stranger) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.total--
-	if s.from[a]--; s.from[a] == 0 {
-		delete(s.from, a)
-	}
+	n.proven = true
+}
+
+func (s *strangers) leave(n *stranger) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = slices.DeleteFunc(s.all, func(o *stranger) bool { return o == n })
 }
 
 // listen sees to it that the configured port is listened on. Another port is opened before the old
@@ -105,22 +126,23 @@ func (b *Bridge) accept(l net.Listener) {
 			continue
 		}
 		remote := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
-		remote = netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
-		if !b.strangers.enter(remote.Addr()) {
+		n := &stranger{conn: conn, remote: netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
+		gone := b.strangers.enter(n)
+		if gone != nil {
 			b.refused[RefusedLimit].Add(1)
-			conn.Close()
-			continue
 		}
-		b.wg.Go(func() { b.meet(conn, remote) })
+		if gone != n {
+			b.wg.Go(func() { b.meet(n) })
+		}
 	}
 }
 
 // meet serves one connection from a peer until its end.
-func (b *Bridge) meet(raw net.Conn, remote netip.AddrPort) {
-	defer raw.Close()
-	defer context.AfterFunc(b.ctx, func() { raw.Close() })()
-	p, s, theirs, err := b.identify(raw, remote)
-	b.strangers.leave(remote.Addr())
+func (b *Bridge) meet(n *stranger) {
+	defer n.conn.Close()
+	defer context.AfterFunc(b.ctx, func() { n.conn.Close() })()
+	p, s, theirs, err := b.identify(n)
+	b.strangers.leave(n)
 	if err != nil {
 		b.refuse(err)
 		if p != nil {
@@ -136,17 +158,22 @@ func (b *Bridge) meet(raw net.Conn, remote netip.AddrPort) {
 // identify finds out which peer is at the other end. The peer speaks first, also one that is known
 // by its certificate: a dialler does so at once, and learns from our hello that it is welcome.
 // With an error, the peer is the one that was refused, if it is known.
-func (b *Bridge) identify(raw net.Conn, remote netip.AddrPort) (*peer, *session, *hello, error) {
+func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
+	raw, remote, start := n.conn, n.remote, time.Now()
 	tune(raw)
-	raw.SetDeadline(time.Now().Add(b.timing.handshake))
+	raw.SetDeadline(start.Add(b.timing.tls))
 	c := b.credentials.Load()
 	if c == nil { // not told yet: neither refuse nor trust
 		return nil, nil, nil, nil
 	}
-	auto := b.config.Load().AutoConnect
+	auto := b.config.Load().AutoConnect && c.Roots != nil
 	conn, links, names, err := c.accept(b.ctx, raw, remote.String(), b.table.Load().peers, auto)
 	if err != nil {
 		return nil, nil, nil, err
+	}
+	raw.SetDeadline(start.Add(b.timing.handshake))
+	if c != plain {
+		b.strangers.prove(n)
 	}
 	theirs, err := readHello(conn)
 	if err != nil {
@@ -185,8 +212,8 @@ func (b *Bridge) identify(raw net.Conn, remote netip.AddrPort) (*peer, *session,
 // refuse counts a refused connection, and tells of it now and then.
 func (b *Bridge) refuse(err error) {
 	var r *refusal
-	if !errors.As(err, &r) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
-		return // closed without a word: a load balancer looks whether we are there
+	if !errors.As(err, &r) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed) {
+		return // closed without a word: a load balancer looks whether we are there; or by us, see strangers
 	}
 	b.refused[r.Refusal].Add(1)
 	b.refuseMu.Lock()

@@ -169,7 +169,7 @@ func FuzzPacket(f *testing.F) {
 	f.Add(packet("192.168.0.12", "100.64.0.1", 64, 60, 0))
 	f.Add(packet("fd00::12", "fd00::11", 64, 60, 0))
 	tun := newMemTUN()
-	b, err := Open(Config{Interface: "mem", device: tun, Log: quiet})
+	b, err := Open(Config{Interface: "mem", open: opens(tun), Log: quiet})
 	if err != nil {
 		f.Fatal(err)
 	}

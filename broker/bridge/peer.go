@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"sync"
@@ -168,9 +169,13 @@ func (p *peer) dial() error {
 	}
 	defer raw.Close()
 	defer context.AfterFunc(p.ctx, func() { raw.Close() })()
+	c := p.b.credentials.Load()
+	if c == nil { // suspended meanwhile
+		return nil
+	}
 	tune(raw)
 	raw.SetDeadline(time.Now().Add(t.handshake))
-	conn, err := p.b.credentials.Load().dial(p.ctx, raw, p.Host, p.endpoint)
+	conn, err := c.dial(p.ctx, raw, p.Host, p.endpoint)
 	if err != nil {
 		p.b.refuse(err)
 		return fmt.Errorf("connect %s: %s", p.endpoint, short(err))
@@ -232,11 +237,12 @@ func (p *peer) check(h *hello) error {
 	return nil
 }
 
-// attach makes s a session of the peer; false: the peer is gone. Older sessions end that are of the
+// attach makes s a session of the peer; false: the peer is gone, or s is not what the credentials
+// demand now. They are swapped before sessions are dropped (under p.mu), so none slips through. Older sessions end that are of the
 // same side, or of a process that is not the one that now speaks.
 func (p *peer) attach(s *session, h *hello) bool {
 	p.mu.Lock()
-	if p.closed {
+	if c := p.b.credentials.Load(); p.closed || c == nil || c != plain && s.plain() {
 		p.mu.Unlock()
 		s.close(nil)
 		return false
@@ -263,6 +269,17 @@ func (p *peer) attach(s *session, h *hello) bool {
 }
 
 var errReplaced = errors.New("replaced by a newer connection")
+
+// drop ends the sessions that are unwanted.
+func (p *peer) drop(cause error, unwanted func(*session) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.sessions {
+		if unwanted(s) {
+			s.close(cause)
+		}
+	}
+}
 
 // detach removes a session that ended.
 func (p *peer) detach(s *session) {
@@ -356,9 +373,12 @@ func (p *peer) updated(payload []byte) error {
 		return err
 	}
 	p.mu.Lock()
+	news := !reflect.DeepEqual(p.status.Announced, &h.Announcement)
 	p.status.Announced = &h.Announcement
 	p.mu.Unlock()
-	p.b.changed()
+	if news {
+		p.b.changed()
+	}
 	return nil
 }
 
@@ -444,6 +464,8 @@ func short(err error) string {
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded),
 		errors.As(err, &timeout) && timeout.Timeout():
 		return "timed out"
+	case errors.As(err, &op) && op.Err != nil:
+		return op.Err.Error()
 	}
 	return err.Error()
 }

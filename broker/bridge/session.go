@@ -10,6 +10,7 @@ package bridge
 // The reader owns its read buffer for the life of the session; no slice of it outlives a frame.
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -56,6 +57,12 @@ func newSession(p *peer, conn, raw net.Conn, accepted bool, h *hello) *session {
 		s.largest = maxPayload
 	}
 	return s
+}
+
+// plain tells whether the session is neither encrypted nor authenticated.
+func (s *session) plain() bool {
+	_, secure := s.conn.(*tls.Conn)
+	return !secure
 }
 
 // run carries packets until the session ends. The caller has attached it to the peer.
@@ -285,9 +292,9 @@ func (p *peer) receive(packet []byte) {
 		}
 		return
 	}
-	next, ok := routes.Lookup(dst)
+	next, _ := routes.Lookup(dst)
 	switch {
-	case !ok || next == p:
+	case next == nil || next == p:
 		p.count.drops.add(DropDestination)
 	case !decrementTTL(packet):
 		p.count.drops.add(DropTTL)

@@ -13,8 +13,8 @@ import (
 // routed to (as WireGuard's allowed IPs). Requests come from cluster addresses; answers of services come
 // from where the request went.
 type table struct {
-	routes bart.Fast[*peer]
-	peers  []*peer // all, as Set was told
+	routes bart.Fast[*peer] // nil: a local network, of no peer
+	peers  []*peer          // all, as Set was told
 }
 
 // filter is what packets from one peer may carry.

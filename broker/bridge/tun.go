@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/songgao/water"
 	"github.com/vishvananda/netlink"
@@ -81,21 +82,68 @@ func (t kernelTUN) Close(keep bool) error {
 	return errors.Join(err, t.Interface.Close())
 }
 
-// readTUN takes packets from the TUN until it is closed.
+// noDevice is there while the TUN is not.
+type noDevice struct{}
+
+func (noDevice) Read([]byte) (int, error)  { return 0, os.ErrClosed }
+func (noDevice) Write([]byte) (int, error) { return 0, os.ErrClosed }
+func (noDevice) Close(bool) error          { return nil }
+
+// Pauses before a TUN that failed is opened again: the first one, doubled each time, and the last.
+const (
+	reopenFirst = 100 * time.Millisecond
+	reopenMost  = 5 * time.Second
+)
+
+// readTUN takes packets from the TUN until the bridge is closed. A TUN that fails, as it does when
+// somebody deletes it, is opened again.
 func (b *Bridge) readTUN() {
 	out := b.newOutbound()
+	dev, pause := *b.device.Load(), reopenFirst
 	for {
-		n, err := b.device.Read(out.buf.data[headroom:])
-		if err != nil {
-			if b.ctx.Err() == nil {
-				b.log.Error("TUN failed, no more packets are sent", "interface", b.name, "error", err)
-				b.failure.Store(new(fmt.Errorf("read TUN %s: %w", b.name, err)))
-				b.changed()
-			}
+		n, err := dev.Read(out.buf.data[headroom:])
+		if err == nil {
+			pause = reopenFirst
+			out.packet(n)
+			continue
+		}
+		if !b.setDevice(noDevice{}) {
 			return
 		}
-		out.packet(n)
+		b.log.Error("TUN failed, it is opened again", "interface", b.name, "error", err)
+		b.failure.Store(new(fmt.Errorf("read TUN %s: %w", b.name, err)))
+		b.changed()
+		dev.Close(true) // else the name stays in use
+		for dev = nil; dev == nil; pause = min(2*pause, reopenMost) {
+			select {
+			case <-time.After(pause):
+			case <-b.ctx.Done():
+				return
+			}
+			if dev, err = b.open(); err != nil {
+				dev = nil
+				b.log.Warn("TUN is still missing", "error", err)
+			}
+		}
+		if !b.setDevice(dev) {
+			dev.Close(false) // it is new: there is nothing on it to keep
+			return
+		}
+		b.log.Info("TUN is open again", "interface", b.name)
+		b.failure.Store(nil)
+		b.changed()
 	}
+}
+
+// setDevice replaces the device, unless the bridge is closed: Close takes care of the one it finds.
+func (b *Bridge) setDevice(dev device) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.device.Store(&dev)
+	return true
 }
 
 // outbound is the state of one TUN reader.
@@ -120,8 +168,8 @@ func (o *outbound) packet(n int) {
 		o.drops.add(DropMalformed)
 		return
 	}
-	p, ok := o.table.Load().routes.Lookup(dst)
-	if !ok {
+	p, _ := o.table.Load().routes.Lookup(dst)
+	if p == nil {
 		o.drops.add(DropNoLink)
 		o.answer(packet)
 		return
@@ -151,6 +199,6 @@ func (o *outbound) answer(packet []byte) {
 
 // write writes a packet to the TUN.
 func (b *Bridge) write(packet []byte) bool {
-	_, err := b.device.Write(packet)
+	_, err := (*b.device.Load()).Write(packet)
 	return err == nil
 }

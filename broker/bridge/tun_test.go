@@ -85,15 +85,35 @@ func ping(t *testing.T, to string) {
 func TestKernelTUN(t *testing.T) {
 	i := newInternet(t)
 	inA, inB := namespace(t), namespace(t)
-	real := func(c *Config) { c.Interface, c.device, c.timing.dialer = "kubelink", nil, i.plainDial }
-	a := i.startIn(inA, "a.example", i.ca.issue(t, "a.example"), real)
-	b := i.startIn(inB, "b.example", i.ca.issue(t, "b.example"), real)
+	in := func(namespace func(func())) func(*Config) {
+		return func(c *Config) {
+			c.Interface, c.timing.dialer = "kubelink", i.plainDial
+			c.open = func() (dev device, err error) {
+				namespace(func() { dev, err = openTUN("kubelink", DefaultMTU) })
+				return dev, err
+			}
+		}
+	}
+	a := i.start("a.example", i.ca.issue(t, "a.example"), in(inA))
+	b := i.start("b.example", i.ca.issue(t, "b.example"), in(inB))
 	inA(func() { configure(t, "kubelink", "192.168.0.11/24") })
 	inB(func() { configure(t, "kubelink", "192.168.0.12/24") })
 	a.set(link("b", 1, 2, "b.example"))
 	b.set(link("a", 2, 1, "a.example"))
 	a.awaitState("b", Up)
 	b.awaitState("a", Up)
+	inA(func() { ping(t, "192.168.0.12") })
+	inB(func() { ping(t, "192.168.0.11") })
+
+	// A device that somebody deletes comes back.
+	inB(func() {
+		if dev, err := netlink.LinkByName("kubelink"); err != nil || netlink.LinkDel(dev) != nil {
+			t.Errorf("delete device: %v", err)
+		}
+	})
+	b.await("failure", func() bool { return b.failure.Load() != nil })
+	b.await("end of failure", func() bool { return b.failure.Load() == nil })
+	inB(func() { configure(t, "kubelink", "192.168.0.12/24") })
 	inA(func() { ping(t, "192.168.0.12") })
 	inB(func() { ping(t, "192.168.0.11") })
 
@@ -118,7 +138,7 @@ func TestKernelTUN(t *testing.T) {
 	if err := a.Close(true); err != nil {
 		t.Error(err)
 	}
-	a = i.startIn(inA, "a.example", i.ca.issue(t, "a.example"), real)
+	a = i.start("a.example", i.ca.issue(t, "a.example"), in(inA))
 	inA(func() {
 		dev, err := netlink.LinkByName("kubelink")
 		if err != nil {

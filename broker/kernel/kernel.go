@@ -5,6 +5,8 @@
 //
 // Ours is, and so is changed and removed: on the device, routes with Protocol and full-length
 // addresses with noprefixroute; rules with Protocol; the chains KUBELINK-* and the jumps to them.
+// So is a TUN device with routes with Protocol that nobody holds open: a killed broker left it, and
+// the device has another name since.
 //
 // This file computes what is wanted and orders the changes; netfilter.go does so for the chains,
 // system.go talks to the kernel.
@@ -13,6 +15,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -30,7 +33,9 @@ const Protocol = 'k'
 // MainTable is the routing table that needs no rule.
 const MainTable = unix.RT_TABLE_MAIN
 
-// Config is what does not change with the meshes.
+// Config is what does not change with the meshes. There is one broker per network namespace: the
+// chains and the marks are the same whatever the device and the table, so that a broker adopts what
+// one with another Config left. Two at the same time would take each other's away.
 type Config struct {
 	Device       string // name of the TUN; somebody else creates, opens and deletes it
 	MTU          int    // of the device, in bytes; 0: leave it
@@ -60,6 +65,7 @@ type system interface {
 	Dump(device string) (*dump, error)                         // all that Set may own or collide with
 	Change(verb string, object any) error                      // verb as of ip(8): set, add, replace, del
 	Name(index int) string                                     // of a device
+	Idle(index int) bool                                       // a TUN device that nobody holds open
 	Chain(family int, table, chain string) ([]string, error)   // rules as iptables -S prints them; nil: no such chain
 	Restore(family int, table string, commands []string) error // all or nothing, in one transaction
 }
@@ -137,12 +143,13 @@ func (k *Kernel) Set(s State) error {
 
 	// Source NAT is decided with the first packet of a connection and then kept, so the chains
 	// come before the first packet can leave, and go when none leaves any more.
-	parts := []func(State) []error{k.setChains, k.setNetwork}
 	if s.empty() {
-		parts = []func(State) []error{k.setNetwork, k.setChains}
+		errs = append(errs, k.setNetwork(s, nil)...)
 	}
-	for _, set := range parts {
-		errs = append(errs, set(s)...)
+	noNAT, failed := k.setChains(s)
+	errs = append(errs, failed...)
+	if !s.empty() {
+		errs = append(errs, k.setNetwork(s, noNAT)...)
 	}
 	return errors.Join(errs...)
 }
@@ -167,8 +174,9 @@ func validate(routes []mesh.Route) (valid []mesh.Route, errs []error) {
 }
 
 // setNetwork sets all that rtnetlink(7) does, in this order: the device is up before it can have
-// routes; a route needs its source address, a rule its table; and the other way round.
-func (k *Kernel) setNetwork(s State) (errs []error) {
+// routes; a route needs its source address, a rule its table; and the other way round. The families
+// of noNAT get no new routes: the connections that take one would stay without source NAT.
+func (k *Kernel) setNetwork(s State, noNAT map[int]bool) (errs []error) {
 	now, err := k.system.Dump(k.config.Device)
 	if err != nil {
 		return []error{fmt.Errorf("read the network state of device %s: %w", k.config.Device, err)}
@@ -200,8 +208,13 @@ func (k *Kernel) setNetwork(s State) (errs []error) {
 		}
 	}
 	oldAt, foreignAt, wantAt := map[place]route{}, map[place]route{}, map[place]route{}
+	mine := map[int]bool{now.link.Index: true} // devices: this one, and those that a killed broker left
+	mine[0] = false                            // not a device: other routes with Protocol may have none
 	for _, r := range now.routes {
-		if r.Protocol == Protocol && r.Index == now.link.Index {
+		if _, known := mine[r.Index]; !known && r.Protocol == Protocol {
+			mine[r.Index] = k.system.Idle(r.Index)
+		}
+		if r.Protocol == Protocol && mine[r.Index] {
 			ours.routes = append(ours.routes, r)
 			oldAt[r.place()] = r
 		} else {
@@ -215,6 +228,7 @@ func (k *Kernel) setNetwork(s State) (errs []error) {
 	for _, a := range minus(want.addresses, ours.addresses) {
 		change("add", a)
 	}
+	held := map[int]int{} // number of routes by family
 	for _, r := range want.routes {
 		wantAt[r.place()] = r
 		other, taken := foreignAt[r.place()]
@@ -223,10 +237,18 @@ func (k *Kernel) setNetwork(s State) (errs []error) {
 		case taken:
 			errs = append(errs, fmt.Errorf("%s: there is a route that is not ours: %s",
 				command("add", r, k.system.Name), other.text(k.system.Name)))
+		case noNAT[family(r.Source)] && old.Index != r.Index:
+			held[family(r.Source)]++
+			mine[old.Index] = false // stays: no packet gets through it, but the default route would take it
 		case !there:
 			change("add", r)
 		case old != r:
 			change("replace", r)
+		}
+	}
+	for _, f := range families {
+		if held[f] > 0 {
+			errs = append(errs, fmt.Errorf("%d new routes of IPv%d are not set: there is no source NAT for them", held[f], version(f)))
 		}
 	}
 	// A rule of somebody else that leads there will do, the kernel refuses a second one.
@@ -244,6 +266,11 @@ func (k *Kernel) setNetwork(s State) (errs []error) {
 	}
 	for _, a := range minus(ours.addresses, want.addresses) {
 		change("del", a)
+	}
+	for _, index := range slices.Sorted(maps.Keys(mine)) {
+		if mine[index] && index != now.link.Index {
+			change("del", link{Index: index})
+		}
 	}
 	return errs
 }
@@ -277,6 +304,9 @@ func (k *Kernel) want(s State, device link) dump {
 func command(verb string, object any, name func(int) string) string {
 	switch o := object.(type) {
 	case link:
+		if verb == "del" {
+			return "ip link del " + name(o.Index)
+		}
 		return fmt.Sprintf("ip link %s %s mtu %d up", verb, name(o.Index), o.MTU)
 	case address:
 		return fmt.Sprintf("ip addr %s %s dev %s noprefixroute", verb, o.Prefix, name(o.Index))

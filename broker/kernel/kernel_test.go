@@ -22,7 +22,8 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/transitions.txt")
 
-// fake is a kernel with the devices eth0 (index 2) and, if link says so, kubelink (3).
+// fake is a kernel with the devices eth0 (index 2) and, if link says so, kubelink (3). A killed
+// broker left the device old (4), somebody has the device open (5).
 type fake struct {
 	dump
 	chains   map[string][]string // by "family table chain"
@@ -45,7 +46,11 @@ func key(family int, table, chain string) string {
 	return fmt.Sprintf("IPv%d %s %s", version(family), table, chain)
 }
 
-func (f *fake) Name(index int) string { return map[int]string{2: "eth0", 3: "kubelink"}[index] }
+func (f *fake) Name(index int) string {
+	return map[int]string{2: "eth0", 3: "kubelink", 4: "old", 5: "open"}[index]
+}
+
+func (f *fake) Idle(index int) bool { return index == 4 }
 
 func (f *fake) Dump(string) (*dump, error) {
 	f.dumps++
@@ -63,7 +68,11 @@ func (f *fake) Change(verb string, object any) error {
 	var err error
 	switch o := object.(type) {
 	case link:
-		f.link = o
+		if verb == "del" {
+			f.routes = slices.DeleteFunc(f.routes, func(r route) bool { return r.Index == o.Index })
+		} else {
+			f.link = o
+		}
 	case address:
 		f.addresses, err = changed(f.addresses, verb, o, func(x address) bool { return x == o })
 	case route:
@@ -98,6 +107,9 @@ func (f *fake) Chain(family int, table, chain string) ([]string, error) {
 }
 
 func (f *fake) Restore(family int, table string, commands []string) error {
+	if f.fails != "" && strings.Contains(fmt.Sprintf("IPv%d %s", version(family), table), f.fails) {
+		return errors.New("no such luck")
+	}
 	for _, c := range commands {
 		f.log = append(f.log, fmt.Sprintf("IPv%d %s: %s", version(family), table, c))
 		words := strings.Fields(c)
@@ -230,6 +242,29 @@ func TestTransitions(t *testing.T) {
 		{"one thing fails, the others go on", func() { restart(config); f.fails = "100.64.32.0/20"; f.missing6 = true }, oneMesh},
 		{"it works again", func() { f.fails = "" }, oneMesh},
 		{"what cannot be", none, State{oneMesh.Addresses, append(routes("fd00::/64 192.168.0.11", "100.64.32.1/20 192.168.0.9", "100.64.32.9/20 192.168.0.11"), oneLink.Routes...)}},
+		{"without source NAT no new routes of IPv4, the others go on", func() {
+			f.fails, f.missing6 = "IPv4 nat", false
+			f.routes = f.routes[1:] // that of eth0
+		}, State{twoMeshes.Addresses, slices.Concat(twoMeshes.Routes[:5], twoMeshes.Routes[6:])}},
+		{"nor where a killed broker had them on another device", func() {
+			f.routes = append(f.routes,
+				route{Table: 254, Destination: prefix("100.64.16.0/20"), Source: netip.MustParseAddr("192.168.0.11"), Index: 4, Protocol: Protocol},
+				route{Table: 254, Destination: prefix("100.64.48.0/20"), Source: netip.MustParseAddr("192.168.0.11"), Index: 4, Protocol: Protocol})
+		}, oneMesh},
+		{"with it again", func() { f.fails = "" }, oneMesh},
+		{"another address without it: the routes that are there move", func() { f.fails = "IPv4 nat" }, otherSource},
+		{"a killed broker's device, one of others, and none", func() {
+			f.fails = ""
+			f.routes = append(f.routes[:1:1], // of others
+				route{Table: 254, Destination: prefix("100.64.16.0/20"), Source: netip.MustParseAddr("192.168.0.11"), Index: 4, Protocol: Protocol},
+				route{Table: 77, Destination: prefix("100.64.16.0/20"), Source: netip.MustParseAddr("192.168.0.11"), Index: 4, Protocol: Protocol},
+				route{Table: 254, Destination: prefix("100.64.32.0/20"), Source: netip.MustParseAddr("192.168.0.11"), Index: 5, Protocol: Protocol},
+				route{Table: 254, Destination: prefix("100.64.48.0/20"), Protocol: Protocol})
+		}, oneMesh},
+		{"clear without a device", func() {
+			f.link, f.addresses = link{}, nil
+			f.routes = slices.DeleteFunc(f.routes, func(r route) bool { return r.Index == 3 })
+		}, State{}},
 	} {
 		step.before()
 		f.log, f.dumps = nil, 0

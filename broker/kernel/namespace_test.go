@@ -272,6 +272,7 @@ func TestNamespaceTransitions(t *testing.T) {
 
 func TestNoDevice(t *testing.T) {
 	enter(t)
+	run(t, "ip route add blackhole 100.64.48.0/20 proto 107")
 	k, _ := open(t, table)
 	err := k.Set(oneMesh)
 	if err == nil || !strings.Contains(err.Error(), "device kubelink does not exist: 1 addresses and 3 routes are not set") {
@@ -283,8 +284,75 @@ func TestNoDevice(t *testing.T) {
 	if err := k.Clear(); err != nil {
 		t.Error(err)
 	}
-	if now := state(t); strings.Contains(now, "KUBELINK") || strings.Contains(now, "lookup 77") {
+	if now := state(t); strings.Contains(now, "KUBELINK") || strings.Contains(now, "lookup 77") || !strings.Contains(now, "blackhole") {
 		t.Errorf("Clear left\n%s", now)
+	}
+}
+
+// A killed broker leaves its persistent device. One with another device name takes all over, and
+// leaves what only looks like it: a TAP without carrier, a TUN that a process holds open.
+func TestOldDevice(t *testing.T) {
+	enter(t)
+	tun(t, "kubelink")
+	tun(t, "open")
+	run(t, foreign)
+	run(t, `ip tuntap add dev tap mode tap
+		ip link set tap up
+		ip link set open up
+		ip route add 100.64.80.0/20 dev tap proto 107
+		ip route add 100.64.96.0/20 dev open proto 107`)
+	k, _ := open(t, config)
+	set(t, k, twoMeshes)
+	fresh := state(t)
+	if !strings.Contains(fresh, "100.64.80.0/20 dev tap") || !strings.Contains(fresh, "100.64.96.0/20 dev open") {
+		t.Errorf("took what is not ours:\n%s", fresh)
+	}
+	set(t, k, State{})
+
+	for _, c := range []Config{{Device: "old"}, {Device: "old", Table: 77, RulePriority: 32750}} {
+		device := tun(t, "old")
+		control, err := device.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := control.Control(func(fd uintptr) { err = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) }); e != nil || err != nil {
+			t.Fatal(e, err)
+		}
+		killed, _ := open(t, c)
+		set(t, killed, twoMeshes)
+		if err := k.Set(oneMesh); c.Table == 0 && (err == nil || !strings.Contains(err.Error(), "not ours: 192.168.0.0/24 dev old proto 107")) {
+			t.Errorf("with the old device open: error %v", err)
+		}
+		set(t, killed, twoMeshes)
+		device.Close()
+
+		set(t, k, twoMeshes)
+		now, want := strings.Split(state(t), "\n"), strings.Split(fresh, "\n")
+		if more, less := minus(now, want), minus(want, now); len(more)+len(less) > 0 {
+			t.Errorf("after %+v: has %q, misses %q", c, more, less)
+		}
+		set(t, k, State{})
+	}
+}
+
+// Without iptables no packet leaves un-NATed: there are no routes.
+func TestNoIptables(t *testing.T) {
+	enter(t)
+	tun(t, "kubelink")
+	path := os.Getenv("PATH")
+	k, _ := open(t, config)
+	t.Setenv("PATH", t.TempDir())
+	err := k.Set(oneMesh)
+	t.Setenv("PATH", path)
+	if err == nil || !strings.Contains(err.Error(), "3 new routes of IPv4 are not set: there is no source NAT for them") {
+		t.Errorf("error %v", err)
+	}
+	if now := state(t); strings.Contains(now, "proto 107") {
+		t.Errorf("without iptables\n%s", now)
+	}
+	set(t, k, oneMesh)
+	if now := state(t); !strings.Contains(now, "100.64.32.0/20 dev kubelink proto 107") {
+		t.Errorf("with iptables\n%s", now)
 	}
 }
 

@@ -106,8 +106,9 @@ func (c chain) commands(want bool, builtin, now []string) (commands []string) {
 }
 
 // setChains sets the chains of both families. A family that is not in use is looked at once, for
-// what a killed broker left.
-func (k *Kernel) setChains(s State) (errs []error) {
+// what a killed broker left. It returns the families whose source NAT is not as it should be.
+func (k *Kernel) setChains(s State) (noNAT map[int]bool, errs []error) {
+	noNAT = map[int]bool{}
 	for _, f := range families {
 		want := slices.ContainsFunc(s.Addresses, func(a netip.Prefix) bool { return family(a.Addr()) == f }) ||
 			slices.ContainsFunc(s.Routes, func(r mesh.Route) bool { return family(r.Source) == f })
@@ -118,11 +119,12 @@ func (k *Kernel) setChains(s State) (errs []error) {
 		for _, c := range k.chains(s, f) {
 			if err := k.setChain(c, f, want); err != nil {
 				k.clean[f] = false
+				noNAT[f] = noNAT[f] || c.table == "nat"
 				errs = append(errs, fmt.Errorf("chain %s of IPv%d: %w", c.name, version(f), err))
 			}
 		}
 	}
-	return errs
+	return noNAT, errs
 }
 
 func (k *Kernel) setChain(c chain, f int, want bool) error {

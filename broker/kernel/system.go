@@ -95,6 +95,9 @@ func (l *linux) Change(verb string, object any) error {
 	switch o := object.(type) {
 	case link:
 		dev := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: o.Index}}
+		if verb == "del" {
+			return l.netlink.LinkDel(dev)
+		}
 		if err := l.netlink.LinkSetMTU(dev, o.MTU); err != nil {
 			return fmt.Errorf("mtu: %w", err)
 		}
@@ -124,6 +127,17 @@ func (l *linux) Name(index int) string {
 		return fmt.Sprintf("if%d", index)
 	}
 	return dev.Attrs().Name
+}
+
+func (l *linux) Idle(index int) bool {
+	dev, err := l.netlink.LinkByIndex(index)
+	if err != nil {
+		return false
+	}
+	// A TUN has a carrier while a process holds it open. Only a device that is up tells, and only
+	// such a one has routes.
+	tun, ok := dev.(*netlink.Tuntap)
+	return ok && tun.Mode == netlink.TUNTAP_MODE_TUN && tun.RawFlags&(unix.IFF_UP|unix.IFF_LOWER_UP) == unix.IFF_UP
 }
 
 func (l *linux) Chain(family int, table, chain string) ([]string, error) {

@@ -39,6 +39,7 @@ func Build(objects []v1alpha1.KubeLink, local Local) State {
 		members:  map[string][]string{},
 		meshes:   map[string]*meshEntry{},
 		links:    map[string]*linkEntry{},
+		broken:   map[string]string{},
 	}
 	byAge := make([]*v1alpha1.KubeLink, 0, len(objects))
 	for i := range objects {
@@ -64,7 +65,11 @@ func Build(objects []v1alpha1.KubeLink, local Local) State {
 	}
 	for _, o := range byAge {
 		if o.Spec.Endpoint == v1alpha1.EndpointLocal {
-			b.report(o.Name, b.localLink(o))
+			p := b.localLink(o)
+			b.report(o.Name, p)
+			if mesh, _ := LinkName(o.Name); p != nil && b.broken[mesh] == "" {
+				b.broken[mesh] = o.Name
+			}
 		}
 	}
 	for _, o := range byAge {
@@ -93,6 +98,7 @@ type builder struct {
 	members  map[string][]string   // by mesh
 	meshes   map[string]*meshEntry // by mesh
 	links    map[string]*linkEntry // usable so far, by name of the object
+	broken   map[string]string     // the oldest LocalLink that cannot be used, by mesh
 	claims   []claim
 }
 
@@ -171,7 +177,7 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 	if p != nil {
 		return p
 	}
-	for _, other := range b.meshes {
+	for _, other := range b.sorted() {
 		if other.Address.Overlaps(address) {
 			return invalid("spec.clusterAddress %s: its network overlaps with %s of %s; meshes must be disjoint", address, other.Address.Masked(), meshTitle(other.Name))
 		}
@@ -215,7 +221,7 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 	if m.Domain != "" && b.local.ClusterDomain != "" && within(b.local.ClusterDomain, m.Domain) {
 		return invalid("spec.dns.baseDomain %q contains the cluster domain %s: choose a domain of its own for the mesh", m.Domain, b.local.ClusterDomain)
 	}
-	for _, other := range b.meshes {
+	for _, other := range b.sorted() {
 		if m.Domain != "" && other.Domain == m.Domain {
 			b.note(o.Name, "no DNS: spec.dns.baseDomain %s is already used by %s; set another one", strings.TrimSuffix(m.Domain, "."), meshTitle(other.Name))
 			m.Domain = ""
@@ -223,6 +229,11 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 	}
 	b.addMesh(m)
 	return nil
+}
+
+// sorted is the meshes in a fixed order, so that messages are the same each time.
+func (b *builder) sorted() []*meshEntry {
+	return slices.SortedFunc(maps.Values(b.meshes), func(a, b *meshEntry) int { return cmp.Compare(a.Name, b.Name) })
 }
 
 func (b *builder) addMesh(m *meshEntry) {
@@ -252,10 +263,8 @@ func (b *builder) remoteLink(o *v1alpha1.KubeLink) *Problem {
 	}
 	m := b.meshes[meshName]
 	if m == nil {
-		for name, p := range b.problems {
-			if n, _ := LinkName(name); n == meshName {
-				return stale("LocalLink %s of %s cannot be used (%s): repair it first", name, meshTitle(meshName), p.State)
-			}
+		if name := b.broken[meshName]; name != "" {
+			return stale("LocalLink %s of %s cannot be used (%s): repair it first", name, meshTitle(meshName), b.problems[name].State)
 		}
 		return stale("%s has no LocalLink: create KubeLink %s with endpoint LocalLink and the address of this cluster in the mesh", meshTitle(meshName), ObjectName(meshName, "<local cluster>"))
 	}
@@ -295,7 +304,7 @@ func (b *builder) remoteLink(o *v1alpha1.KubeLink) *Problem {
 		if p := b.disjoint("spec.cidr", cidr); p != nil {
 			return p
 		}
-		for _, other := range b.meshes {
+		for _, other := range b.sorted() {
 			if other.Address.Overlaps(cidr) {
 				return invalid("spec.cidr %s overlaps with the network %s of %s: they must be disjoint", cidr, other.Address.Masked(), meshTitle(other.Name))
 			}
@@ -319,7 +328,7 @@ func (b *builder) remoteLink(o *v1alpha1.KubeLink) *Problem {
 				return invalid("spec.egress %s lies in the %s %s: it would take local traffic away", p, n.name, n.cidr)
 			}
 		}
-		for _, other := range b.meshes {
+		for _, other := range b.sorted() {
 			inside := other.Address.Overlaps(p) && p.Bits() >= other.Address.Bits()
 			// Single mesh addresses (mesh services) may be led to this link.
 			if inside && (other != m || p.Bits() == m.Address.Bits() || p.Contains(m.Address.Addr())) {
@@ -335,7 +344,12 @@ func (b *builder) remoteLink(o *v1alpha1.KubeLink) *Problem {
 			return invalid("%s %s and spec.clusterAddress %s are of different IP families: the source address of the mesh cannot be used towards it", c.field, c.prefix, address)
 		}
 		for _, old := range b.claims {
-			if old.prefix == c.prefix || old.field == "spec.cidr" && c.field == old.field && old.prefix.Overlaps(c.prefix) {
+			taken := old.prefix == c.prefix
+			if old.field == "spec.cidr" && old.prefix.Overlaps(c.prefix) {
+				// Two service networks may not touch; other networks may surround one, and not take a part of it.
+				taken = taken || c.field == old.field || c.prefix.Bits() >= old.prefix.Bits()
+			}
+			if taken {
 				return invalid("%s %s is already routed to the older link %s (%s): a network belongs to one link", c.field, c.prefix, old.owner, old.prefix)
 			}
 		}
@@ -355,6 +369,9 @@ func (b *builder) remoteLink(o *v1alpha1.KubeLink) *Problem {
 			b.note(o.Name, "spec.ingress has no effect: packets of this cluster come through %s, whose spec.ingress decides", l.gateway)
 		}
 	} else if p := b.endpoint(l, spec.Endpoint); p != nil {
+		return p
+	}
+	if p := b.loop(l); p != nil {
 		return p
 	}
 	if p := b.clusterDNS(l, spec); p != nil {
@@ -378,6 +395,34 @@ func (b *builder) endpoint(l *linkEntry, s string) *Problem {
 	var err error
 	if l.host, l.port, err = Endpoint(s, b.local.DefaultPort); err != nil {
 		return invalid("spec.endpoint %q: %v", s, err)
+	}
+	return nil
+}
+
+// loop refuses what would lead a tunnel's own connection into a tunnel. Endpoints that are names
+// cannot be told from here.
+func (b *builder) loop(l *linkEntry) *Problem {
+	if a, err := netip.ParseAddr(l.host); err == nil {
+		for _, c := range b.claims {
+			if c.prefix.Contains(a) {
+				return invalid("spec.endpoint %s lies in the network %s that is routed to link %s: the connection would run through a tunnel", a, c.prefix, c.owner)
+			}
+		}
+	}
+	others := []*linkEntry{l}
+	for _, name := range slices.Sorted(maps.Keys(b.links)) {
+		others = append(others, b.links[name])
+	}
+	for _, other := range others {
+		a, err := netip.ParseAddr(other.host)
+		if err != nil {
+			continue
+		}
+		for _, n := range l.networks {
+			if n.Contains(a) {
+				return invalid("the network %s (spec.cidr, spec.egress) contains the endpoint %s of link %s: its connection would run through a tunnel", n, a, other.Name)
+			}
+		}
 	}
 	return nil
 }
@@ -454,7 +499,7 @@ func (b *builder) gateway(l *linkEntry) *Problem {
 
 // state puts it all together.
 func (b *builder) state() State {
-	s := State{Problems: b.problems, Notes: b.notes}
+	s := State{Problems: b.problems, Notes: b.notes, Local: b.localNetworks()}
 	for name := range b.problems {
 		delete(b.notes, name)
 	}
@@ -529,6 +574,17 @@ func (b *builder) state() State {
 	}
 	slices.SortFunc(s.Zones, func(a, b Zone) int { return cmp.Compare(a.Domain, b.Domain) })
 	return s
+}
+
+// localNetworks is what lies in the local cluster, or is reserved for meshes.
+func (b *builder) localNetworks() []netip.Prefix {
+	all := []netip.Prefix{b.local.ServiceCIDR, b.local.PodCIDR, b.local.NodeCIDR}
+	for _, m := range b.meshes {
+		all = append(all, m.Address.Masked(), m.Service)
+	}
+	all = slices.DeleteFunc(all, func(p netip.Prefix) bool { return !p.IsValid() })
+	slices.SortFunc(all, netip.Prefix.Compare)
+	return slices.Compact(all)
 }
 
 // effectiveIngress combines the rules of a link with those of its mesh: the link's own list, else

@@ -53,6 +53,7 @@ type Local struct {
 type State struct {
 	Meshes   []Mesh             // by name
 	Links    []Link             // usable links to other clusters, by name
+	Local    []netip.Prefix     // networks of the local cluster, and of its meshes; sorted
 	Peers    []Peer             // links that have a connection of their own, by name
 	Routes   []Route            // what is routed into the mesh, by destination
 	Zones    []Zone             // mesh domains, by domain

@@ -21,7 +21,7 @@ const maxTTL = 5
 // the log, if there is something that an operator should see. A zone transfer is not for Answer.
 func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, error) {
 	if m.cluster != nil {
-		return m.cluster.answer(ctx, m.zone, state)
+		return m.cluster.answer(ctx, m, state)
 	}
 	reply := new(dns.Msg)
 	reply.SetReply(state.Req)
@@ -77,7 +77,7 @@ func header(name string, rrtype uint16) dns.RR_Header {
 }
 
 // answer asks the cluster.
-func (c *cluster) answer(ctx context.Context, a *apex, state request.Request) (*dns.Msg, error) {
+func (c *cluster) answer(ctx context.Context, m Match, state request.Request) (*dns.Msg, error) {
 	req := state.Req
 	if !c.status.Usable {
 		text := fmt.Sprintf("link %s is %s", c.link, c.status.State)
@@ -97,7 +97,7 @@ func (c *cluster) answer(ctx context.Context, a *apex, state request.Request) (*
 		reply := new(dns.Msg)
 		reply.SetRcode(req, dns.RcodeNameError)
 		reply.Authoritative = true
-		reply.Ns = []dns.RR{a.soa()}
+		reply.Ns = []dns.RR{m.zone.soa()}
 		return reply, nil
 	}
 
@@ -116,13 +116,9 @@ func (c *cluster) answer(ctx context.Context, a *apex, state request.Request) (*
 		return Failure(req, dns.ExtendedErrorCodeNetworkError, err.Error()), err
 	}
 
-	w := rewriter{from: c.domain, to: c.name, asked: asked, client: state.QName()}
-	var answer, authority bool
-	reply.Answer, answer = w.section(reply.Answer)
-	reply.Ns, authority = w.section(reply.Ns)
-	reply.Extra, _ = w.section(reply.Extra) // additional is optional
-	if !answer || !authority {
-		err = fmt.Errorf("DNS service %s of %s: a name in the answer is longer than 255 octets in %s", c.addr, c.owner(), c.name)
+	w := rewriter{from: c.domain, to: c.name, asked: asked, client: state.QName(), table: m.table, cluster: c}
+	if err := w.reply(reply); err != nil {
+		err = fmt.Errorf("DNS service %s of %s: %w %s", c.addr, c.owner(), err, c.name)
 		return Failure(req, dns.ExtendedErrorCodeInvalidData, err.Error()), err
 	}
 	reply.Id = req.Id

@@ -6,6 +6,7 @@ package zone
 // inside a label is written `\.`.
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -36,6 +37,12 @@ func cutSuffix(name, domain string) (prefix string, ok bool) {
 		escaped = !escaped
 	}
 	return name[:n], !escaped
+}
+
+// in tells whether the name is the domain or below it.
+func in(name, domain string) bool {
+	_, ok := cutSuffix(name, domain)
+	return ok
 }
 
 // equalFold is strings.EqualFold as DNS means it: for ASCII only.
@@ -99,9 +106,99 @@ func octets(name string) int {
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // rewriter turns a reply of a cluster's DNS service into the reply to the client.
+//
+// The service of a peer is not trusted with more than its own cluster: a resolver that forwards the
+// mesh domain to us takes all that we pass on below it as ours to say, and caches it. So a record
+// stays if its owner is in the domain of the cluster, before it is rewritten. The answer section may
+// leave that domain along the aliases that start at the question, as a service of type ExternalName
+// does, but not into a mesh domain of the table: what is there we can say ourselves, and only
+// rewriting leads there.
 type rewriter struct {
 	from, to      string // domain of the cluster, zone in the mesh
 	asked, client string // question as the cluster was asked, and as the client spelled it
+	table         *Table
+	cluster       *cluster
+}
+
+// What is wrong with a reply; the name of the zone follows.
+var (
+	errTooLong = errors.New("a name in the answer is longer than 255 octets in")
+	errForeign = errors.New("it answered for a name that is not its own, outside of")
+)
+
+// reply rewrites a whole reply. It is an error if a name of the answer or authority section does not
+// fit, and if what the question leads to is not for the cluster to say: an answer without that part
+// would be taken as a proof that there is none. What else is not the cluster's just goes.
+func (w *rewriter) reply(m *dns.Msg) (err error) {
+	if m.Answer, err = w.section(m.Answer, w.chain(m.Answer)); err != nil {
+		return err
+	}
+	if m.Ns, err = w.section(m.Ns, nil); err == errTooLong {
+		return err
+	}
+	m.Extra, _ = w.section(m.Extra, nil) // additional is optional
+
+	// The cluster is no authority for where an alias leads to.
+	for _, rr := range m.Answer {
+		m.Authoritative = m.Authoritative && in(rr.Header().Name, w.to)
+	}
+	return nil
+}
+
+// maxChain bounds the aliases that are followed, and so what a hostile reply costs. Resolvers follow
+// no more either.
+const maxChain = 16
+
+// chain lists the names that the question leads to along the CNAME and DNAME records, in whatever
+// order these are. Where an owner has several, the first one counts.
+func (w *rewriter) chain(rrs []dns.RR) (chain []string) {
+	for name, ok := w.next(w.asked, rrs); ok && len(chain) < maxChain; name, ok = w.next(name, rrs) {
+		chain = append(chain, name)
+	}
+	return chain
+}
+
+// next is one step of a chain. A CNAME comes first: the one that was made from a DNAME (RFC 6672,
+// 3.1) leads to the same name.
+func (w *rewriter) next(name string, rrs []dns.RR) (next string, ok bool) {
+	for _, rr := range rrs {
+		switch rr := rr.(type) {
+		case *dns.CNAME:
+			if equalFold(rr.Hdr.Name, name) {
+				return rr.Target, true
+			}
+		case *dns.DNAME:
+			if !ok && w.above(rr, name) {
+				next, ok = replaceSuffix(name, rr.Hdr.Name, rr.Target)
+			}
+		}
+	}
+	return next, ok
+}
+
+// above tells whether the DNAME is about the name. One outside of the cluster's domain is not about
+// a name inside: in the mesh, the one is not above the other.
+func (w *rewriter) above(rr *dns.DNAME, name string) bool {
+	prefix, ok := cutSuffix(name, rr.Hdr.Name)
+	return ok && prefix != "" && in(name, w.from) == in(rr.Hdr.Name, w.from)
+}
+
+// leadsTo tells whether the record's owner is on the chain.
+func (w *rewriter) leadsTo(chain []string, rr dns.RR) bool {
+	dname, _ := rr.(*dns.DNAME)
+	for _, name := range chain {
+		if equalFold(name, rr.Header().Name) || dname != nil && w.above(dname, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// foreign tells whether a name of the result is in a mesh domain without being the cluster's: it was
+// not rewritten, or it was and became a name of ours or of another cluster below the cluster's.
+func (w *rewriter) foreign(name string, rewritten bool) bool {
+	m, ok := w.table.Match(canonical(name))
+	return ok && (!rewritten || m.cluster != w.cluster)
 }
 
 // name rewrites one name. The client sees its own spelling where the name is the question.
@@ -121,29 +218,62 @@ func (w *rewriter) name(s *string) bool {
 }
 
 // section rewrites owners and data of the records in place and drops what cannot survive it:
-// signatures and denials of existence, which cover the names of the cluster. TTLs are capped. The
-// result has only records that fit; all is false if others had to go.
-func (w *rewriter) section(rrs []dns.RR) (kept []dns.RR, all bool) {
-	kept, all = rrs[:0], true
+// signatures and denials of existence, which cover the names of the cluster, and owners that are
+// neither in the cluster's domain nor on the chain. TTLs are capped. The error is errTooLong if a
+// name did not fit, or else errForeign if an owner on the chain or the target of an alias is in a mesh
+// domain, or if no record is left because all were of other owners. The result is good in any case.
+func (w *rewriter) section(rrs []dns.RR, chain []string) (kept []dns.RR, err error) {
+	kept = rrs[:0]
+	dropped := false
 	for _, rr := range rrs {
 		switch rr.Header().Rrtype {
 		case dns.TypeOPT:
-			kept = append(kept, rr)
+			if rr.Header().Name == "." { // as RFC 6891 wants it
+				kept = append(kept, rr)
+			}
 			continue
 		case dns.TypeRRSIG, dns.TypeSIG, dns.TypeNSEC, dns.TypeNXT, dns.TypeNSEC3, dns.TypeTSIG:
 			continue
 		}
 		h := rr.Header()
+		own := in(h.Name, w.from)
+		if !own && !w.leadsTo(chain, rr) {
+			dropped = true
+			continue
+		}
+		target := aliasTarget(rr)
+		inside := target != nil && in(*target, w.from)
 		h.Ttl = min(h.Ttl, maxTTL)
 		fits := w.name(&h.Name)
 		eachName(rr, func(s *string) { fits = w.name(s) && fits })
-		if !fits {
-			all = false
-			continue
+		switch {
+		case !fits:
+			err = errTooLong
+		case w.foreign(h.Name, own), target != nil && w.foreign(*target, inside),
+			h.Rrtype == dns.TypeDNAME && w.table.covers(h.Name, w.cluster): // it is about all names below
+			if err == nil {
+				err = errForeign
+			}
+		default:
+			kept = append(kept, rr)
 		}
-		kept = append(kept, rr)
 	}
-	return kept, all
+	if dropped && len(kept) == 0 && err == nil {
+		err = errForeign
+	}
+	return kept, err
+}
+
+// aliasTarget is where the owner of the record, or what is below it, is to be found; nil if the
+// record is no alias.
+func aliasTarget(rr dns.RR) *string {
+	switch rr := rr.(type) {
+	case *dns.CNAME:
+		return &rr.Target
+	case *dns.DNAME:
+		return &rr.Target
+	}
+	return nil
 }
 
 // eachName calls f for every domain name in the data of the record. The test compares the list with

@@ -1,11 +1,14 @@
 package zone
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // long is a name of n labels of 49 characters: 50 octets each.
@@ -107,10 +110,9 @@ var records = []struct{ in, out string }{
 	{`a.cluster.local. 0 IN TXT "b.cluster.local."`, `a.c2.kubelink. 0 IN TXT "b.cluster.local."`},
 	{`a.CLUSTER.Local. 5 IN CNAME b.Cluster.local.`, `a.c2.kubelink. 5 IN CNAME b.c2.kubelink.`},
 	{`a.cluster.local. 5 IN CNAME www.example.com.`, `a.c2.kubelink. 5 IN CNAME www.example.com.`},
-	{`www.example.com. 5 IN CNAME b.cluster.local.`, `www.example.com. 5 IN CNAME b.c2.kubelink.`},
 	{`a.cluster.local. 5 IN DNAME cluster.local.`, `a.c2.kubelink. 5 IN DNAME c2.kubelink.`},
 	{`cluster.local. 5 IN NS ns.dns.cluster.local.`, `c2.kubelink. 5 IN NS ns.dns.c2.kubelink.`},
-	{`1.0.0.10.in-addr.arpa. 5 IN PTR a.cluster.local.`, `1.0.0.10.in-addr.arpa. 5 IN PTR a.c2.kubelink.`},
+	{`a.cluster.local. 5 IN PTR b.cluster.local.`, `a.c2.kubelink. 5 IN PTR b.c2.kubelink.`},
 	{`_http._tcp.a.cluster.local. 5 IN SRV 0 50 80 10-0-0-1.a.cluster.local.`, `_http._tcp.a.c2.kubelink. 5 IN SRV 0 50 80 10-0-0-1.a.c2.kubelink.`},
 	{`a.cluster.local. 5 IN MX 10 b.cluster.local.`, `a.c2.kubelink. 5 IN MX 10 b.c2.kubelink.`},
 	{`cluster.local. 300 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5`, `c2.kubelink. 5 IN SOA ns.dns.c2.kubelink. hostmaster.c2.kubelink. 1 7200 1800 86400 5`},
@@ -156,10 +158,10 @@ func TestSection(t *testing.T) {
 		if rr, _, err = dns.UnpackRR(wire[:n], 0); err != nil {
 			t.Fatalf("%s: %v", c.in, err)
 		}
-		w := rewriter{from: "cluster.local.", to: "c2.kubelink.", asked: "q.cluster.local.", client: "Q.c2.Kubelink."}
-		kept, all := w.section([]dns.RR{rr})
-		if !all {
-			t.Errorf("%s does not fit", c.in)
+		w := newRewriter("cluster.local.")
+		kept, err := w.section([]dns.RR{rr}, nil)
+		if err != nil {
+			t.Errorf("%s: %v", c.in, err)
 		}
 		if c.out == "" {
 			if len(kept) != 0 {
@@ -178,16 +180,16 @@ func TestSection(t *testing.T) {
 }
 
 func TestSectionKeepsTheClientsSpelling(t *testing.T) {
-	w := rewriter{from: "cluster.local.", to: "c2.kubelink.", asked: "q.cluster.local.", client: "Q.c2.KubeLink."}
+	w := newRewriter("cluster.local.")
 	cname, _ := dns.NewRR("Q.Cluster.LOCAL. 5 IN CNAME q.cluster.local.")
-	kept, _ := w.section([]dns.RR{cname})
+	kept, _ := w.section([]dns.RR{cname}, nil)
 	if got := kept[0].Header().Name; got != "Q.c2.KubeLink." {
 		t.Errorf("owner is %s", got)
 	}
 }
 
 func TestSectionTooLong(t *testing.T) {
-	w := rewriter{from: "c.", to: "cluster-two.kubelink."}
+	w := rewriter{from: "c.", to: "cluster-two.kubelink.", table: new(Table)}
 	for _, s := range []string{
 		long(4) + strings.Repeat("x", 40) + ".c. 5 IN A 10.0.0.1",
 		"a.c. 5 IN SRV 0 0 80 " + long(4) + strings.Repeat("x", 40) + ".c.",
@@ -197,8 +199,8 @@ func TestSectionTooLong(t *testing.T) {
 			t.Fatal(err)
 		}
 		ok, _ := dns.NewRR("b.c. 5 IN A 10.0.0.2")
-		kept, all := w.section([]dns.RR{rr, ok})
-		if all || len(kept) != 1 || kept[0].Header().Name != "b.cluster-two.kubelink." {
+		kept, all := w.section([]dns.RR{rr, ok}, nil)
+		if all != errTooLong || len(kept) != 1 || kept[0].Header().Name != "b.cluster-two.kubelink." {
 			t.Errorf("%s: %v %v", s, kept, all)
 		}
 	}
@@ -242,7 +244,150 @@ func TestEachName(t *testing.T) {
 	}
 }
 
-// FuzzSection rewrites whole messages: the result must pack, and no name of the cluster may be left.
+// newRewriter is for a question about cluster c2, among clusters that lie where they can be in the way.
+func newRewriter(from string) rewriter {
+	table := New(nil, []mesh.Zone{
+		{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
+			{Name: "c2.kubelink.", ClusterDomain: from}, {Name: "c3.kubelink.", ClusterDomain: from},
+			{Name: "dns.kubelink.", ClusterDomain: from},
+		}},
+		{Domain: "in.c2.kubelink.", Mesh: "in"},
+		{Domain: "mesh.example.", Mesh: "other", Clusters: []mesh.ClusterZone{{Name: "c.mesh.example.", ClusterDomain: from}}},
+	}, nil, Options{})
+	asked, _ := replaceSuffix("q.cluster.local.", "cluster.local.", from)
+	return rewriter{
+		from: from, to: "c2.kubelink.", asked: asked, client: "Q.c2.KubeLink.",
+		table: table, cluster: table.nodes["c2.kubelink."].cluster,
+	}
+}
+
+// evil are records that a cluster has no business to send, in any section.
+var evil = []string{
+	"db.default.svc.kubelink3.kubelink. 5 IN A 6.6.6.6", "kubelink. 5 IN NS ns.evil.example.",
+	"ns.dns.kubelink. 5 IN A 6.6.6.6", "www.bank.example. 5 IN A 6.6.6.6",
+
+	"db.default.svc.c3.kubelink. 5 IN A 6.6.6.6", "x.c.mesh.example. 5 IN A 6.6.6.6",
+	"KubeLink. 5 IN SOA ns.evil.example. evil.example. 1 7200 1800 86400 5", ". 5 IN NS ns.evil.example.",
+	"q.c2.kubelink. 5 IN A 6.6.6.6", "local. 5 IN DNAME evil.example.",
+	"xcluster.local. 5 IN A 6.6.6.6", `x\.cluster.local. 5 IN A 6.6.6.6`,
+}
+
+func TestForeignRecords(t *testing.T) {
+	const soa = "cluster.local. 5 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5"
+	const others = " / c2.kubelink. 5 IN SOA ns.dns.c2.kubelink. hostmaster.c2.kubelink. 1 7200 1800 86400 5 / b.c2.kubelink. 5 IN A 10.0.0.2 /"
+	for _, e := range evil {
+		for _, c := range []struct {
+			answer []dns.RR
+			want   string
+			err    error
+		}{
+			{[]dns.RR{rr(t, e), rr(t, "q.cluster.local. 5 IN A 10.0.0.1"), rr(t, e)}, "Q.c2.KubeLink. 5 IN A 10.0.0.1" + others, nil},
+			{nil, others[1:], nil},
+			{[]dns.RR{rr(t, e)}, "", errForeign}, // nothing but that is no answer, and no denial either
+		} {
+			w := newRewriter("cluster.local.")
+			m := &dns.Msg{Answer: c.answer, Ns: []dns.RR{rr(t, e), rr(t, soa)}, Extra: []dns.RR{
+				rr(t, e), &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}, rr(t, "b.cluster.local. 5 IN A 10.0.0.2"),
+			}}
+			m.Authoritative = true
+			err := w.reply(m)
+			if err != c.err || err == nil && (sections(m) != c.want || !m.Authoritative || m.IsEdns0() == nil) {
+				t.Errorf("%s: %v aa %v\n got %s\nwant %s", e, err, m.Authoritative, sections(m), c.want)
+			}
+		}
+	}
+
+	// The domain of a mesh below the cluster's: the names in it are not the cluster's.
+	w := newRewriter("cluster.local.")
+	m := &dns.Msg{Extra: []dns.RR{rr(t, "x.in.cluster.local. 5 IN A 6.6.6.6"), rr(t, "b.cluster.local. 5 IN A 10.0.0.2")}}
+	if err := w.reply(m); err != nil || sections(m) != "/ / b.c2.kubelink. 5 IN A 10.0.0.2 /" {
+		t.Errorf("%v %s", err, sections(m))
+	}
+}
+
+func TestChains(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		in   string // records, separated by semicolons
+		want string // the same; empty: errForeign
+		aa   bool
+	}{
+		{"inside", "q.cluster.local. 5 IN CNAME b.cluster.local.;b.cluster.local. 5 IN A 10.0.0.1",
+			"Q.c2.KubeLink. 5 IN CNAME b.c2.kubelink.;b.c2.kubelink. 5 IN A 10.0.0.1", true},
+		{"ExternalName without address", "q.cluster.local. 5 IN CNAME www.example.", "Q.c2.KubeLink. 5 IN CNAME www.example.", true},
+		{"ExternalName", "q.cluster.local. 5 IN CNAME www.example.;WWW.example. 5 IN CNAME cdn.example.;cdn.example. 5 IN A 1.1.1.1;cdn.example. 5 IN A 1.1.1.2",
+			"Q.c2.KubeLink. 5 IN CNAME www.example.;WWW.example. 5 IN CNAME cdn.example.;cdn.example. 5 IN A 1.1.1.1;cdn.example. 5 IN A 1.1.1.2", false},
+		{"unordered", "cdn.example. 5 IN A 1.1.1.1;www.example. 5 IN CNAME cdn.example.;www.bank.example. 5 IN A 6.6.6.6;Q.cluster.local. 5 IN CNAME www.example.",
+			"cdn.example. 5 IN A 1.1.1.1;www.example. 5 IN CNAME cdn.example.;Q.c2.KubeLink. 5 IN CNAME www.example.", false},
+		{"out and in", "q.cluster.local. 5 IN CNAME www.example.;www.example. 5 IN CNAME b.cluster.local.;b.cluster.local. 5 IN A 10.0.0.1",
+			"Q.c2.KubeLink. 5 IN CNAME www.example.;www.example. 5 IN CNAME b.c2.kubelink.;b.c2.kubelink. 5 IN A 10.0.0.1", false},
+		{"off the chain", "q.cluster.local. 5 IN A 10.0.0.1;b.cluster.local. 5 IN CNAME www.example.;www.example. 5 IN A 1.1.1.1",
+			"Q.c2.KubeLink. 5 IN A 10.0.0.1;b.c2.kubelink. 5 IN CNAME www.example.", true},
+		{"loop", "q.cluster.local. 5 IN CNAME b.example.;b.example. 5 IN CNAME q.cluster.local.",
+			"Q.c2.KubeLink. 5 IN CNAME b.example.;b.example. 5 IN CNAME Q.c2.KubeLink.", false},
+
+		{"DNAME above a mesh below", "cluster.local. 5 IN DNAME example.;q.cluster.local. 5 IN CNAME q.example.;q.example. 5 IN A 1.1.1.1", "", false},
+		{"DNAME", "q.example. 5 IN A 1.1.1.1;q.cluster.local. 5 IN CNAME x.d.cluster.local.;d.cluster.local. 5 IN DNAME example.;x.example. 5 IN A 1.1.1.1",
+			"Q.c2.KubeLink. 5 IN CNAME x.d.c2.kubelink.;d.c2.kubelink. 5 IN DNAME example.;x.example. 5 IN A 1.1.1.1", false},
+		{"DNAME outside", "q.cluster.local. 5 IN CNAME x.d.test.;d.test. 5 IN DNAME e.test.;x.d.test. 5 IN CNAME x.e.test.;x.e.test. 5 IN A 1.1.1.1;x.f.test. 5 IN A 1.1.1.1",
+			"Q.c2.KubeLink. 5 IN CNAME x.d.test.;d.test. 5 IN DNAME e.test.;x.d.test. 5 IN CNAME x.e.test.;x.e.test. 5 IN A 1.1.1.1", false},
+		{"DNAME above a mesh domain", "q.cluster.local. 5 IN CNAME www.example.;example. 5 IN DNAME evil.test.;www.evil.test. 5 IN A 6.6.6.6", "", false},
+		{"DNAME above the cluster's domain", "local. 5 IN DNAME evil.example.;q.cluster.evil.example. 5 IN A 6.6.6.6", "", false},
+		{"DNAME into a mesh domain", "q.cluster.local. 5 IN CNAME x.d.cluster.local.;d.cluster.local. 5 IN DNAME c3.kubelink.", "", false},
+		{"DNAME to the root", "q.cluster.local. 5 IN CNAME x.kubelink.d.cluster.local.;d.cluster.local. 5 IN DNAME .;x.kubelink. 5 IN A 6.6.6.6", "", false},
+		{"DNAME that grows", "q.cluster.local. 5 IN CNAME x.d.test.;d.test. 5 IN DNAME d.d.test.",
+			"Q.c2.KubeLink. 5 IN CNAME x.d.test.;d.test. 5 IN DNAME d.d.test.", false},
+
+		{"into another cluster", "q.cluster.local. 5 IN CNAME db.c3.kubelink.;db.c3.kubelink. 5 IN A 6.6.6.6", "", false},
+		{"to another cluster, by itself", "q.cluster.local. 5 IN CNAME db.c3.kubelink.", "", false},
+		{"to the apex", "q.cluster.local. 5 IN CNAME KUBELINK.", "", false},
+		{"into another mesh", "q.cluster.local. 5 IN CNAME x.c.mesh.example.;x.c.mesh.example. 5 IN A 6.6.6.6", "", false},
+		{"out and into a mesh, unordered", "x.mesh.example. 5 IN A 6.6.6.6;www.test. 5 IN CNAME x.mesh.example.;q.cluster.local. 5 IN CNAME www.test.", "", false},
+		{"as the mesh calls it", "q.cluster.local. 5 IN CNAME b.c2.kubelink.;b.c2.kubelink. 5 IN A 10.0.0.1", "", false},
+		{"into a mesh below", "q.cluster.local. 5 IN CNAME x.in.cluster.local.", "", false},
+	} {
+		w := newRewriter("cluster.local.")
+		m := new(dns.Msg)
+		m.Authoritative = true
+		for _, s := range strings.Split(c.in, ";") {
+			m.Answer = append(m.Answer, rr(t, s))
+		}
+		err := w.reply(m)
+		if c.want == "" {
+			if err != errForeign {
+				t.Errorf("%s: %v %v", c.name, err, m.Answer)
+			}
+			continue
+		}
+		want := strings.ReplaceAll(c.want, ";", " ") + " / / /"
+		if got := sections(m); err != nil || got != want || m.Authoritative != c.aa {
+			t.Errorf("%s: %v aa %v\n got %s\nwant %s", c.name, err, m.Authoritative, got, want)
+		}
+	}
+
+	// A chain without end costs no more than one that is long.
+	m := &dns.Msg{Answer: []dns.RR{rr(t, "q.cluster.local. 5 IN CNAME 0.test.")}}
+	for i := range 50 {
+		m.Answer = append(m.Answer, rr(t, fmt.Sprintf("%d.test. 5 IN CNAME %d.test.", i, i+1)))
+	}
+	w := newRewriter("cluster.local.")
+	if err := w.reply(m); err != nil || len(m.Answer) != 1+maxChain {
+		t.Errorf("%v, %d records", err, len(m.Answer))
+	}
+}
+
+// TestNameServersName: a cluster may be called dns, but is not our name server.
+func TestNameServersName(t *testing.T) {
+	w := newRewriter("cluster.local.")
+	w.to, w.client, w.cluster = "dns.kubelink.", "q.dns.kubelink.", w.table.nodes["dns.kubelink."].cluster
+	m := &dns.Msg{Answer: []dns.RR{rr(t, "q.cluster.local. 5 IN A 10.0.0.1")}, Extra: []dns.RR{rr(t, "ns.cluster.local. 5 IN A 6.6.6.6")}}
+	if err := w.reply(m); err != nil || sections(m) != "q.dns.kubelink. 5 IN A 10.0.0.1 / / /" {
+		t.Errorf("%v %s", err, sections(m))
+	}
+}
+
+// FuzzSection rewrites whole messages: the result must pack, no name of the cluster may be left, and
+// no owner may be in a mesh domain but below the cluster that was asked.
 func FuzzSection(f *testing.F) {
 	for _, r := range records {
 		m := new(dns.Msg)
@@ -250,6 +395,17 @@ func FuzzSection(f *testing.F) {
 		rr, _ := dns.NewRR(r.in)
 		m.Answer = []dns.RR{rr}
 		m.Compress = true
+		wire, err := m.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(wire)
+	}
+	for _, e := range evil {
+		m := new(dns.Msg)
+		m.SetQuestion("q.cluster.local.", dns.TypeANY)
+		m.Answer = []dns.RR{rr(f, "q.cluster.local. 5 IN CNAME x.d.test."), rr(f, "d.test. 5 IN DNAME mesh.example."), rr(f, e)}
+		m.Ns, m.Extra = []dns.RR{rr(f, e)}, []dns.RR{rr(f, e)}
 		wire, err := m.Pack()
 		if err != nil {
 			f.Fatal(err)
@@ -264,10 +420,20 @@ func FuzzSection(f *testing.F) {
 		if _, err := m.Pack(); err != nil {
 			return // the library reads more than it writes
 		}
-		w := rewriter{from: "cluster.local.", to: "c2.kubelink.", asked: "q.cluster.local.", client: "Q.c2.kubelink."}
+		w := newRewriter("cluster.local.")
+		chain := w.chain(m.Answer)
 		for _, section := range []*[]dns.RR{&m.Answer, &m.Ns, &m.Extra} {
-			*section, _ = w.section(*section)
+			// Also of what is refused in the end, the rest must be good.
+			*section, _ = w.section(*section, chain)
+			chain = nil
 			for _, rr := range *section {
+				owner := rr.Header().Name
+				if match, ok := w.table.Match(canonical(owner)); ok && (match.cluster != w.cluster || !in(owner, w.to)) {
+					t.Fatalf("not of the cluster: %s", rr)
+				}
+				if section != &m.Answer && rr.Header().Rrtype != dns.TypeOPT && !in(owner, w.to) {
+					t.Fatalf("not of the cluster: %s", rr)
+				}
 				if rr.Header().Rrtype == dns.TypeOPT {
 					continue
 				}

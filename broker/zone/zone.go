@@ -4,7 +4,7 @@
 //
 // For each mesh domain D the table is authoritative: SOA and NS at D, NXDOMAIN for unknown names.
 // The names <cluster>.D and below are asked of that cluster's DNS service, rewritten into the
-// cluster's own domain and back; while the link to the cluster is not usable they are answered at
+// cluster's own domain and back, and that service is believed about names of its own only; while the link to the cluster is not usable they are answered at
 // once with SERVFAIL and an Extended DNS Error (RFC 8914) that says why.
 package zone
 
@@ -195,6 +195,7 @@ func (t *Table) Close() {
 // Match is what a table has for a name.
 type Match struct {
 	node
+	table *Table
 	exact bool // the node is the name itself, not an ancestor
 }
 
@@ -204,10 +205,20 @@ func (t *Table) Match(name string) (Match, bool) {
 	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
 		// What has no meaning for names below it is passed over on the way to the domain.
 		if n, ok := t.nodes[name[off:]]; ok && (off == 0 || n.cluster != nil || n.top) {
-			return Match{node: n, exact: off == 0}, true
+			return Match{node: n, table: t, exact: off == 0}, true
 		}
 	}
 	return Match{}, false
+}
+
+// covers tells whether there are names below the owner that are ours and not the cluster's.
+func (t *Table) covers(owner string, c *cluster) bool {
+	for name, n := range t.nodes {
+		if n.cluster != c && in(name, owner) {
+			return true
+		}
+	}
+	return false
 }
 
 // Zone is the sub-domain of the cluster, or else the mesh domain, that the name belongs to.

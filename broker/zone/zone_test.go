@@ -83,6 +83,25 @@ func clusterDNS(t testing.TB, asked *atomic.Int64) dns.HandlerFunc {
 				rr(t, q.Name+" 5 IN CNAME www.example.com."), rr(t, "www.example.com. 5 IN CNAME web.default.svc.cluster.local."),
 				rr(t, "web.default.svc.cluster.local. 5 IN A 100.64.16.20"),
 			}
+		case "evil.default.svc.cluster.local.": // an answer, and what is not the cluster's to say
+			m.Answer = []dns.RR{rr(t, q.Name+" 5 IN A 100.64.16.66")}
+			for _, e := range evil[:4] {
+				m.Answer, m.Ns, m.Extra = append(m.Answer, rr(t, e)), append(m.Ns, rr(t, e)), append(m.Extra, rr(t, e))
+			}
+			m.Compress = true
+		case "nobody.evil.default.svc.cluster.local.":
+			m.Rcode = dns.RcodeNameError
+			m.Ns = []dns.RR{rr(t, "kubelink. 5 IN NS ns.evil.example."), soa, rr(t, "kubelink. 5 IN SOA ns.evil.example. evil.example. 1 2 3 4 5")}
+		case "onlyevil.default.svc.cluster.local.":
+			m.Answer = []dns.RR{rr(t, "db.default.svc.kubelink3.kubelink. 5 IN A 6.6.6.6")}
+		case "lead.default.svc.cluster.local.":
+			m.Answer = []dns.RR{rr(t, "db.c.other.kubelink. 5 IN A 6.6.6.6"), rr(t, q.Name+" 5 IN CNAME db.c.other.kubelink.")}
+		case "external.default.svc.cluster.local.":
+			m.Answer = []dns.RR{rr(t, "www.example.com. 5 IN A 192.0.2.1"), rr(t, q.Name+" 5 IN CNAME www.example.com."), rr(t, "www.bank.example. 5 IN A 6.6.6.6")}
+		case "x.dname.default.svc.cluster.local.":
+			m.Answer = []dns.RR{
+				rr(t, "dname.default.svc.cluster.local. 5 IN DNAME example.com."), rr(t, q.Name+" 5 IN CNAME x.example.com."), rr(t, "x.example.com. 5 IN A 192.0.2.2"),
+			}
 		case "long.default.svc.cluster.local.":
 			m.Answer = []dns.RR{rr(t, q.Name+" 5 IN CNAME "+long(4)+strings.Repeat("x", 38)+".cluster.local.")}
 		case "refused.cluster.local.":
@@ -283,10 +302,14 @@ func TestCluster(t *testing.T) {
 			{"web.default.svc.kubelink2.kubelink.", dns.TypeMX, 0, "/ " + soa + " / /"},
 			{"nobody.kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
 			{"kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
-			{"x.c.other.kubelink.", dns.TypeA, dns.RcodeNameError, "/ cluster.local. 5 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 30 / /"},
+			{"x.c.other.kubelink.", dns.TypeA, dns.RcodeNameError, "/ / /"}, // the SOA is of another domain
+			{"evil.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "evil.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.66 / / /"},
+			{"nobody.evil.default.svc.kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
+			{"external.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "www.example.com. 5 IN A 192.0.2.1 external.default.svc.kubelink2.kubelink. 5 IN CNAME www.example.com. / / /"},
+			{"x.dname.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "dname.default.svc.kubelink2.kubelink. 5 IN DNAME example.com. x.dname.default.svc.kubelink2.kubelink. 5 IN CNAME x.example.com. x.example.com. 5 IN A 192.0.2.2 / / /"},
 		} {
 			m, err := ask(t, table, c.name, c.qtype, tcp, 0)
-			if err != nil || m.Rcode != c.rcode || !m.Authoritative || m.IsEdns0() != nil || sections(m) != c.want {
+			if aa := !strings.Contains(c.want, "example.com. 5 IN "); err != nil || m.Rcode != c.rcode || m.Authoritative != aa || m.IsEdns0() != nil || sections(m) != c.want {
 				t.Errorf("%s %s: %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, sections(m), c.want)
 			}
 		}
@@ -358,6 +381,8 @@ func TestErrors(t *testing.T) {
 		{"refused.kubelink1.kubelink.", dns.RcodeRefused, 22, fmt.Sprintf("answer of DNS service %s of the local cluster", addr), false},
 		{"other.kubelink2.kubelink.", dns.RcodeServerFailure, 23, fmt.Sprintf("DNS service %s of link kubelink2: answer to another question", addr), true},
 		{"long.default.svc.kubelink2.kubelink.", dns.RcodeServerFailure, 24, fmt.Sprintf("DNS service %s of link kubelink2: a name in the answer is longer than 255 octets in kubelink2.kubelink.", addr), true},
+		{"lead.default.svc.kubelink2.kubelink.", dns.RcodeServerFailure, 24, fmt.Sprintf("DNS service %s of link kubelink2: it answered for a name that is not its own, outside of kubelink2.kubelink.", addr), true},
+		{"onlyevil.default.svc.kubelink2.kubelink.", dns.RcodeServerFailure, 24, fmt.Sprintf("DNS service %s of link kubelink2: it answered for a name that is not its own, outside of kubelink2.kubelink.", addr), true},
 	} {
 		m, err := ask(t, table, c.name, dns.TypeA, false, 1232)
 		code, text := ede(m)

@@ -146,13 +146,40 @@ func TestInboundFilter(t *testing.T) {
 	must(t, err)
 }
 
+// Who came in while there was no certificate does not stay when there is one.
+func TestPlainSessionsEndWithCertificate(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	one, third := brokers[0], brokers[2]
+	must(t, third.Kill(ctx, syscall.SIGTERM))
+	t.Cleanup(func() { must(t, third.Start(context.Background())); restore(t) })
+	text := one.Corefile()
+	must(t, one.SetCorefile(strings.Replace(text, "secret kubelink-tls", "", 1)))
+	must(t, one.Reload(ctx))
+	must(t, one.Process.WaitLog(ctx, "neither encrypted nor authenticated"))
+	var p *rawPeer
+	within(t, 5*time.Second, "plain session", func(ctx context.Context) error {
+		conn, err := third.Gateway().DialContext(ctx, "tcp", one.FQDN+":80")
+		if err != nil {
+			return err
+		}
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		p = &rawPeer{conn}
+		if err = p.hello(third.MeshAddress, third.ServiceCIDR); err == nil {
+			_, _, err = p.read()
+		}
+		return err
+	})
+	must(t, one.WaitState(ctx, third.Name, v1alpha1.StateUp))
+	must(t, one.SetCorefile(text))
+	must(t, one.Reload(ctx))
+	must(t, p.ended())
+}
+
 // ingress narrows and widens what a link may reach, and takes effect at once.
 func TestIngress(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	check := undisturbed(t, clients[2], servers[1].service)
 	defer check()
-	l := brokers[0].LinkTo()
-	_ = l
 	link := brokers[1].LinkTo() // as the first cluster has it
 	defer func() { must(t, brokers[0].Apply(ctx, link)) }()
 
