@@ -345,7 +345,8 @@ func watchFiles(wake func(), files ...string) manager.RunnableFunc {
 			case <-ctx.Done():
 				return nil
 			case <-w.Events:
-			case <-w.Errors: // events were lost
+			case err := <-w.Errors:
+				slog.Warn("changes of the certificate files were lost; reading them now", "plugin", "kubelink", "error", err)
 			}
 		}
 	}
