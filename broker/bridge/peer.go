@@ -460,7 +460,8 @@ func short(err error) string {
 		return "closed by peer"
 	case isAlert(err):
 		errors.As(err, &op)
-		return "refused by peer: " + op.Err.Error()
+		// It does not tell strangers more.
+		return "refused by peer: " + op.Err.Error() + ": has it a link whose endpoint our certificate names, and the same CA?"
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded),
 		errors.As(err, &timeout) && timeout.Timeout():
 		return "timed out"
