@@ -246,7 +246,39 @@ func TestInvalidObjects(t *testing.T) {
 			}
 		})
 	}
+	for _, c := range []struct{ name, spec, says string }{
+		{"nothing", `"ports":[{"port":80}]`, "nothing to expose"},
+		{"no-ports", `"service":"server"`, "spec.ports is missing"},
+		{"bad-mesh-address", `"service":"server","meshAddress":"x"`, "spec.meshAddress must be an IP address"},
+		{"bad-endpoint-address", `"ports":[{"port":80}],"endpoints":[{"address":"x"}]`, "spec.endpoints[].address must be an IP address"},
+		{"bad-protocol", `"service":"server","ports":[{"port":80,"protocol":"SCTP"}]`, "Unsupported value"},
+		{"bad-port", `"service":"server","ports":[{"port":0}]`, "should be greater than or equal to 1"},
+	} {
+		t.Run("refused MeshService/"+c.name, func(t *testing.T) {
+			_, err := b.KubectlInput(ctx, fmt.Sprintf(`{"apiVersion":"kubelink.mandelsoft.org/v1alpha1","kind":"MeshService","metadata":{"name":%q},"spec":{%s}}`, c.name, c.spec), "apply", "-f", "-")
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("kubectl apply says: %v\nwant %q", err, c.says)
+			}
+		})
+	}
+	// A gateway that has one itself takes two objects.
+	must(t, apply("behind", `"clusterAddress":"192.168.0.60/24","gatewayLink":"kubelink2"`))
+	defer func() { must(t, b.Remove(ctx, "behind")) }()
 	for _, c := range []struct{ name, spec, state, says string }{
+		{"gateway-behind-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"behind"`, "Invalid", "has a gateway itself"},
+		{"gateway-of-other-mesh", `"clusterAddress":"192.168.0.50/24","gatewayLink":"m9--x"`, "Invalid", "same mesh"},
+		{"bad-name", `"clusterAddress":"192.168.0.50/24","endpoint":"a..b"`, "Invalid", "label"},
+		{"cidr-in-mesh", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"192.168.0.128/25"`, "Invalid", "overlaps with the network 192.168.0.0/24"},
+		{"egress-own-address", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["192.168.0.11/32"]`, "Invalid", "its local address"},
+		{"egress-local-services", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["100.64.0.0/24"]`, "Invalid", "local service network"},
+		{"egress-part-of-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["100.64.16.0/24"]`, "Invalid", "older link kubelink2"},
+		{"egress-loop", `"clusterAddress":"192.168.0.50/24","endpoint":"172.31.0.9","egress":["172.16.0.0/12"]`, "Invalid", "contains the endpoint 172.31.0.9"},
+		{"m9--a", `"clusterAddress":"100.64.0.5/24","endpoint":"LocalLink"`, "Invalid", "service-cidr"},
+		{"m9--b", `"clusterAddress":"10.77.0.1/24","endpoint":"LocalLink","cidr":"100.65.0.0/20"`, "Invalid", "differs from service-cidr"},
+		{"m9--c", `"clusterAddress":"10.77.0.255/24","endpoint":"LocalLink"`, "Invalid", "broadcast"},
+		{"m9--d", `"clusterAddress":"127.0.0.1/8","endpoint":"LocalLink"`, "Invalid", "loopback"},
+		{"m9--e", `"clusterAddress":"10.77.0.1/32","endpoint":"LocalLink"`, "Invalid", "no room"},
+		{"m9--f", `"clusterAddress":"10.77.0.1/24","endpoint":"LocalLink","dns":{"baseDomain":"local"}`, "Invalid", "cluster domain"},
 		{"mask", `"clusterAddress":"192.168.0.50/16","endpoint":"x.example"`, "Invalid", "use 192.168.0.50/24"},
 		{"network", `"clusterAddress":"192.168.7.50/24","endpoint":"x.example"`, "Invalid", "does not lie in the network 192.168.0.0/24"},
 		{"own-address", `"clusterAddress":"192.168.0.11/24","endpoint":"x.example"`, "Invalid", "address of the local cluster"},
