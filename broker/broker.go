@@ -48,10 +48,11 @@ type Broker struct {
 	kernel *kernel.Kernel
 	lock   net.Listener // that there is no second one in this network namespace; nil in mode none
 
-	// What follows belongs to the reconciler.
-	creds    credentials
-	inKernel inKernel
-	unknowns unknownPeers
+	// What follows belongs to the reconciler that holds reconciling.
+	reconciling sync.Mutex
+	creds       credentials
+	inKernel    inKernel
+	unknowns    unknownPeers
 }
 
 // health is why the broker is not ready.
@@ -109,7 +110,6 @@ func (b *Broker) Update(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	oldBridge, oldKernel := b.bridge, b.kernel
 	if cfg.Mode != old.Mode || cfg.Interface != old.Interface {
 		// The controllers see the new dataplane with the new configuration only.
 		br, k, err := b.openDataplane(&cfg)
@@ -117,7 +117,7 @@ func (b *Broker) Update(cfg Config) error {
 			return err
 		}
 		b.stopControllers()
-		closeDataplane(oldBridge, oldKernel, false, b.log)
+		closeDataplane(b.bridge, b.kernel, false, b.log)
 		b.cfg = cfg
 		b.setDataplane(br, k)
 	} else {

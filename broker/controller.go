@@ -136,6 +136,8 @@ func (b *Broker) stopControllers() {
 		b.stop()
 		<-b.done
 		b.stop = nil
+		b.reconciling.Lock()   // the last one may outlive its manager
+		b.reconciling.Unlock() //nolint:staticcheck // waiting is all
 	}
 }
 
@@ -145,8 +147,9 @@ var errAPIBack = errors.New("the API server is back")
 func (b *Broker) probe(ctx context.Context, cfg *rest.Config, back chan<- struct{}) {
 	cfg = rest.CopyConfig(cfg)
 	cfg.Timeout = probeInterval
-	client, err := discovery.NewDiscoveryClientForConfig(cfg)
+	client, unusable := discovery.NewDiscoveryClientForConfig(cfg)
 	for {
+		err := unusable // for good: a CA that cannot be read, for example
 		if err == nil {
 			err = client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 			if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
@@ -171,7 +174,6 @@ func (b *Broker) probe(ctx context.Context, cfg *rest.Config, back chan<- struct
 			}
 		}
 		b.setHealth(func(h *health) { h.api = err })
-		err = nil
 		select {
 		case <-ctx.Done():
 			return
@@ -204,8 +206,9 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 		// CoreDNS serves metrics and health.
 		Metrics:                server.Options{BindAddress: "0"},
 		HealthProbeBindAddress: "0",
-		// Who stops the controllers relies on their end.
-		GracefulShutdownTimeout: ptr.To(time.Duration(-1)),
+		// Caches of a dead API server may take for ever to end, and nobody needs their end; that of a
+		// running reconciliation is awaited by Broker.reconciling.
+		GracefulShutdownTimeout: ptr.To(2 * time.Second),
 		Cache:                   cache.Options{ByObject: byObject},
 	})
 	if err != nil {
@@ -261,6 +264,11 @@ type reconciler struct {
 // goes to the writer, so that an API server that hangs holds up no link and no name.
 func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
 	b := r.b
+	b.reconciling.Lock()
+	defer b.reconciling.Unlock()
+	if err := ctx.Err(); err != nil { // a newer one has taken over
+		return reconcile.Result{}, err
+	}
 	var list v1alpha1.KubeLinkList
 	if err := r.client.List(ctx, &list); err != nil {
 		return reconcile.Result{}, err

@@ -82,9 +82,7 @@ func (r *reconciler) credentials(ctx context.Context) error {
 		}
 		return nil
 	}
-	if c.plain { // the configuration changed: never go on in plain text
-		c.plain = false
-	}
+	c.plain = false // even if it was: never go on in plain text
 	data, err := r.certificateData(ctx)
 	if err != nil {
 		return err

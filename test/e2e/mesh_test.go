@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -246,7 +244,7 @@ func TestSecretManagedBySelf(t *testing.T) {
 		restore(t)
 	})
 	for _, b := range brokers[:2] {
-		text, err := manifest("overlays/self-signed/rbac.yaml")
+		text, err := b.Manifest("overlays/self-signed/rbac.yaml")
 		must(t, err)
 		_, err = b.KubectlInput(ctx, text, "apply", "-f", "-")
 		must(t, err)
@@ -271,7 +269,7 @@ func TestSecretManagedBySelf(t *testing.T) {
 	}
 	// From nothing: CA and certificate.
 	b := brokers[2]
-	text, err := manifest("overlays/self-signed/rbac.yaml")
+	text, err := b.Manifest("overlays/self-signed/rbac.yaml")
 	must(t, err)
 	_, err = b.KubectlInput(ctx, text, "apply", "-f", "-")
 	must(t, err)
@@ -302,7 +300,7 @@ func TestSecretManagedBySelf(t *testing.T) {
 func TestSecretManagedByCertificateServiceOfTheTest(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	b := brokers[2]
-	text, err := manifest("overlays/certificate/rbac.yaml")
+	text, err := b.Manifest("overlays/certificate/rbac.yaml")
 	must(t, err)
 	_, err = b.KubectlInput(ctx, text+certificateCRD, "apply", "-f", "-")
 	must(t, err)
@@ -360,13 +358,4 @@ func TestModeNone(t *testing.T) {
 
 func secret() *corev1.Secret {
 	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: fleet.Secret}}
-}
-
-func manifest(file string) (string, error) {
-	root, err := bed.Repository()
-	if err != nil {
-		return "", err
-	}
-	data, err := os.ReadFile(filepath.Join(root, "deploy", file))
-	return string(data), err
 }

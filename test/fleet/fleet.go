@@ -118,8 +118,8 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	return f, nil
 }
 
-// manifest reads a file of deploy with the values that are marked for change set for this cluster.
-func (b *Broker) manifest(file string) (string, error) {
+// Manifest reads a file of deploy with the values that are marked for change set for this cluster.
+func (b *Broker) Manifest(file string) (string, error) {
 	root, err := bed.Repository()
 	if err != nil {
 		return "", err
@@ -137,7 +137,7 @@ func (b *Broker) manifest(file string) (string, error) {
 // install applies the manifests, issues the certificate, and makes the pod that the Deployment would.
 func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 	for _, file := range []string{"base/rbac.yaml", "base/services.yaml"} {
-		text, err := b.manifest(file)
+		text, err := b.Manifest(file)
 		if err != nil {
 			return err
 		}
@@ -148,7 +148,7 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 	if err := b.NewCertificate(ctx, b.fleet.CA, b.FQDN); err != nil {
 		return err
 	}
-	text, err := b.manifest("base/corefile.yaml")
+	text, err := b.Manifest("base/corefile.yaml")
 	if err != nil {
 		return err
 	}
