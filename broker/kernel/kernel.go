@@ -1,7 +1,7 @@
 // Package kernel makes the network stack of the gateway what a mesh needs: addresses and routes
-// on the device, the rule that leads to their table, source NAT and the acceptance of forwarded
-// packets. All of it is one Set, told the whole; it finds the difference itself, so that it also
-// adopts what a killed broker left.
+// on the device, the rule that leads to their table, source NAT, the acceptance of forwarded
+// packets, and a TCP segment size that fits. All of it is one Set, told the whole; it finds the
+// difference itself, so that it also adopts what a killed broker left.
 //
 // Ours is, and so is changed and removed: on the device, routes with Protocol and full-length
 // addresses with noprefixroute; rules with Protocol; the chains KUBELINK-* and the jumps to them.
@@ -56,8 +56,9 @@ type Kernel struct {
 	config Config
 	system system
 
-	mu    sync.Mutex
-	clean map[int]bool // families without chains of ours, as we have seen
+	mu      sync.Mutex
+	clean   map[int]bool // families without chains of ours, as we have seen
+	warning error        // of the last Set
 }
 
 // system is the kernel as Set needs it. The objects are link, address, route and rule.
@@ -152,6 +153,13 @@ func (k *Kernel) Set(s State) error {
 		errs = append(errs, k.setNetwork(s, noNAT)...)
 	}
 	return errors.Join(errs...)
+}
+
+// Warning tells what the last Set could not do, but a mesh does without; nil: there is nothing.
+func (k *Kernel) Warning() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.warning
 }
 
 // validate returns the routes that can be set.

@@ -38,6 +38,7 @@ func newFake() *fake {
 	for _, v := range families {
 		f.chains[key(v, "nat", "POSTROUTING")] = []string{"-A POSTROUTING -j KUBE-POSTROUTING"}
 		f.chains[key(v, "filter", "FORWARD")] = []string{"-A FORWARD -j KUBE-FORWARD"}
+		f.chains[key(v, "mangle", "FORWARD")] = []string{"-A FORWARD -j cali-FORWARD"}
 	}
 	return f
 }
@@ -224,6 +225,10 @@ func TestTransitions(t *testing.T) {
 			f.chains[forward] = append(f.chains[forward], "-A FORWARD -j KUBELINK-FORWARD")
 			own := key(unix.AF_INET, "nat", "KUBELINK-POSTROUTING")
 			f.chains[own] = f.chains[own][1:]
+			mangle := key(unix.AF_INET, "mangle", "FORWARD")
+			f.chains[mangle] = append([]string{"-A FORWARD -j ACCEPT"}, f.chains[mangle]...)
+			mss := key(unix.AF_INET, "mangle", "KUBELINK-MSS")
+			f.chains[mss] = f.chains[mss][:1]
 		}, oneMesh},
 		{"the device was replaced", func() { f.link, f.addresses, f.routes = link{3, 1500, false}, nil, nil }, oneLink},
 		{"no device", func() { f.link, f.addresses, f.routes = link{}, nil, nil }, oneMesh},
@@ -265,6 +270,9 @@ func TestTransitions(t *testing.T) {
 			f.link, f.addresses = link{}, nil
 			f.routes = slices.DeleteFunc(f.routes, func(r route) bool { return r.Index == 3 })
 		}, State{}},
+		{"a kernel without TCPMSS: the others go on", func() { f.link, f.routes, f.fails = link{3, 1500, true}, nil, "mangle" }, twoMeshes},
+		{"it has it", func() { f.fails = "" }, twoMeshes},
+		{"clear", none, State{}},
 	} {
 		step.before()
 		f.log, f.dumps = nil, 0
@@ -275,6 +283,9 @@ func TestTransitions(t *testing.T) {
 		}
 		if err != nil {
 			fmt.Fprintf(&out, "error:\n    %s\n", strings.ReplaceAll(err.Error(), "\n", "\n    "))
+		}
+		if err := k.Warning(); err != nil {
+			fmt.Fprintf(&out, "warning:\n    %s\n", strings.ReplaceAll(err.Error(), "\n", "\n    "))
 		}
 		if strings.Contains(step.name, "others") || step.state.empty() {
 			fmt.Fprintf(&out, "state:\n    %s\n", strings.ReplaceAll(f.String(), "\n", "\n    "))

@@ -167,8 +167,10 @@ const foreign = `
 	iptables -t nat -A POSTROUTING -s 100.96.0.0/11 -j MASQUERADE
 	iptables -P FORWARD DROP
 	iptables -A FORWARD -s 10.66.0.0/16 -j DROP
+	iptables -t mangle -A FORWARD -s 10.66.0.0/16 -j ACCEPT
 	ip6tables -t nat -A POSTROUTING -s fd00:aa::/64 -j MASQUERADE
-	ip6tables -A FORWARD -s fd00:66::/64 -j DROP`
+	ip6tables -A FORWARD -s fd00:66::/64 -j DROP
+	ip6tables -t mangle -A FORWARD -s fd00:66::/64 -j ACCEPT`
 
 func TestNamespace(t *testing.T) {
 	enter(t)
@@ -190,6 +192,9 @@ func TestNamespace(t *testing.T) {
 		"-A POSTROUTING -o kubelink -m comment --comment kubelink -j KUBELINK-POSTROUTING\n-A POSTROUTING -j KUBE-POSTROUTING\n",
 		"-A KUBELINK-POSTROUTING -s 192.168.0.0/24 -d 100.64.16.0/20 -o kubelink -j ACCEPT\n-A KUBELINK-POSTROUTING -d 100.64.16.0/20 -o kubelink -j SNAT --to-source 192.168.0.11\n",
 		"-A KUBELINK-POSTROUTING -d fd00:5::/48 -o kubelink -j SNAT --to-source fd00:99::1\n",
+		"-A FORWARD -m comment --comment kubelink -j KUBELINK-MSS\n-A FORWARD -s 10.66.0.0/16 -j ACCEPT\n",
+		"-A FORWARD -m comment --comment kubelink -j KUBELINK-MSS\n-A FORWARD -s fd00:66::/64 -j ACCEPT\n",
+		"-A KUBELINK-MSS -i kubelink -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu\n-A KUBELINK-MSS -o kubelink -p tcp",
 	} {
 		if !strings.Contains(after, want) {
 			t.Errorf("misses %q", want)
@@ -426,6 +431,189 @@ func TestSourceNAT(t *testing.T) {
 		if got := received(t, device, netip.MustParseAddr(c.target)); got.String() != c.leaves {
 			t.Errorf("local %s to %s leaves with source %s, want %s", c.source, c.target, got, c.leaves)
 		}
+	}
+}
+
+// Both ends of a connection through the device get an MSS that fits its MTU, though they could use
+// larger packets; those of this node's own do so without a rule. Timestamps are off, for they take
+// their bytes from the segment size.
+func TestMSS(t *testing.T) {
+	enter(t)
+	node, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer node.Close()
+	within := func(ns netns.NsHandle, f func()) {
+		t.Helper()
+		if err := netns.Set(ns); err != nil {
+			t.Fatal(err)
+		}
+		f()
+		if err := netns.Set(node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := func(commands string) {
+		for name, value := range map[string]string{"ipv4/tcp_timestamps": "0", "ipv4/ip_forward": "1",
+			"ipv6/conf/all/forwarding": "1", "ipv6/conf/default/accept_dad": "0"} {
+			if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		run(t, commands)
+	}
+	start("")
+	pod, far := neighbour(t, node, "cali0"), neighbour(t, node, "kubelink")
+	run(t, `ip link set cali0 mtu 9000 up
+		ip addr add 169.254.1.1/32 dev cali0
+		ip addr add fd00:a::1/128 dev cali0 nodad
+		ip route add 100.96.0.5 dev cali0
+		ip route add fd00:a::5 dev cali0`)
+	within(pod, func() {
+		start(`ip link set eth0 mtu 9000 up
+			ip addr add 100.96.0.5/32 dev eth0
+			ip addr add fd00:a::5/128 dev eth0 nodad
+			ip route add default via 169.254.1.1 dev eth0 onlink
+			ip route add fd00:a::1 dev eth0
+			ip route add default via fd00:a::1`)
+		settle(t, netip.MustParseAddr("fd00:a::5"))
+	})
+	settle(t, netip.MustParseAddr("fd00:a::1"))
+	within(far, func() {
+		start(`ip link set eth0 mtu 9000 up
+			ip addr add 100.64.16.7/32 dev eth0
+			ip addr add fd00:5::7/128 dev eth0 nodad
+			ip route add default via 192.168.0.11 dev eth0 onlink
+			ip route add fd00:99::1 dev eth0
+			ip route add default via fd00:99::1`)
+		settle(t, netip.MustParseAddr("fd00:5::7"))
+	})
+	k, _ := open(t, config)
+	set(t, k, twoMeshes)
+
+	check := func(name string, client, server netns.NsHandle, address string, want [2]int) { // of the client's segments and the server's
+		t.Helper()
+		var listener net.Listener
+		var conns [2]net.Conn
+		within(server, func() { listener, err = net.Listen("tcp", net.JoinHostPort(address, "0")) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		within(client, func() { conns[0], err = net.DialTimeout("tcp", listener.Addr().String(), 10*time.Second) })
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		defer conns[0].Close()
+		if conns[1], err = listener.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		defer conns[1].Close()
+		var got [2]int
+		for i := range conns {
+			raw, err := conns[i].(*net.TCPConn).SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e := raw.Control(func(fd uintptr) { got[i], err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) }); e != nil || err != nil {
+				t.Fatal(e, err)
+			}
+		}
+		if got != want {
+			t.Errorf("%s: segments of client and server have up to %d bytes, want %d", name, got, want)
+		}
+	}
+	all := func(name string, v4, v6 [2]int) {
+		t.Helper()
+		check(name+": pod to far", pod, far, "100.64.16.7", v4)
+		check(name+": far to pod", far, pod, "100.96.0.5", v4)
+		check(name+": pod to far, IPv6", pod, far, "fd00:5::7", v6)
+		check(name+": far to pod, IPv6", far, pod, "fd00:a::5", v6)
+		check(name+": node to far", node, far, "100.64.16.7", [2]int{1460, 1460})
+		check(name+": far to node", far, node, "192.168.0.11", [2]int{1460, 1460})
+		check(name+": node to far, IPv6", node, far, "fd00:5::7", [2]int{1440, 1440})
+		check(name+": far to node, IPv6", far, node, "fd00:99::1", [2]int{1440, 1440})
+	}
+	run(t, `iptables -t mangle -F KUBELINK-MSS
+		ip6tables -t mangle -F KUBELINK-MSS`)
+	all("without rules", [2]int{8960, 8960}, [2]int{8940, 8940})
+	set(t, k, twoMeshes)
+	all("with rules", [2]int{1460, 1460}, [2]int{1440, 1440})
+	// Each rule is for what one side says; the other's kernel sends what it hears.
+	for rule, v4 := range map[string][2]int{"1": {8960, 1460}, "2": {1460, 8960}} {
+		run(t, "iptables -t mangle -D KUBELINK-MSS "+rule)
+		check("without rule "+rule+": pod to far", pod, far, "100.64.16.7", v4)
+		set(t, k, twoMeshes)
+	}
+}
+
+// neighbour makes a network namespace whose eth0 is the other end of a new device.
+func neighbour(t *testing.T, node netns.NsHandle, device string) netns.NsHandle {
+	t.Helper()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	if err := netns.Set(node); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: device}, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns)}); err != nil {
+		t.Fatal(err)
+	}
+	return ns
+}
+
+// A kernel without the TCPMSS target gets all else, and the error says what to do. The commands
+// fail as those of iptables do there.
+func TestNoTCPMSS(t *testing.T) {
+	enter(t)
+	tun(t, "kubelink")
+	path, dir := os.Getenv("PATH"), t.TempDir()
+	for _, name := range []string{"iptables-restore", "ip6tables-restore"} {
+		program, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		script := `#!/bin/sh
+input=$(cat)
+case $input in *TCPMSS*) echo "iptables-restore: line 3 failed" >&2; exit 1;; esac
+echo "$input" | exec ` + program + ` "$@"
+`
+		if err := os.WriteFile(dir+"/"+name, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k, w := open(t, config)
+	t.Setenv("PATH", dir+":"+path)
+	for range 2 {
+		w.writes = 0
+		if err := k.Set(oneMesh); err != nil {
+			t.Error(err)
+		}
+		err := k.Warning()
+		if err == nil || !strings.Contains(err.Error(), "line 3 failed; it needs the kernel modules xt_TCPMSS and iptable_mangle (") ||
+			strings.Contains(err.Error(), "\n") {
+			t.Errorf("error %v", err)
+		}
+	}
+	if w.writes != 1 {
+		t.Errorf("%d writes, want the one that fails", w.writes)
+	}
+	if now := state(t); !strings.Contains(now, "100.64.32.0/20 dev kubelink proto 107") || !strings.Contains(now, "-j KUBELINK-FORWARD") || strings.Contains(now, "KUBELINK-MSS") {
+		t.Errorf("without TCPMSS\n%s", now)
+	}
+	if err := k.Clear(); err != nil {
+		t.Error(err)
+	}
+	t.Setenv("PATH", path)
+	set(t, k, oneMesh)
+	if err := k.Warning(); err != nil {
+		t.Errorf("warning with TCPMSS: %v", err)
+	}
+	if now := state(t); !strings.Contains(now, "-A KUBELINK-MSS -o kubelink") {
+		t.Errorf("with TCPMSS\n%s", now)
 	}
 }
 

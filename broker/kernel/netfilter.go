@@ -21,6 +21,7 @@ type chain struct {
 	hook        string // the rule of a builtin chain that jumps here
 	first       bool   // the hook must be the first rule, else it is appended
 	rules       []string
+	remedy      string // for one that a mesh does without where the kernel lacks it
 }
 
 // chains returns what one family should have.
@@ -32,6 +33,14 @@ type chain struct {
 //
 // The hook of KUBELINK-FORWARD comes last, so that network policies decide before us. It is for
 // hosts where the policy of FORWARD is DROP.
+//
+// KUBELINK-MSS lowers the MSS of connections through the device to what fits the smaller of the
+// two paths, the one there and the one back (xt_TCPMSS looks up both), so that pods with a large
+// MTU need no path MTU discovery. Its hook comes first: it lets all packets go on, others may not.
+// FORWARD is enough. A process of this node takes its MSS from the device, whose MTU also bounds
+// what it sends, whatever MSS the other side tells. Each rule is for the MSS of one direction; we
+// do both, as the peer may do none. What passes no FORWARD here (what IPVS sends to an endpoint) does
+// so at the peer.
 func (k *Kernel) chains(s State, f int) []chain {
 	device := k.config.Device
 	nat := chain{table: "nat", name: "KUBELINK-POSTROUTING", first: true,
@@ -39,6 +48,12 @@ func (k *Kernel) chains(s State, f int) []chain {
 	filter := chain{table: "filter", name: "KUBELINK-FORWARD",
 		hook:  "-A FORWARD -m comment --comment kubelink -j KUBELINK-FORWARD",
 		rules: []string{"-A KUBELINK-FORWARD -i " + device + " -j ACCEPT", "-A KUBELINK-FORWARD -o " + device + " -j ACCEPT"}}
+	const clamp = " -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu"
+	mss := chain{table: "mangle", name: "KUBELINK-MSS", first: true,
+		hook:  "-A FORWARD -m comment --comment kubelink -j KUBELINK-MSS",
+		rules: []string{"-A KUBELINK-MSS -i " + device + clamp, "-A KUBELINK-MSS -o " + device + clamp},
+		remedy: "it needs the kernel modules xt_TCPMSS and " + map[int]string{unix.AF_INET: "iptable_mangle", unix.AF_INET6: "ip6table_mangle"}[f] +
+			" (with nf_tables, nft_compat): load them on the node, or give its pods no larger MTU than " + device + " has"}
 
 	ranges := map[netip.Addr]netip.Prefix{} // of the mesh, by our address in it
 	for _, a := range s.Addresses {
@@ -66,7 +81,7 @@ func (k *Kernel) chains(s State, f int) []chain {
 			fmt.Sprintf("-A %s%s%s -o %s -j ACCEPT", nat.name, from, to, device),
 			fmt.Sprintf("-A %s%s -o %s -j SNAT --to-source %s", nat.name, to, device, r.Source))
 	}
-	return []chain{nat, filter}
+	return []chain{nat, filter, mss}
 }
 
 func match(option string, p netip.Prefix) string {
@@ -109,6 +124,8 @@ func (c chain) commands(want bool, builtin, now []string) (commands []string) {
 // what a killed broker left. It returns the families whose source NAT is not as it should be.
 func (k *Kernel) setChains(s State) (noNAT map[int]bool, errs []error) {
 	noNAT = map[int]bool{}
+	var warnings []error
+	defer func() { k.warning = errors.Join(warnings...) }()
 	for _, f := range families {
 		want := slices.ContainsFunc(s.Addresses, func(a netip.Prefix) bool { return family(a.Addr()) == f }) ||
 			slices.ContainsFunc(s.Routes, func(r mesh.Route) bool { return family(r.Source) == f })
@@ -120,7 +137,12 @@ func (k *Kernel) setChains(s State) (noNAT map[int]bool, errs []error) {
 			if err := k.setChain(c, f, want); err != nil {
 				k.clean[f] = false
 				noNAT[f] = noNAT[f] || c.table == "nat"
-				errs = append(errs, fmt.Errorf("chain %s of IPv%d: %w", c.name, version(f), err))
+				err = fmt.Errorf("chain %s of IPv%d: %w", c.name, version(f), err)
+				if c.remedy != "" && want && !errors.Is(err, exec.ErrNotFound) {
+					warnings = append(warnings, fmt.Errorf("%w; %s", err, c.remedy))
+					continue
+				}
+				errs = append(errs, err)
 			}
 		}
 	}
