@@ -52,6 +52,7 @@ type Broker struct {
 	reconciling sync.Mutex
 	creds       credentials
 	inKernel    inKernel
+	warned      error // what the kernel warned of
 	unknowns    unknownPeers
 }
 
@@ -196,6 +197,8 @@ func (c *Config) bridgeConfig(b *Broker, port uint16) bridge.Config {
 		Interface:      c.Interface,
 		ListenPort:     port,
 		AdvertisedPort: c.AdvertisedPort,
+		PlainTUN:       c.PlainTUN,
+		Streams:        c.Streams,
 		AutoConnect:    c.AutoConnect,
 		Log:            b.log,
 		Changed:        b.wake,
@@ -284,6 +287,11 @@ func (b *Broker) setKernel(s *mesh.State) error {
 	*last = inKernel{}
 	if err := b.kernel.Set(want.state); err != nil {
 		return err
+	}
+	if err := b.kernel.Warning(); fmt.Sprint(err) != fmt.Sprint(b.warned) {
+		if b.warned = err; err != nil {
+			b.log.Warn("TCP connections of pods with a large MTU rely on path MTU discovery", "error", err)
+		}
 	}
 	*last = want
 	return nil

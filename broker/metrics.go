@@ -3,6 +3,7 @@ package broker
 // The metrics of links and dataplane, gathered when they are asked for.
 
 import (
+	"strconv"
 	"sync/atomic"
 
 	"github.com/coredns/coredns/plugin"
@@ -24,7 +25,8 @@ var (
 	linksDesc    = desc("links", "Number of links by state of their connection.", "state")
 	upDesc       = desc("link_up", "Whether the link is connected (1) or not (0).", "link")
 	rttDesc      = desc("link_rtt_seconds", "Smoothed round-trip time of the link's keepalive, in seconds.", "link")
-	sessionsDesc = desc("link_sessions", "Number of connections of the link.", "link")
+	sessionsDesc = desc("link_sessions", "Number of connections of the link by the end that dialled (local, remote).", "link", "dialled_by")
+	tunDesc      = desc("tun_info", "Always 1: queues of the TUN, and what the kernel leaves to it (offloads).", "interface", "queues", "offloads")
 	bytesDesc    = desc("link_bytes_total", "Bytes of IP packets by direction (rx: from the peer, dropped ones included; tx: to the peer).", "link", "direction")
 	packetsDesc  = desc("link_packets_total", "IP packets by direction (rx: from the peer, dropped ones included; tx: to the peer).", "link", "direction")
 	dropsDesc    = desc("dropped_packets_total", "IP packets dropped by reason; link is empty where none is known.", "link", "reason")
@@ -36,7 +38,7 @@ var (
 type collector struct{}
 
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{linksDesc, upDesc, rttDesc, sessionsDesc, bytesDesc, packetsDesc, dropsDesc, refusedDesc, apiDesc, appliedDesc} {
+	for _, d := range []*prometheus.Desc{linksDesc, upDesc, rttDesc, sessionsDesc, tunDesc, bytesDesc, packetsDesc, dropsDesc, refusedDesc, apiDesc, appliedDesc} {
 		ch <- d
 	}
 }
@@ -70,7 +72,8 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range br.Statuses() {
 		states[s.State]++
 		gauge(upDesc, truth(s.State == bridge.Up), s.Link)
-		gauge(sessionsDesc, float64(s.Sessions), s.Link)
+		gauge(sessionsDesc, float64(s.Dialled), s.Link, "local")
+		gauge(sessionsDesc, float64(s.Accepted), s.Link, "remote")
 		if s.RTT > 0 {
 			gauge(rttDesc, s.RTT.Seconds(), s.Link)
 		}
@@ -78,6 +81,8 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	for s, n := range states {
 		gauge(linksDesc, float64(n), string(s))
 	}
+	tun := br.TUN()
+	gauge(tunDesc, 1, tun.Interface, strconv.Itoa(tun.Queues), tun.Offloads.String())
 	stats := br.Stats()
 	for i, n := range stats.Refused {
 		count(refusedDesc, n, bridge.Refusal(i).String())

@@ -1,11 +1,12 @@
 // Package bridge is the dataplane of bridge mode: a TUN whose packets travel to other clusters in
 // TLS streams over TCP.
 //
-// The way of a packet out: tun.go (TUN to peer), buffer.go (queue of the peer), session.go (queue to
-// connection); and in: session.go (connection to TUN). Connections come from peer.go (dialled) and
+// The way of a packet out: outbound.go (TUN to session), queue.go (what waits there), session.go (to the
+// connection), gather.go (to the socket); and in: session.go (connection to TUN). Packets are as large as
+// the kernel makes them, up to 64 KiB: offload.go. Connections come from peer.go (dialled) and
 // listen.go (accepted), are authenticated by auth.go and identified by the hello of hello.go.
 //
-// On the way of a packet there is no lock of ours, no allocation and no log: decisions are read from
+// On the way of a packet nothing waits for a lock, there is no allocation and no log: decisions are read from
 // immutable tables (table.go) behind atomic pointers, and what is dropped is counted (stats.go).
 package bridge
 
@@ -19,6 +20,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +33,8 @@ import (
 type Config struct {
 	Interface string // name of the TUN
 	MTU       int    // of the TUN, in bytes; 0: DefaultMTU
+	PlainTUN  bool   // the TUN carries single packets with checksums, as if the kernel knew of no offloads
+	Streams   int    // most sessions per link, 1 to MaxStreams; 0: DefaultStreams()
 
 	ListenPort uint16 // TCP, on all addresses; 0: any free port
 
@@ -64,6 +68,7 @@ type timing struct {
 	backoff                  time.Duration // first pause between dials, doubled each time
 	backoffUsed, backoffIdle time.Duration // its limit when the link was used recently, and else
 	recently, stable         time.Duration // a session that lived for longer than stable is dialled again at once
+	follow                   time.Duration // the end that does not lead dials missing streams after that
 	dialer                   func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -73,12 +78,19 @@ var defaultTiming = timing{
 	ping: time.Second, silence: 5 * time.Second,
 	stale:   time.Second,
 	backoff: 100 * time.Millisecond, backoffUsed: time.Second, backoffIdle: 5 * time.Second,
-	recently: 5 * time.Minute, stable: 3 * time.Second,
+	recently: 5 * time.Minute, stable: 3 * time.Second, follow: 2 * time.Second,
 	// It looks the name up each time, and tries IPv6 and IPv4 (RFC 8305).
 	dialer: (&net.Dialer{}).DialContext,
 }
 
-// ICMP messages of a TUN reader.
+// MaxStreams bounds Config.Streams.
+const MaxStreams = 16
+
+// DefaultStreams is one for each processor, up to eight. There are two at least: a lost one costs no more
+// than its part of the traffic.
+func DefaultStreams() int { return max(2, min(8, runtime.GOMAXPROCS(0))) }
+
+// ICMP messages of a TUN reader or a session.
 const (
 	icmpInterval = 10 * time.Millisecond
 	icmpBurst    = 50
@@ -86,16 +98,21 @@ const (
 
 // Bridge carries packets between its TUN and its peers.
 type Bridge struct {
-	name     string
-	open     func() (device, error)
-	device   atomic.Pointer[device]
-	log      *slog.Logger
-	timing   *timing
-	start    time.Time
-	instance uint64
-	ctx      context.Context
-	cancel   context.CancelFunc
-	wg       sync.WaitGroup // all goroutines
+	name   string
+	open   func() (device, error)
+	device atomic.Pointer[device]
+
+	offloads atomic.Uint32 // of the device, or the last one that was there
+	reopen   atomic.Bool   // the device is to be opened again
+
+	queueBytes atomic.Int64 // most bytes that a session's queue holds
+	log        *slog.Logger
+	timing     *timing
+	start      time.Time
+	instance   uint64
+	ctx        context.Context
+	cancel     context.CancelFunc
+	wg         sync.WaitGroup // all goroutines
 
 	config      atomic.Pointer[Config]
 	credentials atomic.Pointer[Credentials] // nil: not told yet
@@ -121,14 +138,14 @@ var (
 	errClosed    = errors.New("bridge is closed")
 	errPlain     = errors.New("it was without certificate, which is not allowed any more")
 	errSuspended = errors.New("waiting for the certificate")
+	errStreams   = errors.New("fewer streams are configured")
+	errOffloads  = errors.New("the TUN's offloads changed")
 )
 
 // Open opens the TUN, or takes over the one that an earlier process left. Nothing is
 // listened for or dialled before SetCredentials and Set.
 func Open(config Config) (*Bridge, error) {
-	if config.MTU == 0 {
-		config.MTU = DefaultMTU
-	}
+	config.complete()
 	if config.Log == nil {
 		config.Log = slog.Default()
 	}
@@ -143,21 +160,36 @@ func Open(config Config) (*Bridge, error) {
 	rand.Read(random[:])
 	b.instance = binary.BigEndian.Uint64(random[:]) | 1 // 0 is "not known"
 	b.config.Store(&config)
+	b.queueBytes.Store(sessionBytes)
 	b.table.Store(&table{})
 	if _, err := b.announcement().append(nil); err != nil {
 		return nil, err
 	}
 	if b.open == nil {
-		b.open = func() (device, error) { return openTUN(b.name, b.config.Load().MTU) }
+		b.open = func() (device, error) {
+			c := b.config.Load()
+			return openTUN(b.name, c.MTU, c.PlainTUN)
+		}
 	}
 	dev, err := b.open()
 	if err != nil {
 		return nil, err
 	}
-	b.device.Store(&dev)
+	b.setDevice(dev)
+	b.log.Info("TUN is open", "interface", b.name, "queues", len(dev.Queues()), "offloads", dev.Offloads())
 	b.ctx, b.cancel = context.WithCancel(context.Background())
-	b.wg.Go(b.readTUN)
+	b.wg.Go(b.serveTUN)
 	return b, nil
+}
+
+// complete fills in defaults.
+func (c *Config) complete() {
+	if c.MTU == 0 {
+		c.MTU = DefaultMTU
+	}
+	if c.Streams == 0 {
+		c.Streams = DefaultStreams()
+	}
 }
 
 // now is the bridge's time: monotonic, since Open.
@@ -174,8 +206,21 @@ func (b *Bridge) announcement() *hello {
 	c := b.config.Load()
 	return &hello{
 		Announcement: Announcement{AdvertisedPort: c.AdvertisedPort, DNS: c.DNS, API: c.API},
-		capable:      true, flags: ourFlags, instance: b.instance,
+		capable:      true, flags: b.flags(), instance: b.instance, streams: c.Streams,
 	}
+}
+
+// flags are the features of this end.
+func (b *Bridge) flags() uint32 {
+	flags := flagKeepalive | flagUpdates | flagStreams
+	offloads := Offloads(b.offloads.Load())
+	if offloads&OffloadTSO != 0 {
+		flags |= flagOffload
+	}
+	if offloads&OffloadUSO != 0 {
+		flags |= flagUSO
+	}
+	return flags
 }
 
 // SetConfig changes the configuration. Sessions go on: a changed announcement is told to connected
@@ -190,9 +235,7 @@ func (b *Bridge) SetConfig(config Config) error {
 	if config.Interface != old.Interface {
 		return fmt.Errorf("interface %s cannot become %s while the bridge is open", old.Interface, config.Interface)
 	}
-	if config.MTU == 0 {
-		config.MTU = DefaultMTU
-	}
+	config.complete()
 	config.Log, config.Changed, config.OnUnknown = old.Log, old.Changed, old.OnUnknown
 	before := b.announcement()
 	b.config.Store(&config)
@@ -206,8 +249,15 @@ func (b *Bridge) SetConfig(config Config) error {
 			p.announce()
 		}
 	}
+	for _, p := range b.peers {
+		p.drop(errStreams, func(s *session) bool { return s.stream >= config.Streams })
+		p.wake()
+	}
 	var err error
-	if dev, ok := (*b.device.Load()).(kernelTUN); ok && config.MTU != old.MTU {
+	if dev, ok := (*b.device.Load()).(*kernelTUN); ok && config.PlainTUN != old.PlainTUN {
+		b.reopen.Store(true)
+		dev.Close(true)
+	} else if ok && config.MTU != old.MTU {
 		err = dev.setMTU(config.MTU)
 	}
 	if b.listener != nil {
@@ -284,6 +334,8 @@ func (b *Bridge) Set(peers []mesh.Peer, local ...netip.Prefix) error {
 	old := b.peers
 	b.peers = next
 	b.table.Store(t)
+	streams := int64(max(1, len(next)*b.config.Load().Streams))
+	b.queueBytes.Store(max(leastBytes, min(sessionBytes, bridgeBytes/streams)))
 	for link, p := range old {
 		if next[link] != p {
 			p.close()

@@ -33,7 +33,7 @@ func TestTwoBridges(t *testing.T) {
 	}
 	a.await("round-trip time", func() bool { return a.status("b").RTT > 0 })
 	s := a.status("b")
-	if s.Sessions < 1 || s.Remote == "" || s.Reason != "" || s.Announced.Address.String() != "192.168.0.12/24" || s.Announced.AdvertisedPort != 80 {
+	if s.Dialled+s.Accepted < 1 || s.Remote == "" || s.Reason != "" || s.Announced.Address.String() != "192.168.0.12/24" || s.Announced.AdvertisedPort != 80 {
 		t.Errorf("status %+v", s)
 	}
 	a.await("counters", func() bool {
@@ -57,8 +57,8 @@ func TestBothDial(t *testing.T) {
 		a.pass(b, "192.168.0.11", "192.168.0.12", id)
 		b.pass(a, "192.168.0.12", "192.168.0.11", id)
 	}
-	if s := a.status("b"); s.Sessions > 2 {
-		t.Errorf("%d sessions", s.Sessions)
+	if s := a.status("b"); s.Dialled > 2 || s.Accepted > 2 {
+		t.Errorf("%d sessions dialled, %d accepted", s.Dialled, s.Accepted)
 	}
 }
 
@@ -158,12 +158,12 @@ func TestPacketsWaitForConnection(t *testing.T) {
 	i.name("a.example", "127.0.0.1:1")
 	b.awaitReason("a", "connection refused")
 	a.set(link("b", 1, 2, "b.example"))
-	for id := range uint64(pendingMax + 10) {
+	for id := range uint64(parkedMost + 10) {
 		a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, id)
 	}
 	a.await("drops", func() bool { return a.Stats().Links["b"].Drops[DropNotConnected] == 10 })
 	close(gate)
-	for id := uint64(10); id < pendingMax+10; id++ {
+	for id := uint64(10); id < parkedMost+10; id++ {
 		if got := mark(b.receive()); got != id {
 			t.Fatalf("received %d instead of %d", got, id)
 		}
@@ -173,9 +173,9 @@ func TestPacketsWaitForConnection(t *testing.T) {
 func TestStalePackets(t *testing.T) {
 	_, a, b := pair(t)
 	p := a.table.Load().peers[0]
-	old := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 60, 1))
+	old := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 60, 1), vnetHeader{})
 	old.queued = p.b.now() - 2*time.Second
-	p.queue.push(old, queuePackets)
+	p.resend(old)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 2)
 	if n := a.Stats().Links["b"].Drops[DropStale]; n != 1 {
 		t.Errorf("%d stale packets", n)
@@ -471,7 +471,7 @@ func TestNewInstance(t *testing.T) {
 	b.set(link("a", 2, 1, "a.example"))
 	b.awaitState("a", Up)
 	a.awaitPeer(b)
-	a.await("end of the old session", func() bool { return a.status("b").Sessions == 1 })
+	a.await("end of the old session", func() bool { return a.status("b").Dialled+a.status("b").Accepted == 1 })
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 }
 
@@ -652,7 +652,7 @@ func TestCertificateAfterPlain(t *testing.T) {
 	p := a.table.Load().peers[0]
 	for _, accepted := range []bool{false, true} {
 		h := &hello{}
-		if p.attach(newSession(p, null{}, null{}, accepted, h), h) {
+		if p.attach(newSession(p, null{}, newGather(null{}, time.Second), accepted, 0, h), h) {
 			t.Error("connection without certificate")
 		}
 	}
@@ -671,15 +671,15 @@ func TestSuspend(t *testing.T) {
 	i.mu.Lock()
 	dials := i.dials["b.example"]
 	i.mu.Unlock()
-	if err := p.dial(); err != nil { // one that was being made
+	if err := p.dial(0); err != nil { // one that was being made
 		t.Error(err)
 	}
 	h := &hello{}
-	if p.attach(newSession(p, null{}, null{}, false, h), h) {
+	if p.attach(newSession(p, null{}, newGather(null{}, time.Second), false, 0, h), h) {
 		t.Error("connected while suspended")
 	}
 	p.retry()
-	a.await("end of sessions", func() bool { return a.status("b").Sessions == 0 })
+	a.await("end of sessions", func() bool { return a.status("b").Dialled+a.status("b").Accepted == 0 })
 	i.mu.Lock()
 	if n := i.dials["b.example"]; n > dials+1 {
 		t.Errorf("%d dials while suspended", n-dials-1)

@@ -1,111 +1,80 @@
 package bridge
 
-// Packet buffers and the queue of a peer.
+// Packet buffers.
 //
-// Ownership: a buffer has one owner. newBuffer gives it to the caller, push gives it to the queue,
-// pop to the writer; who drops a packet frees its buffer. Nobody keeps a slice of it after that.
+// Ownership: a buffer has one owner. newBuffer gives it to the caller, session.post and peer.park take
+// it; who drops a packet frees its buffer. Nobody keeps a slice of it after that.
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
-const (
-	// headroom is kept free before a packet: for the frame header, and for a virtio_net_hdr
-	// (10 bytes) between the two.
-	headroom    = 16
-	smallPacket = 2048 - headroom // packets of up to this size get a small buffer
+// headroom is kept free before a packet, for what is sent before it: a frame with its virtio_net_hdr
+// and the header of its own frame, see wire.go. The TUN reads and writes the virtio_net_hdr right before the packet.
+const headroom = frameHeader + vnetSize + frameHeader
 
-	queuePackets = 512     // most packets in a queue,
-	queueBytes   = 1 << 20 // most bytes,
-	pendingMax   = 32      // and most packets while there is no session
+// Size classes of buffers, headroom included. What a buffer holds of the limits of a queue is its size:
+// a short packet in a large one would be cheap in the accounts only.
+const (
+	smallBuffer  = 2 << 10
+	mediumBuffer = 16 << 10
+	largeBuffer  = headroom + maxPayload
 )
 
-// buffer is one packet with room for its frame header.
+// buffer is one packet.
 type buffer struct {
 	data   []byte        // headroom, then the packet
 	size   int           // of the packet
+	vnet   vnetHeader    // what is left to be done on it; zero: nothing
+	hash   uint32        // of its flow
 	queued time.Duration // when it was queued, in the bridge's time
+	next   *buffer       // in a list of the owner
 }
 
-var (
-	smallBuffers = sync.Pool{New: func() any { return &buffer{data: make([]byte, headroom+smallPacket)} }}
-	largeBuffers = sync.Pool{New: func() any { return &buffer{data: make([]byte, headroom+maxPayload)} }}
-)
+var pools = [...]sync.Pool{
+	{New: func() any { return &buffer{data: make([]byte, smallBuffer)} }},
+	{New: func() any { return &buffer{data: make([]byte, mediumBuffer)} }},
+	{New: func() any { return &buffer{data: make([]byte, largeBuffer)} }},
+}
+
+func class(size int) int {
+	switch {
+	case size <= smallBuffer:
+		return 0
+	case size <= mediumBuffer:
+		return 1
+	}
+	return 2
+}
 
 // newBuffer returns a buffer for a packet of size bytes.
 func newBuffer(size int) *buffer {
-	pool := &largeBuffers
-	if size <= smallPacket {
-		pool = &smallBuffers
-	}
-	buf := pool.Get().(*buffer)
-	buf.size = size
+	buf := pools[class(headroom+size)].Get().(*buffer)
+	buf.size, buf.vnet = size, vnetHeader{}
 	return buf
 }
 
 // copyBuffer returns a buffer with a copy of packet.
-func copyBuffer(packet []byte) *buffer {
+func copyBuffer(packet []byte, vnet vnetHeader) *buffer {
 	buf := newBuffer(len(packet))
 	copy(buf.packet(), packet)
+	buf.vnet = vnet
 	return buf
 }
 
-func (buf *buffer) free() {
-	if len(buf.data) == headroom+smallPacket {
-		smallBuffers.Put(buf)
-	} else {
-		largeBuffers.Put(buf)
-	}
-}
+func (buf *buffer) free() { pools[class(len(buf.data))].Put(buf) }
 
 func (buf *buffer) packet() []byte { return buf.data[headroom : headroom+buf.size] }
 
-// frame is the packet as a frame.
+// frame is the packet as a frame, after that of its virtio_net_hdr if there is one.
 func (buf *buffer) frame() []byte {
-	f := buf.data[headroom-frameHeader : headroom+buf.size]
-	putHeader(f, buf.size, framePacket)
-	return f
-}
-
-// queue holds the packets for one peer, bounded in number and bytes. Any number of goroutines
-// push, one pops.
-type queue struct {
-	packets chan *buffer
-	bytes   atomic.Int64
-}
-
-// push adds buf. To make room it drops the oldest packets, and returns how many: it never blocks.
-func (q *queue) push(buf *buffer, most int) (dropped int) {
-	q.bytes.Add(int64(buf.size))
-	for {
-		if len(q.packets) < most && (q.bytes.Load() <= queueBytes || len(q.packets) == 0) {
-			select {
-			case q.packets <- buf:
-				return dropped
-			default: // another one was faster
-			}
-		}
-		if old := q.pop(); old != nil {
-			old.free()
-			dropped++
-		}
+	start := headroom - frameHeader
+	putHeader(buf.data[start:], buf.size, framePacket)
+	if buf.vnet != (vnetHeader{}) {
+		start = 0
+		putHeader(buf.data, vnetSize, frameOffload)
+		buf.vnet.put(buf.data[frameHeader:])
 	}
-}
-
-// pop returns the oldest packet, nil when there is none.
-func (q *queue) pop() *buffer {
-	select {
-	case buf := <-q.packets:
-		return q.popped(buf)
-	default:
-		return nil
-	}
-}
-
-// popped accounts for a buffer that was received from the channel.
-func (q *queue) popped(buf *buffer) *buffer {
-	q.bytes.Add(-int64(buf.size))
-	return buf
+	return buf.data[start : headroom+buf.size]
 }

@@ -13,10 +13,13 @@ package bridge
 //
 //	  1  API access: token NUL PEM certificates
 //	  2  DNS: cluster domain NUL IP, 4 or 16 bytes
-//	128  capabilities: flags uint32 BE, instance uint64 BE; later fields are appended
+//	128  capabilities: flags uint32 BE, instance uint64 BE, streams uint8, stream uint8; later
+//	     fields are appended, and one that is missing is zero
 //
 // The instance is a random number of the process: sessions of another instance of the same peer
-// are dead, however alive they look. Former peers ignore extension 128, and lack it.
+// are dead, however alive they look. Streams is how many sessions the sender wants at most, the
+// smaller number of both ends counts; stream is which of them the dialler makes this one, from 0 on.
+// Former peers ignore extension 128, and lack it.
 
 import (
 	"encoding/binary"
@@ -41,6 +44,8 @@ type hello struct {
 	capable  bool // has extension 128
 	flags    uint32
 	instance uint64
+	streams  int
+	stream   int
 }
 
 // Announcement is what a cluster announces of itself.
@@ -82,7 +87,8 @@ func (h *hello) append(b []byte) ([]byte, error) {
 	}
 	if h.capable {
 		caps := binary.BigEndian.AppendUint32(nil, h.flags)
-		b = appendExtension(b, extensionCapabilities, binary.BigEndian.AppendUint64(caps, h.instance))
+		caps = binary.BigEndian.AppendUint64(caps, h.instance)
+		b = appendExtension(b, extensionCapabilities, append(caps, byte(h.streams), byte(h.stream)))
 	}
 	n := len(b) - start
 	if n > maxFormerPayload {
@@ -163,6 +169,9 @@ func parseHello(b []byte) (*hello, error) {
 				h.capable = true
 				h.flags = binary.BigEndian.Uint32(data)
 				h.instance = binary.BigEndian.Uint64(data[4:])
+			}
+			if len(data) >= 14 {
+				h.streams, h.stream = int(data[12]), int(data[13])
 			}
 		}
 	}

@@ -68,6 +68,18 @@ func (t *memTUN) Read(b []byte) (int, error) {
 	}
 }
 
+func (t *memTUN) TryRead(b []byte) (int, error) {
+	select {
+	case p := <-t.in:
+		return copy(b, p), nil
+	default:
+		return 0, nil
+	}
+}
+
+func (t *memTUN) Queues() []tunQueue { return []tunQueue{t} }
+func (t *memTUN) Offloads() Offloads { return 0 }
+
 func (t *memTUN) Write(b []byte) (int, error) {
 	select {
 	case t.out <- bytes.Clone(b):
@@ -250,7 +262,7 @@ func testTiming(i *internet) *timing {
 		dial: 2 * time.Second, handshake: 5 * time.Second, tls: 5 * time.Second, write: 300 * time.Millisecond,
 		ping: 20 * time.Millisecond, silence: 200 * time.Millisecond, stale: time.Second,
 		backoff: 2 * time.Millisecond, backoffUsed: 20 * time.Millisecond, backoffIdle: 50 * time.Millisecond,
-		recently: time.Minute, stable: 20 * time.Millisecond, dialer: i.dial,
+		recently: time.Minute, stable: 20 * time.Millisecond, follow: 10 * time.Millisecond, dialer: i.dial,
 	}
 }
 
@@ -343,8 +355,8 @@ func (n *node) awaitReason(link, reason string) {
 func (n *node) awaitPeer(m *node) {
 	n.t.Helper()
 	n.await("session with the new process", func() bool {
-		s := n.table.Load().peers[0].sends.Load()
-		return s != nil && s.instance == m.instance
+		t := n.table.Load().peers[0].streams.Load()
+		return t != nil && t[0].at().instance == m.instance
 	})
 }
 

@@ -150,8 +150,9 @@ func (b *Bridge) meet(n *stranger) {
 		}
 		return
 	}
-	if p != nil {
-		p.serve(s, theirs)
+	if p != nil && p.attach(s, theirs) {
+		s.run()
+		p.detach(s)
 	}
 }
 
@@ -159,8 +160,9 @@ func (b *Bridge) meet(n *stranger) {
 // by its certificate: a dialler does so at once, and learns from our hello that it is welcome.
 // With an error, the peer is the one that was refused, if it is known.
 func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
-	raw, remote, start := n.conn, n.remote, time.Now()
-	tune(raw)
+	remote, start := n.remote, time.Now()
+	tune(n.conn)
+	raw := newGather(n.conn, b.timing.write)
 	raw.SetDeadline(start.Add(b.timing.tls))
 	c := b.credentials.Load()
 	if c == nil { // not told yet: neither refuse nor trust
@@ -195,8 +197,10 @@ func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
 		return nil, nil, nil, refuse(RefusedUnknown, "%s announces cluster address %s: no link for it", remote, theirs.Address)
 	case err != nil:
 		return p, nil, nil, err
+	case theirs.stream > 0 && theirs.stream >= b.config.Load().Streams:
+		return p, nil, nil, refuse(RefusedLimit, "%s dials stream %d, of %d", remote, theirs.stream, b.config.Load().Streams)
 	}
-	ours, err := p.hello()
+	ours, err := p.hello(theirs.stream)
 	if err == nil {
 		_, err = conn.Write(ours)
 	}
@@ -206,7 +210,7 @@ func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
 	if err != nil {
 		return p, nil, nil, refuse(RefusedHello, "peer does not accept our hello: %s", short(err))
 	}
-	return p, newSession(p, conn, raw, true, theirs), theirs, nil
+	return p, newSession(p, conn, raw, true, theirs.stream, theirs), theirs, nil
 }
 
 // refuse counts a refused connection, and tells of it now and then.

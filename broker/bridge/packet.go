@@ -4,6 +4,7 @@ package bridge
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"net/netip"
 )
 
@@ -58,13 +59,69 @@ func fold(sum uint32) uint16 {
 	return uint16(sum)
 }
 
-// sum16 adds b to a one's complement sum.
+// sum16 adds b to a one's complement sum. It adds 64 bits at a time, in the order of the machine, and
+// swaps the bytes of the result: RFC 1071, 2(B) and 2(C).
 func sum16(b []byte, sum uint32) uint32 {
-	for ; len(b) >= 2; b = b[2:] {
-		sum += uint32(binary.BigEndian.Uint16(b))
+	var s, c uint64
+	for ; len(b) >= 64; b = b[64:] {
+		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b), c)
+		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[8:]), c)
+		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[16:]), c)
+		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[24:]), c)
+		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[32:]), c)
+		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[40:]), c)
+		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[48:]), c)
+		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[56:]), c)
 	}
-	if len(b) == 1 {
-		sum += uint32(b[0]) << 8
+	for ; len(b) >= 8; b = b[8:] {
+		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b), c)
 	}
-	return sum
+	var rest uint64 // the last bytes, with zeros behind them
+	for i, v := range b {
+		rest |= uint64(v) << (8 * i)
+	}
+	s, c = bits.Add64(s, rest, c)
+	s, c = bits.Add64(s, 0, c)
+	s += c
+	s = s>>32 + s&0xffffffff
+	s = s>>32 + s&0xffffffff
+	return sum + uint32(bits.ReverseBytes16(fold(uint32(s))))
+}
+
+// flowHash is the same for all packets of a flow, in both directions: those of a TCP or UDP connection, and
+// else those between two addresses. addresses found packet sound. Fragments of a flow are a flow of
+// their own: only the first one has ports.
+func flowHash(packet []byte) uint32 {
+	var (
+		hash     uint64
+		protocol byte
+		ports    []byte
+	)
+	if packet[0]>>4 == 4 {
+		hash = uint64(binary.BigEndian.Uint32(packet[12:])) + uint64(binary.BigEndian.Uint32(packet[16:]))
+		protocol = packet[9]
+		if binary.BigEndian.Uint16(packet[6:])&0x3fff == 0 {
+			ports = packet[int(packet[0]&0x0f)*4:]
+		}
+	} else {
+		hash = binary.BigEndian.Uint64(packet[8:]) + binary.BigEndian.Uint64(packet[24:])
+		hash = mix(hash) + binary.BigEndian.Uint64(packet[16:]) + binary.BigEndian.Uint64(packet[32:])
+		protocol = packet[6]
+		ports = packet[40:]
+	}
+	hash = mix(hash) + uint64(protocol)
+	if (protocol == 6 || protocol == 17) && len(ports) >= 4 {
+		a, b := uint64(binary.BigEndian.Uint16(ports)), uint64(binary.BigEndian.Uint16(ports[2:]))
+		hash += (a+b)<<24 + (a^b)<<8
+	}
+	return uint32(mix(hash) >> 32)
+}
+
+// mix spreads every bit of x over all (the finalizer of MurmurHash3).
+func mix(x uint64) uint64 {
+	x ^= x >> 33
+	x *= 0xff51afd7ed558ccd
+	x ^= x >> 33
+	x *= 0xc4ceb9fe1a85ec53
+	return x ^ x>>33
 }

@@ -123,31 +123,83 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-func TestQueueDropsOldest(t *testing.T) {
-	q := queue{packets: make(chan *buffer, queuePackets)}
-	dropped := 0
-	for i := range byte(10) {
-		dropped += q.push(copyBuffer([]byte{i}), 4)
+func TestTooBig(t *testing.T) {
+	buf := make([]byte, 1280)
+	change := func(b []byte, at int, to byte) []byte { b = bytes.Clone(b); b[at] = to; return b }
+	fragment := func(b []byte, next byte, offset uint16) []byte {
+		b = change(change(b, 6, 44), 40, next)
+		binary.BigEndian.PutUint16(b[42:], offset|1) // more follow
+		return b
 	}
-	for i := byte(6); i < 10; i++ {
-		if buf := q.pop(); buf == nil || buf.packet()[0] != i {
-			t.Fatalf("%d is not next: %v", i, buf)
+	small, large := packet("192.168.0.11", "192.168.0.12", 64, 100, 0), packet("192.168.0.11", "192.168.0.12", 64, 1500, 0)
+	v4, dst4 := change(large, 6, 0x40), packet("192.168.0.11", "224.0.0.1", 64, 1500, 0)
+	options := change(v4, 0, 0x46)
+	v6 := packet("fd00::1", "fd00::2", 64, 1500, 0)
+	short := packet("fd00::1", "fd00::2", 64, 80, 0)[:44]
+	short[5] = 4
+	icmp, icmp6 := change(v4, 9, 1), change(v6, 6, 58)
+	for _, test := range []struct {
+		name   string
+		packet []byte
+		mtu    int
+		header string // of the ICMP message without the checksum; empty: no message
+		size   int
+	}{
+		{"IPv4", v4, 1400, "\x03\x04\x00\x00\x05\x78", 576},
+		{"IPv4 with options", options, 1400, "\x03\x04\x00\x00\x05\x78", 576},
+		{"IPv4, all of it quoted", change(small, 6, 0x40), 68, "\x03\x04\x00\x00\x00\x44", 128},
+		{"IPv4, an MTU over 16 bits", v4, 70000, "\x03\x04\x00\x00\xff\xff", 576},
+		{"IPv4 without DF", large, 1400, "", 0},
+		{"IPv4 first fragment", change(v4, 6, 0x60), 1400, "\x03\x04\x00\x00\x05\x78", 576},
+		{"IPv4 later fragment", change(v4, 7, 1), 1400, "", 0},
+		{"IPv4 ping", change(icmp, 20, 8), 1400, "\x03\x04\x00\x00\x05\x78", 576},
+		{"IPv4 ICMP error", change(icmp, 20, 3), 1400, "", 0},
+		{"IPv4 multicast", change(dst4, 6, 0x40), 1400, "", 0},
+		{"IPv6", v6, 1400, "\x02\x00\x00\x00\x05\x78", 1280},
+		{"IPv6, an MTU below the least", v6, 576, "\x02\x00\x00\x00\x05\x00", 1280},
+		{"IPv6, an MTU over 16 bits", v6, 70000, "\x02\x00\x00\x01\x11\x70", 1280},
+		{"IPv6 ping", change(icmp6, 40, 128), 1400, "\x02\x00\x00\x00\x05\x78", 1280},
+		{"IPv6 first fragment", fragment(v6, 17, 0), 1400, "\x02\x00\x00\x00\x05\x78", 1280},
+		{"IPv6 later fragment", fragment(v6, 17, 1448), 1400, "", 0},
+		{"IPv6 fragment of an ICMP error", change(fragment(v6, 58, 0), 48, 1), 1400, "", 0},
+		{"IPv6 fragment of a ping", change(fragment(v6, 58, 0), 48, 128), 1400, "\x02\x00\x00\x00\x05\x78", 1280},
+		{"IPv6 fragment without its header", change(short, 6, 44), 1400, "", 0},
+		{"IPv6 ICMP error", change(icmp6, 40, 2), 1400, "", 0},
+		{"IPv6 hop-by-hop options", change(v6, 6, 0), 1400, "", 0},
+		{"IPv6 multicast", packet("fd00::1", "ff05::2", 64, 1500, 0), 1400, "", 0},
+		{"IPv6 from nowhere", packet("::", "fd00::2", 64, 1500, 0), 1400, "", 0},
+		{"not a packet", []byte{0x45}, 1400, "", 0},
+	} {
+		msg := tooBig(buf, test.packet, test.mtu)
+		if len(msg) != test.size {
+			t.Errorf("%s: %d bytes, want %d: %x", test.name, len(msg), test.size, msg)
+		}
+		if len(msg) == 0 {
+			continue
+		}
+		from, to, ok := addresses(msg)
+		src, dst, _ := addresses(test.packet)
+		if !ok || from != dst || to != src {
+			t.Errorf("%s: from %s to %s, %v", test.name, from, to, ok)
+		}
+		header, sum := 20, uint32(0)
+		if src.Is6() {
+			header, sum = 40, sum16(msg[8:40], uint32(len(msg)-40)+58)
+		} else if fold(sum16(msg[:20], 0)) != 0xffff {
+			t.Errorf("%s: checksum of the header: %x", test.name, msg[:20])
+		}
+		if fold(sum16(msg[header:], sum)) != 0xffff {
+			t.Errorf("%s: checksum: %x", test.name, msg[header:header+8])
+		}
+		if got := string(msg[header:header+2]) + string(msg[header+4:header+8]); got != test.header {
+			t.Errorf("%s: header %x, want %x", test.name, got, test.header)
+		}
+		if !bytes.HasPrefix(test.packet, msg[header+8:]) {
+			t.Errorf("%s: quotes %x", test.name, msg[header+8:])
 		}
 	}
-	if dropped != 6 || q.pop() != nil || q.bytes.Load() != 0 {
-		t.Errorf("%d dropped, %d bytes left", dropped, q.bytes.Load())
-	}
-	for range 100 { // large packets are bounded by their bytes
-		q.push(newBuffer(maxPayload), queuePackets)
-	}
-	if n := len(q.packets); n != queueBytes/maxPayload {
-		t.Errorf("%d large packets are queued", n)
-	}
-	for range 2 * queuePackets {
-		q.push(newBuffer(100), queuePackets)
-	}
-	if n := len(q.packets); n != queuePackets || q.bytes.Load() != 100*queuePackets {
-		t.Errorf("%d small packets of %d bytes are queued", n, q.bytes.Load())
+	if n := testing.AllocsPerRun(100, func() { tooBig(buf, v4, 1400); tooBig(buf, v6, 1400) }); n > 0 {
+		t.Errorf("%v allocations", n)
 	}
 }
 
@@ -166,8 +218,8 @@ func TestLimiter(t *testing.T) {
 
 // FuzzPacket: whatever a peer sends, what reaches the TUN is sound, from the peer and within ingress.
 func FuzzPacket(f *testing.F) {
-	f.Add(packet("192.168.0.12", "100.64.0.1", 64, 60, 0))
-	f.Add(packet("fd00::12", "fd00::11", 64, 60, 0))
+	f.Add(packet("192.168.0.12", "100.64.0.1", 64, 60, 0), []byte{})
+	f.Add(packet("fd00::12", "fd00::11", 64, 60, 0), []byte{1, 0, 0, 0, 0, 0, 40, 0, 6, 0})
 	tun := newMemTUN()
 	b, err := Open(Config{Interface: "mem", open: opens(tun), Log: quiet})
 	if err != nil {
@@ -182,17 +234,26 @@ func FuzzPacket(f *testing.F) {
 	}
 	b.table.Store(routes)
 	icmp := make([]byte, 1280)
-	f.Fuzz(func(t *testing.T, in []byte) {
+	sess := newSession(p, null{}, newGather(null{}, time.Second), true, 0, &hello{capable: true, flags: ^uint32(0)})
+	sess.flags |= flagOffload | flagUSO
+	f.Fuzz(func(t *testing.T, in, vnet []byte) {
+		var offload []byte
+		if len(vnet) == vnetSize {
+			offload = appendFrame(nil, frameOffload, vnet)
+		}
+		if len(in) > maxPayload {
+			return
+		}
 		unreachable(icmp, in)
-		p.receive(bytes.Clone(in))
-		select {
-		case out := <-tun.out:
+		tooBig(icmp, in, 1400)
+		sess.frames(append(append(make([]byte, headroom), offload...), appendFrame(nil, framePacket, in)...), headroom)
+		for len(tun.out) > 0 {
+			out := <-tun.out
 			src, dst, ok := addresses(out)
 			if !ok || src != spec.Address.Addr() && src != netip.MustParseAddr("fd00::12") ||
 				!spec.Ingress[0].Prefix.Contains(dst) && !spec.Ingress[1].Prefix.Contains(dst) || spec.Ingress[2].Prefix.Contains(dst) {
 				t.Fatalf("passed: %x", out)
 			}
-		default:
 		}
 	})
 }

@@ -2,8 +2,10 @@ package bridge
 
 // A peer: the link, its sessions, its dial loop, and what is known of its state.
 //
-// Both ends dial, so there may be two sessions: one dialled, one accepted. Packets are received from
-// both and sent on one, which stays so while it lives. It is dialled only while there is none.
+// A link has several sessions where both ends can (streams): each flow is sent on one of them. Both ends dial
+// while there are fewer than agreed on, one of them at once and the other one only if that
+// does not help. A peer that knows of no streams has one session, or two when both ends dialled at the same
+// time: packets are received from both and sent on one, which stays so while it lives.
 
 import (
 	"context"
@@ -32,26 +34,99 @@ type peer struct {
 	cancel    context.CancelFunc
 
 	// The packet path.
-	filter atomic.Pointer[filter]
-	queue  queue
-	sends  atomic.Pointer[session] // the session that packets are sent on; nil: none
-	failed atomic.Bool             // not connected, and the last dial failed
-	wanted atomic.Int64            // when a packet wanted a connection, in the bridge's time
-	count  *counters
+	filter  atomic.Pointer[filter]
+	streams atomic.Pointer[streams] // what packets are sent on; nil: not connected
+	failed  atomic.Bool             // not connected, and the last dial failed
+	wanted  atomic.Int64            // when a packet wanted a connection, in the bridge's time
+	count   *counters
 
 	kick chan struct{} // wakes the dial loop
 
 	mu       sync.Mutex // guards what follows; nothing waits while it is held
 	closed   bool
-	sessions []*session
-	eager    bool // dial at once, whatever the back-off
+	sessions []*session    // in the order of streams
+	most     int           // streams that the peer wants; 0: it knows of none
+	changed  time.Duration // when sessions was, in the bridge's time
+	eager    bool          // dial at once, whatever the back-off
+	flapped  bool          // a session ended soon after it had begun: back off
 	status   Status
+
+	parkMu sync.Mutex
+	parked []*buffer // packets that wait for the first session
+}
+
+// streams leads flows to sessions, by the low bits of their hash. When a session is lost its flows move at
+// once; when one is added those move there that pause, so that no packet overtakes another one of its flow. Which
+// ones is chosen by rendezvous hashing: few move, and both ends choose the same session for a flow, so
+// that the kernel finds its packets and those of the way back in the same TUN queue.
+type streams [256]pin
+
+type pin struct {
+	session *session
+	next    *session     // where flows belong
+	moved   atomic.Bool  // they went there
+	used    atomic.Int64 // when they had a packet, about, in the bridge's time
+}
+
+// at returns the session.
+func (p *pin) at() *session {
+	if p.moved.Load() {
+		return p.next
+	}
+	return p.session
+}
+
+// use returns the session for a packet that is sent now.
+func (p *pin) use(now time.Duration) *session {
+	pause := now - time.Duration(p.used.Load())
+	if pause > flowPause/8 { // not for each packet: others look at it
+		p.used.Store(int64(now))
+	}
+	if p.session != p.next && pause > flowPause {
+		p.moved.Store(true)
+	}
+	return p.at()
+}
+
+const (
+	parkedMost = 32                     // packets that wait for the first session
+	flowPause  = 100 * time.Millisecond // after that, no packet of a flow is under way
+)
+
+// newStreams chooses sessions anew; old may be nil.
+func newStreams(sessions []*session, old *streams) *streams {
+	t := new(streams)
+	for i := range t {
+		pin := &t[i]
+		var most uint64
+		for _, s := range sessions {
+			if weight := mix(uint64(i)<<16 | uint64(s.key())); pin.next == nil || weight > most {
+				pin.next, most = s, weight
+			}
+		}
+		pin.session = pin.next
+		if old != nil {
+			pin.used.Store(old[i].used.Load())
+			if s := old[i].at(); slices.Contains(sessions, s) {
+				pin.session = s
+			}
+		}
+	}
+	return t
+}
+
+// key is what both ends call the session. It orders them.
+func (s *session) key() int {
+	key := s.stream << 1
+	if s.accepted == s.p.leads() {
+		key |= 1
+	}
+	return key
 }
 
 func (b *Bridge) newPeer(spec *mesh.Peer) *peer {
 	p := &peer{
 		Peer: *spec, b: b, endpoint: net.JoinHostPort(spec.Host, strconv.Itoa(int(spec.Port))),
-		queue: queue{packets: make(chan *buffer, queuePackets)},
 		count: new(counters), kick: make(chan struct{}, 1),
 		status: Status{Link: spec.Link, State: Idle, Since: time.Now()},
 	}
@@ -64,9 +139,12 @@ func (p *peer) serves(spec *mesh.Peer) bool {
 	return p.Local == spec.Local && p.Service == spec.Service && p.Address == spec.Address && p.Host == spec.Host && p.Port == spec.Port
 }
 
+// leads tells whether this end is the one that dials further streams.
+func (p *peer) leads() bool { return p.Local.Addr().Less(p.Address.Addr()) }
+
 // reachable is false when there is no point in queuing a packet; that wakes the dial loop as well.
 func (p *peer) reachable() bool {
-	if p.sends.Load() != nil {
+	if p.streams.Load() != nil {
 		return true
 	}
 	if now := int64(p.b.now()); now-p.wanted.Load() > int64(p.b.timing.backoff) { // not for each packet
@@ -76,15 +154,58 @@ func (p *peer) reachable() bool {
 	return !p.failed.Load()
 }
 
-// send queues a packet and owns it from now on. It never blocks.
-func (p *peer) send(buf *buffer) {
-	most, why := queuePackets, DropQueueFull
-	if p.sends.Load() == nil {
-		most, why = pendingMax, DropNotConnected
-	}
+// send leaves a packet for a session and owns it from now on. It never waits. The caller kicks the session
+// that it returns, if any.
+func (p *peer) send(buf *buffer) *session {
 	buf.queued = p.b.now()
-	if n := p.queue.push(buf, most); n > 0 {
-		p.count.drops[why].Add(uint64(n))
+	buf.hash = flowHash(buf.packet())
+	return p.pin(buf)
+}
+
+// pin leaves a packet for the session of its flow.
+func (p *peer) pin(buf *buffer) *session {
+	t := p.streams.Load()
+	if t == nil {
+		if t = p.park(buf); t == nil {
+			return nil
+		}
+	}
+	s := t[buf.hash%uint32(len(t))].use(p.b.now())
+	s.post(buf)
+	return s
+}
+
+// park keeps a packet until there is a session; if there is one now, it returns it.
+func (p *peer) park(buf *buffer) *streams {
+	p.parkMu.Lock()
+	defer p.parkMu.Unlock()
+	if t := p.streams.Load(); t != nil {
+		return t
+	}
+	if len(p.parked) == parkedMost {
+		p.parked[0].free()
+		p.count.drops.add(DropNotConnected)
+		p.parked = slices.Delete(p.parked, 0, 1)
+	}
+	p.parked = append(p.parked, buf)
+	return nil
+}
+
+// unpark sends what was parked. Who was about to park meanwhile sees the streams.
+func (p *peer) unpark() {
+	p.parkMu.Lock()
+	parked := p.parked
+	p.parked = nil
+	p.parkMu.Unlock()
+	for _, buf := range parked {
+		p.resend(buf)
+	}
+}
+
+// resend sends a packet that waited on no session, or on one that was lost.
+func (p *peer) resend(buf *buffer) {
+	if s := p.pin(buf); s != nil {
+		s.kick()
 	}
 }
 
@@ -106,19 +227,16 @@ func (p *peer) dialLoop() {
 	)
 	p.wanted.Store(int64(p.b.now()))
 	for p.ctx.Err() == nil {
-		ready, eager := p.wantsDial()
-		if eager {
-			backoff, last = t.backoff, 0
-		}
+		stream, from, ready := p.wantsDial(&backoff, &last)
 		most := t.backoffIdle
 		if p.b.now()-time.Duration(p.wanted.Load()) < t.recently {
 			most = t.backoffUsed
 		}
 		pause := time.Hour
 		if ready {
-			pause = 0
+			pause = from - p.b.now()
 			if last != 0 {
-				pause = last + time.Duration(float64(min(backoff, most))*jitter) - p.b.now()
+				pause = max(pause, last+time.Duration(float64(min(backoff, most))*jitter)-p.b.now())
 			}
 		}
 		if pause > 0 {
@@ -132,22 +250,40 @@ func (p *peer) dialLoop() {
 			continue
 		}
 		last, jitter = p.b.now(), 0.75+rand.Float64()/4
-		backoff = min(2*backoff, t.backoffIdle)
-		if err := p.dial(); err != nil && p.ctx.Err() == nil {
+		if err := p.dial(stream); err != nil && p.ctx.Err() == nil {
+			backoff = min(2*backoff, t.backoffIdle)
 			p.dialFailed(err)
 		}
 	}
 }
 
-// wantsDial tells whether to dial, and whether to do it at once.
-func (p *peer) wantsDial() (ready, eager bool) {
+// wantsDial tells which stream to dial, and from when on; ok is false when there is no need. It changes the
+// pause after the last attempt where something has happened since.
+func (p *peer) wantsDial(backoff, last *time.Duration) (stream int, from time.Duration, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.Host == "" || p.b.credentials.Load() == nil || len(p.sessions) > 0 {
-		return false, false
+	switch {
+	case p.Host == "" || p.b.credentials.Load() == nil:
+		return 0, 0, false
+	case len(p.sessions) > 0:
+		if len(p.sessions) >= min(p.most, p.b.config.Load().Streams) {
+			return 0, 0, false
+		}
+		for slices.ContainsFunc(p.sessions, func(s *session) bool { return !s.accepted && s.stream == stream }) {
+			stream++
+		}
+		if from = p.changed; !p.leads() {
+			from += p.b.timing.follow
+		}
 	}
-	eager, p.eager = p.eager, false
-	return true, eager
+	if p.flapped {
+		*backoff = min(2**backoff, p.b.timing.backoffIdle)
+	}
+	if p.eager {
+		*backoff, *last = p.b.timing.backoff, 0
+	}
+	p.eager, p.flapped = false, false
+	return stream, from, true
 }
 
 // retry dials at once.
@@ -158,39 +294,60 @@ func (p *peer) retry() {
 	p.wake()
 }
 
-// dial connects and serves the session until its end. The error is why there was none.
-func (p *peer) dial() error {
+// dial connects, and has the session served until its end. The error is why there is none.
+func (p *peer) dial(stream int) (err error) {
 	t := p.b.timing
 	ctx, cancel := context.WithTimeout(p.ctx, t.dial)
-	raw, err := p.b.timing.dialer(ctx, "tcp", p.endpoint)
+	conn, err := p.b.timing.dialer(ctx, "tcp", p.endpoint)
 	cancel()
 	if err != nil {
 		return fmt.Errorf("dial %s: %s", p.endpoint, short(err))
 	}
-	defer raw.Close()
-	defer context.AfterFunc(p.ctx, func() { raw.Close() })()
-	c := p.b.credentials.Load()
-	if c == nil { // suspended meanwhile
-		return nil
-	}
-	tune(raw)
-	raw.SetDeadline(time.Now().Add(t.handshake))
-	conn, err := c.dial(p.ctx, raw, p.Host, p.endpoint)
-	if err != nil {
-		p.b.refuse(err)
-		return fmt.Errorf("connect %s: %s", p.endpoint, short(err))
-	}
-	ours, err := p.hello()
-	if err != nil {
+	stop := context.AfterFunc(p.ctx, func() { conn.Close() })
+	s, theirs, err := p.greet(conn, stream)
+	if s == nil {
+		stop()
+		conn.Close()
 		return err
 	}
-	if _, err = conn.Write(ours); err != nil {
-		return fmt.Errorf("connect %s: %s", p.endpoint, short(err))
+	if !p.attach(s, theirs) { // before it is thought about the next one
+		stop()
+		return nil
 	}
-	theirs, err := readHello(conn)
+	p.b.wg.Go(func() {
+		defer conn.Close()
+		defer stop()
+		s.run()
+		p.detach(s)
+	})
+	return nil
+}
+
+// greet makes a dialled connection a session. Without session and error there is nothing to do.
+func (p *peer) greet(conn net.Conn, stream int) (*session, *hello, error) {
+	c := p.b.credentials.Load()
+	if c == nil { // suspended meanwhile
+		return nil, nil, nil
+	}
+	tune(conn)
+	raw := newGather(conn, p.b.timing.write)
+	raw.SetDeadline(time.Now().Add(p.b.timing.handshake))
+	secure, err := c.dial(p.ctx, raw, p.Host, p.endpoint)
+	if err != nil {
+		p.b.refuse(err)
+		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, short(err))
+	}
+	ours, err := p.hello(stream)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err = secure.Write(ours); err != nil {
+		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, short(err))
+	}
+	theirs, err := readHello(secure)
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
-		return fmt.Errorf("connect %s: peer closed the connection before its hello: does it have a link for %s with the endpoint that our certificate names?", p.endpoint, p.Local)
+		return nil, nil, fmt.Errorf("connect %s: peer closed the connection before its hello: does it have a link for %s with the endpoint that our certificate names?", p.endpoint, p.Local)
 	case err != nil && isAlert(err): // of TLS 1.3, where the client is told so late
 		err = asRefusal(RefusedCertificate, err)
 	case err != nil:
@@ -200,25 +357,15 @@ func (p *peer) dial() error {
 	}
 	if err != nil {
 		p.b.refuse(err)
-		return fmt.Errorf("connect %s: %s", p.endpoint, short(err))
+		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, short(err))
 	}
-	p.serve(newSession(p, conn, raw, false, theirs), theirs)
-	return nil
-}
-
-// serve runs a session until its end.
-func (p *peer) serve(s *session, theirs *hello) {
-	s.raw.SetDeadline(time.Time{})
-	if p.attach(s, theirs) {
-		s.run()
-		p.detach(s)
-	}
+	return newSession(p, secure, raw, false, stream, theirs), theirs, nil
 }
 
 // hello is our hello for this peer, as a frame.
-func (p *peer) hello() ([]byte, error) {
+func (p *peer) hello(stream int) ([]byte, error) {
 	h := p.b.announcement()
-	h.Address, h.ServiceCIDR = p.Local, p.Service
+	h.Address, h.ServiceCIDR, h.stream = p.Local, p.Service, stream
 	payload, err := h.append(nil)
 	if err != nil {
 		return nil, err
@@ -238,23 +385,28 @@ func (p *peer) check(h *hello) error {
 }
 
 // attach makes s a session of the peer; false: the peer is gone, or s is not what the credentials
-// demand now. They are swapped before sessions are dropped (under p.mu), so none slips through. Older sessions end that are of the
-// same side, or of a process that is not the one that now speaks.
+// demand now. They are swapped before sessions are dropped (under p.mu), so none slips through. Older
+// sessions end that are the same stream, or of a process that is not the one that now speaks.
 func (p *peer) attach(s *session, h *hello) bool {
+	s.raw.SetDeadline(time.Time{})
+	s.raw.start()
 	p.mu.Lock()
 	if c := p.b.credentials.Load(); p.closed || c == nil || c != plain && s.plain() {
 		p.mu.Unlock()
 		s.close(nil)
 		return false
 	}
+	var replaced []*session
 	p.sessions = slices.DeleteFunc(p.sessions, func(old *session) bool {
-		gone := old.accepted == s.accepted || old.instance != 0 && s.instance != 0 && old.instance != s.instance
+		gone := old.accepted == s.accepted && old.stream == s.stream || old.instance != 0 && s.instance != 0 && old.instance != s.instance
 		if gone {
 			old.close(errReplaced)
+			replaced = append(replaced, old)
 		}
 		return gone
 	})
 	p.sessions = append(p.sessions, s)
+	p.most = h.wants()
 	p.choose()
 	p.failed.Store(false)
 	first := p.status.State != Up
@@ -264,8 +416,27 @@ func (p *peer) attach(s *session, h *hello) bool {
 	if first {
 		p.b.log.Info("link is up", "link", p.Link, "remote", s.raw.RemoteAddr())
 	}
+	p.leave(replaced...)
+	p.unpark()
+	p.wake()
 	p.b.changed()
 	return true
+}
+
+// wants is how many streams the sender of the hello wants; 0: it knows of none.
+func (h *hello) wants() int {
+	if h.flags&flagStreams == 0 {
+		return 0
+	}
+	return max(1, h.streams)
+}
+
+// leave sends what waits on sessions that are not used any more on others.
+func (p *peer) leave(sessions ...*session) {
+	for _, s := range sessions {
+		s.gone.Store(true)
+		s.kick()
+	}
 }
 
 var errReplaced = errors.New("replaced by a newer connection")
@@ -288,15 +459,21 @@ func (p *peer) detach(s *session) {
 	p.sessions = slices.DeleteFunc(p.sessions, func(o *session) bool { return o == s })
 	if p.closed || before == len(p.sessions) { // replaced
 		p.mu.Unlock()
+		p.leave(s)
 		return
 	}
 	p.choose()
-	if len(p.sessions) > 0 {
-		p.mu.Unlock()
-		return
-	}
 	now := p.b.now()
 	p.eager = now-s.born > p.b.timing.stable
+	p.flapped = !p.eager
+	if len(p.sessions) > 0 {
+		p.mu.Unlock()
+		p.b.log.Info("one connection of the link is lost, others carry on", "link", p.Link, "reason", short(s.cause))
+		p.leave(s)
+		p.wake()
+		p.b.changed()
+		return
+	}
 	p.wanted.Store(int64(now))
 	p.status.Reason = "connection lost: " + short(s.cause)
 	if s.cause == errSilent {
@@ -305,23 +482,28 @@ func (p *peer) detach(s *session) {
 	reason := p.status.Reason
 	p.setState(Down)
 	p.mu.Unlock()
+	p.leave(s)
 	p.b.log.Warn("link is down", "link", p.Link, "reason", reason)
 	p.wake()
 	p.b.changed()
 }
 
-// choose sees to it that packets are sent on a session that lives. p.mu is held.
+// choose leads flows to the sessions that live. p.mu is held.
 func (p *peer) choose() {
-	if s := p.sends.Load(); s != nil && slices.Contains(p.sessions, s) {
-		return
-	}
+	p.changed = p.b.now()
 	if len(p.sessions) == 0 {
-		p.sends.Store(nil)
+		p.streams.Store(nil)
 		return
 	}
-	s := p.sessions[0]
-	p.sends.Store(s)
-	close(s.sends) // only here, and a session is chosen once: it stays until it ends
+	if p.most == 0 { // the first one stays while it lives
+		p.streams.Store(newStreams(p.sessions[:1], nil))
+		return
+	}
+	slices.SortFunc(p.sessions, func(a, b *session) int { return a.key() - b.key() })
+	for i, s := range p.sessions {
+		s.tun.Store(int32(i))
+	}
+	p.streams.Store(newStreams(p.sessions, p.streams.Load()))
 }
 
 // setState sets the state. p.mu is held.
@@ -375,7 +557,9 @@ func (p *peer) updated(payload []byte) error {
 	p.mu.Lock()
 	news := !reflect.DeepEqual(p.status.Announced, &h.Announcement)
 	p.status.Announced = &h.Announcement
+	p.most = h.wants()
 	p.mu.Unlock()
+	p.wake()
 	if news {
 		p.b.changed()
 	}
@@ -385,13 +569,12 @@ func (p *peer) updated(payload []byte) error {
 // announce tells the peer that our announcement changed, where it understands that.
 func (p *peer) announce() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, s := range p.sessions {
+	sessions := slices.Clone(p.sessions)
+	p.mu.Unlock()
+	for _, s := range sessions {
 		if s.flags&flagUpdates != 0 {
-			select {
-			case s.update <- struct{}{}:
-			default:
-			}
+			s.update.Store(true)
+			s.kick()
 		}
 	}
 }
@@ -399,12 +582,21 @@ func (p *peer) announce() {
 func (p *peer) getStatus() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := p.status
-	s.Sessions = len(p.sessions)
-	if c := p.sends.Load(); c != nil {
-		s.RTT, s.Remote = time.Duration(c.rtt.Load()), c.raw.RemoteAddr().String()
+	st := p.status
+	for i, s := range p.sessions {
+		if s.accepted {
+			st.Accepted++
+		} else {
+			st.Dialled++
+		}
+		if rtt := time.Duration(s.rtt.Load()); st.RTT == 0 || rtt > 0 && rtt < st.RTT {
+			st.RTT = rtt
+		}
+		if i == 0 {
+			st.Remote = s.raw.RemoteAddr().String()
+		}
 	}
-	return s
+	return st
 }
 
 // close ends the peer and its sessions.
@@ -414,7 +606,7 @@ func (p *peer) close() {
 	for _, s := range p.sessions {
 		s.close(nil)
 	}
-	p.sends.Store(nil)
+	p.streams.Store(nil)
 	p.mu.Unlock()
 	p.cancel()
 }

@@ -2,12 +2,18 @@ package bridge
 
 // A session: one connection with a peer after the hellos, and the packets on it.
 //
-// Outbound, packets come from the queue of the peer; the writer gathers all that wait, in one buffer
-// and one Write, but waits for none. Inbound, the reader takes frames from its read buffer in place,
-// filters, and writes them to the TUN from there; what goes on to another peer is copied.
+// Outbound, there is no goroutine that sends: who has something to send posts it and calls kick. If nobody is
+// sending, the caller does it, with all that has gathered meanwhile; else the one that is at it does that,
+// too. So a packet goes from the TUN to the socket in one goroutine, on one processor, and many of them in one
+// system call. Nothing of that waits: where the kernel takes no more, the session's own goroutine
+// waits until it does, and the queue does what queues do. That goroutine also takes over
+// when there is no end to it, and sends the pings.
 //
-// Buffers: the writer owns what it pops and frees it; it holds a batch buffer during a Write only.
-// The reader owns its read buffer for the life of the session; no slice of it outlives a frame.
+// Inbound, the reader takes frames from its read buffer in place, filters, and writes them to the TUN
+// from there; what goes on to another peer is copied.
+//
+// Buffers: who sends owns what it takes from the queue and frees it. The reader owns its read buffer for
+// the life of the session; no slice of it outlives a frame.
 
 import (
 	"crypto/tls"
@@ -21,41 +27,71 @@ import (
 )
 
 const (
-	batchBytes = 64 << 10 // the writer gathers packets up to this size, and one more
-	readBytes  = 32 << 10 // the reader starts with this; a larger frame makes it grow, once
+	batchBytes  = 64 << 10 // packets up to this size, and one more, are sent in one system call
+	recordBytes = 16 << 10 // largest TLS record
+	directBytes = 4 << 10  // frames from this size on are encrypted where they are, others are gathered before
+	readBytes   = 32 << 10 // the reader starts with this; a larger frame makes it grow, once
+	rounds      = 4        // batches that a kick sends before the session's own goroutine takes over
+
+	sessionBytes = 1 << 20  // most that a queue holds, unless
+	bridgeBytes  = 64 << 20 // all of them together might hold more than this;
+	leastBytes   = 128 << 10
 )
 
-var batches = sync.Pool{New: func() any { return new(make([]byte, 0, batchBytes+frameHeader+maxPayload)) }}
+var batches = sync.Pool{New: func() any { return new(make([]byte, 0, recordBytes+frameHeader+maxPayload)) }}
 
 type session struct {
 	p        *peer
-	conn     net.Conn // TLS, or raw
-	raw      net.Conn
+	conn     net.Conn // TLS, or gather
+	raw      *gather
 	accepted bool
+	stream   int
 	instance uint64        // of the peer's process; 0: not known
-	flags    uint32        // features that both ends have
+	theirs   uint32        // features of the peer,
+	flags    uint32        // and those that both ends have
 	largest  int           // payload that the peer reads
 	born     time.Duration // in the bridge's time
+	tun      atomic.Int32  // TUN queue that its packets are written to
 
-	sends  chan struct{} // closed when packets are to be sent on this session
-	update chan struct{} // our announcement changed
-	pongs  chan uint64   // pings to be answered
-	rtt    atomic.Int64  // nanoseconds, smoothed
+	// What is to be sent. Any goroutine sets it and calls kick.
+	mailbox mailbox
+	posted  atomic.Int64 // bytes in the mailbox
+	ping    atomic.Bool
+	pong    atomic.Uint64 // token to be sent back; 0: none
+	update  atomic.Bool   // our announcement changed
+	free    atomic.Bool   // the kernel takes bytes again
+	gone    atomic.Bool   // no longer a session of the peer
+
+	// Who sends: the one that made work leave zero.
+	work    atomic.Int32
+	queue   queue
+	blocked bool // the kernel takes no more: see free
+	icmp    limiter
+
+	onward *session // the reader's: has packets of ours to be sent
+
+	waiting chan struct{} // tells the session's goroutine that it is blocked
+	more    chan struct{} // gives the session's goroutine the right to send
+
+	rtt atomic.Int64 // nanoseconds, smoothed
 
 	done  chan struct{}
 	once  sync.Once
 	cause error // why it ended; read after done
 }
 
-func newSession(p *peer, conn, raw net.Conn, accepted bool, h *hello) *session {
+func newSession(p *peer, conn net.Conn, raw *gather, accepted bool, stream int, h *hello) *session {
 	s := &session{
-		p: p, conn: conn, raw: raw, accepted: accepted, instance: h.instance, flags: h.flags & ourFlags,
+		p: p, conn: conn, raw: raw, accepted: accepted, stream: stream, instance: h.instance, theirs: h.flags, flags: h.flags & p.b.flags(),
 		largest: maxFormerPayload, born: p.b.now(),
-		sends: make(chan struct{}), update: make(chan struct{}, 1), pongs: make(chan uint64, 1), done: make(chan struct{}),
+		queue: queue{stale: p.b.timing.stale, drops: &p.count.drops}, icmp: limiter{every: icmpInterval, burst: icmpBurst},
+		waiting: make(chan struct{}, 1), more: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	if h.capable {
 		s.largest = maxPayload
 	}
+	// The first thing that is sent, before any packet: see flagKeepalive. It measures the round-trip time, too.
+	s.ping.Store(s.flags&flagKeepalive != 0)
 	return s
 }
 
@@ -67,13 +103,13 @@ func (s *session) plain() bool {
 
 // run carries packets until the session ends. The caller has attached it to the peer.
 func (s *session) run() {
-	written := make(chan struct{})
+	attended := make(chan struct{})
 	go func() {
-		s.close(s.write())
-		close(written)
+		defer close(attended)
+		s.attend()
 	}()
 	s.close(s.read())
-	<-written
+	<-attended
 }
 
 // close ends the session; cause of the first call counts. It does not wait for the peer: TLS would.
@@ -90,115 +126,265 @@ var (
 	errStuck  = errors.New("peer does not read")
 )
 
-// write sends packets, pings and pongs until an error.
-func (s *session) write() error {
-	var packets <-chan *buffer // nil until packets are to be sent here
-	sends := s.sends
+// attend does what needs waiting, until the end of the session.
+func (s *session) attend() {
 	var ping <-chan time.Time
-	control := make([]byte, 0, 64)
 	if s.flags&flagKeepalive != 0 {
 		t := time.NewTicker(s.p.b.timing.ping)
 		defer t.Stop()
 		ping = t.C
-		if err := s.put(s.ping(control)); err != nil { // for a round-trip time from the start
-			return err
-		}
 	}
+	s.kick()
 	for {
-		var err error
 		select {
 		case <-s.done:
-			return nil
-		case <-sends:
-			packets, sends = s.p.queue.packets, nil
-		case buf := <-packets:
-			err = s.writePackets(s.p.queue.popped(buf))
+			return
 		case <-ping:
-			err = s.put(s.ping(control))
-		case token := <-s.pongs:
-			err = s.put(appendFrame(control, framePong, binary.BigEndian.AppendUint64(nil, token)))
-		case <-s.update:
-			var hello []byte
-			if hello, err = s.p.hello(); err == nil {
-				err = s.put(hello)
+			s.ping.Store(true)
+			s.kick()
+		case <-s.more:
+			s.send(false)
+		case <-s.waiting:
+			err := s.raw.sendSome()
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				err = errStuck
 			}
+			if err != nil {
+				s.close(err)
+				return
+			}
+			s.free.Store(true)
+			s.kick()
 		}
+	}
+}
+
+// post leaves a packet for who sends next, and owns it from now on. A kick has to follow.
+func (s *session) post(buf *buffer) {
+	size := int64(len(buf.data))
+	if s.posted.Add(size) > s.p.b.queueBytes.Load() { // whoever sends is far behind
+		s.posted.Add(-size)
+		buf.free()
+		s.p.count.drops.add(DropQueueFull)
+		return
+	}
+	s.mailbox.put(buf)
+}
+
+// kick sees to it that what was posted is sent.
+func (s *session) kick() {
+	if s.work.Add(1) == 1 {
+		s.send(true)
+	}
+}
+
+// send sends until there is nothing to do. Only one goroutine at a time is here. A visitor leaves when that
+// takes long, and the session's goroutine goes on.
+func (s *session) send(visitor bool) {
+	for n := 0; ; n++ {
+		if visitor && n == rounds {
+			s.more <- struct{}{} // has room: it is used by who has the right to send
+			return
+		}
+		work := s.work.Load()
+		idle, err := s.round()
 		if err != nil {
-			return err
+			s.close(err)
+			idle = true
+		}
+		if idle && s.work.CompareAndSwap(work, 0) {
+			return
 		}
 	}
 }
 
-func (s *session) ping(b []byte) []byte {
-	var token [8]byte
-	binary.BigEndian.PutUint64(token[:], uint64(s.p.b.now()))
-	return appendFrame(b, framePing, token[:])
-}
-
-// put writes b; a peer that does not read for long ends the session.
-func (s *session) put(b []byte) error {
-	s.raw.SetWriteDeadline(time.Now().Add(s.p.b.timing.write))
-	_, err := s.conn.Write(b)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = errStuck
+// round sends one batch; idle: there is nothing more that could be sent now.
+func (s *session) round() (idle bool, err error) {
+	s.sort()
+	switch {
+	case s.gone.Load():
+		s.queue.empty(s.p.resend)
+		return true, nil
+	case s.blocked && !s.free.Swap(false):
+		return true, nil
 	}
-	return err
+	s.blocked = false
+	select {
+	case <-s.done: // what waits goes to another session as soon as this one is gone
+		return true, nil
+	default:
+	}
+	more, err := s.batch()
+	if err != nil {
+		return true, err
+	}
+	done, err := s.raw.flush()
+	if err != nil {
+		return true, err
+	}
+	if !done {
+		s.blocked = true
+		s.waiting <- struct{}{} // has room: it is used once until free
+		return true, nil
+	}
+	return !more, nil
 }
 
-// writePackets sends buf and what else is queued. A single packet is sent from its buffer.
-func (s *session) writePackets(buf *buffer) error {
+// sort moves what was posted to the queue.
+func (s *session) sort() {
+	buf := s.mailbox.take()
+	if buf == nil {
+		return
+	}
+	limit := int(s.p.b.queueBytes.Load())
+	for buf != nil {
+		next := buf.next
+		s.posted.Add(-int64(len(buf.data)))
+		s.queue.push(buf, limit)
+		buf = next
+	}
+}
+
+// batch encrypts what is to be sent in one system call; more: there was more to it.
+func (s *session) batch() (more bool, err error) {
 	var (
 		b       = s.p.b
-		oldest  = b.now() - b.timing.stale
-		batch   *[]byte
+		now     = b.now()
+		frames  = batches.Get().(*[]byte) // they become a TLS record together
+		total   int
 		packets uint64
 		bytes   uint64
-		err     error
 	)
-	for ; buf != nil; buf = s.p.queue.pop() {
-		switch {
-		case buf.queued < oldest:
-			s.p.count.drops.add(DropStale)
-		case buf.size > s.largest:
-			s.p.count.drops.add(DropTooBig)
-		default:
-			packets++
-			bytes += uint64(buf.size)
-			if batch == nil && len(s.p.queue.packets) == 0 {
-				err = s.put(buf.frame())
-				buf.free()
-				goto written
-			}
-			if batch == nil {
-				batch = batches.Get().(*[]byte)
-			}
-			*batch = append(*batch, buf.frame()...)
-		}
-		buf.free()
-		if batch != nil && len(*batch) >= batchBytes {
+	*frames, err = s.control((*frames)[:0])
+	for err == nil && total < batchBytes {
+		buf := s.queue.pop(now)
+		if buf == nil {
 			break
 		}
+		total += buf.size
+		packets++
+		bytes += uint64(buf.size)
+		switch {
+		case !s.takes(buf.vnet):
+			err = s.cut(frames, buf)
+		case buf.size > s.largest:
+			s.tooBig(buf)
+		case buf.size >= directBytes:
+			if err = s.encrypt(frames); err == nil {
+				_, err = s.conn.Write(buf.frame())
+			}
+		default:
+			*frames = append(*frames, buf.frame()...)
+			err = s.full(frames)
+		}
+		buf.free()
 	}
-	if batch != nil {
-		err = s.put(*batch)
-		*batch = (*batch)[:0]
-		batches.Put(batch)
-	}
-written:
 	if err == nil {
+		err = s.encrypt(frames)
+	}
+	batches.Put(frames)
+	if packets > 0 {
 		s.p.count.txPackets.Add(packets)
 		s.p.count.txBytes.Add(bytes)
 	}
+	return total >= batchBytes, err
+}
+
+// encrypt sends frames on their way, and empties it.
+func (s *session) encrypt(frames *[]byte) error {
+	if len(*frames) == 0 {
+		return nil
+	}
+	_, err := s.conn.Write(*frames)
+	*frames = (*frames)[:0]
 	return err
+}
+
+// control appends pings, pongs and hellos that are due to frames.
+func (s *session) control(frames []byte) ([]byte, error) {
+	if s.ping.Load() && s.ping.Swap(false) {
+		putHeader(frames[len(frames):len(frames)+frameHeader], 8, framePing)
+		frames = binary.BigEndian.AppendUint64(frames[:len(frames)+frameHeader], uint64(s.p.b.now()))
+	}
+	if s.pong.Load() != 0 {
+		putHeader(frames[len(frames):len(frames)+frameHeader], 8, framePong)
+		frames = binary.BigEndian.AppendUint64(frames[:len(frames)+frameHeader], s.pong.Swap(0))
+	}
+	if s.update.Load() && s.update.Swap(false) {
+		hello, err := s.p.hello(s.stream)
+		return append(frames, hello...), err
+	}
+	return frames, nil
+}
+
+// takes tells whether the peer does what is left to be done on a packet.
+func (s *session) takes(h vnetHeader) bool {
+	switch {
+	case h == (vnetHeader{}):
+		return true
+	case h.gsoType == gsoUDP:
+		return s.flags&flagUSO != 0
+	}
+	return s.flags&flagOffload != 0
+}
+
+// cut does it for the peer: segments, and checksums.
+func (s *session) cut(frames *[]byte, buf *buffer) error {
+	if buf.vnet.gsoType == gsoNone {
+		buf.vnet.complete(buf.packet())
+		if buf.size > s.largest {
+			s.tooBig(buf)
+			return nil
+		}
+		*frames = append(*frames, buf.frame()...)
+		return s.full(frames)
+	}
+	seg := buf.vnet.segments(buf.packet())
+	for n := seg.size(); n > 0; n = seg.size() {
+		if n > s.largest { // cannot be: the MTU of the TUN bounds it, unless somebody raised that
+			s.p.count.drops.add(DropTooBig)
+			return nil
+		}
+		start := len(*frames)
+		*frames = (*frames)[:start+frameHeader+n]
+		putHeader((*frames)[start:], n, framePacket)
+		seg.next((*frames)[start+frameHeader:])
+		if err := s.full(frames); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// full encrypts frames if they make a record.
+func (s *session) full(frames *[]byte) error {
+	if len(*frames) < recordBytes {
+		return nil
+	}
+	return s.encrypt(frames)
+}
+
+// tooBig drops a packet that is larger than the peer reads, and tells its sender if that is on our side.
+func (s *session) tooBig(buf *buffer) {
+	b := s.p.b
+	s.p.count.drops.add(DropTooBig)
+	src, _, _ := addresses(buf.packet())
+	if from, _ := b.table.Load().routes.Lookup(src); from != nil || !s.icmp.allow(b.now()) {
+		return
+	}
+	msg := make([]byte, vnetSize+1280)
+	if m := tooBig(msg[vnetSize:], buf.packet(), s.largest); m != nil {
+		b.deliver(0, msg[:vnetSize+len(m)], vnetHeader{})
+	}
 }
 
 // read takes frames until an error. With keepalive, silence is one.
 func (s *session) read() error {
 	var (
-		buf     = make([]byte, readBytes)
-		have    = 0
-		renewed time.Duration
-		silence = s.p.b.timing.silence
+		buf        = make([]byte, headroom+readBytes)
+		start, end = headroom, headroom // what is not handled yet; before it is room for a virtio_net_hdr
+		renewed    time.Duration
+		silence    = s.p.b.timing.silence
 	)
 	for {
 		if s.flags&flagKeepalive != 0 {
@@ -207,45 +393,67 @@ func (s *session) read() error {
 				s.raw.SetReadDeadline(time.Now().Add(silence))
 			}
 		}
-		n, err := s.conn.Read(buf[have:])
-		have += n
-		rest, ferr := s.frames(buf[:have])
+		n, err := s.conn.Read(buf[end:])
+		end += n
+		used, ferr := s.frames(buf[:end], start)
 		if ferr != nil {
 			return ferr
 		}
-		if len(rest) >= frameHeader && frameHeader+int(binary.BigEndian.Uint16(rest)) > len(buf) {
-			buf = make([]byte, 2*(frameHeader+maxPayload))
-		}
-		have = copy(buf, rest)
 		if err != nil && s.flags&flagKeepalive != 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 			return errSilent
 		}
 		if err != nil {
 			return err
 		}
+		switch start = used; {
+		case start == end:
+			start, end = headroom, headroom
+		case len(buf)-end < recordBytes: // else the next record would come in parts
+			old := buf
+			if s.flags&flagOffload != 0 && len(buf) < 4*largeBuffer {
+				buf = make([]byte, 4*largeBuffer)
+			} else if end-start > readBytes/2 && len(buf) < 2*largeBuffer {
+				buf = make([]byte, 2*largeBuffer)
+			}
+			end = headroom + copy(buf[headroom:], old[start:end])
+			start = headroom
+		}
 	}
 }
 
-// frames handles the complete frames in b and returns the rest.
-func (s *session) frames(b []byte) (rest []byte, err error) {
+// frames handles the complete frames in b from start on, and returns where the rest starts. The bytes before
+// a frame are no longer needed then: the virtio_net_hdr of its packet goes there.
+func (s *session) frames(b []byte, start int) (used int, err error) {
 	var packets, bytes uint64
-	for rest = b; err == nil; {
-		typ, payload, next, ok := cutFrame(rest)
+	for err == nil {
+		typ, payload, _, ok := cutFrame(b[start:])
 		if !ok {
 			break
 		}
-		rest = next
+		var vnet vnetHeader
+		if typ == frameOffload {
+			if len(payload) == vnetSize && s.flags&flagOffload != 0 {
+				parsed := parseVnet(payload)
+				next, nextPayload, _, ok := cutFrame(b[start+frameHeader+vnetSize:])
+				if !ok {
+					break // it stays together with its packet
+				}
+				if next == framePacket {
+					vnet, typ, payload = parsed, next, nextPayload
+					start += frameHeader + vnetSize
+				}
+			}
+		}
+		start += frameHeader + len(payload)
 		switch typ {
 		case framePacket:
 			packets++
 			bytes += uint64(len(payload))
-			s.p.receive(payload)
+			s.receive(b[start-len(payload)-vnetSize:start], vnet)
 		case framePing:
 			if len(payload) == 8 {
-				select {
-				case s.pongs <- binary.BigEndian.Uint64(payload):
-				default: // the writer is busy; the next ping is soon
-				}
+				s.pong.Store(binary.BigEndian.Uint64(payload))
+				s.kick()
 			}
 		case framePong:
 			if len(payload) == 8 {
@@ -255,11 +463,12 @@ func (s *session) frames(b []byte) (rest []byte, err error) {
 			err = s.p.updated(payload)
 		}
 	}
+	s.forward()
 	if packets > 0 {
 		s.p.count.rxPackets.Add(packets)
 		s.p.count.rxBytes.Add(bytes)
 	}
-	return rest, err
+	return start, err
 }
 
 // measured smooths round-trip times as RFC 6298 does.
@@ -274,10 +483,11 @@ func (s *session) measured(rtt time.Duration) {
 }
 
 // receive decides on a packet from the peer: to the TUN, on to another peer, or nowhere. The packet
-// is the caller's.
-func (p *peer) receive(packet []byte) {
+// is the caller's, with room for a virtio_net_hdr before it.
+func (s *session) receive(room []byte, vnet vnetHeader) {
+	p, packet := s.p, room[vnetSize:]
 	src, dst, ok := addresses(packet)
-	if !ok {
+	if !ok || vnet != (vnetHeader{}) && !vnet.sound(packet) {
 		p.count.drops.add(DropMalformed)
 		return
 	}
@@ -287,7 +497,7 @@ func (p *peer) receive(packet []byte) {
 		return
 	}
 	if allowed, _ := p.filter.Load().ingress.Lookup(dst); allowed {
-		if !p.b.write(packet) {
+		if !p.b.deliver(int(s.tun.Load()), room, vnet) {
 			p.count.drops.add(DropTUNWrite)
 		}
 		return
@@ -301,6 +511,17 @@ func (p *peer) receive(packet []byte) {
 	case !next.reachable():
 		next.count.drops.add(DropNotConnected)
 	default:
-		next.send(copyBuffer(packet))
+		if to := next.send(copyBuffer(packet, vnet)); to != s.onward {
+			s.forward()
+			s.onward = to
+		}
+	}
+}
+
+// forward sends what was given to another peer.
+func (s *session) forward() {
+	if s.onward != nil {
+		s.onward.kick()
+		s.onward = nil
 	}
 }

@@ -24,9 +24,10 @@ type Status struct {
 	Reason    string        // one line; empty when Up
 	Refused   string        // why the last connection from the peer was refused, one line; empty since the link is Up
 	Since     time.Time     // of State
-	RTT       time.Duration // smoothed round-trip time; 0: not known
-	Remote    string        // address and port of the peer's end of the session that sends
-	Sessions  int           // that are connected
+	RTT       time.Duration // smoothed round-trip time, of the fastest session; 0: not known
+	Remote    string        // address and port of the peer's end of the first session
+	Dialled   int           // sessions that we dialled,
+	Accepted  int           // and that the peer did
 	Announced *Announcement // what the peer last told of itself; nil: it was not Up yet; not to be changed
 }
 
@@ -121,4 +122,17 @@ func (b *Bridge) Status(link string) (Status, bool) {
 		}
 	}
 	return Status{}, false
+}
+
+// TUN is the device as it was opened.
+type TUN struct {
+	Interface string
+	Queues    int
+	Offloads  Offloads
+}
+
+// TUN returns what the kernel gave.
+func (b *Bridge) TUN() TUN {
+	dev := *b.device.Load()
+	return TUN{b.name, len(dev.Queues()), dev.Offloads()}
 }

@@ -1,14 +1,13 @@
 package bridge
 
-// The TUN, and outbound packets on their way from it to the queue of a peer. session.go has the
-// rest of their way.
+// The TUN: the kernel's, with as many offloads as it has to give.
 
 import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"syscall"
-	"time"
 
 	"github.com/songgao/water"
 	"github.com/vishvananda/netlink"
@@ -19,24 +18,102 @@ import (
 // taken off for the encapsulation: with the 1500 of pods nothing is fragmented and no MSS clamped.
 const DefaultMTU = 1500
 
-// device is one end of a TUN: whole packets. Several goroutines write, one reads.
+// Offloads are what the kernel leaves to the other end of a TUN, and the other end to the kernel.
+type Offloads uint8
+
+// The offloads. Each one includes those before it.
+const (
+	OffloadTSO Offloads = 1 << iota // checksums, and TCP segments of up to 64 KiB (TUN_F_CSUM, TSO4, TSO6)
+	OffloadUSO                      // UDP as well (TUN_F_USO4, USO6; Linux 6.2)
+)
+
+func (o Offloads) String() string {
+	switch {
+	case o&OffloadUSO != 0:
+		return "checksum,TSO,USO"
+	case o != 0:
+		return "checksum,TSO"
+	}
+	return "none"
+}
+
+// device is a TUN.
 type device interface {
-	Read(packet []byte) (int, error)
-	Write(packet []byte) (int, error)
-	// Close ends Read. With keep the device outlives it, with its addresses and routes.
+	Queues() []tunQueue // the kernel leads a flow to the one that its packets were last written to
+	Offloads() Offloads // with any, a virtio_net_hdr is before each packet
+	// Close ends reading. With keep the device outlives it, with its addresses and routes.
 	Close(keep bool) error
+}
+
+// tunQueue is one queue of a TUN. One goroutine reads, several write, whole packets.
+type tunQueue interface {
+	Read(packet []byte) (int, error)
+	TryRead(packet []byte) (int, error) // 0: there is none
+	Write(packet []byte) (int, error)
 }
 
 // kernelTUN is a TUN of the kernel. It is persistent: addresses and routes survive a killed broker, and the
 // next one takes them over.
 type kernelTUN struct {
-	*water.Interface
+	name     string
+	queues   []tunQueue // tunFile all
+	offloads Offloads
 }
 
-func openTUN(name string, mtu int) (device, error) {
-	config := water.Config{DeviceType: water.TUN}
-	config.Name, config.Persist = name, true
-	ifce, err := water.New(config)
+func (t *kernelTUN) Queues() []tunQueue { return t.queues }
+func (t *kernelTUN) Offloads() Offloads { return t.offloads }
+
+// tunFile is one open /dev/net/tun.
+type tunFile struct {
+	*os.File
+	raw syscall.RawConn
+
+	read func(fd uintptr) bool // made once: TryRead allocates nothing
+	into []byte
+	n    int
+	err  error
+}
+
+func newTUNFile(f *os.File) (*tunFile, error) {
+	q := &tunFile{File: f}
+	var err error
+	if q.raw, err = f.SyscallConn(); err != nil {
+		return nil, err
+	}
+	q.read = func(fd uintptr) bool {
+		for {
+			if q.n, q.err = unix.Read(int(fd), q.into); q.err == unix.EINTR {
+				continue
+			}
+			if q.err == unix.EAGAIN {
+				q.n, q.err = 0, nil
+			}
+			return true
+		}
+	}
+	return q, nil
+}
+
+func (q *tunFile) TryRead(b []byte) (int, error) {
+	q.into = b
+	err := q.raw.Read(q.read)
+	if err == nil {
+		err = q.err
+	}
+	return q.n, err
+}
+
+// openTUN opens the TUN with what the kernel has to give, or takes over the one that an earlier process left. That
+// only one process does so is up to the caller: queues of several would share the packets.
+func openTUN(name string, mtu int, plain bool) (device, error) {
+	var dev *kernelTUN
+	var err error
+	if !plain {
+		dev, err = openOffloads(name, runtime.GOMAXPROCS(0))
+	}
+	if plain || err != nil && !errors.Is(err, syscall.EBUSY) {
+		dev, err = openPlain(name)
+	}
 	switch {
 	case errors.Is(err, syscall.EBUSY):
 		return nil, fmt.Errorf("open TUN %s: in use by another process: end it (another kubelink on this node?) or choose another ifce-name", name)
@@ -47,7 +124,6 @@ func openTUN(name string, mtu int) (device, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open TUN %s: %w", name, err)
 	}
-	dev := kernelTUN{ifce}
 	if err := dev.setMTU(mtu); err != nil {
 		dev.Close(true)
 		return nil, err
@@ -55,150 +131,154 @@ func openTUN(name string, mtu int) (device, error) {
 	return dev, nil
 }
 
-func (t kernelTUN) setMTU(mtu int) error {
-	link, err := netlink.LinkByName(t.Name())
+// openOffloads opens the TUN with virtio_net_hdr and several queues (linux/if_tun.h).
+func openOffloads(name string, queues int) (*kernelTUN, error) {
+	const flags = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE
+	t := &kernelTUN{name: name}
+	for len(t.queues) < queues {
+		fd, err := attach(name, flags)
+		if errors.Is(err, syscall.EINVAL) && len(t.queues) == 0 && remove(name) {
+			fd, err = attach(name, flags)
+		}
+		if err != nil && len(t.queues) > 0 {
+			break // fewer will do
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, option := range []struct {
+			request uint
+			value   int
+		}{{unix.TUNSETVNETHDRSZ, vnetSize}, {unix.TUNSETVNETLE, 1}} {
+			if err := unix.IoctlSetPointerInt(fd, option.request, option.value); err != nil {
+				unix.Close(fd)
+				return nil, errors.Join(os.NewSyscallError("ioctl", err), t.Close(true))
+			}
+		}
+		if err = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err == nil && len(t.queues) == 0 {
+			t.offloads, err = setOffloads(fd)
+		}
+		if err == nil {
+			err = t.add(os.NewFile(uintptr(fd), "/dev/net/tun")) // is not blocking: the runtime polls it
+		}
+		if err != nil {
+			return nil, errors.Join(os.NewSyscallError("ioctl", err), t.Close(true))
+		}
+	}
+	return t, nil
+}
+
+// attach opens a queue of the TUN, and makes the TUN if it is not there.
+func attach(name string, flags uint16) (int, error) {
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		return -1, err
+	}
+	request.SetUint16(flags)
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("open", err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
+		unix.Close(fd)
+		return -1, os.NewSyscallError("TUNSETIFF", err)
+	}
+	return fd, nil
+}
+
+// remove deletes a TUN that is there, but neither in use nor of the kind that is wanted: the kernel does not
+// make one of several queues from one of a single queue, nor the other way round. Its addresses and routes are set again.
+func remove(name string) bool {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return false
+	}
+	tun, ok := link.(*netlink.Tuntap)
+	return ok && tun.Mode == netlink.TUNTAP_MODE_TUN && tun.Attrs().OperState == netlink.OperDown && netlink.LinkDel(link) == nil
+}
+
+// setOffloads sets as many as the kernel has.
+func setOffloads(fd int) (Offloads, error) {
+	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso|unix.TUN_F_USO4|unix.TUN_F_USO6) == nil {
+		return OffloadTSO | OffloadUSO, nil
+	}
+	return OffloadTSO, unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso)
+}
+
+// openPlain opens the TUN without any of that.
+func openPlain(name string) (*kernelTUN, error) {
+	config := water.Config{DeviceType: water.TUN}
+	config.Name, config.Persist = name, true
+	ifce, err := water.New(config)
+	if errors.Is(err, syscall.EINVAL) && remove(name) {
+		ifce, err = water.New(config)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t := &kernelTUN{name: name}
+	err = t.add(ifce.ReadWriteCloser.(*os.File))
+	if err == nil { // an earlier process may have left some
+		err = t.control(func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0) })
+	}
+	if err != nil {
+		return nil, errors.Join(err, t.Close(true))
+	}
+	return t, nil
+}
+
+func (t *kernelTUN) add(f *os.File) error {
+	q, err := newTUNFile(f)
+	if err != nil {
+		f.Close()
+		return err
+	}
+	t.queues = append(t.queues, q)
+	return nil
+}
+
+// control runs f with the file descriptor of the first queue.
+func (t *kernelTUN) control(f func(fd int) error) error {
+	var err error
+	if e := t.queues[0].(*tunFile).raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
+		err = e
+	}
+	return os.NewSyscallError("ioctl", err)
+}
+
+func (t *kernelTUN) setMTU(mtu int) error {
+	link, err := netlink.LinkByName(t.name)
 	if err == nil && link.Attrs().MTU != mtu {
 		err = netlink.LinkSetMTU(link, mtu)
 	}
 	if err != nil {
-		return fmt.Errorf("set MTU %d of %s: %w", mtu, t.Name(), err)
+		return fmt.Errorf("set MTU %d of %s: %w", mtu, t.name, err)
 	}
 	return nil
 }
 
-func (t kernelTUN) Close(keep bool) error {
+func (t *kernelTUN) Close(keep bool) error {
 	var err error
-	if !keep {
-		var raw syscall.RawConn
-		if raw, err = t.ReadWriteCloser.(*os.File).SyscallConn(); err == nil {
-			if e := raw.Control(func(fd uintptr) { err = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 0) }); e != nil {
-				err = e
-			}
-		}
-		if err != nil {
-			err = fmt.Errorf("delete TUN %s: %w", t.Name(), err)
+	if !keep && len(t.queues) > 0 {
+		if err = t.control(func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0) }); err != nil {
+			err = fmt.Errorf("delete TUN %s: %w", t.name, err)
 		}
 	}
-	return errors.Join(err, t.Interface.Close())
+	for _, q := range t.queues {
+		if e := q.(*tunFile).Close(); !errors.Is(e, os.ErrClosed) { // the reader closes what failed
+			err = errors.Join(err, e)
+		}
+	}
+	return err
 }
 
 // noDevice is there while the TUN is not.
 type noDevice struct{}
 
-func (noDevice) Read([]byte) (int, error)  { return 0, os.ErrClosed }
-func (noDevice) Write([]byte) (int, error) { return 0, os.ErrClosed }
-func (noDevice) Close(bool) error          { return nil }
-
-// Pauses before a TUN that failed is opened again: the first one, doubled each time, and the last.
-const (
-	reopenFirst = 100 * time.Millisecond
-	reopenMost  = 5 * time.Second
-)
-
-// readTUN takes packets from the TUN until the bridge is closed. A TUN that fails, as it does when
-// somebody deletes it, is opened again.
-func (b *Bridge) readTUN() {
-	out := b.newOutbound()
-	dev, pause := *b.device.Load(), reopenFirst
-	for {
-		n, err := dev.Read(out.buf.data[headroom:])
-		if err == nil {
-			pause = reopenFirst
-			out.packet(n)
-			continue
-		}
-		if !b.setDevice(noDevice{}) {
-			return
-		}
-		b.log.Error("TUN failed, it is opened again", "interface", b.name, "error", err)
-		b.failure.Store(new(fmt.Errorf("read TUN %s: %w", b.name, err)))
-		b.changed()
-		dev.Close(true) // else the name stays in use
-		for dev = nil; dev == nil; pause = min(2*pause, reopenMost) {
-			select {
-			case <-time.After(pause):
-			case <-b.ctx.Done():
-				return
-			}
-			if dev, err = b.open(); err != nil {
-				dev = nil
-				b.log.Warn("TUN is still missing", "error", err)
-			}
-		}
-		if !b.setDevice(dev) {
-			dev.Close(false) // it is new: there is nothing on it to keep
-			return
-		}
-		b.log.Info("TUN is open again", "interface", b.name)
-		b.failure.Store(nil)
-		b.changed()
-	}
-}
-
-// setDevice replaces the device, unless the bridge is closed: Close takes care of the one it finds.
-func (b *Bridge) setDevice(dev device) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return false
-	}
-	b.device.Store(&dev)
-	return true
-}
-
-// outbound is the state of one TUN reader.
-type outbound struct {
-	*Bridge
-	buf   *buffer // large, the next packet is read into it
-	icmp  [1280]byte
-	limit limiter
-}
-
-func (b *Bridge) newOutbound() *outbound {
-	return &outbound{Bridge: b, buf: newBuffer(maxPayload), limit: limiter{every: icmpInterval, burst: icmpBurst}}
-}
-
-// packet sends the n bytes in buf to the peer they are for. A small packet is copied, so that a queue
-// holds small buffers; a large one goes with its buffer.
-func (o *outbound) packet(n int) {
-	o.buf.size = n
-	packet := o.buf.packet()
-	_, dst, ok := addresses(packet)
-	if !ok {
-		o.drops.add(DropMalformed)
-		return
-	}
-	p, _ := o.table.Load().routes.Lookup(dst)
-	if p == nil {
-		o.drops.add(DropNoLink)
-		o.answer(packet)
-		return
-	}
-	if !p.reachable() {
-		p.count.drops.add(DropNotConnected)
-		o.answer(packet)
-		return
-	}
-	if n <= smallPacket {
-		p.send(copyBuffer(packet))
-		return
-	}
-	p.send(o.buf)
-	o.buf = newBuffer(maxPayload)
-}
-
-// answer tells the sender of packet that its destination cannot be reached.
-func (o *outbound) answer(packet []byte) {
-	if !o.limit.allow(o.now()) {
-		return
-	}
-	if msg := unreachable(o.icmp[:], packet); msg != nil {
-		o.write(msg)
-	}
-}
-
-// write writes a packet to the TUN.
-func (b *Bridge) write(packet []byte) bool {
-	_, err := (*b.device.Load()).Write(packet)
-	return err == nil
-}
+func (noDevice) Queues() []tunQueue          { return []tunQueue{noDevice{}} }
+func (noDevice) Offloads() Offloads          { return 0 }
+func (noDevice) Read([]byte) (int, error)    { return 0, os.ErrClosed }
+func (noDevice) TryRead([]byte) (int, error) { return 0, os.ErrClosed }
+func (noDevice) Write([]byte) (int, error)   { return 0, os.ErrClosed }
+func (noDevice) Close(bool) error            { return nil }

@@ -15,10 +15,11 @@ import (
 )
 
 const (
-	framePacket = 0  // one IP packet
-	frameHello  = 1  // see hello.go; again within a session with flagUpdates
-	framePing   = 16 // 8 bytes that mean something to the sender only; with flagKeepalive
-	framePong   = 17 // the 8 bytes of a ping
+	framePacket  = 0  // one IP packet
+	frameHello   = 1  // see hello.go; again within a session with flagUpdates
+	framePing    = 16 // 8 bytes that mean something to the sender only; with flagKeepalive
+	framePong    = 17 // the 8 bytes of a ping
+	frameOffload = 18 // struct virtio_net_hdr, little endian, of the packet in the next frame; with flagOffload
 
 	frameHeader      = 3
 	maxPayload       = 1<<16 - 1
@@ -31,8 +32,11 @@ const (
 	// that its hello was good, so that a refused link does not look connected for a moment.
 	flagKeepalive uint32 = 1 << iota
 	flagUpdates          // a further hello updates the announced facts
-
-	ourFlags = flagKeepalive | flagUpdates
+	// Packets may lack their TCP or UDP checksum, and may be TCP segments of up to 64 KiB that the receiver's
+	// kernel cuts: what a frame of type 18 says of a packet, in the terms of virtio (gso_type TCPV4, TCPV6).
+	flagOffload
+	flagUSO     // with flagOffload: UDP as well (gso_type UDP_L4)
+	flagStreams // a link has several sessions, see hello.go
 )
 
 // putHeader writes the header of a frame with n bytes of payload to the start of b.

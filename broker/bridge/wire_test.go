@@ -58,10 +58,12 @@ var hellos = []struct {
 		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80, DNS: &DNSInfo{"c", netip.MustParseAddr("fd00::a")}}}, false},
 	{"DNS without address", ip4Hex + maskHex + noneHex + portHex + "0005" + "02 0002" + "63 00",
 		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80, DNS: &DNSInfo{ClusterDomain: "c"}}}, false},
-	{"all and capabilities", ip4Hex + maskHex + noneHex + portHex + "001f" + "01 0004 74 00 5045" + "02 0006 63 00 6440100a" + "80 000c 00000003 0102030405060708",
-		hello{Announcement{Address: address, AdvertisedPort: 80, API: &APIInfo{"t", []byte("PE")}, DNS: &DNSInfo{"c", netip.MustParseAddr("100.64.16.10")}}, true, 3, 0x0102030405060708}, false},
-	{"unknown extension", ip4Hex + maskHex + noneHex + portHex + "0017" + "09 0003 ffffff" + "80 000e 00000001 0000000000000007 aaaa",
-		hello{Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7}, true},
+	{"all and capabilities", ip4Hex + maskHex + noneHex + portHex + "0021" + "01 0004 74 00 5045" + "02 0006 63 00 6440100a" + "80 000e 00000003 0102030405060708 02 01",
+		hello{Announcement{Address: address, AdvertisedPort: 80, API: &APIInfo{"t", []byte("PE")}, DNS: &DNSInfo{"c", netip.MustParseAddr("100.64.16.10")}}, true, 3, 0x0102030405060708, 2, 1}, false},
+	{"unknown extension", ip4Hex + maskHex + noneHex + portHex + "0019" + "09 0003 ffffff" + "80 0010 00000001 0000000000000007 0403 aaaa",
+		hello{Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3}, true},
+	{"capabilities without streams", ip4Hex + maskHex + noneHex + portHex + "000f" + "80 000c 00000001 0000000000000007",
+		hello{Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 0, 0}, true},
 	{"more bytes than said", ip4Hex + maskHex + noneHex + portHex + "0000" + "ffff",
 		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80}}, true},
 	{"service network is everything", ip4Hex + maskHex + svcHex + "00000000000000000000000000000000" + portHex + "0000",
@@ -148,9 +150,13 @@ func TestFrames(t *testing.T) {
 	if got, want := appendFrame(nil, 1, []byte("ab")), unhex("0002 01 6162"); !bytes.Equal(got, want) {
 		t.Errorf("frame %x, expected %x", got, want)
 	}
-	buf := copyBuffer([]byte("abc"))
+	buf := copyBuffer([]byte("abc"), vnetHeader{})
 	if got, want := buf.frame(), unhex("0003 00 616263"); !bytes.Equal(got, want) {
 		t.Errorf("packet frame %x, expected %x", got, want)
+	}
+	buf.vnet = vnetHeader{needsCsum, gsoTCPv4, 40, 1448, 20, 16}
+	if got, want := buf.frame(), unhex("000a 12 01 01 2800 a805 1400 1000  0003 00 616263"); !bytes.Equal(got, want) {
+		t.Errorf("offloaded packet is %x, expected %x", got, want)
 	}
 }
 

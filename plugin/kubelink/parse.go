@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/mandelsoft/kubelink/broker"
+	"github.com/mandelsoft/kubelink/broker/bridge"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -140,7 +141,14 @@ var properties = map[string]property{
 	"service":         one(func(p *parser, v string) error { return label(&p.config.Service, v) }),
 	"ifce-name":       one(setInterface),
 	"served-links":    one(setServed),
-	"auto-connect":    flag(func(cfg *broker.Config) { cfg.AutoConnect = true }),
+	"offload": one(func(p *parser, v string) error {
+		var o string
+		err := choice(&o, v, "on", "off")
+		p.config.PlainTUN = o == "off"
+		return err
+	}),
+	"streams":      one(func(p *parser, v string) error { return number(&p.config.Streams, v, 1, bridge.MaxStreams) }),
+	"auto-connect": flag(func(cfg *broker.Config) { cfg.AutoConnect = true }),
 
 	"secret":     one(func(p *parser, v string) error { return name(&p.config.Secret, v) }),
 	"certfile":   one(func(p *parser, v string) (err error) { p.config.CertFile, err = p.file(v); return err }),

@@ -77,6 +77,8 @@ func TestProperties(t *testing.T) {
 		{"broker-port 9000\nadvertised-port 443\nservice broker\nifce-name kl0", func(c *broker.Config) {
 			c.BrokerPort, c.AdvertisedPort, c.Service, c.Interface = 9000, 443, "broker", "kl0"
 		}},
+		{"offload off\nstreams 4", func(c *broker.Config) { c.PlainTUN, c.Streams = true, 4 }},
+		{"offload on", func(c *broker.Config) {}},
 		{"served-links c,a.b,m--x,a.b", func(c *broker.Config) { c.Served = []string{"a.b", "c", "m--x"} }},
 		{"auto-connect\nsecret tls\nsecret-manage-mode self\ndns-name Kubelink1.Example.", func(c *broker.Config) {
 			c.AutoConnect, c.Secret, c.SecretManageMode, c.DNSName = true, "tls", "self", "kubelink1.example"
@@ -148,6 +150,8 @@ func TestRefused(t *testing.T) {
 		{"secret-manage-mode self", `secret-manage-mode self needs secret`},
 		{"secret-manage-mode cert\nsecret tls", `secret-manage-mode cert needs dns-name`},
 		{"secret-manage-mode acme", `secret-manage-mode acme: not one of none, self, cert`},
+		{"offload maybe", `offload maybe: not one of on, off`},
+		{"streams 17", `streams 17: not a number from 1 to 16`},
 		{"route-table 0", `route-table 0: not a number from 1 to 2147483647`},
 		{"route-table 255", `table 255 (local) is the kernel's own`},
 		{"rule-priority 32766", `rule-priority 32766: not a number from 1 to 32765`},

@@ -83,8 +83,8 @@ func TestChangeAndDelete(t *testing.T) {
 		if m.Rcode != dns.RcodeNameError {
 			return fmt.Errorf("zone: %s", dns.RcodeToString[m.Rcode])
 		}
-		if v, err := b.Metric(ctx, `coredns_kubelink_link_sessions{link="kubelink2"}`); err != nil || v != 0 {
-			return fmt.Errorf("tunnel: %g connections, %v", v, err)
+		if v, err := b.Metric(ctx, `coredns_kubelink_link_up{link="kubelink2"}`); err != nil || v != 0 {
+			return fmt.Errorf("tunnel: up %g, %v", v, err)
 		}
 		l, err := brokers[1].Link(ctx, b.Name)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -189,10 +190,10 @@ func TestMetrics(t *testing.T) {
 			`coredns_kubelink_links{state="Up"}`:                  2,
 			`coredns_kubelink_link_up{link="kubelink2"}`:          1,
 			`coredns_kubelink_link_rtt_seconds{link="kubelink2"}`: 1e-6,
-			`coredns_kubelink_link_sessions{link="kubelink2"}`:    1,
-			`coredns_kubelink_api_up`:                             1,
-			`coredns_kubelink_applied`:                            1,
-			bytesRx:                                               before + 1<<20,
+			fmt.Sprintf(`coredns_kubelink_tun_info{interface="kubelink",offloads="checksum,TSO,USO",queues="%d"}`, runtime.GOMAXPROCS(0)): 1,
+			`coredns_kubelink_api_up`:  1,
+			`coredns_kubelink_applied`: 1,
+			bytesRx:                    before + 1<<20,
 		} {
 			v, err := b.Metric(ctx, series)
 			if err != nil {

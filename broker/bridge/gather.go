@@ -1,0 +1,136 @@
+package bridge
+
+// The connection beneath TLS. TLS writes each record of at most 16 KiB by itself; what leaves here in one
+// system call is all records of a batch: on the way to the peer, what is sent together
+// stays together, and each hop works on 64 KiB instead of 16.
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// unsentLimit is how much the kernel may hold that it has not sent yet (TCP_NOTSENT_LOWAT). The rest waits in
+// our queue, where a ping can overtake it.
+const unsentLimit = 128 << 10
+
+// gather passes writes on, until start. From then on they wait for flush.
+type gather struct {
+	net.Conn
+	raw syscall.RawConn // nil: not a socket; flush waits then
+
+	mu      sync.Mutex // TLS writes by itself, too: alerts and key updates
+	waits   bool
+	out     *[]byte // nil: nothing waits
+	sent    int     // bytes of out
+	timeout time.Duration
+
+	try, wait func(fd uintptr) bool // made once, so that a flush allocates nothing
+	n         int
+	err       error
+}
+
+var gathered = sync.Pool{New: func() any { return new(make([]byte, 0, batchBytes+largeBuffer+1024)) }}
+
+func newGather(conn net.Conn, timeout time.Duration) *gather {
+	g := &gather{Conn: conn, timeout: timeout}
+	if s, ok := conn.(syscall.Conn); ok {
+		g.raw, _ = s.SyscallConn()
+	}
+	g.try = func(fd uintptr) bool { g.write(fd); return true }
+	g.wait = func(fd uintptr) bool { g.write(fd); return g.n > 0 || g.err != nil }
+	return g
+}
+
+// start lets writes wait for flush from now on.
+func (g *gather) start() {
+	g.mu.Lock()
+	g.waits = true
+	g.mu.Unlock()
+	if g.raw != nil {
+		_ = g.raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
+		})
+	}
+}
+
+func (g *gather) Write(b []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.waits {
+		return g.Conn.Write(b)
+	}
+	if g.out == nil {
+		g.out = gathered.Get().(*[]byte)
+	}
+	*g.out = append(*g.out, b...)
+	return len(b), nil
+}
+
+// flush sends what the kernel takes without waiting; done: that was all.
+func (g *gather) flush() (done bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.out != nil {
+		if g.raw == nil {
+			g.SetWriteDeadline(time.Now().Add(g.timeout))
+			g.n, g.err = g.Conn.Write((*g.out)[g.sent:])
+		} else if err := g.raw.Write(g.try); err != nil {
+			return false, err
+		}
+		if g.err != nil {
+			return false, g.err
+		}
+		if g.n == 0 {
+			return false, nil
+		}
+		g.took()
+	}
+	return true, nil
+}
+
+// sendSome waits until the kernel takes something, for the timeout at most.
+func (g *gather) sendSome() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.SetWriteDeadline(time.Now().Add(g.timeout))
+	err := g.raw.Write(g.wait)
+	g.SetWriteDeadline(time.Time{}) // else flush would fail later on
+	if err == nil {
+		err = g.err
+	}
+	if err == nil {
+		g.took()
+	}
+	return err
+}
+
+// write is one system call.
+func (g *gather) write(fd uintptr) {
+	for {
+		g.n, g.err = unix.Write(int(fd), (*g.out)[g.sent:])
+		switch {
+		case errors.Is(g.err, unix.EINTR):
+			continue
+		case errors.Is(g.err, unix.EAGAIN):
+			g.n, g.err = 0, nil
+		case g.err == nil && g.n == 0:
+			g.err = io.ErrUnexpectedEOF
+		}
+		return
+	}
+}
+
+// took accounts for what was sent.
+func (g *gather) took() {
+	if g.sent += g.n; g.sent == len(*g.out) {
+		*g.out = (*g.out)[:0]
+		gathered.Put(g.out)
+		g.out, g.sent = nil, 0
+	}
+}

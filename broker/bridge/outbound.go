@@ -1,0 +1,246 @@
+package bridge
+
+// Outbound packets on their way from the TUN to a session, which has the rest of their way; and what is
+// written to the TUN.
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Pauses before a TUN that failed is opened again: the first one, doubled each time, and the last.
+const (
+	reopenFirst = 100 * time.Millisecond
+	reopenMost  = 5 * time.Second
+)
+
+// readBytesMost is how much is read from the TUN before it is sent. Small packets that come in a burst
+// share records and system calls; none waits for another one that is not there yet.
+const readBytesMost = 64 << 10
+
+// serveTUN takes packets from the TUN until the bridge is closed. A TUN that fails, as it does when
+// somebody deletes it, is opened again.
+func (b *Bridge) serveTUN() {
+	dev, pause := *b.device.Load(), reopenFirst
+	for {
+		err := b.readTUN(dev)
+		if !b.setDevice(noDevice{}) {
+			return
+		}
+		if b.reopen.Swap(false) {
+			b.log.Info("TUN is opened again with other offloads", "interface", b.name)
+			dev.Close(true)
+			pause = 0
+		} else {
+			b.log.Error("TUN failed, it is opened again", "interface", b.name, "error", err)
+			b.failure.Store(new(fmt.Errorf("read TUN %s: %w", b.name, err)))
+			b.changed()
+			dev.Close(true) // else the name stays in use
+		}
+		for dev = nil; dev == nil; pause = min(max(2*pause, reopenFirst), reopenMost) {
+			select {
+			case <-time.After(pause):
+			case <-b.ctx.Done():
+				return
+			}
+			if dev, err = b.open(); err != nil {
+				dev = nil
+				b.log.Warn("TUN is still missing", "error", err)
+			}
+		}
+		if !b.setDevice(dev) {
+			dev.Close(false) // it is new: there is nothing on it to keep
+			return
+		}
+		pause = reopenFirst
+		b.log.Info("TUN is open again", "interface", b.name, "queues", len(dev.Queues()), "offloads", dev.Offloads())
+		b.failure.Store(nil)
+		for _, p := range b.table.Load().peers { // what was agreed on with the peer has to be what is there
+			p.drop(errOffloads, func(s *session) bool { return s.flags != s.theirs&b.flags() })
+		}
+		b.changed()
+	}
+}
+
+// readTUN reads all queues until one of them fails.
+func (b *Bridge) readTUN(dev device) error {
+	queues := dev.Queues()
+	ends := make(chan error, len(queues))
+	for i, q := range queues {
+		go func() { ends <- b.newOutbound(i, dev.Offloads()).run(q) }()
+	}
+	err := <-ends
+	for _, q := range queues { // the others would wait for ever
+		if f, ok := q.(*tunFile); ok {
+			f.Close()
+		}
+	}
+	for range len(queues) - 1 {
+		<-ends
+	}
+	return err
+}
+
+// setDevice replaces the device, unless the bridge is closed: Close takes care of the one it finds.
+func (b *Bridge) setDevice(dev device) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.device.Store(&dev)
+	if _, missing := dev.(noDevice); !missing {
+		b.offloads.Store(uint32(dev.Offloads()))
+	}
+	return true
+}
+
+// outbound is the state of one TUN reader.
+type outbound struct {
+	*Bridge
+	queue    int
+	offloads bool
+	buf      *buffer    // large, the next packet is read into it
+	sessions []*session // that have packets of ours to be sent
+	icmp     [vnetSize + 1280]byte
+	limit    limiter
+}
+
+func (b *Bridge) newOutbound(queue int, offloads Offloads) *outbound {
+	return &outbound{
+		Bridge: b, queue: queue, offloads: offloads != 0, buf: newBuffer(maxPayload),
+		limit: limiter{every: icmpInterval, burst: icmpBurst},
+	}
+}
+
+// run reads until an error: it waits for a packet, takes those that are there, and sends them.
+func (o *outbound) run(q tunQueue) error {
+	for {
+		n, err := q.Read(o.room())
+		for bytes := n; err == nil && n > 0; bytes += n {
+			o.packet(n)
+			if bytes >= readBytesMost {
+				break
+			}
+			n, err = q.TryRead(o.room())
+		}
+		o.send()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// room is where the next packet is read to.
+func (o *outbound) room() []byte {
+	if o.offloads {
+		return o.buf.data[headroom-vnetSize:]
+	}
+	return o.buf.data[headroom:]
+}
+
+// send sends what was read.
+func (o *outbound) send() {
+	for i, s := range o.sessions {
+		s.kick()
+		o.sessions[i] = nil
+	}
+	o.sessions = o.sessions[:0]
+}
+
+// packet leads the n bytes in room to the peer they are for. A small packet is copied, so that a queue
+// holds small buffers; a large one goes with its buffer.
+func (o *outbound) packet(n int) {
+	buf := o.buf
+	buf.vnet = vnetHeader{}
+	if o.offloads {
+		if n -= vnetSize; n < 0 {
+			o.drops.add(DropMalformed)
+			return
+		}
+		buf.vnet = parseVnet(buf.data[headroom-vnetSize:])
+		if buf.vnet.flags &= needsCsum; buf.vnet.flags == 0 && buf.vnet.gsoType == gsoNone {
+			buf.vnet = vnetHeader{} // nothing is left to be done
+		}
+	}
+	buf.size = n
+	packet := buf.packet()
+	_, dst, ok := addresses(packet)
+	if !ok || buf.vnet != (vnetHeader{}) && !buf.vnet.sound(packet) {
+		o.drops.add(DropMalformed)
+		return
+	}
+	p, _ := o.table.Load().routes.Lookup(dst)
+	if p == nil {
+		o.drops.add(DropNoLink)
+		o.answer(packet)
+		return
+	}
+	if !p.reachable() {
+		p.count.drops.add(DropNotConnected)
+		o.answer(packet)
+		return
+	}
+	if headroom+n <= mediumBuffer {
+		buf = copyBuffer(packet, buf.vnet)
+	} else {
+		o.buf = newBuffer(maxPayload)
+	}
+	s := p.send(buf)
+	if s == nil {
+		return
+	}
+	for _, known := range o.sessions {
+		if s == known {
+			return
+		}
+	}
+	o.sessions = append(o.sessions, s)
+}
+
+// answer tells the sender of packet that its destination cannot be reached.
+func (o *outbound) answer(packet []byte) {
+	if !o.limit.allow(o.now()) {
+		return
+	}
+	if msg := unreachable(o.icmp[vnetSize:], packet); msg != nil {
+		o.deliver(o.queue, o.icmp[:vnetSize+len(msg)], vnetHeader{})
+	}
+}
+
+// deliver writes a packet to a queue of the TUN; room for a virtio_net_hdr is before it. Where the TUN
+// does not do what is left to be done on the packet, we do.
+func (b *Bridge) deliver(queue int, room []byte, vnet vnetHeader) bool {
+	dev := *b.device.Load()
+	queues, offloads := dev.Queues(), dev.Offloads()
+	q := queues[queue%len(queues)]
+	packet := room[vnetSize:]
+	switch {
+	case vnet.gsoType == gsoNone && offloads == 0:
+		if vnet != (vnetHeader{}) {
+			vnet.complete(packet)
+		}
+		_, err := q.Write(packet)
+		return err == nil
+	case vnet.gsoType == gsoNone, vnet.gsoType == gsoUDP && offloads&OffloadUSO != 0, vnet.gsoType != gsoUDP && offloads != 0:
+		vnet.put(room)
+		_, err := q.Write(room)
+		return err == nil
+	}
+	var err error
+	buf := newBuffer(maxPayload)
+	defer buf.free()
+	seg := vnet.segments(packet)
+	for seg.count() > 0 {
+		n := seg.next(buf.data[headroom:])
+		out := buf.data[headroom : headroom+n]
+		if offloads != 0 {
+			clear(buf.data[headroom-vnetSize : headroom])
+			out = buf.data[headroom-vnetSize : headroom+n]
+		}
+		_, e := q.Write(out)
+		err = errors.Join(err, e)
+	}
+	return err == nil
+}

@@ -1,0 +1,237 @@
+package bridge
+
+// The packets that wait for one session: a mailbox that any goroutine puts packets in, and the queue that
+// the one that sends sorts them into.
+//
+// The queue is FQ-CoDel (RFC 8290): flows take turns, those that have just begun to wait come first, so that a
+// ping does not wait for a transfer; and a flow whose packets wait for too long loses some, so that its sender
+// slows down before the delay grows. When the queue is full, the flow that holds most of it loses its oldest.
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+// mailbox is a list that any number of goroutines put into without waiting. One takes all.
+type mailbox struct{ last atomic.Pointer[buffer] }
+
+func (m *mailbox) put(buf *buffer) {
+	for {
+		buf.next = m.last.Load()
+		if m.last.CompareAndSwap(buf.next, buf) {
+			return
+		}
+	}
+}
+
+// take returns what is in the mailbox, the oldest first.
+func (m *mailbox) take() *buffer {
+	if m.last.Load() == nil {
+		return nil
+	}
+	var first *buffer
+	for buf := m.last.Swap(nil); buf != nil; {
+		first, buf, buf.next = buf, buf.next, first
+	}
+	return first
+}
+
+// Parameters of FQ-CoDel. The quantum is larger than in RFC 8290, as packets are.
+const (
+	queueFlows    = 64
+	queueQuantum  = 16 << 10 // bytes that a flow sends per turn
+	codelTarget   = 5 * time.Millisecond
+	codelInterval = 100 * time.Millisecond
+)
+
+// flowQueue is the packets of flows with the same hash, the oldest first.
+type flowQueue struct {
+	first, last *buffer
+	bytes       int        // in its buffers
+	credit      int        // bytes that it may still send in this turn
+	next        *flowQueue // in a flowList
+	waits       bool       // is in one
+
+	// CoDel, with the names of RFC 8289.
+	firstAbove, dropNext time.Duration // 0: not above
+	count, lastCount     int
+	dropping             bool
+}
+
+type flowList struct{ first, last *flowQueue }
+
+func (l *flowList) push(f *flowQueue) {
+	f.next = nil
+	if l.first == nil {
+		l.first = f
+	} else {
+		l.last.next = f
+	}
+	l.last = f
+}
+
+func (l *flowList) pop() {
+	l.first = l.first.next
+}
+
+// queue belongs to the goroutine that sends.
+type queue struct {
+	flows      [queueFlows]flowQueue
+	fresh, old flowList // flows that have packets; fresh ones began lately
+	bytes      int      // in the buffers of all
+	largest    int      // buffer so far
+	stale      time.Duration
+	drops      *dropCounters
+}
+
+// push queues buf, and makes room for it when there are more than limit bytes.
+func (q *queue) push(buf *buffer, limit int) {
+	f := &q.flows[buf.hash>>8%queueFlows] // the low bits choose the session
+	size := len(buf.data)
+	buf.next = nil
+	if f.first == nil {
+		f.first = buf
+	} else {
+		f.last.next = buf
+	}
+	f.last = buf
+	f.bytes += size
+	q.bytes += size
+	q.largest = max(q.largest, size)
+	if !f.waits {
+		f.waits, f.credit = true, queueQuantum
+		q.fresh.push(f)
+	}
+	for q.bytes > limit && q.bytes > size {
+		q.shorten()
+	}
+}
+
+// shorten drops the oldest packet of the flow that holds most.
+func (q *queue) shorten() {
+	most := &q.flows[0]
+	for i := range q.flows {
+		if q.flows[i].bytes > most.bytes {
+			most = &q.flows[i]
+		}
+	}
+	q.remove(most).free()
+	q.drops.add(DropQueueFull)
+}
+
+// remove takes the oldest packet of f.
+func (q *queue) remove(f *flowQueue) *buffer {
+	buf := f.first
+	if buf == nil {
+		return nil
+	}
+	f.first = buf.next
+	buf.next = nil
+	f.bytes -= len(buf.data)
+	q.bytes -= len(buf.data)
+	return buf
+}
+
+// pop returns the packet to be sent next; nil: there is none.
+func (q *queue) pop(now time.Duration) *buffer {
+	for {
+		list := &q.fresh
+		if list.first == nil {
+			list = &q.old
+		}
+		f := list.first
+		if f == nil {
+			return nil
+		}
+		if f.credit <= 0 {
+			f.credit += queueQuantum
+			list.pop()
+			q.old.push(f)
+			continue
+		}
+		buf := q.codel(f, now)
+		if buf == nil {
+			list.pop()
+			if list == &q.fresh && q.old.first != nil { // else it would come first again and again
+				q.old.push(f)
+			} else {
+				f.waits = false
+			}
+			continue
+		}
+		f.credit -= buf.size
+		return buf
+	}
+}
+
+// codel takes the oldest packet of f that is not to be dropped (RFC 8289, section 5).
+func (q *queue) codel(f *flowQueue, now time.Duration) *buffer {
+	buf, above := q.oldest(f, now)
+	if f.dropping {
+		if !above {
+			f.dropping = false
+		}
+		for f.dropping && now >= f.dropNext {
+			q.drop(buf)
+			f.count++
+			if buf, above = q.oldest(f, now); !above {
+				f.dropping = false
+			} else {
+				f.dropNext += f.pause()
+			}
+		}
+		return buf
+	}
+	if above {
+		q.drop(buf)
+		buf, _ = q.oldest(f, now)
+		f.dropping = true
+		more := f.count - f.lastCount
+		f.count = 1
+		if more > 1 && now-f.dropNext < 16*codelInterval { // it was not enough the last time
+			f.count = more
+		}
+		f.dropNext = now + f.pause()
+		f.lastCount = f.count
+	}
+	return buf
+}
+
+// pause between drops, the shorter the more were dropped.
+func (f *flowQueue) pause() time.Duration {
+	return time.Duration(float64(codelInterval) / math.Sqrt(float64(f.count)))
+}
+
+// oldest takes the oldest packet of f that is not stale. It is above when packets of f have been
+// waiting for longer than the target for an interval.
+func (q *queue) oldest(f *flowQueue, now time.Duration) (buf *buffer, above bool) {
+	for buf = q.remove(f); buf != nil && now-buf.queued > q.stale; buf = q.remove(f) {
+		q.drop(buf)
+	}
+	switch {
+	case buf == nil || now-buf.queued < codelTarget || q.bytes <= q.largest:
+		f.firstAbove = 0
+	case f.firstAbove == 0:
+		f.firstAbove = now + codelInterval
+	default:
+		above = now >= f.firstAbove
+	}
+	return buf, above
+}
+
+func (q *queue) drop(buf *buffer) {
+	if buf != nil {
+		buf.free()
+		q.drops.add(DropStale)
+	}
+}
+
+// empty takes all packets, in no particular order of flows.
+func (q *queue) empty(take func(*buffer)) {
+	for i := range q.flows {
+		for buf := q.remove(&q.flows[i]); buf != nil; buf = q.remove(&q.flows[i]) {
+			take(buf)
+		}
+	}
+}
