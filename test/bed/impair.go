@@ -1,0 +1,196 @@
+package bed
+
+// This file makes networks worse than the bed's are: loss, a low rate, a small or large MTU, connections that break. What
+// lasts returns how to undo it; undoing it twice does no harm. Impairments compose: each is a thing of its own.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// uplink is a router's device to the internet.
+const uplink = "public"
+
+// step is a change and what takes it back.
+type step struct{ do, undo func() error }
+
+// impair makes the steps, all or none.
+func impair(what string, steps ...step) (undo func() error, err error) {
+	var done []step
+	undo = sync.OnceValue(func() error {
+		var errs []error
+		for _, s := range slices.Backward(done) {
+			errs = append(errs, s.undo())
+		}
+		return errors.Join(errs...)
+	})
+	for _, s := range steps {
+		if err := s.do(); err != nil {
+			return nil, fmt.Errorf("%s: %w", what, errors.Join(err, undo()))
+		}
+		done = append(done, s)
+	}
+	return undo, nil
+}
+
+// rule is an iptables rule that is inserted, and deleted. The bed's life bounds the deletion: a test's may be over.
+func (h *Host) rule(ctx context.Context, table, chain string, match ...string) step {
+	change := func(ctx context.Context, command string) func() error {
+		return func() error {
+			_, err := h.Iptables(ctx, append([]string{"-t", table, command, chain}, match...)...)
+			return err
+		}
+	}
+	return step{change(ctx, "-I"), change(h.bed.ctx, "-D")}
+}
+
+// unbundled makes a device send packets one by one. Between the stacks of one machine they travel in bundles of up to 64
+// KB, of which loss would take all or none.
+func (h *Host) unbundled(device string) step {
+	set := func(segments int) func() error {
+		return func() error {
+			return h.onLink(device, "limit bundles of", func(l netlink.Link) error { return h.Net.LinkSetGSOMaxSegs(l, segments) })
+		}
+	}
+	return step{set(1), set(1<<16 - 1)}
+}
+
+// Loss drops a share of the packets, from 0 to 1, at random, that come over the internet from one cluster to another;
+// one direction.
+func Loss(ctx context.Context, from, to *Cluster, share float64) (undo func() error, err error) {
+	return impair(fmt.Sprintf("loss from %s to %s", from.Name, to.Name),
+		from.Router.unbundled(uplink),
+		to.Router.rule(ctx, "raw", "PREROUTING", "-s", from.PublicAddress.String(),
+			"-m", "statistic", "--mode", "random", "--probability", strconv.FormatFloat(share, 'f', 6, 64), "-j", "DROP"))
+}
+
+// Rate limits what a cluster sends to the internet, in bits per second. buffer is how long a packet waits at most in the
+// router before it is dropped instead.
+func Rate(ctx context.Context, from *Cluster, bits int, buffer time.Duration) (undo func() error, err error) {
+	const burst = 2 * 1514 // so that the rate holds for times of a millisecond as well
+	tc := func(ctx context.Context, args ...string) func() error {
+		return func() error {
+			_, err := from.Router.Run(ctx, "tc", args...)
+			return err
+		}
+	}
+	queue := int(float64(bits)/8*buffer.Seconds()) + burst
+	return impair("rate of "+from.Name, step{
+		tc(ctx, "qdisc", "add", "dev", uplink, "root", "tbf", "rate", strconv.Itoa(bits)+"bit", "burst", strconv.Itoa(burst), "limit", strconv.Itoa(queue)),
+		tc(from.bed.ctx, "qdisc", "del", "dev", uplink, "root"),
+	})
+}
+
+// SetMTU changes the MTU of a pod's cable, at both of its ends.
+func (p *Pod) SetMTU(mtu int) (undo func() error, err error) {
+	set := func(h *Host, device string, mtu int) func() error {
+		return func() error {
+			return h.onLink(device, "set MTU of", func(l netlink.Link) error { return h.Net.LinkSetMTU(l, mtu) })
+		}
+	}
+	const usual = 1500
+	return impair("MTU of "+p.Name,
+		step{set(p.Host, "eth0", mtu), set(p.Host, "eth0", usual)},
+		step{set(p.Node.Host, p.device, mtu), set(p.Node.Host, p.device, usual)})
+}
+
+// Connection is a TCP connection of a host.
+type Connection struct{ Local, Remote netip.AddrPort }
+
+// Connections lists the established TCP connections of the host with a peer's address, in an order that lasts.
+func (h *Host) Connections(ctx context.Context, peer netip.Addr) ([]Connection, error) {
+	out, err := h.Run(ctx, "ss", "--tcp", "--no-header", "--numeric", "state", "established", "dst", peer.String())
+	if err != nil {
+		return nil, err
+	}
+	var all []Connection
+	for line := range strings.Lines(out) {
+		fields := strings.Fields(line) // queued to be read, queued to be sent, local, remote
+		if len(fields) < 4 {
+			return nil, fmt.Errorf("%s: ss says %q", h.Name, line)
+		}
+		local, err1 := netip.ParseAddrPort(fields[2])
+		remote, err2 := netip.ParseAddrPort(fields[3])
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, fmt.Errorf("%s: ss says %q: %w", h.Name, line, err)
+		}
+		all = append(all, Connection{unmap(local), unmap(remote)})
+	}
+	slices.SortFunc(all, func(a, b Connection) int {
+		if c := a.Local.Compare(b.Local); c != 0 {
+			return c
+		}
+		return a.Remote.Compare(b.Remote)
+	})
+	return all, nil
+}
+
+// unmap makes an IPv4 address of what a socket for both families has.
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
+// KillConnection breaks a TCP connection: both ends are reset.
+func (h *Host) KillConnection(ctx context.Context, c Connection) error {
+	_, err := h.Run(ctx, "ss", "--kill", "--tcp", "--no-header", "--numeric", "src", c.Local.Addr().String(), "sport", "=", strconv.Itoa(int(c.Local.Port())),
+		"dst", c.Remote.Addr().String(), "dport", "=", strconv.Itoa(int(c.Remote.Port())))
+	if err != nil {
+		return err
+	}
+	gone, err := h.gone(ctx, c)
+	if gone || err != nil {
+		return err
+	}
+	return h.resetConnection(ctx, c) // a kernel without INET_DIAG_DESTROY, which ss does not tell
+}
+
+// resetConnection is KillConnection by the packet filter: it needs the connection to be in use.
+func (h *Host) resetConnection(ctx context.Context, c Connection) error {
+	undo, err := impair("reset", h.rule(ctx, "filter", "OUTPUT", "-p", "tcp", "-s", c.Local.Addr().String(), "--sport", strconv.Itoa(int(c.Local.Port())),
+		"-d", c.Remote.Addr().String(), "--dport", strconv.Itoa(int(c.Remote.Port())), "-j", "REJECT", "--reject-with", "tcp-reset"))
+	if err != nil {
+		return err
+	}
+	// Without the rule the kernel resets the other end, too, when it sends its next packet.
+	return errors.Join(Until(ctx, "reset", func(ctx context.Context) error {
+		gone, err := h.gone(ctx, c)
+		if err == nil && !gone {
+			err = errors.New("still connected")
+		}
+		return err
+	}), undo())
+}
+
+func (h *Host) gone(ctx context.Context, c Connection) (bool, error) {
+	all, err := h.Connections(ctx, c.Remote.Addr())
+	return !slices.Contains(all, c), err
+}
+
+// Counter is a counter of the host's network stack as /proc/net/snmp has it, such as Ip FragCreates.
+func (h *Host) Counter(ctx context.Context, group, name string) (int, error) {
+	out, err := h.Run(ctx, "cat", "/proc/net/snmp")
+	if err != nil {
+		return 0, err
+	}
+	var names []string
+	for line := range strings.Lines(out) {
+		rest, ok := strings.CutPrefix(line, group+": ")
+		switch {
+		case !ok:
+		case names == nil:
+			names = strings.Fields(rest)
+		default:
+			if i := slices.Index(names, name); i >= 0 {
+				return strconv.Atoi(strings.Fields(rest)[i])
+			}
+		}
+	}
+	return 0, fmt.Errorf("%s: no counter %s %s", h.Name, group, name)
+}

@@ -1,0 +1,881 @@
+package e2e
+
+// The dataplane where networks and peers are not what one would wish: loss, a low rate, peers that can
+// less, stand still or die, connections that break, pods with MTUs of their own.
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+// connections counts those that a broker has for a link, whoever dialled.
+func connections(ctx context.Context, b *fleet.Broker, link string) (n int, err error) {
+	for _, by := range []string{"local", "remote"} {
+		v, err := b.Metric(ctx, fmt.Sprintf(`coredns_kubelink_link_sessions{dialled_by=%q,link=%q}`, by, link))
+		if err != nil {
+			return 0, err
+		}
+		n += int(v)
+	}
+	return n, nil
+}
+
+// offloads waits until the broker's device has offloads, or none, as the metrics tell.
+func offloads(t *testing.T, b *fleet.Broker, want bool) {
+	t.Helper()
+	within(t, 5*time.Second, "offloads to change", func(ctx context.Context) error {
+		text, err := b.Host.Get(ctx, "http://127.0.0.1:9153/metrics")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(text) {
+			if strings.HasPrefix(line, "coredns_kubelink_tun_info{") {
+				if strings.Contains(line, `offloads="none"`) == want {
+					return errors.New(line)
+				}
+				return nil
+			}
+		}
+		return errors.New("no such metric")
+	})
+}
+
+// impaired undoes an impairment at the end of the test, or before.
+func impaired(t *testing.T) func(undo func() error, err error) (undone func()) {
+	return func(undo func() error, err error) func() {
+		t.Helper()
+		must(t, err)
+		undone := func() { must(t, undo()) }
+		t.Cleanup(undone)
+		return undone
+	}
+}
+
+// stream is a transfer in progress, each byte of which is checked.
+type stream struct {
+	got  atomic.Int64 // bytes that were right
+	quit context.CancelFunc
+	done chan struct{}
+	err  error // valid then
+}
+
+const endless = math.MaxInt64
+
+// open starts to fetch size bytes from a server; with rate, at that pace.
+func open(ctx context.Context, from *bed.Pod, to netip.Addr, size, rate int) *stream {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &stream{quit: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		defer cancel()
+		if s.err = s.run(ctx, from, to, size, rate); s.err != nil {
+			s.err = fmt.Errorf("stream from %s to %s, after %d bytes: %w", to, from.Name, s.got.Load(), s.err)
+		}
+	}()
+	return s
+}
+
+func (s *stream) run(ctx context.Context, from *bed.Pod, to netip.Addr, size, rate int) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/bulk?size=%d&rate=%d", to, size, rate), nil)
+	if err != nil {
+		return err
+	}
+	response, err := from.HTTPClient().Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	stream, got, want := rand.NewChaCha8(seed), make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, err := response.Body.Read(got)
+		stream.Read(want[:n])
+		if !bytes.Equal(got[:n], want[:n]) {
+			return errors.New("wrong content")
+		}
+		total := s.got.Add(int64(n))
+		switch {
+		case total == int64(size):
+			return nil
+		case err != nil:
+			return err // an early end, too
+		}
+	}
+}
+
+// wait waits for the end of all bytes.
+func (s *stream) wait() error {
+	<-s.done
+	return s.err
+}
+
+// end stops the stream; the error is about what was before.
+func (s *stream) end() error {
+	select {
+	case <-s.done:
+	default:
+		s.quit()
+		<-s.done
+	}
+	if errors.Is(s.err, context.Canceled) {
+		return nil
+	}
+	return s.err
+}
+
+// advances waits until the stream has got so many more bytes.
+func (s *stream) advances(t *testing.T, limit time.Duration, bytes int64) time.Duration {
+	t.Helper()
+	from := s.got.Load()
+	return within(t, limit, "stream to go on", func(context.Context) error {
+		select {
+		case <-s.done:
+			if s.err != nil {
+				return s.err
+			}
+			return nil
+		default:
+		}
+		if n := s.got.Load(); n < from+bytes {
+			return fmt.Errorf("%d bytes of %d", n-from, bytes)
+		}
+		return nil
+	})
+}
+
+// speed measures how fast bytes come, in bits per second.
+func speed(window time.Duration, streams ...*stream) float64 {
+	total := func() (n int64) {
+		for _, s := range streams {
+			n += s.got.Load()
+		}
+		return n
+	}
+	before, start := total(), time.Now()
+	time.Sleep(window) // a measurement
+	return float64(total()-before) * 8 / time.Since(start).Seconds()
+}
+
+func mbit(bits float64) string { return fmt.Sprintf("%.1f Mbit/s", bits/1e6) }
+
+// settled waits until a link is Up at both ends for half a second on end, as the API and the metrics have it: the
+// API is late, and may still have what was before a test.
+func settled(t *testing.T, a, b *fleet.Broker) {
+	t.Helper()
+	var since time.Time
+	within(t, 10*time.Second, "link to settle", func(ctx context.Context) error {
+		for _, side := range [][2]*fleet.Broker{{a, b}, {b, a}} {
+			l, err := side[0].Link(ctx, side[1].Name)
+			if err == nil && l.Status.State != v1alpha1.StateUp {
+				err = fmt.Errorf("%s: link %s is %s", side[0].Name, l.Name, l.Status.State)
+			}
+			if err == nil {
+				var v float64
+				if v, err = side[0].Metric(ctx, fmt.Sprintf(`coredns_kubelink_link_up{link=%q}`, l.Name)); err == nil && v != 1 {
+					err = fmt.Errorf("%s: metric of link %s: %g", side[0].Name, l.Name, v)
+				}
+			}
+			if err != nil {
+				since = time.Time{}
+				return err
+			}
+		}
+		if since.IsZero() {
+			since = time.Now()
+		}
+		if time.Since(since) < 500*time.Millisecond {
+			return errors.New("just now")
+		}
+		return nil
+	})
+}
+
+// staysUp fails the test if the link between two brokers is not Up all the time, at either end: as the
+// API, the metrics and the log have it.
+func staysUp(t *testing.T, a, b *fleet.Broker) (check func()) {
+	t.Helper()
+	settled(t, a, b)
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	var (
+		wg       sync.WaitGroup
+		mu       sync.Mutex
+		problems []string
+		ends     []func()
+	)
+	problem := func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		problems = append(problems, fmt.Sprintf("%s %s", time.Now().Format("05.000"), fmt.Sprintf(format, args...)))
+	}
+	for _, side := range [][2]*fleet.Broker{{a, b}, {b, a}} {
+		x, link := side[0], side[1].Name
+		w, err := x.Client.Watch(ctx, &v1alpha1.KubeLinkList{}, client.MatchingFields{"metadata.name": link})
+		must(t, err)
+		wg.Go(func() {
+			for e := range w.ResultChan() {
+				if ctx.Err() != nil {
+					return
+				}
+				if l, ok := e.Object.(*v1alpha1.KubeLink); !ok {
+					problem("%s: watch of link %s: %v", x.Name, link, e.Object)
+				} else if l.Status.State != v1alpha1.StateUp {
+					problem("%s: link %s is %s: %s", x.Name, link, l.Status.State, l.Status.Message)
+				}
+			}
+			if ctx.Err() == nil {
+				problem("%s: the watch ended", x.Name)
+			}
+		})
+		wg.Go(func() {
+			for ticker := time.NewTicker(100 * time.Millisecond); ; {
+				v, err := x.Metric(ctx, fmt.Sprintf(`coredns_kubelink_link_up{link=%q}`, link))
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil || v != 1 {
+					problem("%s: metric of link %s: %g %v", x.Name, link, v, err)
+				}
+				<-ticker.C
+			}
+		})
+		downs := func() (n int) {
+			for line := range strings.Lines(x.Process.Log()) {
+				if strings.Contains(line, "link is down") && strings.Contains(line, "link="+link) {
+					n++
+				}
+			}
+			return n
+		}
+		before := downs()
+		ends = append(ends, func() {
+			w.Stop()
+			if n := downs() - before; n > 0 {
+				problem("%s: link %s went down %d times, by the log", x.Name, link, n)
+			}
+		})
+	}
+	return func() {
+		t.Helper()
+		cancel()
+		for _, end := range ends {
+			end()
+		}
+		wg.Wait()
+		if len(problems) > 0 {
+			t.Errorf("the link did not stay up:\n%s", strings.Join(problems[:min(len(problems), 10)], "\n"))
+		}
+	}
+}
+
+// mirror is a service of a cluster whose pod sends datagrams back as they came.
+func mirror(t *testing.T, ctx context.Context, cluster int) netip.AddrPort {
+	t.Helper()
+	const port = 9100
+	conn, err := servers[cluster].pod.ListenPacket("udp4", fmt.Sprintf(":%d", port))
+	must(t, err)
+	t.Cleanup(func() { conn.Close() })
+	conn.(*net.UDPConn).SetReadBuffer(4 << 20)
+	go func() {
+		b := make([]byte, 64<<10)
+		for {
+			n, from, err := conn.ReadFrom(b)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				conn.WriteTo(b[:n], from)
+			}
+		}
+	}()
+	b := brokers[cluster]
+	t.Cleanup(func() {
+		must(t, b.Client.Delete(context.Background(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "mirror"}}))
+	})
+	addr, err := b.Service(ctx, "mirror", map[string]string{"app": "server"}, []corev1.ServicePort{bed.UDPPort(port)}, bed.ServiceOptions{})
+	must(t, err)
+	return netip.AddrPortFrom(addr, port)
+}
+
+// datagrams sends n datagrams of size bytes to a mirror, as many at a time as bundle says, and checks
+// what comes back. A bundle is one packet for the kernel (UDP_SEGMENT) as long as all devices on its way can take it.
+func datagrams(ctx context.Context, from *bed.Pod, to netip.AddrPort, size, n, bundle int) error {
+	c, err := from.DialContext(ctx, "udp", to.String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	conn := c.(*net.UDPConn)
+	conn.SetReadBuffer(4 << 20)
+	if bundle > 1 {
+		raw, err := conn.SyscallConn()
+		if err != nil {
+			return err
+		}
+		if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, size) }); err != nil || e != nil {
+			return fmt.Errorf("UDP_SEGMENT: %w", errors.Join(err, e))
+		}
+	}
+	content := func(i int) []byte {
+		b := make([]byte, size)
+		rand.NewChaCha8([32]byte{byte(i), byte(i >> 8), byte(i >> 16)}).Read(b)
+		binary.BigEndian.PutUint32(b, uint32(i))
+		return b
+	}
+	buffer := make([]byte, 64<<10)
+	for i := 0; i < n; i += bundle {
+		var all []byte
+		for j := range bundle {
+			all = append(all, content(i+j)...)
+		}
+		if _, err := conn.Write(all); err != nil {
+			return fmt.Errorf("send datagram %d: %w", i, err)
+		}
+		for j := range bundle {
+			conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+			got, err := conn.Read(buffer)
+			if err != nil {
+				return fmt.Errorf("answer %d of %d after datagram %d: %w", j, bundle, i, err)
+			}
+			if !bytes.Equal(buffer[:got], content(i+j)) {
+				return fmt.Errorf("answer %d after datagram %d: %d bytes, or order, or content are wrong", j, i, got)
+			}
+		}
+	}
+	return nil
+}
+
+// carries checks that the link between two clusters carries 100 MiB by TCP and datagrams by UDP, both ways.
+func carries(t *testing.T, ctx context.Context, a, b int) {
+	t.Helper()
+	for _, way := range [][2]int{{a, b}, {b, a}} {
+		from, to := way[0], way[1]
+		start := time.Now()
+		must(t, transfer(ctx, clients[to], servers[from].service, 100<<20, 0))
+		t.Logf("100 MiB from %s to %s: %s", brokers[from].Name, brokers[to].Name, mbit(100<<23/time.Since(start).Seconds()))
+		service := mirror(t, ctx, to)
+		must(t, datagrams(ctx, clients[from], service, 1200, 1000, 1))
+		must(t, datagrams(ctx, clients[from], service, 1200, 1000, 10))
+	}
+}
+
+// A peer that does without offloads is sent what it can take, and what it sends is taken.
+func TestPeerWithoutOffloads(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	two := brokers[1]
+	offloads(t, two, true)
+	t.Cleanup(func() { // after the Corefile is back
+		offloads(t, two, true)
+		for _, other := range []*fleet.Broker{brokers[0], brokers[2]} {
+			settled(t, two, other)
+		}
+	})
+	edit(t, ctx, two, "dns-propagation dns", "dns-propagation dns\noffload off")
+	offloads(t, two, false)
+	offloads(t, brokers[0], true)
+	settled(t, two, brokers[0])
+	carries(t, ctx, 0, 1)
+}
+
+// Two of a hundred packets are lost between the routers, in both directions. Pods notice no loss, and what TCP of
+// the link makes of it bounds their rate.
+func TestLoss(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	const size, limit = 50 << 20, 30 * time.Second
+	one, two := brokers[0], brokers[1]
+	check := staysUp(t, one, two)
+	impaired(t)(bed.Loss(ctx, one.Cluster, two.Cluster, 0.02))
+	impaired(t)(bed.Loss(ctx, two.Cluster, one.Cluster, 0.02))
+	for _, way := range [][2]int{{0, 1}, {1, 0}} {
+		start := time.Now()
+		bounded, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		must(t, transfer(bounded, clients[way[0]], servers[way[1]].service, size, 0))
+		took := time.Since(start)
+		t.Logf("50 MiB from %s to %s with 2 %% loss: %s, %s", brokers[way[1]].Name, brokers[way[0]].Name, took.Round(time.Millisecond), mbit(size*8/took.Seconds()))
+	}
+	for _, way := range [][2]*fleet.Broker{{one, two}, {two, one}} {
+		out, err := way[0].Router.Iptables(ctx, "-t", "raw", "-L", "PREROUTING", "-v", "-x", "-n")
+		must(t, err)
+		var dropped int
+		for line := range strings.Lines(out) {
+			if strings.Contains(line, "statistic") {
+				fmt.Sscan(line, &dropped)
+			}
+		}
+		if dropped < 100 { // of 35,000 in each direction, and the acknowledgements
+			t.Errorf("only %d packets were lost on their way to %s", dropped, way[0].Name)
+		}
+		t.Logf("%d packets were lost on their way to %s", dropped, way[0].Name)
+	}
+	check()
+}
+
+// pings sends echo requests until the window is over, none waits for another's answer, and returns the sorted
+// round-trip times. A lost one counts as a second.
+func pings(ctx context.Context, from *bed.Pod, to netip.Addr, window time.Duration) (all []time.Duration, lost int) {
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for end := time.Now().Add(window); time.Now().Before(end); <-ticker.C {
+		wg.Go(func() {
+			rtt, err := from.Ping(ctx, to)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				rtt = time.Second
+				lost++
+			}
+			all = append(all, rtt)
+		})
+	}
+	wg.Wait()
+	slices.Sort(all)
+	return all, lost
+}
+
+func quantile(sorted []time.Duration, q float64) time.Duration {
+	return sorted[int(q*float64(len(sorted)-1))]
+}
+
+// Between the clusters there is a line of 20 Mbit/s, whose routers buffer 50 ms. Bulk transfers fill it, and still
+// a ping beside them is short: what waits, waits in the router and not in the brokers.
+func TestRateLimit(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	const (
+		rate   = 20e6
+		median = 100 * time.Millisecond
+		p90    = 150 * time.Millisecond
+		window = 5 * time.Second
+	)
+	one, two := brokers[0], brokers[1]
+	impaired(t)(bed.Rate(ctx, one.Cluster, rate, 50*time.Millisecond))
+	impaired(t)(bed.Rate(ctx, two.Cluster, rate, 50*time.Millisecond))
+	idle, lost := pings(ctx, clients[0], two.MeshAddress.Addr(), time.Second)
+	t.Logf("idle: median %s, p90 %s, %d of %d lost", quantile(idle, 0.5), quantile(idle, 0.9), lost, len(idle))
+	for _, flows := range []int{1, 4} {
+		t.Run(fmt.Sprintf("%d flows", flows), func(t *testing.T) {
+			var streams []*stream
+			for range flows {
+				s := open(ctx, clients[0], servers[1].service, endless, 0)
+				defer func() { must(t, s.end()) }()
+				s.advances(t, 10*time.Second, 64<<10)
+				streams = append(streams, s)
+			}
+			used := make(chan float64, 1)
+			go func() { used <- speed(window, streams...) }()
+			loaded, lost := pings(ctx, clients[0], two.MeshAddress.Addr(), window)
+			t.Logf("loaded: median %s, p90 %s, longest %s, %d of %d lost", quantile(loaded, 0.5), quantile(loaded, 0.9), quantile(loaded, 1), lost, len(loaded))
+			bits := <-used
+			t.Logf("transferred meanwhile: %s", mbit(bits))
+			if bits < 0.7*rate {
+				t.Errorf("the line is not used: %s", mbit(bits))
+			}
+			if m := quantile(loaded, 0.5); m > median {
+				t.Errorf("the median round-trip time is %s, over %s", m, median)
+			}
+			if q := quantile(loaded, 0.9); q > p90 {
+				t.Errorf("the 90th percentile of the round-trip times is %s, over %s", q, p90)
+			}
+		})
+	}
+}
+
+// resident is the memory of a process that is in use.
+func resident(p *bed.Process) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			var kilobytes int
+			_, err := fmt.Sscan(rest, &kilobytes)
+			return kilobytes << 10, err
+		}
+	}
+	return 0, errors.New("no VmRSS")
+}
+
+// A broker stands still for 30 s, its connections open, while others send it all they can: that costs
+// neither memory nor the rate of another link, and when it goes on, so does its link.
+func TestPeerStopsReading(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	const (
+		stopped = 30 * time.Second
+		burst   = 64 << 20 // bytes as fast as they go,
+		pace    = 2 << 20  // and then so many per second: more takes the processors from what is measured
+		most    = 64 << 20 // memory
+		share   = 0.6      // of the rate
+	)
+	one, third := brokers[0], brokers[2]
+	check := staysUp(t, one, brokers[1])
+	bulk := open(ctx, clients[1], servers[0].service, endless, 0)
+	defer bulk.end()
+	bulk.advances(t, 10*time.Second, 16<<20)
+	before := speed(5*time.Second, bulk)
+	base, err := resident(one.Process)
+	must(t, err)
+
+	flow := open(ctx, clients[2], servers[0].service, endless, 0)
+	defer flow.end()
+	flow.advances(t, 10*time.Second, 1<<20)
+	must(t, third.Process.Kill(syscall.SIGSTOP))
+	resumed := false
+	resume := func() {
+		if !resumed {
+			resumed = true
+			must(t, third.Process.Kill(syscall.SIGCONT))
+		}
+	}
+	t.Cleanup(func() { resume(); restore(t) })
+	var wg sync.WaitGroup
+	quit := make(chan struct{})
+	conn, err := clients[0].DialContext(ctx, "udp", netip.AddrPortFrom(servers[2].service, udpPort).String())
+	must(t, err)
+	defer conn.Close()
+	wg.Go(func() {
+		datagram := make([]byte, 1200)
+		start, sent := time.Now(), 0
+		for ticker := time.NewTicker(time.Millisecond); ; {
+			select {
+			case <-quit:
+				t.Logf("flooded with %d MiB", sent>>20)
+				return
+			case <-ticker.C:
+			}
+			for due := burst + int(pace*time.Since(start).Seconds()); sent < due; sent += len(datagram) {
+				conn.Write(datagram) // may be refused: the link is known to be down soon
+			}
+		}
+	})
+	var largest int
+	wg.Go(func() {
+		for ticker := time.NewTicker(100 * time.Millisecond); ; {
+			select {
+			case <-quit:
+				return
+			case <-ticker.C:
+			}
+			if n, err := resident(one.Process); err == nil {
+				largest = max(largest, n)
+			}
+		}
+	})
+	rate := speed(stopped, bulk)
+	close(quit)
+	wg.Wait()
+	if largest > base+most {
+		t.Errorf("memory grew from %d MiB to %d MiB", base>>20, largest>>20)
+	}
+	resume()
+	back := within(t, 10*time.Second, "link to be up again", func(ctx context.Context) error {
+		return errors.Join(third.WaitState(ctx, one.Name, v1alpha1.StateUp), one.WaitState(ctx, third.Name, v1alpha1.StateUp))
+	})
+	flows := reach(t, 5*time.Second, clients[0], servers[2].service)
+	must(t, transfer(ctx, clients[2], servers[0].service, 10<<20, 0))
+	t.Logf("link up %s after it went on, traffic flows after another %s", back, flows)
+	must(t, flow.end())
+	after := speed(5*time.Second, bulk)
+	must(t, bulk.end())
+	t.Logf("rate of the other link %s, before it was %s, afterwards %s; memory at most %d MiB, before it was %d MiB", mbit(rate), mbit(before), mbit(after), largest>>20, base>>20)
+	if healthy := min(before, after); rate < share*healthy { // the lower one: the machine has others to serve, too
+		t.Errorf("the other link had %s, with a healthy third cluster it has %s", mbit(rate), mbit(healthy))
+	}
+	check()
+}
+
+// A link has several connections. One after the other is broken while transfers run: the link stays Up, every
+// flow goes on, and no byte is lost.
+func TestConnectionsKilled(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	const kills = 12
+	one, two := brokers[0], brokers[1]
+	// Several connections at both ends: in the kernel first, which knows at once of one that is broken, then as
+	// the brokers have it. So the one that is broken next is not the last.
+	several := func() (conns [2][]bed.Connection, took time.Duration) {
+		t.Helper()
+		took = within(t, 10*time.Second, "several connections", func(ctx context.Context) (err error) {
+			for i, side := range [][2]*fleet.Broker{{one, two}, {two, one}} {
+				if conns[i], err = side[0].Gateway().Connections(ctx, side[1].PublicAddress); err != nil {
+					return err
+				}
+				if len(conns[i]) < 2 {
+					return fmt.Errorf("%s has %v", side[0].Name, conns[i])
+				}
+			}
+			for _, side := range [][2]*fleet.Broker{{one, two}, {two, one}} {
+				n, err := connections(ctx, side[0], side[1].Name)
+				if err != nil {
+					return err
+				}
+				if n < 2 {
+					return fmt.Errorf("%s counts %d", side[0].Name, n)
+				}
+			}
+			return nil
+		})
+		return conns, took
+	}
+	several()
+	check := staysUp(t, one, two)
+	whole := open(ctx, clients[0], servers[1].service, 96<<20, 16<<20) // 6 s at least
+	streams := []*stream{whole}
+	for _, way := range [][2]int{{0, 1}, {0, 1}, {1, 0}, {1, 0}} {
+		streams = append(streams, open(ctx, clients[way[0]], servers[way[1]].service, endless, 0))
+	}
+	defer func() {
+		for _, s := range streams {
+			s.end()
+		}
+	}()
+	var n int
+	var longest time.Duration
+	for done := false; !done || n < kills; n++ {
+		for _, s := range streams {
+			longest = max(longest, s.advances(t, 10*time.Second, 256<<10))
+		}
+		conns, _ := several()
+		i := n % 2 // the ends in turn, and of each its connections in turn
+		must(t, []*bed.Node{one.Gateway(), two.Gateway()}[i].KillConnection(ctx, conns[i][n/2%len(conns[i])]))
+		select {
+		case <-whole.done:
+			done = true
+		default:
+		}
+	}
+	must(t, whole.wait())
+	var total int64
+	for _, s := range streams {
+		s.advances(t, 10*time.Second, 256<<10)
+		must(t, s.end())
+		total += s.got.Load()
+	}
+	_, again := several()
+	t.Logf("%d connections were broken, %d MiB transferred, a flow stood still for %s at most, the last was replaced after %s", n, total>>20, longest.Round(time.Millisecond), again)
+	check()
+}
+
+// Brokers of both ends are killed during a transfer, first the receiving then the sending one: it
+// goes on when they are back, and no byte is lost.
+func TestBrokersKilledDuringTransfer(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	t.Cleanup(func() { restore(t) })
+	const size = 64 << 20
+	bulk := open(ctx, clients[0], servers[1].service, size, 8<<20)
+	defer bulk.end()
+	for _, b := range brokers[:2] {
+		bulk.advances(t, 10*time.Second, 4<<20)
+		must(t, b.Kill(ctx, syscall.SIGKILL))
+		killed := bulk.got.Load()
+		must(t, b.Start(ctx))
+		ready := time.Now()
+		// What was on its way may still come: only more than that is progress.
+		within(t, 15*time.Second, "transfer to go on", func(context.Context) error {
+			if n := bulk.got.Load(); n < killed+1<<20 {
+				return fmt.Errorf("at byte %d", n)
+			}
+			return nil
+		})
+		t.Logf("%s was killed at byte %d of %d, and the transfer went on %s after it was ready again", b.Name, killed, size, time.Since(ready).Round(time.Millisecond))
+	}
+	if bulk.got.Load() == size {
+		t.Error("the transfer was over before it was disturbed")
+	}
+	must(t, bulk.wait())
+	must(t, f.WaitMesh(ctx))
+}
+
+// pingWhole sends an echo request with size bytes of data that must not be fragmented.
+func pingWhole(from *bed.Host, to netip.Addr, size int) error {
+	var c net.PacketConn
+	err := from.Do(func() error {
+		config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+			return errors.Join(raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+			}), err)
+		}}
+		var err error
+		c, err = config.ListenPacket(context.Background(), "ip4:icmp", "0.0.0.0")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(2 * time.Second))
+	data := make([]byte, size)
+	rand.NewChaCha8(seed).Read(data)
+	request := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: size, Seq: 1, Data: data}}
+	packet, err := request.Marshal(nil)
+	if err != nil {
+		return err
+	}
+	if _, err := c.WriteTo(packet, &net.IPAddr{IP: to.AsSlice()}); err != nil {
+		return err
+	}
+	for buffer := make([]byte, 64<<10); ; {
+		n, _, err := c.ReadFrom(buffer)
+		if err != nil {
+			return err
+		}
+		reply, err := icmp.ParseMessage(1, buffer[:n])
+		if err != nil || reply.Type != ipv4.ICMPTypeEchoReply {
+			continue
+		}
+		if echo, ok := reply.Body.(*icmp.Echo); ok && echo.ID == size && bytes.Equal(echo.Data, data) {
+			return nil
+		}
+	}
+}
+
+// tcpInfo is what the kernel knows of a TCP connection.
+func tcpInfo(conn net.Conn) (info *unix.TCPInfo, err error) {
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	e := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	return info, errors.Join(e, err)
+}
+
+// Pods need no setting, whatever the MTU of their cable is, and nobody makes fragments.
+func TestMTU(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	counters := func() (all []int) {
+		for _, b := range brokers[:2] {
+			for _, h := range []*bed.Host{b.Gateway().Host, b.Router} {
+				n, err := h.Counter(ctx, "Ip", "FragCreates")
+				must(t, err)
+				all = append(all, n)
+			}
+		}
+		return all
+	}
+	before := counters()
+
+	t.Run("ping of 1500", func(t *testing.T) {
+		for _, way := range [][2]int{{0, 1}, {1, 0}} {
+			if err := pingWhole(clients[way[0]].Host, brokers[way[1]].MeshAddress.Addr(), 1472); err != nil {
+				t.Errorf("from %s: %v", clients[way[0]].Name, err)
+			}
+		}
+	})
+	t.Run("MSS of 1460", func(t *testing.T) {
+		for _, way := range [][2]int{{0, 1}, {1, 0}} {
+			conn, err := clients[way[0]].DialContext(ctx, "tcp", netip.AddrPortFrom(servers[way[1]].service, 80).String())
+			must(t, err)
+			defer conn.Close()
+			info, err := tcpInfo(conn)
+			must(t, err)
+			sent, announced := info.Snd_mss, info.Advmss
+			if info.Options&1 != 0 { // time stamps take 12 bytes of each segment, which are not in these numbers
+				sent, announced = sent+12, announced+12
+			}
+			if sent != 1460 || announced != 1460 || info.Pmtu != 1500 {
+				t.Errorf("from %s: segments of %d, announced %d, path MTU %d", clients[way[0]].Name, sent, announced, info.Pmtu)
+			}
+		}
+	})
+
+	type own struct {
+		pod     *bed.Pod
+		service netip.Addr
+	}
+	pod := func(cluster int, name string, mtu int) own {
+		t.Helper()
+		b := brokers[cluster]
+		p, err := b.Pod(ctx, name, bed.PodOptions{})
+		must(t, err)
+		t.Cleanup(func() {
+			ctx := context.Background()
+			must(t, b.Client.Delete(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}))
+			must(t, p.Delete(ctx))
+		})
+		_, err = p.SetMTU(mtu) // goes with the pod
+		must(t, err)
+		must(t, p.ServeHTTP(80, http.HandlerFunc(bulk)))
+		must(t, p.ServeUDPEcho(udpPort))
+		service, err := b.Service(ctx, name, map[string]string{"app": name}, []corev1.ServicePort{bed.TCPPort(80), bed.UDPPort(udpPort)}, bed.ServiceOptions{})
+		must(t, err)
+		return own{p, service}
+	}
+	usual := own{clients[1], servers[1].service}
+	large, narrow, other := pod(0, "mtu9000", 9000), pod(1, "mtu1400", 1400), pod(1, "mtu9000", 9000)
+	for _, c := range []struct {
+		name string
+		a, b own
+	}{
+		{"9000 and 1500", large, usual},
+		{"9000 and 1400", large, narrow},
+		{"9000 and 9000", large, other},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for _, way := range [][2]own{{c.a, c.b}, {c.b, c.a}} {
+				start := time.Now()
+				must(t, transfer(ctx, way[0].pod, way[1].service, 10<<20, 0))
+				t.Logf("10 MiB to %s: %s", way[0].pod.Name, time.Since(start).Round(time.Millisecond))
+			}
+		})
+	}
+	// A datagram that must not be fragmented is too large for the last cable of its way: its sender, in
+	// the other cluster, is told.
+	t.Run("path MTU", func(t *testing.T) {
+		conn, err := clients[0].DialContext(ctx, "udp", netip.AddrPortFrom(narrow.service, udpPort).String())
+		must(t, err)
+		defer conn.Close()
+		raw, err := conn.(*net.UDPConn).SyscallConn()
+		must(t, err)
+		must(t, raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+		}))
+		must(t, err)
+		within(t, 5*time.Second, "path MTU of 1400", func(context.Context) error {
+			conn.Write(make([]byte, 1472)) // fails when the MTU is known
+			var mtu int
+			raw.Control(func(fd uintptr) { mtu, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU) })
+			if err == nil && mtu != 1400 {
+				err = fmt.Errorf("it is %d", mtu)
+			}
+			return err
+		})
+		within(t, 5*time.Second, "answer to what fits", func(context.Context) error {
+			if _, err := conn.Write(make([]byte, 1372)); err != nil { // the socket may still have to tell of the one before
+				return err
+			}
+			conn.SetReadDeadline(time.Now().Add(time.Second))
+			_, err := conn.Read(make([]byte, 64))
+			return err
+		})
+	})
+	if after := counters(); !slices.Equal(before, after) {
+		t.Errorf("fragments were made by gateways or routers: %v, before %v", after, before)
+	}
+}

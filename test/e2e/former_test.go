@@ -1,0 +1,231 @@
+package e2e
+
+// A broker of the former system, as far as its bare wire format goes: a plain TUN, one TLS connection, one
+// packet in each frame. It stands in the place of the third cluster's broker, whose pods use it.
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/songgao/water"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+const (
+	formerDevice  = "former"
+	formerPayload = 17000 // the largest it reads
+)
+
+// formerBroker is a former broker in a cluster, with one peer.
+type formerBroker struct {
+	tun     *water.Interface
+	config  *tls.Config
+	largest atomic.Int64 // packet that came
+}
+
+// newFormer makes its TUN in the gateway node of the cluster of b, with the routes to the peer.
+func newFormer(ctx context.Context, b, peer *fleet.Broker) (*formerBroker, error) {
+	node := b.Gateway()
+	certPEM, keyPEM, err := f.CA.Issue([]string{b.FQDN}, nil)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(f.CA.PEM)
+	o := &formerBroker{config: &tls.Config{
+		Certificates: []tls.Certificate{cert}, RootCAs: roots, ServerName: peer.FQDN,
+		ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
+	}}
+	if err := node.Do(func() (err error) {
+		o.tun, err = water.New(water.Config{DeviceType: water.TUN, PlatformSpecificParams: water.PlatformSpecificParams{Name: formerDevice}})
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	for _, args := range [][]string{
+		{"link", "set", formerDevice, "up"}, // its MTU is 1500
+		{"address", "add", b.MeshAddress.String(), "dev", formerDevice},
+		{"route", "add", peer.ServiceCIDR.String(), "dev", formerDevice},
+	} {
+		if _, err := node.Run(ctx, "ip", args...); err != nil {
+			o.tun.Close()
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+// dial connects to the peer.
+func (o *formerBroker) dial(ctx context.Context, from *bed.Host, to *fleet.Broker) (net.Conn, error) {
+	conn, err := from.DialContext(ctx, "tcp", to.FQDN+":80")
+	if err != nil {
+		return nil, err
+	}
+	t := tls.Client(conn, o.config)
+	if err := t.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// accept waits until the peer connects. Others are sent away.
+func (o *formerBroker) accept(ctx context.Context, l net.Listener, peer *fleet.Broker) (net.Conn, error) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return nil, err
+		}
+		t := tls.Server(conn, o.config)
+		if err := t.HandshakeContext(ctx); err == nil && slices.Contains(t.ConnectionState().PeerCertificates[0].DNSNames, peer.FQDN) {
+			return t, nil
+		}
+		conn.Close()
+	}
+}
+
+// serve carries packets between TUN and connection until the connection ends. The error is what a former
+// broker would not have understood.
+func (o *formerBroker) serve(conn net.Conn) error {
+	ended := make(chan struct{})
+	go func() { // from the TUN to the peer; the device's reader is interrupted by a deadline
+		defer close(ended)
+		for b := make([]byte, 3+1<<16); ; {
+			n, err := o.tun.Read(b[3:])
+			if err != nil {
+				return
+			}
+			binary.BigEndian.PutUint16(b, uint16(n))
+			b[2] = 0
+			if _, err := conn.Write(b[:3+n]); err != nil {
+				return
+			}
+		}
+	}()
+	err := o.read(conn)
+	conn.Close()
+	file := o.tun.ReadWriteCloser.(*os.File)
+	file.SetReadDeadline(time.Now())
+	<-ended
+	file.SetReadDeadline(time.Time{})
+	return err
+}
+
+func (o *formerBroker) read(conn net.Conn) error {
+	r := bufio.NewReaderSize(conn, 64<<10)
+	b := make([]byte, formerPayload)
+	for first := true; ; first = false {
+		var head [3]byte
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			return nil // the end of the connection
+		}
+		n, kind := int(binary.BigEndian.Uint16(head[:])), head[2]
+		if n > len(b) {
+			return fmt.Errorf("a frame of type %d has %d bytes of payload", kind, n)
+		}
+		if _, err := io.ReadFull(r, b[:n]); err != nil {
+			return nil
+		}
+		switch {
+		case first && kind != 1:
+			return fmt.Errorf("the first frame has type %d", kind)
+		case first && n < 80:
+			return fmt.Errorf("the hello has %d bytes", n)
+		case first:
+			continue
+		case kind != 0:
+			return fmt.Errorf("a frame of type %d", kind)
+		case n < 20 || b[0]>>4 != 4 || int(binary.BigEndian.Uint16(b[2:])) != n:
+			return fmt.Errorf("a frame of %d bytes is not one IPv4 packet: %x", n, b[:min(n, 20)])
+		case n > 1500:
+			return fmt.Errorf("a packet of %d bytes: the device and the pods take 1500", n)
+		}
+		if int64(n) > o.largest.Load() {
+			o.largest.Store(int64(n))
+		}
+		// The kernel checks the sums of what comes out of a plain TUN: it has no other word for them.
+		if _, err := o.tun.Write(b[:n]); err != nil {
+			return fmt.Errorf("write a packet of %d bytes to the TUN: %w", n, err)
+		}
+	}
+}
+
+// A former broker is sent and understood like ever: one packet per frame, complete, of a size that fits.
+func TestFormerPeerTransfer(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	one, third := brokers[0], brokers[2]
+	must(t, third.Kill(ctx, syscall.SIGTERM))
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		must(t, third.Start(ctx))
+		must(t, f.WaitMesh(ctx))
+	})
+	o, err := newFormer(ctx, third, one)
+	must(t, err)
+	t.Cleanup(func() { o.tun.Close() })
+	serve := func(t *testing.T, conn net.Conn, use func(context.Context)) {
+		t.Helper()
+		must(t, (&rawPeer{conn}).hello(third.MeshAddress, third.ServiceCIDR))
+		ctx, cancel := context.WithCancel(ctx) // what it does not understand ends the use
+		served := background(func() error { defer cancel(); return o.serve(conn) })
+		defer func() {
+			conn.Close()
+			if err := served(); err != nil {
+				t.Errorf("a former broker was sent what it does not understand: %v", err)
+			}
+		}()
+		must(t, one.WaitState(ctx, third.Name, v1alpha1.StateUp))
+		use(ctx)
+		if n := o.largest.Load(); n != 1500 {
+			t.Errorf("the largest packet had %d bytes", n)
+		}
+	}
+	t.Run("it dials", func(t *testing.T) {
+		conn, err := o.dial(ctx, third.Gateway().Host, one)
+		must(t, err)
+		serve(t, conn, func(ctx context.Context) { carries(t, ctx, 0, 2) })
+	})
+	t.Run("it is dialled", func(t *testing.T) {
+		l, err := third.Gateway().Listen("tcp", fmt.Sprintf(":%d", bed.BrokerPort))
+		must(t, err)
+		defer l.Close()
+		var conn net.Conn
+		accepted := make(chan error, 1)
+		go func() {
+			var err error
+			conn, err = o.accept(ctx, l, one)
+			accepted <- err
+		}()
+		select {
+		case err := <-accepted:
+			must(t, err)
+		case <-time.After(15 * time.Second):
+			t.Fatal(errors.New("the peer does not dial"))
+		}
+		serve(t, conn, func(ctx context.Context) {
+			must(t, transfer(ctx, clients[0], servers[2].service, 10<<20, 0))
+			must(t, transfer(ctx, clients[2], servers[0].service, 10<<20, 0))
+		})
+	})
+}
