@@ -3,10 +3,16 @@ package bridge
 // What a packet costs: no allocation, and how much time.
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,18 +28,28 @@ func (null) SetDeadline(time.Time) error      { return nil }
 func (null) Close() error                     { return nil }
 func (null) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 
-type nullTUN struct{ closed chan struct{} }
+type nullTUN struct {
+	closed   chan struct{}
+	queues   []tunQueue
+	offloads Offloads
+}
 
-func (t nullTUN) Queues() []tunQueue          { return []tunQueue{t} }
-func (t nullTUN) Offloads() Offloads          { return OffloadTSO | OffloadUSO }
-func (t nullTUN) TryRead([]byte) (int, error) { return 0, nil }
-func (t nullTUN) Read([]byte) (int, error)    { <-t.closed; return 0, os.ErrClosed }
-func (t nullTUN) Write(b []byte) (int, error) { return len(b), nil }
-func (t nullTUN) Close(bool) error            { close(t.closed); return nil }
+func newNullTUN(offloads Offloads) *nullTUN {
+	t := &nullTUN{closed: make(chan struct{}), offloads: offloads}
+	t.queues = []tunQueue{t}
+	return t
+}
+
+func (t *nullTUN) Queues() []tunQueue          { return t.queues }
+func (t *nullTUN) Offloads() Offloads          { return t.offloads }
+func (t *nullTUN) TryRead([]byte) (int, error) { return 0, nil }
+func (t *nullTUN) Read([]byte) (int, error)    { <-t.closed; return 0, os.ErrClosed }
+func (t *nullTUN) Write(b []byte) (int, error) { return len(b), nil }
+func (t *nullTUN) Close(bool) error            { close(t.closed); return nil }
 
 // bare is a session of a bridge without goroutines of its own.
 func bare(t testing.TB) (*outbound, *session) {
-	b, err := Open(Config{Interface: "null", open: opens(nullTUN{make(chan struct{})}), Log: quiet})
+	b, err := Open(Config{Interface: "null", open: opens(newNullTUN(OffloadTSO | OffloadUSO)), Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,12 +64,25 @@ func bare(t testing.TB) (*outbound, *session) {
 	h := &hello{capable: true, flags: b.flags(), streams: 1}
 	raw := newGather(null{}, time.Second)
 	raw.start()
-	s := newSession(p, raw, raw, true, 0, h)
+	s := newSession(p, raw, raw, true, 0, b.flags(), h)
 	if !p.attach(s, h) {
 		t.Fatal("not attached")
 	}
 	return b.newOutbound(0, 0), s
 }
+
+// raced: the race detector makes pools lose a part of what is put in.
+var raced = func() bool {
+	var pool sync.Pool
+	lost := 0
+	for range 200 {
+		pool.Put(new(int))
+		if pool.Get() == nil {
+			lost++
+		}
+	}
+	return lost > 10
+}()
 
 func TestNoAllocations(t *testing.T) {
 	o, s := bare(t)
@@ -79,6 +108,145 @@ func TestNoAllocations(t *testing.T) {
 	lost := packet("192.168.0.11", "192.168.0.99", 64, 60, 0)
 	if n := testing.AllocsPerRun(1000, func() { o.packet(copy(o.room(), lost)) }); n != 0 {
 		t.Errorf("%v allocations for a packet without link", n)
+	}
+}
+
+// superPacket is a TCP super-packet with its virtio_net_hdr, as a TUN with offloads hands it over.
+func superPacket(src, dst string, size int) []byte {
+	h, b := flow{tcp: true, mss: 1448, flags: 0x10, tcpOptions: 12, fragment: 0x4000}.super(make([]byte, size-52))
+	s, d := netip.MustParseAddr(src), netip.MustParseAddr(dst)
+	copy(b[12:], s.AsSlice())
+	copy(b[16:], d.AsSlice())
+	checksumIPv4(b)
+	copy(b[20+csumTCP:], binary.BigEndian.AppendUint16(nil, pseudoSum(b, protocolTCP, len(b)-20)))
+	out := make([]byte, vnetSize, vnetSize+len(b))
+	h.put(out)
+	return append(out, b...)
+}
+
+// secure is the session as it is, with TLS over a loopback connection whose other end is returned; nothing but the test
+// works on it.
+func secure(t testing.TB, dev device, flags uint32) (o *outbound, s *session, far *tls.Conn) {
+	b, err := Open(Config{Interface: "null", open: opens(dev), Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close(false) })
+	ca := newAuthority(t)
+	b.SetCredentials(ca.issue(t, "b"))
+	idle := spec
+	idle.Host = ""
+	if err := b.Set([]mesh.Peer{idle}); err != nil {
+		t.Fatal(err)
+	}
+	x, y := sockets(t)
+	x.SetWriteBuffer(4 << 20)
+	y.SetReadBuffer(4 << 20)
+	p := b.table.Load().peers[0]
+	raw := newGather(x, time.Second)
+	conf := (&Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}).config("b", func(*x509.Certificate) error { return nil })
+	near := tls.Server(raw, conf)
+	far = tls.Client(y, conf)
+	errs := make(chan error, 1)
+	go func() { errs <- far.Handshake() }()
+	if err := errors.Join(near.Handshake(), <-errs); err != nil {
+		t.Fatal(err)
+	}
+	h := &hello{capable: true, flags: flags, streams: 1}
+	s = newSession(p, near, raw, true, 0, p.b.flags(), h)
+	if !p.attach(s, h) {
+		t.Fatal("not attached")
+	}
+	return b.newOutbound(0, dev.Offloads()), s, far
+}
+
+// Out through TLS and the socket, with a super-packet as it is and cut for a peer without offloads.
+func TestNoAllocationsOut(t *testing.T) {
+	for _, flags := range []uint32{flagOffload | flagUSO, 0} {
+		o, _, far := secure(t, newNullTUN(OffloadTSO|OffloadUSO), flags)
+		buf := make([]byte, 1<<17)
+		for _, size := range []int{60, 1500, 40000, -65000} {
+			in := append(make([]byte, vnetSize), packet("192.168.0.11", "192.168.0.12", 64, max(size, 60), 0)...)
+			if size < 0 {
+				in = superPacket("192.168.0.11", "192.168.0.12", -size)
+			}
+			p := o.table.Load().peers[0]
+			send := func() {
+				want := 0 // not more than the kernel holds
+				for range 2 {
+					o.packet(copy(o.room(), in))
+					want += len(in) - vnetSize
+				}
+				o.send()
+				for want > 0 { // headers come on top of that: what is left is read the next time
+					n, err := far.NetConn().Read(buf) // TLS allocates for each record that it reads
+					if want -= n; err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			for range 50 {
+				send()
+			}
+			if n := testing.AllocsPerRun(300, send); n >= 1 && !raced {
+				t.Errorf("%v allocations for 2 packets of %d bytes out, flags %x", n, size, flags)
+			}
+			if d := p.count.drops.load(); d != ([NumDrops]uint64{}) {
+				t.Errorf("size %d, flags %x: drops %v", size, flags, d)
+			}
+		}
+		far.Close()
+	}
+}
+
+// In through TLS to the TUN, with and without offloads.
+func TestNoAllocationsIn(t *testing.T) {
+	for _, plain := range []bool{false, true} {
+		dev := newNullTUN(OffloadTSO | OffloadUSO)
+		if plain {
+			dev = newNullTUN(0)
+		}
+		_, s, far := secure(t, dev, flagOffload|flagUSO)
+		if plain { // a frame that comes after the TUN has changed
+			s.flags = flagOffload | flagUSO
+		}
+		buf := make([]byte, headroom+4*largeBuffer)
+		for _, size := range []int{60, 1500, 40000, -65000} {
+			frames := appendFrame(nil, framePacket, packet("192.168.0.12", "100.64.0.1", 64, max(size, 60), 0))
+			if size < 0 {
+				p := superPacket("192.168.0.12", "100.64.0.1", -size)
+				frames = appendFrame(appendFrame(nil, frameOffload, p[:vnetSize]), framePacket, p[vnetSize:])
+			}
+			before := s.p.count.rxPackets.Load()
+			pass := func() {
+				if _, err := far.Write(frames); err != nil {
+					t.Fatal(err)
+				}
+				for end := headroom; ; {
+					n, err := s.conn.Read(buf[end:])
+					if err != nil {
+						t.Fatal(err)
+					}
+					end += n
+					if end-headroom == len(frames) {
+						if used, err := s.frames(buf[:end], headroom); used != end || err != nil {
+							t.Fatal(used, err)
+						}
+						return
+					}
+				}
+			}
+			for range 50 {
+				pass()
+			}
+			records := (len(frames) + recordBytes - 1) / recordBytes // TLS allocates an atLeastReader for each
+			if n := testing.AllocsPerRun(300, pass); n > float64(records) && !raced {
+				t.Errorf("%v allocations for a packet of %d bytes, %d records, in, plain %v", n, size, records, plain)
+			}
+			if n := s.p.count.rxPackets.Load() - before; n != 351 || s.p.count.drops.load() != ([NumDrops]uint64{}) {
+				t.Errorf("size %d: %d packets, drops %v", size, n, s.p.count.drops.load())
+			}
+		}
 	}
 }
 
@@ -113,6 +281,15 @@ type flowTUN struct {
 	tokens chan struct{}
 	left   int
 	done   chan struct{}
+	super  bool // packet has a virtio_net_hdr
+	queues []tunQueue
+}
+
+func (f *flowTUN) Offloads() Offloads {
+	if f.super {
+		return OffloadTSO | OffloadUSO
+	}
+	return 0
 }
 
 func (f *flowTUN) Read(b []byte) (int, error) {
@@ -127,7 +304,7 @@ func (f *flowTUN) Read(b []byte) (int, error) {
 	}
 }
 
-func (f *flowTUN) Queues() []tunQueue { return []tunQueue{f} }
+func (f *flowTUN) Queues() []tunQueue { return f.queues }
 
 func (f *flowTUN) TryRead(b []byte) (int, error) {
 	if f.packet == nil {
@@ -153,17 +330,21 @@ func (f *flowTUN) Write(b []byte) (int, error) {
 // BenchmarkLink is from TUN to TUN through TLS over the loopback, both ends on this machine.
 func BenchmarkLink(b *testing.B) {
 	for _, test := range []struct {
-		size int
-		tls  bool
-	}{{60, true}, {1500, true}, {65000, true}, {1500, false}} {
-		b.Run(fmt.Sprintf("%d,tls=%v", test.size, test.tls), func(b *testing.B) {
+		size       int
+		tls, super bool
+	}{{60, true, false}, {1500, true, false}, {65000, true, false}, {1500, false, false}, {65000, true, true}, {65000, false, true}} {
+		b.Run(fmt.Sprintf("%d,tls=%v,super=%v", test.size, test.tls, test.super), func(b *testing.B) {
 			tokens, done := make(chan struct{}, 256), make(chan struct{})
 			i := newInternet(b)
 			tuns := map[bool]*flowTUN{}
 			start := func(source bool, host string) *node {
-				f := &flowTUN{memTUN: memTUN{closed: make(chan struct{})}, tokens: tokens, done: done}
+				f := &flowTUN{memTUN: memTUN{closed: make(chan struct{})}, tokens: tokens, done: done, super: test.super}
+				f.queues = []tunQueue{f}
 				if source {
 					f.packet = packet("192.168.0.11", "192.168.0.12", 64, test.size, 0)
+					if test.super {
+						f.packet = superPacket("192.168.0.11", "192.168.0.12", test.size)
+					}
 				}
 				tuns[source] = f
 				c := i.ca.issue(b, host)

@@ -34,7 +34,7 @@ type Config struct {
 	Interface string // name of the TUN
 	MTU       int    // of the TUN, in bytes; 0: DefaultMTU
 	PlainTUN  bool   // the TUN carries single packets with checksums, as if the kernel knew of no offloads
-	Streams   int    // most sessions per link, 1 to MaxStreams; 0: DefaultStreams()
+	Streams   int    // sessions per link that are wanted, 1 to MaxStreams; 0: DefaultStreams(). When both ends dial at once there are more
 
 	ListenPort uint16 // TCP, on all addresses; 0: any free port
 
@@ -176,10 +176,19 @@ func Open(config Config) (*Bridge, error) {
 		return nil, err
 	}
 	b.setDevice(dev)
-	b.log.Info("TUN is open", "interface", b.name, "queues", len(dev.Queues()), "offloads", dev.Offloads())
+	b.tell(dev)
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.wg.Go(b.serveTUN)
 	return b, nil
+}
+
+// tell logs what the kernel gave.
+func (b *Bridge) tell(dev device) {
+	attrs := []any{"interface", b.name, "queues", len(dev.Queues()), "offloads", dev.Offloads()}
+	if t, ok := dev.(*kernelTUN); ok && t.refused != nil {
+		attrs = append(attrs, "refused", t.refused)
+	}
+	b.log.Info("TUN is open", attrs...)
 }
 
 // complete fills in defaults.
@@ -249,12 +258,13 @@ func (b *Bridge) SetConfig(config Config) error {
 			p.announce()
 		}
 	}
+	b.share()
 	for _, p := range b.peers {
 		p.drop(errStreams, func(s *session) bool { return s.stream >= config.Streams })
 		p.wake()
 	}
 	var err error
-	if dev, ok := (*b.device.Load()).(*kernelTUN); ok && config.PlainTUN != old.PlainTUN {
+	if dev, ok := (*b.device.Load()).(*kernelTUN); ok && config.PlainTUN != dev.plain {
 		b.reopen.Store(true)
 		dev.Close(true)
 	} else if ok && config.MTU != old.MTU {
@@ -334,8 +344,7 @@ func (b *Bridge) Set(peers []mesh.Peer, local ...netip.Prefix) error {
 	old := b.peers
 	b.peers = next
 	b.table.Store(t)
-	streams := int64(max(1, len(next)*b.config.Load().Streams))
-	b.queueBytes.Store(max(leastBytes, min(sessionBytes, bridgeBytes/streams)))
+	b.share()
 	for link, p := range old {
 		if next[link] != p {
 			p.close()
@@ -349,6 +358,12 @@ func (b *Bridge) Set(peers []mesh.Peer, local ...netip.Prefix) error {
 		err = errors.Join(err, *f)
 	}
 	return err
+}
+
+// share shares bridgeBytes among sessions: each of them has a mailbox and a queue. b.mu is held.
+func (b *Bridge) share() {
+	sessions := int64(max(1, len(b.peers)*b.config.Load().Streams))
+	b.queueBytes.Store(max(leastBytes, min(sessionBytes, bridgeBytes/sessions/2)))
 }
 
 // Close ends all sessions and waits for all goroutines. With keepDevice the TUN stays, with its

@@ -652,7 +652,7 @@ func TestCertificateAfterPlain(t *testing.T) {
 	p := a.table.Load().peers[0]
 	for _, accepted := range []bool{false, true} {
 		h := &hello{}
-		if p.attach(newSession(p, null{}, newGather(null{}, time.Second), accepted, 0, h), h) {
+		if p.attach(newSession(p, null{}, newGather(null{}, time.Second), accepted, 0, p.b.flags(), h), h) {
 			t.Error("connection without certificate")
 		}
 	}
@@ -675,7 +675,7 @@ func TestSuspend(t *testing.T) {
 		t.Error(err)
 	}
 	h := &hello{}
-	if p.attach(newSession(p, null{}, newGather(null{}, time.Second), false, 0, h), h) {
+	if p.attach(newSession(p, null{}, newGather(null{}, time.Second), false, 0, p.b.flags(), h), h) {
 		t.Error("connected while suspended")
 	}
 	p.retry()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -35,7 +36,10 @@ type gather struct {
 	err       error
 }
 
-var gathered = sync.Pool{New: func() any { return new(make([]byte, 0, batchBytes+largeBuffer+1024)) }}
+// gatheredBytes is what a batch takes at most, but for segments that are mostly headers.
+const gatheredBytes = batchBytes + largeBuffer + 1024
+
+var gathered = sync.Pool{New: func() any { return new(make([]byte, 0, gatheredBytes)) }}
 
 func newGather(conn net.Conn, timeout time.Duration) *gather {
 	g := &gather{Conn: conn, timeout: timeout}
@@ -43,7 +47,15 @@ func newGather(conn net.Conn, timeout time.Duration) *gather {
 		g.raw, _ = s.SyscallConn()
 	}
 	g.try = func(fd uintptr) bool { g.write(fd); return true }
-	g.wait = func(fd uintptr) bool { g.write(fd); return g.n > 0 || g.err != nil }
+	g.wait = func(fd uintptr) bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.write(fd)
+		if g.n > 0 {
+			g.took()
+		}
+		return g.n > 0 || g.err != nil
+	}
 	return g
 }
 
@@ -57,6 +69,24 @@ func (g *gather) start() {
 			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
 		})
 	}
+}
+
+// shortPath is the round-trip time below which connections are unpaced.
+const shortPath = 2 * time.Millisecond
+
+// unpaced replaces BBR, if that is what the system uses. It paces by timers, and holds back what it thinks is more than
+// the path takes: on a short path its model sees the turns that processes take on the processors
+// rather than the network, and what it is good for, loss on long ways, costs little there (throughput goes with 1/RTT,
+// RFC 3649). The flows within have a congestion control of their own.
+func (g *gather) unpaced() {
+	if g.raw == nil {
+		return
+	}
+	_ = g.raw.Control(func(fd uintptr) {
+		if name, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil && strings.HasPrefix(name, "bbr") {
+			_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
+		}
+	})
 }
 
 func (g *gather) Write(b []byte) (int, error) {
@@ -94,18 +124,13 @@ func (g *gather) flush() (done bool, err error) {
 	return true, nil
 }
 
-// sendSome waits until the kernel takes something, for the timeout at most.
+// sendSome waits until the kernel takes something, for the timeout at most. Nobody else flushes meanwhile.
 func (g *gather) sendSome() error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	g.SetWriteDeadline(time.Now().Add(g.timeout))
 	err := g.raw.Write(g.wait)
 	g.SetWriteDeadline(time.Time{}) // else flush would fail later on
 	if err == nil {
 		err = g.err
-	}
-	if err == nil {
-		g.took()
 	}
 	return err
 }
@@ -129,8 +154,10 @@ func (g *gather) write(fd uintptr) {
 // took accounts for what was sent.
 func (g *gather) took() {
 	if g.sent += g.n; g.sent == len(*g.out) {
-		*g.out = (*g.out)[:0]
-		gathered.Put(g.out)
+		if cap(*g.out) <= 2*gatheredBytes { // it grew for segments that are mostly headers
+			*g.out = (*g.out)[:0]
+			gathered.Put(g.out)
+		}
 		g.out, g.sent = nil, 0
 	}
 }

@@ -200,7 +200,7 @@ func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
 	case theirs.stream > 0 && theirs.stream >= b.config.Load().Streams:
 		return p, nil, nil, refuse(RefusedLimit, "%s dials stream %d, of %d", remote, theirs.stream, b.config.Load().Streams)
 	}
-	ours, err := p.hello(theirs.stream)
+	ours, flags, err := p.hello(theirs.stream)
 	if err == nil {
 		_, err = conn.Write(ours)
 	}
@@ -210,7 +210,7 @@ func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
 	if err != nil {
 		return p, nil, nil, refuse(RefusedHello, "peer does not accept our hello: %s", short(err))
 	}
-	return p, newSession(p, conn, raw, true, theirs.stream, theirs), theirs, nil
+	return p, newSession(p, conn, raw, true, theirs.stream, flags, theirs), theirs, nil
 }
 
 // refuse counts a refused connection, and tells of it now and then.

@@ -54,7 +54,7 @@ func (b *Bridge) serveTUN() {
 			return
 		}
 		pause = reopenFirst
-		b.log.Info("TUN is open again", "interface", b.name, "queues", len(dev.Queues()), "offloads", dev.Offloads())
+		b.tell(dev)
 		b.failure.Store(nil)
 		for _, p := range b.table.Load().peers { // what was agreed on with the peer has to be what is there
 			p.drop(errOffloads, func(s *session) bool { return s.flags != s.theirs&b.flags() })
@@ -88,6 +88,10 @@ func (b *Bridge) setDevice(dev device) bool {
 	defer b.mu.Unlock()
 	if b.closed {
 		return false
+	}
+	if t, ok := dev.(*kernelTUN); ok && t.plain != b.config.Load().PlainTUN { // changed while it was opened
+		b.reopen.Store(true)
+		t.Close(true)
 	}
 	b.device.Store(&dev)
 	if _, missing := dev.(noDevice); !missing {

@@ -234,7 +234,7 @@ func FuzzPacket(f *testing.F) {
 	}
 	b.table.Store(routes)
 	icmp := make([]byte, 1280)
-	sess := newSession(p, null{}, newGather(null{}, time.Second), true, 0, &hello{capable: true, flags: ^uint32(0)})
+	sess := newSession(p, null{}, newGather(null{}, time.Second), true, 0, p.b.flags(), &hello{capable: true, flags: ^uint32(0)})
 	sess.flags |= flagOffload | flagUSO
 	f.Fuzz(func(t *testing.T, in, vnet []byte) {
 		var offload []byte

@@ -56,7 +56,7 @@ type peer struct {
 }
 
 // streams leads flows to sessions, by the low bits of their hash. When a session is lost its flows move at
-// once; when one is added those move there that pause, so that no packet overtakes another one of its flow. Which
+// once; when one is added those move there that pause, so that packets do not overtake others of their flow. Which
 // ones is chosen by rendezvous hashing: few move, and both ends choose the same session for a flow, so
 // that the kernel finds its packets and those of the way back in the same TUN queue.
 type streams [256]pin
@@ -65,7 +65,7 @@ type pin struct {
 	session *session
 	next    *session     // where flows belong
 	moved   atomic.Bool  // they went there
-	used    atomic.Int64 // when they had a packet, about, in the bridge's time
+	used    atomic.Int64 // when they had a packet, about, in the bridge's time; 0: never
 }
 
 // at returns the session.
@@ -78,11 +78,12 @@ func (p *pin) at() *session {
 
 // use returns the session for a packet that is sent now.
 func (p *pin) use(now time.Duration) *session {
-	pause := now - time.Duration(p.used.Load())
-	if pause > flowPause/8 { // not for each packet: others look at it
+	used := time.Duration(p.used.Load())
+	pause := now - used
+	if pause > flowPause/8 || used == 0 { // not for each packet: others look at it
 		p.used.Store(int64(now))
 	}
-	if p.session != p.next && pause > flowPause {
+	if p.session != p.next && (pause > flowPause || used == 0) {
 		p.moved.Store(true)
 	}
 	return p.at()
@@ -90,7 +91,7 @@ func (p *pin) use(now time.Duration) *session {
 
 const (
 	parkedMost = 32                     // packets that wait for the first session
-	flowPause  = 100 * time.Millisecond // after that, no packet of a flow is under way
+	flowPause  = 100 * time.Millisecond // after that, the last packet of a flow has most likely arrived
 )
 
 // newStreams chooses sessions anew; old may be nil.
@@ -216,18 +217,21 @@ func (p *peer) wake() {
 	}
 }
 
+// backoff is the pause between dials: it grows with attempts that fail, and with sessions that end soon.
+type backoff struct {
+	failed, flapped time.Duration
+	last            time.Duration // the last attempt, in the bridge's time; 0: do not wait
+	jitter          float64
+}
+
 // dialLoop keeps the peer connected until it is closed. Between attempts it backs off: for a short
 // time when the link was in use lately, so that a peer that returns is found soon.
 func (p *peer) dialLoop() {
-	var (
-		t       = p.b.timing
-		backoff = t.backoff
-		last    time.Duration // the last attempt
-		jitter  float64       // of the pause after it
-	)
+	t := p.b.timing
+	back := backoff{failed: t.backoff, flapped: t.backoff}
 	p.wanted.Store(int64(p.b.now()))
 	for p.ctx.Err() == nil {
-		stream, from, ready := p.wantsDial(&backoff, &last)
+		stream, from, ready := p.wantsDial(&back)
 		most := t.backoffIdle
 		if p.b.now()-time.Duration(p.wanted.Load()) < t.recently {
 			most = t.backoffUsed
@@ -235,8 +239,9 @@ func (p *peer) dialLoop() {
 		pause := time.Hour
 		if ready {
 			pause = from - p.b.now()
-			if last != 0 {
-				pause = max(pause, last+time.Duration(float64(min(backoff, most))*jitter)-p.b.now())
+			if back.last != 0 {
+				wait := float64(min(max(back.failed, back.flapped), most)) * back.jitter
+				pause = max(pause, back.last+time.Duration(wait)-p.b.now())
 			}
 		}
 		if pause > 0 {
@@ -249,17 +254,19 @@ func (p *peer) dialLoop() {
 			timer.Stop()
 			continue
 		}
-		last, jitter = p.b.now(), 0.75+rand.Float64()/4
-		if err := p.dial(stream); err != nil && p.ctx.Err() == nil {
-			backoff = min(2*backoff, t.backoffIdle)
+		back.last, back.jitter = p.b.now(), 0.75+rand.Float64()/4
+		if err := p.dial(stream); err == nil {
+			back.failed = t.backoff
+		} else if p.ctx.Err() == nil {
+			back.failed = min(2*back.failed, t.backoffIdle)
 			p.dialFailed(err)
 		}
 	}
 }
 
-// wantsDial tells which stream to dial, and from when on; ok is false when there is no need. It changes the
-// pause after the last attempt where something has happened since.
-func (p *peer) wantsDial(backoff, last *time.Duration) (stream int, from time.Duration, ok bool) {
+// wantsDial tells which stream to dial, and from when on; ok is false when there is no need. It changes
+// back where something has happened since the last attempt.
+func (p *peer) wantsDial(back *backoff) (stream int, from time.Duration, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -277,10 +284,10 @@ func (p *peer) wantsDial(backoff, last *time.Duration) (stream int, from time.Du
 		}
 	}
 	if p.flapped {
-		*backoff = min(2**backoff, p.b.timing.backoffIdle)
+		back.flapped = min(2*back.flapped, p.b.timing.backoffIdle)
 	}
 	if p.eager {
-		*backoff, *last = p.b.timing.backoff, 0
+		*back = backoff{failed: p.b.timing.backoff, flapped: p.b.timing.backoff}
 	}
 	p.eager, p.flapped = false, false
 	return stream, from, true
@@ -337,7 +344,7 @@ func (p *peer) greet(conn net.Conn, stream int) (*session, *hello, error) {
 		p.b.refuse(err)
 		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, short(err))
 	}
-	ours, err := p.hello(stream)
+	ours, flags, err := p.hello(stream)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -359,18 +366,18 @@ func (p *peer) greet(conn net.Conn, stream int) (*session, *hello, error) {
 		p.b.refuse(err)
 		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, short(err))
 	}
-	return newSession(p, secure, raw, false, stream, theirs), theirs, nil
+	return newSession(p, secure, raw, false, stream, flags, theirs), theirs, nil
 }
 
-// hello is our hello for this peer, as a frame.
-func (p *peer) hello(stream int) ([]byte, error) {
+// hello is our hello for this peer, as a frame, and the flags in it.
+func (p *peer) hello(stream int) ([]byte, uint32, error) {
 	h := p.b.announcement()
 	h.Address, h.ServiceCIDR, h.stream = p.Local, p.Service, stream
 	payload, err := h.append(nil)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return appendFrame(nil, frameHello, payload), nil
+	return appendFrame(nil, frameHello, payload), h.flags, nil
 }
 
 // check tells whether a hello is that of the peer.
@@ -385,13 +392,13 @@ func (p *peer) check(h *hello) error {
 }
 
 // attach makes s a session of the peer; false: the peer is gone, or s is not what the credentials
-// demand now. They are swapped before sessions are dropped (under p.mu), so none slips through. Older
+// or the TUN demand now. Those change before sessions are dropped (under p.mu), so none slips through. Older
 // sessions end that are the same stream, or of a process that is not the one that now speaks.
 func (p *peer) attach(s *session, h *hello) bool {
 	s.raw.SetDeadline(time.Time{})
 	s.raw.start()
 	p.mu.Lock()
-	if c := p.b.credentials.Load(); p.closed || c == nil || c != plain && s.plain() {
+	if c := p.b.credentials.Load(); p.closed || c == nil || c != plain && s.plain() || s.ours != p.b.flags() {
 		p.mu.Unlock()
 		s.close(nil)
 		return false
@@ -436,6 +443,7 @@ func (p *peer) leave(sessions ...*session) {
 	for _, s := range sessions {
 		s.gone.Store(true)
 		s.kick()
+		s.reclaim()
 	}
 }
 

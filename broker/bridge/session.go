@@ -47,7 +47,8 @@ type session struct {
 	accepted bool
 	stream   int
 	instance uint64        // of the peer's process; 0: not known
-	theirs   uint32        // features of the peer,
+	ours     uint32        // features that we announced,
+	theirs   uint32        // those of the peer,
 	flags    uint32        // and those that both ends have
 	largest  int           // payload that the peer reads
 	born     time.Duration // in the bridge's time
@@ -80,9 +81,10 @@ type session struct {
 	cause error // why it ended; read after done
 }
 
-func newSession(p *peer, conn net.Conn, raw *gather, accepted bool, stream int, h *hello) *session {
+// newSession makes a session of a connection on which the hellos were exchanged; ours had flags.
+func newSession(p *peer, conn net.Conn, raw *gather, accepted bool, stream int, flags uint32, h *hello) *session {
 	s := &session{
-		p: p, conn: conn, raw: raw, accepted: accepted, stream: stream, instance: h.instance, theirs: h.flags, flags: h.flags & p.b.flags(),
+		p: p, conn: conn, raw: raw, accepted: accepted, stream: stream, instance: h.instance, ours: flags, theirs: h.flags, flags: h.flags & flags,
 		largest: maxFormerPayload, born: p.b.now(),
 		queue: queue{stale: p.b.timing.stale, drops: &p.count.drops}, icmp: limiter{every: icmpInterval, burst: icmpBurst},
 		waiting: make(chan struct{}, 1), more: make(chan struct{}, 1), done: make(chan struct{}),
@@ -184,17 +186,29 @@ func (s *session) send(visitor bool) {
 	for n := 0; ; n++ {
 		if visitor && n == rounds {
 			s.more <- struct{}{} // has room: it is used by who has the right to send
+			if s.gone.Load() {
+				s.reclaim()
+			}
 			return
 		}
-		work := s.work.Load()
+		s.work.Store(1) // who kicks from now on makes it more
 		idle, err := s.round()
 		if err != nil {
 			s.close(err)
 			idle = true
 		}
-		if idle && s.work.CompareAndSwap(work, 0) {
+		if idle && s.work.CompareAndSwap(1, 0) {
 			return
 		}
+	}
+}
+
+// reclaim takes the right to send back that was given to the session's goroutine, which may have ended.
+func (s *session) reclaim() {
+	select {
+	case <-s.more:
+		s.send(false)
+	default:
 	}
 }
 
@@ -208,26 +222,22 @@ func (s *session) round() (idle bool, err error) {
 	case s.blocked && !s.free.Swap(false):
 		return true, nil
 	}
-	s.blocked = false
 	select {
 	case <-s.done: // what waits goes to another session as soon as this one is gone
 		return true, nil
 	default:
 	}
-	more, err := s.batch()
-	if err != nil {
-		return true, err
+	more := true
+	if !s.blocked { // else what is left of the last batch comes first
+		if more, err = s.batch(); err != nil {
+			return true, err
+		}
 	}
 	done, err := s.raw.flush()
-	if err != nil {
-		return true, err
-	}
-	if !done {
-		s.blocked = true
+	if s.blocked = !done; s.blocked && err == nil {
 		s.waiting <- struct{}{} // has room: it is used once until free
-		return true, nil
 	}
-	return !more, nil
+	return !(more && done), err
 }
 
 // sort moves what was posted to the queue.
@@ -256,16 +266,22 @@ func (s *session) batch() (more bool, err error) {
 		bytes   uint64
 	)
 	*frames, err = s.control((*frames)[:0])
+	if err == nil {
+		err = s.full(frames)
+	}
 	for err == nil && total < batchBytes {
 		buf := s.queue.pop(now)
 		if buf == nil {
 			break
 		}
-		total += buf.size
 		packets++
 		bytes += uint64(buf.size)
+		total += buf.size
 		switch {
 		case !s.takes(buf.vnet):
+			if buf.vnet.gsoType != gsoNone { // what the segments' headers add
+				total += int(buf.vnet.hdrLen) * buf.size / max(1, int(buf.vnet.gsoSize))
+			}
 			err = s.cut(frames, buf)
 		case buf.size > s.largest:
 			s.tooBig(buf)
@@ -311,7 +327,7 @@ func (s *session) control(frames []byte) ([]byte, error) {
 		frames = binary.BigEndian.AppendUint64(frames[:len(frames)+frameHeader], s.pong.Swap(0))
 	}
 	if s.update.Load() && s.update.Swap(false) {
-		hello, err := s.p.hello(s.stream)
+		hello, _, err := s.p.hello(s.stream)
 		return append(frames, hello...), err
 	}
 	return frames, nil
@@ -478,6 +494,8 @@ func (s *session) measured(rtt time.Duration) {
 	}
 	if old := s.rtt.Load(); old != 0 {
 		rtt = time.Duration(old) + (rtt-time.Duration(old))/8
+	} else if rtt < shortPath {
+		s.raw.unpaced()
 	}
 	s.rtt.Store(int64(rtt))
 }

@@ -58,6 +58,8 @@ type kernelTUN struct {
 	name     string
 	queues   []tunQueue // tunFile all
 	offloads Offloads
+	plain    bool  // as configured
+	refused  error // why there are no offloads that were configured
 }
 
 func (t *kernelTUN) Queues() []tunQueue { return t.queues }
@@ -107,9 +109,10 @@ func (q *tunFile) TryRead(b []byte) (int, error) {
 // only one process does so is up to the caller: queues of several would share the packets.
 func openTUN(name string, mtu int, plain bool) (device, error) {
 	var dev *kernelTUN
-	var err error
+	var err, refused error
 	if !plain {
-		dev, err = openOffloads(name, runtime.GOMAXPROCS(0))
+		dev, refused = openOffloads(name, runtime.GOMAXPROCS(0))
+		err = refused
 	}
 	if plain || err != nil && !errors.Is(err, syscall.EBUSY) {
 		dev, err = openPlain(name)
@@ -124,6 +127,7 @@ func openTUN(name string, mtu int, plain bool) (device, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open TUN %s: %w", name, err)
 	}
+	dev.plain, dev.refused = plain, refused
 	if err := dev.setMTU(mtu); err != nil {
 		dev.Close(true)
 		return nil, err
@@ -158,11 +162,12 @@ func openOffloads(name string, queues int) (*kernelTUN, error) {
 		if err = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err == nil && len(t.queues) == 0 {
 			t.offloads, err = setOffloads(fd)
 		}
-		if err == nil {
-			err = t.add(os.NewFile(uintptr(fd), "/dev/net/tun")) // is not blocking: the runtime polls it
-		}
 		if err != nil {
+			unix.Close(fd)
 			return nil, errors.Join(os.NewSyscallError("ioctl", err), t.Close(true))
+		}
+		if err := t.add(os.NewFile(uintptr(fd), "/dev/net/tun")); err != nil { // is not blocking: the runtime polls it
+			return nil, errors.Join(err, t.Close(true))
 		}
 	}
 	return t, nil
@@ -194,7 +199,15 @@ func remove(name string) bool {
 		return false
 	}
 	tun, ok := link.(*netlink.Tuntap)
-	return ok && tun.Mode == netlink.TUNTAP_MODE_TUN && tun.Attrs().OperState == netlink.OperDown && netlink.LinkDel(link) == nil
+	if !ok || tun.Mode != netlink.TUNTAP_MODE_TUN || tun.Queues > 0 { // how many of several queues are in use
+		return false
+	}
+	if fd, err := attach(name, unix.IFF_TUN|unix.IFF_NO_PI); err == nil { // one of a single queue, which nobody uses
+		unix.Close(fd)
+	} else if errors.Is(err, syscall.EBUSY) {
+		return false
+	}
+	return netlink.LinkDel(link) == nil
 }
 
 // setOffloads sets as many as the kernel has.

@@ -1,0 +1,508 @@
+package bridge
+
+// Super-packets from one kernel to another, through bridges and gateways; and what is held for peers that do
+// not read.
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// vnetMem is a memTUN with offloads.
+type vnetMem struct{ *memTUN }
+
+func (t vnetMem) Queues() []tunQueue { return []tunQueue{t} }
+func (t vnetMem) Offloads() Offloads { return OffloadTSO | OffloadUSO }
+
+// site is a bridge with a TUN of a kernel, in a namespace.
+type site struct {
+	*node
+	in     func(func())
+	number byte
+}
+
+// site starts a bridge with the mesh address 192.168.0.(10+number) and fd00::(10+number).
+func (i *internet) site(t *testing.T, host string, number byte, plain bool) *site {
+	s := &site{in: namespace(t), number: number}
+	s.node = i.start(host, i.ca.issue(t, host), func(c *Config) {
+		c.Interface, c.PlainTUN, c.timing.dialer, c.Streams = "kubelink", plain, i.plainDial, 2
+		c.timing.silence, c.timing.write, c.timing.stable = 5*time.Second, 5*time.Second, 0
+		c.open = func() (dev device, err error) {
+			now := plain
+			if s.node != nil && s.Bridge != nil {
+				now = s.Bridge.config.Load().PlainTUN
+			}
+			s.in(func() { dev, err = openTUN("kubelink", DefaultMTU, now) })
+			return dev, err
+		}
+	})
+	s.configure()
+	return s
+}
+
+func (s *site) v4() string { return fmt.Sprintf("192.168.0.%d", 10+s.number) }
+func (s *site) v6() string { return fmt.Sprintf("fd00::%d", 10+s.number) }
+
+// configure does what broker/kernel does.
+func (s *site) configure() {
+	s.in(func() {
+		configure(s.t.(*testing.T), "kubelink", s.v4()+"/24")
+		link, err := netlink.LinkByName("kubelink")
+		if err != nil {
+			s.t.Error(err)
+			return
+		}
+		addr, _ := netlink.ParseAddr(s.v6() + "/64")
+		addr.Flags = unix.IFA_F_NODAD
+		if err := netlink.AddrReplace(link, addr); err != nil {
+			s.t.Error(err)
+		}
+	})
+}
+
+// dual adds IPv6 to a link.
+func dual(p mesh.Peer, from, to byte) mesh.Peer {
+	p.Networks = append(p.Networks, netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", 10+to)))
+	p.Ingress = append(p.Ingress, mesh.Rule{Prefix: netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", 10+from)), Allow: true})
+	return p
+}
+
+func sites(t *testing.T, plainA, plainB bool) (a, b *site) {
+	i := newInternet(t)
+	a, b = i.site(t, "a.example", 1, plainA), i.site(t, "b.example", 2, plainB)
+	a.set(dual(link("b", 1, 2, "b.example"), 1, 2))
+	b.set(dual(link("a", 2, 1, "a.example"), 2, 1))
+	a.awaitState("b", Up)
+	b.awaitState("a", Up)
+	return a, b
+}
+
+// transfer sends random bytes over TCP, and checks what arrives. Half way, halfway is called.
+func transfer(t *testing.T, from, to *site, address string, size int, halfway func()) {
+	t.Helper()
+	var l net.Listener
+	var err error
+	to.in(func() { l, err = net.Listen("tcp", net.JoinHostPort(address, "0")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	type result struct {
+		n   int64
+		sum []byte
+		err error
+	}
+	got := make(chan result, 1)
+	go func() {
+		var r result
+		h := sha256.New()
+		c, err := l.Accept()
+		if err == nil {
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(40 * time.Second))
+			r.n, err = io.Copy(h, c)
+		}
+		r.err, r.sum = err, h.Sum(nil)
+		got <- r
+	}()
+	var c net.Conn
+	from.in(func() { c, err = net.DialTimeout("tcp", l.Addr().String(), 10*time.Second) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(40 * time.Second))
+	h, r, buf := sha256.New(), rand.NewChaCha8([32]byte{1}), make([]byte, 1<<18)
+	for n := 0; n < size; n += len(buf) {
+		r.Read(buf)
+		h.Write(buf)
+		if _, err := c.Write(buf); err != nil {
+			t.Fatalf("after %d bytes: %v\n%+v\n%+v", n, err, from.Stats(), to.Stats())
+		}
+		if halfway != nil && n >= size/2 {
+			halfway()
+			halfway = nil
+		}
+	}
+	c.(*net.TCPConn).CloseWrite()
+	select {
+	case r := <-got:
+		if r.err != nil || !bytes.Equal(r.sum, h.Sum(nil)) {
+			t.Fatalf("%d bytes, of %d: %v", r.n, size, r.err)
+		}
+	case <-time.After(45 * time.Second):
+		t.Fatal("transfer has no end")
+	}
+}
+
+// datagrams sends one super-packet of UDP, and checks the datagrams.
+func datagrams(t *testing.T, from, to *site, address string) {
+	t.Helper()
+	var l net.PacketConn
+	var c net.Conn
+	var err error
+	to.in(func() { l, err = net.ListenPacket("udp", net.JoinHostPort(address, "0")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	from.in(func() { c, err = net.Dial("udp", l.LocalAddr().String()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	setSegment(t, c, 1200)
+	sent := noise(20*1200 + 77)
+	if _, err := c.Write(sent); err != nil {
+		t.Fatal(err)
+	}
+	l.SetReadDeadline(time.Now().Add(10 * time.Second))
+	buf := make([]byte, 3000)
+	for rest := sent; len(rest) > 0; {
+		n, _, err := l.ReadFrom(buf)
+		if want := rest[:min(1200, len(rest))]; err != nil || !bytes.Equal(buf[:n], want) {
+			t.Fatalf("%d bytes before the end: datagram of %d bytes, %v\n%+v\n%+v", len(rest), n, err, from.Stats(), to.Stats())
+		} else {
+			rest = rest[n:]
+		}
+	}
+}
+
+// both checks all kinds of traffic in both directions, and returns bytes and packets that b and a received.
+func both(t *testing.T, a, b *site, size int) {
+	t.Helper()
+	for _, d := range []struct {
+		from, to *site
+		address  string
+	}{{a, b, b.v4()}, {b, a, a.v4()}, {a, b, b.v6()}, {b, a, a.v6()}} {
+		before := d.to.Stats().Links
+		start := time.Now()
+		transfer(t, d.from, d.to, d.address, size, nil)
+		took := time.Since(start)
+		for link, s := range d.to.Stats().Links {
+			packets, bytes := s.RxPackets-before[link].RxPackets, s.RxBytes-before[link].RxBytes
+			t.Logf("%s: %d bytes in %d packets, %s; drops %v", d.address, bytes, packets, took, s.Drops)
+			if d.from.TUN().Offloads != 0 && (d.to.TUN().Offloads != 0) && bytes/max(packets, 1) < 4*1500 {
+				t.Errorf("%s: %d bytes in %d packets: no super-packets", d.address, bytes, packets)
+			}
+		}
+		datagrams(t, d.from, d.to, d.address)
+	}
+}
+
+// From kernel to kernel, with offloads at both ends or at one.
+func TestOffloadsEndToEnd(t *testing.T) {
+	for _, test := range []struct {
+		plainA, plainB bool
+		size           int
+	}{{false, false, 50 << 20}, {false, true, 10 << 20}, {true, true, 4 << 20}} {
+		t.Run(fmt.Sprintf("plain=%v,%v", test.plainA, test.plainB), func(t *testing.T) {
+			a, b := sites(t, test.plainA, test.plainB)
+			if (a.TUN().Offloads == 0) != test.plainA || (b.TUN().Offloads == 0) != test.plainB {
+				t.Fatalf("offloads %s and %s", a.TUN().Offloads, b.TUN().Offloads)
+			}
+			both(t, a, b, test.size)
+		})
+	}
+}
+
+// The TUN of a link that is in use becomes a plain one, and one with offloads again. Connections through it live on.
+func TestPlainTUNChanges(t *testing.T) {
+	a, b := sites(t, false, false)
+	for n, plain := range []bool{true, false} {
+		for _, s := range []*site{a, b} {
+			transfer(t, a, b, b.v4(), 8<<20, func() {
+				before := *s.device.Load()
+				c := s.config
+				c.PlainTUN = plain
+				if err := s.SetConfig(c); err != nil {
+					t.Error(err)
+				}
+				s.await("other TUN", func() bool {
+					now := *s.device.Load()
+					return now != before && now != device(noDevice{}) && (now.Offloads() == 0) == plain
+				})
+				s.configure()
+			})
+			a.awaitState("b", Up)
+			b.awaitState("a", Up)
+			for _, x := range []*site{a, b} {
+				x.await("sessions with the flags that are right", func() bool {
+					p := x.table.Load().peers[0]
+					p.mu.Lock()
+					defer p.mu.Unlock()
+					for _, s := range p.sessions {
+						if s.flags != s.theirs&x.flags() || (s.flags&flagOffload != 0) != (a.TUN().Offloads&b.TUN().Offloads != 0) {
+							return false
+						}
+					}
+					return len(p.sessions) > 0
+				})
+			}
+		}
+		t.Log("step", n, a.Stats().Links["b"], b.Stats().Links["a"])
+	}
+	both(t, a, b, 2<<20)
+}
+
+// A TUN that an earlier process left is taken over, or replaced when it is of the other kind. One that is in
+// use, or not a TUN, stays.
+func TestTUNTakeover(t *testing.T) {
+	in := namespace(t)
+	in(func() {
+		index := func() int {
+			link, err := netlink.LinkByName("kubelink")
+			if err != nil {
+				t.Error(err)
+				return 0
+			}
+			return link.Attrs().Index
+		}
+		for n, plain := range []bool{true, false, false, true, true, false} {
+			for _, up := range []bool{false, true} {
+				var dev device
+				var err error
+				for deadline := time.Now().Add(5 * time.Second); ; { // the kernel may tell late that nobody has it
+					if dev, err = openTUN("kubelink", DefaultMTU, plain); err == nil || time.Now().After(deadline) {
+						break
+					}
+					t.Logf("step %d, up %v: %v", n, up, err)
+					<-time.After(100 * time.Millisecond)
+				}
+				if err != nil {
+					t.Errorf("step %d: %v", n, err)
+					return
+				}
+				if (dev.Offloads() == 0) != plain {
+					t.Errorf("step %d: offloads %s", n, dev.Offloads())
+				}
+				if up {
+					configure(t, "kubelink", "192.168.0.11/24")
+				}
+				before := index()
+				for _, other := range []bool{plain, !plain} { // another process
+					second, err := openTUN("kubelink", DefaultMTU, other)
+					if err == nil && !(other == plain && !plain) { // several queues may be shared
+						t.Errorf("step %d, up %v: opened again, plain %v, while in use as plain %v", n, up, other, plain)
+					}
+					if err == nil {
+						second.Close(true)
+					}
+					if index() != before {
+						t.Errorf("step %d, up %v: was replaced while in use (plain %v, other plain %v)", n, up, plain, other)
+					}
+				}
+				if err := dev.Close(true); err != nil {
+					t.Error(err)
+				}
+				if t.Failed() {
+					return
+				}
+			}
+		}
+		if _, err := openTUN("lo", DefaultMTU, false); err == nil {
+			t.Error("opened lo")
+		}
+		tap := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tap"}, Mode: netlink.TUNTAP_MODE_TAP}
+		if err := netlink.LinkAdd(tap); err != nil {
+			t.Error(err)
+			return
+		}
+		for _, plain := range []bool{false, true} {
+			if _, err := openTUN("tap", DefaultMTU, plain); err == nil {
+				t.Error("opened a TAP")
+			}
+		}
+		if _, err := netlink.LinkByName("tap"); err != nil {
+			t.Error("TAP was removed")
+		}
+	})
+}
+
+// A gateway cuts super-packets for a peer without offloads.
+func TestGatewayCuts(t *testing.T) {
+	i := newInternet(t)
+	a := i.site(t, "a.example", 1, false)
+	g := i.start("g.example", i.ca.issue(t, "g.example"), func(c *Config) {
+		c.timing.dialer, c.Streams = i.plainDial, 2
+		c.timing.silence, c.timing.write = 5*time.Second, 5*time.Second
+		c.open = opens(vnetMem{newMemTUN()})
+	})
+	c := i.site(t, "c.example", 3, true)
+	via := func(p mesh.Peer, to byte) mesh.Peer {
+		p.Networks = append(p.Networks, netip.MustParsePrefix(fmt.Sprintf("192.168.0.%d/32", 10+to)), netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", 10+to)))
+		return p
+	}
+	a.set(via(dual(link("g", 1, 2, "g.example"), 1, 2), 3))
+	c.set(via(dual(link("g", 3, 2, "g.example"), 3, 2), 1))
+	g.set(dual(link("a", 2, 1, "a.example"), 2, 1), dual(link("c", 2, 3, "c.example"), 2, 3))
+	for _, n := range []*site{a, c} {
+		n.awaitState("g", Up)
+	}
+	g.awaitState("a", Up)
+	g.awaitState("c", Up)
+	both(t, a, c, 8<<20)
+	before := g.Stats().Links["a"]
+	transfer(t, a, c, c.v4(), 8<<20, nil)
+	from, to := g.Stats().Links["a"], g.Stats().Links["c"]
+	if packets := from.RxPackets - before.RxPackets; (from.RxBytes-before.RxBytes)/packets < 4*1500 {
+		t.Errorf("the gateway got no super-packets: %+v, %+v", before, from)
+	}
+	t.Logf("from a %+v, to c %+v", from, to)
+}
+
+// held is the most that is held for a session, by where: see sessionBytes and batchBytes.
+type held struct{ mailbox, queue, gather int }
+
+func (h *held) look(b *Bridge) {
+	for _, p := range b.table.Load().peers {
+		p.mu.Lock()
+		for _, s := range p.sessions {
+			h.mailbox = max(h.mailbox, int(s.posted.Load()))
+			if s.work.Add(1) == 1 { // as who sends
+				h.queue = max(h.queue, s.queue.bytes)
+				s.send(true)
+			}
+		}
+		p.mu.Unlock()
+	}
+}
+
+// Peers that do not read are flooded: what is held for them is bounded, and others are not disturbed.
+func TestMemoryBound(t *testing.T) {
+	for _, size := range []int{60, 65000} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			i := newInternet(t)
+			a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) {
+				c.timing.dialer, c.Streams = i.plainDial, 2
+				c.timing.write, c.timing.stale = time.Hour, time.Hour // they stay
+			})
+			c := i.start("c.example", i.ca.issue(t, "c.example"), func(c *Config) { c.Streams = 2; c.timing.dialer = i.plainDial })
+			specs := []mesh.Peer{link("c", 1, 3, "c.example")}
+			const peers = 4
+			for n := range byte(peers) {
+				p := link(fmt.Sprintf("x%d", n), 1, 20+n, "127.0.0.1")
+				p.Port = 1
+				specs = append(specs, p)
+			}
+			a.set(specs...)
+			c.set(link("a", 3, 1, "a.example"))
+			a.awaitState("c", Up)
+			c.awaitState("a", Up)
+			var conns []net.Conn
+			var stuck []*session
+			for n := range byte(peers) {
+				p := a.table.Load().peers[1+n]
+				for stream := range 2 {
+					x, y := sockets(t)
+					x.SetWriteBuffer(4096)
+					y.SetReadBuffer(4096)
+					conns = append(conns, y)
+					h := &hello{capable: true, flags: flagStreams, streams: 2, stream: stream}
+					raw := newGather(x, a.timing.write)
+					s := newSession(p, raw, raw, true, stream, p.b.flags(), h)
+					own := p.b.credentials.Swap(plain) // for this moment
+					if !p.attach(s, h) {
+						t.Fatal("not attached")
+					}
+					p.b.credentials.Store(own)
+					stuck = append(stuck, s)
+					a.wg.Go(func() { s.run(); p.detach(s) })
+				}
+			}
+			limit := int(a.queueBytes.Load())
+			var most held
+			count := 16 << 20 / (size + 2000)
+			for n := range count {
+				for peer := range peers {
+					a.tun.in <- packet(fmt.Sprintf("100.64.1.%d", byte(n)), fmt.Sprintf("192.168.0.%d", 30+peer), 64, size, uint64(n))
+				}
+				if n%64 == 0 {
+					most.look(a.Bridge)
+				}
+				if n%(count/20) == 0 {
+					start := time.Now()
+					a.pass(c, "192.168.0.11", "192.168.0.13", uint64(n))
+					if d := time.Since(start); d > time.Second {
+						t.Errorf("another link waits for %s", d)
+					}
+				}
+			}
+			most.look(a.Bridge)
+			if most.queue < limit/2 {
+				t.Errorf("no flood: held %+v", most)
+			}
+			for n := range peers {
+				s := a.Stats().Links[fmt.Sprintf("x%d", n)]
+				if s.Drops[DropQueueFull] == 0 || s.Drops[DropStale] > 0 {
+					t.Errorf("x%d: %+v", n, s)
+				}
+			}
+			for _, y := range conns {
+				y.Close()
+			}
+			a.await("ends", func() bool {
+				for n := range peers {
+					if s := a.status(fmt.Sprintf("x%d", n)); s.Dialled+s.Accepted > 0 {
+						return false
+					}
+				}
+				return true
+			})
+			held := 0 // in the first 100 ms of a bridge, flows stay on the first session
+			for _, s := range stuck {
+				s.raw.mu.Lock()
+				if s.raw.out != nil {
+					held++
+					most.gather = max(most.gather, cap(*s.raw.out))
+				}
+				s.raw.mu.Unlock()
+			}
+			if held < peers {
+				t.Errorf("%d sessions are stuck", held)
+			}
+			t.Logf("limit %d, held %+v", limit, most)
+			if most.mailbox > limit || most.queue > limit || most.gather > batchBytes+largeBuffer+1024 {
+				t.Errorf("limit %d, held %+v", limit, most)
+			}
+		})
+	}
+}
+
+// All links together are bounded, too.
+func TestQueueBytes(t *testing.T) {
+	_, b := lonely(t)
+	for _, test := range []struct{ peers, streams, want int }{
+		{1, 2, sessionBytes}, {16, 2, sessionBytes}, {64, 2, bridgeBytes / 256}, {200, 16, leastBytes}, {200, 1, bridgeBytes / 400}, // a mailbox and a queue each
+	} {
+		var peers []mesh.Peer
+		for n := range test.peers {
+			p := spec
+			p.Link, p.Host = fmt.Sprint(n), ""
+			peers = append(peers, p)
+		}
+		if err := b.Set(peers); err != nil {
+			t.Fatal(err)
+		}
+		c := *b.config.Load()
+		c.Streams = test.streams
+		if err := b.SetConfig(c); err != nil {
+			t.Fatal(err)
+		}
+		if got := int(b.queueBytes.Load()); got != test.want {
+			t.Errorf("%d peers with %d streams: %d bytes each", test.peers, test.streams, got)
+		}
+	}
+}

@@ -1,0 +1,547 @@
+package bridge
+
+// Several sessions of a link: how many there are, which one a flow takes, and the loss of one.
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// strung is two bridges, a (which leads) and b, over sockets and not linked yet, with a number of streams each.
+func strung(t *testing.T, ours, theirs int, change ...func(*Config)) (i *internet, a, b *node, most *atomic.Int64) {
+	t.Helper()
+	i, most = newInternet(t), new(atomic.Int64)
+	start := func(host string, streams int) *node {
+		var n *node
+		n = i.start(host, i.ca.issue(t, host), append(change, func(c *Config) {
+			c.Streams, c.timing.dialer = streams, i.plainDial
+			c.timing.silence, c.timing.write, c.timing.stale = 20*time.Second, 20*time.Second, time.Minute // a busy machine is no loss
+			told := c.Changed
+			c.Changed = func() {
+				for _, s := range n.Statuses() {
+					for now, had := int64(s.Dialled+s.Accepted), most.Load(); now > had && !most.CompareAndSwap(had, now); had = most.Load() {
+					}
+				}
+				told()
+			}
+		})...)
+		return n
+	}
+	return i, start("a.example", ours), start("b.example", theirs), most
+}
+
+// nowhere makes a host one that cannot be dialled.
+const nowhere = "127.0.0.1:1"
+
+func (n *node) count() int { s := n.Statuses()[0]; return s.Dialled + s.Accepted }
+
+// enough tells that the first link has so many sessions, and dials no more.
+func (n *node) enough(want int) func() bool {
+	return func() bool {
+		if n.count() != want {
+			return false
+		}
+		var back backoff
+		_, _, more := n.table.Load().peers[0].wantsDial(&back)
+		return !more
+	}
+}
+
+// keys is the keys of the sessions that flows belong to.
+func (n *node) keys() (all [256]int) {
+	for i := range n.table.Load().peers[0].streams.Load() {
+		all[i] = n.table.Load().peers[0].streams.Load()[i].next.key()
+	}
+	return all
+}
+
+// agree waits until both ends lead flows to the same sessions, and use all of them.
+func agree(t *testing.T, a, b *node) {
+	t.Helper()
+	a.await("the same table at both ends", func() bool {
+		keys, used := a.keys(), map[int]bool{}
+		for _, k := range keys {
+			used[k] = true
+		}
+		return keys == b.keys() && len(used) == a.count() && a.count() == b.count()
+	})
+}
+
+func TestStreams(t *testing.T) {
+	for _, test := range []struct{ ours, theirs, want int }{{1, 3, 1}, {3, 1, 1}, {4, 4, 4}, {16, 16, 16}, {2, 16, 2}} {
+		t.Run(fmt.Sprintf("%d,%d", test.ours, test.theirs), func(t *testing.T) {
+			i, a, b, most := strung(t, test.ours, test.theirs)
+			i.name("a.example", nowhere) // only a dials
+			b.set(link("a", 2, 1, "a.example"))
+			b.awaitReason("a", "connection refused")
+			a.set(link("b", 1, 2, "b.example"))
+			a.await("sessions of a", a.enough(test.want))
+			b.await("sessions of b", func() bool { return b.count() == test.want })
+			if s, r := a.status("b"), b.status("a"); s.Accepted > 0 || r.Dialled > 0 || s.State != Up || r.State != Up {
+				t.Errorf("a: %+v, b: %+v", s, r)
+			}
+			agree(t, a, b)
+			for id := range uint64(50) {
+				a.pass(b, fmt.Sprintf("100.64.1.%d", id), "100.64.2.7", id)
+				b.pass(a, "100.64.2.7", fmt.Sprintf("100.64.1.%d", id), id)
+			}
+			if n := most.Load(); n > int64(test.want) || a.count() != test.want || b.count() != test.want {
+				t.Errorf("%d sessions for a moment, %d and %d now", n, a.count(), b.count())
+			}
+		})
+	}
+}
+
+// Both dial at once: there may be more than agreed on, but not without end.
+func TestStreamsBothDial(t *testing.T) {
+	for _, n := range []int{1, 4} {
+		for range 5 {
+			_, a, b, most := strung(t, n, n)
+			var wg sync.WaitGroup
+			wg.Go(func() { a.set(link("b", 1, 2, "b.example")) })
+			wg.Go(func() { b.set(link("a", 2, 1, "a.example")) })
+			wg.Wait()
+			a.await("sessions", func() bool { return a.enough(a.count())() && a.count() >= n && b.count() == a.count() })
+			agree(t, a, b)
+			a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+			b.pass(a, "192.168.0.12", "192.168.0.11", 2)
+			if m := most.Load(); m > int64(2*n) || a.count() > n+1 {
+				t.Errorf("%d sessions of %d for a moment, %d now", m, n, a.count())
+			}
+		}
+	}
+}
+
+// Where the end that leads cannot dial, the other one does.
+func TestStreamsFollow(t *testing.T) {
+	for _, test := range []string{"refused", "without name", "no endpoint"} {
+		t.Run(test, func(t *testing.T) {
+			i, a, b, _ := strung(t, 4, 4)
+			ab := link("b", 1, 2, "b.example")
+			switch test {
+			case "refused":
+				i.name("b.example", nowhere)
+			case "without name":
+				i.name("b.example", "")
+			default: // TLS would not know whom to expect
+				ab.Host = ""
+				a.SetCredentials(nil)
+				b.SetCredentials(nil)
+			}
+			a.set(ab)
+			b.set(link("a", 2, 1, "a.example"))
+			b.await("sessions", b.enough(4))
+			a.await("sessions", func() bool { return a.count() == 4 })
+			if s, r := a.status("b"), b.status("a"); s.Dialled > 0 || r.Accepted > 0 {
+				t.Errorf("a: %+v, b: %+v", s, r)
+			}
+			agree(t, a, b)
+			a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+		})
+	}
+}
+
+// dialAs connects to a as b, with a hello of its own, and returns the answer.
+func dialAs(t *testing.T, i *internet, a *node, h *hello) (net.Conn, *hello, error) {
+	t.Helper()
+	c := i.ca.issue(t, "b.example")
+	conn, err := tls.Dial("tcp", a.address(), &tls.Config{Certificates: []tls.Certificate{c.Certificate}, RootCAs: i.ca.pool, ServerName: "a.example"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	h.Address = netip.MustParsePrefix("192.168.0.12/24")
+	payload, err := h.append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(appendFrame(nil, frameHello, payload)); err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := readHello(conn)
+	if err == nil {
+		conn.Write(appendFrame(nil, framePing, make([]byte, 8)))
+	}
+	return conn, theirs, err
+}
+
+// A kubelink that knows of no streams gets one session, and all packets on it.
+func TestStreamsOfFormer(t *testing.T) {
+	i, a, _, most := strung(t, 4, 4)
+	i.name("b.example", nowhere)
+	a.set(link("b", 1, 2, "b.example"))
+	a.awaitReason("b", "connection refused")
+	conn, theirs, err := dialAs(t, i, a, &hello{capable: true, flags: flagKeepalive | flagUpdates, instance: 7})
+	if err != nil || theirs.flags&flagStreams == 0 || theirs.streams != 4 || theirs.stream != 0 {
+		t.Fatalf("%+v, %v", theirs, err)
+	}
+	a.awaitState("b", Up)
+	a.await("end of dialling", a.enough(1))
+	i.mu.Lock()
+	dials := i.dials["b.example"]
+	i.mu.Unlock()
+	for id := range uint64(100) {
+		a.tun.in <- packet(fmt.Sprintf("100.64.1.%d", id), "192.168.0.12", 64, 100, id)
+		for {
+			typ, payload, err := readFrame(conn)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if typ == framePing {
+				conn.Write(appendFrame(nil, framePong, payload))
+			}
+			if typ > framePong {
+				t.Fatalf("frame of type %d", typ)
+			}
+			if typ == framePacket {
+				if mark(payload) != id {
+					t.Fatalf("packet %d instead of %d", mark(payload), id)
+				}
+				break
+			}
+		}
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if most.Load() != 1 || i.dials["b.example"] > dials+1 { // one may have been about to start
+		t.Errorf("%d sessions, %d dials", most.Load(), i.dials["b.example"]-dials)
+	}
+}
+
+func TestStreamsTooMany(t *testing.T) {
+	i, a, _, _ := strung(t, 4, 4)
+	i.name("b.example", nowhere)
+	a.set(link("b", 1, 2, "b.example"))
+	a.awaitReason("b", "connection refused")
+	hello := func(stream int) *hello {
+		return &hello{capable: true, flags: flagStreams, instance: 7, streams: 16, stream: stream}
+	}
+	for stream := range 4 {
+		if _, _, err := dialAs(t, i, a, hello(stream)); err != nil {
+			t.Errorf("stream %d: %v", stream, err)
+		}
+	}
+	a.await("sessions", func() bool { return a.count() == 4 })
+	for _, stream := range []int{4, 5, 255} {
+		before := a.Stats().Refused[RefusedLimit]
+		if _, _, err := dialAs(t, i, a, hello(stream)); err == nil {
+			t.Errorf("stream %d was accepted", stream)
+		}
+		a.await("refusal", func() bool { return a.Stats().Refused[RefusedLimit] == before+1 })
+	}
+	if _, _, err := dialAs(t, i, a, hello(2)); err != nil { // again: takes the place of the former one
+		t.Error(err)
+	}
+	a.await("sessions", func() bool { return a.count() == 4 })
+}
+
+// More and fewer streams, while the link is up.
+func TestStreamsChange(t *testing.T) {
+	i, a, b, _ := strung(t, 2, 16)
+	i.name("a.example", nowhere)
+	b.set(link("a", 2, 1, "a.example"))
+	b.awaitReason("a", "connection refused")
+	a.set(link("b", 1, 2, "b.example"))
+	a.await("two sessions", a.enough(2))
+	b.await("two sessions", func() bool { return b.count() == 2 })
+	sinceA, sinceB := a.status("b").Since, b.status("a").Since
+	id := uint64(0)
+	for _, step := range []struct {
+		n       *node
+		streams int
+		want    int
+	}{{a, 5, 5}, {b, 3, 3}, {a, 1, 1}, {a, 16, 3}, {b, 16, 16}, {b, 1, 1}, {b, 16, 16}, {a, 2, 2}} {
+		c := step.n.config
+		c.Streams = step.streams
+		if err := step.n.SetConfig(c); err != nil {
+			t.Fatal(err)
+		}
+		a.await(fmt.Sprint(step.want, " sessions of a"), a.enough(step.want))
+		b.await(fmt.Sprint(step.want, " sessions of b"), func() bool { return b.count() == step.want })
+		agree(t, a, b)
+		for range 20 {
+			id++
+			a.pass(b, fmt.Sprintf("100.64.1.%d", byte(id)), "192.168.0.12", id)
+			b.pass(a, "192.168.0.12", fmt.Sprintf("100.64.1.%d", byte(id)), id)
+		}
+	}
+	if a.status("b").Since != sinceA || b.status("a").Since != sinceB {
+		t.Error("link was down")
+	}
+}
+
+// drain takes what arrives at n until the end of the test.
+func (n *node) drain(got func([]byte)) (stop func()) {
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case p := <-n.tun.out:
+				got(p)
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() { close(end); <-ended }
+}
+
+// One session after the other is lost under traffic. The link stays up, other sessions carry on, each packet is
+// sent or counted, and what was lost is dialled again.
+func TestLostStreams(t *testing.T) {
+	const streams, losses = 4, 50
+	_, a, b, most := strung(t, streams, streams)
+	a.set(link("b", 1, 2, "b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	a.await("sessions", func() bool { return a.count() >= streams && b.count() == a.count() })
+	sinceA, sinceB := a.status("b").Since, b.status("a").Since
+	var arrived atomic.Int64
+	stop := b.drain(func([]byte) { arrived.Add(1) })
+	end, ended := make(chan struct{}), make(chan uint64)
+	go func() {
+		for sent := uint64(0); ; sent++ {
+			size := 100
+			if sent%8 == 0 {
+				size = 30000
+			}
+			select {
+			case a.tun.in <- packet(fmt.Sprintf("100.64.1.%d", byte(sent)), "192.168.0.12", 64, size, sent):
+			case <-end:
+				ended <- sent
+				return
+			}
+		}
+	}()
+	dialled, accepted := 0, 0
+	for i := range losses {
+		n := []*node{a, b}[i%2]
+		p := n.table.Load().peers[0]
+		p.mu.Lock()
+		s := p.sessions[i/2%len(p.sessions)]
+		p.mu.Unlock()
+		if s.accepted {
+			accepted++
+		} else {
+			dialled++
+		}
+		before := arrived.Load()
+		s.raw.Conn.Close()
+		n.await("end of the session", func() bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			for _, o := range p.sessions {
+				if o == s {
+					return false
+				}
+			}
+			return true
+		})
+		n.await("traffic", func() bool { return arrived.Load() > before+100 })
+		a.await("the lost session", func() bool { return a.count() >= streams && b.count() >= streams })
+	}
+	close(end)
+	sent := <-ended
+	t.Logf("%d packets sent, %d arrived, %d dialled and %d accepted sessions lost, at most %d; %v", sent, arrived.Load(), dialled, accepted, most.Load(), a.Stats().Links["b"].Drops)
+	a.await("all packets are accounted for", func() bool {
+		s := a.Stats().Links["b"]
+		total := s.TxPackets
+		for _, d := range s.Drops {
+			total += d
+		}
+		return total == sent
+	})
+	stop()
+	if a.status("b").Since != sinceA || b.status("a").Since != sinceB {
+		t.Errorf("link was down: %+v %+v", a.status("b"), b.status("a"))
+	}
+	if most.Load() > 2*streams {
+		t.Errorf("%d sessions", most.Load())
+	}
+	agree(t, a, b)
+	for id := sent + 1; id < sent+256; id++ {
+		a.tun.in <- packet(fmt.Sprintf("100.64.1.%d", byte(id)), "192.168.0.12", 64, 100, id)
+		for got := mark(b.receive()); got != id; got = mark(b.receive()) { // what was under way
+			if got > sent {
+				t.Fatalf("received %d instead of %d", got, id)
+			}
+		}
+	}
+}
+
+// Packets of a flow arrive in their order while sessions are added.
+func TestStreamsOrder(t *testing.T) {
+	_, a, b, _ := strung(t, 1, 16)
+	a.set(link("b", 1, 2, "b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	a.awaitState("b", Up)
+	b.awaitState("a", Up)
+	since := a.status("b").Since
+	const flows, burst = 64, 1024 // a flow pauses for longer than flowPause
+	var (
+		next   [flows]uint64
+		window = make(chan struct{}, 256)
+		bad    atomic.Int64
+	)
+	stop := b.drain(func(p []byte) {
+		f := p[15]
+		if mark(p) < next[f] { // CoDel may have dropped some
+			if bad.Add(1) < 10 {
+				t.Errorf("flow %d: packet %d instead of %d", f, mark(p), next[f])
+			}
+		}
+		next[f] = mark(p) + 1
+		select {
+		case <-window:
+		default:
+		}
+	})
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		var seq [flows]uint64
+		for i := 0; ; i++ {
+			f := i / burst % flows
+			select {
+			case window <- struct{}{}:
+			case <-time.After(20 * time.Millisecond): // what was dropped gives nothing back
+			case <-end:
+				return
+			}
+			select {
+			case a.tun.in <- packet(fmt.Sprintf("100.64.1.%d", f), "192.168.0.12", 64, 200, seq[f]):
+			case <-end:
+				return
+			}
+			seq[f]++
+		}
+	}()
+	for _, streams := range []int{2, 4, 8, 16} {
+		c := a.config
+		c.Streams = streams
+		if err := a.SetConfig(c); err != nil {
+			t.Fatal(err)
+		}
+		a.await("sessions", func() bool { return a.count() >= streams })
+		a.await("flows move", func() bool {
+			for i := range a.table.Load().peers[0].streams.Load() {
+				if pin := &a.table.Load().peers[0].streams.Load()[i]; pin.session != pin.next && pin.moved.Load() {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	close(end)
+	<-ended
+	a.await("all packets", func() bool {
+		tx, rx := a.Stats().Links["b"], b.Stats().Links["a"]
+		return tx.TxPackets == rx.RxPackets
+	})
+	stop()
+	if since != a.status("b").Since {
+		t.Error("link was down")
+	}
+}
+
+// A flow moves to a session that was added only after a pause, and at once when its own is lost.
+func TestFlowPause(t *testing.T) {
+	p, _ := lonely(t)
+	s := [2]*session{}
+	for i := range s {
+		s[i] = newSession(p, null{}, newGather(null{}, time.Second), false, i, p.b.flags(), &hello{flags: flagStreams})
+	}
+	old := newStreams(s[:1], nil)
+	for i := range old {
+		old[i].use(time.Second)
+	}
+	now := newStreams(s[:], old)
+	moves := 0
+	for i := range now {
+		if now[i].next == s[0] {
+			continue
+		}
+		moves++
+		for at := time.Second; at < 2*time.Second; at += flowPause / 2 {
+			if now[i].use(at) != s[0] {
+				t.Fatalf("moved after %s without a pause", at-time.Second)
+			}
+		}
+		if now[i].use(2*time.Second+2*flowPause) != s[1] || now[i].use(2*time.Second+2*flowPause) != s[1] {
+			t.Fatal("does not move")
+		}
+		if next := newStreams(s[:], now); next[i].at() != s[1] {
+			t.Fatal("moved back")
+		}
+		if next := newStreams(s[:1], now); next[i].at() != s[0] {
+			t.Fatal("stays on a session that was lost")
+		}
+	}
+	if moves < 90 || moves > 166 {
+		t.Errorf("%d of 256 move", moves)
+	}
+}
+
+// A certificate is replaced, the peer restarts: no more streams than agreed on are left over.
+func TestStreamsOfNewProcess(t *testing.T) {
+	i, a, b, _ := strung(t, 4, 4)
+	a.set(link("b", 1, 2, "b.example"))
+	b.set(link("a", 2, 1, "a.example"))
+	a.await("sessions", func() bool { return a.count() >= 4 && b.count() == a.count() })
+	b.Close(false)
+	b = i.start("b.example", i.ca.issue(t, "b.example"), func(c *Config) { c.Streams, c.timing.dialer = 4, i.plainDial })
+	b.set(link("a", 2, 1, "a.example"))
+	b.await("sessions", func() bool { return b.count() >= 4 && b.count() == a.count() })
+	a.awaitPeer(b)
+	agree(t, a, b)
+	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
+}
+
+// A peer that says hello and goes, again and again, is dialled less and less often.
+func TestFlappingPeer(t *testing.T) {
+	i := newInternet(t)
+	c := i.ca.issue(t, "b.example")
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := tls.NewListener(tcp, &tls.Config{Certificates: []tls.Certificate{c.Certificate}, ClientAuth: tls.RequireAnyClientCert})
+	defer l.Close()
+	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) {
+		c.timing.backoff, c.timing.backoffUsed, c.timing.backoffIdle, c.timing.stable = 4*time.Millisecond, 150*time.Millisecond, 150*time.Millisecond, time.Hour
+	})
+	i.name("b.example", l.Addr().String())
+	h := &hello{capable: true, flags: flagStreams, instance: 7, streams: 1, Announcement: Announcement{Address: netip.MustParsePrefix("192.168.0.12/24")}}
+	payload, err := h.append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.set(link("b", 1, 2, "b.example"))
+	start := time.Now()
+	const dials = 12
+	for range dials {
+		tcp.(*net.TCPListener).SetDeadline(time.Now().Add(10 * time.Second))
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := readHello(conn); err != nil {
+			t.Fatal(err)
+		}
+		conn.Write(appendFrame(nil, frameHello, payload))
+		a.awaitState("b", Up)
+		conn.Close()
+		a.awaitState("b", Down)
+	}
+	if d := time.Since(start); d < 400*time.Millisecond {
+		t.Errorf("%d dials within %s", dials, d)
+	}
+}
