@@ -92,9 +92,10 @@ func TestNoAllocations(t *testing.T) {
 			for range 10 {
 				o.packet(copy(o.room(), out))
 			}
-			o.send()
+			for o.send() {
+			}
 		}
-		if n := testing.AllocsPerRun(1000, send); n >= 10 { // the race detector makes pools lose a part; without it there is none
+		if n := testing.AllocsPerRun(1000, send); n > 0 && !raced {
 			t.Errorf("%v allocations for 10 packets of %d bytes out", n, size)
 		}
 		frames := make([]byte, headroom)
@@ -177,7 +178,8 @@ func TestNoAllocationsOut(t *testing.T) {
 					o.packet(copy(o.room(), in))
 					want += len(in) - vnetSize
 				}
-				o.send()
+				for o.send() {
+				}
 				for want > 0 { // headers come on top of that: what is left is read the next time
 					n, err := far.NetConn().Read(buf) // TLS allocates for each record that it reads
 					if want -= n; err != nil {
@@ -258,7 +260,8 @@ func BenchmarkOut(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		o.packet(copy(o.room(), p))
 		if i%32 == 31 {
-			o.send()
+			for o.send() {
+			}
 		}
 	}
 }

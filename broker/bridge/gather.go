@@ -5,9 +5,9 @@ package bridge
 // stays together, and each hop works on 64 KiB instead of 16.
 
 import (
-	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,6 +34,11 @@ type gather struct {
 	try, wait func(fd uintptr) bool // made once, so that a flush allocates nothing
 	n         int
 	err       error
+
+	read    func(fd uintptr) bool
+	into    []byte
+	got     int
+	readErr error
 }
 
 // gatheredBytes is what a batch takes at most, but for segments that are mostly headers.
@@ -45,6 +50,11 @@ func newGather(conn net.Conn, timeout time.Duration) *gather {
 	g := &gather{Conn: conn, timeout: timeout}
 	if s, ok := conn.(syscall.Conn); ok {
 		g.raw, _ = s.SyscallConn()
+	}
+	g.read = func(fd uintptr) (done bool) {
+		var again bool
+		g.got, again, g.readErr = rawRead(fd, g.into)
+		return !again
 	}
 	g.try = func(fd uintptr) bool { g.write(fd); return true }
 	g.wait = func(fd uintptr) bool {
@@ -71,22 +81,43 @@ func (g *gather) start() {
 	}
 }
 
-// shortPath is the round-trip time below which connections are unpaced.
+// A path with a round trip of less than shortPath is one of a site. What counts there is the turns that
+// processes take on the processors, rather than the network.
 const shortPath = 2 * time.Millisecond
 
-// unpaced replaces BBR, if that is what the system uses. It paces by timers, and holds back what it thinks is more than
-// the path takes: on a short path its model sees the turns that processes take on the processors
-// rather than the network, and what it is good for, loss on long ways, costs little there (throughput goes with 1/RTT,
-// RFC 3649). The flows within have a congestion control of their own.
-func (g *gather) unpaced() {
+// shorten tunes a connection to a short path.
+//
+// BBR, if that is what the system uses, is replaced. It paces by timers, and holds back what it thinks is more
+// than the path takes; what it is good for, loss on long ways, costs little here (throughput goes with 1/RTT).
+// The flows within have a congestion control of their own.
+func (g *gather) shorten() {
 	if g.raw == nil {
 		return
 	}
-	_ = g.raw.Control(func(fd uintptr) {
-		if name, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil && strings.HasPrefix(name, "bbr") {
-			_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
+	_ = g.raw.Control(func(conn uintptr) {
+		fd := int(conn)
+		if name, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil && strings.HasPrefix(name, "bbr") {
+			_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
 		}
 	})
+}
+
+// Read is for one goroutine.
+func (g *gather) Read(b []byte) (int, error) {
+	if g.raw == nil || len(b) == 0 {
+		return g.Conn.Read(b)
+	}
+	g.into = b
+	err := g.raw.Read(g.read)
+	switch {
+	case err != nil:
+		return 0, err
+	case g.readErr != nil:
+		return 0, os.NewSyscallError("read", g.readErr)
+	case g.got == 0:
+		return 0, io.EOF
+	}
+	return g.got, nil
 }
 
 func (g *gather) Write(b []byte) (int, error) {
@@ -137,17 +168,8 @@ func (g *gather) sendSome() error {
 
 // write is one system call.
 func (g *gather) write(fd uintptr) {
-	for {
-		g.n, g.err = unix.Write(int(fd), (*g.out)[g.sent:])
-		switch {
-		case errors.Is(g.err, unix.EINTR):
-			continue
-		case errors.Is(g.err, unix.EAGAIN):
-			g.n, g.err = 0, nil
-		case g.err == nil && g.n == 0:
-			g.err = io.ErrUnexpectedEOF
-		}
-		return
+	if g.n, _, g.err = rawWrite(fd, (*g.out)[g.sent:]); g.err != nil {
+		g.err = os.NewSyscallError("write", g.err)
 	}
 }
 

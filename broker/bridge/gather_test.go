@@ -650,9 +650,7 @@ func TestGatherBound(t *testing.T) {
 					t.Error(err)
 					break
 				}
-				select {
-				case <-time.After(500 * time.Microsecond):
-				}
+				<-time.After(500 * time.Microsecond) // a slow reader
 			}
 			slow <- n
 		}()

@@ -6,6 +6,7 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -15,9 +16,9 @@ const (
 	reopenMost  = 5 * time.Second
 )
 
-// readBytesMost is how much is read from the TUN before it is sent. Small packets that come in a burst
-// share records and system calls; none waits for another one that is not there yet.
-const readBytesMost = 64 << 10
+// readBytesMost is how much is read from the TUN before some of it is sent. It is more than a batch: what
+// waits shall wait in our queues, where one flow can overtake another one, and not in that of the TUN.
+const readBytesMost = 256 << 10
 
 // serveTUN takes packets from the TUN until the bridge is closed. A TUN that fails, as it does when
 // somebody deletes it, is opened again.
@@ -77,7 +78,7 @@ func (b *Bridge) readTUN(dev device) error {
 		}
 	}
 	for range len(queues) - 1 {
-		<-ends
+		_ = <-ends // closed
 	}
 	return err
 }
@@ -118,10 +119,13 @@ func (b *Bridge) newOutbound(queue int, offloads Offloads) *outbound {
 	}
 }
 
-// run reads until an error: it waits for a packet, takes those that are there, and sends them.
+// run reads until an error. It takes the packets that are there and sends a batch to each session that has
+// some, in turns; when nothing is left to be sent it waits for packets. Small packets that come in a burst
+// share records and system calls; none waits for another one that is not there yet.
 func (o *outbound) run(q tunQueue) error {
+	read := q.Read
 	for {
-		n, err := q.Read(o.room())
+		n, err := read(o.room())
 		for bytes := n; err == nil && n > 0; bytes += n {
 			o.packet(n)
 			if bytes >= readBytesMost {
@@ -129,9 +133,14 @@ func (o *outbound) run(q tunQueue) error {
 			}
 			n, err = q.TryRead(o.room())
 		}
-		o.send()
 		if err != nil {
+			for _, s := range o.sessions {
+				s.kick()
+			}
 			return err
+		}
+		if read = q.Read; o.send() {
+			read = q.TryRead
 		}
 	}
 }
@@ -144,13 +153,10 @@ func (o *outbound) room() []byte {
 	return o.buf.data[headroom:]
 }
 
-// send sends what was read.
-func (o *outbound) send() {
-	for i, s := range o.sessions {
-		s.kick()
-		o.sessions[i] = nil
-	}
-	o.sessions = o.sessions[:0]
+// send sends a batch of what each session has; more: some have more.
+func (o *outbound) send() (more bool) {
+	o.sessions = slices.DeleteFunc(o.sessions, func(s *session) bool { return !s.push() })
+	return len(o.sessions) > 0
 }
 
 // packet leads the n bytes in room to the peer they are for. A small packet is copied, so that a queue
@@ -195,12 +201,9 @@ func (o *outbound) packet(n int) {
 	if s == nil {
 		return
 	}
-	for _, known := range o.sessions {
-		if s == known {
-			return
-		}
+	if !slices.Contains(o.sessions, s) {
+		o.sessions = append(o.sessions, s)
 	}
-	o.sessions = append(o.sessions, s)
 }
 
 // answer tells the sender of packet that its destination cannot be reached.

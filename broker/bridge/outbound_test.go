@@ -485,7 +485,7 @@ func TestMemoryBound(t *testing.T) {
 func TestQueueBytes(t *testing.T) {
 	_, b := lonely(t)
 	for _, test := range []struct{ peers, streams, want int }{
-		{1, 2, sessionBytes}, {16, 2, sessionBytes}, {64, 2, bridgeBytes / 256}, {200, 16, leastBytes}, {200, 1, bridgeBytes / 400}, // a mailbox and a queue each
+		{1, 2, sessionBytes}, {4, 2, sessionBytes}, {16, 2, bridgeBytes / 64}, {64, 2, bridgeBytes / 256}, {200, 16, leastBytes}, {200, 1, bridgeBytes / 400}, // a mailbox and a queue each
 	} {
 		var peers []mesh.Peer
 		for n := range test.peers {

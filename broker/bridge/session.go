@@ -33,7 +33,7 @@ const (
 	readBytes   = 32 << 10 // the reader starts with this; a larger frame makes it grow, once
 	rounds      = 4        // batches that a kick sends before the session's own goroutine takes over
 
-	sessionBytes = 1 << 20  // most that a queue holds, unless
+	sessionBytes = 4 << 20  // most that a queue holds, unless
 	bridgeBytes  = 64 << 20 // all of them together might hold more than this;
 	leastBytes   = 128 << 10
 )
@@ -69,6 +69,7 @@ type session struct {
 	blocked bool // the kernel takes no more: see free
 	icmp    limiter
 
+	short  bool     // the reader's: the path is
 	onward *session // the reader's: has packets of ours to be sent
 
 	waiting chan struct{} // tells the session's goroutine that it is blocked
@@ -178,6 +179,24 @@ func (s *session) kick() {
 	if s.work.Add(1) == 1 {
 		s.send(true)
 	}
+}
+
+// push sends one batch, unless somebody else is sending; more: there is more, and the caller has to come back.
+func (s *session) push() (more bool) {
+	if s.work.Add(1) != 1 {
+		return false
+	}
+	s.work.Store(1)
+	idle, err := s.round()
+	if err != nil {
+		s.close(err)
+		idle = true
+	}
+	if idle && s.work.CompareAndSwap(1, 0) {
+		return false
+	}
+	s.work.Store(0) // who kicked meanwhile relies on us: we come back
+	return true
 }
 
 // send sends until there is nothing to do. Only one goroutine at a time is here. A visitor leaves when that
@@ -492,10 +511,12 @@ func (s *session) measured(rtt time.Duration) {
 	if rtt <= 0 || rtt > time.Minute { // not an answer to a ping of ours
 		return
 	}
+	if rtt < shortPath && !s.short {
+		s.short = true
+		s.raw.shorten()
+	}
 	if old := s.rtt.Load(); old != 0 {
 		rtt = time.Duration(old) + (rtt-time.Duration(old))/8
-	} else if rtt < shortPath {
-		s.raw.unpaced()
 	}
 	s.rtt.Store(int64(rtt))
 }

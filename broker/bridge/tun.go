@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
 	"syscall"
 
 	"github.com/songgao/water"
@@ -70,10 +71,11 @@ type tunFile struct {
 	*os.File
 	raw syscall.RawConn
 
-	read func(fd uintptr) bool // made once: TryRead allocates nothing
-	into []byte
-	n    int
-	err  error
+	// Of the one that reads; made once, so that reading allocates nothing.
+	read, try func(fd uintptr) bool
+	into      []byte
+	n         int
+	err       error
 }
 
 func newTUNFile(f *os.File) (*tunFile, error) {
@@ -82,27 +84,56 @@ func newTUNFile(f *os.File) (*tunFile, error) {
 	if q.raw, err = f.SyscallConn(); err != nil {
 		return nil, err
 	}
-	q.read = func(fd uintptr) bool {
-		for {
-			if q.n, q.err = unix.Read(int(fd), q.into); q.err == unix.EINTR {
-				continue
-			}
-			if q.err == unix.EAGAIN {
-				q.n, q.err = 0, nil
-			}
-			return true
-		}
+	q.read = func(fd uintptr) (done bool) {
+		var again bool
+		q.n, again, q.err = rawRead(fd, q.into)
+		return !again
 	}
+	q.try = func(fd uintptr) bool { q.read(fd); return true }
 	return q, nil
 }
 
-func (q *tunFile) TryRead(b []byte) (int, error) {
+func (q *tunFile) Read(b []byte) (int, error)    { return q.take(b, q.read) }
+func (q *tunFile) TryRead(b []byte) (int, error) { return q.take(b, q.try) }
+
+func (q *tunFile) take(b []byte, read func(fd uintptr) bool) (int, error) {
 	q.into = b
-	err := q.raw.Read(q.read)
-	if err == nil {
-		err = q.err
+	err := q.raw.Read(read)
+	if err == nil && q.err != nil {
+		err = os.NewSyscallError("read", q.err)
 	}
 	return q.n, err
+}
+
+// tunWrite is a write to a TUN: several goroutines do so at the same time.
+type tunWrite struct {
+	packet []byte
+	err    error
+	do     func(fd uintptr)
+}
+
+var tunWrites = sync.Pool{New: func() any {
+	w := new(tunWrite)
+	w.do = func(fd uintptr) {
+		if _, again, err := rawWrite(fd, w.packet); again {
+			w.err = syscall.EAGAIN
+		} else {
+			w.err = err
+		}
+	}
+	return w
+}}
+
+func (q *tunFile) Write(packet []byte) (int, error) {
+	w := tunWrites.Get().(*tunWrite)
+	w.packet = packet
+	err := q.raw.Control(w.do)
+	if err == nil {
+		err = w.err
+	}
+	w.packet = nil
+	tunWrites.Put(w)
+	return len(packet), err
 }
 
 // openTUN opens the TUN with what the kernel has to give, or takes over the one that an earlier process left. That
