@@ -36,7 +36,7 @@ test: system build controlplane ## everything, under the race detector
 
 bench: system build controlplane ## measure
 	go test -run '^$$' -bench . -benchmem ./broker/...
-	go run ./test/bench
+	go run ./test/bench $(ARGS)
 
 fuzz: ## every fuzz target for FUZZTIME (default 5m)
 	@set -e; grep -rlE '^func Fuzz' --include '*_test.go' . | while read f; do \

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -67,19 +68,18 @@ func (b *Bridge) serveTUN() {
 // readTUN reads all queues until one of them fails.
 func (b *Bridge) readTUN(dev device) error {
 	queues := dev.Queues()
-	ends := make(chan error, len(queues))
+	var readers sync.WaitGroup
+	failed := make(chan error, len(queues))
 	for i, q := range queues {
-		go func() { ends <- b.newOutbound(i, dev.Offloads()).run(q) }()
+		readers.Go(func() { failed <- b.newOutbound(i, dev.Offloads()).run(q) })
 	}
-	err := <-ends
+	err := <-failed
 	for _, q := range queues { // the others would wait for ever
 		if f, ok := q.(*tunFile); ok {
 			f.Close()
 		}
 	}
-	for range len(queues) - 1 {
-		_ = <-ends // closed
-	}
+	readers.Wait()
 	return err
 }
 

@@ -5,11 +5,13 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/miekg/dns"
@@ -21,15 +23,110 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == wireguardCommand {
+		os.Exit(runWireguard(os.Args[2]))
+	}
+	o := parseFlags()
 	os.Exit(bed.Main(func() int {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-		defer cancel()
-		if err := apply(ctx); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
+		if err := o.run(); err != nil {
+			fmt.Fprintln(os.Stderr, "\nbench: FAILED:", err)
 			return 1
 		}
 		return 0
 	}))
+}
+
+// options are flags.
+type options struct {
+	dataplaneOptions
+	what          []string
+	write, strict bool
+}
+
+func parseFlags() (o options) {
+	list := func(to *[]string, name, usage string, known []string) {
+		*to = known
+		flag.Func(name, fmt.Sprintf("comma-separated `%s`, of %s (default all)", usage, strings.Join(known, ",")), func(s string) error {
+			*to = strings.Split(s, ",")
+			for _, item := range *to {
+				if !slices.Contains(known, item) {
+					return fmt.Errorf("%q is none of %s", item, strings.Join(known, ","))
+				}
+			}
+			return nil
+		})
+	}
+	var names []string
+	for _, c := range contenders {
+		names = append(names, c.name)
+	}
+	list(&o.what, "what", "benchmarks", []string{"apply", "dataplane"})
+	list(&o.contenders, "only", "contenders", names)
+	list(&o.measures, "measures", "measures", measures)
+	flag.IntVar(&o.dataplaneOptions.rounds, "rounds", 0, "how often every contender is measured (default 5, quick 2)")
+	flag.BoolVar(&o.quick, "quick", false, "shorter, and less exact: under three minutes")
+	flag.BoolVar(&o.hold, "hold", false, "tell PIDs and how to get at them, and measure until Ctrl-C")
+	flag.StringVar(&o.profile, "profile", "", "`folder` for CPU profiles of the tunnel processes, per measure of the first round")
+	flag.BoolVar(&o.write, "write", false, "write the dataplane's results into README.md and "+plotFile)
+	flag.BoolVar(&o.strict, "strict", false, "fail when a promise about the dataplane is not kept")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "unexpected argument %q\n", flag.Arg(0))
+		flag.Usage()
+		os.Exit(2)
+	}
+	if o.dataplaneOptions.rounds == 0 {
+		o.dataplaneOptions.rounds = 5
+		if o.quick {
+			o.dataplaneOptions.rounds = 2
+		}
+	}
+	// Who chooses in the dataplane means the dataplane.
+	set := map[string]bool{}
+	flag.Visit(func(f *flag.Flag) { set[f.Name] = true })
+	if !set["what"] && (set["only"] || set["measures"] || set["hold"] || set["profile"] || set["rounds"]) {
+		o.what = []string{"dataplane"}
+	}
+	return o
+}
+
+func (o options) run() error {
+	ctx := context.Background()
+	if o.write {
+		if _, _, _, err := readme(); err != nil { // before minutes are spent
+			return err
+		}
+	}
+	if slices.Contains(o.what, "apply") {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+		defer cancel()
+		if err := apply(ctx); err != nil {
+			return err
+		}
+	}
+	if !slices.Contains(o.what, "dataplane") {
+		return nil
+	}
+	if !o.hold {
+		// Far more than it takes: a bench that hangs is one that failed.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(2+o.dataplaneOptions.rounds*len(o.contenders))*time.Minute)
+		defer cancel()
+	}
+	r, err := measureDataplane(ctx, o.dataplaneOptions)
+	if err != nil {
+		return err
+	}
+	kept := r.print()
+	if o.write {
+		if err := r.write(); err != nil {
+			return err
+		}
+	}
+	if o.strict && !kept {
+		return errors.New("not all promises are kept")
+	}
+	return nil
 }
 
 const rounds = 20

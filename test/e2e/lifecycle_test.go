@@ -232,7 +232,8 @@ func TestBrokerKilledAndRestarted(t *testing.T) {
 	b := brokers[0]
 	before, err := network(ctx, b)
 	must(t, err)
-	wait := background(func() error { return transfer(ctx, clients[0], servers[1].service, 16<<20, 2<<20) })
+	bulk := open(ctx, clients[0], servers[1].service, 16<<20, 2<<20)
+	bulk.advances(t, 5*time.Second, 1<<20) // it is under way
 	must(t, b.Kill(ctx, syscall.SIGKILL))
 	left, err := network(ctx, b)
 	must(t, err)
@@ -253,7 +254,7 @@ func TestBrokerKilledAndRestarted(t *testing.T) {
 	if after != before {
 		t.Errorf("afterwards there is\n%s\nbefore there was\n%s", after, before)
 	}
-	must(t, wait())
+	must(t, bulk.wait())
 	must(t, f.WaitMesh(ctx))
 }
 

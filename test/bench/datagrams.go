@@ -1,0 +1,408 @@
+package main
+
+// This file is load of datagrams: the highest rate that arrives nearly complete, and round-trip times.
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/test/bed"
+)
+
+const (
+	datagramSize = 1200
+	lossAllowed  = 0.01
+	batchSize    = 64 // datagrams per system call at most
+
+	// A datagram takes twice its size of a socket's buffer, so that the default holds less than a hundred: their loss in
+	// the generator would tell nothing about the path.
+	datagramBuffer = 16 << 20
+)
+
+// batch is the datagrams of one system call.
+type batch struct {
+	headers []unix.Mmsghdr
+	iovecs  []unix.Iovec
+	data    [][]byte
+}
+
+func newBatch(to *unix.RawSockaddrInet4) *batch {
+	b := &batch{headers: make([]unix.Mmsghdr, batchSize), iovecs: make([]unix.Iovec, batchSize)}
+	for i := range b.headers {
+		data := make([]byte, datagramSize+1) // the byte shows a datagram that is too long
+		b.data = append(b.data, data)
+		b.iovecs[i].Base = &data[0]
+		b.iovecs[i].SetLen(len(data))
+		h := &b.headers[i].Hdr
+		h.Iov = &b.iovecs[i]
+		h.SetIovlen(1)
+		if to != nil {
+			h.Name, h.Namelen = (*byte)(unsafe.Pointer(to)), unix.SizeofSockaddrInet4
+		}
+	}
+	return b
+}
+
+// call is sendmmsg(2) or recvmmsg(2).
+func (b *batch) call(trap uintptr, s socket, n int, flags uintptr) (int, error) {
+	r, _, errno := unix.Syscall6(trap, uintptr(s), uintptr(unsafe.Pointer(&b.headers[0])), uintptr(n), flags, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(r), nil
+}
+
+var runs atomic.Uint64 // tells the datagrams of one run from late ones of another
+
+// datagrams is a way for datagrams.
+type datagrams struct {
+	from, to socket
+	dest     *unix.RawSockaddrInet4 // of an unconnected socket
+	near     socket
+}
+
+// openDatagrams makes the client's socket. For a download the server learns the client's address as it sees it.
+func openDatagrams(client *bed.Host, server socket, to netip.AddrPort, d direction) (*datagrams, error) {
+	near, err := dial(client, unix.SOCK_DGRAM, to)
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) (*datagrams, error) {
+		near.close()
+		return nil, fmt.Errorf("%s: datagrams to %s: %w", client.Name, to, err)
+	}
+	for _, s := range []socket{near, server} {
+		if err := errors.Join(
+			unix.SetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, datagramBuffer),
+			s.timeout(unix.SO_RCVTIMEO, 100*time.Millisecond),
+		); err != nil {
+			return fail(err)
+		}
+	}
+	w := &datagrams{from: near, to: server, near: near}
+	if d == up {
+		return w, nil
+	}
+	w.from, w.to = server, near
+	var token, got [8]byte
+	binary.NativeEndian.PutUint64(token[:], runs.Add(1))
+	buffer := make([]byte, datagramSize)
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		if _, err := near.write(token[:]); err != nil {
+			return fail(err)
+		}
+		n, from, err := unix.Recvfrom(int(server), buffer, 0)
+		if err == unix.EAGAIN || err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fail(err)
+		}
+		copy(got[:], buffer[:n])
+		if a, ok := from.(*unix.SockaddrInet4); ok && got == token {
+			w.dest = &unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: a.Addr}
+			binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&w.dest.Port))[:], uint16(a.Port))
+			return w, nil
+		}
+	}
+	return fail(errors.New("the server saw nothing"))
+}
+
+func (w *datagrams) close() { w.near.close() }
+
+// attempt is what became of a rate.
+type attempt struct {
+	sent, received uint64
+	rate           float64 // per second, as it was sent
+}
+
+func (a attempt) loss() float64 { return 1 - float64(a.received)/float64(max(1, a.sent)) }
+
+// try sends at a rate for a time and counts what arrives. 0 is as fast as possible.
+func (w *datagrams) try(rate float64, d time.Duration) (attempt, error) {
+	run := runs.Add(1)
+	var a attempt
+	var sent atomic.Bool
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		a.received, err = w.receive(run, &sent)
+		done <- err
+	}()
+	err := w.send(run, rate, d, &a)
+	sent.Store(true)
+	if err := errors.Join(err, <-done); err != nil {
+		return a, err
+	}
+	if a.received > a.sent {
+		return a, fmt.Errorf("%d datagrams sent, %d received", a.sent, a.received)
+	}
+	return a, nil
+}
+
+func (w *datagrams) send(run uint64, rate float64, d time.Duration, a *attempt) error {
+	b := newBatch(w.dest)
+	for i := range b.iovecs {
+		b.iovecs[i].SetLen(datagramSize)
+		binary.NativeEndian.PutUint64(b.data[i], run)
+	}
+	start := time.Now()
+	// What could not be sent in time is not made up for by a long burst: it would be lost in queues that the rate
+	// alone does not fill.
+	const burst = 2 * batchSize
+	from, already := start, 0.0 // the schedule: when it began, and how many were due before
+	next := now()
+	elapsed := time.Duration(0)
+	for ; elapsed < d; elapsed = time.Since(start) {
+		due := uint64(batchSize)
+		if rate > 0 {
+			late := already + time.Since(from).Seconds()*rate - float64(a.sent)
+			if late > burst {
+				from, already, late = time.Now(), float64(a.sent)+burst, burst
+			}
+			due = uint64(max(0, late))
+		}
+		if due == 0 {
+			// A sleep of the kernel's: the runtime's are in milliseconds.
+			next = max(next+200_000, now())
+			sleepUntil(next)
+			continue
+		}
+		n := int(min(due, batchSize))
+		for i := range n {
+			number := a.sent + uint64(i)
+			binary.NativeEndian.PutUint64(b.data[i][8:], number)
+			binary.NativeEndian.PutUint64(b.data[i][datagramSize-8:], number^run)
+		}
+		n, err := b.call(unix.SYS_SENDMMSG, w.from, n, 0)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.ENOBUFS: // a full queue of the own device: the rate is too high
+			a.sent++
+		case err != nil:
+			return fmt.Errorf("send datagrams: %w", err)
+		default:
+			a.sent += uint64(n)
+		}
+	}
+	a.rate = float64(a.sent) / elapsed.Seconds()
+	return nil
+}
+
+// receive counts the datagrams of a run until all is sent and no more comes.
+func (w *datagrams) receive(run uint64, sent *atomic.Bool) (count uint64, err error) {
+	b := newBatch(nil)
+	for {
+		over := sent.Load()
+		n, err := b.call(unix.SYS_RECVMMSG, w.to, batchSize, unix.MSG_WAITFORONE)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN && over:
+			return count, nil
+		case err == unix.EAGAIN:
+			continue
+		case err != nil:
+			return count, fmt.Errorf("receive datagrams: %w", err)
+		}
+		for i := range n {
+			data := b.data[i]
+			if binary.NativeEndian.Uint64(data) != run {
+				continue
+			}
+			if b.headers[i].Len != datagramSize {
+				return count, fmt.Errorf("a datagram of %d bytes arrived with %d", datagramSize, b.headers[i].Len)
+			}
+			if binary.NativeEndian.Uint64(data[8:])^run != binary.NativeEndian.Uint64(data[datagramSize-8:]) {
+				return count, errors.New("a datagram with wrong content arrived")
+			}
+			count++
+		}
+	}
+}
+
+// highest searches the highest rate with less loss than is allowed, from a rate that is a guess, and returns the
+// rate that arrived, per second.
+func (w *datagrams) highest(ctx context.Context, guess float64, d time.Duration, refinements, attempts int) (float64, error) {
+	if guess == 0 {
+		a, err := w.try(0, d/2)
+		if err != nil {
+			return 0, err
+		}
+		guess = max(1000, float64(a.received)/(d/2).Seconds())
+	}
+	best := 0.0
+	good := func(rate float64) (bool, error) {
+		for range attempts {
+			if err := ctx.Err(); err != nil {
+				return false, err
+			}
+			a, err := w.try(rate, d)
+			if err != nil {
+				return false, err
+			}
+			if a.loss() < lossAllowed {
+				best = max(best, a.rate*(1-a.loss()))
+				return true, nil
+			}
+		}
+		return false, nil
+	}
+	const step = 1.25
+	low, high := 0.0, 0.0
+	for rate := guess; low == 0 || high == 0; {
+		before := best
+		ok, err := good(rate)
+		switch {
+		case err != nil:
+			return 0, err
+		case !ok:
+			high, rate = rate, rate/step
+		case best < 1.03*before: // the sender can no more, or is not let
+			return best, nil
+		default:
+			low, rate = rate, rate*step
+		}
+		if rate < 100 {
+			return 0, errors.New("datagrams are lost at every rate")
+		}
+	}
+	for range refinements {
+		middle := (low + high) / 2
+		ok, err := good(middle)
+		switch {
+		case err != nil:
+			return 0, err
+		case ok:
+			low = middle
+		default:
+			high = middle
+		}
+	}
+	return best, nil
+}
+
+const echoSize = 64
+
+// serveEcho returns every datagram to its sender, until the socket is closed at the end of the process.
+func serveEcho(s socket) {
+	buffer := make([]byte, 2048)
+	for {
+		n, from, err := unix.Recvfrom(int(s), buffer, 0)
+		if err == unix.EBADF {
+			return
+		}
+		if err == nil {
+			unix.Sendto(int(s), buffer[:n], 0, from) // who waits for it misses it
+		}
+	}
+}
+
+// echoes is round-trip times.
+type echoes struct {
+	times []time.Duration // sorted; those without an answer have the longest time there is
+	lost  int
+}
+
+func (e echoes) quantile(q float64) time.Duration {
+	return e.times[min(len(e.times)-1, int(q*float64(len(e.times))))]
+}
+
+const never = time.Hour
+
+// ping sends a datagram at every interval, whatever becomes of those before: a slow answer must not slow the questions.
+func ping(client *bed.Host, to netip.AddrPort, interval, d time.Duration) (echoes, error) {
+	s, err := dial(client, unix.SOCK_DGRAM, to)
+	if err != nil {
+		return echoes{}, err
+	}
+	defer s.close()
+	if err := s.timeout(unix.SO_RCVTIMEO, time.Second); err != nil {
+		return echoes{}, err
+	}
+	count := int(d / interval)
+	run := runs.Add(1)
+	times := make([]time.Duration, count)
+	for i := range times {
+		times[i] = never
+	}
+	var wg sync.WaitGroup
+	var errSend, errReceive error
+	wg.Go(func() {
+		buffer := make([]byte, 2048)
+		for left := count; left > 0; {
+			n, err := unix.Read(int(s), buffer)
+			at := now()
+			switch {
+			case err == unix.EINTR:
+				continue
+			case err == unix.EAGAIN:
+				return // the rest is lost
+			case err != nil:
+				errReceive = err
+				return
+			case n != echoSize || binary.NativeEndian.Uint64(buffer) != run:
+				errReceive = errors.New("wrong answer")
+				return
+			}
+			number := binary.NativeEndian.Uint64(buffer[8:])
+			if number >= uint64(count) || times[number] != never {
+				errReceive = fmt.Errorf("answer %d of %d, or twice", number, count)
+				return
+			}
+			times[number] = time.Duration(at - int64(binary.NativeEndian.Uint64(buffer[16:])))
+			left--
+		}
+	})
+	question := make([]byte, echoSize)
+	binary.NativeEndian.PutUint64(question, run)
+	next := now()
+	for i := range count {
+		binary.NativeEndian.PutUint64(question[8:], uint64(i))
+		binary.NativeEndian.PutUint64(question[16:], uint64(now()))
+		if _, err := s.write(question); err != nil {
+			errSend = err
+			break
+		}
+		next += interval.Nanoseconds()
+		sleepUntil(next)
+	}
+	wg.Wait()
+	if err := errors.Join(errSend, errReceive); err != nil {
+		return echoes{}, fmt.Errorf("ping: %w", err)
+	}
+	slices.Sort(times)
+	e := echoes{times: times}
+	for _, t := range times {
+		if t == never {
+			e.lost++
+		}
+	}
+	if 2*e.lost >= count {
+		return e, fmt.Errorf("ping: %d of %d got no answer", e.lost, count)
+	}
+	return e, nil
+}
+
+// now is the monotonic clock in nanoseconds.
+func now() int64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return ts.Nano()
+}
+
+func sleepUntil(t int64) {
+	ts := unix.NsecToTimespec(t)
+	for unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil) == unix.EINTR {
+	}
+}

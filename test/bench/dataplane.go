@@ -1,0 +1,600 @@
+package main
+
+// This file compares ways between two clusters: who takes part, what is measured, and in which order. All that takes part
+// runs on one bed at the same time, and is measured in turns, so that a machine that changes its pace does so for all.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+// offloadOff is the property of the kubelink stanza that makes the TUN a plain one.
+const offloadOff = "offload off"
+
+// Who takes part.
+const (
+	plainPath    = "plain"     // what the tunnels' own packets see, without a tunnel
+	bridgeLink   = "bridge"    // kubelink as it is
+	wireguardGo  = "wireguard" // wireguard-go
+	plainTUNLink = "plain-tun" // kubelink without offloads
+)
+
+// contenders are all who can take part, as tables show them.
+var contenders = []struct{ name, title string }{
+	{plainPath, "plain path"},
+	{bridgeLink, "kubelink"},
+	{wireguardGo, "wireguard-go"},
+	{plainTUNLink, "kubelink, plain TUN"},
+}
+
+// Measures, as the flag -measures has them, in the order they are taken.
+var measures = []string{"tcp1", "tcp4", "udp", "http", "rtt", "load"}
+
+// Ports of the server pod.
+const (
+	streamPort   = 5201
+	datagramPort = 5202
+	echoPort     = 5203
+)
+
+// Where the tunnels' processes serve profiles, if they are asked to.
+const (
+	brokerProfile    = "127.0.0.1:6053"
+	wireguardProfile = "127.0.0.1:6054"
+)
+
+// dataplaneOptions are flags.
+type dataplaneOptions struct {
+	contenders, measures []string
+	rounds               int
+	quick, hold          bool
+	profile              string // folder for CPU profiles
+}
+
+// pace is how long things are measured.
+type pace struct {
+	warmUp, stream, datagrams, requests, idle, load time.Duration
+	refinements, attempts                           int // of the search for a rate
+}
+
+func (o dataplaneOptions) pace() pace {
+	if o.quick {
+		return pace{warmUp: 300 * time.Millisecond, stream: 700 * time.Millisecond, datagrams: 300 * time.Millisecond,
+			requests: 700 * time.Millisecond, idle: 500 * time.Millisecond, load: time.Second, refinements: 2, attempts: 2}
+	}
+	return pace{warmUp: 300 * time.Millisecond, stream: 2 * time.Second, datagrams: time.Second,
+		requests: 2 * time.Second, idle: time.Second, load: 2 * time.Second, refinements: 2, attempts: 2}
+}
+
+// contender is a way between the clusters.
+type contender struct {
+	name    string
+	to      netip.Addr             // where the client finds the server
+	device  string                 // of the tunnel
+	enter   func() error           // makes it ready for its turn
+	state   func() (string, error) // what must not change during a turn
+	tunnels func() []*bed.Process
+	profile string // where its processes serve profiles, on their nodes
+}
+
+func (c *contender) pids() (pids []int) {
+	for _, p := range c.tunnels() {
+		pids = append(pids, p.PID())
+	}
+	return pids
+}
+
+// dataplane is the bed with all who take part.
+type dataplane struct {
+	dataplaneOptions
+	pace
+	fleet                     *fleet.Fleet
+	one, two                  *fleet.Broker
+	client, server            *bed.Pod
+	streams, datagrams, echos socket // the server's
+	contenders                []*contender
+	offload                   bool // what the brokers run with
+	guess                     map[string]float64
+	results                   *results
+	noted                     []noted // by the measure that is being taken
+	quiet                     quiet
+}
+
+// measureDataplane runs the comparison.
+func measureDataplane(ctx context.Context, o dataplaneOptions) (*results, error) {
+	// Every socket has a thread: whether it runs is to be the kernel's decision, as with separate programs.
+	runtime.GOMAXPROCS(32)
+	f, err := fleet.New(ctx, 2, fleet.Options{Edit: func(_ int, corefile string) string {
+		if o.profile != "" {
+			corefile = strings.Replace(corefile, "\n    errors\n", "\n    errors\n    pprof "+brokerProfile+"\n", 1)
+		}
+		return corefile
+	}})
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p := &dataplane{dataplaneOptions: o, pace: o.pace(), fleet: f, one: f.Brokers[0], two: f.Brokers[1], offload: true,
+		guess: map[string]float64{}, results: &results{}, quiet: quiet{patience: 2 * time.Minute}}
+	if o.quick {
+		p.quiet.patience = 20 * time.Second
+	}
+	if err := p.furnish(ctx); err != nil {
+		f.DumpLogs(os.Stderr, 30)
+		return nil, err
+	}
+	if o.hold {
+		p.describe()
+	}
+	for round := 0; round < o.rounds || o.hold; round++ {
+		// Nobody comes always first, or always after the same one.
+		order := slices.Clone(p.contenders)
+		if round%2 == 1 {
+			slices.Reverse(order)
+		}
+		for _, c := range order {
+			fmt.Printf("round %d: %s\n", round+1, c.name)
+			if err := p.turn(ctx, c, round); err != nil {
+				f.DumpLogs(os.Stderr, 10)
+				return nil, fmt.Errorf("round %d: %s: %w", round+1, c.name, err)
+			}
+		}
+	}
+	return p.results, nil
+}
+
+// furnish makes pods, services and tunnels.
+func (p *dataplane) furnish(ctx context.Context) (err error) {
+	if p.server, err = p.two.Pod(ctx, "server", bed.PodOptions{}); err != nil {
+		return err
+	}
+	if p.client, err = p.one.Pod(ctx, "client", bed.PodOptions{}); err != nil {
+		return err
+	}
+	if p.streams, err = listen(p.server.Host, unix.SOCK_STREAM, streamPort); err != nil {
+		return err
+	}
+	if p.datagrams, err = listen(p.server.Host, unix.SOCK_DGRAM, datagramPort); err != nil {
+		return err
+	}
+	if p.echos, err = listen(p.server.Host, unix.SOCK_DGRAM, echoPort); err != nil {
+		return err
+	}
+	go serveEcho(p.echos)
+	service := func(name string) (netip.Addr, error) {
+		return p.two.Service(ctx, name, map[string]string{"app": "server"},
+			[]corev1.ServicePort{bed.TCPPort(streamPort), bed.UDPPort(datagramPort), bed.UDPPort(echoPort)}, bed.ServiceOptions{})
+	}
+	linked, err := service("linked")
+	if err != nil {
+		return err
+	}
+	if err := p.fleet.Mesh(ctx); err != nil {
+		return err
+	}
+	for _, known := range contenders {
+		if !slices.Contains(p.dataplaneOptions.contenders, known.name) {
+			continue
+		}
+		c := &contender{name: known.name, enter: func() error { return nil }, state: func() (string, error) { return "", nil },
+			tunnels: func() []*bed.Process { return nil }}
+		switch c.name {
+		case plainPath:
+			if err := p.publish(ctx); err != nil {
+				return err
+			}
+			c.to = p.two.PublicAddress
+		case wireguardGo:
+			if c.to, err = service("wireguard"); err != nil {
+				return err
+			}
+			w, err := startWireguard(ctx, p.one, p.two, c.to, p.profile != "")
+			if err != nil {
+				return err
+			}
+			c.device, c.state, c.profile = wireguardDevice, w.state, wireguardProfile
+			c.tunnels = func() []*bed.Process { return w.processes }
+		default:
+			c.to, c.device, c.profile = linked, "kubelink", brokerProfile
+			c.enter = func() error { return p.setOffload(ctx, c.name == bridgeLink) }
+			c.state = func() (string, error) { return p.linksUp(ctx) }
+			c.tunnels = func() []*bed.Process { return []*bed.Process{p.one.Process, p.two.Process} }
+		}
+		p.contenders = append(p.contenders, c)
+	}
+	return nil
+}
+
+// publish leads the server's ports from the router's public address to the pod, as those of the tunnels are led to
+// their processes; the node does once more what kube-proxy does for a service.
+func (p *dataplane) publish(ctx context.Context) error {
+	gateway := p.two.Gateway()
+	for _, port := range []struct {
+		protocol string
+		number   int
+	}{{"tcp", streamPort}, {"udp", datagramPort}, {"udp", echoPort}} {
+		for _, hop := range []struct {
+			host     *bed.Host
+			from, to netip.Addr
+		}{{p.two.Router, p.two.PublicAddress, gateway.Address}, {gateway.Host, gateway.Address, p.server.Address}} {
+			if _, err := hop.host.Iptables(ctx, "-t", "nat", "-I", "PREROUTING", "-d", hop.from.String(), "-p", port.protocol,
+				"--dport", fmt.Sprint(port.number), "-j", "DNAT", "--to-destination", fmt.Sprintf("%s:%d", hop.to, port.number)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// setOffload restarts both brokers with offloads on or off, unless that is what they run with.
+func (p *dataplane) setOffload(ctx context.Context, on bool) error {
+	if on == p.offload {
+		return nil
+	}
+	p.offload = on
+	g, starting := errgroup.WithContext(ctx)
+	for _, b := range p.fleet.Brokers {
+		const stanza = "\n    kubelink {\n"
+		text := strings.Replace(b.Corefile(), "        "+offloadOff+"\n", "", 1)
+		if !on {
+			text = strings.Replace(text, stanza, stanza+"        "+offloadOff+"\n", 1)
+		}
+		if text == b.Corefile() {
+			return errors.New("the Corefile has no such stanza")
+		}
+		if err := b.SetCorefile(text); err != nil {
+			return err
+		}
+		g.Go(func() error {
+			if err := b.Kill(starting, syscall.SIGTERM); err != nil {
+				return err
+			}
+			return b.Start(starting)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return p.fleet.WaitMesh(ctx)
+}
+
+// linksUp is an error when a link is not up, and tells since when they are.
+func (p *dataplane) linksUp(ctx context.Context) (since string, err error) {
+	for _, b := range p.fleet.Brokers {
+		select {
+		case <-b.Process.Done():
+			return "", fmt.Errorf("%s has ended", b.Process.Name)
+		default:
+		}
+		for _, other := range p.fleet.Brokers {
+			l, err := b.Link(ctx, other.Name)
+			if err != nil {
+				return "", err
+			}
+			if l.Status.State != v1alpha1.StateUp {
+				return "", fmt.Errorf("link %s of %s is %s: %s", l.Name, b.Name, l.Status.State, l.Status.Message)
+			}
+			if c := meta.FindStatusCondition(l.Status.Conditions, v1alpha1.ConditionReady); c != nil {
+				since += fmt.Sprintf("link %s of %s since %s; ", l.Name, b.Name, c.LastTransitionTime.UTC().Format(time.TimeOnly))
+			}
+		}
+	}
+	return since, nil
+}
+
+// turn measures one contender once.
+func (p *dataplane) turn(ctx context.Context, c *contender, round int) error {
+	if err := c.enter(); err != nil {
+		return err
+	}
+	// A link that is up may be one that a restarted process does not have yet.
+	if err := bed.Until(ctx, "the path", func(context.Context) error {
+		_, err := ping(p.client.Host, netip.AddrPortFrom(c.to, echoPort), 10*time.Millisecond, 50*time.Millisecond)
+		return err
+	}); err != nil {
+		return err
+	}
+	state, err := c.state()
+	if err != nil {
+		return err
+	}
+	if err := resetPeak(c.pids()); err != nil {
+		return err
+	}
+	before, err := p.carried()
+	if err != nil {
+		return err
+	}
+	var load uint64 // bytes that have been transferred for sure
+	for _, m := range p.measures {
+		start := time.Now()
+		n, err := p.measureQuietly(ctx, c, m, round)
+		if err != nil {
+			return fmt.Errorf("%s, after %s: %w", m, time.Since(start).Round(time.Millisecond), err)
+		}
+		load += n
+	}
+	resident, peak, err := memory(c.pids())
+	if err != nil {
+		return err
+	}
+	if len(c.pids()) > 0 {
+		p.note(c, resultMemory, float64(resident)/(1<<20))
+		p.note(c, resultPeak, float64(peak)/(1<<20))
+	}
+	after, err := p.carried()
+	if err != nil {
+		return err
+	}
+	for _, device := range slices.Sorted(maps.Keys(after)) {
+		n := after[device] - before[device]
+		if device == c.device && n < load {
+			return fmt.Errorf("%s carried %d bytes of %d", device, n, load)
+		}
+		if device != c.device && n > 1<<20 {
+			return fmt.Errorf("%s carried %d bytes, which are not its business", device, n)
+		}
+	}
+	end, err := c.state()
+	if err == nil && end != state {
+		err = fmt.Errorf("its state changed: %s, then %s", state, end)
+	}
+	return err
+}
+
+// carried is what has gone through the tunnels' devices in the first cluster, in bytes.
+func (p *dataplane) carried() (map[string]uint64, error) {
+	all := map[string]uint64{}
+	for _, c := range p.contenders {
+		if c.device == "" {
+			continue
+		}
+		link, err := p.one.Gateway().Net.LinkByName(c.device)
+		if err != nil {
+			return nil, fmt.Errorf("device %s: %w", c.device, err)
+		}
+		s := link.Attrs().Statistics
+		all[c.device] = s.RxBytes + s.TxBytes
+	}
+	return all, nil
+}
+
+// measureQuietly measures while nobody else uses the machine, as far as that can be seen: it waits for that, and measures
+// again when it is no longer so afterwards. It returns the bytes that streams carried.
+func (p *dataplane) measureQuietly(ctx context.Context, c *contender, measure string, round int) (uint64, error) {
+	for total := uint64(0); ; {
+		quiet, err := p.quiet.wait(ctx)
+		if err != nil {
+			return 0, err
+		}
+		p.noted = nil
+		start := time.Now()
+		n, err := p.measure(ctx, c, measure, round)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+		if quiet {
+			if quiet, err = p.quiet.still(ctx); err != nil {
+				return 0, err
+			}
+		}
+		if !quiet && p.quiet.patience > 0 {
+			p.quiet.patience -= time.Since(start)
+			fmt.Printf("  %s is measured again: somebody else uses the machine\n", measure)
+			continue
+		}
+		p.results.measured++
+		if !quiet {
+			p.results.disturbed++
+		}
+		for _, n := range p.noted {
+			p.note(c, n.result, n.value)
+		}
+		p.noted = nil
+		return total, nil
+	}
+}
+
+// measure takes one measure and returns the bytes that streams carried.
+func (p *dataplane) measure(ctx context.Context, c *contender, measure string, round int) (n uint64, err error) {
+	profiles := p.startProfiles(ctx, c, measure, round)
+	switch measure {
+	case "tcp1", "tcp4":
+		flows := map[string]int{"tcp1": 1, "tcp4": 4}[measure]
+		for _, d := range []direction{up, down} {
+			var bytes uint64
+			if bytes, err = p.transfer(ctx, c, flows, d); err != nil {
+				break
+			}
+			n += bytes
+		}
+	case "udp":
+		err = p.datagramRate(ctx, c)
+	case "http":
+		err = p.requestRate(ctx, c)
+	case "rtt":
+		err = p.roundTrip(c)
+	case "load":
+		n, err = p.roundTripUnderLoad(ctx, c)
+	}
+	return n, errors.Join(err, profiles())
+}
+
+// note keeps and tells a result.
+func (p *dataplane) note(c *contender, r result, value float64) {
+	p.results.add(r, c.name, value)
+	fmt.Printf("  %-44s %10s %s\n", r.title, r.format(value), r.unit)
+}
+
+// found is a result that counts if nobody disturbed it.
+func (p *dataplane) found(r result, value float64) { p.noted = append(p.noted, noted{r, value}) }
+
+type noted struct {
+	result result
+	value  float64
+}
+
+// transfer measures streams in one direction, and with a single one what a byte costs.
+func (p *dataplane) transfer(ctx context.Context, c *contender, n int, d direction) (uint64, error) {
+	all, err := openFlows(p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), n, d)
+	if err != nil {
+		return 0, err
+	}
+	defer all.close()
+	type usage struct {
+		at              time.Time
+		bytes           uint64
+		tunnel, machine time.Duration
+	}
+	var start, end usage
+	take := func(u *usage) (err error) {
+		u.at, u.bytes = time.Now(), all.received()
+		if u.tunnel, err = processTime(c.pids()); err == nil {
+			u.machine, err = machineTime()
+		}
+		return err
+	}
+	if err := all.run(ctx, p.warmUp, func() error {
+		if err := take(&start); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(p.stream):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		return take(&end)
+	}); err != nil {
+		return 0, fmt.Errorf("%s: %w", d, err)
+	}
+	bytes := float64(end.bytes - start.bytes)
+	if bytes == 0 {
+		return 0, fmt.Errorf("%s: nothing arrived", d)
+	}
+	p.found(resultStream(n, d), bytes*8/1e9/end.at.Sub(start.at).Seconds())
+	if n == 1 {
+		if len(c.pids()) > 0 {
+			p.found(resultTunnelCPU(d), (end.tunnel-start.tunnel).Seconds()/bytes*1e9)
+		}
+		p.found(resultMachineCPU(d), (end.machine-start.machine).Seconds()/bytes*1e9)
+	}
+	return all.received(), nil
+}
+
+func (p *dataplane) datagramRate(ctx context.Context, c *contender) error {
+	for _, d := range []direction{up, down} {
+		w, err := openDatagrams(p.client.Host, p.datagrams, netip.AddrPortFrom(c.to, datagramPort), d)
+		if err != nil {
+			return err
+		}
+		key := c.name + string(d)
+		rate, err := w.highest(ctx, p.guess[key], p.pace.datagrams, p.refinements, p.attempts)
+		w.close()
+		if err != nil {
+			return err
+		}
+		p.guess[key] = rate // of the next round
+		p.found(resultDatagrams(d), rate/1000)
+	}
+	return nil
+}
+
+func (p *dataplane) requestRate(ctx context.Context, c *contender) error {
+	rate, err := requests(ctx, p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), p.warmUp, p.pace.requests)
+	if err == nil {
+		p.found(resultRequests, rate/1000)
+	}
+	return err
+}
+
+const echoInterval = 2 * time.Millisecond
+
+func (p *dataplane) roundTrip(c *contender) error {
+	e, err := ping(p.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.idle)
+	if err != nil {
+		return err
+	}
+	if e.lost > 0 {
+		return fmt.Errorf("%d of %d echoes lost without load", e.lost, len(e.times))
+	}
+	p.found(resultIdleMedian, milliseconds(e.quantile(0.5)))
+	p.found(resultIdle99, milliseconds(e.quantile(0.99)))
+	return nil
+}
+
+// roundTripUnderLoad measures beside one stream that uploads.
+func (p *dataplane) roundTripUnderLoad(ctx context.Context, c *contender) (uint64, error) {
+	all, err := openFlows(p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), 1, up)
+	if err != nil {
+		return 0, err
+	}
+	defer all.close()
+	var e echoes
+	if err := all.run(ctx, p.warmUp, func() (err error) {
+		e, err = ping(p.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.pace.load)
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	p.found(resultLoadMedian, milliseconds(e.quantile(0.5)))
+	p.found(resultLoad99, milliseconds(e.quantile(0.99)))
+	p.found(resultLoadLost, 100*float64(e.lost)/float64(len(e.times)))
+	return all.received(), nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// startProfiles takes CPU profiles of both tunnel processes during a measure of the first round; the returned function
+// waits for them.
+func (p *dataplane) startProfiles(ctx context.Context, c *contender, measure string, round int) func() error {
+	if p.profile == "" || round > 0 || c.profile == "" {
+		return func() error { return nil }
+	}
+	g, taking := errgroup.WithContext(ctx)
+	for _, b := range p.fleet.Brokers {
+		g.Go(func() error {
+			seconds := max(1, int((p.warmUp + p.stream).Seconds()))
+			body, err := b.Gateway().Get(taking, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", c.profile, seconds))
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(filepath.Join(p.profile, fmt.Sprintf("%s-%s-%s.pprof", c.name, measure, b.Name)), []byte(body), 0o644)
+		})
+	}
+	return g.Wait
+}
+
+// describe tells how to look at what runs.
+func (p *dataplane) describe() {
+	fmt.Println("\nrounds go on until Ctrl-C; meanwhile, in another terminal:")
+	fmt.Println(" ", bed.Enter("perf top")+"   # or any other program, inside of the bed")
+	for _, c := range p.contenders {
+		for _, t := range c.tunnels() {
+			fmt.Printf("  %-10s %s: PID %d inside of the bed\n", c.name, t.Name, t.PID())
+		}
+	}
+	for _, h := range []*bed.Host{p.client.Host, p.one.Gateway().Host, p.two.Gateway().Host, p.server.Host} {
+		fmt.Printf("  %-22s %s\n", h.Name, h.Enter())
+	}
+	fmt.Println()
+}

@@ -1,0 +1,334 @@
+package main
+
+// This file is the load: sockets in the namespaces of pods, and TCP flows that check what they carry. datagrams.go and
+// requests.go have the other kinds of load.
+//
+// Both ends of everything live in this process, so that byte counts are compared without a protocol. All sockets block, and
+// each has a thread of its own: Go's network poller would cost more per wake-up than what is measured, and take part in
+// the latency that is.
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/test/bed"
+)
+
+// patience is how long a socket may make no progress. It is far beyond what a working path needs.
+const patience = 10 * time.Second
+
+// socket is a blocking IPv4 socket with default options, but for its timeouts.
+type socket int
+
+// open makes a socket in the host's network namespace.
+func open(h *bed.Host, kind int) (socket, error) {
+	var fd int
+	if err := h.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+		return err
+	}); err != nil {
+		return -1, fmt.Errorf("%s: socket: %w", h.Name, err)
+	}
+	s := socket(fd)
+	if err := errors.Join(s.timeout(unix.SO_RCVTIMEO, patience), s.timeout(unix.SO_SNDTIMEO, patience)); err != nil {
+		s.close()
+		return -1, err
+	}
+	return s, nil
+}
+
+func (s socket) timeout(option int, d time.Duration) error {
+	tv := unix.NsecToTimeval(d.Nanoseconds())
+	return unix.SetsockoptTimeval(int(s), unix.SOL_SOCKET, option, &tv)
+}
+
+func (s socket) close() { unix.Close(int(s)) }
+
+// dial connects from the host. For datagrams it only sets the destination.
+func dial(h *bed.Host, kind int, to netip.AddrPort) (socket, error) {
+	s, err := open(h, kind)
+	if err != nil {
+		return -1, err
+	}
+	err = again(func() error {
+		err := unix.Connect(int(s), &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+		if err == unix.EISCONN { // what a signal interrupted went on
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		s.close()
+		return -1, fmt.Errorf("%s: connect to %s: %w", h.Name, to, err)
+	}
+	return s, nil
+}
+
+// listen binds a socket to a port of the host; a TCP socket also listens.
+func listen(h *bed.Host, kind int, port int) (socket, error) {
+	s, err := open(h, kind)
+	if err != nil {
+		return -1, err
+	}
+	err = unix.Bind(int(s), &unix.SockaddrInet4{Port: port})
+	if err == nil && kind == unix.SOCK_STREAM {
+		err = unix.Listen(int(s), 64)
+	}
+	if err != nil {
+		s.close()
+		return -1, fmt.Errorf("%s: listen at port %d: %w", h.Name, port, err)
+	}
+	return s, nil
+}
+
+// again repeats a system call that a signal interrupted: the Go runtime sends many.
+func again(call func() error) error {
+	for {
+		switch err := call(); err {
+		case unix.EINTR, unix.EINPROGRESS, unix.EALREADY:
+		case unix.EAGAIN:
+			return fmt.Errorf("no progress for %s", patience)
+		default:
+			return err
+		}
+	}
+}
+
+// read returns 0 at the end of the stream.
+func (s socket) read(p []byte) (n int, err error) {
+	err = again(func() error { n, err = unix.Read(int(s), p); return err })
+	return n, err
+}
+
+func (s socket) write(p []byte) (n int, err error) {
+	err = again(func() error { n, err = unix.Write(int(s), p); return err })
+	return n, err
+}
+
+func (s socket) readFull(p []byte) error {
+	for len(p) > 0 {
+		n, err := s.read(p)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return errors.New("unexpected end of stream")
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
+var tokens atomic.Uint64
+
+// connect makes a TCP connection and returns both of its ends.
+func connect(client *bed.Host, listener socket, to netip.AddrPort) (near, far socket, err error) {
+	if near, err = dial(client, unix.SOCK_STREAM, to); err != nil {
+		return -1, -1, err
+	}
+	// The token tells that the two ends are of the same connection, and not that something on the way answered.
+	var sent, got [8]byte
+	binary.NativeEndian.PutUint64(sent[:], tokens.Add(1))
+	if _, err = near.write(sent[:]); err == nil {
+		err = again(func() error {
+			fd, _, err := unix.Accept4(int(listener), unix.SOCK_CLOEXEC)
+			far = socket(fd)
+			return err
+		})
+	}
+	if err != nil {
+		near.close()
+		return -1, -1, fmt.Errorf("%s: connect to %s: %w", client.Name, to, err)
+	}
+	err = errors.Join(far.timeout(unix.SO_RCVTIMEO, patience), far.timeout(unix.SO_SNDTIMEO, patience))
+	if err == nil {
+		err = far.readFull(got[:])
+	}
+	if err == nil && got != sent {
+		err = errors.New("another connection arrived")
+	}
+	if err != nil {
+		near.close()
+		far.close()
+		return -1, -1, fmt.Errorf("%s: connection to %s: %w", client.Name, to, err)
+	}
+	return near, far, nil
+}
+
+// blockSize is what is written and read at once. Each block of a flow starts with its number, the rest is pattern.
+const blockSize = 256 << 10
+
+var pattern = func() []byte {
+	p := make([]byte, blockSize)
+	for i := 0; i < len(p); i += 8 {
+		binary.NativeEndian.PutUint64(p[i:], uint64(i)*0x9e3779b97f4a7c15)
+	}
+	return p
+}()
+
+// flow is one direction of a TCP connection under load.
+type flow struct {
+	from, to       socket
+	sent, received atomic.Uint64
+}
+
+func (f *flow) send(stop *atomic.Bool) error {
+	block := bytes.Clone(pattern)
+	for number := uint64(0); !stop.Load(); number++ {
+		binary.NativeEndian.PutUint64(block, number)
+		for rest := block; len(rest) > 0; {
+			n, err := f.from.write(rest)
+			if err != nil {
+				return fmt.Errorf("send: %w", err)
+			}
+			f.sent.Add(uint64(n))
+			rest = rest[n:]
+		}
+	}
+	return unix.Shutdown(int(f.from), unix.SHUT_WR)
+}
+
+func (f *flow) receive() error {
+	buffer := make([]byte, blockSize)
+	for at := uint64(0); ; {
+		n, err := f.to.read(buffer)
+		if err != nil {
+			return fmt.Errorf("receive: %w", err)
+		}
+		if n == 0 {
+			return nil
+		}
+		if err := check(buffer[:n], at); err != nil {
+			return err
+		}
+		at += uint64(n)
+		f.received.Store(at)
+	}
+}
+
+// check verifies a piece of a flow at its cheapest: block numbers, and both ends of the piece, which is where bytes
+// lost, doubled or out of order show.
+func check(piece []byte, at uint64) error {
+	const sample = 64
+	verify := func(p []byte, at uint64) error {
+		for len(p) > 0 {
+			number, offset := at/blockSize, at%blockSize
+			n := min(len(p), int(blockSize-offset))
+			got := p[:n]
+			if offset < 8 { // the number, or its rest
+				var want [8]byte
+				binary.NativeEndian.PutUint64(want[:], number)
+				head := min(n, int(8-offset))
+				if !bytes.Equal(got[:head], want[offset:int(offset)+head]) {
+					return fmt.Errorf("wrong content at byte %d: not block %d", at, number)
+				}
+				got, offset = got[head:], offset+uint64(head)
+			}
+			if !bytes.Equal(got, pattern[offset:int(offset)+len(got)]) {
+				return fmt.Errorf("wrong content at byte %d", at)
+			}
+			p, at = p[n:], at+uint64(n)
+		}
+		return nil
+	}
+	if err := verify(piece[:min(sample, len(piece))], at); err != nil {
+		return err
+	}
+	if tail := max(0, len(piece)-sample); tail > 0 {
+		if err := verify(piece[tail:], at+uint64(tail)); err != nil {
+			return err
+		}
+	}
+	if head := (blockSize - at%blockSize) % blockSize; head+8 <= uint64(len(piece)) {
+		return verify(piece[head:head+8], at+head)
+	}
+	return nil
+}
+
+// direction of a transfer.
+type direction string
+
+const (
+	up   direction = "up"   // client to server
+	down direction = "down" // server to client
+)
+
+// flows is a number of flows in one direction that run at the same time.
+type flows []*flow
+
+// openFlows makes the connections.
+func openFlows(client *bed.Host, listener socket, to netip.AddrPort, n int, d direction) (flows, error) {
+	var all flows
+	for range n {
+		near, far, err := connect(client, listener, to)
+		if err != nil {
+			all.close()
+			return nil, err
+		}
+		if d == down {
+			near, far = far, near
+		}
+		all = append(all, &flow{from: near, to: far})
+	}
+	return all, nil
+}
+
+func (all flows) close() {
+	for _, f := range all {
+		f.from.close()
+		f.to.close()
+	}
+}
+
+func (all flows) received() (n uint64) {
+	for _, f := range all {
+		n += f.received.Load()
+	}
+	return n
+}
+
+// run keeps all flows busy while measure runs, which begins after the warm-up, and checks that all that was sent
+// has arrived.
+func (all flows) run(ctx context.Context, warmUp time.Duration, measure func() error) error {
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	errs := make([]error, 2*len(all)+1)
+	failed, fail := context.WithCancel(ctx)
+	defer fail()
+	work := func(err *error, f func() error) {
+		wg.Go(func() {
+			if *err = f(); *err != nil {
+				fail()
+			}
+		})
+	}
+	for i, f := range all {
+		work(&errs[2*i], f.receive)
+		work(&errs[2*i+1], func() error { return f.send(&stop) })
+	}
+	select {
+	case <-failed.Done():
+		errs[len(errs)-1] = ctx.Err()
+	case <-time.After(warmUp):
+		errs[len(errs)-1] = measure()
+	}
+	stop.Store(true)
+	wg.Wait()
+	for i, f := range all {
+		if s, r := f.sent.Load(), f.received.Load(); s != r {
+			errs = append(errs, fmt.Errorf("flow %d: %d bytes sent, %d received", i, s, r))
+		} else if s == 0 {
+			errs = append(errs, fmt.Errorf("flow %d: nothing sent", i))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,146 @@
+package main
+
+// This file reads /proc: what processes and the machine spend, and what machine it is.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const tick = time.Second / 100 // USER_HZ of all Linux ports that matter
+
+// processTime is the CPU time of the processes, user and system.
+func processTime(pids []int) (total time.Duration, err error) {
+	for _, pid := range pids {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return 0, err
+		}
+		// The name, in parentheses, may contain anything.
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		for _, i := range []int{11, 12} { // utime and stime, 14 and 15 in proc(5)
+			n, err := strconv.ParseInt(fields[i], 10, 64)
+			if err != nil {
+				return 0, err
+			}
+			total += time.Duration(n) * tick
+		}
+	}
+	return total, nil
+}
+
+// machineTime is the time that all CPUs were busy: user, nice, system, irq and softirq.
+func machineTime() (total time.Duration, err error) {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	line, _, _ := strings.Cut(string(stat), "\n")
+	fields := strings.Fields(line)
+	for _, i := range []int{1, 2, 3, 6, 7} {
+		n, err := strconv.ParseInt(fields[i], 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		total += time.Duration(n) * tick
+	}
+	return total, nil
+}
+
+// quiet tells whether somebody else uses the machine, of which /proc of the bed shows no processes: while nothing is
+// measured, it should be idle but for the clusters' housekeeping.
+type quiet struct {
+	patience time.Duration // how long to wait for others, over all
+}
+
+const (
+	quietWindow = 100 * time.Millisecond
+	quietShare  = 0.25 // of all CPUs that may be busy
+)
+
+// wait waits until nobody else uses the machine, and returns false when there is no patience left.
+func (q *quiet) wait(ctx context.Context) (bool, error) {
+	for {
+		ok, err := q.still(ctx)
+		if ok || err != nil || q.patience <= 0 {
+			return ok, err
+		}
+		q.patience -= quietWindow
+	}
+}
+
+// still looks once.
+func (q *quiet) still(ctx context.Context) (bool, error) {
+	before, err := machineTime()
+	if err != nil {
+		return false, err
+	}
+	start := time.Now()
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-time.After(quietWindow):
+	}
+	after, err := machineTime()
+	return (after - before).Seconds() <= quietShare*float64(runtime.NumCPU())*time.Since(start).Seconds(), err
+}
+
+// memory is the processes' resident memory, now and at its highest since resetPeak, in bytes.
+func memory(pids []int) (resident, peak int64, err error) {
+	for _, pid := range pids {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			return 0, 0, err
+		}
+		for line := range strings.Lines(string(status)) {
+			fields := strings.Fields(line)
+			if len(fields) < 2 || fields[0] != "VmRSS:" && fields[0] != "VmHWM:" {
+				continue
+			}
+			n, err := strconv.ParseInt(fields[1], 10, 64)
+			if err != nil {
+				return 0, 0, err
+			}
+			if fields[0] == "VmRSS:" {
+				resident += n << 10
+			} else {
+				peak += n << 10
+			}
+		}
+	}
+	return resident, peak, nil
+}
+
+func resetPeak(pids []int) (err error) {
+	for _, pid := range pids {
+		err = errors.Join(err, os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0))
+	}
+	return err
+}
+
+// describeMachine is one line about where the numbers are from.
+func describeMachine() string {
+	model := "unknown CPU"
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				model = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	kernel := "unknown"
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	return fmt.Sprintf("%d cores of %s, Linux %s, %s", runtime.NumCPU(), model, kernel, runtime.Version())
+}

@@ -1,0 +1,173 @@
+package main
+
+// This file is the peer to compare with: wireguard-go, as its own program runs it, between the gateway nodes. The bench
+// binary is that program, too: `bench wireguard NAME`.
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+const (
+	wireguardCommand = "wireguard"
+	wireguardDevice  = "wg0"
+	wireguardConfig  = "BENCH_WIREGUARD" // variable with the configuration, as of wireguard's cross-platform interface
+	profileVariable  = "BENCH_PROFILE"   // variable with the address to serve profiles at
+)
+
+// runWireguard is the helper's main function: wireguard-go's own, without its daemon.
+func runWireguard(name string) int {
+	err := func() error {
+		dev, err := tun.CreateTUN(name, device.DefaultMTU)
+		if err != nil {
+			return fmt.Errorf("create TUN: %w", err)
+		}
+		wg := device.NewDevice(dev, conn.NewDefaultBind(), device.NewLogger(device.LogLevelError, ""))
+		defer wg.Close()
+		if err := wg.IpcSet(os.Getenv(wireguardConfig)); err != nil {
+			return err
+		}
+		if err := wg.Up(); err != nil {
+			return err
+		}
+		if address := os.Getenv(profileVariable); address != "" {
+			mux := http.NewServeMux()
+			mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+			go http.ListenAndServe(address, mux)
+		}
+		fmt.Println("ready")
+		end := make(chan os.Signal, 1)
+		signal.Notify(end, syscall.SIGINT, syscall.SIGTERM)
+		select {
+		case <-end:
+			return nil
+		case <-wg.Wait():
+			return errors.New("the device is closed")
+		}
+	}()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "wireguard:", err)
+		return 1
+	}
+	return 0
+}
+
+// wireguard is a WireGuard link between two clusters.
+type wireguard struct {
+	processes []*bed.Process
+}
+
+// startWireguard links the clusters' gateway nodes. What is for the service in the second cluster goes through the
+// link, hidden behind the first's address as kubelink does it; services of the first are not reachable from the second.
+func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.Addr, profile bool) (*wireguard, error) {
+	type end struct {
+		*fleet.Broker
+		address netip.Prefix
+		allowed []netip.Prefix // at this end, from the other
+		key     *ecdh.PrivateKey
+	}
+	ends := []*end{
+		{Broker: one, address: netip.MustParsePrefix("10.99.0.1/24")},
+		{Broker: two, address: netip.MustParsePrefix("10.99.0.2/24")},
+	}
+	ends[0].allowed = []netip.Prefix{netip.MustParsePrefix("10.99.0.2/32"), netip.PrefixFrom(service, service.BitLen())}
+	ends[1].allowed = []netip.Prefix{netip.MustParsePrefix("10.99.0.1/32")}
+	for _, e := range ends {
+		var err error
+		if e.key, err = ecdh.X25519().GenerateKey(rand.Reader); err != nil {
+			return nil, err
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	w := &wireguard{}
+	for i, e := range ends {
+		peer := ends[1-i]
+		var config strings.Builder
+		fmt.Fprintf(&config, "private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.key.Bytes()), bed.WireguardPort)
+		fmt.Fprintf(&config, "public_key=%s\nendpoint=%s\n", hex.EncodeToString(peer.key.PublicKey().Bytes()), netip.AddrPortFrom(peer.PublicAddress, bed.WireguardPort))
+		for _, a := range e.allowed {
+			fmt.Fprintf(&config, "allowed_ip=%s\n", a)
+		}
+		env := []string{wireguardConfig + "=" + config.String()}
+		if profile {
+			env = append(env, profileVariable+"="+wireguardProfile)
+		}
+		gateway := e.Gateway()
+		p, err := gateway.Start(context.WithoutCancel(ctx), "wireguard-go", env, self, wireguardCommand, wireguardDevice)
+		if err != nil {
+			return nil, err
+		}
+		w.processes = append(w.processes, p)
+		if err := p.WaitLog(ctx, "(?m)^ready$"); err != nil {
+			return nil, err
+		}
+		link, err := gateway.Net.LinkByName(wireguardDevice)
+		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(
+			gateway.Net.AddrAdd(link, &netlink.Addr{IPNet: ipNet(e.address)}),
+			gateway.Net.LinkSetUp(link),
+		); err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			if err := gateway.Net.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(e.allowed[1])}); err != nil {
+				return nil, err
+			}
+		}
+		// As deployments of WireGuard have it: pods have the larger MTU.
+		if _, err := gateway.Iptables(ctx, "-t", "mangle", "-A", "FORWARD", "-o", wireguardDevice, "-p", "tcp", "--tcp-flags", "SYN,RST", "SYN",
+			"-j", "TCPMSS", "--clamp-mss-to-pmtu"); err != nil {
+			return nil, err
+		}
+		if _, err := gateway.Iptables(ctx, "-t", "nat", "-I", "POSTROUTING", "-o", wireguardDevice, "-j", "MASQUERADE"); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// state is an error when a helper has ended, and else what they complained about.
+func (w *wireguard) state() (complaints string, err error) {
+	for _, p := range w.processes {
+		select {
+		case <-p.Done():
+			return "", fmt.Errorf("%s has ended:\n%s", p.Name, p.Log())
+		default:
+		}
+		for line := range strings.Lines(p.Log()) {
+			if strings.HasPrefix(line, "ERROR") {
+				complaints += p.Name + ": " + line
+			}
+		}
+	}
+	return complaints, nil
+}
