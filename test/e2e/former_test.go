@@ -7,7 +7,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -42,16 +41,10 @@ type formerBroker struct {
 // newFormer makes its TUN in the gateway node of the cluster of b, with the routes to the peer.
 func newFormer(ctx context.Context, b, peer *fleet.Broker) (*formerBroker, error) {
 	node := b.Gateway()
-	certPEM, keyPEM, err := f.CA.Issue([]string{b.FQDN}, nil)
+	cert, roots, err := identity(f.CA, b.FQDN)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		return nil, err
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(f.CA.PEM)
 	o := &formerBroker{config: &tls.Config{
 		Certificates: []tls.Certificate{cert}, RootCAs: roots, ServerName: peer.FQDN,
 		ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,

@@ -21,18 +21,24 @@ import (
 
 type rawPeer struct{ conn net.Conn }
 
-// dialRaw connects from a host to a broker with a certificate of ca for the names.
-func dialRaw(ctx context.Context, from *bed.Host, to *fleet.Broker, ca *bed.CA, names ...string) (*rawPeer, error) {
+// identity is a certificate of ca for the names, and the authority that the brokers trust.
+func identity(ca *bed.CA, names ...string) (cert tls.Certificate, roots *x509.CertPool, err error) {
 	certPEM, keyPEM, err := ca.Issue(names, nil)
 	if err != nil {
-		return nil, err
+		return cert, nil, err
 	}
-	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	roots = x509.NewCertPool()
+	roots.AppendCertsFromPEM(f.CA.PEM)
+	cert, err = tls.X509KeyPair(certPEM, keyPEM)
+	return cert, roots, err
+}
+
+// dialRaw connects from a host to a broker with a certificate of ca for the names.
+func dialRaw(ctx context.Context, from *bed.Host, to *fleet.Broker, ca *bed.CA, names ...string) (*rawPeer, error) {
+	cert, roots, err := identity(ca, names...)
 	if err != nil {
 		return nil, err
 	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(f.CA.PEM)
 	conn, err := from.DialContext(ctx, "tcp", to.FQDN+":80")
 	if err != nil {
 		return nil, err
