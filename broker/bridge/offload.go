@@ -8,7 +8,6 @@ package bridge
 // kernel does for a device that cannot: skb_checksum_help, tcp_gso_segment, __udp_gso_segment.
 
 import (
-	"bytes"
 	"encoding/binary"
 )
 
@@ -34,12 +33,10 @@ const (
 	csumTCP, csumUDP = 16, 6 // where the checksum is in a TCP and in a UDP header
 	headerUDP        = 8
 
-	gsoByFrags    = 0xffff // as a gsoSize it means something else to the kernel
-	extensionsMax = 8      // IPv6 extension headers
-	// Most datagrams in one super-packet: UDP_MAX_SEGMENTS of linux/udp.h. It was 64 before 6.9, so
-	// no more are merged.
-	segmentsMaxUDP, mergeMaxUDP = 128, 64
-	sizeMinTCP                  = 8 // TCP_MIN_GSO_SIZE: Linux makes no smaller segments, and many of them are work
+	gsoByFrags     = 0xffff // as a gsoSize it means something else to the kernel
+	extensionsMax  = 8      // IPv6 extension headers
+	segmentsMaxUDP = 128    // most datagrams in one super-packet: UDP_MAX_SEGMENTS of linux/udp.h, 64 before 6.9
+	sizeMinTCP     = 8      // TCP_MIN_GSO_SIZE: Linux makes no smaller segments, and many of them are work
 )
 
 // vnetHeader is a struct virtio_net_hdr. With needsCsum the checksum field at csumStart+csumOffset
@@ -267,92 +264,4 @@ func (s *segmenter) next(b []byte) int {
 func checksumIPv4(packet []byte) {
 	binary.BigEndian.PutUint16(packet[10:], 0)
 	binary.BigEndian.PutUint16(packet[10:], ^fold(sum16(packet[:int(packet[0]&0x0f)*4], 0)))
-}
-
-// mergeUDP appends the payload of the datagram next to super, a datagram or a super-packet of UDP,
-// within its capacity. It returns the longer super-packet, whose header h is then; or nil when the two
-// do not go together, and then nothing was changed. Both packets are ones that addresses found sound;
-// their checksums are still to be filled in or were found good: dataValid may be set in the headers.
-//
-// IPv4 datagrams that may be fragmented stay alone, as their identification must stay unique. The
-// others go together whatever theirs is, it has no meaning (RFC 6864, 4.1): cut again, they count up
-// from the first one.
-func (h *vnetHeader) mergeUDP(super, next []byte, nextHdr vnetHeader) []byte {
-	start := sameFlow(super, next)
-	if start == 0 || h.gsoType != gsoNone && h.gsoType != gsoUDP || nextHdr.gsoType != gsoNone ||
-		!h.vouched(super[start:], start) || !nextHdr.vouched(next[start:], start) {
-		return nil
-	}
-	headers := start + headerUDP
-	have, more := len(super)-headers, len(next)-headers
-	size := have
-	if h.gsoType == gsoUDP {
-		size = int(h.gsoSize)
-	}
-	if more > size || size == 0 || have%size != 0 || have/size >= mergeMaxUDP || len(super)+more > min(cap(super), maxPayload) {
-		return nil
-	}
-	super = append(super, next[headers:]...)
-	udp := super[start:]
-	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
-	if start == 20 {
-		binary.BigEndian.PutUint16(super[2:], uint16(len(super)))
-		checksumIPv4(super)
-	} else {
-		binary.BigEndian.PutUint16(super[4:], uint16(len(udp)))
-	}
-	sum := uint32(binary.BigEndian.Uint16(udp[csumUDP:])) + uint32(more) // as only the length changed
-	if h.flags != needsCsum {                                            // a complete checksum so far
-		pair := super[12:20] // the addresses
-		if start == 40 {
-			pair = super[8:40]
-		}
-		sum = sum16(pair, protocolUDP+uint32(len(udp)))
-	}
-	binary.BigEndian.PutUint16(udp[csumUDP:], fold(sum))
-	*h = vnetHeader{
-		flags: needsCsum, gsoType: gsoUDP, hdrLen: uint16(headers), gsoSize: uint16(size),
-		csumStart: uint16(start), csumOffset: csumUDP,
-	}
-	return super
-}
-
-// vouched tells whether the kernel vouches for the checksum of a UDP datagram, which starts at start
-// of its packet, and its length is that of the packet.
-func (h *vnetHeader) vouched(udp []byte, start int) bool {
-	switch h.flags {
-	case needsCsum:
-		if int(h.csumStart) != start || h.csumOffset != csumUDP {
-			return false
-		}
-	case dataValid:
-		if binary.BigEndian.Uint16(udp[csumUDP:]) == 0 { // it has none, and would get one
-			return false
-		}
-	default:
-		return false
-	}
-	return int(binary.BigEndian.Uint16(udp[4:])) == len(udp)
-}
-
-// sameFlow returns where the UDP headers of two packets start when their headers differ in nothing but
-// length, checksum and identification, and have no options; 0 otherwise, and when one has no payload.
-func sameFlow(a, b []byte) int {
-	switch {
-	case b[0] == 0x45:
-		if b[9] == protocolUDP && a[0] == 0x45 && a[1] == b[1] &&
-			binary.BigEndian.Uint16(a[6:]) == 0x4000 && binary.BigEndian.Uint16(b[6:]) == 0x4000 && // DF
-			binary.BigEndian.Uint16(a[8:]) == binary.BigEndian.Uint16(b[8:]) && // TTL, protocol
-			len(a) > 28 && len(b) > 28 && bytes.Equal(a[12:24], b[12:24]) { // addresses, ports
-			return 20
-		}
-	case b[0]>>4 == 6:
-		if b[6] == protocolUDP && a[0]>>4 == 6 &&
-			binary.BigEndian.Uint32(a) == binary.BigEndian.Uint32(b) && // traffic class, flow label
-			binary.BigEndian.Uint16(a[6:]) == binary.BigEndian.Uint16(b[6:]) && // protocol, hop limit
-			len(a) > 48 && len(b) > 48 && bytes.Equal(a[8:44], b[8:44]) { // addresses, ports
-			return 40
-		}
-	}
-	return 0
 }

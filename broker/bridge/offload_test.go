@@ -369,108 +369,6 @@ func zeroSum(f flow, n int) []byte {
 	return payload
 }
 
-// merged makes one packet of datagrams of the sizes, and tells how many of them went in.
-func merged(f flow, change func(i int, h *vnetHeader, packet []byte), sizes ...int) (h vnetHeader, super []byte, originals [][]byte) {
-	f.mss = 0
-	for i, n := range sizes {
-		next, packet := f.super(noise(n))
-		f.id++
-		if change != nil {
-			change(i, &next, packet)
-		}
-		if i == 0 {
-			h, super = next, append(make([]byte, 0, maxPayload), packet...)
-		} else {
-			grown := h.mergeUDP(super, packet, next)
-			if grown == nil {
-				return h, super, originals
-			}
-			super = grown
-		}
-		if next.flags == needsCsum {
-			next.complete(packet)
-		}
-		originals = append(originals, packet)
-	}
-	return h, super, originals
-}
-
-func TestMergeUDP(t *testing.T) {
-	same := func(n, size int) []int { return slices.Repeat([]int{size}, n) }
-	valid := func(_ int, h *vnetHeader, p []byte) { h.complete(p); h.flags = dataValid }
-	third := func(change func(*vnetHeader, []byte)) func(int, *vnetHeader, []byte) {
-		return func(i int, h *vnetHeader, p []byte) {
-			if i == 2 {
-				change(h, p)
-			}
-		}
-	}
-	for _, v6 := range []bool{false, true} {
-		ip, udp := 20, 20
-		if v6 {
-			ip, udp = 40, 40
-		}
-		for _, test := range []struct {
-			name   string
-			change func(i int, h *vnetHeader, packet []byte)
-			sizes  []int
-			want   int
-		}{
-			{"two", nil, same(2, 1), 2},
-			{"all but too many", nil, same(70, 900), 64},
-			{"all that fit", nil, same(60, 1472), 44},
-			{"the last is shorter", nil, []int{1400, 1400, 1400, 1399, 1400}, 4},
-			{"nothing behind a shorter one", nil, []int{1400, 1, 1}, 2},
-			{"a longer one", nil, []int{1400, 1400, 1401}, 2},
-			{"an empty one", nil, []int{1400, 1400, 0}, 2},
-			{"an empty first one", nil, []int{0, 1}, 1},
-			{"checksums found good", valid, same(5, 1400), 5},
-			{"one checksum found good", third(func(h *vnetHeader, p []byte) { valid(0, h, p) }), same(5, 1400), 5},
-			{"no checksum", third(func(h *vnetHeader, p []byte) { valid(0, h, p); p[udp+6], p[udp+7] = 0, 0 }), same(5, 1400), 2},
-			{"unknown checksum", third(func(h *vnetHeader, p []byte) { h.complete(p) }), same(5, 1400), 2},
-			{"another checksum", third(func(h *vnetHeader, p []byte) { h.csumStart++ }), same(5, 1400), 2},
-			{"a super-packet", third(func(h *vnetHeader, p []byte) { h.gsoType, h.gsoSize = gsoUDP, 700 }), same(5, 1400), 2},
-			{"another source", third(func(_ *vnetHeader, p []byte) { p[ip-5]++ }), same(5, 1400), 2},
-			{"another destination", third(func(_ *vnetHeader, p []byte) { p[ip-1]++ }), same(5, 1400), 2},
-			{"another source port", third(func(_ *vnetHeader, p []byte) { p[udp]++ }), same(5, 1400), 2},
-			{"another port", third(func(_ *vnetHeader, p []byte) { p[udp+3]++ }), same(5, 1400), 2},
-			{"another UDP length", third(func(_ *vnetHeader, p []byte) { p[udp+5]-- }), same(5, 1400), 2},
-			{"another TOS", third(func(_ *vnetHeader, p []byte) { p[1] ^= 0x10 }), same(5, 1400), 2},
-			{"another protocol", third(func(_ *vnetHeader, p []byte) { p[map[bool]int{false: 9, true: 6}[v6]] = 6 }), same(5, 1400), 2},
-			{"another TTL", third(func(_ *vnetHeader, p []byte) { p[map[bool]int{false: 8, true: 7}[v6]]-- }), same(5, 1400), 2},
-			{"another flow label, or no DF", third(func(_ *vnetHeader, p []byte) { p[map[bool]int{false: 6, true: 3}[v6]] = 0 }), same(5, 1400), 2},
-		} {
-			h, super, originals := merged(flow{v6: v6, fragment: 0x4000, id: 0xfffe}, test.change, test.sizes...)
-			if len(originals) != test.want {
-				t.Errorf("%s (IPv6 %v): %d merged, not %d", test.name, v6, len(originals), test.want)
-			}
-			if len(originals) == 1 {
-				continue
-			}
-			before := h
-			if _, _, ok := addresses(super); !ok || !h.sound(super) || h != before || !v6 && slowSum(super[:20], 0) != 0xffff {
-				t.Errorf("%s (IPv6 %v): not sound: %+v, was %+v", test.name, v6, h, before)
-				continue
-			}
-			if got := cut(h, super); !slices.EqualFunc(got, originals, bytes.Equal) {
-				t.Errorf("%s (IPv6 %v): %x, not %x", test.name, v6, got, originals)
-			}
-		}
-		for _, other := range []flow{{v6: !v6, fragment: 0x4000}, {v6: v6, tcp: true, fragment: 0x4000}, {v6: v6, ipOptions: 8, fragment: 0x4000}, {}} {
-			ha, a := flow{v6: v6, fragment: 0x4000}.super(noise(100))
-			hb, b := other.super(noise(100))
-			a, b = slices.Grow(a, 1000), slices.Grow(b, 1000)
-			if new(ha).mergeUDP(a, b, hb) != nil || new(hb).mergeUDP(b, a, ha) != nil || other.ipOptions > 0 && new(hb).mergeUDP(b, b, hb) != nil {
-				t.Errorf("IPv6 %v with %v", v6, other)
-			}
-		}
-		h, a := flow{v6: v6, fragment: 0x4000}.super(noise(100))
-		if h.mergeUDP(slices.Clip(a), a, h) != nil {
-			t.Error("more than there is room for")
-		}
-	}
-}
-
 // vnetTUN is a TUN with or without offloads in the network namespace of the caller.
 func vnetTUN(name string, offloads bool) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -774,42 +672,6 @@ func TestOffloadKernel(t *testing.T) {
 			}
 		}
 		check("UDP to "+dst, tap.take())
-
-		// Single datagrams, merged: what leaves the segmenter are the datagrams that they were, and
-		// the kernel at the other end hands them to the socket one by one.
-		setSegment(t, conn, 0)
-		for _, n := range []int{2, 10, 44} {
-			data := noise(n*1400 - n%3)
-			for datagram := range slices.Chunk(data, 1400) {
-				conn.Write(datagram)
-				expect(datagram)
-			}
-			seen := tap.take()
-			h, super := seen[0].vnetHeader, append(make([]byte, 0, maxPayload), seen[0].packet...)
-			var originals [][]byte
-			for i, s := range seen {
-				if i > 0 {
-					if super = h.mergeUDP(super, s.packet, s.vnetHeader); super == nil {
-						t.Fatalf("%d of %d: not merged", i, len(seen))
-					}
-				}
-				j.compare(t, s.vnetHeader, s.packet)
-				s.complete(s.packet)
-				originals = append(originals, s.packet)
-			}
-			if len(seen) != n || !slices.EqualFunc(cut(h, super), originals, bytes.Equal) {
-				t.Errorf("%d merged datagrams are not the %d that they were", len(seen), n)
-			}
-			check(fmt.Sprint("merged to ", dst), []tapped{{h, super}})
-			buf := make([]byte, vnetSize)
-			h.put(buf)
-			if _, err := b.Write(append(buf, super...)); err != nil {
-				t.Error(err)
-			}
-			for datagram := range slices.Chunk(data, 1400) {
-				expect(datagram)
-			}
-		}
 	}
 }
 
@@ -841,11 +703,7 @@ func TestOffloadAllocations(t *testing.T) {
 			for s := h.segments(packet); s.size() > 0; {
 				s.next(b)
 			}
-			g, super := hs, append(room, datagram...)
-			for super != nil {
-				super = g.mergeUDP(super, datagram, hs)
-			}
-			g = hs
+			g := hs
 			g.complete(append(room, datagram...))
 		}); n != 0 {
 			t.Errorf("%v: %v allocations", f, n)
@@ -876,22 +734,6 @@ func FuzzOffload(f *testing.F) {
 		}
 		if _, _, ok := addresses(packet); !ok {
 			return
-		}
-		// Merging asks only for addresses: with itself, and with what it became.
-		m, super := h, append(make([]byte, 0, maxPayload+40), packet...)
-		for range 3 {
-			grown := m.mergeUDP(super, packet, h)
-			if grown == nil {
-				break
-			}
-			super = grown
-			if n := m; !n.sound(super) || n != m {
-				t.Fatalf("merged: %+v % x", m, super)
-			}
-			if _, _, ok := addresses(super); !ok {
-				t.Fatalf("merged: % x", super)
-			}
-			cut(m, super)
 		}
 		h.flags &^= dataValid
 		if !h.sound(packet) {
@@ -951,23 +793,6 @@ func BenchmarkSegments(b *testing.B) {
 			for b.Loop() {
 				for s := h.segments(packet); s.size() > 0; {
 					s.next(to)
-				}
-			}
-		})
-	}
-}
-
-func BenchmarkMergeUDP(b *testing.B) {
-	for _, tcp := range []bool{false, true} {
-		b.Run(fmt.Sprintf("TCP=%v", tcp), func(b *testing.B) {
-			hs, datagram := flow{fragment: 0x4000, tcp: tcp}.super(noise(1400))
-			room := append(make([]byte, 0, maxPayload), datagram...)
-			h, super := hs, room
-			b.SetBytes(int64(len(datagram)))
-			for b.Loop() {
-				if super = h.mergeUDP(super, datagram, hs); super == nil {
-					h, super = hs, room
-					copy(super, datagram[:hs.hdrLen])
 				}
 			}
 		})
