@@ -33,9 +33,13 @@ type site struct {
 	number byte
 }
 
-// site starts a bridge with the mesh address 192.168.0.(10+number) and fd00::(10+number).
-func (i *internet) site(t *testing.T, host string, number byte, plain bool) *site {
+// site starts a bridge with the mesh address 192.168.0.(10+number) and fd00::(10+number). What prepares its
+// namespace runs first.
+func (i *internet) site(t *testing.T, host string, number byte, plain bool, prepare ...func()) *site {
 	s := &site{in: namespace(t), number: number}
+	for _, f := range prepare {
+		s.in(f)
+	}
 	s.node = i.start(host, i.ca.issue(t, host), func(c *Config) {
 		c.Interface, c.PlainTUN, c.timing.dialer, c.Streams = "kubelink", plain, i.plainDial, 2
 		c.timing.silence, c.timing.write, c.timing.stable = 5*time.Second, 5*time.Second, 0
@@ -79,9 +83,9 @@ func dual(p mesh.Peer, from, to byte) mesh.Peer {
 	return p
 }
 
-func sites(t *testing.T, plainA, plainB bool) (a, b *site) {
+func sites(t *testing.T, plainA, plainB bool, prepareA ...func()) (a, b *site) {
 	i := newInternet(t)
-	a, b = i.site(t, "a.example", 1, plainA), i.site(t, "b.example", 2, plainB)
+	a, b = i.site(t, "a.example", 1, plainA, prepareA...), i.site(t, "b.example", 2, plainB)
 	a.set(dual(link("b", 1, 2, "b.example"), 1, 2))
 	b.set(dual(link("a", 2, 1, "a.example"), 2, 1))
 	a.awaitState("b", Up)
