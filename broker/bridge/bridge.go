@@ -105,14 +105,13 @@ type Bridge struct {
 	offloads atomic.Uint32 // of the device, or the last one that was there
 	reopen   atomic.Bool   // the device is to be opened again
 
-	queueBytes atomic.Int64 // most bytes that a session's queue holds
-	log        *slog.Logger
-	timing     *timing
-	start      time.Time
-	instance   uint64
-	ctx        context.Context
-	cancel     context.CancelFunc
-	wg         sync.WaitGroup // all goroutines
+	log      *slog.Logger
+	timing   *timing
+	start    time.Time
+	instance uint64
+	ctx      context.Context
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup // all goroutines
 
 	config      atomic.Pointer[Config]
 	credentials atomic.Pointer[Credentials] // nil: not told yet
@@ -123,6 +122,8 @@ type Bridge struct {
 	strangers   strangers
 	refuseMu    sync.Mutex
 	refuseLog   limiter
+
+	account account
 
 	mu       sync.Mutex // guards what follows; nothing waits while it is held
 	closed   bool
@@ -160,7 +161,6 @@ func Open(config Config) (*Bridge, error) {
 	rand.Read(random[:])
 	b.instance = binary.BigEndian.Uint64(random[:]) | 1 // 0 is "not known"
 	b.config.Store(&config)
-	b.queueBytes.Store(sessionBytes)
 	b.table.Store(&table{})
 	if _, err := b.announcement().append(nil); err != nil {
 		return nil, err
@@ -258,7 +258,6 @@ func (b *Bridge) SetConfig(config Config) error {
 			p.announce()
 		}
 	}
-	b.share()
 	for _, p := range b.peers {
 		p.drop(errStreams, func(s *session) bool { return s.stream >= config.Streams })
 		p.wake()
@@ -344,7 +343,6 @@ func (b *Bridge) Set(peers []mesh.Peer, local ...netip.Prefix) error {
 	old := b.peers
 	b.peers = next
 	b.table.Store(t)
-	b.share()
 	for link, p := range old {
 		if next[link] != p {
 			p.close()
@@ -358,12 +356,6 @@ func (b *Bridge) Set(peers []mesh.Peer, local ...netip.Prefix) error {
 		err = errors.Join(err, *f)
 	}
 	return err
-}
-
-// share shares bridgeBytes among sessions: each of them has a mailbox and a queue. b.mu is held.
-func (b *Bridge) share() {
-	sessions := int64(max(1, len(b.peers)*b.config.Load().Streams))
-	b.queueBytes.Store(max(leastBytes, min(sessionBytes, bridgeBytes/sessions/2)))
 }
 
 // Close ends all sessions and waits for all goroutines. With keepDevice the TUN stays, with its

@@ -452,7 +452,7 @@ func TestHammer(t *testing.T) {
 		return sent+dropped == goroutines*each && arrived.Load() == sent && s.work.Load() == 0
 	})
 	t.Logf("%d arrived, %v dropped, %s", arrived.Load(), p.count.drops.load(), time.Since(start))
-	if n := s.posted.Load(); n != 0 || s.queue.bytes != 0 || s.raw.out != nil {
+	if n := s.posted.Load(); n != 0 || s.queue.bytes != 0 || s.raw.out != nil || p.b.account.held.Load() != 0 {
 		t.Errorf("%d bytes in the mailbox, %d in the queue", n, s.queue.bytes)
 	}
 	b.Close()

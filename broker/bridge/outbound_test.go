@@ -426,7 +426,7 @@ func TestMemoryBound(t *testing.T) {
 					a.wg.Go(func() { s.run(); p.detach(s) })
 				}
 			}
-			limit := int(a.queueBytes.Load())
+			const limit = sessionBytes
 			var most held
 			count := 16 << 20 / (size + 2000)
 			for n := range count {
@@ -485,28 +485,81 @@ func TestMemoryBound(t *testing.T) {
 	}
 }
 
-// All links together are bounded, too.
-func TestQueueBytes(t *testing.T) {
-	_, b := lonely(t)
-	for _, test := range []struct{ peers, streams, want int }{
-		{1, 2, sessionBytes}, {4, 2, sessionBytes}, {16, 2, bridgeBytes / 64}, {64, 2, bridgeBytes / 256}, {200, 16, leastBytes}, {200, 1, bridgeBytes / 400}, // a mailbox and a queue each
+// links is a bridge of links without connections, and a session of each, on connections that take everything.
+func links(t testing.TB, count int) (*outbound, []*session) {
+	t.Helper()
+	o, _ := bare(t)
+	var specs []mesh.Peer
+	for n := range count {
+		p := link(fmt.Sprint(n), 0, byte(n), "")
+		specs = append(specs, p)
+	}
+	if err := o.Set(specs); err != nil {
+		t.Fatal(err)
+	}
+	var all []*session
+	for _, p := range o.table.Load().peers {
+		raw := newGather(null{}, time.Second)
+		raw.start()
+		h := &hello{capable: true, flags: o.flags(), streams: 1}
+		s := newSession(p, raw, raw, true, 0, o.flags(), h)
+		if !p.attach(s, h) {
+			t.Fatal("not attached")
+		}
+		all = append(all, s)
+	}
+	return o, all
+}
+
+// All links together are bounded, however many do not take what is for them, and share alike; one that was idle takes a
+// burst all the same.
+func TestMemoryShared(t *testing.T) {
+	for _, test := range []struct{ stuck, least, most int }{
+		{1, sessionBytes - largeBuffer, sessionBytes},
+		{15, sessionBytes - largeBuffer, sessionBytes},
+		{60, bridgeBytes / 60 * 3 / 4, bridgeBytes / 60 * 5 / 4},
+		{220, leastBytes - largeBuffer, leastBytes},
 	} {
-		var peers []mesh.Peer
-		for n := range test.peers {
-			p := spec
-			p.Link, p.Host = fmt.Sprint(n), ""
-			peers = append(peers, p)
-		}
-		if err := b.Set(peers); err != nil {
-			t.Fatal(err)
-		}
-		c := *b.config.Load()
-		c.Streams = test.streams
-		if err := b.SetConfig(c); err != nil {
-			t.Fatal(err)
-		}
-		if got := int(b.queueBytes.Load()); got != test.want {
-			t.Errorf("%d peers with %d streams: %d bytes each", test.peers, test.streams, got)
-		}
+		t.Run(fmt.Sprint(test.stuck), func(t *testing.T) {
+			o, all := links(t, test.stuck+1)
+			idle, stuck := all[0], all[1:]
+			for _, s := range stuck {
+				s.blocked = true
+			}
+			flood := func(s *session, super int) {
+				out := packet("192.168.0.10", s.p.Address.Addr().String(), 64, maxPayload, 0)
+				for range super {
+					o.packet(copy(o.room(), out))
+				}
+				for o.send() {
+				}
+			}
+			for range 20 { // more than a session holds, in turns
+				for _, s := range stuck {
+					flood(s, 5)
+				}
+			}
+			held, total := int(o.account.held.Load()), 0
+			for n, s := range stuck {
+				if total += s.queue.bytes; s.queue.bytes < test.least || s.queue.bytes > test.most {
+					t.Errorf("session %d holds %d bytes, expected %d to %d", n, s.queue.bytes, test.least, test.most)
+				}
+			}
+			if held != total || held > max(bridgeBytes+sessionBytes, test.stuck*leastBytes) {
+				t.Errorf("the account says %d bytes, sessions hold %d", held, total)
+			}
+			flood(idle, readBytesMost/maxPayload+1)
+			if sent, dropped := accounted(idle.p); sent != readBytesMost/maxPayload+1 || dropped != 0 {
+				t.Errorf("of a burst on another link %d packets were sent, %d dropped", sent, dropped)
+			}
+			for _, s := range stuck { // they end
+				s.gone.Store(true)
+				s.p.close()
+				s.kick()
+			}
+			if held := o.account.held.Load(); held != 0 {
+				t.Errorf("%d bytes are left in the account", held)
+			}
+		})
 	}
 }

@@ -37,6 +37,29 @@ func (m *mailbox) take() *buffer {
 	return first
 }
 
+const (
+	sessionBytes = 4 << 20  // most that a mailbox and a queue hold each,
+	bridgeBytes  = 64 << 20 // unless all of them hold more than this;
+	// a turn of a TUN reader finds room in any case, even if it is all super-packets: their senders send
+	// such bursts to begin with.
+	leastBytes = (readBytesMost/maxPayload + 1) * largeBuffer
+)
+
+// account is of the bytes that wait for all sessions.
+type account struct {
+	_    [64]byte // each packet changes it: what is next to it shall not suffer
+	held atomic.Int64
+	_    [64]byte
+}
+
+// limit is the most that the mailbox of a session may hold now, and its queue. It falls by what the bridge holds
+// beyond bridgeBytes. So if n sessions wait for peers that are slow, each of them ends up with its share of about
+// bridgeBytes/n, whatever n is, while one that was idle takes as much at once ("dynamic thresholds", Choudhury and
+// Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
+func (a *account) limit() int {
+	return int(max(leastBytes, min(sessionBytes, bridgeBytes+sessionBytes-a.held.Load())))
+}
+
 // Parameters of FQ-CoDel. The quantum is larger than in RFC 8290, as packets are.
 const (
 	queueFlows    = 64

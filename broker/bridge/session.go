@@ -30,13 +30,13 @@ const (
 	batchBytes  = 64 << 10 // packets up to this size, and one more, are sent in one system call
 	recordBytes = 16 << 10 // largest TLS record
 	directBytes = 4 << 10  // frames from this size on are encrypted where they are, others are gathered before
-	readBytes   = 32 << 10 // the reader starts with this; a larger frame makes it grow, once
-	rounds      = 4        // batches that a kick sends before the session's own goroutine takes over
-
-	sessionBytes = 4 << 20  // most that a queue holds, unless
-	bridgeBytes  = 64 << 20 // all of them together might hold more than this;
-	leastBytes   = 128 << 10
+	readBytes   = 32 << 10 // what the reader has for frames, and when there are larger ones
+	readMost    = 4 * largeBuffer
+	readsSmall  = 64 // reads in a row that did not need that
+	rounds      = 4  // batches that a kick sends before the session's own goroutine takes over
 )
+
+var reads = sync.Pool{New: func() any { return new([headroom + readMost]byte) }}
 
 var batches = sync.Pool{New: func() any { return new(make([]byte, 0, recordBytes+frameHeader+maxPayload)) }}
 
@@ -164,13 +164,14 @@ func (s *session) attend() {
 
 // post leaves a packet for who sends next, and owns it from now on. A kick has to follow.
 func (s *session) post(buf *buffer) {
-	size := int64(len(buf.data))
-	if s.posted.Add(size) > s.p.b.queueBytes.Load() { // whoever sends is far behind
+	size, account := int64(len(buf.data)), &s.p.b.account
+	if s.posted.Add(size) > int64(account.limit()) { // whoever sends is far behind
 		s.posted.Add(-size)
 		buf.free()
 		s.p.count.drops.add(DropQueueFull)
 		return
 	}
+	account.held.Add(size)
 	s.mailbox.put(buf)
 }
 
@@ -231,9 +232,18 @@ func (s *session) reclaim() {
 	}
 }
 
-// round sends one batch; idle: there is nothing more that could be sent now.
+// round sends one batch of what waits; idle: there is nothing more that could be sent now.
 func (s *session) round() (idle bool, err error) {
-	s.sort()
+	held := s.queue.bytes
+	held += s.sort()
+	idle, err = s.next()
+	if left := held - s.queue.bytes; left > 0 {
+		s.p.b.account.held.Add(-int64(left))
+	}
+	return idle, err
+}
+
+func (s *session) next() (idle bool, err error) {
 	switch {
 	case s.gone.Load():
 		s.queue.empty(s.p.resend)
@@ -259,19 +269,21 @@ func (s *session) round() (idle bool, err error) {
 	return !(more && done), err
 }
 
-// sort moves what was posted to the queue.
-func (s *session) sort() {
+// sort moves what was posted to the queue, and returns how many bytes that was.
+func (s *session) sort() (moved int) {
 	buf := s.mailbox.take()
 	if buf == nil {
-		return
+		return 0
 	}
-	limit := int(s.p.b.queueBytes.Load())
+	limit := s.p.b.account.limit()
 	for buf != nil {
 		next := buf.next
-		s.posted.Add(-int64(len(buf.data)))
+		moved += len(buf.data)
 		s.queue.push(buf, limit)
 		buf = next
 	}
+	s.posted.Add(-int64(moved))
+	return moved
 }
 
 // batch encrypts what is to be sent in one system call; more: there was more to it.
@@ -416,8 +428,11 @@ func (s *session) tooBig(buf *buffer) {
 // read takes frames until an error. With keepalive, silence is one.
 func (s *session) read() error {
 	var (
-		buf        = make([]byte, headroom+readBytes)
-		start, end = headroom, headroom // what is not handled yet; before it is room for a virtio_net_hdr
+		small      = make([]byte, headroom+readBytes)
+		large      *[headroom + readMost]byte // while large frames come
+		buf        = small                    // one of them
+		start, end = headroom, headroom       // what is not handled yet; before it is room for a virtio_net_hdr
+		needless   int                        // reads since large was needed
 		renewed    time.Duration
 		silence    = s.p.b.timing.silence
 	)
@@ -429,6 +444,9 @@ func (s *session) read() error {
 			}
 		}
 		n, err := s.conn.Read(buf[end:])
+		if needless++; end+n > len(small)-recordBytes {
+			needless = 0
+		}
 		end += n
 		used, ferr := s.frames(buf[:end], start)
 		if ferr != nil {
@@ -443,12 +461,15 @@ func (s *session) read() error {
 		switch start = used; {
 		case start == end:
 			start, end = headroom, headroom
+			if large != nil && needless >= readsSmall { // an idle session comes here with each ping
+				reads.Put(large)
+				buf, large = small, nil
+			}
 		case len(buf)-end < recordBytes: // else the next record would come in parts
 			old := buf
-			if s.flags&flagOffload != 0 && len(buf) < 4*largeBuffer {
-				buf = make([]byte, 4*largeBuffer)
-			} else if end-start > readBytes/2 && len(buf) < 2*largeBuffer {
-				buf = make([]byte, 2*largeBuffer)
+			if large == nil && (s.flags&flagOffload != 0 || end-start > readBytes/2) {
+				large = reads.Get().(*[headroom + readMost]byte)
+				buf = large[:]
 			}
 			end = headroom + copy(buf[headroom:], old[start:end])
 			start = headroom
