@@ -36,7 +36,12 @@ const (
 	gsoByFrags     = 0xffff // as a gsoSize it means something else to the kernel
 	extensionsMax  = 8      // IPv6 extension headers
 	segmentsMaxUDP = 128    // most datagrams in one super-packet: UDP_MAX_SEGMENTS of linux/udp.h, 64 before 6.9
-	sizeMinTCP     = 8      // TCP_MIN_GSO_SIZE: Linux makes no smaller segments, and many of them are work
+	sizeMinTCP     = 8      // TCP_MIN_GSO_SIZE: Linux makes no smaller segments
+
+	// Most bytes that the headers of all segments take. Linux itself makes segments of 8 bytes: 8192 of them with
+	// the longest headers of IPv4 and TCP are below this. But the extension headers of IPv6 have no such
+	// limit: one frame would become hundreds of megabytes.
+	headersMost = 1 << 20
 )
 
 // vnetHeader is a struct virtio_net_hdr. With needsCsum the checksum field at csumStart+csumOffset
@@ -134,6 +139,9 @@ func (h *vnetHeader) sound(packet []byte) bool {
 		return false
 	}
 	if !ok || h.gsoSize == gsoByFrags || h.gsoSize == 0 || protocol == protocolTCP && h.gsoSize < sizeMinTCP {
+		return false
+	}
+	if (len(packet)-end)/int(h.gsoSize)*end > headersMost {
 		return false
 	}
 	if len(packet)-end <= int(h.gsoSize) { // one segment: to the kernel too it is a packet like others

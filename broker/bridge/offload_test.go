@@ -271,6 +271,22 @@ func TestSound(t *testing.T) {
 		}
 	}
 
+	// What one frame may become is bounded, and never less than what Linux makes.
+	for _, test := range []struct {
+		flow flow
+		ok   bool
+	}{
+		{flow{tcp: true, mss: sizeMinTCP, ipOptions: 40, tcpOptions: 40}, true},
+		{flow{tcp: true, mss: sizeMinTCP, v6: true, tcpOptions: 40}, true},
+		{flow{tcp: true, mss: 1400, v6: true, ipOptions: 2048}, true},
+		{flow{tcp: true, mss: sizeMinTCP, v6: true, ipOptions: 2048}, false},
+	} {
+		h, packet := test.flow.super(make([]byte, 63000))
+		if ok := h.sound(packet); ok != test.ok {
+			t.Errorf("%v in 63000 bytes: %v", test.flow, ok)
+		}
+	}
+
 	h, packet := tcp.super(make([]byte, 1000))
 	if !h.sound(packet) || h.gsoType != gsoNone {
 		t.Errorf("one segment: %+v", h)
