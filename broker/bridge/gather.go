@@ -5,6 +5,7 @@ package bridge
 // stays together, and each hop works on 64 KiB instead of 16.
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -30,6 +31,7 @@ type gather struct {
 	out     *[]byte // nil: nothing waits
 	sent    int     // bytes of out
 	timeout time.Duration
+	broken  error // what Write closed the connection for
 
 	try, wait func(fd uintptr) bool // made once, so that a flush allocates nothing
 	n         int
@@ -41,8 +43,14 @@ type gather struct {
 	readErr error
 }
 
-// gatheredBytes is what a batch takes at most, but for segments that are mostly headers.
-const gatheredBytes = batchBytes + largeBuffer + 1024
+const (
+	// gatheredBytes is what a batch takes at most, but for segments that are mostly headers,
+	gatheredBytes = batchBytes + largeBuffer + 1024
+	// and gatheredMost with them. What is beyond it is not of us: TLS answers each request for a key update.
+	gatheredMost = 2*gatheredBytes + headersMost
+)
+
+var errFlood = errors.New("peer asks for new keys again and again, and does not read")
 
 var gathered = sync.Pool{New: func() any { return new(make([]byte, 0, gatheredBytes)) }}
 
@@ -111,6 +119,11 @@ func (g *gather) Read(b []byte) (int, error) {
 	err := g.raw.Read(g.read)
 	switch {
 	case err != nil:
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.broken != nil {
+			return 0, g.broken
+		}
 		return 0, err
 	case g.readErr != nil:
 		return 0, os.NewSyscallError("read", g.readErr)
@@ -128,6 +141,15 @@ func (g *gather) Write(b []byte) (int, error) {
 	}
 	if g.out == nil {
 		g.out = gathered.Get().(*[]byte)
+	}
+	if g.sent > 0 { // not from a batch: that begins with nothing
+		*g.out = append((*g.out)[:0], (*g.out)[g.sent:]...)
+		g.sent = 0
+	}
+	if len(*g.out)+len(b) > gatheredMost {
+		g.broken = errFlood
+		g.Conn.Close()
+		return 0, errFlood
 	}
 	*g.out = append(*g.out, b...)
 	return len(b), nil

@@ -319,6 +319,67 @@ func TestGatherStuck(t *testing.T) {
 	}
 }
 
+// A peer that has TLS write all the time (a key update is answered), and does not read: what waits is bounded.
+func TestGatherFlood(t *testing.T) {
+	a, b := sockets(t)
+	g := newGather(a, 10*time.Second)
+	g.start()
+	for done := true; done; {
+		g.Write(make([]byte, 60000))
+		done, _ = g.flush()
+	}
+	g.Write(make([]byte, 512<<10))
+	for buf := make([]byte, 10000); g.sent == 0; { // until a part of what is left was sent
+		if _, err := b.Read(buf); err != nil {
+			t.Fatal(err)
+		}
+		if done, err := g.flush(); done || err != nil {
+			t.Fatal(done, err)
+		}
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := g.Read(make([]byte, 1))
+		ended <- err
+	}()
+	var err error
+	n := 0
+	for before := cap(*g.out); err == nil && n < 1<<20; n++ {
+		if _, err = g.Write(make([]byte, 30)); n == 0 && cap(*g.out) > before {
+			t.Error("grew without need")
+		}
+	}
+	if !errors.Is(err, errFlood) || len(*g.out) > gatheredMost {
+		t.Errorf("%d bytes wait after %d key updates: %v", len(*g.out), n, err)
+	}
+	if err := <-ended; !errors.Is(err, errFlood) {
+		t.Errorf("end of the session: %v", err)
+	}
+	b.Close()
+}
+
+// The longest batch that there is may wait: segments that are mostly headers.
+func TestGatherLongest(t *testing.T) {
+	_, s := bare(t)
+	s.flags = 0 // it is cut
+	n := 0
+	for _, size := range []int{batchBytes - 20000, maxPayload} { // together a batch
+		h, b := flow{tcp: true, mss: sizeMinTCP, ipOptions: 40, tcpOptions: 40}.super(make([]byte, size-120))
+		if !h.sound(b) {
+			t.Fatal("not sound")
+		}
+		buf := copyBuffer(b, h)
+		seg := h.segments(b)
+		n += seg.count()
+		buf.hash = 1 << 8
+		s.post(buf)
+	}
+	s.kick()
+	if s.raw.broken != nil || s.work.Load() != 0 {
+		t.Errorf("%d segments: %v", n, s.raw.broken)
+	}
+}
+
 // The end of the connection ends waiting.
 func TestGatherClosed(t *testing.T) {
 	for _, ours := range []bool{true, false} {
