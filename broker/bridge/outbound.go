@@ -6,6 +6,7 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -141,6 +142,7 @@ func (o *outbound) run(q tunQueue) error {
 		}
 		if read = q.Read; o.send() {
 			read = q.TryRead
+			runtime.Gosched() // nothing here ever waits, and raw system calls do not let others in: see raw.go
 		}
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -482,6 +484,40 @@ func TestMemoryBound(t *testing.T) {
 				t.Errorf("limit %d, held %+v", limit, most)
 			}
 		})
+	}
+}
+
+// endless is a TUN that always has a packet.
+type endless struct {
+	nullTUN
+	packet []byte
+	read   func() error // each time
+}
+
+func (e *endless) TryRead(b []byte) (int, error) { return copy(b, e.packet), e.read() }
+func (e *endless) Read(b []byte) (int, error)    { return e.TryRead(b) }
+
+// A TUN reader that always has something to send lets others have their turn.
+func TestReaderYields(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	o, s := bare(t)
+	var ran, started atomic.Bool
+	turns := func() uint64 { sent, _ := accounted(s.p); return sent }
+	q := &endless{packet: packet("192.168.0.11", "192.168.0.12", 64, 60000, 0)}
+	q.read = func() error {
+		if started.CompareAndSwap(false, true) {
+			go ran.Store(true)
+		}
+		if ran.Load() || turns() > 20 { // 60000 bytes are nearly a batch
+			return io.EOF
+		}
+		return nil
+	}
+	if err := o.run(q); err != io.EOF {
+		t.Error(err)
+	}
+	if !ran.Load() {
+		t.Errorf("nobody else had a turn while %d packets were sent", turns())
 	}
 }
 
