@@ -158,12 +158,13 @@ func TestPacketsWaitForConnection(t *testing.T) {
 	i.name("a.example", "127.0.0.1:1")
 	b.awaitReason("a", "connection refused")
 	a.set(link("b", 1, 2, "b.example"))
-	for id := range uint64(parkedMost + 10) {
+	const parked = parkedMost / smallBuffer
+	for id := range uint64(parked + 10) {
 		a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, id)
 	}
 	a.await("drops", func() bool { return a.Stats().Links["b"].Drops[DropNotConnected] == 10 })
 	close(gate)
-	for id := uint64(10); id < parkedMost+10; id++ {
+	for id := uint64(10); id < parked+10; id++ {
 		if got := mark(b.receive()); got != id {
 			t.Fatalf("received %d instead of %d", got, id)
 		}
@@ -175,7 +176,7 @@ func TestStalePackets(t *testing.T) {
 	p := a.table.Load().peers[0]
 	old := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 60, 1), vnetHeader{})
 	old.queued = p.b.now() - 2*time.Second
-	p.resend(old)
+	p.pin(old).kick()
 	a.pass(b, "192.168.0.11", "192.168.0.12", 2)
 	if n := a.Stats().Links["b"].Drops[DropStale]; n != 1 {
 		t.Errorf("%d stale packets", n)

@@ -51,8 +51,9 @@ type peer struct {
 	flapped  bool          // a session ended soon after it had begun: back off
 	status   Status
 
-	parkMu sync.Mutex
-	parked []*buffer // packets that wait for the first session
+	parkMu      sync.Mutex
+	parked      []*buffer // packets that wait for the first session, the oldest first
+	parkedBytes int       // in their buffers
 }
 
 // streams leads flows to sessions, by the low bits of their hash. When a session is lost its flows move at
@@ -90,7 +91,7 @@ func (p *pin) use(now time.Duration) *session {
 }
 
 const (
-	parkedMost = 32                     // packets that wait for the first session
+	parkedMost = 2 * largeBuffer        // bytes that wait for the first session
 	flowPause  = 100 * time.Millisecond // after that, the last packet of a flow has most likely arrived
 )
 
@@ -155,6 +156,13 @@ func (p *peer) reachable() bool {
 	return !p.failed.Load()
 }
 
+// post leaves a packet for the session of its flow, which is returned.
+func (t *streams) post(buf *buffer, now time.Duration) *session {
+	s := t[buf.hash%uint32(len(t))].use(now)
+	s.post(buf)
+	return s
+}
+
 // send leaves a packet for a session and owns it from now on. It never waits. The caller kicks the session
 // that it returns, if any.
 func (p *peer) send(buf *buffer) *session {
@@ -171,41 +179,66 @@ func (p *peer) pin(buf *buffer) *session {
 			return nil
 		}
 	}
-	s := t[buf.hash%uint32(len(t))].use(p.b.now())
-	s.post(buf)
-	return s
+	return t.post(buf, p.b.now())
 }
 
-// park keeps a packet until there is a session; if there is one now, it returns it.
+// park keeps a packet until there is a session; if there is one now, it returns where packets go. Who comes
+// before the first session is waited for, but neither for long nor in a crowd.
 func (p *peer) park(buf *buffer) *streams {
 	p.parkMu.Lock()
 	defer p.parkMu.Unlock()
 	if t := p.streams.Load(); t != nil {
 		return t
 	}
-	if len(p.parked) == parkedMost {
-		p.parked[0].free()
-		p.count.drops.add(DropNotConnected)
-		p.parked = slices.Delete(p.parked, 0, 1)
-	}
 	p.parked = append(p.parked, buf)
+	p.parkedBytes += len(buf.data)
+	for p.parkedBytes > parkedMost || p.ctx.Err() != nil && len(p.parked) > 0 {
+		p.unpark(DropNotConnected)
+	}
+	for len(p.parked) > 0 && p.b.now()-p.parked[0].queued > p.b.timing.stale {
+		p.unpark(DropStale)
+	}
 	return nil
 }
 
-// unpark sends what was parked. Who was about to park meanwhile sees the streams.
-func (p *peer) unpark() {
+// unpark drops the packet that waits for longest. p.parkMu is held.
+func (p *peer) unpark(why Drop) {
+	p.parkedBytes -= len(p.parked[0].data)
+	p.parked[0].free()
+	p.parked = slices.Delete(p.parked, 0, 1)
+	p.count.drops.add(why)
+}
+
+// unparkAll drops what waits, as nothing comes that it could wait for.
+func (p *peer) unparkAll() {
 	p.parkMu.Lock()
-	parked := p.parked
-	p.parked = nil
-	p.parkMu.Unlock()
-	for _, buf := range parked {
-		p.resend(buf)
+	defer p.parkMu.Unlock()
+	for len(p.parked) > 0 {
+		p.unpark(DropNotConnected)
 	}
 }
 
-// resend sends a packet that waited on no session, or on one that was lost.
-func (p *peer) resend(buf *buffer) {
-	if s := p.pin(buf); s != nil {
+// lead has packets sent on the sessions of t from now on. What was parked is the first; a kick has to follow. Who
+// was about to park meanwhile sees t.
+func (p *peer) lead(t *streams) {
+	p.parkMu.Lock()
+	defer p.parkMu.Unlock()
+	for _, buf := range p.parked {
+		t.post(buf, p.b.now())
+	}
+	p.parked, p.parkedBytes = nil, 0
+	p.streams.Store(t)
+}
+
+// resend sends what waits in the queue of a session that is lost.
+func (p *peer) resend(q *queue) {
+	var sessions []*session
+	q.empty(func(buf *buffer) {
+		if s := p.pin(buf); s != nil && !slices.Contains(sessions, s) {
+			sessions = append(sessions, s)
+		}
+	})
+	for _, s := range sessions {
 		s.kick()
 	}
 }
@@ -424,7 +457,7 @@ func (p *peer) attach(s *session, h *hello) bool {
 		p.b.log.Info("link is up", "link", p.Link, "remote", s.raw.RemoteAddr())
 	}
 	p.leave(replaced...)
-	p.unpark()
+	s.kick()
 	p.wake()
 	p.b.changed()
 	return true
@@ -504,14 +537,14 @@ func (p *peer) choose() {
 		return
 	}
 	if p.most == 0 { // the first one stays while it lives
-		p.streams.Store(newStreams(p.sessions[:1], nil))
+		p.lead(newStreams(p.sessions[:1], nil))
 		return
 	}
 	slices.SortFunc(p.sessions, func(a, b *session) int { return a.key() - b.key() })
 	for i, s := range p.sessions {
 		s.tun.Store(int32(i))
 	}
-	p.streams.Store(newStreams(p.sessions, p.streams.Load()))
+	p.lead(newStreams(p.sessions, p.streams.Load()))
 }
 
 // setState sets the state. p.mu is held.
@@ -533,6 +566,9 @@ func (p *peer) dialFailed(err error) {
 		p.setState(Down)
 	}
 	p.mu.Unlock()
+	if down {
+		p.unparkAll()
+	}
 	if !news {
 		return
 	}
@@ -616,7 +652,8 @@ func (p *peer) close() {
 	}
 	p.streams.Store(nil)
 	p.mu.Unlock()
-	p.cancel()
+	p.cancel() // from now on nothing is parked
+	p.unparkAll()
 }
 
 // tune sets the options of a connection. A peer that does not answer keepalives of TCP, or

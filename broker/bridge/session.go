@@ -246,7 +246,7 @@ func (s *session) round() (idle bool, err error) {
 func (s *session) next() (idle bool, err error) {
 	switch {
 	case s.gone.Load():
-		s.queue.empty(s.p.resend)
+		s.p.resend(&s.queue)
 		return true, nil
 	case s.blocked && !s.free.Swap(false):
 		return true, nil
