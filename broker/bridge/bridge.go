@@ -127,6 +127,7 @@ type Bridge struct {
 
 	mu       sync.Mutex // guards what follows; nothing waits while it is held
 	closed   bool
+	keep     bool // when closed: the device
 	peers    map[string]*peer
 	listener net.Listener
 	port     uint16 // that listener was asked for
@@ -366,7 +367,7 @@ func (b *Bridge) Close(keepDevice bool) error {
 		b.mu.Unlock()
 		return errClosed
 	}
-	b.closed = true
+	b.closed, b.keep = true, keepDevice
 	b.cancel()
 	if b.listener != nil {
 		b.listener.Close()
@@ -378,5 +379,8 @@ func (b *Bridge) Close(keepDevice bool) error {
 	b.mu.Unlock()
 	err := dev.Close(keepDevice)
 	b.wg.Wait()
+	if _, missing := dev.(noDevice); !keepDevice && (missing || err != nil) && remove(b.name) { // was about to be opened again
+		return nil
+	}
 	return err
 }

@@ -792,23 +792,27 @@ func TestTUNFailure(t *testing.T) {
 	}
 }
 
-// Nor is one left behind that is opened while the bridge is closed.
+// One that is opened while the bridge is closed is kept if that was wanted: it may be the one that was there before.
 func TestTUNOpenedTooLate(t *testing.T) {
-	i := newInternet(t)
-	a := i.start("a.example", i.ca.issue(t, "a.example"))
-	late := newMemTUN()
-	opening := make(chan struct{})
-	a.open = func() (device, error) {
-		close(opening)
-		<-a.ctx.Done()
-		return late, nil
+	for _, keep := range []bool{true, false} {
+		i := newInternet(t)
+		a := i.start("a.example", i.ca.issue(t, "a.example"))
+		late := newMemTUN()
+		opening := make(chan struct{})
+		a.open = func() (device, error) {
+			close(opening)
+			<-a.ctx.Done()
+			return late, nil
+		}
+		a.tun.Close(true)
+		<-opening
+		if err := a.Close(keep); err != nil {
+			t.Error(err)
+		}
+		if <-late.closed; late.kept != keep {
+			t.Errorf("kept %v, expected %v", late.kept, keep)
+		}
 	}
-	a.tun.Close(true)
-	<-opening
-	if err := a.Close(true); err != nil {
-		t.Error(err)
-	}
-	<-late.closed
 }
 
 func TestNoSecrets(t *testing.T) {

@@ -53,7 +53,9 @@ func (b *Bridge) serveTUN() {
 			}
 		}
 		if !b.setDevice(dev) {
-			dev.Close(false) // it is new: there is nothing on it to keep
+			if err := dev.Close(b.keep); err != nil {
+				b.log.Warn("TUN stays", "error", err)
+			}
 			return
 		}
 		pause = reopenFirst

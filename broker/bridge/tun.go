@@ -222,8 +222,9 @@ func attach(name string, flags uint16) (int, error) {
 	return fd, nil
 }
 
-// remove deletes a TUN that is there, but neither in use nor of the kind that is wanted: the kernel does not
-// make one of several queues from one of a single queue, nor the other way round. Its addresses and routes are set again.
+// remove deletes a TUN that is there, unless it is in use. It is not of the kind that is wanted (the kernel does not
+// make one of several queues from one of a single queue, nor the other way round; its addresses and routes are set
+// again), or nobody wants it any more.
 func remove(name string) bool {
 	link, err := netlink.LinkByName(name)
 	if err != nil {

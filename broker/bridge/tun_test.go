@@ -5,6 +5,7 @@ package bridge
 import (
 	"bytes"
 	"errors"
+	"io"
 	"net"
 	"runtime"
 	"strings"
@@ -157,4 +158,50 @@ func TestKernelTUN(t *testing.T) {
 			t.Error("device was not deleted")
 		}
 	})
+}
+
+// A bridge that is closed while its TUN is opened again, or about to be, leaves one behind or not, as it was told.
+func TestCloseWhileReopening(t *testing.T) {
+	for _, keep := range []bool{true, false} {
+		for _, missing := range []bool{true, false} { // else it was only closed
+			in := namespace(t)
+			opened, stop := make(chan struct{}, 1), make(chan struct{})
+			first := true
+			b, err := Open(Config{Interface: "kubelink", Log: quiet, open: func() (dev device, err error) {
+				if !first {
+					select {
+					case opened <- struct{}{}:
+					default:
+					}
+					<-stop
+					return nil, io.ErrUnexpectedEOF
+				}
+				first = false
+				in(func() { dev, err = openTUN("kubelink", DefaultMTU, false) })
+				return dev, err
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if missing {
+				c := *b.config.Load()
+				c.PlainTUN = true
+				if err := b.SetConfig(c); err != nil {
+					t.Fatal(err)
+				}
+				<-opened
+			} else {
+				(*b.device.Load()).Close(true)
+			}
+			close(stop)
+			in(func() {
+				if err := b.Close(keep); err != nil {
+					t.Errorf("Close(%v), missing %v: %v", keep, missing, err)
+				}
+				if _, err := netlink.LinkByName("kubelink"); (err == nil) != keep {
+					t.Errorf("Close(%v), missing %v: the device: %v", keep, missing, err)
+				}
+			})
+		}
+	}
 }
