@@ -8,12 +8,13 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // refuseIoctl lets ioctls with the request fail on this thread from now on: all of them, or with bits only those whose
 // argument has some of these. Nothing makes that undone: the thread has to end.
-func refuseIoctl(request, bits uint32) error {
+func refuseIoctl(request, bits uint32, errno syscall.Errno) error {
 	const (
 		nr, arg1, arg2 = 0, 24, 32 // where struct seccomp_data has them; the low halves, as on little endian machines
 		load           = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
@@ -28,7 +29,7 @@ func refuseIoctl(request, bits uint32) error {
 		{Code: equal, Jf: 3, K: request},
 		{Code: load, K: arg2},
 		{Code: has, Jf: 1, K: bits},
-		{Code: give, K: unix.SECCOMP_RET_ERRNO | uint32(syscall.EINVAL)},
+		{Code: give, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
 		{Code: give, K: unix.SECCOMP_RET_ALLOW},
 	}
 	if bits == 0 {
@@ -56,7 +57,7 @@ func TestKernelRefusesOffloads(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a, b := sites(t, false, false, func() {
-				if err := refuseIoctl(test.request, test.bits); err != nil {
+				if err := refuseIoctl(test.request, test.bits, syscall.EINVAL); err != nil {
 					t.Errorf("seccomp: %v", err)
 				}
 			})
@@ -68,6 +69,58 @@ func TestKernelRefusesOffloads(t *testing.T) {
 				t.Errorf("what the metric tells: %+v", info)
 			}
 			both(t, a, b, 4<<20)
+		})
+	}
+}
+
+// TestOpenFailsForAMoment: a kernel that has offloads, but no memory or file descriptors now, is asked again later. The
+// device that is there stays as it is.
+func TestOpenFailsForAMoment(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ENOMEM, syscall.EMFILE, syscall.EPERM} {
+		for _, request := range []uint32{unix.TUNSETIFF, unix.TUNSETVNETHDRSZ, unix.TUNSETOFFLOAD} {
+			namespace(t)(func() {
+				dev, err := openTUN("kubelink", DefaultMTU, false)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				dev.Close(true)
+				before, err := netlink.LinkByName("kubelink")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := refuseIoctl(request, 0, errno); err != nil {
+					t.Errorf("seccomp: %v", err)
+				}
+				if dev, err := openTUN("kubelink", DefaultMTU, false); err == nil || !errors.Is(err, errno) {
+					t.Errorf("%v of request %x: %+v, %v", errno, request, dev, err)
+				}
+				if after, err := netlink.LinkByName("kubelink"); err != nil || after.Attrs().Index != before.Attrs().Index {
+					t.Errorf("%v of request %x: the device is gone: %v", errno, request, err)
+				}
+			})
+		}
+	}
+}
+
+// TestTUNIsNotInherited: programs that the broker runs, such as iptables, do not get it.
+func TestTUNIsNotInherited(t *testing.T) {
+	for _, plain := range []bool{false, true} {
+		namespace(t)(func() {
+			dev, err := openTUN("kubelink", DefaultMTU, plain)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer dev.Close(false)
+			for n := range dev.Queues() {
+				_ = dev.Queues()[n].(*tunFile).raw.Control(func(fd uintptr) {
+					if flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+						t.Errorf("plain %v, queue %d: flags %x, %v", plain, n, flags, err)
+					}
+				})
+			}
 		})
 	}
 }

@@ -145,7 +145,7 @@ func openTUN(name string, mtu int, plain bool) (device, error) {
 		dev, refused = openOffloads(name, runtime.GOMAXPROCS(0))
 		err = refused
 	}
-	if plain || err != nil && !errors.Is(err, syscall.EBUSY) {
+	if plain || unable(err) {
 		dev, err = openPlain(name)
 	}
 	switch {
@@ -164,6 +164,11 @@ func openTUN(name string, mtu int, plain bool) (device, error) {
 		return nil, err
 	}
 	return dev, nil
+}
+
+// unable tells whether err is that of a kernel that has no offloads, rather than of a moment.
+func unable(err error) bool {
+	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTTY) || errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS)
 }
 
 // openOffloads opens the TUN with virtio_net_hdr and several queues (linux/if_tun.h).
@@ -264,8 +269,11 @@ func openPlain(name string) (*kernelTUN, error) {
 	}
 	t := &kernelTUN{name: name}
 	err = t.add(ifce.ReadWriteCloser.(*os.File))
-	if err == nil { // an earlier process may have left some
-		err = t.control(func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0) })
+	if err == nil { // an earlier process may have left some offloads
+		err = t.control(func(fd int) error {
+			unix.CloseOnExec(fd) // water does not: a program that the broker runs would hold the TUN
+			return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
+		})
 	}
 	if err != nil {
 		return nil, errors.Join(err, t.Close(true))
