@@ -26,10 +26,10 @@ var (
 	upDesc       = desc("link_up", "Whether the link is connected (1) or not (0).", "link")
 	rttDesc      = desc("link_rtt_seconds", "Smoothed round-trip time of the link's keepalive, in seconds.", "link")
 	sessionsDesc = desc("link_sessions", "Number of connections of the link by the end that dialled (local, remote).", "link", "dialled_by")
-	tunDesc      = desc("tun_info", "Always 1: queues of the TUN, and what the kernel leaves to it (offloads).", "interface", "queues", "offloads")
+	tunDesc      = desc("tun_info", "Always 1 while the TUN is there: its queues, and what the kernel leaves to it (offloads).", "interface", "queues", "offloads")
 	bytesDesc    = desc("link_bytes_total", "Bytes of IP packets by direction (rx: from the peer, dropped ones included; tx: to the peer).", "link", "direction")
-	packetsDesc  = desc("link_packets_total", "IP packets by direction (rx: from the peer, dropped ones included; tx: to the peer).", "link", "direction")
-	dropsDesc    = desc("dropped_packets_total", "IP packets dropped by reason; link is empty where none is known.", "link", "reason")
+	packetsDesc  = desc("link_packets_total", "IP packets by direction (rx: from the peer, dropped ones included; tx: to the peer). A super-packet of up to 64 KiB is one.", "link", "direction")
+	dropsDesc    = desc("dropped_packets_total", "IP packets dropped by reason, a super-packet being one; link is empty where none is known.", "link", "reason")
 	refusedDesc  = desc("refused_connections_total", "Connections refused by reason.", "reason")
 	apiDesc      = desc("api_up", "Whether the API server answers (1) or not (0).")
 	appliedDesc  = desc("applied", "Whether the last state was applied in full (1) or not (0).")
@@ -81,15 +81,16 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	for s, n := range states {
 		gauge(linksDesc, float64(n), string(s))
 	}
-	tun := br.TUN()
-	gauge(tunDesc, 1, tun.Interface, strconv.Itoa(tun.Queues), tun.Offloads.String())
+	if tun := br.TUN(); tun.Queues > 0 {
+		gauge(tunDesc, 1, tun.Interface, strconv.Itoa(tun.Queues), tun.Offloads.String())
+	}
 	stats := br.Stats()
 	for i, n := range stats.Refused {
 		count(refusedDesc, n, bridge.Refusal(i).String())
 	}
 	drops := func(link string, all [bridge.NumDrops]uint64) {
 		for i, n := range all {
-			if n > 0 || link == "" { // 250 links times 10 reasons say little as long as they are zero
+			if n > 0 || link == "" { // 250 links times 11 reasons say little as long as they are zero
 				count(dropsDesc, n, link, bridge.Drop(i).String())
 			}
 		}

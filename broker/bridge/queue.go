@@ -196,7 +196,7 @@ func (q *queue) codel(f *flowQueue, now time.Duration) *buffer {
 			f.dropping = false
 		}
 		for f.dropping && now >= f.dropNext {
-			q.drop(buf)
+			q.drop(buf, DropCoDel)
 			f.count++
 			if buf, above = q.oldest(f, now); !above {
 				f.dropping = false
@@ -207,7 +207,7 @@ func (q *queue) codel(f *flowQueue, now time.Duration) *buffer {
 		return buf
 	}
 	if above {
-		q.drop(buf)
+		q.drop(buf, DropCoDel)
 		buf, _ = q.oldest(f, now)
 		f.dropping = true
 		more := f.count - f.lastCount
@@ -230,7 +230,7 @@ func (f *flowQueue) pause() time.Duration {
 // waiting for longer than the target for an interval.
 func (q *queue) oldest(f *flowQueue, now time.Duration) (buf *buffer, above bool) {
 	for buf = q.remove(f); buf != nil && now-buf.queued > q.stale; buf = q.remove(f) {
-		q.drop(buf)
+		q.drop(buf, DropStale)
 	}
 	switch {
 	case buf == nil || now-buf.queued < codelTarget || q.bytes <= q.largest:
@@ -243,10 +243,10 @@ func (q *queue) oldest(f *flowQueue, now time.Duration) (buf *buffer, above bool
 	return buf, above
 }
 
-func (q *queue) drop(buf *buffer) {
+func (q *queue) drop(buf *buffer, why Drop) {
 	if buf != nil {
 		buf.free()
-		q.drops.add(DropStale)
+		q.drops.add(why)
 	}
 }
 

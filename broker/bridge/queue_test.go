@@ -140,7 +140,7 @@ func TestQueueCoDel(t *testing.T) {
 	now, id := time.Duration(0), byte(0)
 	// each step takes 10 ms, and each packet waited for wait
 	run := func(steps int, wait time.Duration) (dropped uint64) {
-		before := drops[DropStale].Load()
+		before := drops[DropCoDel].Load()
 		for range steps {
 			now += 10 * time.Millisecond
 			for q.bytes < 4*smallBuffer {
@@ -152,7 +152,7 @@ func TestQueueCoDel(t *testing.T) {
 			}
 			q.pop(now)
 		}
-		return drops[DropStale].Load() - before
+		return drops[DropCoDel].Load() - before
 	}
 	if n := run(100, 4*time.Millisecond); n != 0 {
 		t.Errorf("%d dropped below the target", n)

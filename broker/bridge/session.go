@@ -305,24 +305,29 @@ func (s *session) batch() (more bool, err error) {
 		if buf == nil {
 			break
 		}
-		packets++
-		bytes += uint64(buf.size)
 		total += buf.size
+		var sent bool
 		switch {
 		case !s.takes(buf.vnet):
 			if buf.vnet.gsoType != gsoNone { // what the segments' headers add
 				total += int(buf.vnet.hdrLen) * buf.size / max(1, int(buf.vnet.gsoSize))
 			}
-			err = s.cut(frames, buf)
+			sent, err = s.cut(frames, buf)
 		case buf.size > s.largest:
 			s.tooBig(buf)
 		case buf.size >= directBytes:
 			if err = s.encrypt(frames); err == nil {
 				_, err = s.conn.Write(buf.frame())
 			}
+			sent = true
 		default:
 			*frames = append(*frames, buf.frame()...)
 			err = s.full(frames)
+			sent = true
+		}
+		if sent {
+			packets++
+			bytes += uint64(buf.size)
 		}
 		buf.free()
 	}
@@ -375,32 +380,32 @@ func (s *session) takes(h vnetHeader) bool {
 	return s.flags&flagOffload != 0
 }
 
-// cut does it for the peer: segments, and checksums.
-func (s *session) cut(frames *[]byte, buf *buffer) error {
+// cut does it for the peer: segments, and checksums. A packet that is too big is not sent.
+func (s *session) cut(frames *[]byte, buf *buffer) (sent bool, err error) {
 	if buf.vnet.gsoType == gsoNone {
 		buf.vnet.complete(buf.packet())
 		if buf.size > s.largest {
 			s.tooBig(buf)
-			return nil
+			return false, nil
 		}
 		*frames = append(*frames, buf.frame()...)
-		return s.full(frames)
+		return true, s.full(frames)
 	}
 	seg := buf.vnet.segments(buf.packet())
 	for n := seg.size(); n > 0; n = seg.size() {
 		if n > s.largest { // cannot be: the MTU of the TUN bounds it, unless somebody raised that
 			s.p.count.drops.add(DropTooBig)
-			return nil
+			return false, nil
 		}
 		start := len(*frames)
 		*frames = (*frames)[:start+frameHeader+n]
 		putHeader((*frames)[start:], n, framePacket)
 		seg.next((*frames)[start+frameHeader:])
 		if err := s.full(frames); err != nil {
-			return err
+			return true, err
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // full encrypts frames if they make a record.

@@ -39,7 +39,8 @@ const (
 	DropNoLink       Drop = iota // out: no link leads to its destination
 	DropNotConnected             // out: link is not connected
 	DropQueueFull                // out: made room for a newer packet
-	DropStale                    // out: waited for too long
+	DropStale                    // out: waited for so long that nobody wants it any more
+	DropCoDel                    // out: its flow waits for longer than it should, and shall slow down (RFC 8289)
 	DropTooBig                   // out: larger than the peer reads
 	DropSource                   // in: source is not routed to the link
 	DropDestination              // in: destination is neither within ingress nor of another link
@@ -50,7 +51,7 @@ const (
 )
 
 func (d Drop) String() string {
-	return [...]string{"no-link", "not-connected", "queue-full", "stale", "too-big", "source", "destination", "ttl", "malformed", "tun-write"}[d]
+	return [...]string{"no-link", "not-connected", "queue-full", "stale", "codel", "too-big", "source", "destination", "ttl", "malformed", "tun-write"}[d]
 }
 
 // Stats are counters since the bridge was opened, or the link was first set.
@@ -60,10 +61,11 @@ type Stats struct {
 	Links   map[string]LinkStats
 }
 
-// LinkStats are the counters of a link. Bytes are those of IP packets.
+// LinkStats are the counters of a link. Packets are as they travel: a super-packet is one of them, cut or not. Bytes are
+// those of IP packets.
 type LinkStats struct {
 	RxPackets, RxBytes uint64 // received, the dropped ones included
-	TxPackets, TxBytes uint64 // given to the connection
+	TxPackets, TxBytes uint64 // given to the connection, no dropped ones
 	Drops              [NumDrops]uint64
 }
 
@@ -127,12 +129,15 @@ func (b *Bridge) Status(link string) (Status, bool) {
 // TUN is the device as it was opened.
 type TUN struct {
 	Interface string
-	Queues    int
+	Queues    int // 0: it is missing, and opened again
 	Offloads  Offloads
 }
 
 // TUN returns what the kernel gave.
 func (b *Bridge) TUN() TUN {
 	dev := *b.device.Load()
+	if _, missing := dev.(noDevice); missing {
+		return TUN{Interface: b.name}
+	}
 	return TUN{b.name, len(dev.Queues()), dev.Offloads()}
 }
