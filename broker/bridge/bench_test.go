@@ -45,6 +45,7 @@ func (t *nullTUN) Offloads() Offloads          { return t.offloads }
 func (t *nullTUN) TryRead([]byte) (int, error) { return 0, nil }
 func (t *nullTUN) Read([]byte) (int, error)    { <-t.closed; return 0, os.ErrClosed }
 func (t *nullTUN) Write(b []byte) (int, error) { return len(b), nil }
+func (t *nullTUN) SetMTU(int) error            { return nil }
 func (t *nullTUN) Close(bool) error            { close(t.closed); return nil }
 
 // bare is a session of a bridge without goroutines of its own.

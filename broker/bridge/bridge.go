@@ -264,11 +264,12 @@ func (b *Bridge) SetConfig(config Config) error {
 		p.wake()
 	}
 	var err error
-	if dev, ok := (*b.device.Load()).(*kernelTUN); ok && config.PlainTUN != dev.plain {
+	dev := *b.device.Load()
+	if t, ok := dev.(*kernelTUN); ok && config.PlainTUN != t.plain {
 		b.reopen.Store(true)
 		dev.Close(true)
-	} else if ok && config.MTU != old.MTU {
-		err = dev.setMTU(config.MTU)
+	} else if config.MTU != old.MTU {
+		err = dev.SetMTU(config.MTU)
 	}
 	if b.listener != nil {
 		err = errors.Join(err, b.listen())

@@ -815,6 +815,36 @@ func TestTUNOpenedTooLate(t *testing.T) {
 	}
 }
 
+// A TUN has the MTU that is configured now, also when that changes while it is opened.
+func TestMTU(t *testing.T) {
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	set := func(mtu int) {
+		t.Helper()
+		c := a.config
+		c.MTU = mtu
+		if err := a.SetConfig(c); err != nil {
+			t.Error(err)
+		}
+	}
+	set(1400)
+	if mtu := a.tun.mtu.Load(); mtu != 1400 {
+		t.Errorf("MTU %d", mtu)
+	}
+	late := newMemTUN()
+	opening, opened := make(chan struct{}), make(chan struct{})
+	a.open = func() (device, error) {
+		close(opening)
+		<-opened
+		return late, nil
+	}
+	a.tun.Close(true)
+	<-opening
+	set(1300)
+	close(opened)
+	a.await("MTU", func() bool { return late.mtu.Load() == 1300 })
+}
+
 func TestNoSecrets(t *testing.T) {
 	api := &APIInfo{"s3cret", nil}
 	var b strings.Builder

@@ -53,6 +53,7 @@ type memTUN struct {
 	closed  chan struct{}
 	once    sync.Once
 	kept    bool
+	mtu     atomic.Int64
 }
 
 func newMemTUN() *memTUN {
@@ -79,6 +80,7 @@ func (t *memTUN) TryRead(b []byte) (int, error) {
 
 func (t *memTUN) Queues() []tunQueue { return []tunQueue{t} }
 func (t *memTUN) Offloads() Offloads { return 0 }
+func (t *memTUN) SetMTU(n int) error { t.mtu.Store(int64(n)); return nil }
 
 func (t *memTUN) Write(b []byte) (int, error) {
 	select {

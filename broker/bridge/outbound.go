@@ -93,9 +93,12 @@ func (b *Bridge) setDevice(dev device) bool {
 	if b.closed {
 		return false
 	}
-	if t, ok := dev.(*kernelTUN); ok && t.plain != b.config.Load().PlainTUN { // changed while it was opened
+	c := b.config.Load() // may have changed while the device was opened
+	if t, ok := dev.(*kernelTUN); ok && t.plain != c.PlainTUN {
 		b.reopen.Store(true)
 		t.Close(true)
+	} else if err := dev.SetMTU(c.MTU); err != nil {
+		b.log.Warn("MTU of the TUN", "error", err)
 	}
 	b.device.Store(&dev)
 	if _, missing := dev.(noDevice); !missing {

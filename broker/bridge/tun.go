@@ -42,6 +42,7 @@ func (o Offloads) String() string {
 type device interface {
 	Queues() []tunQueue // the kernel leads a flow to the one that its packets were last written to
 	Offloads() Offloads // with any, a virtio_net_hdr is before each packet
+	SetMTU(mtu int) error
 	// Close ends reading. With keep the device outlives it, with its addresses and routes.
 	Close(keep bool) error
 }
@@ -60,6 +61,7 @@ type kernelTUN struct {
 	queues   []tunQueue // tunFile all
 	offloads Offloads
 	plain    bool  // as configured
+	mtu      int   // 0: not known
 	refused  error // why there are no offloads that were configured
 }
 
@@ -159,7 +161,7 @@ func openTUN(name string, mtu int, plain bool) (device, error) {
 		return nil, fmt.Errorf("open TUN %s: %w", name, err)
 	}
 	dev.plain, dev.refused = plain, refused
-	if err := dev.setMTU(mtu); err != nil {
+	if err := dev.SetMTU(mtu); err != nil {
 		dev.Close(true)
 		return nil, err
 	}
@@ -300,7 +302,10 @@ func (t *kernelTUN) control(f func(fd int) error) error {
 	return os.NewSyscallError("ioctl", err)
 }
 
-func (t *kernelTUN) setMTU(mtu int) error {
+func (t *kernelTUN) SetMTU(mtu int) error {
+	if t.mtu == mtu {
+		return nil
+	}
 	link, err := netlink.LinkByName(t.name)
 	if err == nil && link.Attrs().MTU != mtu {
 		err = netlink.LinkSetMTU(link, mtu)
@@ -308,6 +313,7 @@ func (t *kernelTUN) setMTU(mtu int) error {
 	if err != nil {
 		return fmt.Errorf("set MTU %d of %s: %w", mtu, t.name, err)
 	}
+	t.mtu = mtu
 	return nil
 }
 
@@ -334,4 +340,5 @@ func (noDevice) Offloads() Offloads          { return 0 }
 func (noDevice) Read([]byte) (int, error)    { return 0, os.ErrClosed }
 func (noDevice) TryRead([]byte) (int, error) { return 0, os.ErrClosed }
 func (noDevice) Write([]byte) (int, error)   { return 0, os.ErrClosed }
+func (noDevice) SetMTU(int) error            { return nil }
 func (noDevice) Close(bool) error            { return nil }
