@@ -379,7 +379,7 @@ func (h *held) look(b *Bridge) {
 			h.mailbox = max(h.mailbox, int(s.posted.Load()))
 			if s.work.Add(1) == 1 { // as who sends
 				h.queue = max(h.queue, s.queue.bytes)
-				s.send(true)
+				s.send()
 			}
 		}
 		p.mu.Unlock()

@@ -127,7 +127,7 @@ func TestParkedFirst(t *testing.T) {
 		<-done
 		for s.work.Load() != 0 { // a visitor left
 			<-s.more
-			s.send(false)
+			s.send()
 		}
 		for id := range all {
 			if id >= len(got) || got[id] != uint64(id) {

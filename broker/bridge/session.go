@@ -33,7 +33,7 @@ const (
 	readBytes   = 32 << 10 // what the reader has for frames, and when there are larger ones
 	readMost    = 4 * largeBuffer
 	readsSmall  = 64 // reads in a row that did not need that
-	rounds      = 4  // batches that a kick sends before the session's own goroutine takes over
+	rounds      = 4  // batches that are sent in one go; then the session's own goroutine takes over
 )
 
 var reads = sync.Pool{New: func() any { return new([headroom + readMost]byte) }}
@@ -146,7 +146,7 @@ func (s *session) attend() {
 			s.ping.Store(true)
 			s.kick()
 		case <-s.more:
-			s.send(false)
+			s.send()
 		case <-s.waiting:
 			err := s.raw.sendSome()
 			if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -178,7 +178,7 @@ func (s *session) post(buf *buffer) {
 // kick sees to it that what was posted is sent.
 func (s *session) kick() {
 	if s.work.Add(1) == 1 {
-		s.send(true)
+		s.send()
 	}
 }
 
@@ -200,17 +200,10 @@ func (s *session) push() (more bool) {
 	return true
 }
 
-// send sends until there is nothing to do. Only one goroutine at a time is here. A visitor leaves when that
-// takes long, and the session's goroutine goes on.
-func (s *session) send(visitor bool) {
-	for n := 0; ; n++ {
-		if visitor && n == rounds {
-			s.more <- struct{}{} // has room: it is used by who has the right to send
-			if s.gone.Load() {
-				s.reclaim()
-			}
-			return
-		}
+// send sends until there is nothing to do. Only one goroutine at a time is here. When that takes long, the
+// session's own goroutine goes on, which looks after other things in between.
+func (s *session) send() {
+	for range rounds {
 		s.work.Store(1) // who kicks from now on makes it more
 		idle, err := s.round()
 		if err != nil {
@@ -221,13 +214,17 @@ func (s *session) send(visitor bool) {
 			return
 		}
 	}
+	s.more <- struct{}{} // has room: it is used by who has the right to send
+	if s.gone.Load() {
+		s.reclaim()
+	}
 }
 
 // reclaim takes the right to send back that was given to the session's goroutine, which may have ended.
 func (s *session) reclaim() {
 	select {
 	case <-s.more:
-		s.send(false)
+		s.send()
 	default:
 	}
 }
