@@ -30,6 +30,45 @@ func addresses(packet []byte) (src, dst netip.Addr, ok bool) {
 	return src, dst, false
 }
 
+// rerouted tells whether a packet that addresses found sound is to go on from its destination to another one that
+// the packet names, or may be: by a source route of IPv4 (RFC 791, 3.1) or a routing header of IPv6 (RFC 8200, 4.4).
+func rerouted(packet []byte) bool {
+	if packet[0]>>4 == 4 {
+		options := packet[20 : int(packet[0]&0x0f)*4]
+		for len(options) > 0 && options[0] != 0 { // 0: the end
+			n := 1
+			switch {
+			case options[0] == 1: // no operation
+			case options[0] == 131, options[0] == 137, len(options) < 2, options[1] < 2: // loose and strict source route, nonsense
+				return true
+			default:
+				n = int(options[1])
+			}
+			options = options[min(n, len(options)):]
+		}
+		return false
+	}
+	next, start := packet[6], 40
+	for range extensionsMax {
+		size := 8
+		switch next {
+		case 0, 43, 60: // hop-by-hop options, routing, destination options
+			if len(packet) < start+8 || next == 43 && packet[start+3] > 0 { // segments that are left
+				return true
+			}
+			size += int(packet[start+1]) * 8
+		case 44: // fragment
+			if len(packet) < start+8 {
+				return true
+			}
+		default:
+			return false
+		}
+		next, start = packet[start], start+size
+	}
+	return true
+}
+
 // decrementTTL takes one hop from a packet that addresses found sound; false: it has none left.
 func decrementTTL(packet []byte) bool {
 	if packet[0]>>4 == 6 {

@@ -62,6 +62,59 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+func TestRerouted(t *testing.T) {
+	v4 := func(options ...byte) []byte {
+		options = append(options, make([]byte, (4-len(options)%4)%4)...)
+		p := append(packet("192.168.0.12", "100.64.0.1", 64, 28, 0)[:20], options...)
+		p = append(p, make([]byte, 8)...)
+		p[0], p[3] = 0x45+byte(len(options)/4), byte(len(p))
+		return p
+	}
+	v6 := func(next byte, extensions ...byte) []byte {
+		p := packet("fd00::12", "fd00::11", 64, 48, 0)[:40]
+		p[6], p[5] = next, byte(len(extensions)+8)
+		return append(append(p, extensions...), make([]byte, 8)...)
+	}
+	many := bytes.Repeat([]byte{60, 0, 1, 4, 0, 0, 0, 0}, extensionsMax)
+	for _, test := range []struct {
+		name   string
+		packet []byte
+		want   bool
+	}{
+		{"no options", v4(), false},
+		{"router alert", v4(148, 4, 0, 0), false},
+		{"record route", v4(1, 7, 7, 4, 0, 0, 0, 0), false},
+		{"loose source route", v4(131, 7, 4, 10, 0, 0, 1), true},
+		{"strict source route", v4(137, 7, 4, 10, 0, 0, 1), true},
+		{"behind others", v4(1, 148, 4, 0, 0, 131, 7, 4, 10, 0, 0, 1), true},
+		{"behind one of length 0", v4(148, 0, 131, 7, 4, 10, 0, 0, 1), true},
+		{"behind the end", v4(0, 131, 7, 4, 10, 0, 0, 1), false},
+		{"cut", v4(1, 1, 1, 148), true},
+		{"UDP over IPv6", v6(17), false},
+		{"routing header with segments left", v6(43, 17, 0, 4, 1, 0, 0, 0, 0), true},
+		{"without", v6(43, 17, 0, 4, 0, 0, 0, 0, 0), false},
+		{"behind options", v6(60, 43, 0, 1, 4, 0, 0, 0, 0, 17, 0, 4, 1, 0, 0, 0, 0), true},
+		{"too long", v6(60, 43, 9, 1, 4, 0, 0, 0, 0), true},
+		{"behind too many", v6(60, many...), true},
+		{"fragment of it", v6(44, 43, 0, 0, 1, 0, 0, 0, 0, 17, 0, 4, 1, 0, 0, 0, 0), true},
+		{"fragment", v6(44, 17, 0, 0, 1, 0, 0, 0, 0), false},
+	} {
+		if _, _, ok := addresses(test.packet); !ok {
+			t.Errorf("%s: not sound", test.name)
+		} else if got := rerouted(test.packet); got != test.want {
+			t.Errorf("%s: %v", test.name, got)
+		}
+	}
+
+	// One check on the way in.
+	_, s := bare(t)
+	room := append(make([]byte, vnetSize), v4(131, 7, 4, 10, 0, 0, 1)...)
+	s.receive(room, vnetHeader{})
+	if n := s.p.count.drops[DropDestination].Load(); n != 1 {
+		t.Errorf("%d packets with a source route", n)
+	}
+}
+
 func TestDecrementTTL(t *testing.T) {
 	for _, ttl := range []byte{2, 64, 255} {
 		for mark := range 300 { // with various identifications, so various checksums

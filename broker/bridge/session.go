@@ -558,6 +558,10 @@ func (s *session) receive(room []byte, vnet vnetHeader) {
 		p.count.drops.add(DropSource)
 		return
 	}
+	if packet[0] != 0x45 && rerouted(packet) { // dst is not where it ends: nobody could say whether that is allowed
+		p.count.drops.add(DropDestination)
+		return
+	}
 	if allowed, _ := p.filter.Load().ingress.Lookup(dst); allowed {
 		if !p.b.deliver(int(s.tun.Load()), room, vnet) {
 			p.count.drops.add(DropTUNWrite)

@@ -43,7 +43,7 @@ const (
 	DropCoDel                    // out: its flow waits for longer than it should, and shall slow down (RFC 8289)
 	DropTooBig                   // out: larger than the peer reads
 	DropSource                   // in: source is not routed to the link
-	DropDestination              // in: destination is neither within ingress nor of another link
+	DropDestination              // in: destination is neither within ingress nor of another link, or there is a source route
 	DropTTL                      // in: to be forwarded, but has no hop left
 	DropMalformed                // in or out: not a sound IP packet
 	DropTUNWrite                 // in: refused by the TUN
