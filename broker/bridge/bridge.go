@@ -59,7 +59,7 @@ type Config struct {
 	timing *timing                // tests: instead of defaultTiming
 }
 
-// timing is all durations of the bridge, and its dialer.
+// timing is all durations of the bridge, what else limits a session, and the dialer.
 type timing struct {
 	dial, handshake, write   time.Duration // limits; handshake includes the hellos
 	tls                      time.Duration // limit of the TLS handshake of an accepted connection
@@ -69,6 +69,7 @@ type timing struct {
 	backoffUsed, backoffIdle time.Duration // its limit when the link was used recently, and else
 	recently, stable         time.Duration // a session that lived for longer than stable is dialled again at once
 	follow                   time.Duration // the end that does not lead dials missing streams after that
+	records                  int64         // about as many TLS records are sent with the keys of a session
 	dialer                   func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -79,6 +80,7 @@ var defaultTiming = timing{
 	stale:   time.Second,
 	backoff: 100 * time.Millisecond, backoffUsed: time.Second, backoffIdle: 5 * time.Second,
 	recently: 5 * time.Minute, stable: 3 * time.Second, follow: 2 * time.Second,
+	records: 1 << 24,
 	// It looks the name up each time, and tries IPv6 and IPv4 (RFC 8305).
 	dialer: (&net.Dialer{}).DialContext,
 }
@@ -142,6 +144,7 @@ var (
 	errSuspended = errors.New("waiting for the certificate")
 	errStreams   = errors.New("fewer streams are configured")
 	errOffloads  = errors.New("the TUN's offloads changed")
+	errSpent     = errors.New("its keys are used up, it is made anew")
 )
 
 // Open opens the TUN, or takes over the one that an earlier process left. Nothing is

@@ -188,6 +188,13 @@ func (g *gather) sendSome() error {
 	return err
 }
 
+// closeWrite tells the other end that nothing comes any more; what was sent arrives. All was flushed.
+func (g *gather) closeWrite() {
+	if c, ok := g.Conn.(interface{ CloseWrite() error }); ok {
+		_ = c.CloseWrite()
+	}
+}
+
 // write is one system call.
 func (g *gather) write(fd uintptr) {
 	if g.n, _, g.err = rawWrite(fd, (*g.out)[g.sent:]); g.err != nil {

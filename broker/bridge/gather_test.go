@@ -75,7 +75,7 @@ func join(t testing.TB, p *peer, conn net.Conn, stream int) (*session, chan stru
 	go func() {
 		defer close(ended)
 		s.run()
-		p.detach(s)
+		p.detach(s, s.cause)
 	}()
 	return s, ended
 }
@@ -588,7 +588,7 @@ func TestEndAfterVisitor(t *testing.T) {
 		t.Fatal("not attached")
 	}
 	s.close(io.EOF)
-	p.detach(s)
+	p.detach(s, s.cause)
 	for range 10 { // in the place of its goroutine
 		select {
 		case <-next.more:

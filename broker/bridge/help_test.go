@@ -185,10 +185,12 @@ type internet struct {
 	hosts  map[string]string
 	frozen chan struct{} // closed: nothing that was dialled passes any more
 	dials  map[string]int
+
+	records int64 // see timing
 }
 
 func newInternet(t testing.TB) *internet {
-	return &internet{t: t, ca: newAuthority(t), hosts: map[string]string{}, frozen: make(chan struct{}), dials: map[string]int{}}
+	return &internet{t: t, ca: newAuthority(t), hosts: map[string]string{}, frozen: make(chan struct{}), dials: map[string]int{}, records: defaultTiming.records}
 }
 
 func (i *internet) dial(ctx context.Context, network, address string) (net.Conn, error) {
@@ -264,7 +266,7 @@ func testTiming(i *internet) *timing {
 		dial: 2 * time.Second, handshake: 5 * time.Second, tls: 5 * time.Second, write: 300 * time.Millisecond,
 		ping: 20 * time.Millisecond, silence: 200 * time.Millisecond, stale: time.Second,
 		backoff: 2 * time.Millisecond, backoffUsed: 20 * time.Millisecond, backoffIdle: 50 * time.Millisecond,
-		recently: time.Minute, stable: 20 * time.Millisecond, follow: 10 * time.Millisecond, dialer: i.dial,
+		recently: time.Minute, stable: 20 * time.Millisecond, follow: 10 * time.Millisecond, records: i.records, dialer: i.dial,
 	}
 }
 

@@ -152,7 +152,7 @@ func (b *Bridge) meet(n *stranger) {
 	}
 	if p != nil && p.attach(s, theirs) {
 		s.run()
-		p.detach(s)
+		p.detach(s, s.cause)
 	}
 }
 

@@ -86,7 +86,10 @@ func dual(p mesh.Peer, from, to byte) mesh.Peer {
 }
 
 func sites(t *testing.T, plainA, plainB bool, prepareA ...func()) (a, b *site) {
-	i := newInternet(t)
+	return newInternet(t).sites(t, plainA, plainB, prepareA...)
+}
+
+func (i *internet) sites(t *testing.T, plainA, plainB bool, prepareA ...func()) (a, b *site) {
 	a, b = i.site(t, "a.example", 1, plainA, prepareA...), i.site(t, "b.example", 2, plainB)
 	a.set(dual(link("b", 1, 2, "b.example"), 1, 2))
 	b.set(dual(link("a", 2, 1, "a.example"), 2, 1))
@@ -222,6 +225,25 @@ func TestOffloadsEndToEnd(t *testing.T) {
 			both(t, a, b, test.size)
 		})
 	}
+}
+
+// Keys are not used for longer than they are good for: the sessions are made anew, one after the other. Nothing is lost.
+func TestKeysUsedUp(t *testing.T) {
+	i := newInternet(t)
+	i.records = 1000
+	a, b := i.sites(t, false, false)
+	sinceA, sinceB := a.status("b").Since, b.status("a").Since
+	dials := func() int { i.mu.Lock(); defer i.mu.Unlock(); return i.dials["a.example"] + i.dials["b.example"] }
+	before := dials()
+	transfer(t, a, b, b.v4(), 96<<20, nil)
+	transfer(t, b, a, a.v4(), 32<<20, nil)
+	if n := dials() - before; n < 4 {
+		t.Errorf("%d sessions were made anew", n)
+	}
+	if a.status("b").Since != sinceA || b.status("a").Since != sinceB {
+		t.Errorf("link was down: %+v, %+v", a.status("b"), b.status("a"))
+	}
+	t.Log(dials()-before, "dials", a.Stats().Links["b"], b.Stats().Links["a"])
 }
 
 // The TUN of a link that is in use becomes a plain one, and one with offloads again. Connections through it live on.
@@ -425,7 +447,7 @@ func TestMemoryBound(t *testing.T) {
 					}
 					p.b.credentials.Store(own)
 					stuck = append(stuck, s)
-					a.wg.Go(func() { s.run(); p.detach(s) })
+					a.wg.Go(func() { s.run(); p.detach(s, s.cause) })
 				}
 			}
 			const limit = sessionBytes

@@ -148,7 +148,7 @@ func TestResend(t *testing.T) {
 		send(0, 100)
 	}
 	attached(t, p, 1, func(b []byte) { writes.Add(1); bytes.Add(int64(len(b))) })
-	p.detach(s)
+	p.detach(s, s.cause)
 	if bytes.Load() != packets*(frameHeader+100) || writes.Load() > 10 {
 		t.Errorf("%d bytes were sent in %d writes", bytes.Load(), writes.Load())
 	}

@@ -358,7 +358,7 @@ func (p *peer) dial(stream int) (err error) {
 		defer conn.Close()
 		defer stop()
 		s.run()
-		p.detach(s)
+		p.detach(s, s.cause)
 	})
 	return nil
 }
@@ -493,8 +493,19 @@ func (p *peer) drop(cause error, unwanted func(*session) bool) {
 	}
 }
 
-// detach removes a session that ended.
-func (p *peer) detach(s *session) {
+// retire has a session of which the other end does not know yet that it ends send what it has begun, and no more. If
+// it is the only one it has to go on, unless it must end.
+func (p *peer) retire(s *session, must bool) {
+	p.mu.Lock()
+	others := len(p.sessions) > 1
+	p.mu.Unlock()
+	if others || must {
+		p.detach(s, errSpent)
+	}
+}
+
+// detach removes a session that ended, or is to do so.
+func (p *peer) detach(s *session, cause error) {
 	p.mu.Lock()
 	before := len(p.sessions)
 	p.sessions = slices.DeleteFunc(p.sessions, func(o *session) bool { return o == s })
@@ -509,15 +520,15 @@ func (p *peer) detach(s *session) {
 	p.flapped = !p.eager
 	if len(p.sessions) > 0 {
 		p.mu.Unlock()
-		p.b.log.Info("one connection of the link is lost, others carry on", "link", p.Link, "reason", short(s.cause))
+		p.b.log.Info("one connection of the link is lost, others carry on", "link", p.Link, "reason", short(cause))
 		p.leave(s)
 		p.wake()
 		p.b.changed()
 		return
 	}
 	p.wanted.Store(int64(now))
-	p.status.Reason = "connection lost: " + short(s.cause)
-	if s.cause == errSilent {
+	p.status.Reason = "connection lost: " + short(cause)
+	if cause == errSilent {
 		p.status.Reason = fmt.Sprintf("connection lost: no answer for %s", p.b.timing.silence)
 	}
 	reason := p.status.Reason

@@ -19,6 +19,8 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"math"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -33,6 +35,7 @@ const (
 	readBytes   = 32 << 10 // what the reader has for frames, and when there are larger ones
 	readMost    = 4 * largeBuffer
 	readsSmall  = 64 // reads in a row that did not need that
+	spentMost   = 6  // sixteenths of timing.records that the only session of a link waits for another one
 	rounds      = 4  // batches that are sent in one go; then the session's own goroutine takes over
 )
 
@@ -67,12 +70,16 @@ type session struct {
 	work    atomic.Int32
 	queue   queue
 	blocked bool // the kernel takes no more: see free
+	last    bool // nothing more will be sent
 	icmp    limiter
+	records int64 // TLS records that were sent, about
+	renew   int64 // as soon as there are so many, the session is to be replaced
 
 	short  bool     // the reader's: the path is
 	onward *session // the reader's: has packets of ours to be sent
 
 	waiting chan struct{} // tells the session's goroutine that it is blocked
+	spent   chan struct{} // or that renew is reached
 	more    chan struct{} // gives the session's goroutine the right to send
 
 	rtt atomic.Int64 // nanoseconds, smoothed
@@ -88,10 +95,13 @@ func newSession(p *peer, conn net.Conn, raw *gather, accepted bool, stream int, 
 		p: p, conn: conn, raw: raw, accepted: accepted, stream: stream, instance: h.instance, ours: flags, theirs: h.flags, flags: h.flags & flags,
 		largest: maxFormerPayload, born: p.b.now(),
 		queue: queue{stale: p.b.timing.stale, drops: &p.count.drops}, icmp: limiter{every: icmpInterval, burst: icmpBurst},
-		waiting: make(chan struct{}, 1), more: make(chan struct{}, 1), done: make(chan struct{}),
+		waiting: make(chan struct{}, 1), spent: make(chan struct{}, 1), more: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	if h.capable {
 		s.largest = maxPayload
+	}
+	if s.renew = math.MaxInt64; !s.plain() {
+		s.renew = p.b.timing.records/4*3 + rand.Int64N(p.b.timing.records/4) // not all sessions at the same time
 	}
 	// The first thing that is sent, before any packet: see flagKeepalive. It measures the round-trip time, too.
 	s.ping.Store(s.flags&flagKeepalive != 0)
@@ -137,6 +147,7 @@ func (s *session) attend() {
 		defer t.Stop()
 		ping = t.C
 	}
+	spent := 0
 	s.kick()
 	for {
 		select {
@@ -145,6 +156,12 @@ func (s *session) attend() {
 		case <-ping:
 			s.ping.Store(true)
 			s.kick()
+		case <-s.spent:
+			spent++
+			s.p.retire(s, spent > spentMost)
+			if s.gone.Load() { // the peer closes when it has read the last of it; it is not trusted to do so
+				s.raw.SetReadDeadline(time.Now().Add(s.p.b.timing.silence))
+			}
 		case <-s.more:
 			s.send()
 		case <-s.waiting:
@@ -241,11 +258,11 @@ func (s *session) round() (idle bool, err error) {
 }
 
 func (s *session) next() (idle bool, err error) {
-	switch {
-	case s.gone.Load():
+	gone := s.gone.Load()
+	if gone {
 		s.p.resend(&s.queue)
-		return true, nil
-	case s.blocked && !s.free.Swap(false):
+	}
+	if s.last || s.blocked && !s.free.Swap(false) {
 		return true, nil
 	}
 	select {
@@ -253,15 +270,26 @@ func (s *session) next() (idle bool, err error) {
 		return true, nil
 	default:
 	}
-	more := true
-	if !s.blocked { // else what is left of the last batch comes first
+	more := !gone
+	if more && !s.blocked { // else what is left of the last batch comes first
 		if more, err = s.batch(); err != nil {
 			return true, err
 		}
 	}
 	done, err := s.raw.flush()
-	if s.blocked = !done; s.blocked && err == nil {
+	switch s.blocked = !done; {
+	case err != nil:
+	case s.blocked:
 		s.waiting <- struct{}{} // has room: it is used once until free
+	case gone: // but not at its end yet: see retire
+		s.last = true
+		s.raw.closeWrite()
+	case s.records >= s.renew:
+		s.renew += s.p.b.timing.records / 16
+		select {
+		case s.spent <- struct{}{}:
+		default:
+		}
 	}
 	return !(more && done), err
 }
@@ -314,7 +342,7 @@ func (s *session) batch() (more bool, err error) {
 			s.tooBig(buf)
 		case buf.size >= directBytes:
 			if err = s.encrypt(frames); err == nil {
-				_, err = s.conn.Write(buf.frame())
+				err = s.write(buf.frame())
 			}
 			sent = true
 		default:
@@ -344,8 +372,16 @@ func (s *session) encrypt(frames *[]byte) error {
 	if len(*frames) == 0 {
 		return nil
 	}
-	_, err := s.conn.Write(*frames)
+	err := s.write(*frames)
 	*frames = (*frames)[:0]
+	return err
+}
+
+// write encrypts frames, and counts the records: a key of AES-GCM is good for 2^24.5 (RFC 8446, 5.5), and Go never
+// takes a new one by itself.
+func (s *session) write(frames []byte) error {
+	s.records += 1 + int64(len(frames)/recordBytes)
+	_, err := s.conn.Write(frames)
 	return err
 }
 
@@ -440,7 +476,7 @@ func (s *session) read() error {
 	)
 	for {
 		if s.flags&flagKeepalive != 0 {
-			if now := s.p.b.now(); renewed == 0 || now-renewed > silence/8 { // not for each read: it has its cost
+			if now := s.p.b.now(); (renewed == 0 || now-renewed > silence/8) && !s.gone.Load() { // not for each read: it has its cost
 				renewed = now
 				s.raw.SetReadDeadline(time.Now().Add(silence))
 			}
