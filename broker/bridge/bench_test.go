@@ -49,8 +49,10 @@ func (t *nullTUN) SetMTU(int) error            { return nil }
 func (t *nullTUN) Close(bool) error            { close(t.closed); return nil }
 
 // bare is a session of a bridge without goroutines of its own.
-func bare(t testing.TB) (*outbound, *session) {
-	b, err := Open(Config{Interface: "null", open: opens(newNullTUN(OffloadTSO | OffloadUSO)), Log: quiet})
+func bare(t testing.TB) (*outbound, *session) { return bareOn(t, newNullTUN(OffloadTSO|OffloadUSO)) }
+
+func bareOn(t testing.TB, dev device) (*outbound, *session) {
+	b, err := Open(Config{Interface: "null", open: opens(dev), Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -355,7 +357,7 @@ func BenchmarkLink(b *testing.B) {
 				if !test.tls {
 					c = nil
 				}
-				return i.start(host, c, func(c *Config) { c.open = opens(f); t := defaultTiming; t.dialer = i.plainDial; c.timing = &t })
+				return i.start(host, c, func(c *Config) { c.open = opens(f); t := defaultTiming; t.dialer = i.dial; c.timing = &t })
 			}
 			a, z := start(true, "a.example"), start(false, "b.example")
 			a.set(link("b", 1, 2, "b.example"))

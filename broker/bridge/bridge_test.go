@@ -102,10 +102,10 @@ func TestFilter(t *testing.T) {
 	a.tun.in <- packet("192.168.0.77", "192.168.0.12", 64, 60, 1)
 	a.tun.in <- packet("192.168.0.11", "10.1.1.1", 64, 60, 2)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 4)
-	d := b.Stats().Links["a"].Drops
-	if d[DropSource] != 1 || d[DropDestination] != 1 {
-		t.Errorf("drops %v", d)
-	}
+	b.await("drops", func() bool { // on another stream
+		d := b.Stats().Links["a"].Drops
+		return d[DropSource] == 1 && d[DropDestination] == 1
+	})
 	b.await("counter", func() bool { return b.Stats().Links["a"].RxPackets == 3 })
 	// Other rules apply at once, and cost no connection.
 	since := b.status("a").Since
@@ -114,9 +114,7 @@ func TestFilter(t *testing.T) {
 	b.set(q)
 	a.tun.in <- packet("192.168.0.11", "10.1.1.1", 64, 60, 5)
 	a.pass(b, "192.168.0.11", "10.2.1.1", 6)
-	if n := b.Stats().Links["a"].Drops[DropDestination]; n != 2 {
-		t.Errorf("%d packets to destinations outside ingress", n)
-	}
+	b.await("drop of a packet to a destination outside ingress", func() bool { return b.Stats().Links["a"].Drops[DropDestination] == 2 })
 	if b.status("a").Since != since {
 		t.Error("connection was lost")
 	}
@@ -414,7 +412,9 @@ func TestNoCredentialsYet(t *testing.T) {
 }
 
 func TestSilentPeer(t *testing.T) {
-	i, a, b := pair(t)
+	i := newInternet(t)
+	i.freezes = true
+	a, b := i.pair()
 	close(i.frozen)
 	a.await("detection", func() bool { // by one end; the other may see that one close
 		return strings.Contains(a.status("b").Reason+b.status("a").Reason, "connection lost: no answer for 200ms")
@@ -449,6 +449,7 @@ func TestNewInstance(t *testing.T) {
 	i := newInternet(t)
 	patient := func(c *Config) { c.timing.silence = time.Hour }
 	var dead atomic.Bool
+	i.freezes = true
 	a := i.start("a.example", i.ca.issue(t, "a.example"), patient)
 	old := i.start("b.example", i.ca.issue(t, "b.example"), patient, func(c *Config) {
 		dial := c.timing.dialer

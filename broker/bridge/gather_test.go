@@ -188,9 +188,11 @@ func TestGatherOrder(t *testing.T) {
 			if done {
 				return
 			}
+			g.mu.Lock()
 			if waits++; g.sent > 0 {
 				partly++
 			}
+			g.mu.Unlock()
 			if err := g.sendSome(); err != nil {
 				t.Fatal(err)
 			}
@@ -732,14 +734,16 @@ func TestGatherBound(t *testing.T) {
 			}
 		})
 		read := <-slow
+		within(t, "a full queue, as nobody reads", 10*time.Second, func() bool { return p.count.drops[DropQueueFull].Load() > 0 })
 		close(stop)
 		wg.Wait()
 		b.Close()
 		<-ended
-		if s.raw.out != nil {
-			if held := cap(*s.raw.out); held > batchBytes+largeBuffer+1024 {
-				t.Errorf("packets of %d bytes: %d bytes wait for the socket, after %d were read", size, held, read)
-			}
+		if s.raw.out == nil {
+			t.Fatalf("packets of %d bytes: nothing waits for the socket", size)
+		}
+		if held := len(*s.raw.out); held > gatheredBytes {
+			t.Errorf("packets of %d bytes: %d bytes wait for the socket, after %d were read", size, held, read)
 		}
 	}
 }

@@ -179,12 +179,14 @@ func (ca *authority) issueAt(t testing.TB, from, to time.Time, names ...string) 
 
 // internet resolves host names to bridges, and can be cut.
 type internet struct {
-	t      testing.TB
-	ca     *authority
-	mu     sync.Mutex
-	hosts  map[string]string
-	frozen chan struct{} // closed: nothing that was dialled passes any more
-	dials  map[string]int
+	t     testing.TB
+	ca    *authority
+	mu    sync.Mutex
+	hosts map[string]string
+	dials map[string]int
+
+	freezes bool          // connections are no sockets, so that
+	frozen  chan struct{} // nothing that was dialled passes any more when this is closed
 
 	records int64 // see timing
 }
@@ -207,7 +209,10 @@ func (i *internet) dial(ctx context.Context, network, address string) (net.Conn,
 	if err != nil {
 		return nil, err
 	}
-	return &freezable{conn, frozen}, nil
+	if i.freezes {
+		conn = &freezable{conn, frozen}
+	}
+	return conn, nil
 }
 
 func (i *internet) name(host, address string) {
@@ -435,20 +440,17 @@ var spec = mesh.Peer{
 func pair(t testing.TB, change ...func(*Config)) (i *internet, a, b *node) {
 	t.Helper()
 	i = newInternet(t)
-	a = i.start("a.example", i.ca.issue(t, "a.example"), change...)
-	b = i.start("b.example", i.ca.issue(t, "b.example"), change...)
+	a, b = i.pair(change...)
+	return i, a, b
+}
+
+func (i *internet) pair(change ...func(*Config)) (a, b *node) {
+	i.t.Helper()
+	a = i.start("a.example", i.ca.issue(i.t, "a.example"), change...)
+	b = i.start("b.example", i.ca.issue(i.t, "b.example"), change...)
 	a.set(link("b", 1, 2, "b.example"))
 	b.set(link("a", 2, 1, "a.example"))
 	a.awaitState("b", Up)
 	b.awaitState("a", Up)
-	return i, a, b
-}
-
-// plainDial dials without freezable around the connection.
-func (i *internet) plainDial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := i.dial(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	return conn.(*freezable).Conn, nil
+	return a, b
 }

@@ -43,7 +43,7 @@ func (i *internet) site(t *testing.T, host string, number byte, plain bool, prep
 		s.in(f)
 	}
 	s.node = i.start(host, i.ca.issue(t, host), func(c *Config) {
-		c.Interface, c.PlainTUN, c.timing.dialer, c.Streams = "kubelink", plain, i.plainDial, 2
+		c.Interface, c.PlainTUN, c.Streams = "kubelink", plain, 2
 		c.timing.silence, c.timing.write, c.timing.stable = 5*time.Second, 5*time.Second, 0
 		c.open = func() (dev device, err error) {
 			now := plain
@@ -364,7 +364,7 @@ func TestGatewayCuts(t *testing.T) {
 	i := newInternet(t)
 	a := i.site(t, "a.example", 1, false)
 	g := i.start("g.example", i.ca.issue(t, "g.example"), func(c *Config) {
-		c.timing.dialer, c.Streams = i.plainDial, 2
+		c.Streams = 2
 		c.timing.silence, c.timing.write = 5*time.Second, 5*time.Second
 		c.open = opens(vnetMem{newMemTUN()})
 	})
@@ -414,10 +414,10 @@ func TestMemoryBound(t *testing.T) {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			i := newInternet(t)
 			a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) {
-				c.timing.dialer, c.Streams = i.plainDial, 2
+				c.Streams = 2
 				c.timing.write, c.timing.stale = time.Hour, time.Hour // they stay
 			})
-			c := i.start("c.example", i.ca.issue(t, "c.example"), func(c *Config) { c.Streams = 2; c.timing.dialer = i.plainDial })
+			c := i.start("c.example", i.ca.issue(t, "c.example"), func(c *Config) { c.Streams = 2 })
 			specs := []mesh.Peer{link("c", 1, 3, "c.example")}
 			const peers = 4
 			for n := range byte(peers) {
@@ -494,7 +494,7 @@ func TestMemoryBound(t *testing.T) {
 				s.raw.mu.Lock()
 				if s.raw.out != nil {
 					held++
-					most.gather = max(most.gather, cap(*s.raw.out))
+					most.gather = max(most.gather, len(*s.raw.out))
 				}
 				s.raw.mu.Unlock()
 			}
@@ -502,7 +502,7 @@ func TestMemoryBound(t *testing.T) {
 				t.Errorf("%d sessions are stuck", held)
 			}
 			t.Logf("limit %d, held %+v", limit, most)
-			if most.mailbox > limit || most.queue > limit || most.gather > batchBytes+largeBuffer+1024 {
+			if most.mailbox > limit || most.queue > limit || most.gather > gatheredBytes {
 				t.Errorf("limit %d, held %+v", limit, most)
 			}
 		})

@@ -20,7 +20,7 @@ func strung(t *testing.T, ours, theirs int, change ...func(*Config)) (i *interne
 	start := func(host string, streams int) *node {
 		var n *node
 		n = i.start(host, i.ca.issue(t, host), append(change, func(c *Config) {
-			c.Streams, c.timing.dialer = streams, i.plainDial
+			c.Streams = streams
 			c.timing.silence, c.timing.write, c.timing.stale = 20*time.Second, 20*time.Second, time.Minute // a busy machine is no loss
 			told := c.Changed
 			c.Changed = func() {
@@ -498,7 +498,7 @@ func TestStreamsOfNewProcess(t *testing.T) {
 	b.set(link("a", 2, 1, "a.example"))
 	a.await("sessions", func() bool { return a.count() >= 4 && b.count() == a.count() })
 	b.Close(false)
-	b = i.start("b.example", i.ca.issue(t, "b.example"), func(c *Config) { c.Streams, c.timing.dialer = 4, i.plainDial })
+	b = i.start("b.example", i.ca.issue(t, "b.example"), func(c *Config) { c.Streams = 4 })
 	b.set(link("a", 2, 1, "a.example"))
 	b.await("sessions", func() bool { return b.count() >= 4 && b.count() == a.count() })
 	a.awaitPeer(b)

@@ -88,7 +88,7 @@ func TestKernelTUN(t *testing.T) {
 	inA, inB := namespace(t), namespace(t)
 	in := func(namespace func(func())) func(*Config) {
 		return func(c *Config) {
-			c.Interface, c.timing.dialer = "kubelink", i.plainDial
+			c.Interface = "kubelink"
 			c.open = func() (dev device, err error) {
 				namespace(func() { dev, err = openTUN("kubelink", DefaultMTU, false) })
 				return dev, err
