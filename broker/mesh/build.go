@@ -5,6 +5,7 @@ package mesh
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -61,6 +62,7 @@ func Build(objects []v1alpha1.KubeLink, local Local) State {
 			Address: local.Address,
 			Service: local.ServiceCIDR,
 			Domain:  local.MeshDomain,
+			DNS:     local.MeshDNS,
 		}})
 	}
 	for _, o := range byAge {
@@ -132,7 +134,11 @@ func (b *builder) report(name string, p *Problem) {
 	}
 }
 
+// note says something at an object; a mesh that the stanza defines has none.
 func (b *builder) note(name, format string, args ...any) {
+	if name == "" {
+		return
+	}
 	if old := b.notes[name]; old != "" {
 		format = old + "; " + format
 	}
@@ -205,9 +211,16 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 	if m.ingress, err = rules(o.Spec.Ingress); err != nil {
 		return invalid("spec.ingress %v", err)
 	}
+	if name == "" {
+		m.DNS = b.local.MeshDNS
+	}
 	if dns := o.Spec.DNS; dns != nil {
-		if _, p := dnsAddress(dns); p != nil {
+		address, p := dnsAddress(dns)
+		if p != nil {
 			return p
+		}
+		if address.IsValid() {
+			m.DNS = address
 		}
 		if dns.BaseDomain != "" {
 			if m.Domain, err = domain(dns.BaseDomain); err != nil {
@@ -427,9 +440,12 @@ func (b *builder) loop(l *linkEntry) *Problem {
 	return nil
 }
 
-// clusterDNS finds the DNS service of a remote cluster.
+// clusterDNS finds where the names of a remote cluster come from: its API server or its DNS service.
 func (b *builder) clusterDNS(l *linkEntry, spec *v1alpha1.KubeLinkSpec) *Problem {
-	zone := ClusterZone{Link: l.Name, ClusterDomain: "cluster.local."}
+	zone := ClusterZone{Link: l.Name, Address: l.address, ClusterDomain: "cluster.local."}
+	if spec.CIDR != "" {
+		zone.Service, _ = network(spec.CIDR) // checked before
+	}
 	var upstream netip.Addr
 	if dns := spec.DNS; dns != nil {
 		var p *Problem
@@ -437,8 +453,12 @@ func (b *builder) clusterDNS(l *linkEntry, spec *v1alpha1.KubeLinkSpec) *Problem
 			return p
 		}
 		if dns.BaseDomain != "" {
+			var domains []string
+			for _, m := range b.sorted() {
+				domains = append(domains, m.Domain)
+			}
 			var err error
-			if zone.ClusterDomain, err = domain(dns.BaseDomain); err != nil {
+			if zone.ClusterDomain, err = clusterDomain(dns.BaseDomain, domains); err != nil {
 				return invalid("spec.dns.baseDomain %q: %v", dns.BaseDomain, err)
 			}
 		}
@@ -446,30 +466,66 @@ func (b *builder) clusterDNS(l *linkEntry, spec *v1alpha1.KubeLinkSpec) *Problem
 			return nil
 		}
 	}
-	if b.local.Propagation != PropagateDNS || l.mesh.Domain == "" {
+	if b.local.Propagation == PropagateNone || l.mesh.Domain == "" {
 		return nil
 	}
-	name, err := domain(l.Cluster + "." + l.mesh.Domain)
-	if err != nil {
+	var err error
+	zone.Name, err = domain(l.Cluster + "." + l.mesh.Domain)
+	switch {
+	case err != nil:
 		b.note(l.Name, "no DNS: %s.%s: %v", l.Cluster, l.mesh.Domain, err)
 		return nil
-	}
-	if !upstream.IsValid() && spec.CIDR != "" {
-		cidr, _ := network(spec.CIDR) // checked before
-		upstream = Nth(cidr, 10)
-	}
-	switch {
-	case !upstream.IsValid():
-		b.note(l.Name, "no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP")
+	case within(zone.Name, "global."+l.mesh.Domain):
+		b.note(l.Name, "no DNS: %s is reserved for global names; use another name for the cluster", undotted(zone.Name))
 		return nil
-	case b.local.Mode == Bridge && !slices.ContainsFunc(l.networks, func(n netip.Prefix) bool { return n.Contains(upstream) }):
+	}
+	var noAPI error
+	if b.local.Propagation == PropagateKubernetes {
+		zone.API, noAPI = apiAccess(spec)
+	}
+	if !upstream.IsValid() && zone.Service.IsValid() {
+		upstream = Nth(zone.Service, 10)
+	}
+	routed := b.local.Mode != Bridge || slices.ContainsFunc(l.networks, func(n netip.Prefix) bool { return n.Contains(upstream) })
+	switch {
+	case upstream.IsValid() && routed:
+		zone.Upstream = netip.AddrPortFrom(upstream, 53)
+		if noAPI != nil {
+			b.note(l.Name, "names come from the DNS service of the cluster, not from its API server: %v", noAPI)
+		}
+	case zone.API.Use:
+	case upstream.IsValid():
 		b.note(l.Name, "no DNS: spec.dns.dnsIP %s is not routed to this link; add it to spec.egress", upstream)
 		return nil
+	default:
+		b.note(l.Name, "no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP")
+		return nil
 	}
-	zone.Name = name
-	zone.Upstream = netip.AddrPortFrom(upstream, 53)
 	l.dns = zone
 	return nil
+}
+
+// apiAccess finds the API server of a remote cluster: the first service address, which is routed to
+// the link as the whole of spec.cidr is. The error is why it cannot be used.
+func apiAccess(spec *v1alpha1.KubeLinkSpec) (API, error) {
+	switch {
+	case spec.APIAccess == nil:
+		return API{}, errors.New("spec.apiAccess is not set")
+	case spec.APIAccess.Name == "":
+		return API{}, errors.New("spec.apiAccess.name is missing; set it to the name of the secret")
+	case spec.CIDR == "":
+		return API{}, errors.New("spec.cidr is missing, whose first address is that of the API server")
+	}
+	cidr, _ := network(spec.CIDR) // checked before
+	server := Nth(cidr, 1)
+	if !server.IsValid() {
+		return API{}, fmt.Errorf("spec.cidr %s is too small to have an address for the API server", cidr)
+	}
+	host := server.String()
+	if server.Is6() {
+		host = "[" + host + "]"
+	}
+	return API{Server: "https://" + host, Namespace: spec.APIAccess.Namespace, Secret: spec.APIAccess.Name, Use: true}, nil
 }
 
 // gateway attaches a link to the one that carries it.
@@ -513,18 +569,28 @@ func (b *builder) state() State {
 		if b.local.Propagation == PropagateNone || m.Domain == "" {
 			continue
 		}
-		zone := &Zone{Domain: m.Domain, Mesh: name}
+		zone := &Zone{Domain: m.Domain, Mesh: name, Network: m.Address.Masked(), Global: b.global(m)}
 		zones[name] = zone
 		upstream := b.local.ClusterDNS
 		if !upstream.IsValid() && m.Service.IsValid() {
 			upstream = Nth(m.Service, 10)
 		}
-		if m.Cluster != "" && upstream.IsValid() {
-			zone.Clusters = append(zone.Clusters, ClusterZone{
-				Name:          strings.ToLower(m.Cluster) + "." + m.Domain,
-				Upstream:      netip.AddrPortFrom(upstream, 53),
-				ClusterDomain: b.local.ClusterDomain,
-			})
+		local := ClusterZone{
+			Name:          strings.ToLower(m.Cluster) + "." + m.Domain,
+			Address:       m.Address.Addr(),
+			Service:       m.Service,
+			ClusterDomain: b.local.ClusterDomain,
+			API:           API{Use: b.local.Propagation == PropagateKubernetes},
+		}
+		if upstream.IsValid() {
+			local.Upstream = netip.AddrPortFrom(upstream, 53)
+		}
+		switch {
+		case m.Cluster == "" || !upstream.IsValid() && !local.API.Use:
+		case within(local.Name, "global."+m.Domain):
+			b.note(m.Link, "no DNS for the local cluster: %s is reserved for global names; use another name for it", undotted(local.Name))
+		default:
+			zone.Clusters = append(zone.Clusters, local)
 		}
 	}
 	peers := map[string]*Peer{}
@@ -574,6 +640,35 @@ func (b *builder) state() State {
 	}
 	slices.SortFunc(s.Zones, func(a, b Zone) int { return cmp.Compare(a.Domain, b.Domain) })
 	return s
+}
+
+// global is the global zone of a mesh: served here, or asked of the mesh-global DNS service.
+func (b *builder) global(m *meshEntry) GlobalZone {
+	name, err := domain("svc.global." + m.Domain)
+	if err != nil {
+		b.note(m.Link, "no global names: svc.global.%s: %v", m.Domain, err)
+		return GlobalZone{}
+	}
+	z := GlobalZone{Name: name}
+	if !m.DNS.IsValid() || m.DNS == b.local.DNSAddress(m.Service) {
+		return z
+	}
+	z.Upstream = netip.AddrPortFrom(m.DNS, 53)
+	bits := -1
+	for _, link := range slices.Sorted(maps.Keys(b.links)) {
+		for _, n := range b.links[link].networks {
+			if n.Contains(m.DNS) && n.Bits() > bits {
+				z.Link, bits = link, n.Bits()
+			}
+		}
+	}
+	local := m.DNS == m.Address.Addr() || slices.ContainsFunc([]netip.Prefix{m.Service, b.local.ServiceCIDR, b.local.PodCIDR, b.local.NodeCIDR}, func(n netip.Prefix) bool {
+		return n.Contains(m.DNS)
+	})
+	if z.Link == "" && !local && b.local.Mode == Bridge {
+		b.note(m.Link, "no global names: the mesh DNS address %s (spec.dns.dnsIP) is neither in this cluster nor routed to a link; add it to spec.egress of the link that leads there", m.DNS)
+	}
+	return z
 }
 
 // localNetworks is what lies in the local cluster, or is reserved for meshes.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -57,6 +58,11 @@ func ingress(s ...v1alpha1.IngressCIDR) mod {
 func dns(ip, base string) mod {
 	return func(l *v1alpha1.KubeLink) { l.Spec.DNS = &v1alpha1.KubeLinkDNS{DNSIP: ip, BaseDomain: base} }
 }
+func apiSecret(namespace, name string) mod {
+	return func(l *v1alpha1.KubeLink) {
+		l.Spec.APIAccess = &corev1.SecretReference{Namespace: namespace, Name: name}
+	}
+}
 func omitDNS(l *v1alpha1.KubeLink) {
 	l.Spec.DNS = &v1alpha1.KubeLinkDNS{OmitDNSPropagation: true}
 }
@@ -80,10 +86,10 @@ func TestBuildPair(t *testing.T) {
 			Ingress:  []Rule{{pfx("100.64.0.0/20"), true}, {pfx("192.168.0.11/32"), true}},
 		}},
 		Routes: []Route{{pfx("100.64.16.0/20"), ip("192.168.0.11")}, {pfx("192.168.0.0/24"), ip("192.168.0.11")}},
-		Zones: []Zone{{Domain: "kubelink.", Clusters: []ClusterZone{
-			{Name: "kubelink1.kubelink.", Upstream: netip.MustParseAddrPort("100.64.0.10:53"), ClusterDomain: "cluster.local."},
-			{Name: "kubelink2.kubelink.", Link: "kubelink2", Upstream: netip.MustParseAddrPort("100.64.16.10:53"), ClusterDomain: "cluster.local."},
-		}}},
+		Zones: []Zone{{Domain: "kubelink.", Network: pfx("192.168.0.0/24"), Clusters: []ClusterZone{
+			{Name: "kubelink1.kubelink.", Address: ip("192.168.0.11"), Service: pfx("100.64.0.0/20"), Upstream: netip.MustParseAddrPort("100.64.0.10:53"), ClusterDomain: "cluster.local."},
+			{Name: "kubelink2.kubelink.", Link: "kubelink2", Address: ip("192.168.0.12"), Service: pfx("100.64.16.0/20"), Upstream: netip.MustParseAddrPort("100.64.16.10:53"), ClusterDomain: "cluster.local."},
+		}, Global: GlobalZone{Name: "svc.global.kubelink."}}},
 		Problems: map[string]Problem{},
 		Notes:    map[string]string{},
 	}
@@ -158,6 +164,7 @@ func TestProblems(t *testing.T) {
 		{"endpoint port", pair().add("k3", "192.168.0.13/24", "a.example:0"), nil, "k3", "Invalid", []string{`spec.endpoint "a.example:0"`, "1 to 65535"}},
 		{"endpoint host", pair().add("k3", "192.168.0.13/24", "a b"), nil, "k3", "Invalid", []string{"spec.endpoint", "DNS name"}},
 		{"dns ip", pair().add("k3", "192.168.0.13/24", two, dns("x", "")), nil, "k3", "Invalid", []string{`spec.dns.dnsIP "x"`}},
+		{"dns domain of the mesh", pair().add("k3", "192.168.0.13/24", two, dns("", "x.Kubelink")), nil, "k3", "Invalid", []string{`spec.dns.baseDomain "x.Kubelink"`, "mesh domain kubelink", "such as cluster.local"}},
 		{"dns domain", pair().add("k3", "192.168.0.13/24", two, dns("", "-x")), nil, "k3", "Invalid", []string{`spec.dns.baseDomain "-x"`}},
 		{"gateway missing", pair().add("k3", "192.168.0.13/24", "", via("nope")), nil, "k3", "Stale", []string{"spec.gatewayLink nope", "create"}},
 		{"gateway itself", pair().add("k3", "192.168.0.13/24", "", via("k3")), nil, "k3", "Invalid", []string{"spec.gatewayLink", "itself"}},
@@ -241,7 +248,7 @@ func TestTwoMeshes(t *testing.T) {
 		t.Errorf("routes %v", s.Routes)
 	}
 	z := s.Zones[1]
-	if z.Domain != "mesh2.example." || z.Clusters[1] != (ClusterZone{"two.mesh2.example.", "m2--two", netip.MustParseAddrPort("100.64.32.53:53"), "k8s.example."}) {
+	if z.Domain != "mesh2.example." || z.Clusters[1] != (ClusterZone{Name: "two.mesh2.example.", Link: "m2--two", Address: ip("192.168.9.2"), Service: pfx("100.64.32.0/20"), Upstream: netip.MustParseAddrPort("100.64.32.53:53"), ClusterDomain: "k8s.example."}) {
 		t.Errorf("zone %+v", z)
 	}
 }
@@ -258,6 +265,77 @@ func TestStanzaMesh(t *testing.T) {
 	local.Address, local.ClusterName = pfx("192.168.0.11/24"), "kubelink1"
 	s := Build(pair().list[1:], local)
 	if len(s.Peers) != 1 || len(s.Zones) != 1 || s.Zones[0].Clusters[0].Name != "kubelink1.kubelink." {
+		t.Errorf("%+v", s)
+	}
+}
+
+// The global zone is served here, unless the mesh DNS address is another one.
+func TestGlobalZone(t *testing.T) {
+	stanza := func(l *Local) { l.MeshDNS = ip("100.64.16.11") }
+	for _, c := range []struct {
+		name           string
+		local          func(*Local)
+		mods           []mod // of the LocalLink
+		upstream, link string
+		says           string
+	}{
+		{"default", nil, nil, "", "", ""},
+		{"ours", nil, []mod{dns("100.64.0.11", "")}, "", "", ""},
+		{"ours by configuration", func(l *Local) { l.OwnDNS = ip("100.64.0.12") }, []mod{dns("100.64.0.12", "")}, "", "", ""},
+		{"not ours by configuration", func(l *Local) { l.OwnDNS = ip("100.64.0.12") }, []mod{dns("100.64.0.11", "")}, "100.64.0.11:53", "", ""},
+		{"ours by the link's cidr", func(l *Local) { l.ServiceCIDR = netip.Prefix{} }, []mod{cidr("100.65.0.0/20"), dns("100.65.0.11", "")}, "", "", ""},
+		{"another cluster's", nil, []mod{dns("100.64.16.11", "")}, "100.64.16.11:53", "kubelink2", ""},
+		{"at a mesh address", nil, []mod{dns("192.168.0.12", "")}, "192.168.0.12:53", "kubelink2", ""},
+		{"behind a gateway", nil, []mod{dns("100.64.32.11", "")}, "100.64.32.11:53", "k3", ""},
+		{"the smallest network", nil, []mod{dns("10.8.1.11", "")}, "10.8.1.11:53", "k3", ""},
+		{"the larger network", nil, []mod{dns("10.8.2.11", "")}, "10.8.2.11:53", "kubelink2", ""},
+		{"local", nil, []mod{dns("100.96.0.11", "")}, "100.96.0.11:53", "", ""},
+		{"nowhere", nil, []mod{dns("10.1.1.1", "")}, "10.1.1.1:53", "", "the mesh DNS address 10.1.1.1 (spec.dns.dnsIP)"},
+		{"nowhere, in mode none", func(l *Local) { l.Mode = None }, []mod{dns("10.1.1.1", "")}, "10.1.1.1:53", "", ""},
+		{"of the stanza", stanza, nil, "100.64.16.11:53", "kubelink2", ""},
+		{"of the stanza and the link", stanza, []mod{dns("100.64.32.11", "")}, "100.64.32.11:53", "k3", ""},
+		{"long domain", nil, []mod{dns("", strings.Repeat("a.", 122)+"a")}, "", "-", "no global names"},
+	} {
+		local := cluster1()
+		if c.local != nil {
+			c.local(&local)
+		}
+		o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", c.mods...).
+			add("kubelink2", "192.168.0.12/24", "b.example", cidr("100.64.16.0/20"), egress("10.8.0.0/16")).
+			add("k3", "192.168.0.13/24", "", cidr("100.64.32.0/20"), egress("10.8.1.0/24"), via("kubelink2"))
+		s := Build(o.list, local)
+		if len(s.Problems) != 0 || len(s.Zones) != 1 {
+			t.Fatalf("%s: %+v", c.name, s)
+		}
+		got, want := s.Zones[0].Global, GlobalZone{Name: "svc.global.kubelink.", Link: c.link}
+		if c.upstream != "" {
+			want.Upstream = netip.MustParseAddrPort(c.upstream)
+		}
+		if c.link == "-" {
+			want = GlobalZone{}
+		}
+		if note := s.Notes["kubelink1"]; got != want || !strings.Contains(note, c.says) || (note == "") != (c.says == "") {
+			t.Errorf("%s: got %+v, want %+v, note %q", c.name, got, want, note)
+		}
+	}
+	// The address of the stanza is that of the default mesh, also without an object to say so at.
+	local := cluster1()
+	local.Address, local.ClusterName, local.MeshDNS = pfx("192.168.0.11/24"), "kubelink1", ip("10.1.1.1")
+	s := Build(new(objs).add("m2--one", "192.168.9.1/24", "LocalLink", dns("", "mesh2.example")).list, local)
+	if len(s.Notes) != 0 || !s.Zones[0].Global.Upstream.IsValid() || s.Zones[1].Global.Upstream.IsValid() || s.Meshes[0].DNS != local.MeshDNS {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A cluster cannot be called as the global zone.
+func TestGlobalIsReserved(t *testing.T) {
+	s := Build(new(objs).add("Global", "192.168.0.11/24", "LocalLink").add("x.svc.global", "192.168.0.12/24", "b.example", cidr("100.64.16.0/20")).list, cluster1())
+	for _, name := range []string{"Global", "x.svc.global"} {
+		if !strings.Contains(s.Notes[name], "global.kubelink is reserved for global names") {
+			t.Errorf("%s: %q", name, s.Notes[name])
+		}
+	}
+	if len(s.Problems) != 0 || len(s.Zones[0].Clusters) != 0 || len(s.Peers) != 1 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -312,6 +390,76 @@ func TestDNSNotes(t *testing.T) {
 				t.Errorf("note %q", s.Notes["k2"])
 			}
 		})
+	}
+}
+
+// TestAPIAccess: with PropagateKubernetes names come from the API servers, else from the DNS services,
+// and a note says why.
+func TestAPIAccess(t *testing.T) {
+	access := func(server, namespace string) API {
+		return API{Server: server, Namespace: namespace, Secret: "two", Use: true}
+	}
+	four, six := []mod{cidr("100.64.16.0/20")}, []mod{cidr("fd02::/112")}
+	for _, c := range []struct {
+		name     string
+		ipv6     bool
+		mods     []mod
+		want     API
+		upstream string // empty: there are no names without the API
+		says     string
+	}{
+		{"secret", false, append(four, apiSecret("", "two")), access("https://100.64.16.1", ""), "100.64.16.10:53", ""},
+		{"namespace", false, append(four, apiSecret("other", "two")), access("https://100.64.16.1", "other"), "100.64.16.10:53", ""},
+		{"IPv6", true, append(six, apiSecret("", "two")), access("https://[fd02::1]", ""), "[fd02::a]:53", ""},
+		{"without DNS service", false, []mod{cidr("100.64.16.0/30"), apiSecret("", "two")}, access("https://100.64.16.1", ""), "", ""},
+		{"DNS service not routed", false, append(four, apiSecret("", "two"), dns("10.1.1.1", "")), access("https://100.64.16.1", ""), "", ""},
+		{"no secret", false, four, API{}, "100.64.16.10:53", "spec.apiAccess is not set"},
+		{"no name", false, append(four, apiSecret("other", "")), API{}, "100.64.16.10:53", "spec.apiAccess.name is missing"},
+		{"no network", false, []mod{egress("100.64.16.10/32"), dns("100.64.16.10", ""), apiSecret("", "two")}, API{}, "100.64.16.10:53", "spec.cidr is missing"},
+		{"tiny network", false, []mod{cidr("100.64.16.1/32"), egress("100.64.16.10/32"), dns("100.64.16.10", ""), apiSecret("", "two")}, API{}, "100.64.16.10:53", "spec.cidr 100.64.16.1/32 is too small"},
+		{"nothing", false, nil, API{}, "", "set spec.dns.dnsIP"},
+		{"omitted", false, append(four, apiSecret("", "two"), omitDNS), API{}, "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			local := cluster1()
+			local.Propagation = PropagateKubernetes
+			addresses := []string{"192.168.0.11/24", "192.168.0.12/24"}
+			if c.ipv6 {
+				local.ServiceCIDR, addresses = pfx("fd01::/112"), []string{"fd00::1/64", "fd00::2/64"}
+			}
+			o := new(objs).add("k1", addresses[0], "LocalLink").add("k2", addresses[1], "b.example", slices.Clone(c.mods)...)
+			s := Build(o.list, local)
+			clusters := s.Zones[0].Clusters
+			if len(s.Problems) != 0 || clusters[0].API != (API{Use: true}) {
+				t.Errorf("%+v", s)
+			}
+			if !strings.Contains(s.Notes["k2"], c.says) || (c.says == "") != (s.Notes["k2"] == "") {
+				t.Errorf("note %q", s.Notes["k2"])
+			}
+			if !c.want.Use && c.upstream == "" {
+				if len(clusters) != 1 {
+					t.Errorf("%+v", clusters)
+				}
+				return
+			}
+			upstream := ""
+			if a := clusters[1].Upstream; a.IsValid() {
+				upstream = a.String()
+			}
+			if clusters[1].API != c.want || upstream != c.upstream {
+				t.Errorf("%+v", clusters[1])
+			}
+		})
+	}
+
+	// The local API server needs no service network; other kinds of propagation need no API.
+	local := cluster1()
+	local.Propagation, local.ServiceCIDR = PropagateKubernetes, netip.Prefix{}
+	if s := Build(new(objs).add("k1", "192.168.0.11/24", "LocalLink").list, local); len(s.Zones[0].Clusters) != 1 {
+		t.Errorf("%+v", s.Zones)
+	}
+	if s := Build(new(objs).add("k1", "192.168.0.11/24", "LocalLink").add("k2", "192.168.0.12/24", "b.example", append(four, apiSecret("", "two"))...).list, cluster1()); s.Zones[0].Clusters[1].API.Use || len(s.Notes) != 0 {
+		t.Errorf("%+v", s)
 	}
 }
 

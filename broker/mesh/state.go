@@ -28,6 +28,9 @@ const (
 	PropagateNone Propagation = "none"
 	// PropagateDNS: the DNS service of each cluster is asked.
 	PropagateDNS Propagation = "dns"
+	// PropagateKubernetes: the API server of each cluster is watched; clusters without API access are
+	// asked as with PropagateDNS.
+	PropagateKubernetes Propagation = "kubernetes"
 )
 
 // Local is what this cluster knows of itself: the stanza of the Corefile.
@@ -43,9 +46,19 @@ type Local struct {
 	ServiceCIDR, PodCIDR, NodeCIDR netip.Prefix // zero: unknown
 	ClusterDomain                  string       // fully qualified
 	ClusterDNS                     netip.Addr   // zero: the 10th address of ServiceCIDR
+	OwnDNS                         netip.Addr   // kubelink's own DNS service; zero: the 11th address of ServiceCIDR
+	MeshDNS                        netip.Addr   // the mesh-global DNS service of the default mesh; zero: none, or this one
 
 	DefaultPort uint16   // of an endpoint without port
 	Served      []string // names of the links to serve; nil: all
+}
+
+// DNSAddress is kubelink's own DNS service in a cluster with this service network; not valid if that is not known.
+func (l *Local) DNSAddress(service netip.Prefix) netip.Addr {
+	if l.OwnDNS.IsValid() || !service.IsValid() {
+		return l.OwnDNS
+	}
+	return Nth(service, 11)
 }
 
 // State is everything that the effects need to know: plain values in a fixed order, so that equal
@@ -69,6 +82,7 @@ type Mesh struct {
 	Address netip.Prefix // local cluster address with the mesh's mask
 	Service netip.Prefix // local service network; zero: unknown
 	Domain  string       // base domain, fully qualified; empty: no DNS
+	DNS     netip.Addr   // the mesh-global DNS service; zero: none, or this one
 	Members []string     // names of all links of the mesh but the LocalLink, usable or not, sorted
 }
 
@@ -109,15 +123,35 @@ type Route struct {
 type Zone struct {
 	Domain   string // fully qualified, lower case
 	Mesh     string
+	Network  netip.Prefix  // of the mesh
 	Clusters []ClusterZone // by name
+	Global   GlobalZone
+}
+
+// GlobalZone is the sub-domain of a mesh for names that belong to no cluster.
+type GlobalZone struct {
+	Name     string         // svc.global.<domain>
+	Upstream netip.AddrPort // the mesh-global DNS service; zero: the zone is served from the objects of this cluster
+	Link     string         // the KubeLink that leads to Upstream; empty: it is in the local cluster
 }
 
 // ClusterZone is the sub-domain of one cluster.
 type ClusterZone struct {
 	Name          string         // fully qualified: <cluster>.<domain>
 	Link          string         // the KubeLink; empty: the local cluster
-	Upstream      netip.AddrPort // DNS service of the cluster
+	Address       netip.Addr     // of the cluster in the mesh
+	Service       netip.Prefix   // its service network; zero: unknown
+	Upstream      netip.AddrPort // DNS service of the cluster; zero: unknown
 	ClusterDomain string         // domain that the cluster itself uses, fully qualified
+	API           API            // instead of Upstream; zero: Upstream is asked
+}
+
+// API is how the API server of a cluster is reached.
+type API struct {
+	Server    string // https://host; empty: the local one, with the broker's own credentials
+	Namespace string // of the secret with the credentials; empty: the broker's
+	Secret    string // its name; empty for the local API server
+	Use       bool   // names come from it
 }
 
 // Problem is why an object cannot be used.

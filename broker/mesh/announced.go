@@ -1,0 +1,54 @@
+package mesh
+
+// What other clusters say of themselves, whether a user wrote it into their KubeLink or they announced it.
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+// ClusterDomain reads the domain that another cluster uses for itself, as spec.dns.baseDomain of its KubeLink. It comes
+// back fully qualified.
+func (s *State) ClusterDomain(name string) (string, error) {
+	var domains []string
+	for _, m := range s.Meshes {
+		domains = append(domains, m.Domain)
+	}
+	return clusterDomain(name, domains)
+}
+
+// clusterDomain refuses names in a mesh domain: two clusters that say so of each other would ask each other without end,
+// as each leads the mesh domain back to kubelink.
+func clusterDomain(name string, meshDomains []string) (string, error) {
+	d, err := domain(name)
+	if err != nil {
+		return "", err
+	}
+	for _, m := range meshDomains {
+		if m != "" && within(d, m) {
+			return "", fmt.Errorf("it lies in the mesh domain %s, but is the domain that the cluster uses for itself, such as cluster.local", strings.TrimSuffix(m, "."))
+		}
+	}
+	return d, nil
+}
+
+// Routed tells why an address is not routed to the link of the KubeLink, which is usable.
+func Routed(spec *v1alpha1.KubeLinkSpec, a netip.Addr) error {
+	if p, err := ClusterAddress(spec.ClusterAddress); err == nil && p.Addr() == a {
+		return nil
+	}
+	networks := []string{spec.CIDR}
+	for _, e := range spec.Egress {
+		networks = append(networks, string(e))
+	}
+	for _, n := range networks {
+		if p, err := network(n); err == nil && p.Contains(a) {
+			return nil
+		}
+	}
+	return errors.New("it is not routed to this link; add it to spec.egress")
+}

@@ -1,0 +1,50 @@
+package mesh
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+func TestClusterDomain(t *testing.T) {
+	s := &State{Meshes: []Mesh{{Domain: "kubelink."}, {Domain: ""}, {Domain: "m2.example."}}}
+	for _, c := range []struct{ in, want, says string }{
+		{"cluster.local", "cluster.local.", ""},
+		{"Cluster.Local.", "cluster.local.", ""},
+		{"notkubelink", "notkubelink.", ""},
+		{"example", "example.", ""}, // a mesh domain in the cluster's domain: names get shorter with each turn
+		{"", "", "1 to 253 characters"},
+		{".", "", "1 to 253 characters"},
+		{"a..b", "", "label"},
+		{"a b", "", "not a letter"},
+		{strings.Repeat("a.", 200), "", "1 to 253 characters"},
+		{"kubelink", "", "mesh domain kubelink"},
+		{"a.KUBELINK.", "", "mesh domain kubelink"},
+		{"x.m2.example", "", "mesh domain m2.example"},
+	} {
+		got, err := s.ClusterDomain(c.in)
+		if got != c.want || (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%q: %q, %v", c.in, got, err)
+		}
+	}
+}
+
+func TestRouted(t *testing.T) {
+	spec := &v1alpha1.KubeLinkSpec{
+		ClusterAddress: "192.168.0.12/24", CIDR: "100.64.16.0/20", Egress: []v1alpha1.EgressCIDR{"10.1.0.0/16", "fd00::/64"},
+	}
+	for addr, want := range map[string]bool{
+		"100.64.16.10": true, "10.1.2.3": true, "fd00::1": true, "192.168.0.12": true,
+		"100.64.0.10": false, "192.168.0.13": false, "127.0.0.1": false, "0.0.0.0": false, "::": false, "8.8.8.8": false,
+	} {
+		err := Routed(spec, ip(addr))
+		if (err == nil) != want || err != nil && !strings.Contains(err.Error(), "spec.egress") {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+	if Routed(&v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.12/24"}, netip.Addr{}) == nil {
+		t.Error("no address is routed")
+	}
+}
