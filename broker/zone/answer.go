@@ -6,6 +6,9 @@ package zone
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/coredns/coredns/request"
 
@@ -20,8 +23,95 @@ const maxTTL = 5
 // Answer makes the reply to a query for the matched name. The reply is never nil; the error is for
 // the log, if there is something that an operator should see. A zone transfer is not for Answer.
 func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, error) {
-	if m.cluster != nil {
+	reply, err := m.answer(ctx, state)
+	for range aliasesMost {
+		target, circle := open(reply)
+		if circle {
+			return Failure(state.Req, dns.ExtendedErrorCodeInvalidData, fmt.Sprintf("the aliases of %s lead in a circle", state.QName())), err
+		}
+		if target == "" {
+			return reply, err
+		}
+		next, ok := m.table.Match(canonical(target))
+		if !ok {
+			return reply, err
+		}
+		m = next
+		req := *state.Req
+		req.Question = []dns.Question{{Name: target, Qtype: state.QType(), Qclass: state.QClass()}}
+		rest, e := m.answer(ctx, request.Request{W: state.W, Req: &req})
+		if err == nil {
+			err = e
+		}
+		reply = follow(reply, rest, state.Req)
+		if target, circle := open(rest); target == "" && !circle { // an answer, or that there is none
+			return reply, err
+		}
+	}
+	return Failure(state.Req, dns.ExtendedErrorCodeOther, fmt.Sprintf("%s leads through more than %d aliases from one zone of the mesh to another", state.QName(), aliasesMost)), err
+}
+
+// aliasesMost is how many aliases from one zone to another are followed.
+const aliasesMost = 8
+
+// open is where the aliases of a reply lead to, if it does not say what is there.
+func open(reply *dns.Msg) (target string, circle bool) {
+	if reply.Rcode != dns.RcodeSuccess || len(reply.Answer) == 0 || reply.Truncated {
+		return "", false
+	}
+	switch reply.Question[0].Qtype {
+	case dns.TypeCNAME, dns.TypeANY:
+		return "", false
+	}
+	name := reply.Question[0].Name
+	for range len(reply.Answer) + 1 {
+		next := ""
+		for _, rr := range reply.Answer {
+			if !equalFold(rr.Header().Name, name) {
+				continue
+			}
+			cname, ok := rr.(*dns.CNAME)
+			if !ok {
+				return "", false // here it ends
+			}
+			next = cname.Target
+		}
+		if next == "" {
+			return target, false
+		}
+		name, target = next, next
+	}
+	return "", true // one of them was passed twice
+}
+
+// follow adds what is at the end of the aliases to the reply that has them.
+func follow(reply, rest, req *dns.Msg) *dns.Msg {
+	if rest.Rcode != dns.RcodeSuccess && rest.Rcode != dns.RcodeNameError {
+		rest.Question = req.Question // an alias to nobody knows what is no answer
+		return rest
+	}
+	joined := *reply
+	joined.Rcode = rest.Rcode
+	joined.Authoritative = reply.Authoritative // it is about the first owner (RFC 1035, 4.1.1)
+	joined.Truncated = rest.Truncated
+	joined.Answer = slices.Concat(reply.Answer, rest.Answer)
+	joined.Ns, joined.Extra = rest.Ns, rest.Extra
+	return &joined
+}
+
+// answer is what the zone of the name has, without a look at other zones.
+func (m Match) answer(ctx context.Context, state request.Request) (*dns.Msg, error) {
+	qname, qtype := state.QName(), state.QType()
+	switch {
+	case m.cluster != nil:
 		return m.cluster.answer(ctx, m, state)
+	case m.reverse != nil:
+		return m.reverse.answer(ctx, m, state)
+	// What is said of a delegation, the zone above says: there is none, as all is in one hand.
+	case m.global != nil && !(m.exact && qtype == dns.TypeDS):
+		return m.global.chase(ctx, m.table.path, state), nil
+	case m.state != nil:
+		return ownReply(state.Req, m.zone.soa(), m.state.facts(qname, qtype)), nil
 	}
 	reply := new(dns.Msg)
 	reply.SetReply(state.Req)
@@ -32,7 +122,6 @@ func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, err
 		return reply, nil
 	}
 
-	qname, qtype := state.QName(), state.QType()
 	if m.top && (qtype == dns.TypeSOA || qtype == dns.TypeANY) {
 		soa := m.zone.soa()
 		soa.Hdr.Name = qname
@@ -41,15 +130,26 @@ func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, err
 	if m.top && (qtype == dns.TypeNS || qtype == dns.TypeANY) {
 		ns := &dns.NS{Hdr: header(qname, dns.TypeNS), Ns: "ns.dns." + m.zone.domain}
 		reply.Answer = append(reply.Answer, ns)
-		reply.Extra = m.zone.addresses(ns.Ns, dns.TypeANY)
+		reply.Extra = addressRecords(ns.Ns, dns.TypeANY, m.zone.ns...)
 	}
 	if m.ns {
-		reply.Answer = m.zone.addresses(qname, qtype)
+		reply.Answer = addressRecords(qname, qtype, m.zone.ns...)
 	}
 	if len(reply.Answer) == 0 {
 		reply.Ns = []dns.RR{m.zone.soa()}
 	}
 	return reply, nil
+}
+
+// soa is that of the zone that the name is in. We know reverse zones by their addresses only, and take the one right
+// above for the zone.
+func (m Match) soa() *dns.SOA {
+	soa := m.zone.soa()
+	if m.reverse != nil {
+		i, _ := dns.NextLabel(m.name, 0)
+		soa.Hdr.Name = m.name[i:]
+	}
+	return soa
 }
 
 func (a *apex) soa() *dns.SOA {
@@ -59,9 +159,20 @@ func (a *apex) soa() *dns.SOA {
 	}
 }
 
-// addresses are the A and AAAA records of our name server, those of the type asked for.
-func (a *apex) addresses(name string, qtype uint16) (rrs []dns.RR) {
-	for _, ip := range a.ns {
+// ownReply is our own reply to a query for a name that exists.
+func ownReply(req *dns.Msg, soa *dns.SOA, rrs []dns.RR) *dns.Msg {
+	reply := new(dns.Msg)
+	reply.SetReply(req)
+	reply.Authoritative = true
+	if reply.Answer = rrs; len(rrs) == 0 {
+		reply.Ns = []dns.RR{soa}
+	}
+	return reply
+}
+
+// addressRecords are the A and AAAA records of a name, those of the type asked for.
+func addressRecords(name string, qtype uint16, of ...netip.Addr) (rrs []dns.RR) {
+	for _, ip := range of {
 		switch {
 		case ip.Unmap().Is4() && (qtype == dns.TypeA || qtype == dns.TypeANY):
 			rrs = append(rrs, &dns.A{Hdr: header(name, dns.TypeA), A: ip.Unmap().AsSlice()})
@@ -72,39 +183,161 @@ func (a *apex) addresses(name string, qtype uint16) (rrs []dns.RR) {
 	return rrs
 }
 
+// stateLabel is before the name of a cluster in the name of what is known of its link.
+const stateLabel = "_state."
+
+// facts are what is known of the link to a cluster, as strings of the form of RFC 1464: "state=Up".
+func (c *cluster) facts(name string, qtype uint16) []dns.RR {
+	if qtype != dns.TypeTXT && qtype != dns.TypeANY {
+		return nil
+	}
+	if c.link == "" {
+		return []dns.RR{&dns.TXT{Hdr: header(name, dns.TypeTXT), Txt: []string{"state=Local"}}}
+	}
+	txt := []string{"state=" + c.status.State}
+	if !c.status.Since.IsZero() {
+		txt = append(txt, "since="+c.status.Since.UTC().Format(time.RFC3339))
+	}
+	if c.status.Usable && c.status.RTT > 0 {
+		txt = append(txt, "rtt="+c.status.RTT.Round(10*time.Microsecond).String())
+	}
+	if c.status.Reason != "" {
+		txt = append(txt, "reason="+clip(c.status.Reason))
+	}
+	return []dns.RR{&dns.TXT{Hdr: header(name, dns.TypeTXT), Txt: txt}}
+}
+
+// answer is the name of an address.
+func (r *reverse) answer(ctx context.Context, m Match, state request.Request) (*dns.Msg, error) {
+	qname, qtype := state.QName(), state.QType()
+	c := r.cluster
+	switch {
+	case c == nil:
+		reply := ownReply(state.Req, m.soa(), nil)
+		reply.Rcode = dns.RcodeNameError
+		return reply, nil
+	case !r.self && c.backend == nil:
+		return c.answer(ctx, m, state)
+	case !c.status.Usable:
+		return c.failure(state.Req, nil, dns.ExtendedErrorCodeNoReachableAuthority, Path{c.link, c.status}.problem()), nil
+	}
+	names := []string{c.name}
+	if !r.self {
+		var err error
+		if names, err = c.backend.Services(m.addr); err != nil {
+			return c.failure(state.Req, nil, dns.ExtendedErrorCodeNoReachableAuthority, err.Error()), nil
+		}
+	}
+	var rrs []dns.RR
+	for _, name := range names {
+		if qtype == dns.TypePTR || qtype == dns.TypeANY {
+			rrs = append(rrs, &dns.PTR{Hdr: header(qname, dns.TypePTR), Ptr: name})
+		}
+	}
+	reply := ownReply(state.Req, m.soa(), rrs)
+	if len(names) == 0 {
+		reply.Rcode = dns.RcodeNameError
+	}
+	return reply, nil
+}
+
 func header(name string, rrtype uint16) dns.RR_Header {
 	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: maxTTL}
 }
 
-// answer asks the cluster.
+// answer is what the cluster says to a query; while its link is not usable, why.
 func (c *cluster) answer(ctx context.Context, m Match, state request.Request) (*dns.Msg, error) {
 	req := state.Req
+	q, shared := asks(req)
+	remembered := c.answers.get(q)
 	if !c.status.Usable {
-		text := fmt.Sprintf("link %s is %s", c.link, c.status.State)
-		if c.status.Reason != "" {
-			text += ": " + c.status.Reason
+		return c.failure(req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, Path{c.link, c.status}.problem()), nil
+	}
+	if qtype := state.QType(); m.exact && m.reverse == nil && c.self.IsValid() && (qtype == dns.TypeA || qtype == dns.TypeAAAA) {
+		return ownReply(req, m.zone.soa(), addressRecords(state.QName(), qtype, c.self)), nil
+	}
+	if c.backend != nil {
+		reply, err := c.backend.Answer(ctx, state)
+		if err != nil {
+			return c.failure(req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, err.Error()), nil // logged where it began
 		}
-		return Failure(req, dns.ExtendedErrorCodeNoReachableAuthority, text), nil
-	}
-	if c.upstream == nil {
-		return Failure(req, dns.ExtendedErrorCodeNoReachableAuthority,
-			fmt.Sprintf("the address of the DNS service of %s is not known", c.owner())), nil
-	}
-
-	asked, fits := replaceSuffix(state.QName(), c.name, c.domain)
-	if !fits {
-		// Longer than 255 octets in the cluster's own domain: such a name cannot exist there.
-		reply := new(dns.Msg)
-		reply.SetRcode(req, dns.RcodeNameError)
-		reply.Authoritative = true
-		reply.Ns = []dns.RR{m.zone.soa()}
+		c.exist(m, reply)
+		if c.remembers() && shared && state.QName() == q.name && (remembered == nil || remembered.age() > 0) {
+			c.answers.put(q, c.backend, reply)
+		}
 		return reply, nil
 	}
+	if shared {
+		if reply := remembered.fresh(c.upstream, c.fresh, req); reply != nil {
+			return reply, nil
+		}
+	}
+	if c.upstream == nil && c.api {
+		return c.failure(req, remembered, dns.ExtendedErrorCodeNotReady,
+			fmt.Sprintf("names of %s are not loaded yet", c.owner())), nil
+	}
+	if c.upstream == nil {
+		return c.failure(req, remembered, dns.ExtendedErrorCodeNoReachableAuthority,
+			fmt.Sprintf("the address of the DNS service of %s is not known", c.owner())), nil
+	}
+	asked, code, err := c.ask(ctx, m, state, q)
+	if err != nil {
+		return c.failure(req, remembered, code, err.Error()), err
+	}
+	if shared {
+		c.answers.put(q, c.upstream, asked)
+	}
+	r := reply(asked, req)
+	if opt := asked.IsEdns0(); opt != nil && req.IsEdns0() == nil {
+		r.Extra = withoutOPT(slices.Clone(r.Extra))
+	}
+	r.Truncated = asked.Truncated
+	switch r.Rcode {
+	case dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented, dns.RcodeFormatError:
+		explain(r, req, dns.ExtendedErrorCodeNoReachableAuthority,
+			fmt.Sprintf("answer of DNS service %s of %s", c.addr, c.owner()))
+	}
+	return r, nil
+}
 
+// remembers tells whether anybody wants answers that were true once.
+func (c *cluster) remembers() bool { return c.answers != nil && (c.stale > 0 || c.answers.Keep.Load()) }
+
+// failure is what is said when the cluster cannot be asked: a stale answer (RFC 8767) where that is wanted, else
+// SERVFAIL. The Extended DNS Error says why in either case.
+func (c *cluster) failure(req *dns.Msg, remembered *memo, code uint16, text string) *dns.Msg {
+	most := c.stale
+	if remembered != nil && remembered.source == nil && !c.known {
+		most = staleMost
+	}
+	if most > 0 {
+		if r := remembered.stale(most, req); r != nil {
+			explain(r, req, dns.ExtendedErrorCodeStaleAnswer, text)
+			return r
+		}
+	}
+	return Failure(req, code, text)
+}
+
+// ask asks the DNS service of the cluster. Names of the reply are those of the mesh, and the question is in lower case.
+// With an error comes the code of the Extended DNS Error.
+func (c *cluster) ask(ctx context.Context, m Match, state request.Request, q question) (*dns.Msg, uint16, error) {
+	asked, fits := q.name, true
+	if m.reverse == nil {
+		asked, fits = replaceSuffix(q.name, c.name, c.domain)
+	}
+	req := state.Req
 	// A message of our own: what else is in the client's (TSIG, cookies) is between it and us.
 	query := new(dns.Msg)
 	query.RecursionDesired, query.CheckingDisabled = req.RecursionDesired, req.CheckingDisabled
-	query.Question = []dns.Question{{Name: asked, Qtype: state.QType(), Qclass: state.QClass()}}
+	query.Question = []dns.Question{{Name: asked, Qtype: q.qtype, Qclass: state.QClass()}}
+	if !fits {
+		// Longer than 255 octets in the cluster's own domain: such a name cannot exist there.
+		reply := ownReply(query, m.soa(), nil)
+		reply.Rcode = dns.RcodeNameError
+		reply.Question[0].Name = q.name
+		return reply, 0, nil
+	}
 	opt := req.IsEdns0()
 	if opt != nil {
 		query.Extra = []dns.RR{&dns.OPT{Hdr: opt.Hdr, Option: endToEnd(opt.Option)}}
@@ -112,29 +345,35 @@ func (c *cluster) answer(ctx context.Context, m Match, state request.Request) (*
 
 	reply, err := c.upstream.exchange(ctx, request.Request{W: state.W, Req: query})
 	if err != nil {
-		err = fmt.Errorf("DNS service %s of %s: %w", c.addr, c.owner(), err)
-		return Failure(req, dns.ExtendedErrorCodeNetworkError, err.Error()), err
+		return nil, dns.ExtendedErrorCodeNetworkError, fmt.Errorf("DNS service %s of %s: %w", c.addr, c.owner(), err)
 	}
 
-	w := rewriter{from: c.domain, to: c.name, asked: asked, client: state.QName(), table: m.table, cluster: c}
-	if err := w.reply(reply); err != nil {
-		err = fmt.Errorf("DNS service %s of %s: %w %s", c.addr, c.owner(), err, c.name)
-		return Failure(req, dns.ExtendedErrorCodeInvalidData, err.Error()), err
+	w := rewriter{from: c.domain, to: c.name, asked: asked, client: q.name, table: m.table, cluster: c}
+	if m.reverse != nil {
+		err = w.pointers(reply)
+	} else {
+		err = w.reply(reply)
 	}
-	reply.Id = req.Id
-	reply.Question = req.Question
-	reply.AuthenticatedData = false // what was validated are other names
-	if opt == nil {
-		reply.Extra = withoutOPT(reply.Extra)
-	} else if o := reply.IsEdns0(); o != nil {
+	if err != nil {
+		return nil, dns.ExtendedErrorCodeInvalidData, fmt.Errorf("DNS service %s of %s: %w %s", c.addr, c.owner(), err, c.name)
+	}
+	reply.Question = []dns.Question{{Name: q.name, Qtype: q.qtype, Qclass: state.QClass()}}
+	c.exist(m, reply)
+	if m.reverse != nil && len(reply.Answer) == 0 && (reply.Rcode == dns.RcodeSuccess || reply.Rcode == dns.RcodeNameError) {
+		reply.Ns = []dns.RR{m.soa()}
+	}
+	if o := reply.IsEdns0(); o != nil {
 		o.Option = endToEnd(o.Option)
 	}
-	switch reply.Rcode {
-	case dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented, dns.RcodeFormatError:
-		explain(reply, req, dns.ExtendedErrorCodeNoReachableAuthority,
-			fmt.Sprintf("answer of DNS service %s of %s", c.addr, c.owner()))
+	return reply, 0, nil
+}
+
+// exist takes back a denial of the cluster's own name, which has an address. The kubernetes plugin of CoreDNS denies
+// its domain for types that it has nothing of, and who believes that believes that nothing is below (RFC 8020).
+func (c *cluster) exist(m Match, reply *dns.Msg) {
+	if m.exact && m.reverse == nil && c.self.IsValid() && reply.Rcode == dns.RcodeNameError {
+		reply.Rcode = dns.RcodeSuccess
 	}
-	return reply, nil
 }
 
 func (c *cluster) owner() string {

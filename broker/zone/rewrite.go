@@ -7,6 +7,7 @@ package zone
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -111,8 +112,8 @@ func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 // mesh domain to us takes all that we pass on below it as ours to say, and caches it. So a record
 // stays if its owner is in the domain of the cluster, before it is rewritten. The answer section may
 // leave that domain along the aliases that start at the question, as a service of type ExternalName
-// does, but not into a mesh domain of the table: what is there we can say ourselves, and only
-// rewriting leads there.
+// does. Where they lead into a mesh domain of the table, the alias stays and what follows goes: we say ourselves what
+// is there.
 type rewriter struct {
 	from, to      string // domain of the cluster, zone in the mesh
 	asked, client string // question as the cluster was asked, and as the client spelled it
@@ -145,6 +146,30 @@ func (w *rewriter) reply(m *dns.Msg) (err error) {
 	return nil
 }
 
+// pointers rewrites the reply to the question for the names of an address. Only these stay, and only those that the
+// cluster's service may tell: the ones in its own domain.
+func (w *rewriter) pointers(m *dns.Msg) error {
+	kept := m.Answer[:0]
+	for _, rr := range m.Answer {
+		ptr, ok := rr.(*dns.PTR)
+		if !ok || !equalFold(ptr.Hdr.Name, w.asked) || !in(ptr.Ptr, w.from) {
+			continue
+		}
+		ptr.Hdr.Ttl = min(ptr.Hdr.Ttl, maxTTL)
+		ptr.Hdr.Name = w.client
+		if !w.name(&ptr.Ptr) {
+			return errTooLong
+		}
+		kept = append(kept, rr)
+	}
+	if len(kept) == 0 && len(m.Answer) > 0 {
+		return errForeign
+	}
+	m.Answer, m.Ns = kept, nil
+	m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype != dns.TypeOPT })
+	return nil
+}
+
 // maxChain bounds the aliases that are followed, and so what a hostile reply costs. Resolvers follow
 // no more either.
 const maxChain = 16
@@ -153,6 +178,9 @@ const maxChain = 16
 // order these are. Where an owner has several, the first one counts.
 func (w *rewriter) chain(rrs []dns.RR) (chain []string) {
 	for name, ok := w.next(w.asked, rrs); ok && len(chain) < maxChain; name, ok = w.next(name, rrs) {
+		if here, fits := replaceSuffix(name, w.from, w.to); fits && w.foreign(here, in(name, w.from)) {
+			break // where it goes on from there is ours to say
+		}
 		chain = append(chain, name)
 	}
 	return chain
@@ -220,8 +248,8 @@ func (w *rewriter) name(s *string) bool {
 // section rewrites owners and data of the records in place and drops what cannot survive it:
 // signatures and denials of existence, which cover the names of the cluster, and owners that are
 // neither in the cluster's domain nor on the chain. TTLs are capped. The error is errTooLong if a
-// name did not fit, or else errForeign if an owner on the chain or the target of an alias is in a mesh
-// domain, or if no record is left because all were of other owners. The result is good in any case.
+// name did not fit, or else errForeign if a DNAME is about names of others, or if no record is left because all were of
+// other owners. The result is good in any case.
 func (w *rewriter) section(rrs []dns.RR, chain []string) (kept []dns.RR, err error) {
 	kept = rrs[:0]
 	dropped := false
@@ -249,8 +277,10 @@ func (w *rewriter) section(rrs []dns.RR, chain []string) (kept []dns.RR, err err
 		switch {
 		case !fits:
 			err = errTooLong
-		case w.foreign(h.Name, own), target != nil && w.foreign(*target, inside),
-			h.Rrtype == dns.TypeDNAME && w.table.covers(h.Name, w.cluster): // it is about all names below
+		case w.foreign(h.Name, own): // ours to say: see follow
+			dropped = true
+		case h.Rrtype == dns.TypeDNAME && w.table.covers(h.Name, w.cluster), // it is about all names below
+			h.Rrtype == dns.TypeDNAME && w.foreign(*target, inside): // and leads where we say what there is
 			if err == nil {
 				err = errForeign
 			}
@@ -374,7 +404,7 @@ func withoutOPT(rrs []dns.RR) []dns.RR {
 // clip shortens a text so that a reply with it fits any UDP message, and keeps it valid UTF-8 as
 // RFC 8914 wants it.
 func clip(text string) string {
-	const most = 250
+	const most = 240
 	if len(text) > most {
 		text = text[:most]
 	}

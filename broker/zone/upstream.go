@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,6 +36,17 @@ const (
 type upstream struct {
 	proxy   *proxy.Proxy
 	lastErr atomic.Pointer[error]
+
+	mu     sync.Mutex
+	asking map[string]*asked // by protocol and query
+}
+
+// asked is a query that waits for its reply, or has failed a while ago.
+type asked struct {
+	done   chan struct{} // closed when there is one of the following
+	reply  *dns.Msg
+	err    error
+	shared bool // others wait, too
 }
 
 // newUpstream starts an upstream. The health of a cluster's DNS service shows in any answer about
@@ -45,14 +57,64 @@ func newUpstream(addr netip.AddrPort, clusterDomain string) *upstream {
 	p.GetHealthchecker().SetDomain(clusterDomain)
 	p.GetHealthchecker().SetRecursionDesired(false)
 	p.Start(healthInterval)
-	return &upstream{proxy: p}
+	return &upstream{proxy: p, asking: map[string]*asked{}}
 }
 
 // stop ends the health checks. Connections are closed later: see upstream.
 func (u *upstream) stop() { u.proxy.Stop() }
 
-// exchange asks the upstream, in the protocol of the client.
+// exchange asks the upstream, in the protocol of the client. The same query is asked once at a time, and its failure is
+// believed for as long as it took (RFC 9520). That is not only for speed: clusters follow aliases themselves, by way of
+// the kubelinks of their own, and where aliases lead from one cluster to another and back, all would ask each other
+// until there are no more sockets, and go on for ever.
 func (u *upstream) exchange(ctx context.Context, state request.Request) (*dns.Msg, error) {
+	wire, err := state.Req.Pack() // its ID is 0
+	if err != nil {
+		return nil, err
+	}
+	key := state.Proto() + string(wire)
+	u.mu.Lock()
+	a := u.asking[key]
+	if a != nil {
+		a.shared = true
+		u.mu.Unlock()
+		<-a.done
+	} else {
+		a = &asked{done: make(chan struct{}), err: errors.New("given up")}
+		u.asking[key] = a
+		u.mu.Unlock()
+		u.first(ctx, key, a, state)
+	}
+	switch {
+	case a.err != nil:
+		return nil, a.err
+	case a.shared:
+		return a.reply.Copy(), nil // callers rewrite it
+	}
+	return a.reply, nil
+}
+
+// first asks for all who wait.
+func (u *upstream) first(ctx context.Context, key string, a *asked, state request.Request) {
+	begin := time.Now()
+	forget := func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		delete(u.asking, key)
+	}
+	defer close(a.done)
+	defer func() {
+		if a.err != nil {
+			time.AfterFunc(time.Since(begin), forget)
+		} else {
+			forget()
+		}
+	}()
+	a.reply, a.err = u.ask(context.WithoutCancel(ctx), state)
+}
+
+// ask is exchange for one query.
+func (u *upstream) ask(ctx context.Context, state request.Request) (*dns.Msg, error) {
 	if u.proxy.Down(maxFails) {
 		if err := u.lastErr.Load(); err != nil {
 			return nil, fmt.Errorf("no answer for a while: %w", *err)

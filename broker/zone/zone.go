@@ -9,8 +9,16 @@
 package zone
 
 import (
+	"context"
+	"maps"
+	"math/bits"
 	"net/netip"
 	"slices"
+	"time"
+
+	"github.com/coredns/coredns/plugin/pkg/dnsutil"
+	"github.com/coredns/coredns/request"
+	"github.com/gaissmai/bart"
 
 	"github.com/miekg/dns"
 
@@ -20,14 +28,56 @@ import (
 // Status is the state of a link as far as names are concerned.
 type Status struct {
 	Usable bool
-	State  string // as in the status of the KubeLink: Up, Down, ...
-	Reason string // why it is not usable; one line
+	State  string        // as in the status of the KubeLink: Up, Down, ...
+	Reason string        // why it is not usable; one line
+	Since  time.Time     // when State began; zero: not known
+	RTT    time.Duration // round-trip time; 0: not known
 }
+
+// same tells whether names look the same with another status: a round-trip time is never twice the same.
+func (s Status) same(o Status) bool {
+	return s.Usable == o.Usable && s.State == o.State && s.Reason == o.Reason && s.Since.Equal(o.Since) && s.class() == o.class()
+}
+
+// class is the order of magnitude of the round-trip time: half and double are one class away.
+func (s Status) class() int { return bits.Len64(uint64(s.RTT / time.Microsecond)) }
 
 // Options are the facts of the local cluster that zones show.
 type Options struct {
 	Serial      uint32       // of the SOA records, if anything has changed; at least one more than before
 	NSAddresses []netip.Addr // of the local DNS service: what ns.dns.D resolves to; none: no glue
+
+	// Networks lead to links: an address in one of them can be used while its link can.
+	Networks []Network
+
+	// Backends are the sources of clusters whose names come from their API, by the name of the cluster's
+	// zone.
+	Backends map[string]Backend
+	// Globals are the global zones that are served here, by their name.
+	Globals map[string]*Global
+
+	// Answers is what clusters have answered, shared by all tables; nil: nothing is remembered.
+	Answers *Answers
+	// ServeStale is for how long remembered answers are given when there is no other; 0: they are not. What an
+	// earlier process left in Answers is given in any case until the link was usable once.
+	ServeStale time.Duration
+	// NoStateNames: there are no names _state.<cluster>.D.
+	NoStateNames bool
+}
+
+// Network is one that is routed to a link.
+type Network struct {
+	Prefix netip.Prefix
+	Link   string
+}
+
+// Backend answers for a cluster from its API: a kubernetes plugin of CoreDNS. It lives longer than tables.
+type Backend interface {
+	// Answer makes the reply to a query for a name of the cluster's zone. The error is why there is none yet or
+	// any more: one line for the Extended DNS Error, such as a permission that is missing.
+	Answer(ctx context.Context, state request.Request) (*dns.Msg, error)
+	// Services are the names of what has the address, in the cluster's zone.
+	Services(address netip.Addr) ([]string, error)
 }
 
 // Table answers for all mesh domains. It is immutable; only the connections to the DNS services of
@@ -35,6 +85,10 @@ type Options struct {
 type Table struct {
 	nodes     map[string]node // by name: fully qualified, in lower case
 	upstreams map[netip.AddrPort]*upstream
+
+	reverse bart.Table[*reverse]
+	behind  bart.Table[string] // links
+	known   map[string]bool    // links that were usable since the process began
 
 	// What it was made from, to see whether the next one would be the same.
 	zones  []mesh.Zone
@@ -46,8 +100,18 @@ type Table struct {
 type node struct {
 	zone    *apex
 	cluster *cluster // what is here and below belongs to this cluster
+	state   *cluster // the name shows the state of the link to this cluster
+	reverse *reverse // the name is that of an address
+	global  *Global  // what is here and below is a global name
 	ns      bool     // the name server's own name
 	top     bool     // D itself
+}
+
+// reverse is a network whose addresses have names in a mesh.
+type reverse struct {
+	zone    *apex
+	cluster *cluster // whose service network it is, or whose address; nil: the network of the mesh
+	self    bool     // it is the cluster's address
 }
 
 // apex is a mesh domain.
@@ -59,12 +123,20 @@ type apex struct {
 
 // cluster is the sub-domain of a cluster.
 type cluster struct {
-	name     string // <cluster>.D
-	domain   string // what the cluster itself calls it
-	link     string // empty: the local cluster
+	name     string     // <cluster>.D
+	domain   string     // what the cluster itself calls it
+	link     string     // empty: the local cluster
+	self     netip.Addr // its address in the mesh
 	addr     netip.AddrPort
 	status   Status
-	upstream *upstream // nil: its address is not known
+	upstream *upstream // nil: its address is not known, or there is a backend
+	api      bool      // names come from its API: from
+	backend  Backend   // which is nil until it is there
+
+	answers *Answers
+	fresh   uint32        // for how long answers are true at most, in seconds
+	stale   time.Duration // for how long answers are given that were true once
+	known   bool          // what an earlier process was told is no longer of use: the link was usable since
 }
 
 // New makes the table for the zones. It takes over connections from prev, which may be nil, and
@@ -75,7 +147,7 @@ type cluster struct {
 func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts Options) *Table {
 	names, clusters := 0, 0
 	for _, z := range zones {
-		names += 3 + len(z.Clusters) // D, dns.D and ns.dns.D
+		names += 5 + 2*len(z.Clusters) // D, dns.D, ns.dns.D, global.D and svc.global.D, and _state
 		clusters += len(z.Clusters)
 	}
 	t := &Table{
@@ -85,12 +157,23 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 		status:    make(map[string]Status, clusters),
 		opts:      opts,
 	}
+	ask := func(link string) {
+		if _, known := t.status[link]; !known && link != "" {
+			t.status[link] = status(link)
+		}
+	}
 	for _, z := range zones {
 		for _, c := range z.Clusters {
-			if _, known := t.status[c.Link]; !known && c.Link != "" {
-				t.status[c.Link] = status(c.Link)
-			}
+			ask(c.Link)
 		}
+		ask(z.Global.Link)
+	}
+	for _, n := range opts.Networks {
+		ask(n.Link)
+	}
+	t.known = make(map[string]bool, len(t.status))
+	for link, s := range t.status {
+		t.known[link] = s.Usable || prev != nil && prev.known[link]
 	}
 	if prev != nil {
 		if prev.same(t) {
@@ -99,22 +182,57 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 		t.opts.Serial = max(opts.Serial, prev.opts.Serial+1)
 	}
 
+	for _, n := range opts.Networks {
+		t.behind.Insert(n.Prefix, n.Link)
+	}
 	for _, z := range zones {
 		a := &apex{domain: canonical(z.Domain), serial: t.opts.Serial, ns: opts.NSAddresses}
 		t.nodes[a.domain] = node{zone: a, top: true}
 		for _, c := range z.Clusters {
 			cl := &cluster{
-				name: canonical(c.Name), domain: canonical(c.ClusterDomain), link: c.Link, addr: c.Upstream,
-				status: Status{Usable: true},
+				name: canonical(c.Name), domain: canonical(c.ClusterDomain), link: c.Link, self: c.Address, addr: c.Upstream,
+				status: Status{Usable: true}, answers: opts.Answers, fresh: maxTTL, stale: opts.ServeStale,
+				api: c.API.Use, backend: opts.Backends[c.Name],
 			}
-			if c.Link != "" {
-				cl.status = t.status[c.Link]
-			}
-			if c.Upstream.IsValid() {
+			t.attach(cl)
+			if cl.backend == nil && c.Upstream.IsValid() {
 				cl.upstream = t.connect(prev, cl)
 			}
 			t.nodes[cl.name] = node{zone: a, cluster: cl}
+			if !opts.NoStateNames {
+				t.nodes[stateLabel+cl.name] = node{zone: a, state: cl}
+			}
 			t.fill(a, cl.name)
+			if c.Service.IsValid() {
+				t.reverse.Insert(c.Service, &reverse{zone: a, cluster: cl})
+			}
+			if c.Address.IsValid() {
+				t.reverse.Insert(netip.PrefixFrom(c.Address, c.Address.BitLen()), &reverse{zone: a, cluster: cl, self: true})
+			}
+		}
+		if z.Network.IsValid() {
+			t.reverse.Insert(z.Network, &reverse{zone: a})
+		}
+		if g := z.Global; g.Upstream.IsValid() {
+			// It is asked as clusters are, but there is nothing to rewrite; and the answers follow links of the cluster
+			// that serves it, of which we do not hear.
+			cl := &cluster{
+				name: canonical(g.Name), domain: canonical(g.Name), link: g.Link, addr: g.Upstream,
+				status: Status{Usable: true}, answers: opts.Answers, fresh: 0, stale: opts.ServeStale,
+			}
+			t.attach(cl)
+			cl.upstream = t.connect(prev, cl)
+			t.nodes[cl.name] = node{zone: a, cluster: cl}
+			t.fill(a, cl.name)
+		}
+		if gz := z.Global; gz.Name != "" && !gz.Upstream.IsValid() {
+			name := canonical(gz.Name)
+			g := opts.Globals[name]
+			if g == nil {
+				g = NoGlobal(name, "the names of "+name+" are not known yet")
+			}
+			t.nodes[name] = node{zone: a, global: g}
+			t.fill(a, name)
 		}
 		// Also where a cluster is called dns: the NS record must lead to us.
 		name := "ns.dns." + a.domain
@@ -129,6 +247,14 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 		}
 	}
 	return t
+}
+
+// attach gives a cluster the state of its link.
+func (t *Table) attach(c *cluster) {
+	if c.link != "" {
+		c.status = t.status[c.link]
+	}
+	c.known = c.link == "" || t.known[c.link]
 }
 
 // connect finds the upstream of a cluster: the one of another cluster with the same address, the
@@ -170,12 +296,14 @@ func (t *Table) fill(a *apex, name string) {
 // same tells whether both tables were made from the same things, whatever serial was proposed.
 func (t *Table) same(u *Table) bool {
 	if !slices.EqualFunc(t.zones, u.zones, func(a, b mesh.Zone) bool {
-		return a.Domain == b.Domain && slices.Equal(a.Clusters, b.Clusters)
-	}) || !slices.Equal(t.opts.NSAddresses, u.opts.NSAddresses) {
+		return a.Domain == b.Domain && a.Network == b.Network && a.Global == b.Global && slices.Equal(a.Clusters, b.Clusters)
+	}) || !slices.Equal(t.opts.NSAddresses, u.opts.NSAddresses) || !slices.Equal(t.opts.Networks, u.opts.Networks) || !maps.Equal(t.opts.Backends, u.opts.Backends) ||
+		!maps.Equal(t.opts.Globals, u.opts.Globals) || t.opts.Answers != u.opts.Answers ||
+		t.opts.ServeStale != u.opts.ServeStale || t.opts.NoStateNames != u.opts.NoStateNames {
 		return false
 	}
 	for link, s := range u.status { // the zones are the same, and so the links
-		if t.status[link] != s {
+		if !t.status[link].same(s) {
 			return false
 		}
 	}
@@ -192,11 +320,24 @@ func (t *Table) Close() {
 	}
 }
 
+// path is the way to an address. A link that was not usable yet in this process counts as usable where what an earlier
+// one knew is answered.
+func (t *Table) path(addr netip.Addr) Path {
+	link, _ := t.behind.Lookup(addr)
+	p := Path{link, t.status[link]}
+	if !p.Status.Usable && !t.known[link] && t.opts.Answers != nil && t.opts.Answers.Keep.Load() {
+		p.Status.Usable = true
+	}
+	return p
+}
+
 // Match is what a table has for a name.
 type Match struct {
 	node
 	table *Table
-	exact bool // the node is the name itself, not an ancestor
+	name  string
+	addr  netip.Addr // that the name is for, in reverse zones
+	exact bool       // the node is the name itself, not an ancestor
 }
 
 // Match finds the mesh domain or cluster that the name belongs to. The name is fully qualified and
@@ -204,11 +345,25 @@ type Match struct {
 func (t *Table) Match(name string) (Match, bool) {
 	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
 		// What has no meaning for names below it is passed over on the way to the domain.
-		if n, ok := t.nodes[name[off:]]; ok && (off == 0 || n.cluster != nil || n.top) {
-			return Match{node: n, table: t, exact: off == 0}, true
+		if n, ok := t.nodes[name[off:]]; ok && (off == 0 || n.cluster != nil || n.global != nil || n.top) {
+			return Match{node: n, table: t, name: name, exact: off == 0}, true
+		}
+	}
+	if addr, err := netip.ParseAddr(dnsutil.ExtractAddressFromReverse(name)); err == nil {
+		if r, ok := t.reverse.Lookup(addr); ok {
+			return Match{node: node{zone: r.zone, reverse: r}, table: t, name: name, addr: addr, exact: true}, true
 		}
 	}
 	return Match{}, false
+}
+
+// Transfer is all records of a global zone that is served here, or of a zone within: see Global.Transfer. The
+// name is fully qualified and in lower case.
+func (t *Table) Transfer(zone string, serial uint32) (rrs []dns.RR, ok bool) {
+	if m, ok := t.Match(zone); ok && m.global != nil {
+		return m.global.Transfer(zone, serial)
+	}
+	return nil, false
 }
 
 // covers tells whether there are names below the owner that are ours and not the cluster's.
@@ -221,26 +376,42 @@ func (t *Table) covers(owner string, c *cluster) bool {
 	return false
 }
 
-// Zone is the sub-domain of the cluster, or else the mesh domain, that the name belongs to.
+// Zone is the sub-domain of the cluster, the global zone, or else the mesh domain, that the name belongs to.
 func (m Match) Zone() string {
-	if m.cluster != nil {
-		return m.cluster.name
+	switch c := m.of(); {
+	case c != nil:
+		return c.name
+	case m.global != nil:
+		return m.global.name
 	}
 	return m.zone.domain
 }
 
+// of is the cluster that the name is about; nil: none.
+func (m Match) of() *cluster {
+	switch {
+	case m.cluster != nil:
+		return m.cluster
+	case m.state != nil:
+		return m.state
+	case m.reverse != nil:
+		return m.reverse.cluster
+	}
+	return nil
+}
+
 // Link is the KubeLink that the name is reached through, empty if it is answered locally.
 func (m Match) Link() string {
-	if m.cluster != nil {
-		return m.cluster.link
+	if c := m.of(); c != nil {
+		return c.link
 	}
 	return ""
 }
 
 // Upstream is the DNS service that is asked for the name; not valid if none is.
 func (m Match) Upstream() netip.AddrPort {
-	if m.cluster != nil {
-		return m.cluster.addr
+	if c := m.of(); c != nil && c.upstream != nil {
+		return c.addr
 	}
 	return netip.AddrPort{}
 }

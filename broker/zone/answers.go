@@ -1,0 +1,271 @@
+package zone
+
+// Answers of clusters, remembered: for as long as their TTL says, so that a name is not asked again for each query,
+// and for longer where stale answers are wanted (RFC 8767) or what is known has to survive a restart.
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/coredns/coredns/plugin/pkg/cache"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	answersMost = 1 << 16        // answers that are remembered; if there are more, some go
+	staleMost   = 72 * time.Hour // RFC 8767, 5: one to three days
+)
+
+// Answers is the memory of tables. It outlives them.
+type Answers struct {
+	Keep atomic.Bool // it is to be saved: answers that nobody else needs are remembered, too
+
+	cache *cache.Cache[*memo]
+}
+
+// NewAnswers returns an empty memory.
+func NewAnswers() *Answers { return &Answers{cache: cache.New[*memo](answersMost)} }
+
+// question is what an answer depends on.
+type question struct {
+	name  string // in lower case
+	qtype uint16
+	flags uint8 // as asked
+}
+
+// Flags of a question.
+const (
+	flagRD = 1 << iota
+	flagCD
+	flagDO
+)
+
+// asks is the question of a query; ok is false if an answer to it is good for nobody else: it has options for the
+// other end, such as a client subnet.
+func asks(req *dns.Msg) (q question, ok bool) {
+	q = question{name: canonical(req.Question[0].Name), qtype: req.Question[0].Qtype}
+	if req.RecursionDesired {
+		q.flags |= flagRD
+	}
+	if req.CheckingDisabled {
+		q.flags |= flagCD
+	}
+	ok = true
+	if opt := req.IsEdns0(); opt != nil {
+		if opt.Do() {
+			q.flags |= flagDO
+		}
+		ok = len(endToEnd(opt.Option)) == 0
+	}
+	return q, ok
+}
+
+var seed = maphash.MakeSeed()
+
+func (q question) key() uint64 {
+	return maphash.Comparable(seed, q)
+}
+
+// memo is a remembered reply. It is immutable, but for the copies that it makes of itself.
+type memo struct {
+	question
+	source any       // who gave it; nil: an earlier process was told
+	at     time.Time // when
+	ttl    uint32    // the shortest of its records, in seconds
+	reply  *dns.Msg  // the question is that of the first who asked, in lower case
+
+	aged [maxTTL]atomic.Pointer[dns.Msg] // the same with TTLs that are one second shorter, two, ...
+}
+
+// get finds what was answered.
+func (a *Answers) get(q question) *memo {
+	if a == nil {
+		return nil
+	}
+	if e, ok := a.cache.Get(q.key()); ok && e.question == q {
+		return e
+	}
+	return nil
+}
+
+// put remembers a reply, whose question is in lower case and that nobody modifies from now on.
+func (a *Answers) put(q question, source any, reply *dns.Msg) {
+	if a == nil || reply.Truncated || reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
+		return
+	}
+	e := &memo{question: q, source: source, at: time.Now(), ttl: maxTTL}
+	kept := *reply
+	kept.Extra = withoutOPT(append([]dns.RR(nil), reply.Extra...))
+	if opt := reply.IsEdns0(); opt != nil && len(opt.Option) > 0 { // is about this one query
+		return
+	}
+	for _, section := range [][]dns.RR{kept.Answer, kept.Ns, kept.Extra} {
+		for _, rr := range section {
+			e.ttl = min(e.ttl, rr.Header().Ttl)
+		}
+	}
+	e.reply = &kept
+	a.cache.Add(q.key(), e)
+}
+
+// age is how old the answer is, in whole seconds.
+func (e *memo) age() uint32 {
+	age := time.Since(e.at)
+	if age < 0 { // the clock was set back: what an earlier process was told may be of any age
+		return math.MaxUint32
+	}
+	return uint32(min(age/time.Second, math.MaxUint32))
+}
+
+// fresh makes the reply to a query, nil if the answer is not from this source, or is older than its TTL or most, in
+// seconds.
+func (e *memo) fresh(source any, most uint32, req *dns.Msg) *dns.Msg {
+	if e == nil || e.source != source {
+		return nil
+	}
+	age := e.age()
+	if age >= min(e.ttl, most) {
+		return nil
+	}
+	return reply(e.sections(age), req)
+}
+
+// stale makes the reply to a query of an answer that is no longer true for sure; nil if it is older than that.
+func (e *memo) stale(most time.Duration, req *dns.Msg) *dns.Msg {
+	if e == nil || time.Duration(e.age())*time.Second >= min(most, staleMost) {
+		return nil
+	}
+	return reply(e.reply, req)
+}
+
+// sections are the records at an age below the TTL.
+func (e *memo) sections(age uint32) *dns.Msg {
+	if age == 0 {
+		return e.reply
+	}
+	if m := e.aged[age].Load(); m != nil {
+		return m
+	}
+	m := *e.reply
+	for _, section := range []*[]dns.RR{&m.Answer, &m.Ns, &m.Extra} {
+		aged := make([]dns.RR, 0, len(*section))
+		for _, rr := range *section {
+			rr = dns.Copy(rr)
+			rr.Header().Ttl -= age // is not below the answer's
+			aged = append(aged, rr)
+		}
+		*section = aged
+	}
+	e.aged[age].Store(&m)
+	return &m
+}
+
+// reply makes the reply to a query from the sections of another one with the same question, which it shares.
+// Owners that are the question are spelled as this client does.
+func reply(from *dns.Msg, req *dns.Msg) *dns.Msg {
+	m := new(dns.Msg)
+	m.SetReply(req)
+	m.Rcode, m.Authoritative, m.RecursionAvailable = from.Rcode, from.Authoritative, from.RecursionAvailable
+	// Whoever appends to a section must not write into the one that is shared.
+	m.Answer = from.Answer[:len(from.Answer):len(from.Answer)]
+	m.Ns = from.Ns[:len(from.Ns):len(from.Ns)]
+	m.Extra = from.Extra[:len(from.Extra):len(from.Extra)]
+	if name := req.Question[0].Name; name != from.Question[0].Name {
+		for _, section := range []*[]dns.RR{&m.Answer, &m.Ns, &m.Extra} {
+			*section = spell(*section, from.Question[0].Name, name)
+		}
+	}
+	return m
+}
+
+// spell returns the records with the name of owners in another spelling.
+func spell(rrs []dns.RR, name, as string) []dns.RR {
+	spelled := make([]dns.RR, 0, len(rrs))
+	for _, rr := range rrs {
+		if equalFold(rr.Header().Name, name) {
+			rr = dns.Copy(rr)
+			rr.Header().Name = as
+		}
+		spelled = append(spelled, rr)
+	}
+	return spelled
+}
+
+// The file that answers are kept in is a line that says so, and for each answer
+//
+//	seconds since 1970  int64 BE
+//	flags of the question  uint8
+//	length of the message  uint16 BE
+//	the reply as a DNS message (RFC 1035)
+const answersMagic = "kubelink answers 1\n"
+
+// Save writes what is remembered, but for what is too old for anybody.
+func (a *Answers) Save(to io.Writer) error {
+	w := bufio.NewWriter(to)
+	w.WriteString(answersMagic) //nolint:errcheck // Flush tells
+	err := error(nil)
+	a.cache.Walk(func(items map[uint64]*memo, key uint64) bool {
+		e := items[key]
+		if e == nil || e.age() >= uint32(staleMost/time.Second) {
+			return true
+		}
+		m := *e.reply
+		m.Compress = true
+		wire, packErr := m.Pack()
+		if packErr != nil || len(wire) > dns.MaxMsgSize {
+			return true // is asked again
+		}
+		head := binary.BigEndian.AppendUint64(nil, uint64(e.at.Unix()))
+		head = append(head, e.flags)
+		head = binary.BigEndian.AppendUint16(head, uint16(len(wire)))
+		w.Write(head) //nolint:errcheck // Flush tells
+		_, err = w.Write(wire)
+		return err == nil
+	})
+	return errors.Join(err, w.Flush())
+}
+
+// Load remembers what Save wrote. All of it is stale. After an error what came before it is remembered.
+func (a *Answers) Load(from io.Reader) error {
+	r := bufio.NewReader(from)
+	magic := make([]byte, len(answersMagic))
+	if _, err := io.ReadFull(r, magic); err != nil || string(magic) != answersMagic {
+		return errors.New("not a file of answers of this version")
+	}
+	for n := 1; ; n++ {
+		var head [11]byte
+		if _, err := io.ReadFull(r, head[:]); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("answer %d: %w", n, err)
+		}
+		wire := make([]byte, binary.BigEndian.Uint16(head[9:]))
+		if _, err := io.ReadFull(r, wire); err != nil {
+			return fmt.Errorf("answer %d: %w", n, err)
+		}
+		m := new(dns.Msg)
+		if err := m.Unpack(wire); err != nil || len(m.Question) != 1 || m.Question[0].Name != canonical(m.Question[0].Name) || m.IsEdns0() != nil {
+			return fmt.Errorf("answer %d: not a reply that is kept: %w", n, errors.Join(err))
+		}
+		for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
+			for _, rr := range section {
+				rr.Header().Ttl = min(rr.Header().Ttl, maxTTL)
+			}
+		}
+		e := &memo{
+			question: question{m.Question[0].Name, m.Question[0].Qtype, head[8]},
+			at:       time.Unix(int64(binary.BigEndian.Uint64(head[:])), 0), reply: m,
+		}
+		if time.Since(e.at) < staleMost {
+			a.cache.Add(e.key(), e)
+		}
+	}
+}

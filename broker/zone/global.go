@@ -1,0 +1,546 @@
+package zone
+
+// The global names: a zone svc.global.D that is served from objects of this cluster, with the zones
+// that are cut out of it. Records are made once, when the objects change; a positive answer costs
+// one look-up and, for a single record, no copy. What follows links is decided with each query.
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/coredns/coredns/core/dnsserver"
+	self "github.com/coredns/coredns/plugin/pkg/upstream"
+	"github.com/coredns/coredns/request"
+
+	"github.com/miekg/dns"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// Path is the way to an address.
+type Path struct {
+	Link   string // empty: it is local, or nothing is known of it; always usable
+	Status Status
+}
+
+func (p Path) usable() bool { return p.Link == "" || p.Status.Usable }
+
+// problem is why the path is not usable.
+func (p Path) problem() string {
+	text := fmt.Sprintf("link %s is %s", p.Link, p.Status.State)
+	if p.Status.Reason != "" {
+		text += ": " + p.Status.Reason
+	}
+	return text
+}
+
+// Global is a global zone that is served from objects of this cluster. It is immutable.
+type Global struct {
+	name    string
+	server  string            // our name server
+	glue    []dns.RR          // its addresses
+	owners  map[string]*owner // by name in lower case; all names between them and the zone are there, too
+	sorted  []*owner          // the same, the names above a name before it
+	missing string            // why the objects are not known; empty: they are
+}
+
+// owner is a name with its records (RFC 4592 calls those without an empty non-terminal).
+type owner struct {
+	name      string
+	zone      *authority
+	apex      bool   // it is the top of zone
+	cut       *owner // the delegation that it lies in, maybe itself
+	wildcard  *owner // the name below whose first label is *
+	fixed     bool   // addresses stay in their order
+	v4, v6    addresses
+	cname     []dns.RR // one at most
+	txt, srv  []dns.RR
+	ns        []dns.RR
+	delegates bool // ns leads to others: the name is no apex
+}
+
+// addresses is an A or AAAA record set.
+type addresses struct {
+	rrs []dns.RR
+	ips []mesh.Address // of the records
+}
+
+// authority is what the apex of a zone says.
+type authority struct {
+	parent *authority // nil: the global zone itself
+	soa    []dns.RR   // one
+}
+
+// NewGlobal prepares the names of the global zone of a mesh domain. The serial of its SOA records must be
+// higher whenever the names have changed. The addresses are those of the local DNS service.
+func NewGlobal(domain string, names mesh.GlobalNames, serial uint32, addrs []netip.Addr) *Global {
+	domain = canonical(domain)
+	g := &Global{
+		name:   canonical(names.Zone),
+		owners: make(map[string]*owner, 2*len(names.Owners)),
+	}
+	g.server = "ns.dns." + domain
+	g.glue = addressRecords(g.server, dns.TypeANY, addrs...)
+	g.owner(g.name)
+	for i := range names.Apexes {
+		a := &names.Apexes[i]
+		o := g.owner(a.Name)
+		if o == nil {
+			continue
+		}
+		h := header(a.Name, dns.TypeSOA)
+		h.Ttl = min(a.Minimum, maxTTL) // what does not exist is remembered for the lesser of TTL and minimum (RFC 2308)
+		o.apex, o.zone = true, &authority{soa: []dns.RR{&dns.SOA{
+			Hdr: h, Ns: g.server, Mbox: cmp.Or(a.Mbox, "hostmaster."+domain), Serial: serial,
+			Refresh: a.Refresh, Retry: a.Retry, Expire: a.Expire, Minttl: a.Minimum,
+		}}}
+		o.ns = []dns.RR{&dns.NS{Hdr: header(a.Name, dns.TypeNS), Ns: g.server}}
+	}
+	for i := range names.Owners {
+		if o := g.owner(names.Owners[i].Name); o != nil {
+			o.fill(&names.Owners[i])
+		}
+	}
+	g.inherit()
+	return g
+}
+
+// NoGlobal stands for a global zone whose objects are not known yet: nothing can be said of its names.
+func NoGlobal(name, reason string) *Global { return &Global{name: canonical(name), missing: reason} }
+
+// Missing is why the names are not known; empty: they are.
+func (g *Global) Missing() string { return g.missing }
+
+// owner makes a name of the zone, and those between; nil if it lies outside.
+func (g *Global) owner(name string) *owner {
+	if o := g.owners[name]; o != nil {
+		return o
+	}
+	if !in(name, g.name) {
+		return nil
+	}
+	o := &owner{name: name}
+	g.owners[name] = o
+	if name != g.name {
+		i, _ := dns.NextLabel(name, 0)
+		if up := g.owner(name[i:]); strings.HasPrefix(name, "*.") {
+			up.wildcard = o
+		}
+	}
+	return o
+}
+
+// fill makes the records of a name.
+func (o *owner) fill(from *mesh.Owner) {
+	o.fixed = from.Fixed
+	for _, a := range from.Addresses {
+		if a.Is4() {
+			o.v4.add(a, &dns.A{Hdr: header(o.name, dns.TypeA), A: a.AsSlice()})
+		} else {
+			o.v6.add(a, &dns.AAAA{Hdr: header(o.name, dns.TypeAAAA), AAAA: a.AsSlice()})
+		}
+	}
+	if from.CNAME != "" {
+		o.cname = []dns.RR{&dns.CNAME{Hdr: header(o.name, dns.TypeCNAME), Target: from.CNAME}}
+	}
+	for _, text := range from.TXT {
+		o.txt = append(o.txt, &dns.TXT{Hdr: header(o.name, dns.TypeTXT), Txt: split(text)})
+	}
+	for _, s := range from.SRV {
+		o.srv = append(o.srv, &dns.SRV{Hdr: header(o.name, dns.TypeSRV), Priority: s.Priority, Weight: s.Weight, Port: s.Port, Target: s.Target})
+	}
+	for _, ns := range from.NS {
+		o.ns = append(o.ns, &dns.NS{Hdr: header(o.name, dns.TypeNS), Ns: ns})
+	}
+	o.delegates = len(o.ns) > 0 && !o.apex
+}
+
+func (s *addresses) add(a mesh.Address, rr dns.RR) {
+	s.rrs, s.ips = append(s.rrs, rr), append(s.ips, a)
+}
+
+// split cuts a text into the strings of a TXT record, 255 bytes each. The library takes a backslash
+// in them for the beginning of an escape.
+func split(text string) []string {
+	var parts []string
+	for len(text) > 255 {
+		parts, text = append(parts, strings.ReplaceAll(text[:255], `\`, `\\`)), text[255:]
+	}
+	return append(parts, strings.ReplaceAll(text, `\`, `\\`))
+}
+
+// inherit tells every name its zone and the delegation it lies in: those of the name above, if it is not
+// the top of one itself.
+func (g *Global) inherit() {
+	g.sorted = make([]*owner, 0, len(g.owners))
+	for _, o := range g.owners {
+		g.sorted = append(g.sorted, o)
+		// Whoever appends to an answer must not write into our records.
+		for _, rrs := range []*[]dns.RR{&o.v4.rrs, &o.v6.rrs, &o.txt, &o.srv, &o.ns} {
+			*rrs = slices.Clip(*rrs)
+		}
+	}
+	slices.SortFunc(g.sorted, func(a, b *owner) int {
+		return cmp.Or(cmp.Compare(len(a.name), len(b.name)), cmp.Compare(a.name, b.name))
+	})
+	for _, o := range g.sorted {
+		i, _ := dns.NextLabel(o.name, 0)
+		up := g.owners[o.name[i:]]
+		switch {
+		case up == nil:
+		case o.apex:
+			o.zone.parent = up.zone
+		default:
+			o.zone, o.cut = up.zone, up.cut
+		}
+		if o.delegates && o.cut == nil {
+			o.cut = o
+		}
+	}
+}
+
+// find is the name itself or, not exact, the nearest one above that exists: the closest encloser of
+// RFC 4592. It is nil for a name outside of the zone.
+func (g *Global) find(name string) (o *owner, exact bool) {
+	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
+		if o := g.owners[name[off:]]; o != nil {
+			return o, off == 0
+		}
+	}
+	return nil, false
+}
+
+// Answer makes the reply to a query for a name of the zone. Addresses behind links that are not usable
+// are left out while another one of the name is usable; if none is, the reply is a failure that says
+// why. The same goes for SRV records and delegations, by the addresses of their hosts. The addresses
+// that are left come in the order local, then by round-trip time; equal ones rotate with the ID of the
+// query.
+//
+// behind tells the way to an address; nil: all are local. ANY is answered with all there is.
+func (g *Global) Answer(behind func(netip.Addr) Path, state request.Request) *dns.Msg {
+	req := state.Req
+	if g.missing != "" {
+		return Failure(req, dns.ExtendedErrorCodeNotReady, g.missing)
+	}
+	a := answer{g: g, behind: behind, turn: int(req.Id), qtype: state.QType(), reply: new(dns.Msg)}
+	a.reply.SetReply(req)
+	a.reply.Authoritative = true
+	name, shown := state.Name(), req.Question[0].Name
+	for range maxChain + 1 {
+		o, exact := g.find(name)
+		switch {
+		case o == nil: // an alias has led out of the zone
+			return a.reply
+		case exact && a.qtype == dns.TypeDS && (o.cut == o || o.apex && o.zone.parent != nil):
+			// What is said of a delegation, the zone above says (RFC 4035, 3.1.4.1).
+			a.reply.Ns = o.zone.soa
+			if o.apex {
+				a.reply.Ns = o.zone.parent.soa
+			}
+			return a.reply
+		case o.cut != nil:
+			a.refer(o.cut)
+		case !exact && o.wildcard == nil:
+			a.reply.Rcode = dns.RcodeNameError
+			a.reply.Ns = o.zone.soa
+		default:
+			if !exact {
+				o = o.wildcard
+			}
+			if len(o.cname) > 0 && a.qtype != dns.TypeCNAME && a.qtype != dns.TypeANY {
+				a.reply.Answer = append(a.reply.Answer, named(o.cname, shown)...)
+				name = o.cname[0].(*dns.CNAME).Target
+				shown = name
+				continue
+			}
+			a.add(o, shown)
+		}
+		if a.problem != "" {
+			if a.failed {
+				return Failure(req, dns.ExtendedErrorCodeNoReachableAuthority, a.problem)
+			}
+			explain(a.reply, req, dns.ExtendedErrorCodeNoReachableAuthority, a.problem)
+		}
+		return a.reply
+	}
+	return Failure(req, dns.ExtendedErrorCodeInvalidData, fmt.Sprintf("the aliases of %s lead in a circle, or are more than %d", state.Name(), maxChain))
+}
+
+// chase is Answer that follows an alias out of the zone, as far as this CoreDNS has an answer for the
+// name it leads to: that of a cluster's service, for example. A resolver that forwards to us does not follow it.
+func (g *Global) chase(ctx context.Context, behind func(netip.Addr) Path, state request.Request) *dns.Msg {
+	reply := g.Answer(behind, state)
+	if len(reply.Answer) == 0 || len(reply.Ns) > 0 || state.QType() == dns.TypeCNAME || state.QType() == dns.TypeANY {
+		return reply
+	}
+	alias, ok := reply.Answer[len(reply.Answer)-1].(*dns.CNAME)
+	if !ok {
+		return reply
+	}
+	// All plugins that look names up in their own server count in this place.
+	loop, _ := ctx.Value(dnsserver.LoopKey{}).(int)
+	if loop >= maxLookups {
+		return Failure(state.Req, dns.ExtendedErrorCodeInvalidData, fmt.Sprintf("the aliases of %s lead in a circle, or through more than %d zones", state.Name(), maxLookups))
+	}
+	more, err := self.New().Lookup(context.WithValue(ctx, dnsserver.LoopKey{}, loop+1), state, alias.Target, state.QType())
+	switch {
+	case err != nil || more == nil:
+	case more.Rcode == dns.RcodeServerFailure: // with the reason
+		more.Question = state.Req.Question
+		return more
+	case more.Rcode == dns.RcodeSuccess, more.Rcode == dns.RcodeNameError:
+		reply.Rcode, reply.Ns, reply.Truncated = more.Rcode, more.Ns, more.Truncated
+		reply.Answer = append(reply.Answer, more.Answer...)
+	}
+	return reply // for the client to follow
+}
+
+// maxLookups bounds the zones that aliases lead through.
+const maxLookups = 8
+
+// answer is an answer in the making.
+type answer struct {
+	g       *Global
+	behind  func(netip.Addr) Path
+	turn    int
+	qtype   uint16
+	reply   *dns.Msg
+	problem string // what keeps something from being answered
+	failed  bool   // ... and nothing is left
+}
+
+// add answers with the records of a name.
+func (a *answer) add(o *owner, shown string) {
+	var rrs []dns.RR
+	left := true // nothing is kept from the answer, or something remains
+	switch a.qtype {
+	case dns.TypeA:
+		rrs, left = a.addresses(o, &o.v4, &o.v6)
+	case dns.TypeAAAA:
+		rrs, left = a.addresses(o, &o.v6, &o.v4)
+	case dns.TypeCNAME:
+		rrs = o.cname
+	case dns.TypeTXT:
+		rrs = o.txt
+	case dns.TypeSRV:
+		rrs, left = a.reachable(o.srv)
+	case dns.TypeNS:
+		rrs = o.ns // of an apex: other ones are referred to
+		a.additional(rrs)
+	case dns.TypeSOA:
+		if o.apex {
+			rrs = o.zone.soa
+		}
+	case dns.TypeANY:
+		v4, ok4 := a.addresses(o, &o.v4, &o.v6)
+		v6, ok6 := a.addresses(o, &o.v6, &o.v4)
+		if o.apex {
+			rrs = append(rrs, o.zone.soa...)
+		}
+		rrs = slices.Concat(rrs, o.ns, o.cname, v4, v6, o.txt, o.srv)
+		left = ok4 && ok6 || len(rrs) > 0
+	}
+	if a.failed = !left; a.failed {
+		return
+	}
+	if len(rrs) == 0 {
+		a.reply.Ns = o.zone.soa
+		return
+	}
+	if rrs = named(rrs, shown); len(a.reply.Answer) == 0 {
+		a.reply.Answer = rrs
+	} else {
+		a.reply.Answer = append(a.reply.Answer, rrs...)
+	}
+}
+
+// addresses selects from a record set of a name what is usable. It fails if there is nothing, and the
+// other set has nothing usable either.
+func (a *answer) addresses(o *owner, set, other *addresses) (rrs []dns.RR, ok bool) {
+	rrs = a.usable(set, o.fixed)
+	if len(rrs) > 0 || len(set.rrs) == 0 {
+		return rrs, true
+	}
+	rest := a.usable(other, o.fixed)
+	a.blame(set, other)
+	return nil, len(rest) > 0
+}
+
+// candidate is an address that may go into an answer.
+type candidate struct {
+	rr       dns.RR
+	distance int64
+}
+
+// usable selects the addresses to answer with and puts the nearest first.
+func (a *answer) usable(set *addresses, fixed bool) []dns.RR {
+	n := len(set.rrs)
+	if n == 0 || a.behind == nil && (n == 1 || fixed) {
+		return set.rrs
+	}
+	if n == 1 {
+		if set.ips[0].AnyLink || a.behind(set.ips[0].Addr).usable() {
+			return set.rrs
+		}
+		return nil
+	}
+	var few [8]candidate
+	list := few[:0]
+	for i := range n {
+		if !fixed {
+			i = (i + a.turn) % n
+		}
+		var path Path
+		if a.behind != nil {
+			path = a.behind(set.ips[i].Addr)
+		}
+		if path.usable() || set.ips[i].AnyLink {
+			list = append(list, candidate{set.rrs[i], path.distance()})
+		}
+	}
+	if !fixed {
+		slices.SortStableFunc(list, func(a, b candidate) int { return cmp.Compare(a.distance, b.distance) })
+	}
+	rrs := make([]dns.RR, len(list))
+	for i := range list {
+		rrs[i] = list[i].rr
+	}
+	return rrs
+}
+
+// distance is the measure of the order: local first, then by round-trip time, what is not known last.
+func (p Path) distance() int64 {
+	switch {
+	case p.Link == "":
+		return -1
+	case !p.Status.Usable || p.Status.RTT <= 0:
+		return math.MaxInt64
+	}
+	return int64(p.Status.RTT)
+}
+
+// blame says why addresses are left out.
+func (a *answer) blame(sets ...*addresses) {
+	for _, set := range sets {
+		for _, ip := range set.ips {
+			p := a.behind(ip.Addr)
+			if text := p.problem(); !p.usable() && !strings.Contains(a.problem, text) && len(a.problem) < maxProblem {
+				a.problem = strings.TrimPrefix(a.problem+"; "+text, "; ")
+			}
+		}
+	}
+}
+
+// maxProblem bounds what is collected of links that are not usable; clip shortens it further.
+const maxProblem = 250
+
+// reachable leaves out SRV or NS records whose host has no usable address, while there are others, and
+// adds the addresses of the rest. It fails if nothing is left.
+func (a *answer) reachable(rrs []dns.RR) (kept []dns.RR, ok bool) {
+	kept = rrs
+	if a.behind != nil && slices.ContainsFunc(rrs, a.dead) {
+		if kept = slices.DeleteFunc(slices.Clone(rrs), a.dead); len(kept) == 0 {
+			for _, rr := range rrs {
+				o := a.host(host(rr))
+				a.blame(&o.v4, &o.v6)
+			}
+			return nil, false
+		}
+	}
+	a.additional(kept)
+	return kept, true
+}
+
+// dead tells whether the host of a record has addresses, none of which is usable.
+func (a *answer) dead(rr dns.RR) bool {
+	o := a.host(host(rr))
+	return o != nil && len(o.v4.rrs)+len(o.v6.rrs) > 0 && len(a.usable(&o.v4, true)) == 0 && len(a.usable(&o.v6, true)) == 0
+}
+
+// host is the name in an SRV or NS record.
+func host(rr dns.RR) string {
+	switch rr := rr.(type) {
+	case *dns.SRV:
+		return rr.Target
+	case *dns.NS:
+		return rr.Ns
+	}
+	return ""
+}
+
+// host is where the addresses of a name are; nil if it has none here.
+func (a *answer) host(name string) *owner {
+	o, exact := a.g.find(name)
+	if o != nil && !exact {
+		o = o.wildcard
+	}
+	return o
+}
+
+// additional adds the addresses of the hosts of SRV or NS records.
+func (a *answer) additional(rrs []dns.RR) {
+	for i, rr := range rrs {
+		name := host(rr)
+		if slices.ContainsFunc(rrs[:i], func(other dns.RR) bool { return host(other) == name }) {
+			continue
+		}
+		if name == a.g.server {
+			a.reply.Extra = append(a.reply.Extra, a.g.glue...)
+		} else if o := a.host(name); o != nil {
+			a.reply.Extra = append(a.reply.Extra, named(a.usable(&o.v4, o.fixed), name)...)
+			a.reply.Extra = append(a.reply.Extra, named(a.usable(&o.v6, o.fixed), name)...)
+		}
+	}
+}
+
+// refer answers with a delegation.
+func (a *answer) refer(cut *owner) {
+	rrs, ok := a.reachable(cut.ns)
+	a.failed = !ok
+	a.reply.Ns = rrs
+	a.reply.Authoritative = len(a.reply.Answer) > 0 // that of an alias
+}
+
+// named gives records their owner as it was asked for: another spelling, or a name that a wildcard stands for.
+func named(rrs []dns.RR, name string) []dns.RR {
+	if len(rrs) == 0 || rrs[0].Header().Name == name {
+		return rrs
+	}
+	renamed := make([]dns.RR, len(rrs))
+	for i, rr := range rrs {
+		renamed[i] = dns.Copy(rr)
+		renamed[i].Header().Name = name
+	}
+	return renamed
+}
+
+// Transfer is all records of a zone, the global one or one that is cut out of it, whatever its links
+// are like, between two SOA records (RFC 5936). A secondary that has the serial already, or a newer
+// one, gets a single SOA record; 0 stands for none. It fails if the name is not that of a zone.
+func (g *Global) Transfer(zone string, serial uint32) (rrs []dns.RR, ok bool) {
+	top := g.owners[zone]
+	if top == nil || !top.apex {
+		return nil, false
+	}
+	rrs = append(rrs, top.zone.soa...)
+	// Serial numbers wrap around (RFC 1982).
+	if current := top.zone.soa[0].(*dns.SOA).Serial; serial != 0 && int32(serial-current) >= 0 {
+		return rrs, true
+	}
+	for _, o := range g.sorted {
+		switch {
+		case o.zone == top.zone:
+			for _, set := range [][]dns.RR{o.ns, o.cname, o.v4.rrs, o.v6.rrs, o.txt, o.srv} {
+				rrs = append(rrs, set...)
+			}
+		case o.apex && o.zone.parent == top.zone:
+			rrs = append(rrs, o.ns...)
+		}
+	}
+	return append(rrs, top.zone.soa...), true
+}
