@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -32,8 +33,10 @@ type Broker struct {
 	// always looks at everything. Each start of the controllers has its own.
 	events atomic.Pointer[chan event.GenericEvent]
 
-	table  atomic.Pointer[zone.Table]
-	health atomic.Pointer[health]
+	table   atomic.Pointer[zone.Table]
+	answers *zone.Answers
+	memory  atomic.Pointer[memory] // nil: nothing survives
+	health  atomic.Pointer[health]
 	// dataplane is bridge, for readers that do not belong to the reconciler.
 	dataplane atomic.Pointer[bridge.Bridge]
 
@@ -43,17 +46,31 @@ type Broker struct {
 	done      chan struct{}      // closed when they have ended
 
 	// What follows is written by lifecycle while the controllers stand still, and read by them.
-	cfg    Config
-	bridge *bridge.Bridge // nil in mode none
-	kernel *kernel.Kernel
-	lock   net.Listener // that there is no second one in this network namespace; nil in mode none
+	cfg     Config
+	api     *rest.Config   // of the local API server
+	bridge  *bridge.Bridge // nil in mode none
+	kernel  *kernel.Kernel
+	lock    net.Listener // that there is no second one in this network namespace; nil in mode none
+	account *account     // whose token is announced; nil: none
+
+	// backends are the sources of names from the APIs of the clusters.
+	backends backends
 
 	// What follows belongs to the reconciler that holds reconciling.
-	reconciling sync.Mutex
-	creds       credentials
-	inKernel    inKernel
-	warned      error // what the kernel warned of
-	unknowns    unknownPeers
+	reconciling  sync.Mutex
+	accesses     []access // to those APIs
+	creds        credentials
+	applied      bool // there was a state that the API server told
+	inKernel     inKernel
+	warned       error // what the kernel warned of
+	unknowns     unknownPeers
+	globals      globals
+	heard        map[string]*heard // what peers announce, by link
+	unadvertised string            // why we do not announce all that we should, as logged
+
+	// dnsRestart is the configuration for which the cluster's DNS is still to be restarted. It belongs to the writer, and
+	// outlives it.
+	dnsRestart atomic.Pointer[string]
 }
 
 // health is why the broker is not ready.
@@ -70,7 +87,9 @@ func New(cfg Config) (*Broker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	b := &Broker{log: slog.Default().With("plugin", "kubelink"), cfg: cfg}
+	b := &Broker{log: slog.Default().With("plugin", "kubelink"), cfg: cfg, answers: zone.NewAnswers()}
+	b.backends = backends{log: b.log, changed: b.wake, answers: newAnswers()}
+	b.account = newAccount(&cfg, b.log)
 	b.health.Store(&health{applied: errNoState})
 	return b, nil
 }
@@ -90,6 +109,11 @@ func (b *Broker) Start() error {
 		return err
 	}
 	b.setDataplane(br, k)
+	if err := b.setMemory(b.cfg.StateDir); err != nil {
+		closeDataplane(br, k, true, b.log)
+		b.unlock()
+		return err
+	}
 	b.startControllers(api)
 	metricsSource.Store(b)
 	return nil
@@ -97,7 +121,7 @@ func (b *Broker) Start() error {
 
 // Update changes the configuration of the running broker. Only what the change concerns is
 // restarted: tunnels and answers stay unless it is about them. After an error all is as before.
-func (b *Broker) Update(cfg Config) error {
+func (b *Broker) Update(cfg Config) (err error) {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
@@ -110,6 +134,16 @@ func (b *Broker) Update(cfg Config) error {
 	api, err := cfg.restConfig()
 	if err != nil {
 		return err
+	}
+	if cfg.StateDir != old.StateDir {
+		if err := b.setMemory(cfg.StateDir); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, b.setMemory(old.StateDir))
+			}
+		}()
 	}
 	if cfg.Mode != old.Mode || cfg.Interface != old.Interface {
 		// The controllers see the new dataplane with the new configuration only.
@@ -136,6 +170,7 @@ func (b *Broker) Update(cfg Config) error {
 			b.creds = credentials{}
 		}
 	}
+	b.changeAccount(&old)
 	b.startControllers(api)
 	return nil
 }
@@ -150,9 +185,37 @@ func (b *Broker) Stop() {
 	b.setDataplane(nil, nil)
 	closeDataplane(br, k, b.cfg.KeepNetwork, b.log)
 	b.unlock()
+	if m := b.memory.Swap(nil); m != nil {
+		m.close()
+	}
 	if t := b.table.Swap(nil); t != nil {
 		t.Close()
 	}
+	b.backends.set(nil, nil)
+}
+
+// setMemory keeps what has to survive a restart in another folder; empty: nowhere. As long as nothing else is known,
+// names are what an earlier process knew.
+func (b *Broker) setMemory(dir string) error {
+	var m *memory
+	if dir != "" {
+		var last *savedObjects
+		var err error
+		if m, last, err = openMemory(dir, b.answers, b.log); err != nil {
+			return err
+		}
+		if b.table.Load() == nil && last != nil {
+			s := mesh.Build(last.Links, b.cfg.Local)
+			b.restoreGlobals(last, s.Zones)
+			b.log.Info("answering what an earlier process knew, until the API server is heard", "links", len(s.Links))
+			b.publish(&s)
+		}
+	}
+	b.answers.Keep.Store(m != nil)
+	if old := b.memory.Swap(m); old != nil {
+		old.close()
+	}
+	return nil
 }
 
 // Table is what DNS answers come from: nil until the first state is known. It takes no lock.
@@ -191,9 +254,9 @@ func (c *Config) kernelConfig() kernel.Config {
 
 func (c *Config) wantsCertificate() bool { return c.Secret != "" || c.CertFile != "" }
 
-// bridgeConfig is made anew each time: all but the interface can change while the bridge runs.
+// bridgeConfig is made anew each time: all but the interface can change while the bridge runs. It announces nothing yet.
 func (c *Config) bridgeConfig(b *Broker, port uint16) bridge.Config {
-	bc := bridge.Config{
+	return bridge.Config{
 		Interface:      c.Interface,
 		ListenPort:     port,
 		AdvertisedPort: c.AdvertisedPort,
@@ -204,10 +267,6 @@ func (c *Config) bridgeConfig(b *Broker, port uint16) bridge.Config {
 		Changed:        b.wake,
 		OnUnknown:      b.unknownPeer,
 	}
-	if c.DNSAdvertisement {
-		bc.DNS = &bridge.DNSInfo{ClusterDomain: c.ClusterDomain, Address: c.clusterDNS()}
-	}
-	return bc
 }
 
 // openDataplane opens what the mode needs; nothing is connected yet.
@@ -299,6 +358,7 @@ func (b *Broker) setKernel(s *mesh.State) error {
 
 // apply is the one place that orders effects. Independent parts do not stop each other.
 func (b *Broker) apply(s *mesh.State, port uint16) error {
+	b.applied = true
 	// Names of links that go are the first to go: nobody shall wait for what is being taken down.
 	b.publish(s)
 	var errs []error
@@ -307,7 +367,9 @@ func (b *Broker) apply(s *mesh.State, port uint16) error {
 		// finds is a link. NAT comes before addresses and routes (kernel.Set sees to that), so that no
 		// packet leaves with a foreign source address. On removal the order is harmless: what is
 		// still routed for an instant is answered with unreachable.
-		errs = append(errs, b.bridge.SetConfig(b.cfg.bridgeConfig(b, port)))
+		config := b.cfg.bridgeConfig(b, port)
+		config.DNS, config.API, _ = b.advertised(s) // what is missing is told by the LocalLinks
+		errs = append(errs, b.bridge.SetConfig(config))
 		errs = append(errs, b.bridge.Set(s.Peers, s.Local...))
 		errs = append(errs, b.setKernel(s))
 	}
@@ -318,17 +380,26 @@ func (b *Broker) apply(s *mesh.State, port uint16) error {
 
 // publish makes DNS answer from the state, with links as they are right now.
 func (b *Broker) publish(s *mesh.State) {
-	b.table.Store(zone.New(b.table.Load(), s.Zones, b.zoneStatus(s), zone.Options{
-		NSAddresses: b.nsAddresses(),
-		Serial:      uint32(time.Now().Unix()),
-	}))
+	status := b.zoneStatus(s)
+	opts := zone.Options{
+		NSAddresses:  b.nsAddresses(),
+		Serial:       uint32(time.Now().Unix()),
+		Backends:     b.backends.set(b.accesses, func(link string) bool { return status(link).Usable }),
+		Globals:      b.globals.zones,
+		Answers:      b.answers,
+		ServeStale:   b.cfg.ServeStale,
+		NoStateNames: b.cfg.NoStateNames,
+	}
+	for _, p := range s.Peers {
+		for _, n := range p.Networks {
+			opts.Networks = append(opts.Networks, zone.Network{Prefix: n, Link: p.Link})
+		}
+	}
+	b.table.Store(zone.New(b.table.Load(), s.Zones, status, opts))
 }
 
 func (b *Broker) nsAddresses() []netip.Addr {
-	a := b.cfg.DNSServiceAddress
-	if !a.IsValid() && b.cfg.ServiceCIDR.IsValid() {
-		a = mesh.Nth(b.cfg.ServiceCIDR, 11)
-	}
+	a := b.cfg.DNSAddress(b.cfg.ServiceCIDR)
 	if !a.IsValid() {
 		return nil
 	}
@@ -337,19 +408,23 @@ func (b *Broker) nsAddresses() []netip.Addr {
 
 // zoneStatus tells the zone table which links can be used right now.
 func (b *Broker) zoneStatus(s *mesh.State) func(link string) zone.Status {
-	if b.bridge == nil {
-		return func(string) zone.Status { return zone.Status{Usable: true} } // mode none: somebody else's traffic
+	if b.cfg.Mode == mesh.None {
+		return func(string) zone.Status { return zone.Status{Usable: true} } // somebody else's traffic
 	}
 	peers := map[string]bridge.Status{}
-	for _, st := range b.bridge.Statuses() {
-		peers[st.Link] = st
+	if b.bridge != nil {
+		for _, st := range b.bridge.Statuses() {
+			peers[st.Link] = st
+		}
 	}
 	links := make(map[string]zone.Status, len(s.Links))
 	for _, l := range s.Links {
 		st, ok := peers[l.Peer]
 		switch {
 		case ok:
-			links[l.Name] = zone.Status{Usable: st.State == bridge.Up, State: string(st.State), Reason: st.Reason}
+			links[l.Name] = zone.Status{Usable: st.State == bridge.Up, State: string(st.State), Reason: st.Reason, Since: st.Since, RTT: st.RTT}
+		case !b.applied:
+			links[l.Name] = zone.Status{State: string(bridge.Idle), Reason: "kubelink has just started, and the API server has not told the links yet"}
 		case b.creds.usable():
 			links[l.Name] = zone.Status{State: string(bridge.Idle), Reason: "it is about to be connected"}
 		default:

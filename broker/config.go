@@ -1,7 +1,9 @@
 package broker
 
 import (
-	"net/netip"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -41,8 +43,13 @@ type Config struct {
 	RouteTable   int // routing table for our routes; 254 is main
 	RulePriority int // of the rule that leads to RouteTable when it is not main
 
-	DNSAdvertisement  bool
-	DNSServiceAddress netip.Addr // of kubelink's own DNS service (coredns-service-ip), the glue of the NS records
+	DNSAdvertisement bool
+	ServiceAccount   types.NamespacedName // whose token is announced; zero: none
+	TokenLifetime    time.Duration        // that is asked for
+	ConfigureDNS     bool                 // the cluster's DNS, by the ConfigMap coredns-custom
+	ServeStale       time.Duration        // for how long answers are given that were true once; 0: not at all
+	NoStateNames     bool                 // there are no names _state.<cluster>.<domain>
+	StateDir         string               // folder for what has to survive a restart; empty: nothing has
 
 	DeployCRDs  bool // install the CRDs at start
 	KeepNetwork bool // leave device, routes and rules in place on shutdown

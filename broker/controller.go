@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"reflect"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -29,10 +30,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -53,7 +56,7 @@ var (
 )
 
 func init() {
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme, coredns.AddToScheme} {
 		if err := add(scheme); err != nil {
 			panic(err)
 		}
@@ -84,6 +87,9 @@ func (b *Broker) startControllers(cfg *rest.Config) {
 	cfg.UserAgent = "kubelink"
 	// A hundred links change their state at once when the network breaks.
 	cfg.QPS, cfg.Burst = 50, 300
+	if !reflect.DeepEqual(cfg, b.api) { // else what uses it goes on
+		b.api = cfg
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	b.stop, b.done = stop, make(chan struct{})
 	go func() {
@@ -189,18 +195,25 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 			return err
 		}
 	}
-	named := func(name string) cache.ByObject {
-		return cache.ByObject{Namespaces: map[string]cache.Config{
-			b.cfg.Namespace: {FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)},
-		}}
+	secrets, allSecrets, err := b.secretsByObject(ctx, cfg)
+	if err != nil {
+		return err
 	}
+	watchSecrets := b.cfg.Secret != "" || allSecrets
 	byObject := map[client.Object]cache.ByObject{}
-	if b.cfg.Secret != "" {
-		byObject[&corev1.Secret{}] = named(b.cfg.Secret)
+	if watchSecrets {
+		byObject[&corev1.Secret{}] = secrets
 	}
 	if b.cfg.Service != "" {
-		byObject[&corev1.Service{}] = named(b.cfg.Service)
+		byObject[&corev1.Service{}] = named(b.cfg.Namespace, b.cfg.Service)
 	}
+	if b.cfg.ConfigureDNS {
+		byObject[&corev1.ConfigMap{}] = named(dnsNamespace, dnsCustom)
+	}
+	for _, kind := range globalKinds { // there may be many
+		byObject[kind] = cache.ByObject{Transform: cache.TransformStripManagedFields()}
+	}
+	watch := newGlobalWatch(b)
 	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
 		Scheme: scheme,
 		// CoreDNS serves metrics and health.
@@ -209,7 +222,7 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 		// Caches of a dead API server may take for ever to end, and nobody needs their end; that of a
 		// running reconciliation is awaited by Broker.reconciling.
 		GracefulShutdownTimeout: ptr.To(2 * time.Second),
-		Cache:                   cache.Options{ByObject: byObject},
+		Cache:                   cache.Options{ByObject: byObject, DefaultWatchErrorHandler: watch.watchFailed},
 	})
 	if err != nil {
 		return err
@@ -217,7 +230,11 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 
 	skip := true // names are process-global in controller-runtime, and this is started anew
 	w := newWriter(b, mgr)
-	r := &reconciler{b: b, client: mgr.GetClient(), writer: w}
+	watch.cache = mgr.GetCache()
+	r := &reconciler{
+		b: b, client: mgr.GetClient(), writer: w, watch: watch,
+		cached: allSecrets, secrets: newSecretReader(mgr.GetAPIReader(), b.wake),
+	}
 	toKey := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: theKey.Name}}}
 	})
@@ -233,7 +250,7 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 		}).
 		Watches(&v1alpha1.KubeLink{}, toKey).
 		WatchesRawSource(source.Channel(events, toKey))
-	if b.cfg.Secret != "" {
+	if watchSecrets {
 		bld = bld.Watches(&corev1.Secret{}, toKey)
 	}
 	if b.cfg.Service != "" {
@@ -242,11 +259,22 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 	if err := bld.Complete(r); err != nil {
 		return err
 	}
-	if err := mgr.Add(w); err != nil {
-		return err
+	for _, runnable := range []manager.Runnable{w, watch, r.secrets} {
+		if err := mgr.Add(runnable); err != nil {
+			return err
+		}
 	}
 	if b.cfg.CertFile != "" {
 		if err := mgr.Add(watchFiles(b.wake, b.cfg.CertFile, b.cfg.KeyFile, b.cfg.CAFile)); err != nil {
+			return err
+		}
+	}
+	if a := b.account; a != nil {
+		api, err := b.newAccountClient(cfg)
+		if err != nil {
+			return err
+		}
+		if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { a.keep(ctx, api, b.wake); return nil })); err != nil {
 			return err
 		}
 	}
@@ -254,10 +282,20 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 	return mgr.Start(ctx)
 }
 
+// named is the one object of that name.
+func named(namespace, name string) cache.ByObject {
+	return cache.ByObject{Namespaces: map[string]cache.Config{
+		namespace: {FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)},
+	}}
+}
+
 type reconciler struct {
-	b      *Broker
-	client client.Client // reads from the cache: works without API server
-	writer *writer
+	b       *Broker
+	client  client.Client // reads from the cache: works without API server
+	cached  bool          // all secrets of the broker's namespace are in the cache
+	secrets *secretReader // reads others
+	writer  *writer
+	watch   *globalWatch
 }
 
 // Reconcile computes the state and applies it. It only reads; what is to be written to the API
@@ -279,9 +317,13 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	if b.bridge != nil && !b.creds.usable() {
 		state.Peers = nil // better no link than one without authentication
 	}
+	b.accesses = r.access(ctx, &state)
+	globalErr := r.globals(ctx, state.Zones)
 	err := b.apply(&state, port)
-	b.setHealth(func(h *health) { h.controllers, h.applied = nil, errors.Join(err, portErr, credErr) })
+	b.noteNames(&state)
+	b.setHealth(func(h *health) { h.controllers, h.applied = nil, errors.Join(err, portErr, credErr, globalErr) })
 
+	b.memory.Load().keep(func(o *savedObjects) { o.Links = list.Items })
 	r.writer.want(r.outcome(list.Items, &state, errors.Join(err, portErr), credErr))
 	if err != nil {
 		return reconcile.Result{}, err

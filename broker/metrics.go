@@ -32,13 +32,14 @@ var (
 	dropsDesc    = desc("dropped_packets_total", "IP packets dropped by reason, a super-packet being one; link is empty where none is known.", "link", "reason")
 	refusedDesc  = desc("refused_connections_total", "Connections refused by reason.", "reason")
 	apiDesc      = desc("api_up", "Whether the API server answers (1) or not (0).")
+	namesDesc    = desc("cluster_names_up", "Whether the names of the cluster are loaded from its API server and kept up to date (1) or not (0).", "zone")
 	appliedDesc  = desc("applied", "Whether the last state was applied in full (1) or not (0).")
 )
 
 type collector struct{}
 
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{linksDesc, upDesc, rttDesc, sessionsDesc, tunDesc, bytesDesc, packetsDesc, dropsDesc, refusedDesc, apiDesc, appliedDesc} {
+	for _, d := range []*prometheus.Desc{linksDesc, upDesc, rttDesc, sessionsDesc, tunDesc, bytesDesc, packetsDesc, dropsDesc, refusedDesc, apiDesc, namesDesc, appliedDesc} {
 		ch <- d
 	}
 }
@@ -63,6 +64,10 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	h := b.health.Load()
 	gauge(apiDesc, truth(h.api == nil))
 	gauge(appliedDesc, truth(h.controllers == nil && h.applied == nil))
+
+	b.backends.each(func(zone string, loaded bool, trouble error) {
+		gauge(namesDesc, truth(loaded && trouble == nil), zone)
+	})
 
 	br := b.dataplane.Load()
 	if br == nil {

@@ -24,6 +24,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -37,6 +38,7 @@ type outcome struct {
 	create      map[string]*v1alpha1.KubeLink // by name
 	secret      *corev1.Secret                // create if it has no resourceVersion
 	certificate bool                          // ask the certificate service
+	stubs       []stubDomain                  // coredns-configure
 }
 
 type linkOutcome struct {
@@ -44,12 +46,23 @@ type linkOutcome struct {
 	state     v1alpha1.State
 	message   string
 	finalizer bool
+	facts     facts // announced by its peer
 }
 
 // outcome says for each object what is to be seen of it.
 func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr, credErr error) *outcome {
 	b := r.b
 	o := &outcome{secret: b.creds.wanted, certificate: b.creds.request}
+	if own := b.nsAddresses(); b.cfg.ConfigureDNS && len(own) > 0 {
+		o.stubs = stubDomains(s.Zones, own[0])
+	}
+	_, _, advertiseErr := b.advertised(s)
+	if text := oneLine(advertiseErr); text != b.unadvertised {
+		if b.unadvertised = text; text != "" {
+			b.log.Warn("not all is announced to peers that should be", "problem", text)
+		}
+	}
+	announced, notes := b.hearAll(items, s)
 	meshes := map[string]mesh.Mesh{} // by LocalLink
 	for _, m := range s.Meshes {
 		meshes[m.Link] = m
@@ -77,7 +90,7 @@ func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr,
 		case local && errors.Join(credErr, applyErr) != nil:
 			l.state, l.message = v1alpha1.StateError, oneLine(errors.Join(credErr, applyErr))
 		case local:
-			l.state = v1alpha1.StateUp
+			l.state, l.message = v1alpha1.StateUp, join(l.message, oneLine(advertiseErr))
 		case !usable:
 			continue // not served by this broker, or about to go
 		case b.bridge == nil:
@@ -86,12 +99,38 @@ func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr,
 		case !b.creds.usable():
 			l.state, l.message = v1alpha1.StateError, oneLine(credErr)
 		default:
-			l.state, l.message = b.linkState(link, l.message)
+			l.state, l.message = b.linkState(link, join(l.message, notes[obj.Name]))
+			l.facts = announced[obj.Name]
 		}
 		o.links = append(o.links, l)
 	}
 	o.create = b.unknowns.take(items, s, &b.cfg)
 	return o
+}
+
+// noteNames adds to the notes of links what is wrong with names that come from APIs.
+func (b *Broker) noteNames(s *mesh.State) {
+	link := map[string]string{} // by zone
+	for _, z := range s.Zones {
+		for _, c := range z.Clusters {
+			link[c.Name] = c.Link
+			for _, m := range s.Meshes {
+				if c.Link == "" && m.Name == z.Mesh {
+					link[c.Name] = m.Link
+				}
+			}
+		}
+	}
+	b.backends.each(func(zone string, loaded bool, trouble error) {
+		name := link[zone] // none for the mesh of the stanza: the log has it
+		switch {
+		case trouble == nil || name == "":
+		case loaded:
+			s.Notes[name] = join(s.Notes[name], "names may be out of date: "+oneLine(trouble))
+		default:
+			s.Notes[name] = join(s.Notes[name], "no names: "+oneLine(trouble))
+		}
+	})
 }
 
 // linkState is what the dataplane says of a usable link.
@@ -132,17 +171,27 @@ func hasMembers(items []v1alpha1.KubeLink, local string) bool {
 type writer struct {
 	b        *Broker
 	client   client.Client
+	reader   client.Reader // asks the API server
+	cache    cache.Cache
 	recorder events.EventRecorder
 
 	mu      sync.Mutex
 	pending *outcome
+	reports []reportOutcome // of global names; after what is pending
 	signal  chan struct{}
 
-	requested bool // the Certificate, by this writer
+	// What follows belongs to Start.
+	requested     bool // the Certificate, by this writer
+	dns           clusterDNS
+	kept          map[string]kept // secrets, by link
+	deniedSecrets bool            // and that was logged
 }
 
 func newWriter(b *Broker, mgr ctrl.Manager) *writer {
-	return &writer{b: b, client: mgr.GetClient(), recorder: mgr.GetEventRecorder("kubelink"), signal: make(chan struct{}, 1)}
+	return &writer{
+		b: b, client: mgr.GetClient(), reader: mgr.GetAPIReader(), cache: mgr.GetCache(), recorder: mgr.GetEventRecorder("kubelink"),
+		signal: make(chan struct{}, 1), kept: map[string]kept{},
+	}
 }
 
 func (w *writer) want(o *outcome) {
@@ -150,6 +199,18 @@ func (w *writer) want(o *outcome) {
 	defer w.mu.Unlock()
 	o.adopt(w.pending)
 	w.pending = o
+	w.wake()
+}
+
+// wantReports replaces what was wanted of global names.
+func (w *writer) wantReports(reports []reportOutcome) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reports = reports
+	w.wake()
+}
+
+func (w *writer) wake() {
 	select {
 	case w.signal <- struct{}{}:
 	default:
@@ -181,28 +242,72 @@ func (w *writer) Start(ctx context.Context) error {
 		case <-retry:
 		}
 		retry = nil
-		w.mu.Lock()
-		o := w.pending
-		w.pending = nil
-		w.mu.Unlock()
-		if o == nil {
-			continue
-		}
-		if err := w.write(ctx, o); err != nil && ctx.Err() == nil {
+		if err := w.writeAll(ctx); err != nil && ctx.Err() == nil {
 			w.b.log.Warn("cannot write to the API server, trying again", "error", err, "delay", delay)
-			w.mu.Lock()
-			if w.pending == nil {
-				w.pending = o
-			} else {
-				w.pending.adopt(o)
-			}
-			w.mu.Unlock()
 			retry = time.After(delay/2 + rand.N(delay/2))
 			delay = min(2*delay, longest)
 			continue
 		}
 		delay = first
 	}
+}
+
+// writeAll writes what is wanted: links first, and then global names, of which there may be many, until
+// there is something new of links.
+func (w *writer) writeAll(ctx context.Context) error {
+	w.mu.Lock()
+	o := w.pending
+	w.pending = nil
+	w.mu.Unlock()
+	if o != nil {
+		if err := w.write(ctx, o); err != nil {
+			// What is wrong with a link is no reason for names to wait; that nobody answers is.
+			if status := apierrors.APIStatus(nil); errors.As(err, &status) {
+				err = errors.Join(err, w.writeReports(ctx))
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.pending == nil {
+				w.pending = o
+			} else {
+				w.pending.adopt(o)
+			}
+			return err
+		}
+	}
+	return w.writeReports(ctx)
+}
+
+func (w *writer) writeReports(ctx context.Context) error {
+	for ctx.Err() == nil {
+		w.mu.Lock()
+		reports := w.reports
+		interrupted := w.pending != nil
+		w.mu.Unlock()
+		if interrupted || len(reports) == 0 {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+		err := reports[0].write(ctx, w.client)
+		cancel()
+		done := 1
+		switch {
+		case err == nil, apierrors.IsNotFound(err), apierrors.IsConflict(err): // both: the watch will tell
+		case apierrors.IsForbidden(err), apierrors.IsInvalid(err):
+			w.b.log.Warn("cannot write the status of global names", "object", client.ObjectKeyFromObject(reports[0].object), "error", err)
+			if apierrors.IsForbidden(err) {
+				done = len(reports) // the others, too
+			}
+		default:
+			return err
+		}
+		w.mu.Lock()
+		if len(w.reports) > 0 && w.reports[0].object == reports[0].object { // not replaced meanwhile
+			w.reports = w.reports[done:]
+		}
+		w.mu.Unlock()
+	}
+	return nil
 }
 
 func (w *writer) write(ctx context.Context, o *outcome) error {
@@ -238,6 +343,11 @@ func (w *writer) write(ctx context.Context, o *outcome) error {
 			return errors.Join(errs...)
 		}
 	}
+	if w.b.cfg.ConfigureDNS {
+		if !do("cluster DNS", func(ctx context.Context) error { return w.configureDNS(ctx, o.stubs) }) {
+			return errors.Join(errs...)
+		}
+	}
 	for _, l := range o.links {
 		if !do("KubeLink "+l.object.Name, func(ctx context.Context) error { return w.link(ctx, l) }) {
 			return errors.Join(errs...)
@@ -264,7 +374,7 @@ func (w *writer) write(ctx context.Context, o *outcome) error {
 	return errors.Join(errs...)
 }
 
-// link writes finalizer and status of one link, where they differ.
+// link writes finalizer, announced facts and status of one link, where they differ.
 func (w *writer) link(ctx context.Context, l linkOutcome) error {
 	obj := l.object.DeepCopy()
 	has := slices.Contains(obj.Finalizers, v1alpha1.Finalizer)
@@ -280,6 +390,15 @@ func (w *writer) link(ctx context.Context, l linkOutcome) error {
 		if !l.finalizer && obj.DeletionTimestamp != nil {
 			return nil // gone
 		}
+	}
+	var factsErr error
+	if l.facts != (facts{}) {
+		var note string
+		note, factsErr = w.announced(ctx, l)
+		l.message = join(l.message, note)
+	}
+	if l.object.Spec.Endpoint == v1alpha1.EndpointLocal && w.dns.note != "" {
+		l.message = join(l.message, "coredns-configure: "+w.dns.note)
 	}
 	before := obj.DeepCopy()
 	st := &obj.Status
@@ -303,10 +422,10 @@ func (w *writer) link(ctx context.Context, l linkOutcome) error {
 		meta.SetStatusCondition(&st.Conditions, c)
 	}
 	if equality.Semantic.DeepEqual(before.Status, *st) {
-		return nil
+		return factsErr
 	}
 	if err := w.client.Status().Patch(ctx, obj, client.MergeFrom(before)); err != nil {
-		return err
+		return errors.Join(factsErr, err)
 	}
 	if before.Status.State != l.state {
 		kind := corev1.EventTypeWarning
@@ -320,7 +439,7 @@ func (w *writer) link(ctx context.Context, l linkOutcome) error {
 		w.recorder.Eventf(obj, nil, kind, "Link"+string(l.state), "Reconcile", "%s", note)
 		w.b.log.Info("link "+string(l.state), "link", obj.Name, "message", l.message)
 	}
-	return nil
+	return factsErr
 }
 
 // unknownPeers are authenticated peers without a link, seen by the bridge (auto-connect).

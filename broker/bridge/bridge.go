@@ -49,7 +49,7 @@ type Config struct {
 
 	Log *slog.Logger // nil: slog.Default()
 
-	// Changed is called when the status of a link changed in more than RTT. OnUnknown is called for an
+	// Changed is called when the status of a link changed, in RTT only when it was not known. OnUnknown is called for an
 	// authenticated peer without link; its connection is closed, it dials again. Both are called
 	// without locks, from any goroutine, and must not block.
 	Changed   func()
@@ -69,6 +69,7 @@ type timing struct {
 	backoffUsed, backoffIdle time.Duration // its limit when the link was used recently, and else
 	recently, stable         time.Duration // a session that lived for longer than stable is dialled again at once
 	follow                   time.Duration // the end that does not lead dials missing streams after that
+	hear                     time.Duration // what a peer announces changes once in that time at most
 	records                  int64         // about as many TLS records are sent with the keys of a session
 	dialer                   func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -79,7 +80,7 @@ var defaultTiming = timing{
 	ping: time.Second, silence: 5 * time.Second,
 	stale:   time.Second,
 	backoff: 100 * time.Millisecond, backoffUsed: time.Second, backoffIdle: 5 * time.Second,
-	recently: 5 * time.Minute, stable: 3 * time.Second, follow: 2 * time.Second,
+	recently: 5 * time.Minute, stable: 3 * time.Second, follow: 2 * time.Second, hear: 3 * time.Second,
 	records: 1 << 24,
 	// It looks the name up each time, and tries IPv6 and IPv4 (RFC 8305).
 	dialer: (&net.Dialer{}).DialContext,

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -554,6 +555,56 @@ func TestUpdatedAnnouncement(t *testing.T) {
 	}
 }
 
+// A peer that announces something else all the time is heard now and then, with the latest.
+func TestRestlessAnnouncement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		changes := 0
+		b := &Bridge{start: time.Now(), timing: &timing{hear: 3 * time.Second}}
+		b.config.Store(&Config{Changed: func() { changes++ }})
+		p := &peer{b: b}
+		say := func(port uint16) (news bool) {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.hear(&Announcement{AdvertisedPort: port})
+		}
+		heard := func(want uint16, wantChanges int) {
+			t.Helper()
+			synctest.Wait()
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if got := p.status.Announced.AdvertisedPort; got != want || changes != wantChanges {
+				t.Errorf("heard %d, want %d; woken %d times, want %d", got, want, changes, wantChanges)
+			}
+		}
+		if !say(1) {
+			t.Error("the first is news")
+		}
+		for range 100 { // it says the same as before again and again
+			if say(2) || say(1) {
+				t.Error("heard at once")
+			}
+		}
+		say(3)
+		heard(1, 0)
+		time.Sleep(3 * time.Second)
+		heard(3, 1)
+		if say(3) {
+			t.Error("the same is no news")
+		}
+		say(4)
+		say(3)
+		time.Sleep(4 * time.Second)
+		heard(3, 1)
+		if !say(5) {
+			t.Error("heard late, though it was quiet")
+		}
+		say(6)
+		p.closed = true
+		time.Sleep(4 * time.Second)
+		heard(5, 1)
+	})
+}
+
 // A flood of connections that say nothing is bounded, links go on, and new ones come in.
 func TestStrangers(t *testing.T) {
 	i, a, b := pair(t)
@@ -728,6 +779,7 @@ func TestSameAnnouncement(t *testing.T) {
 	config := *p.b.config.Load()
 	config.Changed = func() { calls++ }
 	p.b.config.Store(&config)
+	p.heard = -time.Hour // the one that it began with
 	h := p.b.announcement()
 	h.Address = p.Address
 	h.API, h.DNS = &APIInfo{"token", []byte("ca")}, &DNSInfo{"c", netip.MustParseAddr("100.64.2.10")}

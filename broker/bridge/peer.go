@@ -50,6 +50,8 @@ type peer struct {
 	eager    bool          // dial at once, whatever the back-off
 	flapped  bool          // a session ended soon after it had begun: back off
 	status   Status
+	heard    time.Duration // when status.Announced was set, in the bridge's time
+	unheard  *Announcement // the latest, which has to wait; nil: status.Announced is
 
 	parkMu      sync.Mutex
 	parked      []*buffer // packets that wait for the first session, the oldest first
@@ -450,7 +452,8 @@ func (p *peer) attach(s *session, h *hello) bool {
 	p.choose()
 	p.failed.Store(false)
 	first := p.status.State != Up
-	p.status.Announced, p.status.Reason, p.status.Refused = &h.Announcement, "", ""
+	p.hear(&h.Announcement)
+	p.status.Reason, p.status.Refused = "", ""
 	p.setState(Up)
 	p.mu.Unlock()
 	if first {
@@ -610,8 +613,7 @@ func (p *peer) updated(payload []byte) error {
 		return err
 	}
 	p.mu.Lock()
-	news := !reflect.DeepEqual(p.status.Announced, &h.Announcement)
-	p.status.Announced = &h.Announcement
+	news := p.hear(&h.Announcement)
 	p.most = h.wants()
 	p.mu.Unlock()
 	p.wake()
@@ -619,6 +621,35 @@ func (p *peer) updated(payload []byte) error {
 		p.b.changed()
 	}
 	return nil
+}
+
+// hear takes what the peer tells of itself, and says whether it is news. p.mu is held. Others work on each change:
+// whoever changes all the time is heard now and then, with the latest.
+func (p *peer) hear(a *Announcement) (news bool) {
+	news = !reflect.DeepEqual(p.status.Announced, a)
+	wait := p.heard + p.b.timing.hear - p.b.now()
+	if p.status.Announced != nil && wait > 0 && (news || p.unheard != nil) {
+		if p.unheard == nil {
+			time.AfterFunc(wait, p.hearLatest)
+		}
+		p.unheard = a
+		return false
+	}
+	p.unheard = nil
+	if news {
+		p.status.Announced, p.heard = a, p.b.now()
+	}
+	return news
+}
+
+// hearLatest takes what had to wait.
+func (p *peer) hearLatest() {
+	p.mu.Lock()
+	news := !p.closed && p.unheard != nil && p.hear(p.unheard)
+	p.mu.Unlock()
+	if news {
+		p.b.changed()
+	}
 }
 
 // announce tells the peer that our announcement changed, where it understands that.

@@ -574,10 +574,13 @@ func (s *session) measured(rtt time.Duration) {
 		s.short = true
 		s.raw.shorten()
 	}
-	if old := s.rtt.Load(); old != 0 {
+	old := s.rtt.Load()
+	if old != 0 {
 		rtt = time.Duration(old) + (rtt-time.Duration(old))/8
 	}
-	s.rtt.Store(int64(rtt))
+	if s.rtt.Store(int64(rtt)); old == 0 {
+		s.p.b.changed() // what was not known is news; that it changes is not
+	}
 }
 
 // receive decides on a packet from the peer: to the TUN, on to another peer, or nowhere. The packet

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
@@ -28,7 +29,8 @@ import (
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/reload"
 	"github.com/coredns/coredns/plugin/test"
-	_ "github.com/coredns/coredns/plugin/whoami"
+	_ "github.com/coredns/coredns/plugin/transfer"
+	"github.com/coredns/coredns/plugin/whoami"
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
@@ -292,6 +294,167 @@ func TestServe(t *testing.T) {
 		if m.Truncated != c.tc || !c.tc && len(m.Answer) != 60 {
 			t.Errorf("%+v: tc %v, %d answers", c, m.Truncated, len(m.Answer))
 		}
+	}
+	s.table.Load().Close()
+}
+
+// setGlobal makes a table of two meshes with global zones and a cluster.
+func (s *stateSource) setGlobal(cluster netip.AddrPort, status zone.Status, names ...mesh.Owner) {
+	globals := map[string]*zone.Global{}
+	for _, domain := range []string{"kubelink.", "other.kubelink."} {
+		name := "svc.global." + domain
+		var own []mesh.Owner
+		for _, o := range names {
+			if strings.HasSuffix(o.Name, "."+name) {
+				own = append(own, o)
+			}
+		}
+		globals[name] = zone.NewGlobal(domain, mesh.GlobalNames{Zone: name, Apexes: []mesh.Apex{{Name: name, Refresh: 1, Retry: 2, Expire: 3, Minimum: 4}}, Owners: own}, 7, nil)
+	}
+	s.table.Store(zone.New(s.table.Load(), []mesh.Zone{
+		{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}, Clusters: []mesh.ClusterZone{
+			{Name: "kubelink2.kubelink.", Link: "kubelink2", Upstream: cluster, ClusterDomain: "cluster.local."},
+		}},
+		{Domain: "other.kubelink.", Global: mesh.GlobalZone{Name: "svc.global.other.kubelink."}},
+	}, func(string) zone.Status { return status }, zone.Options{Serial: 1, Globals: globals}))
+}
+
+// An alias is followed to wherever this server has an answer.
+func TestGlobalAliases(t *testing.T) {
+	s := useStateSource(t)
+	cluster := serveCluster(t)
+	alias := func(name, target string) mesh.Owner { return mesh.Owner{Name: name, CNAME: target} }
+	names := []mesh.Owner{
+		{Name: "web.svc.global.other.kubelink.", Addresses: []mesh.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}},
+		alias("cluster.svc.global.kubelink.", "web.default.svc.kubelink2.kubelink."),
+		alias("mesh.svc.global.kubelink.", "web.svc.global.other.kubelink."),
+		alias("nobody.svc.global.kubelink.", "nobody.svc.global.other.kubelink."),
+		alias("who.svc.global.kubelink.", "example.org."),
+		alias("far.svc.global.kubelink.", "example.com."),
+		alias("many.svc.global.kubelink.", "many.svc.kubelink2.kubelink."),
+		alias("loop.svc.global.kubelink.", "loop.svc.global.other.kubelink."),
+		alias("loop.svc.global.other.kubelink.", "loop.svc.global.kubelink."),
+	}
+	_, addr := start(t, "kubelink:0 {\nbind 127.0.0.1\nkubelink\n}\nexample.org:0 {\nbind 127.0.0.1\nwhoami\n}")
+	up, down := zone.Status{Usable: true, State: "Up"}, zone.Status{State: "Down", Reason: "closed"}
+	for _, c := range []struct {
+		name   string
+		status zone.Status
+		n      int // records of the answer
+		want   string
+	}{
+		{"cluster", up, 2, "NOERROR cluster.svc.global.kubelink. 5 IN CNAME web.default.svc.kubelink2.kubelink."},
+		{"CLUSTER", up, 2, "NOERROR CLUSTER.svc.global.kubelink. 5 IN CNAME web.default.svc.kubelink2.kubelink."},
+		{"cluster", down, 0, `SERVFAIL EDE 22 "link kubelink2 is Down: closed"`},
+		{"mesh", up, 2, "NOERROR mesh.svc.global.kubelink. 5 IN CNAME web.svc.global.other.kubelink."},
+		{"nobody", up, 1, "NXDOMAIN nobody.svc.global.kubelink. 5 IN CNAME nobody.svc.global.other.kubelink."},
+		{"who", up, 1, "NOERROR who.svc.global.kubelink. 5 IN CNAME example.org."},
+		{"far", up, 1, "NOERROR far.svc.global.kubelink. 5 IN CNAME example.com."}, // refused here: for the client to follow
+		{"loop", up, 0, `SERVFAIL EDE 24 "the aliases of loop.svc.global.kubelink. lead in a circle, or through more than 8 zones"`},
+	} {
+		s.setGlobal(cluster, c.status, names...)
+		for _, network := range []string{"udp", "tcp"} {
+			m := ask(t, network, addr, c.name+".svc.global.kubelink.", dns.TypeA, 1232)
+			if got := summary(m); got != c.want || len(m.Answer) != c.n || len(m.Answer) > 0 && !m.Authoritative {
+				t.Errorf("%s %s: %d records\n got %s\nwant %s", network, c.name, len(m.Answer), got, c.want)
+			}
+		}
+	}
+	s.setGlobal(cluster, up, names...)
+	if m := ask(t, "udp", addr, "many.svc.global.kubelink.", dns.TypeA, 512); !m.Truncated {
+		t.Errorf("not truncated: %d records", len(m.Answer))
+	}
+	if m := ask(t, "tcp", addr, "many.svc.global.kubelink.", dns.TypeA, 0); m.Truncated || len(m.Answer) != 61 {
+		t.Errorf("truncated %v: %d records", m.Truncated, len(m.Answer))
+	}
+	s.table.Load().Close()
+}
+
+// packer is a client that looks at nothing.
+type packer struct{ test.ResponseWriter }
+
+func (p *packer) WriteMsg(m *dns.Msg) error {
+	_, err := m.Pack()
+	return err
+}
+
+// BenchmarkGlobal is a query to one of 10,000 global names, from the plugin to the packed answer, and as a
+// measure the same for whoami.
+func BenchmarkGlobal(b *testing.B) {
+	s := &stateSource{}
+	var names []mesh.Owner
+	for i := range 10_000 {
+		names = append(names, mesh.Owner{Name: fmt.Sprintf("name-%d.svc.global.kubelink.", i), Addresses: []mesh.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}})
+	}
+	s.setGlobal(netip.AddrPort{}, zone.Status{}, names...)
+	k := &Kubelink{stanza: &stanza{config: defaults()}, shared: &holder{newBroker: func(broker.Config) (Broker, error) { return s, nil }}}
+	if err := k.shared.apply(k.stanza); err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, query string
+		handler     plugin.Handler
+	}{{"whoami", "name-%d.svc.global.kubelink.", whoami.Whoami{}}, {"positive", "name-%d.svc.global.kubelink.", k}, {"mixed-case", "Name-%d.svc.global.kubelink.", k}, {"negative", "nobody-%d.svc.global.kubelink.", k}} {
+		b.Run(c.name, func(b *testing.B) {
+			var queries []*dns.Msg
+			for i := range 1000 {
+				queries = append(queries, new(dns.Msg).SetQuestion(fmt.Sprintf(c.query, i*10), dns.TypeA))
+			}
+			w := &packer{}
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				if _, err := c.handler.ServeDNS(b.Context(), request.NewScrubWriter(queries[i%1000], w), queries[i%1000]); err != nil {
+					b.Fatal(err)
+				}
+				i++
+			}
+		})
+	}
+}
+
+// A zone is transferred to whom the transfer plugin allows it.
+func TestTransfer(t *testing.T) {
+	s := useStateSource(t)
+	_, addr := start(t, "kubelink:0 {\nbind 127.0.0.1\ntransfer svc.global.kubelink {\nto *\n}\nkubelink\n}")
+	transfer := func(m *dns.Msg) (rrs []dns.RR, err error) {
+		in, err := new(dns.Transfer).In(m, addr["tcp"])
+		if err != nil {
+			return nil, err
+		}
+		for e := range in {
+			if e.Error != nil {
+				return rrs, e.Error
+			}
+			rrs = append(rrs, e.RR...)
+		}
+		return rrs, nil
+	}
+	axfr := new(dns.Msg).SetAxfr("SVC.global.kubelink.")
+	if rrs, err := transfer(axfr); err == nil {
+		t.Errorf("before there is a table: %v", rrs)
+	}
+	var names []mesh.Owner
+	for i := range 10_000 {
+		names = append(names, mesh.Owner{Name: fmt.Sprintf("name-%d.svc.global.kubelink.", i), Addresses: []mesh.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}})
+	}
+	s.setGlobal(netip.AddrPort{}, zone.Status{}, names...)
+	if rrs, err := transfer(axfr); err != nil || len(rrs) != 10_003 {
+		t.Errorf("%d records, %v", len(rrs), err)
+	}
+	for serial, n := range map[uint32]int{6: 10_003, 7: 1} {
+		m := new(dns.Msg).SetIxfr("svc.global.kubelink.", serial, "ns.", "hostmaster.")
+		if rrs, err := transfer(m); err != nil || len(rrs) != n {
+			t.Errorf("from %d: %d records, %v", serial, len(rrs), err)
+		}
+	}
+	for _, name := range []string{"svc.global.other.kubelink.", "kubelink.", "name-1.svc.global.kubelink."} {
+		if m := ask(t, "tcp", addr, name, dns.TypeAXFR, 0); m.Rcode != dns.RcodeRefused {
+			t.Errorf("%s: %v", name, m)
+		}
+	}
+	if m := ask(t, "udp", addr, "svc.global.kubelink.", dns.TypeAXFR, 0); m.Rcode != dns.RcodeRefused {
+		t.Errorf("over UDP: %v", m)
 	}
 	s.table.Load().Close()
 }

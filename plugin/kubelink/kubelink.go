@@ -8,6 +8,7 @@ import (
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/metadata"
 	clog "github.com/coredns/coredns/plugin/pkg/log"
+	"github.com/coredns/coredns/plugin/transfer"
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
@@ -52,6 +53,7 @@ func (k *Kubelink) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 	if !ok {
 		return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
 	}
+	// A transfer that the transfer plugin does not make.
 	if t := state.QType(); t == dns.TypeAXFR || t == dns.TypeIXFR {
 		queries.WithLabelValues(match.Zone(), dns.RcodeToString[dns.RcodeRefused]).Inc()
 		return dns.RcodeRefused, nil
@@ -72,6 +74,23 @@ func (k *Kubelink) write(w dns.ResponseWriter, zone string, reply *dns.Msg, err 
 		err = e
 	}
 	return dns.RcodeSuccess, err
+}
+
+// Transfer lets the transfer plugin have the global zones that are served here. That
+// plugin, in front of us, has looked who may have them.
+func (k *Kubelink) Transfer(zone string, serial uint32) (<-chan []dns.RR, error) {
+	table := k.shared.table()
+	if table == nil {
+		return nil, transfer.ErrNotAuthoritative // ServeDNS gets it, and says why
+	}
+	rrs, ok := table.Transfer(zone, serial)
+	if !ok {
+		return nil, transfer.ErrNotAuthoritative
+	}
+	all := make(chan []dns.RR, 1) // the plugin cuts it into messages
+	all <- rrs
+	close(all)
+	return all, nil
 }
 
 // CacheBypassZones implements the cache plugin's ZoneBypasser: the names that follow links must not

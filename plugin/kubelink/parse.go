@@ -13,12 +13,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 
 	"github.com/miekg/dns"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/mandelsoft/kubelink/broker"
@@ -46,6 +48,7 @@ func defaults() broker.Config {
 		SecretManageMode: broker.ManageNone,
 		RouteTable:       254,
 		RulePriority:     32750,
+		TokenLifetime:    24 * time.Hour,
 		DeployCRDs:       true,
 	}
 	if ns, err := os.ReadFile(namespaceFile); err == nil {
@@ -84,13 +87,6 @@ func flag(set func(cfg *broker.Config)) property {
 	return property{0, 0, func(p *parser, _ []string) error { set(&p.config); return nil }}
 }
 
-// later is a property of the former broker that this version does not have.
-func later(what string) property {
-	return property{0, 1, func(*parser, []string) error {
-		return fmt.Errorf("%s is not in this version: remove the property", what)
-	}}
-}
-
 // gone is a property of the former broker that does not mean anything any more.
 func gone(prop, why string) property {
 	return property{0, 1, func(p *parser, _ []string) error {
@@ -114,7 +110,7 @@ var properties = map[string]property{
 		return err
 	}),
 	"mesh-domain":        one(func(p *parser, v string) error { return domain(&p.config.MeshDomain, v) }),
-	"meshdns-service-ip": later("the global domain of a mesh"),
+	"meshdns-service-ip": one(func(p *parser, v string) error { return address(&p.config.MeshDNS, v) }),
 
 	"node-cidr":    one(func(p *parser, v string) error { return cidr(&p.config.NodeCIDR, v) }),
 	"pod-cidr":     one(func(p *parser, v string) error { return cidr(&p.config.PodCIDR, v) }),
@@ -141,14 +137,9 @@ var properties = map[string]property{
 	"service":         one(func(p *parser, v string) error { return label(&p.config.Service, v) }),
 	"ifce-name":       one(setInterface),
 	"served-links":    one(setServed),
-	"offload": one(func(p *parser, v string) error {
-		var o string
-		err := choice(&o, v, "on", "off")
-		p.config.PlainTUN = o == "off"
-		return err
-	}),
-	"streams":      one(func(p *parser, v string) error { return number(&p.config.Streams, v, 1, bridge.MaxStreams) }),
-	"auto-connect": flag(func(cfg *broker.Config) { cfg.AutoConnect = true }),
+	"offload":         one(func(p *parser, v string) error { return off(&p.config.PlainTUN, v) }),
+	"streams":         one(func(p *parser, v string) error { return number(&p.config.Streams, v, 1, bridge.MaxStreams) }),
+	"auto-connect":    flag(func(cfg *broker.Config) { cfg.AutoConnect = true }),
 
 	"secret":     one(func(p *parser, v string) error { return name(&p.config.Secret, v) }),
 	"certfile":   one(func(p *parser, v string) (err error) { p.config.CertFile, err = p.file(v); return err }),
@@ -178,17 +169,25 @@ var properties = map[string]property{
 	}),
 
 	"dns-propagation": one(func(p *parser, v string) error {
-		if v == "kubernetes" {
-			return errors.New("dns-propagation kubernetes is not in this version: use dns")
-		}
-		return choice(&p.config.Propagation, v, mesh.PropagateNone, mesh.PropagateDNS)
+		return choice(&p.config.Propagation, v, mesh.PropagateNone, mesh.PropagateDNS, mesh.PropagateKubernetes)
 	}),
 	"dns-advertisement":  flag(func(cfg *broker.Config) { cfg.DNSAdvertisement = true }),
-	"service-account":    later("the advertisement of API access"),
-	"coredns-configure":  later("the configuration of the cluster's DNS service"),
-	"coredns-service-ip": one(func(p *parser, v string) error { return address(&p.config.DNSServiceAddress, v) }),
+	"service-account":    one(setServiceAccount),
+	"token-lifetime":     one(setTokenLifetime),
+	"coredns-configure":  flag(func(cfg *broker.Config) { cfg.ConfigureDNS = true }),
+	"coredns-service-ip": one(func(p *parser, v string) error { return address(&p.config.OwnDNS, v) }),
 	"coredns-deployment": gone("coredns-deployment", "kubelink answers DNS itself, there is no deployment to restart"),
 	"coredns-secret":     gone("coredns-secret", "kubelink answers DNS itself, there is no generated configuration to store"),
+
+	"serve-stale": one(func(p *parser, v string) error { return duration(&p.config.ServeStale, v, time.Second, 72*time.Hour) }),
+	"state-names": one(func(p *parser, v string) error { return off(&p.config.NoStateNames, v) }),
+	"state-dir": one(func(p *parser, v string) error {
+		p.config.StateDir = p.path(v)
+		if info, err := os.Stat(p.config.StateDir); err == nil && !info.IsDir() {
+			return errors.New("this is a file, not a directory")
+		}
+		return nil // it is made when it is not there
+	}),
 
 	"disable-deploy-crds": flag(func(cfg *broker.Config) { cfg.DeployCRDs = false }),
 	"keep-network":        flag(func(cfg *broker.Config) { cfg.KeepNetwork = true }),
@@ -233,12 +232,16 @@ func (p *parser) combine() error {
 	if p.has("cluster-name") && !p.has("link-address") {
 		return p.at("cluster-name", "cluster-name %s without link-address: both together define the default mesh; add link-address, or remove cluster-name and apply a KubeLink %s with endpoint LocalLink", cfg.ClusterName, cfg.ClusterName)
 	}
-	if cfg.MeshDomain == cfg.ClusterDomain {
+	if dns.IsSubDomain(cfg.MeshDomain, cfg.ClusterDomain) {
 		at := "mesh-domain"
 		if !p.has(at) {
 			at = "cluster-domain"
 		}
-		return p.at(at, "mesh-domain and cluster-domain are both %s: names of the mesh need a domain of their own", cfg.MeshDomain)
+		if cfg.MeshDomain == cfg.ClusterDomain {
+			return p.at(at, "mesh-domain and cluster-domain are both %s: names of the mesh need a domain of their own", cfg.MeshDomain)
+		}
+		// The cluster's DNS, which is asked for these names, asks us for those of the mesh.
+		return p.at(at, "cluster-domain %s lies in mesh-domain %s: names of the mesh need a domain of their own", cfg.ClusterDomain, cfg.MeshDomain)
 	}
 
 	var files, missing []string
@@ -267,7 +270,7 @@ func (p *parser) combine() error {
 	}
 
 	if cfg.Mode == mesh.None {
-		for _, prop := range []string{"auto-connect", "dns-advertisement"} {
+		for _, prop := range []string{"auto-connect", "dns-advertisement", "service-account"} {
 			if p.has(prop) {
 				return p.at(prop, "%s in mode none: there are no connections to other clusters; use mode bridge or remove it", prop)
 			}
@@ -275,6 +278,17 @@ func (p *parser) combine() error {
 	}
 	if cfg.AutoConnect && !p.has("secret") && len(files) == 0 {
 		return p.at("auto-connect", "auto-connect without certificate: unknown clusters are recognized by theirs; add secret, or certfile, keyfile and cacertfile")
+	}
+
+	switch {
+	case p.has("service-account") && !p.has("secret") && len(files) == 0:
+		return p.at("service-account", "service-account without certificate: its token would be readable on the way, and sent to anybody; add secret, or certfile, keyfile and cacertfile")
+	case p.has("token-lifetime") && !p.has("service-account"):
+		return p.at("token-lifetime", "token-lifetime without service-account: there is no token; add service-account or remove it")
+	case cfg.ConfigureDNS && cfg.Propagation == mesh.PropagateNone:
+		return p.at("coredns-configure", "coredns-configure without dns-propagation: there are no names to lead the cluster's DNS to; add dns-propagation or remove it")
+	case cfg.ConfigureDNS && !p.has("coredns-service-ip") && !mesh.Nth(cfg.ServiceCIDR, 11).IsValid():
+		return p.at("coredns-configure", "coredns-configure needs coredns-service-ip, or service-cidr whose 11th address it is: the address of the service by which the cluster's DNS reaches kubelink")
 	}
 
 	// What the broker itself refuses starts with the property.
@@ -334,11 +348,17 @@ func levenshtein(a, b string) int {
 	return row[len(b)]
 }
 
-// file is a file that must exist; relative names start at the root of the server block.
-func (p *parser) file(v string) (string, error) {
+// path is where a file is; relative names start at the root of the server block.
+func (p *parser) path(v string) string {
 	if root := dnsserver.GetConfig(p.c).Root; !filepath.IsAbs(v) && root != "" {
-		v = filepath.Join(root, v)
+		return filepath.Join(root, v)
 	}
+	return v
+}
+
+// file is a file that must exist.
+func (p *parser) file(v string) (string, error) {
+	v = p.path(v)
 	info, err := os.Stat(v)
 	if err != nil {
 		return "", err
@@ -382,6 +402,33 @@ func setServed(p *parser, v string) error {
 	// The order says nothing: another one is no change.
 	slices.Sort(p.config.Served)
 	p.config.Served = slices.Compact(p.config.Served)
+	return nil
+}
+
+func setServiceAccount(p *parser, v string) error {
+	account := types.NamespacedName{Namespace: "kube-system", Name: v}
+	if ns, n, ok := strings.Cut(v, "/"); ok {
+		account = types.NamespacedName{Namespace: ns, Name: n}
+	}
+	if err := label(&account.Namespace, account.Namespace); err != nil {
+		return fmt.Errorf("namespace %q: %w", account.Namespace, err)
+	}
+	if err := name(&account.Name, account.Name); err != nil {
+		return err
+	}
+	p.config.ServiceAccount = account
+	return nil
+}
+
+func setTokenLifetime(p *parser, v string) error {
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		return errors.New("not a duration, such as 24h")
+	}
+	if d < 10*time.Minute || d > 1<<32*time.Second { // the API's limits
+		return errors.New("the API server issues tokens for 10m and more, up to 2^32 s")
+	}
+	p.config.TokenLifetime = d.Truncate(time.Second)
 	return nil
 }
 
@@ -461,6 +508,23 @@ func number(to *int, v string, least, most int) error {
 		return fmt.Errorf("not a number from %d to %d", least, most)
 	}
 	*to = n
+	return nil
+}
+
+// off is a property that is on or off.
+func off(to *bool, v string) error {
+	var o string
+	err := choice(&o, v, "on", "off")
+	*to = o == "off"
+	return err
+}
+
+func duration(to *time.Duration, v string, least, most time.Duration) error {
+	d, err := time.ParseDuration(v)
+	if err != nil || d < least || d > most {
+		return fmt.Errorf("not a duration from %s to %s, such as 30m", least, most)
+	}
+	*to = d
 	return nil
 }
 

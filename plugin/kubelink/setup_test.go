@@ -7,8 +7,10 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coredns/caddy"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/mandelsoft/kubelink/broker"
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -27,7 +29,7 @@ func TestDefaults(t *testing.T) {
 			Mode: "bridge", Propagation: "none", MeshDomain: "kubelink.", ClusterDomain: "cluster.local.", DefaultPort: 80,
 		},
 		Namespace: "kube-system", BrokerPort: 8088, AdvertisedPort: 80, Interface: "kubelink",
-		SecretManageMode: "none", RouteTable: 254, RulePriority: 32750, DeployCRDs: true,
+		SecretManageMode: "none", RouteTable: 254, RulePriority: 32750, TokenLifetime: 24 * time.Hour, DeployCRDs: true,
 	}
 	for _, input := range []string{"kubelink", "kubelink {\n}", "kubelink {\nipip none\nserved-links all\nmode bridge\n}"} {
 		if got, err := parseStanza(input); err != nil || !reflect.DeepEqual(got, want) {
@@ -79,6 +81,9 @@ func TestProperties(t *testing.T) {
 		}},
 		{"offload off\nstreams 4", func(c *broker.Config) { c.PlainTUN, c.Streams = true, 4 }},
 		{"offload on", func(c *broker.Config) {}},
+		{"serve-stale 90m\nstate-names off\nstate-dir state", func(c *broker.Config) {
+			c.ServeStale, c.NoStateNames, c.StateDir = 90*time.Minute, true, "state"
+		}},
 		{"served-links c,a.b,m--x,a.b", func(c *broker.Config) { c.Served = []string{"a.b", "c", "m--x"} }},
 		{"auto-connect\nsecret tls\nsecret-manage-mode self\ndns-name Kubelink1.Example.", func(c *broker.Config) {
 			c.AutoConnect, c.Secret, c.SecretManageMode, c.DNSName = true, "tls", "self", "kubelink1.example"
@@ -91,7 +96,22 @@ func TestProperties(t *testing.T) {
 		}},
 		{"route-table 100\nrule-priority 1000", func(c *broker.Config) { c.RouteTable, c.RulePriority = 100, 1000 }},
 		{"dns-propagation dns\ndns-advertisement\ncoredns-service-ip 100.64.0.12", func(c *broker.Config) {
-			c.Propagation, c.DNSAdvertisement, c.DNSServiceAddress = mesh.PropagateDNS, true, addr("100.64.0.12")
+			c.Propagation, c.DNSAdvertisement, c.OwnDNS = mesh.PropagateDNS, true, addr("100.64.0.12")
+		}},
+		{"dns-propagation kubernetes", func(c *broker.Config) { c.Propagation = mesh.PropagateKubernetes }},
+		{"meshdns-service-ip 100.64.16.11", func(c *broker.Config) { c.MeshDNS = addr("100.64.16.11") }},
+		{"service-account names\nsecret tls", func(c *broker.Config) {
+			c.ServiceAccount, c.Secret = types.NamespacedName{Namespace: "kube-system", Name: "names"}, "tls"
+		}},
+		{"service-account links/names\ntoken-lifetime 90m\ncertfile tls.crt\nkeyfile tls.key\ncacertfile ca.crt", func(c *broker.Config) {
+			c.ServiceAccount, c.TokenLifetime = types.NamespacedName{Namespace: "links", Name: "names"}, 90*time.Minute
+			c.CertFile, c.KeyFile, c.CAFile = "tls.crt", "tls.key", "ca.crt"
+		}},
+		{"coredns-configure\ndns-propagation dns\nservice-cidr 100.64.0.0/20", func(c *broker.Config) {
+			c.ConfigureDNS, c.Propagation, c.ServiceCIDR = true, mesh.PropagateDNS, prefix("100.64.0.0/20")
+		}},
+		{"mode none\ncoredns-configure\ndns-propagation dns\ncoredns-service-ip 100.64.0.12", func(c *broker.Config) {
+			c.Mode, c.ConfigureDNS, c.Propagation, c.OwnDNS = mesh.None, true, mesh.PropagateDNS, addr("100.64.0.12")
 		}},
 		{"coredns-deployment kubelink-coredns\ncoredns-secret dns", func(*broker.Config) {}},
 		{"disable-deploy-crds\nkeep-network", func(c *broker.Config) { c.DeployCRDs, c.KeepNetwork = false, true }},
@@ -133,6 +153,8 @@ func TestRefused(t *testing.T) {
 		{"mesh-domain a..b", `mesh-domain a..b: not a domain name`},
 		{"mesh-domain cluster.local", `:2 - Error during parsing: mesh-domain and cluster-domain are both cluster.local.`},
 		{"cluster-domain kubelink", `:2 - Error during parsing: mesh-domain and cluster-domain are both kubelink.`},
+		{"cluster-domain kubelink1.kubelink", `:2 - Error during parsing: cluster-domain kubelink1.kubelink. lies in mesh-domain kubelink.`},
+		{"mesh-domain local", `:2 - Error during parsing: cluster-domain cluster.local. lies in mesh-domain local.`},
 		{"pod-cidr 100.96.0.1/11", `pod-cidr 100.96.0.1/11: an address, not a network: did you mean 100.96.0.0/11?`},
 		{"node-cidr 10.250.0.0", `node-cidr 10.250.0.0: not a network`},
 		{"service-cidr ::ffff:100.64.0.0/116", `write an IPv4 network in its own form`},
@@ -151,6 +173,10 @@ func TestRefused(t *testing.T) {
 		{"secret-manage-mode cert\nsecret tls", `secret-manage-mode cert needs dns-name`},
 		{"secret-manage-mode acme", `secret-manage-mode acme: not one of none, self, cert`},
 		{"offload maybe", `offload maybe: not one of on, off`},
+		{"state-names maybe", `state-names maybe: not one of on, off`},
+		{"serve-stale 1", `serve-stale 1: not a duration from 1s to 72h0m0s, such as 30m`},
+		{"serve-stale 96h", `serve-stale 96h: not a duration from 1s to 72h0m0s, such as 30m`},
+		{"state-dir tls.crt", `state-dir tls.crt: this is a file, not a directory`},
 		{"streams 17", `streams 17: not a number from 1 to 16`},
 		{"route-table 0", `route-table 0: not a number from 1 to 2147483647`},
 		{"route-table 255", `table 255 (local) is the kernel's own`},
@@ -158,14 +184,23 @@ func TestRefused(t *testing.T) {
 		{"mode none\nsecret tls\nauto-connect", `:4 - Error during parsing: auto-connect in mode none`},
 		{"mode none\ndns-advertisement", `:3 - Error during parsing: dns-advertisement in mode none`},
 		{"auto-connect", `auto-connect without certificate`},
+		{"mode none\nsecret tls\nservice-account names", `:4 - Error during parsing: service-account in mode none`},
+		{"service-account names", `:2 - Error during parsing: service-account without certificate: its token would be readable on the way`},
+		{"service-account a/b/c", `service-account a/b/c: not a name of an object`},
+		{"service-account /c", `service-account /c: namespace "": not a name of a namespace`},
+		{"service-account Names", `service-account Names: not a name of an object`},
+		{"token-lifetime 1h", `:2 - Error during parsing: token-lifetime without service-account`},
+		{"token-lifetime 5m", `token-lifetime 5m: the API server issues tokens for 10m and more`},
+		{"token-lifetime 2000000h", `token-lifetime 2000000h: the API server issues tokens for 10m and more, up to 2^32 s`},
+		{"token-lifetime day", `token-lifetime day: not a duration, such as 24h`},
+		{"coredns-configure\nservice-cidr 100.64.0.0/20", `:2 - Error during parsing: coredns-configure without dns-propagation`},
+		{"dns-propagation dns\ncoredns-configure", `:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
+		{"dns-propagation dns\ncoredns-configure\nservice-cidr 100.64.0.0/30", `:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
 		// Later.
 		{"mode wireguard", `mode wireguard is not in this version: use bridge`},
-		{"dns-propagation kubernetes", `dns-propagation kubernetes is not in this version: use dns`},
-		{"dns-propagation all", `dns-propagation all: not one of none, dns`},
+		{"dns-propagation all", `dns-propagation all: not one of none, dns, kubernetes`},
 		{"ipip shared", `ipip shared: IPIP tunnels are not in this version`},
-		{"meshdns-service-ip 100.64.0.12", `meshdns-service-ip 100.64.0.12: the global domain of a mesh is not in this version: remove the property`},
-		{"service-account coredns", `service-account coredns: the advertisement of API access is not in this version`},
-		{"coredns-configure", `coredns-configure: the configuration of the cluster's DNS service is not in this version`},
+		{"meshdns-service-ip everywhere", `meshdns-service-ip everywhere: not an IP address`},
 	} {
 		_, err := parseStanza("kubelink {\n" + c.input + "\n}")
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "Testfile:") {

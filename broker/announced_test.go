@@ -1,0 +1,237 @@
+package broker
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// testCA is a certificate in PEM form.
+func testCA(t testing.TB) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := sign(&x509.Certificate{Subject: pkix.Name{CommonName: "test"}, NotAfter: day0.Add(caLife), IsCA: true, BasicConstraintsValid: true}, nil, key, key, day0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})
+}
+
+func TestCheckAccess(t *testing.T) {
+	ca := testCA(t)
+	other := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")})
+	for _, c := range []struct {
+		name, token string
+		ca          []byte
+		says        string
+		want        []byte
+	}{
+		{"good", "eyJ.a-b_c~.x+/==", ca, "", ca},
+		{"bundle with text", "t", bytes.Join([][]byte{[]byte("# one\n"), ca, []byte("# two\n"), ca, []byte("end")}, nil), "", append(bytes.Clone(ca), ca...)},
+		{"no token", "", ca, "1 to 4096", nil},
+		{"long token", strings.Repeat("a", maxToken+1), ca, "1 to 4096", nil},
+		{"header in token", "a\r\nHost: x", ca, "characters", nil},
+		{"NUL in token", "a\x00b", ca, "characters", nil},
+		{"word in token", "tökén", ca, "characters", nil},
+		{"no CA", "t", nil, "no certificate", nil},
+		{"no PEM", "t", []byte("hello"), "no certificate", nil},
+		{"large CA", "t", bytes.Repeat(ca, maxCA/len(ca)+1), "12288 is the limit", nil},
+		{"a key", "t", append(bytes.Clone(ca), other...), "PRIVATE KEY", nil},
+		{"no certificate in it", "t", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), "the CA: ", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := checkAccess(&bridge.APIInfo{Token: c.token, CACert: c.ca})
+			if c.says != "" {
+				if err == nil || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "Host:") {
+					t.Error(err)
+				}
+				return
+			}
+			if err != nil || got.Token != c.token || !bytes.Equal(got.CACert, c.want) {
+				t.Errorf("%+v, %v", got, err)
+			}
+		})
+	}
+}
+
+func testLink() *v1alpha1.KubeLink {
+	l := &v1alpha1.KubeLink{}
+	l.Name = "b"
+	l.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.12/24", CIDR: "100.64.16.0/20"}
+	return l
+}
+
+func TestHear(t *testing.T) {
+	s := &mesh.State{Meshes: []mesh.Mesh{{Domain: "kubelink."}}}
+	api := &bridge.APIInfo{Token: "t", CACert: testCA(t)}
+	ip := netip.MustParseAddr
+	for _, c := range []struct {
+		name  string
+		in    bridge.Announcement
+		plain bool
+		want  facts
+		notes []string
+	}{
+		{"nothing", bridge.Announcement{}, false, facts{}, nil},
+		{"all", bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: "Cluster.Local.", Address: ip("100.64.16.10")}, API: api}, false,
+			facts{dnsIP: "100.64.16.10", baseDomain: "cluster.local", access: api}, nil},
+		{"domain only", bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: "c.example"}}, false, facts{baseDomain: "c.example"}, nil},
+		{"address only", bridge.Announcement{DNS: &bridge.DNSInfo{Address: ip("192.168.0.12")}}, false, facts{dnsIP: "192.168.0.12"}, nil},
+		{"somebody else's address", bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: "c", Address: ip("100.64.0.10")}}, false,
+			facts{baseDomain: "c"}, []string{"announced by the peer, but not used", "DNS service 100.64.0.10", "not routed to this link", "spec.egress"}},
+		{"no domain", bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: "a\nb\x00", Address: ip("100.64.16.10")}}, false,
+			facts{dnsIP: "100.64.16.10"}, []string{`"a\nb\x00"`, "not a letter"}},
+		{"the mesh's domain", bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: "b.kubelink"}}, false, facts{}, []string{`"b.kubelink"`, "mesh domain kubelink"}},
+		{"a bad token", bridge.Announcement{API: &bridge.APIInfo{Token: "a b", CACert: api.CACert}}, false, facts{}, []string{"access to its API", "characters"}},
+		{"in plain text", bridge.Announcement{API: api}, true, facts{}, []string{"access to its API", "without certificate", "secret"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var h *heard
+			for range 2 { // the second time, from what is remembered
+				var got facts
+				h, got = h.hear(s, &testLink().Spec, &c.in, c.plain)
+				if !reflect.DeepEqual(got, c.want) || (h.note == "") != (len(c.notes) == 0) {
+					t.Errorf("%+v, note %q", got, h.note)
+				}
+				for _, n := range c.notes {
+					if !strings.Contains(h.note, n) {
+						t.Errorf("the note %q does not contain %q", h.note, n)
+					}
+				}
+			}
+		})
+	}
+}
+
+// Whatever is announced: what is taken is right, and what is said about the rest fits into a line.
+func FuzzHear(f *testing.F) {
+	f.Add("cluster.local", []byte{100, 64, 16, 10}, "token", testCA(f))
+	f.Add("x.kubelink", []byte{8, 8, 8, 8}, "a\nb", []byte("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"))
+	f.Add(strings.Repeat("\xff", 300), make([]byte, 16), "", []byte(nil))
+	s := &mesh.State{Meshes: []mesh.Mesh{{Domain: "kubelink."}}}
+	link := testLink()
+	f.Fuzz(func(t *testing.T, domain string, address []byte, token string, ca []byte) {
+		a := &bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: domain}, API: &bridge.APIInfo{Token: token, CACert: ca}}
+		if ip, ok := netip.AddrFromSlice(address); ok {
+			a.DNS.Address = ip.Unmap()
+		}
+		h, got := (*heard)(nil).hear(s, &link.Spec, a, false)
+		if strings.ContainsAny(h.note, "\n\r\x00") || !utf8.ValidString(h.note) || len(h.note) > 4*maxNote {
+			t.Errorf("the note %q", h.note)
+		}
+		if token != "" && len(token) > 8 && strings.Contains(h.note, token) && !strings.Contains(domain, token) {
+			t.Errorf("the note %q tells the token", h.note)
+		}
+		if got.access != nil {
+			again, err := checkAccess(got.access)
+			if err != nil || !reflect.DeepEqual(again, got.access) {
+				t.Errorf("%+v: %v", got.access, err)
+			}
+		}
+		// As if a user had written it.
+		l := link.DeepCopy()
+		l.Name, l.Spec.Endpoint = "b", "b.example"
+		l.Spec.DNS = &v1alpha1.KubeLinkDNS{DNSIP: got.dnsIP, BaseDomain: got.baseDomain}
+		local := *testLink()
+		local.Name, local.Spec = "a", v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.11/24", Endpoint: v1alpha1.EndpointLocal}
+		state := mesh.Build([]v1alpha1.KubeLink{local, *l}, mesh.Local{Mode: mesh.Bridge, Propagation: mesh.PropagateDNS, MeshDomain: "kubelink.", DefaultPort: 80})
+		if p, bad := state.Problems["b"]; bad || state.Notes["b"] != "" {
+			t.Errorf("%+v: %s %s", got, p.Message, state.Notes["b"])
+		}
+	})
+}
+
+// A user's fields are left alone; what we wrote, or nobody, follows the peer.
+func TestAdopt(t *testing.T) {
+	secret := corev1.SecretReference{Namespace: "kube-system", Name: "kubelink-api-b"}
+	own := &v1alpha1.KubeLinkDNS{DNSIP: "100.64.16.10", BaseDomain: "cluster.local"}
+	access := &bridge.APIInfo{Token: "t"}
+	const (
+		allFields = `{"f:spec":{"f:dns":{".":{},"f:dnsIP":{},"f:baseDomain":{}},"f:apiAccess":{}}}`
+		ipField   = `{"f:spec":{"f:dns":{"f:dnsIP":{}}}}`
+	)
+	for _, c := range []struct {
+		name         string
+		dns          *v1alpha1.KubeLinkDNS
+		api          *corev1.SecretReference
+		ours, theirs string // managed fields
+		status       string // managed fields of the status, by others
+		facts        facts
+		want         map[string]any
+		access       bool
+	}{
+		{name: "nothing announced"},
+		{name: "empty link", facts: facts{"100.64.16.10", "cluster.local", access}, access: true, want: map[string]any{
+			"dns":       map[string]any{"dnsIP": "100.64.16.10", "baseDomain": "cluster.local"},
+			"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
+		}},
+		{name: "already so", dns: own, api: &secret, ours: allFields, facts: facts{"100.64.16.10", "cluster.local", access}, access: true},
+		{name: "changed", dns: own, api: &secret, ours: allFields, facts: facts{"100.64.16.11", "cluster.local", access}, access: true, want: map[string]any{
+			"dns":       map[string]any{"dnsIP": "100.64.16.11", "baseDomain": "cluster.local"},
+			"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
+		}},
+		{name: "withdrawn", dns: own, api: &secret, ours: allFields},
+		{name: "partly withdrawn, partly changed", dns: own, api: &secret, ours: allFields, facts: facts{baseDomain: "c"}, want: map[string]any{
+			"dns":       map[string]any{"dnsIP": "100.64.16.10", "baseDomain": "c"},
+			"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
+		}},
+		{name: "all is the user's", dns: own, api: &corev1.SecretReference{Namespace: "x", Name: "y"}, theirs: allFields, facts: facts{"100.64.16.11", "c", access}},
+		{name: "one is the user's", dns: &v1alpha1.KubeLinkDNS{DNSIP: "100.64.16.20"}, theirs: ipField, facts: facts{"100.64.16.11", "c", nil}, want: map[string]any{
+			"dns": map[string]any{"baseDomain": "c"},
+		}},
+		{name: "the user took one over", dns: own, ours: `{"f:spec":{"f:dns":{"f:baseDomain":{}}}}`, theirs: ipField, facts: facts{"100.64.16.11", "c", nil}, want: map[string]any{
+			"dns": map[string]any{"baseDomain": "c"},
+		}},
+		{name: "the user applied the same", dns: own, ours: allFields, theirs: ipField, facts: facts{"100.64.16.11", "cluster.local", nil}},
+		{name: "the user set it empty", dns: &v1alpha1.KubeLinkDNS{}, theirs: ipField, facts: facts{dnsIP: "100.64.16.11"}},
+		{name: "nobody knows who set it", dns: own, facts: facts{"100.64.16.11", "c", nil}},
+		{name: "the user has other fields", dns: &v1alpha1.KubeLinkDNS{OmitDNSPropagation: true}, theirs: `{"f:spec":{"f:dns":{".":{},"f:omitDNSPropagation":{}}}}`, facts: facts{dnsIP: "100.64.16.11"}, want: map[string]any{
+			"dns": map[string]any{"dnsIP": "100.64.16.11"},
+		}},
+		{name: "status does not count", status: ipField, facts: facts{dnsIP: "100.64.16.11"}, want: map[string]any{"dns": map[string]any{"dnsIP": "100.64.16.11"}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := testLink()
+			l.Spec.DNS, l.Spec.APIAccess = c.dns, c.api
+			for _, m := range []struct{ manager, subresource, fields string }{{announcedOwner, "", c.ours}, {"kubectl-edit", "", c.theirs}, {"kubelink", "status", c.status}} {
+				if m.fields != "" {
+					l.ManagedFields = append(l.ManagedFields, metav1.ManagedFieldsEntry{Manager: m.manager, Subresource: m.subresource, FieldsV1: metav1.NewFieldsV1(m.fields)})
+				}
+			}
+			got, access := c.facts.adopt(l, secret)
+			if access != c.access || len(got) != len(c.want) || len(got) > 0 && !reflect.DeepEqual(got, c.want) {
+				t.Errorf("%v, %v", got, access)
+			}
+		})
+	}
+}
+
+func TestAPISecret(t *testing.T) {
+	cfg := &Config{Namespace: "kube-system"}
+	if got := cfg.apiSecret("m--b"); got.Name != "kubelink-api-m--b" || got.Namespace != "kube-system" {
+		t.Error(got)
+	}
+	long := strings.Repeat("a", 253)
+	if got, other := cfg.apiSecret(long).Name, cfg.apiSecret(long[1:]).Name; len(got) > 253 || got == other {
+		t.Error(got, other)
+	}
+}

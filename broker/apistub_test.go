@@ -1,0 +1,251 @@
+package broker
+
+// A stub of an API server: what it answers to whom is up to the test. How a real one behaves is the
+// business of the end-to-end tests.
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+)
+
+// apiStub serves lists and watches of the kinds that names are made of.
+type apiStub struct {
+	*httptest.Server
+	ca string
+
+	mu       sync.Mutex
+	objects  map[string][]metav1.Object // by resource
+	version  int
+	changed  chan struct{} // closed at the next change
+	events   []stubEvent
+	refuse   func(*http.Request) (code int, message string)
+	requests int // under way
+}
+
+type stubEvent struct {
+	resource string
+	kind     string
+	version  int
+	object   metav1.Object
+}
+
+func newAPIStub(t testing.TB) *apiStub {
+	t.Helper()
+	cert := &corev1.Secret{}
+	if _, _, err := manageSecret(cert, "127.0.0.1", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(cert.Data[keyCert], cert.Data[keyKey])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &apiStub{ca: string(cert.Data[keyCA]), objects: map[string][]metav1.Object{}, version: 1, changed: make(chan struct{})}
+	s.Server = httptest.NewUnstartedServer(s)
+	s.EnableHTTP2 = true
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // clients that do not trust it
+	s.StartTLS()
+	t.Cleanup(func() {
+		s.CloseClientConnections()
+		s.Close()
+	})
+	return s
+}
+
+func (s *apiStub) source(token string) apiSource {
+	return apiSource{zone: "two.kubelink.", clusterDomain: "cluster.local.", server: s.URL, secret: "kube-system/two", token: token, ca: s.ca}
+}
+
+// setRefuse makes the stub refuse what f has a code for.
+func (s *apiStub) setRefuse(f func(*http.Request) (int, string)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuse = f
+}
+
+// put adds an object of a resource, or replaces the one of that name, and tells watchers.
+func (s *apiStub) put(resource string, object metav1.Object) {
+	s.change(resource, object, "ADDED", "MODIFIED")
+}
+
+// remove deletes it.
+func (s *apiStub) remove(resource string, object metav1.Object) {
+	s.change(resource, object, "", "DELETED")
+}
+
+func (s *apiStub) change(resource string, object metav1.Object, isNew, known string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version++
+	object.SetResourceVersion(fmt.Sprint(s.version))
+	kind := isNew
+	objects := slices.DeleteFunc(slices.Clone(s.objects[resource]), func(o metav1.Object) bool {
+		if o.GetNamespace() != object.GetNamespace() || o.GetName() != object.GetName() {
+			return false
+		}
+		kind = known
+		return true
+	})
+	if kind != "DELETED" {
+		objects = append(objects, object)
+	}
+	s.objects[resource] = objects
+	s.events = append(s.events, stubEvent{resource, kind, s.version, object})
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// busy is the number of requests under way.
+func (s *apiStub) busy() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.requests
+}
+
+func (s *apiStub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	resource := path.Base(r.URL.Path)
+	s.mu.Lock()
+	s.requests++
+	defer func() {
+		s.mu.Lock()
+		s.requests--
+		s.mu.Unlock()
+	}()
+	refuse, version := s.refuse, s.version
+	list := map[string]any{"metadata": map[string]any{"resourceVersion": fmt.Sprint(version)}, "items": append([]metav1.Object{}, s.objects[resource]...)}
+	s.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	fail := func(code int, message string) {
+		w.WriteHeader(code)
+		json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: int32(code), Message: message})
+	}
+	if refuse != nil {
+		if code, message := refuse(r); code != 0 {
+			fail(code, message)
+			return
+		}
+	}
+	q := r.URL.Query()
+	switch kinds := map[string][2]string{"services": {"v1", "ServiceList"}, "namespaces": {"v1", "NamespaceList"}, "endpointslices": {"discovery.k8s.io/v1", "EndpointSliceList"}}; {
+	case kinds[resource][0] == "":
+		fail(http.StatusNotFound, "the server could not find the requested resource")
+	case q.Get("sendInitialEvents") != "": // as servers before 1.32
+		fail(http.StatusUnprocessableEntity, "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
+	case q.Get("watch") == "":
+		list["apiVersion"], list["kind"] = kinds[resource][0], kinds[resource][1]
+		json.NewEncoder(w).Encode(list)
+	default:
+		fmt.Sscan(q.Get("resourceVersion"), &version)
+		s.watch(r.Context(), w, resource, version)
+	}
+}
+
+// watch sends the events after a version until the client goes.
+func (s *apiStub) watch(ctx context.Context, w http.ResponseWriter, resource string, version int) {
+	out := json.NewEncoder(w)
+	for {
+		w.(http.Flusher).Flush()
+		s.mu.Lock()
+		events, changed := s.events, s.changed
+		s.mu.Unlock()
+		for _, e := range events {
+			if e.version > version && e.resource == resource {
+				out.Encode(map[string]any{"type": e.kind, "object": e.object})
+			}
+			version = max(version, e.version)
+		}
+		w.(http.Flusher).Flush()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// forbid refuses a resource the way RBAC does.
+func forbid(resources ...string) func(*http.Request) (int, string) {
+	return func(r *http.Request) (int, string) {
+		for _, resource := range resources {
+			if path.Base(r.URL.Path) == resource {
+				return http.StatusForbidden, resource + ` is forbidden: User "system:serviceaccount:default:nobody" cannot list resource "` + resource + `" in API group "" at the cluster scope`
+			}
+		}
+		return 0, ""
+	}
+}
+
+// onlyToken refuses every other token.
+func onlyToken(token string) func(*http.Request) (int, string) {
+	return func(r *http.Request) (int, string) {
+		if strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ") != token {
+			return http.StatusUnauthorized, "Unauthorized"
+		}
+		return 0, ""
+	}
+}
+
+func newNamespace(name string) *corev1.Namespace {
+	return &corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: name}}
+}
+
+func (s *apiStub) namespace(name string) { s.put("namespaces", newNamespace(name)) }
+
+func (s *apiStub) service(name, clusterIP string, edit ...func(*corev1.Service)) {
+	s.put("services", newService(name, clusterIP, edit...))
+}
+
+func newService(name, clusterIP string, edit ...func(*corev1.Service)) *corev1.Service {
+	o := &corev1.Service{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP},
+			Ports: []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80}},
+		},
+	}
+	for _, e := range edit {
+		e(o)
+	}
+	return o
+}
+
+func external(target string) func(*corev1.Service) {
+	return func(o *corev1.Service) {
+		o.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: target}
+	}
+}
+
+// endpoint is a pod behind a service.
+func (s *apiStub) endpoint(service, hostname, address string) {
+	s.put("endpointslices", newEndpoint(service, hostname, address))
+}
+
+func newEndpoint(service, hostname, address string) *discoveryv1.EndpointSlice {
+	return &discoveryv1.EndpointSlice{
+		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "default", Name: service + "-" + hostname, Labels: map[string]string{discoveryv1.LabelServiceName: service},
+		},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{address}, Hostname: &hostname, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)}}},
+		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To("http"), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To[int32](8080)}},
+	}
+}
