@@ -144,7 +144,7 @@ func TestBed(t *testing.T) {
 		}
 	})
 	t.Run("own DNS configuration", func(t *testing.T) {
-		check(t, one.CustomDNS("extra.server", "extra:53 {\n template ANY ANY {\n rcode REFUSED\n }\n}\n"))
+		check(t, one.CustomDNS(ctx, "extra.server", "extra:53 {\n template ANY ANY {\n rcode REFUSED\n }\n}\n"))
 		check(t, Until(ctx, "the new server block", func(ctx context.Context) error {
 			answer, err := all[0].near.Query(ctx, "x.extra.", dns.TypeA)
 			if err == nil && answer.Rcode != dns.RcodeRefused {

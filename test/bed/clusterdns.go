@@ -1,7 +1,7 @@
 package bed
 
-// This file runs the cluster's DNS: CoreDNS in a pod behind the service kube-dns, with a folder in the place of the
-// ConfigMap coredns-custom.
+// This file runs the cluster's DNS: CoreDNS in a pod behind the service kube-dns, with the ConfigMap coredns-custom in a
+// folder whose server blocks it imports.
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
@@ -64,15 +65,25 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(c.file("coredns-custom"), 0o755); err != nil {
+	text := fmt.Sprintf(corefile, c.file(customDNS))
+	if err := os.WriteFile(c.file("Corefile"), []byte(text), 0o644); err != nil {
 		return err
 	}
-	if err := c.StubDomain("kubelink"); err != nil {
+	if err := os.MkdirAll(c.file(customDNS), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(c.file("Corefile"), fmt.Appendf(nil, corefile, c.file("coredns-custom")), 0o644); err != nil {
+	if err := c.StubDomain(ctx, "kubelink"); err != nil {
 		return err
 	}
+	// It tells what runs; nobody mounts it.
+	config := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}, Data: map[string]string{"Corefile": text}}
+	if err := c.Client.Create(ctx, config); err != nil {
+		return err
+	}
+	if _, err := c.projectCustomDNS(ctx); err != nil { // CoreDNS shall start with it
+		return err
+	}
+	go c.followCustomDNS(c.bed.ctx)
 	pod, err := c.Pod(ctx, "coredns", PodOptions{Namespace: "kube-system", Labels: labels, ServiceAccount: "coredns"})
 	if err != nil {
 		return err
@@ -102,20 +113,85 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 
 // StubDomain makes the cluster DNS send questions below a domain to kubelink's DNS service. The bed does it for the domain
 // kubelink.
-func (c *Cluster) StubDomain(domain string) error {
-	return c.CustomDNS(domain+".server", fmt.Sprintf(stubDomain, domain, c.MeshDNSAddress))
+func (c *Cluster) StubDomain(ctx context.Context, domain string) error {
+	return c.CustomDNS(ctx, domain+".server", fmt.Sprintf(stubDomain, domain, c.MeshDNSAddress))
 }
 
-// CustomDNS writes a key of the ConfigMap coredns-custom, so to speak; empty text removes it. The cluster DNS sees it
-// within three seconds.
-func (c *Cluster) CustomDNS(key, text string) error {
-	path := filepath.Join(c.file("coredns-custom"), key)
-	if text == "" {
-		return os.Remove(path)
-	}
-	// In one step: CoreDNS must not read half a file.
-	if err := os.WriteFile(path+".new", []byte(text), 0o644); err != nil {
+const customDNS = "coredns-custom"
+
+// CustomDNS writes a key of the ConfigMap kube-system/coredns-custom, which it creates where it is missing; empty text
+// removes the key. The cluster DNS sees it within three seconds.
+func (c *Cluster) CustomDNS(ctx context.Context, key, text string) error {
+	custom := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: customDNS}}
+	err := c.Client.Get(ctx, client.ObjectKeyFromObject(custom), custom)
+	if client.IgnoreNotFound(err) != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
+	before := custom.DeepCopy()
+	if custom.Data == nil {
+		custom.Data = map[string]string{}
+	}
+	custom.Data[key] = text
+	if text == "" {
+		delete(custom.Data, key)
+	}
+	if err != nil {
+		return c.Client.Create(ctx, custom)
+	}
+	return c.Client.Patch(ctx, custom, client.MergeFrom(before))
+}
+
+// projectCustomDNS does what kubelet does with a ConfigMap that is an optional volume: the folder is as the ConfigMap is
+// now. It returns the version of that.
+func (c *Cluster) projectCustomDNS(ctx context.Context) (version string, err error) {
+	list := &corev1.ConfigMapList{}
+	if err := c.Client.List(ctx, list, onlyCustomDNS...); err != nil {
+		return "", err
+	}
+	files := map[string]string{}
+	for _, custom := range list.Items {
+		files = custom.Data
+	}
+	return list.ResourceVersion, c.writeCustomDNS(files)
+}
+
+var onlyCustomDNS = []client.ListOption{client.InNamespace("kube-system"), client.MatchingFields{"metadata.name": customDNS}}
+
+// followCustomDNS projects each change until ctx ends. The API server may go and come.
+func (c *Cluster) followCustomDNS(ctx context.Context) {
+	for ctx.Err() == nil {
+		if version, err := c.projectCustomDNS(ctx); err == nil {
+			since := &client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: version}}
+			if changes, err := c.Client.Watch(ctx, &corev1.ConfigMapList{}, append(onlyCustomDNS[:2:2], since)...); err == nil {
+				<-changes.ResultChan() // or its end
+				changes.Stop()
+				continue
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// writeCustomDNS makes the folder have the files, and no others.
+func (c *Cluster) writeCustomDNS(files map[string]string) error {
+	dir := c.file(customDNS)
+	there, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range there {
+		if _, wanted := files[f.Name()]; !wanted {
+			errs = append(errs, os.Remove(filepath.Join(dir, f.Name())))
+		}
+	}
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		// In one step: CoreDNS must not read half a file.
+		errs = append(errs, os.WriteFile(path+".new", []byte(text), 0o644), os.Rename(path+".new", path))
+	}
+	return errors.Join(errs...)
 }

@@ -27,6 +27,8 @@ type PodOptions struct {
 	ServiceAccount string            // default: default; its token is where in-cluster configuration looks for it
 	HostNetwork    bool              // use the node's network
 	Env            []string          // for the pod's programs
+
+	Hostname, Subdomain string // for its name below a headless service
 }
 
 // Pod is a pod of a cluster.
@@ -111,6 +113,8 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 			NodeName:           n.Name,
 			ServiceAccountName: opts.ServiceAccount,
 			HostNetwork:        opts.HostNetwork,
+			Hostname:           opts.Hostname,
+			Subdomain:          opts.Subdomain,
 			Containers:         []corev1.Container{{Name: "main", Image: "test-bed"}},
 		},
 	}

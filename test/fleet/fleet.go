@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/test/bed"
 )
@@ -80,7 +81,7 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	b, err := bed.New(ctx, n, bed.Options{
 		Nodes:       opts.Nodes,
 		CoreDNS:     binary,
-		AddToScheme: []func(*runtime.Scheme) error{v1alpha1.AddToScheme},
+		AddToScheme: []func(*runtime.Scheme) error{v1alpha1.AddToScheme, coredns.AddToScheme},
 		Progress:    opts.Progress,
 	})
 	if err != nil {
