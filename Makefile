@@ -52,11 +52,18 @@ lint: ## go vet, linters, and that generated files are up to date
 	$(MAKE) generate
 	git diff --exit-code -- broker/api deploy/crds
 
-# What tests and demo need of the system: installed on Debian as root, else named.
+# What tests and demo need of the system: installed on Debian as root, else named. Commands, and the packages they are in.
+# The tests run unbound in namespaces of their own: that its package comes with a service must not make this machine a
+# name server.
+COMMANDS := iptables:iptables ip:iproute2 nsenter:util-linux dig:bind9-dnsutils unbound:unbound
+bench: COMMANDS += dnsperf:dnsperf
 system:
-	@missing=; for c in iptables:iptables ip:iproute2 nsenter:util-linux; do \
+	@missing=; for c in $(COMMANDS); do \
 	  command -v $${c%%:*} >/dev/null || missing="$$missing $${c##*:}"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing; \
+	    policy=/usr/sbin/policy-rc.d; \
+	    if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing && \
+	    case "$$missing" in *unbound*) ! command -v systemctl >/dev/null || systemctl disable -q unbound;; esac; \
 	  else echo "missing on this system:$$missing (names of Debian packages); install them and try again" >&2; exit 1; fi; fi

@@ -314,8 +314,10 @@ type echoes struct {
 	lost  int
 }
 
-func (e echoes) quantile(q float64) time.Duration {
-	return e.times[min(len(e.times)-1, int(q*float64(len(e.times))))]
+func (e echoes) quantile(q float64) time.Duration { return quantile(e.times, q) }
+
+func quantile(sorted []time.Duration, q float64) time.Duration {
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
 }
 
 const never = time.Hour

@@ -38,16 +38,8 @@ const (
 	plainTUNLink = "plain-tun" // kubelink without offloads
 )
 
-// contenders are all who can take part, as tables show them.
-var contenders = []struct{ name, title string }{
-	{plainPath, "plain path"},
-	{bridgeLink, "kubelink"},
-	{wireguardGo, "wireguard-go"},
-	{plainTUNLink, "kubelink, plain TUN"},
-}
-
-// Measures, as the flag -measures has them, in the order they are taken.
-var measures = []string{"tcp1", "tcp4", "udp", "http", "rtt", "load"}
+// dataplaneMeasures, as the flag -measures has them, in the order they are taken.
+var dataplaneMeasures = []string{"tcp1", "tcp4", "udp", "http", "rtt", "load"}
 
 // Ports of the server pod.
 const (
@@ -56,27 +48,13 @@ const (
 	echoPort     = 5203
 )
 
-// Where the tunnels' processes serve profiles, if they are asked to.
-const (
-	brokerProfile    = "127.0.0.1:6053"
-	wireguardProfile = "127.0.0.1:6054"
-)
-
-// dataplaneOptions are flags.
-type dataplaneOptions struct {
-	contenders, measures []string
-	rounds               int
-	quick, hold          bool
-	profile              string // folder for CPU profiles
-}
-
 // pace is how long things are measured.
 type pace struct {
 	warmUp, stream, datagrams, requests, idle, load time.Duration
 	refinements, attempts                           int // of the search for a rate
 }
 
-func (o dataplaneOptions) pace() pace {
+func (o choice) pace() pace {
 	if o.quick {
 		return pace{warmUp: 300 * time.Millisecond, stream: 700 * time.Millisecond, datagrams: 300 * time.Millisecond,
 			requests: 700 * time.Millisecond, idle: 500 * time.Millisecond, load: time.Second, refinements: 2, attempts: 2}
@@ -105,7 +83,7 @@ func (c *contender) pids() (pids []int) {
 
 // dataplane is the bed with all who take part.
 type dataplane struct {
-	dataplaneOptions
+	choice
 	pace
 	fleet                     *fleet.Fleet
 	one, two                  *fleet.Broker
@@ -120,21 +98,16 @@ type dataplane struct {
 }
 
 // measureDataplane runs the comparison.
-func measureDataplane(ctx context.Context, o dataplaneOptions) (*results, error) {
+func measureDataplane(ctx context.Context, o choice) (*results, error) {
 	// Every socket has a thread: whether it runs is to be the kernel's decision, as with separate programs.
 	runtime.GOMAXPROCS(32)
-	f, err := fleet.New(ctx, 2, fleet.Options{Edit: func(_ int, corefile string) string {
-		if o.profile != "" {
-			corefile = strings.Replace(corefile, "\n    errors\n", "\n    errors\n    pprof "+brokerProfile+"\n", 1)
-		}
-		return corefile
-	}})
+	f, err := fleet.New(ctx, 2, fleet.Options{Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	p := &dataplane{dataplaneOptions: o, pace: o.pace(), fleet: f, one: f.Brokers[0], two: f.Brokers[1], offload: true,
-		guess: map[string]float64{}, results: &results{}, quiet: quiet{patience: 2 * time.Minute}}
+	p := &dataplane{choice: o, pace: o.pace(), fleet: f, one: f.Brokers[0], two: f.Brokers[1], offload: true,
+		guess: map[string]float64{}, results: newResults(&dataplaneLayout, o.rounds), quiet: quiet{patience: 2 * time.Minute}}
 	if o.quick {
 		p.quiet.patience = 20 * time.Second
 	}
@@ -191,8 +164,8 @@ func (p *dataplane) furnish(ctx context.Context) (err error) {
 	if err := p.fleet.Mesh(ctx); err != nil {
 		return err
 	}
-	for _, known := range contenders {
-		if !slices.Contains(p.dataplaneOptions.contenders, known.name) {
+	for _, known := range dataplaneLayout.entrants {
+		if !slices.Contains(p.choice.contenders, known.name) {
 			continue
 		}
 		c := &contender{name: known.name, enter: func() error { return nil }, state: func() (string, error) { return "", nil },
@@ -378,41 +351,27 @@ func (p *dataplane) carried() (map[string]uint64, error) {
 	return all, nil
 }
 
-// measureQuietly measures while nobody else uses the machine, as far as that can be seen: it waits for that, and measures
-// again when it is no longer so afterwards. It returns the bytes that streams carried.
-func (p *dataplane) measureQuietly(ctx context.Context, c *contender, measure string, round int) (uint64, error) {
-	for total := uint64(0); ; {
-		quiet, err := p.quiet.wait(ctx)
-		if err != nil {
-			return 0, err
-		}
+// measureQuietly measures while nobody else uses the machine, as far as that can be seen. It returns the bytes that
+// streams carried.
+func (p *dataplane) measureQuietly(ctx context.Context, c *contender, measure string, round int) (total uint64, err error) {
+	disturbed, err := p.quiet.measure(ctx, measure, func() error {
 		p.noted = nil
-		start := time.Now()
 		n, err := p.measure(ctx, c, measure, round)
-		if err != nil {
-			return 0, err
-		}
 		total += n
-		if quiet {
-			if quiet, err = p.quiet.still(ctx); err != nil {
-				return 0, err
-			}
-		}
-		if !quiet && p.quiet.patience > 0 {
-			p.quiet.patience -= time.Since(start)
-			fmt.Printf("  %s is measured again: somebody else uses the machine\n", measure)
-			continue
-		}
-		p.results.measured++
-		if !quiet {
-			p.results.disturbed++
-		}
-		for _, n := range p.noted {
-			p.note(c, n.result, n.value)
-		}
-		p.noted = nil
-		return total, nil
+		return err
+	})
+	if err != nil {
+		return 0, err
 	}
+	p.results.measured++
+	if disturbed {
+		p.results.disturbed++
+	}
+	for _, n := range p.noted {
+		p.note(c, n.result, n.value)
+	}
+	p.noted = nil
+	return total, nil
 }
 
 // measure takes one measure and returns the bytes that streams carried.
@@ -570,18 +529,17 @@ func (p *dataplane) startProfiles(ctx context.Context, c *contender, measure str
 	if p.profile == "" || round > 0 || c.profile == "" {
 		return func() error { return nil }
 	}
-	g, taking := errgroup.WithContext(ctx)
+	var wait []func() error
 	for _, b := range p.fleet.Brokers {
-		g.Go(func() error {
-			seconds := max(1, int((p.warmUp + p.stream).Seconds()))
-			body, err := b.Gateway().Get(taking, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", c.profile, seconds))
-			if err != nil {
-				return err
-			}
-			return os.WriteFile(filepath.Join(p.profile, fmt.Sprintf("%s-%s-%s.pprof", c.name, measure, b.Name)), []byte(body), 0o644)
-		})
+		file := filepath.Join(p.profile, fmt.Sprintf("%s-%s-%s.pprof", c.name, measure, b.Name))
+		wait = append(wait, profileCPU(ctx, b.Gateway().Host, c.profile, p.warmUp+p.stream, file))
 	}
-	return g.Wait
+	return func() (err error) {
+		for _, w := range wait {
+			err = errors.Join(err, w())
+		}
+		return err
+	}
 }
 
 // describe tells how to look at what runs.

@@ -77,6 +77,31 @@ func (q *quiet) wait(ctx context.Context) (bool, error) {
 	}
 }
 
+// measure calls f while nobody else uses the machine, as far as that can be seen: it waits for that, and calls f again when
+// it is no longer so afterwards. It tells whether the last call was disturbed.
+func (q *quiet) measure(ctx context.Context, what string, f func() error) (disturbed bool, err error) {
+	for {
+		quiet, err := q.wait(ctx)
+		if err != nil {
+			return false, err
+		}
+		start := time.Now()
+		if err := f(); err != nil {
+			return false, err
+		}
+		if quiet {
+			if quiet, err = q.still(ctx); err != nil {
+				return false, err
+			}
+		}
+		if quiet || q.patience <= 0 {
+			return !quiet, nil
+		}
+		q.patience -= time.Since(start)
+		fmt.Printf("  %s is measured again: somebody else uses the machine\n", what)
+	}
+}
+
 // still looks once.
 func (q *quiet) still(ctx context.Context) (bool, error) {
 	before, err := machineTime()

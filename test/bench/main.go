@@ -36,11 +36,31 @@ func main() {
 	}))
 }
 
+// choice is what is measured of whom, and how thoroughly.
+type choice struct {
+	contenders, measures []string
+	rounds               int
+	quick, hold          bool
+	profile              string // folder for CPU profiles
+}
+
 // options are flags.
 type options struct {
-	dataplaneOptions
+	choice
 	what          []string
 	write, strict bool
+}
+
+// comparison is a benchmark of several contenders in turns.
+type comparison struct {
+	*layout
+	measures []string
+	measure  func(context.Context, choice) (*results, error)
+}
+
+var comparisons = []comparison{
+	{&dataplaneLayout, dataplaneMeasures, measureDataplane},
+	{&dnsLayout, dnsMeasures, measureDNS},
 }
 
 func parseFlags() (o options) {
@@ -56,45 +76,76 @@ func parseFlags() (o options) {
 			return nil
 		})
 	}
-	var names []string
-	for _, c := range contenders {
-		names = append(names, c.name)
+	what := []string{"apply"}
+	var names, measures []string
+	for _, c := range comparisons {
+		what = append(what, c.section)
+		names = append(names, c.names()...)
+		measures = append(measures, c.measures...)
 	}
-	list(&o.what, "what", "benchmarks", []string{"apply", "dataplane"})
+	list(&o.what, "what", "benchmarks", what)
 	list(&o.contenders, "only", "contenders", names)
 	list(&o.measures, "measures", "measures", measures)
-	flag.IntVar(&o.dataplaneOptions.rounds, "rounds", 0, "how often every contender is measured (default 5, quick 2)")
-	flag.BoolVar(&o.quick, "quick", false, "shorter, and less exact: under three minutes")
-	flag.BoolVar(&o.hold, "hold", false, "tell PIDs and how to get at them, and measure until Ctrl-C")
-	flag.StringVar(&o.profile, "profile", "", "`folder` for CPU profiles of the tunnel processes, per measure of the first round")
-	flag.BoolVar(&o.write, "write", false, "write the dataplane's results into README.md and "+plotFile)
-	flag.BoolVar(&o.strict, "strict", false, "fail when a promise about the dataplane is not kept")
+	flag.IntVar(&o.rounds, "rounds", 0, "how often every contender is measured (default 5, quick 2)")
+	flag.BoolVar(&o.quick, "quick", false, "shorter, and less exact: under three minutes each")
+	flag.BoolVar(&o.hold, "hold", false, "tell PIDs and how to get at them, and measure until Ctrl-C (dataplane)")
+	flag.StringVar(&o.profile, "profile", "", "`folder` for CPU profiles of the processes compared, per measure of the first round")
+	flag.BoolVar(&o.write, "write", false, "write the results into README.md and test/bench/*.svg")
+	flag.BoolVar(&o.strict, "strict", false, "fail when a promise is not kept")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "unexpected argument %q\n", flag.Arg(0))
 		flag.Usage()
 		os.Exit(2)
 	}
-	if o.dataplaneOptions.rounds == 0 {
-		o.dataplaneOptions.rounds = 5
+	if o.rounds == 0 {
+		o.rounds = 5
 		if o.quick {
-			o.dataplaneOptions.rounds = 2
+			o.rounds = 2
 		}
 	}
-	// Who chooses in the dataplane means the dataplane.
+	// Who chooses something of a comparison means that one.
 	set := map[string]bool{}
 	flag.Visit(func(f *flag.Flag) { set[f.Name] = true })
-	if !set["what"] && (set["only"] || set["measures"] || set["hold"] || set["profile"] || set["rounds"]) {
-		o.what = []string{"dataplane"}
+	if !set["what"] && (set["only"] || set["measures"]) {
+		o.what = nil
+		for _, c := range comparisons {
+			if mine := c.choose(o.choice); len(mine.contenders) > 0 && len(mine.measures) > 0 {
+				o.what = append(o.what, c.section)
+			}
+		}
+	} else if !set["what"] && set["hold"] {
+		o.what = []string{dataplaneLayout.section}
 	}
+	return o
+}
+
+// names are those of the entrants.
+func (l *layout) names() (names []string) {
+	for _, e := range l.entrants {
+		names = append(names, e.name)
+	}
+	return names
+}
+
+// choose is the part of the choice that is about this comparison.
+func (c comparison) choose(o choice) choice {
+	other := func(known []string) func(string) bool {
+		return func(name string) bool { return !slices.Contains(known, name) }
+	}
+	o.contenders = slices.DeleteFunc(slices.Clone(o.contenders), other(c.names()))
+	o.measures = slices.DeleteFunc(slices.Clone(o.measures), other(c.measures))
 	return o
 }
 
 func (o options) run() error {
 	ctx := context.Background()
+	chosen := slices.DeleteFunc(slices.Clone(comparisons), func(c comparison) bool { return !slices.Contains(o.what, c.section) })
 	if o.write {
-		if _, _, _, err := readme(); err != nil { // before minutes are spent
-			return err
+		for _, c := range chosen { // before minutes are spent
+			if _, _, _, err := c.readme(); err != nil {
+				return err
+			}
 		}
 	}
 	if slices.Contains(o.what, "apply") {
@@ -104,29 +155,33 @@ func (o options) run() error {
 			return err
 		}
 	}
-	if !slices.Contains(o.what, "dataplane") {
-		return nil
-	}
-	if !o.hold {
-		// Far more than it takes: a bench that hangs is one that failed.
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(2+o.dataplaneOptions.rounds*len(o.contenders))*time.Minute)
-		defer cancel()
-	}
-	r, err := measureDataplane(ctx, o.dataplaneOptions)
-	if err != nil {
-		return err
-	}
-	kept := r.print()
-	if o.write {
-		if err := r.write(); err != nil {
-			return err
+	kept := true
+	for _, c := range chosen {
+		r, err := c.run(ctx, c.choose(o.choice))
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.section, err)
+		}
+		kept = r.print() && kept
+		if o.write {
+			if err := r.write(); err != nil {
+				return err
+			}
 		}
 	}
 	if o.strict && !kept {
 		return errors.New("not all promises are kept")
 	}
 	return nil
+}
+
+func (c comparison) run(ctx context.Context, o choice) (*results, error) {
+	if !o.hold {
+		// Far more than it takes: a bench that hangs is one that failed.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(3+o.rounds*len(o.contenders))*time.Minute)
+		defer cancel()
+	}
+	return c.measure(ctx, o)
 }
 
 const rounds = 20

@@ -1,6 +1,6 @@
 package main
 
-// This file tells the results: tables for the terminal and for the README, and which promises are kept.
+// This file tells the results of a benchmark: tables for the terminal and for the README, and which promises are kept.
 
 import (
 	"errors"
@@ -33,48 +33,31 @@ func (result) format(v float64) string {
 	}
 }
 
-var words = map[direction]string{up: "upload", down: "download"}
+// entrant is who takes part, as tables show it, with the colours of its bars in light and in dark.
+type entrant struct{ name, title, light, dark string }
 
-func resultStream(n int, d direction) result {
-	flows := map[int]string{1: "one TCP flow", 4: "four TCP flows"}[n]
-	return result{flows + ", " + words[d], "Gbit/s"}
-}
-func resultDatagrams(d direction) result {
-	return result{"UDP, 1200 bytes, loss < 1 %, " + words[d], "1000/s"}
-}
-func resultTunnelCPU(d direction) result  { return result{"CPU, tunnel processes, " + words[d], "s/GB"} }
-func resultMachineCPU(d direction) result { return result{"CPU, whole machine, " + words[d], "s/GB"} }
-
-var (
-	resultRequests   = result{"HTTP requests, 16 connections", "1000/s"}
-	resultIdleMedian = result{"round trip, idle, median", "ms"}
-	resultIdle99     = result{"round trip, idle, p99", "ms"}
-	resultLoadMedian = result{"round trip beside one flow, median", "ms"}
-	resultLoad99     = result{"round trip beside one flow, p99", "ms"}
-	resultLoadLost   = result{"echoes lost beside one flow", "%"}
-	resultMemory     = result{"memory, both tunnel processes", "MiB"}
-	resultPeak       = result{"memory, both tunnel processes, peak", "MiB"}
-)
-
-// order is that of the tables.
-var order = []result{
-	resultStream(1, up), resultStream(1, down), resultStream(4, up), resultStream(4, down),
-	resultDatagrams(up), resultDatagrams(down), resultRequests,
-	resultIdleMedian, resultIdle99, resultLoadMedian, resultLoad99, resultLoadLost,
-	resultTunnelCPU(up), resultTunnelCPU(down), resultMachineCPU(up), resultMachineCPU(down),
-	resultMemory, resultPeak,
+// layout is how the results of a benchmark are told.
+type layout struct {
+	section  string    // of the README, and the name of the plot
+	entrants []entrant // in the order of tables
+	tables   func(*results) []table
+	panels   []panel
+	promises []promise
 }
 
 // results are all values of a run.
 type results struct {
+	*layout
+	rounds              int                             // how often every contender was measured
 	values              map[result]map[string][]float64 // by contender
 	measured, disturbed int                             // measures, and those during which somebody else used the machine
 }
 
+func newResults(l *layout, rounds int) *results {
+	return &results{layout: l, rounds: rounds, values: map[result]map[string][]float64{}}
+}
+
 func (r *results) add(what result, contender string, value float64) {
-	if r.values == nil {
-		r.values = map[result]map[string][]float64{}
-	}
 	if r.values[what] == nil {
 		r.values[what] = map[string][]float64{}
 	}
@@ -102,60 +85,29 @@ func (r *results) ratio(what result, contender, to string) float64 {
 	return a / b
 }
 
-// rounds is how often the most was measured.
-func (r *results) rounds() (n int) {
-	for _, values := range r.values {
-		for _, v := range values {
-			n = max(n, len(v))
-		}
-	}
-	return n
-}
-
-// took are the contenders that took part, in the order of tables.
-func (r *results) took() (names, titles []string) {
-	for _, c := range contenders {
-		for _, values := range r.values {
-			if len(values[c.name]) > 0 {
-				names, titles = append(names, c.name), append(titles, c.title)
-				break
-			}
+// took are the contenders that have any of these results, in the order of tables.
+func (r *results) took(whats ...result) (names, titles []string) {
+	for _, c := range r.entrants {
+		if slices.ContainsFunc(whats, func(what result) bool { return len(r.values[what][c.name]) > 0 }) {
+			names, titles = append(names, c.name), append(titles, c.title)
 		}
 	}
 	return names, titles
 }
 
-// table is the medians, each with its range, and kubelink's as multiples of others'.
-func (r *results) table() [][]string {
-	names, titles := r.took()
-	head := append([]string{"", "unit"}, titles...)
-	var to []string
-	for i, name := range names {
-		if (name == wireguardGo || name == plainPath) && slices.Contains(names, bridgeLink) {
-			to = append(to, name)
-			head = append(head, "kubelink / "+titles[i])
-		}
+// table is rows of cells, the first one its head. All but the first columns, of words, are of numbers.
+type table struct {
+	rows  [][]string
+	words int
+}
+
+// show is a median with its range.
+func (r *results) show(what result, contender string) string {
+	values := r.values[what][contender]
+	if len(values) == 0 {
+		return "–"
 	}
-	rows := [][]string{head}
-	for _, what := range order {
-		if len(r.values[what]) == 0 {
-			continue
-		}
-		row := []string{what.title, what.unit}
-		for _, name := range names {
-			values := r.values[what][name]
-			if len(values) == 0 {
-				row = append(row, "–")
-				continue
-			}
-			row = append(row, fmt.Sprintf("%s (%s–%s)", what.format(r.median(what, name)), what.format(slices.Min(values)), what.format(slices.Max(values))))
-		}
-		for _, name := range to {
-			row = append(row, times(r.ratio(what, bridgeLink, name)))
-		}
-		rows = append(rows, row)
-	}
-	return rows
+	return fmt.Sprintf("%s (%s–%s)", what.format(r.median(what, contender)), what.format(slices.Min(values)), what.format(slices.Max(values)))
 }
 
 func times(ratio float64) string {
@@ -165,60 +117,54 @@ func times(ratio float64) string {
 	return fmt.Sprintf("%.2f×", ratio)
 }
 
-// promise is a bound of kubelink's median as a multiple of another's.
+// promise is a bound of a contender's median: as a multiple of another's, or else in the result's unit.
 type promise struct {
 	what   result
-	to     string
+	of, to string
 	bound  float64
 	atMost bool // else at least
-}
-
-var promises = []promise{
-	{resultStream(1, up), wireguardGo, 2, false},
-	{resultStream(1, down), wireguardGo, 2, false},
-	{resultStream(4, up), wireguardGo, 2, false},
-	{resultStream(4, down), wireguardGo, 2, false},
-	{resultStream(4, up), plainPath, 0.5, false},
-	{resultStream(4, down), plainPath, 0.5, false},
-	{resultRequests, wireguardGo, 1, false},
-	{resultDatagrams(up), wireguardGo, 1, false},
-	{resultDatagrams(down), wireguardGo, 1, false},
-	{resultLoadMedian, wireguardGo, 0.5, true},
-	{resultTunnelCPU(up), wireguardGo, 0.6, true},
-	{resultTunnelCPU(down), wireguardGo, 0.6, true},
+	worst  bool // not of the median but of every value
 }
 
 // promised is the table of the promises that were measured, and whether all of them are kept.
-func (r *results) promised() (rows [][]string, kept bool) {
+func (r *results) promised() (t table, kept bool) {
 	kept = true
 	titles := map[string]string{}
-	for _, c := range contenders {
+	for _, c := range r.entrants {
 		titles[c.name] = c.title
 	}
-	for _, p := range promises {
-		ratio := r.ratio(p.what, bridgeLink, p.to)
-		if math.IsNaN(ratio) {
+	rows := [][]string{{"promise", "", "is", "", ""}}
+	for _, p := range r.promises {
+		is := r.median(p.what, p.of)
+		if values := r.values[p.what][p.of]; p.worst && len(values) > 0 {
+			if is = slices.Min(values); p.atMost {
+				is = slices.Max(values)
+			}
+		}
+		numbers, bound, shown := titles[p.of], fmt.Sprintf("%s %s", p.what.format(p.bound), p.what.unit), fmt.Sprintf("%s %s", p.what.format(is), p.what.unit)
+		if p.to != "" {
+			is = r.ratio(p.what, p.of, p.to)
+			bound, shown = fmt.Sprintf("%.1f× %s", p.bound, titles[p.to]), times(is)
+			numbers = fmt.Sprintf("%s: %s / %s %s", titles[p.of], p.what.format(r.median(p.what, p.of)), p.what.format(r.median(p.what, p.to)), p.what.unit)
+		}
+		if math.IsNaN(is) {
 			continue
 		}
 		word, verdict := "at least", "kept"
 		if p.atMost {
 			word = "at most"
 		}
-		if p.atMost && ratio > p.bound || !p.atMost && ratio < p.bound {
+		if p.atMost && is > p.bound || !p.atMost && is < p.bound {
 			verdict, kept = "NOT kept", false
 		}
-		numbers := fmt.Sprintf("%s / %s %s", p.what.format(r.median(p.what, bridgeLink)), p.what.format(r.median(p.what, p.to)), p.what.unit)
-		rows = append(rows, []string{p.what.title, fmt.Sprintf("%s %.1f× %s", word, p.bound, titles[p.to]), times(ratio), numbers, verdict})
+		rows = append(rows, []string{p.what.title, word + " " + bound, shown, numbers, verdict})
 	}
-	if len(rows) > 0 {
-		rows = slices.Insert(rows, 0, []string{"promise", "", "is", "kubelink / other", ""})
-	}
-	return rows, kept
+	return table{rows, 2}, kept
 }
 
 // origin tells where the numbers are from, and whether they are good for anything.
 func (r *results) origin() string {
-	text := fmt.Sprintf("Medians of %d rounds (minimum–maximum), all in one run, with both ends and the load on the same machine: %s.", r.rounds(), describeMachine())
+	text := fmt.Sprintf("Medians of %d rounds (minimum–maximum), all in one run, with both ends and the load on the same machine: %s.", r.rounds, describeMachine())
 	if r.disturbed > 0 {
 		text += fmt.Sprintf(" During %d of %d measures somebody else used the machine: THE NUMBERS ARE NOISY.", r.disturbed, r.measured)
 	}
@@ -227,17 +173,19 @@ func (r *results) origin() string {
 
 // print writes all tables to the terminal.
 func (r *results) print() (kept bool) {
-	fmt.Printf("\n%s\n\n%s", r.origin(), plainTable(r.table()))
-	rows, kept := r.promised()
-	if len(rows) > 0 {
-		fmt.Printf("\n%s", plainTable(rows))
+	fmt.Printf("\n%s\n", r.origin())
+	promised, kept := r.promised()
+	for _, t := range append(r.tables(r), promised) {
+		if len(t.rows) > 1 {
+			fmt.Printf("\n%s", t.plain())
+		}
 	}
 	return kept
 }
 
-func plainTable(rows [][]string) string {
+func (t table) plain() string {
 	var widths []int
-	for _, row := range rows {
+	for _, row := range t.rows {
 		for i, cell := range row {
 			if i == len(widths) {
 				widths = append(widths, 0)
@@ -246,7 +194,7 @@ func plainTable(rows [][]string) string {
 		}
 	}
 	var b strings.Builder
-	for _, row := range rows {
+	for _, row := range t.rows {
 		line := ""
 		for i, cell := range row {
 			line += cell + strings.Repeat(" ", widths[i]-len([]rune(cell))+2)
@@ -256,14 +204,14 @@ func plainTable(rows [][]string) string {
 	return b.String()
 }
 
-// markdownTable aligns all but the first left columns to the right.
-func markdownTable(rows [][]string, left int) string {
+// markdown aligns numbers to the right.
+func (t table) markdown() string {
 	var b strings.Builder
-	for i, row := range rows {
+	for i, row := range t.rows {
 		b.WriteString("| " + strings.Join(row, " | ") + " |\n")
 		if i == 0 {
 			for j := range row {
-				if j < left {
+				if j < t.words {
 					b.WriteString("|---")
 				} else {
 					b.WriteString("|---:")
@@ -275,15 +223,11 @@ func markdownTable(rows [][]string, left int) string {
 	return b.String()
 }
 
-// Where the results are written to.
-const (
-	beginMark = "<!-- bench:dataplane -->"
-	endMark   = "<!-- /bench:dataplane -->"
-	plotFile  = "test/bench/dataplane.svg"
-)
+// plotFile is where the plot is, in the repository.
+func (l *layout) plotFile() string { return "test/bench/" + l.section + ".svg" }
 
-// readme returns the README's path, and its text before and after the results.
-func readme() (path, before, after string, err error) {
+// readme returns the README's path, and its text before and after the section.
+func (l *layout) readme() (path, before, after string, err error) {
 	root, err := bed.Repository()
 	if err != nil {
 		return "", "", "", err
@@ -293,24 +237,30 @@ func readme() (path, before, after string, err error) {
 	if err != nil {
 		return "", "", "", err
 	}
-	before, rest, ok1 := strings.Cut(string(text), beginMark)
-	_, after, ok2 := strings.Cut(rest, endMark)
+	begin, end := "<!-- bench:"+l.section+" -->", "<!-- /bench:"+l.section+" -->"
+	before, rest, ok1 := strings.Cut(string(text), begin)
+	_, after, ok2 := strings.Cut(rest, end)
 	if !ok1 || !ok2 {
-		return "", "", "", fmt.Errorf("%s: has no %s followed by %s", path, beginMark, endMark)
+		return "", "", "", fmt.Errorf("%s: has no %s followed by %s", path, begin, end)
 	}
-	return path, before + beginMark + "\n", endMark + after, nil
+	return path, before + begin + "\n", end + after, nil
 }
 
 // write puts the results into the README and the plot beside the sources.
 func (r *results) write() error {
-	path, before, after, err := readme()
+	path, before, after, err := r.readme()
 	if err != nil {
 		return err
 	}
+	text := fmt.Sprintf("%s\n\n![Plot of the medians](%s)\n", r.origin(), r.plotFile())
 	promised, _ := r.promised()
-	text := fmt.Sprintf("%s\n\n![Plot of the medians](%s)\n\n%s\n%s", r.origin(), plotFile, markdownTable(r.table(), 2), markdownTable(promised, 2))
+	for _, t := range append(r.tables(r), promised) {
+		if len(t.rows) > 1 {
+			text += "\n" + t.markdown()
+		}
+	}
 	return errors.Join(
-		os.WriteFile(filepath.Join(filepath.Dir(path), plotFile), []byte(r.plot()), 0o644),
+		os.WriteFile(filepath.Join(filepath.Dir(path), r.plotFile()), []byte(r.plot()), 0o644),
 		os.WriteFile(path, []byte(before+text+after), 0o644),
 	)
 }

@@ -31,58 +31,61 @@ func newPanel(title, note string, namesAndResults ...any) panel {
 	return p
 }
 
-var panels = []panel{
-	newPanel("One TCP flow, Gbit/s", "more is better", "upload", resultStream(1, up), "download", resultStream(1, down)),
-	newPanel("Four TCP flows, Gbit/s", "more is better", "upload", resultStream(4, up), "download", resultStream(4, down)),
-	newPanel("UDP of 1200 bytes, 1000/s", "more is better", "upload", resultDatagrams(up), "download", resultDatagrams(down)),
-	newPanel("HTTP requests, 1000/s", "more is better", "16 connections", resultRequests),
-	newPanel("Round trip beside a flow, ms", "less is better", "median", resultLoadMedian, "p99", resultLoad99),
-	newPanel("CPU of the tunnel processes, s/GB", "less is better", "upload", resultTunnelCPU(up), "download", resultTunnelCPU(down)),
-}
-
 const (
 	panelWidth, panelHeight = 300.0, 220.0
 	plotColumns             = 3
 	margin                  = 16.0
 )
 
-// style names its classes by contender. The colours are told apart in both modes, and by the colour-blind.
-const style = `<style>
+// style is the text's; the bars have classes named after the entrants. The colours are told apart in both modes, and by
+// the colour-blind.
+func (l *layout) style() string {
+	fills := func(colour func(entrant) string) (css string) {
+		for _, e := range l.entrants {
+			css += fmt.Sprintf(".%s { fill: %s; } ", e.name, colour(e))
+		}
+		return strings.TrimSpace(css)
+	}
+	return fmt.Sprintf(`<style>
 text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
 .title { font-weight: 600; font-size: 13px; }
 .note, .group { fill: #59636e; font-size: 11px; }
 .value { font-size: 10px; text-anchor: middle; }
 .group { text-anchor: middle; }
 .axis { stroke: #d1d9e0; }
-.plain { fill: #afb8c1; } .bridge { fill: #0969da; } .wireguard { fill: #bc4c00; } .plain-tun { fill: #6fb1f7; }
+%s
 @media (prefers-color-scheme: dark) {
 text { fill: #f0f6fc; }
 .note, .group { fill: #9198a1; }
 .axis { stroke: #3d444d; }
-.plain { fill: #656c76; } .bridge { fill: #4493f8; } .wireguard { fill: #f0883e; } .plain-tun { fill: #1f4f8f; }
+%s
 }
 </style>
-`
+`, fills(func(e entrant) string { return e.light }), fills(func(e entrant) string { return e.dark }))
+}
 
 // plot is the results as SVG.
 func (r *results) plot() string {
-	names, titles := r.took()
 	var shown []panel
-	for _, p := range panels {
+	var whats []result
+	for _, p := range r.panels {
 		for _, g := range p.groups {
 			if len(r.values[g.what]) > 0 {
-				shown = append(shown, p)
-				break
+				whats = append(whats, g.what)
+				if len(shown) == 0 || shown[len(shown)-1].title != p.title {
+					shown = append(shown, p)
+				}
 			}
 		}
 	}
+	names, titles := r.took(whats...)
 	const legend = 28.0
 	rows := (len(shown) + plotColumns - 1) / plotColumns
 	width := plotColumns*panelWidth + (plotColumns+1)*margin
 	height := legend + float64(rows)*(panelHeight+margin) + margin
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" role="img">`+"\n<title>kubelink compared</title>\n%s",
-		width, height, width, height, style)
+		width, height, width, height, r.style())
 	x := margin
 	for i, title := range titles {
 		fmt.Fprintf(&b, `<rect class="%s" x="%.0f" y="10" width="12" height="12" rx="2"/><text x="%.0f" y="20">%s</text>`+"\n", names[i], x, x+18, html.EscapeString(title))

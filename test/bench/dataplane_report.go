@@ -1,0 +1,98 @@
+package main
+
+// This file is how the dataplane's results are told.
+
+import "slices"
+
+var words = map[direction]string{up: "upload", down: "download"}
+
+func resultStream(n int, d direction) result {
+	flows := map[int]string{1: "one TCP flow", 4: "four TCP flows"}[n]
+	return result{flows + ", " + words[d], "Gbit/s"}
+}
+func resultDatagrams(d direction) result {
+	return result{"UDP, 1200 bytes, loss < 1 %, " + words[d], "1000/s"}
+}
+func resultTunnelCPU(d direction) result  { return result{"CPU, tunnel processes, " + words[d], "s/GB"} }
+func resultMachineCPU(d direction) result { return result{"CPU, whole machine, " + words[d], "s/GB"} }
+
+var (
+	resultRequests   = result{"HTTP requests, 16 connections", "1000/s"}
+	resultIdleMedian = result{"round trip, idle, median", "ms"}
+	resultIdle99     = result{"round trip, idle, p99", "ms"}
+	resultLoadMedian = result{"round trip beside one flow, median", "ms"}
+	resultLoad99     = result{"round trip beside one flow, p99", "ms"}
+	resultLoadLost   = result{"echoes lost beside one flow", "%"}
+	resultMemory     = result{"memory, both tunnel processes", "MiB"}
+	resultPeak       = result{"memory, both tunnel processes, peak", "MiB"}
+)
+
+var dataplaneLayout = layout{
+	section: "dataplane",
+	entrants: []entrant{
+		{plainPath, "plain path", "#afb8c1", "#656c76"},
+		{bridgeLink, "kubelink", "#0969da", "#4493f8"},
+		{wireguardGo, "wireguard-go", "#bc4c00", "#f0883e"},
+		{plainTUNLink, "kubelink, plain TUN", "#6fb1f7", "#1f4f8f"},
+	},
+	tables: func(r *results) []table { return []table{r.dataplaneTable()} },
+	panels: []panel{
+		newPanel("One TCP flow, Gbit/s", "more is better", "upload", resultStream(1, up), "download", resultStream(1, down)),
+		newPanel("Four TCP flows, Gbit/s", "more is better", "upload", resultStream(4, up), "download", resultStream(4, down)),
+		newPanel("UDP of 1200 bytes, 1000/s", "more is better", "upload", resultDatagrams(up), "download", resultDatagrams(down)),
+		newPanel("HTTP requests, 1000/s", "more is better", "16 connections", resultRequests),
+		newPanel("Round trip beside a flow, ms", "less is better", "median", resultLoadMedian, "p99", resultLoad99),
+		newPanel("CPU of the tunnel processes, s/GB", "less is better", "upload", resultTunnelCPU(up), "download", resultTunnelCPU(down)),
+	},
+	promises: []promise{
+		{what: resultStream(1, up), of: bridgeLink, to: wireguardGo, bound: 2},
+		{what: resultStream(1, down), of: bridgeLink, to: wireguardGo, bound: 2},
+		{what: resultStream(4, up), of: bridgeLink, to: wireguardGo, bound: 2},
+		{what: resultStream(4, down), of: bridgeLink, to: wireguardGo, bound: 2},
+		{what: resultStream(4, up), of: bridgeLink, to: plainPath, bound: 0.5},
+		{what: resultStream(4, down), of: bridgeLink, to: plainPath, bound: 0.5},
+		{what: resultRequests, of: bridgeLink, to: wireguardGo, bound: 1},
+		{what: resultDatagrams(up), of: bridgeLink, to: wireguardGo, bound: 1},
+		{what: resultDatagrams(down), of: bridgeLink, to: wireguardGo, bound: 1},
+		{what: resultLoadMedian, of: bridgeLink, to: wireguardGo, bound: 0.5, atMost: true},
+		{what: resultTunnelCPU(up), of: bridgeLink, to: wireguardGo, bound: 0.6, atMost: true},
+		{what: resultTunnelCPU(down), of: bridgeLink, to: wireguardGo, bound: 0.6, atMost: true},
+	},
+}
+
+// dataplaneOrder is that of the table.
+var dataplaneOrder = []result{
+	resultStream(1, up), resultStream(1, down), resultStream(4, up), resultStream(4, down),
+	resultDatagrams(up), resultDatagrams(down), resultRequests,
+	resultIdleMedian, resultIdle99, resultLoadMedian, resultLoad99, resultLoadLost,
+	resultTunnelCPU(up), resultTunnelCPU(down), resultMachineCPU(up), resultMachineCPU(down),
+	resultMemory, resultPeak,
+}
+
+// dataplaneTable is the medians, each with its range, and kubelink's as multiples of others'.
+func (r *results) dataplaneTable() table {
+	names, titles := r.took(dataplaneOrder...)
+	head := append([]string{"", "unit"}, titles...)
+	var to []string
+	for i, name := range names {
+		if (name == wireguardGo || name == plainPath) && slices.Contains(names, bridgeLink) {
+			to = append(to, name)
+			head = append(head, "kubelink / "+titles[i])
+		}
+	}
+	rows := [][]string{head}
+	for _, what := range dataplaneOrder {
+		if len(r.values[what]) == 0 {
+			continue
+		}
+		row := []string{what.title, what.unit}
+		for _, name := range names {
+			row = append(row, r.show(what, name))
+		}
+		for _, name := range to {
+			row = append(row, times(r.ratio(what, bridgeLink, name)))
+		}
+		rows = append(rows, row)
+	}
+	return table{rows, 2}
+}

@@ -1,0 +1,294 @@
+package main
+
+// This file compares DNS servers: who takes part, what they are asked, and in which order. Each is a process of the same
+// CoreDNS build on the gateway node of a real cluster, and the load comes from the same node over loopback. What a link to
+// another cluster would lead to is that cluster itself here (its DNS service, its API server): how packets get there is not
+// what is compared, so the brokers run in mode none.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/peer"
+)
+
+// Who takes part.
+const (
+	whoamiServer     = "whoami"     // the floor: a plugin that only says who asks
+	hostsServer      = "hosts"      // the same names from a file
+	formerServer     = "former"     // what the former system generated for its DNS
+	dnsServer        = "dns"        // dns-propagation dns, on names that were asked before
+	dnsColdServer    = "dns-cold"   // the same, on names that were never asked
+	kubernetesServer = "kubernetes" // dns-propagation kubernetes
+	globalServer     = "global"     // the global domain
+	linksServer      = "links"      // a broker with many links
+)
+
+// dnsMeasures, as the flag -measures has them: names that exist, names that do not, and many links.
+var dnsMeasures = []string{existingNames, missingNames, "links"}
+
+const (
+	existingNames = "existing"
+	missingNames  = "missing"
+)
+
+const (
+	benchNamespace = "bench"
+	services       = 1000
+	moderateRate   = 2000 // queries per second at which latencies are compared
+	remoteLink     = "remote"
+	benchDomain    = "bench.svc.remote.kubelink."
+	globalDomain   = "svc.global.kubelink."
+	// forwardedTo is the mesh DNS address of brokers that shall not serve the global domain. Nobody is there.
+	forwardedTo = "100.64.15.250"
+)
+
+// names are what a server is asked.
+type names struct {
+	count   int // 0: there are always more, and none is asked twice
+	name    func(i int) string
+	address func(i int) netip.Addr // of the A record in the answer; nil: whatever it is
+	rcode   int
+	next    int    // number of the next one, if none is asked twice
+	file    string // with all questions, if there is a count
+}
+
+// server is a contender.
+type server struct {
+	name    string
+	address netip.AddrPort
+	profile string // address of its profiles; empty: none
+	asked   map[string]*names
+	process *bed.Process
+	guess   map[string]float64 // queries per second, by kind of names: how many fresh names a run takes
+}
+
+// nameServers is the bed with all who take part.
+type nameServers struct {
+	choice
+	load, latency time.Duration // how long queries per second and latencies are measured
+	entries       int           // objects of the global domain
+	fleet         *fleet.Fleet
+	broker        *fleet.Broker // of the fleet; it is stopped but for what is measured of it
+	host          *bed.Host     // of servers and load
+	dir           string
+	servers       []*server
+	stubs         *peer.Stubs // the other ends of many links
+	quiet         quiet
+	results       *results
+}
+
+// measureDNS runs the comparison.
+func measureDNS(ctx context.Context, o choice) (*results, error) {
+	f, err := fleet.New(ctx, 1, fleet.Options{Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p := &nameServers{choice: o, load: 3 * time.Second, latency: 2 * time.Second, entries: 10000, fleet: f, broker: f.Brokers[0], host: f.Brokers[0].Host.Host,
+		quiet: quiet{patience: 2 * time.Minute}, results: newResults(&dnsLayout, o.rounds)}
+	if o.quick {
+		p.load, p.latency, p.entries, p.quiet.patience = time.Second, 500*time.Millisecond, 1000, 20*time.Second
+	}
+	if err := p.run(ctx); err != nil {
+		f.DumpLogs(os.Stderr, 20)
+		return nil, err
+	}
+	return p.results, nil
+}
+
+func (p *nameServers) run(ctx context.Context) (err error) {
+	if p.dir, err = os.MkdirTemp("", "dns"); err != nil {
+		return err
+	}
+	if err := p.broker.Kill(ctx, syscall.SIGTERM); err != nil {
+		return err
+	}
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: benchNamespace}}
+	if err := p.broker.Client.Create(ctx, ns); err != nil {
+		return err
+	}
+	if slices.Contains(p.measures, "links") && slices.Contains(p.contenders, linksServer) {
+		if err := p.measureLinks(ctx); err != nil {
+			return err
+		}
+	}
+	if err := p.furnish(ctx); err != nil {
+		return err
+	}
+	for round := range p.rounds {
+		// Nobody comes always first, or always after the same one.
+		order := slices.Clone(p.servers)
+		if round%2 == 1 {
+			slices.Reverse(order)
+		}
+		for _, s := range order {
+			fmt.Printf("round %d: %s\n", round+1, s.name)
+			if err := p.turn(ctx, s, round); err != nil {
+				return fmt.Errorf("round %d: %s: %w", round+1, s.name, err)
+			}
+		}
+	}
+	for _, s := range p.servers {
+		if err := s.process.Kill(syscall.SIGKILL); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write makes a file of questions.
+func (n *names) write(file string, from, count int) error {
+	var b bytes.Buffer
+	for i := range count {
+		fmt.Fprintf(&b, "%s A\n", n.name(from+i))
+	}
+	return os.WriteFile(file, b.Bytes(), 0o644)
+}
+
+// take reserves names that were never asked before.
+func (n *names) take(count int) (from int) {
+	from = n.next
+	n.next += count
+	return from
+}
+
+// check asks for a sample of the names and looks at the answers.
+func (p *nameServers) check(ctx context.Context, s *server, kind string) error {
+	const sample = 20
+	n := s.asked[kind]
+	for i := range sample {
+		number := i * n.count / sample
+		if n.count == 0 {
+			number = n.take(1)
+		}
+		name := n.name(number)
+		m, err := p.host.QueryAt(ctx, "udp", s.address, name, dns.TypeA)
+		if err != nil {
+			return err
+		}
+		if m.Rcode != n.rcode {
+			return fmt.Errorf("%s: %s, not %s", name, dns.RcodeToString[m.Rcode], dns.RcodeToString[n.rcode])
+		}
+		if n.address == nil {
+			if kind == missingNames && len(m.Answer) > 0 {
+				return fmt.Errorf("%s: it should not exist: %v", name, m.Answer)
+			}
+			continue
+		}
+		if len(m.Answer) != 1 || m.Answer[0].Header().Name != name {
+			return fmt.Errorf("%s: answer %v", name, m.Answer)
+		}
+		if a, ok := m.Answer[0].(*dns.A); !ok || a.A.String() != n.address(number).String() {
+			return fmt.Errorf("%s: answer %v, not %s", name, m.Answer[0], n.address(number))
+		}
+	}
+	return nil
+}
+
+// turn measures one server once.
+func (p *nameServers) turn(ctx context.Context, s *server, round int) error {
+	for _, kind := range []string{existingNames, missingNames} {
+		if !slices.Contains(p.measures, kind) {
+			continue
+		}
+		if err := p.check(ctx, s, kind); err != nil {
+			return fmt.Errorf("before the load: %w", err)
+		}
+		if err := p.measure(ctx, s, kind, round); err != nil {
+			return fmt.Errorf("%s names: %w", kind, err)
+		}
+		if err := p.check(ctx, s, kind); err != nil {
+			return fmt.Errorf("after the load: %w", err)
+		}
+	}
+	return nil
+}
+
+// measure finds the queries per second that the server answers, and how long one takes at a moderate rate.
+func (p *nameServers) measure(ctx context.Context, s *server, kind string, round int) error {
+	n := s.asked[kind]
+	run := func(rate int, d time.Duration) (perfResult, error) {
+		load := perf{server: s.address, rcode: dns.RcodeToString[n.rcode], questions: n.file, duration: d, rate: rate}
+		if n.count == 0 { // as many fresh names as will be asked in that time
+			expected := float64(rate)
+			if rate == 0 {
+				expected = max(s.guess[kind], 2000)
+			}
+			count := int(expected * d.Seconds())
+			load.questions, load.duration = filepath.Join(p.dir, s.name), 0
+			if err := n.write(load.questions, n.take(count), count); err != nil {
+				return perfResult{}, err
+			}
+		}
+		return load.run(ctx, p.host)
+	}
+	if n.count > 0 { // names that were asked before
+		if _, err := (perf{server: s.address, rcode: dns.RcodeToString[n.rcode], questions: n.file}).run(ctx, p.host); err != nil {
+			return err
+		}
+	}
+	if _, err := run(0, p.load/5); err != nil {
+		return err
+	}
+	var loaded, paced perfResult
+	var spent time.Duration // by the server, under full load
+	for _, m := range []struct {
+		what string
+		to   *perfResult
+		rate int
+		d    time.Duration
+	}{{"queries per second", &loaded, 0, p.load}, {"latency", &paced, moderateRate, p.latency}} {
+		disturbed, err := p.quiet.measure(ctx, m.what, func() (err error) {
+			profile := p.startProfile(ctx, s, kind, round, m.rate)
+			before, err1 := processTime([]int{s.process.PID()})
+			*m.to, err = run(m.rate, m.d)
+			after, err2 := processTime([]int{s.process.PID()})
+			if m.rate == 0 {
+				spent = after - before
+			}
+			return errors.Join(err, err1, err2, profile())
+		})
+		if err != nil {
+			return err
+		}
+		p.results.measured++
+		if disturbed {
+			p.results.disturbed++
+		}
+	}
+	s.guess[kind] = loaded.rate
+	p.note(s.name, resultQueries(kind), loaded.rate/1000)
+	p.note(s.name, resultCPU(kind), spent.Seconds()*1e6/loaded.answers)
+	p.note(s.name, resultMedianLatency(kind), milliseconds(quantile(paced.times, 0.5)))
+	p.note(s.name, result99Latency(kind), milliseconds(quantile(paced.times, 0.99)))
+	return nil
+}
+
+// note keeps and tells a result.
+func (p *nameServers) note(name string, r result, value float64) {
+	p.results.add(r, name, value)
+	fmt.Printf("  %-44s %10s %s\n", r.title, r.format(value), r.unit)
+}
+
+// startProfile takes a CPU profile of the server under full load in the first round; the returned function waits for it.
+func (p *nameServers) startProfile(ctx context.Context, s *server, kind string, round, rate int) func() error {
+	if s.profile == "" || round > 0 || rate > 0 {
+		return func() error { return nil }
+	}
+	return profileCPU(ctx, p.host, s.profile, p.load, filepath.Join(p.profile, s.name+"-"+kind+".pprof"))
+}
