@@ -24,6 +24,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/peer"
 )
 
 const (
@@ -39,16 +40,13 @@ type formerBroker struct {
 }
 
 // newFormer makes its TUN in the gateway node of the cluster of b, with the routes to the peer.
-func newFormer(ctx context.Context, b, peer *fleet.Broker) (*formerBroker, error) {
+func newFormer(ctx context.Context, b, other *fleet.Broker) (*formerBroker, error) {
 	node := b.Gateway()
-	cert, roots, err := identity(f.CA, b.FQDN)
-	if err != nil {
+	o := &formerBroker{}
+	var err error
+	if o.config, err = peer.Config(f.CA, f.CA, b.FQDN); err != nil {
 		return nil, err
 	}
-	o := &formerBroker{config: &tls.Config{
-		Certificates: []tls.Certificate{cert}, RootCAs: roots, ServerName: peer.FQDN,
-		ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
-	}}
 	if err := node.Do(func() (err error) {
 		o.tun, err = water.New(water.Config{DeviceType: water.TUN, PlatformSpecificParams: water.PlatformSpecificParams{Name: formerDevice}})
 		return err
@@ -58,7 +56,7 @@ func newFormer(ctx context.Context, b, peer *fleet.Broker) (*formerBroker, error
 	for _, args := range [][]string{
 		{"link", "set", formerDevice, "up"}, // its MTU is 1500
 		{"address", "add", b.MeshAddress.String(), "dev", formerDevice},
-		{"route", "add", peer.ServiceCIDR.String(), "dev", formerDevice},
+		{"route", "add", other.ServiceCIDR.String(), "dev", formerDevice},
 	} {
 		if _, err := node.Run(ctx, "ip", args...); err != nil {
 			o.tun.Close()
@@ -68,29 +66,15 @@ func newFormer(ctx context.Context, b, peer *fleet.Broker) (*formerBroker, error
 	return o, nil
 }
 
-// dial connects to the peer.
-func (o *formerBroker) dial(ctx context.Context, from *bed.Host, to *fleet.Broker) (net.Conn, error) {
-	conn, err := from.DialContext(ctx, "tcp", to.FQDN+":80")
-	if err != nil {
-		return nil, err
-	}
-	t := tls.Client(conn, o.config)
-	if err := t.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return t, nil
-}
-
 // accept waits until the peer connects. Others are sent away.
-func (o *formerBroker) accept(ctx context.Context, l net.Listener, peer *fleet.Broker) (net.Conn, error) {
+func (o *formerBroker) accept(ctx context.Context, l net.Listener, other *fleet.Broker) (net.Conn, error) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return nil, err
 		}
 		t := tls.Server(conn, o.config)
-		if err := t.HandshakeContext(ctx); err == nil && slices.Contains(t.ConnectionState().PeerCertificates[0].DNSNames, peer.FQDN) {
+		if err := t.HandshakeContext(ctx); err == nil && slices.Contains(t.ConnectionState().PeerCertificates[0].DNSNames, other.FQDN) {
 			return t, nil
 		}
 		conn.Close()
@@ -179,7 +163,7 @@ func TestFormerPeerTransfer(t *testing.T) {
 	t.Cleanup(func() { o.tun.Close() })
 	serve := func(t *testing.T, conn net.Conn, use func(context.Context)) {
 		t.Helper()
-		must(t, (&rawPeer{conn}).hello(third.MeshAddress, third.ServiceCIDR))
+		must(t, (&peer.Peer{Conn: conn}).Hello(third.MeshAddress, third.ServiceCIDR))
 		ctx, cancel := context.WithCancel(ctx) // what it does not understand ends the use
 		served := background(func() error { defer cancel(); return o.serve(conn) })
 		defer func() {
@@ -195,7 +179,7 @@ func TestFormerPeerTransfer(t *testing.T) {
 		}
 	}
 	t.Run("it dials", func(t *testing.T) {
-		conn, err := o.dial(ctx, third.Gateway().Host, one)
+		conn, err := peer.Dial(ctx, third.Gateway().Host, one.FQDN+":80", one.FQDN, o.config)
 		must(t, err)
 		serve(t, conn, func(ctx context.Context) { carries(t, ctx, 0, 2) })
 	})

@@ -107,7 +107,7 @@ func TestTwoMeshes(t *testing.T) {
 
 	// The default mesh domain is in the server block of the Corefile; the second is another block's business.
 	must(t, answers(ctx, one, serverName(1), servers[1].service))
-	edit(t, ctx, one, "kubelink:1053 {", "second.example:1053 {\n kubelink\n}\nkubelink:1053 {")
+	edit(t, ctx, one, "kubelink:1053 ", "second.example:1053 {\n kubelink\n}\nkubelink:1053 ")
 	within(t, 2*time.Second, "name in the second mesh", func(ctx context.Context) error {
 		return answers(ctx, one, "server.default.svc.kubelink3.second.example.", servers[2].service)
 	})
@@ -186,8 +186,8 @@ func TestAutoConnect(t *testing.T) {
 	other, err := bed.NewCA("somebody else")
 	must(t, err)
 	if p, err := dialRaw(ctx, three.Gateway().Host, one, other, "evil.example"); err == nil {
-		p.hello(netip.MustParsePrefix("192.168.0.66/24"), netip.Prefix{})
-		must(t, p.ended())
+		p.Hello(netip.MustParsePrefix("192.168.0.66/24"), netip.Prefix{})
+		must(t, p.Ended())
 	}
 	if _, err := one.Link(ctx, "192-168-0-66"); err == nil {
 		t.Error("a stranger got a link")

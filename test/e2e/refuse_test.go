@@ -11,6 +11,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/peer"
 )
 
 // counted waits until a counter of the first broker has grown.
@@ -51,7 +52,7 @@ func TestRefusedConnections(t *testing.T) {
 		counted(t, refusedSeries("certificate"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], other, third.FQDN)
 			if err == nil { // TLS 1.3: the client learns of it with its first read
-				err = p.ended()
+				err = p.Ended()
 			} else {
 				err = nil
 			}
@@ -62,24 +63,24 @@ func TestRefusedConnections(t *testing.T) {
 		counted(t, refusedSeries("name"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], f.CA, "nobody.example")
 			must(t, err)
-			must(t, p.hello(third.MeshAddress, third.ServiceCIDR))
-			must(t, p.ended())
+			must(t, p.Hello(third.MeshAddress, third.ServiceCIDR))
+			must(t, p.Ended())
 		})
 	})
 	t.Run("wrong mesh address", func(t *testing.T) {
 		counted(t, refusedSeries("address"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], f.CA, third.FQDN)
 			must(t, err)
-			must(t, p.hello(netip.MustParsePrefix("192.168.0.77/24"), third.ServiceCIDR))
-			must(t, p.ended())
+			must(t, p.Hello(netip.MustParsePrefix("192.168.0.77/24"), third.ServiceCIDR))
+			must(t, p.Ended())
 		})
 	})
 	t.Run("garbage", func(t *testing.T) {
 		counted(t, refusedSeries("hello"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], f.CA, third.FQDN)
 			must(t, err)
-			must(t, p.frame(1, []byte("hello?")))
-			must(t, p.ended())
+			must(t, p.Send(peer.Hello, []byte("hello?")))
+			must(t, p.Ended())
 		})
 	})
 }
@@ -100,25 +101,25 @@ func TestInboundFilter(t *testing.T) {
 
 	p, err := dialRaw(ctx, third.Gateway().Host, brokers[0], f.CA, third.FQDN)
 	must(t, err)
-	defer p.conn.Close()
-	must(t, p.hello(third.MeshAddress, third.ServiceCIDR))
-	kind, payload, err := p.read()
+	defer p.Close()
+	must(t, p.Hello(third.MeshAddress, third.ServiceCIDR))
+	kind, payload, err := p.Receive()
 	must(t, err)
-	if kind != 1 || len(payload) < 80 || netip.AddrFrom4([4]byte(payload[12:16])) != brokers[0].MeshAddress.Addr() {
+	if kind != peer.Hello || len(payload) < 80 || netip.AddrFrom4([4]byte(payload[12:16])) != brokers[0].MeshAddress.Addr() {
 		t.Fatalf("first frame: type %d, %x", kind, payload)
 	}
 	must(t, brokers[0].WaitState(ctx, third.Name, v1alpha1.StateUp))
 
 	self := netip.AddrPortFrom(third.MeshAddress.Addr(), 7777)
 	service := netip.AddrPortFrom(servers[0].service, udpPort)
-	must(t, p.frame(0, udp(self, service, "hello")))
-	from, text, err := p.answer(2 * time.Second)
+	must(t, p.Send(peer.Packet, peer.UDP(self, service, []byte("hello"))))
+	from, text, err := p.Datagram(2 * time.Second)
 	must(t, err)
 	if from != service {
 		t.Errorf("answer from %s, want %s", from, service)
 	}
-	foreign(t, text)
-	must(t, p.frame(99, []byte("of a type unknown: skipped")))
+	foreign(t, string(text))
+	must(t, p.Send(99, []byte("of a type unknown: skipped")))
 
 	for _, c := range []struct {
 		name     string
@@ -134,15 +135,15 @@ func TestInboundFilter(t *testing.T) {
 		{"to loopback", self, netip.MustParseAddrPort("127.0.0.1:1053"), "destination"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			counted(t, droppedSeries(third.Name, c.reason), func() { must(t, p.frame(0, udp(c.from, c.to, "evil"))) })
+			counted(t, droppedSeries(third.Name, c.reason), func() { must(t, p.Send(peer.Packet, peer.UDP(c.from, c.to, []byte("evil")))) })
 		})
 	}
 	t.Run("malformed", func(t *testing.T) {
-		counted(t, droppedSeries(third.Name, "malformed"), func() { must(t, p.frame(0, []byte{0x45, 0, 0})) })
+		counted(t, droppedSeries(third.Name, "malformed"), func() { must(t, p.Send(peer.Packet, []byte{0x45, 0, 0})) })
 	})
 	// Nothing of it broke the session.
-	must(t, p.frame(0, udp(self, service, "hello")))
-	_, _, err = p.answer(2 * time.Second)
+	must(t, p.Send(peer.Packet, peer.UDP(self, service, []byte("hello"))))
+	_, _, err = p.Datagram(2 * time.Second)
 	must(t, err)
 }
 
@@ -156,23 +157,23 @@ func TestPlainSessionsEndWithCertificate(t *testing.T) {
 	must(t, one.SetCorefile(strings.Replace(text, "secret kubelink-tls", "", 1)))
 	must(t, one.Reload(ctx))
 	must(t, one.Process.WaitLog(ctx, "neither encrypted nor authenticated"))
-	var p *rawPeer
+	var p *peer.Peer
 	within(t, 5*time.Second, "plain session", func(ctx context.Context) error {
 		conn, err := third.Gateway().DialContext(ctx, "tcp", one.FQDN+":80")
 		if err != nil {
 			return err
 		}
 		conn.SetDeadline(time.Now().Add(20 * time.Second))
-		p = &rawPeer{conn}
-		if err = p.hello(third.MeshAddress, third.ServiceCIDR); err == nil {
-			_, _, err = p.read()
+		p = &peer.Peer{Conn: conn}
+		if err = p.Hello(third.MeshAddress, third.ServiceCIDR); err == nil {
+			_, _, err = p.Receive()
 		}
 		return err
 	})
 	must(t, one.WaitState(ctx, third.Name, v1alpha1.StateUp))
 	must(t, one.SetCorefile(text))
 	must(t, one.Reload(ctx))
-	must(t, p.ended())
+	must(t, p.Ended())
 }
 
 // ingress narrows and widens what a link may reach, and takes effect at once.

@@ -1,0 +1,364 @@
+package e2e
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+// overlay applies a file of deploy for the time of a test.
+func overlay(t *testing.T, ctx context.Context, b *fleet.Broker, file string) {
+	t.Helper()
+	text, err := b.Manifest(file)
+	must(t, err)
+	_, err = b.KubectlInput(ctx, text, "apply", "-f", "-")
+	must(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		_, err := b.KubectlInput(ctx, text, "delete", "--ignore-not-found", "--wait=false", "-f", "-")
+		must(t, err)
+	})
+}
+
+// reconfigure adds properties to a broker's Corefile as it was given.
+func reconfigure(t *testing.T, ctx context.Context, b *fleet.Broker, text string, properties ...string) {
+	t.Helper()
+	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", strings.Join(append([]string{"dns-propagation dns"}, properties...), "\n"), 1)))
+	must(t, b.Reload(ctx))
+}
+
+// advertising has the second cluster advertise for the time of a test. In the end the others have forgotten it.
+func advertising(t *testing.T, ctx context.Context, properties ...string) (change func(properties ...string)) {
+	t.Helper()
+	two := brokers[1]
+	text := two.Corefile()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		must(t, two.SetCorefile(text))
+		must(t, two.Reload(ctx))
+		must(t, two.WaitReady(ctx))
+		for _, b := range []*fleet.Broker{brokers[0], brokers[2]} {
+			must(t, b.Remove(ctx, two.Name)) // else it is kept
+		}
+		restore(t)
+	})
+	change = func(properties ...string) { t.Helper(); reconfigure(t, ctx, two, text, properties...) }
+	change(properties...)
+	return change
+}
+
+// steady fails the test if the links to the second cluster have been lost by its end.
+func steady(t *testing.T, ctx context.Context) (check func()) {
+	t.Helper()
+	since := func() string {
+		var all []string
+		for _, b := range []*fleet.Broker{brokers[0], brokers[2]} {
+			l, err := b.Link(ctx, brokers[1].Name)
+			must(t, err)
+			for _, c := range l.Status.Conditions {
+				if c.Type == v1alpha1.ConditionReady {
+					all = append(all, fmt.Sprint(c.Status, c.LastTransitionTime))
+				}
+			}
+			all = append(all, fmt.Sprint(strings.Count(b.Process.FullLog(), "link is down")))
+		}
+		return fmt.Sprint(all)
+	}
+	before := since()
+	return func() {
+		t.Helper()
+		if now := since(); now != before {
+			t.Errorf("a link was lost: %s, before %s", now, before)
+		}
+	}
+}
+
+// hasDNS waits until the link to the second cluster has these values.
+func hasDNS(t *testing.T, b *fleet.Broker, ip, domain string) *v1alpha1.KubeLink {
+	t.Helper()
+	var l *v1alpha1.KubeLink
+	within(t, 10*time.Second, "DNS facts at "+b.Name, func(ctx context.Context) (err error) {
+		if l, err = b.Link(ctx, brokers[1].Name); err != nil {
+			return err
+		}
+		if d := l.Spec.DNS; d == nil || d.DNSIP != ip || d.BaseDomain != domain {
+			return fmt.Errorf("they are %+v", d)
+		}
+		return nil
+	})
+	return l
+}
+
+// What a cluster tells of its DNS service is in the links of the others, and follows at run time; what a user has set there
+// stays, and what cannot be right is not taken over.
+func TestAdvertisedDNS(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	one, two, three := brokers[0], brokers[1], brokers[2]
+	lasting := steady(t, ctx)
+	change := advertising(t, ctx, "dns-advertisement")
+	for _, b := range []*fleet.Broker{one, three} {
+		l := hasDNS(t, b, two.DNSAddress.String(), "cluster.local")
+		for _, m := range l.ManagedFields {
+			if m.Manager != "kubelink-advertised" && strings.Contains(m.FieldsV1.GetRawString(), "f:dnsIP") {
+				t.Errorf("%s owns the field, too", m.Manager)
+			}
+		}
+	}
+
+	// Another DNS service with another domain, which answers differently; a user of the first cluster has their own idea of
+	// its address.
+	_, err := one.Kubectl(ctx, "patch", "kubelink", two.Name, "--type", "merge", "-p", `{"spec":{"dns":{"dnsIP":"100.64.16.20"}}}`)
+	must(t, err)
+	pod, err := two.Pod(ctx, "othernames", bed.PodOptions{})
+	must(t, err)
+	conn, err := pod.ListenPacket("udp4", ":53")
+	must(t, err)
+	server := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg).SetReply(q)
+		if q.Question[0].Name == "server.default.svc.other.example." {
+			m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 5}, A: servers[2].service.AsSlice()}}
+		}
+		w.WriteMsg(m)
+	})}
+	go server.ActivateAndServe()
+	t.Cleanup(func() {
+		server.Shutdown()
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		must(t, pod.Delete(ctx))
+		must(t, two.Client.Delete(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "othernames"}}))
+	})
+	other, err := two.Service(ctx, "othernames", map[string]string{"app": "othernames"}, []corev1.ServicePort{bed.UDPPort(53)}, bed.ServiceOptions{})
+	must(t, err)
+	change("dns-advertisement", "dns-service-ip "+other.String(), "cluster-domain Other.Example")
+	hasDNS(t, three, other.String(), "other.example")
+	within(t, 2*time.Second, "names of the other DNS service", func(ctx context.Context) error {
+		return answers(ctx, three, serverName(1), servers[2].service)
+	})
+	hasDNS(t, one, "100.64.16.20", "other.example")
+
+	// An address that is not the second cluster's, and a domain that would lead back here.
+	change("dns-advertisement", "dns-service-ip "+one.DNSAddress.String())
+	must(t, three.WaitState(ctx, two.Name, v1alpha1.StateUp, "not used", one.DNSAddress.String(), "spec.egress"))
+	hasDNS(t, three, other.String(), "cluster.local")
+
+	// Back to normal, and silence: what was told stays.
+	change("dns-advertisement")
+	hasDNS(t, three, two.DNSAddress.String(), "cluster.local")
+	hasDNS(t, one, "100.64.16.20", "cluster.local")
+	within(t, 5*time.Second, "the note to go", func(ctx context.Context) error {
+		l, err := three.Link(ctx, two.Name)
+		if err == nil && l.Status.Message != "" {
+			err = errors.New(l.Status.Message)
+		}
+		return err
+	})
+	change()
+	hasDNS(t, three, two.DNSAddress.String(), "cluster.local")
+	must(t, answers(ctx, three, serverName(1), servers[1].service))
+	lasting()
+}
+
+// apiSecret waits until a broker keeps access to the API of the second cluster with a token other than the one given.
+func apiSecret(t *testing.T, limit time.Duration, b *fleet.Broker, other string) *corev1.Secret {
+	t.Helper()
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "kubelink-api-" + brokers[1].Name}}
+	within(t, limit, "secret with access in "+b.Name, func(ctx context.Context) error {
+		if err := b.Client.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
+			return err
+		}
+		if string(s.Data["token"]) == other {
+			return errors.New("the token is the same as before")
+		}
+		return nil
+	})
+	return s
+}
+
+// opens uses the access from a pod: it reads what names are made of, and nothing else.
+func opens(ctx context.Context, from *bed.Pod, s *corev1.Secret) error {
+	api, err := client.New(&rest.Config{
+		Host: "https://" + brokers[1].APIAddress.String(), Dial: from.DialContext,
+		BearerToken: string(s.Data["token"]), TLSClientConfig: rest.TLSClientConfig{CAData: s.Data["certificate-authority-data"]},
+	}, client.Options{})
+	if err != nil {
+		return err
+	}
+	var services corev1.ServiceList
+	if err := api.List(ctx, &services); err != nil {
+		return err
+	}
+	if len(services.Items) == 0 {
+		return errors.New("no services")
+	}
+	if err := api.List(ctx, &corev1.SecretList{}); !apierrors.IsForbidden(err) {
+		return fmt.Errorf("it lists secrets: %v", err)
+	}
+	return nil
+}
+
+// life is how long a token lasts from its beginning, as it says.
+func life(t *testing.T, token []byte) time.Duration {
+	t.Helper()
+	parts := strings.Split(string(token), ".")
+	if len(parts) != 3 {
+		t.Fatal("this is no token of a service account")
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	must(t, err)
+	var claims struct{ Exp, Iat int64 }
+	must(t, json.Unmarshal(payload, &claims))
+	if claims.Exp == 0 {
+		return 0
+	}
+	return time.Duration(claims.Exp-claims.Iat) * time.Second
+}
+
+// Access to its API that a cluster announces is kept by the others, with a new token whenever there is one, and links do not
+// notice. Where the rights for that are missing, this is said, and the rest goes on.
+func TestAdvertisedAPIAccess(t *testing.T) {
+	ctx := begin(t, 5*time.Minute)
+	one, two, three := brokers[0], brokers[1], brokers[2]
+	for _, b := range []*fleet.Broker{one, two} {
+		overlay(t, ctx, b, "overlays/advertisement/rbac.yaml")
+	}
+	lasting := steady(t, ctx)
+	change := advertising(t, ctx, "dns-advertisement", "service-account kubelink-names")
+	first := apiSecret(t, 10*time.Second, one, "")
+	l := hasDNS(t, one, two.DNSAddress.String(), "cluster.local")
+	within(t, 5*time.Second, "apiAccess", func(ctx context.Context) (err error) {
+		if l, err = one.Link(ctx, l.Name); err != nil {
+			return err
+		}
+		if a := l.Spec.APIAccess; a == nil || a.Namespace != fleet.Namespace || a.Name != first.Name {
+			return fmt.Errorf("it is %+v", a)
+		}
+		return nil
+	})
+	if owner := []metav1.OwnerReference{{APIVersion: "kubelink.mandelsoft.org/v1alpha1", Kind: "KubeLink", Name: l.Name, UID: l.UID}}; !reflect.DeepEqual(first.OwnerReferences, owner) {
+		t.Errorf("owned by %+v", first.OwnerReferences)
+	}
+	if first.Labels["app.kubernetes.io/managed-by"] != "kubelink" || len(first.Data) != 2 {
+		t.Errorf("labels %v, %d keys", first.Labels, len(first.Data))
+	}
+	if d := life(t, first.Data["token"]); d != 24*time.Hour {
+		t.Errorf("the token lasts for %s", d)
+	}
+	must(t, opens(ctx, clients[0], first))
+
+	// The third cluster may not keep it.
+	must(t, three.WaitState(ctx, two.Name, v1alpha1.StateUp, "may not keep it", "create and patch secrets in namespace kube-system", "spec.apiAccess"))
+	if l := hasDNS(t, three, two.DNSAddress.String(), "cluster.local"); l.Spec.APIAccess != nil {
+		t.Errorf("apiAccess is %+v", l.Spec.APIAccess)
+	}
+	if n := strings.Count(three.Process.Log(), "peers announce access to their API"); n != 1 {
+		t.Errorf("%d warnings", n)
+	}
+	overlay(t, ctx, three, "overlays/advertisement/rbac.yaml")
+
+	// A new token by configuration, and one because the old one died with its account.
+	change("dns-advertisement", "service-account kubelink-names", "token-lifetime 10m")
+	second := apiSecret(t, 10*time.Second, one, string(first.Data["token"]))
+	if d := life(t, second.Data["token"]); d != 10*time.Minute {
+		t.Errorf("the token lasts for %s", d)
+	}
+	_, err := two.Kubectl(ctx, "-n", "kube-system", "delete", "serviceaccount", "kubelink-names")
+	must(t, err)
+	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp, "service-account kube-system/kubelink-names", "does not exist"))
+	overlay(t, ctx, two, "overlays/advertisement/rbac.yaml")
+	third := apiSecret(t, time.Minute, one, string(second.Data["token"]))
+	must(t, opens(ctx, clients[0], third))
+	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp))
+
+	// By now the third cluster has tried again.
+	var kept *corev1.Secret
+	within(t, 90*time.Second, "the third cluster to keep the latest access", func(ctx context.Context) error {
+		kept = apiSecret(t, 90*time.Second, three, "")
+		if string(kept.Data["token"]) != string(third.Data["token"]) {
+			return errors.New("the token is an older one")
+		}
+		return nil
+	})
+	must(t, three.WaitState(ctx, two.Name, v1alpha1.StateUp))
+
+	// A user's choice stays.
+	_, err = one.Kubectl(ctx, "patch", "kubelink", two.Name, "--type", "merge", "-p", `{"spec":{"apiAccess":{"namespace":"default","name":"mine"}}}`)
+	must(t, err)
+	change("dns-advertisement", "service-account kubelink-names", "token-lifetime 11m")
+	apiSecret(t, 10*time.Second, three, string(third.Data["token"]))
+	if l, err := one.Link(ctx, two.Name); err != nil || l.Spec.APIAccess.Name != "mine" || l.Spec.APIAccess.Namespace != "default" {
+		t.Errorf("apiAccess is %+v, %v", l.Spec.APIAccess, err)
+	}
+	for _, b := range brokers {
+		for _, token := range [][]byte{first.Data["token"], second.Data["token"], third.Data["token"]} {
+			if strings.Contains(b.Process.FullLog(), string(token)) {
+				t.Errorf("%s logs a token", b.Name)
+			}
+		}
+	}
+	lasting()
+
+	// The secret goes with its link.
+	must(t, three.Remove(ctx, two.Name))
+	within(t, 30*time.Second, "the secret to be collected", func(ctx context.Context) error {
+		if err := three.Client.Get(ctx, client.ObjectKeyFromObject(kept), &corev1.Secret{}); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("it is still there (%v)", err)
+		}
+		return nil
+	})
+}
+
+// What is wrong with the account is said by the LocalLink, it is tried again, and links do not care. A token secret is used
+// where there is one.
+func TestServiceAccount(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	one, two := brokers[0], brokers[1]
+	overlay(t, ctx, one, "overlays/advertisement/rbac.yaml")
+	lasting := steady(t, ctx)
+	advertising(t, ctx, "service-account kubelink-names")
+	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp, "service-account kube-system/kubelink-names", "may not ask for its token", "serviceaccounts/token"))
+	must(t, two.WaitReady(ctx))
+	overlay(t, ctx, two, "overlays/advertisement/rbac.yaml")
+	asked := apiSecret(t, time.Minute, one, "")
+	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp))
+
+	// The broker has seen that it may not list secrets. It tries again after ten minutes, or with another configuration.
+	overlay(t, ctx, two, "overlays/advertisement/token-secret.yaml")
+	made := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "kubelink-names"}}
+	must(t, two.WaitFor(ctx, made, func() error {
+		if len(made.Data["token"]) == 0 {
+			return errors.New("no token in it yet")
+		}
+		return nil
+	}))
+	must(t, two.SetCorefile(strings.Replace(two.Corefile(), "service-account kubelink-names", "service-account kubelink-names\ntoken-lifetime 12h", 1)))
+	must(t, two.Reload(ctx))
+	fixed := apiSecret(t, 10*time.Second, one, string(asked.Data["token"]))
+	if string(fixed.Data["token"]) != string(made.Data["token"]) {
+		t.Error("it is not the token of the secret")
+	}
+	if d := life(t, fixed.Data["token"]); d != 0 {
+		t.Errorf("it lasts for %s", d)
+	}
+	must(t, opens(ctx, clients[0], fixed))
+	lasting()
+}

@@ -1,0 +1,357 @@
+package e2e
+
+// The programs that ask for names in TestResolvers: dig, a client made with miekg/dns, and unbound as the resolver in
+// front of kubelink, with a small internet of names behind it.
+
+import (
+	"context"
+	"crypto"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+// asker is a way to ask for names.
+type asker struct {
+	name  string
+	limit int  // the longest answer that it takes by UDP; 0: it asks by TCP
+	edns  bool // the answer can say why
+	front bool // it asks a resolver in front of kubelink
+	ask   func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error)
+}
+
+// sizes are those that EDNS announces; without it, an answer has 512 bytes at most.
+var sizes = []int{0, 512, 1232, 4096}
+
+// askers are the ways to ask a DNS server from a pod.
+func askers(from *bed.Pod, server netip.AddrPort) (all []asker) {
+	for _, size := range sizes {
+		for _, client := range []struct {
+			name string
+			ask  func(context.Context, *bed.Pod, netip.AddrPort, string, int, []dns.Question) ([]*dns.Msg, error)
+		}{{"dig", dig}, {"miekg/dns", exchange}} {
+			for _, network := range []string{"udp", "tcp"} {
+				if network == "tcp" && size > 512 { // sizes mean nothing there
+					continue
+				}
+				a := asker{name: fmt.Sprintf("%s %s/%d", client.name, network, size), edns: size > 0}
+				if network == "udp" {
+					a.limit = max(size, dns.MinMsgSize)
+				}
+				a.ask = func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error) {
+					return client.ask(ctx, from, server, network, size, questions)
+				}
+				all = append(all, a)
+			}
+		}
+	}
+	return all
+}
+
+// exchange asks with a client of miekg/dns.
+func exchange(ctx context.Context, from *bed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
+	answers := make([]*dns.Msg, len(questions))
+	for i, q := range questions {
+		m := new(dns.Msg).SetQuestion(q.Name, q.Qtype)
+		if size > 0 {
+			m.SetEdns0(uint16(size), false)
+		}
+		var err error
+		if answers[i], err = from.Exchange(ctx, network, server, m); err != nil {
+			return nil, err
+		}
+	}
+	return answers, nil
+}
+
+// dig asks with the program of that name, once for all.
+func dig(ctx context.Context, from *bed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
+	args := []string{
+		"@" + server.Addr().String(), "-p", strconv.Itoa(int(server.Port())), "+noall", "+comments", "+question", "+answer", "+authority", "+additional",
+		"+ignore", "+tries=1", "+time=3", "+notcp", "+noedns",
+	}
+	if network == "tcp" {
+		args = append(args, "+tcp")
+	}
+	if size > 0 {
+		args = append(args, "+edns=0", fmt.Sprintf("+bufsize=%d", size))
+	}
+	for _, q := range questions {
+		args = append(args, "-q", q.Name, "-t", dns.TypeToString[q.Qtype])
+	}
+	text, err := from.Run(ctx, "dig", args...)
+	if err != nil {
+		return nil, fmt.Errorf("%w\n%s", err, text)
+	}
+	answers, err := parseDig(text)
+	if err == nil && len(answers) != len(questions) {
+		err = fmt.Errorf("%d answers to %d questions\n%s", len(answers), len(questions), text)
+	}
+	return answers, err
+}
+
+var (
+	digStatus = regexp.MustCompile(`^;; ->>HEADER<<- opcode: QUERY, status: (\w+), id: \d+$`)
+	digFlags  = regexp.MustCompile(`^;; flags:([a-z ]*);`)
+	digEDNS   = regexp.MustCompile(`^; EDNS: version: 0, flags:[a-z ]*; udp: (\d+)$`)
+	digReason = regexp.MustCompile(`^; EDE: (\d+)(?: \([^)]*\))?(?:: \((.*)\))?$`)
+	digName   = regexp.MustCompile(`^;(\S+)\s+IN\s+(\S+)$`)
+)
+
+// parseDig reads what dig prints of answers: it is meant for people, but has all there is.
+func parseDig(text string) (answers []*dns.Msg, err error) {
+	var m *dns.Msg
+	var section *[]dns.RR
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		if found := digStatus.FindStringSubmatch(line); found != nil {
+			m, section = new(dns.Msg), nil
+			m.Rcode = dns.StringToRcode[found[1]]
+			answers = append(answers, m)
+		}
+		if m == nil {
+			continue
+		}
+		if found := digFlags.FindStringSubmatch(line); found != nil {
+			for flag := range strings.FieldsSeq(found[1]) {
+				m.Response = m.Response || flag == "qr"
+				m.Authoritative = m.Authoritative || flag == "aa"
+				m.Truncated = m.Truncated || flag == "tc"
+			}
+		} else if found := digEDNS.FindStringSubmatch(line); found != nil {
+			size, _ := strconv.Atoi(found[1])
+			m.SetEdns0(uint16(size), false)
+		} else if found := digReason.FindStringSubmatch(line); found != nil {
+			code, _ := strconv.Atoi(found[1])
+			opt := m.IsEdns0()
+			opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: uint16(code), ExtraText: found[2]})
+		} else if strings.HasSuffix(line, " SECTION:") {
+			section = map[string]*[]dns.RR{"ANSWER": &m.Answer, "AUTHORITY": &m.Ns, "ADDITIONAL": &m.Extra}[strings.Fields(line)[1]]
+		} else if found := digName.FindStringSubmatch(line); found != nil {
+			m.Question = []dns.Question{{Name: found[1], Qtype: dns.StringToType[found[2]], Qclass: dns.ClassINET}}
+		} else if section != nil && line != "" && line[0] != ';' {
+			rr, err := dns.NewRR(line)
+			if err != nil {
+				return nil, fmt.Errorf("%q: %w", line, err)
+			}
+			*section = append(*section, rr)
+		}
+	}
+	return answers, nil
+}
+
+// The names of the internet, and those of a zone of the mesh that is delegated to the same server.
+const internetNames = `
+www.outside.example.       5 IN A     192.0.2.80
+alias.outside.example.     5 IN CNAME www.outside.example.
+forged.outside.example.    5 IN A     192.0.2.66
+
+branch.svc.global.kubelink.      5 IN SOA ns.branch.svc.global.kubelink. hostmaster.branch.svc.global.kubelink. 1 7200 1800 86400 5
+branch.svc.global.kubelink.      5 IN NS  ns.branch.svc.global.kubelink.
+desk.branch.svc.global.kubelink. 5 IN A   192.0.2.81
+desk.branch.svc.global.kubelink. 5 IN TXT "of the branch"
+`
+
+// internet is a name server for everything outside of the mesh, on port 53 of a pod. It stands for the whole hierarchy
+// from the root down, which it signs (RFC 4035) as one zone. What it says of forged. is not what it has signed.
+type internet struct {
+	records []dns.RR
+	key     *dns.DNSKEY
+	signer  crypto.Signer
+}
+
+// startInternet starts the server and returns the address of its service, and the key to trust.
+func startInternet(ctx context.Context, b *fleet.Broker) (addr netip.Addr, trust string, err error) {
+	n := &internet{}
+	zone := dns.NewZoneParser(strings.NewReader(internetNames), ".", "")
+	for rr, ok := zone.Next(); ok; rr, ok = zone.Next() {
+		n.records = append(n.records, rr)
+	}
+	if err := zone.Err(); err != nil {
+		return addr, "", err
+	}
+	n.key = &dns.DNSKEY{
+		Hdr:   dns.RR_Header{Name: ".", Rrtype: dns.TypeDNSKEY, Class: dns.ClassINET, Ttl: 5},
+		Flags: dns.ZONE | dns.SEP, Protocol: 3, Algorithm: dns.ECDSAP256SHA256,
+	}
+	private, err := n.key.Generate(256)
+	if err != nil {
+		return addr, "", err
+	}
+	n.signer = private.(crypto.Signer)
+	n.records = append(n.records, n.key)
+
+	pod, err := b.Pod(ctx, "internet", bed.PodOptions{})
+	if err != nil {
+		return addr, "", err
+	}
+	conn, err := pod.ListenPacket("udp", ":53")
+	if err != nil {
+		return addr, "", err
+	}
+	listener, err := pod.Listen("tcp", ":53")
+	if err != nil {
+		return addr, "", err
+	}
+	for _, server := range []*dns.Server{{PacketConn: conn, Handler: n}, {Listener: listener, Handler: n}} {
+		go server.ActivateAndServe()
+	}
+	addr, err = b.Service(ctx, "internet", map[string]string{"app": "internet"}, []corev1.ServicePort{
+		{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53}, {Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53},
+	}, bed.ServiceOptions{})
+	return addr, n.key.String(), err
+}
+
+// ServeDNS implements dns.Handler.
+func (n *internet) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
+	reply := new(dns.Msg).SetReply(req)
+	reply.Authoritative = true
+	q := req.Question[0]
+	name, exists := dns.CanonicalName(q.Name), false
+	var soa dns.RR
+	for _, rr := range n.records {
+		h := rr.Header()
+		exists = exists || dns.IsSubDomain(name, h.Name)
+		if h.Name == name && (h.Rrtype == q.Qtype || h.Rrtype == dns.TypeCNAME) {
+			reply.Answer = append(reply.Answer, rr)
+		}
+		if h.Rrtype == dns.TypeSOA && dns.IsSubDomain(h.Name, name) {
+			soa = rr
+		}
+	}
+	if !exists {
+		reply.Rcode = dns.RcodeNameError
+	}
+	if len(reply.Answer) == 0 && soa != nil {
+		reply.Ns = []dns.RR{soa}
+	}
+	if opt := req.IsEdns0(); opt != nil {
+		reply.SetEdns0(dns.DefaultMsgSize, opt.Do())
+		if soa == nil && opt.Do() && len(reply.Answer) > 0 {
+			reply.Answer = append(reply.Answer, n.sign(reply.Answer))
+		}
+	}
+	if name == "forged.outside.example." {
+		for i, rr := range reply.Answer {
+			if a, ok := dns.Copy(rr).(*dns.A); ok {
+				a.A = []byte{192, 0, 2, 99}
+				reply.Answer[i] = a
+			}
+		}
+	}
+	// Resolvers that ask in mixed case expect it back.
+	for i, rr := range reply.Answer {
+		if rr.Header().Name == name {
+			rr = dns.Copy(rr)
+			rr.Header().Name = q.Name
+			reply.Answer[i] = rr
+		}
+	}
+	w.WriteMsg(reply)
+}
+
+// sign makes the signature of a record set.
+func (n *internet) sign(rrs []dns.RR) dns.RR {
+	sig := &dns.RRSIG{
+		Hdr:       dns.RR_Header{Name: rrs[0].Header().Name, Rrtype: dns.TypeRRSIG, Class: dns.ClassINET, Ttl: 5},
+		Algorithm: n.key.Algorithm, KeyTag: n.key.KeyTag(), SignerName: ".",
+		Inception: uint32(time.Now().Add(-time.Hour).Unix()), Expiration: uint32(time.Now().Add(time.Hour).Unix()),
+	}
+	if err := sig.Sign(n.signer, rrs); err != nil {
+		panic(err)
+	}
+	return sig
+}
+
+// unboundConf is the configuration of a resolver as people have it before the names of a mesh: it validates what comes
+// from the internet, and knows of the zones of the mesh only who to ask. They are not signed, and some are reverse zones
+// of private networks, both of which has to be said. Nothing is remembered, lest answers are not comparable.
+const unboundConf = `
+server:
+    do-daemonize: no
+    username: ""
+    chroot: ""
+    directory: ""
+    pidfile: ""
+    use-syslog: no
+    logfile: ""
+    interface: 0.0.0.0@%[1]d
+    access-control: 0.0.0.0/0 allow
+    do-ip6: no
+    module-config: "validator iterator"
+    trust-anchor: "%[2]s"
+    domain-insecure: "kubelink"
+    unblock-lan-zones: yes
+    insecure-lan-zones: yes
+    ede: yes
+    msg-cache-size: 0
+    rrset-cache-size: 0
+    cache-max-ttl: 0
+    cache-max-negative-ttl: 0
+    serve-expired: no
+    %[3]s
+forward-zone:
+    name: "."
+    forward-addr: %[4]s
+`
+
+// A resolver either forwards questions as they are, or takes kubelink for the authority that it is: then it follows
+// delegations, asks from the top down (RFC 9156), and here in random case.
+var resolvers = []struct {
+	name string
+	port uint16
+	ask  string // the kind of zone that asks kubelink
+	more string
+}{
+	{"unbound forwarding", 53, "forward", ""},
+	{"unbound iterating", 54, "stub", "use-caps-for-id: yes"},
+}
+
+// startResolvers starts unbound in a pod, once for each way.
+func startResolvers(t *testing.T, ctx context.Context, b *fleet.Broker, internet netip.Addr, trust string, zones []string) (all []asker) {
+	t.Helper()
+	pod, err := b.Pod(ctx, "unbound", bed.PodOptions{})
+	must(t, err)
+	t.Cleanup(func() { must(t, pod.Delete(context.Background())) })
+	for _, r := range resolvers {
+		conf := fmt.Sprintf(unboundConf, r.port, strings.ReplaceAll(trust, "\t", " "), r.more, internet)
+		for _, z := range zones {
+			conf += fmt.Sprintf("%[1]s-zone:\n    name: %[2]q\n    %[1]s-addr: %[3]s\n", r.ask, z, b.MeshDNSAddress)
+		}
+		path := filepath.Join(t.TempDir(), "unbound.conf")
+		must(t, os.WriteFile(path, []byte(conf), 0o644))
+		process, err := pod.Start(context.Background(), r.name, nil, "unbound", "-d", "-c", path)
+		must(t, err)
+		server := netip.AddrPortFrom(pod.Address, r.port)
+		must(t, process.WaitLog(ctx, "start of service"))
+		all = append(all, asker{name: r.name, front: true, ask: func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error) {
+			return exchange(ctx, pod, server, "tcp", 1232, questions)
+		}})
+
+		// It does validate.
+		validated := func(name string) *dns.Msg {
+			question := new(dns.Msg).SetQuestion(name, dns.TypeA)
+			question.AuthenticatedData = true
+			m, err := pod.Exchange(ctx, "tcp", server, question)
+			must(t, err)
+			return m
+		}
+		good, forged := validated("www.outside.example."), validated("forged.outside.example.")
+		if !good.AuthenticatedData || len(good.Answer) != 1 || forged.Rcode != dns.RcodeServerFailure {
+			t.Fatalf("%s does not validate:\n%s\n%s\n%s", r.name, good, forged, process.Log())
+		}
+	}
+	return all
+}
