@@ -7,6 +7,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -155,8 +157,14 @@ func TestServeStale(t *testing.T) {
 // A broker that starts while the API server is away answers what the one before knew.
 func TestStateDir(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
+	revive(t)
 	b := brokers[2]
-	edit(t, ctx, b, "\n    kubelink {\n", "\n    kubelink {\n        state-dir "+t.TempDir()+"\n")
+	dir := t.TempDir()
+	edit(t, ctx, b, "\n    kubelink {\n", "\n    kubelink {\n        state-dir "+dir+"\n")
+	within(t, 5*time.Second, "the objects to be kept", func(context.Context) error {
+		_, err := os.Stat(filepath.Join(dir, "objects.json"))
+		return err
+	})
 	must(t, answers(ctx, b, serverName(0), servers[0].service))
 	must(t, b.Kill(ctx, syscall.SIGTERM))
 	must(t, b.StopAPIServer(ctx))
