@@ -599,7 +599,9 @@ func TestRestlessAnnouncement(t *testing.T) {
 			t.Error("heard late, though it was quiet")
 		}
 		say(6)
+		p.mu.Lock()
 		p.closed = true
+		p.mu.Unlock()
 		time.Sleep(4 * time.Second)
 		heard(5, 1)
 	})
