@@ -139,9 +139,6 @@ func TestInstanceAnswers(t *testing.T) {
 	stub.endpoint("pods", "pod-1", "100.96.0.6")
 	stub.service("alias", "", external("web.default.svc.cluster.local"))
 	stub.service("alias2", "", external("alias.default.svc.Cluster.Local"))
-	stub.service("loop", "", external("pool.default.svc.cluster.local"))
-	stub.service("pool", "", external("loop.default.svc.cluster.local"))
-	stub.service("gone", "", external("nobody.default.svc.cluster.local"))
 	stub.service("outside", "", external("www.example.com"))
 	stub.service("long", "", external(strings.Repeat(strings.Repeat("x", 59)+".", 4)+"cluster.local"))
 	bench := newBench(t)
@@ -169,12 +166,10 @@ func TestInstanceAnswers(t *testing.T) {
 		{"two.kubelink.", dns.TypeSOA, 0, soa},
 		{"svc.two.kubelink.", dns.TypeA, 0, soa},
 		{"dns-version.two.kubelink.", dns.TypeTXT, 0, `dns-version.two.kubelink. 5 IN TXT "1.1.0"`},
-		{"alias.default.svc.two.kubelink.", dns.TypeA, 0, "alias.default.svc.two.kubelink. 5 IN CNAME " + web + " " + web + " 5 IN A 100.64.16.20"},
+		{"alias.default.svc.two.kubelink.", dns.TypeA, 0, "alias.default.svc.two.kubelink. 5 IN CNAME " + web}, // to be followed by others
 		{"alias.default.svc.two.kubelink.", dns.TypeCNAME, 0, "alias.default.svc.two.kubelink. 5 IN CNAME " + web},
-		{"alias.default.svc.two.kubelink.", dns.TypeAAAA, 0, "alias.default.svc.two.kubelink. 5 IN CNAME " + web + " " + soa},
-		{"alias2.default.svc.two.kubelink.", dns.TypeA, 0, "alias2.default.svc.two.kubelink. 5 IN CNAME alias.default.svc.two.kubelink. alias.default.svc.two.kubelink. 5 IN CNAME " + web + " " + web + " 5 IN A 100.64.16.20"},
-		{"loop.default.svc.two.kubelink.", dns.TypeA, 0, "loop.default.svc.two.kubelink. 5 IN CNAME pool.default.svc.two.kubelink. pool.default.svc.two.kubelink. 5 IN CNAME loop.default.svc.two.kubelink."},
-		{"gone.default.svc.two.kubelink.", dns.TypeA, dns.RcodeNameError, "gone.default.svc.two.kubelink. 5 IN CNAME nobody.default.svc.two.kubelink. " + soa},
+		{"alias.default.svc.two.kubelink.", dns.TypeAAAA, 0, "alias.default.svc.two.kubelink. 5 IN CNAME " + web},
+		{"alias2.default.svc.two.kubelink.", dns.TypeA, 0, "alias2.default.svc.two.kubelink. 5 IN CNAME alias.default.svc.two.kubelink."},
 		{"outside.default.svc.two.kubelink.", dns.TypeA, 0, "outside.default.svc.two.kubelink. 5 IN CNAME www.example.com."},
 		{"outside.default.svc.two.kubelink.", dns.TypeCNAME, 0, "outside.default.svc.two.kubelink. 5 IN CNAME www.example.com."},
 	} {
@@ -248,8 +243,8 @@ func TestKeptAnswers(t *testing.T) {
 		{"port changed", func() {
 			stub.service("web", "100.64.16.20", func(s *corev1.Service) { s.Spec.Ports[0].Name, s.Spec.Ports[0].Protocol = "dns", corev1.ProtocolUDP })
 		}, map[string]int{web: 1, "_http._tcp." + web: 0, "_dns._udp." + web: 1}},
-		{"now an alias", func() { stub.service("web", "", external("pods.default.svc.cluster.local")) }, map[string]int{web: 2}},
-		{"endpoint of the alias", func() { stub.endpoint("pods", "pod-2", "100.96.0.7") }, map[string]int{web: 3, pods: 2}},
+		{"now an alias", func() { stub.service("web", "", external("pods.default.svc.cluster.local")) }, map[string]int{web: 1, "CNAME " + web: 1}},
+		{"another endpoint", func() { stub.endpoint("pods", "pod-2", "100.96.0.7") }, map[string]int{web: 1, pods: 2}},
 		{"service removed", func() { stub.remove("services", newService("web", "")) }, map[string]int{web: 0}},
 		{"service added", func() { stub.service("other", "100.64.16.21") }, map[string]int{other: 1}},
 		{"namespace removed", func() { stub.remove("namespaces", newNamespace("default")) }, map[string]int{other: 0, pods: 0, pod1: 0}},
@@ -260,6 +255,8 @@ func TestKeptAnswers(t *testing.T) {
 			qtype := dns.TypeA
 			if strings.HasPrefix(name, "_") {
 				qtype = dns.TypeSRV
+			} else if alias, ok := strings.CutPrefix(name, "CNAME "); ok {
+				name, qtype = alias, dns.TypeCNAME
 			}
 			eventually(t, func() error {
 				for range 3 { // one is made, two are kept

@@ -26,7 +26,6 @@ import (
 	"github.com/coredns/caddy/caddyfile"
 	"github.com/coredns/coredns/plugin/kubernetes"
 	"github.com/coredns/coredns/plugin/pkg/nonwriter"
-	"github.com/coredns/coredns/plugin/pkg/upstream"
 	"github.com/coredns/coredns/request"
 	"github.com/miekg/dns"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -66,8 +65,6 @@ const (
 
 	// maxReason is the longest text of a failure.
 	maxReason = 300
-	// maxAliases bounds the CNAME records that are followed.
-	maxAliases = 8
 )
 
 // instance is a running plugin.
@@ -381,8 +378,17 @@ func (i *instance) answer(ctx context.Context, state request.Request) (*dns.Msg,
 	if err != nil {
 		return nil, err
 	}
-	if err := i.follow(ctx, state, m); err != nil {
-		return nil, err
+	for _, rr := range m.Answer {
+		// An alias, as a service of type ExternalName is one. A target in the cluster's own domain belongs to the zone:
+		// elsewhere that domain is another cluster's. It is followed as all aliases in the mesh are.
+		alias, ok := rr.(*dns.CNAME)
+		if !ok || !dns.IsSubDomain(i.clusterDomain, alias.Target) {
+			continue
+		}
+		alias.Target = alias.Target[:len(alias.Target)-len(i.clusterDomain)] + i.zone
+		if len(alias.Target) > 254 { // RFC 1035: 255 octets, and names of Kubernetes have no escapes
+			return nil, fmt.Errorf("%s is an alias of a name that is longer than 255 octets in %s", state.Name(), i.zone)
+		}
 	}
 	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
 		for _, rr := range section {
@@ -414,58 +420,7 @@ func (i *instance) ask(ctx context.Context, state request.Request) (*dns.Msg, er
 	return w.Msg, nil
 }
 
-// follow completes an answer that ends with an alias, as a service of type ExternalName is one. A
-// target in the cluster's own domain belongs to the zone: elsewhere that domain is another cluster's.
-// Other targets are looked up by this server, as the plugin does; what it does not serve is left to
-// the client.
-func (i *instance) follow(ctx context.Context, state request.Request, m *dns.Msg) error {
-	for range maxAliases {
-		if len(m.Answer) == 0 {
-			return nil
-		}
-		alias, ok := m.Answer[len(m.Answer)-1].(*dns.CNAME)
-		if !ok {
-			return nil
-		}
-		inside := dns.IsSubDomain(i.clusterDomain, alias.Target)
-		if inside {
-			alias.Target = alias.Target[:len(alias.Target)-len(i.clusterDomain)] + i.zone
-			if len(alias.Target) > 254 { // RFC 1035: 255 octets, and names of Kubernetes have no escapes
-				return fmt.Errorf("%s is an alias of a name that is longer than 255 octets in %s", state.Name(), i.zone)
-			}
-		}
-		loop := slices.ContainsFunc(m.Answer, func(rr dns.RR) bool { return strings.EqualFold(rr.Header().Name, alias.Target) })
-		if loop || state.QType() == dns.TypeCNAME {
-			return nil
-		}
-		var next *dns.Msg
-		var err error
-		if inside {
-			next, err = i.ask(ctx, state.NewWithQuestion(alias.Target, state.QType()))
-		} else {
-			next, err = upstream.New().Lookup(ctx, state, alias.Target, state.QType())
-		}
-		if err != nil || next == nil {
-			return nil
-		}
-		switch next.Rcode {
-		case dns.RcodeServerFailure:
-			m.Extra = next.Extra // with the reason
-			fallthrough
-		case dns.RcodeSuccess, dns.RcodeNameError:
-			m.Rcode, m.Ns = next.Rcode, next.Ns
-			m.Answer = append(m.Answer, next.Answer...)
-			m.Truncated = m.Truncated || next.Truncated
-		}
-		if !inside {
-			m.Authoritative = false
-			return nil
-		}
-	}
-	return nil
-}
-
-// nowhere leaves aliases to follow.
+// nowhere leaves it to others to follow aliases.
 type nowhere struct{}
 
 func (nowhere) Lookup(context.Context, request.Request, string, uint16) (*dns.Msg, error) {

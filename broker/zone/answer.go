@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/coredns/coredns/core/dnsserver"
+	resolve "github.com/coredns/coredns/plugin/pkg/upstream"
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
@@ -20,8 +22,9 @@ import (
 // keep a name whose link is gone.
 const maxTTL = 5
 
-// Answer makes the reply to a query for the matched name. The reply is never nil; the error is for
-// the log, if there is something that an operator should see. A zone transfer is not for Answer.
+// Answer makes the reply to a query for the matched name. Aliases are followed to wherever this CoreDNS has an answer,
+// as a resolver that forwards to us does not follow them. The reply is never nil; the error is for the log, if there is
+// something that an operator should see. A zone transfer is not for Answer.
 func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, error) {
 	reply, err := m.answer(ctx, state)
 	for range aliasesMost {
@@ -34,7 +37,7 @@ func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, err
 		}
 		next, ok := m.table.Match(canonical(target))
 		if !ok {
-			return reply, err
+			return elsewhere(ctx, reply, target, state), err
 		}
 		m = next
 		req := *state.Req
@@ -51,7 +54,7 @@ func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, err
 	return Failure(state.Req, dns.ExtendedErrorCodeOther, fmt.Sprintf("%s leads through more than %d aliases from one zone of the mesh to another", state.QName(), aliasesMost)), err
 }
 
-// aliasesMost is how many aliases from one zone to another are followed.
+// aliasesMost is how many aliases from one zone to another are followed, and how many to names of other plugins.
 const aliasesMost = 8
 
 // open is where the aliases of a reply lead to, if it does not say what is there.
@@ -76,10 +79,15 @@ func open(reply *dns.Msg) (target string, circle bool) {
 			}
 			next = cname.Target
 		}
-		if next == "" {
-			return target, false
+		if next != "" {
+			name, target = next, next
+			continue
 		}
-		name, target = next, next
+		// That there is nothing, or who is to be asked, is an answer, too.
+		if slices.ContainsFunc(reply.Ns, func(rr dns.RR) bool { return dns.IsSubDomain(rr.Header().Name, name) }) {
+			return "", false
+		}
+		return target, false
 	}
 	return "", true // one of them was passed twice
 }
@@ -99,6 +107,20 @@ func follow(reply, rest, req *dns.Msg) *dns.Msg {
 	return &joined
 }
 
+// elsewhere follows an alias to a name that is not of the mesh. What no plugin here has is left to the client.
+func elsewhere(ctx context.Context, reply *dns.Msg, target string, state request.Request) *dns.Msg {
+	// All plugins that look names up in their own server count in this place.
+	loop, _ := ctx.Value(dnsserver.LoopKey{}).(int)
+	if loop >= aliasesMost {
+		return Failure(state.Req, dns.ExtendedErrorCodeInvalidData, fmt.Sprintf("the aliases of %s lead in a circle, or through more than %d zones", state.QName(), aliasesMost))
+	}
+	rest, err := resolve.New().Lookup(context.WithValue(ctx, dnsserver.LoopKey{}, loop+1), state, target, state.QType())
+	if err != nil || rest == nil || rest.Rcode != dns.RcodeSuccess && rest.Rcode != dns.RcodeNameError && rest.Rcode != dns.RcodeServerFailure {
+		return reply
+	}
+	return follow(reply, rest, state.Req)
+}
+
 // answer is what the zone of the name has, without a look at other zones.
 func (m Match) answer(ctx context.Context, state request.Request) (*dns.Msg, error) {
 	qname, qtype := state.QName(), state.QType()
@@ -109,7 +131,7 @@ func (m Match) answer(ctx context.Context, state request.Request) (*dns.Msg, err
 		return m.reverse.answer(ctx, m, state)
 	// What is said of a delegation, the zone above says: there is none, as all is in one hand.
 	case m.global != nil && !(m.exact && qtype == dns.TypeDS):
-		return m.global.chase(ctx, m.table.path, state), nil
+		return m.global.Answer(m.table.path, state), nil
 	case m.state != nil:
 		return ownReply(state.Req, m.zone.soa(), m.state.facts(qname, qtype)), nil
 	}
@@ -128,9 +150,9 @@ func (m Match) answer(ctx context.Context, state request.Request) (*dns.Msg, err
 		reply.Answer = append(reply.Answer, soa)
 	}
 	if m.top && (qtype == dns.TypeNS || qtype == dns.TypeANY) {
-		ns := &dns.NS{Hdr: header(qname, dns.TypeNS), Ns: "ns.dns." + m.zone.domain}
-		reply.Answer = append(reply.Answer, ns)
-		reply.Extra = addressRecords(ns.Ns, dns.TypeANY, m.zone.ns...)
+		ns := m.zone.nameServer(state.Req)
+		reply.Answer = append(reply.Answer, ns.Answer...)
+		reply.Extra = ns.Extra
 	}
 	if m.ns {
 		reply.Answer = addressRecords(qname, qtype, m.zone.ns...)
@@ -157,6 +179,14 @@ func (a *apex) soa() *dns.SOA {
 		Hdr: header(a.domain, dns.TypeSOA), Ns: "ns.dns." + a.domain, Mbox: "hostmaster." + a.domain,
 		Serial: a.serial, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: maxTTL,
 	}
+}
+
+// nameServer is the reply to a query for the name servers of D, or of a zone in it that is answered here.
+func (a *apex) nameServer(req *dns.Msg) *dns.Msg {
+	ns := &dns.NS{Hdr: header(req.Question[0].Name, dns.TypeNS), Ns: "ns.dns." + a.domain}
+	reply := ownReply(req, a.soa(), []dns.RR{ns})
+	reply.Extra = addressRecords(ns.Ns, dns.TypeANY, a.ns...)
+	return reply
 }
 
 // ownReply is our own reply to a query for a name that exists.
@@ -255,6 +285,9 @@ func (c *cluster) answer(ctx context.Context, m Match, state request.Request) (*
 	}
 	if qtype := state.QType(); m.exact && m.reverse == nil && c.self.IsValid() && (qtype == dns.TypeA || qtype == dns.TypeAAAA) {
 		return ownReply(req, m.zone.soa(), addressRecords(state.QName(), qtype, c.self)), nil
+	}
+	if c.backend != nil && m.exact && m.reverse == nil && state.QType() == dns.TypeNS {
+		return m.zone.nameServer(req), nil // the plugin does not know who serves it here
 	}
 	if c.backend != nil {
 		reply, err := c.backend.Answer(ctx, state)

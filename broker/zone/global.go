@@ -6,15 +6,12 @@ package zone
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"math"
 	"net/netip"
 	"slices"
 	"strings"
 
-	"github.com/coredns/coredns/core/dnsserver"
-	self "github.com/coredns/coredns/plugin/pkg/upstream"
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
@@ -270,38 +267,6 @@ func (g *Global) Answer(behind func(netip.Addr) Path, state request.Request) *dn
 	}
 	return Failure(req, dns.ExtendedErrorCodeInvalidData, fmt.Sprintf("the aliases of %s lead in a circle, or are more than %d", state.Name(), maxChain))
 }
-
-// chase is Answer that follows an alias out of the zone, as far as this CoreDNS has an answer for the
-// name it leads to: that of a cluster's service, for example. A resolver that forwards to us does not follow it.
-func (g *Global) chase(ctx context.Context, behind func(netip.Addr) Path, state request.Request) *dns.Msg {
-	reply := g.Answer(behind, state)
-	if len(reply.Answer) == 0 || len(reply.Ns) > 0 || state.QType() == dns.TypeCNAME || state.QType() == dns.TypeANY {
-		return reply
-	}
-	alias, ok := reply.Answer[len(reply.Answer)-1].(*dns.CNAME)
-	if !ok {
-		return reply
-	}
-	// All plugins that look names up in their own server count in this place.
-	loop, _ := ctx.Value(dnsserver.LoopKey{}).(int)
-	if loop >= maxLookups {
-		return Failure(state.Req, dns.ExtendedErrorCodeInvalidData, fmt.Sprintf("the aliases of %s lead in a circle, or through more than %d zones", state.Name(), maxLookups))
-	}
-	more, err := self.New().Lookup(context.WithValue(ctx, dnsserver.LoopKey{}, loop+1), state, alias.Target, state.QType())
-	switch {
-	case err != nil || more == nil:
-	case more.Rcode == dns.RcodeServerFailure: // with the reason
-		more.Question = state.Req.Question
-		return more
-	case more.Rcode == dns.RcodeSuccess, more.Rcode == dns.RcodeNameError:
-		reply.Rcode, reply.Ns, reply.Truncated = more.Rcode, more.Ns, more.Truncated
-		reply.Answer = append(reply.Answer, more.Answer...)
-	}
-	return reply // for the client to follow
-}
-
-// maxLookups bounds the zones that aliases lead through.
-const maxLookups = 8
 
 // answer is an answer in the making.
 type answer struct {

@@ -246,7 +246,7 @@ const absent = "absent"
 // Every way to ask for a name gets the same answer, whatever the program, the transport and the size, and resolvers in
 // front of kubelink get on with it.
 func TestResolvers(t *testing.T) {
-	ctx := begin(t, 4*time.Minute)
+	ctx := begin(t, 5*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
 	internet, trust, err := startInternet(ctx, one)
 	must(t, err)
@@ -280,27 +280,30 @@ func TestResolvers(t *testing.T) {
 
 	createGlobals(t, ctx, internet)
 	t.Cleanup(func() { restore(t) })
-	for _, b := range []*fleet.Broker{one} {
-		l := two.LinkTo()
-		l.Name = absent
-		l.Spec.ClusterAddress, l.Spec.CIDR, l.Spec.Endpoint = "192.168.0.99/24", "100.64.240.0/20", two.FQDN+":9"
-		must(t, b.Apply(ctx, l))
-		t.Cleanup(func() { must(t, b.Remove(context.Background(), absent)) })
-		must(t, b.WaitState(ctx, absent, v1alpha1.StateDown))
-	}
-	for _, b := range []*fleet.Broker{one} {
-		t.Run("from "+b.Name, func(t *testing.T) {
-			pod, err := b.Pod(ctx, "asker", bed.PodOptions{})
-			must(t, err)
-			t.Cleanup(func() { must(t, pod.Delete(context.Background())) })
-			all := append(askers(pod, netip.AddrPortFrom(b.MeshDNSAddress, 53)), startResolvers(t, ctx, b, internet, trust, zones)...)
+	l := two.LinkTo()
+	l.Name = absent
+	l.Spec.ClusterAddress, l.Spec.CIDR, l.Spec.Endpoint = "192.168.0.99/24", "100.64.240.0/20", two.FQDN+":9"
+	must(t, one.Apply(ctx, l))
+	t.Cleanup(func() { must(t, one.Remove(context.Background(), absent)) })
+	must(t, one.WaitState(ctx, absent, v1alpha1.StateDown))
+
+	pod, err := one.Pod(ctx, "asker", bed.PodOptions{})
+	must(t, err)
+	t.Cleanup(func() { must(t, pod.Delete(context.Background())) })
+	all := append(askers(pod, netip.AddrPortFrom(one.MeshDNSAddress, 53)), startResolvers(t, ctx, one, internet, trust, zones)...)
+	for _, fromAPI := range []bool{false, true} {
+		t.Run(fmt.Sprintf("fromAPI=%t", fromAPI), func(t *testing.T) {
+			if fromAPI { // of two clusters: the third goes on with its DNS service
+				kubernetesDNS(t, ctx)
+				must(t, one.WaitState(ctx, absent, v1alpha1.StateDown))
+			}
 			within(t, 10*time.Second, "what the test has made", func(ctx context.Context) error {
 				for _, q := range []string{
 					"crowd-300.default.svc.kubelink2.kubelink. A", "peers.default.svc.kubelink2.kubelink. A", "across.default.svc.kubelink2.kubelink. A",
 					"outside.default.svc.kubelink2.kubelink. CNAME", "zag.default.svc.kubelink3.kubelink. A", "wine.cellar.store.svc.global.kubelink. TXT",
 				} {
 					name, kind, _ := strings.Cut(q, " ")
-					m, err := pod.QueryAt(ctx, "tcp", netip.AddrPortFrom(b.MeshDNSAddress, 53), name, dns.StringToType[kind])
+					m, err := pod.QueryAt(ctx, "tcp", netip.AddrPortFrom(one.MeshDNSAddress, 53), name, dns.StringToType[kind])
 					if err != nil {
 						return err
 					}
@@ -310,7 +313,7 @@ func TestResolvers(t *testing.T) {
 				}
 				return nil
 			})
-			compare(t, ctx, all, append(table(b, false, crowds), globalTable()...))
+			compare(t, ctx, all, append(table(one, fromAPI, crowds), globalTable()...))
 		})
 	}
 }
@@ -361,8 +364,8 @@ func compare(t *testing.T, ctx context.Context, all []asker, rows []row) {
 	}
 }
 
-// table is what is expected of the DNS service of a cluster. Names of services come from API servers, or from other DNS
-// services.
+// table is what is expected of the DNS service of a cluster. Names of the first two come from their API servers, or all
+// from their DNS services.
 func table(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 	one, two, three := brokers[0], brokers[1], brokers[2]
 	a := func(addr netip.Addr) string { return "A " + addr.String() }
@@ -409,7 +412,6 @@ func table(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 		nodata("kubelink2.kubelink TXT", "kubelink2.kubelink"),
 		nodata("kubelink2.kubelink MX", "kubelink2.kubelink"),
 		answer("kubelink2.kubelink SOA", "SOA ns.dns.kubelink2.kubelink. hostmaster.kubelink2.kubelink. 0 7200 1800 86400 5"),
-		answer("kubelink2.kubelink NS", "NS kube-dns.kube-system.svc.kubelink2.kubelink."),
 		answer("dns-version.kubelink2.kubelink TXT", `TXT "1.1.0"`),
 		nodata("_state.kubelink2.kubelink A", "kubelink"),
 		nxdomain("x._state.kubelink2.kubelink TXT", "kubelink2.kubelink"),
@@ -502,12 +504,14 @@ func table(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 	}
 	if fromAPI {
 		rows = append(rows,
+			answer("kubelink2.kubelink NS", "NS ns.dns.kubelink."),
 			servfail("itself.default.svc.kubelink2.kubelink A", "circle"),
 			servfail("loop-a.default.svc.kubelink2.kubelink A", "circle"),
 			nxdomain(ptr("100.64.16.250"), "16.64.100.in-addr.arpa"),
 		)
 	} else {
 		rows = append(rows,
+			answer("kubelink2.kubelink NS", "NS kube-dns.kube-system.svc.kubelink2.kubelink."),
 			nodata("itself.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
 			nodata("loop-a.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
 			servfail(ptr("100.64.16.250"), "answer of DNS service 100.64.16.10:53 of link kubelink2"), // which has nobody to ask
