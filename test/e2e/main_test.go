@@ -70,8 +70,18 @@ func run(m *testing.M) int {
 	return code
 }
 
+// withoutReload leaves the plugin reload out: the tests tell CoreDNS when its Corefile has changed (SIGUSR1), and caddy
+// does not expect both at the same time. The race detector saw that.
+func withoutReload(_ int, corefile string) string {
+	before, after, ok := strings.Cut(corefile, "    reload\n")
+	if !ok {
+		panic("no reload in the Corefile")
+	}
+	return strings.TrimRight(before, " ") + after
+}
+
 func boot(ctx context.Context) (err error) {
-	if f, err = fleet.New(ctx, 3, fleet.Options{}); err != nil {
+	if f, err = fleet.New(ctx, 3, fleet.Options{Edit: withoutReload}); err != nil {
 		return err
 	}
 	brokers = f.Brokers
