@@ -17,9 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unsentLimit is how much the kernel may hold that it has not sent yet (TCP_NOTSENT_LOWAT). The rest waits in
-// our queue, where a ping can overtake it.
-const unsentLimit = 128 << 10
+// How much the kernel may hold that it has not sent yet (TCP_NOTSENT_LOWAT): what the path takes in unsentTime, within
+// bounds. The rest waits in our queue, where a ping can overtake it.
+const (
+	unsentTime  = 5 * time.Millisecond
+	unsentLeast = 4 << 10
+	unsentMost  = 128 << 10
+	unsentEvery = 100 * time.Millisecond // the rate of a path is looked at so often
+)
 
 // gather passes writes on, until start. From then on they wait for flush.
 type gather struct {
@@ -28,8 +33,11 @@ type gather struct {
 
 	mu      sync.Mutex // TLS writes by itself, too: alerts and key updates
 	waits   bool
-	out     *[]byte // nil: nothing waits
-	sent    int     // bytes of out
+	out     *[]byte       // nil: nothing waits
+	sent    int           // bytes of out
+	unsent  int           // see adapt
+	looked  time.Duration // when that was, in the bridge's time,
+	acked   uint64        // and what had arrived
 	timeout time.Duration
 	broken  error // what Write closed the connection for
 
@@ -55,7 +63,7 @@ var errFlood = errors.New("peer asks for new keys again and again, and does not 
 var gathered = sync.Pool{New: func() any { return new(make([]byte, 0, gatheredBytes)) }}
 
 func newGather(conn net.Conn, timeout time.Duration) *gather {
-	g := &gather{Conn: conn, timeout: timeout}
+	g := &gather{Conn: conn, timeout: timeout, unsent: unsentMost}
 	if s, ok := conn.(syscall.Conn); ok {
 		g.raw, _ = s.SyscallConn()
 	}
@@ -83,31 +91,67 @@ func (g *gather) start() {
 	g.waits = true
 	g.mu.Unlock()
 	if g.raw != nil {
-		_ = g.raw.Control(func(fd uintptr) {
-			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
-		})
+		_ = g.raw.Control(func(fd uintptr) { g.limit(int(fd), g.unsent) })
 	}
+}
+
+func (g *gather) limit(fd, unsent int) {
+	g.unsent = unsent
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
+}
+
+// adapt fits what the kernel may hold to the rate of the path, and returns it. It is for when the kernel took no more: then
+// what arrived since the last time is what the path takes.
+func (g *gather) adapt(now time.Duration) int {
+	since := now - g.looked
+	if g.raw == nil || since < unsentEvery {
+		return g.unsent
+	}
+	_ = g.raw.Control(func(conn uintptr) {
+		fd := int(conn)
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return
+		}
+		arrived := info.Bytes_acked - g.acked
+		g.looked, g.acked = now, info.Bytes_acked
+		if since > 10*unsentEvery { // it was idle, too
+			return
+		}
+		unsent := int(min(unsentMost, max(unsentLeast, arrived*uint64(unsentTime)/uint64(since))))
+		if unsent > g.unsent*3/2 || unsent < g.unsent*2/3 || unsent == unsentMost && g.unsent != unsentMost {
+			g.limit(fd, unsent)
+		}
+	})
+	return g.unsent
 }
 
 // A path with a round trip of less than shortPath is one of a site. What counts there is the turns that
 // processes take on the processors, rather than the network.
 const shortPath = 2 * time.Millisecond
 
-// shorten tunes a connection to a short path.
+// shorten tunes a connection to a short path, if the path is short: by the kernel's measure, which knows nothing of how
+// busy processes are.
 //
 // BBR, if that is what the system uses, is replaced. It paces by timers, and holds back what it thinks is more
 // than the path takes; what it is good for, loss on long ways, costs little here (throughput goes with 1/RTT).
 // The flows within have a congestion control of their own.
-func (g *gather) shorten() {
+func (g *gather) shorten() (short bool) {
 	if g.raw == nil {
-		return
+		return false
 	}
 	_ = g.raw.Control(func(conn uintptr) {
 		fd := int(conn)
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil || time.Duration(info.Min_rtt)*time.Microsecond >= shortPath {
+			return
+		}
+		short = true
 		if name, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil && strings.HasPrefix(name, "bbr") {
 			_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
 		}
 	})
+	return short
 }
 
 // Read is for one goroutine.
@@ -197,8 +241,12 @@ func (g *gather) closeWrite() {
 
 // write is one system call.
 func (g *gather) write(fd uintptr) {
-	if g.n, _, g.err = rawWrite(fd, (*g.out)[g.sent:]); g.err != nil {
-		g.err = os.NewSyscallError("write", g.err)
+	out, flags := (*g.out)[g.sent:], uintptr(0)
+	if g.unsent < unsentMost { // the kernel does not look at its limit within 64 KiB, unless they come as messages
+		out, flags = out[:min(len(out), g.unsent)], unix.MSG_EOR
+	}
+	if g.n, _, g.err = rawSend(fd, out, flags); g.err != nil {
+		g.err = os.NewSyscallError("send", g.err)
 	}
 }
 

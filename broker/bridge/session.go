@@ -29,7 +29,7 @@ import (
 )
 
 const (
-	batchBytes  = 64 << 10 // packets up to this size, and one more, are sent in one system call
+	batchBytes  = 64 << 10 // packets up to this size, and one more, are sent in one system call; fewer on slow paths
 	recordBytes = 16 << 10 // largest TLS record
 	directBytes = 4 << 10  // frames from this size on are encrypted where they are, others are gathered before
 	readBytes   = 32 << 10 // what the reader has for frames, and when there are larger ones
@@ -70,6 +70,7 @@ type session struct {
 	work    atomic.Int32
 	queue   queue
 	blocked bool // the kernel takes no more: see free
+	most    int  // bytes of a batch
 	last    bool // nothing more will be sent
 	icmp    limiter
 	records int64 // TLS records that were sent, about
@@ -93,7 +94,7 @@ type session struct {
 func newSession(p *peer, conn net.Conn, raw *gather, accepted bool, stream int, flags uint32, h *hello) *session {
 	s := &session{
 		p: p, conn: conn, raw: raw, accepted: accepted, stream: stream, instance: h.instance, ours: flags, theirs: h.flags, flags: h.flags & flags,
-		largest: maxFormerPayload, born: p.b.now(),
+		largest: maxFormerPayload, born: p.b.now(), most: batchBytes,
 		queue: queue{stale: p.b.timing.stale, drops: &p.count.drops}, icmp: limiter{every: icmpInterval, burst: icmpBurst},
 		waiting: make(chan struct{}, 1), spent: make(chan struct{}, 1), more: make(chan struct{}, 1), done: make(chan struct{}),
 	}
@@ -173,6 +174,7 @@ func (s *session) attend() {
 				s.close(err)
 				return
 			}
+			s.most = min(batchBytes, s.raw.adapt(s.p.b.now())) // nobody sends before it is free
 			s.free.Store(true)
 			s.kick()
 		}
@@ -325,7 +327,7 @@ func (s *session) batch() (more bool, err error) {
 	if err == nil {
 		err = s.full(frames)
 	}
-	for err == nil && total < batchBytes {
+	for err == nil && total < s.most {
 		buf := s.queue.pop(now)
 		if buf == nil {
 			break
@@ -364,7 +366,7 @@ func (s *session) batch() (more bool, err error) {
 		s.p.count.txPackets.Add(packets)
 		s.p.count.txBytes.Add(bytes)
 	}
-	return total >= batchBytes, err
+	return total >= s.most, err
 }
 
 // encrypt sends frames on their way, and empties it.
@@ -570,9 +572,8 @@ func (s *session) measured(rtt time.Duration) {
 	if rtt <= 0 || rtt > time.Minute { // not an answer to a ping of ours
 		return
 	}
-	if rtt < shortPath && !s.short {
-		s.short = true
-		s.raw.shorten()
+	if !s.short {
+		s.short = s.raw.shorten()
 	}
 	old := s.rtt.Load()
 	if old != 0 {
