@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -94,6 +95,9 @@ type nameServers struct {
 
 // measureDNS runs the comparison.
 func measureDNS(ctx context.Context, o choice) (*results, error) {
+	if _, err := exec.LookPath("dnsperf"); err != nil { // not after all that does not need it
+		return nil, fmt.Errorf("%w: `make bench` installs it", err)
+	}
 	f, err := fleet.New(ctx, 1, fleet.Options{Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
 	if err != nil {
 		return nil, err
