@@ -370,7 +370,11 @@ func (b *Broker) apply(s *mesh.State, port uint16) error {
 		config := b.cfg.bridgeConfig(b, port)
 		config.DNS, config.API, _ = b.advertised(s) // what is missing is told by the LocalLinks
 		errs = append(errs, b.bridge.SetConfig(config))
-		errs = append(errs, b.bridge.Set(s.Peers, s.Local...))
+		peers := s.Peers
+		if !b.creds.usable() {
+			peers = nil // better no link than one without authentication
+		}
+		errs = append(errs, b.bridge.Set(peers, s.Local...))
 		errs = append(errs, b.setKernel(s))
 	}
 	// Names of links that have come are the last: who gets an answer can use it.

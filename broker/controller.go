@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -154,6 +155,7 @@ func (b *Broker) probe(ctx context.Context, cfg *rest.Config, back chan<- struct
 	cfg = rest.CopyConfig(cfg)
 	cfg.Timeout = probeInterval
 	client, unusable := discovery.NewDiscoveryClientForConfig(cfg)
+	slow := false
 	for {
 		err := unusable // for good: a CA that cannot be read, for example
 		if err == nil {
@@ -165,10 +167,15 @@ func (b *Broker) probe(ctx context.Context, cfg *rest.Config, back chan<- struct
 		if ctx.Err() != nil {
 			return
 		}
+		old := b.health.Load().api
+		// One answer that is late says nothing of the watches: to start them anew would add to the load that made it late.
+		if slow = err != nil && old == nil && !slow && utilnet.IsTimeout(err); slow {
+			err = nil
+		}
 		if err != nil {
 			err = fmt.Errorf("API server %s: %w", cfg.Host, err)
 		}
-		if old := b.health.Load().api; (old == nil) != (err == nil) {
+		if (old == nil) != (err == nil) {
 			if err != nil {
 				b.log.Warn("API server does not answer; links and names stay as they are", "error", err)
 			} else {
@@ -314,9 +321,6 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	state := mesh.Build(list.Items, b.cfg.Local)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.credentials(ctx)
-	if b.bridge != nil && !b.creds.usable() {
-		state.Peers = nil // better no link than one without authentication
-	}
 	b.accesses = r.access(ctx, &state)
 	globalErr := r.globals(ctx, state.Zones)
 	err := b.apply(&state, port)

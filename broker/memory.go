@@ -144,6 +144,7 @@ func (m *memory) saveObjects() {
 	for i := range kept.Links {
 		l := &kept.Links[i]
 		l.ManagedFields, l.ResourceVersion, l.Status, l.Spec.PresharedKey = nil, "", v1alpha1.KubeLinkStatus{}, ""
+		l.Annotations = nil // kubectl keeps the whole spec in one
 	}
 	for i := range kept.Entries {
 		e := &kept.Entries[i]

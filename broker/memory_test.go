@@ -66,14 +66,15 @@ func TestNamesSurvive(t *testing.T) {
 		t.Fatalf("%v, %v", err, first.Table())
 	}
 	first.publish(&mesh.State{Zones: []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{
-		Name: "kubelink2.kubelink.", Link: "kubelink2", ClusterDomain: "cluster.local.", Upstream: netip.MustParseAddrPort(pc.LocalAddr().String()),
+		Name: "kubelink2.kubelink.", Link: "kubelink2", ClusterDomain: "cluster.local.", Service: netip.MustParsePrefix("100.64.16.0/20"), Upstream: netip.MustParseAddrPort(pc.LocalAddr().String()),
 	}}}}})
 	const name = "web.default.svc.kubelink2.kubelink."
 	if m := ask(t, first, name); len(m.Answer) != 1 {
 		t.Fatal(m)
 	}
 	link := func(name, address, endpoint, cidr string) v1alpha1.KubeLink {
-		return v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.KubeLinkSpec{
+		applied := map[string]string{"kubectl.kubernetes.io/last-applied-configuration": `{"spec":{"presharedKey":"c2VjcmV0"}}`}
+		return v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: applied}, Spec: v1alpha1.KubeLinkSpec{
 			ClusterAddress: address, Endpoint: endpoint, CIDR: cidr, PresharedKey: "c2VjcmV0",
 		}}
 	}

@@ -26,6 +26,7 @@ const maxTTL = 5
 // as a resolver that forwards to us does not follow them. The reply is never nil; the error is for the log, if there is
 // something that an operator should see. A zone transfer is not for Answer.
 func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, error) {
+	begin := time.Now()
 	reply, err := m.answer(ctx, state)
 	for range aliasesMost {
 		target, circle := open(reply)
@@ -34,6 +35,9 @@ func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, err
 		}
 		if target == "" {
 			return reply, err
+		}
+		if time.Since(begin) > followTime || ctx.Err() != nil {
+			return Failure(state.Req, dns.ExtendedErrorCodeNetworkError, fmt.Sprintf("to follow the aliases of %s takes over %s", state.QName(), followTime)), err
 		}
 		next, ok := m.table.Match(canonical(target))
 		if !ok {
@@ -54,8 +58,12 @@ func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, err
 	return Failure(state.Req, dns.ExtendedErrorCodeOther, fmt.Sprintf("%s leads through more than %d aliases from one zone of the mesh to another", state.QName(), aliasesMost)), err
 }
 
-// aliasesMost is how many aliases from one zone to another are followed, and how many to names of other plugins.
-const aliasesMost = 8
+const (
+	// aliasesMost is how many aliases from one zone to another are followed, and how many to names of other plugins.
+	aliasesMost = 8
+	// followTime is for how long: nobody waits for longer.
+	followTime = 2 * time.Second
+)
 
 // open is where the aliases of a reply lead to, if it does not say what is there.
 func open(reply *dns.Msg) (target string, circle bool) {
@@ -67,7 +75,7 @@ func open(reply *dns.Msg) (target string, circle bool) {
 		return "", false
 	}
 	name := reply.Question[0].Name
-	for range len(reply.Answer) + 1 {
+	for range min(len(reply.Answer), maxChain) + 1 {
 		next := ""
 		for _, rr := range reply.Answer {
 			if !equalFold(rr.Header().Name, name) {
@@ -89,7 +97,7 @@ func open(reply *dns.Msg) (target string, circle bool) {
 		}
 		return target, false
 	}
-	return "", true // one of them was passed twice
+	return "", true // one of them was passed twice, or they are too many
 }
 
 // follow adds what is at the end of the aliases to the reply that has them.
@@ -278,7 +286,7 @@ func header(name string, rrtype uint16) dns.RR_Header {
 // answer is what the cluster says to a query; while its link is not usable, why.
 func (c *cluster) answer(ctx context.Context, m Match, state request.Request) (*dns.Msg, error) {
 	req := state.Req
-	q, shared := asks(req)
+	q := asks(req)
 	remembered := c.answers.get(q)
 	if !c.status.Usable {
 		return c.failure(req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, Path{c.link, c.status}.problem()), nil
@@ -295,13 +303,13 @@ func (c *cluster) answer(ctx context.Context, m Match, state request.Request) (*
 			return c.failure(req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, err.Error()), nil // logged where it began
 		}
 		c.exist(m, reply)
-		if c.remembers() && shared && state.QName() == q.name && (remembered == nil || remembered.age() > 0) {
-			c.answers.put(q, c.backend, reply)
+		if c.remembers() && state.QName() == q.name && (remembered == nil || remembered.age() > 0) {
+			c.answers.put(q, source{cluster: c.id()}, reply)
 		}
 		return reply, nil
 	}
-	if shared {
-		if reply := remembered.fresh(c.upstream, c.fresh, req); reply != nil {
+	if c.upstream != nil {
+		if reply := remembered.fresh(c.source(), c.fresh, req); reply != nil {
 			return reply, nil
 		}
 	}
@@ -317,9 +325,7 @@ func (c *cluster) answer(ctx context.Context, m Match, state request.Request) (*
 	if err != nil {
 		return c.failure(req, remembered, code, err.Error()), err
 	}
-	if shared {
-		c.answers.put(q, c.upstream, asked)
-	}
+	c.answers.put(q, c.source(), asked)
 	r := reply(asked, req)
 	if opt := asked.IsEdns0(); opt != nil && req.IsEdns0() == nil {
 		r.Extra = withoutOPT(slices.Clone(r.Extra))
@@ -333,6 +339,17 @@ func (c *cluster) answer(ctx context.Context, m Match, state request.Request) (*
 	return r, nil
 }
 
+// id tells it from another cluster that has got its name.
+func (c *cluster) id() netip.Addr {
+	if c.network.IsValid() {
+		return c.network.Addr()
+	}
+	return c.addr.Addr()
+}
+
+// source is the DNS service that is asked.
+func (c *cluster) source() source { return source{cluster: c.id(), serial: c.upstream.serial} }
+
 // remembers tells whether anybody wants answers that were true once.
 func (c *cluster) remembers() bool { return c.answers != nil && (c.stale > 0 || c.answers.Keep.Load()) }
 
@@ -340,11 +357,11 @@ func (c *cluster) remembers() bool { return c.answers != nil && (c.stale > 0 || 
 // SERVFAIL. The Extended DNS Error says why in either case.
 func (c *cluster) failure(req *dns.Msg, remembered *memo, code uint16, text string) *dns.Msg {
 	most := c.stale
-	if remembered != nil && remembered.source == nil && !c.known {
+	if remembered != nil && remembered.source.earlier && !c.known {
 		most = staleMost
 	}
 	if most > 0 {
-		if r := remembered.stale(most, req); r != nil {
+		if r := remembered.stale(c.id(), most, req); r != nil {
 			explain(r, req, dns.ExtendedErrorCodeStaleAnswer, text)
 			return r
 		}
@@ -373,7 +390,8 @@ func (c *cluster) ask(ctx context.Context, m Match, state request.Request, q que
 	}
 	opt := req.IsEdns0()
 	if opt != nil {
-		query.Extra = []dns.RR{&dns.OPT{Hdr: opt.Hdr, Option: endToEnd(opt.Option)}}
+		// Its options are not passed on: a cluster has the same answer for everybody, which can be shared.
+		query.Extra = []dns.RR{&dns.OPT{Hdr: opt.Hdr}}
 	}
 
 	reply, err := c.upstream.exchange(ctx, request.Request{W: state.W, Req: query})

@@ -11,6 +11,7 @@ import (
 	"hash/maphash"
 	"io"
 	"math"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -20,7 +21,8 @@ import (
 )
 
 const (
-	answersMost = 1 << 16        // answers that are remembered; if there are more, some go
+	answersMost = 1 << 15        // answers that are remembered; if there are more, some go
+	answerMost  = 1232           // bytes of one: what fits a datagram on all paths. Larger ones are asked again
 	staleMost   = 72 * time.Hour // RFC 8767, 5: one to three days
 )
 
@@ -48,24 +50,19 @@ const (
 	flagDO
 )
 
-// asks is the question of a query; ok is false if an answer to it is good for nobody else: it has options for the
-// other end, such as a client subnet.
-func asks(req *dns.Msg) (q question, ok bool) {
-	q = question{name: canonical(req.Question[0].Name), qtype: req.Question[0].Qtype}
+// asks is the question of a query. It has no options: see ask.
+func asks(req *dns.Msg) question {
+	q := question{name: canonical(req.Question[0].Name), qtype: req.Question[0].Qtype}
 	if req.RecursionDesired {
 		q.flags |= flagRD
 	}
 	if req.CheckingDisabled {
 		q.flags |= flagCD
 	}
-	ok = true
-	if opt := req.IsEdns0(); opt != nil {
-		if opt.Do() {
-			q.flags |= flagDO
-		}
-		ok = len(endToEnd(opt.Option)) == 0
+	if opt := req.IsEdns0(); opt != nil && opt.Do() {
+		q.flags |= flagDO
 	}
-	return q, ok
+	return q
 }
 
 var seed = maphash.MakeSeed()
@@ -74,10 +71,17 @@ func (q question) key() uint64 {
 	return maphash.Comparable(seed, q)
 }
 
+// source is who gave an answer.
+type source struct {
+	cluster netip.Addr // its service network, or else its DNS service: a cluster with the same name may be another one
+	serial  uint64     // of the upstream; 0: an earlier process was told, or it is not asked in this way
+	earlier bool
+}
+
 // memo is a remembered reply. It is immutable, but for the copies that it makes of itself.
 type memo struct {
 	question
-	source any       // who gave it; nil: an earlier process was told
+	source source
 	at     time.Time // when
 	ttl    uint32    // the shortest of its records, in seconds
 	reply  *dns.Msg  // the question is that of the first who asked, in lower case
@@ -97,11 +101,14 @@ func (a *Answers) get(q question) *memo {
 }
 
 // put remembers a reply, whose question is in lower case and that nobody modifies from now on.
-func (a *Answers) put(q question, source any, reply *dns.Msg) {
+func (a *Answers) put(q question, from source, reply *dns.Msg) {
 	if a == nil || reply.Truncated || reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
 		return
 	}
-	e := &memo{question: q, source: source, at: time.Now(), ttl: maxTTL}
+	if reply.Len() > answerMost {
+		return
+	}
+	e := &memo{question: q, source: from, at: time.Now(), ttl: maxTTL}
 	kept := *reply
 	kept.Extra = withoutOPT(append([]dns.RR(nil), reply.Extra...))
 	if opt := reply.IsEdns0(); opt != nil && len(opt.Option) > 0 { // is about this one query
@@ -126,21 +133,23 @@ func (e *memo) age() uint32 {
 }
 
 // fresh makes the reply to a query, nil if the answer is not from this source, or is older than its TTL or most, in
-// seconds.
-func (e *memo) fresh(source any, most uint32, req *dns.Msg) *dns.Msg {
-	if e == nil || e.source != source {
+// seconds. A TTL of 0 counts as a second: aliases among clusters come back to the same name within that time, again and
+// again.
+func (e *memo) fresh(from source, most uint32, req *dns.Msg) *dns.Msg {
+	if e == nil || e.source != from {
 		return nil
 	}
 	age := e.age()
-	if age >= min(e.ttl, most) {
+	if age >= min(max(e.ttl, 1), most) {
 		return nil
 	}
 	return reply(e.sections(age), req)
 }
 
-// stale makes the reply to a query of an answer that is no longer true for sure; nil if it is older than that.
-func (e *memo) stale(most time.Duration, req *dns.Msg) *dns.Msg {
-	if e == nil || time.Duration(e.age())*time.Second >= min(most, staleMost) {
+// stale makes the reply to a query of an answer that is no longer true for sure; nil if it is older than that, or was
+// another cluster's.
+func (e *memo) stale(of netip.Addr, most time.Duration, req *dns.Msg) *dns.Msg {
+	if e == nil || e.source.cluster != of || time.Duration(e.age())*time.Second >= min(most, staleMost) {
 		return nil
 	}
 	return reply(e.reply, req)
@@ -202,10 +211,11 @@ func spell(rrs []dns.RR, name, as string) []dns.RR {
 // The file that answers are kept in is a line that says so, and for each answer
 //
 //	seconds since 1970  int64 BE
+//	address of the cluster's service network  [16]byte, IPv6, or IPv4 mapped to it; zero: not known
 //	flags of the question  uint8
 //	length of the message  uint16 BE
 //	the reply as a DNS message (RFC 1035)
-const answersMagic = "kubelink answers 1\n"
+const answersMagic = "kubelink answers 2\n"
 
 // Save writes what is remembered, but for what is too old for anybody.
 func (a *Answers) Save(to io.Writer) error {
@@ -224,13 +234,25 @@ func (a *Answers) Save(to io.Writer) error {
 			return true // is asked again
 		}
 		head := binary.BigEndian.AppendUint64(nil, uint64(e.at.Unix()))
-		head = append(head, e.flags)
+		var cluster [16]byte
+		if e.source.cluster.IsValid() {
+			cluster = e.source.cluster.As16()
+		}
+		head = append(append(head, cluster[:]...), e.flags)
 		head = binary.BigEndian.AppendUint16(head, uint16(len(wire)))
 		w.Write(head) //nolint:errcheck // Flush tells
 		_, err = w.Write(wire)
 		return err == nil
 	})
 	return errors.Join(err, w.Flush())
+}
+
+// clusterOf reads the address that stands for a cluster.
+func clusterOf(b [16]byte) netip.Addr {
+	if b == [16]byte{} {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16(b).Unmap()
 }
 
 // Load remembers what Save wrote. All of it is stale. After an error what came before it is remembered.
@@ -241,13 +263,13 @@ func (a *Answers) Load(from io.Reader) error {
 		return errors.New("not a file of answers of this version")
 	}
 	for n := 1; ; n++ {
-		var head [11]byte
+		var head [27]byte
 		if _, err := io.ReadFull(r, head[:]); err == io.EOF {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("answer %d: %w", n, err)
 		}
-		wire := make([]byte, binary.BigEndian.Uint16(head[9:]))
+		wire := make([]byte, binary.BigEndian.Uint16(head[25:]))
 		if _, err := io.ReadFull(r, wire); err != nil {
 			return fmt.Errorf("answer %d: %w", n, err)
 		}
@@ -261,7 +283,8 @@ func (a *Answers) Load(from io.Reader) error {
 			}
 		}
 		e := &memo{
-			question: question{m.Question[0].Name, m.Question[0].Qtype, head[8]},
+			question: question{m.Question[0].Name, m.Question[0].Qtype, head[24]},
+			source:   source{cluster: clusterOf([16]byte(head[8:24])), earlier: true},
 			at:       time.Unix(int64(binary.BigEndian.Uint64(head[:])), 0), reply: m,
 		}
 		if time.Since(e.at) < staleMost {

@@ -131,7 +131,11 @@ var (
 // fit, and if what the question leads to is not for the cluster to say: an answer without that part
 // would be taken as a proof that there is none. What else is not the cluster's just goes.
 func (w *rewriter) reply(m *dns.Msg) (err error) {
-	if m.Answer, err = w.section(m.Answer, w.chain(m.Answer)); err != nil {
+	chain, ours := w.chain(m.Answer)
+	if ours && m.Rcode == dns.RcodeNameError { // it says so of a name that is ours to look up
+		m.Rcode, m.Ns = dns.RcodeSuccess, nil
+	}
+	if m.Answer, err = w.section(m.Answer, chain); err != nil {
 		return err
 	}
 	if m.Ns, err = w.section(m.Ns, nil); err == errTooLong {
@@ -175,15 +179,15 @@ func (w *rewriter) pointers(m *dns.Msg) error {
 const maxChain = 16
 
 // chain lists the names that the question leads to along the CNAME and DNAME records, in whatever
-// order these are. Where an owner has several, the first one counts.
-func (w *rewriter) chain(rrs []dns.RR) (chain []string) {
+// order these are. Where an owner has several, the first one counts. If ours, what comes next is not the cluster's.
+func (w *rewriter) chain(rrs []dns.RR) (chain []string, ours bool) {
 	for name, ok := w.next(w.asked, rrs); ok && len(chain) < maxChain; name, ok = w.next(name, rrs) {
 		if here, fits := replaceSuffix(name, w.from, w.to); fits && w.foreign(here, in(name, w.from)) {
-			break // where it goes on from there is ours to say
+			return chain, true // where it goes on from there is ours to say
 		}
 		chain = append(chain, name)
 	}
-	return chain
+	return chain, false
 }
 
 // next is one step of a chain. A CNAME comes first: the one that was made from a DNAME (RFC 6672,

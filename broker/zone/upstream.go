@@ -34,6 +34,7 @@ const (
 // upstream is the DNS service of a cluster. Its connections are closed by the library's finalizer
 // once no table and no query holds it any more: no query loses its connection when a table goes.
 type upstream struct {
+	serial  uint64 // answers that are remembered hold this, not the upstream
 	proxy   *proxy.Proxy
 	lastErr atomic.Pointer[error]
 
@@ -49,6 +50,9 @@ type asked struct {
 	shared bool // others wait, too
 }
 
+// serials is that of the last upstream.
+var serials atomic.Uint64
+
 // newUpstream starts an upstream. The health of a cluster's DNS service shows in any answer about
 // its own domain; the library's default, the root, would ask for what the cluster may not reach.
 func newUpstream(addr netip.AddrPort, clusterDomain string) *upstream {
@@ -57,7 +61,7 @@ func newUpstream(addr netip.AddrPort, clusterDomain string) *upstream {
 	p.GetHealthchecker().SetDomain(clusterDomain)
 	p.GetHealthchecker().SetRecursionDesired(false)
 	p.Start(healthInterval)
-	return &upstream{proxy: p, asking: map[string]*asked{}}
+	return &upstream{serial: serials.Add(1), proxy: p, asking: map[string]*asked{}}
 }
 
 // stop ends the health checks. Connections are closed later: see upstream.

@@ -34,6 +34,9 @@ type Status struct {
 	RTT    time.Duration // round-trip time; 0: not known
 }
 
+// idle is the state of a link that was not tried yet.
+const idle = "Idle"
+
 // same tells whether names look the same with another status: a round-trip time is never twice the same.
 func (s Status) same(o Status) bool {
 	return s.Usable == o.Usable && s.State == o.State && s.Reason == o.Reason && s.Since.Equal(o.Since) && s.class() == o.class()
@@ -123,10 +126,11 @@ type apex struct {
 
 // cluster is the sub-domain of a cluster.
 type cluster struct {
-	name     string     // <cluster>.D
-	domain   string     // what the cluster itself calls it
-	link     string     // empty: the local cluster
-	self     netip.Addr // its address in the mesh
+	name     string       // <cluster>.D
+	domain   string       // what the cluster itself calls it
+	link     string       // empty: the local cluster
+	self     netip.Addr   // its address in the mesh
+	network  netip.Prefix // of its services
 	addr     netip.AddrPort
 	status   Status
 	upstream *upstream // nil: its address is not known, or there is a backend
@@ -136,7 +140,7 @@ type cluster struct {
 	answers *Answers
 	fresh   uint32        // for how long answers are true at most, in seconds
 	stale   time.Duration // for how long answers are given that were true once
-	known   bool          // what an earlier process was told is no longer of use: the link was usable since
+	known   bool          // what an earlier process was told is no longer of use: the link was usable since, and so its DNS service
 }
 
 // New makes the table for the zones. It takes over connections from prev, which may be nil, and
@@ -190,7 +194,7 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 		t.nodes[a.domain] = node{zone: a, top: true}
 		for _, c := range z.Clusters {
 			cl := &cluster{
-				name: canonical(c.Name), domain: canonical(c.ClusterDomain), link: c.Link, self: c.Address, addr: c.Upstream,
+				name: canonical(c.Name), domain: canonical(c.ClusterDomain), link: c.Link, self: c.Address, network: c.Service, addr: c.Upstream,
 				status: Status{Usable: true}, answers: opts.Answers, fresh: maxTTL, stale: opts.ServeStale,
 				api: c.API.Use, backend: opts.Backends[c.Name],
 			}
@@ -254,7 +258,7 @@ func (t *Table) attach(c *cluster) {
 	if c.link != "" {
 		c.status = t.status[c.link]
 	}
-	c.known = c.link == "" || t.known[c.link]
+	c.known = c.link != "" && !c.api && t.known[c.link]
 }
 
 // connect finds the upstream of a cluster: the one of another cluster with the same address, the
@@ -320,12 +324,12 @@ func (t *Table) Close() {
 	}
 }
 
-// path is the way to an address. A link that was not usable yet in this process counts as usable where what an earlier
+// path is the way to an address. A link that was not tried yet in this process counts as usable where what an earlier
 // one knew is answered.
 func (t *Table) path(addr netip.Addr) Path {
 	link, _ := t.behind.Lookup(addr)
 	p := Path{link, t.status[link]}
-	if !p.Status.Usable && !t.known[link] && t.opts.Answers != nil && t.opts.Answers.Keep.Load() {
+	if p.Status.State == idle && !t.known[link] && t.opts.Answers != nil && t.opts.Answers.Keep.Load() {
 		p.Status.Usable = true
 	}
 	return p
