@@ -85,7 +85,7 @@ type backend struct {
 }
 
 // Answer implements zone.Backend.
-func (b *backend) Answer(ctx context.Context, state request.Request) (*dns.Msg, error) {
+func (b *backend) Answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	if i := b.current.Load(); i != nil {
 		return i.answer(ctx, state)
 	}

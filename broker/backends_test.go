@@ -88,7 +88,7 @@ func query(t testing.TB, b zone.Backend, name string, qtype uint16) (*dns.Msg, e
 	req.SetQuestion(name, qtype)
 	req.Id = 4711
 	state := request.Request{W: &test.ResponseWriter{}, Req: req}
-	m, err := b.Answer(context.Background(), state)
+	m, err := b.Answer(context.Background(), &state)
 	if err != nil {
 		return nil, err
 	}
@@ -271,7 +271,7 @@ func TestKeptAnswers(t *testing.T) {
 	}
 
 	for range 2 {
-		m, err := b.Answer(t.Context(), request.Request{W: &test.ResponseWriter{}, Req: new(dns.Msg).SetQuestion(other, dns.TypeA)})
+		m, err := b.Answer(t.Context(), &request.Request{W: &test.ResponseWriter{}, Req: new(dns.Msg).SetQuestion(other, dns.TypeA)})
 		if err != nil || m.Answer[0].Header().Name != other || m.Answer[0].(*dns.A).A.String() != "100.64.16.21" {
 			t.Error(m, err)
 		}
@@ -554,7 +554,7 @@ func BenchmarkBackendAnswer(b *testing.B) {
 			w := &test.ResponseWriter{}
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := backend.Answer(context.Background(), request.Request{W: w, Req: req}); err != nil {
+				if _, err := backend.Answer(context.Background(), &request.Request{W: w, Req: req}); err != nil {
 					b.Fatal(err)
 				}
 			}

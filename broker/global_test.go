@@ -294,7 +294,7 @@ func FuzzGlobal(f *testing.F) {
 				if !ok {
 					return nil
 				}
-				reply, _ := match.Answer(context.Background(), state)
+				reply, _ := match.Answer(context.Background(), &state)
 				if tcp && len(reply.Answer) > 0 && reply.Answer[0].Header().Name != req.Question[0].Name {
 					t.Errorf("%s %d: %v", name, qtype, reply)
 				}

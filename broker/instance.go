@@ -373,7 +373,7 @@ func (i *instance) services(address string) (names []string) {
 }
 
 // answer makes the reply to a query in the zone.
-func (i *instance) answer(ctx context.Context, state request.Request) (*dns.Msg, error) {
+func (i *instance) answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	m, err := i.ask(ctx, state)
 	if err != nil {
 		return nil, err
@@ -401,10 +401,14 @@ func (i *instance) answer(ctx context.Context, state request.Request) (*dns.Msg,
 }
 
 // ask puts the query to the plugin, if there is no answer that is still good.
-func (i *instance) ask(ctx context.Context, state request.Request) (*dns.Msg, error) {
-	if m := i.answers.find(i, &state); m != nil {
+func (i *instance) ask(ctx context.Context, state *request.Request) (*dns.Msg, error) {
+	if m := i.answers.find(i, state); m != nil {
 		return m, nil
 	}
+	return i.askPlugin(ctx, state)
+}
+
+func (i *instance) askPlugin(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	of, keep := i.objectsOf(state.Name())
 	w := nonwriter.New(state.W)
 	rcode, err := i.plugin.ServeDNS(ctx, w, state.Req)
@@ -415,7 +419,7 @@ func (i *instance) ask(ctx context.Context, state request.Request) (*dns.Msg, er
 		w.Msg = new(dns.Msg).SetRcode(state.Req, rcode)
 	}
 	if keep {
-		i.answers.keep(i, &state, of, w.Msg)
+		i.answers.keep(i, state, of, w.Msg)
 	}
 	return w.Msg, nil
 }

@@ -33,7 +33,7 @@ func ask(t *testing.T, b *Broker, name string) *dns.Msg {
 	if !ok {
 		t.Fatalf("%s is in no zone", name)
 	}
-	reply, err := m.Answer(context.Background(), request.Request{W: &test.ResponseWriter{}, Req: req})
+	reply, err := m.Answer(context.Background(), &request.Request{W: &test.ResponseWriter{}, Req: req})
 	if err != nil {
 		t.Fatal(err)
 	}

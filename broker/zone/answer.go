@@ -25,9 +25,20 @@ const maxTTL = 5
 // Answer makes the reply to a query for the matched name. Aliases are followed to wherever this CoreDNS has an answer,
 // as a resolver that forwards to us does not follow them. The reply is never nil; the error is for the log, if there is
 // something that an operator should see. A zone transfer is not for Answer.
-func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, error) {
-	begin := time.Now()
+//
+// What is seldom needed has functions of its own here: each query has a goroutine of its own, whose stack grows, by
+// copying, with what its functions need.
+func (m *Match) Answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	reply, err := m.answer(ctx, state)
+	if target, circle := open(reply); target != "" || circle {
+		return m.lead(ctx, state, reply, err)
+	}
+	return reply, err
+}
+
+// lead follows the aliases of a reply.
+func (m *Match) lead(ctx context.Context, state *request.Request, reply *dns.Msg, err error) (*dns.Msg, error) {
+	begin := time.Now()
 	for range aliasesMost {
 		target, circle := open(reply)
 		if circle {
@@ -43,10 +54,10 @@ func (m Match) Answer(ctx context.Context, state request.Request) (*dns.Msg, err
 		if !ok {
 			return elsewhere(ctx, reply, target, state), err
 		}
-		m = next
+		m = &next
 		req := *state.Req
 		req.Question = []dns.Question{{Name: target, Qtype: state.QType(), Qclass: state.QClass()}}
-		rest, e := m.answer(ctx, request.Request{W: state.W, Req: &req})
+		rest, e := m.answer(ctx, &request.Request{W: state.W, Req: &req})
 		if err == nil {
 			err = e
 		}
@@ -116,13 +127,13 @@ func follow(reply, rest, req *dns.Msg) *dns.Msg {
 }
 
 // elsewhere follows an alias to a name that is not of the mesh. What no plugin here has is left to the client.
-func elsewhere(ctx context.Context, reply *dns.Msg, target string, state request.Request) *dns.Msg {
+func elsewhere(ctx context.Context, reply *dns.Msg, target string, state *request.Request) *dns.Msg {
 	// All plugins that look names up in their own server count in this place.
 	loop, _ := ctx.Value(dnsserver.LoopKey{}).(int)
 	if loop >= aliasesMost {
 		return Failure(state.Req, dns.ExtendedErrorCodeInvalidData, fmt.Sprintf("the aliases of %s lead in a circle, or through more than %d zones", state.QName(), aliasesMost))
 	}
-	rest, err := resolve.New().Lookup(context.WithValue(ctx, dnsserver.LoopKey{}, loop+1), state, target, state.QType())
+	rest, err := resolve.New().Lookup(context.WithValue(ctx, dnsserver.LoopKey{}, loop+1), *state, target, state.QType())
 	if err != nil || rest == nil || rest.Rcode != dns.RcodeSuccess && rest.Rcode != dns.RcodeNameError && rest.Rcode != dns.RcodeServerFailure {
 		return reply
 	}
@@ -130,26 +141,31 @@ func elsewhere(ctx context.Context, reply *dns.Msg, target string, state request
 }
 
 // answer is what the zone of the name has, without a look at other zones.
-func (m Match) answer(ctx context.Context, state request.Request) (*dns.Msg, error) {
-	qname, qtype := state.QName(), state.QType()
+func (m *Match) answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	switch {
 	case m.cluster != nil:
 		return m.cluster.answer(ctx, m, state)
 	case m.reverse != nil:
 		return m.reverse.answer(ctx, m, state)
 	// What is said of a delegation, the zone above says: there is none, as all is in one hand.
-	case m.global != nil && !(m.exact && qtype == dns.TypeDS):
+	case m.global != nil && !(m.exact && state.QType() == dns.TypeDS):
 		return m.global.Answer(m.table.path, state), nil
 	case m.state != nil:
-		return ownReply(state.Req, m.zone.soa(), m.state.facts(qname, qtype)), nil
+		return ownReply(state.Req, m.zone.soa(), m.state.facts(state.QName(), state.QType())), nil
 	}
+	return m.own(state), nil
+}
+
+// own is what a mesh domain has itself.
+func (m *Match) own(state *request.Request) *dns.Msg {
+	qname, qtype := state.QName(), state.QType()
 	reply := new(dns.Msg)
 	reply.SetReply(state.Req)
 	reply.Authoritative = true
 	if !m.exact {
 		reply.Rcode = dns.RcodeNameError
 		reply.Ns = []dns.RR{m.zone.soa()}
-		return reply, nil
+		return reply
 	}
 
 	if m.top && (qtype == dns.TypeSOA || qtype == dns.TypeANY) {
@@ -168,12 +184,12 @@ func (m Match) answer(ctx context.Context, state request.Request) (*dns.Msg, err
 	if len(reply.Answer) == 0 {
 		reply.Ns = []dns.RR{m.zone.soa()}
 	}
-	return reply, nil
+	return reply
 }
 
 // soa is that of the zone that the name is in. We know reverse zones by their addresses only, and take the one right
 // above for the zone.
-func (m Match) soa() *dns.SOA {
+func (m *Match) soa() *dns.SOA {
 	soa := m.zone.soa()
 	if m.reverse != nil {
 		i, _ := dns.NextLabel(m.name, 0)
@@ -246,7 +262,7 @@ func (c *cluster) facts(name string, qtype uint16) []dns.RR {
 }
 
 // answer is the name of an address.
-func (r *reverse) answer(ctx context.Context, m Match, state request.Request) (*dns.Msg, error) {
+func (r *reverse) answer(ctx context.Context, m *Match, state *request.Request) (*dns.Msg, error) {
 	qname, qtype := state.QName(), state.QType()
 	c := r.cluster
 	switch {
@@ -284,7 +300,7 @@ func header(name string, rrtype uint16) dns.RR_Header {
 }
 
 // answer is what the cluster says to a query; while its link is not usable, why.
-func (c *cluster) answer(ctx context.Context, m Match, state request.Request) (*dns.Msg, error) {
+func (c *cluster) answer(ctx context.Context, m *Match, state *request.Request) (*dns.Msg, error) {
 	req := state.Req
 	q := asks(req)
 	remembered := c.answers.get(q)
@@ -294,25 +310,36 @@ func (c *cluster) answer(ctx context.Context, m Match, state request.Request) (*
 	if qtype := state.QType(); m.exact && m.reverse == nil && c.self.IsValid() && (qtype == dns.TypeA || qtype == dns.TypeAAAA) {
 		return ownReply(req, m.zone.soa(), addressRecords(state.QName(), qtype, c.self)), nil
 	}
-	if c.backend != nil && m.exact && m.reverse == nil && state.QType() == dns.TypeNS {
-		return m.zone.nameServer(req), nil // the plugin does not know who serves it here
-	}
 	if c.backend != nil {
-		reply, err := c.backend.Answer(ctx, state)
-		if err != nil {
-			return c.failure(req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, err.Error()), nil // logged where it began
-		}
-		c.exist(m, reply)
-		if c.remembers() && state.QName() == q.name && (remembered == nil || remembered.age() > 0) {
-			c.answers.put(q, source{cluster: c.id()}, reply)
-		}
-		return reply, nil
+		return c.load(ctx, m, state, q, remembered), nil
 	}
 	if c.upstream != nil {
 		if reply := remembered.fresh(c.source(), c.fresh, req); reply != nil {
 			return reply, nil
 		}
 	}
+	return c.fetch(ctx, m, state, q, remembered)
+}
+
+// load is the answer of a backend.
+func (c *cluster) load(ctx context.Context, m *Match, state *request.Request, q question, remembered *memo) *dns.Msg {
+	if m.exact && m.reverse == nil && state.QType() == dns.TypeNS {
+		return m.zone.nameServer(state.Req) // the plugin does not know who serves it here
+	}
+	reply, err := c.backend.Answer(ctx, state)
+	if err != nil {
+		return c.failure(state.Req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, err.Error()) // logged where it began
+	}
+	c.exist(m, reply)
+	if c.remembers() && state.QName() == q.name && (remembered == nil || remembered.age() > 0) {
+		c.answers.put(q, source{cluster: c.id()}, reply)
+	}
+	return reply
+}
+
+// fetch is what the DNS service of the cluster answers.
+func (c *cluster) fetch(ctx context.Context, m *Match, state *request.Request, q question, remembered *memo) (*dns.Msg, error) {
+	req := state.Req
 	if c.upstream == nil && c.api {
 		return c.failure(req, remembered, dns.ExtendedErrorCodeNotReady,
 			fmt.Sprintf("names of %s are not loaded yet", c.owner())), nil
@@ -371,7 +398,7 @@ func (c *cluster) failure(req *dns.Msg, remembered *memo, code uint16, text stri
 
 // ask asks the DNS service of the cluster. Names of the reply are those of the mesh, and the question is in lower case.
 // With an error comes the code of the Extended DNS Error.
-func (c *cluster) ask(ctx context.Context, m Match, state request.Request, q question) (*dns.Msg, uint16, error) {
+func (c *cluster) ask(ctx context.Context, m *Match, state *request.Request, q question) (*dns.Msg, uint16, error) {
 	asked, fits := q.name, true
 	if m.reverse == nil {
 		asked, fits = replaceSuffix(q.name, c.name, c.domain)
@@ -421,7 +448,7 @@ func (c *cluster) ask(ctx context.Context, m Match, state request.Request, q que
 
 // exist takes back a denial of the cluster's own name, which has an address. The kubernetes plugin of CoreDNS denies
 // its domain for types that it has nothing of, and who believes that believes that nothing is below (RFC 8020).
-func (c *cluster) exist(m Match, reply *dns.Msg) {
+func (c *cluster) exist(m *Match, reply *dns.Msg) {
 	if m.exact && m.reverse == nil && c.self.IsValid() && reply.Rcode == dns.RcodeNameError {
 		reply.Rcode = dns.RcodeSuccess
 	}

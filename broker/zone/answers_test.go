@@ -491,7 +491,7 @@ func BenchmarkRemembered(b *testing.B) {
 	for b.Loop() {
 		state := request.Request{W: &test.ResponseWriter{}, Req: req}
 		m, _ := table.Match(state.Name())
-		if r, err := m.Answer(b.Context(), state); err != nil || len(r.Answer) != 1 {
+		if r, err := m.Answer(b.Context(), &state); err != nil || len(r.Answer) != 1 {
 			b.Fatal(r, err)
 		}
 	}

@@ -219,7 +219,7 @@ func (g *Global) find(name string) (o *owner, exact bool) {
 // query.
 //
 // behind tells the way to an address; nil: all are local. ANY is answered with all there is.
-func (g *Global) Answer(behind func(netip.Addr) Path, state request.Request) *dns.Msg {
+func (g *Global) Answer(behind func(netip.Addr) Path, state *request.Request) *dns.Msg {
 	req := state.Req
 	if g.missing != "" {
 		return Failure(req, dns.ExtendedErrorCodeNotReady, g.missing)

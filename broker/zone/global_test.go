@@ -519,7 +519,7 @@ func BenchmarkGlobalAnswer(b *testing.B) {
 			for b.Loop() {
 				state := request.Request{W: &test.ResponseWriter{}, Req: reqs[i%len(reqs)]}
 				m, _ := table.Match(state.Name())
-				m.Answer(b.Context(), state)
+				m.Answer(b.Context(), &state)
 				i++
 			}
 		})

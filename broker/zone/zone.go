@@ -78,7 +78,7 @@ type Network struct {
 type Backend interface {
 	// Answer makes the reply to a query for a name of the cluster's zone. The error is why there is none yet or
 	// any more: one line for the Extended DNS Error, such as a permission that is missing.
-	Answer(ctx context.Context, state request.Request) (*dns.Msg, error)
+	Answer(ctx context.Context, state *request.Request) (*dns.Msg, error)
 	// Services are the names of what has the address, in the cluster's zone.
 	Services(address netip.Addr) ([]string, error)
 }
@@ -381,7 +381,7 @@ func (t *Table) covers(owner string, c *cluster) bool {
 }
 
 // Zone is the sub-domain of the cluster, the global zone, or else the mesh domain, that the name belongs to.
-func (m Match) Zone() string {
+func (m *Match) Zone() string {
 	switch c := m.of(); {
 	case c != nil:
 		return c.name
@@ -392,7 +392,7 @@ func (m Match) Zone() string {
 }
 
 // of is the cluster that the name is about; nil: none.
-func (m Match) of() *cluster {
+func (m *Match) of() *cluster {
 	switch {
 	case m.cluster != nil:
 		return m.cluster
@@ -405,7 +405,7 @@ func (m Match) of() *cluster {
 }
 
 // Link is the KubeLink that the name is reached through, empty if it is answered locally.
-func (m Match) Link() string {
+func (m *Match) Link() string {
 	if c := m.of(); c != nil {
 		return c.link
 	}
@@ -413,7 +413,7 @@ func (m Match) Link() string {
 }
 
 // Upstream is the DNS service that is asked for the name; not valid if none is.
-func (m Match) Upstream() netip.AddrPort {
+func (m *Match) Upstream() netip.AddrPort {
 	if c := m.of(); c != nil && c.upstream != nil {
 		return c.addr
 	}

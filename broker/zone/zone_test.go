@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +29,12 @@ func serve(t testing.TB, handler dns.HandlerFunc) netip.AddrPort {
 		t.Fatal(err)
 	}
 	ln, err := net.Listen("tcp", pc.LocalAddr().String())
+	for err != nil && errors.Is(err, syscall.EADDRINUSE) { // by a connection of somebody else
+		pc.Close()
+		if pc, err = net.ListenPacket("udp", "127.0.0.1:0"); err == nil {
+			ln, err = net.Listen("tcp", pc.LocalAddr().String())
+		}
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +199,7 @@ func exchange(t testing.TB, table *Table, req *dns.Msg, tcp bool) (*dns.Msg, err
 		t.Fatalf("%s is in no zone", state.Name())
 	}
 	id := req.Id
-	reply, err := m.Answer(context.Background(), state)
+	reply, err := m.Answer(context.Background(), &state)
 	if reply.Id != id || !reply.Response || len(reply.Question) != 1 || reply.Question[0].Name != state.QName() {
 		t.Fatalf("not a reply to %s: %v", state.QName(), reply)
 	}
@@ -556,7 +563,7 @@ type backend struct {
 	asked int
 }
 
-func (b *backend) Answer(_ context.Context, state request.Request) (*dns.Msg, error) {
+func (b *backend) Answer(_ context.Context, state *request.Request) (*dns.Msg, error) {
 	b.asked++
 	if b.why != nil {
 		return nil, b.why

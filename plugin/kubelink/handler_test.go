@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/coredns/caddy"
@@ -140,6 +141,12 @@ func serveCluster(t *testing.T) netip.AddrPort {
 		t.Fatal(err)
 	}
 	ln, err := net.Listen("tcp", pc.LocalAddr().String())
+	for err != nil && errors.Is(err, syscall.EADDRINUSE) { // by a connection of somebody else
+		pc.Close()
+		if pc, err = net.ListenPacket("udp", "127.0.0.1:0"); err == nil {
+			ln, err = net.Listen("tcp", pc.LocalAddr().String())
+		}
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,23 +35,18 @@ func (k *Kubelink) Name() string { return pluginName }
 
 // ServeDNS implements plugin.Handler.
 func (k *Kubelink) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
-	state := request.Request{W: w, Req: r}
+	state := &request.Request{W: w, Req: r}
 	if r.Opcode != dns.OpcodeQuery || state.QClass() != dns.ClassINET {
-		return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
+		return k.next(ctx, w, r)
 	}
 
 	table := k.shared.table()
 	if table == nil {
-		// Not knowing the links yet says nothing about a name: neither that it exists nor the contrary.
-		own := plugin.Zones(k.CacheBypassZones()).Matches(state.Name())
-		if own == "" {
-			return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
-		}
-		return k.write(w, own, zone.Failure(r, dns.ExtendedErrorCodeNotReady, k.shared.notReady()), nil)
+		return k.notReady(ctx, state)
 	}
 	match, ok := table.Match(state.Name())
 	if !ok {
-		return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
+		return k.next(ctx, w, r)
 	}
 	// A transfer that the transfer plugin does not make.
 	if t := state.QType(); t == dns.TypeAXFR || t == dns.TypeIXFR {
@@ -60,6 +55,21 @@ func (k *Kubelink) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 	}
 	reply, err := match.Answer(ctx, state)
 	return k.write(w, match.Zone(), reply, err)
+}
+
+// notReady is the reply while the links are not known: that says nothing about a name, neither that it exists nor the
+// contrary.
+func (k *Kubelink) notReady(ctx context.Context, state *request.Request) (int, error) {
+	own := plugin.Zones(k.CacheBypassZones()).Matches(state.Name())
+	if own == "" {
+		return k.next(ctx, state.W, state.Req)
+	}
+	return k.write(state.W, own, zone.Failure(state.Req, dns.ExtendedErrorCodeNotReady, k.shared.notReady()), nil)
+}
+
+// next leaves the query to the next plugin.
+func (k *Kubelink) next(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
 }
 
 // write sends the reply. As it is written, no failure may be returned as rcode, lest CoreDNS writes
