@@ -106,20 +106,16 @@ func readCorefile(text string) corefile {
 	return c
 }
 
-// A change by others is changed back after the first pause, and then more and more seldom.
-const (
-	pauseFirst = time.Second
-	pauseMost  = 5 * time.Minute
-)
+// repairPause is how long the key stays at least, whatever others write: they may do so for ever, as fast as it goes.
+const repairPause = time.Second
 
 // clusterDNS is what the writer knows of the cluster's DNS.
 type clusterDNS struct {
 	stubs   []stubDomain
-	checked time.Time     // when there was nothing left to do
-	touched atomic.Bool   // the ConfigMap was, since then
-	note    string        // why it is not configured
-	written time.Time     // when the key was,
-	pause   time.Duration // and how long it stays after that, whatever others write
+	checked time.Time   // when there was nothing left to do
+	touched atomic.Bool // the ConfigMap was, since then
+	note    string      // why it is not configured
+	written time.Time   // when the key was
 	watched bool
 }
 
@@ -130,7 +126,7 @@ func (w *writer) configureDNS(ctx context.Context, stubs []stubDomain) error {
 	if !c.touched.Swap(false) && slices.Equal(stubs, c.stubs) && time.Since(c.checked) < resync-time.Second {
 		return nil
 	}
-	if wait := c.pause - time.Since(c.written); wait > 0 && slices.Equal(stubs, c.stubs) {
+	if wait := repairPause - time.Since(c.written); wait > 0 && slices.Equal(stubs, c.stubs) {
 		c.touched.Store(true)
 		time.AfterFunc(wait, w.b.wake)
 		return nil
@@ -202,12 +198,6 @@ func (w *writer) writeDNSKey(ctx context.Context, custom *corev1.ConfigMap, text
 	}
 	if err := w.client.Patch(ctx, custom, client.RawPatch(types.MergePatchType, patch), client.FieldOwner("kubelink")); err != nil {
 		return err
-	}
-	// Somebody may always write something else: both would do so for ever, as fast as it goes.
-	if c := &w.dns; time.Since(c.written) > 2*pauseMost {
-		c.pause = pauseFirst
-	} else {
-		c.pause = min(2*c.pause, pauseMost)
 	}
 	w.dns.written = time.Now()
 	w.b.log.Info("the cluster's DNS is configured", "configMap", dnsNamespace+"/"+dnsCustom, "key", dnsCustomKey)

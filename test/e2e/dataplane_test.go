@@ -471,8 +471,8 @@ func TestRateLimit(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	const (
 		rate   = 20e6
-		median = 100 * time.Millisecond
-		p90    = 150 * time.Millisecond
+		median = 200 * time.Millisecond // 50 ms are in the queue of the line, which drops, and TCP makes up for that in order
+		p90    = 300 * time.Millisecond
 		window = 5 * time.Second
 	)
 	one, two := brokers[0], brokers[1]
