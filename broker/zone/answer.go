@@ -103,7 +103,7 @@ func open(reply *dns.Msg) (target string, circle bool) {
 			continue
 		}
 		// That there is nothing, or who is to be asked, is an answer, too.
-		if slices.ContainsFunc(reply.Ns, func(rr dns.RR) bool { return dns.IsSubDomain(rr.Header().Name, name) }) {
+		if slices.ContainsFunc(reply.Ns, func(rr dns.RR) bool { return in(name, rr.Header().Name) }) {
 			return "", false
 		}
 		return target, false

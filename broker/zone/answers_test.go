@@ -245,7 +245,8 @@ func TestAnswersSurvive(t *testing.T) {
 	}
 }
 
-func TestLoadRefuses(t *testing.T) {
+// saved is a file with one answer.
+func saved(t testing.TB) []byte {
 	a := NewAnswers()
 	m := new(dns.Msg)
 	m.SetQuestion(web, dns.TypeA)
@@ -255,7 +256,11 @@ func TestLoadRefuses(t *testing.T) {
 	if err := a.Save(&file); err != nil {
 		t.Fatal(err)
 	}
-	good := file.String()
+	return file.Bytes()
+}
+
+func TestLoadRefuses(t *testing.T) {
+	good := string(saved(t))
 	for name, data := range map[string]string{
 		"nothing": "", "another file": "hello", "another version": strings.Replace(good, "2", "9", 1),
 		"a cut head": good[:len(answersMagic)+5], "a cut message": good[:len(good)-1], "no message": good[:len(answersMagic)+27] + strings.Repeat("x", len(good)),
@@ -272,16 +277,7 @@ func TestLoadRefuses(t *testing.T) {
 
 // FuzzLoad: whatever the file has, what is remembered of it can be answered.
 func FuzzLoad(f *testing.F) {
-	a := NewAnswers()
-	m := new(dns.Msg)
-	m.SetQuestion(web, dns.TypeA)
-	m.Answer = []dns.RR{rr(f, web+" 5 IN A 100.64.16.20")}
-	a.put(question{web, dns.TypeA, 0}, source{}, m)
-	var file bytes.Buffer
-	if err := a.Save(&file); err != nil {
-		f.Fatal(err)
-	}
-	f.Add(file.Bytes())
+	f.Add(saved(f))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		a := NewAnswers()
 		a.Load(bytes.NewReader(data)) //nolint:errcheck // what came before an error counts

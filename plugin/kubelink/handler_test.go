@@ -141,7 +141,7 @@ func serveCluster(t *testing.T) netip.AddrPort {
 		t.Fatal(err)
 	}
 	ln, err := net.Listen("tcp", pc.LocalAddr().String())
-	for err != nil && errors.Is(err, syscall.EADDRINUSE) { // by a connection of somebody else
+	for errors.Is(err, syscall.EADDRINUSE) { // by a connection of somebody else
 		pc.Close()
 		if pc, err = net.ListenPacket("udp", "127.0.0.1:0"); err == nil {
 			ln, err = net.Listen("tcp", pc.LocalAddr().String())
