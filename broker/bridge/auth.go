@@ -106,7 +106,11 @@ func (c *Credentials) dial(ctx context.Context, conn net.Conn, host, remote stri
 		}
 		return nil
 	}))
-	return secure, asRefusal(RefusedCertificate, secure.HandshakeContext(ctx))
+	err := secure.HandshakeContext(ctx)
+	if op, ok := errors.AsType[*net.OpError](err); ok && !isAlert(op) {
+		return secure, err // of the connection: nobody is refused
+	}
+	return secure, asRefusal(RefusedCertificate, err)
 }
 
 // accept makes conn a session with a peer whose certificate names are returned, and the peers of

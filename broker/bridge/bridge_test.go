@@ -414,7 +414,7 @@ func TestNoCredentialsYet(t *testing.T) {
 
 func TestSilentPeer(t *testing.T) {
 	i := newInternet(t)
-	i.freezes = true
+	i.freezes, i.silence = true, 200*time.Millisecond
 	a, b := i.pair()
 	close(i.frozen)
 	a.await("detection", func() bool { // by one end; the other may see that one close

@@ -4,6 +4,7 @@ package bridge
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -188,7 +189,8 @@ type internet struct {
 	freezes bool          // connections are no sockets, so that
 	frozen  chan struct{} // nothing that was dialled passes any more when this is closed
 
-	records int64 // see timing
+	records int64         // see timing
+	silence time.Duration // the same; zero: longer than a busy machine takes for anything
 }
 
 func newInternet(t testing.TB) *internet {
@@ -269,7 +271,7 @@ type node struct {
 func testTiming(i *internet) *timing {
 	return &timing{
 		dial: 2 * time.Second, handshake: 5 * time.Second, tls: 5 * time.Second, write: 300 * time.Millisecond,
-		ping: 20 * time.Millisecond, silence: 200 * time.Millisecond, stale: time.Second,
+		ping: 20 * time.Millisecond, silence: cmp.Or(i.silence, 5*time.Second), stale: time.Second,
 		backoff: 2 * time.Millisecond, backoffUsed: 20 * time.Millisecond, backoffIdle: 50 * time.Millisecond,
 		recently: time.Minute, stable: 20 * time.Millisecond, follow: 10 * time.Millisecond, records: i.records, dialer: i.dial,
 	}

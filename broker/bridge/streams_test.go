@@ -102,7 +102,7 @@ func TestStreams(t *testing.T) {
 func TestStreamsBothDial(t *testing.T) {
 	for _, n := range []int{1, 4} {
 		for range 5 {
-			_, a, b, most := strung(t, n, n)
+			_, a, b, most := strung(t, n, n, func(c *Config) { c.timing.follow = time.Second }) // for dials that are under way
 			var wg sync.WaitGroup
 			wg.Go(func() { a.set(link("b", 1, 2, "b.example")) })
 			wg.Go(func() { b.set(link("a", 2, 1, "a.example")) })
