@@ -50,6 +50,8 @@ func (r *reconciler) access(ctx context.Context, s *mesh.State) (all []access) {
 			}
 			key := types.NamespacedName{Namespace: cmp.Or(c.API.Namespace, cfg.Namespace), Name: c.API.Secret}
 			a.secret = key.String()
+			// By name only: the namespace of the broker may have been another one.
+			a.announced = key.Name == cfg.apiSecret(c.Link).Name
 			var secret *corev1.Secret
 			if r.cached && key.Namespace == cfg.Namespace {
 				secret = &corev1.Secret{}

@@ -280,8 +280,18 @@ func (c *accountClient) accepts(ctx context.Context, token string) (bool, error)
 	switch {
 	case apierrors.IsUnauthorized(err):
 		return false, nil
-	case apierrors.IsForbidden(err):
-		return true, nil
+	case err != nil && !apierrors.IsForbidden(err):
+		return true, err
 	}
-	return true, err
+	// What names are made of. That it may watch that, too, is the peers' to find out.
+	for _, path := range []string{"/api/v1/namespaces", "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"} {
+		err := api.RESTClient().Get().AbsPath(path).Param("limit", "1").Do(ctx).Error()
+		if apierrors.IsForbidden(err) {
+			return true, fmt.Errorf("it may not list %s, so peers get no names from it: bind it to a ClusterRole as deploy/overlays/advertisement does", path[strings.LastIndexByte(path, '/')+1:])
+		}
+		if err != nil {
+			return true, err
+		}
+	}
+	return true, nil
 }

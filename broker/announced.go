@@ -187,10 +187,10 @@ func (b *Broker) hearAll(items []v1alpha1.KubeLink, s *mesh.State) (map[string]f
 
 // apiSecret is where announced access to the API of a link's cluster is kept.
 func (c *Config) apiSecret(link string) corev1.SecretReference {
-	name := "kubelink-api-" + link
+	name := mesh.AnnouncedSecret + link
 	if len(name) > 253 {
 		sum := sha256.Sum256([]byte(link))
-		name = "kubelink-api-" + hex.EncodeToString(sum[:])
+		name = mesh.AnnouncedSecret + hex.EncodeToString(sum[:])
 	}
 	return corev1.SecretReference{Namespace: c.Namespace, Name: name}
 }

@@ -36,7 +36,7 @@ type keptAnswer struct {
 	name     string // as the client spelled it, which the answer does, too
 	qtype    uint16
 	of       objects
-	reply    *dns.Msg
+	reply    *dns.Msg // its sections are shared with those who ask
 }
 
 // objects are all that the names of a service depend on.
@@ -50,22 +50,38 @@ type objects struct {
 	endpoints []*object.Endpoints
 }
 
-// find returns a reply to the query, if one is kept.
-func (a *answers) find(i *instance, state *request.Request) *dns.Msg {
+// find returns what is kept for the query and still good; else nil.
+func (a *answers) find(i *instance, state *request.Request) *keptAnswer {
 	name, qtype := state.QName(), state.QType()
 	kept, ok := a.cache.Get(a.hash(name, qtype))
-	if !ok || kept.instance != i.number || kept.name != name || kept.qtype != qtype || !kept.of.current(i) {
-		return nil
+	if ok && kept.instance == i.number && kept.name == name && kept.qtype == qtype && kept.of.current(i) {
+		return kept
 	}
-	m := new(dns.Msg).SetReply(state.Req)
-	m.Rcode, m.Authoritative = kept.reply.Rcode, true
-	m.Answer, m.Ns, m.Extra = copyRecords(kept.reply.Answer), copyRecords(kept.reply.Ns), copyRecords(kept.reply.Extra)
-	for _, rr := range m.Ns {
-		if soa, ok := rr.(*dns.SOA); ok {
-			soa.Serial = uint32(i.plugin.APIConn.Modified(kubernetes.ModifiedInternal))
-		}
+	return nil
+}
+
+// to makes a reply to the query. It is not part of find, as it would be on the stack there: see zone.Match.Answer.
+func (k *keptAnswer) to(i *instance, req *dns.Msg) *dns.Msg {
+	m := new(dns.Msg).SetReply(req)
+	m.Rcode, m.Authoritative = k.reply.Rcode, true
+	m.Answer, m.Ns, m.Extra = k.reply.Answer, k.reply.Ns, k.reply.Extra
+	if len(m.Ns) > 0 {
+		m.Ns = withSerial(m.Ns, uint32(i.plugin.APIConn.Modified(kubernetes.ModifiedInternal)))
 	}
 	return m
+}
+
+// withSerial is the section with that serial in its SOA record.
+func withSerial(rrs []dns.RR, serial uint32) []dns.RR {
+	for n, rr := range rrs {
+		if soa, ok := rr.(*dns.SOA); ok && soa.Serial != serial {
+			rrs = slices.Clone(rrs)
+			latest := *soa
+			latest.Serial = serial
+			rrs[n] = &latest
+		}
+	}
+	return rrs
 }
 
 // keep keeps a reply. The objects were looked up before it was made: what has changed since then shows.
@@ -77,24 +93,13 @@ func (a *answers) keep(i *instance, state *request.Request, of objects, reply *d
 	name, qtype := state.QName(), state.QType()
 	kept := &keptAnswer{instance: i.number, name: name, qtype: qtype, of: of, reply: &dns.Msg{}}
 	kept.reply.Rcode = reply.Rcode
-	kept.reply.Answer, kept.reply.Ns, kept.reply.Extra = copyRecords(reply.Answer), copyRecords(reply.Ns), copyRecords(reply.Extra)
+	// Whoever appends to a section must not write into the one that is shared.
+	kept.reply.Answer, kept.reply.Ns, kept.reply.Extra = slices.Clip(reply.Answer), slices.Clip(reply.Ns), slices.Clip(reply.Extra)
 	a.cache.Add(a.hash(name, qtype), kept)
 }
 
 func (a *answers) hash(name string, qtype uint16) uint64 {
 	return maphash.String(a.seed, name) ^ uint64(qtype)
-}
-
-// copyRecords is what goes out, or stays here: CoreDNS' plugins change records.
-func copyRecords(rrs []dns.RR) []dns.RR {
-	if len(rrs) == 0 {
-		return nil
-	}
-	result := make([]dns.RR, len(rrs))
-	for i, rr := range rrs {
-		result[i] = dns.Copy(rr)
-	}
-	return result
 }
 
 // objectsOf finds what the name depends on. It is not ok for a name that is not one of a service.

@@ -25,6 +25,8 @@ import (
 	"k8s.io/utils/ptr"
 )
 
+func init() { maxNames, tooMuchFor = 8<<20, time.Second }
+
 // apiStub serves lists and watches of the kinds that names are made of.
 type apiStub struct {
 	*httptest.Server
@@ -35,8 +37,8 @@ type apiStub struct {
 	version  int
 	changed  chan struct{} // closed at the next change
 	events   []stubEvent
-	refuse   func(*http.Request) (code int, message string)
-	requests int // under way
+	refuse   func(*http.Request) (code int, message string) // 200: the message, again and again; 206: a page with it
+	requests int                                            // under way
 }
 
 type stubEvent struct {
@@ -66,6 +68,15 @@ func newAPIStub(t testing.TB) *apiStub {
 		s.CloseClientConnections()
 		s.Close()
 	})
+	return s
+}
+
+// newWebStub has the service that most tests ask for.
+func newWebStub(t testing.TB) *apiStub {
+	t.Helper()
+	s := newAPIStub(t)
+	s.namespace("default")
+	s.service("web", "100.64.16.20")
 	return s
 }
 
@@ -137,7 +148,16 @@ func (s *apiStub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: int32(code), Message: message})
 	}
 	if refuse != nil {
-		if code, message := refuse(r); code != 0 {
+		switch code, message := refuse(r); code {
+		case 0:
+		case http.StatusOK: // without end
+			for err := error(nil); err == nil; {
+				_, err = io.WriteString(w, message)
+			}
+			return
+		case http.StatusPartialContent: // a page, of pages without end
+			list["metadata"] = map[string]any{"resourceVersion": fmt.Sprint(version), "continue": "more", "selfLink": message}
+		default:
 			fail(code, message)
 			return
 		}
@@ -187,6 +207,18 @@ func forbid(resources ...string) func(*http.Request) (int, string) {
 			if path.Base(r.URL.Path) == resource {
 				return http.StatusForbidden, resource + ` is forbidden: User "system:serviceaccount:default:nobody" cannot list resource "` + resource + `" in API group "" at the cluster scope`
 			}
+		}
+		return 0, ""
+	}
+}
+
+// endless sends blanks, or with 206 pages that have them, instead of all objects of a resource: by a list, or by a watch, too.
+func endless(resource string, code int, byWatch bool) func(*http.Request) (int, string) {
+	blanks := strings.Repeat(" ", 1<<20)
+	return func(r *http.Request) (int, string) {
+		q := r.URL.Query()
+		if path.Base(r.URL.Path) == resource && (q.Get("sendInitialEvents") != "" && byWatch || q.Get("watch") == "") {
+			return code, blanks
 		}
 		return 0, ""
 	}

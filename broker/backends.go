@@ -22,8 +22,9 @@ import (
 // access is how the API of a cluster is to be reached.
 type access struct {
 	apiSource
-	link string // the KubeLink; empty: the local cluster
-	err  error  // why the source is not known; what ran before goes on
+	link      string // the KubeLink; empty: the local cluster
+	announced bool   // by the peer: nobody here has asked for it
+	err       error  // why the source is not known; what ran before goes on
 }
 
 // backends has one backend for each access.
@@ -100,6 +101,19 @@ func (b *backend) Services(address netip.Addr) ([]string, error) {
 	return nil, *b.reason.Load()
 }
 
+// Loading implements zone.Backend.
+func (b *backend) Loading() bool {
+	if b.current.Load() != nil {
+		return false
+	}
+	_, pending := (*b.reason.Load()).(pending)
+	return pending
+}
+
+// pending is why there are no names while that is no reason to do without: nothing is wrong, or what is wrong is an offer
+// of the peer.
+type pending struct{ error }
+
 // update brings the instances in line with what is wanted.
 func (b *backend) update(a access, usable bool) {
 	b.access, b.usable = a, usable
@@ -162,7 +176,7 @@ func (b *backend) explain() {
 		}
 	}
 	if why == nil {
-		why = fmt.Errorf("names of cluster %s are being loaded from its API server", b.zone)
+		why = pending{fmt.Errorf("names of cluster %s are being loaded from its API server", b.zone)}
 	}
 	b.reason.Store(&why)
 }
@@ -170,6 +184,15 @@ func (b *backend) explain() {
 // trouble is what keeps names from being loaded or up to date; nil if nothing is known to. What happens
 // behind a link that is down is no wonder.
 func (b *backend) trouble() error {
+	err := b.failure()
+	if err != nil && b.announced {
+		err = pending{err}
+	}
+	return err
+}
+
+// failure is trouble, whoever has asked for the access.
+func (b *backend) failure() error {
 	if errors.Is(b.err, errPending) || !b.usable {
 		return nil
 	}

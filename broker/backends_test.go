@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -131,9 +132,7 @@ func says(t testing.TB, b zone.Backend, text string) error {
 const web = "web.default.svc.two.kubelink."
 
 func TestInstanceAnswers(t *testing.T) {
-	stub := newAPIStub(t)
-	stub.namespace("default")
-	stub.service("web", "100.64.16.20")
+	stub := newWebStub(t)
 	stub.service("pods", "None")
 	stub.endpoint("pods", "pod-0", "100.96.0.5")
 	stub.endpoint("pods", "pod-1", "100.96.0.6")
@@ -219,9 +218,7 @@ func TestInstanceAnswers(t *testing.T) {
 
 // What is kept of the plugin's answers follows every change, and is nobody's to change.
 func TestKeptAnswers(t *testing.T) {
-	stub := newAPIStub(t)
-	stub.namespace("default")
-	stub.service("web", "100.64.16.20")
+	stub := newWebStub(t)
 	stub.service("pods", "None")
 	stub.endpoint("pods", "pod-0", "100.96.0.5")
 	bench := newBench(t)
@@ -275,7 +272,7 @@ func TestKeptAnswers(t *testing.T) {
 		if err != nil || m.Answer[0].Header().Name != other || m.Answer[0].(*dns.A).A.String() != "100.64.16.21" {
 			t.Error(m, err)
 		}
-		m.Answer[0].Header().Name, m.Answer[0].(*dns.A).A[0] = "changed.", 1
+		_ = append(m.Answer, m.Answer[0]) // CoreDNS' plugins add to sections, but change no record
 	}
 	if n := bench.answers.cache.Len(); n == 0 || n > maxAnswers {
 		t.Errorf("%d answers are kept", n)
@@ -315,6 +312,9 @@ func TestBackendSaysWhy(t *testing.T) {
 		{"busy", func(*http.Request) (int, string) { return http.StatusServiceUnavailable, "etcd is away" }, nil, ": etcd is away"},
 		{"redirection", func(*http.Request) (int, string) { return http.StatusFound, "see\nthere" }, nil, ": see there"},
 		{"long story", func(*http.Request) (int, string) { return http.StatusForbidden, strings.Repeat("x", 1000) }, nil, strings.Repeat("x", maxReason) + "..."},
+		{"endless watch", endless("services", http.StatusOK, true), nil, ": it has more than 8 MiB of services: this is too much to load"},
+		{"endless list", endless("services", http.StatusOK, false), nil, ": it has more than 8 MiB of services: this is too much to load"},
+		{"endless pages", endless("services", http.StatusPartialContent, false), nil, ": it has more than 8 MiB of services: this is too much to load"},
 		{"no API server", func(*http.Request) (int, string) { return http.StatusNotFound, "" }, nil, ": 404 Not Found"},
 		{"CA", nil, func(s *apiSource) {
 			s.ca = someCA(t)
@@ -323,9 +323,7 @@ func TestBackendSaysWhy(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			stub := newAPIStub(t)
-			stub.namespace("default")
-			stub.service("web", "100.64.16.20")
+			stub := newWebStub(t)
 			stub.setRefuse(c.refuse)
 			source := stub.source("t")
 			if c.edit != nil {
@@ -334,6 +332,14 @@ func TestBackendSaysWhy(t *testing.T) {
 			bench := newBench(t)
 			b := bench.want(access{link: "two", apiSource: source})
 			bench.until(t, "reason", func() error { return says(t, b, c.says) })
+			if b.Loading() != (c.name == "slow") {
+				t.Errorf("loading: %v", b.Loading())
+			}
+			// What a peer offers is no reason to give up its DNS service.
+			if bench.want(access{link: "two", apiSource: source, announced: true}); !b.Loading() {
+				t.Error("announced access that cannot be used is")
+			}
+			bench.want(access{link: "two", apiSource: source})
 			if c.edit != nil || c.name == "slow" {
 				return
 			}
@@ -348,12 +354,41 @@ func TestBackendSaysWhy(t *testing.T) {
 	}
 }
 
+// What changes once the names are loaded may be as much as it is.
+func TestLongWatch(t *testing.T) {
+	stub := newWebStub(t)
+	bench := newBench(t)
+	b := bench.want(access{link: "two", apiSource: stub.source("t")})
+	bench.until(t, "names", func() error { return answered(t, b, web) })
+	large := strings.Repeat("x", 1<<20)
+	for range 2 * maxNames >> 20 {
+		stub.service("large", "100.64.16.30", func(s *corev1.Service) { s.Annotations = map[string]string{"large": large} })
+	}
+	stub.service("last", "100.64.16.21")
+	eventually(t, func() error { return answered(t, b, "last.default.svc.two.kubelink.") })
+	bench.each(func(_ string, _ bool, trouble error) {
+		if trouble != nil {
+			t.Error(trouble)
+		}
+	})
+}
+
+// A watch that brings the names and what changes later, which the stub has none of, is bounded until the names are loaded.
+func TestBoundedBody(t *testing.T) {
+	for _, c := range []struct{ watch, loaded, ends bool }{{true, false, true}, {true, true, false}, {false, false, true}, {false, true, true}} {
+		i := &instance{failed: func() {}, failures: map[string]string{}, sizes: map[string]int64{}, tooMuch: map[string]time.Time{}}
+		i.loaded.Store(c.loaded)
+		n, err := io.Copy(io.Discard, &boundedBody{ReadCloser: io.NopCloser(strings.NewReader(strings.Repeat(" ", int(2*maxNames)))), i: i, resource: "services", watch: c.watch})
+		if (err != nil) != c.ends || (n > maxNames) == c.ends || (i.failure() != nil) != c.ends {
+			t.Errorf("%v: %d bytes, %v, %v", c, n, err, i.failure())
+		}
+	}
+}
+
 // Other credentials take over when their names are loaded; until then, and if they cannot, the old
 // ones go on.
 func TestBackendReplacement(t *testing.T) {
-	stub := newAPIStub(t)
-	stub.namespace("default")
-	stub.service("web", "100.64.16.20")
+	stub := newWebStub(t)
 	bench := newBench(t)
 	b := bench.want(access{link: "two", apiSource: stub.source("old")})
 	bench.until(t, "names", func() error { return answered(t, b, web) })
@@ -411,9 +446,7 @@ func TestBackendReplacement(t *testing.T) {
 
 // A secret that cannot be used is the reason; the link that is down is not asked.
 func TestBackendWithoutAccess(t *testing.T) {
-	stub := newAPIStub(t)
-	stub.namespace("default")
-	stub.service("web", "100.64.16.20")
+	stub := newWebStub(t)
 	bench := newBench(t)
 	wrong := errors.New("secret kube-system/two: key token is missing")
 	b := bench.want(access{link: "two", err: wrong, apiSource: apiSource{zone: "two.kubelink."}})

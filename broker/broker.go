@@ -40,12 +40,15 @@ type Broker struct {
 	// dataplane is bridge, for readers that do not belong to the reconciler.
 	dataplane atomic.Pointer[bridge.Bridge]
 
+	// publishing tells that links have changed since DNS was told.
+	publishing atomic.Bool
+
 	// lifecycle serialises Start, Update and Stop.
 	lifecycle sync.Mutex
 	stop      context.CancelFunc // of the controllers
 	done      chan struct{}      // closed when they have ended
 
-	// What follows is written by lifecycle while the controllers stand still, and read by them.
+	// What follows is written by lifecycle while the controllers stand still, with reconciling held, and read by them.
 	cfg     Config
 	api     *rest.Config   // of the local API server
 	bridge  *bridge.Bridge // nil in mode none
@@ -60,7 +63,7 @@ type Broker struct {
 	reconciling  sync.Mutex
 	accesses     []access // to those APIs
 	creds        credentials
-	applied      bool // there was a state that the API server told
+	last         *mesh.State // that the API server told; nil: none yet
 	inKernel     inKernel
 	warned       error // what the kernel warned of
 	unknowns     unknownPeers
@@ -131,6 +134,14 @@ func (b *Broker) Update(cfg Config) (err error) {
 	if reflect.DeepEqual(cfg, old) {
 		return nil
 	}
+	same := old
+	if same.Domains = cfg.Domains; reflect.DeepEqual(cfg, same) { // other server blocks are no other stanza
+		b.reconciling.Lock()
+		b.cfg.Domains = cfg.Domains
+		b.reconciling.Unlock()
+		b.wake()
+		return nil
+	}
 	api, err := cfg.restConfig()
 	if err != nil {
 		return err
@@ -152,6 +163,8 @@ func (b *Broker) Update(cfg Config) (err error) {
 			return err
 		}
 		b.stopControllers()
+		b.reconciling.Lock()
+		defer b.reconciling.Unlock()
 		closeDataplane(b.bridge, b.kernel, false, b.log)
 		b.cfg = cfg
 		b.setDataplane(br, k)
@@ -163,6 +176,8 @@ func (b *Broker) Update(cfg Config) (err error) {
 			}
 		}
 		b.stopControllers()
+		b.reconciling.Lock()
+		defer b.reconciling.Unlock()
 		b.cfg, b.kernel, b.inKernel = cfg, k, inKernel{}
 		if b.bridge != nil && !old.wantsCertificate() && cfg.wantsCertificate() {
 			// Nothing goes on in plain text, even if the certificate is not there yet.
@@ -181,7 +196,10 @@ func (b *Broker) Stop() {
 	defer b.lifecycle.Unlock()
 	metricsSource.CompareAndSwap(b, nil)
 	b.stopControllers()
+	b.reconciling.Lock()
+	defer b.reconciling.Unlock()
 	br, k := b.bridge, b.kernel
+	b.last = nil
 	b.setDataplane(nil, nil)
 	closeDataplane(br, k, b.cfg.KeepNetwork, b.log)
 	b.unlock()
@@ -204,14 +222,19 @@ func (b *Broker) setMemory(dir string) error {
 		if m, last, err = openMemory(dir, b.answers, b.log); err != nil {
 			return err
 		}
+		b.answers.Keep.Store(true)
 		if b.table.Load() == nil && last != nil {
+			b.reconciling.Lock()
+			defer b.reconciling.Unlock()
 			s := mesh.Build(last.Links, b.cfg.Local)
 			b.restoreGlobals(last, s.Zones)
 			b.log.Info("answering what an earlier process knew, until the API server is heard", "links", len(s.Links))
 			b.publish(&s)
 		}
 	}
-	b.answers.Keep.Store(m != nil)
+	if m == nil {
+		b.answers.Keep.Store(false)
+	}
 	if old := b.memory.Swap(m); old != nil {
 		old.close()
 	}
@@ -264,7 +287,7 @@ func (c *Config) bridgeConfig(b *Broker, port uint16) bridge.Config {
 		Streams:        c.Streams,
 		AutoConnect:    c.AutoConnect,
 		Log:            b.log,
-		Changed:        b.wake,
+		Changed:        b.linksChanged,
 		OnUnknown:      b.unknownPeer,
 	}
 }
@@ -358,7 +381,7 @@ func (b *Broker) setKernel(s *mesh.State) error {
 
 // apply is the one place that orders effects. Independent parts do not stop each other.
 func (b *Broker) apply(s *mesh.State, port uint16) error {
-	b.applied = true
+	b.last = s
 	// Names of links that go are the first to go: nobody shall wait for what is being taken down.
 	b.publish(s)
 	var errs []error
@@ -380,6 +403,23 @@ func (b *Broker) apply(s *mesh.State, port uint16) error {
 	// Names of links that have come are the last: who gets an answer can use it.
 	b.publish(s)
 	return errors.Join(errs...)
+}
+
+// linksChanged shows in DNS what the bridge has noticed. The controllers do that and more, but there may be none: they
+// start only where an API server answers. It never blocks.
+func (b *Broker) linksChanged() {
+	b.wake()
+	if !b.publishing.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		b.reconciling.Lock()
+		defer b.reconciling.Unlock()
+		b.publishing.Store(false) // what changes from now on is for the next one
+		if b.last != nil {
+			b.publish(b.last)
+		}
+	}()
 }
 
 // publish makes DNS answer from the state, with links as they are right now.
@@ -427,7 +467,7 @@ func (b *Broker) zoneStatus(s *mesh.State) func(link string) zone.Status {
 		switch {
 		case ok:
 			links[l.Name] = zone.Status{Usable: st.State == bridge.Up, State: string(st.State), Reason: st.Reason, Since: st.Since, RTT: st.RTT}
-		case !b.applied:
+		case b.last == nil:
 			links[l.Name] = zone.Status{State: string(bridge.Idle), Reason: "kubelink has just started, and the API server has not told the links yet"}
 		case b.creds.usable():
 			links[l.Name] = zone.Status{State: string(bridge.Idle), Reason: "it is about to be connected"}
@@ -440,6 +480,14 @@ func (b *Broker) zoneStatus(s *mesh.State) func(link string) zone.Status {
 
 // Validate checks what can be checked without the system. Messages name properties.
 func (c *Config) Validate() error {
+	for _, n := range []struct {
+		name string
+		cidr netip.Prefix
+	}{{"pod-cidr", c.PodCIDR}, {"node-cidr", c.NodeCIDR}} { // these may contain that of the services
+		if c.ServiceCIDR.Overlaps(n.cidr) && c.ServiceCIDR.Bits() <= n.cidr.Bits() {
+			return fmt.Errorf("service-cidr %s contains %s %s: addresses of services are those of nothing else", c.ServiceCIDR, n.name, n.cidr)
+		}
+	}
 	if c.Address.IsValid() {
 		if _, err := mesh.ClusterAddress(c.Address.String()); err != nil {
 			return fmt.Errorf("link-address %s: %w", c.Address, err)

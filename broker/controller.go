@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -70,7 +71,7 @@ func (c *Config) restConfig() (*rest.Config, error) {
 	if c.Kubeconfig == "" {
 		cfg, err := rest.InClusterConfig()
 		if err != nil {
-			return nil, fmt.Errorf("no kubeconfig is set, and this is no pod: %w", err)
+			return nil, fmt.Errorf("no kubeconfig is set, and this is no pod: set kubeconfig FILE (%w)", err)
 		}
 		return cfg, nil
 	}
@@ -318,6 +319,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	if err := r.client.List(ctx, &list); err != nil {
 		return reconcile.Result{}, err
 	}
+	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return byName(&a.ObjectMeta, &b.ObjectMeta) }) // the cache has no order
 	state := mesh.Build(list.Items, b.cfg.Local)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.credentials(ctx)
@@ -327,7 +329,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	b.noteNames(&state)
 	b.setHealth(func(h *health) { h.controllers, h.applied = nil, errors.Join(err, portErr, credErr, globalErr) })
 
-	b.memory.Load().keep(func(o *savedObjects) { o.Links = list.Items })
+	b.memory.Load().keepLinks(list.Items)
 	r.writer.want(r.outcome(list.Items, &state, errors.Join(err, portErr), credErr))
 	if err != nil {
 		return reconcile.Result{}, err

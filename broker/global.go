@@ -2,7 +2,7 @@ package broker
 
 // The global names: CoreDNSEntry and HostedZone objects are watched beside the reconciler's other
 // kinds, because neither their number nor a permission that is missing for them may hold up links.
-// Names are built again only when the objects, or the zones served here, have changed.
+// Names are built again only when the objects, or the zones served here, have changed, or a serial is due.
 
 import (
 	"context"
@@ -125,7 +125,8 @@ func (w *globalWatch) changed() {
 type globals struct {
 	zones   map[string]*zone.Global // by name
 	reports mesh.Globals            // of all objects
-	serial  uint32
+	serial  uint32                  // the highest so far
+	early   bool                    // a zone needs a higher one
 	from    globalSource
 	built   time.Time
 	took    time.Duration
@@ -153,13 +154,15 @@ func (r *reconciler) globals(ctx context.Context, zones []mesh.Zone) error {
 	if !r.watch.synced.Load() {
 		return g.unknown(served, r.watch.failure.Load())
 	}
-	if from == g.from {
+	if from == g.from && !g.early {
 		return nil
 	}
 	// A burst of changes must not keep the processor busy with names that are old at once.
-	changes := g.from
-	changes.version = from.version
-	if rest := time.Until(g.built.Add(4 * g.took)); changes == from && rest > 0 {
+	changes, pause := g.from, 4*g.took
+	if changes.version = from.version; from == g.from {
+		pause = max(pause, time.Second)
+	}
+	if rest := time.Until(g.built.Add(pause)); changes == from && rest > 0 {
 		time.AfterFunc(rest, b.wake)
 		return nil
 	}
@@ -174,8 +177,8 @@ func (r *reconciler) globals(ctx context.Context, zones []mesh.Zone) error {
 	}
 	b.memory.Load().keep(func(o *savedObjects) { o.Entries, o.Zones = entries.Items, hosted.Items })
 	names := mesh.BuildGlobals(entries.Items, hosted.Items, served)
-	next := newGlobals(&names, domains, max(uint32(begin.Unix()), g.serial+1), addrs)
-	next.from = from
+	next := newGlobals(&names, domains, nextSerial(g.serial, begin), addrs, g.zones)
+	next.from, next.serial = from, max(next.serial, g.serial)
 	r.writer.wantReports(differing(entries.Items, hosted.Items, &names, &g.reports))
 	next.built = time.Now()
 	next.took = next.built.Sub(begin)
@@ -183,11 +186,23 @@ func (r *reconciler) globals(ctx context.Context, zones []mesh.Zone) error {
 	return nil
 }
 
-// newGlobals makes the zones of names; domains are by the names of the zones.
-func newGlobals(names *mesh.Globals, domains map[string]string, serial uint32, addrs []netip.Addr) globals {
+// nextSerial is the time in seconds: one that runs ahead of the clock would fall back when the process starts anew. But a
+// clock that was put back must not keep secondaries from changes.
+func nextSerial(highest uint32, now time.Time) uint32 {
+	serial := uint32(now.Unix())
+	if highest > serial+60 {
+		return highest + 1
+	}
+	return serial
+}
+
+// newGlobals makes the zones of names; domains are by the names of the zones, and so are the zones from before.
+func newGlobals(names *mesh.Globals, domains map[string]string, serial uint32, addrs []netip.Addr, before map[string]*zone.Global) globals {
 	g := globals{zones: map[string]*zone.Global{}, reports: *names, serial: serial}
-	for _, z := range names.Zones {
-		g.zones[z.Zone] = zone.NewGlobal(domains[z.Zone], z, serial, addrs)
+	for _, known := range names.Zones {
+		z := zone.NewGlobal(domains[known.Zone], known, serial, addrs, before[known.Zone])
+		g.zones[known.Zone] = z
+		g.early = g.early || z.Early()
 	}
 	g.reports.Zones = nil // the zones have it all
 	return g
@@ -208,7 +223,10 @@ func servedHere(zones []mesh.Zone) (names []string, domains map[string]string) {
 func (b *Broker) restoreGlobals(o *savedObjects, zones []mesh.Zone) {
 	served, domains := servedHere(zones)
 	names := mesh.BuildGlobals(o.Entries, o.Zones, served)
-	b.globals = newGlobals(&names, domains, uint32(time.Now().Unix()), b.nsAddresses())
+	b.globals = newGlobals(&names, domains, uint32(time.Now().Unix()), b.nsAddresses(), nil)
+	for name, g := range b.globals.zones {
+		g.Stale(fmt.Sprintf("the names of %s are those that an earlier process knew: the API server has not told them yet", strings.TrimSuffix(name, ".")))
+	}
 }
 
 // unknown keeps the zones that were known before; of the others it says why they are not.

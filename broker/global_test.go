@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -9,17 +10,20 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coredns/coredns/plugin/test"
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
+	"golang.org/x/time/rate"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -86,14 +90,26 @@ type takesStatus struct {
 type statuses struct {
 	client.SubResourceWriter
 	names []string
+	last  string // patch
 	then  func(name string) error
 }
 
 func (a *takesStatus) Status() client.SubResourceWriter { return &a.status }
 
-func (w *statuses) Patch(_ context.Context, o client.Object, _ client.Patch, _ ...client.SubResourcePatchOption) error {
+func (w *statuses) Patch(_ context.Context, o client.Object, patch client.Patch, _ ...client.SubResourcePatchOption) error {
+	data, err := patch.Data(o)
+	if w.last = string(data); err != nil {
+		return err
+	}
 	w.names = append(w.names, o.GetName())
 	return w.then(o.GetName())
+}
+
+func testWriter(api client.Client) *writer {
+	return &writer{
+		b: &Broker{log: slog.New(slog.DiscardHandler)}, client: api, recorder: &events.FakeRecorder{},
+		signal: make(chan struct{}, 1), writes: map[types.UID]*statusWrites{},
+	}
 }
 
 // However many names there are, the status of a link is the next to be written; and what could not be
@@ -108,8 +124,8 @@ func TestReportsWaitForLinks(t *testing.T) {
 	reports := differing(entries, nil, &mesh.Globals{Entries: now}, &mesh.Globals{})
 	kind := schema.GroupResource{Resource: "corednsentries"}
 	api := &takesStatus{}
-	w := &writer{b: &Broker{log: slog.New(slog.DiscardHandler)}, client: api, recorder: events.NewFakeRecorder(10), signal: make(chan struct{}, 1)}
-	link := &outcome{links: []linkOutcome{{object: &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "link"}}, state: v1alpha1.StateUp}}}
+	w := testWriter(api)
+	link := &outcome{links: []linkOutcome{{object: &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "link", ResourceVersion: "7"}}, state: v1alpha1.StateUp}}}
 	for _, c := range []struct {
 		name string
 		then func(name string) error
@@ -142,6 +158,96 @@ func TestReportsWaitForLinks(t *testing.T) {
 		if got := strings.Join(api.status.names, " "); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
+	}
+}
+
+// Serials follow the clock, and go on without it only when it was put back by more than a moment.
+func TestNextSerial(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	for _, c := range []struct{ highest, want uint32 }{
+		{0, 1_800_000_000}, {1_799_999_999, 1_800_000_000}, {1_800_000_000, 1_800_000_000}, {1_800_000_060, 1_800_000_000}, {1_800_000_061, 1_800_000_062},
+	} {
+		if serial := nextSerial(c.highest, now); serial != c.want {
+			t.Errorf("%d: %d", c.highest, serial)
+		}
+	}
+}
+
+// Whoever writes other statuses than we do cannot make us write without end, and other links and names do not wait; what
+// failed was no write.
+func TestStatusLimit(t *testing.T) {
+	link := func(name, message string) linkOutcome {
+		return linkOutcome{object: &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name), ResourceVersion: "7"}}, state: v1alpha1.StateUp, message: message}
+	}
+	entry := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Name: "entry"}}
+	api := &takesStatus{}
+	w := testWriter(api)
+	var logged bytes.Buffer
+	w.b.log = slog.New(slog.NewTextHandler(&logged, nil))
+	var err error
+	write := func(n int, result error, links ...linkOutcome) string {
+		api.status.names, api.status.then = nil, func(string) error { return result }
+		for range n {
+			w.pending = nil
+			w.want(&outcome{links: links})
+			err = w.writeAll(t.Context())
+		}
+		return strings.Join(api.status.names, " ")
+	}
+	failures := 2 * statusBurst
+	if got := write(failures, errors.New("connection refused"), link("one", "")); strings.Count(got, "one") != failures {
+		t.Errorf("of %d tries: %s", failures, got)
+	}
+	if got := write(statusBurst, nil, link("one", "")); strings.Count(got, "one") != statusBurst || err != nil {
+		t.Errorf("%v: %s", err, got)
+	}
+	if !strings.Contains(api.status.last, `"resourceVersion":"7"`) {
+		t.Errorf("an older state of the object is no obstacle: %s", api.status.last)
+	}
+	w.wantReports([]reportOutcome{{&entry, mesh.Report{State: "Ok"}}})
+	got := write(1, nil, link("one", ""), link("two", ""))
+	if got != "two entry" || err != nil || w.rest <= 0 || w.rest > statusInterval {
+		t.Errorf("%v: %s; looked at again in %v", err, got, w.rest)
+	}
+	if write(3, nil, link("one", "")); strings.Count(logged.String(), "changes too often") != 1 || !strings.Contains(logged.String(), "link=one") {
+		t.Errorf("logged %s", &logged)
+	}
+	// A link of that name that is made anew is another one, and the old one is forgotten.
+	anew := link("one", "")
+	anew.object.UID = "anew"
+	if got := write(1, nil, anew); got != "one" || err != nil || len(w.writes) > 2 {
+		t.Errorf("%v: %s; %d limits", err, got, len(w.writes))
+	}
+	if write(1, nil, anew); len(w.writes) != 1 || w.rest != 0 {
+		t.Errorf("%d limits; looked at again in %v", len(w.writes), w.rest)
+	}
+	// It is written when the time has come, and what was held back is looked at then.
+	written := make(chan struct{})
+	api.status.names, api.status.then = nil, func(string) error { close(written); return nil }
+	tokens := rate.NewLimiter(rate.Every(50*time.Millisecond), 1)
+	tokens.Allow()
+	w.writes["anew"] = &statusWrites{Limiter: tokens, told: true}
+	woken := make(chan event.GenericEvent, 1)
+	w.b.events.Store(&woken)
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- w.Start(ctx) }()
+	want := func() { w.want(&outcome{links: []linkOutcome{anew}}) }
+	want()
+	<-woken
+	want()
+	for done := false; !done; {
+		select {
+		case <-woken: // rounded down
+			want()
+		case <-written:
+			done = true
+		}
+	}
+	end()
+	<-ended
+	if strings.Join(api.status.names, " ") != "one" {
+		t.Errorf("written %q", api.status.names)
 	}
 }
 
@@ -187,7 +293,7 @@ func TestGlobalsUnknown(t *testing.T) {
 	if err := g.unknown([]string{name}, &forbidden); err != nil || g.zones[name] != before {
 		t.Errorf("another one for the same reason: %v", err)
 	}
-	known := zone.NewGlobal("kubelink.", mesh.BuildGlobals(nil, nil, []string{name}).Zones[0], 1, nil)
+	known := zone.NewGlobal("kubelink.", mesh.BuildGlobals(nil, nil, []string{name}).Zones[0], 1, nil, nil)
 	g.zones = map[string]*zone.Global{name: known}
 	if err := g.unknown([]string{name, "svc.global.other."}, nil); err == nil || len(g.zones) != 1 || g.zones[name] != known {
 		t.Errorf("%v %v", err, g.zones)
@@ -269,8 +375,11 @@ func FuzzGlobal(f *testing.F) {
 			t.Error("another order of the objects makes other names")
 		}
 		globals := map[string]*zone.Global{}
+		newGlobal := func(z mesh.GlobalNames, serial uint32) *zone.Global {
+			return zone.NewGlobal(strings.TrimPrefix(z.Zone, "svc.global."), z, serial, []netip.Addr{netip.MustParseAddr("10.0.0.11")}, globals[z.Zone])
+		}
 		for _, z := range g.Zones {
-			globals[z.Zone] = zone.NewGlobal(strings.TrimPrefix(z.Zone, "svc.global."), z, 1, []netip.Addr{netip.MustParseAddr("10.0.0.11")})
+			globals[z.Zone] = newGlobal(z, 1)
 		}
 		table := zone.New(nil, []mesh.Zone{
 			{Domain: "kubelink.", Global: mesh.GlobalZone{Name: served[0]}}, {Domain: "other.example.", Global: mesh.GlobalZone{Name: served[1]}},
@@ -332,6 +441,27 @@ func FuzzGlobal(f *testing.F) {
 				}
 			}
 		}
+		// The serial of a zone changes with what is transferred of it, and with nothing else.
+		for _, z := range mesh.BuildGlobals(entries[len(entries)/2:], zones, served).Zones {
+			now := newGlobal(z, 2)
+			for _, apex := range z.Apexes {
+				rrs, _ := now.Transfer(apex.Name, 0)
+				before, _ := globals[z.Zone].Transfer(apex.Name, 0)
+				serial := rrs[0].(*dns.SOA).Serial
+				same := slices.EqualFunc(rrs, before, func(a, b dns.RR) bool {
+					a, b = dns.Copy(a), dns.Copy(b)
+					for _, rr := range []dns.RR{a, b} {
+						if soa, ok := rr.(*dns.SOA); ok {
+							soa.Serial = 0
+						}
+					}
+					return a.Header().Ttl == b.Header().Ttl && dns.IsDuplicate(a, b)
+				})
+				if same != (serial == 1) {
+					t.Errorf("serial %d of %s:\n%v\nbefore\n%v", serial, apex.Name, rrs, before)
+				}
+			}
+		}
 		for _, e := range entries {
 			r := g.Entries[types.NamespacedName{Namespace: e.Namespace, Name: e.Name}]
 			if strings.Contains(r.Message, "\n") {
@@ -356,7 +486,7 @@ func BenchmarkGlobals(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		names := mesh.BuildGlobals(entries, nil, []string{"svc.global.kubelink."})
-		zone.NewGlobal("kubelink.", names.Zones[0], 1, nil)
+		zone.NewGlobal("kubelink.", names.Zones[0], 1, nil, nil)
 		if n := len(differing(entries, nil, &names, &mesh.Globals{})); n != len(entries) {
 			b.Fatal(n)
 		}

@@ -67,6 +67,14 @@ const (
 	maxReason = 300
 )
 
+// Tests have no time for these.
+var (
+	// maxNames bounds the objects of a resource as they are loaded, in bytes of their encoding.
+	maxNames int64 = 256 << 20
+	// tooMuchFor is the time between two attempts to load what was more than that.
+	tooMuchFor = 10 * time.Minute
+)
+
 // instance is a running plugin.
 type instance struct {
 	apiSource
@@ -80,9 +88,13 @@ type instance struct {
 	transport http.RoundTripper
 	conns     *connrotation.ConnectionTracker
 
+	loaded atomic.Bool // the plugin has all names: watches tell what changes from now on
+
 	mu       sync.Mutex
-	failures map[string]string // by resource and verb
-	resumed  chan struct{}     // while it is suspended: closed at the end of that
+	failures map[string]string    // by resource and verb, or tooMuch
+	sizes    map[string]int64     // of what was read since a list began, in bytes, by resource
+	tooMuch  map[string]time.Time // when a resource was more than maxNames
+	resumed  chan struct{}        // while it is suspended: closed at the end of that
 }
 
 // instances is how many there have been.
@@ -94,7 +106,7 @@ func newInstance(s apiSource, a *answers, synced func(*instance), failed func())
 	ctx, end := context.WithCancel(context.Background())
 	i := &instance{
 		apiSource: s, number: instances.Add(1), end: end, failed: failed, answers: a,
-		conns: connrotation.NewConnectionTracker(), failures: map[string]string{},
+		conns: connrotation.NewConnectionTracker(), failures: map[string]string{}, sizes: map[string]int64{}, tooMuch: map[string]time.Time{},
 	}
 	go func() {
 		err := i.load(ctx)
@@ -143,6 +155,10 @@ func (i *instance) load(ctx context.Context) (err error) {
 		case <-tick.C:
 		}
 	}
+	i.loaded.Store(true)
+	i.mu.Lock()
+	maps.DeleteFunc(i.failures, func(kind, _ string) bool { return strings.HasPrefix(kind, tooMuch) })
+	i.mu.Unlock()
 	return nil
 }
 
@@ -253,9 +269,15 @@ func (c clientConfig) ClientConfig() (*rest.Config, error) { return c.config, ni
 // RoundTrip implements http.RoundTripper for client-go. All its requests are lists and watches: they
 // have no body and can be repeated.
 func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx, kind := req.Context(), path.Base(req.URL.Path)
-	if req.URL.Query().Get("watch") != "" {
+	ctx, resource, query := req.Context(), path.Base(req.URL.Path), req.URL.Query()
+	kind, watch := resource, query.Get("watch") != ""
+	if watch {
 		kind += " watch"
+	}
+	// A list, in pages or as the events of a watch, brings all objects. Where there were too many, they are as many in another form.
+	list := !watch || query.Get("sendInitialEvents") != "" && !i.loaded.Load()
+	if list && !i.fits(ctx, resource) {
+		return nil, ctx.Err()
 	}
 	for delay := retryFirst; ; delay = min(2*delay, retryLast) {
 		if resumed := i.suspended(); resumed != nil {
@@ -276,13 +298,80 @@ func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 		why, retry := i.judge(resp, err)
 		i.report(kind, why)
 		if !retry {
-			return resp, err
+			switch {
+			case list:
+				if query.Get("continue") == "" { // else it is another page
+					i.begin(resource)
+				}
+				resp.Body = &boundedBody{ReadCloser: resp.Body, i: i, resource: resource, watch: watch}
+			case resp.StatusCode < 300: // a list was complete
+				i.report(tooMuch+resource, "")
+			}
+			return resp, nil
 		}
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-time.After(delay/2 + rand.N(delay/2)):
 		}
+	}
+}
+
+// boundedBody ends with an error where there is more to load than maxNames: it is another cluster's, and read into memory.
+type boundedBody struct {
+	io.ReadCloser
+	i        *instance
+	resource string
+	watch    bool
+}
+
+// Read implements io.Reader.
+func (b *boundedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.watch && b.i.loaded.Load() || b.i.grow(b.resource, n) { // a watch goes on with what changes
+		return n, err
+	}
+	why := fmt.Sprintf("it has more than %d MiB of %s: this is too much to load", maxNames>>20, b.resource)
+	b.i.report(tooMuch+b.resource, why)
+	return 0, errors.New(why)
+}
+
+// tooMuch is the kind of this failure, for each resource.
+const tooMuch = "size of "
+
+// begin is the start of a list.
+func (i *instance) begin(resource string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.sizes[resource] = 0
+	delete(i.tooMuch, resource)
+}
+
+// grow adds to the size of a list, unless it is too large.
+func (i *instance) grow(resource string, n int) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.sizes[resource] += int64(n)
+	if i.sizes[resource] > maxNames {
+		i.tooMuch[resource] = time.Now()
+		return false
+	}
+	return true
+}
+
+// fits waits until a resource that was too large may be tried again; false: ctx has ended.
+func (i *instance) fits(ctx context.Context, resource string) bool {
+	i.mu.Lock()
+	since := i.tooMuch[resource]
+	i.mu.Unlock()
+	if since.IsZero() {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(time.Until(since.Add(tooMuchFor))):
+		return true
 	}
 }
 
@@ -372,11 +461,34 @@ func (i *instance) services(address string) (names []string) {
 	return names
 }
 
-// answer makes the reply to a query in the zone.
+// answer makes the reply to a query in the zone. Others have its records, too.
 func (i *instance) answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
+	if kept := i.answers.find(i, state); kept != nil {
+		return kept.to(i, state.Req), nil
+	}
+	return i.make(ctx, state)
+}
+
+// make makes a reply that is kept for others who ask.
+func (i *instance) make(ctx context.Context, state *request.Request) (*dns.Msg, error) {
+	of, keep := i.objectsOf(state.Name())
 	m, err := i.ask(ctx, state)
+	if err == nil && keep {
+		i.answers.keep(i, state, of, m)
+	}
+	return m, err
+}
+
+// ask puts the query to the plugin.
+func (i *instance) ask(ctx context.Context, state *request.Request) (*dns.Msg, error) {
+	w := nonwriter.New(state.W)
+	rcode, err := i.plugin.ServeDNS(ctx, w, state.Req)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("names of %s: %w", i.zone, err)
+	}
+	m := w.Msg
+	if m == nil {
+		m = new(dns.Msg).SetRcode(state.Req, rcode)
 	}
 	for _, rr := range m.Answer {
 		// An alias, as a service of type ExternalName is one. A target in the cluster's own domain belongs to the zone:
@@ -398,30 +510,6 @@ func (i *instance) answer(ctx context.Context, state *request.Request) (*dns.Msg
 		}
 	}
 	return m, nil
-}
-
-// ask puts the query to the plugin, if there is no answer that is still good.
-func (i *instance) ask(ctx context.Context, state *request.Request) (*dns.Msg, error) {
-	if m := i.answers.find(i, state); m != nil {
-		return m, nil
-	}
-	return i.askPlugin(ctx, state)
-}
-
-func (i *instance) askPlugin(ctx context.Context, state *request.Request) (*dns.Msg, error) {
-	of, keep := i.objectsOf(state.Name())
-	w := nonwriter.New(state.W)
-	rcode, err := i.plugin.ServeDNS(ctx, w, state.Req)
-	if err != nil {
-		return nil, fmt.Errorf("names of %s: %w", i.zone, err)
-	}
-	if w.Msg == nil {
-		w.Msg = new(dns.Msg).SetRcode(state.Req, rcode)
-	}
-	if keep {
-		i.answers.keep(i, state, of, w.Msg)
-	}
-	return w.Msg, nil
 }
 
 // nowhere leaves it to others to follow aliases.

@@ -5,16 +5,21 @@ package broker
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -103,6 +108,21 @@ func (m *memory) keep(change func(*savedObjects)) {
 	}
 }
 
+// keepLinks is keep for links. Most changes are of their status, which is not kept.
+func (m *memory) keepLinks(links []v1alpha1.KubeLink) {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	known := slices.EqualFunc(m.latest.Links, links, func(a, b v1alpha1.KubeLink) bool {
+		return a.UID == b.UID && a.Generation == b.Generation && (a.DeletionTimestamp == nil) == (b.DeletionTimestamp == nil)
+	})
+	m.mu.Unlock()
+	if !known {
+		m.keep(func(o *savedObjects) { o.Links = links })
+	}
+}
+
 // run writes files until close.
 func (m *memory) run() {
 	defer close(m.done)
@@ -118,6 +138,7 @@ func (m *memory) run() {
 		case <-pause:
 			changed, pause = m.changed, nil
 		case <-answers.C:
+			m.saveObjects() // if that failed
 			m.saveAnswers()
 		case <-m.stop:
 			m.saveObjects()
@@ -149,11 +170,16 @@ func (m *memory) saveObjects() {
 	for i := range kept.Entries {
 		e := &kept.Entries[i]
 		e.ManagedFields, e.ResourceVersion, e.Status = nil, "", coredns.Status{}
+		e.Annotations = withoutApplied(e.Annotations)
 	}
 	for i := range kept.Zones {
 		z := &kept.Zones[i]
 		z.ManagedFields, z.ResourceVersion, z.Status = nil, "", coredns.Status{}
+		z.Annotations = withoutApplied(z.Annotations)
 	}
+	// A cache has them in no order.
+	slices.SortFunc(kept.Entries, func(a, b coredns.CoreDNSEntry) int { return byName(&a.ObjectMeta, &b.ObjectMeta) })
+	slices.SortFunc(kept.Zones, func(a, b coredns.HostedZone) int { return byName(&a.ObjectMeta, &b.ObjectMeta) })
 	data, err := json.Marshal(kept)
 	if err == nil && bytes.Equal(data, m.written) {
 		return
@@ -163,9 +189,24 @@ func (m *memory) saveObjects() {
 	}
 	if err != nil {
 		m.log.Warn("cannot keep the objects for a restart", "error", err)
+		m.mu.Lock()
+		m.news = true
+		m.mu.Unlock()
 		return
 	}
 	m.written = data
+}
+
+// byName orders objects of one kind.
+func byName(a, b *metav1.ObjectMeta) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+}
+
+// withoutApplied leaves out the copy of the object that kubectl keeps. The map belongs to the cache.
+func withoutApplied(annotations map[string]string) map[string]string {
+	kept := maps.Clone(annotations)
+	delete(kept, corev1.LastAppliedConfigAnnotation)
+	return kept
 }
 
 func (m *memory) saveAnswers() {

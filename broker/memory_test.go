@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/miekg/dns"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -122,7 +124,8 @@ func TestNamesSurvive(t *testing.T) {
 		t.Errorf("%v", m)
 	}
 	// Its address lies behind a link whose state is not known yet.
-	if m := ask(t, second(), "shop.svc.global.kubelink."); len(m.Answer) != 1 {
+	m = ask(t, second(), "shop.svc.global.kubelink.")
+	if opt := m.IsEdns0(); len(m.Answer) != 1 || opt == nil || len(opt.Option) != 1 || opt.Option[0].(*dns.EDNS0_EDE).InfoCode != dns.ExtendedErrorCodeStaleAnswer {
 		t.Errorf("%v", m)
 	}
 	if m := ask(t, second(), "other.default.svc.kubelink2.kubelink."); m.Rcode != dns.RcodeServerFailure {
@@ -140,6 +143,58 @@ func TestNamesSurvive(t *testing.T) {
 	}
 	if second().Table() != nil {
 		t.Error("something is known")
+	}
+}
+
+// Nothing is written where only the state of links has changed, or the order of objects; what could not be written is.
+func TestMemoryNews(t *testing.T) {
+	m := &memory{dir: t.TempDir(), log: slog.New(slog.DiscardHandler), changed: make(chan struct{}, 1)}
+	link := func(uid string, generation int64, state v1alpha1.State) []v1alpha1.KubeLink {
+		return []v1alpha1.KubeLink{{
+			ObjectMeta: metav1.ObjectMeta{Name: "a", UID: types.UID(uid), Generation: generation},
+			Status:     v1alpha1.KubeLinkStatus{State: state},
+		}}
+	}
+	for n, c := range []struct {
+		links []v1alpha1.KubeLink
+		news  bool
+	}{
+		{link("1", 1, "Up"), true}, {link("1", 1, "Idle"), false}, {link("1", 2, "Idle"), true}, {link("2", 2, "Idle"), true}, {nil, true}, {nil, false},
+	} {
+		m.news = false
+		if m.keepLinks(c.links); m.news != c.news {
+			t.Errorf("%d: news %v", n, m.news)
+		}
+	}
+	entries := func(names ...string) func(*savedObjects) {
+		return func(o *savedObjects) {
+			o.Entries = nil
+			for _, name := range names {
+				o.Entries = append(o.Entries, coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Name: name}})
+			}
+		}
+	}
+	m.keep(entries("a", "b"))
+	m.saveObjects()
+	file := filepath.Join(m.dir, objectsFile)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	m.keep(entries("b", "a"))
+	if m.saveObjects(); m.news {
+		t.Error("what was written is news")
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("written for another order")
+	}
+	m.keep(entries("c"))
+	dir := m.dir
+	m.dir = filepath.Join(dir, "nowhere")
+	m.saveObjects()
+	m.dir = dir
+	m.saveObjects()
+	if data, err := os.ReadFile(file); err != nil || !strings.Contains(string(data), `"c"`) {
+		t.Errorf("not tried again: %s, %v", data, err)
 	}
 }
 

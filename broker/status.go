@@ -5,10 +5,12 @@ package broker
 // for the API server.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -17,11 +19,13 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -110,10 +114,10 @@ func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr,
 
 // noteNames adds to the notes of links what is wrong with names that come from APIs.
 func (b *Broker) noteNames(s *mesh.State) {
-	link := map[string]string{} // by zone
+	link, asks := map[string]string{}, map[string]bool{} // by zone
 	for _, z := range s.Zones {
 		for _, c := range z.Clusters {
-			link[c.Name] = c.Link
+			link[c.Name], asks[c.Name] = c.Link, c.Upstream.IsValid()
 			for _, m := range s.Meshes {
 				if c.Link == "" && m.Name == z.Mesh {
 					link[c.Name] = m.Link
@@ -128,7 +132,11 @@ func (b *Broker) noteNames(s *mesh.State) {
 		case loaded:
 			s.Notes[name] = join(s.Notes[name], "names may be out of date: "+oneLine(trouble))
 		default:
-			s.Notes[name] = join(s.Notes[name], "no names: "+oneLine(trouble))
+			what := "no names: "
+			if _, ok := trouble.(pending); ok && asks[zone] {
+				what = "names come from the DNS service of the cluster, not from its API server: "
+			}
+			s.Notes[name] = join(s.Notes[name], what+oneLine(trouble))
 		}
 	})
 }
@@ -183,14 +191,29 @@ type writer struct {
 	// What follows belongs to Start.
 	requested     bool // the Certificate, by this writer
 	dns           clusterDNS
-	kept          map[string]kept // secrets, by link
-	deniedSecrets bool            // and that was logged
+	kept          map[string]kept             // secrets, by link
+	deniedSecrets bool                        // and that was logged
+	writes        map[types.UID]*statusWrites // by link
+	rest          time.Duration               // until a status may be written that was held back; 0: none was
+}
+
+// The status of a link is written this often at once, and then at this interval. Each write wakes all who watch the link:
+// two brokers that see it in different ways would write in turns as fast as the API server lets them.
+const (
+	statusBurst    = 60
+	statusInterval = 5 * time.Second
+)
+
+// statusWrites are those of one link.
+type statusWrites struct {
+	*rate.Limiter
+	told bool // that it is limited
 }
 
 func newWriter(b *Broker, mgr ctrl.Manager) *writer {
 	return &writer{
 		b: b, client: mgr.GetClient(), reader: mgr.GetAPIReader(), cache: mgr.GetCache(), recorder: mgr.GetEventRecorder("kubelink"),
-		signal: make(chan struct{}, 1), kept: map[string]kept{},
+		signal: make(chan struct{}, 1), kept: map[string]kept{}, writes: map[types.UID]*statusWrites{},
 	}
 }
 
@@ -232,7 +255,7 @@ func (o *outcome) adopt(older *outcome) {
 // Start runs until ctx ends. A failed write is tried again with what is wanted by then.
 func (w *writer) Start(ctx context.Context) error {
 	const first, longest = 100 * time.Millisecond, 5 * time.Second
-	var retry <-chan time.Time
+	var retry, later <-chan time.Time
 	delay := first
 	for {
 		select {
@@ -240,9 +263,17 @@ func (w *writer) Start(ctx context.Context) error {
 			return nil
 		case <-w.signal:
 		case <-retry:
+		case <-later:
+			w.b.wake()
+			later = nil
+			continue
 		}
 		retry = nil
-		if err := w.writeAll(ctx); err != nil && ctx.Err() == nil {
+		err := w.writeAll(ctx)
+		if later = nil; w.rest > 0 {
+			later = time.After(w.rest)
+		}
+		if err != nil && ctx.Err() == nil {
 			w.b.log.Warn("cannot write to the API server, trying again", "error", err, "delay", delay)
 			retry = time.After(delay/2 + rand.N(delay/2))
 			delay = min(2*delay, longest)
@@ -260,6 +291,7 @@ func (w *writer) writeAll(ctx context.Context) error {
 	w.pending = nil
 	w.mu.Unlock()
 	if o != nil {
+		w.rest = 0
 		if err := w.write(ctx, o); err != nil {
 			// What is wrong with a link is no reason for names to wait; that nobody answers is.
 			if status := apierrors.APIStatus(nil); errors.As(err, &status) {
@@ -348,6 +380,11 @@ func (w *writer) write(ctx context.Context, o *outcome) error {
 			return errors.Join(errs...)
 		}
 	}
+	if len(w.writes) > len(o.links) { // of links that are gone, too
+		maps.DeleteFunc(w.writes, func(uid types.UID, _ *statusWrites) bool {
+			return !slices.ContainsFunc(o.links, func(l linkOutcome) bool { return l.object.UID == uid })
+		})
+	}
 	for _, l := range o.links {
 		if !do("KubeLink "+l.object.Name, func(ctx context.Context) error { return w.link(ctx, l) }) {
 			return errors.Join(errs...)
@@ -424,9 +461,28 @@ func (w *writer) link(ctx context.Context, l linkOutcome) error {
 	if equality.Semantic.DeepEqual(before.Status, *st) {
 		return factsErr
 	}
-	if err := w.client.Status().Patch(ctx, obj, client.MergeFrom(before)); err != nil {
+	writes := w.writes[obj.UID]
+	if writes == nil {
+		writes = &statusWrites{Limiter: rate.NewLimiter(rate.Every(statusInterval), statusBurst)}
+		w.writes[obj.UID] = writes
+	}
+	if tokens := writes.Tokens(); tokens < 1 {
+		rest := time.Duration((1 - tokens) / float64(writes.Limit()) * float64(time.Second))
+		w.rest = min(cmp.Or(w.rest, rest), rest)
+		if !writes.told {
+			w.b.log.Warn("the status of a link changes too often: it is written at intervals from now on. Either the link flaps, or another broker with another configuration runs in this cluster",
+				"link", obj.Name, "interval", statusInterval, "state", l.state, "message", l.message)
+			writes.told = true
+		}
+		return factsErr
+	} else if tokens > statusBurst/2 {
+		writes.told = false
+	}
+	// What we wrote last may not be in the cache yet: the times of transitions, and events, would be of a change that is none.
+	if err := w.client.Status().Patch(ctx, obj, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return errors.Join(factsErr, err)
 	}
+	writes.Allow() // what failed wakes nobody
 	if before.Status.State != l.state {
 		kind := corev1.EventTypeWarning
 		if l.state == v1alpha1.StateUp || l.state == v1alpha1.StateIdle || l.state == v1alpha1.StateDeleting {
@@ -446,7 +502,17 @@ func (w *writer) link(ctx context.Context, l linkOutcome) error {
 type unknownPeers struct {
 	mu    sync.Mutex
 	peers map[string]bridge.UnknownPeer // by address
+
+	made []madeLink // lately; maybe they are not seen yet. Belongs to take.
 }
+
+// madeLink counts as a link until it shows, or was not created after all.
+type madeLink struct {
+	v1alpha1.KubeLink
+	until time.Time
+}
+
+const madeLinkTime = 30 * time.Second
 
 // maxUnknown bounds them; who is left out comes again.
 const maxUnknown = 256
@@ -472,6 +538,16 @@ func (u *unknownPeers) take(items []v1alpha1.KubeLink, s *mesh.State, cfg *Confi
 	u.peers = nil
 	u.mu.Unlock()
 	result := map[string]*v1alpha1.KubeLink{}
+	if !cfg.AutoConnect || len(peers) == 0 { // auto-connect: not any more
+		return result
+	}
+	items = slices.Clone(items)
+	u.made = slices.DeleteFunc(u.made, func(m madeLink) bool {
+		return time.Now().After(m.until) || slices.ContainsFunc(items, func(o v1alpha1.KubeLink) bool { return o.Name == m.Name })
+	})
+	for _, m := range u.made {
+		items = append(items, m.KubeLink)
+	}
 	for _, p := range peers {
 		for _, m := range s.Meshes {
 			if m.Address.Masked() != p.Address.Masked() || p.AdvertisedPort == 0 {
@@ -506,12 +582,15 @@ func (u *unknownPeers) take(items []v1alpha1.KubeLink, s *mesh.State, cfg *Confi
 			if slices.ContainsFunc(items, func(o v1alpha1.KubeLink) bool { return o.Name == l.Name }) {
 				continue
 			}
-			if problem, bad := mesh.Build(append(slices.Clone(items), l), cfg.Local).Problems[l.Name]; bad {
+			all := append(items, l)
+			if problem, bad := mesh.Build(all, cfg.Local).Problems[l.Name]; bad {
 				slog.Warn("a peer that connected by itself gets no link", "plugin", "kubelink", "names", p.Names, "remote", p.Remote, "problem", problem.Message)
 				continue
 			}
-			l.CreationTimestamp = metav1.Time{}
-			result[l.Name] = &l
+			items, u.made = all, append(u.made, madeLink{l, time.Now().Add(madeLinkTime)})
+			made := l
+			made.CreationTimestamp = metav1.Time{}
+			result[l.Name] = &made
 		}
 	}
 	return result

@@ -1,8 +1,10 @@
 package broker
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/bridge"
@@ -21,7 +23,7 @@ func TestUnknownPeers(t *testing.T) {
 		link("local", "192.168.0.11/24", "LocalLink", ""),
 		link("b", "192.168.0.12/24", "b.example:443", "100.64.16.0/20"),
 	}
-	cfg := &Config{Local: mesh.Local{Mode: mesh.Bridge, ServiceCIDR: netip.MustParsePrefix("100.64.0.0/20"), DefaultPort: 80}}
+	cfg := &Config{AutoConnect: true, Local: mesh.Local{Mode: mesh.Bridge, ServiceCIDR: netip.MustParsePrefix("100.64.0.0/20"), DefaultPort: 80}}
 	state := mesh.Build(items, cfg.Local)
 	for _, c := range []struct {
 		name           string
@@ -64,5 +66,29 @@ func TestUnknownPeers(t *testing.T) {
 				t.Errorf("made %+v", made)
 			}
 		})
+	}
+
+	// With one certificate there is one link, whatever addresses it comes from, and before the link shows.
+	u := &unknownPeers{peers: map[string]bridge.UnknownPeer{}}
+	come := func(address string) {
+		p := bridge.UnknownPeer{Names: []string{"c.example"}}
+		p.Address, p.AdvertisedPort = netip.MustParsePrefix(address), 80
+		u.peers = map[string]bridge.UnknownPeer{address: p}
+	}
+	for n := range 10 {
+		come(fmt.Sprintf("192.168.0.%d/24", 20+n))
+		if made := u.take(items, &state, cfg); (len(made) == 1) != (n == 0) {
+			t.Errorf("%d: made %v", n, made)
+		}
+	}
+	for i := range u.made {
+		u.made[i].until = time.Now().Add(-time.Second)
+	}
+	if come("192.168.0.40/24"); len(u.take(items, &state, cfg)) != 1 {
+		t.Error("a link that was never created counts for ever")
+	}
+	cfg.AutoConnect = false
+	if come("192.168.0.41/24"); len(u.take(items, &state, cfg)) != 0 {
+		t.Error("a link is made without auto-connect")
 	}
 }

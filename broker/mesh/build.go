@@ -139,10 +139,11 @@ func (b *builder) note(name, format string, args ...any) {
 	if name == "" {
 		return
 	}
+	text := fmt.Sprintf(format, args...)
 	if old := b.notes[name]; old != "" {
-		format = old + "; " + format
+		text = old + "; " + text
 	}
-	b.notes[name] = fmt.Sprintf(format, args...)
+	b.notes[name] = text
 }
 
 func invalid(format string, args ...any) *Problem {
@@ -235,10 +236,22 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 		return invalid("spec.dns.baseDomain %q contains the cluster domain %s: choose a domain of its own for the mesh", m.Domain, b.local.ClusterDomain)
 	}
 	for _, other := range b.sorted() {
-		if m.Domain != "" && other.Domain == m.Domain {
-			b.note(o.Name, "no DNS: spec.dns.baseDomain %s is already used by %s; set another one", strings.TrimSuffix(m.Domain, "."), meshTitle(other.Name))
-			m.Domain = ""
+		switch {
+		case m.Domain == "" || other.Domain == "":
+			continue
+		case m.Domain == other.Domain:
+			b.note(o.Name, "no DNS: spec.dns.baseDomain %s is already used by %s; set another one", undotted(m.Domain), meshTitle(other.Name))
+		case within(m.Domain, "global."+other.Domain) || within(other.Domain, "global."+m.Domain):
+			b.note(o.Name, "no DNS: spec.dns.baseDomain %s, and %s of %s: one lies in the global names of the other; set another one", undotted(m.Domain), undotted(other.Domain), meshTitle(other.Name))
+		case other.Cluster != "" && m.Domain == other.localName():
+			b.note(o.Name, "no DNS: spec.dns.baseDomain %s is the local cluster in %s; set another one", undotted(m.Domain), meshTitle(other.Name))
+		default:
+			continue
 		}
+		m.Domain = ""
+	}
+	if text := b.local.Unasked(m.Domain); m.Domain != "" && text != "" {
+		b.note(o.Name, "%s", text)
 	}
 	b.addMesh(m)
 	return nil
@@ -247,6 +260,19 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 // sorted is the meshes in a fixed order, so that messages are the same each time.
 func (b *builder) sorted() []*meshEntry {
 	return slices.SortedFunc(maps.Values(b.meshes), func(a, b *meshEntry) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// localName is that of the local cluster in the mesh.
+func (m *meshEntry) localName() string { return strings.ToLower(m.Cluster) + "." + m.Domain }
+
+// meshAt is the mesh whose domain is the name: there is one at most.
+func (b *builder) meshAt(name string) *meshEntry {
+	for _, m := range b.meshes {
+		if m.Domain == name {
+			return m
+		}
+	}
+	return nil
 }
 
 func (b *builder) addMesh(m *meshEntry) {
@@ -471,6 +497,7 @@ func (b *builder) clusterDNS(l *linkEntry, spec *v1alpha1.KubeLinkSpec) *Problem
 	}
 	var err error
 	zone.Name, err = domain(l.Cluster + "." + l.mesh.Domain)
+	other := b.meshAt(zone.Name)
 	switch {
 	case err != nil:
 		b.note(l.Name, "no DNS: %s.%s: %v", l.Cluster, l.mesh.Domain, err)
@@ -478,10 +505,15 @@ func (b *builder) clusterDNS(l *linkEntry, spec *v1alpha1.KubeLinkSpec) *Problem
 	case within(zone.Name, "global."+l.mesh.Domain):
 		b.note(l.Name, "no DNS: %s is reserved for global names; use another name for the cluster", undotted(zone.Name))
 		return nil
+	case other != nil: // whichever is older: all names of a mesh are more than those of a cluster
+		b.note(l.Name, "no DNS: %s is the domain of %s; use another name for the cluster, or another spec.dns.baseDomain there", undotted(zone.Name), meshTitle(other.Name))
+		return nil
 	}
 	var noAPI error
 	if b.local.Propagation == PropagateKubernetes {
 		zone.API, noAPI = apiAccess(spec)
+	} else if spec.APIAccess != nil && !strings.HasPrefix(spec.APIAccess.Name, AnnouncedSecret) {
+		b.note(l.Name, "spec.apiAccess is not used: it is for dns-propagation kubernetes")
 	}
 	if !upstream.IsValid() && zone.Service.IsValid() {
 		upstream = Nth(zone.Service, 10)
@@ -504,6 +536,9 @@ func (b *builder) clusterDNS(l *linkEntry, spec *v1alpha1.KubeLinkSpec) *Problem
 	l.dns = zone
 	return nil
 }
+
+// AnnouncedSecret begins the names of secrets with access that peers have announced.
+const AnnouncedSecret = "kubelink-api-"
 
 // apiAccess finds the API server of a remote cluster: the first service address, which is routed to
 // the link as the whole of spec.cidr is. The error is why it cannot be used.
@@ -576,7 +611,7 @@ func (b *builder) state() State {
 			upstream = Nth(m.Service, 10)
 		}
 		local := ClusterZone{
-			Name:          strings.ToLower(m.Cluster) + "." + m.Domain,
+			Name:          m.localName(),
 			Address:       m.Address.Addr(),
 			Service:       m.Service,
 			ClusterDomain: b.local.ClusterDomain,
@@ -585,10 +620,13 @@ func (b *builder) state() State {
 		if upstream.IsValid() {
 			local.Upstream = netip.AddrPortFrom(upstream, 53)
 		}
+		other := b.meshAt(local.Name)
 		switch {
 		case m.Cluster == "" || !upstream.IsValid() && !local.API.Use:
 		case within(local.Name, "global."+m.Domain):
 			b.note(m.Link, "no DNS for the local cluster: %s is reserved for global names; use another name for it", undotted(local.Name))
+		case other != nil:
+			b.note(m.Link, "no DNS for the local cluster: %s is the domain of %s; use another name for it", undotted(local.Name), meshTitle(other.Name))
 		default:
 			zone.Clusters = append(zone.Clusters, local)
 		}

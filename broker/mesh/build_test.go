@@ -253,6 +253,32 @@ func TestTwoMeshes(t *testing.T) {
 	}
 }
 
+// A domain whose queries do not reach us is told at its LocalLink.
+func TestUnaskedDomain(t *testing.T) {
+	objs := pair().add("m2--one", "192.168.9.1/24", "LocalLink", dns("", "mesh2.example"))
+	for _, c := range []struct {
+		domains []string
+		off     bool
+		says    string
+	}{
+		{nil, false, ""},
+		{[]string{"kubelink.", "mesh2.example."}, false, ""},
+		{[]string{"kubelink.", "example."}, false, ""},
+		{[]string{"kubelink.", "x.mesh2.example.", "sh2.example."}, false, "no server block of the Corefile answers for mesh2.example: write a block with the key mesh2.example"},
+		{[]string{"kubelink."}, true, ""},
+	} {
+		local := cluster1()
+		local.Domains = c.domains
+		if c.off {
+			local.Propagation = PropagateNone
+		}
+		s := Build(objs.list, local)
+		if note := s.Notes["m2--one"]; !strings.HasPrefix(note, c.says) || (note == "") != (c.says == "") || s.Notes["kubelink1"] != "" {
+			t.Errorf("%v: %q", c.domains, s.Notes)
+		}
+	}
+}
+
 func TestSameDomainTwice(t *testing.T) {
 	s := Build(pair().add("m2--one", "192.168.9.1/24", "LocalLink").list, cluster1())
 	if len(s.Zones) != 1 || len(s.Problems) != 0 || !strings.Contains(s.Notes["m2--one"], "spec.dns.baseDomain kubelink") {
@@ -323,6 +349,28 @@ func TestGlobalZone(t *testing.T) {
 	local.Address, local.ClusterName, local.MeshDNS = pfx("192.168.0.11/24"), "kubelink1", ip("10.1.1.1")
 	s := Build(new(objs).add("m2--one", "192.168.9.1/24", "LocalLink", dns("", "mesh2.example")).list, local)
 	if len(s.Notes) != 0 || !s.Zones[0].Global.Upstream.IsValid() || s.Zones[1].Global.Upstream.IsValid() || s.Meshes[0].DNS != local.MeshDNS {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A cluster cannot be called as another mesh, nor a mesh be where another one has its global names.
+func TestDomainsClash(t *testing.T) {
+	for _, c := range []struct{ domain, cluster, object, says string }{
+		{"m2.kubelink", "m2", "m2", "no DNS: m2.kubelink is the domain of mesh m2; use another name for the cluster"},
+		{"b.kubelink", "b", "b", "no DNS: b.kubelink is the domain of mesh m2"},
+		{"kubelink1.kubelink", "m2", "m2--here", "no DNS: spec.dns.baseDomain kubelink1.kubelink is the local cluster in the default mesh; set another one"},
+		{"svc.global.kubelink", "m2", "m2--here", "no DNS: spec.dns.baseDomain svc.global.kubelink, and kubelink of the default mesh: one lies in the global names of the other"},
+		{"xm2.kubelink", "m2", "", ""}, {"m2.example", "m2", "", ""}, {"x.m2.kubelink", "m2", "", ""},
+	} {
+		s := Build(new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink").add("m2--here", "192.168.9.1/24", "LocalLink", dns("", c.domain)).
+			add(c.cluster, "192.168.0.12/24", "b.example", cidr("100.64.16.0/20")).list, cluster1())
+		if len(s.Problems) != 0 || len(s.Peers) != 1 || !strings.HasPrefix(s.Notes[c.object], c.says) || len(s.Notes) != len(c.says[:min(1, len(c.says))]) {
+			t.Errorf("%+v: %+v, notes %q", c, s.Problems, s.Notes)
+		}
+	}
+	// The other way round: a cluster of a new mesh would be an older mesh.
+	s := Build(new(objs).add("m2--here", "192.168.9.1/24", "LocalLink", dns("", "kubelink1.kubelink")).add("kubelink1", "192.168.0.11/24", "LocalLink").list, cluster1())
+	if len(s.Problems) != 0 || len(s.Zones) != 2 || s.Notes["kubelink1"] != "no DNS for the local cluster: kubelink1.kubelink is the domain of mesh m2; use another name for it" {
 		t.Errorf("%+v", s)
 	}
 }
@@ -458,8 +506,12 @@ func TestAPIAccess(t *testing.T) {
 	if s := Build(new(objs).add("k1", "192.168.0.11/24", "LocalLink").list, local); len(s.Zones[0].Clusters) != 1 {
 		t.Errorf("%+v", s.Zones)
 	}
-	if s := Build(new(objs).add("k1", "192.168.0.11/24", "LocalLink").add("k2", "192.168.0.12/24", "b.example", append(four, apiSecret("", "two"))...).list, cluster1()); s.Zones[0].Clusters[1].API.Use || len(s.Notes) != 0 {
-		t.Errorf("%+v", s)
+	// What a user has set is said not to be used; what the peer has told nobody asked for.
+	for secret, want := range map[string]string{"two": "spec.apiAccess is not used: it is for dns-propagation kubernetes", AnnouncedSecret + "k2": ""} {
+		s := Build(new(objs).add("k1", "192.168.0.11/24", "LocalLink").add("k2", "192.168.0.12/24", "b.example", append(four, apiSecret("", secret))...).list, cluster1())
+		if s.Zones[0].Clusters[1].API.Use || s.Notes["k2"] != want {
+			t.Errorf("%+v", s)
+		}
 	}
 }
 

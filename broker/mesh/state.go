@@ -3,7 +3,10 @@
 package mesh
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
@@ -43,6 +46,8 @@ type Local struct {
 	ClusterName string
 	MeshDomain  string // default base domain of a mesh; a fully qualified name
 
+	Domains []string // that queries reach us for: those of the server blocks; nil: all
+
 	ServiceCIDR, PodCIDR, NodeCIDR netip.Prefix // zero: unknown
 	ClusterDomain                  string       // fully qualified
 	ClusterDNS                     netip.Addr   // zero: the 10th address of ServiceCIDR
@@ -59,6 +64,14 @@ func (l *Local) DNSAddress(service netip.Prefix) netip.Addr {
 		return l.OwnDNS
 	}
 	return Nth(service, 11)
+}
+
+// Unasked is what to do about a domain whose queries do not reach us; empty if they do.
+func (l *Local) Unasked(domain string) string {
+	if l.Propagation == PropagateNone || l.Domains == nil || slices.ContainsFunc(l.Domains, func(d string) bool { return within(domain, d) }) {
+		return ""
+	}
+	return fmt.Sprintf("no server block of the Corefile answers for %[1]s: write a block with the key %[1]s and kubelink in it, or add the key to one", strings.TrimSuffix(domain, "."))
 }
 
 // State is everything that the effects need to know: plain values in a fixed order, so that equal

@@ -54,7 +54,7 @@ func (m *Match) lead(ctx context.Context, state *request.Request, reply *dns.Msg
 		if !ok {
 			return elsewhere(ctx, reply, target, state), err
 		}
-		m = &next
+		m = next
 		req := *state.Req
 		req.Question = []dns.Question{{Name: target, Qtype: state.QType(), Qclass: state.QClass()}}
 		rest, e := m.answer(ctx, &request.Request{W: state.W, Req: &req})
@@ -122,7 +122,15 @@ func follow(reply, rest, req *dns.Msg) *dns.Msg {
 	joined.Authoritative = reply.Authoritative // it is about the first owner (RFC 1035, 4.1.1)
 	joined.Truncated = rest.Truncated
 	joined.Answer = slices.Concat(reply.Answer, rest.Answer)
-	joined.Ns, joined.Extra = rest.Ns, rest.Extra
+	joined.Ns, joined.Extra = rest.Ns, slices.Clip(rest.Extra)
+	// An alias of which it is not sure that it is still true leads to nothing that is.
+	if o := reply.IsEdns0(); o != nil {
+		for _, option := range o.Option {
+			if e, ok := option.(*dns.EDNS0_EDE); ok {
+				addReason(&joined, req, e)
+			}
+		}
+	}
 	return &joined
 }
 
@@ -143,13 +151,15 @@ func elsewhere(ctx context.Context, reply *dns.Msg, target string, state *reques
 // answer is what the zone of the name has, without a look at other zones.
 func (m *Match) answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	switch {
+	// What is said of a delegation, the zone above says (RFC 4035, 3.1.4.1): there is none, as all is in one hand.
+	case m.exact && state.QType() == dns.TypeDS && (m.cluster != nil || m.global != nil):
+		return m.own(state), nil
 	case m.cluster != nil:
 		return m.cluster.answer(ctx, m, state)
 	case m.reverse != nil:
 		return m.reverse.answer(ctx, m, state)
-	// What is said of a delegation, the zone above says: there is none, as all is in one hand.
-	case m.global != nil && !(m.exact && state.QType() == dns.TypeDS):
-		return m.global.Answer(m.table.path, state), nil
+	case m.global != nil:
+		return m.global.Answer(m.table.way, state), nil
 	case m.state != nil:
 		return ownReply(state.Req, m.zone.soa(), m.state.facts(state.QName(), state.QType())), nil
 	}
@@ -253,7 +263,7 @@ func (c *cluster) facts(name string, qtype uint16) []dns.RR {
 		txt = append(txt, "since="+c.status.Since.UTC().Format(time.RFC3339))
 	}
 	if c.status.Usable && c.status.RTT > 0 {
-		txt = append(txt, "rtt="+c.status.RTT.Round(10*time.Microsecond).String())
+		txt = append(txt, fmt.Sprintf("rtt=%.2fms", c.status.RTT.Seconds()*1000))
 	}
 	if c.status.Reason != "" {
 		txt = append(txt, "reason="+clip(c.status.Reason))
@@ -270,16 +280,16 @@ func (r *reverse) answer(ctx context.Context, m *Match, state *request.Request) 
 		reply := ownReply(state.Req, m.soa(), nil)
 		reply.Rcode = dns.RcodeNameError
 		return reply, nil
-	case !r.self && c.backend == nil:
+	case !r.self && !c.loads():
 		return c.answer(ctx, m, state)
 	case !c.status.Usable:
-		return c.failure(state.Req, nil, dns.ExtendedErrorCodeNoReachableAuthority, Path{c.link, c.status}.problem()), nil
+		return c.down(state.Req, c.pointers(c.answers.get(asks(state.Req)))), nil
 	}
 	names := []string{c.name}
 	if !r.self {
 		var err error
 		if names, err = c.backend.Services(m.addr); err != nil {
-			return c.failure(state.Req, nil, dns.ExtendedErrorCodeNoReachableAuthority, err.Error()), nil
+			return c.failure(state.Req, c.pointers(c.answers.get(asks(state.Req))), dns.ExtendedErrorCodeNoReachableAuthority, err.Error()), nil
 		}
 	}
 	var rrs []dns.RR
@@ -292,7 +302,19 @@ func (r *reverse) answer(ctx context.Context, m *Match, state *request.Request) 
 	if len(names) == 0 {
 		reply.Rcode = dns.RcodeNameError
 	}
+	if len(names) > 0 { // others are many
+		q := asks(state.Req)
+		c.remember(state, q, c.answers.get(q), reply)
+	}
 	return reply, nil
+}
+
+// pointers are the remembered names of an address, if they are still names of the cluster.
+func (c *cluster) pointers(m *memo) *memo {
+	if m != nil && slices.ContainsFunc(m.reply.Answer, func(rr dns.RR) bool { ptr, ok := rr.(*dns.PTR); return !ok || !in(ptr.Ptr, c.name) }) {
+		return nil
+	}
+	return m
 }
 
 func header(name string, rrtype uint16) dns.RR_Header {
@@ -304,13 +326,21 @@ func (c *cluster) answer(ctx context.Context, m *Match, state *request.Request) 
 	req := state.Req
 	q := asks(req)
 	remembered := c.answers.get(q)
+	if m.reverse != nil {
+		remembered = c.pointers(remembered)
+	}
+	own := m.exact && m.reverse == nil && c.self.IsValid() && (q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA)
 	if !c.status.Usable {
-		return c.failure(req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, Path{c.link, c.status}.problem()), nil
+		reply := c.down(req, remembered)
+		if own {
+			c.readdress(state, reply)
+		}
+		return reply, nil
 	}
-	if qtype := state.QType(); m.exact && m.reverse == nil && c.self.IsValid() && (qtype == dns.TypeA || qtype == dns.TypeAAAA) {
-		return ownReply(req, m.zone.soa(), addressRecords(state.QName(), qtype, c.self)), nil
+	if own {
+		return c.apex(m, state, q, remembered), nil
 	}
-	if c.backend != nil {
+	if c.loads() {
 		return c.load(ctx, m, state, q, remembered), nil
 	}
 	if c.upstream != nil {
@@ -319,6 +349,38 @@ func (c *cluster) answer(ctx context.Context, m *Match, state *request.Request) 
 		}
 	}
 	return c.fetch(ctx, m, state, q, remembered)
+}
+
+// down is what is said while the link is not usable.
+//
+//go:noinline
+func (c *cluster) down(req *dns.Msg, remembered *memo) *dns.Msg {
+	return c.failure(req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, (&Path{c.link, c.status}).problem())
+}
+
+// readdress corrects a stale answer for the cluster's own address, which may be another one by now.
+//
+//go:noinline
+func (c *cluster) readdress(state *request.Request, reply *dns.Msg) {
+	if reply.Rcode == dns.RcodeSuccess {
+		reply.Answer = addressRecords(state.QName(), state.QType(), c.self)
+	}
+}
+
+// apex is the cluster's own address.
+//
+//go:noinline
+func (c *cluster) apex(m *Match, state *request.Request, q question, remembered *memo) *dns.Msg {
+	reply := ownReply(state.Req, m.zone.soa(), addressRecords(state.QName(), state.QType(), c.self))
+	c.remember(state, q, remembered, reply)
+	return reply
+}
+
+// remember keeps an answer that is not of a DNS service, for the time when it can no longer be given.
+func (c *cluster) remember(state *request.Request, q question, remembered *memo, reply *dns.Msg) {
+	if c.remembers() && state.QName() == q.name && (remembered == nil || remembered.age() > 0) {
+		c.answers.put(q, source{cluster: c.id()}, reply)
+	}
 }
 
 // load is the answer of a backend.
@@ -331,9 +393,7 @@ func (c *cluster) load(ctx context.Context, m *Match, state *request.Request, q 
 		return c.failure(state.Req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, err.Error()) // logged where it began
 	}
 	c.exist(m, reply)
-	if c.remembers() && state.QName() == q.name && (remembered == nil || remembered.age() > 0) {
-		c.answers.put(q, source{cluster: c.id()}, reply)
-	}
+	c.remember(state, q, remembered, reply)
 	return reply
 }
 
@@ -377,6 +437,11 @@ func (c *cluster) id() netip.Addr {
 // source is the DNS service that is asked.
 func (c *cluster) source() source { return source{cluster: c.id(), serial: c.upstream.serial} }
 
+// reached tells whether the cluster could be asked by this process: what an earlier one was told is no longer of use.
+func (c *cluster) reached() bool {
+	return c.known || c.link == "" && c.upstream != nil && c.upstream.answered.Load()
+}
+
 // remembers tells whether anybody wants answers that were true once.
 func (c *cluster) remembers() bool { return c.answers != nil && (c.stale > 0 || c.answers.Keep.Load()) }
 
@@ -384,12 +449,12 @@ func (c *cluster) remembers() bool { return c.answers != nil && (c.stale > 0 || 
 // SERVFAIL. The Extended DNS Error says why in either case.
 func (c *cluster) failure(req *dns.Msg, remembered *memo, code uint16, text string) *dns.Msg {
 	most := c.stale
-	if remembered != nil && remembered.source.earlier && !c.known {
+	if remembered != nil && remembered.source.earlier && !c.reached() {
 		most = staleMost
 	}
 	if most > 0 {
 		if r := remembered.stale(c.id(), most, req); r != nil {
-			explain(r, req, dns.ExtendedErrorCodeStaleAnswer, text)
+			explain(r, req, staleCode(r), text)
 			return r
 		}
 	}
@@ -469,8 +534,23 @@ func Failure(req *dns.Msg, code uint16, text string) *dns.Msg {
 	return reply
 }
 
+// staleCode is the Extended DNS Error of an answer that may be out of date.
+func staleCode(reply *dns.Msg) uint16 {
+	if reply.Rcode == dns.RcodeNameError {
+		return dns.ExtendedErrorCodeStaleNXDOMAINAnswer
+	}
+	return dns.ExtendedErrorCodeStaleAnswer
+}
+
 // explain adds an Extended DNS Error to a reply that has none.
 func explain(reply, req *dns.Msg, code uint16, text string) {
+	if o := reply.IsEdns0(); o == nil || !slices.ContainsFunc(o.Option, func(o dns.EDNS0) bool { return o.Option() == dns.EDNS0EDE }) {
+		addReason(reply, req, &dns.EDNS0_EDE{InfoCode: code, ExtraText: clip(text)})
+	}
+}
+
+// addReason adds an Extended DNS Error to a reply, if the client knows EDNS.
+func addReason(reply, req *dns.Msg, reason *dns.EDNS0_EDE) {
 	opt := req.IsEdns0()
 	if opt == nil {
 		return
@@ -485,10 +565,5 @@ func explain(reply, req *dns.Msg, code uint16, text string) {
 		}
 		reply.Extra = append(reply.Extra, o)
 	}
-	for _, option := range o.Option {
-		if option.Option() == dns.EDNS0EDE {
-			return
-		}
-	}
-	o.Option = append(o.Option, &dns.EDNS0_EDE{InfoCode: code, ExtraText: clip(text)})
+	o.Option = append(o.Option, reason)
 }

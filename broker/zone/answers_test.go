@@ -2,6 +2,7 @@ package zone
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -218,12 +219,12 @@ func TestAnswersSurvive(t *testing.T) {
 	o = load()
 	table = New(nil, z, down, o)
 	for name, want := range map[string]int{web: dns.RcodeSuccess, "nobody.kubelink2.kubelink.": dns.RcodeNameError} {
-		qtype := dns.TypeA
+		qtype, why := dns.TypeA, dns.ExtendedErrorCodeStaleAnswer
 		if want != 0 {
-			qtype = dns.TypeAAAA
+			qtype, why = dns.TypeAAAA, dns.ExtendedErrorCodeStaleNXDOMAINAnswer
 		}
 		m, err := ask(t, table, name, qtype, false, 1232)
-		if code, _ := ede(m); err != nil || m.Rcode != want || code != dns.ExtendedErrorCodeStaleAnswer {
+		if code, _ := ede(m); err != nil || m.Rcode != want || code != why {
 			t.Errorf("%v: %v", m, err)
 		}
 	}
@@ -243,6 +244,50 @@ func TestAnswersSurvive(t *testing.T) {
 			t.Errorf("%v: %v", m, err)
 		}
 	}
+}
+
+// What an earlier process knew of the local cluster is of no use once its DNS service has answered.
+func TestLocalAnswersSurvive(t *testing.T) {
+	var asked atomic.Int64
+	var dead atomic.Bool
+	answer := clusterDNS(t, &asked)
+	z := zones(serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
+		m := new(dns.Msg)
+		if m.SetReply(r); dead.Load() {
+			m.Question[0].Name = "broken."
+			w.WriteMsg(m)
+			return
+		}
+		answer(w, r)
+	}))
+	const name = "web.default.svc.kubelink1.kubelink."
+	first := remembering()
+	table := New(nil, z, up, first)
+	ask(t, table, name, dns.TypeA, false, 0)
+	table.Close()
+	var file bytes.Buffer
+	if err := first.Answers.Save(&file); err != nil {
+		t.Fatal(err)
+	}
+	o := remembering()
+	if err := o.Answers.Load(&file); err != nil {
+		t.Fatal(err)
+	}
+	dead.Store(true)
+	table = New(nil, z, up, o)
+	defer func() { table.Close() }()
+	expect := func(rcode int, why uint16) {
+		t.Helper()
+		m, _ := ask(t, table, name, dns.TypeA, false, 1232)
+		if code, _ := ede(m); m.Rcode != rcode || code != why {
+			t.Errorf("%v", m)
+		}
+	}
+	expect(dns.RcodeSuccess, dns.ExtendedErrorCodeStaleAnswer)
+	dead.Store(false)
+	ask(t, table, "db.default.svc.kubelink1.kubelink.", dns.TypeA, false, 0)
+	dead.Store(true)
+	expect(dns.RcodeServerFailure, dns.ExtendedErrorCodeNetworkError)
 }
 
 // saved is a file with one answer.
@@ -417,6 +462,32 @@ func TestReverse(t *testing.T) {
 	if n := asked.Load(); n != 4 {
 		t.Errorf("asked %d times", n)
 	}
+
+	// A stale name of an address is one in the cluster's domain of today.
+	o := remembering()
+	o.ServeStale = time.Hour
+	service := serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
+		m := new(dns.Msg)
+		m.SetReply(r)
+		m.Answer = []dns.RR{rr(t, r.Question[0].Name+" 30 IN PTR web.default.svc.cluster.local.")}
+		w.WriteMsg(m)
+	})
+	z := clusters(service)
+	stale := New(nil, z, up, o)
+	defer func() { stale.Close() }()
+	const name = "20.16.64.100.in-addr.arpa."
+	ask(t, stale, name, dns.TypePTR, false, 0)
+	for domain, rcode := range map[string]int{"kubelink.": dns.RcodeSuccess, "renamed.": dns.RcodeServerFailure} {
+		z := clusters(service)
+		z[0].Domain, z[0].Global.Name = domain, ""
+		for i := range z[0].Clusters {
+			z[0].Clusters[i].Name = strings.TrimSuffix(z[0].Clusters[i].Name, "kubelink.") + domain
+		}
+		stale = New(stale, z, func(string) Status { return Status{State: "Down"} }, o)
+		if m, _ := ask(t, stale, name, dns.TypePTR, false, 0); m.Rcode != rcode {
+			t.Errorf("%s: %v", domain, m)
+		}
+	}
 }
 
 // With a backend, it is asked for the names of services.
@@ -439,6 +510,73 @@ func TestReverseOfBackend(t *testing.T) {
 	m, err := ask(t, table, "20.16.64.100.in-addr.arpa.", dns.TypePTR, false, 1232)
 	if _, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure || text != "services is forbidden" {
 		t.Errorf("%v, %v", m, err)
+	}
+}
+
+// The DNS service is asked until the names are loaded from the API.
+func TestBackendTakesOver(t *testing.T) {
+	var asked atomic.Int64
+	z := zones(serve(t, clusterDNS(t, &asked)))
+	source := &backend{loading: true, why: errors.New("being loaded")}
+	o := options
+	z[0].Clusters[2].API = mesh.API{Use: true}
+	o.Backends = map[string]Backend{"kubelink2.kubelink.": source}
+	table := New(nil, z, up, o)
+	defer func() { table.Close() }()
+	if m, err := ask(t, table, web, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() != 1 {
+		t.Errorf("%v, %v", m, err)
+	}
+	source.loading = false // with an error: that is to be seen
+	m, err := ask(t, table, web, dns.TypeA, false, 1232)
+	if _, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure || text != "being loaded" {
+		t.Errorf("%v, %v", m, err)
+	}
+	table = New(table, z, up, o)
+	source.loading = true // again: the DNS service, too
+	table = New(table, z, up, o)
+	if m, err := ask(t, table, web, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() != 2 {
+		t.Errorf("%v, %v", m, err)
+	}
+	source.loading, source.why = false, nil
+	if m, err := ask(t, table, web, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() != 2 {
+		t.Errorf("%v, %v", m, err)
+	}
+	if table = New(table, z, up, o); table.nodes["kubelink2.kubelink."].cluster.upstream != nil {
+		t.Error("the DNS service is still held")
+	}
+}
+
+// Addresses of clusters and names of addresses are remembered like all others.
+func TestFactsAreRemembered(t *testing.T) {
+	z := clusters(netip.MustParseAddrPort("127.0.0.1:1"))
+	z[0].Clusters[2].API = mesh.API{Use: true}
+	o := remembering()
+	o.ServeStale = time.Minute
+	o.Backends = map[string]Backend{"kubelink2.kubelink.": &backend{}}
+	table := New(nil, z, up, o)
+	defer func() { table.Close() }()
+	names := map[string]uint16{"kubelink2.kubelink.": dns.TypeA, "12.0.168.192.in-addr.arpa.": dns.TypePTR, "20.16.64.100.in-addr.arpa.": dns.TypePTR}
+	for name, qtype := range names {
+		if m, err := ask(t, table, name, qtype, false, 0); err != nil || len(m.Answer) != 1 {
+			t.Errorf("%v, %v", m, err)
+		}
+	}
+	z = clusters(netip.MustParseAddrPort("127.0.0.1:1"))
+	z[0].Clusters[2].API = mesh.API{Use: true}
+	z[0].Clusters[2].Address = netip.MustParseAddr("192.168.0.22") // the present one is the right one
+	delete(names, "12.0.168.192.in-addr.arpa.")
+	table = New(table, z, down, o)
+	if m, err := ask(t, table, "kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "192.168.0.22" {
+		t.Errorf("%v, %v", m, err)
+	}
+	names["21.16.64.100.in-addr.arpa."] = 0 // nobody has asked
+	for name, qtype := range names {
+		m, err := ask(t, table, name, cmp.Or(qtype, dns.TypePTR), false, 1232)
+		code, _ := ede(m)
+		if qtype == 0 && (err != nil || m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeNoReachableAuthority) ||
+			qtype != 0 && (err != nil || len(m.Answer) != 1 || code != dns.ExtendedErrorCodeStaleAnswer) {
+			t.Errorf("%v, %v", m, err)
+		}
 	}
 }
 
@@ -522,7 +660,7 @@ func TestAliasesBetweenZones(t *testing.T) {
 		}
 		w.WriteMsg(m)
 	})
-	table := New(nil, []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
+	z := []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
 		{Name: "kubelink2.kubelink.", Link: "kubelink2", Upstream: second, ClusterDomain: "cluster.local."},
 		{Name: "kubelink3.kubelink.", Link: "kubelink3", Upstream: third, ClusterDomain: "cluster.local.", Address: netip.MustParseAddr("192.168.0.13")},
 		{Name: "kubelink4.kubelink.", Link: "kubelink4", Upstream: third, ClusterDomain: "cluster.local."},
@@ -531,8 +669,11 @@ func TestAliasesBetweenZones(t *testing.T) {
 		m.SetReply(r)
 		m.Answer = []dns.RR{rr(t, r.Question[0].Name+" 5 IN CNAME a.kubelink2.kubelink.")}
 		w.WriteMsg(m)
-	}), Link: "kubelink2"}}}, func(link string) Status { return Status{Usable: link != "kubelink4", State: "Down"} }, remembering())
-	defer table.Close()
+	}), Link: "kubelink2"}}}
+	o := remembering()
+	o.ServeStale = time.Hour
+	table := New(nil, z, func(link string) Status { return Status{Usable: link != "kubelink4", State: "Down"} }, o)
+	defer func() { table.Close() }()
 	const soa = "kubelink. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5"
 	for range 2 { // asked, and remembered
 		for _, c := range []struct {
@@ -560,6 +701,19 @@ func TestAliasesBetweenZones(t *testing.T) {
 	}
 	if m, _ := ask(t, table, "a.kubelink2.kubelink.", dns.TypeCNAME, false, 0); len(m.Answer) != 1 {
 		t.Errorf("%v", m)
+	}
+
+	// What is at the end of an alias that may be stale may be, too.
+	table = New(table, z, func(link string) Status { return Status{Usable: link == "kubelink3", State: "Down"} }, o)
+	for range 2 {
+		m, _ := ask(t, table, "a.kubelink2.kubelink.", dns.TypeA, false, 1232)
+		if code, text := ede(m); len(m.Answer) != 2 || code != dns.ExtendedErrorCodeStaleAnswer || text != "link kubelink2 is Down" {
+			t.Errorf("%v", m)
+		}
+		m, _ = ask(t, table, "b.kubelink3.kubelink.", dns.TypeA, false, 1232)
+		if code, _ := ede(m); len(m.Answer) != 1 || code != 0 {
+			t.Errorf("%v", m)
+		}
 	}
 }
 

@@ -25,10 +25,13 @@ type Path struct {
 	Status Status
 }
 
-func (p Path) usable() bool { return p.Link == "" || p.Status.Usable }
+// local is the way to addresses behind no link.
+var local Path
+
+func (p *Path) usable() bool { return p.Link == "" || p.Status.Usable }
 
 // problem is why the path is not usable.
-func (p Path) problem() string {
+func (p *Path) problem() string {
 	text := fmt.Sprintf("link %s is %s", p.Link, p.Status.State)
 	if p.Status.Reason != "" {
 		text += ": " + p.Status.Reason
@@ -44,6 +47,9 @@ type Global struct {
 	owners  map[string]*owner // by name in lower case; all names between them and the zone are there, too
 	sorted  []*owner          // the same, the names above a name before it
 	missing string            // why the objects are not known; empty: they are
+	earlier string            // why they may be out of date, as an earlier process knew them; empty: they are not
+	highest uint32            // serial that a zone has had so far
+	early   map[string]bool   // zones that have changed, and have no higher serial than before
 }
 
 // owner is a name with its records (RFC 4592 calls those without an empty non-terminal).
@@ -58,7 +64,8 @@ type owner struct {
 	cname     []dns.RR // one at most
 	txt, srv  []dns.RR
 	ns        []dns.RR
-	delegates bool // ns leads to others: the name is no apex
+	glue      []dns.RR // of an apex: addresses of its name servers in its zone, for the zone above
+	delegates bool     // ns leads to others: the name is no apex
 }
 
 // addresses is an A or AAAA record set.
@@ -69,16 +76,18 @@ type addresses struct {
 
 // authority is what the apex of a zone says.
 type authority struct {
+	name   string
 	parent *authority // nil: the global zone itself
 	soa    []dns.RR   // one
 }
 
-// NewGlobal prepares the names of the global zone of a mesh domain. The serial of its SOA records must be
-// higher whenever the names have changed. The addresses are those of the local DNS service.
-func NewGlobal(domain string, names mesh.GlobalNames, serial uint32, addrs []netip.Addr) *Global {
+// NewGlobal prepares the names of the global zone of a mesh domain. The addresses are those of the local DNS service.
+// The serial is that of zones that are not what they were before; before may be nil. Where it is no higher than the one
+// that secondaries may have, the zone keeps that, and gets a new one next time: see Early.
+func NewGlobal(domain string, names mesh.GlobalNames, serial uint32, addrs []netip.Addr, before *Global) *Global {
 	domain = canonical(domain)
 	g := &Global{
-		name:   canonical(names.Zone),
+		name: canonical(names.Zone), highest: serial,
 		owners: make(map[string]*owner, 2*len(names.Owners)),
 	}
 	g.server = "ns.dns." + domain
@@ -92,7 +101,7 @@ func NewGlobal(domain string, names mesh.GlobalNames, serial uint32, addrs []net
 		}
 		h := header(a.Name, dns.TypeSOA)
 		h.Ttl = min(a.Minimum, maxTTL) // what does not exist is remembered for the lesser of TTL and minimum (RFC 2308)
-		o.apex, o.zone = true, &authority{soa: []dns.RR{&dns.SOA{
+		o.apex, o.zone = true, &authority{name: a.Name, soa: []dns.RR{&dns.SOA{
 			Hdr: h, Ns: g.server, Mbox: cmp.Or(a.Mbox, "hostmaster."+domain), Serial: serial,
 			Refresh: a.Refresh, Retry: a.Retry, Expire: a.Expire, Minttl: a.Minimum,
 		}}}
@@ -104,11 +113,19 @@ func NewGlobal(domain string, names mesh.GlobalNames, serial uint32, addrs []net
 		}
 	}
 	g.inherit()
+	g.addGlue()
+	g.keepSerials(serial, before)
 	return g
 }
 
 // NoGlobal stands for a global zone whose objects are not known yet: nothing can be said of its names.
 func NoGlobal(name, reason string) *Global { return &Global{name: canonical(name), missing: reason} }
+
+// Stale marks all answers as what an earlier process knew (RFC 8767), for that reason.
+func (g *Global) Stale(reason string) { g.earlier = reason }
+
+// Early says whether there is a zone that has changed and needs a higher serial than there was.
+func (g *Global) Early() bool { return len(g.early) > 0 }
 
 // Missing is why the names are not known; empty: they are.
 func (g *Global) Missing() string { return g.missing }
@@ -201,6 +218,22 @@ func (g *Global) inherit() {
 	}
 }
 
+// addGlue gives each zone that is cut out the addresses of its name servers that are in it: who has only the zone above
+// could not ask them (RFC 1034, 4.2.1).
+func (g *Global) addGlue() {
+	for _, o := range g.sorted {
+		if !o.apex {
+			continue
+		}
+		for _, rr := range o.ns {
+			host := canonical(rr.(*dns.NS).Ns)
+			if h := g.owners[host]; h != nil && in(host, o.name) {
+				o.glue = slices.Concat(o.glue, h.v4.rrs, h.v6.rrs)
+			}
+		}
+	}
+}
+
 // find is the name itself or, not exact, the nearest one above that exists: the closest encloser of
 // RFC 4592. It is nil for a name outside of the zone.
 func (g *Global) find(name string) (o *owner, exact bool) {
@@ -219,7 +252,16 @@ func (g *Global) find(name string) (o *owner, exact bool) {
 // query.
 //
 // behind tells the way to an address; nil: all are local. ANY is answered with all there is.
-func (g *Global) Answer(behind func(netip.Addr) Path, state *request.Request) *dns.Msg {
+func (g *Global) Answer(behind func(netip.Addr) *Path, state *request.Request) *dns.Msg {
+	reply := g.answer(behind, state)
+	if g.earlier != "" {
+		explain(reply, state.Req, staleCode(reply), g.earlier)
+	}
+	return reply
+}
+
+// answer is Answer, whoever knew the names.
+func (g *Global) answer(behind func(netip.Addr) *Path, state *request.Request) *dns.Msg {
 	req := state.Req
 	if g.missing != "" {
 		return Failure(req, dns.ExtendedErrorCodeNotReady, g.missing)
@@ -271,7 +313,7 @@ func (g *Global) Answer(behind func(netip.Addr) Path, state *request.Request) *d
 // answer is an answer in the making.
 type answer struct {
 	g       *Global
-	behind  func(netip.Addr) Path
+	behind  func(netip.Addr) *Path
 	turn    int
 	qtype   uint16
 	reply   *dns.Msg
@@ -302,13 +344,7 @@ func (a *answer) add(o *owner, shown string) {
 			rrs = o.zone.soa
 		}
 	case dns.TypeANY:
-		v4, ok4 := a.addresses(o, &o.v4, &o.v6)
-		v6, ok6 := a.addresses(o, &o.v6, &o.v4)
-		if o.apex {
-			rrs = append(rrs, o.zone.soa...)
-		}
-		rrs = slices.Concat(rrs, o.ns, o.cname, v4, v6, o.txt, o.srv)
-		left = ok4 && ok6 || len(rrs) > 0
+		rrs, left = a.all(o)
 	}
 	if a.failed = !left; a.failed {
 		return
@@ -322,6 +358,17 @@ func (a *answer) add(o *owner, shown string) {
 	} else {
 		a.reply.Answer = append(a.reply.Answer, rrs...)
 	}
+}
+
+// all is what a name has, of any type.
+func (a *answer) all(o *owner) (rrs []dns.RR, ok bool) {
+	v4, ok4 := a.addresses(o, &o.v4, &o.v6)
+	v6, ok6 := a.addresses(o, &o.v6, &o.v4)
+	if o.apex {
+		rrs = append(rrs, o.zone.soa...)
+	}
+	rrs = slices.Concat(rrs, o.ns, o.cname, v4, v6, o.txt, o.srv)
+	return rrs, ok4 && ok6 || len(rrs) > 0
 }
 
 // addresses selects from a record set of a name what is usable. It fails if there is nothing, and the
@@ -348,19 +395,25 @@ func (a *answer) usable(set *addresses, fixed bool) []dns.RR {
 	if n == 0 || a.behind == nil && (n == 1 || fixed) {
 		return set.rrs
 	}
-	if n == 1 {
-		if set.ips[0].AnyLink || a.behind(set.ips[0].Addr).usable() {
-			return set.rrs
-		}
-		return nil
+	if n > 1 {
+		return a.nearest(set, fixed)
 	}
+	if set.ips[0].AnyLink || a.behind(set.ips[0].Addr).usable() {
+		return set.rrs
+	}
+	return nil
+}
+
+// nearest is usable for several addresses.
+func (a *answer) nearest(set *addresses, fixed bool) []dns.RR {
+	n := len(set.rrs)
 	var few [8]candidate
 	list := few[:0]
 	for i := range n {
 		if !fixed {
 			i = (i + a.turn) % n
 		}
-		var path Path
+		path := &local
 		if a.behind != nil {
 			path = a.behind(set.ips[i].Addr)
 		}
@@ -379,7 +432,7 @@ func (a *answer) usable(set *addresses, fixed bool) []dns.RR {
 }
 
 // distance is the measure of the order: local first, then by round-trip time, what is not known last.
-func (p Path) distance() int64 {
+func (p *Path) distance() int64 {
 	switch {
 	case p.Link == "":
 		return -1
@@ -484,6 +537,82 @@ func named(rrs []dns.RR, name string) []dns.RR {
 	return renamed
 }
 
+// keepSerials gives zones whose records are what they were before the serial from before, as secondaries need not fetch
+// them again; others too, where the new one is not higher (RFC 1982): they would not.
+func (g *Global) keepSerials(serial uint32, before *Global) {
+	if before == nil || before.missing != "" {
+		return
+	}
+	if g.highest = before.highest; int32(serial-g.highest) > 0 {
+		g.highest = serial
+	}
+	changed := map[string]bool{} // zones
+	for _, pair := range [][2]*Global{{g, before}, {before, g}} {
+		for _, o := range pair[0].sorted {
+			p := pair[1].owners[o.name]
+			if p == nil || !o.same(p) {
+				changed[o.zone.name] = true
+			}
+			if up := o.delegatedBy(); up != "" && (p == nil || p.delegatedBy() != up || !slices.EqualFunc(o.ns, p.ns, same) || !slices.EqualFunc(o.glue, p.glue, same)) {
+				changed[up] = true
+			}
+		}
+	}
+	for _, o := range g.sorted {
+		if !o.apex {
+			continue
+		}
+		last, soa := before.highest, o.zone.soa[0].(*dns.SOA) // a new zone may be one that there was before
+		if p := before.owners[o.name]; p != nil && p.apex {
+			last = p.zone.soa[0].(*dns.SOA).Serial
+		}
+		if !changed[o.name] && !before.early[o.name] {
+			soa.Serial = last
+		} else if int32(soa.Serial-last) <= 0 {
+			soa.Serial = last
+			if g.early == nil {
+				g.early = map[string]bool{}
+			}
+			g.early[o.name] = true
+		}
+	}
+}
+
+// delegatedBy is the zone that the zone whose top this is was cut out of.
+func (o *owner) delegatedBy() string {
+	if !o.apex || o.zone.parent == nil {
+		return ""
+	}
+	return o.zone.parent.name
+}
+
+// same says whether the name had the same records before, in the same zone.
+func (o *owner) same(before *owner) bool {
+	if o.apex != before.apex || o.zone.name != before.zone.name {
+		return false
+	}
+	if o.apex {
+		soa := *before.zone.soa[0].(*dns.SOA)
+		if soa.Serial = o.zone.soa[0].(*dns.SOA).Serial; !same(&soa, o.zone.soa[0]) {
+			return false
+		}
+	}
+	old := before.sets()
+	for i, set := range o.sets() {
+		if !slices.EqualFunc(set, old[i], same) {
+			return false
+		}
+	}
+	return true
+}
+
+func same(a, b dns.RR) bool { return a.Header().Ttl == b.Header().Ttl && dns.IsDuplicate(a, b) }
+
+// sets are the records of the name, but for that of the apex.
+func (o *owner) sets() [6][]dns.RR {
+	return [...][]dns.RR{o.ns, o.cname, o.v4.rrs, o.v6.rrs, o.txt, o.srv}
+}
+
 // Transfer is all records of a zone, the global one or one that is cut out of it, whatever its links
 // are like, between two SOA records (RFC 5936). A secondary that has the serial already, or a newer
 // one, gets a single SOA record; 0 stands for none. It fails if the name is not that of a zone.
@@ -500,11 +629,12 @@ func (g *Global) Transfer(zone string, serial uint32) (rrs []dns.RR, ok bool) {
 	for _, o := range g.sorted {
 		switch {
 		case o.zone == top.zone:
-			for _, set := range [][]dns.RR{o.ns, o.cname, o.v4.rrs, o.v6.rrs, o.txt, o.srv} {
+			for _, set := range o.sets() {
 				rrs = append(rrs, set...)
 			}
 		case o.apex && o.zone.parent == top.zone:
 			rrs = append(rrs, o.ns...)
+			rrs = append(rrs, o.glue...)
 		}
 	}
 	return append(rrs, top.zone.soa...), true

@@ -409,6 +409,7 @@ func withoutOPT(rrs []dns.RR) []dns.RR {
 // RFC 8914 wants it.
 func clip(text string) string {
 	const most = 240
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 	if len(text) > most {
 		text = text[:most]
 	}

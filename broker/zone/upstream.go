@@ -29,6 +29,10 @@ const (
 	// second failed check on, until one succeeds, queries fail without waiting.
 	healthInterval = 500 * time.Millisecond
 	maxFails       = 1
+
+	// maxWaiting bounds the queries that wait: each has a socket, and one cluster that does not answer must leave enough
+	// of them for the others.
+	maxWaiting = 1024
 )
 
 // upstream is the DNS service of a cluster. Its connections are closed by the library's finalizer
@@ -38,8 +42,11 @@ type upstream struct {
 	proxy   *proxy.Proxy
 	lastErr atomic.Pointer[error]
 
-	mu     sync.Mutex
-	asking map[string]*asked // by protocol and query
+	answered atomic.Bool // at least once
+
+	mu      sync.Mutex
+	asking  map[string]*asked // by protocol and query
+	waiting int               // of these, for a reply
 }
 
 // asked is a query that waits for its reply, or has failed a while ago.
@@ -79,13 +86,18 @@ func (u *upstream) exchange(ctx context.Context, state request.Request) (*dns.Ms
 	key := state.Proto() + string(wire)
 	u.mu.Lock()
 	a := u.asking[key]
-	if a != nil {
+	switch {
+	case a != nil:
 		a.shared = true
 		u.mu.Unlock()
 		<-a.done
-	} else {
+	case u.waiting >= maxWaiting:
+		u.mu.Unlock()
+		return nil, fmt.Errorf("no answer yet to %d queries before this one", maxWaiting)
+	default:
 		a = &asked{done: make(chan struct{}), err: errors.New("given up")}
 		u.asking[key] = a
+		u.waiting++
 		u.mu.Unlock()
 		u.first(ctx, key, a, state)
 	}
@@ -101,18 +113,20 @@ func (u *upstream) exchange(ctx context.Context, state request.Request) (*dns.Ms
 // first asks for all who wait.
 func (u *upstream) first(ctx context.Context, key string, a *asked, state request.Request) {
 	begin := time.Now()
-	forget := func() {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		delete(u.asking, key)
-	}
 	defer close(a.done)
 	defer func() {
-		if a.err != nil {
-			time.AfterFunc(time.Since(begin), forget)
-		} else {
-			forget()
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.waiting--
+		if a.err == nil {
+			delete(u.asking, key)
+			return
 		}
+		time.AfterFunc(time.Since(begin), func() {
+			u.mu.Lock()
+			defer u.mu.Unlock()
+			delete(u.asking, key)
+		})
 	}()
 	a.reply, a.err = u.ask(context.WithoutCancel(ctx), state)
 }
@@ -133,6 +147,7 @@ func (u *upstream) ask(ctx context.Context, state request.Request) (*dns.Msg, er
 			if !state.Match(reply) {
 				return nil, errors.New("answer to another question")
 			}
+			u.answered.Store(true)
 			return reply, nil
 		}
 		if ctx.Err() != nil {

@@ -14,6 +14,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/coredns/coredns/plugin/pkg/dnsutil"
@@ -62,7 +63,7 @@ type Options struct {
 	// Answers is what clusters have answered, shared by all tables; nil: nothing is remembered.
 	Answers *Answers
 	// ServeStale is for how long remembered answers are given when there is no other; 0: they are not. What an
-	// earlier process left in Answers is given in any case until the link was usable once.
+	// earlier process left in Answers is given in any case until the link was usable once, or the local service has answered.
 	ServeStale time.Duration
 	// NoStateNames: there are no names _state.<cluster>.D.
 	NoStateNames bool
@@ -81,17 +82,21 @@ type Backend interface {
 	Answer(ctx context.Context, state *request.Request) (*dns.Msg, error)
 	// Services are the names of what has the address, in the cluster's zone.
 	Services(address netip.Addr) ([]string, error)
+	// Loading tells that there are no names yet, and that the DNS service of the cluster is to be asked meanwhile.
+	Loading() bool
 }
 
 // Table answers for all mesh domains. It is immutable; only the connections to the DNS services of
 // the clusters have state of their own, and they live on in the next Table.
 type Table struct {
-	nodes     map[string]node // by name: fully qualified, in lower case
+	nodes     map[string]*node // by name: fully qualified, in lower case
 	upstreams map[netip.AddrPort]*upstream
 
-	reverse bart.Table[*reverse]
-	behind  bart.Table[string] // links
-	known   map[string]bool    // links that were usable since the process began
+	reverse bart.Table[*node]
+	behind  bart.Table[*Path]
+	known   map[string]bool            // links that were usable since the process began
+	kept    bool                       // what is remembered survives the process
+	whose   func() map[string]*cluster // owners, made when it is needed first
 
 	// What it was made from, to see whether the next one would be the same.
 	zones  []mesh.Zone
@@ -112,7 +117,6 @@ type node struct {
 
 // reverse is a network whose addresses have names in a mesh.
 type reverse struct {
-	zone    *apex
 	cluster *cluster // whose service network it is, or whose address; nil: the network of the mesh
 	self    bool     // it is the cluster's address
 }
@@ -133,14 +137,14 @@ type cluster struct {
 	network  netip.Prefix // of its services
 	addr     netip.AddrPort
 	status   Status
-	upstream *upstream // nil: its address is not known, or there is a backend
+	upstream *upstream // nil: its address is not known, or the backend has names
 	api      bool      // names come from its API: from
 	backend  Backend   // which is nil until it is there
 
 	answers *Answers
 	fresh   uint32        // for how long answers are true at most, in seconds
 	stale   time.Duration // for how long answers are given that were true once
-	known   bool          // what an earlier process was told is no longer of use: the link was usable since, and so its DNS service
+	known   bool          // the link was usable since the process began, and so its DNS service or its API
 }
 
 // New makes the table for the zones. It takes over connections from prev, which may be nil, and
@@ -155,11 +159,12 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 		clusters += len(z.Clusters)
 	}
 	t := &Table{
-		nodes:     make(map[string]node, names),
+		nodes:     make(map[string]*node, names),
 		upstreams: make(map[netip.AddrPort]*upstream, clusters),
 		zones:     zones,
 		status:    make(map[string]Status, clusters),
 		opts:      opts,
+		kept:      opts.Answers != nil && opts.Answers.Keep.Load(),
 	}
 	ask := func(link string) {
 		if _, known := t.status[link]; !known && link != "" {
@@ -180,18 +185,19 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 		t.known[link] = s.Usable || prev != nil && prev.known[link]
 	}
 	if prev != nil {
-		if prev.same(t) {
+		if prev.same(t) && !prev.outgrown() {
 			return prev
 		}
 		t.opts.Serial = max(opts.Serial, prev.opts.Serial+1)
 	}
 
+	t.whose = sync.OnceValue(t.owners)
 	for _, n := range opts.Networks {
-		t.behind.Insert(n.Prefix, n.Link)
+		t.behind.Insert(n.Prefix, t.path(n.Link))
 	}
 	for _, z := range zones {
 		a := &apex{domain: canonical(z.Domain), serial: t.opts.Serial, ns: opts.NSAddresses}
-		t.nodes[a.domain] = node{zone: a, top: true}
+		t.nodes[a.domain] = &node{zone: a, top: true}
 		for _, c := range z.Clusters {
 			cl := &cluster{
 				name: canonical(c.Name), domain: canonical(c.ClusterDomain), link: c.Link, self: c.Address, network: c.Service, addr: c.Upstream,
@@ -199,23 +205,23 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 				api: c.API.Use, backend: opts.Backends[c.Name],
 			}
 			t.attach(cl)
-			if cl.backend == nil && c.Upstream.IsValid() {
+			if c.Upstream.IsValid() && (cl.backend == nil || cl.backend.Loading()) {
 				cl.upstream = t.connect(prev, cl)
 			}
-			t.nodes[cl.name] = node{zone: a, cluster: cl}
+			t.nodes[cl.name] = &node{zone: a, cluster: cl}
 			if !opts.NoStateNames {
-				t.nodes[stateLabel+cl.name] = node{zone: a, state: cl}
+				t.nodes[stateLabel+cl.name] = &node{zone: a, state: cl}
 			}
 			t.fill(a, cl.name)
 			if c.Service.IsValid() {
-				t.reverse.Insert(c.Service, &reverse{zone: a, cluster: cl})
+				t.reverse.Insert(c.Service, &node{zone: a, reverse: &reverse{cluster: cl}})
 			}
 			if c.Address.IsValid() {
-				t.reverse.Insert(netip.PrefixFrom(c.Address, c.Address.BitLen()), &reverse{zone: a, cluster: cl, self: true})
+				t.reverse.Insert(netip.PrefixFrom(c.Address, c.Address.BitLen()), &node{zone: a, reverse: &reverse{cluster: cl, self: true}})
 			}
 		}
 		if z.Network.IsValid() {
-			t.reverse.Insert(z.Network, &reverse{zone: a})
+			t.reverse.Insert(z.Network, &node{zone: a, reverse: &reverse{}})
 		}
 		if g := z.Global; g.Upstream.IsValid() {
 			// It is asked as clusters are, but there is nothing to rewrite; and the answers follow links of the cluster
@@ -226,7 +232,7 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 			}
 			t.attach(cl)
 			cl.upstream = t.connect(prev, cl)
-			t.nodes[cl.name] = node{zone: a, cluster: cl}
+			t.nodes[cl.name] = &node{zone: a, cluster: cl}
 			t.fill(a, cl.name)
 		}
 		if gz := z.Global; gz.Name != "" && !gz.Upstream.IsValid() {
@@ -235,13 +241,25 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 			if g == nil {
 				g = NoGlobal(name, "the names of "+name+" are not known yet")
 			}
-			t.nodes[name] = node{zone: a, global: g}
+			t.nodes[name] = &node{zone: a, global: g}
 			t.fill(a, name)
 		}
 		// Also where a cluster is called dns: the NS record must lead to us.
 		name := "ns.dns." + a.domain
-		t.nodes[name] = node{zone: a, ns: true}
+		t.nodes[name] = &node{zone: a, ns: true}
 		t.fill(a, name)
+	}
+	for _, z := range zones { // one domain may lie in another
+		var above *node // the nearest one
+		for _, other := range zones {
+			n := t.nodes[canonical(other.Domain)]
+			if z.Domain != other.Domain && in(canonical(z.Domain), n.zone.domain) && (above == nil || len(n.zone.domain) > len(above.zone.domain)) {
+				above = n
+			}
+		}
+		if above != nil {
+			t.fill(above.zone, canonical(z.Domain))
+		}
 	}
 	if prev != nil {
 		for addr, u := range prev.upstreams {
@@ -258,7 +276,7 @@ func (t *Table) attach(c *cluster) {
 	if c.link != "" {
 		c.status = t.status[c.link]
 	}
-	c.known = c.link != "" && !c.api && t.known[c.link]
+	c.known = c.link != "" && t.known[c.link] && (!c.api || c.backend != nil && !c.backend.Loading())
 }
 
 // connect finds the upstream of a cluster: the one of another cluster with the same address, the
@@ -271,7 +289,7 @@ func (t *Table) connect(prev *Table, c *cluster) *upstream {
 	var u *upstream
 	if prev != nil {
 		u = prev.upstreams[c.addr]
-		if before := prev.nodes[c.name].cluster; before != nil && c.status.Usable && !before.status.Usable {
+		if before := prev.nodes[c.name]; before != nil && before.cluster != nil && c.status.Usable && !before.cluster.status.Usable {
 			u = nil
 		}
 	}
@@ -280,6 +298,11 @@ func (t *Table) connect(prev *Table, c *cluster) *upstream {
 	}
 	t.upstreams[c.addr] = u
 	return u
+}
+
+// loads tells whether names come from the backend.
+func (c *cluster) loads() bool {
+	return c.backend != nil && (c.upstream == nil || !c.backend.Loading())
 }
 
 // fill adds the empty non-terminals between a name and its domain (RFC 8020: they exist).
@@ -293,7 +316,7 @@ func (t *Table) fill(a *apex, name string) {
 		if _, known := t.nodes[name]; known {
 			return
 		}
-		t.nodes[name] = node{zone: a}
+		t.nodes[name] = &node{zone: a}
 	}
 }
 
@@ -302,7 +325,7 @@ func (t *Table) same(u *Table) bool {
 	if !slices.EqualFunc(t.zones, u.zones, func(a, b mesh.Zone) bool {
 		return a.Domain == b.Domain && a.Network == b.Network && a.Global == b.Global && slices.Equal(a.Clusters, b.Clusters)
 	}) || !slices.Equal(t.opts.NSAddresses, u.opts.NSAddresses) || !slices.Equal(t.opts.Networks, u.opts.Networks) || !maps.Equal(t.opts.Backends, u.opts.Backends) ||
-		!maps.Equal(t.opts.Globals, u.opts.Globals) || t.opts.Answers != u.opts.Answers ||
+		!maps.Equal(t.opts.Globals, u.opts.Globals) || t.opts.Answers != u.opts.Answers || t.kept != u.kept ||
 		t.opts.ServeStale != u.opts.ServeStale || t.opts.NoStateNames != u.opts.NoStateNames {
 		return false
 	}
@@ -312,6 +335,17 @@ func (t *Table) same(u *Table) bool {
 		}
 	}
 	return true
+}
+
+// outgrown tells whether the DNS service of a cluster is still held whose backend has names now, or is not yet asked while
+// the backend loads.
+func (t *Table) outgrown() bool {
+	for _, n := range t.nodes {
+		if c := n.cluster; c != nil && c.backend != nil && c.addr.IsValid() && c.backend.Loading() != (c.upstream != nil) {
+			return true
+		}
+	}
+	return false
 }
 
 // Close ends what the table does in the background. Queries that it has begun are still answered.
@@ -324,20 +358,27 @@ func (t *Table) Close() {
 	}
 }
 
-// path is the way to an address. A link that was not tried yet in this process counts as usable where what an earlier
-// one knew is answered.
-func (t *Table) path(addr netip.Addr) Path {
-	link, _ := t.behind.Lookup(addr)
-	p := Path{link, t.status[link]}
-	if p.Status.State == idle && !t.known[link] && t.opts.Answers != nil && t.opts.Answers.Keep.Load() {
+// path is the way that a link is. One that was not tried yet in this process counts as usable where what an earlier one
+// knew is answered.
+func (t *Table) path(link string) *Path {
+	p := &Path{link, t.status[link]}
+	if p.Status.State == idle && !t.known[link] && t.kept {
 		p.Status.Usable = true
 	}
 	return p
 }
 
+// way is the path to an address.
+func (t *Table) way(addr netip.Addr) *Path {
+	if p, ok := t.behind.Lookup(addr); ok {
+		return p
+	}
+	return &local
+}
+
 // Match is what a table has for a name.
 type Match struct {
-	node
+	*node
 	table *Table
 	name  string
 	addr  netip.Addr // that the name is for, in reverse zones
@@ -346,19 +387,19 @@ type Match struct {
 
 // Match finds the mesh domain or cluster that the name belongs to. The name is fully qualified and
 // in lower case.
-func (t *Table) Match(name string) (Match, bool) {
+func (t *Table) Match(name string) (*Match, bool) {
 	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
 		// What has no meaning for names below it is passed over on the way to the domain.
 		if n, ok := t.nodes[name[off:]]; ok && (off == 0 || n.cluster != nil || n.global != nil || n.top) {
-			return Match{node: n, table: t, name: name, exact: off == 0}, true
+			return &Match{node: n, table: t, name: name, exact: off == 0}, true
 		}
 	}
 	if addr, err := netip.ParseAddr(dnsutil.ExtractAddressFromReverse(name)); err == nil {
 		if r, ok := t.reverse.Lookup(addr); ok {
-			return Match{node: node{zone: r.zone, reverse: r}, table: t, name: name, addr: addr, exact: true}, true
+			return &Match{node: r, table: t, name: name, addr: addr, exact: true}, true
 		}
 	}
-	return Match{}, false
+	return nil, false
 }
 
 // Transfer is all records of a global zone that is served here, or of a zone within: see Global.Transfer. The
@@ -370,14 +411,49 @@ func (t *Table) Transfer(zone string, serial uint32) (rrs []dns.RR, ok bool) {
 	return nil, false
 }
 
-// covers tells whether there are names below the owner that are ours and not the cluster's.
-func (t *Table) covers(owner string, c *cluster) bool {
-	for name, n := range t.nodes {
-		if n.cluster != c && in(name, owner) {
-			return true
+// Serials are those of the zones that can be transferred, by name.
+func (t *Table) Serials() map[string]uint32 {
+	serials := map[string]uint32{}
+	for _, n := range t.nodes {
+		if n.global == nil {
+			continue
+		}
+		for _, o := range n.global.sorted {
+			if o.apex {
+				serials[o.name] = o.zone.soa[0].(*dns.SOA).Serial
+			}
 		}
 	}
-	return false
+	return serials
+}
+
+// covers tells whether there are names at the owner or below that are ours and not the cluster's.
+func (t *Table) covers(owner string, c *cluster) bool {
+	of, known := t.whose()[canonical(owner)]
+	return known && of != c
+}
+
+// owners are, for each name that the table knows and those above, whose the names there and below are; nil: ours, or
+// those of several clusters.
+func (t *Table) owners() map[string]*cluster {
+	owners := make(map[string]*cluster, 2*len(t.nodes))
+	for name, n := range t.nodes {
+		for off, end := 0, false; ; off, end = dns.NextLabel(name, off) {
+			at := name[off:]
+			if end {
+				at = "."
+			}
+			if of, known := owners[at]; known && of != n.cluster {
+				owners[at] = nil
+			} else {
+				owners[at] = n.cluster
+			}
+			if end {
+				break
+			}
+		}
+	}
+	return owners
 }
 
 // Zone is the sub-domain of the cluster, the global zone, or else the mesh domain, that the name belongs to.
@@ -414,7 +490,7 @@ func (m *Match) Link() string {
 
 // Upstream is the DNS service that is asked for the name; not valid if none is.
 func (m *Match) Upstream() netip.AddrPort {
-	if c := m.of(); c != nil && c.upstream != nil {
+	if c := m.of(); c != nil && c.upstream != nil && !c.loads() {
 		return c.addr
 	}
 	return netip.AddrPort{}

@@ -272,12 +272,27 @@ func TestAuthority(t *testing.T) {
 		{"NS.dns.kubelink.", dns.TypeAAAA, 0, "NS.dns.kubelink. 5 IN AAAA fd00::11 / / /"},
 		{"ns.dns.kubelink.", dns.TypeMX, 0, "/ " + soa + " / /"},
 		{"x.ns.dns.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
+		{"kubelink2.kubelink.", dns.TypeDS, 0, "/ " + soa + " / /"}, // the parent's
 		{"nobody.other.kubelink.", dns.TypeA, dns.RcodeNameError, "/ other.kubelink. 5 IN SOA ns.dns.other.kubelink. hostmaster.other.kubelink. 7 7200 1800 86400 5 / /"},
 	} {
 		m, err := ask(t, table, c.name, c.qtype, false, 0)
 		if err != nil || m.Rcode != c.rcode || !m.Authoritative || sections(m) != c.want {
 			t.Errorf("%s %s: %v %s aa %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, dns.RcodeToString[m.Rcode], m.Authoritative, sections(m), c.want)
 		}
+	}
+
+	// A domain in another one: there is something between.
+	nested := New(nil, []mesh.Zone{{Domain: "a.b.kubelink."}, {Domain: "kubelink."}, {Domain: "x.example."}, {Domain: "y.d.a.b.kubelink."}}, up, options)
+	for name, rcode := range map[string]int{"b.kubelink.": 0, "c.b.kubelink.": dns.RcodeNameError, "a.b.kubelink.": 0, "x.a.b.kubelink.": dns.RcodeNameError} {
+		if m, err := ask(t, nested, name, dns.TypeA, false, 0); err != nil || m.Rcode != rcode {
+			t.Errorf("%s: %v, %v", name, err, m)
+		}
+	}
+	if m, _ := ask(t, nested, "d.a.b.kubelink.", dns.TypeA, false, 0); len(m.Ns) != 1 || m.Ns[0].Header().Name != "a.b.kubelink." {
+		t.Errorf("%v", m)
+	}
+	if _, ok := nested.Match("example."); ok {
+		t.Error("what is above a domain is ours")
 	}
 
 	bare := New(nil, zones(netip.AddrPort{}), up, Options{Serial: 1})
@@ -540,6 +555,36 @@ func TestAskedOnceAtATime(t *testing.T) {
 	}
 }
 
+// One cluster that does not answer does not take all sockets.
+func TestAskingIsBounded(t *testing.T) {
+	hold, began := make(chan struct{}), make(chan struct{}, maxWaiting+1)
+	table := New(nil, zones(serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
+		began <- struct{}{}
+		<-hold
+		w.WriteMsg(new(dns.Msg).SetReply(r))
+	})), up, Options{})
+	defer table.Close()
+	u := table.nodes["kubelink2.kubelink."].cluster.upstream
+	u.mu.Lock()
+	u.waiting = maxWaiting - 1
+	u.mu.Unlock()
+	first := make(chan error, 1)
+	go func() { _, err := ask(t, table, web, dns.TypeA, false, 0); first <- err }()
+	<-began
+	begin := time.Now()
+	m, err := ask(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 1232)
+	if code, text := ede(m); err == nil || code != dns.ExtendedErrorCodeNetworkError || !strings.HasSuffix(text, "no answer yet to 1024 queries before this one") || time.Since(begin) > tryTimeout/2 {
+		t.Errorf("after %v: %v, %v", time.Since(begin), err, m)
+	}
+	close(hold)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	if m, err := ask(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || m.Rcode != dns.RcodeSuccess {
+		t.Errorf("%v, %v", err, m)
+	}
+}
+
 // TestUpstreamEnds: the connection manager of an upstream ends when no table holds it.
 func TestUpstreamEnds(t *testing.T) {
 	before := runtime.NumGoroutine()
@@ -559,9 +604,12 @@ func TestUpstreamEnds(t *testing.T) {
 
 // backend answers with its own name, or says why it cannot.
 type backend struct {
-	why   error
-	asked int
+	why     error
+	loading bool
+	asked   int
 }
+
+func (b *backend) Loading() bool { return b.loading }
 
 func (b *backend) Answer(_ context.Context, state *request.Request) (*dns.Msg, error) {
 	b.asked++

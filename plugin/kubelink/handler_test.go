@@ -124,7 +124,17 @@ func start(t *testing.T, body string) (instance **caddy.Instance, addr map[strin
 		i.Stop()
 	})
 	s := i.Servers()[0]
-	return &i, map[string]string{"udp": s.LocalAddr().String(), "tcp": s.Addr().String()}
+	addr = map[string]string{"udp": s.LocalAddr().String(), "tcp": s.Addr().String()}
+	served(t, addr)
+	return &i, addr
+}
+
+// served waits until a server answers in both protocols: stopped before it has begun to serve, it goes on for ever.
+func served(t *testing.T, addr map[string]string) {
+	t.Helper()
+	for network := range addr {
+		ask(t, network, addr, "example.net.", dns.TypeA, 0)
+	}
 }
 
 // setTable makes a table with one cluster behind a link in the given state.
@@ -307,6 +317,10 @@ func TestServe(t *testing.T) {
 
 // setGlobal makes a table of two meshes with global zones and a cluster.
 func (s *stateSource) setGlobal(cluster netip.AddrPort, status zone.Status, names ...mesh.Owner) {
+	s.setSerial(7, cluster, status, names...)
+}
+
+func (s *stateSource) setSerial(serial uint32, cluster netip.AddrPort, status zone.Status, names ...mesh.Owner) {
 	globals := map[string]*zone.Global{}
 	for _, domain := range []string{"kubelink.", "other.kubelink."} {
 		name := "svc.global." + domain
@@ -316,7 +330,7 @@ func (s *stateSource) setGlobal(cluster netip.AddrPort, status zone.Status, name
 				own = append(own, o)
 			}
 		}
-		globals[name] = zone.NewGlobal(domain, mesh.GlobalNames{Zone: name, Apexes: []mesh.Apex{{Name: name, Refresh: 1, Retry: 2, Expire: 3, Minimum: 4}}, Owners: own}, 7, nil)
+		globals[name] = zone.NewGlobal(domain, mesh.GlobalNames{Zone: name, Apexes: []mesh.Apex{{Name: name, Refresh: 1, Retry: 2, Expire: 3, Minimum: 4}}, Owners: own}, serial, nil, nil)
 	}
 	s.table.Store(zone.New(s.table.Load(), []mesh.Zone{
 		{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}, Clusters: []mesh.ClusterZone{
@@ -367,7 +381,12 @@ func TestGlobalAliases(t *testing.T) {
 			}
 		}
 	}
+	// So it is where names of all domains come to kubelink, and nobody follows it.
+	_, all := start(t, ".:0 {\nbind 127.0.0.1\nkubelink\n}")
 	s.setGlobal(cluster, up, names...)
+	if m := ask(t, "udp", all, "far.svc.global.kubelink.", dns.TypeA, 1232); summary(m) != "NOERROR far.svc.global.kubelink. 5 IN CNAME example.com." {
+		t.Errorf("%v", m)
+	}
 	if m := ask(t, "udp", addr, "many.svc.global.kubelink.", dns.TypeA, 512); !m.Truncated {
 		t.Errorf("not truncated: %d records", len(m.Answer))
 	}
@@ -529,7 +548,7 @@ func TestOtherClassesAndOpcodesAreNotOurs(t *testing.T) {
 	k.Next = nil
 	m := new(dns.Msg)
 	m.SetQuestion("example.org.", dns.TypeA)
-	if rcode, err := k.ServeDNS(context.Background(), &test.ResponseWriter{}, m); rcode != dns.RcodeServerFailure || err == nil {
+	if rcode, err := k.ServeDNS(context.Background(), &test.ResponseWriter{}, m); rcode != dns.RcodeRefused || err != nil {
 		t.Errorf("without next: %d %v", rcode, err)
 	}
 }

@@ -103,6 +103,13 @@ func (h *holder) started(s *stanza) {
 	}
 }
 
+// owns tells whether the broker runs for the stanza, or its Corefile has failed to start.
+func (h *holder) owns(s *stanza) (owner, failed bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.owner == s, h.owner != s && !s.running
+}
+
 // table is nil as long as the links are not known.
 func (h *holder) table() *zone.Table {
 	if b := h.broker.Load(); b != nil {

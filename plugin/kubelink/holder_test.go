@@ -94,6 +94,7 @@ func TestReload(t *testing.T) {
 				if m := ask(t, "udp", addr, "example.net.", dns.TypeA, 0); m.Rcode != dns.RcodeSuccess {
 					t.Errorf("step %d: %v", i, m)
 				}
+				served(t, addr)
 			}
 			running := shared.broker.Load() != nil
 			(*instance).ShutdownCallbacks()
@@ -114,11 +115,25 @@ func TestUpdateFails(t *testing.T) {
 	instance, _ := start(t, block("a"))
 	s.took()
 	s.refuse = errors.New("no such interface")
-	if _, err := (*instance).Restart(corefile(block("b"))); err == nil || !strings.Contains(err.Error(), "plugin/kubelink: no such interface") {
+	if _, err := (*instance).Restart(corefile(block("b"))); err == nil || !strings.Contains(err.Error(), "plugin/kubelink: Corefile:3: no such interface") {
 		t.Errorf("%v", err)
 	}
 	if got := s.took(); got != "update b, update a" {
 		t.Errorf("%s", got)
+	}
+}
+
+// The broker is told of which domains it will be asked.
+func TestDomains(t *testing.T) {
+	useStateSource(t)
+	for _, c := range []struct{ body, want string }{
+		{"a.example:0 {\nbind 127.0.0.1\nkubelink {\nmode none\n}\n}\nB.example:0 10.0.0.0/8:0 {\nbind 127.0.0.1\nkubelink\n}\nc.example:0 {\nbind 127.0.0.1\nwhoami\n}", "10.in-addr.arpa. a.example. b.example."},
+		{"a.example:0 {\nbind 127.0.0.1\nkubelink\n}\n" + block("a"), ""},
+	} {
+		start(t, c.body)
+		if got := strings.Join(shared.config.Domains, " "); got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
 	}
 }
 

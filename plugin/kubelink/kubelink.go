@@ -40,50 +40,53 @@ func (k *Kubelink) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 		return k.next(ctx, w, r)
 	}
 
-	table := k.shared.table()
-	if table == nil {
-		return k.notReady(ctx, state)
-	}
-	match, ok := table.Match(state.Name())
-	if !ok {
+	reply, err := k.answer(ctx, state)
+	if reply == nil {
 		return k.next(ctx, w, r)
 	}
-	// A transfer that the transfer plugin does not make.
-	if t := state.QType(); t == dns.TypeAXFR || t == dns.TypeIXFR {
-		queries.WithLabelValues(match.Zone(), dns.RcodeToString[dns.RcodeRefused]).Inc()
-		return dns.RcodeRefused, nil
-	}
-	reply, err := match.Answer(ctx, state)
-	return k.write(w, match.Zone(), reply, err)
-}
-
-// notReady is the reply while the links are not known: that says nothing about a name, neither that it exists nor the
-// contrary.
-func (k *Kubelink) notReady(ctx context.Context, state *request.Request) (int, error) {
-	own := plugin.Zones(k.CacheBypassZones()).Matches(state.Name())
-	if own == "" {
-		return k.next(ctx, state.W, state.Req)
-	}
-	return k.write(state.W, own, zone.Failure(state.Req, dns.ExtendedErrorCodeNotReady, k.shared.notReady()), nil)
-}
-
-// next leaves the query to the next plugin.
-func (k *Kubelink) next(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
-	return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
-}
-
-// write sends the reply. As it is written, no failure may be returned as rcode, lest CoreDNS writes
-// another one; the error goes to the errors plugin.
-func (k *Kubelink) write(w dns.ResponseWriter, zone string, reply *dns.Msg, err error) (int, error) {
-	rcode, ok := dns.RcodeToString[reply.Rcode]
-	if !ok {
-		rcode = "other"
-	}
-	queries.WithLabelValues(zone, rcode).Inc()
+	// As it is written, no failure may be returned as rcode, lest CoreDNS writes another one; the error goes to the
+	// errors plugin.
 	if e := w.WriteMsg(reply); err == nil {
 		err = e
 	}
 	return dns.RcodeSuccess, err
+}
+
+// answer is the reply to a query, counted; nil: the name is not ours. It is not part of ServeDNS for the stack: see
+// zone.Match.Answer.
+func (k *Kubelink) answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
+	table := k.shared.table()
+	if table == nil {
+		return k.notReady(state), nil
+	}
+	match, ok := table.Match(state.Name())
+	if !ok {
+		return nil, nil
+	}
+	if t := state.QType(); t == dns.TypeAXFR || t == dns.TypeIXFR { // that the transfer plugin does not make
+		return count(match.Zone(), new(dns.Msg).SetRcode(state.Req, dns.RcodeRefused)), nil
+	}
+	reply, err := match.Answer(ctx, state)
+	return count(match.Zone(), reply), err
+}
+
+// notReady is the reply while the links are not known: that says nothing about a name, neither that it exists nor the
+// contrary.
+func (k *Kubelink) notReady(state *request.Request) *dns.Msg {
+	own := plugin.Zones(k.CacheBypassZones()).Matches(state.Name())
+	if own == "" {
+		return nil
+	}
+	return count(own, zone.Failure(state.Req, dns.ExtendedErrorCodeNotReady, k.shared.notReady()))
+}
+
+// next leaves the query to the next plugin. Where there is none the name is nobody's: to refuse it is no error that needs
+// to be logged, and an alias to it ends the answer.
+func (k *Kubelink) next(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	if k.Next == nil && k.shared.table() != nil {
+		return dns.RcodeRefused, nil
+	}
+	return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
 }
 
 // Transfer lets the transfer plugin have the global zones that are served here. That

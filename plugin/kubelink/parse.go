@@ -217,7 +217,7 @@ func (p *parser) parse() error {
 		case len(values) > prop.most && prop.most == 0:
 			return p.at(key, "%s takes no value, but %q is given: its presence switches it on", key, strings.Join(values, " "))
 		case len(values) > prop.most:
-			return p.at(key, "%s takes one value, but %q are given", key, strings.Join(values, " "))
+			return p.at(key, "%s takes %s, but %q are given", key, map[int]string{1: "one value", 2: "two values at most"}[prop.most], strings.Join(values, " "))
 		}
 		if err := prop.set(p, values); err != nil {
 			return p.at(key, "%s: %v", strings.Join(append([]string{key}, values...), " "), err)
@@ -479,6 +479,8 @@ func cidr(to *netip.Prefix, v string) error {
 		return errors.New("write an IPv4 network in its own form, such as 100.64.0.0/20")
 	case p != p.Masked():
 		return fmt.Errorf("an address, not a network: did you mean %s?", p.Masked())
+	case p.Bits() == 0:
+		return errors.New("all addresses there are, not a network, such as 100.64.0.0/20")
 	}
 	*to = p
 	return nil

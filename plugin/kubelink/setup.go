@@ -5,10 +5,13 @@ package kubelink
 
 import (
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/plugin/transfer"
 
 	"github.com/mandelsoft/kubelink/broker"
 )
@@ -32,7 +35,8 @@ var shared = &holder{newBroker: func(cfg broker.Config) (Broker, error) { return
 // stanza is what all kubelink stanzas of a Corefile say together: one may have properties.
 type stanza struct {
 	config broker.Config
-	place  string // file:line of the one with properties; empty: there is none
+	zones  []string // of all server blocks, sorted
+	place  string   // file:line of the one with properties; empty: there is none
 
 	running bool // its Corefile has started in full; guarded by the holder
 }
@@ -47,7 +51,13 @@ func setup(c *caddy.Controller) error {
 		h := shared
 		c.OnStartup(func() error {
 			if err := h.apply(s); err != nil {
+				if s.place != "" {
+					err = fmt.Errorf("%s: %w", s.place, err)
+				}
 				return plugin.Error(pluginName, err)
+			}
+			if text := s.config.Unasked(s.config.MeshDomain); text != "" && s.config.Address.IsValid() {
+				log.Warningf("%s: %s", s.place, text)
 			}
 			return nil
 		})
@@ -60,10 +70,25 @@ func setup(c *caddy.Controller) error {
 
 	k := &Kubelink{stanza: s, shared: shared}
 	for _, z := range plugin.OriginsFromArgsOrServerBlock(nil, c.ServerBlockKeys) {
+		if at, known := slices.BinarySearch(s.zones, z); !known { // their order means nothing
+			s.zones = slices.Insert(s.zones, at, z)
+		}
 		if z != "." {
 			k.zones = append(k.zones, z)
 		}
 	}
+	if s.config.Domains = s.zones; slices.Contains(s.zones, ".") {
+		s.config.Domains = nil // all
+	}
+	stopped := make(chan struct{})
+	stop := sync.OnceFunc(func() { close(stopped) }) // caddy may say it twice
+	c.OnStartup(func() error {
+		if t, ok := dnsserver.GetConfig(c).Handler("transfer").(*transfer.Transfer); ok {
+			go k.notify(stopped, t.Notify)
+		}
+		return nil
+	})
+	c.OnShutdown(func() error { stop(); return nil })
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
 		k.Next = next
 		return k

@@ -43,6 +43,7 @@ type Cluster struct {
 	bed       *Bed
 	pki       pki
 	apiserver *Process
+	customDNS map[string]string // files that the cluster DNS imports; nil: not there yet
 }
 
 // Node is a machine that runs pods.

@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"time"
 
 	"github.com/miekg/dns"
@@ -69,9 +71,6 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	if err := os.WriteFile(c.file("Corefile"), []byte(text), 0o644); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(c.file(customDNS), 0o755); err != nil {
-		return err
-	}
 	if err := c.StubDomain(ctx, "kubelink"); err != nil {
 		return err
 	}
@@ -80,10 +79,9 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	if err := c.Client.Create(ctx, config); err != nil {
 		return err
 	}
-	if _, err := c.projectCustomDNS(ctx); err != nil { // CoreDNS shall start with it
+	if _, _, err := c.projectCustomDNS(ctx); err != nil { // CoreDNS shall start with it
 		return err
 	}
-	go c.followCustomDNS(c.bed.ctx)
 	pod, err := c.Pod(ctx, "coredns", PodOptions{Namespace: "kube-system", Labels: labels, ServiceAccount: "coredns"})
 	if err != nil {
 		return err
@@ -99,7 +97,7 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	if _, err := c.Service(ctx, "kube-dns", labels, ports, ServiceOptions{Namespace: "kube-system", ClusterIP: c.DNSAddress}); err != nil {
 		return err
 	}
-	return server.until(ctx, "cluster DNS of "+c.Name, func(ctx context.Context) error {
+	err = server.until(ctx, "cluster DNS of "+c.Name, func(ctx context.Context) error {
 		answer, err := pod.Query(ctx, "kubernetes.default.svc.cluster.local.", dns.TypeA)
 		if err != nil {
 			return err
@@ -107,8 +105,12 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 		if len(answer.Answer) == 0 {
 			return errors.New(dns.RcodeToString[answer.Rcode])
 		}
-		return nil
+		return server.logged(watchesFiles, 1)
 	})
+	if err == nil {
+		go c.followCustomDNS(c.bed.ctx, server)
+	}
+	return err
 }
 
 // StubDomain makes the cluster DNS send questions below a domain to kubelink's DNS service. The bed does it for the domain
@@ -120,7 +122,7 @@ func (c *Cluster) StubDomain(ctx context.Context, domain string) error {
 const customDNS = "coredns-custom"
 
 // CustomDNS writes a key of the ConfigMap kube-system/coredns-custom, which it creates where it is missing; empty text
-// removes the key. The cluster DNS sees it within three seconds.
+// removes the key. The cluster DNS sees it within three seconds, unless it reloads: then later.
 func (c *Cluster) CustomDNS(ctx context.Context, key, text string) error {
 	custom := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: customDNS}}
 	err := c.Client.Get(ctx, client.ObjectKeyFromObject(custom), custom)
@@ -142,25 +144,42 @@ func (c *Cluster) CustomDNS(ctx context.Context, key, text string) error {
 }
 
 // projectCustomDNS does what kubelet does with a ConfigMap that is an optional volume: the folder is as the ConfigMap is
-// now. It returns the version of that.
-func (c *Cluster) projectCustomDNS(ctx context.Context) (version string, err error) {
+// now. It returns the version of that, and whether files changed.
+func (c *Cluster) projectCustomDNS(ctx context.Context) (version string, changed bool, err error) {
 	list := &corev1.ConfigMapList{}
 	if err := c.Client.List(ctx, list, onlyCustomDNS...); err != nil {
-		return "", err
+		return "", false, err
 	}
 	files := map[string]string{}
 	for _, custom := range list.Items {
-		files = custom.Data
+		maps.Copy(files, custom.Data)
 	}
-	return list.ResourceVersion, c.writeCustomDNS(files)
+	changed, err = c.writeCustomDNS(files)
+	return list.ResourceVersion, changed, err
 }
 
 var onlyCustomDNS = []client.ListOption{client.InNamespace("kube-system"), client.MatchingFields{"metadata.name": customDNS}}
 
-// followCustomDNS projects each change until ctx ends. The API server may go and come.
-func (c *Cluster) followCustomDNS(ctx context.Context) {
+// What the cluster DNS logs when it will notice changes of its files from now on, and when it is done with a change.
+var (
+	watchesFiles = regexp.MustCompile("plugin/reload: Running configuration")
+	reloaded     = regexp.MustCompile("Reloading complete|Corefile changed but reload failed|Corefile parse failed")
+)
+
+// followCustomDNS projects each change until ctx ends. The API server may go and come. CoreDNS would never notice a change
+// of an imported file while it reloads (https://github.com/coredns/coredns/issues/6243), which kubelet's pace of about a
+// minute makes unlikely: here a change waits for the reload before.
+func (c *Cluster) followCustomDNS(ctx context.Context, server *Process) {
 	for ctx.Err() == nil {
-		if version, err := c.projectCustomDNS(ctx); err == nil {
+		reloads := len(reloaded.FindAllString(server.Log(), -1))
+		version, changed, err := c.projectCustomDNS(ctx)
+		if changed {
+			// Files that say the same make no reload: go on after some time.
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			_ = server.until(ctx, "reload", func(context.Context) error { return server.logged(reloaded, reloads+1) })
+			cancel()
+		}
+		if err == nil {
 			since := &client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: version}}
 			if changes, err := c.Client.Watch(ctx, &corev1.ConfigMapList{}, append(onlyCustomDNS[:2:2], since)...); err == nil {
 				<-changes.ResultChan() // or its end
@@ -175,23 +194,26 @@ func (c *Cluster) followCustomDNS(ctx context.Context) {
 	}
 }
 
-// writeCustomDNS makes the folder have the files, and no others.
-func (c *Cluster) writeCustomDNS(files map[string]string) error {
-	dir := c.file(customDNS)
-	there, err := os.ReadDir(dir)
-	if err != nil {
-		return err
+// writeCustomDNS makes the folder have the files, and no others, in one step: CoreDNS must not read half a change. As kubelet
+// does, it makes another folder and changes a link; nobody needs the former folders back.
+func (c *Cluster) writeCustomDNS(files map[string]string) (changed bool, err error) {
+	if c.customDNS != nil && maps.Equal(files, c.customDNS) {
+		return false, nil
 	}
-	var errs []error
-	for _, f := range there {
-		if _, wanted := files[f.Name()]; !wanted {
-			errs = append(errs, os.Remove(filepath.Join(dir, f.Name())))
-		}
+	link := c.file(customDNS)
+	dir, err := os.MkdirTemp(filepath.Dir(link), customDNS+"-")
+	if err != nil {
+		return false, err
 	}
 	for name, text := range files {
-		path := filepath.Join(dir, name)
-		// In one step: CoreDNS must not read half a file.
-		errs = append(errs, os.WriteFile(path+".new", []byte(text), 0o644), os.Rename(path+".new", path))
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return false, err
+		}
 	}
-	return errors.Join(errs...)
+	next := dir + ".link"
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Symlink(dir, next), os.Rename(next, link)); err != nil {
+		return false, err
+	}
+	c.customDNS = files
+	return true, nil
 }

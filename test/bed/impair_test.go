@@ -93,7 +93,7 @@ func TestImpairments(t *testing.T) {
 	t.Run("rate", func(t *testing.T) {
 		undo := must(Rate(ctx, two, 80e6, 50*time.Millisecond))(t)
 		took := fetch(t, 10e6)
-		if took < 900*time.Millisecond || took > 2*time.Second {
+		if took < 900*time.Millisecond || took > 4*time.Second { // timers may be late
 			t.Errorf("10 MB at 10 MB/s took %s", took)
 		}
 		check(t, undo())

@@ -92,7 +92,14 @@ func (h *Host) Query(ctx context.Context, name string, kind uint16) (*dns.Msg, e
 	if !h.dns.server.IsValid() {
 		return nil, fmt.Errorf("%s: has no name server", h.Name)
 	}
-	return h.QueryAt(ctx, "udp", netip.AddrPortFrom(h.dns.server, 53), name, kind)
+	server := netip.AddrPortFrom(h.dns.server, 53)
+	first, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	m, err := h.QueryAt(first, "udp", server, name, kind)
+	if err != nil && first.Err() != nil && ctx.Err() == nil { // a datagram may be lost
+		m, err = h.QueryAt(ctx, "udp", server, name, kind)
+	}
+	return m, err
 }
 
 // QueryAt asks a name server over "udp" or "tcp", with EDNS.

@@ -84,12 +84,15 @@ func (p *Process) WaitLog(ctx context.Context, expression string) error {
 	if err != nil {
 		return err
 	}
-	return p.until(ctx, "log of "+p.Name+" to match "+expression, func(context.Context) error {
-		if !re.MatchString(p.Log()) {
-			return errors.New("no match yet")
-		}
-		return nil
-	})
+	return p.until(ctx, "log of "+p.Name+" to match "+expression, func(context.Context) error { return p.logged(re, 1) })
+}
+
+// logged is an error until the program's log matches the expression so many times.
+func (p *Process) logged(re *regexp.Regexp, times int) error {
+	if n := len(re.FindAllString(p.Log(), times)); n < times {
+		return fmt.Errorf("%d matches of %s in the log", n, re)
+	}
+	return nil
 }
 
 // Kill sends a signal and does not wait.

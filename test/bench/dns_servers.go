@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
 )
@@ -199,7 +200,7 @@ func inParallel(ctx context.Context, n int, f func(ctx context.Context, i int) e
 
 // createLink makes the link to the cluster, as if it was another one, with access to its API.
 func (p *nameServers) createLink(ctx context.Context) error {
-	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "coredns"}}
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}} // that of the bed's DNS
 	token := &authenticationv1.TokenRequest{}
 	if err := p.broker.Client.SubResource("token").Create(ctx, account, token); err != nil {
 		return err
@@ -209,7 +210,9 @@ func (p *nameServers) createLink(ctx context.Context) error {
 		return err
 	}
 	secret := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: remoteLink + "-access"},
+		// As if the cluster had announced it. What a user sets is told to be of no use by the brokers that use the DNS service, and
+		// not by the others: they would write the status of the link in turns, for ever, beside what is measured.
+		ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: mesh.AnnouncedSecret + remoteLink},
 		StringData: map[string]string{"token": token.Status.Token, "certificate-authority-data": ca.Data["ca.crt"]},
 	}
 	if err := p.broker.Client.Create(ctx, secret); err != nil {

@@ -589,7 +589,12 @@ func TestPeerStopsReading(t *testing.T) {
 			}
 		}
 	})
-	rate := speed(stopped, bulk)
+	var rates []float64 // the machine may be somebody else's for a while
+	for range int(stopped / (5 * time.Second)) {
+		rates = append(rates, speed(5*time.Second, bulk))
+	}
+	slices.Sort(rates)
+	rate := rates[len(rates)/2]
 	close(quit)
 	wg.Wait()
 	if largest > base+most {

@@ -89,6 +89,7 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 		}
 		return nil
 	})
+	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateDown)) // that is written later
 	must(t, brokers[2].Launch())
 	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateUp))
 	back := within(t, time.Second, "the address to be back", func(ctx context.Context) error {

@@ -142,7 +142,7 @@ func TestCertificateReplaced(t *testing.T) {
 
 	// An unusable one is reported, and the old one stays in use.
 	must(t, b.TLSSecret(ctx, fleet.Namespace, fleet.Secret, []byte("x"), []byte("y"), f.CA.PEM))
-	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "secret kube-system/kubelink-tls", "tls.crt"))
+	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "secret kubelink/kubelink-tls", "tls.crt"))
 	reach(t, time.Second, clients[0], servers[1].service)
 	must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
 	must(t, f.WaitMesh(ctx))
@@ -290,6 +290,8 @@ func TestShutdown(t *testing.T) {
 func TestAPIServerAway(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	b := brokers[0]
+	text := b.Corefile()
+	defer func() { must(t, b.SetCorefile(text)); must(t, b.Reload(ctx)); must(t, f.WaitMesh(ctx)) }()
 	must(t, b.StopAPIServer(ctx))
 	restored := false
 	defer func() {
@@ -313,6 +315,20 @@ func TestAPIServerAway(t *testing.T) {
 			t.Errorf("after %s: %v", time.Duration(i)*500*time.Millisecond, err)
 		}
 		if i == 10 {
+			must(t, brokers[2].Kill(ctx, syscall.SIGKILL))
+			within(t, 2*time.Second, "names of a dead peer to fail", func(ctx context.Context) error {
+				return fails(ctx, b, serverName(2), "kubelink3", "Down")
+			})
+		}
+		// No controllers run after a change of the Corefile: they begin with what the API server tells. Names follow links
+		// all the same.
+		if i == 20 {
+			must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", "dns-propagation dns\n            dns-advertisement", 1)))
+			must(t, b.Reload(ctx))
+			must(t, brokers[2].Launch())
+			within(t, 10*time.Second, "names of the peer to be back", func(ctx context.Context) error {
+				return answers(ctx, b, serverName(2), servers[2].service)
+			})
 			must(t, brokers[2].Kill(ctx, syscall.SIGKILL))
 			within(t, 2*time.Second, "names of a dead peer to fail", func(ctx context.Context) error {
 				return fails(ctx, b, serverName(2), "kubelink3", "Down")

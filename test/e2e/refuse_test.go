@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -195,9 +196,13 @@ func TestIngress(t *testing.T) {
 		}
 		return nil
 	})
-	if v, _ := brokers[0].Metric(ctx, droppedSeries("kubelink2", "destination")); v == 0 {
-		t.Error("not counted")
-	}
+	within(t, 2*time.Second, "dropped packets to be counted", func(ctx context.Context) error {
+		v, err := brokers[0].Metric(ctx, droppedSeries("kubelink2", "destination"))
+		if err == nil && v == 0 {
+			err = errors.New("not counted")
+		}
+		return err
+	})
 	must(t, brokers[0].Apply(ctx, link))
 	reach(t, 2*time.Second, clients[1], servers[0].service)
 

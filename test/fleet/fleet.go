@@ -27,7 +27,7 @@ import (
 
 // Names in the manifests.
 const (
-	Namespace = "kube-system"
+	Namespace = "kubelink"
 	Secret    = "kubelink-tls"
 	Account   = "kubelink"
 )
@@ -137,7 +137,7 @@ func (b *Broker) Manifest(file string) (string, error) {
 
 // install applies the manifests, issues the certificate, and makes the pod that the Deployment would.
 func (b *Broker) install(ctx context.Context, edit func(string) string) error {
-	for _, file := range []string{"base/rbac.yaml", "base/services.yaml"} {
+	for _, file := range []string{"base/namespace.yaml", "base/rbac.yaml", "base/services.yaml"} {
 		text, err := b.Manifest(file)
 		if err != nil {
 			return err
@@ -351,10 +351,22 @@ func (f *Fleet) Mesh(ctx context.Context) error {
 	return f.WaitMesh(ctx)
 }
 
-// WaitMesh waits until all links that Mesh makes are up.
+// WaitMesh waits until all links that Mesh makes are up: for the brokers that run, as the API may show what was before they
+// were started, and in the API.
 func (f *Fleet) WaitMesh(ctx context.Context) error {
 	for _, a := range f.Brokers {
 		for _, b := range f.Brokers {
+			if a != b {
+				if err := bed.Until(ctx, fmt.Sprintf("link %s of %s to be connected", b.Name, a.Name), func(ctx context.Context) error {
+					v, err := a.Metric(ctx, fmt.Sprintf("coredns_kubelink_link_up{link=%q}", b.Name))
+					if err == nil && v != 1 {
+						err = errors.New("it is not")
+					}
+					return err
+				}); err != nil {
+					return err
+				}
+			}
 			if err := a.WaitState(ctx, b.Name, v1alpha1.StateUp); err != nil {
 				return err
 			}
