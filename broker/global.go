@@ -182,7 +182,9 @@ func (r *reconciler) globals(ctx context.Context, zones []mesh.Zone) error {
 	r.writer.wantReports(differing(entries.Items, hosted.Items, &names, &g.reports))
 	next.built = time.Now()
 	next.took = next.built.Sub(begin)
-	b.globals = next
+	if b.globals = next; next.early {
+		time.AfterFunc(time.Second, b.wake) // nothing else may happen until then
+	}
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"reflect"
@@ -170,6 +171,60 @@ func TestNextSerial(t *testing.T) {
 		if serial := nextSerial(c.highest, now); serial != c.want {
 			t.Errorf("%d: %d", c.highest, serial)
 		}
+	}
+}
+
+// lists is an API that only lists entries.
+type lists struct {
+	client.Client
+	entries []coredns.CoreDNSEntry
+}
+
+func (a *lists) List(_ context.Context, list client.ObjectList, _ ...client.ListOption) error {
+	if l, ok := list.(*coredns.CoreDNSEntryList); ok {
+		l.Items = a.entries
+	}
+	return nil
+}
+
+// Two changes within a second have one serial at first. The next one comes by itself: nothing else needs to happen.
+func TestSerialIsDue(t *testing.T) {
+	const name = "svc.global.kubelink."
+	woken := make(chan event.GenericEvent, 1)
+	api := &lists{}
+	w := testWriter(api)
+	w.b.events.Store(&woken)
+	watch := newGlobalWatch(w.b)
+	watch.synced.Store(true)
+	r := &reconciler{b: w.b, client: api, writer: w, watch: watch}
+	build := func() (serial uint32) {
+		if err := r.globals(t.Context(), []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: name}}}); err != nil {
+			t.Fatal(err)
+		}
+		rrs, _ := w.b.globals.zones[name].Transfer(name, 0)
+		return rrs[0].(*dns.SOA).Serial
+	}
+	serial := build()
+	for i := 0; !w.b.globals.early; i++ { // until two are in one second
+		api.entries = []coredns.CoreDNSEntry{{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x"},
+			Spec:       coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"x." + name}, TXT: []coredns.Text{coredns.Text(fmt.Sprint(i))}},
+		}}
+		watch.changed()
+		<-woken
+		w.b.globals.took = 0 // no pause, the end of which would be another reason to build
+		serial = build()
+	}
+	timeout := time.After(5 * time.Second)
+	for next := serial; next == serial; next = build() {
+		select {
+		case <-woken:
+		case <-timeout:
+			t.Fatalf("the serial stays %d", serial)
+		}
+	}
+	if w.b.globals.early {
+		t.Error("one more is due")
 	}
 }
 
