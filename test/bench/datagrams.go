@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 const (
@@ -72,7 +72,7 @@ type datagrams struct {
 }
 
 // openDatagrams makes the client's socket. For a download the server learns the client's address as it sees it.
-func openDatagrams(client *bed.Host, server socket, to netip.AddrPort, d direction) (*datagrams, error) {
+func openDatagrams(client *testbed.Host, server socket, to netip.AddrPort, d direction) (*datagrams, error) {
 	near, err := dial(client, unix.SOCK_DGRAM, to)
 	if err != nil {
 		return nil, err
@@ -323,7 +323,7 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 const never = time.Hour
 
 // ping sends a datagram at every interval, whatever becomes of those before: a slow answer must not slow the questions.
-func ping(client *bed.Host, to netip.AddrPort, interval, d time.Duration) (echoes, error) {
+func ping(client *testbed.Host, to netip.AddrPort, interval, d time.Duration) (echoes, error) {
 	s, err := dial(client, unix.SOCK_DGRAM, to)
 	if err != nil {
 		return echoes{}, err

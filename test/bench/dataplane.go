@@ -1,7 +1,7 @@
 package main
 
 // This file compares ways between two clusters: who takes part, what is measured, and in which order. All that takes part
-// runs on one bed at the same time, and is measured in turns, so that a machine that changes its pace does so for all.
+// runs on one test bed at the same time, and is measured in turns, so that a machine that changes its pace does so for all.
 
 import (
 	"context"
@@ -23,8 +23,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // offloadOff is the property of the kubelink stanza that makes the TUN a plain one.
@@ -70,7 +70,7 @@ type contender struct {
 	device  string                 // of the tunnel
 	enter   func() error           // makes it ready for its turn
 	state   func() (string, error) // what must not change during a turn
-	tunnels func() []*bed.Process
+	tunnels func() []*testbed.Process
 	profile string // where its processes serve profiles, on their nodes
 }
 
@@ -81,13 +81,13 @@ func (c *contender) pids() (pids []int) {
 	return pids
 }
 
-// dataplane is the bed with all who take part.
+// dataplane is the test bed with all who take part.
 type dataplane struct {
 	choice
 	pace
 	fleet                     *fleet.Fleet
 	one, two                  *fleet.Broker
-	client, server            *bed.Pod
+	client, server            *testbed.Pod
 	streams, datagrams, echos socket // the server's
 	contenders                []*contender
 	offload                   bool // what the brokers run with
@@ -137,10 +137,10 @@ func measureDataplane(ctx context.Context, o choice) (*results, error) {
 
 // furnish makes pods, services and tunnels.
 func (p *dataplane) furnish(ctx context.Context) (err error) {
-	if p.server, err = p.two.Pod(ctx, "server", bed.PodOptions{}); err != nil {
+	if p.server, err = p.two.Pod(ctx, "server", testbed.PodOptions{}); err != nil {
 		return err
 	}
-	if p.client, err = p.one.Pod(ctx, "client", bed.PodOptions{}); err != nil {
+	if p.client, err = p.one.Pod(ctx, "client", testbed.PodOptions{}); err != nil {
 		return err
 	}
 	if p.streams, err = listen(p.server.Host, unix.SOCK_STREAM, streamPort); err != nil {
@@ -155,7 +155,7 @@ func (p *dataplane) furnish(ctx context.Context) (err error) {
 	go serveEcho(p.echos)
 	service := func(name string) (netip.Addr, error) {
 		return p.two.Service(ctx, name, map[string]string{"app": "server"},
-			[]corev1.ServicePort{bed.TCPPort(streamPort), bed.UDPPort(datagramPort), bed.UDPPort(echoPort)}, bed.ServiceOptions{})
+			[]corev1.ServicePort{testbed.TCPPort(streamPort), testbed.UDPPort(datagramPort), testbed.UDPPort(echoPort)}, testbed.ServiceOptions{})
 	}
 	linked, err := service("linked")
 	if err != nil {
@@ -169,7 +169,7 @@ func (p *dataplane) furnish(ctx context.Context) (err error) {
 			continue
 		}
 		c := &contender{name: known.name, enter: func() error { return nil }, state: func() (string, error) { return "", nil },
-			tunnels: func() []*bed.Process { return nil }}
+			tunnels: func() []*testbed.Process { return nil }}
 		switch c.name {
 		case plainPath:
 			if err := p.publish(ctx); err != nil {
@@ -185,12 +185,12 @@ func (p *dataplane) furnish(ctx context.Context) (err error) {
 				return err
 			}
 			c.device, c.state, c.profile = wireguardDevice, w.state, wireguardProfile
-			c.tunnels = func() []*bed.Process { return w.processes }
+			c.tunnels = func() []*testbed.Process { return w.processes }
 		default:
 			c.to, c.device, c.profile = linked, "kubelink", brokerProfile
 			c.enter = func() error { return p.setOffload(ctx, c.name == bridgeLink) }
 			c.state = func() (string, error) { return p.linksUp(ctx) }
-			c.tunnels = func() []*bed.Process { return []*bed.Process{p.one.Process, p.two.Process} }
+			c.tunnels = func() []*testbed.Process { return []*testbed.Process{p.one.Process, p.two.Process} }
 		}
 		p.contenders = append(p.contenders, c)
 	}
@@ -206,7 +206,7 @@ func (p *dataplane) publish(ctx context.Context) error {
 		number   int
 	}{{"tcp", streamPort}, {"udp", datagramPort}, {"udp", echoPort}} {
 		for _, hop := range []struct {
-			host     *bed.Host
+			host     *testbed.Host
 			from, to netip.Addr
 		}{{p.two.Router, p.two.PublicAddress, gateway.Address}, {gateway.Host, gateway.Address, p.server.Address}} {
 			if _, err := hop.host.Iptables(ctx, "-t", "nat", "-I", "PREROUTING", "-d", hop.from.String(), "-p", port.protocol,
@@ -280,7 +280,7 @@ func (p *dataplane) turn(ctx context.Context, c *contender, round int) error {
 		return err
 	}
 	// A link that is up may be one that a restarted process does not have yet.
-	if err := bed.Until(ctx, "the path", func(context.Context) error {
+	if err := testbed.Until(ctx, "the path", func(context.Context) error {
 		_, err := ping(p.client.Host, netip.AddrPortFrom(c.to, echoPort), 10*time.Millisecond, 50*time.Millisecond)
 		return err
 	}); err != nil {
@@ -545,13 +545,13 @@ func (p *dataplane) startProfiles(ctx context.Context, c *contender, measure str
 // describe tells how to look at what runs.
 func (p *dataplane) describe() {
 	fmt.Println("\nrounds go on until Ctrl-C; meanwhile, in another terminal:")
-	fmt.Println(" ", bed.Enter("perf top")+"   # or any other program, inside of the bed")
+	fmt.Println(" ", testbed.Enter("perf top")+"   # or any other program, inside of the bed")
 	for _, c := range p.contenders {
 		for _, t := range c.tunnels() {
-			fmt.Printf("  %-10s %s: PID %d inside of the bed\n", c.name, t.Name, t.PID())
+			fmt.Printf("  %-10s %s: PID %d inside of the test bed\n", c.name, t.Name, t.PID())
 		}
 	}
-	for _, h := range []*bed.Host{p.client.Host, p.one.Gateway().Host, p.two.Gateway().Host, p.server.Host} {
+	for _, h := range []*testbed.Host{p.client.Host, p.one.Gateway().Host, p.two.Gateway().Host, p.server.Host} {
 		fmt.Printf("  %-22s %s\n", h.Name, h.Enter())
 	}
 	fmt.Println()

@@ -22,9 +22,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/peer"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // Who takes part.
@@ -74,18 +74,18 @@ type server struct {
 	address netip.AddrPort
 	profile string // address of its profiles; empty: none
 	asked   map[string]*names
-	process *bed.Process
+	process *testbed.Process
 	guess   map[string]float64 // queries per second, by kind of names: how many fresh names a run takes
 }
 
-// nameServers is the bed with all who take part.
+// nameServers is the test bed with all who take part.
 type nameServers struct {
 	choice
 	load, latency time.Duration // how long queries per second and latencies are measured
 	entries       int           // objects of the global domain
 	fleet         *fleet.Fleet
 	broker        *fleet.Broker // of the fleet; it is stopped but for what is measured of it
-	host          *bed.Host     // of servers and load
+	host          *testbed.Host // of servers and load
 	dir           string
 	servers       []*server
 	stubs         *peer.Stubs // the other ends of many links

@@ -24,8 +24,8 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // furnish makes what the names are of, and starts the servers.
@@ -173,7 +173,7 @@ func (p *nameServers) createServices(ctx context.Context) ([]netip.Addr, error) 
 		o := &corev1.Service{
 			// They are names only: kube-proxy need not care.
 			ObjectMeta: metav1.ObjectMeta{Namespace: benchNamespace, Name: fmt.Sprintf("s-%04d", i), Labels: map[string]string{"service.kubernetes.io/service-proxy-name": "none"}},
-			Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{bed.TCPPort(80)}},
+			Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{testbed.TCPPort(80)}},
 		}
 		if err := p.broker.Client.Create(ctx, o); err != nil {
 			return err
@@ -200,7 +200,7 @@ func inParallel(ctx context.Context, n int, f func(ctx context.Context, i int) e
 
 // createLink makes the link to the cluster, as if it was another one, with access to its API.
 func (p *nameServers) createLink(ctx context.Context) error {
-	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}} // that of the bed's DNS
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}} // that of the test bed's DNS
 	token := &authenticationv1.TokenRequest{}
 	if err := p.broker.Client.SubResource("token").Create(ctx, account, token); err != nil {
 		return err
@@ -236,7 +236,7 @@ func (p *nameServers) createEntries(ctx context.Context) error {
 // settleEntries waits until the broker has written the states of all entries, which takes minutes: beside that nothing can be
 // measured.
 func (p *nameServers) settleEntries(ctx context.Context) error {
-	return bed.Until(ctx, "the states of the entries", func(ctx context.Context) error {
+	return testbed.Until(ctx, "the states of the entries", func(ctx context.Context) error {
 		list := &unstructured.UnstructuredList{}
 		list.SetGroupVersionKind(newEntry("", "").GroupVersionKind())
 		if err := p.broker.Client.List(ctx, list, client.InNamespace(benchNamespace)); err != nil {
@@ -307,7 +307,7 @@ func (p *nameServers) start(ctx context.Context, s *server, plugins string) (err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	return bed.Until(ctx, "its answers", func(ctx context.Context) error {
+	return testbed.Until(ctx, "its answers", func(ctx context.Context) error {
 		select {
 		case <-s.process.Done():
 			return fmt.Errorf("it has ended: %s", s.process.Log())

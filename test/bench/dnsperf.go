@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // perf is one run of dnsperf, with 100 queries under way at any time unless the rate is limited.
@@ -32,7 +32,7 @@ type perfResult struct {
 }
 
 // run asks the server from the host. Anything but the expected answer to every query is an error.
-func (p perf) run(ctx context.Context, from *bed.Host) (r perfResult, err error) {
+func (p perf) run(ctx context.Context, from *testbed.Host) (r perfResult, err error) {
 	args := []string{"-s", p.server.Addr().String(), "-p", strconv.Itoa(int(p.server.Port())), "-d", p.questions, "-t", "2"}
 	if p.duration == 0 {
 		args = append(args, "-n", "1")

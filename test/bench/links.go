@@ -22,8 +22,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/peer"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 const (
@@ -117,7 +117,7 @@ func (p *nameServers) startLinks(ctx context.Context, round int) error {
 	}
 	profile := func() error { return nil }
 	if p.profile != "" {
-		if err := bed.Until(ctx, "profiles", func(ctx context.Context) error {
+		if err := testbed.Until(ctx, "profiles", func(ctx context.Context) error {
 			_, err := p.host.Get(ctx, "http://"+brokerProfile+"/debug/pprof/")
 			return err
 		}); err != nil {
@@ -171,7 +171,7 @@ func (p *nameServers) outage(ctx context.Context, s *peer.Stub, name string, dow
 		return lost, back, err
 	}
 	back, err = p.after(ctx, name, up, func(ctx context.Context) error {
-		return s.Up(ctx, netip.AddrPortFrom(p.broker.Gateway().Address, bed.BrokerPort).String(), p.broker.FQDN)
+		return s.Up(ctx, netip.AddrPortFrom(p.broker.Gateway().Address, testbed.BrokerPort).String(), p.broker.FQDN)
 	})
 	return lost, back, err
 }

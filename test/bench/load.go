@@ -20,7 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // patience is how long a socket may make no progress. It is far beyond what a working path needs.
@@ -30,7 +30,7 @@ const patience = 10 * time.Second
 type socket int
 
 // open makes a socket in the host's network namespace.
-func open(h *bed.Host, kind int) (socket, error) {
+func open(h *testbed.Host, kind int) (socket, error) {
 	var fd int
 	if err := h.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
@@ -54,7 +54,7 @@ func (s socket) timeout(option int, d time.Duration) error {
 func (s socket) close() { unix.Close(int(s)) }
 
 // dial connects from the host. For datagrams it only sets the destination.
-func dial(h *bed.Host, kind int, to netip.AddrPort) (socket, error) {
+func dial(h *testbed.Host, kind int, to netip.AddrPort) (socket, error) {
 	s, err := open(h, kind)
 	if err != nil {
 		return -1, err
@@ -74,7 +74,7 @@ func dial(h *bed.Host, kind int, to netip.AddrPort) (socket, error) {
 }
 
 // listen binds a socket to a port of the host; a TCP socket also listens.
-func listen(h *bed.Host, kind int, port int) (socket, error) {
+func listen(h *testbed.Host, kind int, port int) (socket, error) {
 	s, err := open(h, kind)
 	if err != nil {
 		return -1, err
@@ -131,7 +131,7 @@ func (s socket) readFull(p []byte) error {
 var tokens atomic.Uint64
 
 // connect makes a TCP connection and returns both of its ends.
-func connect(client *bed.Host, listener socket, to netip.AddrPort) (near, far socket, err error) {
+func connect(client *testbed.Host, listener socket, to netip.AddrPort) (near, far socket, err error) {
 	if near, err = dial(client, unix.SOCK_STREAM, to); err != nil {
 		return -1, -1, err
 	}
@@ -266,7 +266,7 @@ const (
 type flows []*flow
 
 // openFlows makes the connections.
-func openFlows(client *bed.Host, listener socket, to netip.AddrPort, n int, d direction) (flows, error) {
+func openFlows(client *testbed.Host, listener socket, to netip.AddrPort, n int, d direction) (flows, error) {
 	var all flows
 	for range n {
 		near, far, err := connect(client, listener, to)

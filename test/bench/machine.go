@@ -55,7 +55,7 @@ func machineTime() (total time.Duration, err error) {
 	return total, nil
 }
 
-// quiet tells whether somebody else uses the machine, of which /proc of the bed shows no processes: while nothing is
+// quiet tells whether somebody else uses the machine, of which /proc of the test bed shows no processes: while nothing is
 // measured, it should be idle but for the clusters' housekeeping.
 type quiet struct {
 	patience time.Duration // how long to wait for others, over all

@@ -18,8 +18,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 func main() {
@@ -27,7 +27,7 @@ func main() {
 		os.Exit(runWireguard(os.Args[2]))
 	}
 	o := parseFlags()
-	os.Exit(bed.Main(func() int {
+	os.Exit(testbed.Main(func() int {
 		if err := o.run(); err != nil {
 			fmt.Fprintln(os.Stderr, "\nbench: FAILED:", err)
 			return 1
@@ -195,18 +195,18 @@ func apply(ctx context.Context) error {
 	}
 	defer f.Close()
 	one, two := f.Brokers[0], f.Brokers[1]
-	server, err := two.Pod(ctx, "server", bed.PodOptions{})
+	server, err := two.Pod(ctx, "server", testbed.PodOptions{})
 	if err != nil {
 		return err
 	}
 	if err := server.ServeUDPEcho(9000); err != nil {
 		return err
 	}
-	service, err := two.Service(ctx, "server", map[string]string{"app": "server"}, []corev1.ServicePort{bed.UDPPort(9000)}, bed.ServiceOptions{})
+	service, err := two.Service(ctx, "server", map[string]string{"app": "server"}, []corev1.ServicePort{testbed.UDPPort(9000)}, testbed.ServiceOptions{})
 	if err != nil {
 		return err
 	}
-	client, err := one.Pod(ctx, "client", bed.PodOptions{})
+	client, err := one.Pod(ctx, "client", testbed.PodOptions{})
 	if err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func apply(ctx context.Context) error {
 		if err := one.Remove(ctx, two.Name); err != nil {
 			return err
 		}
-		if err := bed.Until(ctx, "name to go", func(ctx context.Context) error {
+		if err := testbed.Until(ctx, "name to go", func(ctx context.Context) error {
 			if err := lookup(ctx, one, service); err == nil || err.Error() != dns.RcodeToString[dns.RcodeNameError] {
 				return fmt.Errorf("answer: %w", err)
 			}
@@ -276,7 +276,7 @@ func first(ctx context.Context, start time.Time, try func() error) time.Duration
 }
 
 // echo sends a datagram and waits 20 ms for the answer.
-func echo(ctx context.Context, from *bed.Pod, to netip.Addr) error {
+func echo(ctx context.Context, from *testbed.Pod, to netip.Addr) error {
 	conn, err := from.DialContext(ctx, "udp", netip.AddrPortFrom(to, 9000).String())
 	if err != nil {
 		return err

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // Where the tunnels' processes serve profiles, if they are asked to.
@@ -29,7 +29,7 @@ func withProfiles(o choice, corefile string) string {
 }
 
 // profileCPU takes a profile of the process that serves it at an address of the host. The returned function waits for it.
-func profileCPU(ctx context.Context, h *bed.Host, address string, d time.Duration, file string) func() error {
+func profileCPU(ctx context.Context, h *testbed.Host, address string, d time.Duration, file string) func() error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		body, err := h.Get(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", address, max(1, int(d.Seconds()))))

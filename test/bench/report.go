@@ -11,7 +11,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // result is something that has a number per contender and round.
@@ -228,7 +228,7 @@ func (l *layout) plotFile() string { return "test/bench/" + l.section + ".svg" }
 
 // readme returns the README's path, and its text before and after the section.
 func (l *layout) readme() (path, before, after string, err error) {
-	root, err := bed.Repository()
+	root, err := testbed.Repository()
 	if err != nil {
 		return "", "", "", err
 	}

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 const requestConnections = 16
@@ -128,7 +128,7 @@ func talk(ends []*talker) error {
 }
 
 // requests keeps all connections busy, one request on each at a time, and returns the answers per second.
-func requests(ctx context.Context, client *bed.Host, listener socket, to netip.AddrPort, warmUp, d time.Duration) (float64, error) {
+func requests(ctx context.Context, client *testbed.Host, listener socket, to netip.AddrPort, warmUp, d time.Duration) (float64, error) {
 	var asking, serving []*talker
 	var stop atomic.Bool
 	var asked, served, answered atomic.Uint64

@@ -24,8 +24,8 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 const (
@@ -74,7 +74,7 @@ func runWireguard(name string) int {
 
 // wireguard is a WireGuard link between two clusters.
 type wireguard struct {
-	processes []*bed.Process
+	processes []*testbed.Process
 }
 
 // startWireguard links the clusters' gateway nodes. What is for the service in the second cluster goes through the
@@ -106,8 +106,8 @@ func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.A
 	for i, e := range ends {
 		peer := ends[1-i]
 		var config strings.Builder
-		fmt.Fprintf(&config, "private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.key.Bytes()), bed.WireguardPort)
-		fmt.Fprintf(&config, "public_key=%s\nendpoint=%s\n", hex.EncodeToString(peer.key.PublicKey().Bytes()), netip.AddrPortFrom(peer.PublicAddress, bed.WireguardPort))
+		fmt.Fprintf(&config, "private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.key.Bytes()), testbed.WireguardPort)
+		fmt.Fprintf(&config, "public_key=%s\nendpoint=%s\n", hex.EncodeToString(peer.key.PublicKey().Bytes()), netip.AddrPortFrom(peer.PublicAddress, testbed.WireguardPort))
 		for _, a := range e.allowed {
 			fmt.Fprintf(&config, "allowed_ip=%s\n", a)
 		}

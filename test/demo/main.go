@@ -20,11 +20,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-func main() { os.Exit(bed.Main(demo)) }
+func main() { os.Exit(testbed.Main(demo)) }
 
 var (
 	start = time.Now()
@@ -79,10 +79,10 @@ func demo() int {
 	return 0
 }
 
-func show(ctx context.Context) (*fleet.Fleet, *bed.Pod, error) {
+func show(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	say("booting two Kubernetes clusters with the same node network %s and pod network %s", bed.NodeCIDR, bed.PodCIDR)
+	say("booting two Kubernetes clusters with the same node network %s and pod network %s", testbed.NodeCIDR, testbed.PodCIDR)
 	f, err := fleet.New(ctx, 2, fleet.Options{Progress: func(s string) { say("%s", s) }})
 	if err != nil {
 		return nil, nil, err
@@ -93,7 +93,7 @@ func show(ctx context.Context) (*fleet.Fleet, *bed.Pod, error) {
 	}
 
 	say("a web server in kubelink2, a client in kubelink1")
-	server, err := two.Pod(ctx, "echo", bed.PodOptions{})
+	server, err := two.Pod(ctx, "echo", testbed.PodOptions{})
 	if err != nil {
 		return f, nil, err
 	}
@@ -101,11 +101,11 @@ func show(ctx context.Context) (*fleet.Fleet, *bed.Pod, error) {
 		return f, nil, err
 	}
 	ip, err := two.Service(ctx, "echo", map[string]string{"app": "echo"},
-		[]corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)}}, bed.ServiceOptions{})
+		[]corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)}}, testbed.ServiceOptions{})
 	if err != nil {
 		return f, nil, err
 	}
-	client, err := one.Pod(ctx, "client", bed.PodOptions{})
+	client, err := one.Pod(ctx, "client", testbed.PodOptions{})
 	if err != nil {
 		return f, nil, err
 	}
@@ -127,7 +127,7 @@ func show(ctx context.Context) (*fleet.Fleet, *bed.Pod, error) {
 
 	name := "echo.default.svc.kubelink2.kubelink."
 	var answer *dns.Msg
-	if err := bed.Until(ctx, name, func(ctx context.Context) error {
+	if err := testbed.Until(ctx, name, func(ctx context.Context) error {
 		if answer, err = client.Query(ctx, name, dns.TypeA); err != nil {
 			return err
 		}

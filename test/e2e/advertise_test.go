@@ -20,8 +20,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // overlay applies a file of deploy for the time of a test.
@@ -134,7 +134,7 @@ func TestAdvertisedDNS(t *testing.T) {
 	// its address.
 	_, err := one.Kubectl(ctx, "patch", "kubelink", two.Name, "--type", "merge", "-p", `{"spec":{"dns":{"dnsIP":"100.64.16.20"}}}`)
 	must(t, err)
-	pod, err := two.Pod(ctx, "othernames", bed.PodOptions{})
+	pod, err := two.Pod(ctx, "othernames", testbed.PodOptions{})
 	must(t, err)
 	conn, err := pod.ListenPacket("udp4", ":53")
 	must(t, err)
@@ -153,7 +153,7 @@ func TestAdvertisedDNS(t *testing.T) {
 		must(t, pod.Delete(ctx))
 		must(t, two.Client.Delete(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "othernames"}}))
 	})
-	other, err := two.Service(ctx, "othernames", map[string]string{"app": "othernames"}, []corev1.ServicePort{bed.UDPPort(53)}, bed.ServiceOptions{})
+	other, err := two.Service(ctx, "othernames", map[string]string{"app": "othernames"}, []corev1.ServicePort{testbed.UDPPort(53)}, testbed.ServiceOptions{})
 	must(t, err)
 	change("dns-advertisement", "dns-service-ip "+other.String(), "cluster-domain Other.Example")
 	hasDNS(t, three, other.String(), "other.example")
@@ -217,7 +217,7 @@ func apiSecret(t *testing.T, limit time.Duration, b *fleet.Broker, other string)
 }
 
 // opens uses the access from a pod: it reads what names are made of, and nothing else.
-func opens(ctx context.Context, from *bed.Pod, s *corev1.Secret) error {
+func opens(ctx context.Context, from *testbed.Pod, s *corev1.Secret) error {
 	api, err := client.New(&rest.Config{
 		Host: "https://" + brokers[1].APIAddress.String(), Dial: from.DialContext,
 		BearerToken: string(s.Data["token"]), TLSClientConfig: rest.TLSClientConfig{CAData: s.Data["certificate-authority-data"]},

@@ -19,8 +19,8 @@ import (
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // asker is a way to ask for names.
@@ -36,11 +36,11 @@ type asker struct {
 var sizes = []int{0, 512, 1232, 4096}
 
 // askers are the ways to ask a DNS server from a pod.
-func askers(from *bed.Pod, server netip.AddrPort) (all []asker) {
+func askers(from *testbed.Pod, server netip.AddrPort) (all []asker) {
 	for _, size := range sizes {
 		for _, client := range []struct {
 			name string
-			ask  func(context.Context, *bed.Pod, netip.AddrPort, string, int, []dns.Question) ([]*dns.Msg, error)
+			ask  func(context.Context, *testbed.Pod, netip.AddrPort, string, int, []dns.Question) ([]*dns.Msg, error)
 		}{{"dig", dig}, {"miekg/dns", exchange}} {
 			for _, network := range []string{"udp", "tcp"} {
 				if network == "tcp" && size > 512 { // sizes mean nothing there
@@ -61,7 +61,7 @@ func askers(from *bed.Pod, server netip.AddrPort) (all []asker) {
 }
 
 // exchange asks with a client of miekg/dns. As with dig, one datagram may be lost.
-func exchange(ctx context.Context, from *bed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
+func exchange(ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
 	answers := make([]*dns.Msg, len(questions))
 	again := network == "udp"
 	for i, q := range questions {
@@ -82,7 +82,7 @@ func exchange(ctx context.Context, from *bed.Pod, server netip.AddrPort, network
 }
 
 // dig asks with the program of that name, once for all.
-func dig(ctx context.Context, from *bed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
+func dig(ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
 	args := []string{
 		"@" + server.Addr().String(), "-p", strconv.Itoa(int(server.Port())), "+noall", "+comments", "+question", "+answer", "+authority", "+additional",
 		"+ignore", "+tries=2", "+time=3", "+notcp", "+noedns",
@@ -203,7 +203,7 @@ func startInternet(ctx context.Context, b *fleet.Broker) (addr netip.Addr, trust
 	n.signer = private.(crypto.Signer)
 	n.records = append(n.records, n.key)
 
-	pod, err := b.Pod(ctx, "internet", bed.PodOptions{})
+	pod, err := b.Pod(ctx, "internet", testbed.PodOptions{})
 	if err != nil {
 		return addr, "", err
 	}
@@ -220,7 +220,7 @@ func startInternet(ctx context.Context, b *fleet.Broker) (addr netip.Addr, trust
 	}
 	addr, err = b.Service(ctx, "internet", map[string]string{"app": "internet"}, []corev1.ServicePort{
 		{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53}, {Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53},
-	}, bed.ServiceOptions{})
+	}, testbed.ServiceOptions{})
 	return addr, n.key.String(), err
 }
 
@@ -332,7 +332,7 @@ var resolvers = []struct {
 // startResolvers starts unbound in a pod, once for each way.
 func startResolvers(t *testing.T, ctx context.Context, b *fleet.Broker, internet netip.Addr, trust string, zones []string) (all []asker) {
 	t.Helper()
-	pod, err := b.Pod(ctx, "unbound", bed.PodOptions{})
+	pod, err := b.Pod(ctx, "unbound", testbed.PodOptions{})
 	must(t, err)
 	t.Cleanup(func() { must(t, pod.Delete(context.Background())) })
 	for _, r := range resolvers {

@@ -31,8 +31,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // connections counts those that a broker has for a link, whoever dialled.
@@ -89,7 +89,7 @@ type stream struct {
 const endless = math.MaxInt64
 
 // open starts to fetch size bytes from a server; with rate, at that pace.
-func open(ctx context.Context, from *bed.Pod, to netip.Addr, size, rate int) *stream {
+func open(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate int) *stream {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &stream{quit: cancel, done: make(chan struct{})}
 	go func() {
@@ -102,7 +102,7 @@ func open(ctx context.Context, from *bed.Pod, to netip.Addr, size, rate int) *st
 	return s
 }
 
-func (s *stream) run(ctx context.Context, from *bed.Pod, to netip.Addr, size, rate int) error {
+func (s *stream) run(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate int) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/bulk?size=%d&rate=%d", to, size, rate), nil)
 	if err != nil {
 		return err
@@ -318,14 +318,14 @@ func mirror(t *testing.T, ctx context.Context, cluster int) netip.AddrPort {
 	t.Cleanup(func() {
 		must(t, b.Client.Delete(context.Background(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "mirror"}}))
 	})
-	addr, err := b.Service(ctx, "mirror", map[string]string{"app": "server"}, []corev1.ServicePort{bed.UDPPort(port)}, bed.ServiceOptions{})
+	addr, err := b.Service(ctx, "mirror", map[string]string{"app": "server"}, []corev1.ServicePort{testbed.UDPPort(port)}, testbed.ServiceOptions{})
 	must(t, err)
 	return netip.AddrPortFrom(addr, port)
 }
 
 // datagrams sends n datagrams of size bytes to a mirror, as many at a time as bundle says, and checks
 // what comes back. A bundle is one packet for the kernel (UDP_SEGMENT) as long as all devices on its way can take it.
-func datagrams(ctx context.Context, from *bed.Pod, to netip.AddrPort, size, n, bundle int) error {
+func datagrams(ctx context.Context, from *testbed.Pod, to netip.AddrPort, size, n, bundle int) error {
 	c, err := from.DialContext(ctx, "udp", to.String())
 	if err != nil {
 		return err
@@ -410,8 +410,8 @@ func TestLoss(t *testing.T) {
 	const size, limit = 50 << 20, 30 * time.Second
 	one, two := brokers[0], brokers[1]
 	check := staysUp(t, one, two)
-	impaired(t)(bed.Loss(ctx, one.Cluster, two.Cluster, 0.02))
-	impaired(t)(bed.Loss(ctx, two.Cluster, one.Cluster, 0.02))
+	impaired(t)(testbed.Loss(ctx, one.Cluster, two.Cluster, 0.02))
+	impaired(t)(testbed.Loss(ctx, two.Cluster, one.Cluster, 0.02))
 	for _, way := range [][2]int{{0, 1}, {1, 0}} {
 		start := time.Now()
 		bounded, cancel := context.WithTimeout(ctx, limit)
@@ -439,7 +439,7 @@ func TestLoss(t *testing.T) {
 
 // pings sends echo requests until the window is over, none waits for another's answer, and returns the sorted
 // round-trip times. A lost one counts as a second.
-func pings(ctx context.Context, from *bed.Pod, to netip.Addr, window time.Duration) (all []time.Duration, lost int) {
+func pings(ctx context.Context, from *testbed.Pod, to netip.Addr, window time.Duration) (all []time.Duration, lost int) {
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
 	var wg sync.WaitGroup
@@ -476,8 +476,8 @@ func TestRateLimit(t *testing.T) {
 		window = 5 * time.Second
 	)
 	one, two := brokers[0], brokers[1]
-	impaired(t)(bed.Rate(ctx, one.Cluster, rate, 50*time.Millisecond))
-	impaired(t)(bed.Rate(ctx, two.Cluster, rate, 50*time.Millisecond))
+	impaired(t)(testbed.Rate(ctx, one.Cluster, rate, 50*time.Millisecond))
+	impaired(t)(testbed.Rate(ctx, two.Cluster, rate, 50*time.Millisecond))
 	idle, lost := pings(ctx, clients[0], two.MeshAddress.Addr(), time.Second)
 	t.Logf("idle: median %s, p90 %s, %d of %d lost", quantile(idle, 0.5), quantile(idle, 0.9), lost, len(idle))
 	for _, flows := range []int{1, 4} {
@@ -509,7 +509,7 @@ func TestRateLimit(t *testing.T) {
 }
 
 // resident is the memory of a process that is in use.
-func resident(p *bed.Process) (int, error) {
+func resident(p *testbed.Process) (int, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
 		return 0, err
@@ -625,7 +625,7 @@ func TestConnectionsKilled(t *testing.T) {
 	one, two := brokers[0], brokers[1]
 	// Several connections at both ends: in the kernel first, which knows at once of one that is broken, then as
 	// the brokers have it. So the one that is broken next is not the last.
-	several := func() (conns [2][]bed.Connection, took time.Duration) {
+	several := func() (conns [2][]testbed.Connection, took time.Duration) {
 		t.Helper()
 		took = within(t, 10*time.Second, "several connections", func(ctx context.Context) (err error) {
 			for i, side := range [][2]*fleet.Broker{{one, two}, {two, one}} {
@@ -669,7 +669,7 @@ func TestConnectionsKilled(t *testing.T) {
 		}
 		conns, _ := several()
 		i := n % 2 // the ends in turn, and of each its connections in turn
-		must(t, []*bed.Node{one.Gateway(), two.Gateway()}[i].KillConnection(ctx, conns[i][n/2%len(conns[i])]))
+		must(t, []*testbed.Node{one.Gateway(), two.Gateway()}[i].KillConnection(ctx, conns[i][n/2%len(conns[i])]))
 		select {
 		case <-whole.done:
 			done = true
@@ -719,7 +719,7 @@ func TestBrokersKilledDuringTransfer(t *testing.T) {
 }
 
 // pingWhole sends an echo request with size bytes of data that must not be fragmented.
-func pingWhole(from *bed.Host, to netip.Addr, size int) error {
+func pingWhole(from *testbed.Host, to netip.Addr, size int) error {
 	var c net.PacketConn
 	err := from.Do(func() error {
 		config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
@@ -776,7 +776,7 @@ func TestMTU(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	counters := func() (all []int) {
 		for _, b := range brokers[:2] {
-			for _, h := range []*bed.Host{b.Gateway().Host, b.Router} {
+			for _, h := range []*testbed.Host{b.Gateway().Host, b.Router} {
 				n, err := h.Counter(ctx, "Ip", "FragCreates")
 				must(t, err)
 				all = append(all, n)
@@ -811,13 +811,13 @@ func TestMTU(t *testing.T) {
 	})
 
 	type own struct {
-		pod     *bed.Pod
+		pod     *testbed.Pod
 		service netip.Addr
 	}
 	pod := func(cluster int, name string, mtu int) own {
 		t.Helper()
 		b := brokers[cluster]
-		p, err := b.Pod(ctx, name, bed.PodOptions{})
+		p, err := b.Pod(ctx, name, testbed.PodOptions{})
 		must(t, err)
 		t.Cleanup(func() {
 			ctx := context.Background()
@@ -828,7 +828,7 @@ func TestMTU(t *testing.T) {
 		must(t, err)
 		must(t, p.ServeHTTP(80, http.HandlerFunc(bulk)))
 		must(t, p.ServeUDPEcho(udpPort))
-		service, err := b.Service(ctx, name, map[string]string{"app": name}, []corev1.ServicePort{bed.TCPPort(80), bed.UDPPort(udpPort)}, bed.ServiceOptions{})
+		service, err := b.Service(ctx, name, map[string]string{"app": name}, []corev1.ServicePort{testbed.TCPPort(80), testbed.UDPPort(udpPort)}, testbed.ServiceOptions{})
 		must(t, err)
 		return own{p, service}
 	}

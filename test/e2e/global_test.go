@@ -19,8 +19,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 const globalZone = "svc.global.kubelink."
@@ -95,7 +95,7 @@ func resolvesTo(t *testing.T, b *fleet.Broker, name string, kind uint16, want ..
 func TestGlobalNames(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	b := brokers[0]
-	root, err := bed.Repository()
+	root, err := testbed.Repository()
 	must(t, err)
 	examples, err := os.ReadFile(filepath.Join(root, "deploy", "examples", "global.yaml"))
 	must(t, err)

@@ -20,8 +20,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // kubernetesDNS makes the first broker load names from API servers, as the README says, and gives it
@@ -119,14 +119,14 @@ func TestKubernetesDNS(t *testing.T) {
 	const domain = "default.svc.kubelink2.kubelink."
 
 	// The endpoints of a headless service: one pod has a name of its own.
-	named, err := two.Pod(ctx, "named", bed.PodOptions{Labels: map[string]string{"app": "headless"}, Hostname: "web-0", Subdomain: "headless"})
+	named, err := two.Pod(ctx, "named", testbed.PodOptions{Labels: map[string]string{"app": "headless"}, Hostname: "web-0", Subdomain: "headless"})
 	must(t, err)
 	defer named.Delete(ctx)
-	plain, err := two.Pod(ctx, "plain", bed.PodOptions{Labels: map[string]string{"app": "headless"}})
+	plain, err := two.Pod(ctx, "plain", testbed.PodOptions{Labels: map[string]string{"app": "headless"}})
 	must(t, err)
 	defer plain.Delete(ctx)
 	ports := []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(httpPort)}}
-	_, err = two.Service(ctx, "headless", map[string]string{"app": "headless"}, ports, bed.ServiceOptions{Headless: true})
+	_, err = two.Service(ctx, "headless", map[string]string{"app": "headless"}, ports, testbed.ServiceOptions{Headless: true})
 	must(t, err)
 	alias := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "alias"}}
 	alias.Spec.Type, alias.Spec.ExternalName = corev1.ServiceTypeExternalName, "server.default.svc.cluster.local"

@@ -12,8 +12,8 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // network is what the broker has in its node's kernel: device, routes, rules, NAT.
@@ -149,7 +149,7 @@ func TestCertificateReplaced(t *testing.T) {
 
 	// A certificate of a foreign CA is refused by the peers, at both ends' messages; others go on.
 	check := undisturbed(t, clients[1], servers[2].service)
-	other, err := bed.NewCA("somebody else")
+	other, err := testbed.NewCA("somebody else")
 	must(t, err)
 	must(t, b.NewCertificate(ctx, other, b.FQDN))
 	must(t, b.Kill(ctx, syscall.SIGKILL))

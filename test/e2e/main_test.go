@@ -24,8 +24,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // Ports of the server pods.
@@ -38,15 +38,15 @@ var (
 	f       *fleet.Fleet
 	brokers []*fleet.Broker
 	servers []*server // one in each cluster
-	clients []*bed.Pod
+	clients []*testbed.Pod
 )
 
 type server struct {
-	pod     *bed.Pod
+	pod     *testbed.Pod
 	service netip.Addr
 }
 
-func TestMain(m *testing.M) { os.Exit(bed.Main(func() int { return run(m) })) }
+func TestMain(m *testing.M) { os.Exit(testbed.Main(func() int { return run(m) })) }
 
 func run(m *testing.M) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -87,7 +87,7 @@ func boot(ctx context.Context) (err error) {
 	brokers = f.Brokers
 	for _, b := range brokers {
 		s := &server{}
-		if s.pod, err = b.Pod(ctx, "server", bed.PodOptions{}); err != nil {
+		if s.pod, err = b.Pod(ctx, "server", testbed.PodOptions{}); err != nil {
 			return err
 		}
 		mux := http.NewServeMux()
@@ -104,13 +104,13 @@ func boot(ctx context.Context) (err error) {
 		}
 		s.service, err = b.Service(ctx, "server", map[string]string{"app": "server"}, []corev1.ServicePort{
 			{Name: "http", Port: 80, TargetPort: intstr.FromInt32(httpPort)},
-			bed.UDPPort(udpPort),
-		}, bed.ServiceOptions{})
+			testbed.UDPPort(udpPort),
+		}, testbed.ServiceOptions{})
 		if err != nil {
 			return err
 		}
 		servers = append(servers, s)
-		c, err := b.Pod(ctx, "client", bed.PodOptions{})
+		c, err := b.Pod(ctx, "client", testbed.PodOptions{})
 		if err != nil {
 			return err
 		}
@@ -145,7 +145,7 @@ func within(t *testing.T, limit time.Duration, what string, condition func(conte
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if err := bed.Until(ctx, what, condition); err != nil {
+	if err := testbed.Until(ctx, what, condition); err != nil {
 		t.Fatal(err)
 	}
 	return time.Since(start)
@@ -185,7 +185,7 @@ func bulk(w http.ResponseWriter, r *http.Request) {
 }
 
 // transfer fetches size bytes from a server and compares their checksum.
-func transfer(ctx context.Context, from *bed.Pod, to netip.Addr, size, rate int) error {
+func transfer(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate int) error {
 	url := fmt.Sprintf("http://%s/bulk?size=%d&rate=%d", to, size, rate)
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -219,7 +219,7 @@ func background(fn func() error) func() error {
 
 // watch sends a request to the server 50 times a second until it is told to stop; then it says how many
 // there were, and which failed.
-func watch(from *bed.Pod, to netip.Addr) (stop func() (int, error)) {
+func watch(from *testbed.Pod, to netip.Addr) (stop func() (int, error)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var n int
 	var errs []error
@@ -253,7 +253,7 @@ func watch(from *bed.Pod, to netip.Addr) (stop func() (int, error)) {
 }
 
 // undisturbed is watch for a test: not one request may fail.
-func undisturbed(t *testing.T, from *bed.Pod, to netip.Addr) (check func()) {
+func undisturbed(t *testing.T, from *testbed.Pod, to netip.Addr) (check func()) {
 	t.Helper()
 	stop := watch(from, to)
 	return func() {
@@ -265,7 +265,7 @@ func undisturbed(t *testing.T, from *bed.Pod, to netip.Addr) (check func()) {
 }
 
 // reach waits until a request from the pod is answered.
-func reach(t *testing.T, limit time.Duration, from *bed.Pod, to netip.Addr) time.Duration {
+func reach(t *testing.T, limit time.Duration, from *testbed.Pod, to netip.Addr) time.Duration {
 	t.Helper()
 	return within(t, limit, fmt.Sprintf("answer of %s to %s", to, from.Name), func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)

@@ -16,8 +16,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // restore brings back the mesh of all three.
@@ -186,7 +186,7 @@ func TestAutoConnect(t *testing.T) {
 	}
 	reach(t, 2*time.Second, clients[0], servers[2].service)
 	// Without the right to connect there is none.
-	other, err := bed.NewCA("somebody else")
+	other, err := testbed.NewCA("somebody else")
 	must(t, err)
 	if p, err := dialRaw(ctx, three.Gateway().Host, one, other, "evil.example"); err == nil {
 		p.Hello(netip.MustParsePrefix("192.168.0.66/24"), netip.Prefix{})

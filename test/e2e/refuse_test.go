@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/peer"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // counted waits until a counter of the first broker has grown.
@@ -48,7 +48,7 @@ func TestRefusedConnections(t *testing.T) {
 	third := brokers[2]
 
 	t.Run("wrong CA", func(t *testing.T) {
-		other, err := bed.NewCA("somebody else")
+		other, err := testbed.NewCA("somebody else")
 		must(t, err)
 		counted(t, refusedSeries("certificate"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], other, third.FQDN)

@@ -18,8 +18,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // row is a question, and the answer to it.
@@ -287,7 +287,7 @@ func TestResolvers(t *testing.T) {
 	t.Cleanup(func() { must(t, one.Remove(context.Background(), absent)) })
 	must(t, one.WaitState(ctx, absent, v1alpha1.StateDown))
 
-	pod, err := one.Pod(ctx, "asker", bed.PodOptions{})
+	pod, err := one.Pod(ctx, "asker", testbed.PodOptions{})
 	must(t, err)
 	t.Cleanup(func() { must(t, pod.Delete(context.Background())) })
 	all := append(askers(pod, netip.AddrPortFrom(one.MeshDNSAddress, 53)), startResolvers(t, ctx, one, internet, trust, zones)...)

@@ -11,7 +11,7 @@ import (
 
 	"github.com/miekg/dns"
 
-	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // foreign fails if an address is a pod's: those of one cluster mean nothing in another.
@@ -19,10 +19,10 @@ func foreign(t *testing.T, seen string) {
 	t.Helper()
 	a, err := netip.ParseAddr(seen)
 	must(t, err)
-	if bed.PodCIDR.Contains(a) {
+	if testbed.PodCIDR.Contains(a) {
 		t.Errorf("the server saw the pod address %s", a)
 	}
-	if !bed.MeshCIDR.Contains(a) && !bed.NodeCIDR.Contains(a) {
+	if !testbed.MeshCIDR.Contains(a) && !testbed.NodeCIDR.Contains(a) {
 		t.Errorf("the server saw %s, want a mesh address or a node address", a)
 	}
 }

@@ -22,7 +22,7 @@ import (
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // Names in the manifests.
@@ -34,15 +34,15 @@ const (
 
 // Fleet is clusters with brokers.
 type Fleet struct {
-	*bed.Bed
+	*testbed.Testbed
 	Brokers []*Broker
 }
 
 // Broker is kubelink in one cluster.
 type Broker struct {
-	*bed.Cluster
-	Host    *bed.Pod
-	Process *bed.Process
+	*testbed.Cluster
+	Host    *testbed.Pod
+	Process *testbed.Process
 
 	fleet    *Fleet
 	corefile string // path
@@ -61,7 +61,7 @@ func Binary() (string, error) {
 	if path := os.Getenv("KUBELINK"); path != "" {
 		return path, nil
 	}
-	root, err := bed.Repository()
+	root, err := testbed.Repository()
 	if err != nil {
 		return "", err
 	}
@@ -78,7 +78,7 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := bed.New(ctx, n, bed.Options{
+	b, err := testbed.New(ctx, n, testbed.Options{
 		Nodes:       opts.Nodes,
 		CoreDNS:     binary,
 		AddToScheme: []func(*runtime.Scheme) error{v1alpha1.AddToScheme, coredns.AddToScheme},
@@ -87,7 +87,7 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Fleet{Bed: b}
+	f := &Fleet{Testbed: b}
 	errs := make([]error, n)
 	done := make(chan struct{})
 	for i, c := range b.Clusters {
@@ -121,7 +121,7 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 
 // Manifest reads a file of deploy with the values that are marked for change set for this cluster.
 func (b *Broker) Manifest(file string) (string, error) {
-	root, err := bed.Repository()
+	root, err := testbed.Repository()
 	if err != nil {
 		return "", err
 	}
@@ -166,7 +166,7 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 	if err := b.SetCorefile(edit(cm.Data["Corefile"])); err != nil {
 		return err
 	}
-	b.Host, err = b.Cluster.Pod(ctx, "kubelink", bed.PodOptions{
+	b.Host, err = b.Cluster.Pod(ctx, "kubelink", testbed.PodOptions{
 		Namespace: Namespace, Labels: map[string]string{"app": "kubelink"}, ServiceAccount: Account, HostNetwork: true,
 		Env: []string{"NODE_IP=" + b.Gateway().Address.String()},
 	})
@@ -174,7 +174,7 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 }
 
 // NewCertificate puts a certificate for the names into the broker's secret, which is created if it does not exist.
-func (b *Broker) NewCertificate(ctx context.Context, ca *bed.CA, names ...string) error {
+func (b *Broker) NewCertificate(ctx context.Context, ca *testbed.CA, names ...string) error {
 	var addrs []netip.Addr
 	names = slices.Clone(names)
 	names = slices.DeleteFunc(names, func(n string) bool {
@@ -206,7 +206,7 @@ func (b *Broker) Reload(ctx context.Context) error {
 	if err := b.Process.Kill(syscall.SIGUSR1); err != nil {
 		return err
 	}
-	return bed.Until(ctx, "reload", func(context.Context) error {
+	return testbed.Until(ctx, "reload", func(context.Context) error {
 		if strings.Count(b.Process.Log(), "Reloading complete") == before {
 			return errors.New("not yet complete")
 		}
@@ -234,7 +234,7 @@ func (b *Broker) Launch() error {
 
 // WaitReady waits for what the readiness probe of the Deployment asks.
 func (b *Broker) WaitReady(ctx context.Context) error {
-	return bed.Until(ctx, "kubelink of "+b.Name, func(ctx context.Context) error {
+	return testbed.Until(ctx, "kubelink of "+b.Name, func(ctx context.Context) error {
 		select {
 		case <-b.Process.Done():
 			return fmt.Errorf("it has ended: %w\n%s", b.Process.Wait(ctx), b.Process.Log())
@@ -299,7 +299,7 @@ func (b *Broker) Remove(ctx context.Context, name string) error {
 	if err := client.IgnoreNotFound(b.Client.Delete(ctx, l)); err != nil {
 		return err
 	}
-	return bed.Until(ctx, "deletion of "+name, func(ctx context.Context) error {
+	return testbed.Until(ctx, "deletion of "+name, func(ctx context.Context) error {
 		err := b.Client.Get(ctx, client.ObjectKeyFromObject(l), l)
 		if err == nil {
 			return errors.New("still there")
@@ -317,7 +317,7 @@ func (b *Broker) Link(ctx context.Context, name string) (*v1alpha1.KubeLink, err
 
 // WaitState waits until a link is in a state and its message contains all texts.
 func (b *Broker) WaitState(ctx context.Context, name string, state v1alpha1.State, texts ...string) error {
-	return bed.Until(ctx, fmt.Sprintf("link %s of %s to be %s", name, b.Name, state), func(ctx context.Context) error {
+	return testbed.Until(ctx, fmt.Sprintf("link %s of %s to be %s", name, b.Name, state), func(ctx context.Context) error {
 		l, err := b.Link(ctx, name)
 		if err != nil {
 			return err
@@ -357,7 +357,7 @@ func (f *Fleet) WaitMesh(ctx context.Context) error {
 	for _, a := range f.Brokers {
 		for _, b := range f.Brokers {
 			if a != b {
-				if err := bed.Until(ctx, fmt.Sprintf("link %s of %s to be connected", b.Name, a.Name), func(ctx context.Context) error {
+				if err := testbed.Until(ctx, fmt.Sprintf("link %s of %s to be connected", b.Name, a.Name), func(ctx context.Context) error {
 					v, err := a.Metric(ctx, fmt.Sprintf("coredns_kubelink_link_up{link=%q}", b.Name))
 					if err == nil && v != 1 {
 						err = errors.New("it is not")

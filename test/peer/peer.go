@@ -14,7 +14,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // Types of frames.
@@ -27,7 +27,7 @@ const (
 type Peer struct{ net.Conn }
 
 // Config is for connections both ways: with a certificate of ca for the names, and trust in the certificates of trusted.
-func Config(ca, trusted *bed.CA, names ...string) (*tls.Config, error) {
+func Config(ca, trusted *testbed.CA, names ...string) (*tls.Config, error) {
 	certPEM, keyPEM, err := ca.Issue(names, nil)
 	if err != nil {
 		return nil, err
@@ -46,7 +46,7 @@ func Config(ca, trusted *bed.CA, names ...string) (*tls.Config, error) {
 
 // Dial connects from a host to the broker at an address, which has to have a certificate for the name. A deadline of ctx is
 // also one of the connection.
-func Dial(ctx context.Context, from *bed.Host, address, name string, config *tls.Config) (*Peer, error) {
+func Dial(ctx context.Context, from *testbed.Host, address, name string, config *tls.Config) (*Peer, error) {
 	conn, err := from.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err

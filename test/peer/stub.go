@@ -14,7 +14,7 @@ import (
 
 	"github.com/miekg/dns"
 
-	"github.com/mandelsoft/kubelink/test/bed"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // Stub is one such cluster.
@@ -24,7 +24,7 @@ type Stub struct {
 	Listens  netip.Addr   // what the host name has to lead to
 	Address  netip.Prefix // in the mesh
 	Services netip.Prefix // its 10th address is the DNS service, the 20th that of Service
-	host     *bed.Host
+	host     *testbed.Host
 	config   *tls.Config
 
 	mu    sync.Mutex
@@ -44,7 +44,7 @@ type Stubs struct {
 
 // ServeStubs makes n stubs on the host that are up, which accept connections at the port, each at a loopback address of its
 // own. Their mesh addresses begin after that of mesh, their service networks with services.
-func ServeStubs(host *bed.Host, port int, ca *bed.CA, n int, mesh, services netip.Prefix) (*Stubs, error) {
+func ServeStubs(host *testbed.Host, port int, ca *testbed.CA, n int, mesh, services netip.Prefix) (*Stubs, error) {
 	all := &Stubs{byAddress: map[netip.Addr]*Stub{}}
 	loopback, addr, network := netip.AddrFrom4([4]byte{127, 1, 0, 0}), mesh.Addr(), services
 	for i := range n {

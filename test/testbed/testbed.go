@@ -1,6 +1,6 @@
-package bed
+package testbed
 
-// This file is the bed as a whole: its clusters, the internet between them, what keeps it running and what ends it.
+// This file is the test bed as a whole: its clusters, the internet between them, what keeps it running and what ends it.
 
 import (
 	"bufio"
@@ -21,7 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Options of a bed. The zero value is clusters with one node each and without DNS.
+// Options of a test bed. The zero value is clusters with one node each and without DNS.
 type Options struct {
 	Nodes        int                           // nodes per cluster; 0 is 1
 	CoreDNS      string                        // path of a CoreDNS binary with the kubernetes plugin; empty: clusters have no DNS
@@ -30,14 +30,14 @@ type Options struct {
 	Progress     func(string)                  // told what is being done
 }
 
-// Bed is a number of clusters and the internet that connects them. A process has one at a time.
-type Bed struct {
+// Testbed is a number of clusters and the internet that connects them. A process has one at a time.
+type Testbed struct {
 	Clusters []*Cluster
 	CA       *CA // trusted by nobody until a test says so
 
 	opts     Options
 	binaries string
-	ctx      context.Context // ends with the bed
+	ctx      context.Context // ends with the test bed
 	cancel   context.CancelFunc
 	internet *Host
 
@@ -46,17 +46,17 @@ type Bed struct {
 	processes []*Process
 }
 
-var inUse sync.Mutex // held by the bed of this process
+var inUse sync.Mutex // held by the test bed of this process
 
-// New boots n clusters. ctx bounds the boot; the bed lives until Close, or the process' end.
-func New(ctx context.Context, n int, opts Options) (_ *Bed, err error) {
+// New boots n clusters. ctx bounds the boot; the test bed lives until Close, or the process' end.
+func New(ctx context.Context, n int, opts Options) (_ *Testbed, err error) {
 	if os.Getenv(hostPIDVar) == "" {
-		return nil, errors.New("test bed: the program has to run inside of bed.Main")
+		return nil, errors.New("test bed: the program has to run inside of testbed.Main")
 	}
 	if !inUse.TryLock() {
 		return nil, errors.New("test bed: this process has one already")
 	}
-	b := &Bed{opts: opts, binaries: opts.ControlPlane}
+	b := &Testbed{opts: opts, binaries: opts.ControlPlane}
 	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -93,7 +93,7 @@ func New(ctx context.Context, n int, opts Options) (_ *Bed, err error) {
 }
 
 // wire makes all networks.
-func (b *Bed) wire(n int) (err error) {
+func (b *Testbed) wire(n int) (err error) {
 	if b.internet, err = b.newHost("internet", resolver{}, nil); err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (b *Bed) wire(n int) (err error) {
 }
 
 // Close ends all programs and gives up all namespaces.
-func (b *Bed) Close() error {
+func (b *Testbed) Close() error {
 	b.cancel()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -141,16 +141,16 @@ func (b *Bed) Close() error {
 }
 
 // CutLink drops all packets between two clusters on the internet, silently; clusters are counted from 1.
-func (b *Bed) CutLink(ctx context.Context, i, j int) error {
+func (b *Testbed) CutLink(ctx context.Context, i, j int) error {
 	return b.changeLink(ctx, i, j, "-I")
 }
 
 // RestoreLink undoes CutLink.
-func (b *Bed) RestoreLink(ctx context.Context, i, j int) error {
+func (b *Testbed) RestoreLink(ctx context.Context, i, j int) error {
 	return b.changeLink(ctx, i, j, "-D")
 }
 
-func (b *Bed) changeLink(ctx context.Context, i, j int, command string) error {
+func (b *Testbed) changeLink(ctx context.Context, i, j int, command string) error {
 	x, y := b.Clusters[i-1], b.Clusters[j-1]
 	_, err1 := x.Router.Iptables(ctx, "-t", "raw", command, "PREROUTING", "-s", y.PublicAddress.String(), "-j", "DROP")
 	_, err2 := y.Router.Iptables(ctx, "-t", "raw", command, "PREROUTING", "-s", x.PublicAddress.String(), "-j", "DROP")
@@ -158,7 +158,7 @@ func (b *Bed) changeLink(ctx context.Context, i, j int, command string) error {
 }
 
 // DumpOnFailure prints the end of every program's log when the test has failed.
-func (b *Bed) DumpOnFailure(t testing.TB) {
+func (b *Testbed) DumpOnFailure(t testing.TB) {
 	t.Cleanup(func() {
 		if t.Failed() {
 			b.DumpLogs(t.Output(), 15)
@@ -167,7 +167,7 @@ func (b *Bed) DumpOnFailure(t testing.TB) {
 }
 
 // DumpLogs writes the last lines of every program's log.
-func (b *Bed) DumpLogs(w io.Writer, lines int) {
+func (b *Testbed) DumpLogs(w io.Writer, lines int) {
 	logs, _ := filepath.Glob(filepath.Join(workDir, "log", "*.log"))
 	for _, log := range logs {
 		text, err := os.ReadFile(log)
@@ -214,26 +214,26 @@ func Repository() (string, error) {
 	}
 }
 
-func (b *Bed) progress(format string, args ...any) {
+func (b *Testbed) progress(format string, args ...any) {
 	if b.opts.Progress != nil {
 		b.opts.Progress(fmt.Sprintf(format, args...))
 	}
 }
 
-func (b *Bed) addHost(h *Host) {
+func (b *Testbed) addHost(h *Host) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.hosts = append(b.hosts, h)
 }
 
-func (b *Bed) removeHost(h *Host) {
+func (b *Testbed) removeHost(h *Host) {
 	b.mu.Lock()
 	b.hosts = slices.DeleteFunc(b.hosts, func(other *Host) bool { return other == h })
 	b.mu.Unlock()
 	h.close()
 }
 
-func (b *Bed) addProcess(p *Process) {
+func (b *Testbed) addProcess(p *Process) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.processes = append(b.processes, p)

@@ -1,4 +1,4 @@
-package bed
+package testbed
 
 // This file runs the real control plane of a cluster: etcd, kube-apiserver, kube-controller-manager, and kube-proxy on each
 // node, every one with its own certificate and the rights that Kubernetes gives it.
@@ -80,7 +80,7 @@ func (c *Cluster) writeKubeconfig(name string, user clientcmdapi.AuthInfo) (stri
 }
 
 func (c *Cluster) startEtcd(ctx context.Context) error {
-	etcd, err := c.ControlPlane.Start(c.bed.ctx, "etcd", nil, c.bed.binary("etcd"),
+	etcd, err := c.ControlPlane.Start(c.testbed.ctx, "etcd", nil, c.testbed.binary("etcd"),
 		"--data-dir="+c.file("etcd"),
 		"--unsafe-no-fsync", // the data need not survive the machine
 		"--log-level=warn")
@@ -98,7 +98,7 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 
 // StartAPIServer starts the API server, also again after StopAPIServer, and waits until it is ready.
 func (c *Cluster) StartAPIServer(ctx context.Context) (err error) {
-	c.apiserver, err = c.ControlPlane.Start(c.bed.ctx, "apiserver", nil, c.bed.binary("kube-apiserver"),
+	c.apiserver, err = c.ControlPlane.Start(c.testbed.ctx, "apiserver", nil, c.testbed.binary("kube-apiserver"),
 		"--etcd-servers=http://127.0.0.1:2379",
 		"--bind-address=0.0.0.0",
 		"--secure-port=6443",
@@ -150,7 +150,7 @@ func (c *Cluster) StopAPIServer(ctx context.Context) error {
 
 // startControllers starts what works on the API's objects: the controllers, and kube-proxy on every node.
 func (c *Cluster) startControllers(ctx context.Context) error {
-	controllers, err := c.ControlPlane.Start(c.bed.ctx, "controllers", nil, c.bed.binary("kube-controller-manager"),
+	controllers, err := c.ControlPlane.Start(c.testbed.ctx, "controllers", nil, c.testbed.binary("kube-controller-manager"),
 		"--kubeconfig="+c.file("controllers.kubeconfig"),
 		"--bind-address=127.0.0.1",
 		"--leader-elect=false",
@@ -167,7 +167,7 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 	}
 	var proxies []*Process
 	for _, n := range c.Nodes {
-		proxy, err := n.Start(c.bed.ctx, "kube-proxy", nil, c.bed.binary("kube-proxy"),
+		proxy, err := n.Start(c.testbed.ctx, "kube-proxy", nil, c.testbed.binary("kube-proxy"),
 			"--kubeconfig="+c.file("proxy.kubeconfig"),
 			"--proxy-mode=iptables",
 			"--cluster-cidr="+PodCIDR.String(),

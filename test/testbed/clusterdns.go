@@ -1,4 +1,4 @@
-package bed
+package testbed
 
 // This file runs the cluster's DNS: CoreDNS in a pod behind the service kube-dns, with the ConfigMap coredns-custom in a
 // folder whose server blocks it imports.
@@ -44,7 +44,7 @@ const stubDomain = `%s:53 {
 `
 
 func (c *Cluster) startDNS(ctx context.Context) error {
-	if c.bed.opts.CoreDNS == "" {
+	if c.testbed.opts.CoreDNS == "" {
 		return nil
 	}
 	labels := map[string]string{"k8s-app": "kube-dns"}
@@ -86,7 +86,7 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server, err := pod.Start(c.bed.ctx, "coredns", nil, c.bed.opts.CoreDNS, "-conf", c.file("Corefile"))
+	server, err := pod.Start(c.testbed.ctx, "coredns", nil, c.testbed.opts.CoreDNS, "-conf", c.file("Corefile"))
 	if err != nil {
 		return err
 	}
@@ -108,12 +108,12 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 		return server.logged(watchesFiles, 1)
 	})
 	if err == nil {
-		go c.followCustomDNS(c.bed.ctx, server)
+		go c.followCustomDNS(c.testbed.ctx, server)
 	}
 	return err
 }
 
-// StubDomain makes the cluster DNS send questions below a domain to kubelink's DNS service. The bed does it for the domain
+// StubDomain makes the cluster DNS send questions below a domain to kubelink's DNS service. The test bed does it for the domain
 // kubelink.
 func (c *Cluster) StubDomain(ctx context.Context, domain string) error {
 	return c.CustomDNS(ctx, domain+".server", fmt.Sprintf(stubDomain, domain, c.MeshDNSAddress))

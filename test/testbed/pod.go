@@ -1,4 +1,4 @@
-package bed
+package testbed
 
 // This file makes pods and services. A pod is an object of the API with the status a kubelet would give it, and a host
 // wired to its node: endpoints, cluster IPs and tokens are the real ones.
@@ -65,7 +65,7 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 		}
 	}()
 	dns := resolver{server: c.DNSAddress, search: []string{opts.Namespace + ".svc.cluster.local", "svc.cluster.local", "cluster.local"}}
-	if c.bed.opts.CoreDNS == "" {
+	if c.testbed.opts.CoreDNS == "" {
 		dns = resolver{}
 	}
 	hostName := fmt.Sprintf("%s-%s", c.Name, name)
@@ -74,17 +74,17 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 	}
 	if opts.HostNetwork {
 		p.Address = n.Address
-		p.Host, err = c.bed.newHost(hostName, dns, n.Host)
+		p.Host, err = c.testbed.newHost(hostName, dns, n.Host)
 	} else {
-		c.bed.mu.Lock()
+		c.testbed.mu.Lock()
 		n.pods++
 		number := n.pods
-		c.bed.mu.Unlock()
+		c.testbed.mu.Unlock()
 		p.Address, p.device = offset(n.Pods.Addr(), 1+number), fmt.Sprintf("cali%d", number)
 		if !n.Pods.Contains(p.Address) {
 			return nil, fmt.Errorf("the node has no more addresses for pods")
 		}
-		if p.Host, err = c.bed.newHost(hostName, dns, nil, "net.ipv4.conf.default.rp_filter=0"); err == nil {
+		if p.Host, err = c.testbed.newHost(hostName, dns, nil, "net.ipv4.conf.default.rp_filter=0"); err == nil {
 			err = n.wirePod(p.Host, p.device, p.Address)
 		}
 	}
@@ -92,7 +92,7 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 		return nil, err
 	}
 	names := map[string]netip.Addr{name: p.Address}
-	for _, other := range c.bed.Clusters {
+	for _, other := range c.testbed.Clusters {
 		names[other.FQDN] = other.PublicAddress
 	}
 	if err := p.SetHosts(names); err != nil {
@@ -174,11 +174,11 @@ func (p *Pod) remove(ctx context.Context) (err error) {
 	if p.Host == nil {
 		return err
 	}
-	err = errors.Join(err, p.bed.stopProcesses(ctx, p.Name+"/"))
+	err = errors.Join(err, p.testbed.stopProcesses(ctx, p.Name+"/"))
 	if p.device != "" {
 		err = errors.Join(err, p.Node.onLink(p.device, "delete", p.Node.Net.LinkDel))
 	}
-	p.bed.removeHost(p.Host)
+	p.testbed.removeHost(p.Host)
 	return err
 }
 
@@ -286,7 +286,7 @@ func (c *Cluster) createService(ctx context.Context, service *corev1.Service) (n
 }
 
 // stopProcesses kills the processes whose name has the prefix.
-func (b *Bed) stopProcesses(ctx context.Context, prefix string) error {
+func (b *Testbed) stopProcesses(ctx context.Context, prefix string) error {
 	b.mu.Lock()
 	var stop []*Process
 	b.processes = slices.DeleteFunc(b.processes, func(p *Process) bool {

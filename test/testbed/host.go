@@ -1,6 +1,6 @@
-package bed
+package testbed
 
-// This file is about hosts: everything in the bed that has an own network stack (routers, control planes, nodes, pods).
+// This file is about hosts: everything in the test bed that has an own network stack (routers, control planes, nodes, pods).
 // A host is a network namespace plus a mount namespace with its own /etc/hosts, /etc/resolv.conf and /run. Both can be
 // entered in two ways: programs join them through nsenter, Go code visits the network namespace with one thread.
 
@@ -27,18 +27,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is a machine or pod of the bed.
+// Host is a machine or pod of the test bed.
 type Host struct {
-	Name string          // unique in the bed; also the name of its network namespace (`ip netns`)
+	Name string          // unique in the test bed; also the name of its network namespace (`ip netns`)
 	Net  *netlink.Handle // its network configuration
 
-	bed   *Bed
-	dir   string // its files: hosts, resolv.conf, run/
-	netns netns.NsHandle
-	mnt   *os.File // its mount namespace
-	on    *Host    // the host whose network this one uses; nil: its own
-	env   []string // additional environment of its programs
-	dns   resolver
+	testbed *Testbed
+	dir     string // its files: hosts, resolv.conf, run/
+	netns   netns.NsHandle
+	mnt     *os.File // its mount namespace
+	on      *Host    // the host whose network this one uses; nil: its own
+	env     []string // additional environment of its programs
+	dns     resolver
 
 	mu      sync.Mutex
 	hosts   map[string]netip.Addr
@@ -46,8 +46,8 @@ type Host struct {
 }
 
 // newHost makes a host with nothing but a loopback device; with on set, it shares that host's network.
-func (b *Bed) newHost(name string, dns resolver, on *Host, sysctls ...string) (*Host, error) {
-	h := &Host{Name: name, bed: b, dir: filepath.Join(workDir, "host", name), netns: netns.None(), dns: dns, hosts: map[string]netip.Addr{}}
+func (b *Testbed) newHost(name string, dns resolver, on *Host, sysctls ...string) (*Host, error) {
+	h := &Host{Name: name, testbed: b, dir: filepath.Join(workDir, "host", name), netns: netns.None(), dns: dns, hosts: map[string]netip.Addr{}}
 	fail := func(err error) (*Host, error) {
 		h.close()
 		return nil, fmt.Errorf("make host %s: %w", name, err)
@@ -87,7 +87,7 @@ func (h *Host) makeNetwork() error {
 
 func (h *Host) makeFiles() error {
 	run := filepath.Join(h.dir, "run")
-	for _, dir := range []string{"bed", "lock", "wireguard", "netns"} {
+	for _, dir := range []string{"testbed", "lock", "wireguard", "netns"} {
 		if err := os.MkdirAll(filepath.Join(run, dir), 0o755); err != nil {
 			return err
 		}
@@ -141,7 +141,7 @@ func (h *Host) mount(run string) error {
 		from, to string
 		flags    uintptr
 	}{
-		{workDir, filepath.Join(run, "bed"), 0},
+		{workDir, filepath.Join(run, "testbed"), 0},
 		{run, "/run", unix.MS_REC},
 		{filepath.Join(h.dir, "hosts"), "/etc/hosts", 0},
 		{filepath.Join(h.dir, "resolv.conf"), "/etc/resolv.conf", 0},
@@ -337,7 +337,7 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 	return cmd
 }
 
-// Enter is the command line that runs a program on the host from outside of the bed, such as a shell.
+// Enter is the command line that runs a program on the host from outside of the test bed, such as a shell.
 func (h *Host) Enter(command ...string) string {
 	return Enter(append([]string{"nsenter", "--net=" + h.netnsPath(), "--mount=" + h.mntPath()}, command...)...)
 }

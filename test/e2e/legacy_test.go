@@ -22,9 +22,9 @@ import (
 	"github.com/songgao/water"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/test/bed"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/peer"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 const (
@@ -184,7 +184,7 @@ func TestFormerPeerTransfer(t *testing.T) {
 		serve(t, conn, func(ctx context.Context) { carries(t, ctx, 0, 2) })
 	})
 	t.Run("it is dialled", func(t *testing.T) {
-		l, err := third.Gateway().Listen("tcp", fmt.Sprintf(":%d", bed.BrokerPort))
+		l, err := third.Gateway().Listen("tcp", fmt.Sprintf(":%d", testbed.BrokerPort))
 		must(t, err)
 		defer l.Close()
 		var conn net.Conn

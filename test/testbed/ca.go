@@ -1,4 +1,4 @@
-package bed
+package testbed
 
 // This file issues certificates: for the control planes, and for what the tests exchange between clusters.
 

@@ -1,4 +1,4 @@
-package bed
+package testbed
 
 // This file is a cluster: its names and addresses, the order in which it boots, and access to its API.
 
@@ -21,7 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Cluster is a Kubernetes cluster of the bed. Its node and pod networks are those of all others.
+// Cluster is a Kubernetes cluster of the test bed. Its node and pod networks are those of all others.
 type Cluster struct {
 	Name          string // kubelink1, kubelink2, ...
 	FQDN          string // of its load balancer, which leads to the broker on the gateway node; in every /etc/hosts
@@ -40,7 +40,7 @@ type Cluster struct {
 	Client client.WithWatch // as administrator
 	Config *rest.Config     // the same; it dials inside of the cluster
 
-	bed       *Bed
+	testbed   *Testbed
 	pki       pki
 	apiserver *Process
 	customDNS map[string]string // files that the cluster DNS imports; nil: not there yet
@@ -73,18 +73,18 @@ func (c *Cluster) boot(ctx context.Context) error {
 		{"controllers", c.startControllers},
 		{"cluster DNS", c.startDNS},
 	} {
-		c.bed.progress("%s: %s", c.Name, step.what)
+		c.testbed.progress("%s: %s", c.Name, step.what)
 		if err := step.do(ctx); err != nil {
 			return fmt.Errorf("%s: %s: %w", c.Name, step.what, err)
 		}
 	}
-	c.bed.progress("%s: ready", c.Name)
+	c.testbed.progress("%s: ready", c.Name)
 	return nil
 }
 
 func (c *Cluster) connectClient(context.Context) error {
 	scheme := runtime.NewScheme()
-	for _, add := range append(c.bed.opts.AddToScheme, clientgoscheme.AddToScheme) {
+	for _, add := range append(c.testbed.opts.AddToScheme, clientgoscheme.AddToScheme) {
 		if err := add(scheme); err != nil {
 			return err
 		}
@@ -149,9 +149,9 @@ func (c *Cluster) token(ctx context.Context, namespace, account string) (string,
 	return request.Status.Token, nil
 }
 
-// KubectlCommand is the command line that runs kubectl as administrator from outside of the bed.
+// KubectlCommand is the command line that runs kubectl as administrator from outside of the test bed.
 func (c *Cluster) KubectlCommand() string {
-	return c.ControlPlane.Enter(c.bed.binary("kubectl"), "--kubeconfig", c.file("admin.kubeconfig"))
+	return c.ControlPlane.Enter(c.testbed.binary("kubectl"), "--kubeconfig", c.file("admin.kubeconfig"))
 }
 
 // Kubectl runs kubectl as administrator and returns its output. Paths in args are absolute.
@@ -161,7 +161,7 @@ func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 
 // KubectlInput is Kubectl with something to read, as in `kubectl apply -f -`.
 func (c *Cluster) KubectlInput(ctx context.Context, input string, args ...string) (string, error) {
-	return c.ControlPlane.pipe(ctx, input, c.bed.binary("kubectl"), append([]string{"--kubeconfig", c.file("admin.kubeconfig"), "--cache-dir", c.file("kubectl")}, args...)...)
+	return c.ControlPlane.pipe(ctx, input, c.testbed.binary("kubectl"), append([]string{"--kubeconfig", c.file("admin.kubeconfig"), "--cache-dir", c.file("kubectl")}, args...)...)
 }
 
 // WaitFor waits until the object exists, as obj, and fulfils the condition; a nil condition is existence.
@@ -178,4 +178,4 @@ func (c *Cluster) WaitFor(ctx context.Context, obj client.Object, condition func
 // file is the path of one of the cluster's own files.
 func (c *Cluster) file(name string) string { return filepath.Join(workDir, "cluster", c.Name, name) }
 
-func (b *Bed) binary(name string) string { return filepath.Join(b.binaries, name) }
+func (b *Testbed) binary(name string) string { return filepath.Join(b.binaries, name) }

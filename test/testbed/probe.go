@@ -1,4 +1,4 @@
-package bed
+package testbed
 
 // This file holds what tests do from a host again and again: look up names, talk HTTP, ping; and the servers they talk to.
 

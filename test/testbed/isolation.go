@@ -1,8 +1,8 @@
-// Package bed boots real Kubernetes clusters on one machine: control planes from their own binaries, nodes and pods as
+// Package testbed boots real Kubernetes clusters on one machine: control planes from their own binaries, nodes and pods as
 // network namespaces, each cluster behind its own NAT router on a private "internet". Tests and the demo stand on it.
 //
 // A program that uses it runs its main function (or TestMain) through Main, which moves it into namespaces of its own.
-package bed
+package testbed
 
 // This file moves a program into its own user, network, mount and PID namespaces, and makes sure that all it
 // started ends with it. Three processes of the same binary take part:
@@ -30,12 +30,12 @@ import (
 )
 
 const (
-	stageVar   = "KUBELINK_BED"       // which of the three processes this is
-	hostPIDVar = "KUBELINK_BED_PID"   // the init process' id as the user sees it
-	enterVar   = "KUBELINK_BED_ENTER" // nsenter's options for the namespaces there are
+	stageVar   = "KUBELINK_TESTBED"       // which of the three processes this is
+	hostPIDVar = "KUBELINK_TESTBED_PID"   // the init process' id as the user sees it
+	enterVar   = "KUBELINK_TESTBED_ENTER" // nsenter's options for the namespaces there are
 
-	// workDir holds all files of the bed. It lies on the tmpfs that only the bed sees.
-	workDir = "/run/bed"
+	// workDir holds all files of the test bed. It lies on the tmpfs that only the test bed sees.
+	workDir = "/run/testbed"
 )
 
 // The main goroutine stays on the process' first thread. /proc/self describes that thread, and threads that
@@ -62,7 +62,7 @@ func Main(f func() int) int {
 	return code
 }
 
-// Enter is the command line that runs a program in the bed from outside of it. Host.Enter goes on to a host.
+// Enter is the command line that runs a program in the test bed from outside of it. Host.Enter goes on to a host.
 func Enter(command ...string) string {
 	return strings.Join(append([]string{"nsenter", "-t", os.Getenv(hostPIDVar), os.Getenv(enterVar)}, command...), " ")
 }
@@ -177,7 +177,7 @@ func furnish() error {
 			return err
 		}
 	}
-	if err := unix.Sethostname([]byte("kubelink-bed")); err != nil {
+	if err := unix.Sethostname([]byte("kubelink-testbed")); err != nil {
 		return fmt.Errorf("set host name: %w", err)
 	}
 	lo, err := netlink.LinkByName("lo")

@@ -1,4 +1,4 @@
-package bed
+package testbed
 
 // This file tests the test bed itself, on two clusters: that what other tests stand on is there, and that nothing stays
 // behind.
@@ -27,7 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-const holdVar = "KUBELINK_BED_TEST_HOLD" // a test process with it is the bed that gets killed
+const holdVar = "KUBELINK_TESTBED_TEST_HOLD" // a test process with it is the test bed that gets killed
 
 func TestMain(m *testing.M) {
 	os.Exit(Main(func() int {
@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-func TestBed(t *testing.T) {
+func TestTestbed(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	start := time.Now()
@@ -264,26 +264,26 @@ func TestBed(t *testing.T) {
 	})
 }
 
-// A bed that dies, in whatever way, takes everything along. What it has is seen from here, which is outside of it.
+// A test bed that dies, in whatever way, takes everything along. What it has is seen from here, which is outside of it.
 func TestNothingStaysBehind(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(signal.String(), func(t *testing.T) {
 			before, mounts := processes(t), must(os.ReadFile("/proc/self/mountinfo"))(t)
 			outer := exec.Command("/proc/self/exe", "-test.run=^$")
-			outer.Env = append(withoutBed(os.Environ()), holdVar+"=1", "TMPDIR="+t.TempDir())
+			outer.Env = append(withoutTestbed(os.Environ()), holdVar+"=1", "TMPDIR="+t.TempDir())
 			outer.Stderr = t.Output()
 			stdout := must(outer.StdoutPipe())(t)
 			check(t, outer.Start())
 			defer outer.Process.Kill()
 			lines := bufio.NewScanner(stdout)
 			if !lines.Scan() || !strings.HasPrefix(lines.Text(), "nsenter") {
-				t.Fatalf("the bed says %q", lines.Text())
+				t.Fatalf("the test bed says %q", lines.Text())
 			}
 			if out, err := exec.Command("sh", "-c", lines.Text()).CombinedOutput(); string(out) != "192.0.2.1 b.example\n" {
 				t.Errorf("%s: %s %v", lines.Text(), out, err)
 			}
 
-			// A cable into each namespace of the bed shows here when the namespace ends.
+			// A cable into each namespace of the test bed shows here when the namespace ends.
 			namespaces := map[string]int{}
 			for pid := range processes(t) {
 				if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && !before[pid] {
@@ -292,7 +292,7 @@ func TestNothingStaysBehind(t *testing.T) {
 			}
 			delete(namespaces, must(os.Readlink("/proc/self/ns/net"))(t))
 			if len(namespaces) != 3 { // its own, host a, host b
-				t.Fatalf("the bed has %d network namespaces", len(namespaces))
+				t.Fatalf("the test bed has %d network namespaces", len(namespaces))
 			}
 			gone := make(chan netlink.LinkUpdate, 100)
 			done := make(chan struct{})
@@ -343,7 +343,7 @@ func TestNothingStaysBehind(t *testing.T) {
 
 func TestExitCode(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestNoSuchTest$", "-test.badflag")
-	cmd.Env = withoutBed(os.Environ())
+	cmd.Env = withoutTestbed(os.Environ())
 	out, _ := cmd.CombinedOutput()
 	if cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "badflag") {
 		t.Errorf("exit code %d, output:\n%s", cmd.ProcessState.ExitCode(), out)
@@ -352,7 +352,7 @@ func TestExitCode(t *testing.T) {
 
 // hold has two hosts with a running program each, says how to look into the second, and waits to be killed.
 func hold() int {
-	b := &Bed{}
+	b := &Testbed{}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	for _, name := range []string{"a", "b"} {
 		h, err := b.newHost(name, resolver{}, nil)
@@ -408,8 +408,8 @@ func processes(t *testing.T) map[int]bool {
 	return pids
 }
 
-// withoutBed removes the traces of this bed from an environment, for starting a bed inside a bed.
-func withoutBed(env []string) (outside []string) {
+// withoutTestbed removes the traces of this test bed from an environment, for starting a test bed inside a test bed.
+func withoutTestbed(env []string) (outside []string) {
 	for _, e := range env {
 		if !strings.HasPrefix(e, stageVar+"=") && !strings.HasPrefix(e, hostPIDVar+"=") {
 			outside = append(outside, e)

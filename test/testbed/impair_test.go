@@ -1,4 +1,4 @@
-package bed
+package testbed
 
 // This file tests that impairments are what they say, on the networks of two clusters without control planes.
 
@@ -14,13 +14,13 @@ import (
 	"time"
 )
 
-// wired is a bed of networks only.
-func wired(t *testing.T, n int) *Bed {
+// wired is a test bed of networks only.
+func wired(t *testing.T, n int) *Testbed {
 	t.Helper()
 	if !inUse.TryLock() {
 		t.Fatal("there is another bed")
 	}
-	b := &Bed{opts: Options{Nodes: 1}}
+	b := &Testbed{opts: Options{Nodes: 1}}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	t.Cleanup(func() { check(t, b.Close()) })
 	check(t, b.wire(n))

@@ -1,6 +1,6 @@
-package bed
+package testbed
 
-// This file makes networks worse than the bed's are: loss, a low rate, a small or large MTU, connections that break. What
+// This file makes networks worse than the test bed's are: loss, a low rate, a small or large MTU, connections that break. What
 // lasts returns how to undo it; undoing it twice does no harm. Impairments compose: each is a thing of its own.
 
 import (
@@ -42,7 +42,7 @@ func impair(what string, steps ...step) (undo func() error, err error) {
 	return undo, nil
 }
 
-// rule is an iptables rule that is inserted, and deleted. The bed's life bounds the deletion: a test's may be over.
+// rule is an iptables rule that is inserted, and deleted. The test bed's life bounds the deletion: a test's may be over.
 func (h *Host) rule(ctx context.Context, table, chain string, match ...string) step {
 	change := func(ctx context.Context, command string) func() error {
 		return func() error {
@@ -50,7 +50,7 @@ func (h *Host) rule(ctx context.Context, table, chain string, match ...string) s
 			return err
 		}
 	}
-	return step{change(ctx, "-I"), change(h.bed.ctx, "-D")}
+	return step{change(ctx, "-I"), change(h.testbed.ctx, "-D")}
 }
 
 // unbundled makes a device send packets one by one. Between the stacks of one machine they travel in bundles of up to 64
@@ -86,7 +86,7 @@ func Rate(ctx context.Context, from *Cluster, bits int, buffer time.Duration) (u
 	queue := int(float64(bits)/8*buffer.Seconds()) + burst
 	return impair("rate of "+from.Name, step{
 		tc(ctx, "qdisc", "add", "dev", uplink, "root", "tbf", "rate", strconv.Itoa(bits)+"bit", "burst", strconv.Itoa(burst), "limit", strconv.Itoa(queue)),
-		tc(from.bed.ctx, "qdisc", "del", "dev", uplink, "root"),
+		tc(from.testbed.ctx, "qdisc", "del", "dev", uplink, "root"),
 	})
 }
 

@@ -1,7 +1,7 @@
-package bed
+package testbed
 
 // This file runs long-lived programs on hosts: control planes, DNS servers, kubelink. Each has a log that is kept as long
-// as the bed.
+// as the test bed.
 
 import (
 	"context"
@@ -26,7 +26,7 @@ type Process struct {
 	err   error         // valid then
 }
 
-// Start starts a program on the host. It is killed when ctx or the bed ends. The program's working directory is the
+// Start starts a program on the host. It is killed when ctx or the test bed ends. The program's working directory is the
 // root folder; env is in addition to the own environment; what it writes goes to a log that restarts under the same
 // name continue.
 func (h *Host) Start(ctx context.Context, name string, env []string, path string, args ...string) (*Process, error) {
@@ -49,11 +49,11 @@ func (h *Host) Start(ctx context.Context, name string, env []string, path string
 		p.err = p.cmd.Wait()
 		close(p.done)
 	}()
-	h.bed.addProcess(p)
+	h.testbed.addProcess(p)
 	return p, nil
 }
 
-// PID is the process id inside the bed.
+// PID is the process id inside the test bed.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // Log is what the program wrote since this start.

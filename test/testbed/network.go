@@ -1,4 +1,4 @@
-package bed
+package testbed
 
 // This file wires hosts: the internet, each cluster's router and node LAN, and pods as calico does it.
 
@@ -40,7 +40,7 @@ var forwarding = []string{
 }
 
 // wireCluster makes the router, the control plane's host and the nodes of cluster i.
-func (b *Bed) wireCluster(i int) (_ *Cluster, err error) {
+func (b *Testbed) wireCluster(i int) (_ *Cluster, err error) {
 	name := fmt.Sprintf("kubelink%d", i)
 	services := netip.PrefixFrom(offset(netip.MustParseAddr("100.64.0.0"), (i-1)<<12), 20)
 	c := &Cluster{
@@ -52,7 +52,7 @@ func (b *Bed) wireCluster(i int) (_ *Cluster, err error) {
 		APIAddress:     offset(services.Addr(), 1),
 		DNSAddress:     offset(services.Addr(), 10),
 		MeshDNSAddress: offset(services.Addr(), 11),
-		bed:            b,
+		testbed:        b,
 	}
 	gateway := nodeAddress(1)
 
@@ -97,7 +97,7 @@ COMMIT
 
 // attach makes a host on the cluster's node LAN.
 func (c *Cluster) attach(name string, addr netip.Addr) (*Host, error) {
-	h, err := c.bed.newHost(c.Name+"-"+name, resolver{}, nil, forwarding...)
+	h, err := c.testbed.newHost(c.Name+"-"+name, resolver{}, nil, forwarding...)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func (c *Cluster) addNode(j int) error {
 	}
 	n := &Node{Host: h, Address: nodeAddress(j), Pods: netip.PrefixFrom(offset(PodCIDR.Addr(), j<<8), 24), cluster: c}
 	// As calico has it: pods are hidden behind the node when they leave the cluster, not for each other.
-	_, err = n.pipe(c.bed.ctx, fmt.Sprintf(`*nat
+	_, err = n.pipe(c.testbed.ctx, fmt.Sprintf(`*nat
 :cali-POSTROUTING - [0:0]
 :cali-nat-outgoing - [0:0]
 -A POSTROUTING -j cali-POSTROUTING
