@@ -31,7 +31,7 @@ import (
 const (
 	whoamiServer     = "whoami"     // the floor: a plugin that only says who asks
 	hostsServer      = "hosts"      // the same names from a file
-	formerServer     = "former"     // what the former system generated for its DNS
+	legacyServer     = "legacy"     // what the legacy system generated for its DNS
 	dnsServer        = "dns"        // dns-propagation dns, on names that were asked before
 	dnsColdServer    = "dns-cold"   // the same, on names that were never asked
 	kubernetesServer = "kubernetes" // dns-propagation kubernetes

@@ -35,7 +35,7 @@ var dnsLayout = layout{
 	entrants: []entrant{
 		{whoamiServer, "whoami", "#afb8c1", "#656c76"},
 		{hostsServer, "hosts", "#818b98", "#9198a1"},
-		{formerServer, "former Corefile", "#bc4c00", "#f0883e"},
+		{legacyServer, "former Corefile", "#bc4c00", "#f0883e"},
 		{dnsServer, "kubelink, dns, warm", "#0969da", "#4493f8"},
 		{dnsColdServer, "kubelink, dns, cold", "#6fb1f7", "#1f4f8f"},
 		{kubernetesServer, "kubelink, kubernetes", "#1a7f37", "#3fb950"},
@@ -58,7 +58,7 @@ func dnsPromises() (all []promise) {
 		for _, of := range []string{dnsServer, kubernetesServer, globalServer} {
 			all = append(all,
 				promise{what: resultQueries(kind), of: of, to: whoamiServer, bound: 0.9},
-				promise{what: resultQueries(kind), of: of, to: formerServer, bound: 3})
+				promise{what: resultQueries(kind), of: of, to: legacyServer, bound: 3})
 		}
 	}
 	return append(all,
@@ -89,7 +89,7 @@ func (r *results) namesTable(kind string) table {
 	t := table{words: 1, rows: [][]string{{kind + " names", queries.unit, "/ whoami", "/ former", "CPU, µs", fmt.Sprintf("median at %d/s, ms", moderateRate), "p99, ms"}}}
 	names, titles := r.took(queries)
 	for i, name := range names {
-		t.rows = append(t.rows, []string{titles[i], r.show(queries, name), times(r.ratio(queries, name, whoamiServer)), times(r.ratio(queries, name, formerServer)),
+		t.rows = append(t.rows, []string{titles[i], r.show(queries, name), times(r.ratio(queries, name, whoamiServer)), times(r.ratio(queries, name, legacyServer)),
 			r.show(cpu, name), r.show(median, name), r.show(p99, name)})
 	}
 	return t

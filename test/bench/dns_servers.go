@@ -91,8 +91,8 @@ func (p *nameServers) configure(name, hostsFile string, addresses []netip.Addr) 
 	case hostsServer: // which has no SOA record for a denial, and says so
 		plugins = "    hosts " + hostsFile + "\n"
 		missing.rcode = dns.RcodeServerFailure
-	case formerServer:
-		plugins = formerPlugins(p.broker.DNSAddress)
+	case legacyServer:
+		plugins = legacyPlugins(p.broker.DNSAddress)
 	case dnsServer:
 		plugins = p.stanza("dns", false)
 	case dnsColdServer:
@@ -125,10 +125,10 @@ func podName(i int) string {
 	return strings.ReplaceAll(podAddress(i).String(), ".", "-") + "." + benchNamespace + ".pod.remote.kubelink."
 }
 
-// formerPlugins is what the former system configured for a cluster: names rewritten in question and answer, the
+// legacyPlugins is what the legacy system configured for a cluster: names rewritten in question and answer, the
 // cluster's DNS service asked, 30 s of cache; and a denial of all other names of the mesh. Its log line per query is left
 // out. The cache has no effect: CoreDNS rewrites first, and then the names are not of the block's zone any more.
-func formerPlugins(upstream netip.Addr) string {
+func legacyPlugins(upstream netip.Addr) string {
 	return fmt.Sprintf(`    rewrite stop {
         name regex (.*)\.remote\.kubelink\. {1}.cluster.local.
         answer name (.*)\.cluster\.local\. {1}.remote.kubelink.

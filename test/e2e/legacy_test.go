@@ -1,6 +1,6 @@
 package e2e
 
-// A broker of the former system, as far as its bare wire format goes: a plain TUN, one TLS connection, one
+// A legacy broker, as far as its bare wire format goes: a plain TUN, one TLS connection, one
 // packet in each frame. It stands in the place of the third cluster's broker, whose pods use it.
 
 import (
@@ -28,35 +28,35 @@ import (
 )
 
 const (
-	formerDevice  = "former"
-	formerPayload = 17000 // the largest it reads
+	legacyDevice  = "legacy"
+	legacyPayload = 17000 // the largest it reads
 )
 
-// formerBroker is a former broker in a cluster, with one peer.
-type formerBroker struct {
+// legacyBroker is a legacy broker in a cluster, with one peer.
+type legacyBroker struct {
 	tun     *water.Interface
 	config  *tls.Config
 	largest atomic.Int64 // packet that came
 }
 
-// newFormer makes its TUN in the gateway node of the cluster of b, with the routes to the peer.
-func newFormer(ctx context.Context, b, other *fleet.Broker) (*formerBroker, error) {
+// newLegacyBroker makes its TUN in the gateway node of the cluster of b, with the routes to the peer.
+func newLegacyBroker(ctx context.Context, b, other *fleet.Broker) (*legacyBroker, error) {
 	node := b.Gateway()
-	o := &formerBroker{}
+	o := &legacyBroker{}
 	var err error
 	if o.config, err = peer.Config(f.CA, f.CA, b.FQDN); err != nil {
 		return nil, err
 	}
 	if err := node.Do(func() (err error) {
-		o.tun, err = water.New(water.Config{DeviceType: water.TUN, PlatformSpecificParams: water.PlatformSpecificParams{Name: formerDevice}})
+		o.tun, err = water.New(water.Config{DeviceType: water.TUN, PlatformSpecificParams: water.PlatformSpecificParams{Name: legacyDevice}})
 		return err
 	}); err != nil {
 		return nil, err
 	}
 	for _, args := range [][]string{
-		{"link", "set", formerDevice, "up"}, // its MTU is 1500
-		{"address", "add", b.MeshAddress.String(), "dev", formerDevice},
-		{"route", "add", other.ServiceCIDR.String(), "dev", formerDevice},
+		{"link", "set", legacyDevice, "up"}, // its MTU is 1500
+		{"address", "add", b.MeshAddress.String(), "dev", legacyDevice},
+		{"route", "add", other.ServiceCIDR.String(), "dev", legacyDevice},
 	} {
 		if _, err := node.Run(ctx, "ip", args...); err != nil {
 			o.tun.Close()
@@ -67,7 +67,7 @@ func newFormer(ctx context.Context, b, other *fleet.Broker) (*formerBroker, erro
 }
 
 // accept waits until the peer connects. Others are sent away.
-func (o *formerBroker) accept(ctx context.Context, l net.Listener, other *fleet.Broker) (net.Conn, error) {
+func (o *legacyBroker) accept(ctx context.Context, l net.Listener, other *fleet.Broker) (net.Conn, error) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -81,9 +81,9 @@ func (o *formerBroker) accept(ctx context.Context, l net.Listener, other *fleet.
 	}
 }
 
-// serve carries packets between TUN and connection until the connection ends. The error is what a former
+// serve carries packets between TUN and connection until the connection ends. The error is what a legacy
 // broker would not have understood.
-func (o *formerBroker) serve(conn net.Conn) error {
+func (o *legacyBroker) serve(conn net.Conn) error {
 	ended := make(chan struct{})
 	go func() { // from the TUN to the peer; the device's reader is interrupted by a deadline
 		defer close(ended)
@@ -108,9 +108,9 @@ func (o *formerBroker) serve(conn net.Conn) error {
 	return err
 }
 
-func (o *formerBroker) read(conn net.Conn) error {
+func (o *legacyBroker) read(conn net.Conn) error {
 	r := bufio.NewReaderSize(conn, 64<<10)
-	b := make([]byte, formerPayload)
+	b := make([]byte, legacyPayload)
 	for first := true; ; first = false {
 		var head [3]byte
 		if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -147,8 +147,8 @@ func (o *formerBroker) read(conn net.Conn) error {
 	}
 }
 
-// A former broker is sent and understood like ever: one packet per frame, complete, of a size that fits.
-func TestFormerPeerTransfer(t *testing.T) {
+// A legacy broker is sent and understood like ever: one packet per frame, complete, of a size that fits.
+func TestLegacyPeerTransfer(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	one, third := brokers[0], brokers[2]
 	must(t, third.Kill(ctx, syscall.SIGTERM))
@@ -158,7 +158,7 @@ func TestFormerPeerTransfer(t *testing.T) {
 		must(t, third.Start(ctx))
 		must(t, f.WaitMesh(ctx))
 	})
-	o, err := newFormer(ctx, third, one)
+	o, err := newLegacyBroker(ctx, third, one)
 	must(t, err)
 	t.Cleanup(func() { o.tun.Close() })
 	serve := func(t *testing.T, conn net.Conn, use func(context.Context)) {
@@ -169,7 +169,7 @@ func TestFormerPeerTransfer(t *testing.T) {
 		defer func() {
 			conn.Close()
 			if err := served(); err != nil {
-				t.Errorf("a former broker was sent what it does not understand: %v", err)
+				t.Errorf("a legacy broker was sent what it does not understand: %v", err)
 			}
 		}()
 		must(t, one.WaitState(ctx, third.Name, v1alpha1.StateUp))

@@ -87,7 +87,7 @@ func TestRefusedConnections(t *testing.T) {
 }
 
 // A peer with every right to connect may still send from its cluster address only, and to what
-// ingress allows only. The bare wire format of a former peer carries packets both ways.
+// ingress allows only. The bare wire format of a legacy peer carries packets both ways.
 func TestInboundFilter(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	third := brokers[2]

@@ -1,6 +1,6 @@
-// Package peer is a broker of another cluster at the byte level of the former wire format (TLS, frames of length, type,
-// payload; a hello of 80 bytes), written apart from broker/bridge. Tests use it as an attacker or as a broker of the former
-// system; by the hundred, peers are the other clusters of a large mesh (stub.go).
+// Package peer is a broker of another cluster at the byte level of the legacy wire format (TLS, frames of length, type,
+// payload; a hello of 80 bytes), written apart from broker/bridge. Tests use it as an attacker or as a legacy broker;
+// by the hundred, peers are the other clusters of a large mesh (stub.go).
 package peer
 
 import (

@@ -195,7 +195,7 @@ func (c *Cluster) followCustomDNS(ctx context.Context, server *Process) {
 }
 
 // writeCustomDNS makes the folder have the files, and no others, in one step: CoreDNS must not read half a change. As kubelet
-// does, it makes another folder and changes a link; nobody needs the former folders back.
+// does, it makes another folder and changes a link; the folders of before stay unused.
 func (c *Cluster) writeCustomDNS(files map[string]string) (changed bool, err error) {
 	if c.customDNS != nil && maps.Equal(files, c.customDNS) {
 		return false, nil
