@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -23,9 +24,9 @@ import (
 var update = flag.Bool("update", false, "write testdata/transitions.txt")
 
 // fake is a kernel with the devices eth0 (index 2) and, if link says so, kubelink (3). A killed
-// broker left the device old (4), somebody has the device open (5).
+// broker left the device old (4), another process holds the device open (5).
 type fake struct {
-	dump
+	objects
 	chains   map[string][]string // by "family table chain"
 	log      []string
 	dumps    int
@@ -34,7 +35,7 @@ type fake struct {
 }
 
 func newFake() *fake {
-	f := &fake{dump: dump{link: link{3, 1420, false}}, chains: map[string][]string{}}
+	f := &fake{objects: objects{link: link{3, 1420, false}}, chains: map[string][]string{}}
 	for _, v := range families {
 		f.chains[key(v, "nat", "POSTROUTING")] = []string{"-A POSTROUTING -j KUBE-POSTROUTING"}
 		f.chains[key(v, "filter", "FORWARD")] = []string{"-A FORWARD -j KUBE-FORWARD"}
@@ -44,24 +45,24 @@ func newFake() *fake {
 }
 
 func key(family int, table, chain string) string {
-	return fmt.Sprintf("IPv%d %s %s", version(family), table, chain)
+	return fmt.Sprintf("IPv%d %s %s", ipVersion(family), table, chain)
 }
 
-func (f *fake) Name(index int) string {
+func (f *fake) DeviceName(index int) string {
 	return map[int]string{2: "eth0", 3: "kubelink", 4: "old", 5: "open"}[index]
 }
 
-func (f *fake) Idle(index int) bool { return index == 4 }
+func (f *fake) IsIdleTUN(index int) bool { return index == 4 }
 
-func (f *fake) Dump(string) (*dump, error) {
+func (f *fake) Dump(string) (*objects, error) {
 	f.dumps++
-	d := f.dump
+	d := f.objects
 	d.addresses, d.routes, d.rules = slices.Clone(d.addresses), slices.Clone(d.routes), slices.Clone(d.rules)
 	return &d, nil
 }
 
 func (f *fake) Change(verb string, object any) error {
-	text := command(verb, object, f.Name)
+	text := ipCommand(verb, object, f.DeviceName)
 	if f.fails != "" && strings.Contains(text, f.fails) {
 		return errors.New("no such luck")
 	}
@@ -77,7 +78,7 @@ func (f *fake) Change(verb string, object any) error {
 	case address:
 		f.addresses, err = changed(f.addresses, verb, o, func(x address) bool { return x == o })
 	case route:
-		f.routes, err = changed(f.routes, verb, o, func(x route) bool { return x.place() == o.place() && x.Metric == o.Metric })
+		f.routes, err = changed(f.routes, verb, o, func(x route) bool { return x.key() == o.key() && x.Metric == o.Metric })
 	case rule:
 		f.rules, err = changed(f.rules, verb, o, func(x rule) bool { x.Protocol = o.Protocol; return x == o })
 	}
@@ -100,19 +101,19 @@ func changed[T any](list []T, verb string, object T, same func(T) bool) ([]T, er
 	return append(list, object), nil
 }
 
-func (f *fake) Chain(family int, table, chain string) ([]string, error) {
+func (f *fake) ListChain(family int, table, chain string) ([]string, error) {
 	if f.missing6 && family == unix.AF_INET6 {
 		return nil, &exec.Error{Name: "ip6tables", Err: exec.ErrNotFound}
 	}
 	return f.chains[key(family, table, chain)], nil
 }
 
-func (f *fake) Restore(family int, table string, commands []string) error {
-	if f.fails != "" && strings.Contains(fmt.Sprintf("IPv%d %s", version(family), table), f.fails) {
+func (f *fake) RestoreTable(family int, table string, commands []string) error {
+	if f.fails != "" && strings.Contains(fmt.Sprintf("IPv%d %s", ipVersion(family), table), f.fails) {
 		return errors.New("no such luck")
 	}
 	for _, c := range commands {
-		f.log = append(f.log, fmt.Sprintf("IPv%d %s: %s", version(family), table, c))
+		f.log = append(f.log, fmt.Sprintf("IPv%d %s: %s", ipVersion(family), table, c))
 		words := strings.Fields(c)
 		rule := "-A " + strings.Join(words[1:], " ")
 		if chain, ok := strings.CutPrefix(words[0], ":"); ok {
@@ -140,17 +141,18 @@ func (f *fake) Restore(family int, table string, commands []string) error {
 func (f *fake) String() string {
 	var lines []string
 	for _, a := range f.addresses {
-		lines = append(lines, fmt.Sprintf("%s dev %s noprefixroute=%t", a.Prefix, f.Name(a.Index), a.NoPrefixRoute))
+		lines = append(lines, fmt.Sprintf("%s dev %s noprefixroute=%t", a.Prefix, f.DeviceName(a.Index), a.NoPrefixRoute))
 	}
 	for _, r := range f.routes {
-		lines = append(lines, r.text(f.Name))
+		lines = append(lines, r.text(f.DeviceName))
 	}
 	for _, r := range f.rules {
-		lines = append(lines, fmt.Sprintf("IPv%d rule priority %d table %d proto %d", version(r.Family), r.Priority, r.Table, r.Protocol))
+		lines = append(lines, fmt.Sprintf("IPv%d rule priority %d table %d proto %d",
+			ipVersion(r.Family), r.Priority, r.Table, r.Protocol))
 	}
 	slices.Sort(lines)
 	if f.link.Index != 0 {
-		lines = append([]string{fmt.Sprintf("%s mtu %d up=%t", f.Name(f.link.Index), f.link.MTU, f.link.Up)}, lines...)
+		lines = append([]string{fmt.Sprintf("%s mtu %d up=%t", f.DeviceName(f.link.Index), f.link.MTU, f.link.Up)}, lines...)
 	}
 	var names []string
 	for name := range f.chains {
@@ -189,7 +191,8 @@ var (
 	oneLink = State{oneMesh.Addresses, oneMesh.Routes[:2]}
 	// The second mesh speaks IPv6 too, and has a network inside one of the first.
 	twoMeshes = State{append(addresses("10.99.0.1/16", "fd00:99::1/64"), oneMesh.Addresses...),
-		append(routes("10.99.0.0/16 10.99.0.1", "100.64.16.128/25 10.99.0.1", "fd00:99::/64 fd00:99::1", "fd00:5::/48 fd00:99::1"), oneMesh.Routes...)}
+		append(routes("10.99.0.0/16 10.99.0.1", "100.64.16.128/25 10.99.0.1", "fd00:99::/64 fd00:99::1",
+			"fd00:5::/48 fd00:99::1"), oneMesh.Routes...)}
 	otherSource = State{addresses("192.168.0.12/24"),
 		routes("192.168.0.0/24 192.168.0.12", "100.64.16.0/20 192.168.0.12")}
 	config = Config{Device: "kubelink", MTU: 1500, Table: MainTable, RulePriority: 32750}
@@ -202,6 +205,11 @@ func TestTransitions(t *testing.T) {
 	restart := func(c Config) { k = &Kernel{config: c, system: f, clean: map[int]bool{}} }
 	prefix := netip.MustParsePrefix
 	none := func() {}
+	// left is a route of a killed broker.
+	left := func(table int, destination string, device int) route {
+		return route{Table: table, Destination: prefix(destination), Source: netip.MustParseAddr("192.168.0.11"),
+			Index: device, Protocol: Protocol}
+	}
 	var out bytes.Buffer
 	for _, step := range []struct {
 		name   string
@@ -236,7 +244,8 @@ func TestTransitions(t *testing.T) {
 			f.link = link{3, 1500, true}
 			f.addresses = []address{{3, prefix("10.1.2.3/32"), false}, {3, prefix("fe80::1/64"), false}}
 			f.routes = []route{
-				{Table: 254, Destination: prefix("100.64.16.0/20"), Gateway: netip.MustParseAddr("10.250.0.1"), Index: 2, Metric: 100, Protocol: 4},
+				{Table: 254, Destination: prefix("100.64.16.0/20"), Gateway: netip.MustParseAddr("10.250.0.1"), Index: 2,
+					Metric: 100, Protocol: 4},
 				{Table: 254, Destination: prefix("172.16.0.0/12"), Index: 3, Protocol: 3},
 				{Table: 254, Destination: prefix("172.17.0.0/16"), Index: 2, Protocol: Protocol},
 			}
@@ -244,33 +253,39 @@ func TestTransitions(t *testing.T) {
 		}, oneMesh},
 		{"a rule of somebody else will do", func() { restart(table) }, oneMesh},
 		{"clear leaves what is not ours", none, State{}},
-		{"one thing fails, the others go on", func() { restart(config); f.fails = "100.64.32.0/20"; f.missing6 = true }, oneMesh},
+		{"one thing fails, the others go on", func() {
+			restart(config)
+			f.fails, f.missing6 = "100.64.32.0/20", true
+		}, oneMesh},
 		{"it works again", func() { f.fails = "" }, oneMesh},
-		{"what cannot be", none, State{oneMesh.Addresses, append(routes("fd00::/64 192.168.0.11", "100.64.32.1/20 192.168.0.9", "100.64.32.9/20 192.168.0.11"), oneLink.Routes...)}},
+		{"what cannot be", none, State{oneMesh.Addresses, append(routes("fd00::/64 192.168.0.11",
+			"100.64.32.1/20 192.168.0.9", "100.64.32.9/20 192.168.0.11"), oneLink.Routes...)}},
 		{"without source NAT no new routes of IPv4, the others go on", func() {
 			f.fails, f.missing6 = "IPv4 nat", false
 			f.routes = f.routes[1:] // that of eth0
 		}, State{twoMeshes.Addresses, slices.Concat(twoMeshes.Routes[:5], twoMeshes.Routes[6:])}},
 		{"nor where a killed broker had them on another device", func() {
 			f.routes = append(f.routes,
-				route{Table: 254, Destination: prefix("100.64.16.0/20"), Source: netip.MustParseAddr("192.168.0.11"), Index: 4, Protocol: Protocol},
-				route{Table: 254, Destination: prefix("100.64.48.0/20"), Source: netip.MustParseAddr("192.168.0.11"), Index: 4, Protocol: Protocol})
+				left(254, "100.64.16.0/20", 4),
+				left(254, "100.64.48.0/20", 4))
 		}, oneMesh},
 		{"with it again", func() { f.fails = "" }, oneMesh},
 		{"another address without it: the routes that are there move", func() { f.fails = "IPv4 nat" }, otherSource},
 		{"a killed broker's device, one of others, and none", func() {
 			f.fails = ""
 			f.routes = append(f.routes[:1:1], // of others
-				route{Table: 254, Destination: prefix("100.64.16.0/20"), Source: netip.MustParseAddr("192.168.0.11"), Index: 4, Protocol: Protocol},
-				route{Table: 77, Destination: prefix("100.64.16.0/20"), Source: netip.MustParseAddr("192.168.0.11"), Index: 4, Protocol: Protocol},
-				route{Table: 254, Destination: prefix("100.64.32.0/20"), Source: netip.MustParseAddr("192.168.0.11"), Index: 5, Protocol: Protocol},
+				left(254, "100.64.16.0/20", 4),
+				left(77, "100.64.16.0/20", 4),
+				left(254, "100.64.32.0/20", 5),
 				route{Table: 254, Destination: prefix("100.64.48.0/20"), Protocol: Protocol})
 		}, oneMesh},
 		{"clear without a device", func() {
 			f.link, f.addresses = link{}, nil
 			f.routes = slices.DeleteFunc(f.routes, func(r route) bool { return r.Index == 3 })
 		}, State{}},
-		{"a kernel without TCPMSS: the others go on", func() { f.link, f.routes, f.fails = link{3, 1500, true}, nil, "mangle" }, twoMeshes},
+		{"a kernel without TCPMSS: the others go on", func() {
+			f.link, f.routes, f.fails = link{3, 1500, true}, nil, "mangle"
+		}, twoMeshes},
 		{"it has it", func() { f.fails = "" }, twoMeshes},
 		{"clear", none, State{}},
 	} {
@@ -287,7 +302,7 @@ func TestTransitions(t *testing.T) {
 		if err := k.Warning(); err != nil {
 			fmt.Fprintf(&out, "warning:\n    %s\n", strings.ReplaceAll(err.Error(), "\n", "\n    "))
 		}
-		if strings.Contains(step.name, "others") || step.state.empty() {
+		if strings.Contains(step.name, "others") || step.state.isEmpty() {
 			fmt.Fprintf(&out, "state:\n    %s\n", strings.ReplaceAll(f.String(), "\n", "\n    "))
 		}
 		fmt.Fprintln(&out)
@@ -315,6 +330,36 @@ func TestTransitions(t *testing.T) {
 	}
 }
 
+// A status that wants the warning of the last Set does not wait for the one that runs: that one waits
+// for the lock of xtables, up to 10 s for each command.
+func TestWarningDoesNotWait(t *testing.T) {
+	f := &waiting{fake: newFake(), entered: make(chan struct{}), leave: make(chan struct{})}
+	k := &Kernel{config: config, system: f, clean: map[int]bool{}}
+	done := make(chan error)
+	go func() { done <- k.Set(oneMesh) }()
+	<-f.entered
+	if err := k.Warning(); err != nil {
+		t.Errorf("warning %v, want none", err)
+	}
+	close(f.leave)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// waiting is a kernel whose first iptables-restore waits.
+type waiting struct {
+	*fake
+	once           sync.Once
+	entered, leave chan struct{}
+}
+
+func (w *waiting) RestoreTable(family int, table string, commands []string) error {
+	w.once.Do(func() { close(w.entered) })
+	<-w.leave
+	return w.fake.RestoreTable(family, table, commands)
+}
+
 func TestNew(t *testing.T) {
 	for _, c := range []struct {
 		config Config
@@ -331,13 +376,14 @@ func TestNew(t *testing.T) {
 	}
 }
 
-func TestNormal(t *testing.T) {
-	for in, want := range map[string]string{
-		"-A X -s 2001:db8:0:1::/64 -o k -j SNAT --to-source 2001:db8:0:0:1:0:0:1": "-A X -s 2001:db8:0:1::/64 -o k -j SNAT --to-source 2001:db8::1:0:0:1",
-		"-A X -d 10.0.0.0/8 -o fe80 -j ACCEPT":                                    "-A X -d 10.0.0.0/8 -o fe80 -j ACCEPT",
+func TestNormalizeAddresses(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"-A X -s 2001:db8:0:1::/64 -o k -j SNAT --to-source 2001:db8:0:0:1:0:0:1",
+			"-A X -s 2001:db8:0:1::/64 -o k -j SNAT --to-source 2001:db8::1:0:0:1"},
+		{"-A X -d 10.0.0.0/8 -o fe80 -j ACCEPT", "-A X -d 10.0.0.0/8 -o fe80 -j ACCEPT"},
 	} {
-		if got := normal(in); got != want {
-			t.Errorf("%s: %s, want %s", in, got, want)
+		if got := normalizeAddresses(c.in); got != c.want {
+			t.Errorf("%s: %s, want %s", c.in, got, c.want)
 		}
 	}
 }

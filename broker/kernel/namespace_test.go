@@ -96,9 +96,9 @@ func (c *counted) Change(verb string, object any) error {
 	return c.system.Change(verb, object)
 }
 
-func (c *counted) Restore(family int, table string, commands []string) error {
+func (c *counted) RestoreTable(family int, table string, commands []string) error {
 	c.writes++
-	return c.system.Restore(family, table, commands)
+	return c.system.RestoreTable(family, table, commands)
 }
 
 func open(t testing.TB, c Config) (*Kernel, *counted) {
@@ -128,7 +128,7 @@ func set(t testing.TB, k *Kernel, s State) {
 // a work queue, as the end of duplicate address detection, even where there is none to do.
 func settle(t testing.TB, a netip.Addr) {
 	t.Helper()
-	local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: ipnet(host(a))}
+	local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: toIPNet(hostPrefix(a))}
 	for deadline := time.Now().Add(5 * time.Second); ; {
 		found, err := netlink.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
 		if len(found) > 0 {
@@ -140,7 +140,7 @@ func settle(t testing.TB, a netip.Addr) {
 	}
 }
 
-// unstable is what changes without anybody doing anything.
+// unstable is what changes by itself.
 var unstable = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
 
 // state is all of the namespace as its tools print it.
@@ -154,7 +154,7 @@ func state(t testing.TB) string {
 		ip6tables-save`), "")
 }
 
-// foreign is what others have in the places where we have ours.
+// foreign makes objects of other programs in the places where we have ours.
 const foreign = `
 	ip link set kubelink up mtu 1500
 	ip addr add 10.1.2.3/32 dev kubelink
@@ -189,12 +189,15 @@ func TestNamespace(t *testing.T) {
 		"fd00:5::/48 dev kubelink table 77 proto 107 src fd00:99::1 metric 1024",
 		"32750:\tfrom all lookup 77 proto 107\n",
 		"-A FORWARD -s 10.66.0.0/16 -j DROP\n-A FORWARD -m comment --comment kubelink -j KUBELINK-FORWARD\n",
-		"-A POSTROUTING -o kubelink -m comment --comment kubelink -j KUBELINK-POSTROUTING\n-A POSTROUTING -j KUBE-POSTROUTING\n",
-		"-A KUBELINK-POSTROUTING -s 192.168.0.0/24 -d 100.64.16.0/20 -o kubelink -j ACCEPT\n-A KUBELINK-POSTROUTING -d 100.64.16.0/20 -o kubelink -j SNAT --to-source 192.168.0.11\n",
+		"-A POSTROUTING -o kubelink -m comment --comment kubelink -j KUBELINK-POSTROUTING\n" +
+			"-A POSTROUTING -j KUBE-POSTROUTING\n",
+		"-A KUBELINK-POSTROUTING -s 192.168.0.0/24 -d 100.64.16.0/20 -o kubelink -j ACCEPT\n" +
+			"-A KUBELINK-POSTROUTING -d 100.64.16.0/20 -o kubelink -j SNAT --to-source 192.168.0.11\n",
 		"-A KUBELINK-POSTROUTING -d fd00:5::/48 -o kubelink -j SNAT --to-source fd00:99::1\n",
 		"-A FORWARD -m comment --comment kubelink -j KUBELINK-MSS\n-A FORWARD -s 10.66.0.0/16 -j ACCEPT\n",
 		"-A FORWARD -m comment --comment kubelink -j KUBELINK-MSS\n-A FORWARD -s fd00:66::/64 -j ACCEPT\n",
-		"-A KUBELINK-MSS -i kubelink -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu\n-A KUBELINK-MSS -o kubelink -p tcp",
+		"-A KUBELINK-MSS -i kubelink -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu\n" +
+			"-A KUBELINK-MSS -o kubelink -p tcp",
 	} {
 		if !strings.Contains(after, want) {
 			t.Errorf("misses %q", want)
@@ -212,7 +215,8 @@ func TestNamespace(t *testing.T) {
 		generation := nftGeneration(t)
 		events := monitor(t, func() { set(t, k, twoMeshes) })
 		if w.writes+sw.writes > 0 || events > 0 || generation != nftGeneration(t) {
-			t.Errorf("%s: %d writes, %d events, nftables generation %d to %d", name, w.writes+sw.writes, events, generation, nftGeneration(t))
+			t.Errorf("%s: %d writes, %d events, nftables generation %d to %d",
+				name, w.writes+sw.writes, events, generation, nftGeneration(t))
 		}
 	}
 	if now := state(t); now != after {
@@ -233,12 +237,14 @@ func TestNamespace(t *testing.T) {
 	}
 
 	// A destination that somebody else has is named, the others are set.
-	more := State{oneMesh.Addresses, append(routes("100.64.48.0/20 192.168.0.11", "100.64.64.0/20 192.168.0.11"), oneMesh.Routes...)}
+	more := State{oneMesh.Addresses,
+		append(routes("100.64.48.0/20 192.168.0.11", "100.64.64.0/20 192.168.0.11"), oneMesh.Routes...)}
 	err := k.Set(more)
 	if err == nil || !strings.Contains(err.Error(), "not ours: 100.64.48.0/20 dev lo proto 107 table 254") {
 		t.Errorf("error %v", err)
 	}
-	if now := state(t); !strings.Contains(now, "100.64.64.0/20 dev kubelink proto 107") || !strings.Contains(now, "100.64.48.0/20 dev lo proto 107") {
+	if now := state(t); !strings.Contains(now, "100.64.64.0/20 dev kubelink proto 107") ||
+		!strings.Contains(now, "100.64.48.0/20 dev lo proto 107") {
 		t.Errorf("after a conflict\n%s", now)
 	}
 	if err := k.Clear(); err != nil {
@@ -280,7 +286,8 @@ func TestNoDevice(t *testing.T) {
 	run(t, "ip route add blackhole 100.64.48.0/20 proto 107")
 	k, _ := open(t, table)
 	err := k.Set(oneMesh)
-	if err == nil || !strings.Contains(err.Error(), "device kubelink does not exist: 1 addresses and 3 routes are not set") {
+	if err == nil ||
+		!strings.Contains(err.Error(), "device kubelink does not exist: 1 addresses and 3 routes are not set") {
 		t.Errorf("error %v", err)
 	}
 	if now := state(t); !strings.Contains(now, "-j SNAT --to-source 192.168.0.11") || !strings.Contains(now, "lookup 77") {
@@ -289,7 +296,8 @@ func TestNoDevice(t *testing.T) {
 	if err := k.Clear(); err != nil {
 		t.Error(err)
 	}
-	if now := state(t); strings.Contains(now, "KUBELINK") || strings.Contains(now, "lookup 77") || !strings.Contains(now, "blackhole") {
+	if now := state(t); strings.Contains(now, "KUBELINK") || strings.Contains(now, "lookup 77") ||
+		!strings.Contains(now, "blackhole") {
 		t.Errorf("Clear left\n%s", now)
 	}
 }
@@ -320,12 +328,14 @@ func TestOldDevice(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e := control.Control(func(fd uintptr) { err = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) }); e != nil || err != nil {
+		persist := func(fd uintptr) { err = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) }
+		if e := control.Control(persist); e != nil || err != nil {
 			t.Fatal(e, err)
 		}
 		killed, _ := open(t, c)
 		set(t, killed, twoMeshes)
-		if err := k.Set(oneMesh); c.Table == 0 && (err == nil || !strings.Contains(err.Error(), "not ours: 192.168.0.0/24 dev old proto 107")) {
+		if err := k.Set(oneMesh); c.Table == 0 && (err == nil ||
+			!strings.Contains(err.Error(), "not ours: 192.168.0.0/24 dev old proto 107")) {
 			t.Errorf("with the old device open: error %v", err)
 		}
 		set(t, killed, twoMeshes)
@@ -371,7 +381,8 @@ func TestSourceNAT(t *testing.T) {
 	run(t, `ip link set cali0 up
 		ip route add 100.96.0.5/32 dev cali0
 		ip -6 addr add fd00:aa::5/128 dev lo`)
-	for name, value := range map[string]string{"ip_forward": "1", "conf/all/rp_filter": "0", "conf/kubelink/rp_filter": "0", "conf/cali0/rp_filter": "0"} {
+	for name, value := range map[string]string{"ip_forward": "1", "conf/all/rp_filter": "0",
+		"conf/kubelink/rp_filter": "0", "conf/cali0/rp_filter": "0"} {
 		if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -420,7 +431,8 @@ func TestSourceNAT(t *testing.T) {
 		{"10.1.2.3", "100.64.16.130", "10.99.0.1"},
 		{"fd00:aa::5", "fd00:5::8", "fd00:99::1"},
 	} {
-		conn, err := (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(c.source)}}).Dial("udp", net.JoinHostPort(c.target, "7"))
+		dialer := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(c.source)}}
+		conn, err := dialer.Dial("udp", net.JoinHostPort(c.target, "7"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -492,7 +504,8 @@ func TestMSS(t *testing.T) {
 	k, _ := open(t, config)
 	set(t, k, twoMeshes)
 
-	check := func(name string, client, server netns.NsHandle, address string, want [2]int) { // of the client's segments and the server's
+	// want is of the client's segments and of the server's.
+	check := func(name string, client, server netns.NsHandle, address string, want [2]int) {
 		t.Helper()
 		var listener net.Listener
 		var conns [2]net.Conn
@@ -516,7 +529,8 @@ func TestMSS(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if e := raw.Control(func(fd uintptr) { got[i], err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) }); e != nil || err != nil {
+			maxSegment := func(fd uintptr) { got[i], err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) }
+			if e := raw.Control(maxSegment); e != nil || err != nil {
 				t.Fatal(e, err)
 			}
 		}
@@ -559,7 +573,8 @@ func neighbour(t *testing.T, node netns.NsHandle, device string) netns.NsHandle 
 	if err := netns.Set(node); err != nil {
 		t.Fatal(err)
 	}
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: device}, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns)}); err != nil {
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: device}, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns)}
+	if err := netlink.LinkAdd(veth); err != nil {
 		t.Fatal(err)
 	}
 	return ns
@@ -593,7 +608,8 @@ echo "$input" | exec ` + program + ` "$@"
 			t.Error(err)
 		}
 		err := k.Warning()
-		if err == nil || !strings.Contains(err.Error(), "line 3 failed; it needs the kernel modules xt_TCPMSS and iptable_mangle (") ||
+		if err == nil ||
+			!strings.Contains(err.Error(), "line 3 failed; it needs the kernel modules xt_TCPMSS and iptable_mangle (") ||
 			strings.Contains(err.Error(), "\n") {
 			t.Errorf("error %v", err)
 		}
@@ -601,7 +617,8 @@ echo "$input" | exec ` + program + ` "$@"
 	if w.writes != 1 {
 		t.Errorf("%d writes, want the one that fails", w.writes)
 	}
-	if now := state(t); !strings.Contains(now, "100.64.32.0/20 dev kubelink proto 107") || !strings.Contains(now, "-j KUBELINK-FORWARD") || strings.Contains(now, "KUBELINK-MSS") {
+	if now := state(t); !strings.Contains(now, "100.64.32.0/20 dev kubelink proto 107") ||
+		!strings.Contains(now, "-j KUBELINK-FORWARD") || strings.Contains(now, "KUBELINK-MSS") {
 		t.Errorf("without TCPMSS\n%s", now)
 	}
 	if err := k.Clear(); err != nil {
@@ -714,15 +731,15 @@ func many(n int) State {
 }
 
 // The numbers of routes are those of a few links, and of a full mesh with several networks each.
-func BenchmarkCold20(b *testing.B)     { cold(b, 20) }
-func BenchmarkCold1000(b *testing.B)   { cold(b, 1000) }
-func BenchmarkWarm20(b *testing.B)     { warm(b, 20) }
-func BenchmarkWarm1000(b *testing.B)   { warm(b, 1000) }
-func BenchmarkChange20(b *testing.B)   { change(b, 20) }
-func BenchmarkChange1000(b *testing.B) { change(b, 1000) }
+func BenchmarkCold20(b *testing.B)     { benchCold(b, 20) }
+func BenchmarkCold1000(b *testing.B)   { benchCold(b, 1000) }
+func BenchmarkWarm20(b *testing.B)     { benchWarm(b, 20) }
+func BenchmarkWarm1000(b *testing.B)   { benchWarm(b, 1000) }
+func BenchmarkChange20(b *testing.B)   { benchChange(b, 20) }
+func BenchmarkChange1000(b *testing.B) { benchChange(b, 1000) }
 
-// cold: all routes on an empty machine.
-func cold(b *testing.B, n int) {
+// benchCold: all routes on an empty machine.
+func benchCold(b *testing.B, n int) {
 	enter(b)
 	tun(b, "kubelink")
 	k, _ := open(b, config)
@@ -735,8 +752,8 @@ func cold(b *testing.B, n int) {
 	}
 }
 
-// warm: all routes are there.
-func warm(b *testing.B, n int) {
+// benchWarm: all routes are there.
+func benchWarm(b *testing.B, n int) {
 	enter(b)
 	tun(b, "kubelink")
 	k, _ := open(b, config)
@@ -747,8 +764,8 @@ func warm(b *testing.B, n int) {
 	}
 }
 
-// change: one route more or less.
-func change(b *testing.B, n int) {
+// benchChange: one route more or less.
+func benchChange(b *testing.B, n int) {
 	enter(b)
 	tun(b, "kubelink")
 	k, _ := open(b, config)

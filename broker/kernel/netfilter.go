@@ -1,13 +1,12 @@
 package kernel
 
-// The iptables chains: what is in them, and the one transaction that makes a table so.
+// The iptables chains: what should be in them, and the one transaction that makes a table so. All
+// of it is pure.
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
-	"os/exec"
 	"slices"
 	"strings"
 
@@ -15,170 +14,145 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const natTable = "nat"
+
 // chain is one of ours. Rules are in the form that iptables -S prints.
 type chain struct {
 	table, name string
-	hook        string // the rule of a builtin chain that jumps here
+	hook        string // the rule of a builtin chain that jumps to this one
 	first       bool   // the hook must be the first rule, else it is appended
 	rules       []string
-	remedy      string // for one that a mesh does without where the kernel lacks it
+	remedy      string // for a chain that a mesh does without where the kernel lacks it
 }
 
-// chains returns what one family should have.
-//
-// The hook of KUBELINK-POSTROUTING is the first rule of POSTROUTING, for the first rule that
-// translates a source decides: the CNI and kube-proxy masquerade there what leaves a cluster, and
-// MASQUERADE takes any address of the device, not that of the mesh. If somebody else moves in
-// front of it, the next Set moves it back.
-//
-// The hook of KUBELINK-FORWARD comes last, so that network policies decide before us. It is for
-// hosts where the policy of FORWARD is DROP.
-//
-// KUBELINK-MSS lowers the MSS of connections through the device to what fits the smaller of the
-// two paths, the one there and the one back (xt_TCPMSS looks up both), so that pods with a large
-// MTU need no path MTU discovery. Its hook comes first: it lets all packets go on, others may not.
-// FORWARD is enough. A process of this node takes its MSS from the device, whose MTU also bounds
-// what it sends, whatever MSS the other side tells. Each rule is for the MSS of one direction; we
-// do both, as the peer may do none. What passes no FORWARD here (what IPVS sends to an endpoint) does
-// so at the peer.
-func (k *Kernel) chains(s State, f int) []chain {
-	device := k.config.Device
-	nat := chain{table: "nat", name: "KUBELINK-POSTROUTING", first: true,
-		hook: "-A POSTROUTING -o " + device + " -m comment --comment kubelink -j KUBELINK-POSTROUTING"}
-	filter := chain{table: "filter", name: "KUBELINK-FORWARD",
-		hook:  "-A FORWARD -m comment --comment kubelink -j KUBELINK-FORWARD",
-		rules: []string{"-A KUBELINK-FORWARD -i " + device + " -j ACCEPT", "-A KUBELINK-FORWARD -o " + device + " -j ACCEPT"}}
-	const clamp = " -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu"
-	mss := chain{table: "mangle", name: "KUBELINK-MSS", first: true,
-		hook:  "-A FORWARD -m comment --comment kubelink -j KUBELINK-MSS",
-		rules: []string{"-A KUBELINK-MSS -i " + device + clamp, "-A KUBELINK-MSS -o " + device + clamp},
-		remedy: "it needs the kernel modules xt_TCPMSS and " + map[int]string{unix.AF_INET: "iptable_mangle", unix.AF_INET6: "ip6table_mangle"}[f] +
-			" (with nf_tables, nft_compat): load them on the node, or give its pods no larger MTU than " + device + " has"}
+// builtin is the name of the chain that the hook is in.
+func (c chain) builtin() string { return strings.Fields(c.hook)[1] }
 
-	ranges := map[netip.Addr]netip.Prefix{} // of the mesh, by our address in it
+// wantedChains returns the chains that one family should have.
+func wantedChains(device string, s State, family int) []chain {
+	return []chain{natChain(device, s, family), forwardChain(device), mssChain(device, family)}
+}
+
+// natChain translates sources of packets that leave through the device.
+//
+// Its hook is the first rule of POSTROUTING, for the first rule that translates a source decides:
+// the CNI and kube-proxy masquerade there what leaves a cluster, and MASQUERADE takes any address
+// of the device, not the one of the mesh. If another program moves in front of the hook, the next
+// Set moves it back.
+func natChain(device string, s State, family int) chain {
+	c := chain{table: natTable, name: "KUBELINK-POSTROUTING", first: true,
+		hook: "-A POSTROUTING -o " + device + " -m comment --comment kubelink -j KUBELINK-POSTROUTING"}
+	meshRanges := map[netip.Addr]netip.Prefix{} // by our address in the mesh
 	for _, a := range s.Addresses {
-		ranges[a.Addr()] = a.Masked()
+		meshRanges[a.Addr()] = a.Masked()
 	}
-	// Routes of several meshes can nest. The routing table took the longest prefix, so it must be
-	// the one that decides here too: the longest first, and each decides finally.
-	routes := slices.Clone(s.Routes)
-	slices.SortFunc(routes, func(a, b mesh.Route) int {
-		return cmp.Or(b.Destination.Bits()-a.Destination.Bits(), a.Destination.Addr().Compare(b.Destination.Addr()))
-	})
-	for _, r := range routes {
-		if family(r.Source) != f {
+	for _, r := range longestFirst(s.Routes) {
+		if familyOf(r.Source) != family {
 			continue
 		}
-		within, there := ranges[r.Source]
-		if !there {
-			within = host(r.Source)
+		meshRange, ok := meshRanges[r.Source]
+		if !ok {
+			meshRange = hostPrefix(r.Source)
 		}
-		from, to := match("-s", within), match("-d", r.Destination)
-		// What has an address of this mesh keeps it: it is ours, or that of a cluster that we are
-		// the gateway for. ACCEPT, not a negated match of the other rule: a shorter prefix of
-		// another mesh must not see it.
-		nat.rules = append(nat.rules,
-			fmt.Sprintf("-A %s%s%s -o %s -j ACCEPT", nat.name, from, to, device),
-			fmt.Sprintf("-A %s%s -o %s -j SNAT --to-source %s", nat.name, to, device, r.Source))
+		from, to := matchOption("-s", meshRange), matchOption("-d", r.Destination)
+		// A packet with an address of this mesh keeps it: the address is ours, or that of a cluster
+		// that we are the gateway for. ACCEPT, not a negated match of the second rule: a shorter
+		// prefix of another mesh must not see the packet.
+		c.rules = append(c.rules,
+			fmt.Sprintf("-A %s%s%s -o %s -j ACCEPT", c.name, from, to, device),
+			fmt.Sprintf("-A %s%s -o %s -j SNAT --to-source %s", c.name, to, device, r.Source))
 	}
-	return []chain{nat, filter, mss}
+	return c
 }
 
-func match(option string, p netip.Prefix) string {
+// longestFirst sorts routes for rules that each decide finally. Routes of several meshes can nest.
+// The routing table took the longest prefix, so the longest must decide in the chain, too.
+func longestFirst(routes []mesh.Route) []mesh.Route {
+	return slices.SortedFunc(slices.Values(routes), func(a, b mesh.Route) int {
+		return cmp.Or(b.Destination.Bits()-a.Destination.Bits(), a.Destination.Addr().Compare(b.Destination.Addr()))
+	})
+}
+
+// forwardChain accepts packets that are forwarded from and to the device, for hosts where the policy
+// of FORWARD is DROP. Its hook comes last, so that network policies decide before us.
+func forwardChain(device string) chain {
+	return chain{table: "filter", name: "KUBELINK-FORWARD",
+		hook: "-A FORWARD -m comment --comment kubelink -j KUBELINK-FORWARD",
+		rules: []string{
+			"-A KUBELINK-FORWARD -i " + device + " -j ACCEPT",
+			"-A KUBELINK-FORWARD -o " + device + " -j ACCEPT"}}
+}
+
+// mssChain lowers the MSS of connections through the device to what fits the smaller of the two
+// paths, the one there and the one back (xt_TCPMSS looks up both), so that pods with a large MTU
+// need no path MTU discovery. Its hook comes first: it lets all packets go on, other rules may not.
+//
+// FORWARD is enough. A process of this node takes its MSS from the device, whose MTU also bounds
+// what it sends, whichever MSS the other side tells. Each rule is for the MSS of one direction; we
+// do both, as the peer may do none. A packet that passes no FORWARD here (IPVS sends it to an
+// endpoint) does so at the peer.
+func mssChain(device string, family int) chain {
+	const clamp = " -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu"
+	module := "iptable_mangle"
+	if family == unix.AF_INET6 {
+		module = "ip6table_mangle"
+	}
+	return chain{table: "mangle", name: "KUBELINK-MSS", first: true,
+		hook: "-A FORWARD -m comment --comment kubelink -j KUBELINK-MSS",
+		rules: []string{
+			"-A KUBELINK-MSS -i " + device + clamp,
+			"-A KUBELINK-MSS -o " + device + clamp},
+		remedy: "it needs the kernel modules xt_TCPMSS and " + module + " (with nf_tables, nft_compat): " +
+			"load them on the node, or give its pods no larger MTU than " + device + " has"}
+}
+
+// matchOption is an option of a rule with a space before it. iptables prints none for all addresses.
+func matchOption(option string, p netip.Prefix) string {
 	if p.Bits() == 0 {
-		return "" // iptables does not print it
+		return ""
 	}
 	return " " + option + " " + p.String()
 }
 
-// commands returns what to tell iptables-restore(8), given the rules of the builtin chain and of
-// this one. All of it is one transaction: no packet sees less than the old or the new rules.
-func (c chain) commands(want bool, builtin, now []string) (commands []string) {
-	var hooks []string
+// restoreCommands returns what to tell iptables-restore(8), given the rules that the builtin chain
+// and this one have; current is nil where this one does not exist. All of it is one transaction: no
+// packet sees less than the old or the new rules.
+func (c chain) restoreCommands(wanted bool, builtin, current []string) (commands []string) {
+	hooks := c.findHooks(builtin)
+	if !wanted {
+		commands = deleteCommands(hooks)
+		if current != nil {
+			commands = append(commands, "-F "+c.name, "-X "+c.name)
+		}
+		return commands
+	}
+	if current == nil || !slices.Equal(current, c.rules) {
+		commands = append(commands, ":"+c.name+" - [0:0]") // makes or empties it
+		commands = append(commands, c.rules...)
+	}
+	if len(hooks) == 1 && hooks[0] == c.hook && (!c.first || builtin[0] == c.hook) {
+		return commands
+	}
+	commands = append(commands, deleteCommands(hooks)...)
+	if c.first {
+		return append(commands, "-I"+strings.TrimPrefix(c.hook, "-A"))
+	}
+	return append(commands, c.hook)
+}
+
+func deleteCommands(rules []string) (commands []string) {
+	for _, r := range rules {
+		commands = append(commands, "-D"+strings.TrimPrefix(r, "-A"))
+	}
+	return commands
+}
+
+// findHooks returns the rules of the builtin chain that jump to this one.
+func (c chain) findHooks(builtin []string) (hooks []string) {
 	for _, r := range builtin {
 		if strings.HasSuffix(r, " -j "+c.name) {
 			hooks = append(hooks, r)
 		}
 	}
-	hooked := len(hooks) == 1 && hooks[0] == c.hook && (!c.first || builtin[0] == c.hook)
-	if want && (now == nil || !slices.Equal(now, c.rules)) {
-		commands = append(append(commands, ":"+c.name+" - [0:0]"), c.rules...) // makes or empties it
-	}
-	if !want || !hooked {
-		for _, h := range hooks {
-			commands = append(commands, "-D"+strings.TrimPrefix(h, "-A"))
-		}
-	}
-	switch {
-	case want && !hooked && c.first:
-		commands = append(commands, "-I"+strings.TrimPrefix(c.hook, "-A"))
-	case want && !hooked:
-		commands = append(commands, c.hook)
-	case !want && now != nil:
-		commands = append(commands, "-F "+c.name, "-X "+c.name)
-	}
-	return commands
-}
-
-// setChains sets the chains of both families. A family that is not in use is looked at once, for
-// what a killed broker left. It returns the families whose source NAT is not as it should be.
-func (k *Kernel) setChains(s State) (noNAT map[int]bool, errs []error) {
-	noNAT = map[int]bool{}
-	var warnings []error
-	defer func() { k.warning = errors.Join(warnings...) }()
-	for _, f := range families {
-		want := slices.ContainsFunc(s.Addresses, func(a netip.Prefix) bool { return family(a.Addr()) == f }) ||
-			slices.ContainsFunc(s.Routes, func(r mesh.Route) bool { return family(r.Source) == f })
-		if !want && k.clean[f] {
-			continue
-		}
-		k.clean[f] = !want
-		for _, c := range k.chains(s, f) {
-			if err := k.setChain(c, f, want); err != nil {
-				k.clean[f] = false
-				noNAT[f] = noNAT[f] || c.table == "nat"
-				err = fmt.Errorf("chain %s of IPv%d: %w", c.name, version(f), err)
-				if c.remedy != "" && want && !errors.Is(err, exec.ErrNotFound) {
-					warnings = append(warnings, fmt.Errorf("%w; %s", err, c.remedy))
-					continue
-				}
-				errs = append(errs, err)
-			}
-		}
-	}
-	return noNAT, errs
-}
-
-func (k *Kernel) setChain(c chain, f int, want bool) error {
-	builtin, err := k.system.Chain(f, c.table, strings.Fields(c.hook)[1])
-	if err != nil {
-		if !want && errors.Is(err, exec.ErrNotFound) {
-			return nil // without iptables there are no chains
-		}
-		return err
-	}
-	now, err := k.system.Chain(f, c.table, c.name)
-	if err != nil {
-		return err
-	}
-	if commands := c.commands(want, builtin, now); len(commands) > 0 {
-		return k.system.Restore(f, c.table, commands)
-	}
-	return nil
-}
-
-var families = []int{unix.AF_INET, unix.AF_INET6}
-
-func family(a netip.Addr) int {
-	if a.Is4() {
-		return unix.AF_INET
-	}
-	return unix.AF_INET6
-}
-
-func version(family int) int {
-	if family == unix.AF_INET {
-		return 4
-	}
-	return 6
+	return hooks
 }

@@ -1,7 +1,7 @@
 package kernel
 
-// The real system: rtnetlink(7) through a handle of its own, iptables(8) as commands. Everything
-// here translates, nothing decides.
+// The real system: rtnetlink(7) through a handle of its own, iptables(8) as commands. This file
+// translates and decides nothing.
 
 import (
 	"bytes"
@@ -20,10 +20,11 @@ import (
 )
 
 const (
-	lockTimeout = 10 // seconds to wait for the lock of xtables
-	dumps       = 10 // attempts to get a dump that no change interrupts
+	lockTimeout     = 10 // seconds to wait for the lock of xtables
+	maxDumpAttempts = 10 // to get a dump that no change interrupts
 )
 
+// linux is the kernel of this machine. One call at a time: the Kernel sees to that.
 type linux struct {
 	netlink  *netlink.Handle
 	iptables map[int]*iptables.IPTables // by family, as needed
@@ -39,89 +40,115 @@ func newSystem() (*linux, error) {
 	return l, nil
 }
 
-func (l *linux) Dump(device string) (d *dump, err error) {
-	for range dumps {
-		if d, err = l.dump(device); !errors.Is(err, netlink.ErrDumpInterrupted) {
+func (l *linux) Dump(device string) (o *objects, err error) {
+	for range maxDumpAttempts {
+		if o, err = l.dumpObjects(device); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
 		}
 	}
-	return d, err
+	return o, err
 }
 
-func (l *linux) dump(device string) (*dump, error) {
-	d := &dump{}
-	dev, err := l.netlink.LinkByName(device)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		dev = nil
-	} else if err != nil {
-		return nil, fmt.Errorf("link: %w", err)
-	}
-	if dev != nil {
-		d.link = link{dev.Attrs().Index, dev.Attrs().MTU, dev.Attrs().Flags&net.FlagUp != 0}
-		addresses, err := l.netlink.AddrList(dev, netlink.FAMILY_ALL)
-		if err != nil {
-			return nil, fmt.Errorf("addresses: %w", err)
-		}
-		for _, a := range addresses {
-			d.addresses = append(d.addresses, address{a.LinkIndex, prefix(a.IPNet), a.Flags&unix.IFA_F_NOPREFIXROUTE != 0})
-		}
+func (l *linux) dumpObjects(device string) (*objects, error) {
+	o := &objects{}
+	if err := l.dumpDevice(device, o); err != nil {
+		return nil, err
 	}
 	for _, f := range families {
-		all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-		err := l.netlink.RouteListFilteredIter(f, all, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
-			source, _ := netip.AddrFromSlice(r.Src)
-			gateway, _ := netip.AddrFromSlice(r.Gw)
-			d.routes = append(d.routes, route{r.Table, prefix(r.Dst), source, gateway, r.LinkIndex, r.Priority, int(r.Protocol)})
-			return true
-		})
-		if err != nil {
+		if err := l.dumpRoutes(f, o); err != nil {
 			return nil, fmt.Errorf("routes: %w", err)
 		}
-		rules, err := l.netlink.RuleList(f)
-		if err != nil {
+		if err := l.dumpRules(f, o); err != nil {
 			return nil, fmt.Errorf("rules: %w", err)
 		}
-		for _, r := range rules {
-			plain := netlinkRule(rule{f, r.Priority, r.Table, int(r.Protocol)})
-			if r == *plain || r.Protocol == Protocol {
-				d.rules = append(d.rules, rule{f, r.Priority, r.Table, int(r.Protocol)})
-			}
+	}
+	return o, nil
+}
+
+// dumpDevice reads the link and its addresses, if it exists.
+func (l *linux) dumpDevice(name string, o *objects) error {
+	dev, err := l.netlink.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("link: %w", err)
+	}
+	attrs := dev.Attrs()
+	o.link = link{attrs.Index, attrs.MTU, attrs.Flags&net.FlagUp != 0}
+	addresses, err := l.netlink.AddrList(dev, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("addresses: %w", err)
+	}
+	for _, a := range addresses {
+		o.addresses = append(o.addresses,
+			address{a.LinkIndex, toPrefix(a.IPNet), a.Flags&unix.IFA_F_NOPREFIXROUTE != 0})
+	}
+	return nil
+}
+
+// dumpRoutes reads the routes of all tables.
+func (l *linux) dumpRoutes(family int, o *objects) error {
+	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+	return l.netlink.RouteListFilteredIter(family, all, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+		source, _ := netip.AddrFromSlice(r.Src)
+		gateway, _ := netip.AddrFromSlice(r.Gw)
+		o.routes = append(o.routes,
+			route{r.Table, toPrefix(r.Dst), source, gateway, r.LinkIndex, r.Priority, int(r.Protocol)})
+		return true
+	})
+}
+
+// dumpRules reads our rules, and the foreign ones without any condition.
+func (l *linux) dumpRules(family int, o *objects) error {
+	rules, err := l.netlink.RuleList(family)
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		unconditional := rule{family, r.Priority, r.Table, int(r.Protocol)}
+		if r == *toNetlinkRule(unconditional) || r.Protocol == Protocol {
+			o.rules = append(o.rules, unconditional)
 		}
 	}
-	return d, nil
+	return nil
 }
 
 func (l *linux) Change(verb string, object any) error {
 	switch o := object.(type) {
 	case link:
-		dev := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: o.Index}}
-		if verb == "del" {
-			return l.netlink.LinkDel(dev)
-		}
-		if err := l.netlink.LinkSetMTU(dev, o.MTU); err != nil {
-			return fmt.Errorf("mtu: %w", err)
-		}
-		return l.netlink.LinkSetUp(dev)
+		return l.changeLink(verb, o)
 	case address:
-		a := &netlink.Addr{IPNet: ipnet(o.Prefix), LinkIndex: o.Index, Flags: unix.IFA_F_NOPREFIXROUTE}
+		a := &netlink.Addr{IPNet: toIPNet(o.Prefix), LinkIndex: o.Index, Flags: unix.IFA_F_NOPREFIXROUTE}
 		if o.Prefix.Addr().Is6() {
 			a.Flags |= unix.IFA_F_NODAD // usable as source at once
 		}
 		return map[string]func(netlink.Link, *netlink.Addr) error{
 			"add": l.netlink.AddrAdd, "del": l.netlink.AddrDel}[verb](nil, a)
 	case route:
-		r := &netlink.Route{Table: o.Table, Dst: ipnet(o.Destination), Src: o.Source.AsSlice(), LinkIndex: o.Index,
+		r := &netlink.Route{Table: o.Table, Dst: toIPNet(o.Destination), Src: o.Source.AsSlice(), LinkIndex: o.Index,
 			Priority: o.Metric, Protocol: netlink.RouteProtocol(o.Protocol), Scope: netlink.SCOPE_LINK}
 		return map[string]func(*netlink.Route) error{
 			"add": l.netlink.RouteAdd, "replace": l.netlink.RouteReplace, "del": l.netlink.RouteDel}[verb](r)
 	case rule:
 		return map[string]func(*netlink.Rule) error{
-			"add": l.netlink.RuleAdd, "del": l.netlink.RuleDel}[verb](netlinkRule(o))
+			"add": l.netlink.RuleAdd, "del": l.netlink.RuleDel}[verb](toNetlinkRule(o))
 	}
 	return fmt.Errorf("unknown object %T", object)
 }
 
-func (l *linux) Name(index int) string {
+func (l *linux) changeLink(verb string, o link) error {
+	dev := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: o.Index}}
+	if verb == "del" {
+		return l.netlink.LinkDel(dev)
+	}
+	if err := l.netlink.LinkSetMTU(dev, o.MTU); err != nil {
+		return fmt.Errorf("mtu: %w", err)
+	}
+	return l.netlink.LinkSetUp(dev)
+}
+
+func (l *linux) DeviceName(index int) string {
 	dev, err := l.netlink.LinkByIndex(index)
 	if err != nil {
 		return fmt.Sprintf("if%d", index)
@@ -129,29 +156,22 @@ func (l *linux) Name(index int) string {
 	return dev.Attrs().Name
 }
 
-func (l *linux) Idle(index int) bool {
+func (l *linux) IsIdleTUN(index int) bool {
 	dev, err := l.netlink.LinkByIndex(index)
 	if err != nil {
 		return false
 	}
 	// A TUN has a carrier while a process holds it open. Only a device that is up tells, and only
-	// such a one has routes.
+	// such a device has routes.
 	tun, ok := dev.(*netlink.Tuntap)
-	return ok && tun.Mode == netlink.TUNTAP_MODE_TUN && tun.RawFlags&(unix.IFF_UP|unix.IFF_LOWER_UP) == unix.IFF_UP
+	return ok && tun.Mode == netlink.TUNTAP_MODE_TUN &&
+		tun.RawFlags&(unix.IFF_UP|unix.IFF_LOWER_UP) == unix.IFF_UP
 }
 
-func (l *linux) Chain(family int, table, chain string) ([]string, error) {
-	t := l.iptables[family]
-	if t == nil {
-		protocol := iptables.ProtocolIPv4
-		if family == unix.AF_INET6 {
-			protocol = iptables.ProtocolIPv6
-		}
-		var err error
-		if t, err = iptables.New(iptables.IPFamily(protocol), iptables.Timeout(lockTimeout)); err != nil {
-			return nil, fmt.Errorf("run iptables: %w", err)
-		}
-		l.iptables[family] = t
+func (l *linux) ListChain(family int, table, chain string) ([]string, error) {
+	t, err := l.openIPTables(family)
+	if err != nil {
+		return nil, fmt.Errorf("run iptables: %w", err)
 	}
 	list, err := t.List(table, chain)
 	if failed := (*iptables.Error)(nil); errors.As(err, &failed) && (failed.ExitStatus() == 1 || failed.IsNotExist()) {
@@ -164,7 +184,7 @@ func (l *linux) Chain(family int, table, chain string) ([]string, error) {
 	for _, line := range list {
 		if strings.HasPrefix(line, "-A ") {
 			if family == unix.AF_INET6 {
-				line = normal(line)
+				line = normalizeAddresses(line)
 			}
 			rules = append(rules, line)
 		}
@@ -172,9 +192,26 @@ func (l *linux) Chain(family int, table, chain string) ([]string, error) {
 	return rules, nil
 }
 
-// Restore runs iptables-restore, for go-iptables can only change single rules, which would show
+// openIPTables finds out about the command of a family the first time.
+func (l *linux) openIPTables(family int) (*iptables.IPTables, error) {
+	if t := l.iptables[family]; t != nil {
+		return t, nil
+	}
+	protocol := iptables.ProtocolIPv4
+	if family == unix.AF_INET6 {
+		protocol = iptables.ProtocolIPv6
+	}
+	t, err := iptables.New(iptables.IPFamily(protocol), iptables.Timeout(lockTimeout))
+	if err != nil {
+		return nil, err
+	}
+	l.iptables[family] = t
+	return t, nil
+}
+
+// RestoreTable runs iptables-restore, for go-iptables can only change single rules, which would show
 // every state in between and take a process per rule.
-func (l *linux) Restore(family int, table string, commands []string) error {
+func (l *linux) RestoreTable(family int, table string, commands []string) error {
 	name := "iptables-restore"
 	if family == unix.AF_INET6 {
 		name = "ip6tables-restore"
@@ -188,8 +225,8 @@ func (l *linux) Restore(family int, table string, commands []string) error {
 	return nil
 }
 
-// normal writes addresses as netip does: C libraries abbreviate IPv6 in different ways.
-func normal(line string) string {
+// normalizeAddresses writes addresses as netip does: C libraries abbreviate IPv6 in different ways.
+func normalizeAddresses(line string) string {
 	words := strings.Split(line, " ")
 	for i, w := range words {
 		if p, err := netip.ParsePrefix(w); err == nil {
@@ -201,17 +238,17 @@ func normal(line string) string {
 	return strings.Join(words, " ")
 }
 
-func netlinkRule(r rule) *netlink.Rule {
+func toNetlinkRule(r rule) *netlink.Rule {
 	n := netlink.NewRule()
 	n.Family, n.Priority, n.Table, n.Protocol = r.Family, r.Priority, r.Table, uint8(r.Protocol)
 	return n
 }
 
-func ipnet(p netip.Prefix) *net.IPNet {
+func toIPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-func prefix(n *net.IPNet) netip.Prefix {
+func toPrefix(n *net.IPNet) netip.Prefix {
 	a, _ := netip.AddrFromSlice(n.IP)
 	bits, _ := n.Mask.Size()
 	return netip.PrefixFrom(a.Unmap(), bits)

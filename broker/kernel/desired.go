@@ -1,0 +1,107 @@
+package kernel
+
+// What a caller tells Set, and which objects of rtnetlink(7) Set wants for it. All of it is pure.
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"golang.org/x/sys/unix"
+)
+
+// MainTable is the routing table that needs no rule.
+const MainTable = unix.RT_TABLE_MAIN
+
+// Config is what does not change with the meshes. There is one broker per network namespace: the
+// chains and the marks are the same for any device and table, so that a broker adopts what one with
+// another Config left. Two brokers at the same time would remove each other's objects.
+type Config struct {
+	Device       string // name of the TUN; the caller creates, opens and deletes it
+	MTU          int    // of the device, in bytes; 0: leave it
+	Table        int    // routing table for our routes; 0: MainTable
+	RulePriority int    // of the ip-rule(8) that leads to Table when that is not MainTable
+}
+
+// State is what a caller wants, of both address families.
+type State struct {
+	Addresses []netip.Prefix // local cluster addresses with the mask of their mesh
+	Routes    []mesh.Route   // all that leaves through the device, mesh ranges included
+}
+
+func (s State) isEmpty() bool { return len(s.Addresses)+len(s.Routes) == 0 }
+
+func (s State) usesFamily(family int) bool {
+	return s.routesFamily(family) ||
+		slices.ContainsFunc(s.Addresses, func(a netip.Prefix) bool { return familyOf(a.Addr()) == family })
+}
+
+func (s State) routesFamily(family int) bool {
+	return slices.ContainsFunc(s.Routes, func(r mesh.Route) bool { return familyOf(r.Source) == family })
+}
+
+// validateRoutes returns the routes that the kernel can have, each once, and an error for each of
+// the rest.
+func validateRoutes(routes []mesh.Route) (valid []mesh.Route, errs []error) {
+	sources := map[netip.Prefix]netip.Addr{}
+	for _, r := range routes {
+		r.Destination = r.Destination.Masked()
+		source, known := sources[r.Destination]
+		switch {
+		case !r.Destination.IsValid() || r.Destination.Addr().Is4() != r.Source.Is4() || !r.Source.IsValid():
+			errs = append(errs, fmt.Errorf("route %s: source %s: want an address of the same family",
+				r.Destination, r.Source))
+		case !known:
+			sources[r.Destination] = r.Source
+			valid = append(valid, r)
+		case source != r.Source:
+			errs = append(errs, fmt.Errorf("route %s: source %s: another route to it has source %s",
+				r.Destination, r.Source, source))
+		}
+	}
+	return valid, errs
+}
+
+// wantedObjects returns the objects that Set wants to see of ours. Without a device there are no
+// addresses and routes; the rules need none.
+func wantedObjects(c Config, s State, device link) objects {
+	wanted := objects{link: device, rules: wantedRules(c, s)}
+	if device.Index == 0 || s.isEmpty() {
+		return wanted
+	}
+	wanted.link.Up = true
+	if c.MTU != 0 {
+		wanted.link.MTU = c.MTU
+	}
+	for _, a := range s.Addresses {
+		// Full-length, for each range comes as a route of its own, with its source.
+		wanted.addresses = append(wanted.addresses, address{device.Index, hostPrefix(a.Addr()), true})
+	}
+	for _, r := range s.Routes {
+		wanted.routes = append(wanted.routes, route{Table: c.Table, Destination: r.Destination, Source: r.Source,
+			Index: device.Index, Metric: defaultMetric(r.Destination), Protocol: Protocol})
+	}
+	return wanted
+}
+
+// wantedRules returns a rule to our table for each family that has routes.
+func wantedRules(c Config, s State) (rules []rule) {
+	if c.Table == MainTable {
+		return nil
+	}
+	for _, f := range families {
+		if s.routesFamily(f) {
+			rules = append(rules, rule{f, c.RulePriority, c.Table, Protocol})
+		}
+	}
+	return rules
+}
+
+// defaultMetric is what the kernel takes when none is given: 0, for IPv6 IP6_RT_PRIO_USER.
+func defaultMetric(destination netip.Prefix) int {
+	if destination.Addr().Is4() {
+		return 0
+	}
+	return 1024
+}

@@ -1,0 +1,117 @@
+package kernel
+
+// The objects of rtnetlink(7) that the mesh needs, as one look at the kernel shows them and as Set
+// wants them, and the ip(8) command for a change of one.
+
+import (
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Protocol marks our routes (rtm_protocol, rtnetlink(7)) and rules (FRA_PROTOCOL), so that an
+// administrator sees which are kubelink's: `ip route show table all proto 107`. The number is 'k',
+// assigned neither in linux/rtnetlink.h nor in iproute2's rt_protos, and above RTPROT_STATIC, so
+// that the kernel only stores it.
+const Protocol = 'k'
+
+// families are the address families that Set serves; an object's family is one of them.
+var families = []int{unix.AF_INET, unix.AF_INET6}
+
+// objects is one look at the kernel, or what Set wants to see of ours. A look has the addresses of
+// the device, the routes of all tables, our rules, and foreign rules that do nothing but lead to a
+// table.
+type objects struct {
+	link      link // zero: there is no such device
+	addresses []address
+	routes    []route
+	rules     []rule
+}
+
+type link struct {
+	Index, MTU int
+	Up         bool
+}
+
+type address struct {
+	Index         int
+	Prefix        netip.Prefix
+	NoPrefixRoute bool
+}
+
+type route struct {
+	Table           int
+	Destination     netip.Prefix
+	Source, Gateway netip.Addr
+	Index           int // of the device; 0: several or none
+	Metric          int
+	Protocol        int
+}
+
+// routeKey is what Set wants at most one route for.
+type routeKey struct {
+	table       int
+	destination netip.Prefix
+}
+
+func (r route) key() routeKey { return routeKey{r.Table, r.Destination} }
+
+type rule struct {
+	Family, Priority, Table, Protocol int
+}
+
+// ipCommand is what ip(8) would be told for a change of an object. name gives a device its name.
+func ipCommand(verb string, object any, name func(int) string) string {
+	switch o := object.(type) {
+	case link:
+		if verb == "del" {
+			return "ip link del " + name(o.Index)
+		}
+		return fmt.Sprintf("ip link %s %s mtu %d up", verb, name(o.Index), o.MTU)
+	case address:
+		return fmt.Sprintf("ip addr %s %s dev %s noprefixroute", verb, o.Prefix, name(o.Index))
+	case route:
+		return fmt.Sprintf("ip route %s %s", verb, o.text(name))
+	case rule:
+		return fmt.Sprintf("ip -%d rule %s priority %d table %d proto %d",
+			ipVersion(o.Family), verb, o.Priority, o.Table, o.Protocol)
+	}
+	return fmt.Sprintf("%s %v", verb, object)
+}
+
+// text is the route as ip(8) prints it.
+func (r route) text(name func(int) string) string {
+	text := r.Destination.String()
+	if r.Gateway.IsValid() {
+		text += " via " + r.Gateway.String()
+	}
+	if r.Index != 0 {
+		text += " dev " + name(r.Index)
+	}
+	text += fmt.Sprintf(" proto %d", r.Protocol)
+	if r.Source.IsValid() {
+		text += " src " + r.Source.String()
+	}
+	if r.Metric != 0 {
+		text += fmt.Sprintf(" metric %d", r.Metric)
+	}
+	return text + fmt.Sprintf(" table %d", r.Table)
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func ipVersion(family int) int {
+	if family == unix.AF_INET {
+		return 4
+	}
+	return 6
+}
+
+// hostPrefix is the full-length prefix of one address.
+func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
