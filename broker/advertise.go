@@ -27,12 +27,12 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 
-	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // advertised is what to announce, and why a part of it is missing.
-func (b *Broker) advertised(s *mesh.State) (dns *bridge.DNSInfo, api *bridge.APIInfo, problem error) {
+func (b *Broker) advertised(s *mesh.State) (dns *link.DNSInfo, api *link.APIInfo, problem error) {
 	if b.cfg.DNSAdvertisement {
 		address := b.cfg.clusterDNS()
 		for _, m := range s.Meshes { // without service-cidr, a LocalLink may know it
@@ -41,7 +41,7 @@ func (b *Broker) advertised(s *mesh.State) (dns *bridge.DNSInfo, api *bridge.API
 			}
 		}
 		if address.IsValid() {
-			dns = &bridge.DNSInfo{ClusterDomain: strings.TrimSuffix(b.cfg.ClusterDomain, "."), Address: address}
+			dns = &link.DNSInfo{ClusterDomain: strings.TrimSuffix(b.cfg.ClusterDomain, "."), Address: address}
 		} else { // former peers could not read a domain alone
 			problem = errors.New("dns-advertisement: the address of the cluster's DNS service is unknown: set dns-service-ip or service-cidr in the Corefile, or spec.cidr of the LocalLink")
 		}
@@ -57,8 +57,8 @@ type account struct {
 	log  *slog.Logger
 
 	mu     sync.Mutex
-	access *bridge.APIInfo // nil: none yet
-	err    error           // why there is none, or no new one
+	access *link.APIInfo // nil: none yet
+	err    error         // why there is none, or no new one
 
 	keeping sync.Mutex // that there is one keep; an old one may be about to end
 	renew   time.Time  // when a token that we asked for is to be replaced; zero: it is not ours
@@ -85,7 +85,7 @@ func (b *Broker) changeAccount(old *Config) {
 	}
 }
 
-func (a *account) state() (*bridge.APIInfo, error) {
+func (a *account) state() (*link.APIInfo, error) {
 	if a == nil {
 		return nil, nil
 	}
@@ -100,7 +100,7 @@ func (a *account) state() (*bridge.APIInfo, error) {
 // accountAPI is what keep needs of the API server.
 type accountAPI interface {
 	// secret is the token in a secret of the account, with its CA; nil if there is none, or none that may be read.
-	secret(ctx context.Context) (*bridge.APIInfo, error)
+	secret(ctx context.Context) (*link.APIInfo, error)
 	// token asks for a token and says how long it lasts.
 	token(ctx context.Context) (string, time.Duration, error)
 	// ca is the CA of the API server as services see it, in PEM form.
@@ -144,7 +144,7 @@ func (a *account) keep(ctx context.Context, api accountAPI, wake func()) {
 }
 
 // set says whether anything changed. After a failure what is announced stays.
-func (a *account) set(access *bridge.APIInfo, err error) (changed bool) {
+func (a *account) set(access *link.APIInfo, err error) (changed bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if fmt.Sprint(err) != fmt.Sprint(a.err) {
@@ -162,7 +162,7 @@ func (a *account) set(access *bridge.APIInfo, err error) (changed bool) {
 }
 
 // look finds what is to be announced: the token of a secret, the present one, or a new one.
-func (a *account) look(ctx context.Context, api accountAPI) (*bridge.APIInfo, error) {
+func (a *account) look(ctx context.Context, api accountAPI) (*link.APIInfo, error) {
 	access, err := api.secret(ctx)
 	if err != nil {
 		return nil, err
@@ -171,7 +171,7 @@ func (a *account) look(ctx context.Context, api accountAPI) (*bridge.APIInfo, er
 		a.renew = time.Time{}
 		return checkAccess(access)
 	}
-	access = &bridge.APIInfo{}
+	access = &link.APIInfo{}
 	if access.CACert, err = api.ca(ctx); err != nil {
 		return nil, err
 	}
@@ -216,7 +216,7 @@ func (b *Broker) newAccountClient(cfg *rest.Config) (*accountClient, error) {
 }
 
 // secret needs the right to list secrets. Who does not give it wants no such token.
-func (c *accountClient) secret(ctx context.Context) (*bridge.APIInfo, error) {
+func (c *accountClient) secret(ctx context.Context) (*link.APIInfo, error) {
 	if time.Since(c.denied) < 10*time.Minute {
 		return nil, nil
 	}
@@ -234,7 +234,7 @@ func (c *accountClient) secret(ctx context.Context) (*bridge.APIInfo, error) {
 	for _, s := range list.Items {
 		token := s.Data[corev1.ServiceAccountTokenKey] // missing until the controller has made it
 		if s.Annotations[corev1.ServiceAccountNameKey] == c.name.Name && len(token) > 0 && s.DeletionTimestamp == nil {
-			return &bridge.APIInfo{Token: string(token), CACert: s.Data[corev1.ServiceAccountRootCAKey]}, nil
+			return &link.APIInfo{Token: string(token), CACert: s.Data[corev1.ServiceAccountRootCAKey]}, nil
 		}
 	}
 	return nil, nil

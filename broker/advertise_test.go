@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -27,11 +28,11 @@ type accountServer struct {
 	issued  []time.Time
 	invalid bool // the last token
 	err     error
-	fixed   *bridge.APIInfo // in a secret
+	fixed   *link.APIInfo // in a secret
 	asked   int
 }
 
-func (s *accountServer) secret(context.Context) (*bridge.APIInfo, error) {
+func (s *accountServer) secret(context.Context) (*link.APIInfo, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.fixed, nil
@@ -127,7 +128,7 @@ func TestAccount(t *testing.T) {
 		announces(accountInterval, token(), "")
 
 		// A secret comes, and goes. As long as it is there no token is asked for.
-		after(0, func() { s.fixed = &bridge.APIInfo{Token: "fixed", CACert: cert} })
+		after(0, func() { s.fixed = &link.APIInfo{Token: "fixed", CACert: cert} })
 		announces(accountInterval, "fixed", "")
 		after(30*time.Hour, func() { s.fixed = nil })
 		n++
@@ -146,8 +147,10 @@ func TestAnnouncementFits(t *testing.T) {
 	for _, over := range []int{0, 300} {
 		_, err := bridge.Open(bridge.Config{
 			Interface: "a/b", // no such can be opened
-			DNS:       &bridge.DNSInfo{ClusterDomain: strings.Repeat("d", 253), Address: netip.IPv6Unspecified()},
-			API:       &bridge.APIInfo{Token: strings.Repeat("t", maxToken), CACert: make([]byte, maxCA+over)},
+			Settings: link.Settings{
+				DNS: &link.DNSInfo{ClusterDomain: strings.Repeat("d", 253), Address: netip.IPv6Unspecified()},
+				API: &link.APIInfo{Token: strings.Repeat("t", maxToken), CACert: make([]byte, maxCA+over)},
+			},
 		})
 		if large := strings.Contains(fmt.Sprint(err), "announced facts take"); err == nil || large != (over > 0) {
 			t.Errorf("%d bytes more: %v", over, err)

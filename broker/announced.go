@@ -26,7 +26,7 @@ import (
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -50,20 +50,20 @@ const (
 // facts is what a peer announces and can be used; zero: it does not, or cannot.
 type facts struct {
 	dnsIP, baseDomain string // as in spec.dns
-	access            *bridge.APIInfo
+	access            *link.APIInfo
 }
 
 // heard is what was found out about an announcement. Certificates are not to be parsed for each event.
 type heard struct {
-	announced *bridge.Announcement
-	access    *bridge.APIInfo
+	announced *link.Announcement
+	access    *link.APIInfo
 	err       error
 	note      string // as logged
 }
 
 // hear checks what the peer of a usable link announces; the note is what cannot be used. The result keeps what has been
 // found out, for the next time.
-func (old *heard) hear(s *mesh.State, spec *v1alpha1.KubeLinkSpec, a *bridge.Announcement, plain bool) (*heard, facts) {
+func (old *heard) hear(s *mesh.State, spec *v1alpha1.KubeLinkSpec, a *link.Announcement, plain bool) (*heard, facts) {
 	h := &heard{announced: a}
 	if old != nil && old.announced == a {
 		h.access, h.err = old.access, old.err
@@ -124,7 +124,7 @@ func short(text string) string {
 }
 
 // checkAccess checks access to an API and returns it with nothing but the certificates as CA.
-func checkAccess(a *bridge.APIInfo) (*bridge.APIInfo, error) {
+func checkAccess(a *link.APIInfo) (*link.APIInfo, error) {
 	if len(a.Token) == 0 || len(a.Token) > maxToken {
 		return nil, fmt.Errorf("a token has 1 to %d characters, this one has %d", maxToken, len(a.Token))
 	}
@@ -156,7 +156,7 @@ func checkAccess(a *bridge.APIInfo) (*bridge.APIInfo, error) {
 	if ca.Len() == 0 {
 		return nil, errors.New("the CA has no certificate in PEM form")
 	}
-	return &bridge.APIInfo{Token: a.Token, CACert: ca.Bytes()}, nil
+	return &link.APIInfo{Token: a.Token, CACert: ca.Bytes()}, nil
 }
 
 // hearAll is hear for all links: the facts and the notes by link. What it refuses it logs once.
@@ -165,7 +165,7 @@ func (b *Broker) hearAll(items []v1alpha1.KubeLink, s *mesh.State) (map[string]f
 	if b.bridge == nil {
 		return all, notes
 	}
-	announced := map[string]*bridge.Announcement{}
+	announced := map[string]*link.Announcement{}
 	for _, st := range b.bridge.Statuses() {
 		announced[st.Link] = st.Announced
 	}
@@ -269,7 +269,7 @@ func (f facts) adopt(l *v1alpha1.KubeLink, secret corev1.SecretReference) (field
 
 // kept is the last attempt to write a link's secret.
 type kept struct {
-	access *bridge.APIInfo
+	access *link.APIInfo
 	owner  string // UID of the KubeLink
 	at     time.Time
 	note   string // why it failed
@@ -317,16 +317,16 @@ func (w *writer) announced(ctx context.Context, l linkOutcome) (note string, err
 }
 
 // keepSecret writes the secret of a link. It is not read: whose its fields are, the API server knows.
-func (w *writer) keepSecret(ctx context.Context, link *v1alpha1.KubeLink, ref corev1.SecretReference, access *bridge.APIInfo) (note string, err error) {
-	last := w.kept[link.Name]
+func (w *writer) keepSecret(ctx context.Context, l *v1alpha1.KubeLink, ref corev1.SecretReference, access *link.APIInfo) (note string, err error) {
+	last := w.kept[l.Name]
 	age := time.Since(last.at)
-	if reflect.DeepEqual(last.access, access) && last.owner == string(link.UID) && (last.note == "" && age < secretRefresh || last.note != "" && age < secretRetry) {
+	if reflect.DeepEqual(last.access, access) && last.owner == string(l.UID) && (last.note == "" && age < secretRefresh || last.note != "" && age < secretRetry) {
 		return last.note, nil
 	}
 	secret := corev1ac.Secret(ref.Name, ref.Namespace).
 		WithLabels(map[string]string{"app.kubernetes.io/managed-by": "kubelink"}).
 		WithOwnerReferences(metav1ac.OwnerReference().
-			WithAPIVersion(v1alpha1.GroupVersion.String()).WithKind("KubeLink").WithName(link.Name).WithUID(link.UID)).
+			WithAPIVersion(v1alpha1.GroupVersion.String()).WithKind("KubeLink").WithName(l.Name).WithUID(l.UID)).
 		WithType(corev1.SecretTypeOpaque).
 		WithData(map[string][]byte{keyAPIToken: []byte(access.Token), keyAPICA: access.CACert})
 	err = w.client.Apply(ctx, secret, client.FieldOwner(announcedOwner))
@@ -339,10 +339,10 @@ func (w *writer) keepSecret(ctx context.Context, link *v1alpha1.KubeLink, ref co
 		}
 	case apierrors.IsConflict(err), apierrors.IsInvalid(err):
 		note = fmt.Sprintf("the peer announces access to its API, but secret %s/%s was written by somebody else: delete it, or set spec.apiAccess", ref.Namespace, ref.Name)
-		w.b.log.Warn("cannot keep the access to its API that a peer announces", "link", link.Name, "error", err)
+		w.b.log.Warn("cannot keep the access to its API that a peer announces", "link", l.Name, "error", err)
 	case err != nil:
 		return "", fmt.Errorf("secret %s/%s: %w", ref.Namespace, ref.Name, err)
 	}
-	w.kept[link.Name] = kept{access, string(link.UID), time.Now(), note}
+	w.kept[l.Name] = kept{access, string(l.UID), time.Now(), note}
 	return note, nil
 }

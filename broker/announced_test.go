@@ -18,7 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -59,7 +59,7 @@ func TestCheckAccess(t *testing.T) {
 		{"no certificate in it", "t", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), "the CA: ", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := checkAccess(&bridge.APIInfo{Token: c.token, CACert: c.ca})
+			got, err := checkAccess(&link.APIInfo{Token: c.token, CACert: c.ca})
 			if c.says != "" {
 				if err == nil || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "Host:") {
 					t.Error(err)
@@ -82,27 +82,27 @@ func testLink() *v1alpha1.KubeLink {
 
 func TestHear(t *testing.T) {
 	s := &mesh.State{Meshes: []mesh.Mesh{{Domain: "kubelink."}}}
-	api := &bridge.APIInfo{Token: "t", CACert: testCA(t)}
+	api := &link.APIInfo{Token: "t", CACert: testCA(t)}
 	ip := netip.MustParseAddr
 	for _, c := range []struct {
 		name  string
-		in    bridge.Announcement
+		in    link.Announcement
 		plain bool
 		want  facts
 		notes []string
 	}{
-		{"nothing", bridge.Announcement{}, false, facts{}, nil},
-		{"all", bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: "Cluster.Local.", Address: ip("100.64.16.10")}, API: api}, false,
+		{"nothing", link.Announcement{}, false, facts{}, nil},
+		{"all", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "Cluster.Local.", Address: ip("100.64.16.10")}, API: api}, false,
 			facts{dnsIP: "100.64.16.10", baseDomain: "cluster.local", access: api}, nil},
-		{"domain only", bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: "c.example"}}, false, facts{baseDomain: "c.example"}, nil},
-		{"address only", bridge.Announcement{DNS: &bridge.DNSInfo{Address: ip("192.168.0.12")}}, false, facts{dnsIP: "192.168.0.12"}, nil},
-		{"somebody else's address", bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: "c", Address: ip("100.64.0.10")}}, false,
+		{"domain only", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "c.example"}}, false, facts{baseDomain: "c.example"}, nil},
+		{"address only", link.Announcement{DNS: &link.DNSInfo{Address: ip("192.168.0.12")}}, false, facts{dnsIP: "192.168.0.12"}, nil},
+		{"somebody else's address", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "c", Address: ip("100.64.0.10")}}, false,
 			facts{baseDomain: "c"}, []string{"announced by the peer, but not used", "DNS service 100.64.0.10", "not routed to this link", "spec.egress"}},
-		{"no domain", bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: "a\nb\x00", Address: ip("100.64.16.10")}}, false,
+		{"no domain", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "a\nb\x00", Address: ip("100.64.16.10")}}, false,
 			facts{dnsIP: "100.64.16.10"}, []string{`"a\nb\x00"`, "not a letter"}},
-		{"the mesh's domain", bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: "b.kubelink"}}, false, facts{}, []string{`"b.kubelink"`, "mesh domain kubelink"}},
-		{"a bad token", bridge.Announcement{API: &bridge.APIInfo{Token: "a b", CACert: api.CACert}}, false, facts{}, []string{"access to its API", "characters"}},
-		{"in plain text", bridge.Announcement{API: api}, true, facts{}, []string{"access to its API", "without certificate", "secret"}},
+		{"the mesh's domain", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "b.kubelink"}}, false, facts{}, []string{`"b.kubelink"`, "mesh domain kubelink"}},
+		{"a bad token", link.Announcement{API: &link.APIInfo{Token: "a b", CACert: api.CACert}}, false, facts{}, []string{"access to its API", "characters"}},
+		{"in plain text", link.Announcement{API: api}, true, facts{}, []string{"access to its API", "without certificate", "secret"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var h *heard
@@ -128,13 +128,13 @@ func FuzzHear(f *testing.F) {
 	f.Add("x.kubelink", []byte{8, 8, 8, 8}, "a\nb", []byte("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"))
 	f.Add(strings.Repeat("\xff", 300), make([]byte, 16), "", []byte(nil))
 	s := &mesh.State{Meshes: []mesh.Mesh{{Domain: "kubelink."}}}
-	link := testLink()
+	object := testLink()
 	f.Fuzz(func(t *testing.T, domain string, address []byte, token string, ca []byte) {
-		a := &bridge.Announcement{DNS: &bridge.DNSInfo{ClusterDomain: domain}, API: &bridge.APIInfo{Token: token, CACert: ca}}
+		a := &link.Announcement{DNS: &link.DNSInfo{ClusterDomain: domain}, API: &link.APIInfo{Token: token, CACert: ca}}
 		if ip, ok := netip.AddrFromSlice(address); ok {
 			a.DNS.Address = ip.Unmap()
 		}
-		h, got := (*heard)(nil).hear(s, &link.Spec, a, false)
+		h, got := (*heard)(nil).hear(s, &object.Spec, a, false)
 		if strings.ContainsAny(h.note, "\n\r\x00") || !utf8.ValidString(h.note) || len(h.note) > 4*maxNote {
 			t.Errorf("the note %q", h.note)
 		}
@@ -148,7 +148,7 @@ func FuzzHear(f *testing.F) {
 			}
 		}
 		// As if a user had written it.
-		l := link.DeepCopy()
+		l := object.DeepCopy()
 		l.Name, l.Spec.Endpoint = "b", "b.example"
 		l.Spec.DNS = &v1alpha1.KubeLinkDNS{DNSIP: got.dnsIP, BaseDomain: got.baseDomain}
 		local := *testLink()
@@ -164,7 +164,7 @@ func FuzzHear(f *testing.F) {
 func TestAdopt(t *testing.T) {
 	secret := corev1.SecretReference{Namespace: "kube-system", Name: "kubelink-api-b"}
 	own := &v1alpha1.KubeLinkDNS{DNSIP: "100.64.16.10", BaseDomain: "cluster.local"}
-	access := &bridge.APIInfo{Token: "t"}
+	access := &link.APIInfo{Token: "t"}
 	const (
 		allFields = `{"f:spec":{"f:dns":{".":{},"f:dnsIP":{},"f:baseDomain":{}},"f:apiAccess":{}}}`
 		ipField   = `{"f:spec":{"f:dns":{"f:dnsIP":{}}}}`

@@ -21,6 +21,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/bridge"
 	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
@@ -181,7 +182,7 @@ func (b *Broker) Update(cfg Config) (err error) {
 		b.cfg, b.kernel, b.inKernel = cfg, k, inKernel{}
 		if b.bridge != nil && !old.wantsCertificate() && cfg.wantsCertificate() {
 			// Nothing goes on in plain text, even if the certificate is not there yet.
-			b.bridge.Suspend()
+			b.bridge.SetCredentials(nil)
 			b.creds = credentials{}
 		}
 	}
@@ -277,18 +278,14 @@ func (c *Config) kernelConfig() kernel.Config {
 
 func (c *Config) wantsCertificate() bool { return c.Secret != "" || c.CertFile != "" }
 
-// bridgeConfig is made anew each time: all but the interface can change while the bridge runs. It announces nothing yet.
-func (c *Config) bridgeConfig(b *Broker, port uint16) bridge.Config {
-	return bridge.Config{
-		Interface:      c.Interface,
+// linkSettings are the settings that the dataplane gets. It announces no names and no API yet.
+func (c *Config) linkSettings(port uint16) link.Settings {
+	return link.Settings{
+		NoOffload:      c.NoOffload,
+		Streams:        c.Streams,
 		ListenPort:     port,
 		AdvertisedPort: c.AdvertisedPort,
-		PlainTUN:       c.PlainTUN,
-		Streams:        c.Streams,
 		AutoConnect:    c.AutoConnect,
-		Log:            b.log,
-		Changed:        b.linksChanged,
-		OnUnknown:      b.unknownPeer,
 	}
 }
 
@@ -309,7 +306,9 @@ func (b *Broker) openDataplane(c *Config) (*bridge.Bridge, *kernel.Kernel, error
 	if err != nil {
 		return nil, nil, err
 	}
-	br, err := bridge.Open(c.bridgeConfig(b, c.BrokerPort))
+	br, err := bridge.Open(bridge.Config{
+		Settings: c.linkSettings(c.BrokerPort), Interface: c.Interface, Log: b.log, Changed: b.linksChanged, OnUnknown: b.unknownPeer,
+	})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -390,14 +389,14 @@ func (b *Broker) apply(s *mesh.State, port uint16) error {
 		// finds is a link. NAT comes before addresses and routes (kernel.Set sees to that), so that no
 		// packet leaves with a foreign source address. On removal the order is harmless: what is
 		// still routed for an instant is answered with unreachable.
-		config := b.cfg.bridgeConfig(b, port)
-		config.DNS, config.API, _ = b.advertised(s) // what is missing is told by the LocalLinks
-		errs = append(errs, b.bridge.SetConfig(config))
+		settings := b.cfg.linkSettings(port)
+		settings.DNS, settings.API, _ = b.advertised(s) // what is missing is told by the LocalLinks
+		errs = append(errs, b.bridge.Configure(settings))
 		peers := s.Peers
 		if !b.creds.usable() {
 			peers = nil // better no link than one without authentication
 		}
-		errs = append(errs, b.bridge.Set(peers, s.Local...))
+		errs = append(errs, b.bridge.Set(peers, s.Local))
 		errs = append(errs, b.setKernel(s))
 	}
 	// Names of links that have come are the last: who gets an answer can use it.
@@ -455,7 +454,7 @@ func (b *Broker) zoneStatus(s *mesh.State) func(link string) zone.Status {
 	if b.cfg.Mode == mesh.None {
 		return func(string) zone.Status { return zone.Status{Usable: true} } // somebody else's traffic
 	}
-	peers := map[string]bridge.Status{}
+	peers := map[string]link.Status{}
 	if b.bridge != nil {
 		for _, st := range b.bridge.Statuses() {
 			peers[st.Link] = st
@@ -466,11 +465,11 @@ func (b *Broker) zoneStatus(s *mesh.State) func(link string) zone.Status {
 		st, ok := peers[l.Peer]
 		switch {
 		case ok:
-			links[l.Name] = zone.Status{Usable: st.State == bridge.Up, State: string(st.State), Reason: st.Reason, Since: st.Since, RTT: st.RTT}
+			links[l.Name] = zone.Status{Usable: st.State == link.Up, State: string(st.State), Reason: st.Reason, Since: st.Since, RTT: st.RTT}
 		case b.last == nil:
-			links[l.Name] = zone.Status{State: string(bridge.Idle), Reason: "kubelink has just started, and the API server has not told the links yet"}
+			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "kubelink has just started, and the API server has not told the links yet"}
 		case b.creds.usable():
-			links[l.Name] = zone.Status{State: string(bridge.Idle), Reason: "it is about to be connected"}
+			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "it is about to be connected"}
 		default:
 			links[l.Name] = zone.Status{State: string(v1alpha1.StateError), Reason: "there is no usable certificate"}
 		}

@@ -31,7 +31,7 @@ type Config struct {
 	AdvertisedPort uint16 // the port that the hello announces for auto-connect
 	Service        string // name of the broker's Service; empty: none
 	Interface      string // name of the TUN
-	PlainTUN       bool   // no offloads, single packets
+	NoOffload      bool   // no offloads, single packets
 	Streams        int    // most connections per link; 0: as many as the bridge thinks right
 	AutoConnect    bool
 

@@ -29,7 +29,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
-	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -78,7 +78,7 @@ func (r *reconciler) credentials(ctx context.Context) error {
 	if !cfg.wantsCertificate() {
 		if !c.plain {
 			c.plain, c.data = true, nil
-			b.bridge.SetCredentials(nil)
+			b.bridge.SetCredentials(&link.Credentials{Unencrypted: true})
 		}
 		return nil
 	}
@@ -160,7 +160,7 @@ func (r *reconciler) certificateData(ctx context.Context) (map[string][]byte, er
 }
 
 // parseCredentials checks what the bridge gets.
-func parseCredentials(data map[string][]byte) (*bridge.Credentials, error) {
+func parseCredentials(data map[string][]byte) (*link.Credentials, error) {
 	for _, key := range []string{keyCert, keyKey} {
 		if len(data[key]) == 0 {
 			return nil, fmt.Errorf("%s is missing", key)
@@ -170,7 +170,7 @@ func parseCredentials(data map[string][]byte) (*bridge.Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s and %s: %w", keyCert, keyKey, err)
 	}
-	creds := &bridge.Credentials{Certificate: cert}
+	creds := &link.Credentials{Certificate: cert}
 	if ca := data[keyCA]; len(ca) > 0 { // else the system's: a public certificate authority
 		creds.Roots = x509.NewCertPool()
 		if !creds.Roots.AppendCertsFromPEM(ca) {

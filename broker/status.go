@@ -32,7 +32,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -148,7 +148,7 @@ func (b *Broker) linkState(l mesh.Link, note string) (v1alpha1.State, string) {
 		return v1alpha1.StateIdle, note
 	}
 	if l.Peer != l.Name {
-		if st.State == bridge.Up {
+		if st.State == link.Up {
 			return v1alpha1.StateUp, join("through "+l.Peer, note)
 		}
 		return v1alpha1.State(st.State), join(fmt.Sprintf("gateway %s is %s", l.Peer, st.State), st.Reason, note)
@@ -501,7 +501,7 @@ func (w *writer) link(ctx context.Context, l linkOutcome) error {
 // unknownPeers are authenticated peers without a link, seen by the bridge (auto-connect).
 type unknownPeers struct {
 	mu    sync.Mutex
-	peers map[string]bridge.UnknownPeer // by address
+	peers map[string]link.UnknownPeer // by address
 
 	made []madeLink // lately; maybe they are not seen yet. Belongs to take.
 }
@@ -517,11 +517,11 @@ const madeLinkTime = 30 * time.Second
 // maxUnknown bounds them; who is left out comes again.
 const maxUnknown = 256
 
-func (b *Broker) unknownPeer(p bridge.UnknownPeer) {
+func (b *Broker) unknownPeer(p link.UnknownPeer) {
 	u := &b.unknowns
 	u.mu.Lock()
 	if u.peers == nil {
-		u.peers = map[string]bridge.UnknownPeer{}
+		u.peers = map[string]link.UnknownPeer{}
 	}
 	if len(u.peers) < maxUnknown {
 		u.peers[p.Address.String()] = p

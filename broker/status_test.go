@@ -7,21 +7,21 @@ import (
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // What a peer without link announces is not trusted, however right its certificate is.
 func TestUnknownPeers(t *testing.T) {
-	link := func(name, address, endpoint, cidr string) v1alpha1.KubeLink {
+	newLink := func(name, address, endpoint, cidr string) v1alpha1.KubeLink {
 		l := v1alpha1.KubeLink{}
 		l.Name = name
 		l.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: address, Endpoint: endpoint, CIDR: cidr}
 		return l
 	}
 	items := []v1alpha1.KubeLink{
-		link("local", "192.168.0.11/24", "LocalLink", ""),
-		link("b", "192.168.0.12/24", "b.example:443", "100.64.16.0/20"),
+		newLink("local", "192.168.0.11/24", "LocalLink", ""),
+		newLink("b", "192.168.0.12/24", "b.example:443", "100.64.16.0/20"),
 	}
 	cfg := &Config{AutoConnect: true, Local: mesh.Local{Mode: mesh.Bridge, ServiceCIDR: netip.MustParsePrefix("100.64.0.0/20"), DefaultPort: 80}}
 	state := mesh.Build(items, cfg.Local)
@@ -48,12 +48,12 @@ func TestUnknownPeers(t *testing.T) {
 		{"second link for a certificate", "192.168.0.13/24", "", 80, []string{"c.example", "b.example"}, "", "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := bridge.UnknownPeer{Names: c.names}
+			p := link.UnknownPeer{Names: c.names}
 			p.Address, p.AdvertisedPort = netip.MustParsePrefix(c.address), c.port
 			if c.cidr != "" {
 				p.ServiceCIDR = netip.MustParsePrefix(c.cidr)
 			}
-			u := &unknownPeers{peers: map[string]bridge.UnknownPeer{c.address: p}}
+			u := &unknownPeers{peers: map[string]link.UnknownPeer{c.address: p}}
 			made := u.take(items, &state, cfg)
 			if c.link == "" {
 				if len(made) != 0 {
@@ -69,11 +69,11 @@ func TestUnknownPeers(t *testing.T) {
 	}
 
 	// With one certificate there is one link, whatever addresses it comes from, and before the link shows.
-	u := &unknownPeers{peers: map[string]bridge.UnknownPeer{}}
+	u := &unknownPeers{peers: map[string]link.UnknownPeer{}}
 	come := func(address string) {
-		p := bridge.UnknownPeer{Names: []string{"c.example"}}
+		p := link.UnknownPeer{Names: []string{"c.example"}}
 		p.Address, p.AdvertisedPort = netip.MustParsePrefix(address), 80
-		u.peers = map[string]bridge.UnknownPeer{address: p}
+		u.peers = map[string]link.UnknownPeer{address: p}
 	}
 	for n := range 10 {
 		come(fmt.Sprintf("192.168.0.%d/24", 20+n))

@@ -15,13 +15,9 @@ import (
 	"net"
 	"slices"
 	"time"
-)
 
-// Credentials are what this end authenticates with, and what it trusts.
-type Credentials struct {
-	Certificate tls.Certificate
-	Roots       *x509.CertPool // nil: the system's
-}
+	"github.com/mandelsoft/kubelink/broker/link"
+)
 
 // Refusal is why a connection was refused before any packet.
 type Refusal uint8
@@ -54,8 +50,8 @@ func refuse(why Refusal, format string, args ...any) error {
 func (r *refusal) Error() string { return r.err.Error() }
 func (r *refusal) Unwrap() error { return r.err }
 
-// config is what both sides of the handshake have in common. An error of check ends the handshake.
-func (c *Credentials) config(remote string, check func(leaf *x509.Certificate) error) *tls.Config {
+// tlsConfig is what both sides of the handshake have in common. An error of check ends the handshake.
+func tlsConfig(c *link.Credentials, remote string, check func(leaf *x509.Certificate) error) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		Certificates:           []tls.Certificate{c.Certificate},
@@ -95,12 +91,12 @@ func unverified(leaf *x509.Certificate, remote string, err error) error {
 		who, old.NotBefore.UTC().Format(time.RFC3339), old.NotAfter.UTC().Format(time.RFC3339))
 }
 
-// dial makes conn a session with host. Without credentials it is conn itself.
-func (c *Credentials) dial(ctx context.Context, conn net.Conn, host, remote string) (net.Conn, error) {
-	if c == plain {
+// dialTLS makes conn a session with host. Unencrypted it is conn itself.
+func dialTLS(ctx context.Context, c *link.Credentials, conn net.Conn, host, remote string) (net.Conn, error) {
+	if c.Unencrypted {
 		return conn, nil
 	}
-	secure := tls.Client(conn, c.config(remote, func(leaf *x509.Certificate) error {
+	secure := tls.Client(conn, tlsConfig(c, remote, func(leaf *x509.Certificate) error {
 		if !covers(leaf, host) {
 			return refuse(RefusedName, "certificate of %s names %v, not %s", remote, names(leaf), host)
 		}
@@ -113,15 +109,15 @@ func (c *Credentials) dial(ctx context.Context, conn net.Conn, host, remote stri
 	return secure, asRefusal(RefusedCertificate, err)
 }
 
-// accept makes conn a session with a peer whose certificate names are returned, and the peers of
+// acceptTLS makes conn a session with a peer whose certificate names are returned, and the peers of
 // the links whose endpoint it may be: one at least, unless unknown are welcome.
-func (c *Credentials) accept(ctx context.Context, conn net.Conn, remote string, peers []*peer, unknown bool) (net.Conn, []*peer, []string, error) {
-	if c == plain {
+func acceptTLS(ctx context.Context, c *link.Credentials, conn net.Conn, remote string, peers []*peer, unknown bool) (net.Conn, []*peer, []string, error) {
+	if c.Unencrypted {
 		return conn, peers, nil, nil
 	}
 	var links []*peer
 	var who []string
-	secure := tls.Server(conn, c.config(remote, func(leaf *x509.Certificate) error {
+	secure := tls.Server(conn, tlsConfig(c, remote, func(leaf *x509.Certificate) error {
 		who = names(leaf)
 		for _, p := range peers {
 			if covers(leaf, p.Host) {

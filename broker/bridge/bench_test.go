@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -57,10 +58,10 @@ func bareOn(t testing.TB, dev device) (*outbound, *session) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.Close(false) })
-	b.SetCredentials(nil)
+	b.SetCredentials(unencrypted)
 	idle := spec
 	idle.Host = "" // is not dialled
-	if err := b.Set([]mesh.Peer{idle}); err != nil {
+	if err := b.Set([]mesh.Peer{idle}, nil); err != nil {
 		t.Fatal(err)
 	}
 	p := b.table.Load().peers[0]
@@ -140,7 +141,7 @@ func secure(t testing.TB, dev device, flags uint32) (o *outbound, s *session, fa
 	b.SetCredentials(ca.issue(t, "b"))
 	idle := spec
 	idle.Host = ""
-	if err := b.Set([]mesh.Peer{idle}); err != nil {
+	if err := b.Set([]mesh.Peer{idle}, nil); err != nil {
 		t.Fatal(err)
 	}
 	x, y := sockets(t)
@@ -148,7 +149,7 @@ func secure(t testing.TB, dev device, flags uint32) (o *outbound, s *session, fa
 	y.SetReadBuffer(4 << 20)
 	p := b.table.Load().peers[0]
 	raw := newGather(x, time.Second)
-	conf := (&Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}).config("b", func(*x509.Certificate) error { return nil })
+	conf := tlsConfig(&link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}, "b", func(*x509.Certificate) error { return nil })
 	near := tls.Server(raw, conf)
 	far = tls.Client(y, conf)
 	errs := make(chan error, 1)
@@ -360,10 +361,10 @@ func BenchmarkLink(b *testing.B) {
 				return i.start(host, c, func(c *Config) { c.open = opens(f); t := defaultTiming; t.dialer = i.dial; c.timing = &t })
 			}
 			a, z := start(true, "a.example"), start(false, "b.example")
-			a.set(link("b", 1, 2, "b.example"))
-			z.set(link("a", 2, 1, "a.example"))
-			a.awaitState("b", Up)
-			z.awaitState("a", Up)
+			a.set(newLink("b", 1, 2, "b.example"))
+			z.set(newLink("a", 2, 1, "a.example"))
+			a.awaitState("b", link.Up)
+			z.awaitState("a", link.Up)
 			window := min(cap(tokens), max(4, 400_000/test.size)) // below the bounds of the queue
 			tuns[false].left = b.N
 			b.SetBytes(int64(test.size))

@@ -15,7 +15,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -25,27 +24,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
-// Config is how a bridge works. Interface, Log and the functions are taken by Open only; the rest
-// can be changed by SetConfig.
+// Config is how a bridge works. Configure can change the Settings later. Of these, MTU defaults to DefaultMTU, and Streams
+// (1 to MaxStreams) to DefaultStreams(); ListenPort is a TCP port.
 type Config struct {
+	link.Settings
 	Interface string // name of the TUN
-	MTU       int    // of the TUN, in bytes; 0: DefaultMTU
-	PlainTUN  bool   // the TUN carries single packets with checksums, as if the kernel knew of no offloads
-	Streams   int    // sessions per link that are wanted, 1 to MaxStreams; 0: DefaultStreams(). When both ends dial at once there are more
-
-	ListenPort uint16 // TCP, on all addresses; 0: any free port
-
-	// What our hello announces.
-	AdvertisedPort uint16
-	DNS            *DNSInfo // nil: not announced
-	API            *APIInfo // nil: not announced
-
-	// AutoConnect reports authenticated peers without link to OnUnknown. It takes Credentials with
-	// Roots: with the system's, anybody with a public certificate could join.
-	AutoConnect bool
 
 	Log *slog.Logger // nil: slog.Default()
 
@@ -53,7 +40,7 @@ type Config struct {
 	// authenticated peer without link; its connection is closed, it dials again. Both are called
 	// without locks, from any goroutine, and must not block.
 	Changed   func()
-	OnUnknown func(UnknownPeer)
+	OnUnknown func(link.UnknownPeer)
 
 	open   func() (device, error) // tests: instead of a TUN of the kernel
 	timing *timing                // tests: instead of defaultTiming
@@ -117,7 +104,7 @@ type Bridge struct {
 	wg       sync.WaitGroup // all goroutines
 
 	config      atomic.Pointer[Config]
-	credentials atomic.Pointer[Credentials] // nil: not told yet
+	credentials atomic.Pointer[link.Credentials] // nil: not told yet, or suspended
 	table       atomic.Pointer[table]
 	failure     atomic.Pointer[error] // of the TUN
 	drops       dropCounters
@@ -136,9 +123,6 @@ type Bridge struct {
 	port     uint16 // that listener was asked for
 }
 
-// plain stands for credentials that there are none.
-var plain = &Credentials{}
-
 var (
 	errClosed    = errors.New("bridge is closed")
 	errPlain     = errors.New("it was without certificate, which is not allowed any more")
@@ -151,7 +135,7 @@ var (
 // Open opens the TUN, or takes over the one that an earlier process left. Nothing is
 // listened for or dialled before SetCredentials and Set.
 func Open(config Config) (*Bridge, error) {
-	config.complete()
+	config.Settings = complete(config.Settings)
 	if config.Log == nil {
 		config.Log = slog.Default()
 	}
@@ -173,7 +157,7 @@ func Open(config Config) (*Bridge, error) {
 	if b.open == nil {
 		b.open = func() (device, error) {
 			c := b.config.Load()
-			return openTUN(b.name, c.MTU, c.PlainTUN)
+			return openTUN(b.name, c.MTU, c.NoOffload)
 		}
 	}
 	dev, err := b.open()
@@ -197,13 +181,14 @@ func (b *Bridge) tell(dev device) {
 }
 
 // complete fills in defaults.
-func (c *Config) complete() {
-	if c.MTU == 0 {
-		c.MTU = DefaultMTU
+func complete(s link.Settings) link.Settings {
+	if s.MTU == 0 {
+		s.MTU = DefaultMTU
 	}
-	if c.Streams == 0 {
-		c.Streams = DefaultStreams()
+	if s.Streams == 0 {
+		s.Streams = DefaultStreams()
 	}
+	return s
 }
 
 // now is the bridge's time: monotonic, since Open.
@@ -219,7 +204,7 @@ func (b *Bridge) changed() {
 func (b *Bridge) announcement() *hello {
 	c := b.config.Load()
 	return &hello{
-		Announcement: Announcement{AdvertisedPort: c.AdvertisedPort, DNS: c.DNS, API: c.API},
+		Announcement: link.Announcement{AdvertisedPort: c.AdvertisedPort, DNS: c.DNS, API: c.API},
 		capable:      true, flags: b.flags(), instance: b.instance, streams: c.Streams,
 	}
 }
@@ -237,20 +222,17 @@ func (b *Bridge) flags() uint32 {
 	return flags
 }
 
-// SetConfig changes the configuration. Sessions go on: a changed announcement is told to connected
+// Configure changes the settings. Sessions go on: a changed announcement is told to connected
 // peers that understand it, to others with the next hello.
-func (b *Bridge) SetConfig(config Config) error {
+func (b *Bridge) Configure(settings link.Settings) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return errClosed
 	}
 	old := b.config.Load()
-	if config.Interface != old.Interface {
-		return fmt.Errorf("interface %s cannot become %s while the bridge is open", old.Interface, config.Interface)
-	}
-	config.complete()
-	config.Log, config.Changed, config.OnUnknown = old.Log, old.Changed, old.OnUnknown
+	config := *old
+	config.Settings = complete(settings)
 	before := b.announcement()
 	b.config.Store(&config)
 	now := b.announcement()
@@ -269,7 +251,7 @@ func (b *Bridge) SetConfig(config Config) error {
 	}
 	var err error
 	dev := *b.device.Load()
-	if t, ok := dev.(*kernelTUN); ok && config.PlainTUN != t.plain {
+	if t, ok := dev.(*kernelTUN); ok && config.NoOffload != t.plain {
 		b.reopen.Store(true)
 		dev.Close(true)
 	} else if config.MTU != old.MTU {
@@ -282,28 +264,24 @@ func (b *Bridge) SetConfig(config Config) error {
 }
 
 // SetCredentials sets what is used from the next handshake on; sessions go on, but for those without
-// certificate when there is one now. With nil there is neither encryption nor authentication.
-func (b *Bridge) SetCredentials(c *Credentials) {
+// certificate when there is one now. Nil suspends the bridge: all sessions end, and until there are credentials
+// nothing is dialled and nobody is let in.
+func (b *Bridge) SetCredentials(c *link.Credentials) {
+	old := b.credentials.Swap(c)
 	if c == nil {
-		c = plain
+		for _, p := range b.table.Load().peers {
+			p.drop(errSuspended, func(*session) bool { return true })
+		}
+		return
 	}
-	if old := b.credentials.Swap(c); c == plain && old != plain {
+	if c.Unencrypted && (old == nil || !old.Unencrypted) {
 		b.log.Warn("NO CERTIFICATE: links are neither encrypted nor authenticated, anybody who reaches the port can take part in the mesh")
 	}
 	for _, p := range b.table.Load().peers {
-		if c != plain {
+		if !c.Unencrypted {
 			p.drop(errPlain, (*session).plain)
 		}
 		p.retry()
-	}
-}
-
-// Suspend forgets the credentials and ends all sessions: until SetCredentials, nothing is dialled and
-// nobody is let in.
-func (b *Bridge) Suspend() {
-	b.credentials.Store(nil)
-	for _, p := range b.table.Load().peers {
-		p.drop(errSuspended, func(*session) bool { return true })
 	}
 }
 
@@ -312,7 +290,7 @@ func (b *Bridge) Suspend() {
 // address of the local networks unless it has that very network or a part of it: a wide one, such as an
 // egress of 10.0.0.0/8, includes no address of this cluster. The error is about the listener or the
 // TUN: peers are set in any case.
-func (b *Bridge) Set(peers []mesh.Peer, local ...netip.Prefix) error {
+func (b *Bridge) Set(peers []mesh.Peer, local []netip.Prefix) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {

@@ -20,6 +20,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -49,11 +50,11 @@ func TestBothDial(t *testing.T) {
 	a := i.start("a.example", i.ca.issue(t, "a.example"))
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
 	var wg sync.WaitGroup
-	wg.Go(func() { a.set(link("b", 1, 2, "b.example")) })
-	wg.Go(func() { b.set(link("a", 2, 1, "a.example")) })
+	wg.Go(func() { a.set(newLink("b", 1, 2, "b.example")) })
+	wg.Go(func() { b.set(newLink("a", 2, 1, "a.example")) })
 	wg.Wait()
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	for id := range uint64(50) {
 		a.pass(b, "192.168.0.11", "192.168.0.12", id)
 		b.pass(a, "192.168.0.12", "192.168.0.11", id)
@@ -69,16 +70,16 @@ func TestThreeBridgesWithGateway(t *testing.T) {
 	g := i.start("g.example", i.ca.issue(t, "g.example"))
 	c := i.start("c.example", i.ca.issue(t, "c.example"))
 	c3 := netip.MustParseAddr("192.168.0.13")
-	ag, cg := link("g", 1, 2, "g.example"), link("g", 3, 2, "g.example")
+	ag, cg := newLink("g", 1, 2, "g.example"), newLink("g", 3, 2, "g.example")
 	ag.Networks = append(ag.Networks, netip.PrefixFrom(c3, 32))
 	cg.Networks = append(cg.Networks, netip.MustParsePrefix("192.168.0.11/32"))
 	a.set(ag)
 	c.set(cg)
-	g.set(link("a", 2, 1, "a.example"), link("c", 2, 3, "c.example"))
-	g.awaitState("a", Up)
-	g.awaitState("c", Up)
-	a.awaitState("g", Up)
-	c.awaitState("g", Up)
+	g.set(newLink("a", 2, 1, "a.example"), newLink("c", 2, 3, "c.example"))
+	g.awaitState("a", link.Up)
+	g.awaitState("c", link.Up)
+	a.awaitState("g", link.Up)
+	c.awaitState("g", link.Up)
 	a.tun.in <- packet("192.168.0.11", "192.168.0.13", 1, 60, 1) // ends at the gateway
 	a.tun.in <- packet("192.168.0.11", "192.168.0.13", 64, 60, 2)
 	got := c.receive()
@@ -97,7 +98,7 @@ func TestThreeBridgesWithGateway(t *testing.T) {
 
 func TestFilter(t *testing.T) {
 	_, a, b := pair(t)
-	p := link("b", 1, 2, "b.example") // a sends more than b takes
+	p := newLink("b", 1, 2, "b.example") // a sends more than b takes
 	p.Networks = append(p.Networks, netip.MustParsePrefix("10.0.0.0/8"))
 	a.set(p)
 	a.tun.in <- packet("192.168.0.77", "192.168.0.12", 64, 60, 1)
@@ -110,7 +111,7 @@ func TestFilter(t *testing.T) {
 	b.await("counter", func() bool { return b.Stats().Links["a"].RxPackets == 3 })
 	// Other rules apply at once, and cost no connection.
 	since := b.status("a").Since
-	q := link("a", 2, 1, "a.example")
+	q := newLink("a", 2, 1, "a.example")
 	q.Ingress = append(q.Ingress, mesh.Rule{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Allow: true}, mesh.Rule{Prefix: netip.MustParsePrefix("10.1.0.0/16")})
 	b.set(q)
 	a.tun.in <- packet("192.168.0.11", "10.1.1.1", 64, 60, 5)
@@ -124,7 +125,7 @@ func TestFilter(t *testing.T) {
 func TestUnreachableDestinations(t *testing.T) {
 	i := newInternet(t)
 	a := i.start("a.example", i.ca.issue(t, "a.example"))
-	a.set(link("b", 1, 2, "b.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
 	a.awaitReason("b", "dial b.example:80: no such host")
 	for id, dst := range []string{"192.168.0.99", "192.168.0.12"} { // no link, and one that is down
 		a.tun.in <- packet("192.168.0.11", dst, 64, 60, uint64(id))
@@ -152,11 +153,11 @@ func TestPacketsWaitForConnection(t *testing.T) {
 		}
 	})
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
-	b.set(link("a", 2, 1, "nowhere.example"), link("a'", 2, 1, "a.example")) // so that b does not connect first
-	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: netip.MustParsePrefix("192.168.0.12/24"), Address: netip.MustParsePrefix("192.168.0.11/24"), Networks: []netip.Prefix{netip.MustParsePrefix("192.168.0.11/32")}, Ingress: link("a", 2, 1, "").Ingress})
+	b.set(newLink("a", 2, 1, "nowhere.example"), newLink("a'", 2, 1, "a.example")) // so that b does not connect first
+	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: netip.MustParsePrefix("192.168.0.12/24"), Address: netip.MustParsePrefix("192.168.0.11/24"), Networks: []netip.Prefix{netip.MustParsePrefix("192.168.0.11/32")}, Ingress: newLink("a", 2, 1, "").Ingress})
 	i.name("a.example", "127.0.0.1:1")
 	b.awaitReason("a", "connection refused")
-	a.set(link("b", 1, 2, "b.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
 	const parked = parkedMost / smallBuffer
 	for id := range uint64(parked + 10) {
 		a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, id)
@@ -190,13 +191,13 @@ func TestReplacedCertificate(t *testing.T) {
 	a.SetCredentials(ca)
 	b.SetCredentials(cb)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
-	if s := a.status("b"); s.Since != since || s.State != Up {
+	if s := a.status("b"); s.Since != since || s.State != link.Up {
 		t.Errorf("status %+v", s)
 	}
 	b.set() // and now the new ones are needed
-	a.awaitState("b", Down)
-	b.set(link("a", 2, 1, "a.example"))
-	a.awaitState("b", Up)
+	a.awaitState("b", link.Down)
+	b.set(newLink("a", 2, 1, "a.example"))
+	a.awaitState("b", link.Up)
 	a.reach(b, "192.168.0.11", "192.168.0.12")
 }
 
@@ -205,14 +206,14 @@ func TestWrongAuthority(t *testing.T) {
 	a := i.start("a.example", i.ca.issue(t, "a.example"))
 	b := i.start("b.example", newAuthority(t).issue(t, "b.example"))
 	c := i.start("c.example", i.ca.issue(t, "c.example"))
-	a.set(link("b", 1, 2, "b.example"), link("c", 1, 3, "c.example"))
-	b.set(link("a", 2, 1, "a.example"))
-	c.set(link("a", 3, 1, "a.example"))
+	a.set(newLink("b", 1, 2, "b.example"), newLink("c", 1, 3, "c.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
+	c.set(newLink("a", 3, 1, "a.example"))
 	a.awaitReason("b", "connect b.example:80: certificate of b.example:80: x509: certificate signed by unknown authority")
 	b.awaitReason("a", "x509: certificate signed by unknown authority")
 	a.await("counter", func() bool { return a.Stats().Refused[RefusedCertificate] > 2 })
-	a.awaitState("c", Up)
-	c.awaitState("a", Up)
+	a.awaitState("c", link.Up)
+	c.awaitState("a", link.Up)
 	a.pass(c, "192.168.0.11", "192.168.0.13", 1)
 }
 
@@ -220,8 +221,8 @@ func TestWrongName(t *testing.T) {
 	i := newInternet(t)
 	a := i.start("a.example", i.ca.issue(t, "a.example"))
 	b := i.start("b.example", i.ca.issue(t, "x.example", "10.0.0.1"))
-	a.set(link("b", 1, 2, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
 	a.awaitReason("b", "certificate of b.example:80 names [x.example 10.0.0.1], not b.example")
 	b.awaitReason("a", "connect a.example:80: refused by peer: tls: bad certificate")
 	if s := a.Stats(); s.Refused[RefusedName] == 0 {
@@ -233,8 +234,8 @@ func TestWrongAddress(t *testing.T) {
 	i := newInternet(t)
 	a := i.start("a.example", i.ca.issue(t, "a.example"))
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
-	a.set(link("b", 1, 9, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
+	a.set(newLink("b", 1, 9, "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
 	a.await("refusal", func() bool {
 		return a.status("b").Refused == "peer announces cluster address 192.168.0.12/24, this link expects 192.168.0.19"
 	})
@@ -248,7 +249,7 @@ func TestWrongAddress(t *testing.T) {
 	if a.ups.Load()+b.ups.Load() != 0 {
 		t.Errorf("was up %d and %d times", a.ups.Load(), b.ups.Load())
 	}
-	other := link("b", 1, 2, "b.example")
+	other := newLink("b", 1, 2, "b.example")
 	other.Local, other.Address = netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("10.0.0.2/24")
 	a.set(other)
 	a.await("refusal", func() bool { return strings.Contains(a.status("b").Refused, "which is not in the mesh 10.0.0.0/24") })
@@ -258,10 +259,10 @@ func TestAddressAsEndpoint(t *testing.T) {
 	i := newInternet(t)
 	a := i.start("127.0.0.1", i.ca.issue(t, "127.0.0.1"))
 	b := i.start("b.example", i.ca.issue(t, "cn=b.example"))
-	a.set(link("b", 1, 2, "b.example"))
-	b.set(link("a", 2, 1, "127.0.0.1"))
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a.set(newLink("b", 1, 2, "b.example"))
+	b.set(newLink("a", 2, 1, "127.0.0.1"))
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	b.pass(a, "192.168.0.12", "192.168.0.11", 1)
 }
 
@@ -275,13 +276,13 @@ func TestTwoMeshes(t *testing.T) {
 			Networks: []netip.Prefix{netip.MustParsePrefix(theirs + "/32")},
 			Ingress:  []mesh.Rule{{Prefix: netip.MustParsePrefix(mine + "/32"), Allow: true}}}
 	}
-	a.set(link("b", 1, 2, "b.example"), second("m--b", "10.0.0.1", "10.0.0.2", "b.example"))
-	b.set(link("a", 2, 1, "a.example"), second("m--a", "10.0.0.2", "10.0.0.1", "a.example"))
+	a.set(newLink("b", 1, 2, "b.example"), second("m--b", "10.0.0.1", "10.0.0.2", "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"), second("m--a", "10.0.0.2", "10.0.0.1", "a.example"))
 	for _, l := range []string{"b", "m--b"} {
-		a.awaitState(l, Up)
+		a.awaitState(l, link.Up)
 	}
-	b.awaitState("a", Up)
-	b.awaitState("m--a", Up)
+	b.awaitState("a", link.Up)
+	b.awaitState("m--a", link.Up)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 	a.pass(b, "10.0.0.1", "10.0.0.2", 2)
 	a.await("counters", func() bool { d := a.Stats().Links; return d["b"].TxPackets == 1 && d["m--b"].TxPackets == 1 })
@@ -292,7 +293,7 @@ func TestAutoConnect(t *testing.T) {
 	auto := func(c *Config) { c.AutoConnect = true }
 	a := i.start("a.example", i.ca.issue(t, "a.example"), auto)
 	b := i.start("b.example", i.ca.issue(t, "b.example"), func(c *Config) { c.AdvertisedPort = 8080 })
-	ba := link("a", 2, 1, "a.example")
+	ba := newLink("a", 2, 1, "a.example")
 	ba.Service = serviceIP
 	b.set(ba)
 	u := <-a.unknown
@@ -300,13 +301,13 @@ func TestAutoConnect(t *testing.T) {
 		t.Errorf("unknown peer %+v", u)
 	}
 	a.await("counter", func() bool { return a.Stats().Refused[RefusedUnknown] > 0 })
-	a.set(link("b", 1, 2, "b.example"))
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a.set(newLink("b", 1, 2, "b.example"))
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	// Not for somebody of another CA.
 	c := i.start("c.example", newAuthority(t).issue(t, "c.example"))
-	c.SetCredentials(&Credentials{c.credentials.Load().Certificate, i.ca.pool})
-	c.set(link("a", 3, 1, "a.example"))
+	c.SetCredentials(&link.Credentials{Certificate: c.credentials.Load().Certificate, Roots: i.ca.pool})
+	c.set(newLink("a", 3, 1, "a.example"))
 	c.awaitReason("a", "refused by peer")
 	for len(a.unknown) > 0 {
 		if u := <-a.unknown; u.Names[0] != "b.example" {
@@ -318,17 +319,19 @@ func TestAutoConnect(t *testing.T) {
 // With the system's roots a certificate proves no membership: it takes a link.
 func TestAutoConnectPublic(t *testing.T) {
 	i, ca := newInternet(t), public(t)
-	creds := func(host string) *Credentials { return &Credentials{Certificate: ca.issue(t, host).Certificate} }
+	creds := func(host string) *link.Credentials {
+		return &link.Credentials{Certificate: ca.issue(t, host).Certificate}
+	}
 	a := i.start("a.example", creds("a.example"), func(c *Config) { c.AutoConnect = true })
 	b := i.start("b.example", creds("b.example"))
-	b.set(link("a", 2, 1, "a.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
 	b.awaitReason("a", "refused by peer: tls: bad certificate")
 	a.await("counter", func() bool { return a.Stats().Refused[RefusedName] > 0 })
 	if len(a.unknown) > 0 {
 		t.Errorf("unknown peer %+v", <-a.unknown)
 	}
-	a.set(link("b", 1, 2, "b.example"))
-	a.awaitState("b", Up)
+	a.set(newLink("b", 1, 2, "b.example"))
+	a.awaitState("b", link.Up)
 }
 
 // Reasons do not change with the time, or each would be written to the status of a link.
@@ -338,7 +341,7 @@ func TestExpiredCertificate(t *testing.T) {
 	good, old := newAuthority(t), newAuthorityAt(t, from, to)
 	for _, test := range []struct {
 		ca    *authority
-		creds *Credentials
+		creds *link.Credentials
 		want  string
 	}{
 		{good, good.issueAt(t, from, to, "b"), "certificate of b:80 is valid from 2024-01-02T03:04:05Z to 2024-02-03T04:05:06Z only, or the clock is wrong"},
@@ -348,7 +351,7 @@ func TestExpiredCertificate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		verify := (&Credentials{Roots: test.ca.pool}).config("b:80", nil).VerifyConnection
+		verify := tlsConfig(&link.Credentials{Roots: test.ca.pool}, "b:80", nil).VerifyConnection
 		if err := verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}); err == nil || short(err) != test.want {
 			t.Errorf("%v, expected %s", err, test.want)
 		}
@@ -377,18 +380,18 @@ func TestShort(t *testing.T) {
 func TestPlainTCP(t *testing.T) {
 	i := newInternet(t)
 	var log syncBuffer
-	a := i.start("a.example", nil, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	a := i.start("a.example", unencrypted, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	if !strings.Contains(log.String(), "neither encrypted nor authenticated") {
 		t.Errorf("logged %q", log.String())
 	}
-	b := i.start("b.example", nil)
-	a.set(link("b", 1, 2, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	b := i.start("b.example", unencrypted)
+	a.set(newLink("b", 1, 2, "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
-	c := i.start("c.example", nil)
-	c.set(link("a", 3, 1, "a.example")) // no link at a, and another address than b's
+	c := i.start("c.example", unencrypted)
+	c.set(newLink("a", 3, 1, "a.example")) // no link at a, and another address than b's
 	c.awaitReason("a", "peer closed the connection before its hello")
 }
 
@@ -401,15 +404,15 @@ func TestNoCredentialsYet(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer n.Close(false)
-	n.set(link("b", 1, 2, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
+	n.set(newLink("b", 1, 2, "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
 	i.name("a.example", n.address())
-	b.awaitState("a", Down)
-	if s := n.status("b"); s.State != Idle {
+	b.awaitState("a", link.Down)
+	if s := n.status("b"); s.State != link.Idle {
 		t.Errorf("status %+v", s)
 	}
 	n.SetCredentials(i.ca.issue(t, "a.example"))
-	n.awaitState("b", Up)
+	n.awaitState("b", link.Up)
 }
 
 func TestSilentPeer(t *testing.T) {
@@ -420,13 +423,13 @@ func TestSilentPeer(t *testing.T) {
 	a.await("detection", func() bool { // by one end; the other may see that one close
 		return strings.Contains(a.status("b").Reason+b.status("a").Reason, "connection lost: no answer for 200ms")
 	})
-	a.awaitState("b", Down)
-	b.awaitState("a", Down)
+	a.awaitState("b", link.Down)
+	b.awaitState("a", link.Down)
 	i.mu.Lock()
 	i.frozen = make(chan struct{})
 	i.mu.Unlock()
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	a.reach(b, "192.168.0.11", "192.168.0.12")
 }
 
@@ -438,7 +441,7 @@ func TestPeerRestart(t *testing.T) {
 	}
 	a.awaitReason("b", "")
 	b = i.start("b.example", i.ca.issue(t, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
 	a.awaitPeer(b)
 	b.awaitPeer(a)
 	a.reach(b, "192.168.0.11", "192.168.0.12")
@@ -461,18 +464,18 @@ func TestNewInstance(t *testing.T) {
 			return dial(ctx, network, address)
 		}
 	})
-	old.set(link("a", 2, 1, "a.example"))
-	a.set(link("b", 1, 2, "b.example"))
-	a.awaitState("b", Up)
-	old.awaitState("a", Up)
+	old.set(newLink("a", 2, 1, "a.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
+	a.awaitState("b", link.Up)
+	old.awaitState("a", link.Up)
 	dead.Store(true)
 	close(i.frozen)
 	i.mu.Lock()
 	i.frozen = make(chan struct{})
 	i.mu.Unlock()
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
-	b.awaitState("a", Up)
+	b.set(newLink("a", 2, 1, "a.example"))
+	b.awaitState("a", link.Up)
 	a.awaitPeer(b)
 	a.await("end of the old session", func() bool { return a.status("b").Dialled+a.status("b").Accepted == 1 })
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
@@ -481,7 +484,7 @@ func TestNewInstance(t *testing.T) {
 func TestRemoval(t *testing.T) {
 	_, a, b := pair(t)
 	b.set()
-	a.awaitState("b", Down)
+	a.awaitState("b", link.Down)
 	if _, ok := b.Status("a"); ok || len(b.Statuses()) != 0 {
 		t.Error("removed peer has a status")
 	}
@@ -493,11 +496,11 @@ func TestChangedEndpoint(t *testing.T) {
 	i, a, b := pair(t)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 	c := i.start("c.example", i.ca.issue(t, "c.example"))
-	c.set(link("a", 2, 1, "a.example"))
+	c.set(newLink("a", 2, 1, "a.example"))
 	b.set()
-	a.set(link("b", 1, 2, "c.example"))
-	a.awaitState("b", Up)
-	c.awaitState("a", Up)
+	a.set(newLink("b", 1, 2, "c.example"))
+	a.awaitState("b", link.Up)
+	c.awaitState("a", link.Up)
 	a.reach(c, "192.168.0.11", "192.168.0.12")
 	a.await("counter that goes on", func() bool { return a.Stats().Links["b"].TxPackets >= 2 })
 }
@@ -512,14 +515,14 @@ func TestMovedListener(t *testing.T) {
 	old := a.address()
 	config := a.config
 	config.ListenPort = uint16(free.Addr().(*net.TCPAddr).Port)
-	if err := a.SetConfig(config); err == nil || !strings.Contains(err.Error(), "address already in use") {
+	if err := a.Configure(config.Settings); err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("port in use: %v", err)
 	}
 	if a.address() != old {
 		t.Error("listener was given up")
 	}
 	free.Close()
-	a.set(link("b", 1, 2, "b.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
 	if _, err := net.Dial("tcp", old); err == nil {
 		t.Error("old port is still open")
 	}
@@ -529,28 +532,24 @@ func TestMovedListener(t *testing.T) {
 	}
 	i.name("a.example", a.address())
 	b.set()
-	b.set(link("a", 2, 1, "a.example"))
-	b.awaitState("a", Up)
-	config.Interface = "other"
-	if a.SetConfig(config) == nil {
-		t.Error("interface changed")
-	}
+	b.set(newLink("a", 2, 1, "a.example"))
+	b.awaitState("a", link.Up)
 }
 
 func TestUpdatedAnnouncement(t *testing.T) {
 	_, a, b := pair(t)
 	config := a.config
-	config.DNS = &DNSInfo{"cluster.local", netip.MustParseAddr("100.64.1.10")}
-	config.API = &APIInfo{"token", []byte("ca")}
-	if err := a.SetConfig(config); err != nil {
+	config.DNS = &link.DNSInfo{ClusterDomain: "cluster.local", Address: netip.MustParseAddr("100.64.1.10")}
+	config.API = &link.APIInfo{Token: "token", CACert: []byte("ca")}
+	if err := a.Configure(config.Settings); err != nil {
 		t.Fatal(err)
 	}
 	b.await("announcement", func() bool {
 		s := b.status("a").Announced
 		return s.DNS != nil && *s.DNS == *config.DNS && s.API != nil && s.API.Token == "token"
 	})
-	config.API = &APIInfo{"token", make([]byte, 20000)}
-	if a.SetConfig(config) == nil {
+	config.API = &link.APIInfo{Token: "token", CACert: make([]byte, 20000)}
+	if a.Configure(config.Settings) == nil {
 		t.Error("hello is too large")
 	}
 }
@@ -565,7 +564,7 @@ func TestRestlessAnnouncement(t *testing.T) {
 		say := func(port uint16) (news bool) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			return p.hear(&Announcement{AdvertisedPort: port})
+			return p.hear(&link.Announcement{AdvertisedPort: port})
 		}
 		heard := func(want uint16, wantChanges int) {
 			t.Helper()
@@ -632,9 +631,9 @@ func TestStrangers(t *testing.T) {
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 	c := i.start("c.example", i.ca.issue(t, "c.example"))
 	i.name("c.example", "127.0.0.1:1") // so that c has to come in
-	a.set(link("b", 1, 2, "b.example"), link("c", 1, 3, "c.example"))
-	c.set(link("a", 3, 1, "a.example"))
-	c.awaitState("a", Up)
+	a.set(newLink("b", 1, 2, "b.example"), newLink("c", 1, 3, "c.example"))
+	c.set(newLink("a", 3, 1, "a.example"))
+	c.awaitState("a", link.Up)
 	for _, c := range conns {
 		c.Close()
 	}
@@ -697,11 +696,11 @@ func TestSlowStranger(t *testing.T) {
 // Connections without certificate end where there is one, also one that was being made.
 func TestCertificateAfterPlain(t *testing.T) {
 	i := newInternet(t)
-	a, b := i.start("a.example", nil), i.start("b.example", nil)
-	a.set(link("b", 1, 2, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a, b := i.start("a.example", unencrypted), i.start("b.example", unencrypted)
+	a.set(newLink("b", 1, 2, "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	a.SetCredentials(i.ca.issue(t, "a.example"))
 	a.awaitReason("b", "b.example:80: ")
 	p := a.table.Load().peers[0]
@@ -712,15 +711,15 @@ func TestCertificateAfterPlain(t *testing.T) {
 		}
 	}
 	b.SetCredentials(i.ca.issue(t, "b.example"))
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	a.reach(b, "192.168.0.11", "192.168.0.12")
 }
 
 func TestSuspend(t *testing.T) {
 	i, a, b := pair(t)
 	p := a.table.Load().peers[0]
-	a.Suspend()
+	a.SetCredentials(nil)
 	a.awaitReason("b", "connection lost: waiting for the certificate")
 	b.awaitReason("a", "connect a.example:80: ")
 	i.mu.Lock()
@@ -741,8 +740,8 @@ func TestSuspend(t *testing.T) {
 	}
 	i.mu.Unlock()
 	a.SetCredentials(i.ca.issue(t, "a.example"))
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	a.reach(b, "192.168.0.11", "192.168.0.12")
 }
 
@@ -750,11 +749,11 @@ func TestSuspend(t *testing.T) {
 func TestLocalNetworks(t *testing.T) {
 	_, a, b := pair(t)
 	wide, pods, own := netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.9.0.0/16")
-	p, q := link("b", 1, 2, "b.example"), link("a", 2, 1, "a.example")
+	p, q := newLink("b", 1, 2, "b.example"), newLink("a", 2, 1, "a.example")
 	p.Networks = append(p.Networks, wide, own)
 	q.Networks = append(q.Networks, wide)
 	b.set(q)
-	if err := a.Set([]mesh.Peer{p}, netip.MustParsePrefix("192.168.0.0/24"), pods, own); err != nil {
+	if err := a.Set([]mesh.Peer{p}, []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), pods, own}); err != nil {
 		t.Fatal(err)
 	}
 	b.tun.in <- packet("10.1.2.3", "192.168.0.11", 64, 60, 1)     // as if it were from a pod of a,
@@ -784,7 +783,7 @@ func TestSameAnnouncement(t *testing.T) {
 	p.heard = -time.Hour // the one that it began with
 	h := p.b.announcement()
 	h.Address = p.Address
-	h.API, h.DNS = &APIInfo{"token", []byte("ca")}, &DNSInfo{"c", netip.MustParseAddr("100.64.2.10")}
+	h.API, h.DNS = &link.APIInfo{Token: "token", CACert: []byte("ca")}, &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("100.64.2.10")}
 	payload, err := h.append(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -805,8 +804,8 @@ func TestNoDialStorm(t *testing.T) {
 	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) {
 		c.timing.backoff, c.timing.backoffUsed, c.timing.backoffIdle = 100*time.Millisecond, 100*time.Millisecond, 100*time.Millisecond
 	})
-	a.set(link("b", 1, 2, "b.example"))
-	a.awaitState("b", Down)
+	a.set(newLink("b", 1, 2, "b.example"))
+	a.awaitState("b", link.Down)
 	start := time.Now()
 	for time.Since(start) < 300*time.Millisecond {
 		a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, 1)
@@ -822,7 +821,7 @@ func TestNoDialStorm(t *testing.T) {
 func TestTUNFailure(t *testing.T) {
 	_, a, b := pair(t)
 	since := a.status("b").Since
-	peers := []mesh.Peer{link("b", 1, 2, "b.example")}
+	peers := []mesh.Peer{newLink("b", 1, 2, "b.example")}
 	next := make(chan device, 1)
 	a.open = func() (device, error) { // called by the reader only, once it fails
 		select {
@@ -833,12 +832,15 @@ func TestTUNFailure(t *testing.T) {
 		}
 	}
 	a.tun.Close(true)
-	a.await("error", func() bool { err := a.Set(peers); return err != nil && strings.Contains(err.Error(), "read TUN mem") })
+	a.await("error", func() bool {
+		err := a.Set(peers, nil)
+		return err != nil && strings.Contains(err.Error(), "read TUN mem")
+	})
 	b.tun.in <- packet("192.168.0.12", "192.168.0.11", 64, 60, 1)
 	a.await("drop", func() bool { return a.Stats().Links["b"].Drops[DropTUNWrite] == 1 })
 	tun := newMemTUN()
 	next <- tun
-	a.await("end of the error", func() bool { return a.Set(peers) == nil })
+	a.await("end of the error", func() bool { return a.Set(peers, nil) == nil })
 	a.tun = tun
 	a.pass(b, "192.168.0.11", "192.168.0.12", 2)
 	b.pass(a, "192.168.0.12", "192.168.0.11", 3)
@@ -878,7 +880,7 @@ func TestMTU(t *testing.T) {
 		t.Helper()
 		c := a.config
 		c.MTU = mtu
-		if err := a.SetConfig(c); err != nil {
+		if err := a.Configure(c.Settings); err != nil {
 			t.Error(err)
 		}
 	}
@@ -901,10 +903,10 @@ func TestMTU(t *testing.T) {
 }
 
 func TestNoSecrets(t *testing.T) {
-	api := &APIInfo{"s3cret", nil}
+	api := &link.APIInfo{Token: "s3cret", CACert: nil}
 	var b strings.Builder
-	slog.New(slog.NewTextHandler(&b, nil)).Info("x", "api", api, "announced", Announcement{API: api})
-	io.WriteString(&b, Status{Announced: &Announcement{API: api}}.Reason)
+	slog.New(slog.NewTextHandler(&b, nil)).Info("x", "api", api, "announced", link.Announcement{API: api})
+	io.WriteString(&b, link.Status{Announced: &link.Announcement{API: api}}.Reason)
 	if strings.Contains(b.String(), "s3cret") {
 		t.Error(b.String())
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 type former struct {
@@ -71,7 +73,7 @@ func (f *former) converse(a *node) {
 	if typ != 1 || len(hello) < 80 || string(hello[10:16]) != "\xff\xff\xc0\xa8\x00\x0b" || string(hello[28:32]) != "\xff\xff\xff\x00" {
 		t.Fatalf("hello: type %d, %x", typ, hello)
 	}
-	a.awaitState("b", Up)
+	a.awaitState("b", link.Up)
 	if d := a.status("b").Announced.DNS; d == nil || d.ClusterDomain != "cluster.local" || d.Address.String() != "100.64.32.10" {
 		t.Errorf("announced %+v", d)
 	}
@@ -90,20 +92,20 @@ func (f *former) converse(a *node) {
 	}
 	config := a.config
 	config.AdvertisedPort = 81
-	a.SetConfig(config) // a former peer would not understand a second hello
+	a.Configure(config.Settings) // a former peer would not understand a second hello
 	a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, 4)
 	if typ, p := f.read(); typ != 0 || mark(p) != 4 {
 		t.Errorf("type %d, %d bytes", typ, len(p))
 	}
 	f.conn.Close()
-	a.awaitState("b", Down)
+	a.awaitState("b", link.Down)
 }
 
 func TestFormerPeerDials(t *testing.T) {
 	i := newInternet(t)
 	a := i.start("a.example", i.ca.issue(t, "a.example"))
-	a.set(link("b", 1, 2, "b.example"))
-	a.awaitState("b", Down)
+	a.set(newLink("b", 1, 2, "b.example"))
+	a.awaitState("b", link.Down)
 	dialFormer(t, i, a).converse(a)
 }
 
@@ -116,7 +118,7 @@ func TestFormerPeerAccepts(t *testing.T) {
 	}
 	a := i.start("a.example", i.ca.issue(t, "cn=a.example"))
 	i.name("b.example", l.Addr().String())
-	a.set(link("b", 1, 2, "b.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
 	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -133,17 +135,17 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 	var log syncBuffer
 	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	c := i.start("c.example", i.ca.issue(t, "c.example"))
-	a.set(link("b", 1, 2, "b.example"), link("c", 1, 3, "c.example"))
-	c.set(link("a", 3, 1, "a.example"))
-	a.awaitState("c", Up)
-	c.awaitState("a", Up)
-	a.awaitState("b", Down)
+	a.set(newLink("b", 1, 2, "b.example"), newLink("c", 1, 3, "c.example"))
+	c.set(newLink("a", 3, 1, "a.example"))
+	a.awaitState("c", link.Up)
+	c.awaitState("a", link.Up)
+	a.awaitState("b", link.Down)
 	i.name("b.example", "127.0.0.1:1") // refused
 	f := dialFormer(t, i, a)
 	f.read()
-	a.awaitState("b", Up)
+	a.awaitState("b", link.Up)
 	deadline := time.After(20 * time.Second)
-	for n := uint64(0); a.status("b").State == Up; n++ {
+	for n := uint64(0); a.status("b").State == link.Up; n++ {
 		select {
 		case a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 16000, n):
 		case <-deadline:

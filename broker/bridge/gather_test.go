@@ -53,10 +53,10 @@ func lonely(t testing.TB, change ...func(*timing)) (*peer, *Bridge) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.Close(false) })
-	b.SetCredentials(nil)
+	b.SetCredentials(unencrypted)
 	idle := spec
 	idle.Host = ""
-	if err := b.Set([]mesh.Peer{idle}); err != nil {
+	if err := b.Set([]mesh.Peer{idle}, nil); err != nil {
 		t.Fatal(err)
 	}
 	return b.table.Load().peers[0], b

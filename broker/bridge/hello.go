@@ -28,6 +28,8 @@ import (
 	"math/bits"
 	"net/netip"
 	"strings"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 const (
@@ -40,37 +42,13 @@ const (
 
 // hello is the content of a hello frame.
 type hello struct {
-	Announcement
+	link.Announcement
 	capable  bool // has extension 128
 	flags    uint32
 	instance uint64
 	streams  int
 	stream   int
 }
-
-// Announcement is what a cluster announces of itself.
-type Announcement struct {
-	Address        netip.Prefix // cluster address with the mask of the mesh
-	ServiceCIDR    netip.Prefix // zero: none
-	AdvertisedPort uint16       // TCP port of the endpoint that others shall dial
-	DNS            *DNSInfo     // nil: not announced
-	API            *APIInfo     // nil: not announced
-}
-
-// DNSInfo is how the names of a cluster are looked up.
-type DNSInfo struct {
-	ClusterDomain string
-	Address       netip.Addr // of the cluster's DNS service; the zero Addr: not announced
-}
-
-// APIInfo is access to the API server of a cluster. It is secret.
-type APIInfo struct {
-	Token  string
-	CACert []byte // PEM
-}
-
-// String hides the token.
-func (a APIInfo) String() string { return "API access" }
 
 // append appends the payload of the hello frame to b.
 func (h *hello) append(b []byte) ([]byte, error) {
@@ -157,12 +135,12 @@ func parseHello(b []byte) (*hello, error) {
 		switch id {
 		case extensionAPI:
 			if token, ca, ok := strings.Cut(string(data), "\x00"); ok && token != "" {
-				h.API = &APIInfo{Token: token, CACert: []byte(ca)}
+				h.API = &link.APIInfo{Token: token, CACert: []byte(ca)}
 			}
 		case extensionDNS:
 			domain, ip, _ := strings.Cut(string(data), "\x00")
 			if addr, ok := netip.AddrFromSlice([]byte(ip)); ok || domain != "" {
-				h.DNS = &DNSInfo{ClusterDomain: domain, Address: addr.Unmap()}
+				h.DNS = &link.DNSInfo{ClusterDomain: domain, Address: addr.Unmap()}
 			}
 		case extensionCapabilities:
 			if len(data) >= 12 {

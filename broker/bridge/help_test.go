@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -148,12 +149,12 @@ func newAuthorityAt(t testing.TB, from, to time.Time) *authority {
 
 // issue returns credentials for names: host names, addresses, or cn= a common name. The
 // certificate is for servers only, as those from ACME services are.
-func (ca *authority) issue(t testing.TB, names ...string) *Credentials {
+func (ca *authority) issue(t testing.TB, names ...string) *link.Credentials {
 	return ca.issueAt(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour), names...)
 }
 
 // issueAt issues credentials that are valid for a time.
-func (ca *authority) issueAt(t testing.TB, from, to time.Time, names ...string) *Credentials {
+func (ca *authority) issueAt(t testing.TB, from, to time.Time, names ...string) *link.Credentials {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -175,7 +176,7 @@ func (ca *authority) issueAt(t testing.TB, from, to time.Time, names ...string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Credentials{Certificate: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, Roots: ca.pool}
+	return &link.Credentials{Certificate: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, Roots: ca.pool}
 }
 
 // internet resolves host names to bridges, and can be cut.
@@ -263,7 +264,7 @@ type node struct {
 	t       testing.TB
 	tun     *memTUN
 	events  chan struct{}
-	unknown chan UnknownPeer
+	unknown chan link.UnknownPeer
 	config  Config
 	ups     atomic.Int64 // how often Changed saw a link that is Up
 }
@@ -277,15 +278,18 @@ func testTiming(i *internet) *timing {
 	}
 }
 
+// unencrypted are credentials for links without TLS.
+var unencrypted = &link.Credentials{Unencrypted: true}
+
 // start opens a bridge that is found at host.
-func (i *internet) start(host string, creds *Credentials, change ...func(*Config)) *node {
+func (i *internet) start(host string, creds *link.Credentials, change ...func(*Config)) *node {
 	i.t.Helper()
-	n := &node{t: i.t, tun: newMemTUN(), events: make(chan struct{}, 1), unknown: make(chan UnknownPeer, 16)}
+	n := &node{t: i.t, tun: newMemTUN(), events: make(chan struct{}, 1), unknown: make(chan link.UnknownPeer, 16)}
 	n.config = Config{
-		Interface: "mem", open: opens(n.tun), timing: testTiming(i), Log: quiet, AdvertisedPort: 80,
+		Interface: "mem", open: opens(n.tun), timing: testTiming(i), Log: quiet, Settings: link.Settings{AdvertisedPort: 80},
 		Changed: func() {
 			for _, s := range n.Statuses() {
-				if s.State == Up {
+				if s.State == link.Up {
 					n.ups.Add(1)
 				}
 			}
@@ -294,7 +298,7 @@ func (i *internet) start(host string, creds *Credentials, change ...func(*Config
 			default:
 			}
 		},
-		OnUnknown: func(u UnknownPeer) {
+		OnUnknown: func(u link.UnknownPeer) {
 			select {
 			case n.unknown <- u:
 			default:
@@ -322,7 +326,7 @@ func (n *node) address() string {
 
 func (n *node) set(peers ...mesh.Peer) {
 	n.t.Helper()
-	if err := n.Set(peers); err != nil {
+	if err := n.Set(peers, nil); err != nil {
 		n.t.Fatal(err)
 	}
 }
@@ -343,22 +347,22 @@ func (n *node) await(what string, cond func() bool) {
 	}
 }
 
-func (n *node) status(link string) Status {
-	s, _ := n.Status(link)
+func (n *node) status(name string) link.Status {
+	s, _ := n.Status(name)
 	return s
 }
 
-func (n *node) awaitState(link string, state State) Status {
+func (n *node) awaitState(name string, state link.State) link.Status {
 	n.t.Helper()
-	n.await(link+" "+string(state), func() bool { return n.status(link).State == state })
-	return n.status(link)
+	n.await(name+" "+string(state), func() bool { return n.status(name).State == state })
+	return n.status(name)
 }
 
-func (n *node) awaitReason(link, reason string) {
+func (n *node) awaitReason(name, reason string) {
 	n.t.Helper()
-	n.await(link+" is Down: "+reason, func() bool {
-		s := n.status(link)
-		return s.State == Down && strings.Contains(s.Reason, reason)
+	n.await(name+" is Down: "+reason, func() bool {
+		s := n.status(name)
+		return s.State == link.Down && strings.Contains(s.Reason, reason)
 	})
 }
 
@@ -416,7 +420,7 @@ func (n *node) reach(m *node, src, dst string) {
 
 // link is a peer from the cluster with number from to the one with number to, at host:
 // 192.168.0.(10+x) in the mesh, 100.64.x.0/24 behind it.
-func link(name string, from, to byte, host string) mesh.Peer {
+func newLink(name string, from, to byte, host string) mesh.Peer {
 	mine, theirs := netip.AddrFrom4([4]byte{192, 168, 0, 10 + from}), netip.AddrFrom4([4]byte{192, 168, 0, 10 + to})
 	return mesh.Peer{
 		Link: name, Host: host, Port: 80,
@@ -450,9 +454,9 @@ func (i *internet) pair(change ...func(*Config)) (a, b *node) {
 	i.t.Helper()
 	a = i.start("a.example", i.ca.issue(i.t, "a.example"), change...)
 	b = i.start("b.example", i.ca.issue(i.t, "b.example"), change...)
-	a.set(link("b", 1, 2, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a.set(newLink("b", 1, 2, "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	return a, b
 }

@@ -16,19 +16,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 const (
 	mostStrangers        = 64 // connections whose hello did not come yet,
 	mostStrangersPerAddr = 16 // and from one address
 )
-
-// UnknownPeer is an authenticated peer that no link is for.
-type UnknownPeer struct {
-	Announcement
-	Names  []string // of its certificate
-	Remote netip.AddrPort
-}
 
 // stranger is a connection whose hello did not come yet.
 type stranger struct {
@@ -169,12 +164,12 @@ func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
 		return nil, nil, nil, nil
 	}
 	auto := b.config.Load().AutoConnect && c.Roots != nil
-	conn, links, names, err := c.accept(b.ctx, raw, remote.String(), b.table.Load().peers, auto)
+	conn, links, names, err := acceptTLS(b.ctx, c, raw, remote.String(), b.table.Load().peers, auto)
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	raw.SetDeadline(start.Add(b.timing.handshake))
-	if c != plain {
+	if !c.Unencrypted {
 		b.strangers.prove(n)
 	}
 	theirs, err := readHello(conn)
@@ -188,9 +183,9 @@ func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
 		}
 	}
 	switch {
-	case p == nil && c != plain:
+	case p == nil && !c.Unencrypted:
 		if f := b.config.Load().OnUnknown; f != nil {
-			f(UnknownPeer{theirs.Announcement, names, remote})
+			f(link.UnknownPeer{Announcement: theirs.Announcement, Names: names, Remote: remote})
 		}
 		return nil, nil, nil, refuse(RefusedUnknown, "%s %v announces %s: no link for it yet", remote, names, theirs.Address)
 	case p == nil || err != nil && len(links) > 1:

@@ -94,7 +94,7 @@ func (b *Bridge) setDevice(dev device) bool {
 		return false
 	}
 	c := b.config.Load() // may have changed while the device was opened
-	if t, ok := dev.(*kernelTUN); ok && t.plain != c.PlainTUN {
+	if t, ok := dev.(*kernelTUN); ok && t.plain != c.NoOffload {
 		b.reopen.Store(true)
 		t.Close(true)
 	} else if err := dev.SetMTU(c.MTU); err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -43,12 +44,12 @@ func (i *internet) site(t *testing.T, host string, number byte, plain bool, prep
 		s.in(f)
 	}
 	s.node = i.start(host, i.ca.issue(t, host), func(c *Config) {
-		c.Interface, c.PlainTUN, c.Streams = "kubelink", plain, 2
+		c.Interface, c.NoOffload, c.Streams = "kubelink", plain, 2
 		c.timing.silence, c.timing.write, c.timing.stable = 5*time.Second, 5*time.Second, 0
 		c.open = func() (dev device, err error) {
 			now := plain
 			if s.node != nil && s.Bridge != nil {
-				now = s.Bridge.config.Load().PlainTUN
+				now = s.Bridge.config.Load().NoOffload
 			}
 			s.in(func() { dev, err = openTUN("kubelink", DefaultMTU, now) })
 			return dev, err
@@ -91,10 +92,10 @@ func sites(t *testing.T, plainA, plainB bool, prepareA ...func()) (a, b *site) {
 
 func (i *internet) sites(t *testing.T, plainA, plainB bool, prepareA ...func()) (a, b *site) {
 	a, b = i.site(t, "a.example", 1, plainA, prepareA...), i.site(t, "b.example", 2, plainB)
-	a.set(dual(link("b", 1, 2, "b.example"), 1, 2))
-	b.set(dual(link("a", 2, 1, "a.example"), 2, 1))
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a.set(dual(newLink("b", 1, 2, "b.example"), 1, 2))
+	b.set(dual(newLink("a", 2, 1, "a.example"), 2, 1))
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	return a, b
 }
 
@@ -254,8 +255,8 @@ func TestPlainTUNChanges(t *testing.T) {
 			transfer(t, a, b, b.v4(), 8<<20, func() {
 				before := *s.device.Load()
 				c := s.config
-				c.PlainTUN = plain
-				if err := s.SetConfig(c); err != nil {
+				c.NoOffload = plain
+				if err := s.Configure(c.Settings); err != nil {
 					t.Error(err)
 				}
 				s.await("other TUN", func() bool {
@@ -264,8 +265,8 @@ func TestPlainTUNChanges(t *testing.T) {
 				})
 				s.configure()
 			})
-			a.awaitState("b", Up)
-			b.awaitState("a", Up)
+			a.awaitState("b", link.Up)
+			b.awaitState("a", link.Up)
 			for _, x := range []*site{a, b} {
 				x.await("sessions with the flags that are right", func() bool {
 					p := x.table.Load().peers[0]
@@ -373,14 +374,14 @@ func TestGatewayCuts(t *testing.T) {
 		p.Networks = append(p.Networks, netip.MustParsePrefix(fmt.Sprintf("192.168.0.%d/32", 10+to)), netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", 10+to)))
 		return p
 	}
-	a.set(via(dual(link("g", 1, 2, "g.example"), 1, 2), 3))
-	c.set(via(dual(link("g", 3, 2, "g.example"), 3, 2), 1))
-	g.set(dual(link("a", 2, 1, "a.example"), 2, 1), dual(link("c", 2, 3, "c.example"), 2, 3))
+	a.set(via(dual(newLink("g", 1, 2, "g.example"), 1, 2), 3))
+	c.set(via(dual(newLink("g", 3, 2, "g.example"), 3, 2), 1))
+	g.set(dual(newLink("a", 2, 1, "a.example"), 2, 1), dual(newLink("c", 2, 3, "c.example"), 2, 3))
 	for _, n := range []*site{a, c} {
-		n.awaitState("g", Up)
+		n.awaitState("g", link.Up)
 	}
-	g.awaitState("a", Up)
-	g.awaitState("c", Up)
+	g.awaitState("a", link.Up)
+	g.awaitState("c", link.Up)
 	both(t, a, c, 8<<20)
 	before := g.Stats().Links["a"]
 	transfer(t, a, c, c.v4(), 8<<20, nil)
@@ -418,17 +419,17 @@ func TestMemoryBound(t *testing.T) {
 				c.timing.write, c.timing.stale = time.Hour, time.Hour // they stay
 			})
 			c := i.start("c.example", i.ca.issue(t, "c.example"), func(c *Config) { c.Streams = 2 })
-			specs := []mesh.Peer{link("c", 1, 3, "c.example")}
+			specs := []mesh.Peer{newLink("c", 1, 3, "c.example")}
 			const peers = 4
 			for n := range byte(peers) {
-				p := link(fmt.Sprintf("x%d", n), 1, 20+n, "127.0.0.1")
+				p := newLink(fmt.Sprintf("x%d", n), 1, 20+n, "127.0.0.1")
 				p.Port = 1
 				specs = append(specs, p)
 			}
 			a.set(specs...)
-			c.set(link("a", 3, 1, "a.example"))
-			a.awaitState("c", Up)
-			c.awaitState("a", Up)
+			c.set(newLink("a", 3, 1, "a.example"))
+			a.awaitState("c", link.Up)
+			c.awaitState("a", link.Up)
 			var conns []net.Conn
 			var stuck []*session
 			for n := range byte(peers) {
@@ -441,7 +442,7 @@ func TestMemoryBound(t *testing.T) {
 					h := &hello{capable: true, flags: flagStreams, streams: 2, stream: stream}
 					raw := newGather(x, a.timing.write)
 					s := newSession(p, raw, raw, true, stream, p.b.flags(), h)
-					own := p.b.credentials.Swap(plain) // for this moment
+					own := p.b.credentials.Swap(unencrypted) // for this moment
 					if !p.attach(s, h) {
 						t.Fatal("not attached")
 					}
@@ -549,10 +550,10 @@ func links(t testing.TB, count int) (*outbound, []*session) {
 	o, _ := bare(t)
 	var specs []mesh.Peer
 	for n := range count {
-		p := link(fmt.Sprint(n), 0, byte(n), "")
+		p := newLink(fmt.Sprint(n), 0, byte(n), "")
 		specs = append(specs, p)
 	}
-	if err := o.Set(specs); err != nil {
+	if err := o.Set(specs, nil); err != nil {
 		t.Fatal(err)
 	}
 	var all []*session

@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -49,9 +50,9 @@ type peer struct {
 	changed  time.Duration // when sessions was, in the bridge's time
 	eager    bool          // dial at once, whatever the back-off
 	flapped  bool          // a session ended soon after it had begun: back off
-	status   Status
-	heard    time.Duration // when status.Announced was set, in the bridge's time
-	unheard  *Announcement // the latest, which has to wait; nil: status.Announced is
+	status   link.Status
+	heard    time.Duration      // when status.Announced was set, in the bridge's time
+	unheard  *link.Announcement // the latest, which has to wait; nil: status.Announced is
 
 	parkMu      sync.Mutex
 	parked      []*buffer // packets that wait for the first session, the oldest first
@@ -132,7 +133,7 @@ func (b *Bridge) newPeer(spec *mesh.Peer) *peer {
 	p := &peer{
 		Peer: *spec, b: b, endpoint: net.JoinHostPort(spec.Host, strconv.Itoa(int(spec.Port))),
 		count: new(counters), kick: make(chan struct{}, 1),
-		status: Status{Link: spec.Link, State: Idle, Since: time.Now()},
+		status: link.Status{Link: spec.Link, State: link.Idle, Since: time.Now()},
 	}
 	p.ctx, p.cancel = context.WithCancel(b.ctx)
 	return p
@@ -374,7 +375,7 @@ func (p *peer) greet(conn net.Conn, stream int) (*session, *hello, error) {
 	tune(conn)
 	raw := newGather(conn, p.b.timing.write)
 	raw.SetDeadline(time.Now().Add(p.b.timing.handshake))
-	secure, err := c.dial(p.ctx, raw, p.Host, p.endpoint)
+	secure, err := dialTLS(p.ctx, c, raw, p.Host, p.endpoint)
 	if err != nil {
 		p.b.refuse(err)
 		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, short(err))
@@ -433,7 +434,7 @@ func (p *peer) attach(s *session, h *hello) bool {
 	s.raw.SetDeadline(time.Time{})
 	s.raw.start()
 	p.mu.Lock()
-	if c := p.b.credentials.Load(); p.closed || c == nil || c != plain && s.plain() || s.ours != p.b.flags() {
+	if c := p.b.credentials.Load(); p.closed || c == nil || !c.Unencrypted && s.plain() || s.ours != p.b.flags() {
 		p.mu.Unlock()
 		s.close(nil)
 		return false
@@ -451,10 +452,10 @@ func (p *peer) attach(s *session, h *hello) bool {
 	p.most = h.wants()
 	p.choose()
 	p.failed.Store(false)
-	first := p.status.State != Up
+	first := p.status.State != link.Up
 	p.hear(&h.Announcement)
 	p.status.Reason, p.status.Refused = "", ""
-	p.setState(Up)
+	p.setState(link.Up)
 	p.mu.Unlock()
 	if first {
 		p.b.log.Info("link is up", "link", p.Link, "remote", s.raw.RemoteAddr())
@@ -535,7 +536,7 @@ func (p *peer) detach(s *session, cause error) {
 		p.status.Reason = fmt.Sprintf("connection lost: no answer for %s", p.b.timing.silence)
 	}
 	reason := p.status.Reason
-	p.setState(Down)
+	p.setState(link.Down)
 	p.mu.Unlock()
 	p.leave(s)
 	p.b.log.Warn("link is down", "link", p.Link, "reason", reason)
@@ -562,7 +563,7 @@ func (p *peer) choose() {
 }
 
 // setState sets the state. p.mu is held.
-func (p *peer) setState(s State) {
+func (p *peer) setState(s link.State) {
 	if p.status.State != s {
 		p.status.State, p.status.Since = s, time.Now()
 	}
@@ -573,11 +574,11 @@ func (p *peer) dialFailed(err error) {
 	reason := err.Error()
 	p.mu.Lock()
 	down := !p.closed && len(p.sessions) == 0
-	news := down && (p.status.State != Down || p.status.Reason != reason)
+	news := down && (p.status.State != link.Down || p.status.Reason != reason)
 	if down {
 		p.failed.Store(true)
 		p.status.Reason = reason
-		p.setState(Down)
+		p.setState(link.Down)
 	}
 	p.mu.Unlock()
 	if down {
@@ -625,7 +626,7 @@ func (p *peer) updated(payload []byte) error {
 
 // hear takes what the peer tells of itself, and says whether it is news. p.mu is held. Others work on each change:
 // whoever changes all the time is heard now and then, with the latest.
-func (p *peer) hear(a *Announcement) (news bool) {
+func (p *peer) hear(a *link.Announcement) (news bool) {
 	news = !reflect.DeepEqual(p.status.Announced, a)
 	wait := p.heard + p.b.timing.hear - p.b.now()
 	if p.status.Announced != nil && wait > 0 && (news || p.unheard != nil) {
@@ -665,7 +666,7 @@ func (p *peer) announce() {
 	}
 }
 
-func (p *peer) getStatus() Status {
+func (p *peer) getStatus() link.Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := p.status

@@ -4,32 +4,9 @@ package bridge
 
 import (
 	"sync/atomic"
-	"time"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
-
-// State of a link.
-type State string
-
-// The states.
-const (
-	Idle State = "Idle" // not tried yet, or connecting for the first time
-	Up   State = "Up"   // hellos were exchanged and are right
-	Down State = "Down" // lost, or cannot be established
-)
-
-// Status of a link.
-type Status struct {
-	Link      string
-	State     State
-	Reason    string        // one line; empty when Up
-	Refused   string        // why the last connection from the peer was refused, one line; empty since the link is Up
-	Since     time.Time     // of State
-	RTT       time.Duration // smoothed round-trip time, of the fastest session; 0: not known
-	Remote    string        // address and port of the peer's end of the first session
-	Dialled   int           // sessions that we dialled,
-	Accepted  int           // and that the peer did
-	Announced *Announcement // what the peer last told of itself; nil: it was not Up yet; not to be changed
-}
 
 // Drop is why a packet was dropped.
 type Drop uint8
@@ -107,9 +84,9 @@ func (b *Bridge) Stats() Stats {
 }
 
 // Statuses returns the status of each link, in the order of Set.
-func (b *Bridge) Statuses() []Status {
+func (b *Bridge) Statuses() []link.Status {
 	peers := b.table.Load().peers
-	all := make([]Status, 0, len(peers))
+	all := make([]link.Status, 0, len(peers))
 	for _, p := range peers {
 		all = append(all, p.getStatus())
 	}
@@ -117,13 +94,13 @@ func (b *Bridge) Statuses() []Status {
 }
 
 // Status returns the status of a link.
-func (b *Bridge) Status(link string) (Status, bool) {
+func (b *Bridge) Status(name string) (link.Status, bool) {
 	for _, p := range b.table.Load().peers {
-		if p.Link == link {
+		if p.Link == name {
 			return p.getStatus(), true
 		}
 	}
-	return Status{}, false
+	return link.Status{}, false
 }
 
 // TUN is the device as it was opened.

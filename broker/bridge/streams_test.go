@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 // strung is two bridges, a (which leads) and b, over sockets and not linked yet, with a number of streams each.
@@ -78,12 +80,12 @@ func TestStreams(t *testing.T) {
 		t.Run(fmt.Sprintf("%d,%d", test.ours, test.theirs), func(t *testing.T) {
 			i, a, b, most := strung(t, test.ours, test.theirs)
 			i.name("a.example", nowhere) // only a dials
-			b.set(link("a", 2, 1, "a.example"))
+			b.set(newLink("a", 2, 1, "a.example"))
 			b.awaitReason("a", "connection refused")
-			a.set(link("b", 1, 2, "b.example"))
+			a.set(newLink("b", 1, 2, "b.example"))
 			a.await("sessions of a", a.enough(test.want))
 			b.await("sessions of b", func() bool { return b.count() == test.want })
-			if s, r := a.status("b"), b.status("a"); s.Accepted > 0 || r.Dialled > 0 || s.State != Up || r.State != Up {
+			if s, r := a.status("b"), b.status("a"); s.Accepted > 0 || r.Dialled > 0 || s.State != link.Up || r.State != link.Up {
 				t.Errorf("a: %+v, b: %+v", s, r)
 			}
 			agree(t, a, b)
@@ -104,8 +106,8 @@ func TestStreamsBothDial(t *testing.T) {
 		for range 5 {
 			_, a, b, most := strung(t, n, n, func(c *Config) { c.timing.follow = time.Second }) // for dials that are under way
 			var wg sync.WaitGroup
-			wg.Go(func() { a.set(link("b", 1, 2, "b.example")) })
-			wg.Go(func() { b.set(link("a", 2, 1, "a.example")) })
+			wg.Go(func() { a.set(newLink("b", 1, 2, "b.example")) })
+			wg.Go(func() { b.set(newLink("a", 2, 1, "a.example")) })
 			wg.Wait()
 			a.await("sessions", func() bool { return a.enough(a.count())() && a.count() >= n && b.count() == a.count() })
 			agree(t, a, b)
@@ -123,7 +125,7 @@ func TestStreamsFollow(t *testing.T) {
 	for _, test := range []string{"refused", "without name", "no endpoint"} {
 		t.Run(test, func(t *testing.T) {
 			i, a, b, _ := strung(t, 4, 4)
-			ab := link("b", 1, 2, "b.example")
+			ab := newLink("b", 1, 2, "b.example")
 			switch test {
 			case "refused":
 				i.name("b.example", nowhere)
@@ -131,11 +133,11 @@ func TestStreamsFollow(t *testing.T) {
 				i.name("b.example", "")
 			default: // TLS would not know whom to expect
 				ab.Host = ""
-				a.SetCredentials(nil)
-				b.SetCredentials(nil)
+				a.SetCredentials(unencrypted)
+				b.SetCredentials(unencrypted)
 			}
 			a.set(ab)
-			b.set(link("a", 2, 1, "a.example"))
+			b.set(newLink("a", 2, 1, "a.example"))
 			b.await("sessions", b.enough(4))
 			a.await("sessions", func() bool { return a.count() == 4 })
 			if s, r := a.status("b"), b.status("a"); s.Dialled > 0 || r.Accepted > 0 {
@@ -176,13 +178,13 @@ func dialAs(t *testing.T, i *internet, a *node, h *hello) (net.Conn, *hello, err
 func TestStreamsOfFormer(t *testing.T) {
 	i, a, _, most := strung(t, 4, 4)
 	i.name("b.example", nowhere)
-	a.set(link("b", 1, 2, "b.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
 	a.awaitReason("b", "connection refused")
 	conn, theirs, err := dialAs(t, i, a, &hello{capable: true, flags: flagKeepalive | flagUpdates, instance: 7})
 	if err != nil || theirs.flags&flagStreams == 0 || theirs.streams != 4 || theirs.stream != 0 {
 		t.Fatalf("%+v, %v", theirs, err)
 	}
-	a.awaitState("b", Up)
+	a.awaitState("b", link.Up)
 	a.await("end of dialling", a.enough(1))
 	i.mu.Lock()
 	dials := i.dials["b.example"]
@@ -218,7 +220,7 @@ func TestStreamsOfFormer(t *testing.T) {
 func TestStreamsTooMany(t *testing.T) {
 	i, a, _, _ := strung(t, 4, 4)
 	i.name("b.example", nowhere)
-	a.set(link("b", 1, 2, "b.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
 	a.awaitReason("b", "connection refused")
 	hello := func(stream int) *hello {
 		return &hello{capable: true, flags: flagStreams, instance: 7, streams: 16, stream: stream}
@@ -246,9 +248,9 @@ func TestStreamsTooMany(t *testing.T) {
 func TestStreamsChange(t *testing.T) {
 	i, a, b, _ := strung(t, 2, 16)
 	i.name("a.example", nowhere)
-	b.set(link("a", 2, 1, "a.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
 	b.awaitReason("a", "connection refused")
-	a.set(link("b", 1, 2, "b.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
 	a.await("two sessions", a.enough(2))
 	b.await("two sessions", func() bool { return b.count() == 2 })
 	sinceA, sinceB := a.status("b").Since, b.status("a").Since
@@ -260,7 +262,7 @@ func TestStreamsChange(t *testing.T) {
 	}{{a, 5, 5}, {b, 3, 3}, {a, 1, 1}, {a, 16, 3}, {b, 16, 16}, {b, 1, 1}, {b, 16, 16}, {a, 2, 2}} {
 		c := step.n.config
 		c.Streams = step.streams
-		if err := step.n.SetConfig(c); err != nil {
+		if err := step.n.Configure(c.Settings); err != nil {
 			t.Fatal(err)
 		}
 		a.await(fmt.Sprint(step.want, " sessions of a"), a.enough(step.want))
@@ -299,8 +301,8 @@ func (n *node) drain(got func([]byte)) (stop func()) {
 func TestLostStreams(t *testing.T) {
 	const streams, losses = 4, 50
 	_, a, b, most := strung(t, streams, streams)
-	a.set(link("b", 1, 2, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
 	a.await("sessions", func() bool { return a.count() >= streams && b.count() == a.count() })
 	sinceA, sinceB := a.status("b").Since, b.status("a").Since
 	var arrived atomic.Int64
@@ -379,10 +381,10 @@ func TestLostStreams(t *testing.T) {
 // Packets of a flow arrive in their order while sessions are added.
 func TestStreamsOrder(t *testing.T) {
 	_, a, b, _ := strung(t, 1, 16)
-	a.set(link("b", 1, 2, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a.set(newLink("b", 1, 2, "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	since := a.status("b").Since
 	const flows, burst = 64, 1024 // a flow pauses for longer than flowPause
 	var (
@@ -426,7 +428,7 @@ func TestStreamsOrder(t *testing.T) {
 	for _, streams := range []int{2, 4, 8, 16} {
 		c := a.config
 		c.Streams = streams
-		if err := a.SetConfig(c); err != nil {
+		if err := a.Configure(c.Settings); err != nil {
 			t.Fatal(err)
 		}
 		a.await("sessions", func() bool { return a.count() >= streams })
@@ -494,12 +496,12 @@ func TestFlowPause(t *testing.T) {
 // A certificate is replaced, the peer restarts: no more streams than agreed on are left over.
 func TestStreamsOfNewProcess(t *testing.T) {
 	i, a, b, _ := strung(t, 4, 4)
-	a.set(link("b", 1, 2, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
 	a.await("sessions", func() bool { return a.count() >= 4 && b.count() == a.count() })
 	b.Close(false)
 	b = i.start("b.example", i.ca.issue(t, "b.example"), func(c *Config) { c.Streams = 4 })
-	b.set(link("a", 2, 1, "a.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
 	b.await("sessions", func() bool { return b.count() >= 4 && b.count() == a.count() })
 	a.awaitPeer(b)
 	agree(t, a, b)
@@ -520,12 +522,12 @@ func TestFlappingPeer(t *testing.T) {
 		c.timing.backoff, c.timing.backoffUsed, c.timing.backoffIdle, c.timing.stable = 4*time.Millisecond, 150*time.Millisecond, 150*time.Millisecond, time.Hour
 	})
 	i.name("b.example", l.Addr().String())
-	h := &hello{capable: true, flags: flagStreams, instance: 7, streams: 1, Announcement: Announcement{Address: netip.MustParsePrefix("192.168.0.12/24")}}
+	h := &hello{capable: true, flags: flagStreams, instance: 7, streams: 1, Announcement: link.Announcement{Address: netip.MustParsePrefix("192.168.0.12/24")}}
 	payload, err := h.append(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.set(link("b", 1, 2, "b.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
 	start := time.Now()
 	const dials = 12
 	for range dials {
@@ -539,9 +541,9 @@ func TestFlappingPeer(t *testing.T) {
 			t.Fatal(err)
 		}
 		conn.Write(appendFrame(nil, frameHello, payload))
-		a.awaitState("b", Up)
+		a.awaitState("b", link.Up)
 		conn.Close()
-		a.awaitState("b", Down)
+		a.awaitState("b", link.Down)
 	}
 	if d := time.Since(start); d < 400*time.Millisecond {
 		t.Errorf("%d dials within %s", dials, d)

@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 // namespace runs functions in a new network namespace. Its thread ends with the test, and with it the
@@ -99,10 +101,10 @@ func TestKernelTUN(t *testing.T) {
 	b := i.start("b.example", i.ca.issue(t, "b.example"), in(inB))
 	inA(func() { configure(t, "kubelink", "192.168.0.11/24") })
 	inB(func() { configure(t, "kubelink", "192.168.0.12/24") })
-	a.set(link("b", 1, 2, "b.example"))
-	b.set(link("a", 2, 1, "a.example"))
-	a.awaitState("b", Up)
-	b.awaitState("a", Up)
+	a.set(newLink("b", 1, 2, "b.example"))
+	b.set(newLink("a", 2, 1, "a.example"))
+	a.awaitState("b", link.Up)
+	b.awaitState("a", link.Up)
 	inA(func() { ping(t, "192.168.0.12") })
 	inB(func() { ping(t, "192.168.0.11") })
 
@@ -146,8 +148,8 @@ func TestKernelTUN(t *testing.T) {
 			t.Errorf("addresses %v, %v", addrs, err)
 		}
 	})
-	a.set(link("b", 1, 2, "b.example"))
-	a.awaitState("b", Up)
+	a.set(newLink("b", 1, 2, "b.example"))
+	a.awaitState("b", link.Up)
 	inA(func() { ping(t, "192.168.0.12") })
 
 	if err := a.Close(false); err != nil {
@@ -185,8 +187,8 @@ func TestCloseWhileReopening(t *testing.T) {
 			}
 			if missing {
 				c := *b.config.Load()
-				c.PlainTUN = true
-				if err := b.SetConfig(c); err != nil {
+				c.NoOffload = true
+				if err := b.Configure(c.Settings); err != nil {
 					t.Fatal(err)
 				}
 				<-opened

@@ -9,6 +9,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 // unhex decodes hex digits; blanks are for the reader.
@@ -43,33 +45,33 @@ var hellos = []struct {
 	parse bool // only parsed: we would send it otherwise
 }{
 	{"bare", ip4Hex + maskHex + noneHex + portHex + "0000",
-		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80}}, false},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80}}, false},
 	{"long mask", ip4Hex + longMask + svcHex + "ffffffffffffffffffffffff fffff000" + portHex + "0000",
-		hello{Announcement: Announcement{Address: address, ServiceCIDR: serviceIP, AdvertisedPort: 80}}, true},
+		hello{Announcement: link.Announcement{Address: address, ServiceCIDR: serviceIP, AdvertisedPort: 80}}, true},
 	{"service network", ip4Hex + maskHex + svcHex + svcMaskHex + portHex + "0000",
-		hello{Announcement: Announcement{Address: address, ServiceCIDR: serviceIP, AdvertisedPort: 80}}, false},
+		hello{Announcement: link.Announcement{Address: address, ServiceCIDR: serviceIP, AdvertisedPort: 80}}, false},
 	{"IPv6", "fd000000000000000000000000000001 ffffffffffffffff0000000000000000" + noneHex + portHex + "0000",
-		hello{Announcement: Announcement{Address: netip.MustParsePrefix("fd00::1/64"), AdvertisedPort: 80}}, false},
+		hello{Announcement: link.Announcement{Address: netip.MustParsePrefix("fd00::1/64"), AdvertisedPort: 80}}, false},
 	{"API access", ip4Hex + maskHex + noneHex + portHex + "000a" + "01 0007" + "746f6b 00 504d45",
-		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80, API: &APIInfo{"tok", []byte("PME")}}}, false},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80, API: &link.APIInfo{Token: "tok", CACert: []byte("PME")}}}, false},
 	{"DNS", ip4Hex + maskHex + noneHex + portHex + "0015" + "02 0012" + "636c75737465722e6c6f63616c 00 6440100a",
-		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80, DNS: &DNSInfo{"cluster.local", netip.MustParseAddr("100.64.16.10")}}}, false},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80, DNS: &link.DNSInfo{ClusterDomain: "cluster.local", Address: netip.MustParseAddr("100.64.16.10")}}}, false},
 	{"DNS IPv6", ip4Hex + maskHex + noneHex + portHex + "0015" + "02 0012" + "63 00 fd00000000000000000000000000000a",
-		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80, DNS: &DNSInfo{"c", netip.MustParseAddr("fd00::a")}}}, false},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80, DNS: &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("fd00::a")}}}, false},
 	{"DNS without address", ip4Hex + maskHex + noneHex + portHex + "0005" + "02 0002" + "63 00",
-		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80, DNS: &DNSInfo{ClusterDomain: "c"}}}, false},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80, DNS: &link.DNSInfo{ClusterDomain: "c"}}}, false},
 	{"all and capabilities", ip4Hex + maskHex + noneHex + portHex + "0021" + "01 0004 74 00 5045" + "02 0006 63 00 6440100a" + "80 000e 00000003 0102030405060708 02 01",
-		hello{Announcement{Address: address, AdvertisedPort: 80, API: &APIInfo{"t", []byte("PE")}, DNS: &DNSInfo{"c", netip.MustParseAddr("100.64.16.10")}}, true, 3, 0x0102030405060708, 2, 1}, false},
+		hello{link.Announcement{Address: address, AdvertisedPort: 80, API: &link.APIInfo{Token: "t", CACert: []byte("PE")}, DNS: &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("100.64.16.10")}}, true, 3, 0x0102030405060708, 2, 1}, false},
 	{"unknown extension", ip4Hex + maskHex + noneHex + portHex + "0019" + "09 0003 ffffff" + "80 0010 00000001 0000000000000007 0403 aaaa",
-		hello{Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3}, true},
+		hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3}, true},
 	{"capabilities without streams", ip4Hex + maskHex + noneHex + portHex + "000f" + "80 000c 00000001 0000000000000007",
-		hello{Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 0, 0}, true},
+		hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 0, 0}, true},
 	{"more bytes than said", ip4Hex + maskHex + noneHex + portHex + "0000" + "ffff",
-		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80}}, true},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80}}, true},
 	{"service network is everything", ip4Hex + maskHex + svcHex + "00000000000000000000000000000000" + portHex + "0000",
-		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80}}, true},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80}}, true},
 	{"API access without token", ip4Hex + maskHex + noneHex + portHex + "0007" + "01 0004" + "00 504d45",
-		hello{Announcement: Announcement{Address: address, AdvertisedPort: 80}}, true},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80}}, true},
 }
 
 func TestHello(t *testing.T) {
@@ -112,7 +114,7 @@ func TestHelloErrors(t *testing.T) {
 			t.Errorf("%s: %v, expected %q", test.name, err, test.want)
 		}
 	}
-	big := hello{Announcement: Announcement{Address: address, API: &APIInfo{"t", make([]byte, 17000)}}}
+	big := hello{Announcement: link.Announcement{Address: address, API: &link.APIInfo{Token: "t", CACert: make([]byte, 17000)}}}
 	if _, err := big.append(nil); err == nil || !strings.Contains(err.Error(), "peers read 17000") {
 		t.Errorf("too large: %v", err)
 	}

@@ -137,7 +137,7 @@ var properties = map[string]property{
 	"service":         one(func(p *parser, v string) error { return label(&p.config.Service, v) }),
 	"ifce-name":       one(setInterface),
 	"served-links":    one(setServed),
-	"offload":         one(func(p *parser, v string) error { return off(&p.config.PlainTUN, v) }),
+	"offload":         one(func(p *parser, v string) error { return off(&p.config.NoOffload, v) }),
 	"streams":         one(func(p *parser, v string) error { return number(&p.config.Streams, v, 1, bridge.MaxStreams) }),
 	"auto-connect":    flag(func(cfg *broker.Config) { cfg.AutoConnect = true }),
 

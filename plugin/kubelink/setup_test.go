@@ -79,7 +79,7 @@ func TestProperties(t *testing.T) {
 		{"broker-port 9000\nadvertised-port 443\nservice broker\nifce-name kl0", func(c *broker.Config) {
 			c.BrokerPort, c.AdvertisedPort, c.Service, c.Interface = 9000, 443, "broker", "kl0"
 		}},
-		{"offload off\nstreams 4", func(c *broker.Config) { c.PlainTUN, c.Streams = true, 4 }},
+		{"offload off\nstreams 4", func(c *broker.Config) { c.NoOffload, c.Streams = true, 4 }},
 		{"offload on", func(c *broker.Config) {}},
 		{"serve-stale 90m\nstate-names off\nstate-dir state", func(c *broker.Config) {
 			c.ServeStale, c.NoStateNames, c.StateDir = 90*time.Minute, true, "state"

@@ -1,0 +1,92 @@
+// Package link has the words in which dataplanes and the rest of kubelink speak of links: states, what peers announce, and
+// how links are to be carried. It knows no dataplane; mesh is all of ours that it imports.
+package link
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"net/netip"
+	"time"
+)
+
+// State is the state of a link as its dataplane sees it.
+type State string
+
+// The states.
+const (
+	Idle State = "Idle" // the dataplane has not tried yet, or connects for the first time
+	Up   State = "Up"   // both ends have accepted each other, and packets pass
+	Down State = "Down" // the connection was lost, or cannot be established
+)
+
+// Status is what a dataplane knows of one link.
+type Status struct {
+	Link      string
+	State     State
+	Reason    string        // one line; empty when Up
+	Refused   string        // why this end refused the peer's last connection, one line; empty since the link is Up
+	Since     time.Time     // of State
+	RTT       time.Duration // smoothed round-trip time; 0: unknown
+	Remote    string        // address and port of the peer
+	Dialled   int           // number of connections that this end has dialled
+	Accepted  int           // number of connections that the peer has dialled
+	Announced *Announcement // latest announcement of the peer; nil: the link was not Up yet. Readers do not change it
+}
+
+// Announcement is what a cluster announces of itself to its peers.
+type Announcement struct {
+	Address        netip.Prefix // cluster address with the mask of the mesh
+	ServiceCIDR    netip.Prefix // zero: none
+	AdvertisedPort uint16       // port of the endpoint that peers dial
+	DNS            *DNSInfo     // nil: not announced
+	API            *APIInfo     // nil: not announced
+}
+
+// DNSInfo says how the names of a cluster are resolved.
+type DNSInfo struct {
+	ClusterDomain string
+	Address       netip.Addr // of the cluster's DNS service; the zero Addr: not announced
+}
+
+// APIInfo is access to the API server of a cluster. It is secret.
+type APIInfo struct {
+	Token  string
+	CACert []byte // PEM
+}
+
+// String hides the token.
+func (a APIInfo) String() string { return "API access" }
+
+// UnknownPeer is an authenticated peer for which there is no link.
+type UnknownPeer struct {
+	Announcement
+	Names  []string // of its certificate
+	Remote netip.AddrPort
+}
+
+// Settings say how a dataplane carries links. They can change while links are Up. A dataplane ignores settings for things
+// that it does not have.
+type Settings struct {
+	MTU       int  // of the device, in bytes; 0: the dataplane's default
+	NoOffload bool // the TUN carries single packets with checksums, as if the kernel knew of no offloads
+	Streams   int  // connections for each link; 0: the dataplane's default. When both ends dial at once there are more
+
+	ListenPort uint16 // on all addresses; 0: any free port
+
+	// What this end announces to its peers.
+	AdvertisedPort uint16
+	DNS            *DNSInfo // nil: not announced
+	API            *APIInfo // nil: not announced
+
+	// AutoConnect makes the dataplane report authenticated peers without link. It takes Credentials with
+	// Roots: with the system's roots, everybody with a public certificate could join.
+	AutoConnect bool
+}
+
+// Credentials are what this end authenticates itself with, and what it trusts.
+type Credentials struct {
+	Certificate tls.Certificate
+	Roots       *x509.CertPool // nil: the system's
+	// Unencrypted asks for links without encryption and authentication. The other fields are empty then.
+	Unencrypted bool
+}
