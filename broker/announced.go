@@ -6,9 +6,7 @@ package broker
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -187,12 +185,7 @@ func (b *Broker) hearAll(items []v1alpha1.KubeLink, s *mesh.State) (map[string]f
 
 // apiSecret is where announced access to the API of a link's cluster is kept.
 func (c *Config) apiSecret(link string) corev1.SecretReference {
-	name := mesh.AnnouncedSecret + link
-	if len(name) > 253 {
-		sum := sha256.Sum256([]byte(link))
-		name = mesh.AnnouncedSecret + hex.EncodeToString(sum[:])
-	}
-	return corev1.SecretReference{Namespace: c.Namespace, Name: name}
+	return corev1.SecretReference{Namespace: c.Namespace, Name: mesh.AnnouncedSecretName(link)}
 }
 
 // ownership tells whose the fields of an object are.

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/bridge"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
@@ -57,12 +58,12 @@ type Broker struct {
 	lock    net.Listener // that there is no second one in this network namespace; nil in mode none
 	account *account     // whose token is announced; nil: none
 
-	// backends are the sources of names from the APIs of the clusters.
-	backends backends
+	// apiZones are the sources of names from the APIs of the clusters.
+	apiZones *apizone.Zones
 
 	// What follows belongs to the reconciler that holds reconciling.
 	reconciling  sync.Mutex
-	accesses     []access // to those APIs
+	accesses     []apizone.Access // to those APIs
 	creds        credentials
 	last         *mesh.State // that the API server told; nil: none yet
 	inKernel     inKernel
@@ -92,7 +93,7 @@ func New(cfg Config) (*Broker, error) {
 		return nil, err
 	}
 	b := &Broker{log: slog.Default().With("plugin", "kubelink"), cfg: cfg, answers: zone.NewAnswers()}
-	b.backends = backends{log: b.log, changed: b.wake, answers: newAnswers()}
+	b.apiZones = apizone.New(b.log, b.wake)
 	b.account = newAccount(&cfg, b.log)
 	b.health.Store(&health{applied: errNoState})
 	return b, nil
@@ -210,7 +211,7 @@ func (b *Broker) Stop() {
 	if t := b.table.Swap(nil); t != nil {
 		t.Close()
 	}
-	b.backends.set(nil, nil)
+	b.apiZones.Set(nil, nil)
 }
 
 // setMemory keeps what has to survive a restart in another folder; empty: nowhere. As long as nothing else is known,
@@ -427,7 +428,7 @@ func (b *Broker) publish(s *mesh.State) {
 	opts := zone.Options{
 		NSAddresses:  b.nsAddresses(),
 		Serial:       uint32(time.Now().Unix()),
-		Backends:     b.backends.set(b.accesses, func(link string) bool { return status(link).Usable }),
+		Backends:     b.apiZones.Set(b.accesses, func(link string) bool { return status(link).Usable }),
 		Globals:      b.globals.zones,
 		Answers:      b.answers,
 		ServeStale:   b.cfg.ServeStale,

@@ -39,6 +39,7 @@ import (
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -203,9 +204,13 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 			return err
 		}
 	}
-	secrets, allSecrets, err := b.secretsByObject(ctx, cfg)
+	access := apizone.Config{Namespace: b.cfg.Namespace, TLSSecret: b.cfg.Secret, Propagation: b.cfg.Propagation}
+	secrets, allSecrets, err := apizone.CachedSecrets(ctx, cfg, access, b.log)
 	if err != nil {
 		return err
+	}
+	if !allSecrets {
+		secrets = named(b.cfg.Namespace, b.cfg.Secret)
 	}
 	watchSecrets := b.cfg.Secret != "" || allSecrets
 	byObject := map[client.Object]cache.ByObject{}
@@ -239,9 +244,13 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 	skip := true // names are process-global in controller-runtime, and this is started anew
 	w := newWriter(b, mgr)
 	watch.cache = mgr.GetCache()
+	var cached client.Reader
+	if allSecrets {
+		cached = mgr.GetClient()
+	}
 	r := &reconciler{
 		b: b, client: mgr.GetClient(), writer: w, watch: watch,
-		cached: allSecrets, secrets: newSecretReader(mgr.GetAPIReader(), b.wake),
+		secrets: apizone.NewSecrets(access, cached, mgr.GetAPIReader(), b.wake),
 	}
 	toKey := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: theKey.Name}}}
@@ -300,8 +309,7 @@ func named(namespace, name string) cache.ByObject {
 type reconciler struct {
 	b       *Broker
 	client  client.Client // reads from the cache: works without API server
-	cached  bool          // all secrets of the broker's namespace are in the cache
-	secrets *secretReader // reads others
+	secrets *apizone.Secrets
 	writer  *writer
 	watch   *globalWatch
 }
@@ -323,10 +331,10 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	state := mesh.Build(list.Items, b.cfg.Local)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.credentials(ctx)
-	b.accesses = r.access(ctx, &state)
+	b.accesses = r.secrets.FindAccesses(ctx, state.Zones, b.api)
 	globalErr := r.globals(ctx, state.Zones)
 	err := b.apply(&state, port)
-	b.noteNames(&state)
+	noteNames(&state, b.apiZones.Statuses())
 	b.setHealth(func(h *health) { h.controllers, h.applied = nil, errors.Join(err, portErr, credErr, globalErr) })
 
 	b.memory.Load().keepLinks(list.Items)

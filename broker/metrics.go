@@ -52,9 +52,9 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(apiDesc, truth(h.api == nil))
 	gauge(appliedDesc, truth(h.controllers == nil && h.applied == nil))
 
-	b.backends.each(func(zone string, loaded bool, trouble error) {
-		gauge(namesDesc, truth(loaded && trouble == nil), zone)
-	})
+	for zone, s := range b.apiZones.Statuses() {
+		gauge(namesDesc, truth(s.Loaded && s.Err == nil), zone)
+	}
 
 	br := b.dataplane.Load()
 	if br == nil {

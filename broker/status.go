@@ -32,6 +32,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -113,7 +114,7 @@ func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr,
 }
 
 // noteNames adds to the notes of links what is wrong with names that come from APIs.
-func (b *Broker) noteNames(s *mesh.State) {
+func noteNames(s *mesh.State, statuses map[string]apizone.Status) {
 	link, asks := map[string]string{}, map[string]bool{} // by zone
 	for _, z := range s.Zones {
 		for _, c := range z.Clusters {
@@ -125,20 +126,20 @@ func (b *Broker) noteNames(s *mesh.State) {
 			}
 		}
 	}
-	b.backends.each(func(zone string, loaded bool, trouble error) {
+	for zone, st := range statuses {
 		name := link[zone] // none for the mesh of the stanza: the log has it
 		switch {
-		case trouble == nil || name == "":
-		case loaded:
-			s.Notes[name] = join(s.Notes[name], "names may be out of date: "+oneLine(trouble))
+		case st.Err == nil || name == "":
+		case st.Loaded:
+			s.Notes[name] = join(s.Notes[name], "names may be out of date: "+oneLine(st.Err))
 		default:
 			what := "no names: "
-			if _, ok := trouble.(pending); ok && asks[zone] {
+			if st.Announced && asks[zone] {
 				what = "names come from the DNS service of the cluster, not from its API server: "
 			}
-			s.Notes[name] = join(s.Notes[name], what+oneLine(trouble))
+			s.Notes[name] = join(s.Notes[name], what+oneLine(st.Err))
 		}
-	})
+	}
 }
 
 // linkState is what the dataplane says of a usable link.

@@ -1,12 +1,14 @@
 package broker
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -90,5 +92,26 @@ func TestUnknownPeers(t *testing.T) {
 	cfg.AutoConnect = false
 	if come("192.168.0.41/24"); len(u.take(items, &state, cfg)) != 0 {
 		t.Error("a link is made without auto-connect")
+	}
+}
+
+// What is wrong with names shows at the link, or at the LocalLink for the own ones.
+func TestNoteNames(t *testing.T) {
+	statuses := map[string]apizone.Status{}
+	for zone, err := range map[string]error{"one.kubelink.": errors.New("no\nway"), "two.kubelink.": errors.New("a\nb"), "three.kubelink.": nil, "x.m2.example.": errors.New("c")} {
+		statuses[zone] = apizone.Status{Loaded: zone == "two.kubelink.", Err: err}
+	}
+	s := mesh.State{
+		Meshes: []mesh.Mesh{{Link: "one"}, {Name: "m2", Address: netip.MustParsePrefix("10.0.0.1/24")}},
+		Zones: []mesh.Zone{
+			{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{Name: "one.kubelink."}, {Name: "two.kubelink.", Link: "two"}, {Name: "three.kubelink.", Link: "three"}}},
+			{Domain: "m2.example.", Mesh: "m2", Clusters: []mesh.ClusterZone{{Name: "x.m2.example."}}},
+		},
+		Notes: map[string]string{"two": "before"},
+	}
+	noteNames(&s, statuses)
+	want := map[string]string{"one": "no names: no; way", "two": "before; names may be out of date: a; b"}
+	if fmt.Sprint(s.Notes) != fmt.Sprint(want) {
+		t.Errorf("%v", s.Notes)
 	}
 }

@@ -3,6 +3,8 @@ package mesh
 // What other clusters say of themselves, whether a user wrote it into their KubeLink or they announced it.
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -51,4 +53,16 @@ func Routed(spec *v1alpha1.KubeLinkSpec, a netip.Addr) error {
 		}
 	}
 	return errors.New("it is not routed to this link; add it to spec.egress")
+}
+
+// AnnouncedSecretName is the name of the secret with the access to its API that the peer of a link announces. It is as long
+// as the API server allows at most.
+func AnnouncedSecretName(link string) string {
+	const maxName = 253
+	name := AnnouncedSecret + link
+	if len(name) > maxName {
+		sum := sha256.Sum256([]byte(link))
+		name = AnnouncedSecret + hex.EncodeToString(sum[:])
+	}
+	return name
 }

@@ -1,4 +1,4 @@
-package broker
+package apizone
 
 // Credentials for the API servers of other clusters: the secrets that KubeLinks name in spec.apiAccess.
 // Those in the broker's own namespace come from the cache. Others are read directly, now and then, as
@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"sync"
 	"time"
@@ -33,32 +34,38 @@ const (
 	keyCAData = "certificate-authority-data"
 )
 
-// access finds the credentials for each cluster whose names come from its API.
-func (r *reconciler) access(ctx context.Context, s *mesh.State) (all []access) {
-	cfg := &r.b.cfg
+// Config is what the credentials depend on.
+type Config struct {
+	Namespace   string // of the broker, and of secrets without another one
+	TLSSecret   string // name of the secret with the broker's certificate, which the cache has, too
+	Propagation mesh.Propagation
+}
+
+// FindAccesses finds the credentials for each cluster whose names come from its API. Those for the local one are own.
+func (s *Secrets) FindAccesses(ctx context.Context, zones []mesh.Zone, own *rest.Config) (all []Access) {
 	elsewhere := map[types.NamespacedName]bool{}
-	for _, z := range s.Zones {
+	for _, z := range zones {
 		for _, c := range z.Clusters {
 			if !c.API.Use {
 				continue
 			}
-			a := access{link: c.Link, apiSource: apiSource{zone: c.Name, clusterDomain: c.ClusterDomain, server: c.API.Server}}
+			a := Access{link: c.Link, apiSource: apiSource{zone: c.Name, clusterDomain: c.ClusterDomain, server: c.API.Server}}
 			if c.API.Server == "" {
-				a.own = r.b.api
+				a.own = own
 				all = append(all, a)
 				continue
 			}
-			key := types.NamespacedName{Namespace: cmp.Or(c.API.Namespace, cfg.Namespace), Name: c.API.Secret}
+			key := types.NamespacedName{Namespace: cmp.Or(c.API.Namespace, s.cfg.Namespace), Name: c.API.Secret}
 			a.secret = key.String()
 			// By name only: the namespace of the broker may have been another one.
-			a.announced = key.Name == cfg.apiSecret(c.Link).Name
+			a.announced = key.Name == mesh.AnnouncedSecretName(c.Link)
 			var secret *corev1.Secret
-			if r.cached && key.Namespace == cfg.Namespace {
+			if s.cached != nil && key.Namespace == s.cfg.Namespace {
 				secret = &corev1.Secret{}
-				a.err = r.client.Get(ctx, key, secret)
+				a.err = s.cached.Get(ctx, key, secret)
 			} else {
 				elsewhere[key] = true
-				secret, a.err = r.secrets.get(key)
+				secret, a.err = s.get(key)
 			}
 			if a.err == nil {
 				a.token, a.ca, a.err = apiCredentials(secret.Data)
@@ -69,7 +76,7 @@ func (r *reconciler) access(ctx context.Context, s *mesh.State) (all []access) {
 			all = append(all, a)
 		}
 	}
-	r.secrets.want(elsewhere)
+	s.want(elsewhere)
 	return all
 }
 
@@ -106,36 +113,34 @@ func apiCredentials(data map[string][]byte) (token, ca string, err error) {
 	return token, string(text), nil
 }
 
-// secretsByObject is what the cache has of secrets: that with the certificate, and with dns-propagation
-// kubernetes all of the broker's namespace, if it is allowed to see them.
-func (b *Broker) secretsByObject(ctx context.Context, cfg *rest.Config) (by cache.ByObject, all bool, err error) {
-	if b.cfg.Propagation == mesh.PropagateKubernetes {
-		c, err := client.New(cfg, client.Options{Scheme: scheme})
-		if err != nil {
+// CachedSecrets is what the cache of a manager shall have of secrets: with dns-propagation kubernetes all of
+// the broker's namespace. It is not ok where that is not wanted, or the broker is not allowed to see them.
+func CachedSecrets(ctx context.Context, api *rest.Config, cfg Config, log *slog.Logger) (by cache.ByObject, ok bool, err error) {
+	if cfg.Propagation != mesh.PropagateKubernetes {
+		return by, false, nil
+	}
+	c, err := client.New(api, client.Options{})
+	if err != nil {
+		return by, false, err
+	}
+	if err := c.List(ctx, &corev1.SecretList{}, client.InNamespace(cfg.Namespace), client.Limit(1)); err != nil {
+		if !apierrors.IsForbidden(err) {
 			return by, false, err
 		}
-		err = c.List(ctx, &corev1.SecretList{}, client.InNamespace(b.cfg.Namespace), client.Limit(1))
-		if all = err == nil; err != nil {
-			if !apierrors.IsForbidden(err) {
-				return by, false, err
-			}
-			// Links and names of other sources shall not suffer.
-			b.log.Warn("secrets for API access are read one by one: the overlay kubernetes-dns allows to watch them", "error", err)
-		}
-	}
-	if !all {
-		return named(b.cfg.Namespace, b.cfg.Secret), false, nil
+		// Links and names of other sources shall not suffer.
+		log.Warn("secrets for API access are read one by one: the overlay kubernetes-dns allows to watch them", "error", err)
+		return by, false, nil
 	}
 	return cache.ByObject{
-		Namespaces: map[string]cache.Config{b.cfg.Namespace: {}},
-		Transform:  b.stripSecret,
+		Namespaces: map[string]cache.Config{cfg.Namespace: {}},
+		Transform:  cfg.stripSecret,
 	}, true, nil
 }
 
 // stripSecret keeps of secrets what the broker needs: there are large ones, and others' credentials.
-func (b *Broker) stripSecret(obj any) (any, error) {
+func (cfg Config) stripSecret(obj any) (any, error) {
 	s, ok := obj.(*corev1.Secret)
-	if !ok || s.Name == b.cfg.Secret {
+	if !ok || s.Name == cfg.TLSSecret {
 		return obj, nil
 	}
 	s.ManagedFields = nil
@@ -144,12 +149,21 @@ func (b *Broker) stripSecret(obj any) (any, error) {
 	return s, nil
 }
 
+const (
+	// readInterval is how often secrets are read that are not in the cache.
+	readInterval = 30 * time.Second
+	// readTimeout bounds the reading of one.
+	readTimeout = 5 * time.Second
+)
+
 var errPending = errors.New("it is being read")
 
-// secretReader reads secrets that are not in the cache, in the background: an API server that hangs
+// Secrets reads secrets that are not in the cache, in the background: an API server that hangs
 // must not hold up the reconciler.
-type secretReader struct {
-	client client.Reader
+type Secrets struct {
+	cfg    Config
+	cached client.Reader // has all secrets of cfg.Namespace; nil: no cache does
+	direct client.Reader
 	wake   func()
 
 	mu     sync.Mutex
@@ -170,12 +184,14 @@ func (r secretResult) version() string {
 	return r.secret.ResourceVersion
 }
 
-func newSecretReader(c client.Reader, wake func()) *secretReader {
-	return &secretReader{client: c, wake: wake, signal: make(chan struct{}, 1)}
+// NewSecrets takes a reader of a cache that has all secrets of the broker's namespace, nil if there is none, and a reader
+// of the API server. It calls wake when a secret has changed that it was asked for.
+func NewSecrets(cfg Config, cached, direct client.Reader, wake func()) *Secrets {
+	return &Secrets{cfg: cfg, cached: cached, direct: direct, wake: wake, signal: make(chan struct{}, 1)}
 }
 
 // get returns a secret as it was read last.
-func (s *secretReader) get(key types.NamespacedName) (*corev1.Secret, error) {
+func (s *Secrets) get(key types.NamespacedName) (*corev1.Secret, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r, ok := s.known[key]; ok {
@@ -185,7 +201,7 @@ func (s *secretReader) get(key types.NamespacedName) (*corev1.Secret, error) {
 }
 
 // want tells which secrets to read from now on.
-func (s *secretReader) want(keys map[types.NamespacedName]bool) {
+func (s *Secrets) want(keys map[types.NamespacedName]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	known := make(map[types.NamespacedName]secretResult, len(keys))
@@ -204,8 +220,8 @@ func (s *secretReader) want(keys map[types.NamespacedName]bool) {
 }
 
 // Start implements manager.Runnable.
-func (s *secretReader) Start(ctx context.Context) error {
-	ticker := time.NewTicker(resync)
+func (s *Secrets) Start(ctx context.Context) error {
+	ticker := time.NewTicker(readInterval)
 	defer ticker.Stop()
 	for {
 		s.read(ctx)
@@ -218,7 +234,7 @@ func (s *secretReader) Start(ctx context.Context) error {
 	}
 }
 
-func (s *secretReader) read(ctx context.Context) {
+func (s *Secrets) read(ctx context.Context) {
 	s.mu.Lock()
 	keys := maps.Clone(s.known)
 	s.mu.Unlock()
@@ -226,8 +242,8 @@ func (s *secretReader) read(ctx context.Context) {
 	for key, old := range keys {
 		var r secretResult
 		secret := &corev1.Secret{}
-		get, cancel := context.WithTimeout(ctx, apiTimeout)
-		if r.err = s.client.Get(get, key, secret); r.err == nil {
+		get, cancel := context.WithTimeout(ctx, readTimeout)
+		if r.err = s.direct.Get(get, key, secret); r.err == nil {
 			r.secret = secret
 		}
 		cancel()

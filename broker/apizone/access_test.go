@@ -1,15 +1,13 @@
-package broker
+package apizone
 
 import (
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,15 +18,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
-
-func someCA(t testing.TB) string {
-	t.Helper()
-	s := &corev1.Secret{}
-	if _, _, err := manageSecret(s, "a.example", time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	return string(s.Data[keyCA])
-}
 
 func TestAPICredentials(t *testing.T) {
 	ca := someCA(t)
@@ -140,26 +129,26 @@ func TestAccess(t *testing.T) {
 	items := []v1alpha1.KubeLink{local,
 		link("two", 12, "", "two"), link("three", 13, "other", "three"), link("four", 14, "kube-system", "four"), link("five", 15, "", ""), link("six", 16, "", "six"),
 	}
-	b := &Broker{cfg: Config{Local: mesh.Local{Mode: mesh.Bridge, Propagation: mesh.PropagateKubernetes, MeshDomain: "kubelink.", ClusterDomain: "cluster.local."}, Namespace: "kube-system"}}
-	state := mesh.Build(items, b.cfg.Local)
+	self := mesh.Local{Mode: mesh.Bridge, Propagation: mesh.PropagateKubernetes, MeshDomain: "kubelink.", ClusterDomain: "cluster.local."}
+	state := mesh.Build(items, self)
 
 	cached, direct := &secretStore{}, &secretStore{}
 	cached.put("kube-system/two", "1", map[string]string{keyToken: "token two", keyCAData: ca})
 	cached.put("kube-system/four", "1", map[string]string{keyCAData: ca})
 	direct.put("other/three", "1", map[string]string{keyToken: "token three", keyCAData: ca})
 	woken := make(chan struct{}, 10)
-	r := &reconciler{b: b, client: cached, cached: true, secrets: newSecretReader(direct, func() { woken <- struct{}{} })}
-	find := func(zone string) access {
+	secrets := NewSecrets(Config{Namespace: "kube-system"}, cached, direct, func() { woken <- struct{}{} })
+	find := func(zone string) Access {
 		t.Helper()
-		for _, a := range r.access(t.Context(), &state) {
+		for _, a := range secrets.FindAccesses(t.Context(), state.Zones, nil) {
 			if a.zone == zone+".kubelink." {
 				return a
 			}
 		}
 		t.Fatalf("no access to %s", zone)
-		return access{}
+		return Access{}
 	}
-	if all := r.access(t.Context(), &state); len(all) != 5 {
+	if all := secrets.FindAccesses(t.Context(), state.Zones, nil); len(all) != 5 {
 		t.Errorf("%d accesses; five has none", len(all))
 	}
 	if a := find("two"); a.err != nil || a.link != "two" || a.server != "https://100.64.12.1" || a.token != "token two" || a.secret != "kube-system/two" || a.clusterDomain != "cluster.local." {
@@ -178,45 +167,45 @@ func TestAccess(t *testing.T) {
 	if a := find("three"); !errors.Is(a.err, errPending) {
 		t.Errorf("three: %v", a.err)
 	}
-	r.secrets.read(t.Context())
+	secrets.read(t.Context())
 	<-woken
 	if a := find("three"); a.err != nil || a.token != "token three" {
 		t.Errorf("three: %v", a.err)
 	}
-	r.secrets.read(t.Context())
+	secrets.read(t.Context())
 	direct.fail(errors.New("timeout"))
-	r.secrets.read(t.Context())
+	secrets.read(t.Context())
 	if a := find("three"); a.err != nil || len(woken) != 0 {
 		t.Errorf("three: %v, woken %d", a.err, len(woken))
 	}
 	direct.fail(apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, "three", errors.New("x")))
-	r.secrets.read(t.Context())
+	secrets.read(t.Context())
 	<-woken
 	if a := find("three"); a.err == nil || !strings.Contains(a.err.Error(), "secret other/three: the broker may not read it: allow") {
 		t.Errorf("three: %v", a.err)
 	}
 	direct.fail(nil)
 	direct.put("other/three", "2", map[string]string{keyToken: "new", keyCAData: ca})
-	r.secrets.read(t.Context())
+	secrets.read(t.Context())
 	<-woken
 	if a := find("three"); a.err != nil || a.token != "new" {
 		t.Errorf("three: %v", a.err)
 	}
 
 	// What is not wanted any more is not read.
-	state = mesh.Build(items[:2], b.cfg.Local)
-	r.access(t.Context(), &state)
+	state = mesh.Build(items[:2], self)
+	secrets.FindAccesses(t.Context(), state.Zones, nil)
 	gets := direct.gets
-	r.secrets.read(t.Context())
+	secrets.read(t.Context())
 	if direct.gets != gets {
 		t.Error("a secret is read that nobody wants")
 	}
 
 	// Without permission to watch the namespace, its secrets are read like the others.
-	r.cached = false
+	secrets.cached = nil
 	direct.put("kube-system/two", "1", map[string]string{keyToken: "direct", keyCAData: ca})
 	find("two")
-	r.secrets.read(t.Context())
+	secrets.read(t.Context())
 	if a := find("two"); a.err != nil || a.token != "direct" {
 		t.Errorf("two: %v", a.err)
 	}
@@ -227,7 +216,7 @@ func TestSecretReader(t *testing.T) {
 	store := &secretStore{}
 	store.put("a/b", "1", nil)
 	woken := make(chan struct{}, 10)
-	s := newSecretReader(store, func() { woken <- struct{}{} })
+	s := NewSecrets(Config{}, nil, store, func() { woken <- struct{}{} })
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- s.Start(ctx) }()
@@ -243,41 +232,15 @@ func TestSecretReader(t *testing.T) {
 }
 
 func TestStripSecret(t *testing.T) {
-	b := &Broker{cfg: Config{Secret: "tls"}}
+	cfg := Config{TLSSecret: "tls"}
 	for _, c := range []struct {
 		name string
 		keys int
 	}{{"tls", 3}, {"other", 2}} {
 		s := &corev1.Secret{Data: map[string][]byte{keyToken: nil, keyCAData: nil, "large": nil}}
 		s.Name = c.name
-		if got, err := b.stripSecret(s); err != nil || len(got.(*corev1.Secret).Data) != c.keys {
+		if got, err := cfg.stripSecret(s); err != nil || len(got.(*corev1.Secret).Data) != c.keys {
 			t.Errorf("%s: %v %v", c.name, got, err)
 		}
-	}
-}
-
-// What is wrong with names shows at the link, or at the LocalLink for the own ones.
-func TestNoteNames(t *testing.T) {
-	b := &Broker{}
-	b.backends.all = map[string]*backend{}
-	for zone, err := range map[string]error{"one.kubelink.": errors.New("no\nway"), "two.kubelink.": errors.New("a\nb"), "three.kubelink.": nil, "x.m2.example.": errors.New("c")} {
-		be := &backend{set: &b.backends, usable: true, access: access{err: err}}
-		b.backends.all[zone] = be
-		if zone == "two.kubelink." {
-			be.current.Store(&instance{})
-		}
-	}
-	s := mesh.State{
-		Meshes: []mesh.Mesh{{Link: "one"}, {Name: "m2", Address: netip.MustParsePrefix("10.0.0.1/24")}},
-		Zones: []mesh.Zone{
-			{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{Name: "one.kubelink."}, {Name: "two.kubelink.", Link: "two"}, {Name: "three.kubelink.", Link: "three"}}},
-			{Domain: "m2.example.", Mesh: "m2", Clusters: []mesh.ClusterZone{{Name: "x.m2.example."}}},
-		},
-		Notes: map[string]string{"two": "before"},
-	}
-	b.noteNames(&s)
-	want := map[string]string{"one": "no names: no; way", "two": "before; names may be out of date: a; b"}
-	if fmt.Sprint(s.Notes) != fmt.Sprint(want) {
-		t.Errorf("%v", s.Notes)
 	}
 }

@@ -1,8 +1,7 @@
-package broker
-
-// The sources of clusters whose names come from their API: one instance of the kubernetes plugin each.
-// They start and end with the links, wait for none of each other, and a change of credentials is
-// seamless: the new instance takes over when it has loaded all names.
+// Package apizone has the names that come from the API servers of clusters: one instance of the kubernetes
+// plugin of CoreDNS for each cluster. They start and end with the links, wait for none of each other, and
+// a change of credentials is seamless: the new instance takes over when it has loaded all names.
+package apizone
 
 import (
 	"context"
@@ -19,16 +18,16 @@ import (
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
-// access is how the API of a cluster is to be reached.
-type access struct {
+// Access is how the API of a cluster is to be reached.
+type Access struct {
 	apiSource
 	link      string // the KubeLink; empty: the local cluster
 	announced bool   // by the peer: nobody here has asked for it
 	err       error  // why the source is not known; what ran before goes on
 }
 
-// backends has one backend for each access.
-type backends struct {
+// Zones has one backend for each Access.
+type Zones struct {
 	log     *slog.Logger
 	changed func() // what a backend says of itself is another
 	answers *answers
@@ -37,49 +36,62 @@ type backends struct {
 	all map[string]*backend // by zone
 }
 
-// set tells which backends there are to be, and which links are usable: a cluster that cannot be
+// New has no backends yet. It calls changed when the Status of one has changed.
+func New(log *slog.Logger, changed func()) *Zones {
+	return &Zones{log: log, changed: changed, answers: newAnswers()}
+}
+
+// Set tells which backends there are to be, and which links are usable: a cluster that cannot be
 // reached is not tried.
-func (bs *backends) set(wanted []access, usable func(link string) bool) map[string]zone.Backend {
-	bs.mu.Lock()
-	defer bs.mu.Unlock()
+func (z *Zones) Set(wanted []Access, usable func(link string) bool) map[string]zone.Backend {
+	z.mu.Lock()
+	defer z.mu.Unlock()
 	all, result := make(map[string]*backend, len(wanted)), make(map[string]zone.Backend, len(wanted))
 	for _, a := range wanted {
-		b := bs.all[a.zone]
+		b := z.all[a.zone]
 		if b == nil {
-			b = &backend{set: bs}
+			b = &backend{set: z}
 		}
 		b.update(a, a.link == "" || usable(a.link))
 		all[a.zone], result[a.zone] = b, b
 	}
-	for name, b := range bs.all {
+	for name, b := range z.all {
 		if all[name] == nil {
 			b.next.stop()
 			b.next = nil
 			b.current.Load().stop()
 		}
 	}
-	bs.all = all
+	z.all = all
 	return result
 }
 
-// each tells of each backend whether its names are loaded, and what keeps them from being loaded or up
-// to date.
-func (bs *backends) each(f func(zone string, loaded bool, trouble error)) {
-	bs.mu.Lock()
-	defer bs.mu.Unlock()
-	for name, b := range bs.all {
-		f(name, b.current.Load() != nil, b.trouble())
+// Status is what is known of the names of one cluster.
+type Status struct {
+	Loaded    bool
+	Err       error // what keeps the names from being loaded or up to date
+	Announced bool  // the peer announced the access: no user asked for it
+}
+
+// Statuses tells the Status of each cluster, by zone.
+func (z *Zones) Statuses() map[string]Status {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	all := make(map[string]Status, len(z.all))
+	for name, b := range z.all {
+		all[name] = Status{Loaded: b.current.Load() != nil, Err: b.failure(), Announced: b.announced}
 	}
+	return all
 }
 
 // backend answers for a cluster. It implements zone.Backend.
 type backend struct {
-	set     *backends
+	set     *Zones
 	current atomic.Pointer[instance] // has all names; nil: not yet
 	reason  atomic.Pointer[error]    // why there is no current instance
 
 	// What follows is guarded by set.mu.
-	access
+	Access
 	usable bool
 	next   *instance // loads names, to become the current one
 	told   string    // trouble as it was logged
@@ -115,8 +127,8 @@ func (b *backend) Loading() bool {
 type pending struct{ error }
 
 // update brings the instances in line with what is wanted.
-func (b *backend) update(a access, usable bool) {
-	b.access, b.usable = a, usable
+func (b *backend) update(a Access, usable bool) {
+	b.Access, b.usable = a, usable
 	current := b.current.Load()
 	if a.err == nil {
 		inUse := current != nil && current.apiSource == a.apiSource

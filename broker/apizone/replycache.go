@@ -1,4 +1,4 @@
-package broker
+package apizone
 
 // Answers of the kubernetes plugin, kept for as long as the objects that they were made of are the
 // same ones. The plugin takes about as long as all else that a query costs; to compare pointers takes a

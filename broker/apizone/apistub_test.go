@@ -1,15 +1,23 @@
-package broker
+package apizone
 
 // A stub of an API server: what it answers to whom is up to the test. How a real one behaves is the
 // business of the end-to-end tests.
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
+	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path"
@@ -48,17 +56,48 @@ type stubEvent struct {
 	object   metav1.Object
 }
 
+// newCertificate makes a CA and a certificate of it for 127.0.0.1.
+func newCertificate(t testing.TB) (pair tls.Certificate, ca string) {
+	t.Helper()
+	newKey := func() *ecdsa.PrivateKey {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	caKey, key := newKey(), newKey()
+	root := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), NotBefore: root.NotBefore, NotAfter: root.NotAfter,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		KeyUsage:    x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	sign := func(cert *x509.Certificate, public *ecdsa.PublicKey) []byte {
+		der, err := x509.CreateCertificate(rand.Reader, cert, root, public, caKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	pair = tls.Certificate{Certificate: [][]byte{sign(leaf, &key.PublicKey)}, PrivateKey: key}
+	return pair, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: sign(root, &caKey.PublicKey)}))
+}
+
+func someCA(t testing.TB) string {
+	t.Helper()
+	_, ca := newCertificate(t)
+	return ca
+}
+
 func newAPIStub(t testing.TB) *apiStub {
 	t.Helper()
-	cert := &corev1.Secret{}
-	if _, _, err := manageSecret(cert, "127.0.0.1", time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.X509KeyPair(cert.Data[keyCert], cert.Data[keyKey])
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &apiStub{ca: string(cert.Data[keyCA]), objects: map[string][]metav1.Object{}, version: 1, changed: make(chan struct{})}
+	pair, ca := newCertificate(t)
+	s := &apiStub{ca: ca, objects: map[string][]metav1.Object{}, version: 1, changed: make(chan struct{})}
 	s.Server = httptest.NewUnstartedServer(s)
 	s.EnableHTTP2 = true
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}

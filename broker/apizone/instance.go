@@ -1,4 +1,4 @@
-package broker
+package apizone
 
 // One kubernetes plugin of CoreDNS on the API of one cluster: how it reaches the API server and how it
 // answers. What goes wrong is seen where it is known best, at the HTTP transport, and is tried again

@@ -1,4 +1,4 @@
-package broker
+package apizone
 
 import (
 	"context"
@@ -26,26 +26,26 @@ import (
 
 // bench is backends that are watched.
 type bench struct {
-	*backends
+	*Zones
 	changes chan struct{}
 	up      bool // the links are usable
 }
 
 func newBench(t testing.TB) *bench {
 	changes := make(chan struct{}, 1)
-	b := &bench{changes: changes, up: true, backends: &backends{log: slog.New(slog.DiscardHandler), answers: newAnswers(), changed: func() {
+	zones := New(slog.New(slog.DiscardHandler), func() {
 		select {
 		case changes <- struct{}{}:
 		default:
 		}
-	}}}
-	t.Cleanup(func() { b.backends.set(nil, nil) })
-	return b
+	})
+	t.Cleanup(func() { zones.Set(nil, nil) })
+	return &bench{Zones: zones, changes: changes, up: true}
 }
 
 // want sets the accesses and returns the backend of the last one.
-func (b *bench) want(all ...access) zone.Backend {
-	backends := b.set(all, func(string) bool { return b.up })
+func (b *bench) want(all ...Access) zone.Backend {
+	backends := b.Set(all, func(string) bool { return b.up })
 	return backends[all[len(all)-1].zone]
 }
 
@@ -141,7 +141,7 @@ func TestInstanceAnswers(t *testing.T) {
 	stub.service("outside", "", external("www.example.com"))
 	stub.service("long", "", external(strings.Repeat(strings.Repeat("x", 59)+".", 4)+"cluster.local"))
 	bench := newBench(t)
-	b := bench.want(access{link: "two", apiSource: stub.source("t")})
+	b := bench.want(Access{link: "two", apiSource: stub.source("t")})
 	bench.until(t, "names", func() error { return answered(t, b, web) })
 
 	const soa = "two.kubelink. 5 IN SOA ns.dns.two.kubelink. hostmaster.two.kubelink. N 7200 1800 86400 5"
@@ -222,7 +222,7 @@ func TestKeptAnswers(t *testing.T) {
 	stub.service("pods", "None")
 	stub.endpoint("pods", "pod-0", "100.96.0.5")
 	bench := newBench(t)
-	b := bench.want(access{link: "two", apiSource: stub.source("t")})
+	b := bench.want(Access{link: "two", apiSource: stub.source("t")})
 	bench.until(t, "names", func() error { return answered(t, b, web) })
 	const (
 		pods  = "pods.default.svc.two.kubelink."
@@ -287,7 +287,7 @@ func TestLongAlias(t *testing.T) {
 	bench := newBench(t)
 	source := stub.source("t")
 	source.zone, source.clusterDomain = "long.kubelink.example.", "local."
-	b := bench.want(access{link: "two", apiSource: source})
+	b := bench.want(Access{link: "two", apiSource: source})
 	bench.until(t, "reason", func() error {
 		_, err := query(t, b, "long.default.svc.long.kubelink.example.", dns.TypeA)
 		if err == nil || !strings.Contains(err.Error(), "255 octets") {
@@ -330,16 +330,16 @@ func TestBackendSaysWhy(t *testing.T) {
 				c.edit(&source)
 			}
 			bench := newBench(t)
-			b := bench.want(access{link: "two", apiSource: source})
+			b := bench.want(Access{link: "two", apiSource: source})
 			bench.until(t, "reason", func() error { return says(t, b, c.says) })
 			if b.Loading() != (c.name == "slow") {
 				t.Errorf("loading: %v", b.Loading())
 			}
 			// What a peer offers is no reason to give up its DNS service.
-			if bench.want(access{link: "two", apiSource: source, announced: true}); !b.Loading() {
+			if bench.want(Access{link: "two", apiSource: source, announced: true}); !b.Loading() {
 				t.Error("announced access that cannot be used is")
 			}
-			bench.want(access{link: "two", apiSource: source})
+			bench.want(Access{link: "two", apiSource: source})
 			if c.edit != nil || c.name == "slow" {
 				return
 			}
@@ -347,7 +347,9 @@ func TestBackendSaysWhy(t *testing.T) {
 			stub.setRefuse(nil)
 			bench.until(t, "names", func() error { return answered(t, b, web) })
 			bench.until(t, "end of trouble", func() (err error) {
-				bench.each(func(_ string, _ bool, trouble error) { err = trouble })
+				for _, s := range bench.Statuses() {
+					err = s.Err
+				}
 				return err
 			})
 		})
@@ -358,7 +360,7 @@ func TestBackendSaysWhy(t *testing.T) {
 func TestLongWatch(t *testing.T) {
 	stub := newWebStub(t)
 	bench := newBench(t)
-	b := bench.want(access{link: "two", apiSource: stub.source("t")})
+	b := bench.want(Access{link: "two", apiSource: stub.source("t")})
 	bench.until(t, "names", func() error { return answered(t, b, web) })
 	large := strings.Repeat("x", 1<<20)
 	for range 2 * maxNames >> 20 {
@@ -366,11 +368,11 @@ func TestLongWatch(t *testing.T) {
 	}
 	stub.service("last", "100.64.16.21")
 	eventually(t, func() error { return answered(t, b, "last.default.svc.two.kubelink.") })
-	bench.each(func(_ string, _ bool, trouble error) {
-		if trouble != nil {
-			t.Error(trouble)
+	for _, s := range bench.Statuses() {
+		if s.Err != nil {
+			t.Error(s.Err)
 		}
-	})
+	}
 }
 
 // A watch that brings the names and what changes later, which the stub has none of, is bounded until the names are loaded.
@@ -390,7 +392,7 @@ func TestBoundedBody(t *testing.T) {
 func TestBackendReplacement(t *testing.T) {
 	stub := newWebStub(t)
 	bench := newBench(t)
-	b := bench.want(access{link: "two", apiSource: stub.source("old")})
+	b := bench.want(Access{link: "two", apiSource: stub.source("old")})
 	bench.until(t, "names", func() error { return answered(t, b, web) })
 	old := b.(*backend).current.Load()
 
@@ -410,20 +412,20 @@ func TestBackendReplacement(t *testing.T) {
 		}
 	}()
 	stub.setRefuse(onlyToken("good"))
-	bench.want(access{link: "two", apiSource: stub.source("bad")})
+	bench.want(Access{link: "two", apiSource: stub.source("bad")})
 	bench.until(t, "complaint", func() (err error) {
-		bench.each(func(_ string, loaded bool, trouble error) {
-			if !loaded || trouble == nil || !strings.Contains(trouble.Error(), "not accepted") {
-				err = fmt.Errorf("loaded: %v, trouble: %v", loaded, trouble)
+		for _, s := range bench.Statuses() {
+			if !s.Loaded || s.Err == nil || !strings.Contains(s.Err.Error(), "not accepted") {
+				err = fmt.Errorf("loaded: %v, error: %v", s.Loaded, s.Err)
 			}
-		})
+		}
 		return err
 	})
 	if b.(*backend).current.Load() != old {
 		t.Error("an instance that cannot work has taken over")
 	}
-	bench.want(access{link: "two", err: errors.New("secret kube-system/two does not exist"), apiSource: apiSource{zone: "two.kubelink."}})
-	bench.want(access{link: "two", apiSource: stub.source("good")})
+	bench.want(Access{link: "two", err: errors.New("secret kube-system/two does not exist"), apiSource: apiSource{zone: "two.kubelink."}})
+	bench.want(Access{link: "two", apiSource: stub.source("good")})
 	bench.until(t, "replacement", func() error {
 		if b.(*backend).current.Load() == old {
 			return errors.New("the old one")
@@ -437,8 +439,8 @@ func TestBackendReplacement(t *testing.T) {
 	}
 	// Back to what is in use: what was begun is given up.
 	current := b.(*backend).current.Load()
-	bench.want(access{link: "two", apiSource: stub.source("bad")})
-	bench.want(access{link: "two", apiSource: stub.source("good")})
+	bench.want(Access{link: "two", apiSource: stub.source("bad")})
+	bench.want(Access{link: "two", apiSource: stub.source("good")})
 	if b := b.(*backend); b.next != nil || b.current.Load() != current {
 		t.Error("the same credentials are no change")
 	}
@@ -449,17 +451,17 @@ func TestBackendWithoutAccess(t *testing.T) {
 	stub := newWebStub(t)
 	bench := newBench(t)
 	wrong := errors.New("secret kube-system/two: key token is missing")
-	b := bench.want(access{link: "two", err: wrong, apiSource: apiSource{zone: "two.kubelink."}})
+	b := bench.want(Access{link: "two", err: wrong, apiSource: apiSource{zone: "two.kubelink."}})
 	if err := says(t, b, wrong.Error()); err != nil {
 		t.Error(err)
 	}
 	bench.up = false
-	bench.want(access{link: "two", apiSource: stub.source("t")})
+	bench.want(Access{link: "two", apiSource: stub.source("t")})
 	if b.(*backend).next != nil {
 		t.Error("an API server behind a link that is down is asked")
 	}
 	bench.up = true
-	bench.want(access{link: "two", apiSource: stub.source("t")})
+	bench.want(Access{link: "two", apiSource: stub.source("t")})
 	bench.until(t, "names", func() error { return answered(t, b, web) })
 
 	// The link goes and comes back: connections are made anew, names stay, and so does the instance.
@@ -475,11 +477,11 @@ func TestBackendWithoutAccess(t *testing.T) {
 	watches(3)
 	current := b.(*backend).current.Load()
 	bench.up = false
-	bench.want(access{link: "two", apiSource: stub.source("t")})
+	bench.want(Access{link: "two", apiSource: stub.source("t")})
 	watches(0)
 	stub.service("late", "100.64.16.21")
 	bench.up = true
-	bench.want(access{link: "two", apiSource: stub.source("t")})
+	bench.want(Access{link: "two", apiSource: stub.source("t")})
 	if err := answered(t, b, web); err != nil || b.(*backend).current.Load() != current {
 		t.Error(err)
 	}
@@ -495,7 +497,7 @@ func TestBackendOfLocalCluster(t *testing.T) {
 	stub.setRefuse(onlyToken("own"))
 	config := &rest.Config{Host: stub.URL, BearerToken: "own", TLSClientConfig: rest.TLSClientConfig{CAData: []byte(stub.ca)}}
 	bench := newBench(t)
-	b := bench.want(access{apiSource: apiSource{zone: "two.kubelink.", clusterDomain: "cluster.local.", own: config}})
+	b := bench.want(Access{apiSource: apiSource{zone: "two.kubelink.", clusterDomain: "cluster.local.", own: config}})
 	bench.until(t, "names", func() error { return answered(t, b, web) })
 }
 
@@ -512,9 +514,9 @@ func TestBackendsEnd(t *testing.T) {
 		other.zone = "bad.kubelink."
 		dead := other
 		dead.zone, dead.server = "dead.kubelink.", "https://127.0.0.1:1"
-		b := bench.want(access{link: "bad", apiSource: other}, access{link: "dead", apiSource: dead}, access{link: "two", apiSource: good.source("t")})
+		b := bench.want(Access{link: "bad", apiSource: other}, Access{link: "dead", apiSource: dead}, Access{link: "two", apiSource: good.source("t")})
 		bench.until(t, "names", func() error { return answered(t, b, web) })
-		bench.set(nil, nil)
+		bench.Set(nil, nil)
 		if err := answered(t, b, web); err != nil {
 			t.Errorf("a query that was under way: %v", err)
 		}
@@ -537,9 +539,9 @@ func TestHundredBackends(t *testing.T) {
 	}
 	bad.setRefuse(forbid("services"))
 	bench := newBench(t)
-	var all []access
+	var all []Access
 	for i := range 100 {
-		a := access{link: fmt.Sprint(i), apiSource: good.source("t")}
+		a := Access{link: fmt.Sprint(i), apiSource: good.source("t")}
 		if i%2 == 0 {
 			a.apiSource = bad.source("t")
 		}
@@ -554,11 +556,11 @@ func TestHundredBackends(t *testing.T) {
 	}
 	bench.until(t, "names", func() error {
 		n := 0
-		bench.each(func(_ string, loaded bool, _ error) {
-			if loaded {
+		for _, s := range bench.Statuses() {
+			if s.Loaded {
 				n++
 			}
-		})
+		}
 		if n < 50 {
 			return fmt.Errorf("%d are loaded", n)
 		}
@@ -576,7 +578,7 @@ func BenchmarkBackendAnswer(b *testing.B) {
 	stub.service("web", "100.64.16.251")
 	stub.service("alias", "", external("web.default.svc.cluster.local"))
 	bench := newBench(b)
-	backend := bench.want(access{link: "two", apiSource: stub.source("t")})
+	backend := bench.want(Access{link: "two", apiSource: stub.source("t")})
 	bench.until(b, "names", func() error { return answered(b, backend, web) })
 	for _, c := range []struct{ name, qname string }{
 		{"service", web}, {"nxdomain", "nobody.default.svc.two.kubelink."}, {"alias", "alias.default.svc.two.kubelink."},
