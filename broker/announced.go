@@ -173,7 +173,7 @@ func (b *Broker) hearAll(items []v1alpha1.KubeLink, s *mesh.State) (map[string]f
 		if a == nil {
 			continue // not served, behind a gateway, or not connected yet
 		}
-		h, f := b.heard[name].hear(s, &items[i].Spec, a, b.creds.plain)
+		h, f := b.heard[name].hear(s, &items[i].Spec, a, b.creds.Unencrypted())
 		if h.note != "" && (b.heard[name] == nil || b.heard[name].note != h.note) {
 			b.log.Warn("a peer announces what cannot be used", "link", name, "problem", h.note)
 		}

@@ -24,6 +24,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/pki"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
@@ -64,7 +65,7 @@ type Broker struct {
 	// What follows belongs to the reconciler that holds reconciling.
 	reconciling  sync.Mutex
 	accesses     []apizone.Access // to those APIs
-	creds        credentials
+	creds        pki.Store
 	last         *mesh.State // that the API server told; nil: none yet
 	inKernel     inKernel
 	warned       error // what the kernel warned of
@@ -181,10 +182,10 @@ func (b *Broker) Update(cfg Config) (err error) {
 		b.reconciling.Lock()
 		defer b.reconciling.Unlock()
 		b.cfg, b.kernel, b.inKernel = cfg, k, inKernel{}
-		if b.bridge != nil && !old.wantsCertificate() && cfg.wantsCertificate() {
+		if b.bridge != nil && !old.pkiConfig().Configured() && cfg.pkiConfig().Configured() {
 			// Nothing goes on in plain text, even if the certificate is not there yet.
 			b.bridge.SetCredentials(nil)
-			b.creds = credentials{}
+			b.creds = pki.Store{}
 		}
 	}
 	b.changeAccount(&old)
@@ -277,8 +278,6 @@ func (c *Config) kernelConfig() kernel.Config {
 	return kernel.Config{Device: c.Interface, MTU: bridge.DefaultMTU, Table: c.RouteTable, RulePriority: c.RulePriority}
 }
 
-func (c *Config) wantsCertificate() bool { return c.Secret != "" || c.CertFile != "" }
-
 // linkSettings are the settings that the dataplane gets. It announces no names and no API yet.
 func (c *Config) linkSettings(port uint16) link.Settings {
 	return link.Settings{
@@ -325,7 +324,7 @@ func (b *Broker) unlock() {
 
 func (b *Broker) setDataplane(br *bridge.Bridge, k *kernel.Kernel) {
 	b.bridge, b.kernel, b.inKernel = br, k, inKernel{}
-	b.creds = credentials{} // a new bridge has none
+	b.creds = pki.Store{} // a new bridge has none
 	b.dataplane.Store(br)
 }
 
@@ -394,7 +393,7 @@ func (b *Broker) apply(s *mesh.State, port uint16) error {
 		settings.DNS, settings.API, _ = b.advertised(s) // what is missing is told by the LocalLinks
 		errs = append(errs, b.bridge.Configure(settings))
 		peers := s.Peers
-		if !b.creds.usable() {
+		if !b.creds.Usable() {
 			peers = nil // better no link than one without authentication
 		}
 		errs = append(errs, b.bridge.Set(peers, s.Local))
@@ -469,7 +468,7 @@ func (b *Broker) zoneStatus(s *mesh.State) func(link string) zone.Status {
 			links[l.Name] = zone.Status{Usable: st.State == link.Up, State: string(st.State), Reason: st.Reason, Since: st.Since, RTT: st.RTT}
 		case b.last == nil:
 			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "kubelink has just started, and the API server has not told the links yet"}
-		case b.creds.usable():
+		case b.creds.Usable():
 			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "it is about to be connected"}
 		default:
 			links[l.Name] = zone.Status{State: string(v1alpha1.StateError), Reason: "there is no usable certificate"}

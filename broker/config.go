@@ -6,16 +6,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
-)
-
-// SecretManageMode is who writes the TLS secret.
-type SecretManageMode string
-
-// The modes.
-const (
-	ManageNone SecretManageMode = "none" // somebody else
-	ManageSelf SecretManageMode = "self" // the broker: CA and certificate
-	ManageCert SecretManageMode = "cert" // the certificate service, asked by a Certificate object
+	"github.com/mandelsoft/kubelink/broker/pki"
 )
 
 // Config is the stanza of the Corefile with its defaults filled in. It is comparable with
@@ -37,7 +28,7 @@ type Config struct {
 
 	Secret                    string // name of the TLS secret
 	CertFile, KeyFile, CAFile string // instead of Secret
-	SecretManageMode          SecretManageMode
+	SecretManageMode          pki.SecretManageMode
 	DNSName                   string // name or IP address of the managed certificate
 
 	RouteTable   int // routing table for our routes; 254 is main

@@ -282,7 +282,11 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 		}
 	}
 	if b.cfg.CertFile != "" {
-		if err := mgr.Add(watchFiles(b.wake, b.cfg.CertFile, b.cfg.KeyFile, b.cfg.CAFile)); err != nil {
+		files := b.cfg.pkiConfig()
+		if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
+			files.WatchFiles(ctx, b.wake, resync, b.log)
+			return nil
+		})); err != nil {
 			return err
 		}
 	}
@@ -330,7 +334,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return byName(&a.ObjectMeta, &b.ObjectMeta) }) // the cache has no order
 	state := mesh.Build(list.Items, b.cfg.Local)
 	port, portErr := r.listenPort(ctx)
-	credErr := r.credentials(ctx)
+	credErr := r.refreshCredentials(ctx)
 	b.accesses = r.secrets.FindAccesses(ctx, state.Zones, b.api)
 	globalErr := r.globals(ctx, state.Zones)
 	err := b.apply(&state, port)
@@ -343,7 +347,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 		return reconcile.Result{}, err
 	}
 	// Others flush chains and reorder hooks, and no event tells.
-	return reconcile.Result{RequeueAfter: min(resync, b.creds.renewIn())}, nil
+	return reconcile.Result{RequeueAfter: min(resync, b.creds.RenewIn())}, nil
 }
 
 // listenPort is broker-port, or the target port of the service's port named bridge.

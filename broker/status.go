@@ -57,7 +57,7 @@ type linkOutcome struct {
 // outcome says for each object what is to be seen of it.
 func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr, credErr error) *outcome {
 	b := r.b
-	o := &outcome{secret: b.creds.wanted, certificate: b.creds.request}
+	o := &outcome{secret: b.creds.Secret, certificate: b.creds.Request}
 	if own := b.nsAddresses(); b.cfg.ConfigureDNS && len(own) > 0 {
 		o.stubs = stubDomains(s.Zones, own[0])
 	}
@@ -101,7 +101,7 @@ func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr,
 		case b.bridge == nil:
 			l.state = v1alpha1.StateIdle
 			l.message = join("mode none: this broker serves names, and carries no traffic", l.message)
-		case !b.creds.usable():
+		case !b.creds.Usable():
 			l.state, l.message = v1alpha1.StateError, oneLine(credErr)
 		default:
 			l.state, l.message = b.linkState(link, join(l.message, notes[obj.Name]))
@@ -369,7 +369,7 @@ func (w *writer) write(ctx context.Context, o *outcome) error {
 	}
 	if o.certificate && !w.requested {
 		if !do("certificate", func(ctx context.Context) error {
-			err := w.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(w.b.cfg.certificate()), client.FieldOwner("kubelink"), client.ForceOwnership)
+			err := w.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(w.b.cfg.pkiConfig().CertificateRequest()), client.FieldOwner("kubelink"), client.ForceOwnership)
 			w.requested = err == nil
 			return err
 		}) {

@@ -26,6 +26,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker"
 	"github.com/mandelsoft/kubelink/broker/bridge"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/pki"
 )
 
 // namespaceFile tells a pod its namespace.
@@ -45,7 +46,7 @@ func defaults() broker.Config {
 		BrokerPort:       8088,
 		AdvertisedPort:   80,
 		Interface:        "kubelink",
-		SecretManageMode: broker.ManageNone,
+		SecretManageMode: pki.ManageNone,
 		RouteTable:       254,
 		RulePriority:     32750,
 		TokenLifetime:    24 * time.Hour,
@@ -146,7 +147,7 @@ var properties = map[string]property{
 	"keyfile":    one(func(p *parser, v string) (err error) { p.config.KeyFile, err = p.file(v); return err }),
 	"cacertfile": one(func(p *parser, v string) (err error) { p.config.CAFile, err = p.file(v); return err }),
 	"secret-manage-mode": one(func(p *parser, v string) error {
-		return choice(&p.config.SecretManageMode, v, broker.ManageNone, broker.ManageSelf, broker.ManageCert)
+		return choice(&p.config.SecretManageMode, v, pki.ManageNone, pki.ManageSelf, pki.ManageCert)
 	}),
 	"dns-name": one(setDNSName),
 
@@ -258,7 +259,7 @@ func (p *parser) combine() error {
 	case len(files) > 0 && len(missing) > 0:
 		return p.at(files[0], "%s without %s: the certificate, its key and the CA are needed together", strings.Join(files, ", "), strings.Join(missing, ", "))
 	}
-	if cfg.SecretManageMode != broker.ManageNone {
+	if cfg.SecretManageMode != pki.ManageNone {
 		for _, need := range [][2]string{
 			{"secret", "the name of the secret to write"},
 			{"dns-name", "the name to certify, by which others reach this cluster"},

@@ -1,4 +1,4 @@
-package broker
+package pki
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ var day0 = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func manage(t *testing.T, s *corev1.Secret, name string, now time.Time) (changed bool) {
 	t.Helper()
-	changed, _, err := manageSecret(s, name, now)
+	changed, _, err := ManageSecret(s, name, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,18 +40,18 @@ func TestManageSecret(t *testing.T) {
 	if !manage(t, s, "a.example", day0) {
 		t.Error("an empty secret is filled")
 	}
-	if _, err := parseCredentials(s.Data); err != nil {
+	if _, err := Parse(s.Data); err != nil {
 		t.Error(err)
 	}
-	if manage(t, s, "a.example", day0.Add(certLife/2)) {
+	if manage(t, s, "a.example", day0.Add(leafLife/2)) {
 		t.Error("half its life is no reason to renew")
 	}
 	ca := s.Data[keyCA]
 	old := first(t, s, keyCert)
-	if !manage(t, s, "a.example", day0.Add(certLife*3/4)) || !bytes.Equal(ca, s.Data[keyCA]) {
+	if !manage(t, s, "a.example", day0.Add(leafLife*3/4)) || !bytes.Equal(ca, s.Data[keyCA]) {
 		t.Error("at three quarters the certificate, not the CA, is renewed")
 	}
-	if !manage(t, s, "10.0.0.1", day0.Add(certLife*3/4)) || len(first(t, s, keyCert).IPAddresses) != 1 {
+	if !manage(t, s, "10.0.0.1", day0.Add(leafLife*3/4)) || len(first(t, s, keyCert).IPAddresses) != 1 {
 		t.Error("another name needs another certificate; an address becomes an IP SAN")
 	}
 	late := day0.Add(caLife - 100*24*time.Hour)
@@ -60,7 +60,8 @@ func TestManageSecret(t *testing.T) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.Data[keyCA])
-	if _, err := old.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: day0, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+	anyUse := x509.VerifyOptions{Roots: roots, CurrentTime: day0, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
+	if _, err := old.Verify(anyUse); err != nil {
 		t.Error("certificates of the old CA stay good:", err)
 	}
 }
@@ -71,7 +72,10 @@ func TestManageSecretSharedRSACA(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca, err := sign(&x509.Certificate{Subject: pkix.Name{CommonName: "shared"}, NotAfter: day0.Add(caLife), IsCA: true, BasicConstraintsValid: true}, nil, key, key, day0)
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: "shared"}, NotAfter: day0.Add(caLife), IsCA: true, BasicConstraintsValid: true,
+	}
+	ca, err := signCertificate(template, nil, key, key, day0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +88,8 @@ func TestManageSecretSharedRSACA(t *testing.T) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(a.Data[keyCA])
-	if _, err := first(t, b, keyCert).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: day0, DNSName: "b.example"}); err != nil {
+	options := x509.VerifyOptions{Roots: roots, CurrentTime: day0, DNSName: "b.example"}
+	if _, err := first(t, b, keyCert).Verify(options); err != nil {
 		t.Error(err)
 	}
 }
@@ -103,7 +108,8 @@ func TestManageSecretRefuses(t *testing.T) {
 		{"not a pair", map[string][]byte{keyCA: good.Data[keyCA], keyCAKey: good.Data[keyKey]}, "ca.key"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if _, _, err := manageSecret(&corev1.Secret{Data: c.data}, "a.example", day0); err == nil || !strings.Contains(err.Error(), c.says) {
+			_, _, err := ManageSecret(&corev1.Secret{Data: c.data}, "a.example", day0)
+			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Error(err)
 			}
 		})
@@ -129,7 +135,7 @@ func TestParseCredentials(t *testing.T) {
 				d[k] = v
 			}
 			c.edit(d)
-			if _, err := parseCredentials(d); err == nil || !strings.Contains(err.Error(), c.says) {
+			if _, err := Parse(d); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Error(err)
 			}
 		})

@@ -1,0 +1,49 @@
+// Package pki provides the certificate with which this cluster authenticates itself to its peers, and the CA that it
+// trusts. They come from files or from a TLS secret. The broker fills the secret itself, asks a certificate service
+// to do so, or leaves it to the user.
+package pki
+
+import (
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// SecretManageMode says which party writes the TLS secret.
+type SecretManageMode string
+
+// The modes.
+const (
+	ManageNone SecretManageMode = "none" // the user
+	ManageSelf SecretManageMode = "self" // the broker: CA and certificate
+	ManageCert SecretManageMode = "cert" // the certificate service, on request by a Certificate object
+)
+
+// Config says where the certificate comes from. The zero value asks for no certificate.
+type Config struct {
+	Namespace                 string // of Secret
+	Secret                    string // name of the TLS secret
+	CertFile, KeyFile, CAFile string // instead of Secret
+	SecretManageMode          SecretManageMode
+	DNSName                   string // name or IP address in a certificate that the broker or the service makes
+}
+
+// Configured tells whether links need a certificate.
+func (c Config) Configured() bool { return c.Secret != "" || c.CertFile != "" }
+
+// Location names the source of the certificate for messages.
+func (c Config) Location() string {
+	if c.Secret != "" {
+		return "secret " + c.Namespace + "/" + c.Secret
+	}
+	return "certfile " + c.CertFile
+}
+
+// CertificateRequest is the object that asks the certificate service to fill the secret
+// (cert.gardener.cloud/v1alpha1).
+func (c Config) CertificateRequest() *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "cert.gardener.cloud/v1alpha1",
+		"kind":       "Certificate",
+		"metadata":   map[string]any{"namespace": c.Namespace, "name": c.Secret},
+		"spec":       map[string]any{"commonName": c.DNSName, "secretName": c.Secret},
+	}}
+}
