@@ -37,7 +37,7 @@ type Broker struct {
 	events atomic.Pointer[chan event.GenericEvent]
 
 	table   atomic.Pointer[zone.Table]
-	answers *zone.Answers
+	answers *zone.ReplyCache
 	memory  atomic.Pointer[memory] // nil: nothing survives
 	health  atomic.Pointer[health]
 	// dataplane is bridge, for readers that do not belong to the reconciler.
@@ -93,7 +93,7 @@ func New(cfg Config) (*Broker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	b := &Broker{log: slog.Default().With("plugin", "kubelink"), cfg: cfg, answers: zone.NewAnswers()}
+	b := &Broker{log: slog.Default().With("plugin", "kubelink"), cfg: cfg, answers: zone.NewReplyCache()}
 	b.apiZones = apizone.New(b.log, b.wake)
 	b.account = newAccount(&cfg, b.log)
 	b.health.Store(&health{applied: errNoState})
@@ -225,7 +225,7 @@ func (b *Broker) setMemory(dir string) error {
 		if m, last, err = openMemory(dir, b.answers, b.log); err != nil {
 			return err
 		}
-		b.answers.Keep.Store(true)
+		b.answers.Persistent.Store(true)
 		if b.table.Load() == nil && last != nil {
 			b.reconciling.Lock()
 			defer b.reconciling.Unlock()
@@ -236,7 +236,7 @@ func (b *Broker) setMemory(dir string) error {
 		}
 	}
 	if m == nil {
-		b.answers.Keep.Store(false)
+		b.answers.Persistent.Store(false)
 	}
 	if old := b.memory.Swap(m); old != nil {
 		old.close()
@@ -429,7 +429,7 @@ func (b *Broker) publish(s *mesh.State) {
 		Serial:       uint32(time.Now().Unix()),
 		Backends:     b.apiZones.Set(b.accesses, func(link string) bool { return status(link).Usable }),
 		Globals:      b.globals.zones,
-		Answers:      b.answers,
+		Replies:      b.answers,
 		ServeStale:   b.cfg.ServeStale,
 		NoStateNames: b.cfg.NoStateNames,
 	}

@@ -204,7 +204,7 @@ func newGlobals(names *mesh.Globals, domains map[string]string, serial uint32, a
 	for _, known := range names.Zones {
 		z := zone.NewGlobal(domains[known.Zone], known, serial, addrs, before[known.Zone])
 		g.zones[known.Zone] = z
-		g.early = g.early || z.Early()
+		g.early = g.early || z.SerialPending()
 	}
 	g.reports.Zones = nil // the zones have it all
 	return g
@@ -227,7 +227,7 @@ func (b *Broker) restoreGlobals(o *savedObjects, zones []mesh.Zone) {
 	names := mesh.BuildGlobals(o.Entries, o.Zones, served)
 	b.globals = newGlobals(&names, domains, uint32(time.Now().Unix()), b.nsAddresses(), nil)
 	for name, g := range b.globals.zones {
-		g.Stale(fmt.Sprintf("the names of %s are those that an earlier process knew: the API server has not told them yet", strings.TrimSuffix(name, ".")))
+		g.MarkStale(fmt.Sprintf("the names of %s are those that an earlier process knew: the API server has not told them yet", strings.TrimSuffix(name, ".")))
 	}
 }
 

@@ -45,7 +45,7 @@ type savedObjects struct {
 type memory struct {
 	dir     string
 	log     *slog.Logger
-	answers *zone.Answers
+	answers *zone.ReplyCache
 
 	mu     sync.Mutex
 	latest savedObjects // their lists are not modified, nor what is in them
@@ -59,7 +59,7 @@ type memory struct {
 
 // openMemory reads what an earlier process left, if there is anything. Only a folder that cannot be used is an error:
 // a file that cannot be read is replaced.
-func openMemory(dir string, answers *zone.Answers, log *slog.Logger) (*memory, *savedObjects, error) {
+func openMemory(dir string, answers *zone.ReplyCache, log *slog.Logger) (*memory, *savedObjects, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("state-dir %s: %w", dir, err)
 	}

@@ -443,7 +443,9 @@ func (c *cluster) reached() bool {
 }
 
 // remembers tells whether anybody wants answers that were true once.
-func (c *cluster) remembers() bool { return c.answers != nil && (c.stale > 0 || c.answers.Keep.Load()) }
+func (c *cluster) remembers() bool {
+	return c.answers != nil && (c.stale > 0 || c.answers.Persistent.Load())
+}
 
 // failure is what is said when the cluster cannot be asked: a stale answer (RFC 8767) where that is wanted, else
 // SERVFAIL. The Extended DNS Error says why in either case.

@@ -26,15 +26,15 @@ const (
 	staleMost   = 72 * time.Hour // RFC 8767, 5: one to three days
 )
 
-// Answers is the memory of tables. It outlives them.
-type Answers struct {
-	Keep atomic.Bool // it is to be saved: answers that nobody else needs are remembered, too
+// ReplyCache is the memory of tables. It outlives them.
+type ReplyCache struct {
+	Persistent atomic.Bool // it is to be saved: answers that nobody else needs are remembered, too
 
 	cache *cache.Cache[*memo]
 }
 
-// NewAnswers returns an empty memory.
-func NewAnswers() *Answers { return &Answers{cache: cache.New[*memo](answersMost)} }
+// NewReplyCache returns an empty memory.
+func NewReplyCache() *ReplyCache { return &ReplyCache{cache: cache.New[*memo](answersMost)} }
 
 // question is what an answer depends on.
 type question struct {
@@ -90,7 +90,7 @@ type memo struct {
 }
 
 // get finds what was answered.
-func (a *Answers) get(q question) *memo {
+func (a *ReplyCache) get(q question) *memo {
 	if a == nil {
 		return nil
 	}
@@ -101,7 +101,7 @@ func (a *Answers) get(q question) *memo {
 }
 
 // put remembers a reply, whose question is in lower case and that nobody modifies from now on.
-func (a *Answers) put(q question, from source, reply *dns.Msg) {
+func (a *ReplyCache) put(q question, from source, reply *dns.Msg) {
 	if a == nil || reply.Truncated || reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
 		return
 	}
@@ -218,7 +218,7 @@ func spell(rrs []dns.RR, name, as string) []dns.RR {
 const answersMagic = "kubelink answers 2\n"
 
 // Save writes what is remembered, but for what is too old for anybody.
-func (a *Answers) Save(to io.Writer) error {
+func (a *ReplyCache) Save(to io.Writer) error {
 	w := bufio.NewWriter(to)
 	w.WriteString(answersMagic) //nolint:errcheck // Flush tells
 	err := error(nil)
@@ -256,7 +256,7 @@ func clusterOf(b [16]byte) netip.Addr {
 }
 
 // Load remembers what Save wrote. All of it is stale. After an error what came before it is remembered.
-func (a *Answers) Load(from io.Reader) error {
+func (a *ReplyCache) Load(from io.Reader) error {
 	r := bufio.NewReader(from)
 	magic := make([]byte, len(answersMagic))
 	if _, err := io.ReadFull(r, magic); err != nil || string(magic) != answersMagic {

@@ -20,7 +20,7 @@ import (
 )
 
 // older makes what is remembered of a name older.
-func (a *Answers) older(name string, by time.Duration) {
+func (a *ReplyCache) older(name string, by time.Duration) {
 	a.cache.Walk(func(items map[uint64]*memo, key uint64) bool {
 		if e := items[key]; e != nil && e.name == name {
 			e.at = e.at.Add(-by)
@@ -32,7 +32,7 @@ func (a *Answers) older(name string, by time.Duration) {
 // remembering are options with an empty memory.
 func remembering() Options {
 	o := options
-	o.Answers = NewAnswers()
+	o.Replies = NewReplyCache()
 	return o
 }
 
@@ -68,7 +68,7 @@ func TestAnswersAreRemembered(t *testing.T) {
 		{web, 0, 2 * time.Second, 1, 1},
 		{web, 0, time.Second, 2, 5}, // its TTL is over
 	} {
-		o.Answers.older(web, c.older)
+		o.Replies.older(web, c.older)
 		m, err := ask(t, table, c.name, dns.TypeA, n%2 == 0, c.edns)
 		if got := ttl(m); err != nil || got != c.ttl || asked.Load() != c.asked || !m.Authoritative || (m.IsEdns0() != nil) != (c.edns > 0) {
 			t.Errorf("%d: TTL %d, asked %d times, %v, %v", n, got, asked.Load(), err, m)
@@ -173,7 +173,7 @@ func TestServeStale(t *testing.T) {
 		{50 * time.Minute, dns.RcodeSuccess, dns.ExtendedErrorCodeStaleAnswer},
 		{10 * time.Minute, dns.RcodeServerFailure, dns.ExtendedErrorCodeNoReachableAuthority},
 	} {
-		o.Answers.older(web, c.older)
+		o.Replies.older(web, c.older)
 		m, err := ask(t, table, strings.ToUpper(web), dns.TypeA, false, 1232)
 		code, text := ede(m)
 		if err != nil || m.Rcode != c.rcode || code != c.code || text != "link kubelink2 is Down: connection lost" {
@@ -187,7 +187,7 @@ func TestServeStale(t *testing.T) {
 	// The service of the cluster does not answer, though the link is usable.
 	z[0].Clusters[2].Upstream = netip.MustParseAddrPort("127.0.0.1:1")
 	table = New(table, z, up, o)
-	o.Answers.older(web, -time.Hour)
+	o.Replies.older(web, -time.Hour)
 	m, err := ask(t, table, web, dns.TypeA, false, 1232)
 	if code, text := ede(m); err == nil || len(m.Answer) != 1 || code != dns.ExtendedErrorCodeStaleAnswer || !strings.HasSuffix(text, "connection refused") {
 		t.Errorf("%v: %v, %d %q", m, err, code, text)
@@ -205,14 +205,14 @@ func TestAnswersSurvive(t *testing.T) {
 	ask(t, table, "refused.kubelink2.kubelink.", dns.TypeA, false, 0)
 	table.Close()
 	var file bytes.Buffer
-	if err := o.Answers.Save(&file); err != nil {
+	if err := o.Replies.Save(&file); err != nil {
 		t.Fatal(err)
 	}
 
 	load := func() Options {
 		o := remembering()
-		if err := o.Answers.Load(bytes.NewReader(file.Bytes())); err != nil || o.Answers.cache.Len() != 2 {
-			t.Fatalf("%v, %d answers", err, o.Answers.cache.Len())
+		if err := o.Replies.Load(bytes.NewReader(file.Bytes())); err != nil || o.Replies.cache.Len() != 2 {
+			t.Fatalf("%v, %d answers", err, o.Replies.cache.Len())
 		}
 		return o
 	}
@@ -266,11 +266,11 @@ func TestLocalAnswersSurvive(t *testing.T) {
 	ask(t, table, name, dns.TypeA, false, 0)
 	table.Close()
 	var file bytes.Buffer
-	if err := first.Answers.Save(&file); err != nil {
+	if err := first.Replies.Save(&file); err != nil {
 		t.Fatal(err)
 	}
 	o := remembering()
-	if err := o.Answers.Load(&file); err != nil {
+	if err := o.Replies.Load(&file); err != nil {
 		t.Fatal(err)
 	}
 	dead.Store(true)
@@ -292,7 +292,7 @@ func TestLocalAnswersSurvive(t *testing.T) {
 
 // saved is a file with one answer.
 func saved(t testing.TB) []byte {
-	a := NewAnswers()
+	a := NewReplyCache()
 	m := new(dns.Msg)
 	m.SetQuestion(web, dns.TypeA)
 	m.Answer = []dns.RR{rr(t, web+" 5 IN A 100.64.16.20")}
@@ -310,11 +310,11 @@ func TestLoadRefuses(t *testing.T) {
 		"nothing": "", "another file": "hello", "another version": strings.Replace(good, "2", "9", 1),
 		"a cut head": good[:len(answersMagic)+5], "a cut message": good[:len(good)-1], "no message": good[:len(answersMagic)+27] + strings.Repeat("x", len(good)),
 	} {
-		if err := NewAnswers().Load(strings.NewReader(data)); err == nil {
+		if err := NewReplyCache().Load(strings.NewReader(data)); err == nil {
 			t.Errorf("loaded %s", name)
 		}
 	}
-	b := NewAnswers()
+	b := NewReplyCache()
 	if err := b.Load(strings.NewReader(good)); err != nil || b.get(question{web, dns.TypeA, 0}) == nil {
 		t.Errorf("%v", err)
 	}
@@ -324,7 +324,7 @@ func TestLoadRefuses(t *testing.T) {
 func FuzzLoad(f *testing.F) {
 	f.Add(saved(f))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		a := NewAnswers()
+		a := NewReplyCache()
 		a.Load(bytes.NewReader(data)) //nolint:errcheck // what came before an error counts
 		a.cache.Walk(func(items map[uint64]*memo, key uint64) bool {
 			e := items[key]
@@ -587,7 +587,7 @@ func TestBackendIsRemembered(t *testing.T) {
 	source := &backend{}
 	o := remembering()
 	o.Backends = map[string]Backend{"kubelink2.kubelink.": source}
-	o.Answers.Keep.Store(true)
+	o.Replies.Persistent.Store(true)
 	table := New(nil, z, up, o)
 	defer func() { table.Close() }()
 	m, err := ask(t, table, web, dns.TypeA, false, 0)
@@ -730,7 +730,7 @@ func TestSources(t *testing.T) {
 	}
 	q, req := question{web, dns.TypeA, 0}, new(dns.Msg).SetQuestion(web, dns.TypeA)
 	one, two := netip.MustParseAddr("100.64.16.0"), netip.MustParseAddr("100.64.32.0")
-	a := NewAnswers()
+	a := NewReplyCache()
 	a.put(q, source{cluster: one, serial: 1}, reply(0, 1))
 	if e := a.get(q); e.fresh(source{cluster: one, serial: 1}, maxTTL, req) == nil || e.fresh(source{cluster: one, serial: 2}, maxTTL, req) != nil {
 		t.Error("fresh")
@@ -738,7 +738,7 @@ func TestSources(t *testing.T) {
 	if e := a.get(q); e.stale(one, time.Hour, req) == nil || e.stale(two, time.Hour, req) != nil {
 		t.Error("stale")
 	}
-	a = NewAnswers()
+	a = NewReplyCache()
 	if a.put(q, source{}, reply(5, 200)); a.get(q) != nil {
 		t.Error("a large answer is remembered")
 	}

@@ -121,11 +121,11 @@ func NewGlobal(domain string, names mesh.GlobalNames, serial uint32, addrs []net
 // NoGlobal stands for a global zone whose objects are not known yet: nothing can be said of its names.
 func NoGlobal(name, reason string) *Global { return &Global{name: canonical(name), missing: reason} }
 
-// Stale marks all answers as what an earlier process knew (RFC 8767), for that reason.
-func (g *Global) Stale(reason string) { g.earlier = reason }
+// MarkStale marks all answers as what an earlier process knew (RFC 8767), for that reason.
+func (g *Global) MarkStale(reason string) { g.earlier = reason }
 
-// Early says whether there is a zone that has changed and needs a higher serial than there was.
-func (g *Global) Early() bool { return len(g.early) > 0 }
+// SerialPending says whether there is a zone that has changed and needs a higher serial than there was.
+func (g *Global) SerialPending() bool { return len(g.early) > 0 }
 
 // Missing is why the names are not known; empty: they are.
 func (g *Global) Missing() string { return g.missing }

@@ -538,8 +538,8 @@ func TestGlobalSerials(t *testing.T) {
 	} {
 		g = NewGlobal("kubelink.", globalNames(t, strings.Replace(delegated, "db.team A 10.0.0.9", strings.Replace(c.text, "a ", "a.team ", 1), 1), "", ""), c.serial, options.NSAddresses, g)
 		serial := g.owners["team."+z].zone.soa[0].(*dns.SOA).Serial
-		if serial != c.want || g.Early() != c.early || g.owners[z].zone.soa[0].(*dns.SOA).Serial != 7 {
-			t.Errorf("%d: serial %d, early %v", n, serial, g.Early())
+		if serial != c.want || g.SerialPending() != c.early || g.owners[z].zone.soa[0].(*dns.SOA).Serial != 7 {
+			t.Errorf("%d: serial %d, early %v", n, serial, g.SerialPending())
 		}
 	}
 	if g := NewGlobal("kubelink.", globalNames(t, delegated, "", ""), 8, options.NSAddresses[:1], NoGlobal(z, "not known")); g.owners[z].zone.soa[0].(*dns.SOA).Serial != 8 {

@@ -60,8 +60,8 @@ type Options struct {
 	// Globals are the global zones that are served here, by their name.
 	Globals map[string]*Global
 
-	// Answers is what clusters have answered, shared by all tables; nil: nothing is remembered.
-	Answers *Answers
+	// Replies is what clusters have answered, shared by all tables; nil: nothing is remembered.
+	Replies *ReplyCache
 	// ServeStale is for how long remembered answers are given when there is no other; 0: they are not. What an
 	// earlier process left in Answers is given in any case until the link was usable once, or the local service has answered.
 	ServeStale time.Duration
@@ -141,7 +141,7 @@ type cluster struct {
 	api      bool      // names come from its API: from
 	backend  Backend   // which is nil until it is there
 
-	answers *Answers
+	answers *ReplyCache
 	fresh   uint32        // for how long answers are true at most, in seconds
 	stale   time.Duration // for how long answers are given that were true once
 	known   bool          // the link was usable since the process began, and so its DNS service or its API
@@ -164,7 +164,7 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 		zones:     zones,
 		status:    make(map[string]Status, clusters),
 		opts:      opts,
-		kept:      opts.Answers != nil && opts.Answers.Keep.Load(),
+		kept:      opts.Replies != nil && opts.Replies.Persistent.Load(),
 	}
 	ask := func(link string) {
 		if _, known := t.status[link]; !known && link != "" {
@@ -201,7 +201,7 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 		for _, c := range z.Clusters {
 			cl := &cluster{
 				name: canonical(c.Name), domain: canonical(c.ClusterDomain), link: c.Link, self: c.Address, network: c.Service, addr: c.Upstream,
-				status: Status{Usable: true}, answers: opts.Answers, fresh: maxTTL, stale: opts.ServeStale,
+				status: Status{Usable: true}, answers: opts.Replies, fresh: maxTTL, stale: opts.ServeStale,
 				api: c.API.Use, backend: opts.Backends[c.Name],
 			}
 			t.attach(cl)
@@ -228,7 +228,7 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 			// that serves it, of which we do not hear.
 			cl := &cluster{
 				name: canonical(g.Name), domain: canonical(g.Name), link: g.Link, addr: g.Upstream,
-				status: Status{Usable: true}, answers: opts.Answers, fresh: 0, stale: opts.ServeStale,
+				status: Status{Usable: true}, answers: opts.Replies, fresh: 0, stale: opts.ServeStale,
 			}
 			t.attach(cl)
 			cl.upstream = t.connect(prev, cl)
@@ -325,7 +325,7 @@ func (t *Table) same(u *Table) bool {
 	if !slices.EqualFunc(t.zones, u.zones, func(a, b mesh.Zone) bool {
 		return a.Domain == b.Domain && a.Network == b.Network && a.Global == b.Global && slices.Equal(a.Clusters, b.Clusters)
 	}) || !slices.Equal(t.opts.NSAddresses, u.opts.NSAddresses) || !slices.Equal(t.opts.Networks, u.opts.Networks) || !maps.Equal(t.opts.Backends, u.opts.Backends) ||
-		!maps.Equal(t.opts.Globals, u.opts.Globals) || t.opts.Answers != u.opts.Answers || t.kept != u.kept ||
+		!maps.Equal(t.opts.Globals, u.opts.Globals) || t.opts.Replies != u.opts.Replies || t.kept != u.kept ||
 		t.opts.ServeStale != u.opts.ServeStale || t.opts.NoStateNames != u.opts.NoStateNames {
 		return false
 	}
