@@ -90,7 +90,7 @@ func parseFlags() (o options) {
 	flag.BoolVar(&o.quick, "quick", false, "shorter, and less exact: under three minutes each")
 	flag.BoolVar(&o.hold, "hold", false, "tell PIDs and how to get at them, and measure until Ctrl-C (dataplane)")
 	flag.StringVar(&o.profile, "profile", "", "`folder` for CPU profiles of the processes compared, per measure of the first round")
-	flag.BoolVar(&o.write, "write", false, "write the results into README.md and test/bench/*.svg")
+	flag.BoolVar(&o.write, "write", false, "write the results into README.md and *.svg in test/bench")
 	flag.BoolVar(&o.strict, "strict", false, "fail when a promise is not kept")
 	flag.Parse()
 	if flag.NArg() > 0 {

@@ -1,6 +1,7 @@
 package main
 
-// This file tells the results of a benchmark: tables for the terminal and for the README, and which promises are kept.
+// This file shows the results of a benchmark: tables for the terminal and for README.md beside it, and which promises are
+// kept.
 
 import (
 	"errors"
@@ -223,16 +224,16 @@ func (t table) markdown() string {
 	return b.String()
 }
 
-// plotFile is where the plot is, in the repository.
-func (l *layout) plotFile() string { return "test/bench/" + l.section + ".svg" }
+// plotFile is the name of the plot, in the folder of the README.
+func (l *layout) plotFile() string { return l.section + ".svg" }
 
-// readme returns the README's path, and its text before and after the section.
+// readme returns the path of test/bench/README.md, and its text before and after the section.
 func (l *layout) readme() (path, before, after string, err error) {
 	root, err := testbed.Repository()
 	if err != nil {
 		return "", "", "", err
 	}
-	path = filepath.Join(root, "README.md")
+	path = filepath.Join(root, "test", "bench", "README.md")
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return "", "", "", err
@@ -246,7 +247,7 @@ func (l *layout) readme() (path, before, after string, err error) {
 	return path, before + begin + "\n", end + after, nil
 }
 
-// write puts the results into the README and the plot beside the sources.
+// write puts the results into test/bench/README.md and the plot beside it.
 func (r *results) write() error {
 	path, before, after, err := r.readme()
 	if err != nil {
