@@ -25,6 +25,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
+	"github.com/mandelsoft/kubelink/broker/snapshot"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
@@ -36,10 +37,10 @@ type Broker struct {
 	// always looks at everything. Each start of the controllers has its own.
 	events atomic.Pointer[chan event.GenericEvent]
 
-	table   atomic.Pointer[zone.Table]
-	answers *zone.ReplyCache
-	memory  atomic.Pointer[memory] // nil: nothing survives
-	health  atomic.Pointer[health]
+	table    atomic.Pointer[zone.Table]
+	answers  *zone.ReplyCache
+	snapshot atomic.Pointer[snapshot.Snapshot] // nil: nothing survives
+	health   atomic.Pointer[health]
 	// dataplane is bridge, for readers that do not belong to the reconciler.
 	dataplane atomic.Pointer[bridge.Bridge]
 
@@ -115,7 +116,7 @@ func (b *Broker) Start() error {
 		return err
 	}
 	b.setDataplane(br, k)
-	if err := b.setMemory(b.cfg.StateDir); err != nil {
+	if err := b.setSnapshot(b.cfg.StateDir); err != nil {
 		closeDataplane(br, k, true, b.log)
 		b.unlock()
 		return err
@@ -150,12 +151,12 @@ func (b *Broker) Update(cfg Config) (err error) {
 		return err
 	}
 	if cfg.StateDir != old.StateDir {
-		if err := b.setMemory(cfg.StateDir); err != nil {
+		if err := b.setSnapshot(cfg.StateDir); err != nil {
 			return err
 		}
 		defer func() {
 			if err != nil {
-				err = errors.Join(err, b.setMemory(old.StateDir))
+				err = errors.Join(err, b.setSnapshot(old.StateDir))
 			}
 		}()
 	}
@@ -206,8 +207,8 @@ func (b *Broker) Stop() {
 	b.setDataplane(nil, nil)
 	closeDataplane(br, k, b.cfg.KeepNetwork, b.log)
 	b.unlock()
-	if m := b.memory.Swap(nil); m != nil {
-		m.close()
+	if old := b.snapshot.Swap(nil); old != nil {
+		old.Close()
 	}
 	if t := b.table.Swap(nil); t != nil {
 		t.Close()
@@ -215,14 +216,14 @@ func (b *Broker) Stop() {
 	b.apiZones.Set(nil, nil)
 }
 
-// setMemory keeps what has to survive a restart in another folder; empty: nowhere. As long as nothing else is known,
-// names are what an earlier process knew.
-func (b *Broker) setMemory(dir string) error {
-	var m *memory
+// setSnapshot keeps what has to survive a restart in another folder; empty: nowhere. As long as the API server has told
+// nothing, names are what an earlier process knew.
+func (b *Broker) setSnapshot(dir string) error {
+	var next *snapshot.Snapshot
 	if dir != "" {
-		var last *savedObjects
+		var last *snapshot.Objects
 		var err error
-		if m, last, err = openMemory(dir, b.answers, b.log); err != nil {
+		if next, last, err = snapshot.Open(dir, b.answers, b.log); err != nil {
 			return err
 		}
 		b.answers.Persistent.Store(true)
@@ -235,11 +236,11 @@ func (b *Broker) setMemory(dir string) error {
 			b.publish(&s)
 		}
 	}
-	if m == nil {
+	if next == nil {
 		b.answers.Persistent.Store(false)
 	}
-	if old := b.memory.Swap(m); old != nil {
-		old.close()
+	if old := b.snapshot.Swap(next); old != nil {
+		old.Close()
 	}
 	return nil
 }

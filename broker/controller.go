@@ -4,6 +4,7 @@ package broker
 // looked at. Controllers come and go with the API server; the state that they applied stays.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -331,7 +332,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	if err := r.client.List(ctx, &list); err != nil {
 		return reconcile.Result{}, err
 	}
-	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return byName(&a.ObjectMeta, &b.ObjectMeta) }) // the cache has no order
+	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) }) // the cache has no order
 	state := mesh.Build(list.Items, b.cfg.Local)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.refreshCredentials(ctx)
@@ -341,7 +342,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	noteNames(&state, b.apiZones.Statuses())
 	b.setHealth(func(h *health) { h.controllers, h.applied = nil, errors.Join(err, portErr, credErr, globalErr) })
 
-	b.memory.Load().keepLinks(list.Items)
+	b.snapshot.Load().KeepLinks(list.Items)
 	r.writer.want(r.outcome(list.Items, &state, errors.Join(err, portErr), credErr))
 	if err != nil {
 		return reconcile.Result{}, err

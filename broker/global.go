@@ -25,6 +25,7 @@ import (
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/snapshot"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
@@ -175,7 +176,7 @@ func (r *reconciler) globals(ctx context.Context, zones []mesh.Zone) error {
 			return err
 		}
 	}
-	b.memory.Load().keep(func(o *savedObjects) { o.Entries, o.Zones = entries.Items, hosted.Items })
+	b.snapshot.Load().Keep(func(o *snapshot.Objects) { o.Entries, o.Zones = entries.Items, hosted.Items })
 	names := mesh.BuildGlobals(entries.Items, hosted.Items, served)
 	next := newGlobals(&names, domains, nextSerial(g.serial, begin), addrs, g.zones)
 	next.from, next.serial = from, max(next.serial, g.serial)
@@ -222,7 +223,7 @@ func servedHere(zones []mesh.Zone) (names []string, domains map[string]string) {
 }
 
 // restoreGlobals makes the global names that an earlier process knew.
-func (b *Broker) restoreGlobals(o *savedObjects, zones []mesh.Zone) {
+func (b *Broker) restoreGlobals(o *snapshot.Objects, zones []mesh.Zone) {
 	served, domains := servedHere(zones)
 	names := mesh.BuildGlobals(o.Entries, o.Zones, served)
 	b.globals = newGlobals(&names, domains, uint32(time.Now().Unix()), b.nsAddresses(), nil)

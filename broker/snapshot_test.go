@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -15,11 +14,11 @@ import (
 
 	"github.com/miekg/dns"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/snapshot"
 )
 
 func ask(t *testing.T, b *Broker, name string) *dns.Msg {
@@ -64,7 +63,7 @@ func TestNamesSurvive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := first.setMemory(dir); err != nil || first.Table() != nil {
+	if err := first.setSnapshot(dir); err != nil || first.Table() != nil {
 		t.Fatalf("%v, %v", err, first.Table())
 	}
 	first.publish(&mesh.State{Zones: []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{
@@ -80,18 +79,18 @@ func TestNamesSurvive(t *testing.T) {
 			ClusterAddress: address, Endpoint: endpoint, CIDR: cidr, PresharedKey: "c2VjcmV0",
 		}}
 	}
-	first.memory.Load().keep(func(o *savedObjects) {
+	first.snapshot.Load().Keep(func(o *snapshot.Objects) {
 		o.Links = []v1alpha1.KubeLink{
 			link("kubelink1", "192.168.0.11/24", "LocalLink", "100.64.0.0/20"), link("kubelink2", "192.168.0.12/24", "b.example", "100.64.16.0/20"),
 		}
 	})
-	first.memory.Load().keep(func(o *savedObjects) {
+	first.snapshot.Load().Keep(func(o *snapshot.Objects) {
 		o.Entries = []coredns.CoreDNSEntry{{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "shop"},
 			Spec:       coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"shop.svc.global.kubelink"}, A: []coredns.IPv4Address{"100.64.16.20"}},
 		}}
 	})
-	if err := first.setMemory(""); err != nil { // the end of the process
+	if err := first.setSnapshot(""); err != nil { // the end of the process
 		t.Fatal(err)
 	}
 	files, err := os.ReadDir(dir)
@@ -109,12 +108,12 @@ func TestNamesSurvive(t *testing.T) {
 	second := func() *Broker {
 		b, err := New(Config{Local: local})
 		if err == nil {
-			err = b.setMemory(dir)
+			err = b.setSnapshot(dir)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { b.setMemory("") })
+		t.Cleanup(func() { b.setSnapshot("") })
 		return b
 	}
 	local.Mode = mesh.Bridge
@@ -146,58 +145,6 @@ func TestNamesSurvive(t *testing.T) {
 	}
 }
 
-// Nothing is written where only the state of links has changed, or the order of objects; what could not be written is.
-func TestMemoryNews(t *testing.T) {
-	m := &memory{dir: t.TempDir(), log: slog.New(slog.DiscardHandler), changed: make(chan struct{}, 1)}
-	link := func(uid string, generation int64, state v1alpha1.State) []v1alpha1.KubeLink {
-		return []v1alpha1.KubeLink{{
-			ObjectMeta: metav1.ObjectMeta{Name: "a", UID: types.UID(uid), Generation: generation},
-			Status:     v1alpha1.KubeLinkStatus{State: state},
-		}}
-	}
-	for n, c := range []struct {
-		links []v1alpha1.KubeLink
-		news  bool
-	}{
-		{link("1", 1, "Up"), true}, {link("1", 1, "Idle"), false}, {link("1", 2, "Idle"), true}, {link("2", 2, "Idle"), true}, {nil, true}, {nil, false},
-	} {
-		m.news = false
-		if m.keepLinks(c.links); m.news != c.news {
-			t.Errorf("%d: news %v", n, m.news)
-		}
-	}
-	entries := func(names ...string) func(*savedObjects) {
-		return func(o *savedObjects) {
-			o.Entries = nil
-			for _, name := range names {
-				o.Entries = append(o.Entries, coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Name: name}})
-			}
-		}
-	}
-	m.keep(entries("a", "b"))
-	m.saveObjects()
-	file := filepath.Join(m.dir, objectsFile)
-	if err := os.Remove(file); err != nil {
-		t.Fatal(err)
-	}
-	m.keep(entries("b", "a"))
-	if m.saveObjects(); m.news {
-		t.Error("what was written is news")
-	}
-	if _, err := os.Stat(file); err == nil {
-		t.Error("written for another order")
-	}
-	m.keep(entries("c"))
-	dir := m.dir
-	m.dir = filepath.Join(dir, "nowhere")
-	m.saveObjects()
-	m.dir = dir
-	m.saveObjects()
-	if data, err := os.ReadFile(file); err != nil || !strings.Contains(string(data), `"c"`) {
-		t.Errorf("not tried again: %s, %v", data, err)
-	}
-}
-
 func TestStateDirErrors(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -207,7 +154,7 @@ func TestStateDirErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.setMemory(filepath.Join(file, "state")); err == nil || !strings.HasPrefix(err.Error(), "state-dir "+file) {
+	if err := b.setSnapshot(filepath.Join(file, "state")); err == nil || !strings.HasPrefix(err.Error(), "state-dir "+file) {
 		t.Errorf("%v", err)
 	}
 }

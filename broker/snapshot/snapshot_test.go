@@ -1,0 +1,68 @@
+package snapshot
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+// Nothing is written where only the state of links has changed, or the order of objects; what could not be written is.
+func TestSnapshotChanges(t *testing.T) {
+	s := &Snapshot{dir: t.TempDir(), log: slog.New(slog.DiscardHandler), changed: make(chan struct{}, 1)}
+	link := func(uid string, generation int64, state v1alpha1.State) []v1alpha1.KubeLink {
+		return []v1alpha1.KubeLink{{
+			ObjectMeta: metav1.ObjectMeta{Name: "a", UID: types.UID(uid), Generation: generation},
+			Status:     v1alpha1.KubeLinkStatus{State: state},
+		}}
+	}
+	for n, c := range []struct {
+		links []v1alpha1.KubeLink
+		news  bool
+	}{
+		{link("1", 1, "Up"), true}, {link("1", 1, "Idle"), false}, {link("1", 2, "Idle"), true},
+		{link("2", 2, "Idle"), true}, {nil, true}, {nil, false},
+	} {
+		s.dirty = false
+		if s.KeepLinks(c.links); s.dirty != c.news {
+			t.Errorf("%d: dirty %v", n, s.dirty)
+		}
+	}
+	entries := func(names ...string) func(*Objects) {
+		return func(o *Objects) {
+			o.Entries = nil
+			for _, name := range names {
+				o.Entries = append(o.Entries, coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Name: name}})
+			}
+		}
+	}
+	s.Keep(entries("a", "b"))
+	s.saveObjects()
+	file := filepath.Join(s.dir, objectsFile)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	s.Keep(entries("b", "a"))
+	if s.saveObjects(); s.dirty {
+		t.Error("what was written counts as changed")
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("written for another order")
+	}
+	s.Keep(entries("c"))
+	dir := s.dir
+	s.dir = filepath.Join(dir, "nowhere")
+	s.saveObjects()
+	s.dir = dir
+	s.saveObjects()
+	if data, err := os.ReadFile(file); err != nil || !strings.Contains(string(data), `"c"`) {
+		t.Errorf("not tried again: %s, %v", data, err)
+	}
+}
