@@ -213,7 +213,7 @@ func (b *Broker) Stop() {
 	if t := b.table.Swap(nil); t != nil {
 		t.Close()
 	}
-	b.apiZones.Set(nil, nil)
+	b.apiZones.Close()
 }
 
 // setSnapshot keeps what has to survive a restart in another folder; empty: nowhere. As long as the API server has told

@@ -38,7 +38,7 @@ func TestAPICredentials(t *testing.T) {
 		{"base64 of something", "secret", base64.StdEncoding.EncodeToString([]byte("something")), "key certificate-authority-data has no certificate"},
 		{"key", "secret", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "key certificate-authority-data has no certificate"},
 	} {
-		token, got, err := apiCredentials(map[string][]byte{keyToken: []byte(c.token), keyCAData: []byte(c.ca)})
+		token, got, err := parseCredentials(map[string][]byte{keyToken: []byte(c.token), keyCAData: []byte(c.ca)})
 		switch {
 		case c.bad == "" && (err != nil || token != "secret" || !strings.Contains(got, strings.TrimSpace(ca))):
 			t.Errorf("%s: %q %q %v", c.name, token, got, err)
@@ -53,7 +53,7 @@ func FuzzAPICredentials(f *testing.F) {
 	f.Add([]byte("token"), []byte(ca))
 	f.Add([]byte("token"), []byte(base64.StdEncoding.EncodeToString([]byte(ca))))
 	f.Fuzz(func(t *testing.T, token, ca []byte) {
-		got, pem, err := apiCredentials(map[string][]byte{keyToken: token, keyCAData: ca})
+		got, pem, err := parseCredentials(map[string][]byte{keyToken: token, keyCAData: ca})
 		if err != nil {
 			return
 		}
@@ -61,8 +61,8 @@ func FuzzAPICredentials(f *testing.F) {
 			t.Error("an empty token")
 		}
 		// What is accepted can be used.
-		i := &instance{apiSource: apiSource{server: "https://100.64.16.1", token: got, ca: pem}}
-		if _, err := i.restConfig(t.Context()); err != nil {
+		tr := newTransport(apiSource{server: "https://100.64.16.1", token: got, ca: pem}, func() {})
+		if _, err := tr.newConfig(t.Context()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -167,26 +167,26 @@ func TestAccess(t *testing.T) {
 	if a := find("three"); !errors.Is(a.err, errPending) {
 		t.Errorf("three: %v", a.err)
 	}
-	secrets.read(t.Context())
+	secrets.readAll(t.Context())
 	<-woken
 	if a := find("three"); a.err != nil || a.token != "token three" {
 		t.Errorf("three: %v", a.err)
 	}
-	secrets.read(t.Context())
+	secrets.readAll(t.Context())
 	direct.fail(errors.New("timeout"))
-	secrets.read(t.Context())
+	secrets.readAll(t.Context())
 	if a := find("three"); a.err != nil || len(woken) != 0 {
 		t.Errorf("three: %v, woken %d", a.err, len(woken))
 	}
 	direct.fail(apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, "three", errors.New("x")))
-	secrets.read(t.Context())
+	secrets.readAll(t.Context())
 	<-woken
 	if a := find("three"); a.err == nil || !strings.Contains(a.err.Error(), "secret other/three: the broker may not read it: allow") {
 		t.Errorf("three: %v", a.err)
 	}
 	direct.fail(nil)
 	direct.put("other/three", "2", map[string]string{keyToken: "new", keyCAData: ca})
-	secrets.read(t.Context())
+	secrets.readAll(t.Context())
 	<-woken
 	if a := find("three"); a.err != nil || a.token != "new" {
 		t.Errorf("three: %v", a.err)
@@ -196,7 +196,7 @@ func TestAccess(t *testing.T) {
 	state = mesh.Build(items[:2], self)
 	secrets.FindAccesses(t.Context(), state.Zones, nil)
 	gets := direct.gets
-	secrets.read(t.Context())
+	secrets.readAll(t.Context())
 	if direct.gets != gets {
 		t.Error("a secret is read that nobody wants")
 	}
@@ -205,7 +205,7 @@ func TestAccess(t *testing.T) {
 	secrets.cached = nil
 	direct.put("kube-system/two", "1", map[string]string{keyToken: "direct", keyCAData: ca})
 	find("two")
-	secrets.read(t.Context())
+	secrets.readAll(t.Context())
 	if a := find("two"); a.err != nil || a.token != "direct" {
 		t.Errorf("two: %v", a.err)
 	}
@@ -220,9 +220,9 @@ func TestSecretReader(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- s.Start(ctx) }()
-	s.want(map[types.NamespacedName]bool{{Namespace: "a", Name: "b"}: true})
+	s.setWanted(map[types.NamespacedName]bool{{Namespace: "a", Name: "b"}: true})
 	<-woken
-	if secret, err := s.get(types.NamespacedName{Namespace: "a", Name: "b"}); err != nil || secret == nil {
+	if secret, err := s.getSecret(t.Context(), types.NamespacedName{Namespace: "a", Name: "b"}); err != nil || secret == nil {
 		t.Error(err)
 	}
 	cancel()

@@ -33,7 +33,7 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-func init() { maxNames, tooMuchFor = 8<<20, time.Second }
+func init() { maxLoad, overloadPause = 8<<20, time.Second }
 
 // apiStub serves lists and watches of the kinds that names are made of.
 type apiStub struct {

@@ -1,9 +1,9 @@
 package apizone
 
-// Answers of the kubernetes plugin, kept for as long as the objects that they were made of are the
-// same ones. The plugin takes about as long as all else that a query costs; to compare pointers takes a
-// tenth of that. The plugin never changes an object that it has stored, but replaces it, and what is kept
-// here holds on to the old one: so a pointer that is the same means that nothing has changed.
+// This file caches replies of the kubernetes plugin for as long as the objects that they were made of are the same
+// ones. The plugin takes about as long as all else that a query costs; comparing pointers takes a tenth of that. The
+// plugin never changes an object that it has stored, but replaces it, and an entry holds on to the old one: so an equal
+// pointer means that nothing has changed.
 
 import (
 	"hash/maphash"
@@ -17,26 +17,35 @@ import (
 	"github.com/miekg/dns"
 )
 
-// maxAnswers bounds the answers that are kept, of all clusters together: some MB.
-const maxAnswers = 1 << 14
+// maxReplies bounds the entries of all clusters together: some MB.
+const maxReplies = 1 << 14
 
-// answers is shared by all instances.
-type answers struct {
+// objectIndex has the objects of a plugin.
+type objectIndex interface {
+	SvcIndex(key string) []*object.Service
+	SvcIndexReverse(address string) []*object.Service
+	EpIndex(key string) []*object.Endpoints
+	GetNamespaceByName(name string) (*object.Namespace, error)
+	Modified(kubernetes.ModifiedMode) int64
+}
+
+// replyCache is shared by all instances.
+type replyCache struct {
 	seed  maphash.Seed
-	cache *cache.Cache[*keptAnswer]
+	cache *cache.Cache[*entry]
 }
 
-func newAnswers() *answers {
-	return &answers{seed: maphash.MakeSeed(), cache: cache.New[*keptAnswer](maxAnswers)}
+func newReplyCache() *replyCache {
+	return &replyCache{seed: maphash.MakeSeed(), cache: cache.New[*entry](maxReplies)}
 }
 
-// keptAnswer is an answer and what it depends on.
-type keptAnswer struct {
-	instance uint64 // its number: all that it has loaded shall go when it ends
-	name     string // as the client spelled it, which the answer does, too
+// entry is a reply and what it depends on.
+type entry struct {
+	instance uint64 // number of the instance: another one has loaded objects of its own
+	name     string // as the client spelled it: the reply spells it the same way
 	qtype    uint16
 	of       objects
-	reply    *dns.Msg // its sections are shared with those who ask
+	reply    *dns.Msg // its sections are shared by all replies that are made of it
 }
 
 // objects are all that the names of a service depend on.
@@ -50,23 +59,24 @@ type objects struct {
 	endpoints []*object.Endpoints
 }
 
-// find returns what is kept for the query and still good; else nil.
-func (a *answers) find(i *instance, state *request.Request) *keptAnswer {
+// findEntry returns the entry for the query if its objects are still the same; else nil.
+func (c *replyCache) findEntry(instance uint64, index objectIndex, state *request.Request) *entry {
 	name, qtype := state.QName(), state.QType()
-	kept, ok := a.cache.Get(a.hash(name, qtype))
-	if ok && kept.instance == i.number && kept.name == name && kept.qtype == qtype && kept.of.current(i) {
-		return kept
+	e, ok := c.cache.Get(c.hashQuery(name, qtype))
+	if ok && e.instance == instance && e.name == name && e.qtype == qtype && e.of.areCurrent(index) {
+		return e
 	}
 	return nil
 }
 
-// to makes a reply to the query. It is not part of find, as it would be on the stack there: see zone.Match.Answer.
-func (k *keptAnswer) to(i *instance, req *dns.Msg) *dns.Msg {
+// newReply makes a reply to the query. It is not part of findEntry, as the reply would be on the stack there: see
+// zone.Match.Answer.
+func (e *entry) newReply(index objectIndex, req *dns.Msg) *dns.Msg {
 	m := new(dns.Msg).SetReply(req)
-	m.Rcode, m.Authoritative = k.reply.Rcode, true
-	m.Answer, m.Ns, m.Extra = k.reply.Answer, k.reply.Ns, k.reply.Extra
+	m.Rcode, m.Authoritative = e.reply.Rcode, true
+	m.Answer, m.Ns, m.Extra = e.reply.Answer, e.reply.Ns, e.reply.Extra
 	if len(m.Ns) > 0 {
-		m.Ns = withSerial(m.Ns, uint32(i.plugin.APIConn.Modified(kubernetes.ModifiedInternal)))
+		m.Ns = withSerial(m.Ns, uint32(index.Modified(kubernetes.ModifiedInternal)))
 	}
 	return m
 }
@@ -84,49 +94,54 @@ func withSerial(rrs []dns.RR, serial uint32) []dns.RR {
 	return rrs
 }
 
-// keep keeps a reply. The objects were looked up before it was made: what has changed since then shows.
-func (a *answers) keep(i *instance, state *request.Request, of objects, reply *dns.Msg) {
-	alias := slices.ContainsFunc(reply.Answer, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeCNAME })
-	if alias || reply.Truncated || !reply.Authoritative { // an alias depends on other objects
+// addReply caches a reply. The caller looked up the objects before it made the reply: findEntry sees what has changed
+// since then.
+func (c *replyCache) addReply(instance uint64, state *request.Request, of objects, reply *dns.Msg) {
+	isAlias := func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeCNAME }
+	if slices.ContainsFunc(reply.Answer, isAlias) { // it depends on other objects
+		return
+	}
+	if reply.Truncated || !reply.Authoritative {
 		return
 	}
 	name, qtype := state.QName(), state.QType()
-	kept := &keptAnswer{instance: i.number, name: name, qtype: qtype, of: of, reply: &dns.Msg{}}
-	kept.reply.Rcode = reply.Rcode
-	// Whoever appends to a section must not write into the one that is shared.
-	kept.reply.Answer, kept.reply.Ns, kept.reply.Extra = slices.Clip(reply.Answer), slices.Clip(reply.Ns), slices.Clip(reply.Extra)
-	a.cache.Add(a.hash(name, qtype), kept)
+	// Clipped, so that appending to a section does not write into the shared one.
+	shared := &dns.Msg{
+		Answer: slices.Clip(reply.Answer), Ns: slices.Clip(reply.Ns), Extra: slices.Clip(reply.Extra),
+	}
+	shared.Rcode = reply.Rcode
+	c.cache.Add(c.hashQuery(name, qtype), &entry{instance: instance, name: name, qtype: qtype, of: of, reply: shared})
 }
 
-func (a *answers) hash(name string, qtype uint16) uint64 {
-	return maphash.String(a.seed, name) ^ uint64(qtype)
+func (c *replyCache) hashQuery(name string, qtype uint16) uint64 {
+	return maphash.String(c.seed, name) ^ uint64(qtype)
 }
 
-// objectsOf finds what the name depends on. It is not ok for a name that is not one of a service.
-func (i *instance) objectsOf(name string) (of objects, ok bool) {
-	labels := dns.SplitDomainName(strings.TrimSuffix(name, i.zone))
+// findObjects finds what the name depends on. It is not ok for a name that is not one of a service.
+func findObjects(index objectIndex, name, zone string) (of objects, ok bool) {
+	labels := dns.SplitDomainName(strings.TrimSuffix(name, zone))
 	n := len(labels)
 	if n < 3 || n > 5 || labels[n-1] != "svc" { // up to _port._protocol.service.namespace.svc
 		return of, false
 	}
 	of.namespace = labels[n-2]
 	of.key = object.ServiceKey(labels[n-3], of.namespace)
-	of.exists, of.services = i.exists(of.namespace), i.plugin.APIConn.SvcIndex(of.key)
+	of.exists, of.services = namespaceExists(index, of.namespace), index.SvcIndex(of.key)
 	of.withEndpoints = n == 4 || slices.ContainsFunc(of.services, (*object.Service).Headless)
 	if of.withEndpoints {
-		of.endpoints = i.plugin.APIConn.EpIndex(of.key)
+		of.endpoints = index.EpIndex(of.key)
 	}
 	return of, true
 }
 
-// current tells whether the plugin still has the same objects.
-func (of *objects) current(i *instance) bool {
-	return of.exists == i.exists(of.namespace) && samePointers(of.services, i.plugin.APIConn.SvcIndex(of.key)) &&
-		(!of.withEndpoints || samePointers(of.endpoints, i.plugin.APIConn.EpIndex(of.key)))
+// areCurrent tells whether the plugin still has the same objects.
+func (o *objects) areCurrent(index objectIndex) bool {
+	return o.exists == namespaceExists(index, o.namespace) && samePointers(o.services, index.SvcIndex(o.key)) &&
+		(!o.withEndpoints || samePointers(o.endpoints, index.EpIndex(o.key)))
 }
 
-func (i *instance) exists(namespace string) bool {
-	_, err := i.plugin.APIConn.GetNamespaceByName(namespace)
+func namespaceExists(index objectIndex, namespace string) bool {
+	_, err := index.GetNamespaceByName(namespace)
 	return err == nil
 }
 

@@ -39,7 +39,7 @@ func newBench(t testing.TB) *bench {
 		default:
 		}
 	})
-	t.Cleanup(func() { zones.Set(nil, nil) })
+	t.Cleanup(zones.Close)
 	return &bench{Zones: zones, changes: changes, up: true}
 }
 
@@ -274,7 +274,7 @@ func TestKeptAnswers(t *testing.T) {
 		}
 		_ = append(m.Answer, m.Answer[0]) // CoreDNS' plugins add to sections, but change no record
 	}
-	if n := bench.answers.cache.Len(); n == 0 || n > maxAnswers {
+	if n := bench.replies.cache.Len(); n == 0 || n > maxReplies {
 		t.Errorf("%d answers are kept", n)
 	}
 }
@@ -363,7 +363,7 @@ func TestLongWatch(t *testing.T) {
 	b := bench.want(Access{link: "two", apiSource: stub.source("t")})
 	bench.until(t, "names", func() error { return answered(t, b, web) })
 	large := strings.Repeat("x", 1<<20)
-	for range 2 * maxNames >> 20 {
+	for range 2 * maxLoad >> 20 {
 		stub.service("large", "100.64.16.30", func(s *corev1.Service) { s.Annotations = map[string]string{"large": large} })
 	}
 	stub.service("last", "100.64.16.21")
@@ -378,11 +378,12 @@ func TestLongWatch(t *testing.T) {
 // A watch that brings the names and what changes later, which the stub has none of, is bounded until the names are loaded.
 func TestBoundedBody(t *testing.T) {
 	for _, c := range []struct{ watch, loaded, ends bool }{{true, false, true}, {true, true, false}, {false, false, true}, {false, true, true}} {
-		i := &instance{failed: func() {}, failures: map[string]string{}, sizes: map[string]int64{}, tooMuch: map[string]time.Time{}}
-		i.loaded.Store(c.loaded)
-		n, err := io.Copy(io.Discard, &boundedBody{ReadCloser: io.NopCloser(strings.NewReader(strings.Repeat(" ", int(2*maxNames)))), i: i, resource: "services", watch: c.watch})
-		if (err != nil) != c.ends || (n > maxNames) == c.ends || (i.failure() != nil) != c.ends {
-			t.Errorf("%v: %d bytes, %v, %v", c, n, err, i.failure())
+		tr := newTransport(apiSource{}, func() {})
+		tr.loaded.Store(c.loaded)
+		body := io.NopCloser(strings.NewReader(strings.Repeat(" ", int(2*maxLoad))))
+		n, err := io.Copy(io.Discard, &boundedBody{ReadCloser: body, transport: tr, resource: "services", watch: c.watch})
+		if (err != nil) != c.ends || (n > maxLoad) == c.ends || (tr.currentError() != nil) != c.ends {
+			t.Errorf("%v: %d bytes, %v, %v", c, n, err, tr.currentError())
 		}
 	}
 }
