@@ -53,8 +53,8 @@ func newBatch(to *unix.RawSockaddrInet4) *batch {
 	return b
 }
 
-// call is sendmmsg(2) or recvmmsg(2).
-func (b *batch) call(trap uintptr, s socket, n int, flags uintptr) (int, error) {
+// callKernel is sendmmsg(2) or recvmmsg(2).
+func (b *batch) callKernel(trap uintptr, s socket, n int, flags uintptr) (int, error) {
 	r, _, errno := unix.Syscall6(trap, uintptr(s), uintptr(unsafe.Pointer(&b.headers[0])), uintptr(n), flags, 0, 0)
 	if errno != 0 {
 		return 0, errno
@@ -73,7 +73,7 @@ type datagrams struct {
 
 // openDatagrams makes the client's socket. For a download the server learns the client's address as it sees it.
 func openDatagrams(client *testbed.Host, server socket, to netip.AddrPort, d direction) (*datagrams, error) {
-	near, err := dial(client, unix.SOCK_DGRAM, to)
+	near, err := dialSocket(client, unix.SOCK_DGRAM, to)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func openDatagrams(client *testbed.Host, server socket, to netip.AddrPort, d dir
 	for _, s := range []socket{near, server} {
 		if err := errors.Join(
 			unix.SetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, datagramBuffer),
-			s.timeout(unix.SO_RCVTIMEO, 100*time.Millisecond),
+			s.setTimeout(unix.SO_RCVTIMEO, 100*time.Millisecond),
 		); err != nil {
 			return fail(err)
 		}
@@ -126,20 +126,20 @@ type attempt struct {
 	rate           float64 // per second, as it was sent
 }
 
-func (a attempt) loss() float64 { return 1 - float64(a.received)/float64(max(1, a.sent)) }
+func (a attempt) lossShare() float64 { return 1 - float64(a.received)/float64(max(1, a.sent)) }
 
-// try sends at a rate for a time and counts what arrives. 0 is as fast as possible.
-func (w *datagrams) try(rate float64, d time.Duration) (attempt, error) {
+// tryRate sends at a rate for a time and counts what arrives. 0 is as fast as possible.
+func (w *datagrams) tryRate(rate float64, d time.Duration) (attempt, error) {
 	run := runs.Add(1)
 	var a attempt
 	var sent atomic.Bool
 	done := make(chan error, 1)
 	go func() {
 		var err error
-		a.received, err = w.receive(run, &sent)
+		a.received, err = w.receiveDatagrams(run, &sent)
 		done <- err
 	}()
-	err := w.send(run, rate, d, &a)
+	err := w.sendDatagrams(run, rate, d, &a)
 	sent.Store(true)
 	if err := errors.Join(err, <-done); err != nil {
 		return a, err
@@ -150,7 +150,7 @@ func (w *datagrams) try(rate float64, d time.Duration) (attempt, error) {
 	return a, nil
 }
 
-func (w *datagrams) send(run uint64, rate float64, d time.Duration, a *attempt) error {
+func (w *datagrams) sendDatagrams(run uint64, rate float64, d time.Duration, a *attempt) error {
 	b := newBatch(w.dest)
 	for i := range b.iovecs {
 		b.iovecs[i].SetLen(datagramSize)
@@ -161,7 +161,7 @@ func (w *datagrams) send(run uint64, rate float64, d time.Duration, a *attempt) 
 	// alone does not fill.
 	const burst = 2 * batchSize
 	from, already := start, 0.0 // the schedule: when it began, and how many were due before
-	next := now()
+	next := monotonicNow()
 	elapsed := time.Duration(0)
 	for ; elapsed < d; elapsed = time.Since(start) {
 		due := uint64(batchSize)
@@ -174,7 +174,7 @@ func (w *datagrams) send(run uint64, rate float64, d time.Duration, a *attempt) 
 		}
 		if due == 0 {
 			// A sleep of the kernel's: the runtime's are in milliseconds.
-			next = max(next+200_000, now())
+			next = max(next+200_000, monotonicNow())
 			sleepUntil(next)
 			continue
 		}
@@ -184,7 +184,7 @@ func (w *datagrams) send(run uint64, rate float64, d time.Duration, a *attempt) 
 			binary.NativeEndian.PutUint64(b.data[i][8:], number)
 			binary.NativeEndian.PutUint64(b.data[i][datagramSize-8:], number^run)
 		}
-		n, err := b.call(unix.SYS_SENDMMSG, w.from, n, 0)
+		n, err := b.callKernel(unix.SYS_SENDMMSG, w.from, n, 0)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.ENOBUFS: // a full queue of the own device: the rate is too high
@@ -199,12 +199,12 @@ func (w *datagrams) send(run uint64, rate float64, d time.Duration, a *attempt) 
 	return nil
 }
 
-// receive counts the datagrams of a run until all is sent and no more comes.
-func (w *datagrams) receive(run uint64, sent *atomic.Bool) (count uint64, err error) {
+// receiveDatagrams counts the datagrams of a run until all is sent and no more comes.
+func (w *datagrams) receiveDatagrams(run uint64, sent *atomic.Bool) (count uint64, err error) {
 	b := newBatch(nil)
 	for {
 		over := sent.Load()
-		n, err := b.call(unix.SYS_RECVMMSG, w.to, batchSize, unix.MSG_WAITFORONE)
+		n, err := b.callKernel(unix.SYS_RECVMMSG, w.to, batchSize, unix.MSG_WAITFORONE)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -231,11 +231,11 @@ func (w *datagrams) receive(run uint64, sent *atomic.Bool) (count uint64, err er
 	}
 }
 
-// highest searches the highest rate with less loss than is allowed, from a rate that is a guess, and returns the
+// findHighestRate searches the highest rate with less loss than is allowed, from a rate that is a guess, and returns the
 // rate that arrived, per second.
-func (w *datagrams) highest(ctx context.Context, guess float64, d time.Duration, refinements, attempts int) (float64, error) {
+func (w *datagrams) findHighestRate(ctx context.Context, guess float64, d time.Duration, refinements, attempts int) (float64, error) {
 	if guess == 0 {
-		a, err := w.try(0, d/2)
+		a, err := w.tryRate(0, d/2)
 		if err != nil {
 			return 0, err
 		}
@@ -247,12 +247,12 @@ func (w *datagrams) highest(ctx context.Context, guess float64, d time.Duration,
 			if err := ctx.Err(); err != nil {
 				return false, err
 			}
-			a, err := w.try(rate, d)
+			a, err := w.tryRate(rate, d)
 			if err != nil {
 				return false, err
 			}
-			if a.loss() < lossAllowed {
-				best = max(best, a.rate*(1-a.loss()))
+			if a.lossShare() < lossAllowed {
+				best = max(best, a.rate*(1-a.lossShare()))
 				return true, nil
 			}
 		}
@@ -322,14 +322,14 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 
 const never = time.Hour
 
-// ping sends a datagram at every interval, whatever becomes of those before: a slow answer must not slow the questions.
-func ping(client *testbed.Host, to netip.AddrPort, interval, d time.Duration) (echoes, error) {
-	s, err := dial(client, unix.SOCK_DGRAM, to)
+// measureEchoes sends a datagram at every interval, whatever becomes of those before: a slow answer must not slow the questions.
+func measureEchoes(client *testbed.Host, to netip.AddrPort, interval, d time.Duration) (echoes, error) {
+	s, err := dialSocket(client, unix.SOCK_DGRAM, to)
 	if err != nil {
 		return echoes{}, err
 	}
 	defer s.close()
-	if err := s.timeout(unix.SO_RCVTIMEO, time.Second); err != nil {
+	if err := s.setTimeout(unix.SO_RCVTIMEO, time.Second); err != nil {
 		return echoes{}, err
 	}
 	count := int(d / interval)
@@ -344,7 +344,7 @@ func ping(client *testbed.Host, to netip.AddrPort, interval, d time.Duration) (e
 		buffer := make([]byte, 2048)
 		for left := count; left > 0; {
 			n, err := unix.Read(int(s), buffer)
-			at := now()
+			at := monotonicNow()
 			switch {
 			case err == unix.EINTR:
 				continue
@@ -368,10 +368,10 @@ func ping(client *testbed.Host, to netip.AddrPort, interval, d time.Duration) (e
 	})
 	question := make([]byte, echoSize)
 	binary.NativeEndian.PutUint64(question, run)
-	next := now()
+	next := monotonicNow()
 	for i := range count {
 		binary.NativeEndian.PutUint64(question[8:], uint64(i))
-		binary.NativeEndian.PutUint64(question[16:], uint64(now()))
+		binary.NativeEndian.PutUint64(question[16:], uint64(monotonicNow()))
 		if _, err := s.write(question); err != nil {
 			errSend = err
 			break
@@ -396,8 +396,8 @@ func ping(client *testbed.Host, to netip.AddrPort, interval, d time.Duration) (e
 	return e, nil
 }
 
-// now is the monotonic clock in nanoseconds.
-func now() int64 {
+// monotonicNow is the monotonic clock in nanoseconds.
+func monotonicNow() int64 {
 	var ts unix.Timespec
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
 	return ts.Nano()

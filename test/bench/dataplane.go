@@ -54,7 +54,7 @@ type pace struct {
 	refinements, attempts                           int // of the search for a rate
 }
 
-func (o choice) pace() pace {
+func (o choice) newPace() pace {
 	if o.quick {
 		return pace{warmUp: 300 * time.Millisecond, stream: 700 * time.Millisecond, datagrams: 300 * time.Millisecond,
 			requests: 700 * time.Millisecond, idle: 500 * time.Millisecond, load: time.Second, refinements: 2, attempts: 2}
@@ -74,7 +74,7 @@ type contender struct {
 	profile string // where its processes serve profiles, on their nodes
 }
 
-func (c *contender) pids() (pids []int) {
+func (c *contender) listPIDs() (pids []int) {
 	for _, p := range c.tunnels() {
 		pids = append(pids, p.PID())
 	}
@@ -93,7 +93,7 @@ type dataplane struct {
 	offload                   bool // what the brokers run with
 	guess                     map[string]float64
 	results                   *results
-	noted                     []noted // by the measure that is being taken
+	staged                    []stagedResult // by the measure that is being taken
 	quiet                     quiet
 }
 
@@ -106,17 +106,17 @@ func measureDataplane(ctx context.Context, o choice) (*results, error) {
 		return nil, err
 	}
 	defer f.Close()
-	p := &dataplane{choice: o, pace: o.pace(), fleet: f, one: f.Brokers[0], two: f.Brokers[1], offload: true,
+	p := &dataplane{choice: o, pace: o.newPace(), fleet: f, one: f.Brokers[0], two: f.Brokers[1], offload: true,
 		guess: map[string]float64{}, results: newResults(&dataplaneLayout, o.rounds), quiet: quiet{patience: 2 * time.Minute}}
 	if o.quick {
 		p.quiet.patience = 20 * time.Second
 	}
-	if err := p.furnish(ctx); err != nil {
+	if err := p.setUp(ctx); err != nil {
 		f.DumpLogs(os.Stderr, 30)
 		return nil, err
 	}
 	if o.hold {
-		p.describe()
+		p.printProcesses()
 	}
 	for round := 0; round < o.rounds || o.hold; round++ {
 		// Nobody comes always first, or always after the same one.
@@ -126,7 +126,7 @@ func measureDataplane(ctx context.Context, o choice) (*results, error) {
 		}
 		for _, c := range order {
 			fmt.Printf("round %d: %s\n", round+1, c.name)
-			if err := p.turn(ctx, c, round); err != nil {
+			if err := p.measureContender(ctx, c, round); err != nil {
 				f.DumpLogs(os.Stderr, 10)
 				return nil, fmt.Errorf("round %d: %s: %w", round+1, c.name, err)
 			}
@@ -135,21 +135,21 @@ func measureDataplane(ctx context.Context, o choice) (*results, error) {
 	return p.results, nil
 }
 
-// furnish makes pods, services and tunnels.
-func (p *dataplane) furnish(ctx context.Context) (err error) {
+// setUp makes pods, services and tunnels.
+func (p *dataplane) setUp(ctx context.Context) (err error) {
 	if p.server, err = p.two.Pod(ctx, "server", testbed.PodOptions{}); err != nil {
 		return err
 	}
 	if p.client, err = p.one.Pod(ctx, "client", testbed.PodOptions{}); err != nil {
 		return err
 	}
-	if p.streams, err = listen(p.server.Host, unix.SOCK_STREAM, streamPort); err != nil {
+	if p.streams, err = listenSocket(p.server.Host, unix.SOCK_STREAM, streamPort); err != nil {
 		return err
 	}
-	if p.datagrams, err = listen(p.server.Host, unix.SOCK_DGRAM, datagramPort); err != nil {
+	if p.datagrams, err = listenSocket(p.server.Host, unix.SOCK_DGRAM, datagramPort); err != nil {
 		return err
 	}
-	if p.echos, err = listen(p.server.Host, unix.SOCK_DGRAM, echoPort); err != nil {
+	if p.echos, err = listenSocket(p.server.Host, unix.SOCK_DGRAM, echoPort); err != nil {
 		return err
 	}
 	go serveEcho(p.echos)
@@ -172,7 +172,7 @@ func (p *dataplane) furnish(ctx context.Context) (err error) {
 			tunnels: func() []*testbed.Process { return nil }}
 		switch c.name {
 		case plainPath:
-			if err := p.publish(ctx); err != nil {
+			if err := p.publishServer(ctx); err != nil {
 				return err
 			}
 			c.to = p.two.PublicAddress
@@ -184,7 +184,7 @@ func (p *dataplane) furnish(ctx context.Context) (err error) {
 			if err != nil {
 				return err
 			}
-			c.device, c.state, c.profile = wireguardDevice, w.state, wireguardProfile
+			c.device, c.state, c.profile = wireguardDevice, w.readState, wireguardProfile
 			c.tunnels = func() []*testbed.Process { return w.processes }
 		default:
 			c.to, c.device, c.profile = linked, "kubelink", brokerProfile
@@ -197,9 +197,9 @@ func (p *dataplane) furnish(ctx context.Context) (err error) {
 	return nil
 }
 
-// publish leads the server's ports from the router's public address to the pod, as those of the tunnels are led to
+// publishServer leads the server's ports from the router's public address to the pod, as those of the tunnels are led to
 // their processes; the node does once more what kube-proxy does for a service.
-func (p *dataplane) publish(ctx context.Context) error {
+func (p *dataplane) publishServer(ctx context.Context) error {
 	gateway := p.two.Gateway()
 	for _, port := range []struct {
 		protocol string
@@ -274,14 +274,14 @@ func (p *dataplane) linksUp(ctx context.Context) (since string, err error) {
 	return since, nil
 }
 
-// turn measures one contender once.
-func (p *dataplane) turn(ctx context.Context, c *contender, round int) error {
+// measureContender measures one contender once.
+func (p *dataplane) measureContender(ctx context.Context, c *contender, round int) error {
 	if err := c.enter(); err != nil {
 		return err
 	}
 	// A link that is up may be one that a restarted process does not have yet.
 	if err := testbed.Until(ctx, "the path", func(context.Context) error {
-		_, err := ping(p.client.Host, netip.AddrPortFrom(c.to, echoPort), 10*time.Millisecond, 50*time.Millisecond)
+		_, err := measureEchoes(p.client.Host, netip.AddrPortFrom(c.to, echoPort), 10*time.Millisecond, 50*time.Millisecond)
 		return err
 	}); err != nil {
 		return err
@@ -290,10 +290,10 @@ func (p *dataplane) turn(ctx context.Context, c *contender, round int) error {
 	if err != nil {
 		return err
 	}
-	if err := resetPeak(c.pids()); err != nil {
+	if err := resetPeak(c.listPIDs()); err != nil {
 		return err
 	}
-	before, err := p.carried()
+	before, err := p.carriedBytes()
 	if err != nil {
 		return err
 	}
@@ -306,15 +306,15 @@ func (p *dataplane) turn(ctx context.Context, c *contender, round int) error {
 		}
 		load += n
 	}
-	resident, peak, err := memory(c.pids())
+	resident, peak, err := readMemory(c.listPIDs())
 	if err != nil {
 		return err
 	}
-	if len(c.pids()) > 0 {
-		p.note(c, resultMemory, float64(resident)/(1<<20))
-		p.note(c, resultPeak, float64(peak)/(1<<20))
+	if len(c.listPIDs()) > 0 {
+		p.addResult(c, resultMemory, float64(resident)/(1<<20))
+		p.addResult(c, resultPeak, float64(peak)/(1<<20))
 	}
-	after, err := p.carried()
+	after, err := p.carriedBytes()
 	if err != nil {
 		return err
 	}
@@ -334,8 +334,8 @@ func (p *dataplane) turn(ctx context.Context, c *contender, round int) error {
 	return err
 }
 
-// carried is what has gone through the tunnels' devices in the first cluster, in bytes.
-func (p *dataplane) carried() (map[string]uint64, error) {
+// carriedBytes is what has gone through the tunnels' devices in the first cluster, in bytes.
+func (p *dataplane) carriedBytes() (map[string]uint64, error) {
 	all := map[string]uint64{}
 	for _, c := range p.contenders {
 		if c.device == "" {
@@ -354,9 +354,9 @@ func (p *dataplane) carried() (map[string]uint64, error) {
 // measureQuietly measures while nobody else uses the machine, as far as that can be seen. It returns the bytes that
 // streams carried.
 func (p *dataplane) measureQuietly(ctx context.Context, c *contender, measure string, round int) (total uint64, err error) {
-	disturbed, err := p.quiet.measure(ctx, measure, func() error {
-		p.noted = nil
-		n, err := p.measure(ctx, c, measure, round)
+	disturbed, err := p.quiet.runQuietly(ctx, measure, func() error {
+		p.staged = nil
+		n, err := p.takeMeasure(ctx, c, measure, round)
 		total += n
 		return err
 	})
@@ -367,22 +367,22 @@ func (p *dataplane) measureQuietly(ctx context.Context, c *contender, measure st
 	if disturbed {
 		p.results.disturbed++
 	}
-	for _, n := range p.noted {
-		p.note(c, n.result, n.value)
+	for _, n := range p.staged {
+		p.addResult(c, n.result, n.value)
 	}
-	p.noted = nil
+	p.staged = nil
 	return total, nil
 }
 
-// measure takes one measure and returns the bytes that streams carried.
-func (p *dataplane) measure(ctx context.Context, c *contender, measure string, round int) (n uint64, err error) {
+// takeMeasure takes one measure and returns the bytes that streams carried.
+func (p *dataplane) takeMeasure(ctx context.Context, c *contender, measure string, round int) (n uint64, err error) {
 	profiles := p.startProfiles(ctx, c, measure, round)
 	switch measure {
 	case "tcp1", "tcp4":
 		flows := map[string]int{"tcp1": 1, "tcp4": 4}[measure]
 		for _, d := range []direction{up, down} {
 			var bytes uint64
-			if bytes, err = p.transfer(ctx, c, flows, d); err != nil {
+			if bytes, err = p.measureStreams(ctx, c, flows, d); err != nil {
 				break
 			}
 			n += bytes
@@ -399,22 +399,24 @@ func (p *dataplane) measure(ctx context.Context, c *contender, measure string, r
 	return n, errors.Join(err, profiles())
 }
 
-// note keeps and tells a result.
-func (p *dataplane) note(c *contender, r result, value float64) {
-	p.results.add(r, c.name, value)
-	fmt.Printf("  %-44s %10s %s\n", r.title, r.format(value), r.unit)
+// addResult keeps and tells a result.
+func (p *dataplane) addResult(c *contender, r result, value float64) {
+	p.results.addValue(r, c.name, value)
+	fmt.Printf("  %-44s %10s %s\n", r.title, r.formatValue(value), r.unit)
 }
 
-// found is a result that counts if nobody disturbed it.
-func (p *dataplane) found(r result, value float64) { p.noted = append(p.noted, noted{r, value}) }
+// stageResult is a result that counts if nobody disturbed it.
+func (p *dataplane) stageResult(r result, value float64) {
+	p.staged = append(p.staged, stagedResult{r, value})
+}
 
-type noted struct {
+type stagedResult struct {
 	result result
 	value  float64
 }
 
-// transfer measures streams in one direction, and with a single one what a byte costs.
-func (p *dataplane) transfer(ctx context.Context, c *contender, n int, d direction) (uint64, error) {
+// measureStreams measures streams in one direction, and with a single one what a byte costs.
+func (p *dataplane) measureStreams(ctx context.Context, c *contender, n int, d direction) (uint64, error) {
 	all, err := openFlows(p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), n, d)
 	if err != nil {
 		return 0, err
@@ -427,13 +429,13 @@ func (p *dataplane) transfer(ctx context.Context, c *contender, n int, d directi
 	}
 	var start, end usage
 	take := func(u *usage) (err error) {
-		u.at, u.bytes = time.Now(), all.received()
-		if u.tunnel, err = processTime(c.pids()); err == nil {
+		u.at, u.bytes = time.Now(), all.receivedBytes()
+		if u.tunnel, err = processTime(c.listPIDs()); err == nil {
 			u.machine, err = machineTime()
 		}
 		return err
 	}
-	if err := all.run(ctx, p.warmUp, func() error {
+	if err := all.runDuring(ctx, p.warmUp, func() error {
 		if err := take(&start); err != nil {
 			return err
 		}
@@ -450,14 +452,14 @@ func (p *dataplane) transfer(ctx context.Context, c *contender, n int, d directi
 	if bytes == 0 {
 		return 0, fmt.Errorf("%s: nothing arrived", d)
 	}
-	p.found(resultStream(n, d), bytes*8/1e9/end.at.Sub(start.at).Seconds())
+	p.stageResult(resultStream(n, d), bytes*8/1e9/end.at.Sub(start.at).Seconds())
 	if n == 1 {
-		if len(c.pids()) > 0 {
-			p.found(resultTunnelCPU(d), (end.tunnel-start.tunnel).Seconds()/bytes*1e9)
+		if len(c.listPIDs()) > 0 {
+			p.stageResult(resultTunnelCPU(d), (end.tunnel-start.tunnel).Seconds()/bytes*1e9)
 		}
-		p.found(resultMachineCPU(d), (end.machine-start.machine).Seconds()/bytes*1e9)
+		p.stageResult(resultMachineCPU(d), (end.machine-start.machine).Seconds()/bytes*1e9)
 	}
-	return all.received(), nil
+	return all.receivedBytes(), nil
 }
 
 func (p *dataplane) datagramRate(ctx context.Context, c *contender) error {
@@ -467,21 +469,21 @@ func (p *dataplane) datagramRate(ctx context.Context, c *contender) error {
 			return err
 		}
 		key := c.name + string(d)
-		rate, err := w.highest(ctx, p.guess[key], p.pace.datagrams, p.refinements, p.attempts)
+		rate, err := w.findHighestRate(ctx, p.guess[key], p.pace.datagrams, p.refinements, p.attempts)
 		w.close()
 		if err != nil {
 			return err
 		}
 		p.guess[key] = rate // of the next round
-		p.found(resultDatagrams(d), rate/1000)
+		p.stageResult(resultDatagrams(d), rate/1000)
 	}
 	return nil
 }
 
 func (p *dataplane) requestRate(ctx context.Context, c *contender) error {
-	rate, err := requests(ctx, p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), p.warmUp, p.pace.requests)
+	rate, err := measureRequests(ctx, p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), p.warmUp, p.pace.requests)
 	if err == nil {
-		p.found(resultRequests, rate/1000)
+		p.stageResult(resultRequests, rate/1000)
 	}
 	return err
 }
@@ -489,15 +491,15 @@ func (p *dataplane) requestRate(ctx context.Context, c *contender) error {
 const echoInterval = 2 * time.Millisecond
 
 func (p *dataplane) roundTrip(c *contender) error {
-	e, err := ping(p.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.idle)
+	e, err := measureEchoes(p.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.idle)
 	if err != nil {
 		return err
 	}
 	if e.lost > 0 {
 		return fmt.Errorf("%d of %d echoes lost without load", e.lost, len(e.times))
 	}
-	p.found(resultIdleMedian, milliseconds(e.quantile(0.5)))
-	p.found(resultIdle99, milliseconds(e.quantile(0.99)))
+	p.stageResult(resultIdleMedian, toMilliseconds(e.quantile(0.5)))
+	p.stageResult(resultIdle99, toMilliseconds(e.quantile(0.99)))
 	return nil
 }
 
@@ -509,19 +511,19 @@ func (p *dataplane) roundTripUnderLoad(ctx context.Context, c *contender) (uint6
 	}
 	defer all.close()
 	var e echoes
-	if err := all.run(ctx, p.warmUp, func() (err error) {
-		e, err = ping(p.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.pace.load)
+	if err := all.runDuring(ctx, p.warmUp, func() (err error) {
+		e, err = measureEchoes(p.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.pace.load)
 		return err
 	}); err != nil {
 		return 0, err
 	}
-	p.found(resultLoadMedian, milliseconds(e.quantile(0.5)))
-	p.found(resultLoad99, milliseconds(e.quantile(0.99)))
-	p.found(resultLoadLost, 100*float64(e.lost)/float64(len(e.times)))
-	return all.received(), nil
+	p.stageResult(resultLoadMedian, toMilliseconds(e.quantile(0.5)))
+	p.stageResult(resultLoad99, toMilliseconds(e.quantile(0.99)))
+	p.stageResult(resultLoadLost, 100*float64(e.lost)/float64(len(e.times)))
+	return all.receivedBytes(), nil
 }
 
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+func toMilliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // startProfiles takes CPU profiles of both tunnel processes during a measure of the first round; the returned function
 // waits for them.
@@ -542,8 +544,8 @@ func (p *dataplane) startProfiles(ctx context.Context, c *contender, measure str
 	}
 }
 
-// describe tells how to look at what runs.
-func (p *dataplane) describe() {
+// printProcesses tells how to look at what runs.
+func (p *dataplane) printProcesses() {
 	fmt.Println("\nrounds go on until Ctrl-C; meanwhile, in another terminal:")
 	fmt.Println(" ", testbed.Enter("perf top")+"   # or any other program, inside of the bed")
 	for _, c := range p.contenders {

@@ -71,7 +71,7 @@ var dataplaneOrder = []result{
 
 // dataplaneTable is the medians, each with its range, and kubelink's as multiples of others'.
 func (r *results) dataplaneTable() table {
-	names, titles := r.took(dataplaneOrder...)
+	names, titles := r.entrantsWith(dataplaneOrder...)
 	head := append([]string{"", "unit"}, titles...)
 	var to []string
 	for i, name := range names {
@@ -87,10 +87,10 @@ func (r *results) dataplaneTable() table {
 		}
 		row := []string{what.title, what.unit}
 		for _, name := range names {
-			row = append(row, r.show(what, name))
+			row = append(row, r.formatMedian(what, name))
 		}
 		for _, name := range to {
-			row = append(row, times(r.ratio(what, bridgeLink, name)))
+			row = append(row, formatRatio(r.ratio(what, bridgeLink, name)))
 		}
 		rows = append(rows, row)
 	}

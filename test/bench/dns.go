@@ -108,14 +108,14 @@ func measureDNS(ctx context.Context, o choice) (*results, error) {
 	if o.quick {
 		p.load, p.latency, p.entries, p.quiet.patience = time.Second, 500*time.Millisecond, 1000, 20*time.Second
 	}
-	if err := p.run(ctx); err != nil {
+	if err := p.runRounds(ctx); err != nil {
 		f.DumpLogs(os.Stderr, 20)
 		return nil, err
 	}
 	return p.results, nil
 }
 
-func (p *nameServers) run(ctx context.Context) (err error) {
+func (p *nameServers) runRounds(ctx context.Context) (err error) {
 	if p.dir, err = os.MkdirTemp("", "dns"); err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (p *nameServers) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := p.furnish(ctx); err != nil {
+	if err := p.setUp(ctx); err != nil {
 		return err
 	}
 	for round := range p.rounds {
@@ -142,7 +142,7 @@ func (p *nameServers) run(ctx context.Context) (err error) {
 		}
 		for _, s := range order {
 			fmt.Printf("round %d: %s\n", round+1, s.name)
-			if err := p.turn(ctx, s, round); err != nil {
+			if err := p.measureServer(ctx, s, round); err != nil {
 				return fmt.Errorf("round %d: %s: %w", round+1, s.name, err)
 			}
 		}
@@ -155,8 +155,8 @@ func (p *nameServers) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// write makes a file of questions.
-func (n *names) write(file string, from, count int) error {
+// writeQuestions makes a file of questions.
+func (n *names) writeQuestions(file string, from, count int) error {
 	var b bytes.Buffer
 	for i := range count {
 		fmt.Fprintf(&b, "%s A\n", n.name(from+i))
@@ -164,21 +164,21 @@ func (n *names) write(file string, from, count int) error {
 	return os.WriteFile(file, b.Bytes(), 0o644)
 }
 
-// take reserves names that were never asked before.
-func (n *names) take(count int) (from int) {
+// reserveNames reserves names that were never asked before.
+func (n *names) reserveNames(count int) (from int) {
 	from = n.next
 	n.next += count
 	return from
 }
 
-// check asks for a sample of the names and looks at the answers.
-func (p *nameServers) check(ctx context.Context, s *server, kind string) error {
+// checkAnswers asks for a sample of the names and looks at the answers.
+func (p *nameServers) checkAnswers(ctx context.Context, s *server, kind string) error {
 	const sample = 20
 	n := s.asked[kind]
 	for i := range sample {
 		number := i * n.count / sample
 		if n.count == 0 {
-			number = n.take(1)
+			number = n.reserveNames(1)
 		}
 		name := n.name(number)
 		m, err := p.host.QueryAt(ctx, "udp", s.address, name, dns.TypeA)
@@ -204,27 +204,27 @@ func (p *nameServers) check(ctx context.Context, s *server, kind string) error {
 	return nil
 }
 
-// turn measures one server once.
-func (p *nameServers) turn(ctx context.Context, s *server, round int) error {
+// measureServer measures one server once.
+func (p *nameServers) measureServer(ctx context.Context, s *server, round int) error {
 	for _, kind := range []string{existingNames, missingNames} {
 		if !slices.Contains(p.measures, kind) {
 			continue
 		}
-		if err := p.check(ctx, s, kind); err != nil {
+		if err := p.checkAnswers(ctx, s, kind); err != nil {
 			return fmt.Errorf("before the load: %w", err)
 		}
-		if err := p.measure(ctx, s, kind, round); err != nil {
+		if err := p.measureNames(ctx, s, kind, round); err != nil {
 			return fmt.Errorf("%s names: %w", kind, err)
 		}
-		if err := p.check(ctx, s, kind); err != nil {
+		if err := p.checkAnswers(ctx, s, kind); err != nil {
 			return fmt.Errorf("after the load: %w", err)
 		}
 	}
 	return nil
 }
 
-// measure finds the queries per second that the server answers, and how long one takes at a moderate rate.
-func (p *nameServers) measure(ctx context.Context, s *server, kind string, round int) error {
+// measureNames finds the queries per second that the server answers, and how long one takes at a moderate rate.
+func (p *nameServers) measureNames(ctx context.Context, s *server, kind string, round int) error {
 	n := s.asked[kind]
 	run := func(rate int, d time.Duration) (perfResult, error) {
 		load := perf{server: s.address, rcode: dns.RcodeToString[n.rcode], questions: n.file, duration: d, rate: rate}
@@ -235,14 +235,14 @@ func (p *nameServers) measure(ctx context.Context, s *server, kind string, round
 			}
 			count := int(expected * d.Seconds())
 			load.questions, load.duration = filepath.Join(p.dir, s.name), 0
-			if err := n.write(load.questions, n.take(count), count); err != nil {
+			if err := n.writeQuestions(load.questions, n.reserveNames(count), count); err != nil {
 				return perfResult{}, err
 			}
 		}
-		return load.run(ctx, p.host)
+		return load.runDnsperf(ctx, p.host)
 	}
 	if n.count > 0 { // names that were asked before
-		if _, err := (perf{server: s.address, rcode: dns.RcodeToString[n.rcode], questions: n.file}).run(ctx, p.host); err != nil {
+		if _, err := (perf{server: s.address, rcode: dns.RcodeToString[n.rcode], questions: n.file}).runDnsperf(ctx, p.host); err != nil {
 			return err
 		}
 	}
@@ -257,7 +257,7 @@ func (p *nameServers) measure(ctx context.Context, s *server, kind string, round
 		rate int
 		d    time.Duration
 	}{{"queries per second", &loaded, 0, p.load}, {"latency", &paced, moderateRate, p.latency}} {
-		disturbed, err := p.quiet.measure(ctx, m.what, func() (err error) {
+		disturbed, err := p.quiet.runQuietly(ctx, m.what, func() (err error) {
 			profile := p.startProfile(ctx, s, kind, round, m.rate)
 			before, err1 := processTime([]int{s.process.PID()})
 			*m.to, err = run(m.rate, m.d)
@@ -276,17 +276,17 @@ func (p *nameServers) measure(ctx context.Context, s *server, kind string, round
 		}
 	}
 	s.guess[kind] = loaded.rate
-	p.note(s.name, resultQueries(kind), loaded.rate/1000)
-	p.note(s.name, resultCPU(kind), spent.Seconds()*1e6/loaded.answers)
-	p.note(s.name, resultMedianLatency(kind), milliseconds(quantile(paced.times, 0.5)))
-	p.note(s.name, result99Latency(kind), milliseconds(quantile(paced.times, 0.99)))
+	p.addResult(s.name, resultQueries(kind), loaded.rate/1000)
+	p.addResult(s.name, resultCPU(kind), spent.Seconds()*1e6/loaded.answers)
+	p.addResult(s.name, resultMedianLatency(kind), toMilliseconds(quantile(paced.times, 0.5)))
+	p.addResult(s.name, result99Latency(kind), toMilliseconds(quantile(paced.times, 0.99)))
 	return nil
 }
 
-// note keeps and tells a result.
-func (p *nameServers) note(name string, r result, value float64) {
-	p.results.add(r, name, value)
-	fmt.Printf("  %-44s %10s %s\n", r.title, r.format(value), r.unit)
+// addResult keeps and tells a result.
+func (p *nameServers) addResult(name string, r result, value float64) {
+	p.results.addValue(r, name, value)
+	fmt.Printf("  %-44s %10s %s\n", r.title, r.formatValue(value), r.unit)
 }
 
 // startProfile takes a CPU profile of the server under full load in the first round; the returned function waits for it.

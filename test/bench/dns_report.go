@@ -77,7 +77,7 @@ func (r *results) linksTable() table {
 	t := table{words: 2, rows: [][]string{{fmt.Sprintf("%d links", manyLinks), "unit", "median", "maximum", "times"}}}
 	for _, what := range []result{resultStart, resultResident, resultResidentPeak, resultWithdrawn, resultWaited, resultReturned, resultChanged, resultEntryWithdrawn, resultEntryReturned} {
 		if values := r.values[what][linksServer]; len(values) > 0 {
-			t.rows = append(t.rows, []string{what.title, what.unit, what.format(r.median(what, linksServer)), what.format(slices.Max(values)), fmt.Sprint(len(values))})
+			t.rows = append(t.rows, []string{what.title, what.unit, what.formatValue(r.median(what, linksServer)), what.formatValue(slices.Max(values)), fmt.Sprint(len(values))})
 		}
 	}
 	return t
@@ -87,10 +87,10 @@ func (r *results) linksTable() table {
 func (r *results) namesTable(kind string) table {
 	queries, cpu, median, p99 := resultQueries(kind), resultCPU(kind), resultMedianLatency(kind), result99Latency(kind)
 	t := table{words: 1, rows: [][]string{{kind + " names", queries.unit, "/ whoami", "/ former", "CPU, µs", fmt.Sprintf("median at %d/s, ms", moderateRate), "p99, ms"}}}
-	names, titles := r.took(queries)
+	names, titles := r.entrantsWith(queries)
 	for i, name := range names {
-		t.rows = append(t.rows, []string{titles[i], r.show(queries, name), times(r.ratio(queries, name, whoamiServer)), times(r.ratio(queries, name, legacyServer)),
-			r.show(cpu, name), r.show(median, name), r.show(p99, name)})
+		t.rows = append(t.rows, []string{titles[i], r.formatMedian(queries, name), formatRatio(r.ratio(queries, name, whoamiServer)), formatRatio(r.ratio(queries, name, legacyServer)),
+			r.formatMedian(cpu, name), r.formatMedian(median, name), r.formatMedian(p99, name)})
 	}
 	return t
 }

@@ -28,12 +28,12 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// furnish makes what the names are of, and starts the servers.
-func (p *nameServers) furnish(ctx context.Context) error {
+// setUp makes what the names are of, and starts the servers.
+func (p *nameServers) setUp(ctx context.Context) error {
 	if !slices.Contains(p.measures, existingNames) && !slices.Contains(p.measures, missingNames) {
 		return nil
 	}
-	if err := p.broker.Kubeconfig(p.kubeconfig()); err != nil {
+	if err := p.broker.Kubeconfig(p.kubeconfigPath()); err != nil {
 		return err
 	}
 	addresses, err := p.createServices(ctx)
@@ -61,7 +61,7 @@ func (p *nameServers) furnish(ctx context.Context) error {
 		if e.name == linksServer || !slices.Contains(p.contenders, e.name) {
 			continue
 		}
-		plugins, existing, missing := p.configure(e.name, hostsFile, addresses)
+		plugins, existing, missing := p.configureServer(e.name, hostsFile, addresses)
 		s := &server{
 			name: e.name, address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(5301+i)),
 			asked: map[string]*names{existingNames: &existing, missingNames: &missing}, guess: map[string]float64{},
@@ -69,19 +69,19 @@ func (p *nameServers) furnish(ctx context.Context) error {
 		if p.profile != "" {
 			s.profile = fmt.Sprintf("127.0.0.1:%d", 6301+i)
 		}
-		if err := p.start(ctx, s, plugins); err != nil {
+		if err := p.startServer(ctx, s, plugins); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 		p.servers = append(p.servers, s)
 	}
 	if slices.Contains(p.contenders, globalServer) {
-		return p.settleEntries(ctx)
+		return p.waitForEntries(ctx)
 	}
 	return nil
 }
 
-// configure returns the plugins of a server, and what it is asked.
-func (p *nameServers) configure(name, hostsFile string, addresses []netip.Addr) (plugins string, existing, missing names) {
+// configureServer returns the plugins of a server, and what it is asked.
+func (p *nameServers) configureServer(name, hostsFile string, addresses []netip.Addr) (plugins string, existing, missing names) {
 	existing = names{count: services, name: serviceName, address: func(i int) netip.Addr { return addresses[i] }}
 	missing = names{count: services, name: missingName, rcode: dns.RcodeNameError}
 	switch name {
@@ -94,15 +94,15 @@ func (p *nameServers) configure(name, hostsFile string, addresses []netip.Addr) 
 	case legacyServer:
 		plugins = legacyPlugins(p.broker.DNSAddress)
 	case dnsServer:
-		plugins = p.stanza("dns", false)
+		plugins = p.brokerStanza("dns", false)
 	case dnsColdServer:
-		plugins = p.stanza("dns", false)
+		plugins = p.brokerStanza("dns", false)
 		existing = names{name: podName, address: podAddress}
 		missing.count = 0
 	case kubernetesServer:
-		plugins = p.stanza("kubernetes", false)
+		plugins = p.brokerStanza("kubernetes", false)
 	case globalServer:
-		plugins = p.stanza("dns", true)
+		plugins = p.brokerStanza("dns", true)
 		existing = names{count: p.entries, name: entryName, address: entryAddress}
 		missing.count, missing.name = p.entries, missingEntry
 	}
@@ -145,11 +145,11 @@ func legacyPlugins(upstream netip.Addr) string {
 `, upstream)
 }
 
-// kubeconfig is the path of the one that the brokers use. What they may read is not what is measured.
-func (p *nameServers) kubeconfig() string { return filepath.Join(p.dir, "kubeconfig") }
+// kubeconfigPath is the path of the one that the brokers use. What they may read is not what is measured.
+func (p *nameServers) kubeconfigPath() string { return filepath.Join(p.dir, "kubeconfig") }
 
-// stanza is that of a broker which serves names only.
-func (p *nameServers) stanza(propagation string, global bool) string {
+// brokerStanza is that of a broker which serves names only.
+func (p *nameServers) brokerStanza(propagation string, global bool) string {
 	text := fmt.Sprintf(`    kubelink {
         kubeconfig %s
         namespace %s
@@ -158,7 +158,7 @@ func (p *nameServers) stanza(propagation string, global bool) string {
         link-address %s
         served-links %s
         dns-propagation %s
-`, p.kubeconfig(), fleet.Namespace, p.broker.MeshAddress, remoteLink, propagation)
+`, p.kubeconfigPath(), fleet.Namespace, p.broker.MeshAddress, remoteLink, propagation)
 	// One of them serves the global domain, and writes the status of its objects.
 	if !global && slices.Contains(p.contenders, globalServer) {
 		text += "        meshdns-service-ip " + forwardedTo + "\n"
@@ -233,9 +233,9 @@ func (p *nameServers) createEntries(ctx context.Context) error {
 	})
 }
 
-// settleEntries waits until the broker has written the states of all entries, which takes minutes: beside that nothing can be
+// waitForEntries waits until the broker has written the states of all entries, which takes minutes: beside that nothing can be
 // measured.
-func (p *nameServers) settleEntries(ctx context.Context) error {
+func (p *nameServers) waitForEntries(ctx context.Context) error {
 	return testbed.Until(ctx, "the states of the entries", func(ctx context.Context) error {
 		list := &unstructured.UnstructuredList{}
 		list.SetGroupVersionKind(newEntry("", "").GroupVersionKind())
@@ -279,8 +279,8 @@ func setAddresses(o *unstructured.Unstructured, addresses ...netip.Addr) {
 	unstructured.SetNestedStringSlice(o.Object, texts, "spec", "A")
 }
 
-// start starts a server and waits until it answers as it should.
-func (p *nameServers) start(ctx context.Context, s *server, plugins string) (err error) {
+// startServer starts a server and waits until it answers as it should.
+func (p *nameServers) startServer(ctx context.Context, s *server, plugins string) (err error) {
 	if s.profile != "" {
 		plugins = "    pprof " + s.profile + "\n" + plugins
 	}
@@ -301,7 +301,7 @@ func (p *nameServers) start(ctx context.Context, s *server, plugins string) (err
 			continue
 		}
 		n.file = filepath.Join(p.dir, s.name+"-"+kind)
-		if err := n.write(n.file, 0, n.count); err != nil {
+		if err := n.writeQuestions(n.file, 0, n.count); err != nil {
 			return err
 		}
 	}
@@ -314,7 +314,7 @@ func (p *nameServers) start(ctx context.Context, s *server, plugins string) (err
 		default:
 		}
 		for _, kind := range []string{existingNames, missingNames} {
-			if err := p.check(ctx, s, kind); err != nil {
+			if err := p.checkAnswers(ctx, s, kind); err != nil {
 				return err
 			}
 		}

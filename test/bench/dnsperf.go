@@ -31,8 +31,8 @@ type perfResult struct {
 	times   []time.Duration // of the answers, sorted; with perf.rate only
 }
 
-// run asks the server from the host. Anything but the expected answer to every query is an error.
-func (p perf) run(ctx context.Context, from *testbed.Host) (r perfResult, err error) {
+// runDnsperf asks the server from the host. Anything but the expected answer to every query is an error.
+func (p perf) runDnsperf(ctx context.Context, from *testbed.Host) (r perfResult, err error) {
 	args := []string{"-s", p.server.Addr().String(), "-p", strconv.Itoa(int(p.server.Port())), "-d", p.questions, "-t", "2"}
 	if p.duration == 0 {
 		args = append(args, "-n", "1")
@@ -46,15 +46,15 @@ func (p perf) run(ctx context.Context, from *testbed.Host) (r perfResult, err er
 	if err != nil {
 		return r, err
 	}
-	return p.parse(out)
+	return p.parseOutput(out)
 }
 
-// parse reads dnsperf's output.
-func (p perf) parse(out string) (r perfResult, err error) {
-	sent, completed, right := number(out, "Queries sent"), number(out, "Queries completed"), number(out, "Response codes", p.rcode)
-	r.answers, r.rate = completed, number(out, "Queries per second")
+// parseOutput reads dnsperf's output.
+func (p perf) parseOutput(out string) (r perfResult, err error) {
+	sent, completed, right := parseNumber(out, "Queries sent"), parseNumber(out, "Queries completed"), parseNumber(out, "Response codes", p.rcode)
+	r.answers, r.rate = completed, parseNumber(out, "Queries per second")
 	if sent == 0 || r.rate == 0 || completed != sent || right != sent {
-		return r, fmt.Errorf("dnsperf: %.0f queries, %.0f answered, %.0f of these with %s\n%s", sent, completed, right, p.rcode, summary(out))
+		return r, fmt.Errorf("dnsperf: %.0f queries, %.0f answered, %.0f of these with %s\n%s", sent, completed, right, p.rcode, lastStatistics(out))
 	}
 	if p.rate == 0 {
 		return r, nil
@@ -78,8 +78,8 @@ func (p perf) parse(out string) (r perfResult, err error) {
 	return r, nil
 }
 
-// number reads a line of the statistics. With a word, it is the number that follows the word. What is not there is 0.
-func number(out, title string, word ...string) float64 {
+// parseNumber reads a line of the statistics. With a word, it is the number that follows the word. What is not there is 0.
+func parseNumber(out, title string, word ...string) float64 {
 	pattern := `(?m)^\s*` + title + `:\s+`
 	if len(word) > 0 {
 		pattern += `(?:.*\s)?` + word[0] + ` `
@@ -92,8 +92,8 @@ func number(out, title string, word ...string) float64 {
 	return n
 }
 
-// summary is the end of what dnsperf wrote, from its statistics on.
-func summary(out string) string {
+// lastStatistics is the end of what dnsperf wrote, from its statistics on.
+func lastStatistics(out string) string {
 	if i := strings.Index(out, "Statistics:"); i >= 0 {
 		out = out[i:]
 	}

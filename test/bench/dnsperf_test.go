@@ -33,7 +33,7 @@ Statistics:
 
 func TestDnsperfOutput(t *testing.T) {
 	p := perf{rcode: "NOERROR", rate: 1000}
-	r, err := p.parse(dnsperfOutput)
+	r, err := p.parseOutput(dnsperfOutput)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func TestDnsperfOutput(t *testing.T) {
 		"not timed":     strings.Replace(dnsperfOutput, "> NOERROR s-0001.bench.svc.remote.kubelink A 0.000113", "> T s-0001.bench.svc.remote.kubelink A", 1),
 		"nothing":       "",
 	} {
-		if _, err := p.parse(output); err == nil {
+		if _, err := p.parseOutput(output); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}

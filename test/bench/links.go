@@ -127,61 +127,63 @@ func (p *nameServers) startLinks(ctx context.Context, round int) error {
 	}
 	// Of a process that does not listen yet, hundreds of clients would learn nothing and take its time.
 	first := p.stubs.All[0]
-	if _, err := p.see(ctx, nameOf(first), 10*time.Millisecond, addresses(first.ServiceAddress())); err != nil {
+	if _, err := p.waitForAnswer(ctx, serviceOf(first), 10*time.Millisecond, wantAddresses(first.ServiceAddress())); err != nil {
 		return err
 	}
 	ready := make([]time.Time, manyLinks)
 	errs := make([]error, manyLinks)
 	var wg sync.WaitGroup
 	for i, s := range p.stubs.All {
-		wg.Go(func() { ready[i], errs[i] = p.see(ctx, nameOf(s), 50*time.Millisecond, addresses(s.ServiceAddress())) })
+		wg.Go(func() {
+			ready[i], errs[i] = p.waitForAnswer(ctx, serviceOf(s), 50*time.Millisecond, wantAddresses(s.ServiceAddress()))
+		})
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	p.note(linksServer, resultStart, slices.MaxFunc(ready, time.Time.Compare).Sub(begin).Seconds())
-	resident, peak, err := memory([]int{p.broker.Process.PID()})
+	p.addResult(linksServer, resultStart, slices.MaxFunc(ready, time.Time.Compare).Sub(begin).Seconds())
+	resident, peak, err := readMemory([]int{p.broker.Process.PID()})
 	if err != nil {
 		return err
 	}
-	p.note(linksServer, resultResident, float64(resident)/1e6)
-	p.note(linksServer, resultResidentPeak, float64(peak)/1e6)
+	p.addResult(linksServer, resultResident, float64(resident)/1e6)
+	p.addResult(linksServer, resultResidentPeak, float64(peak)/1e6)
 	return errors.Join(p.broker.WaitReady(ctx), profile())
 }
 
 // loseLink measures what a client sees of a link that is lost, and comes back.
 func (p *nameServers) loseLink(ctx context.Context, s *peer.Stub) error {
-	lost, back, err := p.outage(ctx, s, nameOf(s), unavailable, addresses(s.ServiceAddress()))
+	lost, back, err := p.measureOutage(ctx, s, serviceOf(s), wantUnavailable, wantAddresses(s.ServiceAddress()))
 	if err != nil {
 		return err
 	}
-	p.note(linksServer, resultWithdrawn, milliseconds(lost.took))
-	p.note(linksServer, resultWaited, milliseconds(lost.longest))
-	p.note(linksServer, resultReturned, milliseconds(back.took))
+	p.addResult(linksServer, resultWithdrawn, toMilliseconds(lost.took))
+	p.addResult(linksServer, resultWaited, toMilliseconds(lost.longest))
+	p.addResult(linksServer, resultReturned, toMilliseconds(back.took))
 	return nil
 }
 
-// seen is how soon a change was seen.
-type seen struct{ took, longest time.Duration }
+// reaction is how soon a change was seen.
+type reaction struct{ took, longest time.Duration }
 
-// outage takes a stub down and up again, and measures how soon the answer for a name is the one that is right then.
-func (p *nameServers) outage(ctx context.Context, s *peer.Stub, name string, down, up func(*dns.Msg) error) (lost, back seen, err error) {
-	if lost, err = p.after(ctx, name, down, func(context.Context) error { s.Down(); return nil }); err != nil {
+// measureOutage takes a stub down and up again, and measures how soon the answer for a name is the one that is right then.
+func (p *nameServers) measureOutage(ctx context.Context, s *peer.Stub, name string, down, up func(*dns.Msg) error) (lost, back reaction, err error) {
+	if lost, err = p.measureChange(ctx, name, down, func(context.Context) error { s.Down(); return nil }); err != nil {
 		return lost, back, err
 	}
-	back, err = p.after(ctx, name, up, func(ctx context.Context) error {
+	back, err = p.measureChange(ctx, name, up, func(ctx context.Context) error {
 		return s.Up(ctx, netip.AddrPortFrom(p.broker.Gateway().Address, testbed.BrokerPort).String(), p.broker.FQDN)
 	})
 	return lost, back, err
 }
 
-// after makes a change and measures how soon the answer for a name is the one that is right then. The client has asked
+// measureChange makes a change and measures how soon the answer for a name is the one that is right then. The client has asked
 // before.
-func (p *nameServers) after(ctx context.Context, name string, right func(*dns.Msg) error, change func(context.Context) error) (s seen, err error) {
+func (p *nameServers) measureChange(ctx context.Context, name string, right func(*dns.Msg) error, change func(context.Context) error) (s reaction, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	c, err := p.ask(ctx, name, time.Millisecond)
+	c, err := p.startPoller(ctx, name, time.Millisecond)
 	if err != nil {
 		return s, err
 	}
@@ -189,11 +191,11 @@ func (p *nameServers) after(ctx context.Context, name string, right func(*dns.Ms
 	begin := time.Now()
 	changed := make(chan error, 1)
 	go func() { changed <- change(ctx) }()
-	since, err := c.until(ctx, right)
+	since, err := c.waitUntilRight(ctx, right)
 	if err := errors.Join(err, <-changed); err != nil {
 		return s, err
 	}
-	return seen{since.Sub(begin), c.rest()}, nil
+	return reaction{since.Sub(begin), c.finish()}, nil
 }
 
 // changeEntries measures how soon the names of the global domain are those of the objects, and of the links.
@@ -204,19 +206,19 @@ func (p *nameServers) changeEntries(ctx context.Context) error {
 	if err := p.broker.Client.Create(ctx, entry); err != nil {
 		return err
 	}
-	if _, err := p.see(ctx, name, time.Millisecond, addresses(address(0))); err != nil {
+	if _, err := p.waitForAnswer(ctx, name, time.Millisecond, wantAddresses(address(0))); err != nil {
 		return err
 	}
 	for i := range changes {
 		before := entry.DeepCopy()
 		setAddresses(entry, address(i+1))
-		changed, err := p.after(ctx, name, addresses(address(i+1)), func(ctx context.Context) error {
+		changed, err := p.measureChange(ctx, name, wantAddresses(address(i+1)), func(ctx context.Context) error {
 			return p.broker.Client.Patch(ctx, entry, client.MergeFrom(before))
 		})
 		if err != nil {
 			return err
 		}
-		p.note(linksServer, resultChanged, milliseconds(changed.took))
+		p.addResult(linksServer, resultChanged, toMilliseconds(changed.took))
 	}
 	for i := range changes {
 		s := p.stubs.All[i*manyLinks/changes]
@@ -224,25 +226,25 @@ func (p *nameServers) changeEntries(ctx context.Context) error {
 		if err := p.broker.Client.Create(ctx, newEntry("both-"+s.Name, name, s.ServiceAddress(), local)); err != nil {
 			return err
 		}
-		both := addresses(s.ServiceAddress(), local)
-		if _, err := p.see(ctx, name, time.Millisecond, both); err != nil {
+		both := wantAddresses(s.ServiceAddress(), local)
+		if _, err := p.waitForAnswer(ctx, name, time.Millisecond, both); err != nil {
 			return err
 		}
-		lost, back, err := p.outage(ctx, s, name, addresses(local), both)
+		lost, back, err := p.measureOutage(ctx, s, name, wantAddresses(local), both)
 		if err != nil {
 			return err
 		}
-		p.note(linksServer, resultEntryWithdrawn, milliseconds(lost.took))
-		p.note(linksServer, resultEntryReturned, milliseconds(back.took))
+		p.addResult(linksServer, resultEntryWithdrawn, toMilliseconds(lost.took))
+		p.addResult(linksServer, resultEntryReturned, toMilliseconds(back.took))
 	}
 	return nil
 }
 
-// nameOf is the name of a stub's service in the mesh.
-func nameOf(s *peer.Stub) string { return "web.default.svc." + s.Name + ".kubelink." }
+// serviceOf is the name of a stub's service in the mesh.
+func serviceOf(s *peer.Stub) string { return "web.default.svc." + s.Name + ".kubelink." }
 
-// addresses wants exactly these A records.
-func addresses(want ...netip.Addr) func(*dns.Msg) error {
+// wantAddresses wants exactly these A records.
+func wantAddresses(want ...netip.Addr) func(*dns.Msg) error {
 	return func(m *dns.Msg) error {
 		var got []netip.Addr
 		for _, rr := range m.Answer {
@@ -259,8 +261,8 @@ func addresses(want ...netip.Addr) func(*dns.Msg) error {
 	}
 }
 
-// unavailable wants a failure with its reason.
-func unavailable(m *dns.Msg) error {
+// wantUnavailable wants a failure with its reason.
+func wantUnavailable(m *dns.Msg) error {
 	if opt := m.IsEdns0(); m.Rcode == dns.RcodeServerFailure && opt != nil {
 		for _, o := range opt.Option {
 			if e, ok := o.(*dns.EDNS0_EDE); ok && e.ExtraText != "" {
@@ -271,18 +273,18 @@ func unavailable(m *dns.Msg) error {
 	return fmt.Errorf("%s %v, not SERVFAIL with an Extended DNS Error", dns.RcodeToString[m.Rcode], m.Answer)
 }
 
-// see asks the broker for the A records of a name until the answer is right and stays so, and returns since when it is.
-func (p *nameServers) see(ctx context.Context, name string, pace time.Duration, right func(*dns.Msg) error) (time.Time, error) {
-	c, err := p.ask(ctx, name, pace)
+// waitForAnswer asks the broker for the A records of a name until the answer is right and stays so, and returns since when it is.
+func (p *nameServers) waitForAnswer(ctx context.Context, name string, pace time.Duration, right func(*dns.Msg) error) (time.Time, error) {
+	c, err := p.startPoller(ctx, name, pace)
 	if err != nil {
 		return time.Time{}, err
 	}
 	defer c.close()
-	return c.until(ctx, right)
+	return c.waitUntilRight(ctx, right)
 }
 
-// asker is a client that asks for the A records of a name at a pace, whatever becomes of its questions.
-type asker struct {
+// poller is a client that asks for the A records of a name at a pace, whatever becomes of its questions.
+type poller struct {
 	name    string
 	conn    net.Conn
 	stop    context.CancelFunc
@@ -292,8 +294,8 @@ type asker struct {
 	asked map[uint16]time.Time // what is not answered yet
 }
 
-// ask begins to ask the broker.
-func (p *nameServers) ask(ctx context.Context, name string, pace time.Duration) (*asker, error) {
+// startPoller begins to ask the broker.
+func (p *nameServers) startPoller(ctx context.Context, name string, pace time.Duration) (*poller, error) {
 	q := new(dns.Msg).SetQuestion(name, dns.TypeA)
 	q.SetEdns0(1232, false)
 	question, err := q.Pack()
@@ -304,7 +306,7 @@ func (p *nameServers) ask(ctx context.Context, name string, pace time.Duration) 
 	if err != nil {
 		return nil, err
 	}
-	c := &asker{name: name, conn: conn, asked: map[uint16]time.Time{}}
+	c := &poller{name: name, conn: conn, asked: map[uint16]time.Time{}}
 	ctx, c.stop = context.WithCancel(ctx)
 	go func() {
 		ticker := time.NewTicker(pace)
@@ -321,13 +323,13 @@ func (p *nameServers) ask(ctx context.Context, name string, pace time.Duration) 
 	return c, nil
 }
 
-func (c *asker) close() {
+func (c *poller) close() {
 	c.stop()
 	c.conn.Close()
 }
 
-// answer returns the next answer and when its question was asked. It waits until the deadline.
-func (c *asker) answer(deadline time.Time) (m *dns.Msg, sent time.Time, ok bool) {
+// readAnswer returns the next answer and when its question was asked. It waits until the deadline.
+func (c *poller) readAnswer(deadline time.Time) (m *dns.Msg, sent time.Time, ok bool) {
 	buffer := make([]byte, dns.MinMsgSize*3)
 	for time.Now().Before(deadline) {
 		c.conn.SetReadDeadline(deadline)
@@ -348,15 +350,15 @@ func (c *asker) answer(deadline time.Time) (m *dns.Msg, sent time.Time, ok bool)
 	return nil, sent, false
 }
 
-// until reads answers until they are right and stay so, and returns since when they are.
-func (c *asker) until(ctx context.Context, right func(*dns.Msg) error) (since time.Time, err error) {
+// waitUntilRight reads answers until they are right and stay so, and returns since when they are.
+func (c *poller) waitUntilRight(ctx context.Context, right func(*dns.Msg) error) (since time.Time, err error) {
 	const steady = 5
 	wrong := errors.New("no answer")
 	for times := 0; times < steady; {
 		if ctx.Err() != nil {
 			return since, fmt.Errorf("%s: %w: %w", c.name, ctx.Err(), wrong)
 		}
-		m, sent, ok := c.answer(time.Now().Add(100 * time.Millisecond))
+		m, sent, ok := c.readAnswer(time.Now().Add(100 * time.Millisecond))
 		if !ok {
 			continue
 		}
@@ -372,9 +374,9 @@ func (c *asker) until(ctx context.Context, right func(*dns.Msg) error) (since ti
 	return since, nil
 }
 
-// rest ends the asking and waits for the answers to all questions. It returns how long the longest took; what is not
+// finish ends the asking and waits for the answers to all questions. It returns how long the longest took; what is not
 // answered by then, which is as long as clients wait, counts as that.
-func (c *asker) rest() time.Duration {
+func (c *poller) finish() time.Duration {
 	c.stop()
 	const limit = 5 * time.Second
 	for deadline := time.Now().Add(limit); ; {
@@ -384,7 +386,7 @@ func (c *asker) rest() time.Duration {
 		if left == 0 {
 			return c.longest
 		}
-		if _, _, ok := c.answer(deadline); !ok {
+		if _, _, ok := c.readAnswer(deadline); !ok {
 			return limit
 		}
 	}

@@ -29,8 +29,8 @@ const patience = 10 * time.Second
 // socket is a blocking IPv4 socket with default options, but for its timeouts.
 type socket int
 
-// open makes a socket in the host's network namespace.
-func open(h *testbed.Host, kind int) (socket, error) {
+// openSocket makes a socket in the host's network namespace.
+func openSocket(h *testbed.Host, kind int) (socket, error) {
 	var fd int
 	if err := h.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
@@ -39,27 +39,27 @@ func open(h *testbed.Host, kind int) (socket, error) {
 		return -1, fmt.Errorf("%s: socket: %w", h.Name, err)
 	}
 	s := socket(fd)
-	if err := errors.Join(s.timeout(unix.SO_RCVTIMEO, patience), s.timeout(unix.SO_SNDTIMEO, patience)); err != nil {
+	if err := errors.Join(s.setTimeout(unix.SO_RCVTIMEO, patience), s.setTimeout(unix.SO_SNDTIMEO, patience)); err != nil {
 		s.close()
 		return -1, err
 	}
 	return s, nil
 }
 
-func (s socket) timeout(option int, d time.Duration) error {
+func (s socket) setTimeout(option int, d time.Duration) error {
 	tv := unix.NsecToTimeval(d.Nanoseconds())
 	return unix.SetsockoptTimeval(int(s), unix.SOL_SOCKET, option, &tv)
 }
 
 func (s socket) close() { unix.Close(int(s)) }
 
-// dial connects from the host. For datagrams it only sets the destination.
-func dial(h *testbed.Host, kind int, to netip.AddrPort) (socket, error) {
-	s, err := open(h, kind)
+// dialSocket connects from the host. For datagrams it only sets the destination.
+func dialSocket(h *testbed.Host, kind int, to netip.AddrPort) (socket, error) {
+	s, err := openSocket(h, kind)
 	if err != nil {
 		return -1, err
 	}
-	err = again(func() error {
+	err = retryInterrupted(func() error {
 		err := unix.Connect(int(s), &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
 		if err == unix.EISCONN { // what a signal interrupted went on
 			return nil
@@ -73,9 +73,9 @@ func dial(h *testbed.Host, kind int, to netip.AddrPort) (socket, error) {
 	return s, nil
 }
 
-// listen binds a socket to a port of the host; a TCP socket also listens.
-func listen(h *testbed.Host, kind int, port int) (socket, error) {
-	s, err := open(h, kind)
+// listenSocket binds a socket to a port of the host; a TCP socket also listens.
+func listenSocket(h *testbed.Host, kind int, port int) (socket, error) {
+	s, err := openSocket(h, kind)
 	if err != nil {
 		return -1, err
 	}
@@ -90,8 +90,8 @@ func listen(h *testbed.Host, kind int, port int) (socket, error) {
 	return s, nil
 }
 
-// again repeats a system call that a signal interrupted: the Go runtime sends many.
-func again(call func() error) error {
+// retryInterrupted repeats a system call that a signal interrupted: the Go runtime sends many.
+func retryInterrupted(call func() error) error {
 	for {
 		switch err := call(); err {
 		case unix.EINTR, unix.EINPROGRESS, unix.EALREADY:
@@ -105,12 +105,12 @@ func again(call func() error) error {
 
 // read returns 0 at the end of the stream.
 func (s socket) read(p []byte) (n int, err error) {
-	err = again(func() error { n, err = unix.Read(int(s), p); return err })
+	err = retryInterrupted(func() error { n, err = unix.Read(int(s), p); return err })
 	return n, err
 }
 
 func (s socket) write(p []byte) (n int, err error) {
-	err = again(func() error { n, err = unix.Write(int(s), p); return err })
+	err = retryInterrupted(func() error { n, err = unix.Write(int(s), p); return err })
 	return n, err
 }
 
@@ -130,16 +130,16 @@ func (s socket) readFull(p []byte) error {
 
 var tokens atomic.Uint64
 
-// connect makes a TCP connection and returns both of its ends.
-func connect(client *testbed.Host, listener socket, to netip.AddrPort) (near, far socket, err error) {
-	if near, err = dial(client, unix.SOCK_STREAM, to); err != nil {
+// connectPair makes a TCP connection and returns both of its ends.
+func connectPair(client *testbed.Host, listener socket, to netip.AddrPort) (near, far socket, err error) {
+	if near, err = dialSocket(client, unix.SOCK_STREAM, to); err != nil {
 		return -1, -1, err
 	}
 	// The token tells that the two ends are of the same connection, and not that something on the way answered.
 	var sent, got [8]byte
 	binary.NativeEndian.PutUint64(sent[:], tokens.Add(1))
 	if _, err = near.write(sent[:]); err == nil {
-		err = again(func() error {
+		err = retryInterrupted(func() error {
 			fd, _, err := unix.Accept4(int(listener), unix.SOCK_CLOEXEC)
 			far = socket(fd)
 			return err
@@ -149,7 +149,7 @@ func connect(client *testbed.Host, listener socket, to netip.AddrPort) (near, fa
 		near.close()
 		return -1, -1, fmt.Errorf("%s: connect to %s: %w", client.Name, to, err)
 	}
-	err = errors.Join(far.timeout(unix.SO_RCVTIMEO, patience), far.timeout(unix.SO_SNDTIMEO, patience))
+	err = errors.Join(far.setTimeout(unix.SO_RCVTIMEO, patience), far.setTimeout(unix.SO_SNDTIMEO, patience))
 	if err == nil {
 		err = far.readFull(got[:])
 	}
@@ -181,7 +181,7 @@ type flow struct {
 	sent, received atomic.Uint64
 }
 
-func (f *flow) send(stop *atomic.Bool) error {
+func (f *flow) sendBlocks(stop *atomic.Bool) error {
 	block := bytes.Clone(pattern)
 	for number := uint64(0); !stop.Load(); number++ {
 		binary.NativeEndian.PutUint64(block, number)
@@ -197,7 +197,7 @@ func (f *flow) send(stop *atomic.Bool) error {
 	return unix.Shutdown(int(f.from), unix.SHUT_WR)
 }
 
-func (f *flow) receive() error {
+func (f *flow) receiveBlocks() error {
 	buffer := make([]byte, blockSize)
 	for at := uint64(0); ; {
 		n, err := f.to.read(buffer)
@@ -207,7 +207,7 @@ func (f *flow) receive() error {
 		if n == 0 {
 			return nil
 		}
-		if err := check(buffer[:n], at); err != nil {
+		if err := checkPiece(buffer[:n], at); err != nil {
 			return err
 		}
 		at += uint64(n)
@@ -215,9 +215,9 @@ func (f *flow) receive() error {
 	}
 }
 
-// check verifies a piece of a flow at its cheapest: block numbers, and both ends of the piece, which is where bytes
+// checkPiece verifies a piece of a flow at its cheapest: block numbers, and both ends of the piece, which is where bytes
 // lost, doubled or out of order show.
-func check(piece []byte, at uint64) error {
+func checkPiece(piece []byte, at uint64) error {
 	const sample = 64
 	verify := func(p []byte, at uint64) error {
 		for len(p) > 0 {
@@ -269,7 +269,7 @@ type flows []*flow
 func openFlows(client *testbed.Host, listener socket, to netip.AddrPort, n int, d direction) (flows, error) {
 	var all flows
 	for range n {
-		near, far, err := connect(client, listener, to)
+		near, far, err := connectPair(client, listener, to)
 		if err != nil {
 			all.close()
 			return nil, err
@@ -289,16 +289,16 @@ func (all flows) close() {
 	}
 }
 
-func (all flows) received() (n uint64) {
+func (all flows) receivedBytes() (n uint64) {
 	for _, f := range all {
 		n += f.received.Load()
 	}
 	return n
 }
 
-// run keeps all flows busy while measure runs, which begins after the warm-up, and checks that all that was sent
+// runDuring keeps all flows busy while measure runs, which begins after the warm-up, and checks that all that was sent
 // has arrived.
-func (all flows) run(ctx context.Context, warmUp time.Duration, measure func() error) error {
+func (all flows) runDuring(ctx context.Context, warmUp time.Duration, measure func() error) error {
 	var stop atomic.Bool
 	var wg sync.WaitGroup
 	errs := make([]error, 2*len(all)+1)
@@ -312,8 +312,8 @@ func (all flows) run(ctx context.Context, warmUp time.Duration, measure func() e
 		})
 	}
 	for i, f := range all {
-		work(&errs[2*i], f.receive)
-		work(&errs[2*i+1], func() error { return f.send(&stop) })
+		work(&errs[2*i], f.receiveBlocks)
+		work(&errs[2*i+1], func() error { return f.sendBlocks(&stop) })
 	}
 	select {
 	case <-failed.Done():

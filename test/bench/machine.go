@@ -66,10 +66,10 @@ const (
 	quietShare  = 0.25 // of all CPUs that may be busy
 )
 
-// wait waits until nobody else uses the machine, and returns false when there is no patience left.
-func (q *quiet) wait(ctx context.Context) (bool, error) {
+// waitUntilQuiet waits until nobody else uses the machine, and returns false when there is no patience left.
+func (q *quiet) waitUntilQuiet(ctx context.Context) (bool, error) {
 	for {
-		ok, err := q.still(ctx)
+		ok, err := q.isQuiet(ctx)
 		if ok || err != nil || q.patience <= 0 {
 			return ok, err
 		}
@@ -77,11 +77,11 @@ func (q *quiet) wait(ctx context.Context) (bool, error) {
 	}
 }
 
-// measure calls f while nobody else uses the machine, as far as that can be seen: it waits for that, and calls f again when
+// runQuietly calls f while nobody else uses the machine, as far as that can be seen: it waits for that, and calls f again when
 // it is no longer so afterwards. It tells whether the last call was disturbed.
-func (q *quiet) measure(ctx context.Context, what string, f func() error) (disturbed bool, err error) {
+func (q *quiet) runQuietly(ctx context.Context, what string, f func() error) (disturbed bool, err error) {
 	for {
-		quiet, err := q.wait(ctx)
+		quiet, err := q.waitUntilQuiet(ctx)
 		if err != nil {
 			return false, err
 		}
@@ -90,7 +90,7 @@ func (q *quiet) measure(ctx context.Context, what string, f func() error) (distu
 			return false, err
 		}
 		if quiet {
-			if quiet, err = q.still(ctx); err != nil {
+			if quiet, err = q.isQuiet(ctx); err != nil {
 				return false, err
 			}
 		}
@@ -102,8 +102,8 @@ func (q *quiet) measure(ctx context.Context, what string, f func() error) (distu
 	}
 }
 
-// still looks once.
-func (q *quiet) still(ctx context.Context) (bool, error) {
+// isQuiet looks once.
+func (q *quiet) isQuiet(ctx context.Context) (bool, error) {
 	before, err := machineTime()
 	if err != nil {
 		return false, err
@@ -118,8 +118,8 @@ func (q *quiet) still(ctx context.Context) (bool, error) {
 	return (after - before).Seconds() <= quietShare*float64(runtime.NumCPU())*time.Since(start).Seconds(), err
 }
 
-// memory is the processes' resident memory, now and at its highest since resetPeak, in bytes.
-func memory(pids []int) (resident, peak int64, err error) {
+// readMemory is the processes' resident memory, now and at its highest since resetPeak, in bytes.
+func readMemory(pids []int) (resident, peak int64, err error) {
 	for _, pid := range pids {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err != nil {

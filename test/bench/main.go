@@ -28,7 +28,7 @@ func main() {
 	}
 	o := parseFlags()
 	os.Exit(testbed.Main(func() int {
-		if err := o.run(); err != nil {
+		if err := o.runAll(); err != nil {
 			fmt.Fprintln(os.Stderr, "\nbench: FAILED:", err)
 			return 1
 		}
@@ -80,7 +80,7 @@ func parseFlags() (o options) {
 	var names, measures []string
 	for _, c := range comparisons {
 		what = append(what, c.section)
-		names = append(names, c.names()...)
+		names = append(names, c.entrantNames()...)
 		measures = append(measures, c.measures...)
 	}
 	list(&o.what, "what", "benchmarks", what)
@@ -110,7 +110,7 @@ func parseFlags() (o options) {
 	if !set["what"] && (set["only"] || set["measures"]) {
 		o.what = nil
 		for _, c := range comparisons {
-			if mine := c.choose(o.choice); len(mine.contenders) > 0 && len(mine.measures) > 0 {
+			if mine := c.narrowChoice(o.choice); len(mine.contenders) > 0 && len(mine.measures) > 0 {
 				o.what = append(o.what, c.section)
 			}
 		}
@@ -120,30 +120,30 @@ func parseFlags() (o options) {
 	return o
 }
 
-// names are those of the entrants.
-func (l *layout) names() (names []string) {
+// entrantNames are those of the entrants.
+func (l *layout) entrantNames() (names []string) {
 	for _, e := range l.entrants {
 		names = append(names, e.name)
 	}
 	return names
 }
 
-// choose is the part of the choice that is about this comparison.
-func (c comparison) choose(o choice) choice {
+// narrowChoice is the part of the choice that is about this comparison.
+func (c comparison) narrowChoice(o choice) choice {
 	other := func(known []string) func(string) bool {
 		return func(name string) bool { return !slices.Contains(known, name) }
 	}
-	o.contenders = slices.DeleteFunc(slices.Clone(o.contenders), other(c.names()))
+	o.contenders = slices.DeleteFunc(slices.Clone(o.contenders), other(c.entrantNames()))
 	o.measures = slices.DeleteFunc(slices.Clone(o.measures), other(c.measures))
 	return o
 }
 
-func (o options) run() error {
+func (o options) runAll() error {
 	ctx := context.Background()
 	chosen := slices.DeleteFunc(slices.Clone(comparisons), func(c comparison) bool { return !slices.Contains(o.what, c.section) })
 	if o.write {
 		for _, c := range chosen { // before minutes are spent
-			if _, _, _, err := c.readme(); err != nil {
+			if _, _, _, err := c.splitReadme(); err != nil {
 				return err
 			}
 		}
@@ -151,19 +151,19 @@ func (o options) run() error {
 	if slices.Contains(o.what, "apply") {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 		defer cancel()
-		if err := apply(ctx); err != nil {
+		if err := measureApply(ctx); err != nil {
 			return err
 		}
 	}
 	kept := true
 	for _, c := range chosen {
-		r, err := c.run(ctx, c.choose(o.choice))
+		r, err := c.runComparison(ctx, c.narrowChoice(o.choice))
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.section, err)
 		}
-		kept = r.print() && kept
+		kept = r.printTables() && kept
 		if o.write {
-			if err := r.write(); err != nil {
+			if err := r.writeReadme(); err != nil {
 				return err
 			}
 		}
@@ -174,7 +174,7 @@ func (o options) run() error {
 	return nil
 }
 
-func (c comparison) run(ctx context.Context, o choice) (*results, error) {
+func (c comparison) runComparison(ctx context.Context, o choice) (*results, error) {
 	if !o.hold {
 		// Far more than it takes: a bench that hangs is one that failed.
 		var cancel context.CancelFunc
@@ -186,9 +186,9 @@ func (c comparison) run(ctx context.Context, o choice) (*results, error) {
 
 const rounds = 20
 
-// apply measures from the start of `kubectl apply` of a KubeLink to the first packet
+// measureApply measures from the start of `kubectl apply` of a KubeLink to the first packet
 // through and to the first right DNS answer. kubectl's own time is in it, and told apart.
-func apply(ctx context.Context) error {
+func measureApply(ctx context.Context) error {
 	f, err := fleet.New(ctx, 2, fleet.Options{})
 	if err != nil {
 		return err
@@ -226,7 +226,7 @@ func apply(ctx context.Context) error {
 			return err
 		}
 		if err := testbed.Until(ctx, "name to go", func(ctx context.Context) error {
-			if err := lookup(ctx, one, service); err == nil || err.Error() != dns.RcodeToString[dns.RcodeNameError] {
+			if err := lookUpServer(ctx, one, service); err == nil || err.Error() != dns.RcodeToString[dns.RcodeNameError] {
 				return fmt.Errorf("answer: %w", err)
 			}
 			return nil
@@ -236,8 +236,8 @@ func apply(ctx context.Context) error {
 		start := time.Now()
 		names := make(chan time.Duration, 1)
 		packets := make(chan time.Duration, 1)
-		go func() { names <- first(ctx, start, func() error { return lookup(ctx, one, service) }) }()
-		go func() { packets <- first(ctx, start, func() error { return echo(ctx, client, service) }) }()
+		go func() { names <- firstSuccess(ctx, start, func() error { return lookUpServer(ctx, one, service) }) }()
+		go func() { packets <- firstSuccess(ctx, start, func() error { return sendEcho(ctx, client, service) }) }()
 		_, err := one.KubectlInput(ctx, string(manifest), "apply", "-f", "-")
 		if err != nil {
 			return err
@@ -265,8 +265,8 @@ func apply(ctx context.Context) error {
 	return late
 }
 
-// first tries until it succeeds, and returns when that was. A failed try takes its time by itself.
-func first(ctx context.Context, start time.Time, try func() error) time.Duration {
+// firstSuccess tries until it succeeds, and returns when that was. A failed try takes its time by itself.
+func firstSuccess(ctx context.Context, start time.Time, try func() error) time.Duration {
 	for ctx.Err() == nil {
 		if try() == nil {
 			return time.Since(start)
@@ -275,8 +275,8 @@ func first(ctx context.Context, start time.Time, try func() error) time.Duration
 	return 0
 }
 
-// echo sends a datagram and waits 20 ms for the answer.
-func echo(ctx context.Context, from *testbed.Pod, to netip.Addr) error {
+// sendEcho sends a datagram and waits 20 ms for the answer.
+func sendEcho(ctx context.Context, from *testbed.Pod, to netip.Addr) error {
 	conn, err := from.DialContext(ctx, "udp", netip.AddrPortFrom(to, 9000).String())
 	if err != nil {
 		return err
@@ -284,14 +284,14 @@ func echo(ctx context.Context, from *testbed.Pod, to netip.Addr) error {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(20 * time.Millisecond))
 	if _, err := conn.Write([]byte("x")); err != nil {
-		return wait(conn, err)
+		return waitForDeadline(conn, err)
 	}
 	_, err = conn.Read(make([]byte, 64))
-	return wait(conn, err)
+	return waitForDeadline(conn, err)
 }
 
-// wait lets a try that was refused at once last as long as one that was not answered.
-func wait(conn net.Conn, err error) error {
+// waitForDeadline lets a try that was refused at once last as long as one that was not answered.
+func waitForDeadline(conn net.Conn, err error) error {
 	var timeout net.Error
 	if err != nil && (!errors.As(err, &timeout) || !timeout.Timeout()) {
 		conn.Read(make([]byte, 64)) // until the deadline
@@ -299,8 +299,8 @@ func wait(conn net.Conn, err error) error {
 	return err
 }
 
-// lookup asks the broker for the server's name, once in 10 ms.
-func lookup(ctx context.Context, b *fleet.Broker, want netip.Addr) error {
+// lookUpServer asks the broker for the server's name, once in 10 ms.
+func lookUpServer(ctx context.Context, b *fleet.Broker, want netip.Addr) error {
 	pace := time.NewTimer(10 * time.Millisecond)
 	defer pace.Stop()
 	m, err := b.Host.QueryAt(ctx, "udp", b.DNS(), "server.default.svc.kubelink2.kubelink.", dns.TypeA)

@@ -18,8 +18,8 @@ import (
 // result is something that has a number per contender and round.
 type result struct{ title, unit string }
 
-// format shows three significant digits.
-func (result) format(v float64) string {
+// formatValue shows three significant digits.
+func (result) formatValue(v float64) string {
 	switch {
 	case v == 0:
 		return "0"
@@ -58,7 +58,7 @@ func newResults(l *layout, rounds int) *results {
 	return &results{layout: l, rounds: rounds, values: map[result]map[string][]float64{}}
 }
 
-func (r *results) add(what result, contender string, value float64) {
+func (r *results) addValue(what result, contender string, value float64) {
 	if r.values[what] == nil {
 		r.values[what] = map[string][]float64{}
 	}
@@ -86,8 +86,8 @@ func (r *results) ratio(what result, contender, to string) float64 {
 	return a / b
 }
 
-// took are the contenders that have any of these results, in the order of tables.
-func (r *results) took(whats ...result) (names, titles []string) {
+// entrantsWith are the contenders that have any of these results, in the order of tables.
+func (r *results) entrantsWith(whats ...result) (names, titles []string) {
 	for _, c := range r.entrants {
 		if slices.ContainsFunc(whats, func(what result) bool { return len(r.values[what][c.name]) > 0 }) {
 			names, titles = append(names, c.name), append(titles, c.title)
@@ -102,16 +102,16 @@ type table struct {
 	words int
 }
 
-// show is a median with its range.
-func (r *results) show(what result, contender string) string {
+// formatMedian is a median with its range.
+func (r *results) formatMedian(what result, contender string) string {
 	values := r.values[what][contender]
 	if len(values) == 0 {
 		return "–"
 	}
-	return fmt.Sprintf("%s (%s–%s)", what.format(r.median(what, contender)), what.format(slices.Min(values)), what.format(slices.Max(values)))
+	return fmt.Sprintf("%s (%s–%s)", what.formatValue(r.median(what, contender)), what.formatValue(slices.Min(values)), what.formatValue(slices.Max(values)))
 }
 
-func times(ratio float64) string {
+func formatRatio(ratio float64) string {
 	if math.IsNaN(ratio) {
 		return "–"
 	}
@@ -127,8 +127,8 @@ type promise struct {
 	worst  bool // not of the median but of every value
 }
 
-// promised is the table of the promises that were measured, and whether all of them are kept.
-func (r *results) promised() (t table, kept bool) {
+// promiseTable is the table of the promises that were measured, and whether all of them are kept.
+func (r *results) promiseTable() (t table, kept bool) {
 	kept = true
 	titles := map[string]string{}
 	for _, c := range r.entrants {
@@ -142,11 +142,11 @@ func (r *results) promised() (t table, kept bool) {
 				is = slices.Max(values)
 			}
 		}
-		numbers, bound, shown := titles[p.of], fmt.Sprintf("%s %s", p.what.format(p.bound), p.what.unit), fmt.Sprintf("%s %s", p.what.format(is), p.what.unit)
+		numbers, bound, shown := titles[p.of], fmt.Sprintf("%s %s", p.what.formatValue(p.bound), p.what.unit), fmt.Sprintf("%s %s", p.what.formatValue(is), p.what.unit)
 		if p.to != "" {
 			is = r.ratio(p.what, p.of, p.to)
-			bound, shown = fmt.Sprintf("%.1f× %s", p.bound, titles[p.to]), times(is)
-			numbers = fmt.Sprintf("%s: %s / %s %s", titles[p.of], p.what.format(r.median(p.what, p.of)), p.what.format(r.median(p.what, p.to)), p.what.unit)
+			bound, shown = fmt.Sprintf("%.1f× %s", p.bound, titles[p.to]), formatRatio(is)
+			numbers = fmt.Sprintf("%s: %s / %s %s", titles[p.of], p.what.formatValue(r.median(p.what, p.of)), p.what.formatValue(r.median(p.what, p.to)), p.what.unit)
 		}
 		if math.IsNaN(is) {
 			continue
@@ -163,8 +163,8 @@ func (r *results) promised() (t table, kept bool) {
 	return table{rows, 2}, kept
 }
 
-// origin tells where the numbers are from, and whether they are good for anything.
-func (r *results) origin() string {
+// describeRun tells where the numbers are from, and whether they are good for anything.
+func (r *results) describeRun() string {
 	text := fmt.Sprintf("Medians of %d rounds (minimum–maximum), all in one run, with both ends and the load on the same machine: %s.", r.rounds, describeMachine())
 	if r.disturbed > 0 {
 		text += fmt.Sprintf(" During %d of %d measures somebody else used the machine: THE NUMBERS ARE NOISY.", r.disturbed, r.measured)
@@ -172,19 +172,19 @@ func (r *results) origin() string {
 	return text
 }
 
-// print writes all tables to the terminal.
-func (r *results) print() (kept bool) {
-	fmt.Printf("\n%s\n", r.origin())
-	promised, kept := r.promised()
+// printTables writes all tables to the terminal.
+func (r *results) printTables() (kept bool) {
+	fmt.Printf("\n%s\n", r.describeRun())
+	promised, kept := r.promiseTable()
 	for _, t := range append(r.tables(r), promised) {
 		if len(t.rows) > 1 {
-			fmt.Printf("\n%s", t.plain())
+			fmt.Printf("\n%s", t.plainText())
 		}
 	}
 	return kept
 }
 
-func (t table) plain() string {
+func (t table) plainText() string {
 	var widths []int
 	for _, row := range t.rows {
 		for i, cell := range row {
@@ -205,8 +205,8 @@ func (t table) plain() string {
 	return b.String()
 }
 
-// markdown aligns numbers to the right.
-func (t table) markdown() string {
+// toMarkdown aligns numbers to the right.
+func (t table) toMarkdown() string {
 	var b strings.Builder
 	for i, row := range t.rows {
 		b.WriteString("| " + strings.Join(row, " | ") + " |\n")
@@ -227,8 +227,8 @@ func (t table) markdown() string {
 // plotFile is the name of the plot, in the folder of the README.
 func (l *layout) plotFile() string { return l.section + ".svg" }
 
-// readme returns the path of test/bench/README.md, and its text before and after the section.
-func (l *layout) readme() (path, before, after string, err error) {
+// splitReadme returns the path of test/bench/README.md, and its text before and after the section.
+func (l *layout) splitReadme() (path, before, after string, err error) {
 	root, err := testbed.Repository()
 	if err != nil {
 		return "", "", "", err
@@ -247,21 +247,21 @@ func (l *layout) readme() (path, before, after string, err error) {
 	return path, before + begin + "\n", end + after, nil
 }
 
-// write puts the results into test/bench/README.md and the plot beside it.
-func (r *results) write() error {
-	path, before, after, err := r.readme()
+// writeReadme puts the results into test/bench/README.md and the plot beside it.
+func (r *results) writeReadme() error {
+	path, before, after, err := r.splitReadme()
 	if err != nil {
 		return err
 	}
-	text := fmt.Sprintf("%s\n\n![Plot of the medians](%s)\n", r.origin(), r.plotFile())
-	promised, _ := r.promised()
+	text := fmt.Sprintf("%s\n\n![Plot of the medians](%s)\n", r.describeRun(), r.plotFile())
+	promised, _ := r.promiseTable()
 	for _, t := range append(r.tables(r), promised) {
 		if len(t.rows) > 1 {
-			text += "\n" + t.markdown()
+			text += "\n" + t.toMarkdown()
 		}
 	}
 	return errors.Join(
-		os.WriteFile(filepath.Join(filepath.Dir(path), r.plotFile()), []byte(r.plot()), 0o644),
+		os.WriteFile(filepath.Join(filepath.Dir(path), r.plotFile()), []byte(r.drawPlot()), 0o644),
 		os.WriteFile(path, []byte(before+text+after), 0o644),
 	)
 }

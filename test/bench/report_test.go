@@ -10,7 +10,7 @@ import (
 // The README has the places where -write puts the results, and shows the plots that stand beside it.
 func TestReadme(t *testing.T) {
 	for _, c := range comparisons {
-		path, before, after, err := c.readme()
+		path, before, after, err := c.splitReadme()
 		if err != nil {
 			t.Error(err)
 			continue

@@ -34,8 +34,8 @@ var (
 
 const numberSize = 16
 
-// talker is an end of a connection: it reads messages of a fixed form, and answers each.
-type talker struct {
+// messenger is an end of a connection: it reads messages of a fixed form, and answers each.
+type messenger struct {
 	socket
 	reads  []byte // what came of a message
 	form   string
@@ -44,12 +44,12 @@ type talker struct {
 	reply  func(number []byte) (again bool, err error)
 }
 
-func newTalker(s socket, reads string, number int, writes string) *talker {
-	return &talker{socket: s, reads: make([]byte, 0, len(reads)), form: reads, number: number, write: []byte(writes)}
+func newMessenger(s socket, reads string, number int, writes string) *messenger {
+	return &messenger{socket: s, reads: make([]byte, 0, len(reads)), form: reads, number: number, write: []byte(writes)}
 }
 
-// send writes the message. It is smaller than any socket's buffer, and the one before was answered.
-func (t *talker) send() error {
+// sendMessage writes the message. It is smaller than any socket's buffer, and the one before was answered.
+func (t *messenger) sendMessage() error {
 	n, err := t.socket.write(t.write)
 	if err == nil && n != len(t.write) {
 		err = errors.New("short write")
@@ -57,8 +57,8 @@ func (t *talker) send() error {
 	return err
 }
 
-// ready reads what is there; again is false when this end is done.
-func (t *talker) ready() (again bool, err error) {
+// readMessage reads what is there; again is false when this end is done.
+func (t *messenger) readMessage() (again bool, err error) {
 	n, err := t.read(t.reads[len(t.reads):cap(t.reads)])
 	if err != nil {
 		return false, err
@@ -82,8 +82,8 @@ func (t *talker) ready() (again bool, err error) {
 	return again, err
 }
 
-// talk serves the ends until all are done.
-func talk(ends []*talker) error {
+// serveMessengers serves the ends until all are done.
+func serveMessengers(ends []*messenger) error {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return err
@@ -108,7 +108,7 @@ func talk(ends []*talker) error {
 		}
 		for _, e := range events[:n] {
 			t := ends[e.Fd]
-			again, err := t.ready()
+			again, err := t.readMessage()
 			if err != nil {
 				return err
 			}
@@ -127,9 +127,9 @@ func talk(ends []*talker) error {
 	return nil
 }
 
-// requests keeps all connections busy, one request on each at a time, and returns the answers per second.
-func requests(ctx context.Context, client *testbed.Host, listener socket, to netip.AddrPort, warmUp, d time.Duration) (float64, error) {
-	var asking, serving []*talker
+// measureRequests keeps all connections busy, one request on each at a time, and returns the answers per second.
+func measureRequests(ctx context.Context, client *testbed.Host, listener socket, to netip.AddrPort, warmUp, d time.Duration) (float64, error) {
+	var asking, serving []*messenger
 	var stop atomic.Bool
 	var asked, served, answered atomic.Uint64
 	defer func() {
@@ -138,7 +138,7 @@ func requests(ctx context.Context, client *testbed.Host, listener socket, to net
 		}
 	}()
 	for range requestConnections {
-		near, far, err := connect(client, listener, to)
+		near, far, err := connectPair(client, listener, to)
 		if err != nil {
 			return 0, err
 		}
@@ -147,14 +147,14 @@ func requests(ctx context.Context, client *testbed.Host, listener socket, to net
 				return 0, err
 			}
 		}
-		s := newTalker(far, request, requestNumber, answer)
+		s := newMessenger(far, request, requestNumber, answer)
 		s.reply = func(number []byte) (bool, error) {
 			copy(s.write[answerNumber:], number)
 			served.Add(1)
-			return true, s.send()
+			return true, s.sendMessage()
 		}
 		serving = append(serving, s)
-		a := newTalker(near, answer, answerNumber, request)
+		a := newMessenger(near, answer, answerNumber, request)
 		number := uint64(0)
 		next := func() error {
 			number++
@@ -165,7 +165,7 @@ func requests(ctx context.Context, client *testbed.Host, listener socket, to net
 				digits[i] = byte('0' + rest%10)
 				rest /= 10
 			}
-			return a.send()
+			return a.sendMessage()
 		}
 		a.reply = func(got []byte) (bool, error) {
 			if !bytes.Equal(got, a.write[requestNumber:requestNumber+numberSize]) {
@@ -186,9 +186,9 @@ func requests(ctx context.Context, client *testbed.Host, listener socket, to net
 	var errs [2]error
 	failed, fail := context.WithCancel(ctx)
 	defer fail()
-	for i, ends := range [][]*talker{serving, asking} {
+	for i, ends := range [][]*messenger{serving, asking} {
 		wg.Go(func() {
-			if errs[i] = talk(ends); errs[i] != nil {
+			if errs[i] = serveMessengers(ends); errs[i] != nil {
 				fail()
 			}
 		})

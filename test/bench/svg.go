@@ -37,9 +37,9 @@ const (
 	margin                  = 16.0
 )
 
-// style is the text's; the bars have classes named after the entrants. The colours are told apart in both modes, and by
+// plotStyle is the text's; the bars have classes named after the entrants. The colours are told apart in both modes, and by
 // the colour-blind.
-func (l *layout) style() string {
+func (l *layout) plotStyle() string {
 	fills := func(colour func(entrant) string) (css string) {
 		for _, e := range l.entrants {
 			css += fmt.Sprintf(".%s { fill: %s; } ", e.name, colour(e))
@@ -64,8 +64,8 @@ text { fill: #f0f6fc; }
 `, fills(func(e entrant) string { return e.light }), fills(func(e entrant) string { return e.dark }))
 }
 
-// plot is the results as SVG.
-func (r *results) plot() string {
+// drawPlot is the results as SVG.
+func (r *results) drawPlot() string {
 	var shown []panel
 	var whats []result
 	for _, p := range r.panels {
@@ -78,14 +78,14 @@ func (r *results) plot() string {
 			}
 		}
 	}
-	names, titles := r.took(whats...)
+	names, titles := r.entrantsWith(whats...)
 	const legend = 28.0
 	rows := (len(shown) + plotColumns - 1) / plotColumns
 	width := plotColumns*panelWidth + (plotColumns+1)*margin
 	height := legend + float64(rows)*(panelHeight+margin) + margin
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" role="img">`+"\n<title>kubelink compared</title>\n%s",
-		width, height, width, height, r.style())
+		width, height, width, height, r.plotStyle())
 	x := margin
 	for i, title := range titles {
 		fmt.Fprintf(&b, `<rect class="%s" x="%.0f" y="10" width="12" height="12" rx="2"/><text x="%.0f" y="20">%s</text>`+"\n", names[i], x, x+18, html.EscapeString(title))
@@ -93,14 +93,14 @@ func (r *results) plot() string {
 	}
 	for i, p := range shown {
 		fmt.Fprintf(&b, `<g transform="translate(%.0f %.0f)">`+"\n", margin+float64(i%plotColumns)*(panelWidth+margin), legend+margin+float64(i/plotColumns)*(panelHeight+margin))
-		r.plotPanel(&b, p, names)
+		r.drawPanel(&b, p, names)
 		b.WriteString("</g>\n")
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
 }
 
-func (r *results) plotPanel(b *strings.Builder, p panel, names []string) {
+func (r *results) drawPanel(b *strings.Builder, p panel, names []string) {
 	const top, bottom = 56.0, panelHeight - 22
 	most := 0.0
 	for _, g := range p.groups {
@@ -121,7 +121,7 @@ func (r *results) plotPanel(b *strings.Builder, p panel, names []string) {
 			if v := r.median(g.what, name); !math.IsNaN(v) && most > 0 {
 				h := math.Max(1, v/most*(bottom-top))
 				fmt.Fprintf(b, `<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="2"/><text class="value" x="%.1f" y="%.1f">%s</text>`+"\n",
-					name, x+1.5, bottom-h, bar-3, h, x+bar/2, bottom-h-4, g.what.format(v))
+					name, x+1.5, bottom-h, bar-3, h, x+bar/2, bottom-h-4, g.what.formatValue(v))
 			}
 			x += bar
 		}

@@ -155,8 +155,8 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// state is an error when a helper has ended, and else what they complained about.
-func (w *wireguard) state() (complaints string, err error) {
+// readState is an error when a helper has ended, and else what they complained about.
+func (w *wireguard) readState() (complaints string, err error) {
 	for _, p := range w.processes {
 		select {
 		case <-p.Done():

@@ -24,20 +24,20 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-func main() { os.Exit(testbed.Main(demo)) }
+func main() { os.Exit(testbed.Main(runDemo)) }
 
 var (
 	start = time.Now()
 	out   sync.Mutex
 )
 
-func say(format string, args ...any) {
+func printStep(format string, args ...any) {
 	out.Lock()
 	defer out.Unlock()
 	fmt.Printf("%5.1fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
 }
 
-func shown(text string) {
+func printIndented(text string) {
 	out.Lock()
 	defer out.Unlock()
 	for line := range strings.Lines(strings.TrimRight(text, "\n") + "\n") {
@@ -45,18 +45,18 @@ func shown(text string) {
 	}
 }
 
-func demo() int {
+func runDemo() int {
 	once := flag.Bool("once", false, "end after the show")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	f, client, err := show(ctx)
+	f, client, err := showMesh(ctx)
 	if f != nil {
 		defer f.Close()
 	}
 	if err != nil {
 		if ctx.Err() != nil {
-			say("interrupted")
+			printStep("interrupted")
 			return 130
 		}
 		fmt.Fprintln(os.Stderr, "\ndemo failed:", err)
@@ -66,33 +66,33 @@ func demo() int {
 		return 1
 	}
 	if *once {
-		say("all worked")
+		printStep("all worked")
 		return 0
 	}
-	say("the clusters stay up until Ctrl-C. From another terminal, as the same user:")
+	printStep("the clusters stay up until Ctrl-C. From another terminal, as the same user:")
 	for _, b := range f.Brokers {
-		shown(fmt.Sprintf("# kubectl in %s\n%s get kubelinks -o wide", b.Name, b.KubectlCommand()))
+		printIndented(fmt.Sprintf("# kubectl in %s\n%s get kubelinks -o wide", b.Name, b.KubectlCommand()))
 	}
-	shown("# a shell in the pod client of kubelink1\n" + client.Enter("bash"))
+	printIndented("# a shell in the pod client of kubelink1\n" + client.Enter("bash"))
 	<-ctx.Done()
-	say("cleaning up")
+	printStep("cleaning up")
 	return 0
 }
 
-func show(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
+func showMesh(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	say("booting two Kubernetes clusters with the same node network %s and pod network %s", testbed.NodeCIDR, testbed.PodCIDR)
-	f, err := fleet.New(ctx, 2, fleet.Options{Progress: func(s string) { say("%s", s) }})
+	printStep("booting two Kubernetes clusters with the same node network %s and pod network %s", testbed.NodeCIDR, testbed.PodCIDR)
+	f, err := fleet.New(ctx, 2, fleet.Options{Progress: func(s string) { printStep("%s", s) }})
 	if err != nil {
 		return nil, nil, err
 	}
 	one, two := f.Brokers[0], f.Brokers[1]
 	for _, b := range f.Brokers {
-		say("%s: services %s, mesh address %s, endpoint %s", b.Name, b.ServiceCIDR, b.MeshAddress, b.FQDN)
+		printStep("%s: services %s, mesh address %s, endpoint %s", b.Name, b.ServiceCIDR, b.MeshAddress, b.FQDN)
 	}
 
-	say("a web server in kubelink2, a client in kubelink1")
+	printStep("a web server in kubelink2, a client in kubelink1")
 	server, err := two.Pod(ctx, "echo", testbed.PodOptions{})
 	if err != nil {
 		return f, nil, err
@@ -110,19 +110,19 @@ func show(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
 		return f, nil, err
 	}
 
-	say("applying the KubeLinks")
+	printStep("applying the KubeLinks")
 	applied := time.Now()
 	if err := f.Mesh(ctx); err != nil {
 		return f, nil, err
 	}
-	say("all links are Up after %d ms", time.Since(applied).Milliseconds())
+	printStep("all links are Up after %d ms", time.Since(applied).Milliseconds())
 	for _, b := range f.Brokers {
 		table, err := b.Kubectl(ctx, "get", "kubelinks")
 		if err != nil {
 			return f, nil, err
 		}
-		say("%s$ kubectl get kubelinks", b.Name)
-		shown(table)
+		printStep("%s$ kubectl get kubelinks", b.Name)
+		printIndented(table)
 	}
 
 	name := "echo.default.svc.kubelink2.kubelink."
@@ -138,8 +138,8 @@ func show(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
 	}); err != nil {
 		return f, nil, err
 	}
-	say("client of kubelink1$ dig %s", name)
-	shown(answer.Answer[0].String())
+	printStep("client of kubelink1$ dig %s", name)
+	printIndented(answer.Answer[0].String())
 	if a, ok := answer.Answer[0].(*dns.A); !ok || a.A.String() != ip.String() {
 		return f, nil, fmt.Errorf("%s should be %s", name, ip)
 	}
@@ -149,8 +149,8 @@ func show(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
 	if err != nil {
 		return f, nil, err
 	}
-	say("client of kubelink1$ curl %s", url)
-	shown(fmt.Sprintf("the server in kubelink2 saw client address %s (the client's own is %s)", body, client.Address))
+	printStep("client of kubelink1$ curl %s", url)
+	printIndented(fmt.Sprintf("the server in kubelink2 saw client address %s (the client's own is %s)", body, client.Address))
 	if body == client.Address.String() {
 		return f, nil, fmt.Errorf("the pod's own address crossed the mesh")
 	}
@@ -159,7 +159,7 @@ func show(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
 	if err != nil {
 		return f, nil, err
 	}
-	say("client of kubelink1$ ping %s", two.MeshAddress.Addr())
-	shown(fmt.Sprintf("answered after %.2f ms", float64(rtt.Microseconds())/1000))
+	printStep("client of kubelink1$ ping %s", two.MeshAddress.Addr())
+	printIndented(fmt.Sprintf("answered after %.2f ms", float64(rtt.Microseconds())/1000))
 	return f, client, nil
 }

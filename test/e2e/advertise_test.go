@@ -24,8 +24,8 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// overlay applies a file of deploy for the time of a test.
-func overlay(t *testing.T, ctx context.Context, b *fleet.Broker, file string) {
+// applyForTest applies a file of deploy for the time of a test.
+func applyForTest(t *testing.T, ctx context.Context, b *fleet.Broker, file string) {
 	t.Helper()
 	text, err := b.Manifest(file)
 	must(t, err)
@@ -39,15 +39,15 @@ func overlay(t *testing.T, ctx context.Context, b *fleet.Broker, file string) {
 	})
 }
 
-// reconfigure adds properties to a broker's Corefile as it was given.
-func reconfigure(t *testing.T, ctx context.Context, b *fleet.Broker, text string, properties ...string) {
+// addProperties adds properties to a broker's Corefile as it was given.
+func addProperties(t *testing.T, ctx context.Context, b *fleet.Broker, text string, properties ...string) {
 	t.Helper()
 	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", strings.Join(append([]string{"dns-propagation dns"}, properties...), "\n"), 1)))
 	must(t, b.Reload(ctx))
 }
 
-// advertising has the second cluster advertise for the time of a test. In the end the others have forgotten it.
-func advertising(t *testing.T, ctx context.Context, properties ...string) (change func(properties ...string)) {
+// advertise has the second cluster advertise for the time of a test. In the end the others have forgotten it.
+func advertise(t *testing.T, ctx context.Context, properties ...string) (change func(properties ...string)) {
 	t.Helper()
 	two := brokers[1]
 	text := two.Corefile()
@@ -63,17 +63,17 @@ func advertising(t *testing.T, ctx context.Context, properties ...string) (chang
 		must(t, two.SetCorefile(text))
 		must(t, two.Start(ctx))
 		for _, b := range []*fleet.Broker{brokers[0], brokers[2]} {
-			collected(t, b)
+			waitForCollection(t, b)
 		}
-		restore(t)
+		restoreMesh(t)
 	})
-	change = func(properties ...string) { t.Helper(); reconfigure(t, ctx, two, text, properties...) }
+	change = func(properties ...string) { t.Helper(); addProperties(t, ctx, two, text, properties...) }
 	change(properties...)
 	return change
 }
 
-// steady fails the test if the links to the second cluster have been lost by its end.
-func steady(t *testing.T, ctx context.Context) (check func()) {
+// expectStableLinks fails the test if the links to the second cluster have been lost by its end.
+func expectStableLinks(t *testing.T, ctx context.Context) (check func()) {
 	t.Helper()
 	since := func() string {
 		var all []string
@@ -98,8 +98,8 @@ func steady(t *testing.T, ctx context.Context) (check func()) {
 	}
 }
 
-// hasDNS waits until the link to the second cluster has these values.
-func hasDNS(t *testing.T, b *fleet.Broker, ip, domain string) *v1alpha1.KubeLink {
+// waitForDNSFacts waits until the link to the second cluster has these values.
+func waitForDNSFacts(t *testing.T, b *fleet.Broker, ip, domain string) *v1alpha1.KubeLink {
 	t.Helper()
 	var l *v1alpha1.KubeLink
 	within(t, 10*time.Second, "DNS facts at "+b.Name, func(ctx context.Context) (err error) {
@@ -117,12 +117,12 @@ func hasDNS(t *testing.T, b *fleet.Broker, ip, domain string) *v1alpha1.KubeLink
 // What a cluster tells of its DNS service is in the links of the others, and follows at run time; what a user has set there
 // stays, and what cannot be right is not taken over.
 func TestAdvertisedDNS(t *testing.T) {
-	ctx := begin(t, 3*time.Minute)
+	ctx := startTest(t, 3*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
-	lasting := steady(t, ctx)
-	change := advertising(t, ctx, "dns-advertisement")
+	checkLinks := expectStableLinks(t, ctx)
+	change := advertise(t, ctx, "dns-advertisement")
 	for _, b := range []*fleet.Broker{one, three} {
-		l := hasDNS(t, b, two.DNSAddress.String(), "cluster.local")
+		l := waitForDNSFacts(t, b, two.DNSAddress.String(), "cluster.local")
 		for _, m := range l.ManagedFields {
 			if m.Manager != "kubelink-advertised" && strings.Contains(m.FieldsV1.GetRawString(), "f:dnsIP") {
 				t.Errorf("%s owns the field, too", m.Manager)
@@ -156,21 +156,21 @@ func TestAdvertisedDNS(t *testing.T) {
 	other, err := two.Service(ctx, "othernames", map[string]string{"app": "othernames"}, []corev1.ServicePort{testbed.UDPPort(53)}, testbed.ServiceOptions{})
 	must(t, err)
 	change("dns-advertisement", "dns-service-ip "+other.String(), "cluster-domain Other.Example")
-	hasDNS(t, three, other.String(), "other.example")
+	waitForDNSFacts(t, three, other.String(), "other.example")
 	within(t, 2*time.Second, "names of the other DNS service", func(ctx context.Context) error {
-		return answers(ctx, three, serverName(1), servers[2].service)
+		return checkAnswer(ctx, three, serverName(1), servers[2].service)
 	})
-	hasDNS(t, one, "100.64.16.20", "other.example")
+	waitForDNSFacts(t, one, "100.64.16.20", "other.example")
 
 	// An address that is not the second cluster's, and a domain that would lead back here.
 	change("dns-advertisement", "dns-service-ip "+one.DNSAddress.String())
 	must(t, three.WaitState(ctx, two.Name, v1alpha1.StateUp, "not used", one.DNSAddress.String(), "spec.egress"))
-	hasDNS(t, three, other.String(), "cluster.local")
+	waitForDNSFacts(t, three, other.String(), "cluster.local")
 
 	// Back to normal, and silence: what was told stays.
 	change("dns-advertisement")
-	hasDNS(t, three, two.DNSAddress.String(), "cluster.local")
-	hasDNS(t, one, "100.64.16.20", "cluster.local")
+	waitForDNSFacts(t, three, two.DNSAddress.String(), "cluster.local")
+	waitForDNSFacts(t, one, "100.64.16.20", "cluster.local")
 	within(t, 5*time.Second, "the note to go", func(ctx context.Context) error {
 		l, err := three.Link(ctx, two.Name)
 		if err == nil && l.Status.Message != "" {
@@ -179,9 +179,9 @@ func TestAdvertisedDNS(t *testing.T) {
 		return err
 	})
 	change()
-	hasDNS(t, three, two.DNSAddress.String(), "cluster.local")
-	must(t, answers(ctx, three, serverName(1), servers[1].service))
-	lasting()
+	waitForDNSFacts(t, three, two.DNSAddress.String(), "cluster.local")
+	must(t, checkAnswer(ctx, three, serverName(1), servers[1].service))
+	checkLinks()
 }
 
 // keptAccess is where brokers keep access to the API of the second cluster.
@@ -189,8 +189,8 @@ func keptAccess() *corev1.Secret {
 	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "kubelink-api-" + brokers[1].Name}}
 }
 
-// collected waits until access to the API of the second cluster has gone with its link.
-func collected(t *testing.T, b *fleet.Broker) {
+// waitForCollection waits until access to the API of the second cluster has gone with its link.
+func waitForCollection(t *testing.T, b *fleet.Broker) {
 	t.Helper()
 	within(t, 30*time.Second, "secret with access to be collected in "+b.Name, func(ctx context.Context) error {
 		if err := b.Client.Get(ctx, client.ObjectKeyFromObject(keptAccess()), keptAccess()); !apierrors.IsNotFound(err) {
@@ -200,8 +200,8 @@ func collected(t *testing.T, b *fleet.Broker) {
 	})
 }
 
-// apiSecret waits until a broker keeps access to the API of the second cluster with a token other than the one given.
-func apiSecret(t *testing.T, limit time.Duration, b *fleet.Broker, other string) *corev1.Secret {
+// waitForAPISecret waits until a broker keeps access to the API of the second cluster with a token other than the one given.
+func waitForAPISecret(t *testing.T, limit time.Duration, b *fleet.Broker, other string) *corev1.Secret {
 	t.Helper()
 	s := keptAccess()
 	within(t, limit, "secret with access in "+b.Name, func(ctx context.Context) error {
@@ -216,8 +216,8 @@ func apiSecret(t *testing.T, limit time.Duration, b *fleet.Broker, other string)
 	return s
 }
 
-// opens uses the access from a pod: it reads what names are made of, and nothing else.
-func opens(ctx context.Context, from *testbed.Pod, s *corev1.Secret) error {
+// checkAccess uses the access from a pod: it reads what names are made of, and nothing else.
+func checkAccess(ctx context.Context, from *testbed.Pod, s *corev1.Secret) error {
 	api, err := client.New(&rest.Config{
 		Host: "https://" + brokers[1].APIAddress.String(), Dial: from.DialContext,
 		BearerToken: string(s.Data["token"]), TLSClientConfig: rest.TLSClientConfig{CAData: s.Data["certificate-authority-data"]},
@@ -238,8 +238,8 @@ func opens(ctx context.Context, from *testbed.Pod, s *corev1.Secret) error {
 	return nil
 }
 
-// life is how long a token lasts from its beginning, as it says.
-func life(t *testing.T, token []byte) time.Duration {
+// tokenLifetime is how long a token lasts from its beginning, as it says.
+func tokenLifetime(t *testing.T, token []byte) time.Duration {
 	t.Helper()
 	parts := strings.Split(string(token), ".")
 	if len(parts) != 3 {
@@ -258,15 +258,15 @@ func life(t *testing.T, token []byte) time.Duration {
 // Access to its API that a cluster announces is kept by the others, with a new token whenever there is one, and links do not
 // notice. Where the rights for that are missing, this is said, and the rest goes on.
 func TestAdvertisedAPIAccess(t *testing.T) {
-	ctx := begin(t, 5*time.Minute)
+	ctx := startTest(t, 5*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
 	for _, b := range []*fleet.Broker{one, two} {
-		overlay(t, ctx, b, "overlays/advertisement/rbac.yaml")
+		applyForTest(t, ctx, b, "overlays/advertisement/rbac.yaml")
 	}
-	lasting := steady(t, ctx)
-	change := advertising(t, ctx, "dns-advertisement", "service-account kubelink/kubelink-names")
-	first := apiSecret(t, 10*time.Second, one, "")
-	l := hasDNS(t, one, two.DNSAddress.String(), "cluster.local")
+	checkLinks := expectStableLinks(t, ctx)
+	change := advertise(t, ctx, "dns-advertisement", "service-account kubelink/kubelink-names")
+	first := waitForAPISecret(t, 10*time.Second, one, "")
+	l := waitForDNSFacts(t, one, two.DNSAddress.String(), "cluster.local")
 	within(t, 5*time.Second, "apiAccess", func(ctx context.Context) (err error) {
 		if l, err = one.Link(ctx, l.Name); err != nil {
 			return err
@@ -282,39 +282,39 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	if first.Labels["app.kubernetes.io/managed-by"] != "kubelink" || len(first.Data) != 2 {
 		t.Errorf("labels %v, %d keys", first.Labels, len(first.Data))
 	}
-	if d := life(t, first.Data["token"]); d != 24*time.Hour {
+	if d := tokenLifetime(t, first.Data["token"]); d != 24*time.Hour {
 		t.Errorf("the token lasts for %s", d)
 	}
-	must(t, opens(ctx, clients[0], first))
+	must(t, checkAccess(ctx, clients[0], first))
 
 	// The third cluster may not keep it.
 	must(t, three.WaitState(ctx, two.Name, v1alpha1.StateUp, "may not keep it", "create and patch secrets in namespace kubelink", "spec.apiAccess"))
-	if l := hasDNS(t, three, two.DNSAddress.String(), "cluster.local"); l.Spec.APIAccess != nil {
+	if l := waitForDNSFacts(t, three, two.DNSAddress.String(), "cluster.local"); l.Spec.APIAccess != nil {
 		t.Errorf("apiAccess is %+v", l.Spec.APIAccess)
 	}
 	if n := strings.Count(three.Process.Log(), "peers announce access to their API"); n != 1 {
 		t.Errorf("%d warnings", n)
 	}
-	overlay(t, ctx, three, "overlays/advertisement/rbac.yaml")
+	applyForTest(t, ctx, three, "overlays/advertisement/rbac.yaml")
 
 	// A new token by configuration, and one because the old one died with its account.
 	change("dns-advertisement", "service-account kubelink/kubelink-names", "token-lifetime 10m")
-	second := apiSecret(t, 10*time.Second, one, string(first.Data["token"]))
-	if d := life(t, second.Data["token"]); d != 10*time.Minute {
+	second := waitForAPISecret(t, 10*time.Second, one, string(first.Data["token"]))
+	if d := tokenLifetime(t, second.Data["token"]); d != 10*time.Minute {
 		t.Errorf("the token lasts for %s", d)
 	}
 	_, err := two.Kubectl(ctx, "-n", fleet.Namespace, "delete", "serviceaccount", "kubelink-names")
 	must(t, err)
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp, "service-account kubelink/kubelink-names", "does not exist"))
-	overlay(t, ctx, two, "overlays/advertisement/rbac.yaml")
-	third := apiSecret(t, time.Minute, one, string(second.Data["token"]))
-	must(t, opens(ctx, clients[0], third))
+	applyForTest(t, ctx, two, "overlays/advertisement/rbac.yaml")
+	third := waitForAPISecret(t, time.Minute, one, string(second.Data["token"]))
+	must(t, checkAccess(ctx, clients[0], third))
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp))
 
 	// By now the third cluster has tried again.
 	var kept *corev1.Secret
 	within(t, 90*time.Second, "the third cluster to keep the latest access", func(ctx context.Context) error {
-		kept = apiSecret(t, 90*time.Second, three, "")
+		kept = waitForAPISecret(t, 90*time.Second, three, "")
 		if string(kept.Data["token"]) != string(third.Data["token"]) {
 			return errors.New("the token is an older one")
 		}
@@ -326,7 +326,7 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	_, err = one.Kubectl(ctx, "patch", "kubelink", two.Name, "--type", "merge", "-p", `{"spec":{"apiAccess":{"namespace":"default","name":"mine"}}}`)
 	must(t, err)
 	change("dns-advertisement", "service-account kubelink/kubelink-names", "token-lifetime 11m")
-	apiSecret(t, 10*time.Second, three, string(third.Data["token"]))
+	waitForAPISecret(t, 10*time.Second, three, string(third.Data["token"]))
 	if l, err := one.Link(ctx, two.Name); err != nil || l.Spec.APIAccess.Name != "mine" || l.Spec.APIAccess.Namespace != "default" {
 		t.Errorf("apiAccess is %+v, %v", l.Spec.APIAccess, err)
 	}
@@ -337,59 +337,59 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 			}
 		}
 	}
-	lasting()
+	checkLinks()
 
 	// The secret goes with its link.
 	must(t, three.Remove(ctx, two.Name))
-	collected(t, three)
+	waitForCollection(t, three)
 }
 
 // A token that may not read anything is no reason for names to fail: the DNS service goes on being asked, and both sides say
 // what is missing. When the rights are there, names come from the API server.
 func TestAdvertisedAPIAccessWithoutRights(t *testing.T) {
-	ctx := begin(t, 4*time.Minute)
+	ctx := startTest(t, 4*time.Minute)
 	one, two := brokers[0], brokers[1]
 	const rbac = "overlays/advertisement/rbac.yaml"
-	overlay(t, ctx, one, rbac)
-	overlay(t, ctx, two, rbac)
+	applyForTest(t, ctx, one, rbac)
+	applyForTest(t, ctx, two, rbac)
 	_, err := two.Kubectl(ctx, "delete", "clusterrolebinding", "kubelink-names")
 	must(t, err)
-	apply(t, ctx, one, "overlays/kubernetes-dns/account.yaml", "overlays/kubernetes-dns/rbac.yaml")
-	edit(t, ctx, one, "dns-propagation dns", "dns-propagation kubernetes")
-	advertising(t, ctx, "service-account kubelink/kubelink-names")
-	apiSecret(t, 10*time.Second, one, "")
-	message(t, 10*time.Second, two.Name, "names come from the DNS service of the cluster, not from its API server: API server https://"+two.APIAddress.String())
-	must(t, answers(ctx, one, serverName(1), servers[1].service))
+	applyFiles(t, ctx, one, "overlays/kubernetes-dns/account.yaml", "overlays/kubernetes-dns/rbac.yaml")
+	editCorefile(t, ctx, one, "dns-propagation dns", "dns-propagation kubernetes")
+	advertise(t, ctx, "service-account kubelink/kubelink-names")
+	waitForAPISecret(t, 10*time.Second, one, "")
+	waitForMessage(t, 10*time.Second, two.Name, "names come from the DNS service of the cluster, not from its API server: API server https://"+two.APIAddress.String())
+	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp, "service-account kubelink/kubelink-names: it may not list namespaces"))
-	must(t, answers(ctx, one, serverName(1), servers[1].service))
+	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
 
-	overlay(t, ctx, two, rbac)
+	applyForTest(t, ctx, two, rbac)
 	within(t, 30*time.Second, "names from the API server", func(ctx context.Context) error {
 		if v, err := one.Metric(ctx, `coredns_kubelink_cluster_names_up{zone="kubelink2.kubelink."}`); err != nil || v != 1 {
 			return fmt.Errorf("they are not loaded: %v", err)
 		}
-		return answers(ctx, one, serverName(1), servers[1].service)
+		return checkAnswer(ctx, one, serverName(1), servers[1].service)
 	})
-	message(t, 10*time.Second, two.Name, "")
+	waitForMessage(t, 10*time.Second, two.Name, "")
 }
 
 // What is wrong with the account is said by the LocalLink, it is tried again, and links do not care. A token secret is used
 // where there is one.
 func TestServiceAccount(t *testing.T) {
-	ctx := begin(t, 3*time.Minute)
+	ctx := startTest(t, 3*time.Minute)
 	one, two := brokers[0], brokers[1]
-	overlay(t, ctx, one, "overlays/advertisement/rbac.yaml")
-	lasting := steady(t, ctx)
-	advertising(t, ctx, "service-account kubelink/kubelink-names")
+	applyForTest(t, ctx, one, "overlays/advertisement/rbac.yaml")
+	checkLinks := expectStableLinks(t, ctx)
+	advertise(t, ctx, "service-account kubelink/kubelink-names")
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp, "service-account kubelink/kubelink-names", "may not ask for its token", "serviceaccounts/token"))
 	must(t, two.WaitReady(ctx))
-	overlay(t, ctx, two, "overlays/advertisement/rbac.yaml")
-	asked := apiSecret(t, time.Minute, one, "")
-	within(t, 10*time.Second, "the token to be accepted", func(ctx context.Context) error { return opens(ctx, clients[0], asked) })
+	applyForTest(t, ctx, two, "overlays/advertisement/rbac.yaml")
+	asked := waitForAPISecret(t, time.Minute, one, "")
+	within(t, 10*time.Second, "the token to be accepted", func(ctx context.Context) error { return checkAccess(ctx, clients[0], asked) })
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp))
 
 	// The broker has seen that it may not list secrets. It tries again after ten minutes, or with another configuration.
-	overlay(t, ctx, two, "overlays/advertisement/token-secret.yaml")
+	applyForTest(t, ctx, two, "overlays/advertisement/token-secret.yaml")
 	made := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "kubelink-names"}}
 	must(t, two.WaitFor(ctx, made, func() error {
 		if len(made.Data["token"]) == 0 {
@@ -399,13 +399,13 @@ func TestServiceAccount(t *testing.T) {
 	}))
 	must(t, two.SetCorefile(strings.Replace(two.Corefile(), "service-account kubelink/kubelink-names", "service-account kubelink/kubelink-names\ntoken-lifetime 12h", 1)))
 	must(t, two.Reload(ctx))
-	fixed := apiSecret(t, 10*time.Second, one, string(asked.Data["token"]))
+	fixed := waitForAPISecret(t, 10*time.Second, one, string(asked.Data["token"]))
 	if string(fixed.Data["token"]) != string(made.Data["token"]) {
 		t.Error("it is not the token of the secret")
 	}
-	if d := life(t, fixed.Data["token"]); d != 0 {
+	if d := tokenLifetime(t, fixed.Data["token"]); d != 0 {
 		t.Errorf("it lasts for %s", d)
 	}
-	must(t, opens(ctx, clients[0], fixed))
-	lasting()
+	must(t, checkAccess(ctx, clients[0], fixed))
+	checkLinks()
 }

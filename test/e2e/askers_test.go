@@ -23,34 +23,34 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// asker is a way to ask for names.
-type asker struct {
+// querier is a way to ask for names.
+type querier struct {
 	name  string
 	limit int  // the longest answer that it takes by UDP; 0: it asks by TCP
 	edns  bool // the answer can say why
 	front bool // it asks a resolver in front of kubelink
-	ask   func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error)
+	query func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error)
 }
 
 // sizes are those that EDNS announces; without it, an answer has 512 bytes at most.
 var sizes = []int{0, 512, 1232, 4096}
 
-// askers are the ways to ask a DNS server from a pod.
-func askers(from *testbed.Pod, server netip.AddrPort) (all []asker) {
+// newQueriers are the ways to ask a DNS server from a pod.
+func newQueriers(from *testbed.Pod, server netip.AddrPort) (all []querier) {
 	for _, size := range sizes {
 		for _, client := range []struct {
 			name string
 			ask  func(context.Context, *testbed.Pod, netip.AddrPort, string, int, []dns.Question) ([]*dns.Msg, error)
-		}{{"dig", dig}, {"miekg/dns", exchange}} {
+		}{{"dig", queryDig}, {"miekg/dns", queryMiekg}} {
 			for _, network := range []string{"udp", "tcp"} {
 				if network == "tcp" && size > 512 { // sizes mean nothing there
 					continue
 				}
-				a := asker{name: fmt.Sprintf("%s %s/%d", client.name, network, size), edns: size > 0}
+				a := querier{name: fmt.Sprintf("%s %s/%d", client.name, network, size), edns: size > 0}
 				if network == "udp" {
 					a.limit = max(size, dns.MinMsgSize)
 				}
-				a.ask = func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error) {
+				a.query = func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error) {
 					return client.ask(ctx, from, server, network, size, questions)
 				}
 				all = append(all, a)
@@ -60,8 +60,8 @@ func askers(from *testbed.Pod, server netip.AddrPort) (all []asker) {
 	return all
 }
 
-// exchange asks with a client of miekg/dns. As with dig, one datagram may be lost.
-func exchange(ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
+// queryMiekg asks with a client of miekg/dns. As with dig, one datagram may be lost.
+func queryMiekg(ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
 	answers := make([]*dns.Msg, len(questions))
 	again := network == "udp"
 	for i, q := range questions {
@@ -81,8 +81,8 @@ func exchange(ctx context.Context, from *testbed.Pod, server netip.AddrPort, net
 	return answers, nil
 }
 
-// dig asks with the program of that name, once for all.
-func dig(ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
+// queryDig asks with the program of that name, once for all.
+func queryDig(ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
 	args := []string{
 		"@" + server.Addr().String(), "-p", strconv.Itoa(int(server.Port())), "+noall", "+comments", "+question", "+answer", "+authority", "+additional",
 		"+ignore", "+tries=2", "+time=3", "+notcp", "+noedns",
@@ -250,7 +250,7 @@ func (n *internet) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 	if opt := req.IsEdns0(); opt != nil {
 		reply.SetEdns0(dns.DefaultMsgSize, opt.Do())
 		if soa == nil && opt.Do() && len(reply.Answer) > 0 {
-			reply.Answer = append(reply.Answer, n.sign(reply.Answer))
+			reply.Answer = append(reply.Answer, n.signRecords(reply.Answer))
 		}
 	}
 	if name == "forged.outside.example." {
@@ -272,8 +272,8 @@ func (n *internet) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 	w.WriteMsg(reply)
 }
 
-// sign makes the signature of a record set.
-func (n *internet) sign(rrs []dns.RR) dns.RR {
+// signRecords makes the signature of a record set.
+func (n *internet) signRecords(rrs []dns.RR) dns.RR {
 	sig := &dns.RRSIG{
 		Hdr:       dns.RR_Header{Name: rrs[0].Header().Name, Rrtype: dns.TypeRRSIG, Class: dns.ClassINET, Ttl: 5},
 		Algorithm: n.key.Algorithm, KeyTag: n.key.KeyTag(), SignerName: ".",
@@ -330,7 +330,7 @@ var resolvers = []struct {
 }
 
 // startResolvers starts unbound in a pod, once for each way.
-func startResolvers(t *testing.T, ctx context.Context, b *fleet.Broker, internet netip.Addr, trust string, zones []string) (all []asker) {
+func startResolvers(t *testing.T, ctx context.Context, b *fleet.Broker, internet netip.Addr, trust string, zones []string) (all []querier) {
 	t.Helper()
 	pod, err := b.Pod(ctx, "unbound", testbed.PodOptions{})
 	must(t, err)
@@ -346,8 +346,8 @@ func startResolvers(t *testing.T, ctx context.Context, b *fleet.Broker, internet
 		must(t, err)
 		server := netip.AddrPortFrom(pod.Address, r.port)
 		must(t, process.WaitLog(ctx, "start of service"))
-		all = append(all, asker{name: r.name, front: true, ask: func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error) {
-			return exchange(ctx, pod, server, "tcp", 1232, questions)
+		all = append(all, querier{name: r.name, front: true, query: func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error) {
+			return queryMiekg(ctx, pod, server, "tcp", 1232, questions)
 		}})
 
 		// It does validate.

@@ -21,8 +21,8 @@ func dnsConfigMap(name string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name}}
 }
 
-// resolves checks what a pod gets from its cluster's DNS.
-func resolves(name string, want int) func(context.Context) error {
+// checkPodQuery checks what a pod gets from its cluster's DNS.
+func checkPodQuery(name string, want int) func(context.Context) error {
 	return func(ctx context.Context) error {
 		m, err := clients[0].Query(ctx, name, dns.TypeA)
 		if err == nil && (m.Rcode != want || want == dns.RcodeSuccess && len(m.Answer) == 0) {
@@ -35,7 +35,7 @@ func resolves(name string, want int) func(context.Context) error {
 // The key in the ConfigMap coredns-custom leads the cluster's DNS to kubelink for all mesh domains. It is kept as it should be,
 // and nothing else is touched or made.
 func TestConfigureClusterDNS(t *testing.T) {
-	ctx := begin(t, 4*time.Minute)
+	ctx := startTest(t, 4*time.Minute)
 	// The cluster's DNS reloads within three seconds, one change after the other.
 	const reloads = 30 * time.Second
 	b := brokers[0]
@@ -46,16 +46,16 @@ func TestConfigureClusterDNS(t *testing.T) {
 		defer cancel()
 		must(t, client.IgnoreNotFound(b.Client.Delete(ctx, dnsConfigMap("coredns-custom"))))
 		must(t, b.StubDomain(ctx, "kubelink"))
-		within(t, reloads, "names of the mesh", resolves(serverName(1), dns.RcodeSuccess))
+		within(t, reloads, "names of the mesh", checkPodQuery(serverName(1), dns.RcodeSuccess))
 	})
-	within(t, reloads, "names of the mesh to be nobody's", resolves(serverName(1), dns.RcodeServerFailure))
+	within(t, reloads, "names of the mesh to be nobody's", checkPodQuery(serverName(1), dns.RcodeServerFailure))
 
 	// Without the right for it, without the ConfigMap: it is said what to do.
-	edit(t, ctx, b, "dns-propagation dns", "dns-propagation dns\ncoredns-configure", "kubelink:1053 ", "second.example:1053 {\n kubelink\n}\nkubelink:1053 ")
+	editCorefile(t, ctx, b, "dns-propagation dns", "dns-propagation dns\ncoredns-configure", "kubelink:1053 ", "second.example:1053 {\n kubelink\n}\nkubelink:1053 ")
 	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateUp, "coredns-configure: kubelink may not read and write ConfigMap kube-system/coredns-custom"))
 	must(t, b.WaitReady(ctx))
-	overlay(t, ctx, b, "overlays/coredns-configure/rbac.yaml")
-	overlay(t, ctx, b, "overlays/coredns-configure/restart.yaml")
+	applyForTest(t, ctx, b, "overlays/coredns-configure/rbac.yaml")
+	applyForTest(t, ctx, b, "overlays/coredns-configure/restart.yaml")
 	missing := "coredns-configure: ConfigMap kube-system/coredns-custom does not exist: create it"
 	within(t, 75*time.Second, "the message that it does not exist", func(ctx context.Context) error {
 		return b.WaitState(ctx, b.Name, v1alpha1.StateUp, missing)
@@ -93,8 +93,8 @@ func TestConfigureClusterDNS(t *testing.T) {
 			t.Errorf("the ConfigMap has %v", custom.Data)
 		}
 		must(t, b.WaitState(ctx, b.Name, v1alpha1.StateUp))
-		within(t, reloads, "names of the mesh", resolves(serverName(1), dns.RcodeSuccess))
-		within(t, reloads, "the user's names", resolves("x.users.", dns.RcodeRefused))
+		within(t, reloads, "names of the mesh", checkPodQuery(serverName(1), dns.RcodeSuccess))
+		within(t, reloads, "the user's names", checkPodQuery("x.users.", dns.RcodeRefused))
 		must(t, b.Client.Delete(ctx, custom))
 		must(t, b.WaitState(ctx, b.Name, v1alpha1.StateUp, missing))
 	}
@@ -128,7 +128,7 @@ func TestConfigureClusterDNS(t *testing.T) {
 	must(t, b.Apply(ctx, second))
 	t.Cleanup(func() { must(t, b.Remove(context.Background(), second.Name)) })
 	within(t, 3*time.Second, "the second domain", has(block, "second.example:53 {"))
-	within(t, reloads, "names of the second mesh", resolves("ns.dns.second.example.", dns.RcodeSuccess))
+	within(t, reloads, "names of the second mesh", checkPodQuery("ns.dns.second.example.", dns.RcodeSuccess))
 	must(t, b.Remove(ctx, second.Name))
 	within(t, 3*time.Second, "the second domain to go", has(block))
 	if v := restarted(); v != "" {

@@ -35,8 +35,8 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// connections counts those that a broker has for a link, whoever dialled.
-func connections(ctx context.Context, b *fleet.Broker, link string) (n int, err error) {
+// countConnections counts those that a broker has for a link, whoever dialled.
+func countConnections(ctx context.Context, b *fleet.Broker, link string) (n int, err error) {
 	for _, by := range []string{"local", "remote"} {
 		v, err := b.Metric(ctx, fmt.Sprintf(`coredns_kubelink_link_sessions{dialled_by=%q,link=%q}`, by, link))
 		if err != nil {
@@ -47,8 +47,8 @@ func connections(ctx context.Context, b *fleet.Broker, link string) (n int, err 
 	return n, nil
 }
 
-// offloads waits until the broker's device has offloads, or none, as the metrics tell.
-func offloads(t *testing.T, b *fleet.Broker, want bool) {
+// waitForOffloads waits until the broker's device has offloads, or none, as the metrics tell.
+func waitForOffloads(t *testing.T, b *fleet.Broker, want bool) {
 	t.Helper()
 	within(t, 5*time.Second, "offloads to change", func(ctx context.Context) error {
 		text, err := b.Host.Get(ctx, "http://127.0.0.1:9153/metrics")
@@ -67,8 +67,8 @@ func offloads(t *testing.T, b *fleet.Broker, want bool) {
 	})
 }
 
-// impaired undoes an impairment at the end of the test, or before.
-func impaired(t *testing.T) func(undo func() error, err error) (undone func()) {
+// undoAtEnd undoes an impairment at the end of the test, or before.
+func undoAtEnd(t *testing.T) func(undo func() error, err error) (undone func()) {
 	return func(undo func() error, err error) func() {
 		t.Helper()
 		must(t, err)
@@ -88,21 +88,21 @@ type stream struct {
 
 const endless = math.MaxInt64
 
-// open starts to fetch size bytes from a server; with rate, at that pace.
-func open(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate int) *stream {
+// openStream starts to fetch size bytes from a server; with rate, at that pace.
+func openStream(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate int) *stream {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &stream{quit: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		defer cancel()
-		if s.err = s.run(ctx, from, to, size, rate); s.err != nil {
+		if s.err = s.fetchBytes(ctx, from, to, size, rate); s.err != nil {
 			s.err = fmt.Errorf("stream from %s to %s, after %d bytes: %w", to, from.Name, s.got.Load(), s.err)
 		}
 	}()
 	return s
 }
 
-func (s *stream) run(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate int) error {
+func (s *stream) fetchBytes(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate int) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/bulk?size=%d&rate=%d", to, size, rate), nil)
 	if err != nil {
 		return err
@@ -135,8 +135,8 @@ func (s *stream) wait() error {
 	return s.err
 }
 
-// end stops the stream; the error is about what was before.
-func (s *stream) end() error {
+// stop stops the stream; the error is about what was before.
+func (s *stream) stop() error {
 	select {
 	case <-s.done:
 	default:
@@ -149,8 +149,8 @@ func (s *stream) end() error {
 	return s.err
 }
 
-// advances waits until the stream has got so many more bytes.
-func (s *stream) advances(t *testing.T, limit time.Duration, bytes int64) time.Duration {
+// waitForBytes waits until the stream has got so many more bytes.
+func (s *stream) waitForBytes(t *testing.T, limit time.Duration, bytes int64) time.Duration {
 	t.Helper()
 	from := s.got.Load()
 	return within(t, limit, "stream to go on", func(context.Context) error {
@@ -169,8 +169,8 @@ func (s *stream) advances(t *testing.T, limit time.Duration, bytes int64) time.D
 	})
 }
 
-// speed measures how fast bytes come, in bits per second.
-func speed(window time.Duration, streams ...*stream) float64 {
+// measureSpeed measures how fast bytes come, in bits per second.
+func measureSpeed(window time.Duration, streams ...*stream) float64 {
 	total := func() (n int64) {
 		for _, s := range streams {
 			n += s.got.Load()
@@ -182,11 +182,11 @@ func speed(window time.Duration, streams ...*stream) float64 {
 	return float64(total()-before) * 8 / time.Since(start).Seconds()
 }
 
-func mbit(bits float64) string { return fmt.Sprintf("%.1f Mbit/s", bits/1e6) }
+func formatMbit(bits float64) string { return fmt.Sprintf("%.1f Mbit/s", bits/1e6) }
 
-// settled waits until a link is Up at both ends for half a second on end, as the API and the metrics have it: the
+// waitUntilSettled waits until a link is Up at both ends for half a second on end, as the API and the metrics have it: the
 // API is late, and may still have what was before a test.
-func settled(t *testing.T, a, b *fleet.Broker) {
+func waitUntilSettled(t *testing.T, a, b *fleet.Broker) {
 	t.Helper()
 	var since time.Time
 	within(t, 10*time.Second, "link to settle", func(ctx context.Context) error {
@@ -216,11 +216,11 @@ func settled(t *testing.T, a, b *fleet.Broker) {
 	})
 }
 
-// staysUp fails the test if the link between two brokers is not Up all the time, at either end: as the
+// expectUp fails the test if the link between two brokers is not Up all the time, at either end: as the
 // API, the metrics and the log have it.
-func staysUp(t *testing.T, a, b *fleet.Broker) (check func()) {
+func expectUp(t *testing.T, a, b *fleet.Broker) (check func()) {
 	t.Helper()
-	settled(t, a, b)
+	waitUntilSettled(t, a, b)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	var (
@@ -294,8 +294,8 @@ func staysUp(t *testing.T, a, b *fleet.Broker) (check func()) {
 	}
 }
 
-// mirror is a service of a cluster whose pod sends datagrams back as they came.
-func mirror(t *testing.T, ctx context.Context, cluster int) netip.AddrPort {
+// startMirror is a service of a cluster whose pod sends datagrams back as they came.
+func startMirror(t *testing.T, ctx context.Context, cluster int) netip.AddrPort {
 	t.Helper()
 	const port = 9100
 	conn, err := servers[cluster].pod.ListenPacket("udp4", fmt.Sprintf(":%d", port))
@@ -323,9 +323,9 @@ func mirror(t *testing.T, ctx context.Context, cluster int) netip.AddrPort {
 	return netip.AddrPortFrom(addr, port)
 }
 
-// datagrams sends n datagrams of size bytes to a mirror, as many at a time as bundle says, and checks
+// checkDatagrams sends n datagrams of size bytes to a mirror, as many at a time as bundle says, and checks
 // what comes back. A bundle is one packet for the kernel (UDP_SEGMENT) as long as all devices on its way can take it.
-func datagrams(ctx context.Context, from *testbed.Pod, to netip.AddrPort, size, n, bundle int) error {
+func checkDatagrams(ctx context.Context, from *testbed.Pod, to netip.AddrPort, size, n, bundle int) error {
 	c, err := from.DialContext(ctx, "udp", to.String())
 	if err != nil {
 		return err
@@ -371,54 +371,54 @@ func datagrams(ctx context.Context, from *testbed.Pod, to netip.AddrPort, size, 
 	return nil
 }
 
-// carries checks that the link between two clusters carries 100 MiB by TCP and datagrams by UDP, both ways.
-func carries(t *testing.T, ctx context.Context, a, b int) {
+// checkTraffic checks that the link between two clusters carries 100 MiB by TCP and datagrams by UDP, both ways.
+func checkTraffic(t *testing.T, ctx context.Context, a, b int) {
 	t.Helper()
 	for _, way := range [][2]int{{a, b}, {b, a}} {
 		from, to := way[0], way[1]
 		start := time.Now()
 		must(t, transfer(ctx, clients[to], servers[from].service, 100<<20, 0))
-		t.Logf("100 MiB from %s to %s: %s", brokers[from].Name, brokers[to].Name, mbit(100<<23/time.Since(start).Seconds()))
-		service := mirror(t, ctx, to)
-		must(t, datagrams(ctx, clients[from], service, 1200, 1000, 1))
-		must(t, datagrams(ctx, clients[from], service, 1200, 1000, 10))
+		t.Logf("100 MiB from %s to %s: %s", brokers[from].Name, brokers[to].Name, formatMbit(100<<23/time.Since(start).Seconds()))
+		service := startMirror(t, ctx, to)
+		must(t, checkDatagrams(ctx, clients[from], service, 1200, 1000, 1))
+		must(t, checkDatagrams(ctx, clients[from], service, 1200, 1000, 10))
 	}
 }
 
 // A peer that does without offloads is sent what it can take, and what it sends is taken.
 func TestPeerWithoutOffloads(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	two := brokers[1]
-	offloads(t, two, true)
+	waitForOffloads(t, two, true)
 	t.Cleanup(func() { // after the Corefile is back
-		offloads(t, two, true)
+		waitForOffloads(t, two, true)
 		for _, other := range []*fleet.Broker{brokers[0], brokers[2]} {
-			settled(t, two, other)
+			waitUntilSettled(t, two, other)
 		}
 	})
-	edit(t, ctx, two, "dns-propagation dns", "dns-propagation dns\noffload off")
-	offloads(t, two, false)
-	offloads(t, brokers[0], true)
-	settled(t, two, brokers[0])
-	carries(t, ctx, 0, 1)
+	editCorefile(t, ctx, two, "dns-propagation dns", "dns-propagation dns\noffload off")
+	waitForOffloads(t, two, false)
+	waitForOffloads(t, brokers[0], true)
+	waitUntilSettled(t, two, brokers[0])
+	checkTraffic(t, ctx, 0, 1)
 }
 
 // Two of a hundred packets are lost between the routers, in both directions. Pods notice no loss, and what TCP of
 // the link makes of it bounds their rate.
 func TestLoss(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	const size, limit = 50 << 20, 30 * time.Second
 	one, two := brokers[0], brokers[1]
-	check := staysUp(t, one, two)
-	impaired(t)(testbed.Loss(ctx, one.Cluster, two.Cluster, 0.02))
-	impaired(t)(testbed.Loss(ctx, two.Cluster, one.Cluster, 0.02))
+	check := expectUp(t, one, two)
+	undoAtEnd(t)(testbed.Loss(ctx, one.Cluster, two.Cluster, 0.02))
+	undoAtEnd(t)(testbed.Loss(ctx, two.Cluster, one.Cluster, 0.02))
 	for _, way := range [][2]int{{0, 1}, {1, 0}} {
 		start := time.Now()
 		bounded, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		must(t, transfer(bounded, clients[way[0]], servers[way[1]].service, size, 0))
 		took := time.Since(start)
-		t.Logf("50 MiB from %s to %s with 2 %% loss: %s, %s", brokers[way[1]].Name, brokers[way[0]].Name, took.Round(time.Millisecond), mbit(size*8/took.Seconds()))
+		t.Logf("50 MiB from %s to %s with 2 %% loss: %s, %s", brokers[way[1]].Name, brokers[way[0]].Name, took.Round(time.Millisecond), formatMbit(size*8/took.Seconds()))
 	}
 	for _, way := range [][2]*fleet.Broker{{one, two}, {two, one}} {
 		out, err := way[0].Router.Iptables(ctx, "-t", "raw", "-L", "PREROUTING", "-v", "-x", "-n")
@@ -437,9 +437,9 @@ func TestLoss(t *testing.T) {
 	check()
 }
 
-// pings sends echo requests until the window is over, none waits for another's answer, and returns the sorted
+// measurePings sends echo requests until the window is over, none waits for another's answer, and returns the sorted
 // round-trip times. A lost one counts as a second.
-func pings(ctx context.Context, from *testbed.Pod, to netip.Addr, window time.Duration) (all []time.Duration, lost int) {
+func measurePings(ctx context.Context, from *testbed.Pod, to netip.Addr, window time.Duration) (all []time.Duration, lost int) {
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
 	var wg sync.WaitGroup
@@ -468,7 +468,7 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 // Between the clusters there is a line of 20 Mbit/s, whose routers buffer 50 ms. Bulk transfers fill it, and still
 // a ping beside them is short: what waits, waits in the router and not in the brokers.
 func TestRateLimit(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	const (
 		rate   = 20e6
 		median = 200 * time.Millisecond // 50 ms are in the queue of the line, which drops, and TCP makes up for that in order
@@ -476,27 +476,27 @@ func TestRateLimit(t *testing.T) {
 		window = 5 * time.Second
 	)
 	one, two := brokers[0], brokers[1]
-	impaired(t)(testbed.Rate(ctx, one.Cluster, rate, 50*time.Millisecond))
-	impaired(t)(testbed.Rate(ctx, two.Cluster, rate, 50*time.Millisecond))
-	idle, lost := pings(ctx, clients[0], two.MeshAddress.Addr(), time.Second)
+	undoAtEnd(t)(testbed.Rate(ctx, one.Cluster, rate, 50*time.Millisecond))
+	undoAtEnd(t)(testbed.Rate(ctx, two.Cluster, rate, 50*time.Millisecond))
+	idle, lost := measurePings(ctx, clients[0], two.MeshAddress.Addr(), time.Second)
 	t.Logf("idle: median %s, p90 %s, %d of %d lost", quantile(idle, 0.5), quantile(idle, 0.9), lost, len(idle))
 	for _, flows := range []int{1, 4} {
 		t.Run(fmt.Sprintf("%d flows", flows), func(t *testing.T) {
 			var streams []*stream
 			for range flows {
-				s := open(ctx, clients[0], servers[1].service, endless, 0)
-				defer func() { must(t, s.end()) }()
-				s.advances(t, 10*time.Second, 64<<10)
+				s := openStream(ctx, clients[0], servers[1].service, endless, 0)
+				defer func() { must(t, s.stop()) }()
+				s.waitForBytes(t, 10*time.Second, 64<<10)
 				streams = append(streams, s)
 			}
 			used := make(chan float64, 1)
-			go func() { used <- speed(window, streams...) }()
-			loaded, lost := pings(ctx, clients[0], two.MeshAddress.Addr(), window)
+			go func() { used <- measureSpeed(window, streams...) }()
+			loaded, lost := measurePings(ctx, clients[0], two.MeshAddress.Addr(), window)
 			t.Logf("loaded: median %s, p90 %s, longest %s, %d of %d lost", quantile(loaded, 0.5), quantile(loaded, 0.9), quantile(loaded, 1), lost, len(loaded))
 			bits := <-used
-			t.Logf("transferred meanwhile: %s", mbit(bits))
+			t.Logf("transferred meanwhile: %s", formatMbit(bits))
 			if bits < 0.7*rate {
-				t.Errorf("the line is not used: %s", mbit(bits))
+				t.Errorf("the line is not used: %s", formatMbit(bits))
 			}
 			if m := quantile(loaded, 0.5); m > median {
 				t.Errorf("the median round-trip time is %s, over %s", m, median)
@@ -508,8 +508,8 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
-// resident is the memory of a process that is in use.
-func resident(p *testbed.Process) (int, error) {
+// residentMemory is the memory of a process that is in use.
+func residentMemory(p *testbed.Process) (int, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
 		return 0, err
@@ -527,7 +527,7 @@ func resident(p *testbed.Process) (int, error) {
 // A broker stands still for 30 s, its connections open, while others send it all they can: that costs
 // neither memory nor the rate of another link, and when it goes on, so does its link.
 func TestPeerStopsReading(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	const (
 		stopped = 30 * time.Second
 		burst   = 64 << 20 // bytes as fast as they go,
@@ -536,17 +536,17 @@ func TestPeerStopsReading(t *testing.T) {
 		share   = 0.6      // of the rate
 	)
 	one, third := brokers[0], brokers[2]
-	check := staysUp(t, one, brokers[1])
-	bulk := open(ctx, clients[1], servers[0].service, endless, 0)
-	defer bulk.end()
-	bulk.advances(t, 10*time.Second, 16<<20)
-	before := speed(5*time.Second, bulk)
-	base, err := resident(one.Process)
+	check := expectUp(t, one, brokers[1])
+	bulk := openStream(ctx, clients[1], servers[0].service, endless, 0)
+	defer bulk.stop()
+	bulk.waitForBytes(t, 10*time.Second, 16<<20)
+	before := measureSpeed(5*time.Second, bulk)
+	base, err := residentMemory(one.Process)
 	must(t, err)
 
-	flow := open(ctx, clients[2], servers[0].service, endless, 0)
-	defer flow.end()
-	flow.advances(t, 10*time.Second, 1<<20)
+	flow := openStream(ctx, clients[2], servers[0].service, endless, 0)
+	defer flow.stop()
+	flow.waitForBytes(t, 10*time.Second, 1<<20)
 	must(t, third.Process.Kill(syscall.SIGSTOP))
 	resumed := false
 	resume := func() {
@@ -555,7 +555,7 @@ func TestPeerStopsReading(t *testing.T) {
 			must(t, third.Process.Kill(syscall.SIGCONT))
 		}
 	}
-	t.Cleanup(func() { resume(); restore(t) })
+	t.Cleanup(func() { resume(); restoreMesh(t) })
 	var wg sync.WaitGroup
 	quit := make(chan struct{})
 	conn, err := clients[0].DialContext(ctx, "udp", netip.AddrPortFrom(servers[2].service, udpPort).String())
@@ -584,14 +584,14 @@ func TestPeerStopsReading(t *testing.T) {
 				return
 			case <-ticker.C:
 			}
-			if n, err := resident(one.Process); err == nil {
+			if n, err := residentMemory(one.Process); err == nil {
 				largest = max(largest, n)
 			}
 		}
 	})
 	var rates []float64 // the machine may be somebody else's for a while
 	for range int(stopped / (5 * time.Second)) {
-		rates = append(rates, speed(5*time.Second, bulk))
+		rates = append(rates, measureSpeed(5*time.Second, bulk))
 	}
 	slices.Sort(rates)
 	rate := rates[len(rates)/2]
@@ -604,15 +604,15 @@ func TestPeerStopsReading(t *testing.T) {
 	back := within(t, 10*time.Second, "link to be up again", func(ctx context.Context) error {
 		return errors.Join(third.WaitState(ctx, one.Name, v1alpha1.StateUp), one.WaitState(ctx, third.Name, v1alpha1.StateUp))
 	})
-	flows := reach(t, 5*time.Second, clients[0], servers[2].service)
+	flows := waitForReply(t, 5*time.Second, clients[0], servers[2].service)
 	must(t, transfer(ctx, clients[2], servers[0].service, 10<<20, 0))
 	t.Logf("link up %s after it went on, traffic flows after another %s", back, flows)
-	must(t, flow.end())
-	after := speed(5*time.Second, bulk)
-	must(t, bulk.end())
-	t.Logf("rate of the other link %s, before it was %s, afterwards %s; memory at most %d MiB, before it was %d MiB", mbit(rate), mbit(before), mbit(after), largest>>20, base>>20)
+	must(t, flow.stop())
+	after := measureSpeed(5*time.Second, bulk)
+	must(t, bulk.stop())
+	t.Logf("rate of the other link %s, before it was %s, afterwards %s; memory at most %d MiB, before it was %d MiB", formatMbit(rate), formatMbit(before), formatMbit(after), largest>>20, base>>20)
 	if healthy := min(before, after); rate < share*healthy { // the lower one: the machine has others to serve, too
-		t.Errorf("the other link had %s, with a healthy third cluster it has %s", mbit(rate), mbit(healthy))
+		t.Errorf("the other link had %s, with a healthy third cluster it has %s", formatMbit(rate), formatMbit(healthy))
 	}
 	check()
 }
@@ -620,7 +620,7 @@ func TestPeerStopsReading(t *testing.T) {
 // A link has several connections. One after the other is broken while transfers run: the link stays Up, every
 // flow goes on, and no byte is lost.
 func TestConnectionsKilled(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	const kills = 12
 	one, two := brokers[0], brokers[1]
 	// Several connections at both ends: in the kernel first, which knows at once of one that is broken, then as
@@ -637,7 +637,7 @@ func TestConnectionsKilled(t *testing.T) {
 				}
 			}
 			for _, side := range [][2]*fleet.Broker{{one, two}, {two, one}} {
-				n, err := connections(ctx, side[0], side[1].Name)
+				n, err := countConnections(ctx, side[0], side[1].Name)
 				if err != nil {
 					return err
 				}
@@ -650,22 +650,22 @@ func TestConnectionsKilled(t *testing.T) {
 		return conns, took
 	}
 	several()
-	check := staysUp(t, one, two)
-	whole := open(ctx, clients[0], servers[1].service, 96<<20, 16<<20) // 6 s at least
+	check := expectUp(t, one, two)
+	whole := openStream(ctx, clients[0], servers[1].service, 96<<20, 16<<20) // 6 s at least
 	streams := []*stream{whole}
 	for _, way := range [][2]int{{0, 1}, {0, 1}, {1, 0}, {1, 0}} {
-		streams = append(streams, open(ctx, clients[way[0]], servers[way[1]].service, endless, 0))
+		streams = append(streams, openStream(ctx, clients[way[0]], servers[way[1]].service, endless, 0))
 	}
 	defer func() {
 		for _, s := range streams {
-			s.end()
+			s.stop()
 		}
 	}()
 	var n int
 	var longest time.Duration
 	for done := false; !done || n < kills; n++ {
 		for _, s := range streams {
-			longest = max(longest, s.advances(t, 10*time.Second, 256<<10))
+			longest = max(longest, s.waitForBytes(t, 10*time.Second, 256<<10))
 		}
 		conns, _ := several()
 		i := n % 2 // the ends in turn, and of each its connections in turn
@@ -679,8 +679,8 @@ func TestConnectionsKilled(t *testing.T) {
 	must(t, whole.wait())
 	var total int64
 	for _, s := range streams {
-		s.advances(t, 10*time.Second, 256<<10)
-		must(t, s.end())
+		s.waitForBytes(t, 10*time.Second, 256<<10)
+		must(t, s.stop())
 		total += s.got.Load()
 	}
 	_, again := several()
@@ -691,13 +691,13 @@ func TestConnectionsKilled(t *testing.T) {
 // Brokers of both ends are killed during a transfer, first the receiving then the sending one: it
 // goes on when they are back, and no byte is lost.
 func TestBrokersKilledDuringTransfer(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
-	t.Cleanup(func() { restore(t) })
+	ctx := startTest(t, 2*time.Minute)
+	t.Cleanup(func() { restoreMesh(t) })
 	const size = 64 << 20
-	bulk := open(ctx, clients[0], servers[1].service, size, 8<<20)
-	defer bulk.end()
+	bulk := openStream(ctx, clients[0], servers[1].service, size, 8<<20)
+	defer bulk.stop()
 	for _, b := range brokers[:2] {
-		bulk.advances(t, 10*time.Second, 4<<20)
+		bulk.waitForBytes(t, 10*time.Second, 4<<20)
 		must(t, b.Kill(ctx, syscall.SIGKILL))
 		killed := bulk.got.Load()
 		must(t, b.Start(ctx))
@@ -773,7 +773,7 @@ func tcpInfo(conn net.Conn) (info *unix.TCPInfo, err error) {
 
 // Pods need no setting, whatever the MTU of their cable is, and nobody makes fragments.
 func TestMTU(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	counters := func() (all []int) {
 		for _, b := range brokers[:2] {
 			for _, h := range []*testbed.Host{b.Gateway().Host, b.Router} {
@@ -826,7 +826,7 @@ func TestMTU(t *testing.T) {
 		})
 		_, err = p.SetMTU(mtu) // goes with the pod
 		must(t, err)
-		must(t, p.ServeHTTP(80, http.HandlerFunc(bulk)))
+		must(t, p.ServeHTTP(80, http.HandlerFunc(serveBulk)))
 		must(t, p.ServeUDPEcho(udpPort))
 		service, err := b.Service(ctx, name, map[string]string{"app": name}, []corev1.ServicePort{testbed.TCPPort(80), testbed.UDPPort(udpPort)}, testbed.ServiceOptions{})
 		must(t, err)

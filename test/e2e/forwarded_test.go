@@ -20,10 +20,10 @@ import (
 	"github.com/mandelsoft/kubelink/test/fleet"
 )
 
-// globalDNS makes the first cluster the one that serves global names to all of them.
-func globalDNS(t *testing.T, ctx context.Context) {
+// serveGlobalNames makes the first cluster the one that serves global names to all of them.
+func serveGlobalNames(t *testing.T, ctx context.Context) {
 	t.Helper()
-	t.Cleanup(func() { restore(t) })
+	t.Cleanup(func() { restoreMesh(t) })
 	for _, b := range brokers {
 		local := b.Local()
 		local.Spec.DNS = &v1alpha1.KubeLinkDNS{DNSIP: brokers[0].MeshDNSAddress.String()}
@@ -31,9 +31,9 @@ func globalDNS(t *testing.T, ctx context.Context) {
 	}
 }
 
-// addresses checks that a name has these addresses and no others.
-func addresses(ctx context.Context, b *fleet.Broker, name string, want ...netip.Addr) error {
-	m, reason, err := ask(ctx, b, "udp", name, dns.TypeA)
+// checkAddresses checks that a name has these addresses and no others.
+func checkAddresses(ctx context.Context, b *fleet.Broker, name string, want ...netip.Addr) error {
+	m, reason, err := queryBroker(ctx, b, "udp", name, dns.TypeA)
 	if err != nil {
 		return err
 	}
@@ -55,9 +55,9 @@ func addresses(ctx context.Context, b *fleet.Broker, name string, want ...netip.
 }
 
 func TestGlobalNamesOfAnotherCluster(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	one := brokers[0]
-	globalDNS(t, ctx)
+	serveGlobalNames(t, ctx)
 	entry := &coredns.CoreDNSEntry{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "shop"},
 		Spec: coredns.CoreDNSEntrySpec{
@@ -70,7 +70,7 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 	const name = "shop.svc.global.kubelink."
 	both := func(ctx context.Context) error {
 		for _, b := range brokers {
-			if err := addresses(ctx, b, name, servers[1].service, servers[2].service); err != nil {
+			if err := checkAddresses(ctx, b, name, servers[1].service, servers[2].service); err != nil {
 				return err
 			}
 		}
@@ -78,12 +78,12 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 	}
 	within(t, 10*time.Second, "the global name everywhere", both)
 
-	revive(t)
+	reviveBrokers(t)
 	// An address goes with its link, and comes with it.
 	must(t, brokers[2].Kill(ctx, syscall.SIGKILL))
 	lost := within(t, time.Second, "the address to be withdrawn", func(ctx context.Context) error {
 		for _, b := range brokers[:2] {
-			if err := addresses(ctx, b, name, servers[1].service); err != nil {
+			if err := checkAddresses(ctx, b, name, servers[1].service); err != nil {
 				return err
 			}
 		}
@@ -94,7 +94,7 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateUp))
 	back := within(t, time.Second, "the address to be back", func(ctx context.Context) error {
 		for _, b := range brokers[:2] {
-			if err := addresses(ctx, b, name, servers[1].service, servers[2].service); err != nil {
+			if err := checkAddresses(ctx, b, name, servers[1].service, servers[2].service); err != nil {
 				return err
 			}
 		}
@@ -108,7 +108,7 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 	for _, b := range brokers[1:] {
 		must(t, b.Kill(ctx, syscall.SIGKILL))
 	}
-	within(t, time.Second, "the reason", func(ctx context.Context) error { return fails(ctx, one, name, "link kubelink") })
+	within(t, time.Second, "the reason", func(ctx context.Context) error { return checkFailure(ctx, one, name, "link kubelink") })
 	for _, b := range brokers[1:] {
 		must(t, b.Start(ctx))
 	}
@@ -120,7 +120,7 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 	must(t, one.Client.Patch(ctx, entry, patch))
 	took := within(t, 2*time.Second, "the change everywhere", func(ctx context.Context) error {
 		for _, b := range brokers {
-			if err := addresses(ctx, b, name, servers[1].service); err != nil {
+			if err := checkAddresses(ctx, b, name, servers[1].service); err != nil {
 				return err
 			}
 		}

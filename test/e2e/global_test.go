@@ -25,22 +25,22 @@ import (
 
 const globalZone = "svc.global.kubelink."
 
-// entry is a CoreDNSEntry in the namespace default.
-func entry(name string, spec coredns.CoreDNSEntrySpec) *coredns.CoreDNSEntry {
+// newEntry is a CoreDNSEntry in the namespace default.
+func newEntry(name string, spec coredns.CoreDNSEntrySpec) *coredns.CoreDNSEntry {
 	e := &coredns.CoreDNSEntry{Spec: spec}
 	e.Name, e.Namespace = name, "default"
 	return e
 }
 
-// hosted is a HostedZone in the namespace default.
-func hosted(name string, spec coredns.HostedZoneSpec) *coredns.HostedZone {
+// newZone is a HostedZone in the namespace default.
+func newZone(name string, spec coredns.HostedZoneSpec) *coredns.HostedZone {
 	z := &coredns.HostedZone{Spec: spec}
 	z.Name, z.Namespace = name, "default"
 	return z
 }
 
-// create makes an object for the time of the test.
-func create(t *testing.T, ctx context.Context, b *fleet.Broker, o client.Object) {
+// createForTest makes an object for the time of the test.
+func createForTest(t *testing.T, ctx context.Context, b *fleet.Broker, o client.Object) {
 	t.Helper()
 	must(t, b.Client.Create(ctx, o))
 	t.Cleanup(func() {
@@ -50,8 +50,8 @@ func create(t *testing.T, ctx context.Context, b *fleet.Broker, o client.Object)
 	})
 }
 
-// reports waits for the status of an object.
-func reports(t *testing.T, b *fleet.Broker, o client.Object, state coredns.State, message string, names ...string) {
+// waitForStatus waits for the status of an object.
+func waitForStatus(t *testing.T, b *fleet.Broker, o client.Object, state coredns.State, message string, names ...string) {
 	t.Helper()
 	within(t, 2*time.Second, "status of "+o.GetName(), func(ctx context.Context) error {
 		if err := b.Client.Get(ctx, client.ObjectKeyFromObject(o), o); err != nil {
@@ -71,11 +71,11 @@ func reports(t *testing.T, b *fleet.Broker, o client.Object, state coredns.State
 	})
 }
 
-// resolvesTo waits until a name below the global zone has these answers, without owners and TTLs.
-func resolvesTo(t *testing.T, b *fleet.Broker, name string, kind uint16, want ...string) time.Duration {
+// waitForRecords waits until a name below the global zone has these answers, without owners and TTLs.
+func waitForRecords(t *testing.T, b *fleet.Broker, name string, kind uint16, want ...string) time.Duration {
 	t.Helper()
 	return within(t, 2*time.Second, name+" to be "+strings.Join(want, ", "), func(ctx context.Context) error {
-		m, reason, err := ask(ctx, b, "udp", name+"."+globalZone, kind)
+		m, reason, err := queryBroker(ctx, b, "udp", name+"."+globalZone, kind)
 		if err != nil {
 			return err
 		}
@@ -93,7 +93,7 @@ func resolvesTo(t *testing.T, b *fleet.Broker, name string, kind uint16, want ..
 
 // Global names follow their objects, whose status says what is served and what is wrong.
 func TestGlobalNames(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	b := brokers[0]
 	root, err := testbed.Repository()
 	must(t, err)
@@ -105,35 +105,35 @@ func TestGlobalNames(t *testing.T) {
 		_, err := b.KubectlInput(context.Background(), string(examples), "delete", "-f", "-")
 		must(t, err)
 	})
-	resolvesTo(t, b, "web", dns.TypeA, "A 100.64.0.20", "A 100.64.16.20")
-	resolvesTo(t, b, "_ldap._tcp.directory", dns.TypeSRV, "SRV 10 50 389 web.svc.global.kubelink.")
-	reports(t, b, entry("web", coredns.CoreDNSEntrySpec{}), "Ok", "", "web.svc.global.kubelink")
-	reports(t, b, hosted("global", coredns.HostedZoneSpec{}), "Ok", "", "svc.global.kubelink")
-	if m, _, err := ask(ctx, b, "udp", globalZone, dns.TypeSOA); err != nil || len(m.Answer) != 1 || m.Answer[0].(*dns.SOA).Mbox != "hostmaster.example.com." {
+	waitForRecords(t, b, "web", dns.TypeA, "A 100.64.0.20", "A 100.64.16.20")
+	waitForRecords(t, b, "_ldap._tcp.directory", dns.TypeSRV, "SRV 10 50 389 web.svc.global.kubelink.")
+	waitForStatus(t, b, newEntry("web", coredns.CoreDNSEntrySpec{}), "Ok", "", "web.svc.global.kubelink")
+	waitForStatus(t, b, newZone("global", coredns.HostedZoneSpec{}), "Ok", "", "svc.global.kubelink")
+	if m, _, err := queryBroker(ctx, b, "udp", globalZone, dns.TypeSOA); err != nil || len(m.Answer) != 1 || m.Answer[0].(*dns.SOA).Mbox != "hostmaster.example.com." {
 		t.Errorf("SOA %v %v", m, err)
 	}
 
 	// A pod asks its cluster's DNS, and an alias leads to a service of another cluster.
-	alias := entry("alias", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"alias.svc.global.kubelink"}, CNAME: serverName(1)})
-	create(t, ctx, b, alias)
-	resolvesTo(t, b, "alias", dns.TypeA, "A "+servers[1].service.String(), "CNAME "+serverName(1))
+	alias := newEntry("alias", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"alias.svc.global.kubelink"}, CNAME: serverName(1)})
+	createForTest(t, ctx, b, alias)
+	waitForRecords(t, b, "alias", dns.TypeA, "A "+servers[1].service.String(), "CNAME "+serverName(1))
 	m, err := clients[0].Query(ctx, "alias."+globalZone, dns.TypeA)
 	if err != nil || len(m.Answer) != 2 {
 		t.Errorf("asked by a pod: %v %v", m, err)
 	}
 
 	// Each change is answered for within a second.
-	e := entry("changing", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"Changing.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1"}})
-	create(t, ctx, b, e)
-	took := []time.Duration{resolvesTo(t, b, "changing", dns.TypeA, "A 10.99.0.1")}
-	reports(t, b, e, "Ok", "", "changing.svc.global.kubelink")
+	e := newEntry("changing", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"Changing.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1"}})
+	createForTest(t, ctx, b, e)
+	took := []time.Duration{waitForRecords(t, b, "changing", dns.TypeA, "A 10.99.0.1")}
+	waitForStatus(t, b, e, "Ok", "", "changing.svc.global.kubelink")
 	e.Spec.A = []coredns.IPv4Address{"10.99.0.2"}
 	must(t, b.Client.Update(ctx, e))
-	took = append(took, resolvesTo(t, b, "changing", dns.TypeA, "A 10.99.0.2"))
-	reports(t, b, e, "Ok", "", "changing.svc.global.kubelink")
+	took = append(took, waitForRecords(t, b, "changing", dns.TypeA, "A 10.99.0.2"))
+	waitForStatus(t, b, e, "Ok", "", "changing.svc.global.kubelink")
 	must(t, b.Client.Delete(ctx, e))
 	took = append(took, within(t, 2*time.Second, "name to go", func(ctx context.Context) error {
-		m, _, err := ask(ctx, b, "udp", "changing."+globalZone, dns.TypeA)
+		m, _, err := queryBroker(ctx, b, "udp", "changing."+globalZone, dns.TypeA)
 		if err == nil && m.Rcode != dns.RcodeNameError {
 			err = errors.New(dns.RcodeToString[m.Rcode])
 		}
@@ -145,27 +145,27 @@ func TestGlobalNames(t *testing.T) {
 	}
 
 	// What is wrong, and what is in the way, is said at the object, and goes away with its reason.
-	orphan := entry("orphan", coredns.CoreDNSEntrySpec{ZoneRef: "late", DNSNames: []coredns.DNSName{"x", "@"}, A: []coredns.IPv4Address{"10.99.0.3"}})
-	create(t, ctx, b, orphan)
-	reports(t, b, orphan, "Stale", `spec.zoneRef "late": there is no such HostedZone in namespace default`)
-	late := hosted("late", coredns.HostedZoneSpec{ParentRef: "global", DomainNames: []coredns.DomainName{"late", "later"}})
-	create(t, ctx, b, late)
-	reports(t, b, late, "Ok", "", "late.svc.global.kubelink", "later.svc.global.kubelink")
-	reports(t, b, orphan, "Ok", "", "x.late.svc.global.kubelink", "x.later.svc.global.kubelink", "late.svc.global.kubelink", "later.svc.global.kubelink")
-	resolvesTo(t, b, "x.later", dns.TypeA, "A 10.99.0.3")
-	second := entry("younger", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"web.svc.global.kubelink"}, CNAME: "www.example.com"})
-	create(t, ctx, b, second)
-	reports(t, b, second, "Stale", "the older entry default/web has records of that name")
-	foreign := entry("foreign", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"www.example.com"}, A: []coredns.IPv4Address{"10.99.0.4"}})
-	create(t, ctx, b, foreign)
-	reports(t, b, foreign, "Stale", "write a name in svc.global.kubelink")
+	orphan := newEntry("orphan", coredns.CoreDNSEntrySpec{ZoneRef: "late", DNSNames: []coredns.DNSName{"x", "@"}, A: []coredns.IPv4Address{"10.99.0.3"}})
+	createForTest(t, ctx, b, orphan)
+	waitForStatus(t, b, orphan, "Stale", `spec.zoneRef "late": there is no such HostedZone in namespace default`)
+	late := newZone("late", coredns.HostedZoneSpec{ParentRef: "global", DomainNames: []coredns.DomainName{"late", "later"}})
+	createForTest(t, ctx, b, late)
+	waitForStatus(t, b, late, "Ok", "", "late.svc.global.kubelink", "later.svc.global.kubelink")
+	waitForStatus(t, b, orphan, "Ok", "", "x.late.svc.global.kubelink", "x.later.svc.global.kubelink", "late.svc.global.kubelink", "later.svc.global.kubelink")
+	waitForRecords(t, b, "x.later", dns.TypeA, "A 10.99.0.3")
+	second := newEntry("younger", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"web.svc.global.kubelink"}, CNAME: "www.example.com"})
+	createForTest(t, ctx, b, second)
+	waitForStatus(t, b, second, "Stale", "the older entry default/web has records of that name")
+	foreign := newEntry("foreign", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"www.example.com"}, A: []coredns.IPv4Address{"10.99.0.4"}})
+	createForTest(t, ctx, b, foreign)
+	waitForStatus(t, b, foreign, "Stale", "write a name in svc.global.kubelink")
 
 	// Another controller serves that one: what it says stays.
 	before := foreign.DeepCopy()
 	foreign.Status.State, foreign.Status.Message = "Ok", ""
 	must(t, b.Client.Status().Patch(ctx, foreign, client.MergeFrom(before)))
-	create(t, ctx, b, entry("last", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"last.svc.global.kubelink"}, TXT: []coredns.Text{"x"}}))
-	resolvesTo(t, b, "last", dns.TypeTXT, `TXT "x"`)
+	createForTest(t, ctx, b, newEntry("last", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"last.svc.global.kubelink"}, TXT: []coredns.Text{"x"}}))
+	waitForRecords(t, b, "last", dns.TypeTXT, `TXT "x"`)
 	must(t, b.Client.Get(ctx, client.ObjectKeyFromObject(foreign), foreign))
 	if foreign.Status.State != "Ok" {
 		t.Errorf("status %+v", foreign.Status)
@@ -174,10 +174,10 @@ func TestGlobalNames(t *testing.T) {
 
 // A global zone can be transferred to whom the Corefile says.
 func TestGlobalTransfer(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	b := brokers[0]
-	create(t, ctx, b, entry("xfr", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"xfr.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1", "10.99.0.2"}}))
-	resolvesTo(t, b, "xfr", dns.TypeA, "A 10.99.0.1", "A 10.99.0.2")
+	createForTest(t, ctx, b, newEntry("xfr", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"xfr.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1", "10.99.0.2"}}))
+	waitForRecords(t, b, "xfr", dns.TypeA, "A 10.99.0.1", "A 10.99.0.2")
 	transfer := func(m *dns.Msg) (rrs []dns.RR, err error) {
 		conn, err := b.Host.DialContext(ctx, "tcp", b.DNS().String())
 		if err != nil {
@@ -199,7 +199,7 @@ func TestGlobalTransfer(t *testing.T) {
 	if rrs, err := transfer(axfr); err == nil {
 		t.Errorf("transferred without permission: %v", rrs)
 	}
-	edit(t, ctx, b, "    errors\n", "    errors\n    transfer svc.global.kubelink {\n        to *\n    }\n")
+	editCorefile(t, ctx, b, "    errors\n", "    errors\n    transfer svc.global.kubelink {\n        to *\n    }\n")
 	rrs, err := transfer(axfr)
 	if err != nil || len(rrs) != 5 { // SOA, NS, two addresses, SOA
 		t.Fatalf("%v %v", rrs, err)
@@ -208,8 +208,8 @@ func TestGlobalTransfer(t *testing.T) {
 	if rrs, err := transfer(new(dns.Msg).SetIxfr(globalZone, serial, "ns.", "x.")); err != nil || len(rrs) != 1 {
 		t.Errorf("unchanged: %v %v", rrs, err)
 	}
-	create(t, ctx, b, entry("xfr2", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"xfr2.svc.global.kubelink"}, TXT: []coredns.Text{"x"}}))
-	resolvesTo(t, b, "xfr2", dns.TypeTXT, `TXT "x"`)
+	createForTest(t, ctx, b, newEntry("xfr2", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"xfr2.svc.global.kubelink"}, TXT: []coredns.Text{"x"}}))
+	waitForRecords(t, b, "xfr2", dns.TypeTXT, `TXT "x"`)
 	within(t, 5*time.Second, "the next serial", func(context.Context) error { // two changes in a second have the same at first
 		rrs, err := transfer(new(dns.Msg).SetIxfr(globalZone, serial, "ns.", "x."))
 		if err == nil && len(rrs) != 6 {
@@ -221,7 +221,7 @@ func TestGlobalTransfer(t *testing.T) {
 
 // The API server refuses what can never work, and says what would be right.
 func TestGlobalValidation(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	b := brokers[0]
 	names := []coredns.DNSName{"x.svc.global.kubelink"}
 	a := []coredns.IPv4Address{"10.0.0.1"}
@@ -234,34 +234,34 @@ func TestGlobalValidation(t *testing.T) {
 		object client.Object
 		says   string // empty: it is accepted
 	}{
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: a, AAAA: []coredns.IPv6Address{"fd00::1"}, TXT: []coredns.Text{"x"}, SRV: service(good)}), ""},
-		{entry("x", coredns.CoreDNSEntrySpec{ZoneRef: "z", DNSNames: []coredns.DNSName{"@", "*", "*.x", "_x.y", "Z."}, A: a}), ""},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, NS: []coredns.NameServer{"ns.example.com."}}), ""},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, CNAME: "a.example", SRV: service(good)}), ""},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names}), "the entry has no record"},
-		{entry("x", coredns.CoreDNSEntrySpec{A: a}), "spec.dnsNames"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"a..b"}, A: a}), "entries of spec.dnsNames must be DNS names"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"a.*.b"}, A: a}), "whose first label may be *"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"@"}, A: a}), "set spec.zoneRef"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: []coredns.IPv4Address{"10.0.0"}}), "entries of spec.A must be IPv4 addresses"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: []coredns.IPv4Address{"fd00::1"}}), "entries of spec.A must be IPv4 addresses"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, AAAA: []coredns.IPv6Address{"10.0.0.1"}}), "an IPv4 address belongs into A"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, AAAA: []coredns.IPv6Address{"::ffff:10.0.0.1"}}), "entries of spec.AAAA must be IPv6 addresses"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: a, CNAME: "a.example"}), "spec.CNAME cannot stand beside A, AAAA, TXT or NS"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, CNAME: "10.0.0.1"}), "an address belongs into A or AAAA"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"*.svc.global.kubelink"}, NS: []coredns.NameServer{"a.example"}}), "spec.NS cannot stand at a wildcard"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"*.svc.global.kubelink"}, SRV: service(good)}), "spec.SRV cannot stand at a wildcard"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, NS: []coredns.NameServer{"10.0.0.1"}}), "entries of spec.NS must be DNS names"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, TXT: []coredns.Text{coredns.Text(strings.Repeat("x", 4097))}}), "spec.TXT"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 0, Host: "a"})}), "spec.SRV.records[0].port"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, SRV: service(coredns.SRVRecord{Protocol: "T P", Port: 1, Host: "a"})}), "spec.SRV.records.protocol must be the name"},
-		{entry("x", coredns.CoreDNSEntrySpec{DNSNames: names, SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 1, Host: "fd00::1"})}), "spec.SRV.records.host must be a DNS name"},
-		{hosted("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"svc.global.kubelink."}, EMail: "a.b@example.com", MinimumTTL: &minute}), ""},
-		{hosted("z", coredns.HostedZoneSpec{ParentRef: "z", DomainNames: []coredns.DomainName{"x"}}), "spec.parentRef names this zone itself"},
-		{hosted("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"*.x"}}), "entries of spec.domainNames must be DNS domain names"},
-		{hosted("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{}}), "spec.domainNames"},
-		{hosted("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"x"}, EMail: "a"}), "spec.email must be a mail address"},
-		{hosted("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"x"}, Retry: -1}), "spec.retry"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: a, AAAA: []coredns.IPv6Address{"fd00::1"}, TXT: []coredns.Text{"x"}, SRV: service(good)}), ""},
+		{newEntry("x", coredns.CoreDNSEntrySpec{ZoneRef: "z", DNSNames: []coredns.DNSName{"@", "*", "*.x", "_x.y", "Z."}, A: a}), ""},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, NS: []coredns.NameServer{"ns.example.com."}}), ""},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, CNAME: "a.example", SRV: service(good)}), ""},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names}), "the entry has no record"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{A: a}), "spec.dnsNames"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"a..b"}, A: a}), "entries of spec.dnsNames must be DNS names"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"a.*.b"}, A: a}), "whose first label may be *"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"@"}, A: a}), "set spec.zoneRef"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: []coredns.IPv4Address{"10.0.0"}}), "entries of spec.A must be IPv4 addresses"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: []coredns.IPv4Address{"fd00::1"}}), "entries of spec.A must be IPv4 addresses"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, AAAA: []coredns.IPv6Address{"10.0.0.1"}}), "an IPv4 address belongs into A"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, AAAA: []coredns.IPv6Address{"::ffff:10.0.0.1"}}), "entries of spec.AAAA must be IPv6 addresses"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: a, CNAME: "a.example"}), "spec.CNAME cannot stand beside A, AAAA, TXT or NS"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, CNAME: "10.0.0.1"}), "an address belongs into A or AAAA"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"*.svc.global.kubelink"}, NS: []coredns.NameServer{"a.example"}}), "spec.NS cannot stand at a wildcard"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"*.svc.global.kubelink"}, SRV: service(good)}), "spec.SRV cannot stand at a wildcard"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, NS: []coredns.NameServer{"10.0.0.1"}}), "entries of spec.NS must be DNS names"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, TXT: []coredns.Text{coredns.Text(strings.Repeat("x", 4097))}}), "spec.TXT"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 0, Host: "a"})}), "spec.SRV.records[0].port"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, SRV: service(coredns.SRVRecord{Protocol: "T P", Port: 1, Host: "a"})}), "spec.SRV.records.protocol must be the name"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 1, Host: "fd00::1"})}), "spec.SRV.records.host must be a DNS name"},
+		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"svc.global.kubelink."}, EMail: "a.b@example.com", MinimumTTL: &minute}), ""},
+		{newZone("z", coredns.HostedZoneSpec{ParentRef: "z", DomainNames: []coredns.DomainName{"x"}}), "spec.parentRef names this zone itself"},
+		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"*.x"}}), "entries of spec.domainNames must be DNS domain names"},
+		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{}}), "spec.domainNames"},
+		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"x"}, EMail: "a"}), "spec.email must be a mail address"},
+		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"x"}, Retry: -1}), "spec.retry"},
 	} {
 		err := b.Client.Create(ctx, c.object, client.DryRunAll)
 		if c.says == "" && err != nil || c.says != "" && (!apierrors.IsInvalid(err) || !strings.Contains(err.Error(), c.says)) {
@@ -272,7 +272,7 @@ func TestGlobalValidation(t *testing.T) {
 
 // A broker that may not read the objects serves everything else, and tells what is missing.
 func TestGlobalWithoutPermission(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	b := brokers[0]
 	var role rbacv1.ClusterRole
 	must(t, b.Client.Get(ctx, client.ObjectKey{Name: "kubelink"}, &role))
@@ -284,17 +284,17 @@ func TestGlobalWithoutPermission(t *testing.T) {
 		must(t, b.Kill(ctx, syscall.SIGTERM))
 		must(t, b.Start(ctx))
 	}
-	t.Cleanup(func() { restore(t) })
+	t.Cleanup(func() { restoreMesh(t) })
 	restart()
 	within(t, 5*time.Second, "reason", func(ctx context.Context) error {
-		return fails(ctx, b, "web."+globalZone, "the names of svc.global.kubelink are not known", "corednsentries.coredns.mandelsoft.org is forbidden")
+		return checkFailure(ctx, b, "web."+globalZone, "the names of svc.global.kubelink are not known", "corednsentries.coredns.mandelsoft.org is forbidden")
 	})
-	within(t, 5*time.Second, "names of the second cluster", func(ctx context.Context) error { return answers(ctx, b, serverName(1), servers[1].service) })
+	within(t, 5*time.Second, "names of the second cluster", func(ctx context.Context) error { return checkAnswer(ctx, b, serverName(1), servers[1].service) })
 
 	role.Rules = whole.Rules
 	must(t, b.Client.Update(ctx, &role))
-	create(t, ctx, b, entry("allowed", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"allowed.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1"}}))
+	createForTest(t, ctx, b, newEntry("allowed", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"allowed.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1"}}))
 	within(t, time.Minute, "names", func(ctx context.Context) error {
-		return answers(ctx, b, "allowed."+globalZone, netip.MustParseAddr("10.99.0.1"))
+		return checkAnswer(ctx, b, "allowed."+globalZone, netip.MustParseAddr("10.99.0.1"))
 	})
 }

@@ -24,24 +24,24 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// kubernetesDNS makes the first broker load names from API servers, as the README says, and gives it
+// useAPIServers makes the first broker load names from API servers, as the README says, and gives it
 // access to that of the second cluster.
-func kubernetesDNS(t *testing.T, ctx context.Context) {
+func useAPIServers(t *testing.T, ctx context.Context) {
 	t.Helper()
-	apply(t, ctx, brokers[1], "overlays/kubernetes-dns/account.yaml")
-	apply(t, ctx, brokers[0], "overlays/kubernetes-dns/account.yaml", "overlays/kubernetes-dns/rbac.yaml")
-	accessSecret(t, ctx, "kubelink2-api", map[string]string{"token": token(t, ctx, brokers[1], "kubelink-dns"), "certificate-authority-data": rootCA(t, ctx, brokers[1])})
-	edit(t, ctx, brokers[0], "dns-propagation dns", "dns-propagation kubernetes")
+	applyFiles(t, ctx, brokers[1], "overlays/kubernetes-dns/account.yaml")
+	applyFiles(t, ctx, brokers[0], "overlays/kubernetes-dns/account.yaml", "overlays/kubernetes-dns/rbac.yaml")
+	writeAccessSecret(t, ctx, "kubelink2-api", map[string]string{"token": createToken(t, ctx, brokers[1], "kubelink-dns"), "certificate-authority-data": readRootCA(t, ctx, brokers[1])})
+	editCorefile(t, ctx, brokers[0], "dns-propagation dns", "dns-propagation kubernetes")
 	setAccess(t, ctx, brokers[1], corev1.SecretReference{Name: "kubelink2-api"})
 	within(t, 10*time.Second, "names of the second cluster", func(ctx context.Context) error {
 		if v, err := brokers[0].Metric(ctx, `coredns_kubelink_cluster_names_up{zone="kubelink2.kubelink."}`); err != nil || v != 1 {
 			return fmt.Errorf("they are not loaded: %v", err)
 		}
-		return answers(ctx, brokers[0], serverName(1), servers[1].service)
+		return checkAnswer(ctx, brokers[0], serverName(1), servers[1].service)
 	})
 }
 
-func apply(t *testing.T, ctx context.Context, b *fleet.Broker, files ...string) {
+func applyFiles(t *testing.T, ctx context.Context, b *fleet.Broker, files ...string) {
 	t.Helper()
 	for _, file := range files {
 		text, err := b.Manifest(file)
@@ -51,31 +51,31 @@ func apply(t *testing.T, ctx context.Context, b *fleet.Broker, files ...string) 
 	}
 }
 
-// token asks for one by the TokenRequest API.
-func token(t *testing.T, ctx context.Context, b *fleet.Broker, account string) string {
+// createToken asks for one by the TokenRequest API.
+func createToken(t *testing.T, ctx context.Context, b *fleet.Broker, account string) string {
 	t.Helper()
 	text, err := b.Kubectl(ctx, "-n", fleet.Namespace, "create", "token", account)
 	must(t, err)
 	return strings.TrimSpace(text)
 }
 
-func rootCA(t *testing.T, ctx context.Context, b *fleet.Broker) string {
+func readRootCA(t *testing.T, ctx context.Context, b *fleet.Broker) string {
 	t.Helper()
 	text, err := b.Kubectl(ctx, "-n", fleet.Namespace, "get", "configmap", "kube-root-ca.crt", "-o", `jsonpath={.data.ca\.crt}`)
 	must(t, err)
 	return text
 }
 
-// account makes a service account without any permission.
-func account(t *testing.T, ctx context.Context, b *fleet.Broker, name string) {
+// createAccount makes a service account without any permission.
+func createAccount(t *testing.T, ctx context.Context, b *fleet.Broker, name string) {
 	t.Helper()
 	a := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: name}}
 	must(t, b.Client.Create(ctx, a))
 	t.Cleanup(func() { b.Client.Delete(context.Background(), a) })
 }
 
-// accessSecret writes a secret in the first cluster.
-func accessSecret(t *testing.T, ctx context.Context, name string, data map[string]string) {
+// writeAccessSecret writes a secret in the first cluster.
+func writeAccessSecret(t *testing.T, ctx context.Context, name string, data map[string]string) {
 	t.Helper()
 	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: name}}
 	result, err := controllerutil.CreateOrUpdate(ctx, brokers[0].Client, s, func() error {
@@ -96,8 +96,8 @@ func setAccess(t *testing.T, ctx context.Context, to *fleet.Broker, ref corev1.S
 	must(t, brokers[0].Apply(ctx, l))
 }
 
-// message waits until the message of a link that is Up has the text; without text, until it is empty.
-func message(t *testing.T, limit time.Duration, link, text string) {
+// waitForMessage waits until the message of a link that is Up has the text; without text, until it is empty.
+func waitForMessage(t *testing.T, limit time.Duration, link, text string) {
 	t.Helper()
 	within(t, limit, fmt.Sprintf("message %q", text), func(ctx context.Context) error {
 		l, err := brokers[0].Link(ctx, link)
@@ -113,9 +113,9 @@ func message(t *testing.T, limit time.Duration, link, text string) {
 
 // All kinds of names, of other clusters and of the own one, beside a cluster without API access.
 func TestKubernetesDNS(t *testing.T) {
-	ctx := begin(t, 3*time.Minute)
+	ctx := startTest(t, 3*time.Minute)
 	one, two := brokers[0], brokers[1]
-	kubernetesDNS(t, ctx)
+	useAPIServers(t, ctx)
 	const domain = "default.svc.kubelink2.kubelink."
 
 	// The endpoints of a headless service: one pod has a name of its own.
@@ -161,7 +161,7 @@ func TestKubernetesDNS(t *testing.T) {
 	} {
 		for _, network := range []string{"udp", "tcp"} {
 			within(t, 5*time.Second, c.name, func(ctx context.Context) error {
-				m, why, err := ask(ctx, one, network, c.name, c.kind)
+				m, why, err := queryBroker(ctx, one, network, c.name, c.kind)
 				if err != nil {
 					return err
 				}
@@ -185,8 +185,8 @@ func TestKubernetesDNS(t *testing.T) {
 			})
 		}
 	}
-	message(t, 5*time.Second, "kubelink3", "names come from the DNS service of the cluster, not from its API server: spec.apiAccess is not set")
-	message(t, 5*time.Second, "kubelink2", "")
+	waitForMessage(t, 5*time.Second, "kubelink3", "names come from the DNS service of the cluster, not from its API server: spec.apiAccess is not set")
+	waitForMessage(t, 5*time.Second, "kubelink2", "")
 
 	// What comes and goes in the other cluster shows at once, and in a pod.
 	for range 3 {
@@ -214,12 +214,12 @@ func TestKubernetesDNS(t *testing.T) {
 
 // Names fail at once with the link, and come back with it, as what they are by then.
 func TestKubernetesDNSFollowsLinks(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	one, two := brokers[0], brokers[1]
-	kubernetesDNS(t, ctx)
+	useAPIServers(t, ctx)
 	must(t, two.Kill(ctx, syscall.SIGKILL))
 	must(t, one.WaitState(ctx, "kubelink2", v1alpha1.StateDown))
-	must(t, fails(ctx, one, serverName(1), "link kubelink2 is Down"))
+	must(t, checkFailure(ctx, one, serverName(1), "link kubelink2 is Down"))
 	late := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "late"}}
 	late.Spec.Ports = []corev1.ServicePort{{Port: 80}}
 	must(t, two.Client.Create(ctx, late))
@@ -233,10 +233,10 @@ func TestKubernetesDNSFollowsLinks(t *testing.T) {
 		return err
 	})
 	named := within(t, time.Second, "names to come back", func(ctx context.Context) error {
-		return answers(ctx, one, serverName(1), servers[1].service)
+		return checkAnswer(ctx, one, serverName(1), servers[1].service)
 	})
 	fresh := within(t, 3*time.Second, "what has come meanwhile", func(ctx context.Context) error {
-		m, _, err := ask(ctx, one, "udp", "late.default.svc.kubelink2.kubelink.", dns.TypeA)
+		m, _, err := queryBroker(ctx, one, "udp", "late.default.svc.kubelink2.kubelink.", dns.TypeA)
 		if err == nil && len(m.Answer) == 0 {
 			err = errors.New(dns.RcodeToString[m.Rcode])
 		}
@@ -247,47 +247,47 @@ func TestKubernetesDNSFollowsLinks(t *testing.T) {
 	// An API server that is away takes no name with it.
 	must(t, f.WaitMesh(ctx))
 	must(t, two.StopAPIServer(ctx))
-	message(t, 20*time.Second, "kubelink2", "names may be out of date: API server https://"+two.APIAddress.String())
-	must(t, answers(ctx, one, serverName(1), servers[1].service))
+	waitForMessage(t, 20*time.Second, "kubelink2", "names may be out of date: API server https://"+two.APIAddress.String())
+	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
 	must(t, two.StartAPIServer(ctx))
-	message(t, 20*time.Second, "kubelink2", "")
+	waitForMessage(t, 20*time.Second, "kubelink2", "")
 	must(t, f.WaitMesh(ctx))
 }
 
 // What is wrong with credentials is said, others do not suffer, and new ones take over without a gap.
 func TestKubernetesDNSCredentials(t *testing.T) {
-	ctx := begin(t, 3*time.Minute)
+	ctx := startTest(t, 3*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
-	kubernetesDNS(t, ctx)
+	useAPIServers(t, ctx)
 
 	// An account without permissions, until it has some.
-	account(t, ctx, three, "nobody")
-	ca := rootCA(t, ctx, three)
-	accessSecret(t, ctx, "kubelink3-api", map[string]string{"token": token(t, ctx, three, "nobody"), "certificate-authority-data": ca})
+	createAccount(t, ctx, three, "nobody")
+	ca := readRootCA(t, ctx, three)
+	writeAccessSecret(t, ctx, "kubelink3-api", map[string]string{"token": createToken(t, ctx, three, "nobody"), "certificate-authority-data": ca})
 	setAccess(t, ctx, three, corev1.SecretReference{Namespace: fleet.Namespace, Name: "kubelink3-api"})
 	forbidden := []string{"API server https://" + three.APIAddress.String() + ": ", "is forbidden", `User "system:serviceaccount:kubelink:nobody"`}
-	within(t, 5*time.Second, "reason", func(ctx context.Context) error { return fails(ctx, one, serverName(2), forbidden...) })
-	message(t, 5*time.Second, "kubelink3", "no names: "+forbidden[0])
-	must(t, answers(ctx, one, serverName(1), servers[1].service))
-	must(t, answers(ctx, one, serverName(0), servers[0].service))
-	apply(t, ctx, three, "overlays/kubernetes-dns/account.yaml")
+	within(t, 5*time.Second, "reason", func(ctx context.Context) error { return checkFailure(ctx, one, serverName(2), forbidden...) })
+	waitForMessage(t, 5*time.Second, "kubelink3", "no names: "+forbidden[0])
+	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
+	must(t, checkAnswer(ctx, one, serverName(0), servers[0].service))
+	applyFiles(t, ctx, three, "overlays/kubernetes-dns/account.yaml")
 	_, err := three.Kubectl(ctx, "create", "clusterrolebinding", "nobody", "--clusterrole=kubelink-dns", "--serviceaccount=kubelink:nobody")
 	must(t, err)
 	defer three.Kubectl(ctx, "delete", "clusterrolebinding", "nobody")
 	within(t, 10*time.Second, "names of the third cluster", func(ctx context.Context) error {
-		return answers(ctx, one, serverName(2), servers[2].service)
+		return checkAnswer(ctx, one, serverName(2), servers[2].service)
 	})
-	message(t, 5*time.Second, "kubelink3", "")
+	waitForMessage(t, 5*time.Second, "kubelink3", "")
 
 	// Replaced credentials: not one query may fail.
 	query, stop := context.WithCancel(ctx)
 	defer stop()
 	var queries atomic.Int64
-	wait := background(func() error {
+	wait := runInBackground(func() error {
 		ticker := time.NewTicker(2 * time.Millisecond) // the processors have other things to do, too
 		defer ticker.Stop()
 		for ; query.Err() == nil; <-ticker.C {
-			if err := answers(query, one, serverName(1), servers[1].service); err != nil && query.Err() == nil {
+			if err := checkAnswer(query, one, serverName(1), servers[1].service); err != nil && query.Err() == nil {
 				return err
 			}
 			queries.Add(1)
@@ -299,32 +299,32 @@ func TestKubernetesDNSCredentials(t *testing.T) {
 	}
 	secret := func(token string) {
 		t.Helper()
-		accessSecret(t, ctx, "kubelink2-api", map[string]string{"token": token, "certificate-authority-data": rootCA(t, ctx, two)})
+		writeAccessSecret(t, ctx, "kubelink2-api", map[string]string{"token": token, "certificate-authority-data": readRootCA(t, ctx, two)})
 	}
 	secret("wrong")
-	message(t, 10*time.Second, "kubelink2", "names may be out of date: API server https://"+two.APIAddress.String()+": Unauthorized: the token of secret kubelink/kubelink2-api is not accepted")
+	waitForMessage(t, 10*time.Second, "kubelink2", "names may be out of date: API server https://"+two.APIAddress.String()+": Unauthorized: the token of secret kubelink/kubelink2-api is not accepted")
 	secret("")
-	message(t, 5*time.Second, "kubelink2", "names may be out of date: secret kubelink/kubelink2-api: key token is missing")
+	waitForMessage(t, 5*time.Second, "kubelink2", "names may be out of date: secret kubelink/kubelink2-api: key token is missing")
 	before := loaded()
-	account(t, ctx, two, "successor")
+	createAccount(t, ctx, two, "successor")
 	_, err = two.Kubectl(ctx, "create", "clusterrolebinding", "successor", "--clusterrole=kubelink-dns", "--serviceaccount=kubelink:successor")
 	must(t, err)
 	defer two.Kubectl(ctx, "delete", "clusterrolebinding", "successor")
-	secret(token(t, ctx, two, "successor"))
+	secret(createToken(t, ctx, two, "successor"))
 	within(t, 10*time.Second, "new credentials to take over", func(context.Context) error {
 		if loaded() == before {
 			return errors.New("not yet")
 		}
 		return nil
 	})
-	message(t, 5*time.Second, "kubelink2", "")
+	waitForMessage(t, 5*time.Second, "kubelink2", "")
 	must(t, two.Client.Delete(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "kubelink-dns"}})) // the old token with it
 	late := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "late"}}
 	late.Spec.Ports = []corev1.ServicePort{{Port: 80}}
 	must(t, two.Client.Create(ctx, late))
 	defer two.Client.Delete(ctx, late)
 	within(t, time.Second, "name seen with the new credentials", func(ctx context.Context) error {
-		m, _, err := ask(ctx, one, "udp", "late.default.svc.kubelink2.kubelink.", dns.TypeA)
+		m, _, err := queryBroker(ctx, one, "udp", "late.default.svc.kubelink2.kubelink.", dns.TypeA)
 		if err == nil && len(m.Answer) == 0 {
 			err = errors.New(dns.RcodeToString[m.Rcode])
 		}
@@ -336,16 +336,16 @@ func TestKubernetesDNSCredentials(t *testing.T) {
 
 	// A secret of another namespace needs permission to get it.
 	elsewhere := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "kubelink3-api"}}
-	elsewhere.StringData = map[string]string{"token": token(t, ctx, three, "nobody"), "certificate-authority-data": ca}
+	elsewhere.StringData = map[string]string{"token": createToken(t, ctx, three, "nobody"), "certificate-authority-data": ca}
 	must(t, client.IgnoreAlreadyExists(one.Client.Create(ctx, elsewhere)))
 	defer one.Client.Delete(ctx, elsewhere)
 	setAccess(t, ctx, three, corev1.SecretReference{Namespace: metav1.NamespaceDefault, Name: "kubelink3-api"})
-	message(t, 5*time.Second, "kubelink3", "names may be out of date: secret default/kubelink3-api: the broker may not read it: allow its service account")
-	must(t, answers(ctx, one, serverName(2), servers[2].service))
+	waitForMessage(t, 5*time.Second, "kubelink3", "names may be out of date: secret default/kubelink3-api: the broker may not read it: allow its service account")
+	must(t, checkAnswer(ctx, one, serverName(2), servers[2].service))
 	_, err = one.Kubectl(ctx, "-n", "default", "create", "role", "kubelink3-api", "--verb=get", "--resource=secrets", "--resource-name=kubelink3-api")
 	must(t, err)
 	_, err = one.Kubectl(ctx, "-n", "default", "create", "rolebinding", "kubelink3-api", "--role=kubelink3-api", "--serviceaccount=kubelink:kubelink")
 	must(t, err)
 	defer one.Kubectl(ctx, "-n", "default", "delete", "role,rolebinding", "kubelink3-api")
-	message(t, 40*time.Second, "kubelink3", "")
+	waitForMessage(t, 40*time.Second, "kubelink3", "")
 }

@@ -66,8 +66,8 @@ func newLegacyBroker(ctx context.Context, b, other *fleet.Broker) (*legacyBroker
 	return o, nil
 }
 
-// accept waits until the peer connects. Others are sent away.
-func (o *legacyBroker) accept(ctx context.Context, l net.Listener, other *fleet.Broker) (net.Conn, error) {
+// acceptPeer waits until the peer connects. Others are sent away.
+func (o *legacyBroker) acceptPeer(ctx context.Context, l net.Listener, other *fleet.Broker) (net.Conn, error) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -81,9 +81,9 @@ func (o *legacyBroker) accept(ctx context.Context, l net.Listener, other *fleet.
 	}
 }
 
-// serve carries packets between TUN and connection until the connection ends. The error is what a legacy
+// carryPackets carries packets between TUN and connection until the connection ends. The error is what a legacy
 // broker would not have understood.
-func (o *legacyBroker) serve(conn net.Conn) error {
+func (o *legacyBroker) carryPackets(conn net.Conn) error {
 	ended := make(chan struct{})
 	go func() { // from the TUN to the peer; the device's reader is interrupted by a deadline
 		defer close(ended)
@@ -99,7 +99,7 @@ func (o *legacyBroker) serve(conn net.Conn) error {
 			}
 		}
 	}()
-	err := o.read(conn)
+	err := o.readFrames(conn)
 	conn.Close()
 	file := o.tun.ReadWriteCloser.(*os.File)
 	file.SetReadDeadline(time.Now())
@@ -108,7 +108,7 @@ func (o *legacyBroker) serve(conn net.Conn) error {
 	return err
 }
 
-func (o *legacyBroker) read(conn net.Conn) error {
+func (o *legacyBroker) readFrames(conn net.Conn) error {
 	r := bufio.NewReaderSize(conn, 64<<10)
 	b := make([]byte, legacyPayload)
 	for first := true; ; first = false {
@@ -149,7 +149,7 @@ func (o *legacyBroker) read(conn net.Conn) error {
 
 // A legacy broker is sent and understood like ever: one packet per frame, complete, of a size that fits.
 func TestLegacyPeerTransfer(t *testing.T) {
-	ctx := begin(t, 3*time.Minute)
+	ctx := startTest(t, 3*time.Minute)
 	one, third := brokers[0], brokers[2]
 	must(t, third.Kill(ctx, syscall.SIGTERM))
 	t.Cleanup(func() {
@@ -165,7 +165,7 @@ func TestLegacyPeerTransfer(t *testing.T) {
 		t.Helper()
 		must(t, (&peer.Peer{Conn: conn}).Hello(third.MeshAddress, third.ServiceCIDR))
 		ctx, cancel := context.WithCancel(ctx) // what it does not understand ends the use
-		served := background(func() error { defer cancel(); return o.serve(conn) })
+		served := runInBackground(func() error { defer cancel(); return o.carryPackets(conn) })
 		defer func() {
 			conn.Close()
 			if err := served(); err != nil {
@@ -181,7 +181,7 @@ func TestLegacyPeerTransfer(t *testing.T) {
 	t.Run("it dials", func(t *testing.T) {
 		conn, err := peer.Dial(ctx, third.Gateway().Host, one.FQDN+":80", one.FQDN, o.config)
 		must(t, err)
-		serve(t, conn, func(ctx context.Context) { carries(t, ctx, 0, 2) })
+		serve(t, conn, func(ctx context.Context) { checkTraffic(t, ctx, 0, 2) })
 	})
 	t.Run("it is dialled", func(t *testing.T) {
 		l, err := third.Gateway().Listen("tcp", fmt.Sprintf(":%d", testbed.BrokerPort))
@@ -191,7 +191,7 @@ func TestLegacyPeerTransfer(t *testing.T) {
 		accepted := make(chan error, 1)
 		go func() {
 			var err error
-			conn, err = o.accept(ctx, l, one)
+			conn, err = o.acceptPeer(ctx, l, one)
 			accepted <- err
 		}()
 		select {

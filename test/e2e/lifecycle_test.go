@@ -16,8 +16,8 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// network is what the broker has in its node's kernel: device, routes, rules, NAT.
-func network(ctx context.Context, b *fleet.Broker) (string, error) {
+// kernelState is what the broker has in its node's kernel: device, routes, rules, NAT.
+func kernelState(ctx context.Context, b *fleet.Broker) (string, error) {
 	gw := b.Gateway()
 	var all strings.Builder
 	for _, args := range [][]string{
@@ -40,8 +40,8 @@ func network(ctx context.Context, b *fleet.Broker) (string, error) {
 
 // A changed link takes effect, and a deleted one is gone, within two seconds: route, NAT, tunnel, zone.
 func TestChangeAndDelete(t *testing.T) {
-	ctx := begin(t, time.Minute)
-	check := undisturbed(t, clients[0], servers[2].service)
+	ctx := startTest(t, time.Minute)
+	check := expectNoFailures(t, clients[0], servers[2].service)
 	defer check()
 	b := brokers[0]
 	link := brokers[1].LinkTo()
@@ -50,7 +50,7 @@ func TestChangeAndDelete(t *testing.T) {
 	changed.Spec.Egress = []v1alpha1.EgressCIDR{"10.77.0.0/16"}
 	must(t, b.Apply(ctx, changed))
 	within(t, 2*time.Second, "new route", func(ctx context.Context) error {
-		n, err := network(ctx, b)
+		n, err := kernelState(ctx, b)
 		if err == nil && strings.Count(n, "10.77.0.0/16") < 2 { // route and NAT
 			err = errors.New(n)
 		}
@@ -58,25 +58,25 @@ func TestChangeAndDelete(t *testing.T) {
 	})
 	must(t, b.Apply(ctx, link))
 	within(t, 2*time.Second, "old route to go", func(ctx context.Context) error {
-		n, err := network(ctx, b)
+		n, err := kernelState(ctx, b)
 		if err == nil && strings.Contains(n, "10.77.0.0/16") {
 			err = errors.New(n)
 		}
 		return err
 	})
-	reach(t, 2*time.Second, clients[0], servers[1].service)
+	waitForReply(t, 2*time.Second, clients[0], servers[1].service)
 
-	must(t, answers(ctx, b, serverName(1), servers[1].service))
+	must(t, checkAnswer(ctx, b, serverName(1), servers[1].service))
 	must(t, b.Remove(ctx, "kubelink2"))
 	within(t, 2*time.Second, "everything of the link to go", func(ctx context.Context) error {
-		n, err := network(ctx, b)
+		n, err := kernelState(ctx, b)
 		if err != nil {
 			return err
 		}
 		if strings.Contains(n, brokers[1].ServiceCIDR.String()) {
 			return fmt.Errorf("route or NAT: %s", n)
 		}
-		m, _, err := ask(ctx, b, "udp", serverName(1), dns.TypeA)
+		m, _, err := queryBroker(ctx, b, "udp", serverName(1), dns.TypeA)
 		if err != nil {
 			return err
 		}
@@ -97,22 +97,22 @@ func TestChangeAndDelete(t *testing.T) {
 	})
 	must(t, b.Apply(ctx, link))
 	must(t, f.WaitMesh(ctx))
-	reach(t, 2*time.Second, clients[0], servers[1].service)
+	waitForReply(t, 2*time.Second, clients[0], servers[1].service)
 }
 
 // A LocalLink stays until its mesh is empty.
 func TestLocalLinkIsKept(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	b := brokers[2]
 	local := b.Local()
 	must(t, b.Client.Delete(ctx, b.Local()))
 	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateDeleting, "kubelink1", "kubelink2"))
-	reach(t, time.Second, clients[2], servers[0].service) // still works
+	waitForReply(t, time.Second, clients[2], servers[0].service) // still works
 	must(t, b.Remove(ctx, "kubelink1"))
 	must(t, b.Remove(ctx, "kubelink2"))
 	must(t, b.Remove(ctx, b.Name))
 	within(t, 2*time.Second, "mesh to go", func(ctx context.Context) error {
-		n, err := network(ctx, b)
+		n, err := kernelState(ctx, b)
 		if err == nil && strings.Contains(n, "192.168.0.") {
 			err = errors.New(n)
 		}
@@ -124,9 +124,9 @@ func TestLocalLinkIsKept(t *testing.T) {
 
 // A new certificate is used from the next handshake on; a running transfer does not notice.
 func TestCertificateReplaced(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	b := brokers[0]
-	wait := background(func() error { return transfer(ctx, clients[0], servers[1].service, 8<<20, 2<<20) })
+	wait := runInBackground(func() error { return transfer(ctx, clients[0], servers[1].service, 8<<20, 2<<20) })
 	uses := strings.Count(b.Process.Log(), "certificate in use")
 	must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
 	within(t, 3*time.Second, "new certificate to be used", func(context.Context) error {
@@ -143,12 +143,12 @@ func TestCertificateReplaced(t *testing.T) {
 	// An unusable one is reported, and the old one stays in use.
 	must(t, b.TLSSecret(ctx, fleet.Namespace, fleet.Secret, []byte("x"), []byte("y"), f.CA.PEM))
 	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "secret kubelink/kubelink-tls", "tls.crt"))
-	reach(t, time.Second, clients[0], servers[1].service)
+	waitForReply(t, time.Second, clients[0], servers[1].service)
 	must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
 	must(t, f.WaitMesh(ctx))
 
 	// A certificate of a foreign CA is refused by the peers, at both ends' messages; others go on.
-	check := undisturbed(t, clients[1], servers[2].service)
+	check := expectNoFailures(t, clients[1], servers[2].service)
 	other, err := testbed.NewCA("somebody else")
 	must(t, err)
 	must(t, b.NewCertificate(ctx, other, b.FQDN))
@@ -162,8 +162,8 @@ func TestCertificateReplaced(t *testing.T) {
 
 // A dead peer is noticed, names say so at once, and its return is noticed within three seconds.
 func TestPeerKilledAndRestarted(t *testing.T) {
-	ctx := begin(t, time.Minute)
-	check := undisturbed(t, clients[0], servers[2].service)
+	ctx := startTest(t, time.Minute)
+	check := expectNoFailures(t, clients[0], servers[2].service)
 	defer check()
 	b, peer := brokers[0], brokers[1]
 	must(t, peer.Kill(ctx, syscall.SIGKILL))
@@ -175,10 +175,10 @@ func TestPeerKilledAndRestarted(t *testing.T) {
 		return err
 	})
 	named := within(t, time.Second, "names to fail", func(ctx context.Context) error {
-		return fails(ctx, b, serverName(1), "kubelink2", "Down")
+		return checkFailure(ctx, b, serverName(1), "kubelink2", "Down")
 	})
 	must(t, b.WaitState(ctx, "kubelink2", v1alpha1.StateDown))
-	must(t, answers(ctx, b, serverName(2), servers[2].service))
+	must(t, checkAnswer(ctx, b, serverName(2), servers[2].service))
 	// And so it reaches a pod.
 	m, err := clients[0].Query(ctx, serverName(1), dns.TypeA)
 	must(t, err)
@@ -194,17 +194,17 @@ func TestPeerKilledAndRestarted(t *testing.T) {
 		return err
 	})
 	within(t, time.Second, "names to come back", func(ctx context.Context) error {
-		return answers(ctx, b, serverName(1), servers[1].service)
+		return checkAnswer(ctx, b, serverName(1), servers[1].service)
 	})
 	t.Logf("noticed after %s, names after another %s, up %s after the peer was ready", noticed, named, back)
 	must(t, f.WaitMesh(ctx))
-	reach(t, time.Second, clients[0], servers[1].service)
+	waitForReply(t, time.Second, clients[0], servers[1].service)
 }
 
 // A peer that vanishes without a word (cable cut) is noticed by the keepalive.
 func TestPeerSilent(t *testing.T) {
-	ctx := begin(t, time.Minute)
-	check := undisturbed(t, clients[0], servers[2].service)
+	ctx := startTest(t, time.Minute)
+	check := expectNoFailures(t, clients[0], servers[2].service)
 	defer check()
 	b := brokers[0]
 	must(t, f.CutLink(ctx, 1, 2))
@@ -215,12 +215,12 @@ func TestPeerSilent(t *testing.T) {
 		}
 	}()
 	took := within(t, 10*time.Second, "silence to be noticed", func(ctx context.Context) error {
-		return fails(ctx, b, serverName(1), "kubelink2", "Down")
+		return checkFailure(ctx, b, serverName(1), "kubelink2", "Down")
 	})
 	cut = false
 	must(t, f.RestoreLink(ctx, 1, 2))
 	back := within(t, 10*time.Second, "link to be up again", func(ctx context.Context) error {
-		return answers(ctx, b, serverName(1), servers[1].service)
+		return checkAnswer(ctx, b, serverName(1), servers[1].service)
 	})
 	t.Logf("noticed after %s, back after %s", took, back)
 	must(t, f.WaitMesh(ctx))
@@ -228,14 +228,14 @@ func TestPeerSilent(t *testing.T) {
 
 // A broker that was killed adopts what it finds in the kernel, and the pods' connections live on.
 func TestBrokerKilledAndRestarted(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	b := brokers[0]
-	before, err := network(ctx, b)
+	before, err := kernelState(ctx, b)
 	must(t, err)
-	bulk := open(ctx, clients[0], servers[1].service, 16<<20, 2<<20)
-	bulk.advances(t, 5*time.Second, 1<<20) // it is under way
+	bulk := openStream(ctx, clients[0], servers[1].service, 16<<20, 2<<20)
+	bulk.waitForBytes(t, 5*time.Second, 1<<20) // it is under way
 	must(t, b.Kill(ctx, syscall.SIGKILL))
-	left, err := network(ctx, b)
+	left, err := kernelState(ctx, b)
 	must(t, err)
 	if left != before {
 		t.Errorf("the kernel kept\n%s\nof\n%s", left, before)
@@ -249,7 +249,7 @@ func TestBrokerKilledAndRestarted(t *testing.T) {
 		return err
 	})
 	t.Logf("links up %s after it was ready", up)
-	after, err := network(ctx, b)
+	after, err := kernelState(ctx, b)
 	must(t, err)
 	if after != before {
 		t.Errorf("afterwards there is\n%s\nbefore there was\n%s", after, before)
@@ -260,10 +260,10 @@ func TestBrokerKilledAndRestarted(t *testing.T) {
 
 // A clean shutdown leaves nothing behind; with keep-network it leaves all.
 func TestShutdown(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	b := brokers[2]
 	must(t, b.Kill(ctx, syscall.SIGTERM))
-	left, err := network(ctx, b)
+	left, err := kernelState(ctx, b)
 	must(t, err)
 	// kube-proxy's comments name our services.
 	for line := range strings.Lines(left) {
@@ -275,10 +275,10 @@ func TestShutdown(t *testing.T) {
 	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", "dns-propagation dns\nkeep-network", 1)))
 	must(t, b.Start(ctx))
 	must(t, f.WaitMesh(ctx))
-	before, err := network(ctx, b)
+	before, err := kernelState(ctx, b)
 	must(t, err)
 	must(t, b.Kill(ctx, syscall.SIGTERM))
-	if left, err = network(ctx, b); err != nil || left != before {
+	if left, err = kernelState(ctx, b); err != nil || left != before {
 		t.Errorf("keep-network kept\n%s\nof\n%s (%v)", left, before, err)
 	}
 	must(t, b.SetCorefile(text))
@@ -288,7 +288,7 @@ func TestShutdown(t *testing.T) {
 
 // While the API server is away nothing that is known is lost; afterwards everything is caught up with.
 func TestAPIServerAway(t *testing.T) {
-	ctx := begin(t, 3*time.Minute)
+	ctx := startTest(t, 3*time.Minute)
 	b := brokers[0]
 	text := b.Corefile()
 	defer func() { must(t, b.SetCorefile(text)); must(t, b.Reload(ctx)); must(t, f.WaitMesh(ctx)) }()
@@ -299,7 +299,7 @@ func TestAPIServerAway(t *testing.T) {
 			b.StartAPIServer(ctx)
 		}
 	}()
-	check := undisturbed(t, clients[0], servers[1].service)
+	check := expectNoFailures(t, clients[0], servers[1].service)
 	within(t, 10*time.Second, "ready to say so", func(ctx context.Context) error {
 		if v, err := b.Metric(ctx, "coredns_kubelink_api_up"); err != nil || v != 0 {
 			return fmt.Errorf("api_up is %g, %v", v, err)
@@ -311,13 +311,13 @@ func TestAPIServerAway(t *testing.T) {
 	defer ticker.Stop()
 	for i := range 60 {
 		<-ticker.C
-		if err := answers(ctx, b, serverName(1), servers[1].service); err != nil {
+		if err := checkAnswer(ctx, b, serverName(1), servers[1].service); err != nil {
 			t.Errorf("after %s: %v", time.Duration(i)*500*time.Millisecond, err)
 		}
 		if i == 10 {
 			must(t, brokers[2].Kill(ctx, syscall.SIGKILL))
 			within(t, 2*time.Second, "names of a dead peer to fail", func(ctx context.Context) error {
-				return fails(ctx, b, serverName(2), "kubelink3", "Down")
+				return checkFailure(ctx, b, serverName(2), "kubelink3", "Down")
 			})
 		}
 		// No controllers run after a change of the Corefile: they begin with what the API server tells. Names follow links
@@ -327,16 +327,16 @@ func TestAPIServerAway(t *testing.T) {
 			must(t, b.Reload(ctx))
 			must(t, brokers[2].Launch())
 			within(t, 10*time.Second, "names of the peer to be back", func(ctx context.Context) error {
-				return answers(ctx, b, serverName(2), servers[2].service)
+				return checkAnswer(ctx, b, serverName(2), servers[2].service)
 			})
 			must(t, brokers[2].Kill(ctx, syscall.SIGKILL))
 			within(t, 2*time.Second, "names of a dead peer to fail", func(ctx context.Context) error {
-				return fails(ctx, b, serverName(2), "kubelink3", "Down")
+				return checkFailure(ctx, b, serverName(2), "kubelink3", "Down")
 			})
 		}
 	}
 	check()
-	check = undisturbed(t, clients[0], servers[1].service)
+	check = expectNoFailures(t, clients[0], servers[1].service)
 	must(t, b.StartAPIServer(ctx))
 	restored = true
 	// The state of the dead peer's link, which changed meanwhile, and a change of the first moment.
@@ -344,7 +344,7 @@ func TestAPIServerAway(t *testing.T) {
 	changed.Spec.Egress = []v1alpha1.EgressCIDR{"10.78.0.0/16"}
 	within(t, 30*time.Second, "API server to accept a change", func(ctx context.Context) error { return b.Apply(ctx, changed) })
 	took := within(t, 30*time.Second, "change to be applied", func(ctx context.Context) error {
-		n, err := network(ctx, b)
+		n, err := kernelState(ctx, b)
 		if err == nil && !strings.Contains(n, "10.78.0.0/16") {
 			err = errors.New(n)
 		}
@@ -362,20 +362,20 @@ func TestAPIServerAway(t *testing.T) {
 // A broker that starts while the API server is away keeps what an earlier one left in the kernel, waits,
 // and says so.
 func TestStartWithoutAPIServer(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	b := brokers[2]
-	before, err := network(ctx, b)
+	before, err := kernelState(ctx, b)
 	must(t, err)
 	must(t, b.Kill(ctx, syscall.SIGKILL))
 	must(t, b.StopAPIServer(ctx))
 	must(t, b.Launch())
 	within(t, 10*time.Second, "names to say so", func(ctx context.Context) error {
-		return fails(ctx, b, serverName(0), "not ready")
+		return checkFailure(ctx, b, serverName(0), "not ready")
 	})
 	if _, err := b.Host.Get(ctx, "http://127.0.0.1:8181/ready"); err == nil || !strings.Contains(err.Error(), "503") {
 		t.Errorf("ready says %v", err)
 	}
-	if now, err := network(ctx, b); err != nil || now != before {
+	if now, err := kernelState(ctx, b); err != nil || now != before {
 		t.Errorf("the kernel has\n%s\nit had\n%s (%v)", now, before, err)
 	}
 	must(t, b.StartAPIServer(ctx))
@@ -385,12 +385,12 @@ func TestStartWithoutAPIServer(t *testing.T) {
 
 // A reload of the Corefile costs no packet, changed or not, and a wrong one changes nothing.
 func TestReload(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	b := brokers[0]
 	text := b.Corefile()
 	defer func() { must(t, b.SetCorefile(text)); must(t, b.Reload(ctx)); must(t, f.WaitMesh(ctx)) }()
-	check := undisturbed(t, clients[0], servers[1].service)
-	wait := background(func() error { return transfer(ctx, clients[0], servers[1].service, 16<<20, 2<<20) })
+	check := expectNoFailures(t, clients[0], servers[1].service)
+	wait := runInBackground(func() error { return transfer(ctx, clients[0], servers[1].service, 16<<20, 2<<20) })
 	since := func() string {
 		l, err := b.Link(ctx, "kubelink2")
 		must(t, err)
@@ -406,7 +406,7 @@ func TestReload(t *testing.T) {
 	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", "dns-propagation sometimes", 1)))
 	must(t, b.Process.Kill(syscall.SIGUSR1))
 	must(t, b.Process.WaitLog(ctx, `dns-propagation.*sometimes`))
-	must(t, answers(ctx, b, serverName(1), servers[1].service))
+	must(t, checkAnswer(ctx, b, serverName(1), servers[1].service))
 
 	must(t, b.SetCorefile(text))
 	must(t, b.Reload(ctx))

@@ -46,12 +46,12 @@ type server struct {
 	service netip.Addr
 }
 
-func TestMain(m *testing.M) { os.Exit(testbed.Main(func() int { return run(m) })) }
+func TestMain(m *testing.M) { os.Exit(testbed.Main(func() int { return runTests(m) })) }
 
-func run(m *testing.M) int {
+func runTests(m *testing.M) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	if err := boot(ctx); err != nil {
+	if err := bootFleet(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -80,7 +80,7 @@ func withoutReload(_ int, corefile string) string {
 	return strings.TrimRight(before, " ") + after
 }
 
-func boot(ctx context.Context) (err error) {
+func bootFleet(ctx context.Context) (err error) {
 	if f, err = fleet.New(ctx, 3, fleet.Options{Edit: withoutReload}); err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func boot(ctx context.Context) (err error) {
 			host, _, _ := net.SplitHostPort(r.RemoteAddr)
 			io.WriteString(w, host)
 		})
-		mux.HandleFunc("/bulk", bulk)
+		mux.HandleFunc("/bulk", serveBulk)
 		if err := s.pod.ServeHTTP(httpPort, mux); err != nil {
 			return err
 		}
@@ -119,8 +119,8 @@ func boot(ctx context.Context) (err error) {
 	return f.Mesh(ctx)
 }
 
-// begin gives a test its time and shows the brokers' logs if it fails.
-func begin(t *testing.T, limit time.Duration) context.Context {
+// startTest gives a test its time and shows the brokers' logs if it fails.
+func startTest(t *testing.T, limit time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
@@ -154,8 +154,8 @@ func within(t *testing.T, limit time.Duration, what string, condition func(conte
 // seed of the stream that bulk sends.
 var seed = [32]byte{1, 2, 3}
 
-// bulk sends size pseudo-random bytes; with rate, bytes per second, at that pace.
-func bulk(w http.ResponseWriter, r *http.Request) {
+// serveBulk sends size pseudo-random bytes; with rate, bytes per second, at that pace.
+func serveBulk(w http.ResponseWriter, r *http.Request) {
 	size, _ := strconv.Atoi(r.FormValue("size"))
 	rate, _ := strconv.Atoi(r.FormValue("rate"))
 	stream := rand.NewChaCha8(seed)
@@ -210,16 +210,16 @@ func transfer(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate 
 	return nil
 }
 
-// background runs fn and returns how to wait for it.
-func background(fn func() error) func() error {
+// runInBackground runs fn and returns how to wait for it.
+func runInBackground(fn func() error) func() error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
 	return func() error { return <-done }
 }
 
-// watch sends a request to the server 50 times a second until it is told to stop; then it says how many
+// repeatRequests sends a request to the server 50 times a second until it is told to stop; then it says how many
 // there were, and which failed.
-func watch(from *testbed.Pod, to netip.Addr) (stop func() (int, error)) {
+func repeatRequests(from *testbed.Pod, to netip.Addr) (stop func() (int, error)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var n int
 	var errs []error
@@ -252,10 +252,10 @@ func watch(from *testbed.Pod, to netip.Addr) (stop func() (int, error)) {
 	}
 }
 
-// undisturbed is watch for a test: not one request may fail.
-func undisturbed(t *testing.T, from *testbed.Pod, to netip.Addr) (check func()) {
+// expectNoFailures is watch for a test: not one request may fail.
+func expectNoFailures(t *testing.T, from *testbed.Pod, to netip.Addr) (check func()) {
 	t.Helper()
-	stop := watch(from, to)
+	stop := repeatRequests(from, to)
 	return func() {
 		t.Helper()
 		if n, err := stop(); err != nil || n == 0 {
@@ -264,8 +264,8 @@ func undisturbed(t *testing.T, from *testbed.Pod, to netip.Addr) (check func()) 
 	}
 }
 
-// reach waits until a request from the pod is answered.
-func reach(t *testing.T, limit time.Duration, from *testbed.Pod, to netip.Addr) time.Duration {
+// waitForReply waits until a request from the pod is answered.
+func waitForReply(t *testing.T, limit time.Duration, from *testbed.Pod, to netip.Addr) time.Duration {
 	t.Helper()
 	return within(t, limit, fmt.Sprintf("answer of %s to %s", to, from.Name), func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
@@ -275,9 +275,9 @@ func reach(t *testing.T, limit time.Duration, from *testbed.Pod, to netip.Addr) 
 	})
 }
 
-// ask sends a question with EDNS to the broker's own server and returns the answer and the text of its
+// queryBroker sends a question with EDNS to the broker's own server and returns the answer and the text of its
 // Extended DNS Error.
-func ask(ctx context.Context, b *fleet.Broker, network, name string, kind uint16) (*dns.Msg, string, error) {
+func queryBroker(ctx context.Context, b *fleet.Broker, network, name string, kind uint16) (*dns.Msg, string, error) {
 	m, err := b.Host.QueryAt(ctx, network, b.DNS(), name, kind)
 	if err != nil {
 		return nil, "", err
@@ -292,9 +292,9 @@ func ask(ctx context.Context, b *fleet.Broker, network, name string, kind uint16
 	return m, "", nil
 }
 
-// answers checks that a name has the address.
-func answers(ctx context.Context, b *fleet.Broker, name string, want netip.Addr) error {
-	m, _, err := ask(ctx, b, "udp", name, dns.TypeA)
+// checkAnswer checks that a name has the address.
+func checkAnswer(ctx context.Context, b *fleet.Broker, name string, want netip.Addr) error {
+	m, _, err := queryBroker(ctx, b, "udp", name, dns.TypeA)
 	if err != nil {
 		return err
 	}
@@ -306,10 +306,10 @@ func answers(ctx context.Context, b *fleet.Broker, name string, want netip.Addr)
 	return fmt.Errorf("%s: %s %v, want %s", name, dns.RcodeToString[m.Rcode], m.Answer, want)
 }
 
-// fails checks that a name is answered with SERVFAIL whose reason contains all texts.
-func fails(ctx context.Context, b *fleet.Broker, name string, texts ...string) error {
+// checkFailure checks that a name is answered with SERVFAIL whose reason contains all texts.
+func checkFailure(ctx context.Context, b *fleet.Broker, name string, texts ...string) error {
 	start := time.Now()
-	m, reason, err := ask(ctx, b, "udp", name, dns.TypeA)
+	m, reason, err := queryBroker(ctx, b, "udp", name, dns.TypeA)
 	if err != nil {
 		return err
 	}

@@ -20,18 +20,18 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// restore brings back the mesh of all three.
-func restore(t *testing.T) {
+// restoreMesh brings back the mesh of all three.
+func restoreMesh(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	must(t, f.Mesh(ctx))
 }
 
-// edit changes a broker's Corefile for the time of a test.
-func edit(t *testing.T, ctx context.Context, b *fleet.Broker, replace ...string) {
+// editCorefile changes a broker's Corefile for the time of a test.
+func editCorefile(t *testing.T, ctx context.Context, b *fleet.Broker, replace ...string) {
 	t.Helper()
-	t.Cleanup(func() { restore(t) })
+	t.Cleanup(func() { restoreMesh(t) })
 	text := b.Corefile()
 	must(t, b.SetCorefile(strings.NewReplacer(replace...).Replace(text)))
 	if b.Corefile() == text {
@@ -50,15 +50,15 @@ func edit(t *testing.T, ctx context.Context, b *fleet.Broker, replace ...string)
 // The first cluster is in two meshes: with the second, and with the third. Each has its own address
 // and domain, and they do not mix.
 func TestTwoMeshes(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	one, three := brokers[0], brokers[2]
 	must(t, one.Remove(ctx, "kubelink3"))
 	must(t, brokers[1].Remove(ctx, "kubelink3"))
 	for _, name := range []string{"kubelink1", "kubelink2", "kubelink3"} {
 		must(t, three.Remove(ctx, name))
 	}
-	defer restore(t)
-	check := undisturbed(t, clients[0], servers[1].service)
+	defer restoreMesh(t)
+	check := expectNoFailures(t, clients[0], servers[1].service)
 	defer check()
 
 	link := func(of *fleet.Broker, address, endpoint string) *v1alpha1.KubeLink {
@@ -87,8 +87,8 @@ func TestTwoMeshes(t *testing.T) {
 	}
 	must(t, one.WaitState(ctx, "second--kubelink3", v1alpha1.StateUp))
 	must(t, three.WaitState(ctx, "second--kubelink1", v1alpha1.StateUp))
-	reach(t, 2*time.Second, clients[0], servers[2].service)
-	reach(t, 2*time.Second, clients[2], servers[0].service)
+	waitForReply(t, 2*time.Second, clients[0], servers[2].service)
+	waitForReply(t, 2*time.Second, clients[2], servers[0].service)
 
 	// The third cluster sees the address of the second mesh; the second that of the default one. The
 	// node address would hide it: a host's own service does not.
@@ -106,12 +106,12 @@ func TestTwoMeshes(t *testing.T) {
 	}
 
 	// The default mesh domain is in the server block of the Corefile; the second is another block's business.
-	must(t, answers(ctx, one, serverName(1), servers[1].service))
-	edit(t, ctx, one, "kubelink:1053 ", "second.example:1053 {\n kubelink\n}\nkubelink:1053 ")
+	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
+	editCorefile(t, ctx, one, "kubelink:1053 ", "second.example:1053 {\n kubelink\n}\nkubelink:1053 ")
 	within(t, 2*time.Second, "name in the second mesh", func(ctx context.Context) error {
-		return answers(ctx, one, "server.default.svc.kubelink3.second.example.", servers[2].service)
+		return checkAnswer(ctx, one, "server.default.svc.kubelink3.second.example.", servers[2].service)
 	})
-	must(t, answers(ctx, one, serverName(1), servers[1].service))
+	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
 
 	// The second cluster has no way to the third.
 	short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
@@ -123,9 +123,9 @@ func TestTwoMeshes(t *testing.T) {
 
 // The first and the third cluster have no link of their own: the second forwards.
 func TestGatewayLink(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
-	defer restore(t)
+	defer restoreMesh(t)
 	for _, pair := range [][2]*fleet.Broker{{one, three}, {three, one}} {
 		l := pair[1].LinkTo()
 		l.Spec.Endpoint, l.Spec.GatewayLink = "", two.Name
@@ -135,12 +135,12 @@ func TestGatewayLink(t *testing.T) {
 	must(t, three.WaitState(ctx, "kubelink1", v1alpha1.StateUp, "through kubelink2"))
 	before, err := two.Metric(ctx, `coredns_kubelink_link_packets_total{direction="tx",link="kubelink3"}`)
 	must(t, err)
-	reach(t, 2*time.Second, clients[0], servers[2].service)
-	reach(t, 2*time.Second, clients[2], servers[0].service)
+	waitForReply(t, 2*time.Second, clients[0], servers[2].service)
+	waitForReply(t, 2*time.Second, clients[2], servers[0].service)
 	must(t, transfer(ctx, clients[0], servers[2].service, 10<<20, 0))
 	_, err = clients[0].Ping(ctx, three.MeshAddress.Addr())
 	must(t, err)
-	must(t, answers(ctx, one, serverName(2), servers[2].service))
+	must(t, checkAnswer(ctx, one, serverName(2), servers[2].service))
 	if after, err := two.Metric(ctx, `coredns_kubelink_link_packets_total{direction="tx",link="kubelink3"}`); err != nil || after < before+100 {
 		t.Errorf("the gateway forwarded %g packets, %v", after-before, err)
 	}
@@ -163,12 +163,12 @@ func TestGatewayLink(t *testing.T) {
 
 // An authenticated peer without link gets one.
 func TestAutoConnect(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	one, three := brokers[0], brokers[2]
-	check := undisturbed(t, clients[0], servers[1].service)
+	check := expectNoFailures(t, clients[0], servers[1].service)
 	defer check()
 	must(t, one.Remove(ctx, "kubelink3"))
-	edit(t, ctx, one, "dns-propagation dns", "dns-propagation dns\nauto-connect")
+	editCorefile(t, ctx, one, "dns-propagation dns", "dns-propagation dns\nauto-connect")
 	const name = "192-168-0-13"
 	defer func() { // the peer is known all the time, else it gets a link once more
 		must(t, one.Apply(ctx, three.LinkTo()))
@@ -184,7 +184,7 @@ func TestAutoConnect(t *testing.T) {
 	if l.Spec.Endpoint != three.FQDN+":80" || l.Spec.ClusterAddress != "192.168.0.13/24" || l.Spec.CIDR != three.ServiceCIDR.String() {
 		t.Errorf("%+v", l.Spec)
 	}
-	reach(t, 2*time.Second, clients[0], servers[2].service)
+	waitForReply(t, 2*time.Second, clients[0], servers[2].service)
 	// Without the right to connect there is none.
 	other, err := testbed.NewCA("somebody else")
 	must(t, err)
@@ -199,11 +199,11 @@ func TestAutoConnect(t *testing.T) {
 
 // Endpoints may be addresses; the certificate names them.
 func TestEndpointAddress(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	one, two := brokers[0], brokers[1]
 	defer func() {
 		must(t, two.NewCertificate(ctx, f.CA, two.FQDN))
-		restore(t)
+		restoreMesh(t)
 	}()
 	l := two.LinkTo()
 	l.Spec.Endpoint = two.PublicAddress.String() + ":80"
@@ -211,16 +211,16 @@ func TestEndpointAddress(t *testing.T) {
 	must(t, one.WaitState(ctx, two.Name, v1alpha1.StateDown, "certificate", two.PublicAddress.String()))
 	must(t, two.NewCertificate(ctx, f.CA, two.FQDN, two.PublicAddress.String()))
 	must(t, one.WaitState(ctx, two.Name, v1alpha1.StateUp))
-	reach(t, 2*time.Second, clients[0], servers[1].service)
+	waitForReply(t, 2*time.Second, clients[0], servers[1].service)
 }
 
 // Routes in a table of their own.
 func TestRouteTable(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	b := brokers[2]
-	edit(t, ctx, b, "dns-propagation dns", "dns-propagation dns\nroute-table 177\nrule-priority 30000")
+	editCorefile(t, ctx, b, "dns-propagation dns", "dns-propagation dns\nroute-table 177\nrule-priority 30000")
 	within(t, 10*time.Second, "routes in table 177", func(ctx context.Context) error {
-		n, err := network(ctx, b)
+		n, err := kernelState(ctx, b)
 		if err != nil {
 			return err
 		}
@@ -229,37 +229,37 @@ func TestRouteTable(t *testing.T) {
 		}
 		return nil
 	})
-	reach(t, 2*time.Second, clients[2], servers[0].service)
-	reach(t, 2*time.Second, clients[0], servers[2].service)
+	waitForReply(t, 2*time.Second, clients[2], servers[0].service)
+	waitForReply(t, 2*time.Second, clients[0], servers[2].service)
 	must(t, f.WaitMesh(ctx))
 }
 
 // The broker makes its certificate itself; clusters that share a CA key trust each other.
 func TestSecretManagedBySelf(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	t.Cleanup(func() { // after the Corefiles are back
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		for _, b := range brokers {
-			must(t, client.IgnoreNotFound(b.Client.Delete(ctx, secret())))
+			must(t, client.IgnoreNotFound(b.Client.Delete(ctx, tlsSecret())))
 			must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
 		}
-		restore(t)
+		restoreMesh(t)
 	})
 	for _, b := range brokers[:2] {
 		text, err := b.Manifest("overlays/self-signed/rbac.yaml")
 		must(t, err)
 		_, err = b.KubectlInput(ctx, text, "apply", "-f", "-")
 		must(t, err)
-		must(t, b.Client.Delete(ctx, secret()))
-		s := secret()
+		must(t, b.Client.Delete(ctx, tlsSecret()))
+		s := tlsSecret()
 		s.Data = map[string][]byte{"ca.crt": f.CA.PEM, "ca.key": f.CA.KeyPEM}
 		must(t, b.Client.Create(ctx, s))
-		edit(t, ctx, b, "secret kubelink-tls", "secret kubelink-tls\nsecret-manage-mode self\ndns-name "+b.FQDN)
+		editCorefile(t, ctx, b, "secret kubelink-tls", "secret kubelink-tls\nsecret-manage-mode self\ndns-name "+b.FQDN)
 	}
 	for _, b := range brokers[:2] {
 		within(t, 5*time.Second, "certificate", func(ctx context.Context) error {
-			s := secret()
+			s := tlsSecret()
 			if err := b.Client.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
 				return err
 			}
@@ -276,10 +276,10 @@ func TestSecretManagedBySelf(t *testing.T) {
 	must(t, err)
 	_, err = b.KubectlInput(ctx, text, "apply", "-f", "-")
 	must(t, err)
-	must(t, b.Client.Delete(ctx, secret()))
-	edit(t, ctx, b, "secret kubelink-tls", "secret kubelink-tls\nsecret-manage-mode self\ndns-name "+b.FQDN)
+	must(t, b.Client.Delete(ctx, tlsSecret()))
+	editCorefile(t, ctx, b, "secret kubelink-tls", "secret kubelink-tls\nsecret-manage-mode self\ndns-name "+b.FQDN)
 	within(t, 5*time.Second, "CA and certificate", func(ctx context.Context) error {
-		s := secret()
+		s := tlsSecret()
 		if err := b.Client.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
 			return err
 		}
@@ -301,7 +301,7 @@ func TestSecretManagedBySelf(t *testing.T) {
 
 // The broker asks the certificate service; the test takes the part of that service.
 func TestSecretManagedByCertificateServiceOfTheTest(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	b := brokers[2]
 	text, err := b.Manifest("overlays/certificate/rbac.yaml")
 	must(t, err)
@@ -309,8 +309,8 @@ func TestSecretManagedByCertificateServiceOfTheTest(t *testing.T) {
 	must(t, err)
 	_, err = b.Kubectl(ctx, "wait", "--for=condition=Established", "crd/certificates.cert.gardener.cloud", "--timeout=20s")
 	must(t, err)
-	must(t, b.Client.Delete(ctx, secret()))
-	edit(t, ctx, b, "secret kubelink-tls", "secret kubelink-tls\nsecret-manage-mode cert\ndns-name "+b.FQDN)
+	must(t, b.Client.Delete(ctx, tlsSecret()))
+	editCorefile(t, ctx, b, "secret kubelink-tls", "secret kubelink-tls\nsecret-manage-mode cert\ndns-name "+b.FQDN)
 	within(t, 20*time.Second, "request", func(ctx context.Context) error {
 		u := &unstructured.Unstructured{}
 		u.SetAPIVersion("cert.gardener.cloud/v1alpha1")
@@ -345,20 +345,20 @@ spec:
 
 // Names only: no device, no traffic, the local cluster's names.
 func TestModeNone(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	b := brokers[2]
-	edit(t, ctx, b, "secret kubelink-tls", "mode none", "service kubelink\n", "")
+	editCorefile(t, ctx, b, "secret kubelink-tls", "mode none", "service kubelink\n", "")
 	must(t, b.WaitState(ctx, "kubelink1", v1alpha1.StateIdle, "mode none"))
 	within(t, 2*time.Second, "network to go", func(ctx context.Context) error {
-		n, err := network(ctx, b)
+		n, err := kernelState(ctx, b)
 		if err == nil && strings.Contains(n, "192.168.0.") {
 			err = errors.New(n)
 		}
 		return err
 	})
-	must(t, answers(ctx, b, serverName(2), servers[2].service))
+	must(t, checkAnswer(ctx, b, serverName(2), servers[2].service))
 }
 
-func secret() *corev1.Secret {
+func tlsSecret() *corev1.Secret {
 	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: fleet.Secret}}
 }

@@ -19,10 +19,10 @@ import (
 	"github.com/mandelsoft/kubelink/test/fleet"
 )
 
-// stale checks that a name has the address, as it was known before.
-func stale(ctx context.Context, b *fleet.Broker, name string, want netip.Addr, texts ...string) error {
+// checkStaleAnswer checks that a name has the address, as it was known before.
+func checkStaleAnswer(ctx context.Context, b *fleet.Broker, name string, want netip.Addr, texts ...string) error {
 	start := time.Now()
-	m, reason, err := ask(ctx, b, "udp", name, dns.TypeA)
+	m, reason, err := queryBroker(ctx, b, "udp", name, dns.TypeA)
 	if err != nil {
 		return err
 	}
@@ -44,8 +44,8 @@ func stale(ctx context.Context, b *fleet.Broker, name string, want netip.Addr, t
 	return nil
 }
 
-func one(ctx context.Context, b *fleet.Broker, name string, kind uint16) (string, error) {
-	m, reason, err := ask(ctx, b, "udp", name, kind)
+func querySingle(ctx context.Context, b *fleet.Broker, name string, kind uint16) (string, error) {
+	m, reason, err := queryBroker(ctx, b, "udp", name, kind)
 	if err != nil {
 		return "", err
 	}
@@ -55,8 +55,8 @@ func one(ctx context.Context, b *fleet.Broker, name string, kind uint16) (string
 	return strings.TrimPrefix(m.Answer[0].String(), m.Answer[0].Header().String()), nil
 }
 
-// revive starts the brokers that a test which failed has left dead.
-func revive(t *testing.T) {
+// reviveBrokers starts the brokers that a test which failed has left dead.
+func reviveBrokers(t *testing.T) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -71,15 +71,15 @@ func revive(t *testing.T) {
 }
 
 func TestFactsAsNames(t *testing.T) {
-	ctx := begin(t, time.Minute)
-	revive(t)
+	ctx := startTest(t, time.Minute)
+	reviveBrokers(t)
 	b := brokers[0]
 	reverse := func(a netip.Addr) string {
 		name, err := dns.ReverseAddr(a.String())
 		must(t, err)
 		return name
 	}
-	must(t, answers(ctx, b, "kubelink2.kubelink.", brokers[1].MeshAddress.Addr()))
+	must(t, checkAnswer(ctx, b, "kubelink2.kubelink.", brokers[1].MeshAddress.Addr()))
 	for _, c := range []struct {
 		name string
 		kind uint16
@@ -92,12 +92,12 @@ func TestFactsAsNames(t *testing.T) {
 		{"_state.kubelink2.kubelink.", dns.TypeTXT, `"state=Up" "since=20`},
 		{"_state.kubelink1.kubelink.", dns.TypeTXT, `"state=Local"`},
 	} {
-		if got, err := one(ctx, b, c.name, c.kind); err != nil || !strings.HasPrefix(got, c.want) {
+		if got, err := querySingle(ctx, b, c.name, c.kind); err != nil || !strings.HasPrefix(got, c.want) {
 			t.Errorf("%s: %s, %v; want %s", c.name, got, err, c.want)
 		}
 	}
 	within(t, 5*time.Second, "a round-trip time", func(ctx context.Context) error {
-		got, err := one(ctx, b, "_state.kubelink2.kubelink.", dns.TypeTXT)
+		got, err := querySingle(ctx, b, "_state.kubelink2.kubelink.", dns.TypeTXT)
 		if err == nil && !strings.Contains(got, `"rtt=`) {
 			err = fmt.Errorf("%s", got)
 		}
@@ -108,16 +108,16 @@ func TestFactsAsNames(t *testing.T) {
 	must(t, brokers[1].Kill(ctx, syscall.SIGKILL))
 	within(t, time.Second, "the loss to show", func(ctx context.Context) error {
 		for _, name := range []string{"kubelink2.kubelink.", serverName(1)} {
-			if err := fails(ctx, b, name, "link kubelink2 is Down"); err != nil {
+			if err := checkFailure(ctx, b, name, "link kubelink2 is Down"); err != nil {
 				return err
 			}
 		}
 		for _, name := range []string{reverse(brokers[1].MeshAddress.Addr()), reverse(servers[1].service)} {
-			if m, reason, err := ask(ctx, b, "udp", name, dns.TypePTR); err != nil || m.Rcode != dns.RcodeServerFailure || !strings.Contains(reason, "link kubelink2 is Down") {
+			if m, reason, err := queryBroker(ctx, b, "udp", name, dns.TypePTR); err != nil || m.Rcode != dns.RcodeServerFailure || !strings.Contains(reason, "link kubelink2 is Down") {
 				return fmt.Errorf("%s: %v %v", name, m, err)
 			}
 		}
-		got, err := one(ctx, b, "_state.kubelink2.kubelink.", dns.TypeTXT)
+		got, err := querySingle(ctx, b, "_state.kubelink2.kubelink.", dns.TypeTXT)
 		if err == nil && (!strings.HasPrefix(got, `"state=Down" "since=20`) || !strings.Contains(got, `"reason=`)) {
 			err = fmt.Errorf("%s", got)
 		}
@@ -125,28 +125,28 @@ func TestFactsAsNames(t *testing.T) {
 	})
 	must(t, brokers[1].Start(ctx))
 	within(t, 3*time.Second, "the return to show", func(ctx context.Context) error {
-		if got, err := one(ctx, b, reverse(servers[1].service), dns.TypePTR); err != nil || got != serverName(1) {
+		if got, err := querySingle(ctx, b, reverse(servers[1].service), dns.TypePTR); err != nil || got != serverName(1) {
 			return fmt.Errorf("%s, %v", got, err)
 		}
-		return answers(ctx, b, serverName(1), servers[1].service)
+		return checkAnswer(ctx, b, serverName(1), servers[1].service)
 	})
 	must(t, f.WaitMesh(ctx))
 }
 
 func TestServeStale(t *testing.T) {
-	ctx := begin(t, time.Minute)
-	revive(t)
+	ctx := startTest(t, time.Minute)
+	reviveBrokers(t)
 	b := brokers[0]
-	edit(t, ctx, b, "\n    kubelink {\n", "\n    kubelink {\n        serve-stale 1h\n")
-	must(t, answers(ctx, b, serverName(1), servers[1].service))
+	editCorefile(t, ctx, b, "\n    kubelink {\n", "\n    kubelink {\n        serve-stale 1h\n")
+	must(t, checkAnswer(ctx, b, serverName(1), servers[1].service))
 	must(t, brokers[1].Kill(ctx, syscall.SIGKILL))
 	within(t, time.Second, "a stale answer", func(ctx context.Context) error {
-		return stale(ctx, b, serverName(1), servers[1].service, "link kubelink2 is Down")
+		return checkStaleAnswer(ctx, b, serverName(1), servers[1].service, "link kubelink2 is Down")
 	})
-	must(t, fails(ctx, b, "nobody."+serverName(1), "link kubelink2 is Down"))
+	must(t, checkFailure(ctx, b, "nobody."+serverName(1), "link kubelink2 is Down"))
 	must(t, brokers[1].Start(ctx))
 	within(t, 3*time.Second, "an answer that is not stale", func(ctx context.Context) error {
-		m, reason, err := ask(ctx, b, "udp", serverName(1), dns.TypeA)
+		m, reason, err := queryBroker(ctx, b, "udp", serverName(1), dns.TypeA)
 		if err == nil && (len(m.Answer) != 1 || reason != "") {
 			err = fmt.Errorf("%v", m)
 		}
@@ -156,26 +156,26 @@ func TestServeStale(t *testing.T) {
 
 // A broker that starts while the API server is away answers what the one before knew.
 func TestStateDir(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
-	revive(t)
+	ctx := startTest(t, 2*time.Minute)
+	reviveBrokers(t)
 	b := brokers[2]
 	dir := t.TempDir()
-	edit(t, ctx, b, "\n    kubelink {\n", "\n    kubelink {\n        state-dir "+dir+"\n")
+	editCorefile(t, ctx, b, "\n    kubelink {\n", "\n    kubelink {\n        state-dir "+dir+"\n")
 	within(t, 5*time.Second, "the objects to be kept", func(context.Context) error {
 		_, err := os.Stat(filepath.Join(dir, "objects.json"))
 		return err
 	})
-	must(t, answers(ctx, b, serverName(0), servers[0].service))
+	must(t, checkAnswer(ctx, b, serverName(0), servers[0].service))
 	must(t, b.Kill(ctx, syscall.SIGTERM))
 	must(t, b.StopAPIServer(ctx))
 	start := time.Now()
 	must(t, b.Launch())
 	within(t, 10*time.Second, "the answer of before", func(ctx context.Context) error {
-		return stale(ctx, b, serverName(0), servers[0].service, "link kubelink1 is")
+		return checkStaleAnswer(ctx, b, serverName(0), servers[0].service, "link kubelink1 is")
 	})
 	t.Logf("answered %s after its start, without API server", time.Since(start))
-	must(t, fails(ctx, b, "unknown."+serverName(0), "the API server has not told the links yet"))
-	if m, _, err := ask(ctx, b, "udp", "nobody.kubelink.", dns.TypeA); err != nil || m.Rcode != dns.RcodeNameError {
+	must(t, checkFailure(ctx, b, "unknown."+serverName(0), "the API server has not told the links yet"))
+	if m, _, err := queryBroker(ctx, b, "udp", "nobody.kubelink.", dns.TypeA); err != nil || m.Rcode != dns.RcodeNameError {
 		t.Errorf("%v, %v", m, err)
 	}
 	must(t, b.StartAPIServer(ctx))
@@ -186,13 +186,13 @@ func TestStateDir(t *testing.T) {
 	must(t, b.Kill(ctx, syscall.SIGTERM))
 	must(t, brokers[0].Kill(ctx, syscall.SIGKILL))
 	must(t, b.Start(ctx))
-	must(t, stale(ctx, b, serverName(0), servers[0].service, "link kubelink1 is"))
+	must(t, checkStaleAnswer(ctx, b, serverName(0), servers[0].service, "link kubelink1 is"))
 	must(t, brokers[0].Start(ctx))
 	must(t, f.WaitMesh(ctx))
-	must(t, answers(ctx, b, serverName(0), servers[0].service))
+	must(t, checkAnswer(ctx, b, serverName(0), servers[0].service))
 	must(t, brokers[0].Kill(ctx, syscall.SIGKILL))
 	within(t, time.Second, "the loss to show", func(ctx context.Context) error { // what was known before is of no use any more
-		return fails(ctx, b, serverName(0), "link kubelink1 is Down")
+		return checkFailure(ctx, b, serverName(0), "link kubelink1 is Down")
 	})
 	must(t, brokers[0].Start(ctx))
 	must(t, f.WaitMesh(ctx))

@@ -15,8 +15,8 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// counted waits until a counter of the first broker has grown.
-func counted(t *testing.T, series string, action func()) {
+// expectCount waits until a counter of the first broker has grown.
+func expectCount(t *testing.T, series string, action func()) {
 	t.Helper()
 	ctx := context.Background()
 	before, err := brokers[0].Metric(ctx, series)
@@ -41,8 +41,8 @@ func droppedSeries(link, reason string) string {
 
 // Who has no right to connect is refused before any packet, and counted; the healthy link goes on.
 func TestRefusedConnections(t *testing.T) {
-	ctx := begin(t, time.Minute)
-	check := undisturbed(t, clients[0], servers[1].service)
+	ctx := startTest(t, time.Minute)
+	check := expectNoFailures(t, clients[0], servers[1].service)
 	defer check()
 	from := brokers[2].Gateway().Host
 	third := brokers[2]
@@ -50,7 +50,7 @@ func TestRefusedConnections(t *testing.T) {
 	t.Run("wrong CA", func(t *testing.T) {
 		other, err := testbed.NewCA("somebody else")
 		must(t, err)
-		counted(t, refusedSeries("certificate"), func() {
+		expectCount(t, refusedSeries("certificate"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], other, third.FQDN)
 			if err == nil { // TLS 1.3: the client learns of it with its first read
 				err = p.Ended()
@@ -61,7 +61,7 @@ func TestRefusedConnections(t *testing.T) {
 		})
 	})
 	t.Run("unknown name", func(t *testing.T) {
-		counted(t, refusedSeries("name"), func() {
+		expectCount(t, refusedSeries("name"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], f.CA, "nobody.example")
 			must(t, err)
 			must(t, p.Hello(third.MeshAddress, third.ServiceCIDR))
@@ -69,7 +69,7 @@ func TestRefusedConnections(t *testing.T) {
 		})
 	})
 	t.Run("wrong mesh address", func(t *testing.T) {
-		counted(t, refusedSeries("address"), func() {
+		expectCount(t, refusedSeries("address"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], f.CA, third.FQDN)
 			must(t, err)
 			must(t, p.Hello(netip.MustParsePrefix("192.168.0.77/24"), third.ServiceCIDR))
@@ -77,7 +77,7 @@ func TestRefusedConnections(t *testing.T) {
 		})
 	})
 	t.Run("garbage", func(t *testing.T) {
-		counted(t, refusedSeries("hello"), func() {
+		expectCount(t, refusedSeries("hello"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], f.CA, third.FQDN)
 			must(t, err)
 			must(t, p.Send(peer.Hello, []byte("hello?")))
@@ -89,7 +89,7 @@ func TestRefusedConnections(t *testing.T) {
 // A peer with every right to connect may still send from its cluster address only, and to what
 // ingress allows only. The bare wire format of a legacy peer carries packets both ways.
 func TestInboundFilter(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	third := brokers[2]
 	// The raw peer takes the place of the third cluster's broker.
 	must(t, third.Kill(ctx, syscall.SIGTERM))
@@ -97,7 +97,7 @@ func TestInboundFilter(t *testing.T) {
 		must(t, third.Start(ctx))
 		must(t, f.WaitMesh(ctx))
 	}()
-	check := undisturbed(t, clients[0], servers[1].service)
+	check := expectNoFailures(t, clients[0], servers[1].service)
 	defer check()
 
 	p, err := dialRaw(ctx, third.Gateway().Host, brokers[0], f.CA, third.FQDN)
@@ -119,7 +119,7 @@ func TestInboundFilter(t *testing.T) {
 	if from != service {
 		t.Errorf("answer from %s, want %s", from, service)
 	}
-	foreign(t, string(text))
+	checkClientAddress(t, string(text))
 	must(t, p.Send(99, []byte("of a type unknown: skipped")))
 
 	for _, c := range []struct {
@@ -136,11 +136,11 @@ func TestInboundFilter(t *testing.T) {
 		{"to loopback", self, netip.MustParseAddrPort("127.0.0.1:1053"), "destination"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			counted(t, droppedSeries(third.Name, c.reason), func() { must(t, p.Send(peer.Packet, peer.UDP(c.from, c.to, []byte("evil")))) })
+			expectCount(t, droppedSeries(third.Name, c.reason), func() { must(t, p.Send(peer.Packet, peer.UDP(c.from, c.to, []byte("evil")))) })
 		})
 	}
 	t.Run("malformed", func(t *testing.T) {
-		counted(t, droppedSeries(third.Name, "malformed"), func() { must(t, p.Send(peer.Packet, []byte{0x45, 0, 0})) })
+		expectCount(t, droppedSeries(third.Name, "malformed"), func() { must(t, p.Send(peer.Packet, []byte{0x45, 0, 0})) })
 	})
 	// Nothing of it broke the session.
 	must(t, p.Send(peer.Packet, peer.UDP(self, service, []byte("hello"))))
@@ -150,10 +150,10 @@ func TestInboundFilter(t *testing.T) {
 
 // Who came in while there was no certificate does not stay when there is one.
 func TestPlainSessionsEndWithCertificate(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	one, third := brokers[0], brokers[2]
 	must(t, third.Kill(ctx, syscall.SIGTERM))
-	t.Cleanup(func() { must(t, third.Start(context.Background())); restore(t) })
+	t.Cleanup(func() { must(t, third.Start(context.Background())); restoreMesh(t) })
 	text := one.Corefile()
 	must(t, one.SetCorefile(strings.Replace(text, "secret kubelink-tls", "", 1)))
 	must(t, one.Reload(ctx))
@@ -179,8 +179,8 @@ func TestPlainSessionsEndWithCertificate(t *testing.T) {
 
 // ingress narrows and widens what a link may reach, and takes effect at once.
 func TestIngress(t *testing.T) {
-	ctx := begin(t, time.Minute)
-	check := undisturbed(t, clients[2], servers[1].service)
+	ctx := startTest(t, time.Minute)
+	check := expectNoFailures(t, clients[2], servers[1].service)
 	defer check()
 	link := brokers[1].LinkTo() // as the first cluster has it
 	defer func() { must(t, brokers[0].Apply(ctx, link)) }()
@@ -204,7 +204,7 @@ func TestIngress(t *testing.T) {
 		return err
 	})
 	must(t, brokers[0].Apply(ctx, link))
-	reach(t, 2*time.Second, clients[1], servers[0].service)
+	waitForReply(t, 2*time.Second, clients[1], servers[0].service)
 
 	// A pod can be reached where the link allows it.
 	open := link.DeepCopy()
@@ -216,9 +216,9 @@ func TestIngress(t *testing.T) {
 // The rules of the API server (CEL) refuse what could never work, with a message to act on; what only
 // the mesh can tell shows as state and message. Every other link stays up.
 func TestInvalidObjects(t *testing.T) {
-	ctx := begin(t, 3*time.Minute)
+	ctx := startTest(t, 3*time.Minute)
 	b := brokers[0]
-	check := undisturbed(t, clients[0], servers[1].service)
+	check := expectNoFailures(t, clients[0], servers[1].service)
 	defer check()
 
 	apply := func(name, spec string) error {

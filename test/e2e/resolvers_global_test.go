@@ -29,11 +29,11 @@ func createGlobals(t *testing.T, ctx context.Context, internet netip.Addr) {
 		return metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name}
 	}
 	three := int32(3)
-	create(t, ctx, brokers[0], &coredns.HostedZone{ObjectMeta: meta("shop"), Spec: coredns.HostedZoneSpec{
+	createForTest(t, ctx, brokers[0], &coredns.HostedZone{ObjectMeta: meta("shop"), Spec: coredns.HostedZoneSpec{
 		DomainNames: []coredns.DomainName{"shop." + global, "Store." + global}, EMail: "dns.admin@example.com",
 		Refresh: 100, Retry: 10, Expire: 1000, MinimumTTL: &three,
 	}})
-	create(t, ctx, brokers[0], &coredns.HostedZone{ObjectMeta: meta("cellar"), Spec: coredns.HostedZoneSpec{
+	createForTest(t, ctx, brokers[0], &coredns.HostedZone{ObjectMeta: meta("cellar"), Spec: coredns.HostedZoneSpec{
 		ParentRef: "shop", DomainNames: []coredns.DomainName{"cellar"},
 	}})
 
@@ -46,7 +46,7 @@ func createGlobals(t *testing.T, ctx context.Context, internet netip.Addr) {
 			spec.DNSNames = append(spec.DNSNames, coredns.DNSName(name))
 		}
 		n++
-		create(t, ctx, brokers[0], &coredns.CoreDNSEntry{ObjectMeta: meta(fmt.Sprintf("entry-%d", n)), Spec: spec})
+		createForTest(t, ctx, brokers[0], &coredns.CoreDNSEntry{ObjectMeta: meta(fmt.Sprintf("entry-%d", n)), Spec: spec})
 	}
 	addresses := func(addrs ...string) (spec coredns.CoreDNSEntrySpec) {
 		for _, a := range addrs {
@@ -119,9 +119,9 @@ func globalTable() []row {
 		many = append(many, fmt.Sprintf("A 192.0.2.%d", 100+i))
 	}
 	broken := nxdomain(in("broken")+" A", global)
-	broken.want.answer = owned(broken.question, []string{"CNAME " + in("nobody") + "."})
+	broken.want.answer = withOwners(broken.question, []string{"CNAME " + in("nobody") + "."})
 	lost := nxdomain(in("lost")+" A", "kubelink2.kubelink")
-	lost.want.answer = owned(lost.question, []string{"CNAME nobody.default.svc.kubelink2.kubelink."})
+	lost.want.answer = withOwners(lost.question, []string{"CNAME nobody.default.svc.kubelink2.kubelink."})
 	soa := "SOA ns.dns.kubelink. hostmaster.kubelink. 0 7200 1800 86400 5"
 	shopSOA := `SOA ns.dns.kubelink. dns\.admin.example.com. 0 100 10 1000 3`
 	server := "server.default.svc.kubelink2.kubelink. A " + servers[1].service.String()
@@ -144,14 +144,14 @@ func globalTable() []row {
 		nodata(in("web")+" TXT", global),
 		nodata(in("web")+" HTTPS", global),
 		nodata(in("web")+" CNAME", global),
-		answer(in("text")+" TXT", `TXT "short"`, fmt.Sprintf("TXT %q %q %q", longText[:255], longText[255:510], longText[510:]), `TXT "quoted \"and\" back\\slash"`).beyond(512),
+		answer(in("text")+" TXT", `TXT "short"`, fmt.Sprintf("TXT %q %q %q", longText[:255], longText[255:510], longText[510:]), `TXT "quoted \"and\" back\\slash"`).largerThan(512),
 		nodata(in("text")+" A", global),
 		answer(in("_ldap._tcp.directory")+" SRV", "SRV 1 2 389 "+in("web")+".", "SRV 2 1 636 server.default.svc.kubelink2.kubelink."),
 		answer(in("_LDAP._udp.Directory")+" SRV", "SRV 0 0 389 www.outside.example."),
 		nodata(in("directory")+" SRV", global),
 		nodata(in("_tcp.directory")+" A", global),
 		nxdomain(in("_http._tcp.directory")+" SRV", global),
-		answer(in("many")+" A", many...).beyond(1232),
+		answer(in("many")+" A", many...).largerThan(1232),
 		nodata(in("deep")+" A", global),
 		nodata(in("a.b.deep")+" TXT", global),
 		answer(in("leaf.a.b.deep")+" A", "A 192.0.2.3"),
@@ -172,7 +172,7 @@ func globalTable() []row {
 			"server.default.svc.kubelink3.kubelink. A "+servers[2].service.String()),
 		lost,
 		servfail(in("dead")+" A", "link absent is Down"),
-		answer(in("outside")+" A", "CNAME www.outside.example.").resolved("www.outside.example. A 192.0.2.80"),
+		answer(in("outside")+" A", "CNAME www.outside.example.").resolvedAs("www.outside.example. A 192.0.2.80"),
 
 		// Wildcards (RFC 4592).
 		answer(in("any.wild")+" A", "A 192.0.2.1"),
@@ -189,9 +189,9 @@ func globalTable() []row {
 		answer(in("any.astray")+" CNAME", "CNAME "+in("web")+"."),
 
 		// A delegation, whose names resolvers find on their own.
-		referral(in("desk.branch")+" A", in("branch"), in("ns.branch")+".").resolved("A 192.0.2.81"),
-		referral(in("Desk.Branch")+" TXT", in("branch"), in("ns.branch")+".").resolved(`TXT "of the branch"`),
-		referral(in("branch")+" NS", in("branch"), in("ns.branch")+".").resolved("NS " + in("ns.branch") + "."),
+		referral(in("desk.branch")+" A", in("branch"), in("ns.branch")+".").resolvedAs("A 192.0.2.81"),
+		referral(in("Desk.Branch")+" TXT", in("branch"), in("ns.branch")+".").resolvedAs(`TXT "of the branch"`),
+		referral(in("branch")+" NS", in("branch"), in("ns.branch")+".").resolvedAs("NS " + in("ns.branch") + "."),
 		nodata(in("branch")+" DS", global),
 
 		// Addresses behind a link that is not usable.

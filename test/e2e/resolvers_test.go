@@ -51,7 +51,7 @@ func (o outcome) String() string {
 func answer(question string, records ...string) row {
 	name, kind, _ := strings.Cut(question, " ")
 	q := dns.Question{Name: dns.Fqdn(name), Qtype: dns.StringToType[kind], Qclass: dns.ClassINET}
-	return row{question: q, want: outcome{rcode: "NOERROR", authoritative: true, answer: owned(q, records)}}
+	return row{question: q, want: outcome{rcode: "NOERROR", authoritative: true, answer: withOwners(q, records)}}
 }
 
 // nodata is an answer for a name that has no such records.
@@ -85,24 +85,24 @@ func referral(question, zone string, servers ...string) row {
 	return r
 }
 
-// refers tells whether the row is a referral.
-func (r row) refers() bool {
+// isReferral tells whether the row is a referral.
+func (r row) isReferral() bool {
 	return slices.ContainsFunc(r.want.authority, func(s string) bool { return strings.Contains(s, " NS ") })
 }
 
-// resolved adds what a resolver in front finds out on its own.
-func (r row) resolved(records ...string) row {
-	r.front = &outcome{rcode: r.want.rcode, answer: owned(r.question, append(slices.Clone(records), r.want.answer...))}
+// resolvedAs adds what a resolver in front finds out on its own.
+func (r row) resolvedAs(records ...string) row {
+	r.front = &outcome{rcode: r.want.rcode, answer: withOwners(r.question, append(slices.Clone(records), r.want.answer...))}
 	return r
 }
 
-// beyond is for answers that do not fit a size.
-func (r row) beyond(size int) row {
+// largerThan is for answers that do not fit a size.
+func (r row) largerThan(size int) row {
 	r.size = size
 	return r
 }
 
-func owned(q dns.Question, records []string) (full []string) {
+func withOwners(q dns.Question, records []string) (full []string) {
 	for _, r := range records {
 		first, _, _ := strings.Cut(r, " ")
 		if _, isType := dns.StringToType[first]; isType {
@@ -117,17 +117,17 @@ func owned(q dns.Question, records []string) (full []string) {
 // changing is what is another one with each run or query.
 var changing = regexp.MustCompile(`"(since|rtt)=[^"]*"`)
 
-// shape is the outcome of an answer.
-func shape(m *dns.Msg) outcome {
+// outcomeOf is the outcome of an answer.
+func outcomeOf(m *dns.Msg) outcome {
 	o := outcome{rcode: dns.RcodeToString[m.Rcode], authoritative: m.Authoritative}
 	for _, rr := range m.Answer {
-		o.answer = append(o.answer, text(rr))
+		o.answer = append(o.answer, recordText(rr))
 	}
 	for _, rr := range m.Ns {
 		if _, ok := rr.(*dns.SOA); ok {
 			o.authority = append(o.authority, dns.CanonicalName(rr.Header().Name)+" SOA")
 		} else {
-			o.authority = append(o.authority, text(rr))
+			o.authority = append(o.authority, recordText(rr))
 		}
 	}
 	slices.Sort(o.answer)
@@ -135,8 +135,8 @@ func shape(m *dns.Msg) outcome {
 	return o
 }
 
-// text is a record without what differs between equal ones: its age, and upper case.
-func text(rr dns.RR) string {
+// recordText is a record without what differs between equal ones: its age, and upper case.
+func recordText(rr dns.RR) string {
 	if soa, ok := rr.(*dns.SOA); ok {
 		soa = dns.Copy(soa).(*dns.SOA)
 		soa.Serial = 0
@@ -150,9 +150,9 @@ func text(rr dns.RR) string {
 	return dns.CanonicalName(h.Name) + " " + dns.TypeToString[h.Rrtype] + " " + changing.ReplaceAllString(data, `"$1=*"`)
 }
 
-// check compares an answer with the expected one.
-func (r row) check(a asker, m *dns.Msg) error {
-	want, got := r.want, shape(m)
+// compareAnswer compares an answer with the expected one.
+func (r row) compareAnswer(a querier, m *dns.Msg) error {
+	want, got := r.want, outcomeOf(m)
 	if !m.Response || len(m.Question) != 1 || m.Question[0] != r.question {
 		return fmt.Errorf("an answer to %v", m.Question)
 	}
@@ -205,32 +205,32 @@ func extendedError(m *dns.Msg) string {
 	return ""
 }
 
-// alias is a service that is a name for something else.
-func alias(name, target string) *corev1.Service {
+// aliasService is a service that is a name for something else.
+func aliasService(name, target string) *corev1.Service {
 	return &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name},
 		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: target},
 	}
 }
 
-// headless creates a headless service with endpoints that are nobody. Those with a name have that name.
-func headless(t *testing.T, ctx context.Context, b *fleet.Broker, name string, endpoints ...discoveryv1.Endpoint) {
+// createHeadless creates a headless service with endpoints that are nobody. Those with a name have that name.
+func createHeadless(t *testing.T, ctx context.Context, b *fleet.Broker, name string, endpoints ...discoveryv1.Endpoint) {
 	t.Helper()
 	meta := metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name}
-	create(t, ctx, b, &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
+	createForTest(t, ctx, b, &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
 		ClusterIP: corev1.ClusterIPNone,
 		Ports:     []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80}},
 	}})
 	meta.Labels = map[string]string{discoveryv1.LabelServiceName: name, discoveryv1.LabelManagedBy: "test"}
 	port, protocol, number := "http", corev1.ProtocolTCP, int32(8080)
-	create(t, ctx, b, &discoveryv1.EndpointSlice{
+	createForTest(t, ctx, b, &discoveryv1.EndpointSlice{
 		ObjectMeta: meta, AddressType: discoveryv1.AddressTypeIPv4, Endpoints: endpoints,
 		Ports: []discoveryv1.EndpointPort{{Name: &port, Protocol: &protocol, Port: &number}},
 	})
 }
 
-// crowd is n endpoints, and the records of their addresses.
-func crowd(n int) (endpoints []discoveryv1.Endpoint, records []string) {
+// manyEndpoints is n endpoints, and the records of their addresses.
+func manyEndpoints(n int) (endpoints []discoveryv1.Endpoint, records []string) {
 	addr := netip.MustParseAddr("100.97.0.1")
 	for range n {
 		endpoints = append(endpoints, discoveryv1.Endpoint{Addresses: []string{addr.String()}})
@@ -246,22 +246,22 @@ const absent = "absent"
 // Every way to ask for a name gets the same answer, whatever the program, the transport and the size, and resolvers in
 // front of kubelink get on with it.
 func TestResolvers(t *testing.T) {
-	ctx := begin(t, 5*time.Minute)
+	ctx := startTest(t, 5*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
 	internet, trust, err := startInternet(ctx, one)
 	must(t, err)
 	zones := []string{"kubelink", "168.192.in-addr.arpa", "64.100.in-addr.arpa"}
 
 	first, second := "first", "second"
-	headless(t, ctx, two, "peers",
+	createHeadless(t, ctx, two, "peers",
 		discoveryv1.Endpoint{Addresses: []string{"100.97.1.1"}, Hostname: &first},
 		discoveryv1.Endpoint{Addresses: []string{"100.97.1.2"}, Hostname: &second},
 		discoveryv1.Endpoint{Addresses: []string{"100.97.1.3"}})
 	crowds := map[int][]string{}
 	for _, n := range []int{40, 100, 300} {
-		endpoints, records := crowd(n)
+		endpoints, records := manyEndpoints(n)
 		crowds[n] = records
-		headless(t, ctx, two, fmt.Sprintf("crowd-%d", n), endpoints...)
+		createHeadless(t, ctx, two, fmt.Sprintf("crowd-%d", n), endpoints...)
 	}
 	for name, target := range map[string]string{
 		"outside": "www.outside.example",
@@ -274,12 +274,12 @@ func TestResolvers(t *testing.T) {
 		"loop-a":  "loop-b.default.svc.cluster.local",
 		"loop-b":  "loop-a.default.svc.cluster.local",
 	} {
-		create(t, ctx, two, alias(name, target))
+		createForTest(t, ctx, two, aliasService(name, target))
 	}
-	create(t, ctx, three, alias("zag", "server.default.svc.kubelink1.kubelink"))
+	createForTest(t, ctx, three, aliasService("zag", "server.default.svc.kubelink1.kubelink"))
 
 	createGlobals(t, ctx, internet)
-	t.Cleanup(func() { restore(t) })
+	t.Cleanup(func() { restoreMesh(t) })
 	l := two.LinkTo()
 	l.Name = absent
 	l.Spec.ClusterAddress, l.Spec.CIDR, l.Spec.Endpoint = "192.168.0.99/24", "100.64.240.0/20", two.FQDN+":9"
@@ -290,11 +290,11 @@ func TestResolvers(t *testing.T) {
 	pod, err := one.Pod(ctx, "asker", testbed.PodOptions{})
 	must(t, err)
 	t.Cleanup(func() { must(t, pod.Delete(context.Background())) })
-	all := append(askers(pod, netip.AddrPortFrom(one.MeshDNSAddress, 53)), startResolvers(t, ctx, one, internet, trust, zones)...)
+	all := append(newQueriers(pod, netip.AddrPortFrom(one.MeshDNSAddress, 53)), startResolvers(t, ctx, one, internet, trust, zones)...)
 	for _, fromAPI := range []bool{false, true} {
 		t.Run(fmt.Sprintf("fromAPI=%t", fromAPI), func(t *testing.T) {
 			if fromAPI { // of two clusters: the third goes on with its DNS service
-				kubernetesDNS(t, ctx)
+				useAPIServers(t, ctx)
 				must(t, one.WaitState(ctx, absent, v1alpha1.StateDown))
 			}
 			within(t, 10*time.Second, "what the test has made", func(ctx context.Context) error {
@@ -313,13 +313,13 @@ func TestResolvers(t *testing.T) {
 				}
 				return nil
 			})
-			compare(t, ctx, all, append(table(one, fromAPI, crowds), globalTable()...))
+			compareAll(t, ctx, all, append(meshTable(one, fromAPI, crowds), globalTable()...))
 		})
 	}
 }
 
-// compare asks all questions in all ways.
-func compare(t *testing.T, ctx context.Context, all []asker, rows []row) {
+// compareAll asks all questions in all ways.
+func compareAll(t *testing.T, ctx context.Context, all []querier, rows []row) {
 	t.Helper()
 	questions := make([]dns.Question, len(rows))
 	seen := map[dns.Question]bool{}
@@ -338,7 +338,7 @@ func compare(t *testing.T, ctx context.Context, all []asker, rows []row) {
 	for _, a := range all {
 		wg.Go(func() {
 			start := time.Now()
-			answers, err := a.ask(ctx, questions)
+			answers, err := a.query(ctx, questions)
 			if err != nil {
 				t.Errorf("%s: %v", a.name, err)
 				return
@@ -348,10 +348,10 @@ func compare(t *testing.T, ctx context.Context, all []asker, rows []row) {
 			defer mu.Unlock()
 			for i, m := range answers {
 				r := rows[i]
-				if a.name == "unbound forwarding" && r.refers() { // it wants to be asked by a resolver that goes on by itself
+				if a.name == "unbound forwarding" && r.isReferral() { // it wants to be asked by a resolver that goes on by itself
 					r.front = &outcome{rcode: r.want.rcode}
 				}
-				if err := r.check(a, m); err != nil {
+				if err := r.compareAnswer(a, m); err != nil {
 					f := failure{questions[i].Name + " " + dns.TypeToString[questions[i].Qtype], err.Error()}
 					failures[f] = append(failures[f], a.name)
 				}
@@ -364,9 +364,9 @@ func compare(t *testing.T, ctx context.Context, all []asker, rows []row) {
 	}
 }
 
-// table is what is expected of the DNS service of a cluster. Names of the first two come from their API servers, or all
+// meshTable is what is expected of the DNS service of a cluster. Names of the first two come from their API servers, or all
 // from their DNS services.
-func table(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
+func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 	one, two, three := brokers[0], brokers[1], brokers[2]
 	a := func(addr netip.Addr) string { return "A " + addr.String() }
 	ptr := func(addr string) string {
@@ -378,7 +378,7 @@ func table(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 	}
 	lost := func(question string) row {
 		r := nxdomain(question, "kubelink3.kubelink")
-		r.want.answer = owned(r.question, []string{"CNAME nobody.default.svc.kubelink3.kubelink."})
+		r.want.answer = withOwners(r.question, []string{"CNAME nobody.default.svc.kubelink3.kubelink."})
 		return r
 	}
 	rows := []row{
@@ -460,13 +460,13 @@ func table(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 			"SRV 0 33 8080 first.peers.default.svc.kubelink2.kubelink.",
 			"SRV 0 33 8080 second.peers.default.svc.kubelink2.kubelink.",
 			"SRV 0 33 8080 100-97-1-3.peers.default.svc.kubelink2.kubelink."),
-		answer("crowd-40.default.svc.kubelink2.kubelink A", crowds[40]...).beyond(512),
-		answer("crowd-100.default.svc.kubelink2.kubelink A", crowds[100]...).beyond(1232),
-		answer("crowd-300.default.svc.kubelink2.kubelink A", crowds[300]...).beyond(4096),
+		answer("crowd-40.default.svc.kubelink2.kubelink A", crowds[40]...).largerThan(512),
+		answer("crowd-100.default.svc.kubelink2.kubelink A", crowds[100]...).largerThan(1232),
+		answer("crowd-300.default.svc.kubelink2.kubelink A", crowds[300]...).largerThan(4096),
 		nodata("crowd-300.default.svc.kubelink2.kubelink AAAA", "kubelink2.kubelink"),
 
 		// Aliases.
-		answer("outside.default.svc.kubelink2.kubelink A", "CNAME www.outside.example.").resolved("www.outside.example. A 192.0.2.80"),
+		answer("outside.default.svc.kubelink2.kubelink A", "CNAME www.outside.example.").resolvedAs("www.outside.example. A 192.0.2.80"),
 		answer("outside.default.svc.kubelink2.kubelink CNAME", "CNAME www.outside.example."),
 		answer("inside.default.svc.kubelink2.kubelink A",
 			"CNAME server.default.svc.kubelink2.kubelink.", "server.default.svc.kubelink2.kubelink. "+a(servers[1].service)),
@@ -526,19 +526,19 @@ func table(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 	}
 
 	// What is not ours.
-	foreign := answer("www.outside.example A").resolved("A 192.0.2.80")
+	foreign := answer("www.outside.example A").resolvedAs("A 192.0.2.80")
 	foreign.want.rcode, foreign.want.authoritative, foreign.front.rcode = "REFUSED", false, "NOERROR"
-	through := answer("alias.outside.example A").resolved("CNAME www.outside.example.", "www.outside.example. A 192.0.2.80")
+	through := answer("alias.outside.example A").resolvedAs("CNAME www.outside.example.", "www.outside.example. A 192.0.2.80")
 	through.want.rcode, through.want.authoritative, through.front.rcode = "REFUSED", false, "NOERROR"
 	return append(rows, foreign, through)
 }
 
 // Each cluster follows aliases on its own, by way of the kubelink of its own. Where two lead to each other, that ends.
 func TestAliasesInACircle(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	two, three := brokers[1], brokers[2]
-	create(t, ctx, two, alias("circle", "circle.default.svc.kubelink3.kubelink"))
-	create(t, ctx, three, alias("circle", "circle.default.svc.kubelink2.kubelink"))
+	createForTest(t, ctx, two, aliasService("circle", "circle.default.svc.kubelink3.kubelink"))
+	createForTest(t, ctx, three, aliasService("circle", "circle.default.svc.kubelink2.kubelink"))
 	asked := func(ctx context.Context) (n float64, err error) {
 		for _, b := range []*fleet.Broker{two, three} {
 			v, err := b.Metric(ctx, `coredns_dns_requests_total{family="1",proto="udp",server="dns://:1053",type="A",view="",zone="kubelink."}`)
@@ -553,7 +553,7 @@ func TestAliasesInACircle(t *testing.T) {
 	must(t, err)
 	question := answer("circle.default.svc.kubelink2.kubelink A").question
 	within(t, 10*time.Second, "failure", func(ctx context.Context) error {
-		got, err := dig(ctx, clients[0], netip.AddrPortFrom(brokers[0].MeshDNSAddress, 53), "udp", 1232, []dns.Question{question})
+		got, err := queryDig(ctx, clients[0], netip.AddrPortFrom(brokers[0].MeshDNSAddress, 53), "udp", 1232, []dns.Question{question})
 		if err != nil {
 			return err
 		}

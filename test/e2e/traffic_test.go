@@ -14,8 +14,8 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// foreign fails if an address is a pod's: those of one cluster mean nothing in another.
-func foreign(t *testing.T, seen string) {
+// checkClientAddress fails if an address is a pod's: those of one cluster mean nothing in another.
+func checkClientAddress(t *testing.T, seen string) {
 	t.Helper()
 	a, err := netip.ParseAddr(seen)
 	must(t, err)
@@ -29,7 +29,7 @@ func foreign(t *testing.T, seen string) {
 
 // Three clusters in one mesh: every pair, by address and by name.
 func TestServices(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	for i, from := range clients {
 		for j, to := range servers {
 			if i == j {
@@ -39,7 +39,7 @@ func TestServices(t *testing.T) {
 				for _, host := range []string{to.service.String(), strings.TrimSuffix(serverName(j), ".")} {
 					seen, err := from.Get(ctx, "http://"+host+"/")
 					must(t, err)
-					foreign(t, seen)
+					checkClientAddress(t, seen)
 				}
 			})
 		}
@@ -47,7 +47,7 @@ func TestServices(t *testing.T) {
 }
 
 func TestPing(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	for i := range brokers {
 		for j, to := range brokers {
 			if i == j {
@@ -68,7 +68,7 @@ func TestPing(t *testing.T) {
 }
 
 func TestUDP(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	conn, err := clients[0].DialContext(ctx, "udp", netip.AddrPortFrom(servers[1].service, udpPort).String())
 	must(t, err)
 	defer conn.Close()
@@ -78,7 +78,7 @@ func TestUDP(t *testing.T) {
 	seen := make([]byte, 64)
 	n, err := conn.Read(seen)
 	must(t, err)
-	foreign(t, string(seen[:n]))
+	checkClientAddress(t, string(seen[:n]))
 
 	// DNS of the other cluster, asked directly across the mesh, by UDP and TCP.
 	for _, network := range []string{"udp", "tcp"} {
@@ -91,7 +91,7 @@ func TestUDP(t *testing.T) {
 }
 
 func TestTransfer(t *testing.T) {
-	ctx := begin(t, 2*time.Minute)
+	ctx := startTest(t, 2*time.Minute)
 	for _, way := range [][2]int{{0, 1}, {1, 0}} {
 		start := time.Now()
 		must(t, transfer(ctx, clients[way[0]], servers[way[1]].service, 100<<20, 0))
@@ -101,7 +101,7 @@ func TestTransfer(t *testing.T) {
 
 // Nothing is fragmented, and pods need no setting: datagrams of the pods' MTU arrive whole.
 func TestLargeDatagrams(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	for _, size := range []int{1, 1000, 1472, 4000} { // 1472: a packet of 1500; 4000: fragments made by the pod
 		conn, err := clients[0].DialContext(ctx, "udp", netip.AddrPortFrom(servers[1].service, udpPort).String())
 		must(t, err)
@@ -117,18 +117,18 @@ func TestLargeDatagrams(t *testing.T) {
 
 // Names: rewritten both ways, by UDP and TCP, in any spelling; what does not exist is said so.
 func TestNames(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	b := brokers[0]
 	for j := range brokers { // the local one, too
 		for _, network := range []string{"udp", "tcp"} {
-			m, _, err := ask(ctx, b, network, "SERVER.default.svc."+brokers[j].Name+".KubeLink.", dns.TypeA)
+			m, _, err := queryBroker(ctx, b, network, "SERVER.default.svc."+brokers[j].Name+".KubeLink.", dns.TypeA)
 			must(t, err)
 			if len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != servers[j].service.String() || m.Question[0].Name != "SERVER.default.svc."+brokers[j].Name+".KubeLink." {
 				t.Errorf("%s: %v", network, m)
 			}
 		}
 	}
-	m, _, err := ask(ctx, b, "udp", "_http._tcp."+serverName(1), dns.TypeSRV)
+	m, _, err := queryBroker(ctx, b, "udp", "_http._tcp."+serverName(1), dns.TypeSRV)
 	must(t, err)
 	if len(m.Answer) != 1 || m.Answer[0].(*dns.SRV).Target != serverName(1) {
 		t.Errorf("SRV: %v", m)
@@ -139,7 +139,7 @@ func TestNames(t *testing.T) {
 		"nope.default.svc.kubelink2.kubelink.":   dns.RcodeNameError,
 		"server.default.svc.kubelink9.kubelink.": dns.RcodeNameError,
 	} {
-		m, _, err := ask(ctx, b, "udp", name, dns.TypeA)
+		m, _, err := queryBroker(ctx, b, "udp", name, dns.TypeA)
 		must(t, err)
 		if m.Rcode != rcode || len(m.Answer) != 0 || len(m.Ns) != 1 || m.Ns[0].Header().Rrtype != dns.TypeSOA {
 			t.Errorf("%s: %v", name, m)
@@ -148,7 +148,7 @@ func TestNames(t *testing.T) {
 		}
 	}
 	for kind, count := range map[uint16]int{dns.TypeSOA: 1, dns.TypeNS: 1} {
-		m, _, err := ask(ctx, b, "udp", "kubelink.", kind)
+		m, _, err := queryBroker(ctx, b, "udp", "kubelink.", kind)
 		must(t, err)
 		if len(m.Answer) != count || !m.Authoritative {
 			t.Errorf("%s: %v", dns.TypeToString[kind], m)
@@ -164,7 +164,7 @@ func TestNames(t *testing.T) {
 
 // What happened to a link is told by Events and conditions.
 func TestEventsAndConditions(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	b := brokers[0]
 	within(t, 10*time.Second, "event", func(ctx context.Context) error {
 		out, err := b.Kubectl(ctx, "get", "events.events.k8s.io", "-A", "-o", "jsonpath={range .items[*]}{.regarding.kind}/{.regarding.name} {.reason} {.type}{\"\\n\"}{end}")
@@ -179,7 +179,7 @@ func TestEventsAndConditions(t *testing.T) {
 
 // The metrics say what goes on.
 func TestMetrics(t *testing.T) {
-	ctx := begin(t, time.Minute)
+	ctx := startTest(t, time.Minute)
 	b := brokers[0]
 	bytesRx := `coredns_kubelink_link_bytes_total{direction="rx",link="kubelink2"}`
 	before, err := b.Metric(ctx, bytesRx)

@@ -60,25 +60,25 @@ func ServeStubs(host *testbed.Host, port int, ca *testbed.CA, n int, mesh, servi
 		}
 		all.All = append(all.All, s)
 		all.byAddress[s.Listens] = s
-		network = netip.PrefixFrom(after(network), network.Bits())
+		network = netip.PrefixFrom(nextNetwork(network), network.Bits())
 	}
 	var err error
 	if all.listener, err = host.Listen("tcp4", fmt.Sprintf(":%d", port)); err != nil {
 		return nil, err
 	}
-	go all.accept()
+	go all.acceptConns()
 	return all, nil
 }
 
-// after is the first address behind a network.
-func after(p netip.Prefix) netip.Addr {
+// nextNetwork is the first address behind a network.
+func nextNetwork(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().As4()
 	n := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
 	n += 1 << (32 - p.Bits())
 	return netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
 }
 
-func (s *Stub) nth(n int) netip.Addr {
+func (s *Stub) nthAddress(n int) netip.Addr {
 	a := s.Services.Masked().Addr()
 	for range n {
 		a = a.Next()
@@ -87,7 +87,7 @@ func (s *Stub) nth(n int) netip.Addr {
 }
 
 // ServiceAddress is what Service resolves to.
-func (s *Stub) ServiceAddress() netip.Addr { return s.nth(20) }
+func (s *Stub) ServiceAddress() netip.Addr { return s.nthAddress(20) }
 
 // Close ends all stubs.
 func (all *Stubs) Close() {
@@ -97,7 +97,7 @@ func (all *Stubs) Close() {
 	}
 }
 
-func (all *Stubs) accept() {
+func (all *Stubs) acceptConns() {
 	for {
 		conn, err := all.listener.Accept()
 		if err != nil {
@@ -116,7 +116,7 @@ func (all *Stubs) accept() {
 				conn.Close()
 				return
 			}
-			s.serve(&Peer{t})
+			s.serveConn(&Peer{t})
 		}()
 	}
 }
@@ -148,12 +148,12 @@ func (s *Stub) Up(ctx context.Context, address, name string) error {
 	if err != nil {
 		return err
 	}
-	go s.serve(p)
+	go s.serveConn(p)
 	return nil
 }
 
-// serve speaks on a connection until it ends.
-func (s *Stub) serve(p *Peer) {
+// serveConn speaks on a connection until it ends.
+func (s *Stub) serveConn(p *Peer) {
 	defer p.Close()
 	s.mu.Lock()
 	if !s.up {
@@ -177,17 +177,17 @@ func (s *Stub) serve(p *Peer) {
 			return
 		}
 		from, to, question, ok := ParseUDP(b)
-		if kind != Packet || !ok || to != netip.AddrPortFrom(s.nth(10), 53) {
+		if kind != Packet || !ok || to != netip.AddrPortFrom(s.nthAddress(10), 53) {
 			continue
 		}
-		if answer := s.answer(question); answer != nil && p.Send(Packet, UDP(to, from, answer)) != nil {
+		if answer := s.answerQuery(question); answer != nil && p.Send(Packet, UDP(to, from, answer)) != nil {
 			return
 		}
 	}
 }
 
-// answer is that of the DNS service; nil for what is no question.
-func (s *Stub) answer(question []byte) []byte {
+// answerQuery is that of the DNS service; nil for what is no question.
+func (s *Stub) answerQuery(question []byte) []byte {
 	q := new(dns.Msg)
 	if q.Unpack(question) != nil || q.Response || len(q.Question) != 1 {
 		return nil

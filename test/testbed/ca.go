@@ -46,7 +46,7 @@ func NewCA(name string) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &CA{PEM: encode("CERTIFICATE", der), KeyPEM: keyPEM, cert: cert, key: key}, nil
+	return &CA{PEM: encodePEM("CERTIFICATE", der), KeyPEM: keyPEM, cert: cert, key: key}, nil
 }
 
 // Issue makes a certificate for server and client use. Its common name is the first name, its subject alternative
@@ -73,7 +73,7 @@ func (ca *CA) Issue(names []string, addrs []netip.Addr, edits ...func(*x509.Cert
 	if err != nil {
 		return nil, nil, fmt.Errorf("issue certificate for %v %v: %w", names, addrs, err)
 	}
-	return encode("CERTIFICATE", der), keyPEM, nil
+	return encodePEM("CERTIFICATE", der), keyPEM, nil
 }
 
 // issueUser makes a client certificate as Kubernetes reads it: user and groups.
@@ -104,7 +104,7 @@ func newKey() (*ecdsa.PrivateKey, []byte, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("encode key: %w", err)
 	}
-	return key, encode("PRIVATE KEY", der), nil
+	return key, encodePEM("PRIVATE KEY", der), nil
 }
 
 func newTemplate(name string) *x509.Certificate {
@@ -117,6 +117,6 @@ func newTemplate(name string) *x509.Certificate {
 	}
 }
 
-func encode(kind string, der []byte) []byte {
+func encodePEM(kind string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }

@@ -65,7 +65,7 @@ func (c *Cluster) boot(ctx context.Context) error {
 		what string
 		do   func(context.Context) error
 	}{
-		{"certificates", c.issue},
+		{"certificates", c.issueCertificates},
 		{"etcd", c.startEtcd},
 		{"API server", c.StartAPIServer},
 		{"API client", c.connectClient},
@@ -73,12 +73,12 @@ func (c *Cluster) boot(ctx context.Context) error {
 		{"controllers", c.startControllers},
 		{"cluster DNS", c.startDNS},
 	} {
-		c.testbed.progress("%s: %s", c.Name, step.what)
+		c.testbed.reportProgress("%s: %s", c.Name, step.what)
 		if err := step.do(ctx); err != nil {
 			return fmt.Errorf("%s: %s: %w", c.Name, step.what, err)
 		}
 	}
-	c.testbed.progress("%s: ready", c.Name)
+	c.testbed.reportProgress("%s: ready", c.Name)
 	return nil
 }
 
@@ -89,7 +89,7 @@ func (c *Cluster) connectClient(context.Context) error {
 			return err
 		}
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", c.file("admin.kubeconfig"))
+	config, err := clientcmd.BuildConfigFromFlags("", c.filePath("admin.kubeconfig"))
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func (c *Cluster) createNodes(ctx context.Context) error {
 
 // Kubeconfig writes the administrator's kubeconfig. It is good for programs on the cluster's nodes and pods.
 func (c *Cluster) Kubeconfig(path string) error {
-	text, err := os.ReadFile(c.file("admin.kubeconfig"))
+	text, err := os.ReadFile(c.filePath("admin.kubeconfig"))
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (c *Cluster) Kubeconfig(path string) error {
 // KubeconfigFor writes a kubeconfig for a service account, and returns its path. Like Kubeconfig it is for programs on the
 // cluster's nodes and pods.
 func (c *Cluster) KubeconfigFor(ctx context.Context, namespace, account string) (string, error) {
-	token, err := c.token(ctx, namespace, account)
+	token, err := c.createToken(ctx, namespace, account)
 	if err != nil {
 		return "", err
 	}
@@ -139,7 +139,7 @@ func (c *Cluster) KubeconfigFor(ctx context.Context, namespace, account string) 
 	return c.writeKubeconfig(name, clientcmdapi.AuthInfo{Token: token})
 }
 
-func (c *Cluster) token(ctx context.Context, namespace, account string) (string, error) {
+func (c *Cluster) createToken(ctx context.Context, namespace, account string) (string, error) {
 	day := int64(24 * 60 * 60)
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &day}}
 	sa := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: account}}
@@ -151,7 +151,7 @@ func (c *Cluster) token(ctx context.Context, namespace, account string) (string,
 
 // KubectlCommand is the command line that runs kubectl as administrator from outside of the test bed.
 func (c *Cluster) KubectlCommand() string {
-	return c.ControlPlane.Enter(c.testbed.binary("kubectl"), "--kubeconfig", c.file("admin.kubeconfig"))
+	return c.ControlPlane.Enter(c.testbed.binaryPath("kubectl"), "--kubeconfig", c.filePath("admin.kubeconfig"))
 }
 
 // Kubectl runs kubectl as administrator and returns its output. Paths in args are absolute.
@@ -161,7 +161,7 @@ func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 
 // KubectlInput is Kubectl with something to read, as in `kubectl apply -f -`.
 func (c *Cluster) KubectlInput(ctx context.Context, input string, args ...string) (string, error) {
-	return c.ControlPlane.pipe(ctx, input, c.testbed.binary("kubectl"), append([]string{"--kubeconfig", c.file("admin.kubeconfig"), "--cache-dir", c.file("kubectl")}, args...)...)
+	return c.ControlPlane.runWithInput(ctx, input, c.testbed.binaryPath("kubectl"), append([]string{"--kubeconfig", c.filePath("admin.kubeconfig"), "--cache-dir", c.filePath("kubectl")}, args...)...)
 }
 
 // WaitFor waits until the object exists, as obj, and fulfils the condition; a nil condition is existence.
@@ -175,7 +175,9 @@ func (c *Cluster) WaitFor(ctx context.Context, obj client.Object, condition func
 	})
 }
 
-// file is the path of one of the cluster's own files.
-func (c *Cluster) file(name string) string { return filepath.Join(workDir, "cluster", c.Name, name) }
+// filePath is the path of one of the cluster's own files.
+func (c *Cluster) filePath(name string) string {
+	return filepath.Join(workDir, "cluster", c.Name, name)
+}
 
-func (b *Testbed) binary(name string) string { return filepath.Join(b.binaries, name) }
+func (b *Testbed) binaryPath(name string) string { return filepath.Join(b.binaries, name) }

@@ -67,8 +67,8 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 			return err
 		}
 	}
-	text := fmt.Sprintf(corefile, c.file(customDNS))
-	if err := os.WriteFile(c.file("Corefile"), []byte(text), 0o644); err != nil {
+	text := fmt.Sprintf(corefile, c.filePath(customDNS))
+	if err := os.WriteFile(c.filePath("Corefile"), []byte(text), 0o644); err != nil {
 		return err
 	}
 	if err := c.StubDomain(ctx, "kubelink"); err != nil {
@@ -86,7 +86,7 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server, err := pod.Start(c.testbed.ctx, "coredns", nil, c.testbed.opts.CoreDNS, "-conf", c.file("Corefile"))
+	server, err := pod.Start(c.testbed.ctx, "coredns", nil, c.testbed.opts.CoreDNS, "-conf", c.filePath("Corefile"))
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	if _, err := c.Service(ctx, "kube-dns", labels, ports, ServiceOptions{Namespace: "kube-system", ClusterIP: c.DNSAddress}); err != nil {
 		return err
 	}
-	err = server.until(ctx, "cluster DNS of "+c.Name, func(ctx context.Context) error {
+	err = server.waitUntil(ctx, "cluster DNS of "+c.Name, func(ctx context.Context) error {
 		answer, err := pod.Query(ctx, "kubernetes.default.svc.cluster.local.", dns.TypeA)
 		if err != nil {
 			return err
@@ -105,7 +105,7 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 		if len(answer.Answer) == 0 {
 			return errors.New(dns.RcodeToString[answer.Rcode])
 		}
-		return server.logged(watchesFiles, 1)
+		return server.checkLog(watchesFiles, 1)
 	})
 	if err == nil {
 		go c.followCustomDNS(c.testbed.ctx, server)
@@ -176,7 +176,7 @@ func (c *Cluster) followCustomDNS(ctx context.Context, server *Process) {
 		if changed {
 			// Files that say the same make no reload: go on after some time.
 			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-			_ = server.until(ctx, "reload", func(context.Context) error { return server.logged(reloaded, reloads+1) })
+			_ = server.waitUntil(ctx, "reload", func(context.Context) error { return server.checkLog(reloaded, reloads+1) })
 			cancel()
 		}
 		if err == nil {
@@ -200,7 +200,7 @@ func (c *Cluster) writeCustomDNS(files map[string]string) (changed bool, err err
 	if c.customDNS != nil && maps.Equal(files, c.customDNS) {
 		return false, nil
 	}
-	link := c.file(customDNS)
+	link := c.filePath(customDNS)
 	dir, err := os.MkdirTemp(filepath.Dir(link), customDNS+"-")
 	if err != nil {
 		return false, err

@@ -27,9 +27,9 @@ type pki struct {
 
 var apiURL = fmt.Sprintf("https://%s:6443", controlAddress)
 
-// issue makes the certificates and kubeconfigs.
-func (c *Cluster) issue(context.Context) (err error) {
-	if err := os.MkdirAll(c.file("pki"), 0o755); err != nil {
+// issueCertificates makes the certificates and kubeconfigs.
+func (c *Cluster) issueCertificates(context.Context) (err error) {
+	if err := os.MkdirAll(c.filePath("pki"), 0o755); err != nil {
 		return err
 	}
 	if c.pki.ca, err = NewCA(c.Name + " kubernetes"); err != nil {
@@ -48,7 +48,7 @@ func (c *Cluster) issue(context.Context) (err error) {
 	for name, text := range map[string][]byte{
 		"ca.crt": c.pki.ca.PEM, "serving.crt": serving, "serving.key": servingKey, "sa.crt": signing, "sa.key": signingKey,
 	} {
-		if err := os.WriteFile(c.file("pki/"+name), text, 0o600); err != nil {
+		if err := os.WriteFile(c.filePath("pki/"+name), text, 0o600); err != nil {
 			return err
 		}
 	}
@@ -75,19 +75,19 @@ func (c *Cluster) writeKubeconfig(name string, user clientcmdapi.AuthInfo) (stri
 		Contexts:       map[string]*clientcmdapi.Context{c.Name: {Cluster: c.Name, AuthInfo: name}},
 		CurrentContext: c.Name,
 	}
-	path := c.file(name + ".kubeconfig")
+	path := c.filePath(name + ".kubeconfig")
 	return path, clientcmd.WriteToFile(config, path)
 }
 
 func (c *Cluster) startEtcd(ctx context.Context) error {
-	etcd, err := c.ControlPlane.Start(c.testbed.ctx, "etcd", nil, c.testbed.binary("etcd"),
-		"--data-dir="+c.file("etcd"),
+	etcd, err := c.ControlPlane.Start(c.testbed.ctx, "etcd", nil, c.testbed.binaryPath("etcd"),
+		"--data-dir="+c.filePath("etcd"),
 		"--unsafe-no-fsync", // the data need not survive the machine
 		"--log-level=warn")
 	if err != nil {
 		return err
 	}
-	return etcd.until(ctx, "etcd", func(ctx context.Context) error {
+	return etcd.waitUntil(ctx, "etcd", func(ctx context.Context) error {
 		conn, err := c.ControlPlane.DialContext(ctx, "tcp", "127.0.0.1:2379")
 		if err == nil {
 			conn.Close()
@@ -98,25 +98,25 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 
 // StartAPIServer starts the API server, also again after StopAPIServer, and waits until it is ready.
 func (c *Cluster) StartAPIServer(ctx context.Context) (err error) {
-	c.apiserver, err = c.ControlPlane.Start(c.testbed.ctx, "apiserver", nil, c.testbed.binary("kube-apiserver"),
+	c.apiserver, err = c.ControlPlane.Start(c.testbed.ctx, "apiserver", nil, c.testbed.binaryPath("kube-apiserver"),
 		"--etcd-servers=http://127.0.0.1:2379",
 		"--bind-address=0.0.0.0",
 		"--secure-port=6443",
 		"--advertise-address="+controlAddress.String(),
-		"--tls-cert-file="+c.file("pki/serving.crt"),
-		"--tls-private-key-file="+c.file("pki/serving.key"),
-		"--client-ca-file="+c.file("pki/ca.crt"),
+		"--tls-cert-file="+c.filePath("pki/serving.crt"),
+		"--tls-private-key-file="+c.filePath("pki/serving.key"),
+		"--client-ca-file="+c.filePath("pki/ca.crt"),
 		"--service-cluster-ip-range="+c.ServiceCIDR.String(),
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-		"--service-account-key-file="+c.file("pki/sa.crt"),
-		"--service-account-signing-key-file="+c.file("pki/sa.key"),
+		"--service-account-key-file="+c.filePath("pki/sa.crt"),
+		"--service-account-signing-key-file="+c.filePath("pki/sa.key"),
 		"--authorization-mode=RBAC",
 		"--allow-privileged=true",
 		"--profiling=false")
 	if err != nil {
 		return err
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", c.file("admin.kubeconfig"))
+	config, err := clientcmd.BuildConfigFromFlags("", c.filePath("admin.kubeconfig"))
 	if err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ func (c *Cluster) StartAPIServer(ctx context.Context) (err error) {
 		return err
 	}
 	defer httpClient.CloseIdleConnections()
-	return c.apiserver.until(ctx, "API server of "+c.Name, func(ctx context.Context) error {
+	return c.apiserver.waitUntil(ctx, "API server of "+c.Name, func(ctx context.Context) error {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, apiURL+"/readyz", nil)
 		if err != nil {
 			return err
@@ -150,13 +150,13 @@ func (c *Cluster) StopAPIServer(ctx context.Context) error {
 
 // startControllers starts what works on the API's objects: the controllers, and kube-proxy on every node.
 func (c *Cluster) startControllers(ctx context.Context) error {
-	controllers, err := c.ControlPlane.Start(c.testbed.ctx, "controllers", nil, c.testbed.binary("kube-controller-manager"),
-		"--kubeconfig="+c.file("controllers.kubeconfig"),
+	controllers, err := c.ControlPlane.Start(c.testbed.ctx, "controllers", nil, c.testbed.binaryPath("kube-controller-manager"),
+		"--kubeconfig="+c.filePath("controllers.kubeconfig"),
 		"--bind-address=127.0.0.1",
 		"--leader-elect=false",
 		"--use-service-account-credentials",
-		"--service-account-private-key-file="+c.file("pki/sa.key"),
-		"--root-ca-file="+c.file("pki/ca.crt"),
+		"--service-account-private-key-file="+c.filePath("pki/sa.key"),
+		"--root-ca-file="+c.filePath("pki/ca.crt"),
 		// Not the node lifecycle controller: there is no kubelet.
 		"--controllers="+strings.Join([]string{
 			"endpoints-controller", "endpointslice-controller", "serviceaccount-controller", "serviceaccount-token-controller",
@@ -167,8 +167,8 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 	}
 	var proxies []*Process
 	for _, n := range c.Nodes {
-		proxy, err := n.Start(c.testbed.ctx, "kube-proxy", nil, c.testbed.binary("kube-proxy"),
-			"--kubeconfig="+c.file("proxy.kubeconfig"),
+		proxy, err := n.Start(c.testbed.ctx, "kube-proxy", nil, c.testbed.binaryPath("kube-proxy"),
+			"--kubeconfig="+c.filePath("proxy.kubeconfig"),
 			"--proxy-mode=iptables",
 			"--cluster-cidr="+PodCIDR.String(),
 			"--hostname-override="+n.Name,
@@ -187,7 +187,7 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 			&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "default"}},
 			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "kube-root-ca.crt"}},
 		} {
-			if err := controllers.until(ctx, "controllers of "+c.Name, func(ctx context.Context) error {
+			if err := controllers.waitUntil(ctx, "controllers of "+c.Name, func(ctx context.Context) error {
 				return c.Client.Get(ctx, client.ObjectKeyFromObject(obj), obj)
 			}); err != nil {
 				return err
@@ -195,15 +195,15 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 		}
 	}
 	for i, n := range c.Nodes {
-		if err := proxies[i].until(ctx, "kube-proxy on "+n.Name, func(ctx context.Context) error { return n.serves(ctx, c.APIAddress) }); err != nil {
+		if err := proxies[i].waitUntil(ctx, "kube-proxy on "+n.Name, func(ctx context.Context) error { return n.checkService(ctx, c.APIAddress) }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// serves is nil when kube-proxy on the node directs the service address to endpoints.
-func (n *Node) serves(ctx context.Context, service netip.Addr) error {
+// checkService is nil when kube-proxy on the node directs the service address to endpoints.
+func (n *Node) checkService(ctx context.Context, service netip.Addr) error {
 	rules, err := n.Iptables(ctx, "-t", "nat", "-S", "KUBE-SERVICES")
 	if err != nil {
 		return err

@@ -94,7 +94,7 @@ func (h *Host) makeFiles() error {
 	}
 	// On machines with systemd-resolved /etc/resolv.conf links into /run, which is empty here.
 	if target, err := os.Readlink("/etc/resolv.conf"); err == nil {
-		target = strings.TrimPrefix(filepath.Clean(filepath.Join("/etc", relative(target))), "/")
+		target = strings.TrimPrefix(filepath.Clean(filepath.Join("/etc", relativeToEtc(target))), "/")
 		if below, ok := strings.CutPrefix(target, "run/"); ok {
 			if err := os.MkdirAll(filepath.Join(run, filepath.Dir(below)), 0o755); err != nil {
 				return err
@@ -104,7 +104,7 @@ func (h *Host) makeFiles() error {
 			}
 		}
 	}
-	if err := os.WriteFile(filepath.Join(h.dir, "resolv.conf"), []byte(h.dns.conf()), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(h.dir, "resolv.conf"), []byte(h.dns.resolvConf()), 0o644); err != nil {
 		return err
 	}
 	if err := h.writeHosts(); err != nil {
@@ -116,7 +116,7 @@ func (h *Host) makeFiles() error {
 	result := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		err := h.mount(run)
+		err := h.mountFiles(run)
 		if err == nil {
 			h.mnt, err = os.Open("/proc/thread-self/ns/mnt")
 		}
@@ -128,7 +128,7 @@ func (h *Host) makeFiles() error {
 	return nil
 }
 
-func (h *Host) mount(run string) error {
+func (h *Host) mountFiles(run string) error {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return err
 	}
@@ -153,8 +153,8 @@ func (h *Host) mount(run string) error {
 	return nil
 }
 
-// relative makes an absolute link target relative to /etc.
-func relative(target string) string {
+// relativeToEtc makes an absolute link target relative to /etc.
+func relativeToEtc(target string) string {
 	if filepath.IsAbs(target) {
 		return filepath.Join("..", target)
 	}
@@ -344,16 +344,16 @@ func (h *Host) Enter(command ...string) string {
 
 // Run runs a program to its end and returns what it wrote to its standard output. Errors tell what it complained about.
 func (h *Host) Run(ctx context.Context, name string, args ...string) (string, error) {
-	return h.pipe(ctx, "", name, args...)
+	return h.runWithInput(ctx, "", name, args...)
 }
 
-// pipe is Run with something to read for the program.
-func (h *Host) pipe(ctx context.Context, input, name string, args ...string) (string, error) {
+// runWithInput is Run with something to read for the program.
+func (h *Host) runWithInput(ctx context.Context, input, name string, args ...string) (string, error) {
 	cmd := h.Command(ctx, name, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%s: %s %s: %w: %s", h.Name, filepath.Base(name), strings.Join(args, " "), err, tail(stderr.String(), 20))
+		return stdout.String(), fmt.Errorf("%s: %s %s: %w: %s", h.Name, filepath.Base(name), strings.Join(args, " "), err, lastLines(stderr.String(), 20))
 	}
 	return stdout.String(), nil
 }
@@ -363,7 +363,7 @@ func (h *Host) Iptables(ctx context.Context, args ...string) (string, error) {
 	return h.Run(ctx, "iptables", append([]string{"--wait"}, args...)...)
 }
 
-func tail(text string, lines int) string {
+func lastLines(text string, lines int) string {
 	all := strings.Split(strings.TrimSpace(text), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }

@@ -23,8 +23,8 @@ const uplink = "public"
 // step is a change and what takes it back.
 type step struct{ do, undo func() error }
 
-// impair makes the steps, all or none.
-func impair(what string, steps ...step) (undo func() error, err error) {
+// applySteps makes the steps, all or none.
+func applySteps(what string, steps ...step) (undo func() error, err error) {
 	var done []step
 	undo = sync.OnceValue(func() error {
 		var errs []error
@@ -42,8 +42,8 @@ func impair(what string, steps ...step) (undo func() error, err error) {
 	return undo, nil
 }
 
-// rule is an iptables rule that is inserted, and deleted. The test bed's life bounds the deletion: a test's may be over.
-func (h *Host) rule(ctx context.Context, table, chain string, match ...string) step {
+// ruleStep is an iptables rule that is inserted, and deleted. The test bed's life bounds the deletion: a test's may be over.
+func (h *Host) ruleStep(ctx context.Context, table, chain string, match ...string) step {
 	change := func(ctx context.Context, command string) func() error {
 		return func() error {
 			_, err := h.Iptables(ctx, append([]string{"-t", table, command, chain}, match...)...)
@@ -53,9 +53,9 @@ func (h *Host) rule(ctx context.Context, table, chain string, match ...string) s
 	return step{change(ctx, "-I"), change(h.testbed.ctx, "-D")}
 }
 
-// unbundled makes a device send packets one by one. Between the stacks of one machine they travel in bundles of up to 64
+// singlePackets makes a device send packets one by one. Between the stacks of one machine they travel in bundles of up to 64
 // KB, of which loss would take all or none.
-func (h *Host) unbundled(device string) step {
+func (h *Host) singlePackets(device string) step {
 	set := func(segments int) func() error {
 		return func() error {
 			return h.onLink(device, "limit bundles of", func(l netlink.Link) error { return h.Net.LinkSetGSOMaxSegs(l, segments) })
@@ -67,9 +67,9 @@ func (h *Host) unbundled(device string) step {
 // Loss drops a share of the packets, from 0 to 1, at random, that come over the internet from one cluster to another;
 // one direction.
 func Loss(ctx context.Context, from, to *Cluster, share float64) (undo func() error, err error) {
-	return impair(fmt.Sprintf("loss from %s to %s", from.Name, to.Name),
-		from.Router.unbundled(uplink),
-		to.Router.rule(ctx, "raw", "PREROUTING", "-s", from.PublicAddress.String(),
+	return applySteps(fmt.Sprintf("loss from %s to %s", from.Name, to.Name),
+		from.Router.singlePackets(uplink),
+		to.Router.ruleStep(ctx, "raw", "PREROUTING", "-s", from.PublicAddress.String(),
 			"-m", "statistic", "--mode", "random", "--probability", strconv.FormatFloat(share, 'f', 6, 64), "-j", "DROP"))
 }
 
@@ -84,7 +84,7 @@ func Rate(ctx context.Context, from *Cluster, bits int, buffer time.Duration) (u
 		}
 	}
 	queue := int(float64(bits)/8*buffer.Seconds()) + burst
-	return impair("rate of "+from.Name, step{
+	return applySteps("rate of "+from.Name, step{
 		tc(ctx, "qdisc", "add", "dev", uplink, "root", "tbf", "rate", strconv.Itoa(bits)+"bit", "burst", strconv.Itoa(burst), "limit", strconv.Itoa(queue)),
 		tc(from.testbed.ctx, "qdisc", "del", "dev", uplink, "root"),
 	})
@@ -98,7 +98,7 @@ func (p *Pod) SetMTU(mtu int) (undo func() error, err error) {
 		}
 	}
 	const usual = 1500
-	return impair("MTU of "+p.Name,
+	return applySteps("MTU of "+p.Name,
 		step{set(p.Host, "eth0", mtu), set(p.Host, "eth0", usual)},
 		step{set(p.Node.Host, p.device, mtu), set(p.Node.Host, p.device, usual)})
 }
@@ -144,7 +144,7 @@ func (h *Host) KillConnection(ctx context.Context, c Connection) error {
 	if err != nil {
 		return err
 	}
-	gone, err := h.gone(ctx, c)
+	gone, err := h.isConnectionGone(ctx, c)
 	if gone || err != nil {
 		return err
 	}
@@ -153,14 +153,14 @@ func (h *Host) KillConnection(ctx context.Context, c Connection) error {
 
 // resetConnection is KillConnection by the packet filter: it needs the connection to be in use.
 func (h *Host) resetConnection(ctx context.Context, c Connection) error {
-	undo, err := impair("reset", h.rule(ctx, "filter", "OUTPUT", "-p", "tcp", "-s", c.Local.Addr().String(), "--sport", strconv.Itoa(int(c.Local.Port())),
+	undo, err := applySteps("reset", h.ruleStep(ctx, "filter", "OUTPUT", "-p", "tcp", "-s", c.Local.Addr().String(), "--sport", strconv.Itoa(int(c.Local.Port())),
 		"-d", c.Remote.Addr().String(), "--dport", strconv.Itoa(int(c.Remote.Port())), "-j", "REJECT", "--reject-with", "tcp-reset"))
 	if err != nil {
 		return err
 	}
 	// Without the rule the kernel resets the other end, too, when it sends its next packet.
 	return errors.Join(Until(ctx, "reset", func(ctx context.Context) error {
-		gone, err := h.gone(ctx, c)
+		gone, err := h.isConnectionGone(ctx, c)
 		if err == nil && !gone {
 			err = errors.New("still connected")
 		}
@@ -168,7 +168,7 @@ func (h *Host) resetConnection(ctx context.Context, c Connection) error {
 	}), undo())
 }
 
-func (h *Host) gone(ctx context.Context, c Connection) (bool, error) {
+func (h *Host) isConnectionGone(ctx context.Context, c Connection) (bool, error) {
 	all, err := h.Connections(ctx, c.Remote.Addr())
 	return !slices.Contains(all, c), err
 }

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// wired is a test bed of networks only.
-func wired(t *testing.T, n int) *Testbed {
+// newWiredTestbed is a test bed of networks only.
+func newWiredTestbed(t *testing.T, n int) *Testbed {
 	t.Helper()
 	if !inUse.TryLock() {
 		t.Fatal("there is another bed")
@@ -23,14 +23,14 @@ func wired(t *testing.T, n int) *Testbed {
 	b := &Testbed{opts: Options{Nodes: 1}}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	t.Cleanup(func() { check(t, b.Close()) })
-	check(t, b.wire(n))
+	check(t, b.wireNetworks(n))
 	return b
 }
 
 func TestImpairments(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	b := wired(t, 2)
+	b := newWiredTestbed(t, 2)
 	one, two := b.Clusters[0], b.Clusters[1]
 	client, server := one.Gateway(), two.Gateway()
 
@@ -68,7 +68,7 @@ func TestImpairments(t *testing.T) {
 	lost := func(h *Host) (packets int) {
 		t.Helper()
 		out := must(h.Iptables(ctx, "-t", "raw", "-L", "PREROUTING", "-v", "-x", "-n"))(t)
-		if _, err := fmt.Sscan(tail(out, 1), &packets); err != nil {
+		if _, err := fmt.Sscan(lastLines(out, 1), &packets); err != nil {
 			t.Fatalf("%v in\n%s", err, out)
 		}
 		return packets
@@ -149,12 +149,12 @@ func TestImpairments(t *testing.T) {
 	t.Run("MTU and fragments", func(t *testing.T) {
 		n := one.Gateway()
 		p := &Pod{Host: must(b.newHost("pod", resolver{}, nil))(t), Node: n, device: "cali9"}
-		check(t, n.wirePod(p.Host, p.device, offset(n.Pods.Addr(), 9)))
+		check(t, n.wirePod(p.Host, p.device, nthAddress(n.Pods.Addr(), 9)))
 		undo := must(p.SetMTU(1000))(t)
 		c := must(n.ListenPacket("udp4", ":0"))(t)
 		send := func() int {
 			before := must(n.Counter(ctx, "Ip", "FragCreates"))(t)
-			must(c.WriteTo(make([]byte, 1400), &net.UDPAddr{IP: offset(n.Pods.Addr(), 9).AsSlice(), Port: 9}))(t)
+			must(c.WriteTo(make([]byte, 1400), &net.UDPAddr{IP: nthAddress(n.Pods.Addr(), 9).AsSlice(), Port: 9}))(t)
 			return must(n.Counter(ctx, "Ip", "FragCreates"))(t) - before
 		}
 		check(t, n.Sysctl("net.ipv4.ip_no_pmtu_disc=1")) // else the socket is told

@@ -49,9 +49,9 @@ func Main(f func() int) int {
 	var err error
 	switch stage := os.Getenv(stageVar); stage {
 	case "":
-		code, err = outer()
+		code, err = runOuter()
 	case "init":
-		code, err = initialize()
+		code, err = runInit()
 	default:
 		return f()
 	}
@@ -67,15 +67,15 @@ func Enter(command ...string) string {
 	return strings.Join(append([]string{"nsenter", "-t", os.Getenv(hostPIDVar), os.Getenv(enterVar)}, command...), " ")
 }
 
-func outer() (int, error) {
+func runOuter() (int, error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
 
 	// Root without the capability (as in most containers) is served as everybody else, by a user namespace.
-	cmd := isolated(os.Geteuid() != 0)
+	cmd := isolatedCommand(os.Geteuid() != 0)
 	err := cmd.Start()
 	if errors.Is(err, syscall.EPERM) && os.Geteuid() == 0 {
-		cmd = isolated(true)
+		cmd = isolatedCommand(true)
 		err = cmd.Start()
 	}
 	if err != nil {
@@ -94,7 +94,7 @@ func outer() (int, error) {
 	return exitCode(cmd.ProcessState.Sys().(syscall.WaitStatus)), nil
 }
 
-func isolated(user bool) *exec.Cmd {
+func isolatedCommand(user bool) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), stageVar+"=init", enterVar+"=-m -u -i -n -p")
@@ -113,7 +113,7 @@ func isolated(user bool) *exec.Cmd {
 	return cmd
 }
 
-func initialize() (int, error) {
+func runInit() (int, error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
 
@@ -124,7 +124,7 @@ func initialize() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := furnish(); err != nil {
+	if err := prepareNamespaces(); err != nil {
 		return 0, err
 	}
 	os.Setenv(stageVar, "worker")
@@ -156,8 +156,8 @@ func initialize() (int, error) {
 	}
 }
 
-// furnish prepares the new namespaces: private mounts, /proc, an empty /run, the loopback device.
-func furnish() error {
+// prepareNamespaces prepares the new namespaces: private mounts, /proc, an empty /run, the loopback device.
+func prepareNamespaces() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}

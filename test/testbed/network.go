@@ -42,16 +42,16 @@ var forwarding = []string{
 // wireCluster makes the router, the control plane's host and the nodes of cluster i.
 func (b *Testbed) wireCluster(i int) (_ *Cluster, err error) {
 	name := fmt.Sprintf("kubelink%d", i)
-	services := netip.PrefixFrom(offset(netip.MustParseAddr("100.64.0.0"), (i-1)<<12), 20)
+	services := netip.PrefixFrom(nthAddress(netip.MustParseAddr("100.64.0.0"), (i-1)<<12), 20)
 	c := &Cluster{
 		Name:           name,
 		FQDN:           "kubelink." + name + ".example",
-		PublicAddress:  offset(internetCIDR.Addr(), i),
-		MeshAddress:    netip.PrefixFrom(offset(MeshCIDR.Addr(), 10+i), MeshCIDR.Bits()),
+		PublicAddress:  nthAddress(internetCIDR.Addr(), i),
+		MeshAddress:    netip.PrefixFrom(nthAddress(MeshCIDR.Addr(), 10+i), MeshCIDR.Bits()),
 		ServiceCIDR:    services,
-		APIAddress:     offset(services.Addr(), 1),
-		DNSAddress:     offset(services.Addr(), 10),
-		MeshDNSAddress: offset(services.Addr(), 11),
+		APIAddress:     nthAddress(services.Addr(), 1),
+		DNSAddress:     nthAddress(services.Addr(), 10),
+		MeshDNSAddress: nthAddress(services.Addr(), 11),
 		testbed:        b,
 	}
 	gateway := nodeAddress(1)
@@ -62,18 +62,18 @@ func (b *Testbed) wireCluster(i int) (_ *Cluster, err error) {
 	if err := c.Router.addBridge("lan"); err != nil {
 		return nil, err
 	}
-	if err := connect(c.Router, "public", b.internet, name); err != nil {
+	if err := connectHosts(c.Router, "public", b.internet, name); err != nil {
 		return nil, err
 	}
 	if err := errors.Join(
-		b.internet.enslave(name, "internet"),
+		b.internet.addToBridge(name, "internet"),
 		c.Router.addAddress("lan", netip.PrefixFrom(routerAddress, NodeCIDR.Bits())),
 		c.Router.addAddress("public", netip.PrefixFrom(c.PublicAddress, internetCIDR.Bits())),
 	); err != nil {
 		return nil, err
 	}
 	// The last rule is for nodes that use the load balancer of their own cluster.
-	_, err = c.Router.pipe(b.ctx, fmt.Sprintf(`*nat
+	_, err = c.Router.runWithInput(b.ctx, fmt.Sprintf(`*nat
 -A PREROUTING -d %[1]s -p tcp --dport 80 -j DNAT --to-destination %[2]s:%[3]d
 -A PREROUTING -d %[1]s -p udp --dport %[4]d -j DNAT --to-destination %[2]s:%[4]d
 -A POSTROUTING -o public -j MASQUERADE
@@ -84,7 +84,7 @@ COMMIT
 		return nil, err
 	}
 
-	if c.ControlPlane, err = c.attach("control", controlAddress); err != nil {
+	if c.ControlPlane, err = c.attachHost("control", controlAddress); err != nil {
 		return nil, err
 	}
 	for j := 1; j <= b.opts.Nodes; j++ {
@@ -95,17 +95,17 @@ COMMIT
 	return c, nil
 }
 
-// attach makes a host on the cluster's node LAN.
-func (c *Cluster) attach(name string, addr netip.Addr) (*Host, error) {
+// attachHost makes a host on the cluster's node LAN.
+func (c *Cluster) attachHost(name string, addr netip.Addr) (*Host, error) {
 	h, err := c.testbed.newHost(c.Name+"-"+name, resolver{}, nil, forwarding...)
 	if err != nil {
 		return nil, err
 	}
-	if err := connect(h, "eth0", c.Router, name); err != nil {
+	if err := connectHosts(h, "eth0", c.Router, name); err != nil {
 		return nil, err
 	}
 	return h, errors.Join(
-		c.Router.enslave(name, "lan"),
+		c.Router.addToBridge(name, "lan"),
 		h.addAddress("eth0", netip.PrefixFrom(addr, NodeCIDR.Bits())),
 		h.addRoute("eth0", netip.Prefix{}, routerAddress),
 	)
@@ -113,13 +113,13 @@ func (c *Cluster) attach(name string, addr netip.Addr) (*Host, error) {
 
 // addNode makes node j, and the routes between its pods and those of the other nodes.
 func (c *Cluster) addNode(j int) error {
-	h, err := c.attach(fmt.Sprintf("node%d", j), nodeAddress(j))
+	h, err := c.attachHost(fmt.Sprintf("node%d", j), nodeAddress(j))
 	if err != nil {
 		return err
 	}
-	n := &Node{Host: h, Address: nodeAddress(j), Pods: netip.PrefixFrom(offset(PodCIDR.Addr(), j<<8), 24), cluster: c}
+	n := &Node{Host: h, Address: nodeAddress(j), Pods: netip.PrefixFrom(nthAddress(PodCIDR.Addr(), j<<8), 24), cluster: c}
 	// As calico has it: pods are hidden behind the node when they leave the cluster, not for each other.
-	_, err = n.pipe(c.testbed.ctx, fmt.Sprintf(`*nat
+	_, err = n.runWithInput(c.testbed.ctx, fmt.Sprintf(`*nat
 :cali-POSTROUTING - [0:0]
 :cali-nat-outgoing - [0:0]
 -A POSTROUTING -j cali-POSTROUTING
@@ -141,15 +141,15 @@ COMMIT
 
 // wirePod connects a pod to its node: a /32 whose whole world is behind a gateway that the node pretends to be.
 func (n *Node) wirePod(pod *Host, device string, addr netip.Addr) error {
-	if err := connect(pod, "eth0", n.Host, device); err != nil {
+	if err := connectHosts(pod, "eth0", n.Host, device); err != nil {
 		return err
 	}
 	return errors.Join(
-		pod.addAddress("eth0", single(addr)),
-		pod.addRoute("eth0", single(podGateway), netip.Addr{}),
+		pod.addAddress("eth0", hostPrefix(addr)),
+		pod.addRoute("eth0", hostPrefix(podGateway), netip.Addr{}),
 		pod.addRoute("eth0", netip.Prefix{}, podGateway),
 		n.Sysctl("net.ipv4.conf."+device+".proxy_arp=1", "net.ipv4.neigh."+device+".proxy_delay=0"),
-		n.addRoute(device, single(addr), netip.Addr{}),
+		n.addRoute(device, hostPrefix(addr), netip.Addr{}),
 	)
 }
 
@@ -173,8 +173,8 @@ func (h *Host) addBridge(name string) error {
 	return h.setUp(name)
 }
 
-// connect makes a virtual cable between two hosts, both ends up.
-func connect(a *Host, aDevice string, b *Host, bDevice string) error {
+// connectHosts makes a virtual cable between two hosts, both ends up.
+func connectHosts(a *Host, aDevice string, b *Host, bDevice string) error {
 	veth := &netlink.Veth{
 		LinkAttrs:     netlink.LinkAttrs{Name: aDevice},
 		PeerName:      bDevice,
@@ -201,7 +201,7 @@ func (h *Host) setUp(name string) error {
 	return h.onLink(name, "set up", h.Net.LinkSetUp)
 }
 
-func (h *Host) enslave(name, bridge string) error {
+func (h *Host) addToBridge(name, bridge string) error {
 	return h.onLink(bridge, "add "+name+" to", func(master netlink.Link) error {
 		return h.onLink(name, "attach", func(l netlink.Link) error { return h.Net.LinkSetMaster(l, master) })
 	})
@@ -229,16 +229,16 @@ func (h *Host) addRoute(name string, to netip.Prefix, gateway netip.Addr) error 
 	})
 }
 
-func nodeAddress(j int) netip.Addr { return offset(NodeCIDR.Addr(), 10+j) }
+func nodeAddress(j int) netip.Addr { return nthAddress(NodeCIDR.Addr(), 10+j) }
 
-func single(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
+func hostPrefix(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// offset is the n-th IPv4 address after addr.
-func offset(addr netip.Addr, n int) netip.Addr {
+// nthAddress is the n-th IPv4 address after addr.
+func nthAddress(addr netip.Addr, n int) netip.Addr {
 	a := addr.As4()
 	value := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
 	value += uint32(n)

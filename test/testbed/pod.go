@@ -80,7 +80,7 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 		n.pods++
 		number := n.pods
 		c.testbed.mu.Unlock()
-		p.Address, p.device = offset(n.Pods.Addr(), 1+number), fmt.Sprintf("cali%d", number)
+		p.Address, p.device = nthAddress(n.Pods.Addr(), 1+number), fmt.Sprintf("cali%d", number)
 		if !n.Pods.Contains(p.Address) {
 			return nil, fmt.Errorf("the node has no more addresses for pods")
 		}
@@ -143,7 +143,7 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 
 // mountToken puts the service account's credentials where kubelet would.
 func (p *Pod) mountToken(ctx context.Context, namespace, account string) error {
-	token, err := p.cluster.token(ctx, namespace, account)
+	token, err := p.cluster.createToken(ctx, namespace, account)
 	if err != nil {
 		return err
 	}
@@ -278,7 +278,7 @@ func (c *Cluster) createService(ctx context.Context, service *corev1.Service) (n
 		return netip.Addr{}, nil // headless
 	}
 	for _, n := range c.Nodes {
-		if err := Until(ctx, "kube-proxy", func(ctx context.Context) error { return n.serves(ctx, addr) }); err != nil {
+		if err := Until(ctx, "kube-proxy", func(ctx context.Context) error { return n.checkService(ctx, addr) }); err != nil {
 			return fail(err)
 		}
 	}

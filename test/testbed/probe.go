@@ -27,7 +27,7 @@ type resolver struct {
 
 const ndots = 5 // as in pods
 
-func (r resolver) conf() string {
+func (r resolver) resolvConf() string {
 	if !r.server.IsValid() {
 		return ""
 	}

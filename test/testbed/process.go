@@ -84,11 +84,11 @@ func (p *Process) WaitLog(ctx context.Context, expression string) error {
 	if err != nil {
 		return err
 	}
-	return p.until(ctx, "log of "+p.Name+" to match "+expression, func(context.Context) error { return p.logged(re, 1) })
+	return p.waitUntil(ctx, "log of "+p.Name+" to match "+expression, func(context.Context) error { return p.checkLog(re, 1) })
 }
 
-// logged is an error until the program's log matches the expression so many times.
-func (p *Process) logged(re *regexp.Regexp, times int) error {
+// checkLog is an error until the program's log matches the expression so many times.
+func (p *Process) checkLog(re *regexp.Regexp, times int) error {
 	if n := len(re.FindAllString(p.Log(), times)); n < times {
 		return fmt.Errorf("%d matches of %s in the log", n, re)
 	}
@@ -129,8 +129,8 @@ func (p *Process) stop(ctx context.Context) error {
 	}
 }
 
-// until is Until for a condition that needs the program: its end is an error, with the end of its log.
-func (p *Process) until(ctx context.Context, what string, condition func(context.Context) error) error {
+// waitUntil is Until for a condition that needs the program: its end is an error, with the end of its log.
+func (p *Process) waitUntil(ctx context.Context, what string, condition func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -141,7 +141,7 @@ func (p *Process) until(ctx context.Context, what string, condition func(context
 		}
 	}()
 	if err := Until(ctx, what, condition); err != nil {
-		return fmt.Errorf("%w\n%s", err, tail(p.Log(), 20))
+		return fmt.Errorf("%w\n%s", err, lastLines(p.Log(), 20))
 	}
 	return nil
 }

@@ -78,8 +78,8 @@ func New(ctx context.Context, n int, opts Options) (_ *Testbed, err error) {
 	if b.CA, err = NewCA("kubelink test bed"); err != nil {
 		return nil, err
 	}
-	b.progress("wiring %d clusters", n)
-	if err := b.wire(n); err != nil {
+	b.reportProgress("wiring %d clusters", n)
+	if err := b.wireNetworks(n); err != nil {
 		return nil, err
 	}
 	g, bootCtx := errgroup.WithContext(ctx)
@@ -92,8 +92,8 @@ func New(ctx context.Context, n int, opts Options) (_ *Testbed, err error) {
 	return b, nil
 }
 
-// wire makes all networks.
-func (b *Testbed) wire(n int) (err error) {
+// wireNetworks makes all networks.
+func (b *Testbed) wireNetworks(n int) (err error) {
 	if b.internet, err = b.newHost("internet", resolver{}, nil); err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (b *Testbed) DumpLogs(w io.Writer, lines int) {
 		if err != nil || len(text) == 0 {
 			continue
 		}
-		fmt.Fprintf(w, "--- %s\n%s\n", strings.TrimSuffix(filepath.Base(log), ".log"), tail(string(text), lines))
+		fmt.Fprintf(w, "--- %s\n%s\n", strings.TrimSuffix(filepath.Base(log), ".log"), lastLines(string(text), lines))
 	}
 }
 
@@ -214,7 +214,7 @@ func Repository() (string, error) {
 	}
 }
 
-func (b *Testbed) progress(format string, args ...any) {
+func (b *Testbed) reportProgress(format string, args ...any) {
 	if b.opts.Progress != nil {
 		b.opts.Progress(fmt.Sprintf(format, args...))
 	}

@@ -32,7 +32,7 @@ const holdVar = "KUBELINK_TESTBED_TEST_HOLD" // a test process with it is the te
 func TestMain(m *testing.M) {
 	os.Exit(Main(func() int {
 		if os.Getenv(holdVar) != "" {
-			return hold()
+			return holdHosts()
 		}
 		return m.Run()
 	}))
@@ -198,12 +198,12 @@ func TestTestbed(t *testing.T) {
 		check(t, one.Client.Create(ctx, sa))
 		kubeconfig := must(one.KubeconfigFor(ctx, "default", "nobody"))(t)
 		for _, h := range []*Host{one.Gateway().Host, all[0].far.Host} {
-			who := must(h.Run(ctx, b.binary("kubectl"), "--kubeconfig", kubeconfig, "auth", "whoami"))(t)
+			who := must(h.Run(ctx, b.binaryPath("kubectl"), "--kubeconfig", kubeconfig, "auth", "whoami"))(t)
 			if !strings.Contains(who, "system:serviceaccount:default:nobody") {
 				t.Errorf("%s: kubectl auth whoami: %s", h.Name, who)
 			}
 		}
-		if out, err := one.Gateway().Run(ctx, b.binary("kubectl"), "--kubeconfig", kubeconfig, "get", "nodes"); err == nil || !strings.Contains(err.Error(), "forbidden") {
+		if out, err := one.Gateway().Run(ctx, b.binaryPath("kubectl"), "--kubeconfig", kubeconfig, "get", "nodes"); err == nil || !strings.Contains(err.Error(), "forbidden") {
 			t.Errorf("may list nodes: %s %v", out, err)
 		}
 		if out := must(one.Kubectl(ctx, "get", "nodes"))(t); !strings.Contains(out, "kubelink1-node2   Ready") {
@@ -268,9 +268,9 @@ func TestTestbed(t *testing.T) {
 func TestNothingStaysBehind(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(signal.String(), func(t *testing.T) {
-			before, mounts := processes(t), must(os.ReadFile("/proc/self/mountinfo"))(t)
+			before, mounts := listProcesses(t), must(os.ReadFile("/proc/self/mountinfo"))(t)
 			outer := exec.Command("/proc/self/exe", "-test.run=^$")
-			outer.Env = append(withoutTestbed(os.Environ()), holdVar+"=1", "TMPDIR="+t.TempDir())
+			outer.Env = append(outsideEnv(os.Environ()), holdVar+"=1", "TMPDIR="+t.TempDir())
 			outer.Stderr = t.Output()
 			stdout := must(outer.StdoutPipe())(t)
 			check(t, outer.Start())
@@ -285,7 +285,7 @@ func TestNothingStaysBehind(t *testing.T) {
 
 			// A cable into each namespace of the test bed shows here when the namespace ends.
 			namespaces := map[string]int{}
-			for pid := range processes(t) {
+			for pid := range listProcesses(t) {
 				if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && !before[pid] {
 					namespaces[ns] = pid
 				}
@@ -324,7 +324,7 @@ func TestNothingStaysBehind(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			check(t, Until(ctx, "its processes to end", func(context.Context) error {
-				for pid := range processes(t) {
+				for pid := range listProcesses(t) {
 					if command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); !before[pid] && len(command) > 0 {
 						return fmt.Errorf("process %d: %q", pid, command)
 					}
@@ -343,15 +343,15 @@ func TestNothingStaysBehind(t *testing.T) {
 
 func TestExitCode(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestNoSuchTest$", "-test.badflag")
-	cmd.Env = withoutTestbed(os.Environ())
+	cmd.Env = outsideEnv(os.Environ())
 	out, _ := cmd.CombinedOutput()
 	if cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "badflag") {
 		t.Errorf("exit code %d, output:\n%s", cmd.ProcessState.ExitCode(), out)
 	}
 }
 
-// hold has two hosts with a running program each, says how to look into the second, and waits to be killed.
-func hold() int {
+// holdHosts has two hosts with a running program each, says how to look into the second, and waits to be killed.
+func holdHosts() int {
 	b := &Testbed{}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	for _, name := range []string{"a", "b"} {
@@ -398,7 +398,7 @@ func coreDNS(t *testing.T) string {
 	return path
 }
 
-func processes(t *testing.T) map[int]bool {
+func listProcesses(t *testing.T) map[int]bool {
 	pids := map[int]bool{}
 	for _, entry := range must(os.ReadDir("/proc"))(t) {
 		if pid, err := strconv.Atoi(entry.Name()); err == nil {
@@ -408,8 +408,8 @@ func processes(t *testing.T) map[int]bool {
 	return pids
 }
 
-// withoutTestbed removes the traces of this test bed from an environment, for starting a test bed inside a test bed.
-func withoutTestbed(env []string) (outside []string) {
+// outsideEnv removes the traces of this test bed from an environment, for starting a test bed inside a test bed.
+func outsideEnv(env []string) (outside []string) {
 	for _, e := range env {
 		if !strings.HasPrefix(e, stageVar+"=") && !strings.HasPrefix(e, hostPIDVar+"=") {
 			outside = append(outside, e)
