@@ -80,12 +80,12 @@ func init() {
 }
 
 func main() {
-	describe()
+	setVersion()
 	coremain.Run()
 }
 
-// describe makes -version and the first lines of the log tell this program's version.
-func describe() {
+// setVersion gives -version and the first lines of the log the version of this program.
+func setVersion() {
 	commit := ""
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {

@@ -54,7 +54,7 @@ func TestDirectives(t *testing.T) {
 
 func TestDescribe(t *testing.T) {
 	version = "v1.2.3"
-	describe()
+	setVersion()
 	if caddy.AppName != "kubelink" || !strings.HasPrefix(caddy.AppVersion, "v1.2.3 (CoreDNS-1.") {
 		t.Errorf("%s %s", caddy.AppName, caddy.AppVersion)
 	}

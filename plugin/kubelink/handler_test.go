@@ -59,14 +59,14 @@ type stateSource struct {
 	refuse error    // of the next Update
 }
 
-func (s *stateSource) call(format string, args ...any) {
+func (s *stateSource) recordCall(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.calls = append(s.calls, fmt.Sprintf(format, args...))
 }
 
-// took are the calls since the last time.
-func (s *stateSource) took() string {
+// takeCalls are the calls since the last time.
+func (s *stateSource) takeCalls() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	calls := strings.Join(s.calls, ", ")
@@ -74,10 +74,10 @@ func (s *stateSource) took() string {
 	return calls
 }
 
-func (s *stateSource) Start() error { s.call("start"); return nil }
+func (s *stateSource) Start() error { s.recordCall("start"); return nil }
 
 func (s *stateSource) Update(cfg broker.Config) error {
-	s.call("update %s", cfg.ClusterName)
+	s.recordCall("update %s", cfg.ClusterName)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.refuse
@@ -85,7 +85,7 @@ func (s *stateSource) Update(cfg broker.Config) error {
 	return err
 }
 
-func (s *stateSource) Stop() { s.call("stop") }
+func (s *stateSource) Stop() { s.recordCall("stop") }
 
 func (s *stateSource) Table() *zone.Table { return s.table.Load() }
 
@@ -99,12 +99,12 @@ func (s *stateSource) Ready() error {
 // useStateSource makes Corefiles of this test use a state source instead of a broker.
 func useStateSource(t *testing.T) *stateSource {
 	s := &stateSource{}
-	before := shared
-	shared = &holder{newBroker: func(cfg broker.Config) (Broker, error) {
-		s.call("new %s", cfg.ClusterName)
+	before := sharedLifecycle
+	sharedLifecycle = &brokerLifecycle{newBroker: func(cfg broker.Config) (Broker, error) {
+		s.recordCall("new %s", cfg.ClusterName)
 		return s, nil
 	}}
-	t.Cleanup(func() { shared = before })
+	t.Cleanup(func() { sharedLifecycle = before })
 	return s
 }
 
@@ -112,8 +112,8 @@ func corefile(body string) caddy.Input {
 	return caddy.CaddyfileInput{Contents: []byte(body), Filepath: "Corefile", ServerTypeName: "dns"}
 }
 
-// start runs CoreDNS. The instance is what the caller replaces when it restarts.
-func start(t *testing.T, body string) (instance **caddy.Instance, addr map[string]string) {
+// startCoreDNS runs CoreDNS. The instance is what the caller replaces when it restarts.
+func startCoreDNS(t *testing.T, body string) (instance **caddy.Instance, addr map[string]string) {
 	t.Helper()
 	i, err := caddy.Start(corefile(body))
 	if err != nil {
@@ -125,15 +125,15 @@ func start(t *testing.T, body string) (instance **caddy.Instance, addr map[strin
 	})
 	s := i.Servers()[0]
 	addr = map[string]string{"udp": s.LocalAddr().String(), "tcp": s.Addr().String()}
-	served(t, addr)
+	awaitServing(t, addr)
 	return &i, addr
 }
 
-// served waits until a server answers in both protocols: stopped before it has begun to serve, it goes on for ever.
-func served(t *testing.T, addr map[string]string) {
+// awaitServing waits until a server answers in both protocols: stopped before it has begun to serve, it goes on for ever.
+func awaitServing(t *testing.T, addr map[string]string) {
 	t.Helper()
 	for network := range addr {
-		ask(t, network, addr, "example.net.", dns.TypeA, 0)
+		exchangeQuery(t, network, addr, "example.net.", dns.TypeA, 0)
 	}
 }
 
@@ -183,7 +183,7 @@ func serveCluster(t *testing.T) netip.AddrPort {
 	return netip.MustParseAddrPort(pc.LocalAddr().String())
 }
 
-func ask(t *testing.T, network string, addr map[string]string, name string, qtype, edns uint16) *dns.Msg {
+func exchangeQuery(t *testing.T, network string, addr map[string]string, name string, qtype, edns uint16) *dns.Msg {
 	t.Helper()
 	m := new(dns.Msg)
 	m.SetQuestion(name, qtype)
@@ -197,8 +197,8 @@ func ask(t *testing.T, network string, addr map[string]string, name string, qtyp
 	return reply
 }
 
-// summary is rcode, Extended DNS Error and first answer.
-func summary(m *dns.Msg) string {
+// summarizeReply is rcode, Extended DNS Error and first answer.
+func summarizeReply(m *dns.Msg) string {
 	s := dns.RcodeToString[m.Rcode]
 	if o := m.IsEdns0(); o != nil {
 		for _, option := range o.Option {
@@ -213,8 +213,8 @@ func summary(m *dns.Msg) string {
 	return s
 }
 
-// everything is a server block as people write it.
-const everything = `.:0 {
+// fullCorefile is a server block as people write it.
+const fullCorefile = `.:0 {
 	bind 127.0.0.1
 	metadata
 	errors
@@ -235,7 +235,7 @@ func TestServe(t *testing.T) {
 	cluster := serveCluster(t)
 	notYet := errors.New("no state from the API server yet")
 	s.err.Store(&notYet)
-	_, addr := start(t, everything)
+	_, addr := startCoreDNS(t, fullCorefile)
 	up := zone.Status{Usable: true, State: "Up"}
 	down := zone.Status{State: "Down", Reason: "dial kubelink.b.example:80: connection refused"}
 	const web = "web.default.svc.kubelink2.kubelink."
@@ -292,13 +292,13 @@ func TestServe(t *testing.T) {
 		step.set()
 		for _, network := range []string{"udp", "tcp"} {
 			for _, q := range step.ask {
-				if got := summary(ask(t, network, addr, q.name, q.qtype, 1232)); got != q.want {
+				if got := summarizeReply(exchangeQuery(t, network, addr, q.name, q.qtype, 1232)); got != q.want {
 					t.Errorf("%s: %s %s %s\n got %s\nwant %s", step.name, network, q.name, dns.TypeToString[q.qtype], got, q.want)
 				}
 			}
 		}
 	}
-	if m := ask(t, "tcp", addr, "kubelink.", dns.TypeAXFR, 0); m.Rcode != dns.RcodeRefused {
+	if m := exchangeQuery(t, "tcp", addr, "kubelink.", dns.TypeAXFR, 0); m.Rcode != dns.RcodeRefused {
 		t.Errorf("AXFR: %v", m)
 	}
 
@@ -307,7 +307,7 @@ func TestServe(t *testing.T) {
 		edns    uint16
 		tc      bool
 	}{{"udp", 0, true}, {"udp", 512, true}, {"udp", 1232, false}, {"udp", 4096, false}, {"tcp", 0, false}} {
-		m := ask(t, c.network, addr, "many.svc.kubelink2.kubelink.", dns.TypeA, c.edns)
+		m := exchangeQuery(t, c.network, addr, "many.svc.kubelink2.kubelink.", dns.TypeA, c.edns)
 		if m.Truncated != c.tc || !c.tc && len(m.Answer) != 60 {
 			t.Errorf("%+v: tc %v, %d answers", c, m.Truncated, len(m.Answer))
 		}
@@ -356,7 +356,7 @@ func TestGlobalAliases(t *testing.T) {
 		alias("loop.svc.global.kubelink.", "loop.svc.global.other.kubelink."),
 		alias("loop.svc.global.other.kubelink.", "loop.svc.global.kubelink."),
 	}
-	_, addr := start(t, "kubelink:0 {\nbind 127.0.0.1\nkubelink\n}\nexample.org:0 {\nbind 127.0.0.1\nwhoami\n}")
+	_, addr := startCoreDNS(t, "kubelink:0 {\nbind 127.0.0.1\nkubelink\n}\nexample.org:0 {\nbind 127.0.0.1\nwhoami\n}")
 	up, down := zone.Status{Usable: true, State: "Up"}, zone.Status{State: "Down", Reason: "closed"}
 	for _, c := range []struct {
 		name   string
@@ -375,22 +375,22 @@ func TestGlobalAliases(t *testing.T) {
 	} {
 		s.setGlobal(cluster, c.status, names...)
 		for _, network := range []string{"udp", "tcp"} {
-			m := ask(t, network, addr, c.name+".svc.global.kubelink.", dns.TypeA, 1232)
-			if got := summary(m); got != c.want || len(m.Answer) != c.n || len(m.Answer) > 0 && !m.Authoritative {
+			m := exchangeQuery(t, network, addr, c.name+".svc.global.kubelink.", dns.TypeA, 1232)
+			if got := summarizeReply(m); got != c.want || len(m.Answer) != c.n || len(m.Answer) > 0 && !m.Authoritative {
 				t.Errorf("%s %s: %d records\n got %s\nwant %s", network, c.name, len(m.Answer), got, c.want)
 			}
 		}
 	}
 	// So it is where names of all domains come to kubelink, and nobody follows it.
-	_, all := start(t, ".:0 {\nbind 127.0.0.1\nkubelink\n}")
+	_, all := startCoreDNS(t, ".:0 {\nbind 127.0.0.1\nkubelink\n}")
 	s.setGlobal(cluster, up, names...)
-	if m := ask(t, "udp", all, "far.svc.global.kubelink.", dns.TypeA, 1232); summary(m) != "NOERROR far.svc.global.kubelink. 5 IN CNAME example.com." {
+	if m := exchangeQuery(t, "udp", all, "far.svc.global.kubelink.", dns.TypeA, 1232); summarizeReply(m) != "NOERROR far.svc.global.kubelink. 5 IN CNAME example.com." {
 		t.Errorf("%v", m)
 	}
-	if m := ask(t, "udp", addr, "many.svc.global.kubelink.", dns.TypeA, 512); !m.Truncated {
+	if m := exchangeQuery(t, "udp", addr, "many.svc.global.kubelink.", dns.TypeA, 512); !m.Truncated {
 		t.Errorf("not truncated: %d records", len(m.Answer))
 	}
-	if m := ask(t, "tcp", addr, "many.svc.global.kubelink.", dns.TypeA, 0); m.Truncated || len(m.Answer) != 61 {
+	if m := exchangeQuery(t, "tcp", addr, "many.svc.global.kubelink.", dns.TypeA, 0); m.Truncated || len(m.Answer) != 61 {
 		t.Errorf("truncated %v: %d records", m.Truncated, len(m.Answer))
 	}
 	s.table.Load().Close()
@@ -413,8 +413,8 @@ func BenchmarkGlobal(b *testing.B) {
 		names = append(names, mesh.Owner{Name: fmt.Sprintf("name-%d.svc.global.kubelink.", i), Addresses: []mesh.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}})
 	}
 	s.setGlobal(netip.AddrPort{}, zone.Status{}, names...)
-	k := &Kubelink{stanza: &stanza{config: defaults()}, shared: &holder{newBroker: func(broker.Config) (Broker, error) { return s, nil }}}
-	if err := k.shared.apply(k.stanza); err != nil {
+	k := &Kubelink{stanza: &stanza{config: defaultConfig()}, lifecycle: &brokerLifecycle{newBroker: func(broker.Config) (Broker, error) { return s, nil }}}
+	if err := k.lifecycle.applyStanza(k.stanza); err != nil {
 		b.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -442,7 +442,7 @@ func BenchmarkGlobal(b *testing.B) {
 // A zone is transferred to whom the transfer plugin allows it.
 func TestTransfer(t *testing.T) {
 	s := useStateSource(t)
-	_, addr := start(t, "kubelink:0 {\nbind 127.0.0.1\ntransfer svc.global.kubelink {\nto *\n}\nkubelink\n}")
+	_, addr := startCoreDNS(t, "kubelink:0 {\nbind 127.0.0.1\ntransfer svc.global.kubelink {\nto *\n}\nkubelink\n}")
 	transfer := func(m *dns.Msg) (rrs []dns.RR, err error) {
 		in, err := new(dns.Transfer).In(m, addr["tcp"])
 		if err != nil {
@@ -475,11 +475,11 @@ func TestTransfer(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"svc.global.other.kubelink.", "kubelink.", "name-1.svc.global.kubelink."} {
-		if m := ask(t, "tcp", addr, name, dns.TypeAXFR, 0); m.Rcode != dns.RcodeRefused {
+		if m := exchangeQuery(t, "tcp", addr, name, dns.TypeAXFR, 0); m.Rcode != dns.RcodeRefused {
 			t.Errorf("%s: %v", name, m)
 		}
 	}
-	if m := ask(t, "udp", addr, "svc.global.kubelink.", dns.TypeAXFR, 0); m.Rcode != dns.RcodeRefused {
+	if m := exchangeQuery(t, "udp", addr, "svc.global.kubelink.", dns.TypeAXFR, 0); m.Rcode != dns.RcodeRefused {
 		t.Errorf("over UDP: %v", m)
 	}
 	s.table.Load().Close()
@@ -489,7 +489,7 @@ func TestServeConcurrently(t *testing.T) {
 	s := useStateSource(t)
 	cluster := serveCluster(t)
 	s.setTable(cluster, zone.Status{Usable: true})
-	_, addr := start(t, everything)
+	_, addr := startCoreDNS(t, fullCorefile)
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -512,11 +512,11 @@ func TestServeConcurrently(t *testing.T) {
 
 func TestNotReadyInItsZone(t *testing.T) {
 	useStateSource(t)
-	_, addr := start(t, "mesh.example:0 {\nbind 127.0.0.1\nkubelink\n}\nother.example:0 {\nbind 127.0.0.1\nwhoami\n}")
-	if got, want := summary(ask(t, "udp", addr, "x.mesh.example.", dns.TypeA, 512)), `SERVFAIL EDE 14 "kubelink is not ready: the links are not known yet"`; got != want {
+	_, addr := startCoreDNS(t, "mesh.example:0 {\nbind 127.0.0.1\nkubelink\n}\nother.example:0 {\nbind 127.0.0.1\nwhoami\n}")
+	if got, want := summarizeReply(exchangeQuery(t, "udp", addr, "x.mesh.example.", dns.TypeA, 512)), `SERVFAIL EDE 14 "kubelink is not ready: the links are not known yet"`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if got := summary(ask(t, "udp", addr, "x.mesh.example.", dns.TypeA, 0)); got != "SERVFAIL" {
+	if got := summarizeReply(exchangeQuery(t, "udp", addr, "x.mesh.example.", dns.TypeA, 0)); got != "SERVFAIL" {
 		t.Errorf("without EDNS: %s", got)
 	}
 }
@@ -525,11 +525,11 @@ func TestOtherClassesAndOpcodesAreNotOurs(t *testing.T) {
 	s := useStateSource(t)
 	s.setTable(netip.AddrPort{}, zone.Status{Usable: true})
 	next := 0
-	k := &Kubelink{stanza: &stanza{config: defaults()}, shared: shared, Next: test.HandlerFunc(func(context.Context, dns.ResponseWriter, *dns.Msg) (int, error) {
+	k := &Kubelink{stanza: &stanza{config: defaultConfig()}, lifecycle: sharedLifecycle, Next: test.HandlerFunc(func(context.Context, dns.ResponseWriter, *dns.Msg) (int, error) {
 		next++
 		return dns.RcodeSuccess, nil
 	})}
-	if err := shared.apply(k.stanza); err != nil {
+	if err := sharedLifecycle.applyStanza(k.stanza); err != nil {
 		t.Fatal(err)
 	}
 	for i, change := range []func(m *dns.Msg){
@@ -555,11 +555,11 @@ func TestOtherClassesAndOpcodesAreNotOurs(t *testing.T) {
 
 func TestMetadata(t *testing.T) {
 	s := useStateSource(t)
-	k := &Kubelink{stanza: &stanza{config: defaults()}, shared: shared}
+	k := &Kubelink{stanza: &stanza{config: defaultConfig()}, lifecycle: sharedLifecycle}
 	state := request.Request{W: &test.ResponseWriter{}, Req: new(dns.Msg)}
 	state.Req.SetQuestion("x.kubelink2.kubelink.", dns.TypeA)
 	k.Metadata(context.Background(), state) // before there is a broker
-	if err := shared.apply(k.stanza); err != nil {
+	if err := sharedLifecycle.applyStanza(k.stanza); err != nil {
 		t.Fatal(err)
 	}
 	s.setTable(netip.MustParseAddrPort("127.0.0.1:53"), zone.Status{Usable: true})
@@ -577,7 +577,7 @@ func TestMetadata(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	s := useStateSource(t)
 	s.setTable(netip.AddrPort{}, zone.Status{State: "Idle"})
-	_, addr := start(t, ".:0 {\nbind 127.0.0.1\nkubelink\n}")
+	_, addr := startCoreDNS(t, ".:0 {\nbind 127.0.0.1\nkubelink\n}")
 	value := func(zone, rcode string) float64 {
 		var m dto.Metric
 		if err := queries.WithLabelValues(zone, rcode).Write(&m); err != nil {
@@ -586,9 +586,9 @@ func TestMetrics(t *testing.T) {
 		return m.Counter.GetValue()
 	}
 	before := []float64{value("kubelink.", "NXDOMAIN"), value("kubelink2.kubelink.", "SERVFAIL")}
-	ask(t, "udp", addr, "nobody.kubelink.", dns.TypeA, 0)
-	ask(t, "udp", addr, "x.kubelink2.kubelink.", dns.TypeA, 0)
-	ask(t, "udp", addr, "y.kubelink2.kubelink.", dns.TypeA, 0)
+	exchangeQuery(t, "udp", addr, "nobody.kubelink.", dns.TypeA, 0)
+	exchangeQuery(t, "udp", addr, "x.kubelink2.kubelink.", dns.TypeA, 0)
+	exchangeQuery(t, "udp", addr, "y.kubelink2.kubelink.", dns.TypeA, 0)
 	if n := value("kubelink.", "NXDOMAIN") - before[0]; n != 1 {
 		t.Errorf("%v NXDOMAIN", n)
 	}
@@ -607,7 +607,7 @@ func TestReady(t *testing.T) {
 	}
 	at := ln.Addr().String()
 	ln.Close()
-	start(t, ".:0 {\nbind 127.0.0.1\nready "+at+" {\nmonitor continuously\n}\nkubelink\n}\nmesh.example:0 {\nbind 127.0.0.1\nkubelink\n}")
+	startCoreDNS(t, ".:0 {\nbind 127.0.0.1\nready "+at+" {\nmonitor continuously\n}\nkubelink\n}\nmesh.example:0 {\nbind 127.0.0.1\nkubelink\n}")
 	for _, step := range []struct {
 		err  *error
 		code int
@@ -622,7 +622,7 @@ func TestReady(t *testing.T) {
 			t.Errorf("%v: %s", step.err, r.Status)
 		}
 	}
-	if (&Kubelink{shared: &holder{}}).Ready() {
+	if (&Kubelink{lifecycle: &brokerLifecycle{}}).Ready() {
 		t.Error("ready without broker")
 	}
 }

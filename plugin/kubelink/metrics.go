@@ -1,7 +1,7 @@
 package kubelink
 
-// Metrics of the names. Those of the links are the broker's, those of the queries to the clusters
-// are the proxy library's (coredns_proxy_*, proxy_name "kubelink").
+// The metrics of queries. The broker has the metrics of links and dataplane, and the proxy library has
+// the metrics of queries to other clusters (coredns_proxy_*, proxy_name "kubelink").
 
 import (
 	"github.com/coredns/coredns/plugin"
@@ -19,10 +19,11 @@ var queries = promauto.NewCounterVec(prometheus.CounterOpts{
 	Help:      "Counter of answered queries by zone (sub-domain of a cluster, or mesh domain) and rcode.",
 }, []string{"zone", "rcode"})
 
-// count counts the reply that it returns. It is not inlined for the stack: see zone.Match.Answer.
+// countReply counts the reply and returns it. The compiler must not inline it, to keep the stack of
+// answerQuery small: see zone.Match.Answer.
 //
 //go:noinline
-func count(zone string, reply *dns.Msg) *dns.Msg {
+func countReply(zone string, reply *dns.Msg) *dns.Msg {
 	rcode, ok := dns.RcodeToString[reply.Rcode]
 	if !ok {
 		rcode = "other"

@@ -1,61 +1,84 @@
 package kubelink
 
-// NOTIFY (RFC 1996) to the secondaries of the global zones, those that the transfer plugin knows: they would hear of a
-// change when their refresh timer runs out.
+// NOTIFY (RFC 1996) to the secondaries that the transfer plugin knows for the global zones. Without it
+// a secondary sees a change when its refresh timer runs out.
 
 import (
-	"sync"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
 const (
-	notifyDelay = time.Second // changes within that are told once
-	notifyMost  = 8           // zones at once: a secondary that does not answer takes six seconds each, and others wait
+	// notifyDelay is the period in which several changes cause one NOTIFY.
+	notifyDelay = time.Second
+	// maxNotifies limits the zones that are notified at once: a secondary that does not answer takes six
+	// seconds for each zone, and the other zones wait.
+	maxNotifies = 8
 )
 
-// notify tells of zones whose serial is another, and of all in the beginning, until stop is closed. A Corefile that has
-// not come into force, or no longer is, tells nobody.
-func (k *Kubelink) notify(stop <-chan struct{}, send func(zone string) error) {
+// notifySecondaries sends a NOTIFY for every zone in the beginning, and later for each zone whose serial
+// has changed, until stop is closed. It sends none while the broker does not run for this Corefile: the
+// Corefile is not in force yet, or another one is.
+func (k *Kubelink) notifySecondaries(stop <-chan struct{}, send func(zone string) error) {
 	tick := time.NewTicker(notifyDelay)
 	defer tick.Stop()
 	var last *zone.Table
-	var told map[string]uint32
+	var notified map[string]uint32
 	for {
 		select {
 		case <-stop:
 			return
 		case <-tick.C:
 		}
-		owner, failed := k.shared.owns(k.stanza)
+		inForce, failed := k.lifecycle.stanzaState(k.stanza)
 		if failed {
-			return // nobody will close stop
+			return // caddy does not shut down a Corefile that failed to start: stop stays open
 		}
-		table := k.shared.table()
-		if !owner || table == nil || table == last {
+		table := k.lifecycle.currentTable()
+		if !inForce || table == nil || table == last {
 			continue
 		}
 		serials := table.Serials()
-		var sending sync.WaitGroup
-		room := make(chan struct{}, notifyMost)
-		for name, serial := range serials {
-			if told[name] == serial {
-				continue
-			}
-			select {
-			case <-stop:
-				return
-			case room <- struct{}{}:
-			}
-			sending.Go(func() {
-				defer func() { <-room }()
-				if err := send(name); err != nil {
-					log.Debug(err) // it may have only some of the zones; and there is its refresh timer
-				}
-			})
+		if !notifyChanges(stop, send, notified, serials) {
+			return
 		}
-		sending.Wait()
-		last, told = table, serials
+		last, notified = table, serials
 	}
+}
+
+// notifyChanges sends a NOTIFY for each zone whose serial differs from the notified one, and waits until
+// all are sent. It returns false as soon as stop is closed. A NOTIFY that is on its way then ends by
+// itself when its retries are used up: the transfer plugin cannot cancel it.
+func notifyChanges(stop <-chan struct{}, send func(zone string) error, notified, serials map[string]uint32) bool {
+	slots := make(chan struct{}, maxNotifies)
+	takeSlot := func() bool {
+		select {
+		case <-stop:
+			return false
+		case slots <- struct{}{}:
+			return true
+		}
+	}
+	for name, serial := range serials {
+		if notified[name] == serial {
+			continue
+		}
+		if !takeSlot() {
+			return false
+		}
+		go func() {
+			defer func() { <-slots }()
+			if err := send(name); err != nil {
+				// The transfer plugin may have only some of the zones, and a secondary has its refresh timer.
+				log.Debug(err)
+			}
+		}()
+	}
+	for range maxNotifies { // when all slots are taken, no NOTIFY is on its way
+		if !takeSlot() {
+			return false
+		}
+	}
+	return true
 }

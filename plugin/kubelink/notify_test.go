@@ -28,7 +28,7 @@ func TestNotify(t *testing.T) {
 	t.Cleanup(func() { secondary.Shutdown() })
 
 	s := useStateSource(t)
-	_, addr := start(t, fmt.Sprintf("kubelink:0 {\nbind 127.0.0.1\ntransfer svc.global.kubelink {\nto %s\n}\nkubelink\n}", pc.LocalAddr()))
+	_, addr := startCoreDNS(t, fmt.Sprintf("kubelink:0 {\nbind 127.0.0.1\ntransfer svc.global.kubelink {\nto %s\n}\nkubelink\n}", pc.LocalAddr()))
 	expect := func() {
 		t.Helper()
 		select {
@@ -50,7 +50,7 @@ func TestNotify(t *testing.T) {
 	s.setSerial(8, netip.AddrPort{}, zone.Status{}, owner("10.0.0.2"))
 	s.setSerial(9, netip.AddrPort{}, zone.Status{}, owner("10.0.0.3"))
 	expect()
-	if m := ask(t, "udp", addr, "web.svc.global.kubelink.", dns.TypeA, 0); len(m.Answer) != 1 {
+	if m := exchangeQuery(t, "udp", addr, "web.svc.global.kubelink.", dns.TypeA, 0); len(m.Answer) != 1 {
 		t.Error(m)
 	}
 	if len(heard) > 0 {

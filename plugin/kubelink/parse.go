@@ -29,37 +29,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/pki"
 )
 
-// namespaceFile tells a pod its namespace.
-var namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
-
-// defaults are the former broker's.
-func defaults() broker.Config {
-	cfg := broker.Config{
-		Local: mesh.Local{
-			Mode:          mesh.Bridge,
-			Propagation:   mesh.PropagateNone,
-			MeshDomain:    "kubelink.",
-			ClusterDomain: "cluster.local.",
-			DefaultPort:   80,
-		},
-		Namespace:        "kube-system",
-		BrokerPort:       8088,
-		AdvertisedPort:   80,
-		Interface:        "kubelink",
-		SecretManageMode: pki.ManageNone,
-		RouteTable:       254,
-		RulePriority:     32750,
-		TokenLifetime:    24 * time.Hour,
-		DeployCRDs:       true,
-	}
-	if ns, err := os.ReadFile(namespaceFile); err == nil {
-		if ns := strings.TrimSpace(string(ns)); ns != "" {
-			cfg.Namespace = ns
-		}
-	}
-	return cfg
-}
-
 type line struct {
 	file string
 	no   int

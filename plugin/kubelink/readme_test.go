@@ -49,7 +49,7 @@ func TestReadme(t *testing.T) {
 			t.Error(err)
 		}
 		i.Stop()
-		if got := s.took(); !strings.HasPrefix(got, "new ") || !strings.HasSuffix(got, ", start, stop") {
+		if got := s.takeCalls(); !strings.HasPrefix(got, "new ") || !strings.HasSuffix(got, ", start, stop") {
 			t.Errorf("%s:\n%s", got, example[1])
 		}
 	}

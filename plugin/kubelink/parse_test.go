@@ -18,8 +18,8 @@ import (
 
 // parseStanza reads a stanza as the first of a Corefile named Testfile.
 func parseStanza(input string) (broker.Config, error) {
-	s := &stanza{config: defaults()}
-	err := s.parse(caddy.NewTestController("dns", input))
+	s := &stanza{config: defaultConfig()}
+	err := s.parseBlock(caddy.NewTestController("dns", input))
 	return s.config, err
 }
 
@@ -116,7 +116,7 @@ func TestProperties(t *testing.T) {
 		{"coredns-deployment kubelink-coredns\ncoredns-secret dns", func(*broker.Config) {}},
 		{"disable-deploy-crds\nkeep-network", func(c *broker.Config) { c.DeployCRDs, c.KeepNetwork = false, true }},
 	} {
-		want := defaults()
+		want := defaultConfig()
 		c.want(&want)
 		got, err := parseStanza("kubelink {\n" + c.input + "\n}")
 		if err != nil || !reflect.DeepEqual(got, want) {

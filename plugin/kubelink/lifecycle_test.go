@@ -13,15 +13,15 @@ import (
 	"github.com/mandelsoft/kubelink/broker"
 )
 
-// block is a Corefile whose stanza names the cluster, or has no properties.
-func block(cluster string) string {
+// serverBlock is a Corefile whose stanza names the cluster, or has no properties.
+func serverBlock(cluster string) string {
 	if cluster == "" {
 		return ".:0 {\nbind 127.0.0.1\nkubelink\nwhoami\n}"
 	}
 	return ".:0 {\nbind 127.0.0.1\nkubelink {\ncluster-name " + cluster + "\nlink-address 192.168.0.11/24\n}\nwhoami\n}"
 }
 
-const without = ".:0 {\nbind 127.0.0.1\nwhoami\n}"
+const withoutStanza = ".:0 {\nbind 127.0.0.1\nwhoami\n}"
 
 // unstartable parses and starts its plugins, but cannot listen where another does.
 func unstartable(body, taken string) string {
@@ -42,44 +42,44 @@ func TestReload(t *testing.T) {
 		from  string
 		steps []struct{ to, fails, calls string }
 	}{
-		{"same stanza", block("a"), []struct{ to, fails, calls string }{
-			{block("a"), "", ""},
-			{"# another comment\n" + block("a") + "\nexample.org:0 {\nbind 127.0.0.1\nwhoami\n}", "", ""},
-			{block("a") + "\nexample.org:0 {\nbind 127.0.0.1\nkubelink\n}", "", ""},
+		{"same stanza", serverBlock("a"), []struct{ to, fails, calls string }{
+			{serverBlock("a"), "", ""},
+			{"# another comment\n" + serverBlock("a") + "\nexample.org:0 {\nbind 127.0.0.1\nwhoami\n}", "", ""},
+			{serverBlock("a") + "\nexample.org:0 {\nbind 127.0.0.1\nkubelink\n}", "", ""},
 		}},
-		{"changed stanza", block("a"), []struct{ to, fails, calls string }{
-			{block("b"), "", "update b"},
-			{block("b"), "", ""},
-			{block(""), "", "update "},
+		{"changed stanza", serverBlock("a"), []struct{ to, fails, calls string }{
+			{serverBlock("b"), "", "update b"},
+			{serverBlock("b"), "", ""},
+			{serverBlock(""), "", "update "},
 		}},
-		{"bad Corefile", block("a"), []struct{ to, fails, calls string }{
+		{"bad Corefile", serverBlock("a"), []struct{ to, fails, calls string }{
 			{".:0 {\nnonsense\n}", "Unknown directive 'nonsense'", ""},
 			{".:0 {\nkubelink {\nmode vpn\n}\n}", "Corefile:3 - Error during parsing: mode vpn: not one of bridge, none", ""},
-			{block("a") + "\n.:0 {\nbind 127.0.0.1\nwhoami\n}", "already defined", ""},
-			{block("b"), "", "update b"},
+			{serverBlock("a") + "\n.:0 {\nbind 127.0.0.1\nwhoami\n}", "already defined", ""},
+			{serverBlock("b"), "", "update b"},
 		}},
-		{"removed and added", block("a"), []struct{ to, fails, calls string }{
-			{without, "", "stop"},
-			{without, "", ""},
-			{block("a"), "", "new a, start"},
+		{"removed and added", serverBlock("a"), []struct{ to, fails, calls string }{
+			{withoutStanza, "", "stop"},
+			{withoutStanza, "", ""},
+			{serverBlock("a"), "", "new a, start"},
 		}},
-		{"changed, but cannot start", block("a"), []struct{ to, fails, calls string }{
-			{unstartable(block("b"), taken.Addr().String()), "address already in use", "update b, update a"},
-			{unstartable(block("a"), taken.Addr().String()), "address already in use", ""},
-			{unstartable(without, taken.Addr().String()), "address already in use", ""},
-			{block("a"), "", ""},
+		{"changed, but cannot start", serverBlock("a"), []struct{ to, fails, calls string }{
+			{unstartable(serverBlock("b"), taken.Addr().String()), "address already in use", "update b, update a"},
+			{unstartable(serverBlock("a"), taken.Addr().String()), "address already in use", ""},
+			{unstartable(withoutStanza, taken.Addr().String()), "address already in use", ""},
+			{serverBlock("a"), "", ""},
 		}},
-		{"added, but cannot start", without, []struct{ to, fails, calls string }{
-			{unstartable(block("a"), taken.Addr().String()), "address already in use", "new a, start"},
-			{without, "", "stop"},
-			{unstartable(block("a"), taken.Addr().String()), "address already in use", "new a, start"},
-			{block("b"), "", "update b"},
+		{"added, but cannot start", withoutStanza, []struct{ to, fails, calls string }{
+			{unstartable(serverBlock("a"), taken.Addr().String()), "address already in use", "new a, start"},
+			{withoutStanza, "", "stop"},
+			{unstartable(serverBlock("a"), taken.Addr().String()), "address already in use", "new a, start"},
+			{serverBlock("b"), "", "update b"},
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := useStateSource(t)
-			instance, addr := start(t, c.from)
-			if got := s.took(); got != "new a, start" && c.from != without {
+			instance, addr := startCoreDNS(t, c.from)
+			if got := s.takeCalls(); got != "new a, start" && c.from != withoutStanza {
 				t.Fatalf("first start: %s", got)
 			}
 			for i, step := range c.steps {
@@ -88,21 +88,21 @@ func TestReload(t *testing.T) {
 					t.Fatalf("step %d: %v, want %q", i, err, step.fails)
 				}
 				*instance = next
-				if got := s.took(); got != step.calls {
+				if got := s.takeCalls(); got != step.calls {
 					t.Errorf("step %d: %q, want %q", i, got, step.calls)
 				}
-				if m := ask(t, "udp", addr, "example.net.", dns.TypeA, 0); m.Rcode != dns.RcodeSuccess {
+				if m := exchangeQuery(t, "udp", addr, "example.net.", dns.TypeA, 0); m.Rcode != dns.RcodeSuccess {
 					t.Errorf("step %d: %v", i, m)
 				}
-				served(t, addr)
+				awaitServing(t, addr)
 			}
-			running := shared.broker.Load() != nil
+			running := sharedLifecycle.broker.Load() != nil
 			(*instance).ShutdownCallbacks()
-			if got := s.took(); running && got != "stop" || !running && got != "" {
+			if got := s.takeCalls(); running && got != "stop" || !running && got != "" {
 				t.Errorf("shutdown: %q", got)
 			}
 			(*instance).ShutdownCallbacks() // again, in the cleanup too
-			if got := s.took(); got != "" {
+			if got := s.takeCalls(); got != "" {
 				t.Errorf("second shutdown: %q", got)
 			}
 		})
@@ -112,13 +112,13 @@ func TestReload(t *testing.T) {
 // TestUpdateFails: what a failed update left is repaired by the former configuration.
 func TestUpdateFails(t *testing.T) {
 	s := useStateSource(t)
-	instance, _ := start(t, block("a"))
-	s.took()
+	instance, _ := startCoreDNS(t, serverBlock("a"))
+	s.takeCalls()
 	s.refuse = errors.New("no such interface")
-	if _, err := (*instance).Restart(corefile(block("b"))); err == nil || !strings.Contains(err.Error(), "plugin/kubelink: Corefile:3: no such interface") {
+	if _, err := (*instance).Restart(corefile(serverBlock("b"))); err == nil || !strings.Contains(err.Error(), "plugin/kubelink: Corefile:3: no such interface") {
 		t.Errorf("%v", err)
 	}
-	if got := s.took(); got != "update b, update a" {
+	if got := s.takeCalls(); got != "update b, update a" {
 		t.Errorf("%s", got)
 	}
 }
@@ -128,10 +128,10 @@ func TestDomains(t *testing.T) {
 	useStateSource(t)
 	for _, c := range []struct{ body, want string }{
 		{"a.example:0 {\nbind 127.0.0.1\nkubelink {\nmode none\n}\n}\nB.example:0 10.0.0.0/8:0 {\nbind 127.0.0.1\nkubelink\n}\nc.example:0 {\nbind 127.0.0.1\nwhoami\n}", "10.in-addr.arpa. a.example. b.example."},
-		{"a.example:0 {\nbind 127.0.0.1\nkubelink\n}\n" + block("a"), ""},
+		{"a.example:0 {\nbind 127.0.0.1\nkubelink\n}\n" + serverBlock("a"), ""},
 	} {
-		start(t, c.body)
-		if got := strings.Join(shared.config.Domains, " "); got != c.want {
+		startCoreDNS(t, c.body)
+		if got := strings.Join(sharedLifecycle.config.Domains, " "); got != c.want {
 			t.Errorf("%q, want %q", got, c.want)
 		}
 	}
@@ -140,15 +140,15 @@ func TestDomains(t *testing.T) {
 func TestStartFails(t *testing.T) {
 	useStateSource(t)
 	never := errors.New("never")
-	shared.newBroker = func(broker.Config) (Broker, error) { return nil, never }
-	if _, err := caddy.Start(corefile(block("a"))); err == nil || !strings.Contains(err.Error(), "never") {
+	sharedLifecycle.newBroker = func(broker.Config) (Broker, error) { return nil, never }
+	if _, err := caddy.Start(corefile(serverBlock("a"))); err == nil || !strings.Contains(err.Error(), "never") {
 		t.Errorf("%v", err)
 	}
 }
 
 // TestBrokerIsABroker: the real one, as far as it gets without a system.
 func TestBrokerIsABroker(t *testing.T) {
-	b, err := shared.newBroker(defaults())
+	b, err := sharedLifecycle.newBroker(defaultConfig())
 	if err != nil || b.Table() != nil || b.Ready() == nil {
 		t.Errorf("%v, ready %v", err, b.Ready())
 	}
@@ -161,8 +161,8 @@ func TestTwoStanzas(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "kubelink has properties at Corefile:3 and at Corefile:9: keep them in one server block") {
 		t.Errorf("%v", err)
 	}
-	start(t, strings.Replace(two, "%s", "", 1))
-	if got := s.took(); got != "new , start" {
+	startCoreDNS(t, strings.Replace(two, "%s", "", 1))
+	if got := s.takeCalls(); got != "new , start" {
 		t.Errorf("%s", got)
 	}
 }

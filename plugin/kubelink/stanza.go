@@ -1,0 +1,81 @@
+package kubelink
+
+// The stanza of a Corefile: its defaults, and how the stanzas of several server blocks become one.
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/plugin"
+
+	"github.com/mandelsoft/kubelink/broker"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/pki"
+)
+
+// stanza is the common configuration of all kubelink stanzas of a Corefile: one of them may have
+// properties.
+type stanza struct {
+	config broker.Config
+	zones  []string // the zones of all server blocks, sorted
+	place  string   // file:line of the stanza with properties; empty: none has properties
+
+	running bool // all servers of the Corefile have started; guarded by brokerLifecycle.mu
+}
+
+// namespaceFile is where the kubelet writes the namespace of a pod.
+var namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+// defaultConfig has the defaults of the legacy broker.
+func defaultConfig() broker.Config {
+	cfg := broker.Config{
+		Local: mesh.Local{
+			Mode:          mesh.Bridge,
+			Propagation:   mesh.PropagateNone,
+			MeshDomain:    "kubelink.",
+			ClusterDomain: "cluster.local.",
+			DefaultPort:   80,
+		},
+		Namespace:        "kube-system",
+		BrokerPort:       8088,
+		AdvertisedPort:   80,
+		Interface:        "kubelink",
+		SecretManageMode: pki.ManageNone,
+		RouteTable:       254,
+		RulePriority:     32750,
+		TokenLifetime:    24 * time.Hour,
+		DeployCRDs:       true,
+	}
+	if ns, err := os.ReadFile(namespaceFile); err == nil {
+		if ns := strings.TrimSpace(string(ns)); ns != "" {
+			cfg.Namespace = ns
+		}
+	}
+	return cfg
+}
+
+// parseBlock reads the stanza of one server block.
+func (s *stanza) parseBlock(c *caddy.Controller) error {
+	for first := true; c.Next(); first = false {
+		if !first {
+			return c.Errf("%s: %v", pluginName, plugin.ErrOnce)
+		}
+		place := fmt.Sprintf("%s:%d", c.File(), c.Line())
+		p := parser{c: c, config: defaultConfig(), lines: map[string]line{pluginName: {c.File(), c.Line()}}}
+		if err := p.parse(); err != nil {
+			return err
+		}
+		if len(p.lines) == 1 { // the name of the plugin alone
+			continue
+		}
+		if s.place != "" {
+			return c.Errf("%s has properties at %s and at %s: "+
+				"keep them in one server block and write a plain %q in the others", pluginName, s.place, place, pluginName)
+		}
+		s.config, s.place = p.config, place
+	}
+	return nil
+}
