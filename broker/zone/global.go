@@ -25,13 +25,13 @@ type Path struct {
 	Status Status
 }
 
-// local is the way to addresses behind no link.
-var local Path
+// localPath is the way to addresses behind no link.
+var localPath Path
 
-func (p *Path) usable() bool { return p.Link == "" || p.Status.Usable }
+func (p *Path) isUsable() bool { return p.Link == "" || p.Status.Usable }
 
-// problem is why the path is not usable.
-func (p *Path) problem() string {
+// describeProblem is why the path is not usable.
+func (p *Path) describeProblem() string {
 	text := fmt.Sprintf("link %s is %s", p.Link, p.Status.State)
 	if p.Status.Reason != "" {
 		text += ": " + p.Status.Reason
@@ -41,15 +41,15 @@ func (p *Path) problem() string {
 
 // Global is a global zone that is served from objects of this cluster. It is immutable.
 type Global struct {
-	name    string
-	server  string            // our name server
-	glue    []dns.RR          // its addresses
-	owners  map[string]*owner // by name in lower case; all names between them and the zone are there, too
-	sorted  []*owner          // the same, the names above a name before it
-	missing string            // why the objects are not known; empty: they are
-	earlier string            // why they may be out of date, as an earlier process knew them; empty: they are not
-	highest uint32            // serial that a zone has had so far
-	early   map[string]bool   // zones that have changed, and have no higher serial than before
+	name           string
+	server         string            // our name server
+	glue           []dns.RR          // its addresses
+	owners         map[string]*owner // by name in lower case; all names between them and the zone are there, too
+	sorted         []*owner          // the same, the names above a name before it
+	missing        string            // why the objects are not known; empty: they are
+	staleReason    string            // why they may be out of date, as an earlier process knew them; empty: they are not
+	highestSerial  uint32            // serial that a zone has had so far
+	pendingSerials map[string]bool   // zones that have changed, and have no higher serial than before
 }
 
 // owner is a name with its records (RFC 4592 calls those without an empty non-terminal).
@@ -60,7 +60,7 @@ type owner struct {
 	cut       *owner // the delegation that it lies in, maybe itself
 	wildcard  *owner // the name below whose first label is *
 	fixed     bool   // addresses stay in their order
-	v4, v6    addresses
+	v4, v6    addressSet
 	cname     []dns.RR // one at most
 	txt, srv  []dns.RR
 	ns        []dns.RR
@@ -68,8 +68,8 @@ type owner struct {
 	delegates bool     // ns leads to others: the name is no apex
 }
 
-// addresses is an A or AAAA record set.
-type addresses struct {
+// addressSet is an A or AAAA record set.
+type addressSet struct {
 	rrs []dns.RR
 	ips []mesh.Address // of the records
 }
@@ -85,102 +85,104 @@ type authority struct {
 // The serial is that of zones that are not what they were before; before may be nil. Where it is no higher than the one
 // that secondaries may have, the zone keeps that, and gets a new one next time: see Early.
 func NewGlobal(domain string, names mesh.GlobalNames, serial uint32, addrs []netip.Addr, before *Global) *Global {
-	domain = canonical(domain)
+	domain = dns.CanonicalName(domain)
 	g := &Global{
-		name: canonical(names.Zone), highest: serial,
+		name: dns.CanonicalName(names.Zone), highestSerial: serial,
 		owners: make(map[string]*owner, 2*len(names.Owners)),
 	}
 	g.server = "ns.dns." + domain
 	g.glue = addressRecords(g.server, dns.TypeANY, addrs...)
-	g.owner(g.name)
+	g.addOwner(g.name)
 	for i := range names.Apexes {
 		a := &names.Apexes[i]
-		o := g.owner(a.Name)
+		o := g.addOwner(a.Name)
 		if o == nil {
 			continue
 		}
-		h := header(a.Name, dns.TypeSOA)
+		h := rrHeader(a.Name, dns.TypeSOA)
 		h.Ttl = min(a.Minimum, maxTTL) // what does not exist is remembered for the lesser of TTL and minimum (RFC 2308)
 		o.apex, o.zone = true, &authority{name: a.Name, soa: []dns.RR{&dns.SOA{
 			Hdr: h, Ns: g.server, Mbox: cmp.Or(a.Mbox, "hostmaster."+domain), Serial: serial,
 			Refresh: a.Refresh, Retry: a.Retry, Expire: a.Expire, Minttl: a.Minimum,
 		}}}
-		o.ns = []dns.RR{&dns.NS{Hdr: header(a.Name, dns.TypeNS), Ns: g.server}}
+		o.ns = []dns.RR{&dns.NS{Hdr: rrHeader(a.Name, dns.TypeNS), Ns: g.server}}
 	}
 	for i := range names.Owners {
-		if o := g.owner(names.Owners[i].Name); o != nil {
-			o.fill(&names.Owners[i])
+		if o := g.addOwner(names.Owners[i].Name); o != nil {
+			o.setRecords(&names.Owners[i])
 		}
 	}
-	g.inherit()
+	g.inheritZones()
 	g.addGlue()
-	g.keepSerials(serial, before)
+	g.assignSerials(serial, before)
 	return g
 }
 
 // NoGlobal stands for a global zone whose objects are not known yet: nothing can be said of its names.
-func NoGlobal(name, reason string) *Global { return &Global{name: canonical(name), missing: reason} }
+func NoGlobal(name, reason string) *Global {
+	return &Global{name: dns.CanonicalName(name), missing: reason}
+}
 
 // MarkStale marks all answers as what an earlier process knew (RFC 8767), for that reason.
-func (g *Global) MarkStale(reason string) { g.earlier = reason }
+func (g *Global) MarkStale(reason string) { g.staleReason = reason }
 
 // SerialPending says whether there is a zone that has changed and needs a higher serial than there was.
-func (g *Global) SerialPending() bool { return len(g.early) > 0 }
+func (g *Global) SerialPending() bool { return len(g.pendingSerials) > 0 }
 
 // Missing is why the names are not known; empty: they are.
 func (g *Global) Missing() string { return g.missing }
 
-// owner makes a name of the zone, and those between; nil if it lies outside.
-func (g *Global) owner(name string) *owner {
+// addOwner makes a name of the zone, and those between; nil if it lies outside.
+func (g *Global) addOwner(name string) *owner {
 	if o := g.owners[name]; o != nil {
 		return o
 	}
-	if !in(name, g.name) {
+	if !inDomain(name, g.name) {
 		return nil
 	}
 	o := &owner{name: name}
 	g.owners[name] = o
 	if name != g.name {
 		i, _ := dns.NextLabel(name, 0)
-		if up := g.owner(name[i:]); strings.HasPrefix(name, "*.") {
+		if up := g.addOwner(name[i:]); strings.HasPrefix(name, "*.") {
 			up.wildcard = o
 		}
 	}
 	return o
 }
 
-// fill makes the records of a name.
-func (o *owner) fill(from *mesh.Owner) {
+// setRecords makes the records of a name.
+func (o *owner) setRecords(from *mesh.Owner) {
 	o.fixed = from.Fixed
 	for _, a := range from.Addresses {
 		if a.Is4() {
-			o.v4.add(a, &dns.A{Hdr: header(o.name, dns.TypeA), A: a.AsSlice()})
+			o.v4.addAddress(a, &dns.A{Hdr: rrHeader(o.name, dns.TypeA), A: a.AsSlice()})
 		} else {
-			o.v6.add(a, &dns.AAAA{Hdr: header(o.name, dns.TypeAAAA), AAAA: a.AsSlice()})
+			o.v6.addAddress(a, &dns.AAAA{Hdr: rrHeader(o.name, dns.TypeAAAA), AAAA: a.AsSlice()})
 		}
 	}
 	if from.CNAME != "" {
-		o.cname = []dns.RR{&dns.CNAME{Hdr: header(o.name, dns.TypeCNAME), Target: from.CNAME}}
+		o.cname = []dns.RR{&dns.CNAME{Hdr: rrHeader(o.name, dns.TypeCNAME), Target: from.CNAME}}
 	}
 	for _, text := range from.TXT {
-		o.txt = append(o.txt, &dns.TXT{Hdr: header(o.name, dns.TypeTXT), Txt: split(text)})
+		o.txt = append(o.txt, &dns.TXT{Hdr: rrHeader(o.name, dns.TypeTXT), Txt: splitText(text)})
 	}
 	for _, s := range from.SRV {
-		o.srv = append(o.srv, &dns.SRV{Hdr: header(o.name, dns.TypeSRV), Priority: s.Priority, Weight: s.Weight, Port: s.Port, Target: s.Target})
+		o.srv = append(o.srv, &dns.SRV{Hdr: rrHeader(o.name, dns.TypeSRV), Priority: s.Priority, Weight: s.Weight, Port: s.Port, Target: s.Target})
 	}
 	for _, ns := range from.NS {
-		o.ns = append(o.ns, &dns.NS{Hdr: header(o.name, dns.TypeNS), Ns: ns})
+		o.ns = append(o.ns, &dns.NS{Hdr: rrHeader(o.name, dns.TypeNS), Ns: ns})
 	}
 	o.delegates = len(o.ns) > 0 && !o.apex
 }
 
-func (s *addresses) add(a mesh.Address, rr dns.RR) {
+func (s *addressSet) addAddress(a mesh.Address, rr dns.RR) {
 	s.rrs, s.ips = append(s.rrs, rr), append(s.ips, a)
 }
 
-// split cuts a text into the strings of a TXT record, 255 bytes each. The library takes a backslash
+// splitText cuts a text into the strings of a TXT record, 255 bytes each. The library takes a backslash
 // in them for the beginning of an escape.
-func split(text string) []string {
+func splitText(text string) []string {
 	var parts []string
 	for len(text) > 255 {
 		parts, text = append(parts, strings.ReplaceAll(text[:255], `\`, `\\`)), text[255:]
@@ -188,9 +190,9 @@ func split(text string) []string {
 	return append(parts, strings.ReplaceAll(text, `\`, `\\`))
 }
 
-// inherit tells every name its zone and the delegation it lies in: those of the name above, if it is not
+// inheritZones tells every name its zone and the delegation it lies in: those of the name above, if it is not
 // the top of one itself.
-func (g *Global) inherit() {
+func (g *Global) inheritZones() {
 	g.sorted = make([]*owner, 0, len(g.owners))
 	for _, o := range g.owners {
 		g.sorted = append(g.sorted, o)
@@ -226,17 +228,17 @@ func (g *Global) addGlue() {
 			continue
 		}
 		for _, rr := range o.ns {
-			host := canonical(rr.(*dns.NS).Ns)
-			if h := g.owners[host]; h != nil && in(host, o.name) {
+			host := dns.CanonicalName(rr.(*dns.NS).Ns)
+			if h := g.owners[host]; h != nil && inDomain(host, o.name) {
 				o.glue = slices.Concat(o.glue, h.v4.rrs, h.v6.rrs)
 			}
 		}
 	}
 }
 
-// find is the name itself or, not exact, the nearest one above that exists: the closest encloser of
+// findOwner is the name itself or, not exact, the nearest one above that exists: the closest encloser of
 // RFC 4592. It is nil for a name outside of the zone.
-func (g *Global) find(name string) (o *owner, exact bool) {
+func (g *Global) findOwner(name string) (o *owner, exact bool) {
 	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
 		if o := g.owners[name[off:]]; o != nil {
 			return o, off == 0
@@ -253,25 +255,25 @@ func (g *Global) find(name string) (o *owner, exact bool) {
 //
 // behind tells the way to an address; nil: all are local. ANY is answered with all there is.
 func (g *Global) Answer(behind func(netip.Addr) *Path, state *request.Request) *dns.Msg {
-	reply := g.answer(behind, state)
-	if g.earlier != "" {
-		explain(reply, state.Req, staleCode(reply), g.earlier)
+	reply := g.resolveName(behind, state)
+	if g.staleReason != "" {
+		explainReply(reply, state.Req, staleCode(reply), g.staleReason)
 	}
 	return reply
 }
 
-// answer is Answer, whoever knew the names.
-func (g *Global) answer(behind func(netip.Addr) *Path, state *request.Request) *dns.Msg {
+// resolveName is Answer, whoever knew the names.
+func (g *Global) resolveName(behind func(netip.Addr) *Path, state *request.Request) *dns.Msg {
 	req := state.Req
 	if g.missing != "" {
 		return Failure(req, dns.ExtendedErrorCodeNotReady, g.missing)
 	}
-	a := answer{g: g, behind: behind, turn: int(req.Id), qtype: state.QType(), reply: new(dns.Msg)}
+	a := globalReply{global: g, pathTo: behind, rotation: int(req.Id), qtype: state.QType(), reply: new(dns.Msg)}
 	a.reply.SetReply(req)
 	a.reply.Authoritative = true
 	name, shown := state.Name(), req.Question[0].Name
 	for range maxChain + 1 {
-		o, exact := g.find(name)
+		o, exact := g.findOwner(name)
 		switch {
 		case o == nil: // an alias has led out of the zone
 			return a.reply
@@ -283,7 +285,7 @@ func (g *Global) answer(behind func(netip.Addr) *Path, state *request.Request) *
 			}
 			return a.reply
 		case o.cut != nil:
-			a.refer(o.cut)
+			a.referTo(o.cut)
 		case !exact && o.wildcard == nil:
 			a.reply.Rcode = dns.RcodeNameError
 			a.reply.Ns = o.zone.soa
@@ -292,59 +294,59 @@ func (g *Global) answer(behind func(netip.Addr) *Path, state *request.Request) *
 				o = o.wildcard
 			}
 			if len(o.cname) > 0 && a.qtype != dns.TypeCNAME && a.qtype != dns.TypeANY {
-				a.reply.Answer = append(a.reply.Answer, named(o.cname, shown)...)
+				a.reply.Answer = append(a.reply.Answer, withOwner(o.cname, shown)...)
 				name = o.cname[0].(*dns.CNAME).Target
 				shown = name
 				continue
 			}
-			a.add(o, shown)
+			a.addRecords(o, shown)
 		}
 		if a.problem != "" {
 			if a.failed {
 				return Failure(req, dns.ExtendedErrorCodeNoReachableAuthority, a.problem)
 			}
-			explain(a.reply, req, dns.ExtendedErrorCodeNoReachableAuthority, a.problem)
+			explainReply(a.reply, req, dns.ExtendedErrorCodeNoReachableAuthority, a.problem)
 		}
 		return a.reply
 	}
 	return Failure(req, dns.ExtendedErrorCodeInvalidData, fmt.Sprintf("the aliases of %s lead in a circle, or are more than %d", state.Name(), maxChain))
 }
 
-// answer is an answer in the making.
-type answer struct {
-	g       *Global
-	behind  func(netip.Addr) *Path
-	turn    int
-	qtype   uint16
-	reply   *dns.Msg
-	problem string // what keeps something from being answered
-	failed  bool   // ... and nothing is left
+// globalReply is an answer in the making.
+type globalReply struct {
+	global   *Global
+	pathTo   func(netip.Addr) *Path
+	rotation int
+	qtype    uint16
+	reply    *dns.Msg
+	problem  string // what keeps something from being answered
+	failed   bool   // ... and nothing is left
 }
 
-// add answers with the records of a name.
-func (a *answer) add(o *owner, shown string) {
+// addRecords answers with the records of a name.
+func (a *globalReply) addRecords(o *owner, shown string) {
 	var rrs []dns.RR
 	left := true // nothing is kept from the answer, or something remains
 	switch a.qtype {
 	case dns.TypeA:
-		rrs, left = a.addresses(o, &o.v4, &o.v6)
+		rrs, left = a.selectAddresses(o, &o.v4, &o.v6)
 	case dns.TypeAAAA:
-		rrs, left = a.addresses(o, &o.v6, &o.v4)
+		rrs, left = a.selectAddresses(o, &o.v6, &o.v4)
 	case dns.TypeCNAME:
 		rrs = o.cname
 	case dns.TypeTXT:
 		rrs = o.txt
 	case dns.TypeSRV:
-		rrs, left = a.reachable(o.srv)
+		rrs, left = a.reachableHosts(o.srv)
 	case dns.TypeNS:
 		rrs = o.ns // of an apex: other ones are referred to
-		a.additional(rrs)
+		a.addAdditional(rrs)
 	case dns.TypeSOA:
 		if o.apex {
 			rrs = o.zone.soa
 		}
 	case dns.TypeANY:
-		rrs, left = a.all(o)
+		rrs, left = a.allRecords(o)
 	}
 	if a.failed = !left; a.failed {
 		return
@@ -353,17 +355,17 @@ func (a *answer) add(o *owner, shown string) {
 		a.reply.Ns = o.zone.soa
 		return
 	}
-	if rrs = named(rrs, shown); len(a.reply.Answer) == 0 {
+	if rrs = withOwner(rrs, shown); len(a.reply.Answer) == 0 {
 		a.reply.Answer = rrs
 	} else {
 		a.reply.Answer = append(a.reply.Answer, rrs...)
 	}
 }
 
-// all is what a name has, of any type.
-func (a *answer) all(o *owner) (rrs []dns.RR, ok bool) {
-	v4, ok4 := a.addresses(o, &o.v4, &o.v6)
-	v6, ok6 := a.addresses(o, &o.v6, &o.v4)
+// allRecords is what a name has, of any type.
+func (a *globalReply) allRecords(o *owner) (rrs []dns.RR, ok bool) {
+	v4, ok4 := a.selectAddresses(o, &o.v4, &o.v6)
+	v6, ok6 := a.selectAddresses(o, &o.v6, &o.v4)
 	if o.apex {
 		rrs = append(rrs, o.zone.soa...)
 	}
@@ -371,15 +373,15 @@ func (a *answer) all(o *owner) (rrs []dns.RR, ok bool) {
 	return rrs, ok4 && ok6 || len(rrs) > 0
 }
 
-// addresses selects from a record set of a name what is usable. It fails if there is nothing, and the
+// selectAddresses selects from a record set of a name what is usable. It fails if there is nothing, and the
 // other set has nothing usable either.
-func (a *answer) addresses(o *owner, set, other *addresses) (rrs []dns.RR, ok bool) {
-	rrs = a.usable(set, o.fixed)
+func (a *globalReply) selectAddresses(o *owner, set, other *addressSet) (rrs []dns.RR, ok bool) {
+	rrs = a.usableAddresses(set, o.fixed)
 	if len(rrs) > 0 || len(set.rrs) == 0 {
 		return rrs, true
 	}
-	rest := a.usable(other, o.fixed)
-	a.blame(set, other)
+	rest := a.usableAddresses(other, o.fixed)
+	a.addProblems(set, other)
 	return nil, len(rest) > 0
 }
 
@@ -389,36 +391,36 @@ type candidate struct {
 	distance int64
 }
 
-// usable selects the addresses to answer with and puts the nearest first.
-func (a *answer) usable(set *addresses, fixed bool) []dns.RR {
+// usableAddresses selects the addresses to answer with and puts the nearest first.
+func (a *globalReply) usableAddresses(set *addressSet, fixed bool) []dns.RR {
 	n := len(set.rrs)
-	if n == 0 || a.behind == nil && (n == 1 || fixed) {
+	if n == 0 || a.pathTo == nil && (n == 1 || fixed) {
 		return set.rrs
 	}
 	if n > 1 {
-		return a.nearest(set, fixed)
+		return a.nearestAddresses(set, fixed)
 	}
-	if set.ips[0].AnyLink || a.behind(set.ips[0].Addr).usable() {
+	if set.ips[0].AnyLink || a.pathTo(set.ips[0].Addr).isUsable() {
 		return set.rrs
 	}
 	return nil
 }
 
-// nearest is usable for several addresses.
-func (a *answer) nearest(set *addresses, fixed bool) []dns.RR {
+// nearestAddresses is usable for several addresses.
+func (a *globalReply) nearestAddresses(set *addressSet, fixed bool) []dns.RR {
 	n := len(set.rrs)
 	var few [8]candidate
 	list := few[:0]
 	for i := range n {
 		if !fixed {
-			i = (i + a.turn) % n
+			i = (i + a.rotation) % n
 		}
-		path := &local
-		if a.behind != nil {
-			path = a.behind(set.ips[i].Addr)
+		path := &localPath
+		if a.pathTo != nil {
+			path = a.pathTo(set.ips[i].Addr)
 		}
-		if path.usable() || set.ips[i].AnyLink {
-			list = append(list, candidate{set.rrs[i], path.distance()})
+		if path.isUsable() || set.ips[i].AnyLink {
+			list = append(list, candidate{set.rrs[i], path.sortDistance()})
 		}
 	}
 	if !fixed {
@@ -431,8 +433,8 @@ func (a *answer) nearest(set *addresses, fixed bool) []dns.RR {
 	return rrs
 }
 
-// distance is the measure of the order: local first, then by round-trip time, what is not known last.
-func (p *Path) distance() int64 {
+// sortDistance is the measure of the order: local first, then by round-trip time, what is not known last.
+func (p *Path) sortDistance() int64 {
 	switch {
 	case p.Link == "":
 		return -1
@@ -442,12 +444,12 @@ func (p *Path) distance() int64 {
 	return int64(p.Status.RTT)
 }
 
-// blame says why addresses are left out.
-func (a *answer) blame(sets ...*addresses) {
+// addProblems says why addresses are left out.
+func (a *globalReply) addProblems(sets ...*addressSet) {
 	for _, set := range sets {
 		for _, ip := range set.ips {
-			p := a.behind(ip.Addr)
-			if text := p.problem(); !p.usable() && !strings.Contains(a.problem, text) && len(a.problem) < maxProblem {
+			p := a.pathTo(ip.Addr)
+			if text := p.describeProblem(); !p.isUsable() && !strings.Contains(a.problem, text) && len(a.problem) < maxProblem {
 				a.problem = strings.TrimPrefix(a.problem+"; "+text, "; ")
 			}
 		}
@@ -457,31 +459,31 @@ func (a *answer) blame(sets ...*addresses) {
 // maxProblem bounds what is collected of links that are not usable; clip shortens it further.
 const maxProblem = 250
 
-// reachable leaves out SRV or NS records whose host has no usable address, while there are others, and
+// reachableHosts leaves out SRV or NS records whose host has no usable address, while there are others, and
 // adds the addresses of the rest. It fails if nothing is left.
-func (a *answer) reachable(rrs []dns.RR) (kept []dns.RR, ok bool) {
+func (a *globalReply) reachableHosts(rrs []dns.RR) (kept []dns.RR, ok bool) {
 	kept = rrs
-	if a.behind != nil && slices.ContainsFunc(rrs, a.dead) {
-		if kept = slices.DeleteFunc(slices.Clone(rrs), a.dead); len(kept) == 0 {
+	if a.pathTo != nil && slices.ContainsFunc(rrs, a.isDead) {
+		if kept = slices.DeleteFunc(slices.Clone(rrs), a.isDead); len(kept) == 0 {
 			for _, rr := range rrs {
-				o := a.host(host(rr))
-				a.blame(&o.v4, &o.v6)
+				o := a.hostOwner(hostName(rr))
+				a.addProblems(&o.v4, &o.v6)
 			}
 			return nil, false
 		}
 	}
-	a.additional(kept)
+	a.addAdditional(kept)
 	return kept, true
 }
 
-// dead tells whether the host of a record has addresses, none of which is usable.
-func (a *answer) dead(rr dns.RR) bool {
-	o := a.host(host(rr))
-	return o != nil && len(o.v4.rrs)+len(o.v6.rrs) > 0 && len(a.usable(&o.v4, true)) == 0 && len(a.usable(&o.v6, true)) == 0
+// isDead tells whether the host of a record has addresses, none of which is usable.
+func (a *globalReply) isDead(rr dns.RR) bool {
+	o := a.hostOwner(hostName(rr))
+	return o != nil && len(o.v4.rrs)+len(o.v6.rrs) > 0 && len(a.usableAddresses(&o.v4, true)) == 0 && len(a.usableAddresses(&o.v6, true)) == 0
 }
 
-// host is the name in an SRV or NS record.
-func host(rr dns.RR) string {
+// hostName is the name in an SRV or NS record.
+func hostName(rr dns.RR) string {
 	switch rr := rr.(type) {
 	case *dns.SRV:
 		return rr.Target
@@ -491,41 +493,41 @@ func host(rr dns.RR) string {
 	return ""
 }
 
-// host is where the addresses of a name are; nil if it has none here.
-func (a *answer) host(name string) *owner {
-	o, exact := a.g.find(name)
+// hostOwner is where the addresses of a name are; nil if it has none here.
+func (a *globalReply) hostOwner(name string) *owner {
+	o, exact := a.global.findOwner(name)
 	if o != nil && !exact {
 		o = o.wildcard
 	}
 	return o
 }
 
-// additional adds the addresses of the hosts of SRV or NS records.
-func (a *answer) additional(rrs []dns.RR) {
+// addAdditional adds the addresses of the hosts of SRV or NS records.
+func (a *globalReply) addAdditional(rrs []dns.RR) {
 	for i, rr := range rrs {
-		name := host(rr)
-		if slices.ContainsFunc(rrs[:i], func(other dns.RR) bool { return host(other) == name }) {
+		name := hostName(rr)
+		if slices.ContainsFunc(rrs[:i], func(other dns.RR) bool { return hostName(other) == name }) {
 			continue
 		}
-		if name == a.g.server {
-			a.reply.Extra = append(a.reply.Extra, a.g.glue...)
-		} else if o := a.host(name); o != nil {
-			a.reply.Extra = append(a.reply.Extra, named(a.usable(&o.v4, o.fixed), name)...)
-			a.reply.Extra = append(a.reply.Extra, named(a.usable(&o.v6, o.fixed), name)...)
+		if name == a.global.server {
+			a.reply.Extra = append(a.reply.Extra, a.global.glue...)
+		} else if o := a.hostOwner(name); o != nil {
+			a.reply.Extra = append(a.reply.Extra, withOwner(a.usableAddresses(&o.v4, o.fixed), name)...)
+			a.reply.Extra = append(a.reply.Extra, withOwner(a.usableAddresses(&o.v6, o.fixed), name)...)
 		}
 	}
 }
 
-// refer answers with a delegation.
-func (a *answer) refer(cut *owner) {
-	rrs, ok := a.reachable(cut.ns)
+// referTo answers with a delegation.
+func (a *globalReply) referTo(cut *owner) {
+	rrs, ok := a.reachableHosts(cut.ns)
 	a.failed = !ok
 	a.reply.Ns = rrs
 	a.reply.Authoritative = len(a.reply.Answer) > 0 // that of an alias
 }
 
-// named gives records their owner as it was asked for: another spelling, or a name that a wildcard stands for.
-func named(rrs []dns.RR, name string) []dns.RR {
+// withOwner gives records their owner as it was asked for: another spelling, or a name that a wildcard stands for.
+func withOwner(rrs []dns.RR, name string) []dns.RR {
 	if len(rrs) == 0 || rrs[0].Header().Name == name {
 		return rrs
 	}
@@ -537,23 +539,23 @@ func named(rrs []dns.RR, name string) []dns.RR {
 	return renamed
 }
 
-// keepSerials gives zones whose records are what they were before the serial from before, as secondaries need not fetch
+// assignSerials gives zones whose records are what they were before the serial from before, as secondaries need not fetch
 // them again; others too, where the new one is not higher (RFC 1982): they would not.
-func (g *Global) keepSerials(serial uint32, before *Global) {
+func (g *Global) assignSerials(serial uint32, before *Global) {
 	if before == nil || before.missing != "" {
 		return
 	}
-	if g.highest = before.highest; int32(serial-g.highest) > 0 {
-		g.highest = serial
+	if g.highestSerial = before.highestSerial; int32(serial-g.highestSerial) > 0 {
+		g.highestSerial = serial
 	}
 	changed := map[string]bool{} // zones
 	for _, pair := range [][2]*Global{{g, before}, {before, g}} {
 		for _, o := range pair[0].sorted {
 			p := pair[1].owners[o.name]
-			if p == nil || !o.same(p) {
+			if p == nil || !o.sameRecords(p) {
 				changed[o.zone.name] = true
 			}
-			if up := o.delegatedBy(); up != "" && (p == nil || p.delegatedBy() != up || !slices.EqualFunc(o.ns, p.ns, same) || !slices.EqualFunc(o.glue, p.glue, same)) {
+			if up := o.delegatedBy(); up != "" && (p == nil || p.delegatedBy() != up || !slices.EqualFunc(o.ns, p.ns, sameRecord) || !slices.EqualFunc(o.glue, p.glue, sameRecord)) {
 				changed[up] = true
 			}
 		}
@@ -562,18 +564,18 @@ func (g *Global) keepSerials(serial uint32, before *Global) {
 		if !o.apex {
 			continue
 		}
-		last, soa := before.highest, o.zone.soa[0].(*dns.SOA) // a new zone may be one that there was before
+		last, soa := before.highestSerial, o.zone.soa[0].(*dns.SOA) // a new zone may be one that there was before
 		if p := before.owners[o.name]; p != nil && p.apex {
 			last = p.zone.soa[0].(*dns.SOA).Serial
 		}
-		if !changed[o.name] && !before.early[o.name] {
+		if !changed[o.name] && !before.pendingSerials[o.name] {
 			soa.Serial = last
 		} else if int32(soa.Serial-last) <= 0 {
 			soa.Serial = last
-			if g.early == nil {
-				g.early = map[string]bool{}
+			if g.pendingSerials == nil {
+				g.pendingSerials = map[string]bool{}
 			}
-			g.early[o.name] = true
+			g.pendingSerials[o.name] = true
 		}
 	}
 }
@@ -586,30 +588,30 @@ func (o *owner) delegatedBy() string {
 	return o.zone.parent.name
 }
 
-// same says whether the name had the same records before, in the same zone.
-func (o *owner) same(before *owner) bool {
+// sameRecords says whether the name had the same records before, in the same zone.
+func (o *owner) sameRecords(before *owner) bool {
 	if o.apex != before.apex || o.zone.name != before.zone.name {
 		return false
 	}
 	if o.apex {
 		soa := *before.zone.soa[0].(*dns.SOA)
-		if soa.Serial = o.zone.soa[0].(*dns.SOA).Serial; !same(&soa, o.zone.soa[0]) {
+		if soa.Serial = o.zone.soa[0].(*dns.SOA).Serial; !sameRecord(&soa, o.zone.soa[0]) {
 			return false
 		}
 	}
-	old := before.sets()
-	for i, set := range o.sets() {
-		if !slices.EqualFunc(set, old[i], same) {
+	old := before.recordSets()
+	for i, set := range o.recordSets() {
+		if !slices.EqualFunc(set, old[i], sameRecord) {
 			return false
 		}
 	}
 	return true
 }
 
-func same(a, b dns.RR) bool { return a.Header().Ttl == b.Header().Ttl && dns.IsDuplicate(a, b) }
+func sameRecord(a, b dns.RR) bool { return a.Header().Ttl == b.Header().Ttl && dns.IsDuplicate(a, b) }
 
-// sets are the records of the name, but for that of the apex.
-func (o *owner) sets() [6][]dns.RR {
+// recordSets are the records of the name, but for that of the apex.
+func (o *owner) recordSets() [6][]dns.RR {
 	return [...][]dns.RR{o.ns, o.cname, o.v4.rrs, o.v6.rrs, o.txt, o.srv}
 }
 
@@ -629,7 +631,7 @@ func (g *Global) Transfer(zone string, serial uint32) (rrs []dns.RR, ok bool) {
 	for _, o := range g.sorted {
 		switch {
 		case o.zone == top.zone:
-			for _, set := range o.sets() {
+			for _, set := range o.recordSets() {
 				rrs = append(rrs, set...)
 			}
 		case o.apex && o.zone.parent == top.zone:

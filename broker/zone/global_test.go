@@ -217,7 +217,7 @@ func TestGlobal(t *testing.T) {
 		{"nobody.short.", dns.TypeA, nx, "/ " + short + " / /"},
 	} {
 		for _, tcp := range []bool{false, true} {
-			m, err := ask(t, table, c.name+z, c.qtype, tcp, 1232)
+			m, err := queryTable(t, table, c.name+z, c.qtype, tcp, 1232)
 			rcode, aa := c.rcode, true
 			if rcode == ref {
 				rcode, aa = 0, false
@@ -228,7 +228,7 @@ func TestGlobal(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"loop1.", "LOOP2.", "a.self.", "b.self."} {
-		m, _ := ask(t, table, name+z, dns.TypeA, false, 1232)
+		m, _ := queryTable(t, table, name+z, dns.TypeA, false, 1232)
 		if code, text := ede(m); m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeInvalidData || !strings.Contains(text, strings.ToLower(name)) {
 			t.Errorf("%s: %v", name, m)
 		}
@@ -236,7 +236,7 @@ func TestGlobal(t *testing.T) {
 	if m, ok := table.Match("x." + z); !ok || m.Zone() != z || m.Link() != "" || m.Upstream().IsValid() {
 		t.Errorf("%+v", m)
 	}
-	if m, _ := ask(t, table, "global.kubelink.", dns.TypeA, false, 0); m.Rcode != 0 || sections(m) != "/ "+mesh+" / /" {
+	if m, _ := queryTable(t, table, "global.kubelink.", dns.TypeA, false, 0); m.Rcode != 0 || sections(m) != "/ "+mesh+" / /" {
 		t.Errorf("%v", m)
 	}
 }
@@ -322,7 +322,7 @@ any2 A 10.1.0.1
 		{"x.sub", dns.TypeA, 0, "two 10.2.0.1", ""},
 		{"x.dead", dns.TypeA, dns.RcodeServerFailure, "", down + "; link k3 is Idle"},
 	} {
-		m, err := ask(t, table, c.name+"."+z, c.qtype, false, 1232)
+		m, err := queryTable(t, table, c.name+"."+z, c.qtype, false, 1232)
 		var data []string
 		for _, rr := range slices.Concat(m.Answer, m.Ns, m.Extra) {
 			switch rr := rr.(type) {
@@ -369,7 +369,7 @@ x A 10.0.0.2
 		req := new(dns.Msg)
 		req.SetQuestion("x.svc.global.kubelink.", dns.TypeA)
 		req.Id = id
-		m, _ := exchange(t, table, req, false)
+		m, _ := exchangeQuery(t, table, req, false)
 		var s []string
 		for _, rr := range m.Answer {
 			s = append(s, strings.TrimPrefix(rr.(*dns.A).A.String(), "10."))
@@ -397,7 +397,7 @@ func TestGlobalText(t *testing.T) {
 	table := globalTable(t, n, nil)
 	defer table.Close()
 	for i, text := range texts {
-		m, err := ask(t, table, fmt.Sprintf("t%d.svc.global.kubelink.", i), dns.TypeTXT, true, 0)
+		m, err := queryTable(t, table, fmt.Sprintf("t%d.svc.global.kubelink.", i), dns.TypeTXT, true, 0)
 		if err != nil || len(m.Answer) != 1 {
 			t.Fatal(m, err)
 		}
@@ -407,7 +407,7 @@ func TestGlobalText(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The data is a sequence of strings, each after its length.
-		data, got := wire[octets(m.Answer[0].Header().Name)+10:end], ""
+		data, got := wire[wireLength(m.Answer[0].Header().Name)+10:end], ""
 		for len(data) > 0 {
 			n := 1 + int(data[0])
 			got, data = got+string(data[1:n]), data[n:]
@@ -550,7 +550,7 @@ func TestGlobalSerials(t *testing.T) {
 func TestGlobalNotKnown(t *testing.T) {
 	z := []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}}}
 	table := New(nil, z, up, Options{Serial: 1})
-	m, _ := ask(t, table, "web.svc.global.kubelink.", dns.TypeA, false, 1232)
+	m, _ := queryTable(t, table, "web.svc.global.kubelink.", dns.TypeA, false, 1232)
 	if code, text := ede(m); m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeNotReady || text != "the names of svc.global.kubelink. are not known yet" {
 		t.Errorf("%v", m)
 	}
@@ -559,7 +559,7 @@ func TestGlobalNotKnown(t *testing.T) {
 	}
 	g := NoGlobal("svc.global.kubelink.", "no permission")
 	next := New(table, z, up, Options{Serial: 1, Globals: map[string]*Global{"svc.global.kubelink.": g}})
-	m, _ = ask(t, next, "web.svc.global.kubelink.", dns.TypeA, false, 1232)
+	m, _ = queryTable(t, next, "web.svc.global.kubelink.", dns.TypeA, false, 1232)
 	if _, text := ede(m); text != "no permission" || next == table {
 		t.Errorf("%v", m)
 	}

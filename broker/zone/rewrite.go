@@ -40,8 +40,8 @@ func cutSuffix(name, domain string) (prefix string, ok bool) {
 	return name[:n], !escaped
 }
 
-// in tells whether the name is the domain or below it.
-func in(name, domain string) bool {
+// inDomain tells whether the name is the domain or below it.
+func inDomain(name, domain string) bool {
 	_, ok := cutSuffix(name, domain)
 	return ok
 }
@@ -52,14 +52,14 @@ func equalFold(a, b string) bool {
 		return false
 	}
 	for i := range len(a) {
-		if lower(a[i]) != lower(b[i]) {
+		if lowerByte(a[i]) != lowerByte(b[i]) {
 			return false
 		}
 	}
 	return true
 }
 
-func lower(c byte) byte {
+func lowerByte(c byte) byte {
 	if 'A' <= c && c <= 'Z' {
 		return c + 'a' - 'A'
 	}
@@ -79,15 +79,15 @@ func replaceSuffix(name, from, to string) (result string, fits bool) {
 		return prefix, true
 	}
 	result = prefix + to
-	return result, len(result) < maxOctets || octets(result) <= maxOctets
+	return result, len(result) < maxNameLength || wireLength(result) <= maxNameLength
 }
 
-// maxOctets is the longest name in wire form (RFC 1035, 2.3.4).
-const maxOctets = 255
+// maxNameLength is the longest name in wire form (RFC 1035, 2.3.4).
+const maxNameLength = 255
 
-// octets is the length of a name in wire form, where each dot but an escaped one stands for the
+// wireLength is the length of a name in wire form, where each dot but an escaped one stands for the
 // length of a label. dns.IsDomainName lets pass one more than allowed.
-func octets(name string) int {
+func wireLength(name string) int {
 	if name == "." {
 		return 1
 	}
@@ -115,10 +115,10 @@ func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 // does. Where they lead into a mesh domain of the table, the alias stays and what follows goes: we say ourselves what
 // is there.
 type rewriter struct {
-	from, to      string // domain of the cluster, zone in the mesh
-	asked, client string // question as the cluster was asked, and as the client spelled it
-	table         *Table
-	cluster       *cluster
+	from, to        string // domain of the cluster, zone in the mesh
+	queried, client string // question as the cluster was asked, and as the client spelled it
+	table           *Table
+	cluster         *cluster
 }
 
 // What is wrong with a reply; the name of the zone follows.
@@ -127,41 +127,41 @@ var (
 	errForeign = errors.New("it answered for a name that is not its own, outside of")
 )
 
-// reply rewrites a whole reply. It is an error if a name of the answer or authority section does not
+// rewriteReply rewrites a whole reply. It is an error if a name of the answer or authority section does not
 // fit, and if what the question leads to is not for the cluster to say: an answer without that part
 // would be taken as a proof that there is none. What else is not the cluster's just goes.
-func (w *rewriter) reply(m *dns.Msg) (err error) {
-	chain, ours := w.chain(m.Answer)
+func (w *rewriter) rewriteReply(m *dns.Msg) (err error) {
+	chain, ours := w.aliasChain(m.Answer)
 	if ours && m.Rcode == dns.RcodeNameError { // it says so of a name that is ours to look up
 		m.Rcode, m.Ns = dns.RcodeSuccess, nil
 	}
-	if m.Answer, err = w.section(m.Answer, chain); err != nil {
+	if m.Answer, err = w.rewriteSection(m.Answer, chain); err != nil {
 		return err
 	}
-	if m.Ns, err = w.section(m.Ns, nil); err == errTooLong {
+	if m.Ns, err = w.rewriteSection(m.Ns, nil); err == errTooLong {
 		return err
 	}
-	m.Extra, _ = w.section(m.Extra, nil) // additional is optional
+	m.Extra, _ = w.rewriteSection(m.Extra, nil) // additional is optional
 
 	// The cluster is no authority for where an alias leads to.
 	for _, rr := range m.Answer {
-		m.Authoritative = m.Authoritative && in(rr.Header().Name, w.to)
+		m.Authoritative = m.Authoritative && inDomain(rr.Header().Name, w.to)
 	}
 	return nil
 }
 
-// pointers rewrites the reply to the question for the names of an address. Only these stay, and only those that the
+// rewritePointers rewrites the reply to the question for the names of an address. Only these stay, and only those that the
 // cluster's service may tell: the ones in its own domain.
-func (w *rewriter) pointers(m *dns.Msg) error {
+func (w *rewriter) rewritePointers(m *dns.Msg) error {
 	kept := m.Answer[:0]
 	for _, rr := range m.Answer {
 		ptr, ok := rr.(*dns.PTR)
-		if !ok || !equalFold(ptr.Hdr.Name, w.asked) || !in(ptr.Ptr, w.from) {
+		if !ok || !equalFold(ptr.Hdr.Name, w.queried) || !inDomain(ptr.Ptr, w.from) {
 			continue
 		}
 		ptr.Hdr.Ttl = min(ptr.Hdr.Ttl, maxTTL)
 		ptr.Hdr.Name = w.client
-		if !w.name(&ptr.Ptr) {
+		if !w.rewriteName(&ptr.Ptr) {
 			return errTooLong
 		}
 		kept = append(kept, rr)
@@ -178,11 +178,11 @@ func (w *rewriter) pointers(m *dns.Msg) error {
 // no more either.
 const maxChain = 16
 
-// chain lists the names that the question leads to along the CNAME and DNAME records, in whatever
+// aliasChain lists the names that the question leads to along the CNAME and DNAME records, in whatever
 // order these are. Where an owner has several, the first one counts. If ours, what comes next is not the cluster's.
-func (w *rewriter) chain(rrs []dns.RR) (chain []string, ours bool) {
-	for name, ok := w.next(w.asked, rrs); ok && len(chain) < maxChain; name, ok = w.next(name, rrs) {
-		if here, fits := replaceSuffix(name, w.from, w.to); fits && w.foreign(here, in(name, w.from)) {
+func (w *rewriter) aliasChain(rrs []dns.RR) (chain []string, ours bool) {
+	for name, ok := w.nextAlias(w.queried, rrs); ok && len(chain) < maxChain; name, ok = w.nextAlias(name, rrs) {
+		if here, fits := replaceSuffix(name, w.from, w.to); fits && w.isForeign(here, inDomain(name, w.from)) {
 			return chain, true // where it goes on from there is ours to say
 		}
 		chain = append(chain, name)
@@ -190,9 +190,9 @@ func (w *rewriter) chain(rrs []dns.RR) (chain []string, ours bool) {
 	return chain, false
 }
 
-// next is one step of a chain. A CNAME comes first: the one that was made from a DNAME (RFC 6672,
+// nextAlias is one step of a chain. A CNAME comes first: the one that was made from a DNAME (RFC 6672,
 // 3.1) leads to the same name.
-func (w *rewriter) next(name string, rrs []dns.RR) (next string, ok bool) {
+func (w *rewriter) nextAlias(name string, rrs []dns.RR) (next string, ok bool) {
 	for _, rr := range rrs {
 		switch rr := rr.(type) {
 		case *dns.CNAME:
@@ -200,7 +200,7 @@ func (w *rewriter) next(name string, rrs []dns.RR) (next string, ok bool) {
 				return rr.Target, true
 			}
 		case *dns.DNAME:
-			if !ok && w.above(rr, name) {
+			if !ok && w.dnameCovers(rr, name) {
 				next, ok = replaceSuffix(name, rr.Hdr.Name, rr.Target)
 			}
 		}
@@ -208,37 +208,37 @@ func (w *rewriter) next(name string, rrs []dns.RR) (next string, ok bool) {
 	return next, ok
 }
 
-// above tells whether the DNAME is about the name. One outside of the cluster's domain is not about
+// dnameCovers tells whether the DNAME is about the name. One outside of the cluster's domain is not about
 // a name inside: in the mesh, the one is not above the other.
-func (w *rewriter) above(rr *dns.DNAME, name string) bool {
+func (w *rewriter) dnameCovers(rr *dns.DNAME, name string) bool {
 	prefix, ok := cutSuffix(name, rr.Hdr.Name)
-	return ok && prefix != "" && in(name, w.from) == in(rr.Hdr.Name, w.from)
+	return ok && prefix != "" && inDomain(name, w.from) == inDomain(rr.Hdr.Name, w.from)
 }
 
-// leadsTo tells whether the record's owner is on the chain.
-func (w *rewriter) leadsTo(chain []string, rr dns.RR) bool {
+// onChain tells whether the record's owner is on the chain.
+func (w *rewriter) onChain(chain []string, rr dns.RR) bool {
 	dname, _ := rr.(*dns.DNAME)
 	for _, name := range chain {
-		if equalFold(name, rr.Header().Name) || dname != nil && w.above(dname, name) {
+		if equalFold(name, rr.Header().Name) || dname != nil && w.dnameCovers(dname, name) {
 			return true
 		}
 	}
 	return false
 }
 
-// foreign tells whether a name of the result is in a mesh domain without being the cluster's: it was
+// isForeign tells whether a name of the result is in a mesh domain without being the cluster's: it was
 // not rewritten, or it was and became a name of ours or of another cluster below the cluster's.
-func (w *rewriter) foreign(name string, rewritten bool) bool {
-	m, ok := w.table.Match(canonical(name))
+func (w *rewriter) isForeign(name string, rewritten bool) bool {
+	m, ok := w.table.Match(dns.CanonicalName(name))
 	return ok && (!rewritten || m.cluster != w.cluster)
 }
 
-// name rewrites one name. The client sees its own spelling where the name is the question.
-func (w *rewriter) name(s *string) bool {
+// rewriteName rewrites one name. The client sees its own spelling where the name is the question.
+func (w *rewriter) rewriteName(s *string) bool {
 	if *s == "" { // such as the gateway of an IPSECKEY that is not a name
 		return true
 	}
-	if equalFold(*s, w.asked) {
+	if equalFold(*s, w.queried) {
 		*s = w.client
 		return true
 	}
@@ -249,12 +249,12 @@ func (w *rewriter) name(s *string) bool {
 	return fits
 }
 
-// section rewrites owners and data of the records in place and drops what cannot survive it:
+// rewriteSection rewrites owners and data of the records in place and drops what cannot survive it:
 // signatures and denials of existence, which cover the names of the cluster, and owners that are
 // neither in the cluster's domain nor on the chain. TTLs are capped. The error is errTooLong if a
 // name did not fit, or else errForeign if a DNAME is about names of others, or if no record is left because all were of
 // other owners. The result is good in any case.
-func (w *rewriter) section(rrs []dns.RR, chain []string) (kept []dns.RR, err error) {
+func (w *rewriter) rewriteSection(rrs []dns.RR, chain []string) (kept []dns.RR, err error) {
 	kept = rrs[:0]
 	dropped := false
 	for _, rr := range rrs {
@@ -268,23 +268,23 @@ func (w *rewriter) section(rrs []dns.RR, chain []string) (kept []dns.RR, err err
 			continue
 		}
 		h := rr.Header()
-		own := in(h.Name, w.from)
-		if !own && !w.leadsTo(chain, rr) {
+		own := inDomain(h.Name, w.from)
+		if !own && !w.onChain(chain, rr) {
 			dropped = true
 			continue
 		}
 		target := aliasTarget(rr)
-		inside := target != nil && in(*target, w.from)
+		inside := target != nil && inDomain(*target, w.from)
 		h.Ttl = min(h.Ttl, maxTTL)
-		fits := w.name(&h.Name)
-		eachName(rr, func(s *string) { fits = w.name(s) && fits })
+		fits := w.rewriteName(&h.Name)
+		eachName(rr, func(s *string) { fits = w.rewriteName(s) && fits })
 		switch {
 		case !fits:
 			err = errTooLong
-		case w.foreign(h.Name, own): // ours to say: see follow
+		case w.isForeign(h.Name, own): // ours to say: see follow
 			dropped = true
-		case h.Rrtype == dns.TypeDNAME && w.table.covers(h.Name, w.cluster), // it is about all names below
-			h.Rrtype == dns.TypeDNAME && w.foreign(*target, inside): // and leads where we say what there is
+		case h.Rrtype == dns.TypeDNAME && w.table.hasForeignBelow(h.Name, w.cluster), // it is about all names below
+			h.Rrtype == dns.TypeDNAME && w.isForeign(*target, inside): // and leads where we say what there is
 			if err == nil {
 				err = errForeign
 			}
@@ -380,9 +380,9 @@ func eachName(rr dns.RR, f func(*string)) {
 	}
 }
 
-// endToEnd removes the EDNS options that belong to one connection (cookies of RFC 7873, TCP
+// endToEndOptions removes the EDNS options that belong to one connection (cookies of RFC 7873, TCP
 // keepalive of RFC 7828, padding of RFC 7830) and keeps those meant for the other end.
-func endToEnd(options []dns.EDNS0) []dns.EDNS0 {
+func endToEndOptions(options []dns.EDNS0) []dns.EDNS0 {
 	var kept []dns.EDNS0
 	for _, o := range options {
 		switch o.Option() {
@@ -405,9 +405,9 @@ func withoutOPT(rrs []dns.RR) []dns.RR {
 	return kept
 }
 
-// clip shortens a text so that a reply with it fits any UDP message, and keeps it valid UTF-8 as
+// clipText shortens a text so that a reply with it fits any UDP message, and keeps it valid UTF-8 as
 // RFC 8914 wants it.
-func clip(text string) string {
+func clipText(text string) string {
 	const most = 240
 	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 	if len(text) > most {

@@ -97,7 +97,7 @@ func FuzzReplaceSuffix(f *testing.F) {
 func lowerASCII(s string) string {
 	b := []byte(s)
 	for i := range b {
-		b[i] = lower(b[i])
+		b[i] = lowerByte(b[i])
 	}
 	return string(b)
 }
@@ -159,7 +159,7 @@ func TestSection(t *testing.T) {
 			t.Fatalf("%s: %v", c.in, err)
 		}
 		w := newRewriter("cluster.local.")
-		kept, err := w.section([]dns.RR{rr}, nil)
+		kept, err := w.rewriteSection([]dns.RR{rr}, nil)
 		if err != nil {
 			t.Errorf("%s: %v", c.in, err)
 		}
@@ -182,7 +182,7 @@ func TestSection(t *testing.T) {
 func TestSectionKeepsTheClientsSpelling(t *testing.T) {
 	w := newRewriter("cluster.local.")
 	cname, _ := dns.NewRR("Q.Cluster.LOCAL. 5 IN CNAME q.cluster.local.")
-	kept, _ := w.section([]dns.RR{cname}, nil)
+	kept, _ := w.rewriteSection([]dns.RR{cname}, nil)
 	if got := kept[0].Header().Name; got != "Q.c2.KubeLink." {
 		t.Errorf("owner is %s", got)
 	}
@@ -199,7 +199,7 @@ func TestSectionTooLong(t *testing.T) {
 			t.Fatal(err)
 		}
 		ok, _ := dns.NewRR("b.c. 5 IN A 10.0.0.2")
-		kept, all := w.section([]dns.RR{rr, ok}, nil)
+		kept, all := w.rewriteSection([]dns.RR{rr, ok}, nil)
 		if all != errTooLong || len(kept) != 1 || kept[0].Header().Name != "b.cluster-two.kubelink." {
 			t.Errorf("%s: %v %v", s, kept, all)
 		}
@@ -256,7 +256,7 @@ func newRewriter(from string) rewriter {
 	}, nil, Options{})
 	asked, _ := replaceSuffix("q.cluster.local.", "cluster.local.", from)
 	return rewriter{
-		from: from, to: "c2.kubelink.", asked: asked, client: "Q.c2.KubeLink.",
+		from: from, to: "c2.kubelink.", queried: asked, client: "Q.c2.KubeLink.",
 		table: table, cluster: table.nodes["c2.kubelink."].cluster,
 	}
 }
@@ -290,7 +290,7 @@ func TestForeignRecords(t *testing.T) {
 				rr(t, e), &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}, rr(t, "b.cluster.local. 5 IN A 10.0.0.2"),
 			}}
 			m.Authoritative = true
-			err := w.reply(m)
+			err := w.rewriteReply(m)
 			if err != c.err || err == nil && (sections(m) != c.want || !m.Authoritative || m.IsEdns0() == nil) {
 				t.Errorf("%s: %v aa %v\n got %s\nwant %s", e, err, m.Authoritative, sections(m), c.want)
 			}
@@ -300,7 +300,7 @@ func TestForeignRecords(t *testing.T) {
 	// The domain of a mesh below the cluster's: the names in it are not the cluster's.
 	w := newRewriter("cluster.local.")
 	m := &dns.Msg{Extra: []dns.RR{rr(t, "x.in.cluster.local. 5 IN A 6.6.6.6"), rr(t, "b.cluster.local. 5 IN A 10.0.0.2")}}
-	if err := w.reply(m); err != nil || sections(m) != "/ / b.c2.kubelink. 5 IN A 10.0.0.2 /" {
+	if err := w.rewriteReply(m); err != nil || sections(m) != "/ / b.c2.kubelink. 5 IN A 10.0.0.2 /" {
 		t.Errorf("%v %s", err, sections(m))
 	}
 }
@@ -356,7 +356,7 @@ func TestChains(t *testing.T) {
 		for _, s := range strings.Split(c.in, ";") {
 			m.Answer = append(m.Answer, rr(t, s))
 		}
-		err := w.reply(m)
+		err := w.rewriteReply(m)
 		if c.want == "" {
 			if err != errForeign {
 				t.Errorf("%s: %v %v", c.name, err, m.Answer)
@@ -375,7 +375,7 @@ func TestChains(t *testing.T) {
 		m.Answer = append(m.Answer, rr(t, fmt.Sprintf("%d.test. 5 IN CNAME %d.test.", i, i+1)))
 	}
 	w := newRewriter("cluster.local.")
-	if err := w.reply(m); err != nil || len(m.Answer) != 1+maxChain {
+	if err := w.rewriteReply(m); err != nil || len(m.Answer) != 1+maxChain {
 		t.Errorf("%v, %d records", err, len(m.Answer))
 	}
 }
@@ -385,7 +385,7 @@ func TestNameServersName(t *testing.T) {
 	w := newRewriter("cluster.local.")
 	w.to, w.client, w.cluster = "dns.kubelink.", "q.dns.kubelink.", w.table.nodes["dns.kubelink."].cluster
 	m := &dns.Msg{Answer: []dns.RR{rr(t, "q.cluster.local. 5 IN A 10.0.0.1")}, Extra: []dns.RR{rr(t, "ns.cluster.local. 5 IN A 6.6.6.6")}}
-	if err := w.reply(m); err != nil || sections(m) != "q.dns.kubelink. 5 IN A 10.0.0.1 / / /" {
+	if err := w.rewriteReply(m); err != nil || sections(m) != "q.dns.kubelink. 5 IN A 10.0.0.1 / / /" {
 		t.Errorf("%v %s", err, sections(m))
 	}
 }
@@ -425,17 +425,17 @@ func FuzzSection(f *testing.F) {
 			return // the library reads more than it writes
 		}
 		w := newRewriter("cluster.local.")
-		chain, _ := w.chain(m.Answer)
+		chain, _ := w.aliasChain(m.Answer)
 		for _, section := range []*[]dns.RR{&m.Answer, &m.Ns, &m.Extra} {
 			// Also of what is refused in the end, the rest must be good.
-			*section, _ = w.section(*section, chain)
+			*section, _ = w.rewriteSection(*section, chain)
 			chain = nil
 			for _, rr := range *section {
 				owner := rr.Header().Name
-				if match, ok := w.table.Match(canonical(owner)); ok && (match.cluster != w.cluster || !in(owner, w.to)) {
+				if match, ok := w.table.Match(dns.CanonicalName(owner)); ok && (match.cluster != w.cluster || !inDomain(owner, w.to)) {
 					t.Fatalf("not of the cluster: %s", rr)
 				}
-				if section != &m.Answer && rr.Header().Rrtype != dns.TypeOPT && !in(owner, w.to) {
+				if section != &m.Answer && rr.Header().Rrtype != dns.TypeOPT && !inDomain(owner, w.to) {
 					t.Fatalf("not of the cluster: %s", rr)
 				}
 				if rr.Header().Rrtype == dns.TypeOPT {
@@ -458,7 +458,7 @@ func FuzzSection(f *testing.F) {
 }
 
 func TestEndToEnd(t *testing.T) {
-	got := endToEnd([]dns.EDNS0{
+	got := endToEndOptions([]dns.EDNS0{
 		&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE}, &dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET},
 		&dns.EDNS0_TCP_KEEPALIVE{Code: dns.EDNS0TCPKEEPALIVE}, &dns.EDNS0_PADDING{},
 	})
@@ -468,10 +468,10 @@ func TestEndToEnd(t *testing.T) {
 }
 
 func TestClip(t *testing.T) {
-	if got := clip(strings.Repeat("ä", 200)); len(got) != 240 || !strings.HasPrefix(strings.Repeat("ä", 200), got) {
+	if got := clipText(strings.Repeat("ä", 200)); len(got) != 240 || !strings.HasPrefix(strings.Repeat("ä", 200), got) {
 		t.Errorf("%d bytes: %q", len(got), got)
 	}
-	if got := clip("a\xff"); got != "a" {
+	if got := clipText("a\xff"); got != "a" {
 		t.Errorf("%q", got)
 	}
 }

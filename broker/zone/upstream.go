@@ -44,21 +44,21 @@ type upstream struct {
 
 	answered atomic.Bool // at least once
 
-	mu      sync.Mutex
-	asking  map[string]*asked // by protocol and query
-	waiting int               // of these, for a reply
+	mu       sync.Mutex
+	inflight map[string]*inflight // by protocol and query
+	waiting  int                  // of these, for a reply
 }
 
-// asked is a query that waits for its reply, or has failed a while ago.
-type asked struct {
+// inflight is a query that waits for its reply, or has failed a while ago.
+type inflight struct {
 	done   chan struct{} // closed when there is one of the following
 	reply  *dns.Msg
 	err    error
 	shared bool // others wait, too
 }
 
-// serials is that of the last upstream.
-var serials atomic.Uint64
+// lastSerial is that of the last upstream.
+var lastSerial atomic.Uint64
 
 // newUpstream starts an upstream. The health of a cluster's DNS service shows in any answer about
 // its own domain; the library's default, the root, would ask for what the cluster may not reach.
@@ -68,24 +68,24 @@ func newUpstream(addr netip.AddrPort, clusterDomain string) *upstream {
 	p.GetHealthchecker().SetDomain(clusterDomain)
 	p.GetHealthchecker().SetRecursionDesired(false)
 	p.Start(healthInterval)
-	return &upstream{serial: serials.Add(1), proxy: p, asking: map[string]*asked{}}
+	return &upstream{serial: lastSerial.Add(1), proxy: p, inflight: map[string]*inflight{}}
 }
 
-// stop ends the health checks. Connections are closed later: see upstream.
-func (u *upstream) stop() { u.proxy.Stop() }
+// stopChecks ends the health checks. Connections are closed later: see upstream.
+func (u *upstream) stopChecks() { u.proxy.Stop() }
 
-// exchange asks the upstream, in the protocol of the client. The same query is asked once at a time, and its failure is
+// exchangeShared asks the upstream, in the protocol of the client. The same query is asked once at a time, and its failure is
 // believed for as long as it took (RFC 9520). That is not only for speed: clusters follow aliases themselves, by way of
 // the kubelinks of their own, and where aliases lead from one cluster to another and back, all would ask each other
 // until there are no more sockets, and go on for ever.
-func (u *upstream) exchange(ctx context.Context, state request.Request) (*dns.Msg, error) {
+func (u *upstream) exchangeShared(ctx context.Context, state request.Request) (*dns.Msg, error) {
 	wire, err := state.Req.Pack() // its ID is 0
 	if err != nil {
 		return nil, err
 	}
 	key := state.Proto() + string(wire)
 	u.mu.Lock()
-	a := u.asking[key]
+	a := u.inflight[key]
 	switch {
 	case a != nil:
 		a.shared = true
@@ -95,11 +95,11 @@ func (u *upstream) exchange(ctx context.Context, state request.Request) (*dns.Ms
 		u.mu.Unlock()
 		return nil, fmt.Errorf("no answer yet to %d queries before this one", maxWaiting)
 	default:
-		a = &asked{done: make(chan struct{}), err: errors.New("given up")}
-		u.asking[key] = a
+		a = &inflight{done: make(chan struct{}), err: errors.New("given up")}
+		u.inflight[key] = a
 		u.waiting++
 		u.mu.Unlock()
-		u.first(ctx, key, a, state)
+		u.exchangeForAll(ctx, key, a, state)
 	}
 	switch {
 	case a.err != nil:
@@ -110,8 +110,8 @@ func (u *upstream) exchange(ctx context.Context, state request.Request) (*dns.Ms
 	return a.reply, nil
 }
 
-// first asks for all who wait.
-func (u *upstream) first(ctx context.Context, key string, a *asked, state request.Request) {
+// exchangeForAll asks for all who wait.
+func (u *upstream) exchangeForAll(ctx context.Context, key string, a *inflight, state request.Request) {
 	begin := time.Now()
 	defer close(a.done)
 	defer func() {
@@ -119,20 +119,20 @@ func (u *upstream) first(ctx context.Context, key string, a *asked, state reques
 		defer u.mu.Unlock()
 		u.waiting--
 		if a.err == nil {
-			delete(u.asking, key)
+			delete(u.inflight, key)
 			return
 		}
 		time.AfterFunc(time.Since(begin), func() {
 			u.mu.Lock()
 			defer u.mu.Unlock()
-			delete(u.asking, key)
+			delete(u.inflight, key)
 		})
 	}()
-	a.reply, a.err = u.ask(context.WithoutCancel(ctx), state)
+	a.reply, a.err = u.exchangeRetried(context.WithoutCancel(ctx), state)
 }
 
-// ask is exchange for one query.
-func (u *upstream) ask(ctx context.Context, state request.Request) (*dns.Msg, error) {
+// exchangeRetried is exchange for one query.
+func (u *upstream) exchangeRetried(ctx context.Context, state request.Request) (*dns.Msg, error) {
 	if u.proxy.Down(maxFails) {
 		if err := u.lastErr.Load(); err != nil {
 			return nil, fmt.Errorf("no answer for a while: %w", *err)
@@ -142,7 +142,7 @@ func (u *upstream) ask(ctx context.Context, state request.Request) (*dns.Msg, er
 	begin := time.Now()
 	for try := 0; try < tries; try++ {
 		var reply *dns.Msg
-		reply, err = u.try(ctx, state)
+		reply, err = u.exchangeOnce(ctx, state)
 		if err == nil {
 			if !state.Match(reply) {
 				return nil, errors.New("answer to another question")
@@ -158,15 +158,15 @@ func (u *upstream) ask(ctx context.Context, state request.Request) (*dns.Msg, er
 			break
 		}
 	}
-	err = brief(err)
+	err = briefError(err)
 	u.lastErr.Store(&err)
 	u.proxy.Healthcheck()
 	return nil, err
 }
 
-// try is one attempt: at most tryTimeout to connect, and as much for the answer. That a pooled
+// exchangeOnce is one attempt: at most tryTimeout to connect, and as much for the answer. That a pooled
 // connection was closed by the other side in the meantime is no attempt; each is found only once.
-func (u *upstream) try(ctx context.Context, state request.Request) (*dns.Msg, error) {
+func (u *upstream) exchangeOnce(ctx context.Context, state request.Request) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	for {
@@ -177,8 +177,8 @@ func (u *upstream) try(ctx context.Context, state request.Request) (*dns.Msg, er
 	}
 }
 
-// brief leaves out what a reader does not need: the local port and, as callers name it, the address.
-func brief(err error) error {
+// briefError leaves out what a reader does not need: the local port and, as callers name it, the address.
+func briefError(err error) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Err != nil {
 		return op.Err
 	}

@@ -180,18 +180,18 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// ask puts a question to the table, as the plugin does, and packs the reply as a server does.
-func ask(t testing.TB, table *Table, name string, qtype uint16, tcp bool, edns uint16) (*dns.Msg, error) {
+// queryTable puts a question to the table, as the plugin does, and packs the reply as a server does.
+func queryTable(t testing.TB, table *Table, name string, qtype uint16, tcp bool, edns uint16) (*dns.Msg, error) {
 	t.Helper()
 	req := new(dns.Msg)
 	req.SetQuestion(name, qtype)
 	if edns > 0 {
 		req.SetEdns0(edns, false)
 	}
-	return exchange(t, table, req, tcp)
+	return exchangeQuery(t, table, req, tcp)
 }
 
-func exchange(t testing.TB, table *Table, req *dns.Msg, tcp bool) (*dns.Msg, error) {
+func exchangeQuery(t testing.TB, table *Table, req *dns.Msg, tcp bool) (*dns.Msg, error) {
 	t.Helper()
 	state := request.Request{W: &test.ResponseWriter{TCP: tcp}, Req: req}
 	m, ok := table.Match(state.Name())
@@ -275,7 +275,7 @@ func TestAuthority(t *testing.T) {
 		{"kubelink2.kubelink.", dns.TypeDS, 0, "/ " + soa + " / /"}, // the parent's
 		{"nobody.other.kubelink.", dns.TypeA, dns.RcodeNameError, "/ other.kubelink. 5 IN SOA ns.dns.other.kubelink. hostmaster.other.kubelink. 7 7200 1800 86400 5 / /"},
 	} {
-		m, err := ask(t, table, c.name, c.qtype, false, 0)
+		m, err := queryTable(t, table, c.name, c.qtype, false, 0)
 		if err != nil || m.Rcode != c.rcode || !m.Authoritative || sections(m) != c.want {
 			t.Errorf("%s %s: %v %s aa %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, dns.RcodeToString[m.Rcode], m.Authoritative, sections(m), c.want)
 		}
@@ -284,11 +284,11 @@ func TestAuthority(t *testing.T) {
 	// A domain in another one: there is something between.
 	nested := New(nil, []mesh.Zone{{Domain: "a.b.kubelink."}, {Domain: "kubelink."}, {Domain: "x.example."}, {Domain: "y.d.a.b.kubelink."}}, up, options)
 	for name, rcode := range map[string]int{"b.kubelink.": 0, "c.b.kubelink.": dns.RcodeNameError, "a.b.kubelink.": 0, "x.a.b.kubelink.": dns.RcodeNameError} {
-		if m, err := ask(t, nested, name, dns.TypeA, false, 0); err != nil || m.Rcode != rcode {
+		if m, err := queryTable(t, nested, name, dns.TypeA, false, 0); err != nil || m.Rcode != rcode {
 			t.Errorf("%s: %v, %v", name, err, m)
 		}
 	}
-	if m, _ := ask(t, nested, "d.a.b.kubelink.", dns.TypeA, false, 0); len(m.Ns) != 1 || m.Ns[0].Header().Name != "a.b.kubelink." {
+	if m, _ := queryTable(t, nested, "d.a.b.kubelink.", dns.TypeA, false, 0); len(m.Ns) != 1 || m.Ns[0].Header().Name != "a.b.kubelink." {
 		t.Errorf("%v", m)
 	}
 	if _, ok := nested.Match("example."); ok {
@@ -296,11 +296,11 @@ func TestAuthority(t *testing.T) {
 	}
 
 	bare := New(nil, zones(netip.AddrPort{}), up, Options{Serial: 1})
-	m, _ := ask(t, bare, "kubelink.", dns.TypeNS, false, 0)
+	m, _ := queryTable(t, bare, "kubelink.", dns.TypeNS, false, 0)
 	if got := sections(m); got != "kubelink. 5 IN NS ns.dns.kubelink. / / /" {
 		t.Errorf("without addresses: %s", got)
 	}
-	if m, _ := ask(t, bare, "ns.dns.kubelink.", dns.TypeA, false, 0); m.Rcode != 0 || len(m.Ns) != 1 {
+	if m, _ := queryTable(t, bare, "ns.dns.kubelink.", dns.TypeA, false, 0); m.Rcode != 0 || len(m.Ns) != 1 {
 		t.Errorf("without addresses: %v", m)
 	}
 }
@@ -331,7 +331,7 @@ func TestCluster(t *testing.T) {
 			{"external.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "www.example.com. 5 IN A 192.0.2.1 external.default.svc.kubelink2.kubelink. 5 IN CNAME www.example.com. / / /"},
 			{"x.dname.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "dname.default.svc.kubelink2.kubelink. 5 IN DNAME example.com. x.dname.default.svc.kubelink2.kubelink. 5 IN CNAME x.example.com. x.example.com. 5 IN A 192.0.2.2 / / /"},
 		} {
-			m, err := ask(t, table, c.name, c.qtype, tcp, 0)
+			m, err := queryTable(t, table, c.name, c.qtype, tcp, 0)
 			if aa := !strings.Contains(c.want, "example.com. 5 IN "); err != nil || m.Rcode != c.rcode || m.Authoritative != aa || m.IsEdns0() != nil || sections(m) != c.want {
 				t.Errorf("%s %s: %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, sections(m), c.want)
 			}
@@ -350,7 +350,7 @@ func TestTruncation(t *testing.T) {
 	}{
 		{0, false, true}, {512, false, true}, {1232, false, false}, {4096, false, false}, {0, true, false}, {512, true, false},
 	} {
-		m, err := ask(t, table, "big.default.svc.kubelink2.kubelink.", dns.TypeA, c.tcp, c.edns)
+		m, err := queryTable(t, table, "big.default.svc.kubelink2.kubelink.", dns.TypeA, c.tcp, c.edns)
 		if err != nil || m.Truncated != c.tc || !c.tc && len(m.Answer) != 60 {
 			t.Errorf("%+v: %v, tc %v, %d answers", c, err, m.Truncated, len(m.Answer))
 		}
@@ -372,7 +372,7 @@ func TestEDNSOptions(t *testing.T) {
 		&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "8899aabbccddeeff"},
 		&dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 24, Address: net.IPv4(192, 0, 2, 0)},
 	}
-	m, err := exchange(t, table, req, false)
+	m, err := exchangeQuery(t, table, req, false)
 	if want := `/ / /`; err != nil || sections(m) != want {
 		t.Errorf("%v: %s, want %s", err, sections(m), want)
 	}
@@ -407,17 +407,17 @@ func TestErrors(t *testing.T) {
 		{"long.default.svc.kubelink2.kubelink.", dns.RcodeServerFailure, 24, fmt.Sprintf("DNS service %s of link kubelink2: a name in the answer is longer than 255 octets in kubelink2.kubelink.", addr), true},
 		{"onlyevil.default.svc.kubelink2.kubelink.", dns.RcodeServerFailure, 24, fmt.Sprintf("DNS service %s of link kubelink2: it answered for a name that is not its own, outside of kubelink2.kubelink.", addr), true},
 	} {
-		m, err := ask(t, table, c.name, dns.TypeA, false, 1232)
+		m, err := queryTable(t, table, c.name, dns.TypeA, false, 1232)
 		code, text := ede(m)
 		if m.Rcode != c.rcode || code != c.code || text != c.text || (err != nil) != c.log {
 			t.Errorf("%s: %s %d %q, error %v", c.name, dns.RcodeToString[m.Rcode], code, text, err)
 		}
-		if m, _ := ask(t, table, c.name, dns.TypeA, false, 0); m.Rcode != c.rcode || m.IsEdns0() != nil {
+		if m, _ := queryTable(t, table, c.name, dns.TypeA, false, 0); m.Rcode != c.rcode || m.IsEdns0() != nil {
 			t.Errorf("%s without EDNS: %v", c.name, m)
 		}
 	}
 	before := asked.Load()
-	ask(t, table, "x.a.deep.kubelink.", dns.TypeA, false, 0)
+	queryTable(t, table, "x.a.deep.kubelink.", dns.TypeA, false, 0)
 	if asked.Load() != before {
 		t.Error("a cluster was asked whose link is Down")
 	}
@@ -427,7 +427,7 @@ func TestErrors(t *testing.T) {
 	table = New(table, []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
 		{Name: "kubelink2.kubelink.", Link: "kubelink2", Upstream: addr, ClusterDomain: "a.very.long.cluster.domain."},
 	}}}, up, options)
-	if m, err := ask(t, table, long, dns.TypeA, false, 0); m.Rcode != dns.RcodeNameError || err != nil || !m.Authoritative || len(m.Ns) != 1 {
+	if m, err := queryTable(t, table, long, dns.TypeA, false, 0); m.Rcode != dns.RcodeNameError || err != nil || !m.Authoritative || len(m.Ns) != 1 {
 		t.Errorf("%v %v", m, err)
 	}
 }
@@ -444,7 +444,7 @@ func TestDeadService(t *testing.T) {
 	for _, tcp := range []bool{false, true} {
 		table := New(nil, zones(netip.MustParseAddrPort("127.0.0.1:1")), up, options)
 		begin := time.Now()
-		m, err := ask(t, table, "x.kubelink2.kubelink.", dns.TypeA, tcp, 1232)
+		m, err := queryTable(t, table, "x.kubelink2.kubelink.", dns.TypeA, tcp, 1232)
 		if code, text := ede(m); m.Rcode != dns.RcodeServerFailure || code != 23 || !strings.HasSuffix(text, "connection refused") || err == nil {
 			t.Errorf("refused: %v %v", m, err)
 		}
@@ -457,7 +457,7 @@ func TestDeadService(t *testing.T) {
 	table := New(nil, zones(silent), up, options)
 	defer table.Close()
 	begin := time.Now()
-	m, _ := ask(t, table, "x.kubelink2.kubelink.", dns.TypeA, false, 1232)
+	m, _ := queryTable(t, table, "x.kubelink2.kubelink.", dns.TypeA, false, 1232)
 	if code, text := ede(m); code != 23 || !strings.HasSuffix(text, "i/o timeout") {
 		t.Errorf("silent: %v", m)
 	}
@@ -475,7 +475,7 @@ func TestDeadService(t *testing.T) {
 		pc.ReadFrom(make([]byte, 512))
 	}
 	begin = time.Now()
-	m, err = ask(t, table, "x.kubelink2.kubelink.", dns.TypeA, false, 1232)
+	m, err = queryTable(t, table, "x.kubelink2.kubelink.", dns.TypeA, false, 1232)
 	if d := time.Since(begin); d > 200*time.Millisecond {
 		t.Errorf("known to be dead: %v", d)
 	}
@@ -507,7 +507,7 @@ func TestConnectionsAreReused(t *testing.T) {
 	defer func() { table.Close() }()
 	var ports []any
 	for i := range 3 {
-		if _, err := ask(t, table, "web.default.svc.kubelink2.kubelink.", dns.TypeA, true, 0); err != nil {
+		if _, err := queryTable(t, table, "web.default.svc.kubelink2.kubelink.", dns.TypeA, true, 0); err != nil {
 			t.Fatal(err)
 		}
 		ports = append(ports, seen.Load())
@@ -536,14 +536,14 @@ func TestAskedOnceAtATime(t *testing.T) {
 			answer(w, r)
 			return
 		}
-		m, err := ask(t, table.Load(), spelled, dns.TypeA, false, 0)
+		m, err := queryTable(t, table.Load(), spelled, dns.TypeA, false, 0)
 		if err != nil {
 			t.Error(err)
 		}
 		again <- m
 	})), up, Options{}))
 	defer table.Load().Close()
-	m, err := ask(t, table.Load(), web, dns.TypeA, false, 0)
+	m, err := queryTable(t, table.Load(), web, dns.TypeA, false, 0)
 	if err != nil || len(m.Answer) != 1 || m.Answer[0].Header().Name != web {
 		t.Errorf("%v, %v", err, m)
 	}
@@ -569,10 +569,10 @@ func TestAskingIsBounded(t *testing.T) {
 	u.waiting = maxWaiting - 1
 	u.mu.Unlock()
 	first := make(chan error, 1)
-	go func() { _, err := ask(t, table, web, dns.TypeA, false, 0); first <- err }()
+	go func() { _, err := queryTable(t, table, web, dns.TypeA, false, 0); first <- err }()
 	<-began
 	begin := time.Now()
-	m, err := ask(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 1232)
+	m, err := queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 1232)
 	if code, text := ede(m); err == nil || code != dns.ExtendedErrorCodeNetworkError || !strings.HasSuffix(text, "no answer yet to 1024 queries before this one") || time.Since(begin) > tryTimeout/2 {
 		t.Errorf("after %v: %v, %v", time.Since(begin), err, m)
 	}
@@ -580,7 +580,7 @@ func TestAskingIsBounded(t *testing.T) {
 	if err := <-first; err != nil {
 		t.Error(err)
 	}
-	if m, err := ask(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || m.Rcode != dns.RcodeSuccess {
+	if m, err := queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || m.Rcode != dns.RcodeSuccess {
 		t.Errorf("%v, %v", err, m)
 	}
 }
@@ -618,7 +618,7 @@ func (b *backend) Answer(_ context.Context, state *request.Request) (*dns.Msg, e
 	}
 	m := new(dns.Msg)
 	m.SetReply(state.Req)
-	m.Answer = []dns.RR{&dns.A{Hdr: header(state.QName(), dns.TypeA), A: net.IPv4(100, 64, 16, 20)}}
+	m.Answer = []dns.RR{&dns.A{Hdr: rrHeader(state.QName(), dns.TypeA), A: net.IPv4(100, 64, 16, 20)}}
 	return m, nil
 }
 
@@ -639,11 +639,11 @@ func TestBackend(t *testing.T) {
 	table := New(nil, z, func(string) Status { return status }, opts)
 	defer table.Close()
 	const name = "web.default.svc.KubeLink2.kubelink."
-	if m, err := ask(t, table, name, dns.TypeA, false, 0); err != nil || sections(m) != name+" 5 IN A 100.64.16.20 / / /" {
+	if m, err := queryTable(t, table, name, dns.TypeA, false, 0); err != nil || sections(m) != name+" 5 IN A 100.64.16.20 / / /" {
 		t.Error(m, err)
 	}
 	b.why = errors.New("names are being loaded")
-	m, err := ask(t, table, name, dns.TypeA, false, 1232)
+	m, err := queryTable(t, table, name, dns.TypeA, false, 1232)
 	if code, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeNoReachableAuthority || text != b.why.Error() {
 		t.Error(m, err)
 	}
@@ -661,14 +661,14 @@ func TestBackend(t *testing.T) {
 	next := New(table, z, func(string) Status { return status }, opts)
 	defer next.Close()
 	b.asked = 0
-	if m, _ := ask(t, next, name, dns.TypeA, false, 1232); m.Rcode != dns.RcodeServerFailure || b.asked != 0 {
+	if m, _ := queryTable(t, next, name, dns.TypeA, false, 1232); m.Rcode != dns.RcodeServerFailure || b.asked != 0 {
 		t.Error(m, b.asked)
 	}
 	status = Status{Usable: true}
 	opts.Backends = nil
 	last := New(next, z, func(string) Status { return status }, opts)
 	defer last.Close()
-	if m, err := ask(t, last, name, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() == 0 {
+	if m, err := queryTable(t, last, name, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() == 0 {
 		t.Error(m, err)
 	}
 }
@@ -686,7 +686,7 @@ func TestUnchanged(t *testing.T) {
 	if next == table {
 		t.Fatal("the same table though a link went down")
 	}
-	if m, _ := ask(t, next, "kubelink.", dns.TypeSOA, false, 0); m.Answer[0].(*dns.SOA).Serial != 8 {
+	if m, _ := queryTable(t, next, "kubelink.", dns.TypeSOA, false, 0); m.Answer[0].(*dns.SOA).Serial != 8 {
 		t.Errorf("serial of %v", m.Answer[0])
 	}
 	status.Reason = "y"
@@ -736,7 +736,7 @@ func BenchmarkAnswer(b *testing.B) {
 	defer table.Close()
 	b.ReportAllocs()
 	for b.Loop() {
-		if m, err := ask(b, table, "web.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 {
+		if m, err := queryTable(b, table, "web.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 {
 			b.Fatal(m, err)
 		}
 	}

@@ -19,18 +19,18 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
-// older makes what is remembered of a name older.
-func (a *ReplyCache) older(name string, by time.Duration) {
-	a.cache.Walk(func(items map[uint64]*memo, key uint64) bool {
+// ageEntries makes what is remembered of a name older.
+func (a *ReplyCache) ageEntries(name string, by time.Duration) {
+	a.cache.Walk(func(items map[uint64]*entry, key uint64) bool {
 		if e := items[key]; e != nil && e.name == name {
-			e.at = e.at.Add(-by)
+			e.storedAt = e.storedAt.Add(-by)
 		}
 		return true
 	})
 }
 
-// remembering are options with an empty memory.
-func remembering() Options {
+// cachingOptions are options with an empty memory.
+func cachingOptions() Options {
 	o := options
 	o.Replies = NewReplyCache()
 	return o
@@ -42,7 +42,7 @@ const web = "web.default.svc.kubelink2.kubelink."
 
 func TestAnswersAreRemembered(t *testing.T) {
 	var asked atomic.Int64
-	o := remembering()
+	o := cachingOptions()
 	table := New(nil, zones(serve(t, clusterDNS(t, &asked))), up, o)
 	defer table.Close()
 	ttl := func(m *dns.Msg) uint32 {
@@ -68,8 +68,8 @@ func TestAnswersAreRemembered(t *testing.T) {
 		{web, 0, 2 * time.Second, 1, 1},
 		{web, 0, time.Second, 2, 5}, // its TTL is over
 	} {
-		o.Replies.older(web, c.older)
-		m, err := ask(t, table, c.name, dns.TypeA, n%2 == 0, c.edns)
+		o.Replies.ageEntries(web, c.older)
+		m, err := queryTable(t, table, c.name, dns.TypeA, n%2 == 0, c.edns)
 		if got := ttl(m); err != nil || got != c.ttl || asked.Load() != c.asked || !m.Authoritative || (m.IsEdns0() != nil) != (c.edns > 0) {
 			t.Errorf("%d: TTL %d, asked %d times, %v, %v", n, got, asked.Load(), err, m)
 		}
@@ -78,7 +78,7 @@ func TestAnswersAreRemembered(t *testing.T) {
 	// Who asked first in another spelling leaves the same.
 	before := asked.Load()
 	for _, name := range []string{"NOBODY.kubelink2.kubelink.", "nobody.kubelink2.kubelink."} {
-		if m, err := ask(t, table, name, dns.TypeA, false, 0); err != nil || m.Rcode != dns.RcodeNameError || len(m.Ns) != 1 {
+		if m, err := queryTable(t, table, name, dns.TypeA, false, 0); err != nil || m.Rcode != dns.RcodeNameError || len(m.Ns) != 1 {
 			t.Errorf("%s: %v %v", name, err, m)
 		}
 	}
@@ -89,15 +89,15 @@ func TestAnswersAreRemembered(t *testing.T) {
 	// What is not good for others: other types and flags, truncated replies, failures. Options are the client's own.
 	before = asked.Load()
 	for range 2 {
-		ask(t, table, "refused.kubelink2.kubelink.", dns.TypeA, false, 0)
-		if m, _ := ask(t, table, "big.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); !m.Truncated {
+		queryTable(t, table, "refused.kubelink2.kubelink.", dns.TypeA, false, 0)
+		if m, _ := queryTable(t, table, "big.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); !m.Truncated {
 			t.Errorf("%v", m)
 		}
 		req := new(dns.Msg)
 		req.SetQuestion(web, dns.TypeA)
 		req.SetEdns0(1232, false)
 		req.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 24, Address: []byte{192, 0, 2, 0}}}
-		exchange(t, table, req, false)
+		exchangeQuery(t, table, req, false)
 	}
 	if n := asked.Load() - before; n != 4 {
 		t.Errorf("asked %d times, not 4", n)
@@ -110,7 +110,7 @@ func TestAnswersAreRemembered(t *testing.T) {
 		req := new(dns.Msg)
 		req.SetQuestion(web, dns.TypeA)
 		change(req)
-		exchange(t, table, req, false)
+		exchangeQuery(t, table, req, false)
 	}
 	if n := asked.Load() - before; n != 4 {
 		t.Errorf("asked %d times, not 4", n)
@@ -120,14 +120,14 @@ func TestAnswersAreRemembered(t *testing.T) {
 // A truncated reply is not what others get, and a whole one is cut for those who take less.
 func TestRememberedForAllSizes(t *testing.T) {
 	var asked atomic.Int64
-	table := New(nil, zones(serve(t, clusterDNS(t, &asked))), up, remembering())
+	table := New(nil, zones(serve(t, clusterDNS(t, &asked))), up, cachingOptions())
 	defer table.Close()
 	for _, c := range []struct {
 		tcp  bool
 		edns uint16
 		n    int
 	}{{false, 0, 0}, {true, 0, 60}, {true, 4096, 60}, {false, 4096, 60}, {false, 0, 0}} {
-		m, err := ask(t, table, "big.default.svc.kubelink2.kubelink.", dns.TypeA, c.tcp, c.edns)
+		m, err := queryTable(t, table, "big.default.svc.kubelink2.kubelink.", dns.TypeA, c.tcp, c.edns)
 		if err != nil || m.Truncated != (c.n == 0) || c.n > 0 && len(m.Answer) != c.n {
 			t.Errorf("%+v: %v, %d records", c, err, len(m.Answer))
 		}
@@ -138,18 +138,18 @@ func TestRememberedForAllSizes(t *testing.T) {
 func TestLostAndBack(t *testing.T) {
 	var asked atomic.Int64
 	z := zones(serve(t, clusterDNS(t, &asked)))
-	o := remembering()
+	o := cachingOptions()
 	table := New(nil, z, up, o)
-	ask(t, table, web, dns.TypeA, false, 0)
+	queryTable(t, table, web, dns.TypeA, false, 0)
 	table = New(table, z, down, o)
-	if m, err := ask(t, table, web, dns.TypeA, false, 1232); err != nil || m.Rcode != dns.RcodeServerFailure {
+	if m, err := queryTable(t, table, web, dns.TypeA, false, 1232); err != nil || m.Rcode != dns.RcodeServerFailure {
 		t.Errorf("lost: %v, %v", m, err)
 	} else if code, text := ede(m); code != dns.ExtendedErrorCodeNoReachableAuthority || text != "link kubelink2 is Down: connection lost" {
 		t.Errorf("%d %q", code, text)
 	}
 	table = New(table, z, up, o)
 	defer table.Close()
-	ask(t, table, web, dns.TypeA, false, 0)
+	queryTable(t, table, web, dns.TypeA, false, 0)
 	if n := asked.Load(); n != 2 {
 		t.Errorf("asked %d times, not again after the return", n)
 	}
@@ -158,10 +158,10 @@ func TestLostAndBack(t *testing.T) {
 func TestServeStale(t *testing.T) {
 	var asked atomic.Int64
 	z := zones(serve(t, clusterDNS(t, &asked)))
-	o := remembering()
+	o := cachingOptions()
 	o.ServeStale = time.Hour
 	table := New(nil, z, up, o)
-	ask(t, table, web, dns.TypeA, false, 0)
+	queryTable(t, table, web, dns.TypeA, false, 0)
 	table = New(table, z, down, o)
 	defer func() { table.Close() }()
 	for _, c := range []struct {
@@ -173,8 +173,8 @@ func TestServeStale(t *testing.T) {
 		{50 * time.Minute, dns.RcodeSuccess, dns.ExtendedErrorCodeStaleAnswer},
 		{10 * time.Minute, dns.RcodeServerFailure, dns.ExtendedErrorCodeNoReachableAuthority},
 	} {
-		o.Replies.older(web, c.older)
-		m, err := ask(t, table, strings.ToUpper(web), dns.TypeA, false, 1232)
+		o.Replies.ageEntries(web, c.older)
+		m, err := queryTable(t, table, strings.ToUpper(web), dns.TypeA, false, 1232)
 		code, text := ede(m)
 		if err != nil || m.Rcode != c.rcode || code != c.code || text != "link kubelink2 is Down: connection lost" {
 			t.Errorf("%v: %v, %d %q", m, err, code, text)
@@ -187,8 +187,8 @@ func TestServeStale(t *testing.T) {
 	// The service of the cluster does not answer, though the link is usable.
 	z[0].Clusters[2].Upstream = netip.MustParseAddrPort("127.0.0.1:1")
 	table = New(table, z, up, o)
-	o.Replies.older(web, -time.Hour)
-	m, err := ask(t, table, web, dns.TypeA, false, 1232)
+	o.Replies.ageEntries(web, -time.Hour)
+	m, err := queryTable(t, table, web, dns.TypeA, false, 1232)
 	if code, text := ede(m); err == nil || len(m.Answer) != 1 || code != dns.ExtendedErrorCodeStaleAnswer || !strings.HasSuffix(text, "connection refused") {
 		t.Errorf("%v: %v, %d %q", m, err, code, text)
 	}
@@ -198,11 +198,11 @@ func TestServeStale(t *testing.T) {
 func TestAnswersSurvive(t *testing.T) {
 	var asked atomic.Int64
 	z := zones(serve(t, clusterDNS(t, &asked)))
-	o := remembering()
+	o := cachingOptions()
 	table := New(nil, z, up, o)
-	ask(t, table, web, dns.TypeA, false, 0)
-	ask(t, table, "nobody.kubelink2.kubelink.", dns.TypeAAAA, false, 0)
-	ask(t, table, "refused.kubelink2.kubelink.", dns.TypeA, false, 0)
+	queryTable(t, table, web, dns.TypeA, false, 0)
+	queryTable(t, table, "nobody.kubelink2.kubelink.", dns.TypeAAAA, false, 0)
+	queryTable(t, table, "refused.kubelink2.kubelink.", dns.TypeA, false, 0)
 	table.Close()
 	var file bytes.Buffer
 	if err := o.Replies.Save(&file); err != nil {
@@ -210,7 +210,7 @@ func TestAnswersSurvive(t *testing.T) {
 	}
 
 	load := func() Options {
-		o := remembering()
+		o := cachingOptions()
 		if err := o.Replies.Load(bytes.NewReader(file.Bytes())); err != nil || o.Replies.cache.Len() != 2 {
 			t.Fatalf("%v, %d answers", err, o.Replies.cache.Len())
 		}
@@ -223,24 +223,24 @@ func TestAnswersSurvive(t *testing.T) {
 		if want != 0 {
 			qtype, why = dns.TypeAAAA, dns.ExtendedErrorCodeStaleNXDOMAINAnswer
 		}
-		m, err := ask(t, table, name, qtype, false, 1232)
+		m, err := queryTable(t, table, name, qtype, false, 1232)
 		if code, _ := ede(m); err != nil || m.Rcode != want || code != why {
 			t.Errorf("%v: %v", m, err)
 		}
 	}
-	if m, _ := ask(t, table, "x."+web, dns.TypeA, false, 0); m.Rcode != dns.RcodeServerFailure {
+	if m, _ := queryTable(t, table, "x."+web, dns.TypeA, false, 0); m.Rcode != dns.RcodeServerFailure {
 		t.Errorf("%v", m)
 	}
 	// The link comes, and goes: from then on it is as with any other link.
 	table = New(table, z, up, o)
 	before := asked.Load()
-	if m, err := ask(t, table, web, dns.TypeA, false, 1232); err != nil || m.IsEdns0() == nil || asked.Load() == before {
+	if m, err := queryTable(t, table, web, dns.TypeA, false, 1232); err != nil || m.IsEdns0() == nil || asked.Load() == before {
 		t.Errorf("not asked: %v, %v", m, err)
 	}
 	table = New(table, z, down, o)
 	defer table.Close()
 	for _, name := range []string{web, "nobody.kubelink2.kubelink."} {
-		if m, err := ask(t, table, name, dns.TypeA, false, 1232); err != nil || m.Rcode != dns.RcodeServerFailure {
+		if m, err := queryTable(t, table, name, dns.TypeA, false, 1232); err != nil || m.Rcode != dns.RcodeServerFailure {
 			t.Errorf("%v: %v", m, err)
 		}
 	}
@@ -261,15 +261,15 @@ func TestLocalAnswersSurvive(t *testing.T) {
 		answer(w, r)
 	}))
 	const name = "web.default.svc.kubelink1.kubelink."
-	first := remembering()
+	first := cachingOptions()
 	table := New(nil, z, up, first)
-	ask(t, table, name, dns.TypeA, false, 0)
+	queryTable(t, table, name, dns.TypeA, false, 0)
 	table.Close()
 	var file bytes.Buffer
 	if err := first.Replies.Save(&file); err != nil {
 		t.Fatal(err)
 	}
-	o := remembering()
+	o := cachingOptions()
 	if err := o.Replies.Load(&file); err != nil {
 		t.Fatal(err)
 	}
@@ -278,25 +278,25 @@ func TestLocalAnswersSurvive(t *testing.T) {
 	defer func() { table.Close() }()
 	expect := func(rcode int, why uint16) {
 		t.Helper()
-		m, _ := ask(t, table, name, dns.TypeA, false, 1232)
+		m, _ := queryTable(t, table, name, dns.TypeA, false, 1232)
 		if code, _ := ede(m); m.Rcode != rcode || code != why {
 			t.Errorf("%v", m)
 		}
 	}
 	expect(dns.RcodeSuccess, dns.ExtendedErrorCodeStaleAnswer)
 	dead.Store(false)
-	ask(t, table, "db.default.svc.kubelink1.kubelink.", dns.TypeA, false, 0)
+	queryTable(t, table, "db.default.svc.kubelink1.kubelink.", dns.TypeA, false, 0)
 	dead.Store(true)
 	expect(dns.RcodeServerFailure, dns.ExtendedErrorCodeNetworkError)
 }
 
-// saved is a file with one answer.
-func saved(t testing.TB) []byte {
+// savedCache is a file with one answer.
+func savedCache(t testing.TB) []byte {
 	a := NewReplyCache()
 	m := new(dns.Msg)
 	m.SetQuestion(web, dns.TypeA)
 	m.Answer = []dns.RR{rr(t, web+" 5 IN A 100.64.16.20")}
-	a.put(question{web, dns.TypeA, 0}, source{}, m)
+	a.storeReply(question{web, dns.TypeA, 0}, source{}, m)
 	var file bytes.Buffer
 	if err := a.Save(&file); err != nil {
 		t.Fatal(err)
@@ -305,32 +305,32 @@ func saved(t testing.TB) []byte {
 }
 
 func TestLoadRefuses(t *testing.T) {
-	good := string(saved(t))
+	good := string(savedCache(t))
 	for name, data := range map[string]string{
 		"nothing": "", "another file": "hello", "another version": strings.Replace(good, "2", "9", 1),
-		"a cut head": good[:len(answersMagic)+5], "a cut message": good[:len(good)-1], "no message": good[:len(answersMagic)+27] + strings.Repeat("x", len(good)),
+		"a cut head": good[:len(cacheFileMagic)+5], "a cut message": good[:len(good)-1], "no message": good[:len(cacheFileMagic)+27] + strings.Repeat("x", len(good)),
 	} {
 		if err := NewReplyCache().Load(strings.NewReader(data)); err == nil {
 			t.Errorf("loaded %s", name)
 		}
 	}
 	b := NewReplyCache()
-	if err := b.Load(strings.NewReader(good)); err != nil || b.get(question{web, dns.TypeA, 0}) == nil {
+	if err := b.Load(strings.NewReader(good)); err != nil || b.findEntry(question{web, dns.TypeA, 0}) == nil {
 		t.Errorf("%v", err)
 	}
 }
 
 // FuzzLoad: whatever the file has, what is remembered of it can be answered.
 func FuzzLoad(f *testing.F) {
-	f.Add(saved(f))
+	f.Add(savedCache(f))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		a := NewReplyCache()
 		a.Load(bytes.NewReader(data)) //nolint:errcheck // what came before an error counts
-		a.cache.Walk(func(items map[uint64]*memo, key uint64) bool {
+		a.cache.Walk(func(items map[uint64]*entry, key uint64) bool {
 			e := items[key]
 			req := new(dns.Msg)
 			req.SetQuestion(strings.ToUpper(e.name), e.qtype)
-			if m := e.stale(e.source.cluster, staleMost, req); m != nil {
+			if m := e.staleReply(e.source.cluster, maxStaleAge, req); m != nil {
 				m.Pack() //nolint:errcheck // must not panic
 			}
 			return true
@@ -357,11 +357,11 @@ func TestStateNames(t *testing.T) {
 		"_State.Unknown.kubelink.":   `_State.Unknown.kubelink. 5 IN TXT "state=Down" "since=2026-11-24T07:00:00Z" "reason=` + strings.Repeat("it is long; ", 20) + `" / / /`,
 		"_state.kubelink1.kubelink.": `_state.kubelink1.kubelink. 5 IN TXT "state=Local" / / /`,
 	} {
-		if m, err := ask(t, table, name, dns.TypeTXT, false, 0); err != nil || sections(m) != want || !m.Authoritative {
+		if m, err := queryTable(t, table, name, dns.TypeTXT, false, 0); err != nil || sections(m) != want || !m.Authoritative {
 			t.Errorf("%s\n got %s\nwant %s", name, sections(m), want)
 		}
 	}
-	if m, _ := ask(t, table, "_state.kubelink2.kubelink.", dns.TypeA, false, 0); m.Rcode != 0 || len(m.Ns) != 1 {
+	if m, _ := queryTable(t, table, "_state.kubelink2.kubelink.", dns.TypeA, false, 0); m.Rcode != 0 || len(m.Ns) != 1 {
 		t.Errorf("%v", m)
 	}
 
@@ -373,7 +373,7 @@ func TestStateNames(t *testing.T) {
 	o.NoStateNames = true
 	off := New(table, z, status, o)
 	defer off.Close()
-	if m, _ := off.Match("_state.kubelink2.kubelink."); m.state != nil {
+	if m, _ := off.Match("_state.kubelink2.kubelink."); m.stateOf != nil {
 		t.Error("switched off, and there")
 	}
 }
@@ -409,7 +409,7 @@ func TestClusterAddress(t *testing.T) {
 		{"99.0.168.192.in-addr.arpa.", dns.TypePTR, dns.RcodeNameError, "/ 0.168.192.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /"},
 		{"1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.", dns.TypePTR, dns.RcodeServerFailure, "/ / /"},
 	} {
-		m, err := ask(t, table, c.name, c.qtype, false, 0)
+		m, err := queryTable(t, table, c.name, c.qtype, false, 0)
 		if err != nil || m.Rcode != c.rcode || sections(m) != c.want || m.Authoritative != (c.rcode != dns.RcodeServerFailure) {
 			t.Errorf("%s %s: %v %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, m.MsgHdr, sections(m), c.want)
 		}
@@ -442,7 +442,7 @@ func TestReverse(t *testing.T) {
 			m.Rcode = dns.RcodeNameError
 		}
 		w.WriteMsg(m)
-	})), up, remembering())
+	})), up, cachingOptions())
 	defer table.Close()
 	for range 2 {
 		for _, c := range []struct {
@@ -454,7 +454,7 @@ func TestReverse(t *testing.T) {
 			{"66.16.64.100.in-addr.arpa.", dns.RcodeServerFailure, "/ / /"},
 			{"30.16.64.100.in-addr.arpa.", dns.RcodeNameError, "/ 16.64.100.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /"},
 		} {
-			if m, _ := ask(t, table, c.name, dns.TypePTR, false, 0); m.Rcode != c.rcode || sections(m) != c.want {
+			if m, _ := queryTable(t, table, c.name, dns.TypePTR, false, 0); m.Rcode != c.rcode || sections(m) != c.want {
 				t.Errorf("%s: %v\n got %s\nwant %s", c.name, m.MsgHdr, sections(m), c.want)
 			}
 		}
@@ -464,7 +464,7 @@ func TestReverse(t *testing.T) {
 	}
 
 	// A stale name of an address is one in the cluster's domain of today.
-	o := remembering()
+	o := cachingOptions()
 	o.ServeStale = time.Hour
 	service := serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
 		m := new(dns.Msg)
@@ -476,7 +476,7 @@ func TestReverse(t *testing.T) {
 	stale := New(nil, z, up, o)
 	defer func() { stale.Close() }()
 	const name = "20.16.64.100.in-addr.arpa."
-	ask(t, stale, name, dns.TypePTR, false, 0)
+	queryTable(t, stale, name, dns.TypePTR, false, 0)
 	for domain, rcode := range map[string]int{"kubelink.": dns.RcodeSuccess, "renamed.": dns.RcodeServerFailure} {
 		z := clusters(service)
 		z[0].Domain, z[0].Global.Name = domain, ""
@@ -484,7 +484,7 @@ func TestReverse(t *testing.T) {
 			z[0].Clusters[i].Name = strings.TrimSuffix(z[0].Clusters[i].Name, "kubelink.") + domain
 		}
 		stale = New(stale, z, func(string) Status { return Status{State: "Down"} }, o)
-		if m, _ := ask(t, stale, name, dns.TypePTR, false, 0); m.Rcode != rcode {
+		if m, _ := queryTable(t, stale, name, dns.TypePTR, false, 0); m.Rcode != rcode {
 			t.Errorf("%s: %v", domain, m)
 		}
 	}
@@ -502,12 +502,12 @@ func TestReverseOfBackend(t *testing.T) {
 		"20.16.64.100.in-addr.arpa.": "20.16.64.100.in-addr.arpa. 5 IN PTR web.default.svc.kubelink2.kubelink. / / /",
 		"30.16.64.100.in-addr.arpa.": "/ 16.64.100.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /",
 	} {
-		if m, err := ask(t, table, name, dns.TypePTR, false, 0); err != nil || sections(m) != want || (m.Rcode == dns.RcodeNameError) != (len(m.Answer) == 0) {
+		if m, err := queryTable(t, table, name, dns.TypePTR, false, 0); err != nil || sections(m) != want || (m.Rcode == dns.RcodeNameError) != (len(m.Answer) == 0) {
 			t.Errorf("%s: %v\n got %s\nwant %s", name, err, sections(m), want)
 		}
 	}
 	source.why = errors.New("services is forbidden")
-	m, err := ask(t, table, "20.16.64.100.in-addr.arpa.", dns.TypePTR, false, 1232)
+	m, err := queryTable(t, table, "20.16.64.100.in-addr.arpa.", dns.TypePTR, false, 1232)
 	if _, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure || text != "services is forbidden" {
 		t.Errorf("%v, %v", m, err)
 	}
@@ -523,22 +523,22 @@ func TestBackendTakesOver(t *testing.T) {
 	o.Backends = map[string]Backend{"kubelink2.kubelink.": source}
 	table := New(nil, z, up, o)
 	defer func() { table.Close() }()
-	if m, err := ask(t, table, web, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() != 1 {
+	if m, err := queryTable(t, table, web, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() != 1 {
 		t.Errorf("%v, %v", m, err)
 	}
 	source.loading = false // with an error: that is to be seen
-	m, err := ask(t, table, web, dns.TypeA, false, 1232)
+	m, err := queryTable(t, table, web, dns.TypeA, false, 1232)
 	if _, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure || text != "being loaded" {
 		t.Errorf("%v, %v", m, err)
 	}
 	table = New(table, z, up, o)
 	source.loading = true // again: the DNS service, too
 	table = New(table, z, up, o)
-	if m, err := ask(t, table, web, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() != 2 {
+	if m, err := queryTable(t, table, web, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() != 2 {
 		t.Errorf("%v, %v", m, err)
 	}
 	source.loading, source.why = false, nil
-	if m, err := ask(t, table, web, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() != 2 {
+	if m, err := queryTable(t, table, web, dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || asked.Load() != 2 {
 		t.Errorf("%v, %v", m, err)
 	}
 	if table = New(table, z, up, o); table.nodes["kubelink2.kubelink."].cluster.upstream != nil {
@@ -550,14 +550,14 @@ func TestBackendTakesOver(t *testing.T) {
 func TestFactsAreRemembered(t *testing.T) {
 	z := clusters(netip.MustParseAddrPort("127.0.0.1:1"))
 	z[0].Clusters[2].API = mesh.API{Use: true}
-	o := remembering()
+	o := cachingOptions()
 	o.ServeStale = time.Minute
 	o.Backends = map[string]Backend{"kubelink2.kubelink.": &backend{}}
 	table := New(nil, z, up, o)
 	defer func() { table.Close() }()
 	names := map[string]uint16{"kubelink2.kubelink.": dns.TypeA, "12.0.168.192.in-addr.arpa.": dns.TypePTR, "20.16.64.100.in-addr.arpa.": dns.TypePTR}
 	for name, qtype := range names {
-		if m, err := ask(t, table, name, qtype, false, 0); err != nil || len(m.Answer) != 1 {
+		if m, err := queryTable(t, table, name, qtype, false, 0); err != nil || len(m.Answer) != 1 {
 			t.Errorf("%v, %v", m, err)
 		}
 	}
@@ -566,12 +566,12 @@ func TestFactsAreRemembered(t *testing.T) {
 	z[0].Clusters[2].Address = netip.MustParseAddr("192.168.0.22") // the present one is the right one
 	delete(names, "12.0.168.192.in-addr.arpa.")
 	table = New(table, z, down, o)
-	if m, err := ask(t, table, "kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "192.168.0.22" {
+	if m, err := queryTable(t, table, "kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "192.168.0.22" {
 		t.Errorf("%v, %v", m, err)
 	}
 	names["21.16.64.100.in-addr.arpa."] = 0 // nobody has asked
 	for name, qtype := range names {
-		m, err := ask(t, table, name, cmp.Or(qtype, dns.TypePTR), false, 1232)
+		m, err := queryTable(t, table, name, cmp.Or(qtype, dns.TypePTR), false, 1232)
 		code, _ := ede(m)
 		if qtype == 0 && (err != nil || m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeNoReachableAuthority) ||
 			qtype != 0 && (err != nil || len(m.Answer) != 1 || code != dns.ExtendedErrorCodeStaleAnswer) {
@@ -585,30 +585,30 @@ func TestBackendIsRemembered(t *testing.T) {
 	z := zones(netip.MustParseAddrPort("127.0.0.1:1"))
 	z[0].Clusters[2].API = mesh.API{Use: true}
 	source := &backend{}
-	o := remembering()
+	o := cachingOptions()
 	o.Backends = map[string]Backend{"kubelink2.kubelink.": source}
 	o.Replies.Persistent.Store(true)
 	table := New(nil, z, up, o)
 	defer func() { table.Close() }()
-	m, err := ask(t, table, web, dns.TypeA, false, 0)
+	m, err := queryTable(t, table, web, dns.TypeA, false, 0)
 	if err != nil || len(m.Answer) != 1 {
 		t.Errorf("%v, %v", m, err)
 	}
 	source.why = errors.New("services is forbidden")
-	m, err = ask(t, table, web, dns.TypeA, false, 1232)
+	m, err = queryTable(t, table, web, dns.TypeA, false, 1232)
 	if code, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeNoReachableAuthority || text != "services is forbidden" {
 		t.Errorf("%v, %v", m, err)
 	}
 	o.ServeStale = time.Minute
 	table = New(table, z, down, o)
-	m, err = ask(t, table, web, dns.TypeA, false, 1232)
+	m, err = queryTable(t, table, web, dns.TypeA, false, 1232)
 	if code, _ := ede(m); err != nil || len(m.Answer) != 1 || code != dns.ExtendedErrorCodeStaleAnswer {
 		t.Errorf("%v, %v", m, err)
 	}
 	// Before it is there at all.
 	o.Backends, z[0].Clusters[2].Upstream = nil, netip.AddrPort{}
 	table = New(table, z, up, o)
-	m, _ = ask(t, table, "x."+web, dns.TypeA, false, 1232)
+	m, _ = queryTable(t, table, "x."+web, dns.TypeA, false, 1232)
 	if m.Rcode != dns.RcodeServerFailure {
 		t.Errorf("%v", m)
 	}
@@ -617,7 +617,7 @@ func TestBackendIsRemembered(t *testing.T) {
 // BenchmarkRemembered is a query whose answer is remembered.
 func BenchmarkRemembered(b *testing.B) {
 	var asked atomic.Int64
-	table := New(nil, zones(serve(b, clusterDNS(b, &asked))), up, remembering())
+	table := New(nil, zones(serve(b, clusterDNS(b, &asked))), up, cachingOptions())
 	defer table.Close()
 	req := new(dns.Msg)
 	req.SetQuestion(web, dns.TypeA)
@@ -670,7 +670,7 @@ func TestAliasesBetweenZones(t *testing.T) {
 		m.Answer = []dns.RR{rr(t, r.Question[0].Name+" 5 IN CNAME a.kubelink2.kubelink.")}
 		w.WriteMsg(m)
 	}), Link: "kubelink2"}}}
-	o := remembering()
+	o := cachingOptions()
 	o.ServeStale = time.Hour
 	table := New(nil, z, func(link string) Status { return Status{Usable: link != "kubelink4", State: "Down"} }, o)
 	defer func() { table.Close() }()
@@ -689,7 +689,7 @@ func TestAliasesBetweenZones(t *testing.T) {
 			{"loop.kubelink2.kubelink.", dns.RcodeServerFailure, "/ / /"},
 			{"www.SVC.global.kubelink.", 0, "www.SVC.global.kubelink. 5 IN CNAME a.kubelink2.kubelink. a.kubelink2.kubelink. 5 IN CNAME b.kubelink3.kubelink. b.kubelink3.kubelink. 5 IN A 10.3.0.1 / / /"},
 		} {
-			m, err := ask(t, table, c.name, dns.TypeA, false, 1232)
+			m, err := queryTable(t, table, c.name, dns.TypeA, false, 1232)
 			if err != nil || m.Rcode != c.rcode || sections(m) != c.want {
 				t.Errorf("%s: %v %v\n got %s\nwant %s", c.name, err, m.MsgHdr, sections(m), c.want)
 			}
@@ -699,18 +699,18 @@ func TestAliasesBetweenZones(t *testing.T) {
 			}
 		}
 	}
-	if m, _ := ask(t, table, "a.kubelink2.kubelink.", dns.TypeCNAME, false, 0); len(m.Answer) != 1 {
+	if m, _ := queryTable(t, table, "a.kubelink2.kubelink.", dns.TypeCNAME, false, 0); len(m.Answer) != 1 {
 		t.Errorf("%v", m)
 	}
 
 	// What is at the end of an alias that may be stale may be, too.
 	table = New(table, z, func(link string) Status { return Status{Usable: link == "kubelink3", State: "Down"} }, o)
 	for range 2 {
-		m, _ := ask(t, table, "a.kubelink2.kubelink.", dns.TypeA, false, 1232)
+		m, _ := queryTable(t, table, "a.kubelink2.kubelink.", dns.TypeA, false, 1232)
 		if code, text := ede(m); len(m.Answer) != 2 || code != dns.ExtendedErrorCodeStaleAnswer || text != "link kubelink2 is Down" {
 			t.Errorf("%v", m)
 		}
-		m, _ = ask(t, table, "b.kubelink3.kubelink.", dns.TypeA, false, 1232)
+		m, _ = queryTable(t, table, "b.kubelink3.kubelink.", dns.TypeA, false, 1232)
 		if code, _ := ede(m); len(m.Answer) != 1 || code != 0 {
 			t.Errorf("%v", m)
 		}
@@ -731,15 +731,15 @@ func TestSources(t *testing.T) {
 	q, req := question{web, dns.TypeA, 0}, new(dns.Msg).SetQuestion(web, dns.TypeA)
 	one, two := netip.MustParseAddr("100.64.16.0"), netip.MustParseAddr("100.64.32.0")
 	a := NewReplyCache()
-	a.put(q, source{cluster: one, serial: 1}, reply(0, 1))
-	if e := a.get(q); e.fresh(source{cluster: one, serial: 1}, maxTTL, req) == nil || e.fresh(source{cluster: one, serial: 2}, maxTTL, req) != nil {
+	a.storeReply(q, source{cluster: one, serial: 1}, reply(0, 1))
+	if e := a.findEntry(q); e.freshReply(source{cluster: one, serial: 1}, maxTTL, req) == nil || e.freshReply(source{cluster: one, serial: 2}, maxTTL, req) != nil {
 		t.Error("fresh")
 	}
-	if e := a.get(q); e.stale(one, time.Hour, req) == nil || e.stale(two, time.Hour, req) != nil {
+	if e := a.findEntry(q); e.staleReply(one, time.Hour, req) == nil || e.staleReply(two, time.Hour, req) != nil {
 		t.Error("stale")
 	}
 	a = NewReplyCache()
-	if a.put(q, source{}, reply(5, 200)); a.get(q) != nil {
+	if a.storeReply(q, source{}, reply(5, 200)); a.findEntry(q) != nil {
 		t.Error("a large answer is remembered")
 	}
 }

@@ -21,20 +21,20 @@ import (
 )
 
 const (
-	answersMost = 1 << 15        // answers that are remembered; if there are more, some go
-	answerMost  = 1232           // bytes of one: what fits a datagram on all paths. Larger ones are asked again
-	staleMost   = 72 * time.Hour // RFC 8767, 5: one to three days
+	maxEntries   = 1 << 15        // answers that are remembered; if there are more, some go
+	maxEntrySize = 1232           // bytes of one: what fits a datagram on all paths. Larger ones are asked again
+	maxStaleAge  = 72 * time.Hour // RFC 8767, 5: one to three days
 )
 
 // ReplyCache is the memory of tables. It outlives them.
 type ReplyCache struct {
 	Persistent atomic.Bool // it is to be saved: answers that nobody else needs are remembered, too
 
-	cache *cache.Cache[*memo]
+	cache *cache.Cache[*entry]
 }
 
 // NewReplyCache returns an empty memory.
-func NewReplyCache() *ReplyCache { return &ReplyCache{cache: cache.New[*memo](answersMost)} }
+func NewReplyCache() *ReplyCache { return &ReplyCache{cache: cache.New[*entry](maxEntries)} }
 
 // question is what an answer depends on.
 type question struct {
@@ -50,9 +50,9 @@ const (
 	flagDO
 )
 
-// asks is the question of a query. It has no options: see ask.
-func asks(req *dns.Msg) question {
-	q := question{name: canonical(req.Question[0].Name), qtype: req.Question[0].Qtype}
+// questionOf is the question of a query. It has no options: see ask.
+func questionOf(req *dns.Msg) question {
+	q := question{name: dns.CanonicalName(req.Question[0].Name), qtype: req.Question[0].Qtype}
 	if req.RecursionDesired {
 		q.flags |= flagRD
 	}
@@ -67,7 +67,7 @@ func asks(req *dns.Msg) question {
 
 var seed = maphash.MakeSeed()
 
-func (q question) key() uint64 {
+func (q question) hashKey() uint64 {
 	return maphash.Comparable(seed, q)
 }
 
@@ -75,40 +75,40 @@ func (q question) key() uint64 {
 type source struct {
 	cluster netip.Addr // its service network, or else its DNS service: a cluster with the same name may be another one
 	serial  uint64     // of the upstream; 0: an earlier process was told, or it is not asked in this way
-	earlier bool
+	loaded  bool
 }
 
-// memo is a remembered reply. It is immutable, but for the copies that it makes of itself.
-type memo struct {
+// entry is a remembered reply. It is immutable, but for the copies that it makes of itself.
+type entry struct {
 	question
-	source source
-	at     time.Time // when
-	ttl    uint32    // the shortest of its records, in seconds
-	reply  *dns.Msg  // the question is that of the first who asked, in lower case
+	source   source
+	storedAt time.Time // when
+	minTTL   uint32    // the shortest of its records, in seconds
+	reply    *dns.Msg  // the question is that of the first who asked, in lower case
 
 	aged [maxTTL]atomic.Pointer[dns.Msg] // the same with TTLs that are one second shorter, two, ...
 }
 
-// get finds what was answered.
-func (a *ReplyCache) get(q question) *memo {
+// findEntry finds what was answered.
+func (a *ReplyCache) findEntry(q question) *entry {
 	if a == nil {
 		return nil
 	}
-	if e, ok := a.cache.Get(q.key()); ok && e.question == q {
+	if e, ok := a.cache.Get(q.hashKey()); ok && e.question == q {
 		return e
 	}
 	return nil
 }
 
-// put remembers a reply, whose question is in lower case and that nobody modifies from now on.
-func (a *ReplyCache) put(q question, from source, reply *dns.Msg) {
+// storeReply remembers a reply, whose question is in lower case and that nobody modifies from now on.
+func (a *ReplyCache) storeReply(q question, from source, reply *dns.Msg) {
 	if a == nil || reply.Truncated || reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
 		return
 	}
-	if reply.Len() > answerMost {
+	if reply.Len() > maxEntrySize {
 		return
 	}
-	e := &memo{question: q, source: from, at: time.Now(), ttl: maxTTL}
+	e := &entry{question: q, source: from, storedAt: time.Now(), minTTL: maxTTL}
 	kept := *reply
 	kept.Extra = withoutOPT(append([]dns.RR(nil), reply.Extra...))
 	if opt := reply.IsEdns0(); opt != nil && len(opt.Option) > 0 { // is about this one query
@@ -116,47 +116,47 @@ func (a *ReplyCache) put(q question, from source, reply *dns.Msg) {
 	}
 	for _, section := range [][]dns.RR{kept.Answer, kept.Ns, kept.Extra} {
 		for _, rr := range section {
-			e.ttl = min(e.ttl, rr.Header().Ttl)
+			e.minTTL = min(e.minTTL, rr.Header().Ttl)
 		}
 	}
 	e.reply = &kept
-	a.cache.Add(q.key(), e)
+	a.cache.Add(q.hashKey(), e)
 }
 
-// age is how old the answer is, in whole seconds.
-func (e *memo) age() uint32 {
-	age := time.Since(e.at)
+// ageSeconds is how old the answer is, in whole seconds.
+func (e *entry) ageSeconds() uint32 {
+	age := time.Since(e.storedAt)
 	if age < 0 { // the clock was set back: what an earlier process was told may be of any age
 		return math.MaxUint32
 	}
 	return uint32(min(age/time.Second, math.MaxUint32))
 }
 
-// fresh makes the reply to a query, nil if the answer is not from this source, or is older than its TTL or most, in
+// freshReply makes the reply to a query, nil if the answer is not from this source, or is older than its TTL or most, in
 // seconds. A TTL of 0 counts as a second: aliases among clusters come back to the same name within that time, again and
 // again.
-func (e *memo) fresh(from source, most uint32, req *dns.Msg) *dns.Msg {
+func (e *entry) freshReply(from source, most uint32, req *dns.Msg) *dns.Msg {
 	if e == nil || e.source != from {
 		return nil
 	}
-	age := e.age()
-	if age >= min(max(e.ttl, 1), most) {
+	age := e.ageSeconds()
+	if age >= min(max(e.minTTL, 1), most) {
 		return nil
 	}
-	return reply(e.sections(age), req)
+	return replyFrom(e.agedSections(age), req)
 }
 
-// stale makes the reply to a query of an answer that is no longer true for sure; nil if it is older than that, or was
+// staleReply makes the reply to a query of an answer that is no longer true for sure; nil if it is older than that, or was
 // another cluster's.
-func (e *memo) stale(of netip.Addr, most time.Duration, req *dns.Msg) *dns.Msg {
-	if e == nil || e.source.cluster != of || time.Duration(e.age())*time.Second >= min(most, staleMost) {
+func (e *entry) staleReply(of netip.Addr, most time.Duration, req *dns.Msg) *dns.Msg {
+	if e == nil || e.source.cluster != of || time.Duration(e.ageSeconds())*time.Second >= min(most, maxStaleAge) {
 		return nil
 	}
-	return reply(e.reply, req)
+	return replyFrom(e.reply, req)
 }
 
-// sections are the records at an age below the TTL.
-func (e *memo) sections(age uint32) *dns.Msg {
+// agedSections are the records at an age below the TTL.
+func (e *entry) agedSections(age uint32) *dns.Msg {
 	if age == 0 {
 		return e.reply
 	}
@@ -177,9 +177,9 @@ func (e *memo) sections(age uint32) *dns.Msg {
 	return &m
 }
 
-// reply makes the reply to a query from the sections of another one with the same question, which it shares.
+// replyFrom makes the reply to a query from the sections of another one with the same question, which it shares.
 // Owners that are the question are spelled as this client does.
-func reply(from *dns.Msg, req *dns.Msg) *dns.Msg {
+func replyFrom(from *dns.Msg, req *dns.Msg) *dns.Msg {
 	m := new(dns.Msg)
 	m.SetReply(req)
 	m.Rcode, m.Authoritative, m.RecursionAvailable = from.Rcode, from.Authoritative, from.RecursionAvailable
@@ -189,14 +189,14 @@ func reply(from *dns.Msg, req *dns.Msg) *dns.Msg {
 	m.Extra = from.Extra[:len(from.Extra):len(from.Extra)]
 	if name := req.Question[0].Name; name != from.Question[0].Name {
 		for _, section := range []*[]dns.RR{&m.Answer, &m.Ns, &m.Extra} {
-			*section = spell(*section, from.Question[0].Name, name)
+			*section = respellOwners(*section, from.Question[0].Name, name)
 		}
 	}
 	return m
 }
 
-// spell returns the records with the name of owners in another spelling.
-func spell(rrs []dns.RR, name, as string) []dns.RR {
+// respellOwners returns the records with the name of owners in another spelling.
+func respellOwners(rrs []dns.RR, name, as string) []dns.RR {
 	spelled := make([]dns.RR, 0, len(rrs))
 	for _, rr := range rrs {
 		if equalFold(rr.Header().Name, name) {
@@ -215,16 +215,16 @@ func spell(rrs []dns.RR, name, as string) []dns.RR {
 //	flags of the question  uint8
 //	length of the message  uint16 BE
 //	the reply as a DNS message (RFC 1035)
-const answersMagic = "kubelink answers 2\n"
+const cacheFileMagic = "kubelink answers 2\n"
 
 // Save writes what is remembered, but for what is too old for anybody.
 func (a *ReplyCache) Save(to io.Writer) error {
 	w := bufio.NewWriter(to)
-	w.WriteString(answersMagic) //nolint:errcheck // Flush tells
+	w.WriteString(cacheFileMagic) //nolint:errcheck // Flush tells
 	err := error(nil)
-	a.cache.Walk(func(items map[uint64]*memo, key uint64) bool {
+	a.cache.Walk(func(items map[uint64]*entry, key uint64) bool {
 		e := items[key]
-		if e == nil || e.age() >= uint32(staleMost/time.Second) {
+		if e == nil || e.ageSeconds() >= uint32(maxStaleAge/time.Second) {
 			return true
 		}
 		m := *e.reply
@@ -233,7 +233,7 @@ func (a *ReplyCache) Save(to io.Writer) error {
 		if packErr != nil || len(wire) > dns.MaxMsgSize {
 			return true // is asked again
 		}
-		head := binary.BigEndian.AppendUint64(nil, uint64(e.at.Unix()))
+		head := binary.BigEndian.AppendUint64(nil, uint64(e.storedAt.Unix()))
 		var cluster [16]byte
 		if e.source.cluster.IsValid() {
 			cluster = e.source.cluster.As16()
@@ -247,8 +247,8 @@ func (a *ReplyCache) Save(to io.Writer) error {
 	return errors.Join(err, w.Flush())
 }
 
-// clusterOf reads the address that stands for a cluster.
-func clusterOf(b [16]byte) netip.Addr {
+// parseClusterAddr reads the address that stands for a cluster.
+func parseClusterAddr(b [16]byte) netip.Addr {
 	if b == [16]byte{} {
 		return netip.Addr{}
 	}
@@ -258,8 +258,8 @@ func clusterOf(b [16]byte) netip.Addr {
 // Load remembers what Save wrote. All of it is stale. After an error what came before it is remembered.
 func (a *ReplyCache) Load(from io.Reader) error {
 	r := bufio.NewReader(from)
-	magic := make([]byte, len(answersMagic))
-	if _, err := io.ReadFull(r, magic); err != nil || string(magic) != answersMagic {
+	magic := make([]byte, len(cacheFileMagic))
+	if _, err := io.ReadFull(r, magic); err != nil || string(magic) != cacheFileMagic {
 		return errors.New("not a file of answers of this version")
 	}
 	for n := 1; ; n++ {
@@ -274,7 +274,7 @@ func (a *ReplyCache) Load(from io.Reader) error {
 			return fmt.Errorf("answer %d: %w", n, err)
 		}
 		m := new(dns.Msg)
-		if err := m.Unpack(wire); err != nil || len(m.Question) != 1 || m.Question[0].Name != canonical(m.Question[0].Name) || m.IsEdns0() != nil {
+		if err := m.Unpack(wire); err != nil || len(m.Question) != 1 || m.Question[0].Name != dns.CanonicalName(m.Question[0].Name) || m.IsEdns0() != nil {
 			return fmt.Errorf("answer %d: not a reply that is kept: %w", n, errors.Join(err))
 		}
 		for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
@@ -282,13 +282,13 @@ func (a *ReplyCache) Load(from io.Reader) error {
 				rr.Header().Ttl = min(rr.Header().Ttl, maxTTL)
 			}
 		}
-		e := &memo{
+		e := &entry{
 			question: question{m.Question[0].Name, m.Question[0].Qtype, head[24]},
-			source:   source{cluster: clusterOf([16]byte(head[8:24])), earlier: true},
-			at:       time.Unix(int64(binary.BigEndian.Uint64(head[:])), 0), reply: m,
+			source:   source{cluster: parseClusterAddr([16]byte(head[8:24])), loaded: true},
+			storedAt: time.Unix(int64(binary.BigEndian.Uint64(head[:])), 0), reply: m,
 		}
-		if time.Since(e.at) < staleMost {
-			a.cache.Add(e.key(), e)
+		if time.Since(e.storedAt) < maxStaleAge {
+			a.cache.Add(e.hashKey(), e)
 		}
 	}
 }

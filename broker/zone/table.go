@@ -35,16 +35,16 @@ type Status struct {
 	RTT    time.Duration // round-trip time; 0: not known
 }
 
-// idle is the state of a link that was not tried yet.
-const idle = "Idle"
+// stateIdle is the state of a link that was not tried yet.
+const stateIdle = "Idle"
 
-// same tells whether names look the same with another status: a round-trip time is never twice the same.
-func (s Status) same(o Status) bool {
-	return s.Usable == o.Usable && s.State == o.State && s.Reason == o.Reason && s.Since.Equal(o.Since) && s.class() == o.class()
+// sameForNames tells whether names look the same with another status: a round-trip time is never twice the same.
+func (s Status) sameForNames(o Status) bool {
+	return s.Usable == o.Usable && s.State == o.State && s.Reason == o.Reason && s.Since.Equal(o.Since) && s.rttClass() == o.rttClass()
 }
 
-// class is the order of magnitude of the round-trip time: half and double are one class away.
-func (s Status) class() int { return bits.Len64(uint64(s.RTT / time.Microsecond)) }
+// rttClass is the order of magnitude of the round-trip time: half and double are one class away.
+func (s Status) rttClass() int { return bits.Len64(uint64(s.RTT / time.Microsecond)) }
 
 // Options are the facts of the local cluster that zones show.
 type Options struct {
@@ -92,11 +92,11 @@ type Table struct {
 	nodes     map[string]*node // by name: fully qualified, in lower case
 	upstreams map[netip.AddrPort]*upstream
 
-	reverse bart.Table[*node]
-	behind  bart.Table[*Path]
-	known   map[string]bool            // links that were usable since the process began
-	kept    bool                       // what is remembered survives the process
-	whose   func() map[string]*cluster // owners, made when it is needed first
+	reverse    bart.Table[*node]
+	paths      bart.Table[*Path]
+	wasUsable  map[string]bool            // links that were usable since the process began
+	persistent bool                       // what is remembered survives the process
+	owners     func() map[string]*cluster // owners, made when it is needed first
 
 	// What it was made from, to see whether the next one would be the same.
 	zones  []mesh.Zone
@@ -106,45 +106,45 @@ type Table struct {
 
 // node is a name that the table knows.
 type node struct {
-	zone    *apex
-	cluster *cluster // what is here and below belongs to this cluster
-	state   *cluster // the name shows the state of the link to this cluster
-	reverse *reverse // the name is that of an address
-	global  *Global  // what is here and below is a global name
-	ns      bool     // the name server's own name
-	top     bool     // D itself
+	domain       *meshDomain
+	cluster      *cluster    // what is here and below belongs to this cluster
+	stateOf      *cluster    // the name shows the state of the link to this cluster
+	reverse      *reverseNet // the name is that of an address
+	global       *Global     // what is here and below is a global name
+	isNameServer bool        // the name server's own name
+	isApex       bool        // D itself
 }
 
-// reverse is a network whose addresses have names in a mesh.
-type reverse struct {
-	cluster *cluster // whose service network it is, or whose address; nil: the network of the mesh
-	self    bool     // it is the cluster's address
+// reverseNet is a network whose addresses have names in a mesh.
+type reverseNet struct {
+	cluster    *cluster // whose service network it is, or whose address; nil: the network of the mesh
+	ownAddress bool     // it is the cluster's address
 }
 
-// apex is a mesh domain.
-type apex struct {
-	domain string
-	serial uint32
-	ns     []netip.Addr
+// meshDomain is a mesh domain.
+type meshDomain struct {
+	name        string
+	serial      uint32
+	nsAddresses []netip.Addr
 }
 
 // cluster is the sub-domain of a cluster.
 type cluster struct {
-	name     string       // <cluster>.D
-	domain   string       // what the cluster itself calls it
-	link     string       // empty: the local cluster
-	self     netip.Addr   // its address in the mesh
-	network  netip.Prefix // of its services
-	addr     netip.AddrPort
-	status   Status
-	upstream *upstream // nil: its address is not known, or the backend has names
-	api      bool      // names come from its API: from
-	backend  Backend   // which is nil until it is there
+	name          string       // <cluster>.D
+	clusterDomain string       // what the cluster itself calls it
+	link          string       // empty: the local cluster
+	address       netip.Addr   // its address in the mesh
+	network       netip.Prefix // of its services
+	service       netip.AddrPort
+	status        Status
+	upstream      *upstream // nil: its address is not known, or the backend has names
+	usesAPI       bool      // names come from its API: from
+	backend       Backend   // which is nil until it is there
 
-	answers *ReplyCache
-	fresh   uint32        // for how long answers are true at most, in seconds
-	stale   time.Duration // for how long answers are given that were true once
-	known   bool          // the link was usable since the process began, and so its DNS service or its API
+	replies   *ReplyCache
+	maxFresh  uint32        // for how long answers are true at most, in seconds
+	maxStale  time.Duration // for how long answers are given that were true once
+	wasUsable bool          // the link was usable since the process began, and so its DNS service or its API
 }
 
 // New makes the table for the zones. It takes over connections from prev, which may be nil, and
@@ -159,12 +159,12 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 		clusters += len(z.Clusters)
 	}
 	t := &Table{
-		nodes:     make(map[string]*node, names),
-		upstreams: make(map[netip.AddrPort]*upstream, clusters),
-		zones:     zones,
-		status:    make(map[string]Status, clusters),
-		opts:      opts,
-		kept:      opts.Replies != nil && opts.Replies.Persistent.Load(),
+		nodes:      make(map[string]*node, names),
+		upstreams:  make(map[netip.AddrPort]*upstream, clusters),
+		zones:      zones,
+		status:     make(map[string]Status, clusters),
+		opts:       opts,
+		persistent: opts.Replies != nil && opts.Replies.Persistent.Load(),
 	}
 	ask := func(link string) {
 		if _, known := t.status[link]; !known && link != "" {
@@ -180,133 +180,133 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 	for _, n := range opts.Networks {
 		ask(n.Link)
 	}
-	t.known = make(map[string]bool, len(t.status))
+	t.wasUsable = make(map[string]bool, len(t.status))
 	for link, s := range t.status {
-		t.known[link] = s.Usable || prev != nil && prev.known[link]
+		t.wasUsable[link] = s.Usable || prev != nil && prev.wasUsable[link]
 	}
 	if prev != nil {
-		if prev.same(t) && !prev.outgrown() {
+		if prev.sameInputs(t) && !prev.upstreamsOutdated() {
 			return prev
 		}
 		t.opts.Serial = max(opts.Serial, prev.opts.Serial+1)
 	}
 
-	t.whose = sync.OnceValue(t.owners)
+	t.owners = sync.OnceValue(t.subtreeOwners)
 	for _, n := range opts.Networks {
-		t.behind.Insert(n.Prefix, t.path(n.Link))
+		t.paths.Insert(n.Prefix, t.newPath(n.Link))
 	}
 	for _, z := range zones {
-		a := &apex{domain: canonical(z.Domain), serial: t.opts.Serial, ns: opts.NSAddresses}
-		t.nodes[a.domain] = &node{zone: a, top: true}
+		a := &meshDomain{name: dns.CanonicalName(z.Domain), serial: t.opts.Serial, nsAddresses: opts.NSAddresses}
+		t.nodes[a.name] = &node{domain: a, isApex: true}
 		for _, c := range z.Clusters {
 			cl := &cluster{
-				name: canonical(c.Name), domain: canonical(c.ClusterDomain), link: c.Link, self: c.Address, network: c.Service, addr: c.Upstream,
-				status: Status{Usable: true}, answers: opts.Replies, fresh: maxTTL, stale: opts.ServeStale,
-				api: c.API.Use, backend: opts.Backends[c.Name],
+				name: dns.CanonicalName(c.Name), clusterDomain: dns.CanonicalName(c.ClusterDomain), link: c.Link, address: c.Address, network: c.Service, service: c.Upstream,
+				status: Status{Usable: true}, replies: opts.Replies, maxFresh: maxTTL, maxStale: opts.ServeStale,
+				usesAPI: c.API.Use, backend: opts.Backends[c.Name],
 			}
-			t.attach(cl)
+			t.attachLink(cl)
 			if c.Upstream.IsValid() && (cl.backend == nil || cl.backend.Loading()) {
-				cl.upstream = t.connect(prev, cl)
+				cl.upstream = t.pickUpstream(prev, cl)
 			}
-			t.nodes[cl.name] = &node{zone: a, cluster: cl}
+			t.nodes[cl.name] = &node{domain: a, cluster: cl}
 			if !opts.NoStateNames {
-				t.nodes[stateLabel+cl.name] = &node{zone: a, state: cl}
+				t.nodes[stateLabel+cl.name] = &node{domain: a, stateOf: cl}
 			}
-			t.fill(a, cl.name)
+			t.addAncestors(a, cl.name)
 			if c.Service.IsValid() {
-				t.reverse.Insert(c.Service, &node{zone: a, reverse: &reverse{cluster: cl}})
+				t.reverse.Insert(c.Service, &node{domain: a, reverse: &reverseNet{cluster: cl}})
 			}
 			if c.Address.IsValid() {
-				t.reverse.Insert(netip.PrefixFrom(c.Address, c.Address.BitLen()), &node{zone: a, reverse: &reverse{cluster: cl, self: true}})
+				t.reverse.Insert(netip.PrefixFrom(c.Address, c.Address.BitLen()), &node{domain: a, reverse: &reverseNet{cluster: cl, ownAddress: true}})
 			}
 		}
 		if z.Network.IsValid() {
-			t.reverse.Insert(z.Network, &node{zone: a, reverse: &reverse{}})
+			t.reverse.Insert(z.Network, &node{domain: a, reverse: &reverseNet{}})
 		}
 		if g := z.Global; g.Upstream.IsValid() {
 			// It is asked as clusters are, but there is nothing to rewrite; and the answers follow links of the cluster
 			// that serves it, of which we do not hear.
 			cl := &cluster{
-				name: canonical(g.Name), domain: canonical(g.Name), link: g.Link, addr: g.Upstream,
-				status: Status{Usable: true}, answers: opts.Replies, fresh: 0, stale: opts.ServeStale,
+				name: dns.CanonicalName(g.Name), clusterDomain: dns.CanonicalName(g.Name), link: g.Link, service: g.Upstream,
+				status: Status{Usable: true}, replies: opts.Replies, maxFresh: 0, maxStale: opts.ServeStale,
 			}
-			t.attach(cl)
-			cl.upstream = t.connect(prev, cl)
-			t.nodes[cl.name] = &node{zone: a, cluster: cl}
-			t.fill(a, cl.name)
+			t.attachLink(cl)
+			cl.upstream = t.pickUpstream(prev, cl)
+			t.nodes[cl.name] = &node{domain: a, cluster: cl}
+			t.addAncestors(a, cl.name)
 		}
 		if gz := z.Global; gz.Name != "" && !gz.Upstream.IsValid() {
-			name := canonical(gz.Name)
+			name := dns.CanonicalName(gz.Name)
 			g := opts.Globals[name]
 			if g == nil {
 				g = NoGlobal(name, "the names of "+name+" are not known yet")
 			}
-			t.nodes[name] = &node{zone: a, global: g}
-			t.fill(a, name)
+			t.nodes[name] = &node{domain: a, global: g}
+			t.addAncestors(a, name)
 		}
 		// Also where a cluster is called dns: the NS record must lead to us.
-		name := "ns.dns." + a.domain
-		t.nodes[name] = &node{zone: a, ns: true}
-		t.fill(a, name)
+		name := "ns.dns." + a.name
+		t.nodes[name] = &node{domain: a, isNameServer: true}
+		t.addAncestors(a, name)
 	}
 	for _, z := range zones { // one domain may lie in another
 		var above *node // the nearest one
 		for _, other := range zones {
-			n := t.nodes[canonical(other.Domain)]
-			if z.Domain != other.Domain && in(canonical(z.Domain), n.zone.domain) && (above == nil || len(n.zone.domain) > len(above.zone.domain)) {
+			n := t.nodes[dns.CanonicalName(other.Domain)]
+			if z.Domain != other.Domain && inDomain(dns.CanonicalName(z.Domain), n.domain.name) && (above == nil || len(n.domain.name) > len(above.domain.name)) {
 				above = n
 			}
 		}
 		if above != nil {
-			t.fill(above.zone, canonical(z.Domain))
+			t.addAncestors(above.domain, dns.CanonicalName(z.Domain))
 		}
 	}
 	if prev != nil {
 		for addr, u := range prev.upstreams {
 			if t.upstreams[addr] != u {
-				u.stop()
+				u.stopChecks()
 			}
 		}
 	}
 	return t
 }
 
-// attach gives a cluster the state of its link.
-func (t *Table) attach(c *cluster) {
+// attachLink gives a cluster the state of its link.
+func (t *Table) attachLink(c *cluster) {
 	if c.link != "" {
 		c.status = t.status[c.link]
 	}
-	c.known = c.link != "" && t.known[c.link] && (!c.api || c.backend != nil && !c.backend.Loading())
+	c.wasUsable = c.link != "" && t.wasUsable[c.link] && (!c.usesAPI || c.backend != nil && !c.backend.Loading())
 }
 
-// connect finds the upstream of a cluster: the one of another cluster with the same address, the
+// pickUpstream finds the upstream of a cluster: the one of another cluster with the same address, the
 // previous one, or a new one. A link that has just come back gets a new one, because the previous
 // one remembers failures, and connections that died with the link.
-func (t *Table) connect(prev *Table, c *cluster) *upstream {
-	if u := t.upstreams[c.addr]; u != nil {
+func (t *Table) pickUpstream(prev *Table, c *cluster) *upstream {
+	if u := t.upstreams[c.service]; u != nil {
 		return u
 	}
 	var u *upstream
 	if prev != nil {
-		u = prev.upstreams[c.addr]
+		u = prev.upstreams[c.service]
 		if before := prev.nodes[c.name]; before != nil && before.cluster != nil && c.status.Usable && !before.cluster.status.Usable {
 			u = nil
 		}
 	}
 	if u == nil {
-		u = newUpstream(c.addr, c.domain)
+		u = newUpstream(c.service, c.clusterDomain)
 	}
-	t.upstreams[c.addr] = u
+	t.upstreams[c.service] = u
 	return u
 }
 
-// loads tells whether names come from the backend.
-func (c *cluster) loads() bool {
+// answersFromAPI tells whether names come from the backend.
+func (c *cluster) answersFromAPI() bool {
 	return c.backend != nil && (c.upstream == nil || !c.backend.Loading())
 }
 
-// fill adds the empty non-terminals between a name and its domain (RFC 8020: they exist).
-func (t *Table) fill(a *apex, name string) {
+// addAncestors adds the empty non-terminals between a name and its domain (RFC 8020: they exist).
+func (t *Table) addAncestors(a *meshDomain, name string) {
 	for {
 		i, end := dns.NextLabel(name, 0)
 		if end {
@@ -316,32 +316,32 @@ func (t *Table) fill(a *apex, name string) {
 		if _, known := t.nodes[name]; known {
 			return
 		}
-		t.nodes[name] = &node{zone: a}
+		t.nodes[name] = &node{domain: a}
 	}
 }
 
-// same tells whether both tables were made from the same things, whatever serial was proposed.
-func (t *Table) same(u *Table) bool {
+// sameInputs tells whether both tables were made from the same things, whatever serial was proposed.
+func (t *Table) sameInputs(u *Table) bool {
 	if !slices.EqualFunc(t.zones, u.zones, func(a, b mesh.Zone) bool {
 		return a.Domain == b.Domain && a.Network == b.Network && a.Global == b.Global && slices.Equal(a.Clusters, b.Clusters)
 	}) || !slices.Equal(t.opts.NSAddresses, u.opts.NSAddresses) || !slices.Equal(t.opts.Networks, u.opts.Networks) || !maps.Equal(t.opts.Backends, u.opts.Backends) ||
-		!maps.Equal(t.opts.Globals, u.opts.Globals) || t.opts.Replies != u.opts.Replies || t.kept != u.kept ||
+		!maps.Equal(t.opts.Globals, u.opts.Globals) || t.opts.Replies != u.opts.Replies || t.persistent != u.persistent ||
 		t.opts.ServeStale != u.opts.ServeStale || t.opts.NoStateNames != u.opts.NoStateNames {
 		return false
 	}
 	for link, s := range u.status { // the zones are the same, and so the links
-		if !t.status[link].same(s) {
+		if !t.status[link].sameForNames(s) {
 			return false
 		}
 	}
 	return true
 }
 
-// outgrown tells whether the DNS service of a cluster is still held whose backend has names now, or is not yet asked while
+// upstreamsOutdated tells whether the DNS service of a cluster is still held whose backend has names now, or is not yet asked while
 // the backend loads.
-func (t *Table) outgrown() bool {
+func (t *Table) upstreamsOutdated() bool {
 	for _, n := range t.nodes {
-		if c := n.cluster; c != nil && c.backend != nil && c.addr.IsValid() && c.backend.Loading() != (c.upstream != nil) {
+		if c := n.cluster; c != nil && c.backend != nil && c.service.IsValid() && c.backend.Loading() != (c.upstream != nil) {
 			return true
 		}
 	}
@@ -354,35 +354,35 @@ func (t *Table) Close() {
 		return
 	}
 	for _, u := range t.upstreams {
-		u.stop()
+		u.stopChecks()
 	}
 }
 
-// path is the way that a link is. One that was not tried yet in this process counts as usable where what an earlier one
+// newPath is the way that a link is. One that was not tried yet in this process counts as usable where what an earlier one
 // knew is answered.
-func (t *Table) path(link string) *Path {
+func (t *Table) newPath(link string) *Path {
 	p := &Path{link, t.status[link]}
-	if p.Status.State == idle && !t.known[link] && t.kept {
+	if p.Status.State == stateIdle && !t.wasUsable[link] && t.persistent {
 		p.Status.Usable = true
 	}
 	return p
 }
 
-// way is the path to an address.
-func (t *Table) way(addr netip.Addr) *Path {
-	if p, ok := t.behind.Lookup(addr); ok {
+// pathTo is the path to an address.
+func (t *Table) pathTo(addr netip.Addr) *Path {
+	if p, ok := t.paths.Lookup(addr); ok {
 		return p
 	}
-	return &local
+	return &localPath
 }
 
 // Match is what a table has for a name.
 type Match struct {
 	*node
-	table *Table
-	name  string
-	addr  netip.Addr // that the name is for, in reverse zones
-	exact bool       // the node is the name itself, not an ancestor
+	table   *Table
+	name    string
+	address netip.Addr // that the name is for, in reverse zones
+	exact   bool       // the node is the name itself, not an ancestor
 }
 
 // Match finds the mesh domain or cluster that the name belongs to. The name is fully qualified and
@@ -390,13 +390,13 @@ type Match struct {
 func (t *Table) Match(name string) (*Match, bool) {
 	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
 		// What has no meaning for names below it is passed over on the way to the domain.
-		if n, ok := t.nodes[name[off:]]; ok && (off == 0 || n.cluster != nil || n.global != nil || n.top) {
+		if n, ok := t.nodes[name[off:]]; ok && (off == 0 || n.cluster != nil || n.global != nil || n.isApex) {
 			return &Match{node: n, table: t, name: name, exact: off == 0}, true
 		}
 	}
 	if addr, err := netip.ParseAddr(dnsutil.ExtractAddressFromReverse(name)); err == nil {
 		if r, ok := t.reverse.Lookup(addr); ok {
-			return &Match{node: r, table: t, name: name, addr: addr, exact: true}, true
+			return &Match{node: r, table: t, name: name, address: addr, exact: true}, true
 		}
 	}
 	return nil, false
@@ -427,15 +427,15 @@ func (t *Table) Serials() map[string]uint32 {
 	return serials
 }
 
-// covers tells whether there are names at the owner or below that are ours and not the cluster's.
-func (t *Table) covers(owner string, c *cluster) bool {
-	of, known := t.whose()[canonical(owner)]
+// hasForeignBelow tells whether there are names at the owner or below that are ours and not the cluster's.
+func (t *Table) hasForeignBelow(owner string, c *cluster) bool {
+	of, known := t.owners()[dns.CanonicalName(owner)]
 	return known && of != c
 }
 
-// owners are, for each name that the table knows and those above, whose the names there and below are; nil: ours, or
+// subtreeOwners are, for each name that the table knows and those above, whose the names there and below are; nil: ours, or
 // those of several clusters.
-func (t *Table) owners() map[string]*cluster {
+func (t *Table) subtreeOwners() map[string]*cluster {
 	owners := make(map[string]*cluster, 2*len(t.nodes))
 	for name, n := range t.nodes {
 		for off, end := 0, false; ; off, end = dns.NextLabel(name, off) {
@@ -458,22 +458,22 @@ func (t *Table) owners() map[string]*cluster {
 
 // Zone is the sub-domain of the cluster, the global zone, or else the mesh domain, that the name belongs to.
 func (m *Match) Zone() string {
-	switch c := m.of(); {
+	switch c := m.aboutCluster(); {
 	case c != nil:
 		return c.name
 	case m.global != nil:
 		return m.global.name
 	}
-	return m.zone.domain
+	return m.domain.name
 }
 
-// of is the cluster that the name is about; nil: none.
-func (m *Match) of() *cluster {
+// aboutCluster is the cluster that the name is about; nil: none.
+func (m *Match) aboutCluster() *cluster {
 	switch {
 	case m.cluster != nil:
 		return m.cluster
-	case m.state != nil:
-		return m.state
+	case m.stateOf != nil:
+		return m.stateOf
 	case m.reverse != nil:
 		return m.reverse.cluster
 	}
@@ -482,7 +482,7 @@ func (m *Match) of() *cluster {
 
 // Link is the KubeLink that the name is reached through, empty if it is answered locally.
 func (m *Match) Link() string {
-	if c := m.of(); c != nil {
+	if c := m.aboutCluster(); c != nil {
 		return c.link
 	}
 	return ""
@@ -490,10 +490,8 @@ func (m *Match) Link() string {
 
 // Upstream is the DNS service that is asked for the name; not valid if none is.
 func (m *Match) Upstream() netip.AddrPort {
-	if c := m.of(); c != nil && c.upstream != nil && !c.loads() {
-		return c.addr
+	if c := m.aboutCluster(); c != nil && c.upstream != nil && !c.answersFromAPI() {
+		return c.service
 	}
 	return netip.AddrPort{}
 }
-
-func canonical(name string) string { return dns.CanonicalName(name) }
