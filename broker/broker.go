@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
+	"github.com/mandelsoft/kubelink/broker/announce"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/bridge"
@@ -53,12 +54,12 @@ type Broker struct {
 	done      chan struct{}      // closed when they have ended
 
 	// What follows is written by lifecycle while the controllers stand still, with reconciling held, and read by them.
-	cfg     Config
-	api     *rest.Config   // of the local API server
-	bridge  *bridge.Bridge // nil in mode none
-	kernel  *kernel.Kernel
-	lock    net.Listener // that there is no second one in this network namespace; nil in mode none
-	account *account     // whose token is announced; nil: none
+	cfg    Config
+	api    *rest.Config   // of the local API server
+	bridge *bridge.Bridge // nil in mode none
+	kernel *kernel.Kernel
+	lock   net.Listener          // that there is no second one in this network namespace; nil in mode none
+	tokens *announce.TokenSource // whose token is announced; nil: none
 
 	// apiZones are the sources of names from the APIs of the clusters.
 	apiZones *apizone.Zones
@@ -72,7 +73,7 @@ type Broker struct {
 	warned       error // what the kernel warned of
 	unknowns     unknownPeers
 	globals      globals
-	heard        map[string]*heard // what peers announce, by link
+	receiver     announce.Receiver // of what peers announce
 	unadvertised string            // why we do not announce all that we should, as logged
 
 	// dnsRestart is the configuration for which the cluster's DNS is still to be restarted. It belongs to the writer, and
@@ -96,7 +97,7 @@ func New(cfg Config) (*Broker, error) {
 	}
 	b := &Broker{log: slog.Default().With("plugin", "kubelink"), cfg: cfg, answers: zone.NewReplyCache()}
 	b.apiZones = apizone.New(b.log, b.wake)
-	b.account = newAccount(&cfg, b.log)
+	b.tokens = announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, b.log)
 	b.health.Store(&health{applied: errNoState})
 	return b, nil
 }
@@ -189,7 +190,7 @@ func (b *Broker) Update(cfg Config) (err error) {
 			b.creds = pki.Store{}
 		}
 	}
-	b.changeAccount(&old)
+	b.setTokenSource(&old)
 	b.startControllers(api)
 	return nil
 }

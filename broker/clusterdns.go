@@ -173,7 +173,7 @@ func (w *writer) writeDNS(ctx context.Context, stubs []stubDomain) (note, lines 
 	case apierrors.IsForbidden(err):
 		return "kubelink may not read and write " + where + ": allow it, as deploy/overlays/coredns-configure does, or add the server blocks to the Corefile of the cluster's DNS; the log has them", text, nil
 	case apierrors.IsInvalid(err): // it is immutable, for example
-		return where + " cannot be written: " + short(oneLine(err)), text, nil
+		return where + " cannot be written: " + oneLine(err), text, nil
 	case err != nil:
 		return "", "", err
 	case known && !conf.imports:

@@ -291,12 +291,12 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 			return err
 		}
 	}
-	if a := b.account; a != nil {
-		api, err := b.newAccountClient(cfg)
+	if tokens := b.tokens; tokens != nil {
+		api, err := tokens.NewClient(cfg, apiTimeout, b.cfg.Kubeconfig == "")
 		if err != nil {
 			return err
 		}
-		if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { a.keep(ctx, api, b.wake); return nil })); err != nil {
+		if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { tokens.Run(ctx, api, b.wake); return nil })); err != nil {
 			return err
 		}
 	}

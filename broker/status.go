@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/mandelsoft/kubelink/broker/announce"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/link"
@@ -51,7 +52,7 @@ type linkOutcome struct {
 	state     v1alpha1.State
 	message   string
 	finalizer bool
-	facts     facts // announced by its peer
+	facts     announce.Facts // from its peer
 }
 
 // outcome says for each object what is to be seen of it.
@@ -67,7 +68,11 @@ func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr,
 			b.log.Warn("not all is announced to peers that should be", "problem", text)
 		}
 	}
-	announced, notes := b.hearAll(items, s)
+	var statuses []link.Status
+	if b.bridge != nil {
+		statuses = b.bridge.Statuses()
+	}
+	received := b.receiver.ReceiveAll(items, s, statuses, b.creds.Unencrypted(), b.log)
 	meshes := map[string]mesh.Mesh{} // by LocalLink
 	for _, m := range s.Meshes {
 		meshes[m.Link] = m
@@ -104,8 +109,8 @@ func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr,
 		case !b.creds.Usable():
 			l.state, l.message = v1alpha1.StateError, oneLine(credErr)
 		default:
-			l.state, l.message = b.linkState(link, join(l.message, notes[obj.Name]))
-			l.facts = announced[obj.Name]
+			l.state, l.message = b.linkState(link, join(l.message, received[obj.Name].Note))
+			l.facts = received[obj.Name].Facts
 		}
 		o.links = append(o.links, l)
 	}
@@ -190,12 +195,11 @@ type writer struct {
 	signal  chan struct{}
 
 	// What follows belongs to Start.
-	requested     bool // the Certificate, by this writer
-	dns           clusterDNS
-	kept          map[string]kept             // secrets, by link
-	deniedSecrets bool                        // and that was logged
-	writes        map[types.UID]*statusWrites // by link
-	rest          time.Duration               // until a status may be written that was held back; 0: none was
+	requested bool // the Certificate, by this writer
+	dns       clusterDNS
+	keeper    announce.Keeper             // of what peers announce
+	writes    map[types.UID]*statusWrites // by link
+	rest      time.Duration               // until a status may be written that was held back; 0: none was
 }
 
 // The status of a link is written this often at once, and then at this interval. Each write wakes all who watch the link:
@@ -214,7 +218,8 @@ type statusWrites struct {
 func newWriter(b *Broker, mgr ctrl.Manager) *writer {
 	return &writer{
 		b: b, client: mgr.GetClient(), reader: mgr.GetAPIReader(), cache: mgr.GetCache(), recorder: mgr.GetEventRecorder("kubelink"),
-		signal: make(chan struct{}, 1), kept: map[string]kept{}, writes: map[types.UID]*statusWrites{},
+		signal: make(chan struct{}, 1), writes: map[types.UID]*statusWrites{},
+		keeper: announce.Keeper{Client: mgr.GetClient(), Namespace: b.cfg.Namespace, Log: b.log},
 	}
 }
 
@@ -429,12 +434,8 @@ func (w *writer) link(ctx context.Context, l linkOutcome) error {
 			return nil // gone
 		}
 	}
-	var factsErr error
-	if l.facts != (facts{}) {
-		var note string
-		note, factsErr = w.announced(ctx, l)
-		l.message = join(l.message, note)
-	}
+	note, factsErr := w.keeper.Keep(ctx, l.object, l.facts)
+	l.message = join(l.message, note)
 	if l.object.Spec.Endpoint == v1alpha1.EndpointLocal && w.dns.note != "" {
 		l.message = join(l.message, "coredns-configure: "+w.dns.note)
 	}

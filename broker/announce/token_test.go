@@ -1,11 +1,10 @@
-package broker
+package announce
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,13 +14,11 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/mandelsoft/kubelink/broker/bridge"
 	"github.com/mandelsoft/kubelink/broker/link"
-	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
-// accountServer plays the API server: each token has a number.
-type accountServer struct {
+// tokenServer plays the API server: each token has a number.
+type tokenServer struct {
 	mu      sync.Mutex
 	cert    []byte
 	life    time.Duration
@@ -32,13 +29,13 @@ type accountServer struct {
 	asked   int
 }
 
-func (s *accountServer) secret(context.Context) (*link.APIInfo, error) {
+func (s *tokenServer) readSecret(context.Context) (*link.APIInfo, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.fixed, nil
 }
 
-func (s *accountServer) token(context.Context) (string, time.Duration, error) {
+func (s *tokenServer) requestToken(context.Context) (string, time.Duration, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked++
@@ -49,29 +46,29 @@ func (s *accountServer) token(context.Context) (string, time.Duration, error) {
 	return fmt.Sprintf("token%d", len(s.issued)), s.life, nil
 }
 
-func (s *accountServer) ca(context.Context) ([]byte, error) {
+func (s *tokenServer) readCA(context.Context) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.cert, nil
 }
 
-func (s *accountServer) accepts(_ context.Context, token string) (bool, error) {
+func (s *tokenServer) checkToken(_ context.Context, token string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.invalid && token == fmt.Sprintf("token%d", len(s.issued)), nil
 }
 
-func TestAccount(t *testing.T) {
+func TestTokenSource(t *testing.T) {
 	cert := testCA(t)
 	synctest.Test(t, func(t *testing.T) {
-		s := &accountServer{cert: cert, life: 24 * time.Hour, err: errors.New("it does not exist")}
-		a := newAccount(&Config{ServiceAccount: types.NamespacedName{Namespace: "kube-system", Name: "names"}, TokenLifetime: 24 * time.Hour}, slog.New(slog.DiscardHandler))
+		s := &tokenServer{cert: cert, life: 24 * time.Hour, err: errors.New("it does not exist")}
+		a := NewTokenSource(types.NamespacedName{Namespace: "kube-system", Name: "names"}, 24*time.Hour, slog.New(slog.DiscardHandler))
 		ctx, stop := context.WithCancel(t.Context())
 		var woken atomic.Int32
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			a.keep(ctx, s, func() { woken.Add(1) })
+			a.Run(ctx, s, func() { woken.Add(1) })
 		}()
 		// after lets time pass, and then something else happen.
 		after := func(d time.Duration, then func()) {
@@ -84,7 +81,7 @@ func TestAccount(t *testing.T) {
 		announces := func(d time.Duration, token, problem string) {
 			t.Helper()
 			after(d, func() {})
-			access, err := a.state()
+			access, err := a.Access()
 			switch {
 			case token == "" && access != nil, token != "" && (access == nil || access.Token != token):
 				t.Errorf("announces %+v, want %s", access, token)
@@ -99,7 +96,7 @@ func TestAccount(t *testing.T) {
 			}
 			s.err = nil
 		})
-		announces(accountLongest, "token1", "")
+		announces(maxRetry, "token1", "")
 
 		// Two thirds of a day later there is another one; a day later the first would have ended.
 		announces(16*time.Hour-2*time.Minute, "token1", "")
@@ -120,69 +117,24 @@ func TestAccount(t *testing.T) {
 		announces(50*time.Minute, token(), "no")
 		after(0, func() { s.err = nil })
 		n++
-		announces(accountLongest, token(), "")
+		announces(maxRetry, token(), "")
 
 		// The account was made anew: the token does not open anything any more.
 		after(0, func() { s.invalid = true })
 		n++
-		announces(accountInterval, token(), "")
+		announces(tokenInterval, token(), "")
 
 		// A secret comes, and goes. As long as it is there no token is asked for.
 		after(0, func() { s.fixed = &link.APIInfo{Token: "fixed", CACert: cert} })
-		announces(accountInterval, "fixed", "")
+		announces(tokenInterval, "fixed", "")
 		after(30*time.Hour, func() { s.fixed = nil })
 		n++
-		announces(accountInterval, token(), "")
+		announces(tokenInterval, token(), "")
 
 		// What peers would refuse is not sent.
 		after(0, func() { s.cert = []byte("no PEM") })
-		announces(accountInterval, token(), "the CA has no certificate")
+		announces(tokenInterval, token(), "the CA has no certificate")
 		stop()
 		<-done
 	})
-}
-
-// What is announced at its largest fits into a hello.
-func TestAnnouncementFits(t *testing.T) {
-	for _, over := range []int{0, 300} {
-		_, err := bridge.Open(bridge.Config{
-			Interface: "a/b", // no such can be opened
-			Settings: link.Settings{
-				DNS: &link.DNSInfo{ClusterDomain: strings.Repeat("d", 253), Address: netip.IPv6Unspecified()},
-				API: &link.APIInfo{Token: strings.Repeat("t", maxToken), CACert: make([]byte, maxCA+over)},
-			},
-		})
-		if large := strings.Contains(fmt.Sprint(err), "announced facts take"); err == nil || large != (over > 0) {
-			t.Errorf("%d bytes more: %v", over, err)
-		}
-	}
-}
-
-func TestAdvertisedDNS(t *testing.T) {
-	service := netip.MustParsePrefix("100.64.0.0/20")
-	for _, c := range []struct {
-		name    string
-		cfg     Config
-		service netip.Prefix // of the LocalLink
-		want    string
-		says    string
-	}{
-		{"off", Config{Local: mesh.Local{ServiceCIDR: service}}, netip.Prefix{}, "", ""},
-		{"default", Config{DNSAdvertisement: true, Local: mesh.Local{ServiceCIDR: service}}, service, "100.64.0.10", ""},
-		{"by address", Config{DNSAdvertisement: true, Local: mesh.Local{ServiceCIDR: service, ClusterDNS: netip.MustParseAddr("100.64.0.53")}}, service, "100.64.0.53", ""},
-		{"by the LocalLink", Config{DNSAdvertisement: true}, service, "100.64.0.10", ""},
-		{"unknown", Config{DNSAdvertisement: true}, netip.Prefix{}, "", "dns-service-ip"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			c.cfg.ClusterDomain = "cluster.local."
-			b := &Broker{cfg: c.cfg}
-			dns, _, err := b.advertised(&mesh.State{Meshes: []mesh.Mesh{{Service: c.service}}})
-			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
-				t.Error(err)
-			}
-			if (dns == nil) != (c.want == "") || dns != nil && (dns.Address.String() != c.want || dns.ClusterDomain != "cluster.local") {
-				t.Errorf("%+v", dns)
-			}
-		})
-	}
 }

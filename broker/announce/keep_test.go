@@ -1,0 +1,130 @@
+package announce
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/link"
+)
+
+// applyServer plays the API server: it has an error for each kind, and keeps the objects that it was given.
+type applyServer struct {
+	errors  map[string]error
+	applied []string // kind, blank, object as JSON
+}
+
+func (s *applyServer) Apply(_ context.Context, o runtime.ApplyConfiguration, _ ...client.ApplyOption) error {
+	data, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	var object struct{ Kind string }
+	if err := json.Unmarshal(data, &object); err != nil {
+		return err
+	}
+	s.applied = append(s.applied, object.Kind+" "+string(data))
+	return s.errors[object.Kind]
+}
+
+func TestKeep(t *testing.T) {
+	resource := schema.GroupResource{Resource: "secrets"}
+	forbidden := apierrors.NewForbidden(resource, "x", nil)
+	conflict := apierrors.NewConflict(resource, "x", nil)
+	invalid := apierrors.NewInvalid(schema.GroupKind{Kind: "KubeLink"}, "b", nil)
+	down := apierrors.NewServiceUnavailable("down")
+	all := Facts{"100.64.16.10", "cluster.local", &link.APIInfo{Token: "t", CACert: []byte("CA")}}
+	for _, c := range []struct {
+		name    string
+		facts   Facts
+		errors  map[string]error
+		applied []string // texts of the objects, in order
+		note    string
+		says    string // by the error
+	}{
+		{"nothing", Facts{}, nil, nil, "", ""},
+		{"all", all, nil, []string{`"name":"kubelink-api-b"`, `"apiAccess":{"name":"kubelink-api-b","namespace":"kube-system"}`}, "", ""},
+		{"DNS only", Facts{dnsIP: "100.64.16.10"}, nil, []string{`"spec":{"dns":{"dnsIP":"100.64.16.10"}}`}, "", ""},
+		{"no secret allowed", all, map[string]error{"Secret": forbidden},
+			[]string{"Secret", `"spec":{"dns":{"baseDomain":"cluster.local","dnsIP":"100.64.16.10"}}`},
+			"allow it to create and patch secrets in namespace kube-system", ""},
+		{"secret of a user", all, map[string]error{"Secret": conflict},
+			[]string{"Secret", `"spec":{"dns":{"baseDomain":"cluster.local","dnsIP":"100.64.16.10"}}`},
+			"secret kube-system/kubelink-api-b was written by", ""},
+		{"refused link", all, map[string]error{"KubeLink": invalid}, []string{"Secret", "KubeLink"}, "refused by the API server", ""},
+		{"both refused", all, map[string]error{"KubeLink": invalid, "Secret": forbidden}, []string{"Secret", "KubeLink"},
+			"or set spec.apiAccess; what the peer announces is refused", ""},
+		{"no server for the secret", all, map[string]error{"Secret": down}, []string{"Secret"}, "", "secret kube-system/kubelink-api-b: "},
+		{"no server for the link", all, map[string]error{"KubeLink": down}, []string{"Secret", "KubeLink"}, "", "down"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := &applyServer{errors: c.errors}
+			k := Keeper{Client: s, Namespace: "kube-system", Log: slog.New(slog.DiscardHandler)}
+			l := testLink()
+			l.UID, l.ResourceVersion = "uid", "17"
+			note, err := k.Keep(t.Context(), l, c.facts)
+			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Errorf("error %v, want %q", err, c.says)
+			}
+			if (note == "") != (c.note == "") || !strings.Contains(note, c.note) {
+				t.Errorf("note %q, want %q", note, c.note)
+			}
+			if len(s.applied) != len(c.applied) {
+				t.Fatalf("applied %q", s.applied)
+			}
+			for i, text := range c.applied {
+				if !strings.Contains(s.applied[i], text) {
+					t.Errorf("applied %s, want %s", s.applied[i], text)
+				}
+				if strings.HasPrefix(s.applied[i], "KubeLink") && !strings.Contains(s.applied[i], `"resourceVersion":"17","uid":"uid"`) {
+					t.Errorf("applied to any version: %s", s.applied[i])
+				}
+			}
+		})
+	}
+}
+
+// A secret is written again when the token changes, now and then otherwise, and soon if the API server refused it.
+func TestKeepSecretAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &applyServer{errors: map[string]error{}}
+		k := Keeper{Client: s, Namespace: "kube-system", Log: slog.New(slog.DiscardHandler)}
+		token := "one"
+		for _, c := range []struct {
+			name    string
+			wait    time.Duration
+			token   string
+			refused bool
+			writes  bool
+			note    bool
+		}{
+			{"first", 0, "one", false, true, false},
+			{"soon after", secretRefresh - time.Second, "one", false, false, false},
+			{"now and then", 2 * time.Second, "one", false, true, false},
+			{"another token", time.Second, "two", true, true, true},
+			{"soon after a failure", secretRetry - time.Second, "two", false, false, true},
+			{"again after a failure", 2 * time.Second, "two", false, true, false},
+		} {
+			time.Sleep(c.wait)
+			token, s.applied, s.errors["Secret"] = c.token, nil, nil
+			if c.refused {
+				s.errors["Secret"] = apierrors.NewForbidden(schema.GroupResource{}, "x", nil)
+			}
+			l := testLink()
+			note, err := k.Keep(t.Context(), l, Facts{access: &link.APIInfo{Token: token}})
+			wrote := len(s.applied) > 0 && strings.HasPrefix(s.applied[0], "Secret")
+			if err != nil || wrote != c.writes || (note != "") != c.note {
+				t.Errorf("%s: applied %q, note %q, %v", c.name, s.applied, note, err)
+			}
+		}
+	})
+}

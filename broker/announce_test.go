@@ -1,0 +1,58 @@
+package broker
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/mandelsoft/kubelink/broker/announce"
+	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// What is announced at its largest fits into a hello.
+func TestAnnouncementFits(t *testing.T) {
+	for _, over := range []int{0, 300} {
+		_, err := bridge.Open(bridge.Config{
+			Interface: "a/b", // no such can be opened
+			Settings: link.Settings{
+				DNS: &link.DNSInfo{ClusterDomain: strings.Repeat("d", 253), Address: netip.IPv6Unspecified()},
+				API: &link.APIInfo{Token: strings.Repeat("t", announce.MaxToken), CACert: make([]byte, announce.MaxCA+over)},
+			},
+		})
+		if large := strings.Contains(fmt.Sprint(err), "announced facts take"); err == nil || large != (over > 0) {
+			t.Errorf("%d bytes more: %v", over, err)
+		}
+	}
+}
+
+func TestAdvertisedDNS(t *testing.T) {
+	service := netip.MustParsePrefix("100.64.0.0/20")
+	for _, c := range []struct {
+		name    string
+		cfg     Config
+		service netip.Prefix // of the LocalLink
+		want    string
+		says    string
+	}{
+		{"off", Config{Local: mesh.Local{ServiceCIDR: service}}, netip.Prefix{}, "", ""},
+		{"default", Config{DNSAdvertisement: true, Local: mesh.Local{ServiceCIDR: service}}, service, "100.64.0.10", ""},
+		{"by address", Config{DNSAdvertisement: true, Local: mesh.Local{ServiceCIDR: service, ClusterDNS: netip.MustParseAddr("100.64.0.53")}}, service, "100.64.0.53", ""},
+		{"by the LocalLink", Config{DNSAdvertisement: true}, service, "100.64.0.10", ""},
+		{"unknown", Config{DNSAdvertisement: true}, netip.Prefix{}, "", "dns-service-ip"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.cfg.ClusterDomain = "cluster.local."
+			b := &Broker{cfg: c.cfg}
+			dns, _, err := b.advertised(&mesh.State{Meshes: []mesh.Mesh{{Service: c.service}}})
+			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Error(err)
+			}
+			if (dns == nil) != (c.want == "") || dns != nil && (dns.Address.String() != c.want || dns.ClusterDomain != "cluster.local") {
+				t.Errorf("%+v", dns)
+			}
+		})
+	}
+}
