@@ -25,6 +25,7 @@ import (
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/records"
 	"github.com/mandelsoft/kubelink/broker/snapshot"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
@@ -125,7 +126,7 @@ func (w *globalWatch) changed() {
 // globals are the global names as they were built last. They stay when the API server is away.
 type globals struct {
 	zones   map[string]*zone.Global // by name
-	reports mesh.Globals            // of all objects
+	reports records.Result          // of all objects
 	serial  uint32                  // the highest so far
 	early   bool                    // a zone needs a higher one
 	from    globalSource
@@ -177,7 +178,7 @@ func (r *reconciler) globals(ctx context.Context, zones []mesh.Zone) error {
 		}
 	}
 	b.snapshot.Load().Keep(func(o *snapshot.Objects) { o.Entries, o.Zones = entries.Items, hosted.Items })
-	names := mesh.BuildGlobals(entries.Items, hosted.Items, served)
+	names := records.Build(entries.Items, hosted.Items, served)
 	next := newGlobals(&names, domains, nextSerial(g.serial, begin), addrs, g.zones)
 	next.from, next.serial = from, max(next.serial, g.serial)
 	r.writer.wantReports(differing(entries.Items, hosted.Items, &names, &g.reports))
@@ -200,11 +201,11 @@ func nextSerial(highest uint32, now time.Time) uint32 {
 }
 
 // newGlobals makes the zones of names; domains are by the names of the zones, and so are the zones from before.
-func newGlobals(names *mesh.Globals, domains map[string]string, serial uint32, addrs []netip.Addr, before map[string]*zone.Global) globals {
+func newGlobals(names *records.Result, domains map[string]string, serial uint32, addrs []netip.Addr, before map[string]*zone.Global) globals {
 	g := globals{zones: map[string]*zone.Global{}, reports: *names, serial: serial}
 	for _, known := range names.Zones {
-		z := zone.NewGlobal(domains[known.Zone], known, serial, addrs, before[known.Zone])
-		g.zones[known.Zone] = z
+		z := zone.NewGlobal(domains[known.Name], known, serial, addrs, before[known.Name])
+		g.zones[known.Name] = z
 		g.early = g.early || z.SerialPending()
 	}
 	g.reports.Zones = nil // the zones have it all
@@ -225,7 +226,7 @@ func servedHere(zones []mesh.Zone) (names []string, domains map[string]string) {
 // restoreGlobals makes the global names that an earlier process knew.
 func (b *Broker) restoreGlobals(o *snapshot.Objects, zones []mesh.Zone) {
 	served, domains := servedHere(zones)
-	names := mesh.BuildGlobals(o.Entries, o.Zones, served)
+	names := records.Build(o.Entries, o.Zones, served)
 	b.globals = newGlobals(&names, domains, uint32(time.Now().Unix()), b.nsAddresses(), nil)
 	for name, g := range b.globals.zones {
 		g.MarkStale(fmt.Sprintf("the names of %s are those that an earlier process knew: the API server has not told them yet", strings.TrimSuffix(name, ".")))
@@ -257,12 +258,12 @@ func (g *globals) unknown(served []string, failure *error) (pending error) {
 // reportOutcome is what is to be written to the status of an object.
 type reportOutcome struct {
 	object client.Object // as read from the cache, not to be modified
-	report mesh.Report
+	report records.Report
 }
 
 // differing lists the objects whose status is not what it should be.
-func differing(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, now, before *mesh.Globals) (outcomes []reportOutcome) {
-	add := func(o client.Object, now, before map[types.NamespacedName]mesh.Report) {
+func differing(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, now, before *records.Result) (outcomes []reportOutcome) {
+	add := func(o client.Object, now, before map[types.NamespacedName]records.Report) {
 		key := client.ObjectKeyFromObject(o)
 		report, ok := now[key]
 		if !ok {
@@ -298,7 +299,7 @@ func globalStatus(o client.Object) *coredns.Status {
 	return &o.(*coredns.CoreDNSEntry).Status
 }
 
-func conditionOf(r mesh.Report) metav1.Condition {
+func conditionOf(r records.Report) metav1.Condition {
 	c := metav1.Condition{Type: coredns.ConditionAccepted, Status: metav1.ConditionFalse, Reason: string(r.State), Message: r.Message}
 	if r.State == coredns.StateOk {
 		c.Status = metav1.ConditionTrue

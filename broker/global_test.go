@@ -29,55 +29,56 @@ import (
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/records"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
 // Only a status that differs is written, and none of an object that is somebody else's.
 func TestDiffering(t *testing.T) {
 	key := types.NamespacedName{Namespace: "ns", Name: "x"}
-	ok := mesh.Report{State: "Ok", Names: []string{"x.svc.global.kubelink"}}
-	foreign := mesh.Report{State: "Stale", Message: "elsewhere", Foreign: true}
-	written := func(r mesh.Report, generation int64) coredns.Status {
+	ok := records.Report{State: "Ok", Names: []string{"x.svc.global.kubelink"}}
+	foreign := records.Report{State: "Stale", Message: "elsewhere", Foreign: true}
+	written := func(r records.Report, generation int64) coredns.Status {
 		c := conditionOf(r)
 		return coredns.Status{State: r.State, Message: r.Message, RootZone: r.RootZone, EffectiveDomainNames: r.Names, ObservedGeneration: generation, Conditions: []metav1.Condition{c}}
 	}
 	for _, c := range []struct {
 		name        string
 		status      coredns.Status
-		now, before mesh.Report
+		now, before records.Report
 		write       bool
 	}{
-		{"new", coredns.Status{}, ok, mesh.Report{}, true},
+		{"new", coredns.Status{}, ok, records.Report{}, true},
 		{"the same", written(ok, 2), ok, ok, false},
 		{"older generation", written(ok, 1), ok, ok, true},
-		{"of the former system", coredns.Status{State: "Ok", ObservedGeneration: 2, EffectiveDomainNames: ok.Names}, ok, mesh.Report{}, true},
-		{"another message", written(mesh.Report{State: "Ok", Message: "note", Names: ok.Names}, 2), ok, ok, true},
-		{"other names", written(mesh.Report{State: "Ok"}, 2), ok, ok, true},
-		{"another zone", written(mesh.Report{State: "Ok", Names: ok.Names, RootZone: "z"}, 2), ok, ok, true},
-		{"foreign, new", coredns.Status{}, foreign, mesh.Report{}, true},
+		{"of the former system", coredns.Status{State: "Ok", ObservedGeneration: 2, EffectiveDomainNames: ok.Names}, ok, records.Report{}, true},
+		{"another message", written(records.Report{State: "Ok", Message: "note", Names: ok.Names}, 2), ok, ok, true},
+		{"other names", written(records.Report{State: "Ok"}, 2), ok, ok, true},
+		{"another zone", written(records.Report{State: "Ok", Names: ok.Names, RootZone: "z"}, 2), ok, ok, true},
+		{"foreign, new", coredns.Status{}, foreign, records.Report{}, true},
 		{"foreign, the same", written(foreign, 2), foreign, foreign, false},
-		{"foreign, somebody else says Ok", coredns.Status{State: "Ok"}, foreign, mesh.Report{}, false},
+		{"foreign, somebody else says Ok", coredns.Status{State: "Ok"}, foreign, records.Report{}, false},
 		{"foreign, somebody else said Ok over ours", coredns.Status{State: "Ok"}, foreign, foreign, false},
 		{"foreign, ours so far", written(ok, 2), foreign, ok, true},
 	} {
 		entry := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", Generation: 2}, Status: c.status}
-		before := map[types.NamespacedName]mesh.Report{}
+		before := map[types.NamespacedName]records.Report{}
 		if c.before.State != "" {
 			before[key] = c.before
 		}
-		now := map[types.NamespacedName]mesh.Report{key: c.now}
-		got := differing([]coredns.CoreDNSEntry{entry}, nil, &mesh.Globals{Entries: now}, &mesh.Globals{Entries: before})
+		now := map[types.NamespacedName]records.Report{key: c.now}
+		got := differing([]coredns.CoreDNSEntry{entry}, nil, &records.Result{Entries: now}, &records.Result{Entries: before})
 		if (len(got) == 1) != c.write {
 			t.Errorf("%s: %+v", c.name, got)
 		}
 		hosted := coredns.HostedZone{ObjectMeta: entry.ObjectMeta, Status: c.status}
-		got = differing(nil, []coredns.HostedZone{hosted}, &mesh.Globals{HostedZones: now}, &mesh.Globals{HostedZones: before})
+		got = differing(nil, []coredns.HostedZone{hosted}, &records.Result{HostedZones: now}, &records.Result{HostedZones: before})
 		if (len(got) == 1) != c.write {
 			t.Errorf("%s: zone: %+v", c.name, got)
 		}
 	}
 	entry := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "gone"}}
-	if got := differing([]coredns.CoreDNSEntry{entry}, nil, &mesh.Globals{}, &mesh.Globals{}); len(got) != 0 {
+	if got := differing([]coredns.CoreDNSEntry{entry}, nil, &records.Result{}, &records.Result{}); len(got) != 0 {
 		t.Errorf("without report: %+v", got)
 	}
 }
@@ -117,12 +118,12 @@ func testWriter(api client.Client) *writer {
 // written is tried again, unless it will never work.
 func TestReportsWaitForLinks(t *testing.T) {
 	entries := make([]coredns.CoreDNSEntry, 4)
-	now := map[types.NamespacedName]mesh.Report{}
+	now := map[types.NamespacedName]records.Report{}
 	for i := range entries {
 		entries[i].Name = string(rune('a' + i))
-		now[types.NamespacedName{Name: entries[i].Name}] = mesh.Report{State: "Ok"}
+		now[types.NamespacedName{Name: entries[i].Name}] = records.Report{State: "Ok"}
 	}
-	reports := differing(entries, nil, &mesh.Globals{Entries: now}, &mesh.Globals{})
+	reports := differing(entries, nil, &records.Result{Entries: now}, &records.Result{})
 	kind := schema.GroupResource{Resource: "corednsentries"}
 	api := &takesStatus{}
 	w := testWriter(api)
@@ -259,7 +260,7 @@ func TestStatusLimit(t *testing.T) {
 	if !strings.Contains(api.status.last, `"resourceVersion":"7"`) {
 		t.Errorf("an older state of the object is no obstacle: %s", api.status.last)
 	}
-	w.wantReports([]reportOutcome{{&entry, mesh.Report{State: "Ok"}}})
+	w.wantReports([]reportOutcome{{&entry, records.Report{State: "Ok"}}})
 	got := write(1, nil, link("one", ""), link("two", ""))
 	if got != "two entry" || err != nil || w.rest <= 0 || w.rest > statusInterval {
 		t.Errorf("%v: %s; looked at again in %v", err, got, w.rest)
@@ -348,7 +349,7 @@ func TestGlobalsUnknown(t *testing.T) {
 	if err := g.unknown([]string{name}, &forbidden); err != nil || g.zones[name] != before {
 		t.Errorf("another one for the same reason: %v", err)
 	}
-	known := zone.NewGlobal("kubelink.", mesh.BuildGlobals(nil, nil, []string{name}).Zones[0], 1, nil, nil)
+	known := zone.NewGlobal("kubelink.", records.Build(nil, nil, []string{name}).Zones[0], 1, nil, nil)
 	g.zones = map[string]*zone.Global{name: known}
 	if err := g.unknown([]string{name, "svc.global.other."}, nil); err == nil || len(g.zones) != 1 || g.zones[name] != known {
 		t.Errorf("%v %v", err, g.zones)
@@ -422,19 +423,19 @@ func FuzzGlobal(f *testing.F) {
 		entries, zones := fuzzObjects(text)
 		const top = "svc.global.kubelink."
 		served := []string{top, "svc.global.other.example."}
-		g := mesh.BuildGlobals(entries, zones, served)
+		g := records.Build(entries, zones, served)
 		slices.Reverse(entries)
 		slices.Reverse(zones)
 		// The API server sees to it that names are unique.
-		if len(g.Entries) == len(entries) && len(g.HostedZones) == len(zones) && !reflect.DeepEqual(mesh.BuildGlobals(entries, zones, served), g) {
+		if len(g.Entries) == len(entries) && len(g.HostedZones) == len(zones) && !reflect.DeepEqual(records.Build(entries, zones, served), g) {
 			t.Error("another order of the objects makes other names")
 		}
 		globals := map[string]*zone.Global{}
-		newGlobal := func(z mesh.GlobalNames, serial uint32) *zone.Global {
-			return zone.NewGlobal(strings.TrimPrefix(z.Zone, "svc.global."), z, serial, []netip.Addr{netip.MustParseAddr("10.0.0.11")}, globals[z.Zone])
+		newGlobal := func(z records.Zone, serial uint32) *zone.Global {
+			return zone.NewGlobal(strings.TrimPrefix(z.Name, "svc.global."), z, serial, []netip.Addr{netip.MustParseAddr("10.0.0.11")}, globals[z.Name])
 		}
 		for _, z := range g.Zones {
-			globals[z.Zone] = newGlobal(z, 1)
+			globals[z.Name] = newGlobal(z, 1)
 		}
 		table := zone.New(nil, []mesh.Zone{
 			{Domain: "kubelink.", Global: mesh.GlobalZone{Name: served[0]}}, {Domain: "other.example.", Global: mesh.GlobalZone{Name: served[1]}},
@@ -497,11 +498,11 @@ func FuzzGlobal(f *testing.F) {
 			}
 		}
 		// The serial of a zone changes with what is transferred of it, and with nothing else.
-		for _, z := range mesh.BuildGlobals(entries[len(entries)/2:], zones, served).Zones {
+		for _, z := range records.Build(entries[len(entries)/2:], zones, served).Zones {
 			now := newGlobal(z, 2)
 			for _, apex := range z.Apexes {
 				rrs, _ := now.Transfer(apex.Name, 0)
-				before, _ := globals[z.Zone].Transfer(apex.Name, 0)
+				before, _ := globals[z.Name].Transfer(apex.Name, 0)
 				serial := rrs[0].(*dns.SOA).Serial
 				same := slices.EqualFunc(rrs, before, func(a, b dns.RR) bool {
 					a, b = dns.Copy(a), dns.Copy(b)
@@ -540,9 +541,9 @@ func BenchmarkGlobals(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		names := mesh.BuildGlobals(entries, nil, []string{"svc.global.kubelink."})
+		names := records.Build(entries, nil, []string{"svc.global.kubelink."})
 		zone.NewGlobal("kubelink.", names.Zones[0], 1, nil, nil)
-		if n := len(differing(entries, nil, &names, &mesh.Globals{})); n != len(entries) {
+		if n := len(differing(entries, nil, &names, &records.Result{})); n != len(entries) {
 			b.Fatal(n)
 		}
 	}

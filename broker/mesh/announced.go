@@ -26,12 +26,12 @@ func (s *State) ClusterDomain(name string) (string, error) {
 // clusterDomain refuses names in a mesh domain: two clusters that say so of each other would ask each other without end,
 // as each leads the mesh domain back to kubelink.
 func clusterDomain(name string, meshDomains []string) (string, error) {
-	d, err := domain(name)
+	d, err := ParseDomain(name)
 	if err != nil {
 		return "", err
 	}
 	for _, m := range meshDomains {
-		if m != "" && within(d, m) {
+		if m != "" && InDomain(d, m) {
 			return "", fmt.Errorf("it lies in the mesh domain %s, but is the domain that the cluster uses for itself, such as cluster.local", strings.TrimSuffix(m, "."))
 		}
 	}

@@ -224,7 +224,7 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 			m.DNS = address
 		}
 		if dns.BaseDomain != "" {
-			if m.Domain, err = domain(dns.BaseDomain); err != nil {
+			if m.Domain, err = ParseDomain(dns.BaseDomain); err != nil {
 				return invalid("spec.dns.baseDomain %q: %v", dns.BaseDomain, err)
 			}
 		}
@@ -232,7 +232,7 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 			m.Domain = ""
 		}
 	}
-	if m.Domain != "" && b.local.ClusterDomain != "" && within(b.local.ClusterDomain, m.Domain) {
+	if m.Domain != "" && b.local.ClusterDomain != "" && InDomain(b.local.ClusterDomain, m.Domain) {
 		return invalid("spec.dns.baseDomain %q contains the cluster domain %s: choose a domain of its own for the mesh", m.Domain, b.local.ClusterDomain)
 	}
 	for _, other := range b.sorted() {
@@ -240,11 +240,11 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 		case m.Domain == "" || other.Domain == "":
 			continue
 		case m.Domain == other.Domain:
-			b.note(o.Name, "no DNS: spec.dns.baseDomain %s is already used by %s; set another one", undotted(m.Domain), meshTitle(other.Name))
-		case within(m.Domain, "global."+other.Domain) || within(other.Domain, "global."+m.Domain):
-			b.note(o.Name, "no DNS: spec.dns.baseDomain %s, and %s of %s: one lies in the global names of the other; set another one", undotted(m.Domain), undotted(other.Domain), meshTitle(other.Name))
+			b.note(o.Name, "no DNS: spec.dns.baseDomain %s is already used by %s; set another one", TrimDot(m.Domain), meshTitle(other.Name))
+		case InDomain(m.Domain, "global."+other.Domain) || InDomain(other.Domain, "global."+m.Domain):
+			b.note(o.Name, "no DNS: spec.dns.baseDomain %s, and %s of %s: one lies in the global names of the other; set another one", TrimDot(m.Domain), TrimDot(other.Domain), meshTitle(other.Name))
 		case other.Cluster != "" && m.Domain == other.localName():
-			b.note(o.Name, "no DNS: spec.dns.baseDomain %s is the local cluster in %s; set another one", undotted(m.Domain), meshTitle(other.Name))
+			b.note(o.Name, "no DNS: spec.dns.baseDomain %s is the local cluster in %s; set another one", TrimDot(m.Domain), meshTitle(other.Name))
 		default:
 			continue
 		}
@@ -496,17 +496,17 @@ func (b *builder) clusterDNS(l *linkEntry, spec *v1alpha1.KubeLinkSpec) *Problem
 		return nil
 	}
 	var err error
-	zone.Name, err = domain(l.Cluster + "." + l.mesh.Domain)
+	zone.Name, err = ParseDomain(l.Cluster + "." + l.mesh.Domain)
 	other := b.meshAt(zone.Name)
 	switch {
 	case err != nil:
 		b.note(l.Name, "no DNS: %s.%s: %v", l.Cluster, l.mesh.Domain, err)
 		return nil
-	case within(zone.Name, "global."+l.mesh.Domain):
-		b.note(l.Name, "no DNS: %s is reserved for global names; use another name for the cluster", undotted(zone.Name))
+	case InDomain(zone.Name, "global."+l.mesh.Domain):
+		b.note(l.Name, "no DNS: %s is reserved for global names; use another name for the cluster", TrimDot(zone.Name))
 		return nil
 	case other != nil: // whichever is older: all names of a mesh are more than those of a cluster
-		b.note(l.Name, "no DNS: %s is the domain of %s; use another name for the cluster, or another spec.dns.baseDomain there", undotted(zone.Name), meshTitle(other.Name))
+		b.note(l.Name, "no DNS: %s is the domain of %s; use another name for the cluster, or another spec.dns.baseDomain there", TrimDot(zone.Name), meshTitle(other.Name))
 		return nil
 	}
 	var noAPI error
@@ -623,10 +623,10 @@ func (b *builder) state() State {
 		other := b.meshAt(local.Name)
 		switch {
 		case m.Cluster == "" || !upstream.IsValid() && !local.API.Use:
-		case within(local.Name, "global."+m.Domain):
-			b.note(m.Link, "no DNS for the local cluster: %s is reserved for global names; use another name for it", undotted(local.Name))
+		case InDomain(local.Name, "global."+m.Domain):
+			b.note(m.Link, "no DNS for the local cluster: %s is reserved for global names; use another name for it", TrimDot(local.Name))
 		case other != nil:
-			b.note(m.Link, "no DNS for the local cluster: %s is the domain of %s; use another name for it", undotted(local.Name), meshTitle(other.Name))
+			b.note(m.Link, "no DNS for the local cluster: %s is the domain of %s; use another name for it", TrimDot(local.Name), meshTitle(other.Name))
 		default:
 			zone.Clusters = append(zone.Clusters, local)
 		}
@@ -682,7 +682,7 @@ func (b *builder) state() State {
 
 // global is the global zone of a mesh: served here, or asked of the mesh-global DNS service.
 func (b *builder) global(m *meshEntry) GlobalZone {
-	name, err := domain("svc.global." + m.Domain)
+	name, err := ParseDomain("svc.global." + m.Domain)
 	if err != nil {
 		b.note(m.Link, "no global names: svc.global.%s: %v", m.Domain, err)
 		return GlobalZone{}

@@ -97,7 +97,7 @@ func Endpoint(s string, defaultPort uint16) (host string, port uint16, err error
 	if a, err := netip.ParseAddr(host); err == nil && a.Is4() {
 		return checkHost(a.String(), port)
 	}
-	name, err := domain(host)
+	name, err := ParseDomain(host)
 	if err != nil {
 		return "", 0, fmt.Errorf("expected host[:port] with a DNS name or an IP address: %w", err)
 	}
@@ -112,9 +112,9 @@ func checkHost(host string, port uint16) (string, uint16, error) {
 	return host, port, nil
 }
 
-// domain reads a DNS name (RFC 1035 lengths; letters, digits, - and _) and returns it fully
+// ParseDomain reads a DNS name (RFC 1035 lengths; letters, digits, - and _) and returns it fully
 // qualified and in lower case.
-func domain(s string) (string, error) {
+func ParseDomain(s string) (string, error) {
 	name := strings.TrimSuffix(strings.ToLower(s), ".")
 	if name == "" || len(name) > 253 {
 		return "", fmt.Errorf("a domain name has 1 to 253 characters, this one has %d", len(name))
@@ -135,10 +135,13 @@ func domain(s string) (string, error) {
 	return name + ".", nil
 }
 
-// within says whether the domain name lies in zone or is it; both are fully qualified.
-func within(name, zone string) bool {
+// InDomain says whether the domain name lies in zone or is it; both are fully qualified.
+func InDomain(name, zone string) bool {
 	return name == zone || strings.HasSuffix(name, "."+zone)
 }
+
+// TrimDot removes the final dot of a fully qualified name, as messages and objects show it.
+func TrimDot(name string) string { return strings.TrimSuffix(name, ".") }
 
 // dnsAddress reads dns.dnsIP. The former broker wrote the word "<nil>" where it meant none.
 func dnsAddress(dns *v1alpha1.KubeLinkDNS) (netip.Addr, *Problem) {

@@ -68,7 +68,7 @@ func (l *Local) DNSAddress(service netip.Prefix) netip.Addr {
 
 // Unasked is what to do about a domain whose queries do not reach us; empty if they do.
 func (l *Local) Unasked(domain string) string {
-	if l.Propagation == PropagateNone || l.Domains == nil || slices.ContainsFunc(l.Domains, func(d string) bool { return within(domain, d) }) {
+	if l.Propagation == PropagateNone || l.Domains == nil || slices.ContainsFunc(l.Domains, func(d string) bool { return InDomain(domain, d) }) {
 		return ""
 	}
 	return fmt.Sprintf("no server block of the Corefile answers for %[1]s: write a block with the key %[1]s and kubelink in it, or add the key to one", strings.TrimSuffix(domain, "."))

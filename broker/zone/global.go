@@ -16,7 +16,7 @@ import (
 
 	"github.com/miekg/dns"
 
-	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/records"
 )
 
 // Path is the way to an address.
@@ -71,7 +71,7 @@ type owner struct {
 // addressSet is an A or AAAA record set.
 type addressSet struct {
 	rrs []dns.RR
-	ips []mesh.Address // of the records
+	ips []records.Address // of the records
 }
 
 // authority is what the apex of a zone says.
@@ -84,10 +84,10 @@ type authority struct {
 // NewGlobal prepares the names of the global zone of a mesh domain. The addresses are those of the local DNS service.
 // The serial is that of zones that are not what they were before; before may be nil. Where it is no higher than the one
 // that secondaries may have, the zone keeps that, and gets a new one next time: see Early.
-func NewGlobal(domain string, names mesh.GlobalNames, serial uint32, addrs []netip.Addr, before *Global) *Global {
+func NewGlobal(domain string, names records.Zone, serial uint32, addrs []netip.Addr, before *Global) *Global {
 	domain = dns.CanonicalName(domain)
 	g := &Global{
-		name: dns.CanonicalName(names.Zone), highestSerial: serial,
+		name: dns.CanonicalName(names.Name), highestSerial: serial,
 		owners: make(map[string]*owner, 2*len(names.Owners)),
 	}
 	g.server = "ns.dns." + domain
@@ -152,7 +152,7 @@ func (g *Global) addOwner(name string) *owner {
 }
 
 // setRecords makes the records of a name.
-func (o *owner) setRecords(from *mesh.Owner) {
+func (o *owner) setRecords(from *records.Owner) {
 	o.fixed = from.Fixed
 	for _, a := range from.Addresses {
 		if a.Is4() {
@@ -176,7 +176,7 @@ func (o *owner) setRecords(from *mesh.Owner) {
 	o.delegates = len(o.ns) > 0 && !o.apex
 }
 
-func (s *addressSet) addAddress(a mesh.Address, rr dns.RR) {
+func (s *addressSet) addAddress(a records.Address, rr dns.RR) {
 	s.rrs, s.ips = append(s.rrs, rr), append(s.ips, a)
 }
 

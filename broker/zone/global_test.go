@@ -15,35 +15,36 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/records"
 )
 
 // globalNames reads records in the form of zone files. A name with a SOA record is an apex; addresses
 // of names in fixed keep their order, and those in anyLink do not follow links.
-func globalNames(t testing.TB, text string, fixed, anyLink string) mesh.GlobalNames {
+func globalNames(t testing.TB, text string, fixed, anyLink string) records.Zone {
 	t.Helper()
-	names := mesh.GlobalNames{Zone: "svc.global.kubelink."}
+	names := records.Zone{Name: "svc.global.kubelink."}
 	var order []string
-	owners := map[string]*mesh.Owner{}
+	owners := map[string]*records.Owner{}
 	parser := dns.NewZoneParser(strings.NewReader(text), "svc.global.kubelink.", "")
 	parser.SetDefaultTTL(5)
 	for rr, ok := parser.Next(); ok; rr, ok = parser.Next() {
 		name := rr.Header().Name
 		if soa, ok := rr.(*dns.SOA); ok {
-			names.Apexes = append(names.Apexes, mesh.Apex{Name: name, Mbox: soa.Mbox, Refresh: soa.Refresh, Retry: soa.Retry, Expire: soa.Expire, Minimum: soa.Minttl})
+			names.Apexes = append(names.Apexes, records.Apex{Name: name, Mbox: soa.Mbox, Refresh: soa.Refresh, Retry: soa.Retry, Expire: soa.Expire, Minimum: soa.Minttl})
 			continue
 		}
 		if owners[name] == nil {
-			owners[name] = &mesh.Owner{Name: name, Fixed: fixed == name}
+			owners[name] = &records.Owner{Name: name, Fixed: fixed == name}
 			order = append(order, name)
 		}
 		o := owners[name]
 		switch rr := rr.(type) {
 		case *dns.A:
 			a, _ := netip.AddrFromSlice(rr.A)
-			o.Addresses = append(o.Addresses, mesh.Address{Addr: a.Unmap(), AnyLink: anyLink == name})
+			o.Addresses = append(o.Addresses, records.Address{Addr: a.Unmap(), AnyLink: anyLink == name})
 		case *dns.AAAA:
 			a, _ := netip.AddrFromSlice(rr.AAAA)
-			o.Addresses = append(o.Addresses, mesh.Address{Addr: a, AnyLink: anyLink == name})
+			o.Addresses = append(o.Addresses, records.Address{Addr: a, AnyLink: anyLink == name})
 		case *dns.CNAME:
 			o.CNAME = rr.Target
 		case *dns.TXT:
@@ -51,7 +52,7 @@ func globalNames(t testing.TB, text string, fixed, anyLink string) mesh.GlobalNa
 		case *dns.NS:
 			o.NS = append(o.NS, rr.Ns)
 		case *dns.SRV:
-			o.SRV = append(o.SRV, mesh.SRV{Priority: rr.Priority, Weight: rr.Weight, Port: rr.Port, Target: rr.Target})
+			o.SRV = append(o.SRV, records.SRV{Priority: rr.Priority, Weight: rr.Weight, Port: rr.Port, Target: rr.Target})
 		}
 	}
 	if err := parser.Err(); err != nil {
@@ -64,17 +65,17 @@ func globalNames(t testing.TB, text string, fixed, anyLink string) mesh.GlobalNa
 }
 
 // globalTable serves the names in a table of one mesh domain.
-func globalTable(t testing.TB, names mesh.GlobalNames, state links) *Table {
+func globalTable(t testing.TB, names records.Zone, state links) *Table {
 	t.Helper()
 	g := NewGlobal("kubelink.", names, 7, options.NSAddresses, nil)
 	opts := options
-	opts.Globals = map[string]*Global{names.Zone: g}
+	opts.Globals = map[string]*Global{names.Name: g}
 	for n := byte(1); n <= 3; n++ {
 		link := fmt.Sprintf("k%d", n)
 		opts.Networks = append(opts.Networks, Network{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, n}), 16), link},
 			Network{netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0, 0, n}), 32), link})
 	}
-	return New(nil, []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: names.Zone}}}, func(link string) Status { return state[link] }, opts)
+	return New(nil, []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: names.Name}}}, func(link string) Status { return state[link] }, opts)
 }
 
 const names = `
@@ -390,9 +391,9 @@ x A 10.0.0.2
 
 func TestGlobalText(t *testing.T) {
 	texts := []string{"", `back\slash "quoted" \065`, strings.Repeat("x", 255), strings.Repeat("y", 256), strings.Repeat(`\`, 300), "ü\x00\xff"}
-	n := mesh.GlobalNames{Zone: "svc.global.kubelink.", Apexes: []mesh.Apex{{Name: "svc.global.kubelink."}}}
+	n := records.Zone{Name: "svc.global.kubelink.", Apexes: []records.Apex{{Name: "svc.global.kubelink."}}}
 	for i, text := range texts {
-		n.Owners = append(n.Owners, mesh.Owner{Name: fmt.Sprintf("t%d.svc.global.kubelink.", i), TXT: []string{text}})
+		n.Owners = append(n.Owners, records.Owner{Name: fmt.Sprintf("t%d.svc.global.kubelink.", i), TXT: []string{text}})
 	}
 	table := globalTable(t, n, nil)
 	defer table.Close()
@@ -574,12 +575,12 @@ func TestGlobalNotKnown(t *testing.T) {
 }
 
 // manyNames makes names with an address each.
-func manyNames(n int) mesh.GlobalNames {
-	names := mesh.GlobalNames{Zone: "svc.global.kubelink.", Apexes: []mesh.Apex{{Name: "svc.global.kubelink.", Minimum: 5}}}
+func manyNames(n int) records.Zone {
+	names := records.Zone{Name: "svc.global.kubelink.", Apexes: []records.Apex{{Name: "svc.global.kubelink.", Minimum: 5}}}
 	for i := range n {
-		names.Owners = append(names.Owners, mesh.Owner{
+		names.Owners = append(names.Owners, records.Owner{
 			Name:      fmt.Sprintf("name-%d.svc.global.kubelink.", i),
-			Addresses: []mesh.Address{{Addr: netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)})}},
+			Addresses: []records.Address{{Addr: netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)})}},
 		})
 	}
 	return names

@@ -104,7 +104,7 @@ func lowerASCII(s string) string {
 
 // records are one of every type with names in its data, inside (cluster.local) and outside
 // (example.com) of the cluster, with what they become.
-var records = []struct{ in, out string }{
+var recordRewrites = []struct{ in, out string }{
 	{`a.cluster.local. 30 IN A 10.0.0.1`, `a.c2.kubelink. 5 IN A 10.0.0.1`},
 	{`a.cluster.local. 3 IN AAAA fd00::1`, `a.c2.kubelink. 3 IN AAAA fd00::1`},
 	{`a.cluster.local. 0 IN TXT "b.cluster.local."`, `a.c2.kubelink. 0 IN TXT "b.cluster.local."`},
@@ -144,7 +144,7 @@ var records = []struct{ in, out string }{
 }
 
 func TestSection(t *testing.T) {
-	for _, c := range records {
+	for _, c := range recordRewrites {
 		rr, err := dns.NewRR(c.in)
 		if err != nil {
 			t.Fatalf("%s: %v", c.in, err)
@@ -393,7 +393,7 @@ func TestNameServersName(t *testing.T) {
 // FuzzSection rewrites whole messages: the result must pack, no name of the cluster may be left, and
 // no owner may be in a mesh domain but below the cluster that was asked.
 func FuzzSection(f *testing.F) {
-	for _, r := range records {
+	for _, r := range recordRewrites {
 		m := new(dns.Msg)
 		m.SetQuestion("q.cluster.local.", dns.TypeANY)
 		rr, _ := dns.NewRR(r.in)

@@ -39,6 +39,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/records"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
@@ -316,21 +317,21 @@ func TestServe(t *testing.T) {
 }
 
 // setGlobal makes a table of two meshes with global zones and a cluster.
-func (s *stateSource) setGlobal(cluster netip.AddrPort, status zone.Status, names ...mesh.Owner) {
+func (s *stateSource) setGlobal(cluster netip.AddrPort, status zone.Status, names ...records.Owner) {
 	s.setSerial(7, cluster, status, names...)
 }
 
-func (s *stateSource) setSerial(serial uint32, cluster netip.AddrPort, status zone.Status, names ...mesh.Owner) {
+func (s *stateSource) setSerial(serial uint32, cluster netip.AddrPort, status zone.Status, names ...records.Owner) {
 	globals := map[string]*zone.Global{}
 	for _, domain := range []string{"kubelink.", "other.kubelink."} {
 		name := "svc.global." + domain
-		var own []mesh.Owner
+		var own []records.Owner
 		for _, o := range names {
 			if strings.HasSuffix(o.Name, "."+name) {
 				own = append(own, o)
 			}
 		}
-		globals[name] = zone.NewGlobal(domain, mesh.GlobalNames{Zone: name, Apexes: []mesh.Apex{{Name: name, Refresh: 1, Retry: 2, Expire: 3, Minimum: 4}}, Owners: own}, serial, nil, nil)
+		globals[name] = zone.NewGlobal(domain, records.Zone{Name: name, Apexes: []records.Apex{{Name: name, Refresh: 1, Retry: 2, Expire: 3, Minimum: 4}}, Owners: own}, serial, nil, nil)
 	}
 	s.table.Store(zone.New(s.table.Load(), []mesh.Zone{
 		{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}, Clusters: []mesh.ClusterZone{
@@ -344,9 +345,9 @@ func (s *stateSource) setSerial(serial uint32, cluster netip.AddrPort, status zo
 func TestGlobalAliases(t *testing.T) {
 	s := useStateSource(t)
 	cluster := serveCluster(t)
-	alias := func(name, target string) mesh.Owner { return mesh.Owner{Name: name, CNAME: target} }
-	names := []mesh.Owner{
-		{Name: "web.svc.global.other.kubelink.", Addresses: []mesh.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}},
+	alias := func(name, target string) records.Owner { return records.Owner{Name: name, CNAME: target} }
+	names := []records.Owner{
+		{Name: "web.svc.global.other.kubelink.", Addresses: []records.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}},
 		alias("cluster.svc.global.kubelink.", "web.default.svc.kubelink2.kubelink."),
 		alias("mesh.svc.global.kubelink.", "web.svc.global.other.kubelink."),
 		alias("nobody.svc.global.kubelink.", "nobody.svc.global.other.kubelink."),
@@ -408,9 +409,9 @@ func (p *packer) WriteMsg(m *dns.Msg) error {
 // measure the same for whoami.
 func BenchmarkGlobal(b *testing.B) {
 	s := &stateSource{}
-	var names []mesh.Owner
+	var names []records.Owner
 	for i := range 10_000 {
-		names = append(names, mesh.Owner{Name: fmt.Sprintf("name-%d.svc.global.kubelink.", i), Addresses: []mesh.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}})
+		names = append(names, records.Owner{Name: fmt.Sprintf("name-%d.svc.global.kubelink.", i), Addresses: []records.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}})
 	}
 	s.setGlobal(netip.AddrPort{}, zone.Status{}, names...)
 	k := &Kubelink{stanza: &stanza{config: defaultConfig()}, lifecycle: &brokerLifecycle{newBroker: func(broker.Config) (Broker, error) { return s, nil }}}
@@ -460,9 +461,9 @@ func TestTransfer(t *testing.T) {
 	if rrs, err := transfer(axfr); err == nil {
 		t.Errorf("before there is a table: %v", rrs)
 	}
-	var names []mesh.Owner
+	var names []records.Owner
 	for i := range 10_000 {
-		names = append(names, mesh.Owner{Name: fmt.Sprintf("name-%d.svc.global.kubelink.", i), Addresses: []mesh.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}})
+		names = append(names, records.Owner{Name: fmt.Sprintf("name-%d.svc.global.kubelink.", i), Addresses: []records.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}})
 	}
 	s.setGlobal(netip.AddrPort{}, zone.Status{}, names...)
 	if rrs, err := transfer(axfr); err != nil || len(rrs) != 10_003 {

@@ -9,7 +9,7 @@ import (
 
 	"github.com/miekg/dns"
 
-	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/records"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
@@ -40,8 +40,8 @@ func TestNotify(t *testing.T) {
 			t.Fatal("heard nothing")
 		}
 	}
-	owner := func(ip string) mesh.Owner {
-		return mesh.Owner{Name: "web.svc.global.kubelink.", Addresses: []mesh.Address{{Addr: netip.MustParseAddr(ip)}}}
+	owner := func(ip string) records.Owner {
+		return records.Owner{Name: "web.svc.global.kubelink.", Addresses: []records.Address{{Addr: netip.MustParseAddr(ip)}}}
 	}
 	s.setGlobal(netip.AddrPort{}, zone.Status{}, owner("10.0.0.1"))
 	expect()

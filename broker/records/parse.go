@@ -1,4 +1,4 @@
-package mesh
+package records
 
 // Reading CoreDNSEntries and HostedZones on their own: names, records, what SOA records say. The API
 // server checks most of it already (CEL), but objects may be older than the rules.
@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // apexOf reads what the SOA record of a zone shall say.
@@ -19,7 +20,7 @@ func apexOf(spec *coredns.HostedZoneSpec) (Apex, error) {
 	a := Apex{Minimum: 5}
 	if spec.EMail != "" {
 		local, host, _ := strings.Cut(spec.EMail, "@")
-		host, err := domain(host)
+		host, err := mesh.ParseDomain(host)
 		// Of what mail allows before the @, only the dot has a meaning in a domain name.
 		if err != nil || local == "" || len(local) > 63 || strings.Trim(local, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.") != "" {
 			return a, fmt.Errorf("spec.email %q: expected a mail address, such as hostmaster@example.com", spec.EMail)
@@ -55,19 +56,19 @@ type qualified struct{ name, base string }
 // dot and lies in one of them. Without bases it is fully qualified.
 func qualify(s string, bases []string) ([]qualified, error) {
 	if len(bases) == 0 || strings.HasSuffix(s, ".") {
-		name, err := domain(s)
+		name, err := mesh.ParseDomain(s)
 		if err != nil || len(bases) == 0 {
 			return []qualified{{name, ""}}, err
 		}
-		i := slices.IndexFunc(bases, func(base string) bool { return within(name, base) })
+		i := slices.IndexFunc(bases, func(base string) bool { return mesh.InDomain(name, base) })
 		if i < 0 {
-			return nil, fmt.Errorf("the final dot makes it a fully qualified name, and it does not lie in %s; remove the dot to make it relative", undotted(bases[0]))
+			return nil, fmt.Errorf("the final dot makes it a fully qualified name, and it does not lie in %s; remove the dot to make it relative", mesh.TrimDot(bases[0]))
 		}
 		return []qualified{{name, bases[i]}}, nil
 	}
 	names := make([]qualified, 0, len(bases))
 	for _, base := range bases {
-		name, err := domain(s + "." + base)
+		name, err := mesh.ParseDomain(s + "." + base)
 		if err != nil {
 			return nil, err
 		}
@@ -75,8 +76,6 @@ func qualify(s string, bases []string) ([]qualified, error) {
 	}
 	return names, nil
 }
-
-func undotted(name string) string { return strings.TrimSuffix(name, ".") }
 
 // ownerNames is qualify for what also may be a wildcard or, as @, the zone itself.
 func ownerNames(s string, bases []string) ([]qualified, error) {
@@ -188,7 +187,7 @@ func (e *recordEntry) records() (*recordSet, error) {
 
 // underscored makes the label of a service or protocol, with its dot.
 func underscored(s string) (label string, ok bool) {
-	label, err := domain("_" + strings.TrimPrefix(s, "_"))
+	label, err := mesh.ParseDomain("_" + strings.TrimPrefix(s, "_"))
 	return label, err == nil && len(label) > 2 && parent(label) == ""
 }
 
@@ -206,13 +205,13 @@ func (e *recordEntry) annotations() {
 
 // target qualifies a name in a record.
 func target(field, s, base string) (string, error) {
-	if a, err := netip.ParseAddr(undotted(s)); err == nil {
+	if a, err := netip.ParseAddr(mesh.TrimDot(s)); err == nil {
 		return "", fmt.Errorf("%s %q is an address: expected a name, or write %s into A or AAAA", field, s, a)
 	}
 	if base != "" && !strings.HasSuffix(s, ".") {
 		s += "." + base
 	}
-	name, err := domain(s)
+	name, err := mesh.ParseDomain(s)
 	if err != nil {
 		return "", fmt.Errorf("%s %q: %w", field, s, err)
 	}
@@ -224,9 +223,9 @@ func (set *recordSet) at(q qualified) (owners []Owner, err error) {
 	wildcard := strings.HasPrefix(q.name, "*.")
 	switch {
 	case wildcard && len(set.NS) > 0:
-		return nil, fmt.Errorf("spec.NS cannot stand at the wildcard %s: delegate the names one by one", undotted(q.name))
+		return nil, fmt.Errorf("spec.NS cannot stand at the wildcard %s: delegate the names one by one", mesh.TrimDot(q.name))
 	case wildcard && len(set.service) > 0:
-		return nil, fmt.Errorf("spec.SRV cannot stand at the wildcard %s, as the labels of service and protocol come before it: name the names one by one", undotted(q.name))
+		return nil, fmt.Errorf("spec.SRV cannot stand at the wildcard %s, as the labels of service and protocol come before it: name the names one by one", mesh.TrimDot(q.name))
 	}
 	own := set.Owner
 	own.Name = q.name
@@ -249,7 +248,7 @@ func (set *recordSet) at(q qualified) (owners []Owner, err error) {
 	for _, s := range set.service {
 		name := s.prefix + q.name
 		if len(name) > maxName {
-			return nil, fmt.Errorf("spec.SRV: %s has more than 253 characters; use a shorter name", undotted(name))
+			return nil, fmt.Errorf("spec.SRV: %s has more than 253 characters; use a shorter name", mesh.TrimDot(name))
 		}
 		if s.Target, err = target("spec.SRV.records.host", s.Target, q.base); err != nil {
 			return nil, err

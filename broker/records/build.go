@@ -1,8 +1,7 @@
-package mesh
-
-// From CoreDNSEntry and HostedZone objects to the names of the global zones: plain records, name by
-// name, and a report for each object. As with links, older objects win over younger ones: a mistake
-// in a new object never breaks what works.
+// Package records is the pure model of global names: Build turns CoreDNSEntry and HostedZone objects into the names of
+// the global zones, plain records name by name, and a report for each object. As with links, older objects win over
+// younger ones: a mistake in a new object never breaks what works. No clock, no API, no network in here.
+package records
 
 import (
 	"cmp"
@@ -16,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // Bounds, as names multiply where zones with several names nest.
@@ -29,16 +29,16 @@ const (
 	maxName       = 254     // characters of a name with final dot (RFC 1035: 255 octets)
 )
 
-// Globals is what the objects say about the global zones that are served here.
-type Globals struct {
-	Zones       []GlobalNames // by zone
+// Result is what the objects say about the global zones that are served here.
+type Result struct {
+	Zones       []Zone // by name
 	Entries     map[types.NamespacedName]Report
 	HostedZones map[types.NamespacedName]Report
 }
 
-// GlobalNames are the names of one global zone. All names are fully qualified and in lower case.
-type GlobalNames struct {
-	Zone   string  // svc.global.<domain>
+// Zone has the names of one global zone. All names are fully qualified and in lower case.
+type Zone struct {
+	Name   string  // svc.global.<domain>
 	Apexes []Apex  // the zone itself, and those that HostedZones cut out of it, by name
 	Owners []Owner // names that have records, by name
 }
@@ -84,9 +84,9 @@ type Report struct {
 	Foreign bool
 }
 
-// BuildGlobals computes the names of the served global zones (svc.global.<domain>). It does not
+// Build computes the names of the served global zones (svc.global.<domain>). It does not
 // change its arguments.
-func BuildGlobals(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, served []string) Globals {
+func Build(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, served []string) Result {
 	b := &globalBuilder{
 		served: map[string]bool{},
 		zones:  make(map[types.NamespacedName]*zoneEntry, len(zones)),
@@ -124,7 +124,7 @@ func BuildGlobals(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, se
 		b.circle(e)
 	}
 
-	g := Globals{
+	g := Result{
 		Zones:       b.names(),
 		Entries:     make(map[types.NamespacedName]Report, len(records)),
 		HostedZones: make(map[types.NamespacedName]Report, len(hosted)),
@@ -232,7 +232,7 @@ func (r *Report) fail(state coredns.State, format string, args ...any) {
 func (b *globalBuilder) outside(r *Report, field, name string) {
 	var zones []string
 	for _, z := range slices.Sorted(maps.Keys(b.served)) {
-		zones = append(zones, undotted(z))
+		zones = append(zones, mesh.TrimDot(z))
 	}
 	if len(zones) == 0 {
 		r.fail(coredns.StateStale, "%s %q: no global zone is served in this cluster", field, name)
@@ -305,7 +305,7 @@ func (b *globalBuilder) resolve(z *zoneEntry) {
 				continue // written twice
 			}
 			if o.zone != nil {
-				r.fail(coredns.StateStale, "spec.domainNames %q: %s is already the name of HostedZone %s; remove it from one of the two", string(d), undotted(name), o.zone.key)
+				r.fail(coredns.StateStale, "spec.domainNames %q: %s is already the name of HostedZone %s; remove it from one of the two", string(d), mesh.TrimDot(name), o.zone.key)
 				continue
 			}
 			if o.apex == nil {
@@ -315,7 +315,7 @@ func (b *globalBuilder) resolve(z *zoneEntry) {
 			a.Name = name
 			o.apex, o.zone = &a, z
 			z.names = append(z.names, name)
-			r.Names = append(r.Names, undotted(name))
+			r.Names = append(r.Names, mesh.TrimDot(name))
 		}
 	}
 }
@@ -370,7 +370,7 @@ func (b *globalBuilder) entry(e *recordEntry) {
 				continue // written twice
 			}
 			if o.last = e; b.place(e, q, records) {
-				r.Names = append(r.Names, undotted(q.name))
+				r.Names = append(r.Names, mesh.TrimDot(q.name))
 			}
 		}
 	}
@@ -381,7 +381,7 @@ func (b *globalBuilder) entry(e *recordEntry) {
 func (b *globalBuilder) place(e *recordEntry, at qualified, set *recordSet) bool {
 	owners, err := set.at(at)
 	if err == nil && len(set.NS) > 0 && len(set.service) > 0 && b.owner(at.name).apex == nil {
-		err = fmt.Errorf("spec.NS delegates %s to other name servers, so spec.SRV belongs there: remove one or the other", undotted(at.name))
+		err = fmt.Errorf("spec.NS delegates %s to other name servers, so spec.SRV belongs there: remove one or the other", mesh.TrimDot(at.name))
 	}
 	if err != nil {
 		e.report.fail(coredns.StateInvalid, "%v", err)
@@ -400,7 +400,7 @@ func (b *globalBuilder) place(e *recordEntry, at qualified, set *recordSet) bool
 
 // fits tells whether a name can have the records besides what older entries say, and reports it if not.
 func (b *globalBuilder) fits(e *recordEntry, add *ownerEntry) bool {
-	r, shown := &e.report, undotted(add.Name)
+	r, shown := &e.report, mesh.TrimDot(add.Name)
 	if len(b.owners) >= maxNames {
 		r.fail(coredns.StateStale, "%s: there are %d global names already, and that is the most; remove some", shown, maxNames)
 		return false
@@ -415,7 +415,7 @@ func (b *globalBuilder) fits(e *recordEntry, add *ownerEntry) bool {
 			break
 		}
 		if o.delegated() && (len(add.NS) > 0 || !add.glue(o.NS)) {
-			r.fail(coredns.StateStale, "%s: the older entry %s delegates %s to other name servers, so the name belongs there; use another one, or remove one of the two", shown, o.by.key, undotted(at))
+			r.fail(coredns.StateStale, "%s: the older entry %s delegates %s to other name servers, so the name belongs there; use another one, or remove one of the two", shown, o.by.key, mesh.TrimDot(at))
 			return false
 		}
 	}
@@ -441,7 +441,7 @@ func (b *globalBuilder) fits(e *recordEntry, add *ownerEntry) bool {
 // delegates tells whether a delegation, old or new, hides nothing: at its name and below there may only
 // be addresses of its name servers.
 func (b *globalBuilder) delegates(e *recordEntry, o, add *ownerEntry) bool {
-	r, shown := &e.report, undotted(o.Name)
+	r, shown := &e.report, mesh.TrimDot(o.Name)
 	servers := slices.Concat(o.NS, add.NS)
 	switch {
 	case !add.glue(servers) && len(o.NS) > 0:
@@ -457,7 +457,7 @@ func (b *globalBuilder) delegates(e *recordEntry, o, add *ownerEntry) bool {
 	slices.Sort(servers)
 	hidden := o.below
 	for _, s := range slices.Compact(servers) {
-		if below := b.owners[s]; s != o.Name && within(s, o.Name) && below != nil && below.apex == nil && len(below.Addresses) > 0 && len(below.NS) == 0 && below.glue(servers) {
+		if below := b.owners[s]; s != o.Name && mesh.InDomain(s, o.Name) && below != nil && below.apex == nil && len(below.Addresses) > 0 && len(below.NS) == 0 && below.glue(servers) {
 			hidden--
 		}
 	}
@@ -517,7 +517,7 @@ func (b *globalBuilder) circle(e *recordEntry) {
 		o := b.owners[name+"."]
 		for next, n := o, 0; n < maxAliases && next != nil && next.CNAME != ""; n++ {
 			if next = b.owners[next.CNAME]; next == o {
-				e.report.fail(coredns.StateInvalid, "spec.CNAME makes %s an alias of itself, by way of %s: point it to a name with addresses", name, undotted(o.CNAME))
+				e.report.fail(coredns.StateInvalid, "spec.CNAME makes %s an alias of itself, by way of %s: point it to a name with addresses", name, mesh.TrimDot(o.CNAME))
 				return
 			}
 		}
@@ -525,10 +525,10 @@ func (b *globalBuilder) circle(e *recordEntry) {
 }
 
 // names puts together what each served zone has.
-func (b *globalBuilder) names() []GlobalNames {
-	zones := make(map[string]*GlobalNames, len(b.served))
+func (b *globalBuilder) names() []Zone {
+	zones := make(map[string]*Zone, len(b.served))
 	for name := range b.served {
-		zones[name] = &GlobalNames{Zone: name, Owners: make([]Owner, 0, len(b.owners)/len(b.served))}
+		zones[name] = &Zone{Name: name, Owners: make([]Owner, 0, len(b.owners)/len(b.served))}
 	}
 	owners := make([]*ownerEntry, 0, len(b.owners))
 	for _, o := range b.owners {
@@ -544,7 +544,7 @@ func (b *globalBuilder) names() []GlobalNames {
 			z.Owners = append(z.Owners, o.Owner)
 		}
 	}
-	var result []GlobalNames
+	var result []Zone
 	for _, name := range slices.Sorted(maps.Keys(zones)) {
 		result = append(result, *zones[name])
 	}

@@ -1,4 +1,4 @@
-package mesh
+package records
 
 import (
 	"fmt"
@@ -42,13 +42,13 @@ func globalObjects(t testing.TB, text string) (entries []coredns.CoreDNSEntry, z
 	return entries, zones
 }
 
-func build(t testing.TB, text string) Globals {
+func build(t testing.TB, text string) Result {
 	entries, zones := globalObjects(t, text)
-	return BuildGlobals(entries, zones, []string{served})
+	return Build(entries, zones, []string{served})
 }
 
 // dump renders the names of all zones, a record a line.
-func dump(g Globals) string {
+func dump(g Result) string {
 	var b strings.Builder
 	for _, z := range g.Zones {
 		for _, a := range z.Apexes {
@@ -240,7 +240,7 @@ func TestGlobalProblems(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			entries, zones := globalObjects(t, c.objects)
-			g := BuildGlobals(entries, zones, []string{served})
+			g := Build(entries, zones, []string{served})
 			last := c.objects[strings.LastIndex(c.objects, "\n")+1:]
 			key, _, _ := strings.Cut(last, ": ")
 			key, isZone := strings.CutPrefix(key, "zone ")
@@ -264,7 +264,7 @@ func TestGlobalProblems(t *testing.T) {
 				if old := g.Entries[types.NamespacedName{Namespace: "ns", Name: "old"}]; old.State != coredns.StateOk || len(old.Names) != 1 {
 					t.Errorf("the older entry is %+v", old)
 				}
-				if alone := BuildGlobals(entries[:1], nil, []string{served}); dump(g) != dump(alone) {
+				if alone := Build(entries[:1], nil, []string{served}); dump(g) != dump(alone) {
 					t.Errorf("there is\n%s instead of\n%s", dump(g), dump(alone))
 				}
 			}
@@ -311,7 +311,7 @@ func TestGlobalAnnotations(t *testing.T) {
 	entries[1].Annotations = map[string]string{coredns.AnnotationFollowLinks: "false"}
 	entries[2].Annotations = map[string]string{coredns.AnnotationOrder: "fixed", coredns.AnnotationFollowLinks: "true"}
 	entries[3].Annotations = map[string]string{coredns.AnnotationOrder: "fix"}
-	g := BuildGlobals(entries, nil, []string{served})
+	g := Build(entries, nil, []string{served})
 	o := g.Zones[0].Owners
 	if !o[0].Addresses[0].AnyLink || !o[0].Addresses[1].AnyLink || o[0].Fixed || o[1].Addresses[0].AnyLink || !o[1].Fixed || o[2].Fixed {
 		t.Errorf("%+v", o)
@@ -331,7 +331,7 @@ func TestGlobalZones(t *testing.T) {
 		ns/gone: {dnsNames: [gone.svc.global.a.example], A: [10.0.0.1]}`)
 	now := metav1.Unix(5000, 0)
 	entries[2].DeletionTimestamp = &now
-	g := BuildGlobals(entries, zones, []string{"svc.global.b.example.", "svc.global.a.example.", "svc.global.svc.global.a.example."})
+	g := Build(entries, zones, []string{"svc.global.b.example.", "svc.global.a.example.", "svc.global.svc.global.a.example."})
 	want := `svc.global.a.example. SOA  7200 1800 86400 5
 z.svc.global.a.example. SOA  7200 1800 86400 5
 x.z.svc.global.a.example. 10.0.0.1
@@ -360,9 +360,9 @@ func TestGlobalsPure(t *testing.T) {
 		ns/c: {zoneRef: team, dnsNames: [a], CNAME: b}
 		ns/d: {zoneRef: root, dnsNames: [d, e], CNAME: d}
 		ns/e: {zoneRef: root, dnsNames: [team], NS: [ns.team]}`)
-	want := BuildGlobals(entries, zones, []string{served})
+	want := Build(entries, zones, []string{served})
 	for i := range entries {
-		got := BuildGlobals(append(slices.Clone(entries[i:]), entries[:i]...), append(slices.Clone(zones[i%3:]), zones[:i%3]...), []string{served})
+		got := Build(append(slices.Clone(entries[i:]), entries[:i]...), append(slices.Clone(zones[i%3:]), zones[:i%3]...), []string{served})
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("rotated by %d:\n%+v\n%+v", i, got, want)
 		}
@@ -386,7 +386,7 @@ func TestGlobalBounds(t *testing.T) {
 	for i := range entries {
 		entries[i].Spec.DNSNames = []coredns.DNSName{"same.svc.global.kubelink"}
 	}
-	g := BuildGlobals(entries, nil, []string{served})
+	g := Build(entries, nil, []string{served})
 	if n := len(g.Zones[0].Owners[0].Addresses); n != maxRecords {
 		t.Errorf("%d addresses", n)
 	}
@@ -399,7 +399,7 @@ func BenchmarkBuildGlobals(b *testing.B) {
 	entries := many(10_000)
 	b.ReportAllocs()
 	for b.Loop() {
-		if g := BuildGlobals(entries, nil, []string{served}); len(g.Zones[0].Owners) != 10_000 {
+		if g := Build(entries, nil, []string{served}); len(g.Zones[0].Owners) != 10_000 {
 			b.Fatal(len(g.Zones[0].Owners))
 		}
 	}
