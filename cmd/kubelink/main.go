@@ -1,5 +1,5 @@
 // kubelink is a CoreDNS with the kubelink plugin: one process links Kubernetes clusters and answers
-// for their names. Flags and Corefile are CoreDNS'.
+// for their names. It takes the flags and the Corefile of CoreDNS.
 package main
 
 import (
@@ -11,10 +11,10 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/coremain"
 
-	// What a DNS server in a cluster needs. Left out, to keep binary and attack surface small: the
-	// plugins for one cloud or another system's data (route53, azure, clouddns, etcd, nomad, geoip,
-	// dynupdate), other transports than UDP, TCP and TLS (grpc, grpc_server, https, https3, quic,
-	// proxyproto), signing (dnssec, sign), tracing, siit, and erratic, which is for tests.
+	// The plugins that a DNS server in a cluster needs. To keep binary and attack surface small, the
+	// binary has no plugins for one cloud or another system's data (route53, azure, clouddns, etcd, nomad,
+	// geoip, dynupdate), for other transports than UDP, TCP and TLS (grpc, grpc_server, https, https3,
+	// quic, proxyproto), for signing (dnssec, sign), tracing, siit, or tests (erratic).
 	_ "github.com/coredns/coredns/plugin/acl"
 	_ "github.com/coredns/coredns/plugin/any"
 	_ "github.com/coredns/coredns/plugin/auto"
@@ -66,9 +66,10 @@ import (
 var version string
 
 func init() {
-	// CoreDNS' order, without what is not in here, and with kubelink as the first source of data
-	// after hosts: what shapes queries and answers (rewrite, cache, template, transfer) works around
-	// it, a name in a hosts file overrides, and kubernetes, file and forward get what is not ours.
+	// The order of CoreDNS without the plugins that this binary does not have. kubelink is the first
+	// source of data after hosts: plugins that change queries and answers (rewrite, cache, template,
+	// transfer) stand before it, a name in a hosts file overrides its names, and kubernetes, file and
+	// forward get the names that kubelink does not answer.
 	order := slices.DeleteFunc(slices.Clone(dnsserver.Directives), func(d string) bool {
 		_, err := caddy.DirectiveAction("dns", d)
 		return err != nil

@@ -37,7 +37,9 @@ func TestDirectives(t *testing.T) {
 		}
 		return i
 	}
-	for _, before := range []string{"metadata", "reload", "ready", "prometheus", "errors", "log", "rewrite", "acl", "cache", "template", "transfer", "hosts"} {
+	for _, before := range []string{
+		"metadata", "reload", "ready", "prometheus", "errors", "log", "rewrite", "acl", "cache", "template", "transfer", "hosts",
+	} {
 		if at(before) > at("kubelink") {
 			t.Errorf("%s is after kubelink", before)
 		}

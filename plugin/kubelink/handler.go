@@ -90,7 +90,7 @@ func (k *Kubelink) passToNext(ctx context.Context, w dns.ResponseWriter, r *dns.
 func (k *Kubelink) Transfer(zone string, serial uint32) (<-chan []dns.RR, error) {
 	table := k.lifecycle.currentTable()
 	if table == nil {
-		return nil, transfer.ErrNotAuthoritative // the query comes to ServeDNS, whose reply gives the reason
+		return nil, transfer.ErrNotAuthoritative // ServeDNS gets the query, and its reply gives the reason
 	}
 	rrs, ok := table.Transfer(zone, serial)
 	if !ok {

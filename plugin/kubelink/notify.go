@@ -17,8 +17,8 @@ const (
 	maxNotifies = 8
 )
 
-// notifySecondaries sends a NOTIFY for every zone in the beginning, and later for each zone whose serial
-// has changed, until stop is closed. It sends none while the broker does not run for this Corefile: the
+// notifySecondaries sends a NOTIFY for every zone in the beginning, and later for each zone with a new
+// serial, until stop is closed. It sends none while the broker does not run for this Corefile: the
 // Corefile is not in force yet, or another one is.
 func (k *Kubelink) notifySecondaries(stop <-chan struct{}, send func(zone string) error) {
 	tick := time.NewTicker(notifyDelay)
@@ -47,7 +47,7 @@ func (k *Kubelink) notifySecondaries(stop <-chan struct{}, send func(zone string
 	}
 }
 
-// notifyChanges sends a NOTIFY for each zone whose serial differs from the notified one, and waits until
+// notifyChanges sends a NOTIFY for each zone if its serial differs from the notified one, and waits until
 // all are sent. It returns false as soon as stop is closed. A NOTIFY that is on its way then ends by
 // itself when its retries are used up: the transfer plugin cannot cancel it.
 func notifyChanges(stop <-chan struct{}, send func(zone string) error, notified, serials map[string]uint32) bool {

@@ -64,8 +64,11 @@ func (s *stanza) parseBlock(c *caddy.Controller) error {
 			return c.Errf("%s: %v", pluginName, plugin.ErrOnce)
 		}
 		place := fmt.Sprintf("%s:%d", c.File(), c.Line())
-		p := parser{c: c, config: defaultConfig(), lines: map[string]line{pluginName: {c.File(), c.Line()}}}
-		if err := p.parse(); err != nil {
+		p := newParser(c, defaultConfig())
+		if err := p.parseStanza(); err != nil {
+			return err
+		}
+		if err := checkCombinations(p); err != nil {
 			return err
 		}
 		if len(p.lines) == 1 { // the name of the plugin alone

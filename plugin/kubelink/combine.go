@@ -1,0 +1,168 @@
+package kubelink
+
+// Properties that are right each, but do not work together.
+
+import (
+	"strings"
+
+	"github.com/miekg/dns"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/pki"
+)
+
+// combinationChecks look at the properties of a stanza together. The first error is the one to report.
+var combinationChecks = []func(p *parser) error{
+	checkDefaultMesh,
+	checkDomains,
+	checkCertificateSource,
+	checkManagedSecret,
+	checkModeNone,
+	checkAutoConnect,
+	checkServiceAccount,
+	checkConfigureDNS,
+	checkConfig,
+}
+
+// checkCombinations refuses properties that do not work together.
+func checkCombinations(p *parser) error {
+	for _, check := range combinationChecks {
+		if err := check(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkDefaultMesh(p *parser) error {
+	if p.isGiven("cluster-name") && !p.isGiven("link-address") {
+		return p.errorAt("cluster-name", "cluster-name %s without link-address: both together define the default mesh; "+
+			"add link-address, or remove cluster-name and apply a KubeLink %s with endpoint LocalLink",
+			p.config.ClusterName, p.config.ClusterName)
+	}
+	return nil
+}
+
+// checkDomains refuses a cluster-domain in mesh-domain: the broker asks the cluster's DNS for names of the
+// cluster, and the cluster's DNS asks the broker for names of the mesh.
+func checkDomains(p *parser) error {
+	cfg := &p.config
+	if !dns.IsSubDomain(cfg.MeshDomain, cfg.ClusterDomain) {
+		return nil
+	}
+	at := "mesh-domain"
+	if !p.isGiven(at) {
+		at = "cluster-domain"
+	}
+	if cfg.MeshDomain == cfg.ClusterDomain {
+		return p.errorAt(at, "mesh-domain and cluster-domain are both %s: names of the mesh need a domain of their own",
+			cfg.MeshDomain)
+	}
+	return p.errorAt(at, "cluster-domain %s lies in mesh-domain %s: names of the mesh need a domain of their own",
+		cfg.ClusterDomain, cfg.MeshDomain)
+}
+
+// certificateFiles are the properties that together replace secret.
+var certificateFiles = []string{"certfile", "keyfile", "cacertfile"}
+
+// checkCertificateSource makes sure that the certificate comes from a secret or from three files.
+func checkCertificateSource(p *parser) error {
+	var files, missing []string
+	for _, f := range certificateFiles {
+		if p.isGiven(f) {
+			files = append(files, f)
+		} else {
+			missing = append(missing, f)
+		}
+	}
+	switch {
+	case len(files) > 0 && p.isGiven("secret"):
+		return p.errorAt(files[0],
+			"%s together with secret %s: the certificate comes from one of them; remove the other",
+			strings.Join(files, ", "), p.config.Secret)
+	case len(files) > 0 && len(missing) > 0:
+		return p.errorAt(files[0], "%s without %s: the certificate, its key and the CA are needed together",
+			strings.Join(files, ", "), strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// hasCertificate tells whether the broker has a certificate. checkCertificateSource has found that the
+// files are complete.
+func hasCertificate(p *parser) bool { return p.isGiven("secret") || p.isGiven(certificateFiles[0]) }
+
+func checkManagedSecret(p *parser) error {
+	if p.config.SecretManageMode == pki.ManageNone {
+		return nil
+	}
+	for _, needed := range []struct{ property, purpose string }{
+		{"secret", "the name of the secret to write"},
+		{"dns-name", "the name to certify, by which others reach this cluster"},
+	} {
+		if !p.isGiven(needed.property) {
+			return p.errorAt("secret-manage-mode", "secret-manage-mode %s needs %s: %s",
+				p.config.SecretManageMode, needed.property, needed.purpose)
+		}
+	}
+	return nil
+}
+
+// checkModeNone refuses the properties of connections in mode none.
+func checkModeNone(p *parser) error {
+	if p.config.Mode != mesh.None {
+		return nil
+	}
+	for _, prop := range []string{"auto-connect", "dns-advertisement", "service-account"} {
+		if p.isGiven(prop) {
+			return p.errorAt(prop,
+				"%s in mode none: there are no connections to other clusters; use mode bridge or remove it", prop)
+		}
+	}
+	return nil
+}
+
+func checkAutoConnect(p *parser) error {
+	if p.config.AutoConnect && !hasCertificate(p) {
+		return p.errorAt("auto-connect", "auto-connect without certificate: "+
+			"unknown clusters are recognized by theirs; add secret, or certfile, keyfile and cacertfile")
+	}
+	return nil
+}
+
+func checkServiceAccount(p *parser) error {
+	switch {
+	case p.isGiven("service-account") && !hasCertificate(p):
+		return p.errorAt("service-account", "service-account without certificate: its token would be readable on the way, "+
+			"and sent to anybody; add secret, or certfile, keyfile and cacertfile")
+	case p.isGiven("token-lifetime") && !p.isGiven("service-account"):
+		return p.errorAt("token-lifetime",
+			"token-lifetime without service-account: there is no token; add service-account or remove it")
+	}
+	return nil
+}
+
+func checkConfigureDNS(p *parser) error {
+	cfg := &p.config
+	switch {
+	case cfg.ConfigureDNS && cfg.Propagation == mesh.PropagateNone:
+		return p.errorAt("coredns-configure", "coredns-configure without dns-propagation: "+
+			"there are no names to lead the cluster's DNS to; add dns-propagation or remove it")
+	case cfg.ConfigureDNS && !p.isGiven("coredns-service-ip") && !mesh.Nth(cfg.ServiceCIDR, 11).IsValid():
+		return p.errorAt("coredns-configure", "coredns-configure needs coredns-service-ip, or service-cidr whose "+
+			"11th address it is: the address of the service by which the cluster's DNS reaches kubelink")
+	}
+	return nil
+}
+
+// checkConfig reports what the broker itself refuses. The text of its error starts with the property.
+func checkConfig(p *parser) error {
+	err := p.config.Validate()
+	if err == nil {
+		return nil
+	}
+	at, _, _ := strings.Cut(err.Error(), " ")
+	if !p.isGiven(at) {
+		at = pluginName
+	}
+	return p.errorAt(at, "%v", err)
+}

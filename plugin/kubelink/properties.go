@@ -1,0 +1,233 @@
+package kubelink
+
+// The properties of the stanza: how many values each has, and how the values change the configuration.
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/mandelsoft/kubelink/broker"
+	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/pki"
+)
+
+// property tells how to read one property.
+type property struct {
+	minValues, maxValues int
+	set                  func(p *parser, values []string) error // the error says what is wrong with the values
+}
+
+// oneValue is a property with one value.
+func oneValue(set func(p *parser, value string) error) property {
+	return property{1, 1, func(p *parser, values []string) error { return set(p, values[0]) }}
+}
+
+// fileValue is a property with one value, a file that must exist.
+func fileValue(field func(cfg *broker.Config) *string) property {
+	return oneValue(func(p *parser, v string) (err error) {
+		*field(&p.config), err = p.existingFile(v)
+		return err
+	})
+}
+
+// noValue is a property that switches something by its presence.
+func noValue(set func(cfg *broker.Config)) property {
+	return property{0, 0, func(p *parser, _ []string) error { set(&p.config); return nil }}
+}
+
+// noEffect is a property of the legacy broker that has lost its meaning.
+func noEffect(prop, why string) property {
+	return property{0, 1, func(p *parser, _ []string) error {
+		log.Warningf("%s:%d: %s has no effect and can be removed: %s", p.c.File(), p.c.Line(), prop, why)
+		return nil
+	}}
+}
+
+var properties = map[string]property{
+	"kubeconfig": {1, 2, func(p *parser, v []string) (err error) {
+		if len(v) == 2 {
+			p.config.Context = v[1]
+		}
+		p.config.Kubeconfig, err = p.existingFile(v[0])
+		return err
+	}},
+	"namespace":    oneValue(func(p *parser, v string) error { return setLabel(&p.config.Namespace, v) }),
+	"cluster-name": oneValue(setClusterName),
+	"link-address": oneValue(func(p *parser, v string) (err error) {
+		p.config.Address, err = mesh.ClusterAddress(v)
+		return err
+	}),
+	"mesh-domain":        oneValue(func(p *parser, v string) error { return setDomain(&p.config.MeshDomain, v) }),
+	"meshdns-service-ip": oneValue(func(p *parser, v string) error { return setAddress(&p.config.MeshDNS, v) }),
+
+	"node-cidr":    oneValue(func(p *parser, v string) error { return setNetwork(&p.config.NodeCIDR, v) }),
+	"pod-cidr":     oneValue(func(p *parser, v string) error { return setNetwork(&p.config.PodCIDR, v) }),
+	"service-cidr": oneValue(func(p *parser, v string) error { return setNetwork(&p.config.ServiceCIDR, v) }),
+	"node-ip": oneValue(func(p *parser, v string) error {
+		var ip netip.Addr
+		if err := setAddress(&ip, v); err != nil {
+			return err
+		}
+		p.config.NodeIP = ip.String()
+		return nil
+	}),
+	"cluster-domain": oneValue(func(p *parser, v string) error { return setDomain(&p.config.ClusterDomain, v) }),
+	"dns-service-ip": oneValue(func(p *parser, v string) error { return setAddress(&p.config.ClusterDNS, v) }),
+
+	"mode": oneValue(func(p *parser, v string) error {
+		if v == "wireguard" {
+			return errors.New("mode wireguard is not in this version: use bridge")
+		}
+		return setChoice(&p.config.Mode, v, mesh.Bridge, mesh.None)
+	}),
+	"broker-port":     oneValue(func(p *parser, v string) error { return setPort(&p.config.BrokerPort, v) }),
+	"advertised-port": oneValue(func(p *parser, v string) error { return setPort(&p.config.AdvertisedPort, v) }),
+	"service":         oneValue(func(p *parser, v string) error { return setLabel(&p.config.Service, v) }),
+	"ifce-name":       oneValue(setInterface),
+	"served-links":    oneValue(setServedLinks),
+	"offload":         oneValue(func(p *parser, v string) error { return setOff(&p.config.NoOffload, v) }),
+	"streams": oneValue(func(p *parser, v string) error {
+		return setNumber(&p.config.Streams, v, 1, bridge.MaxStreams)
+	}),
+	"auto-connect": noValue(func(cfg *broker.Config) { cfg.AutoConnect = true }),
+
+	"secret":     oneValue(func(p *parser, v string) error { return setObjectName(&p.config.Secret, v) }),
+	"certfile":   fileValue(func(cfg *broker.Config) *string { return &cfg.CertFile }),
+	"keyfile":    fileValue(func(cfg *broker.Config) *string { return &cfg.KeyFile }),
+	"cacertfile": fileValue(func(cfg *broker.Config) *string { return &cfg.CAFile }),
+	"secret-manage-mode": oneValue(func(p *parser, v string) error {
+		return setChoice(&p.config.SecretManageMode, v, pki.ManageNone, pki.ManageSelf, pki.ManageCert)
+	}),
+	"dns-name": oneValue(setDNSName),
+
+	"route-table": oneValue(func(p *parser, v string) error {
+		if err := setNumber(&p.config.RouteTable, v, 1, 1<<31-1); err != nil {
+			return err
+		}
+		if p.config.RouteTable == 255 {
+			return errors.New("table 255 (local) is the kernel's own: use 254 (main) or a table of your own")
+		}
+		return nil
+	}),
+	// The rule for the main table has priority 32766: a rule after it would have no effect.
+	"rule-priority": oneValue(func(p *parser, v string) error { return setNumber(&p.config.RulePriority, v, 1, 32765) }),
+	"ipip": oneValue(func(p *parser, v string) error {
+		if v != "none" {
+			return errors.New("IPIP tunnels are not in this version: use none, or remove the property")
+		}
+		return nil
+	}),
+
+	"dns-propagation": oneValue(func(p *parser, v string) error {
+		return setChoice(&p.config.Propagation, v, mesh.PropagateNone, mesh.PropagateDNS, mesh.PropagateKubernetes)
+	}),
+	"dns-advertisement":  noValue(func(cfg *broker.Config) { cfg.DNSAdvertisement = true }),
+	"service-account":    oneValue(setServiceAccount),
+	"token-lifetime":     oneValue(setTokenLifetime),
+	"coredns-configure":  noValue(func(cfg *broker.Config) { cfg.ConfigureDNS = true }),
+	"coredns-service-ip": oneValue(func(p *parser, v string) error { return setAddress(&p.config.OwnDNS, v) }),
+	"coredns-deployment": noEffect("coredns-deployment",
+		"kubelink answers DNS itself, there is no deployment to restart"),
+	"coredns-secret": noEffect("coredns-secret",
+		"kubelink answers DNS itself, there is no generated configuration to store"),
+
+	"serve-stale": oneValue(func(p *parser, v string) error {
+		return setDuration(&p.config.ServeStale, v, time.Second, 72*time.Hour)
+	}),
+	"state-names": oneValue(func(p *parser, v string) error { return setOff(&p.config.NoStateNames, v) }),
+	"state-dir": oneValue(func(p *parser, v string) error {
+		p.config.StateDir = p.resolvePath(v)
+		if info, err := os.Stat(p.config.StateDir); err == nil && !info.IsDir() {
+			return errors.New("this is a file, not a directory")
+		}
+		return nil // the broker makes a missing folder
+	}),
+
+	"disable-deploy-crds": noValue(func(cfg *broker.Config) { cfg.DeployCRDs = false }),
+	"keep-network":        noValue(func(cfg *broker.Config) { cfg.KeepNetwork = true }),
+}
+
+func setClusterName(p *parser, v string) error {
+	if mesh, cluster, ok := strings.Cut(v, "--"); ok {
+		return fmt.Errorf("%q separates mesh and cluster in the names of links, and this is the default mesh: "+
+			"use %q, or apply a KubeLink %s with endpoint LocalLink for mesh %s", "--", cluster, v, mesh)
+	}
+	return setObjectName(&p.config.ClusterName, v)
+}
+
+func setInterface(p *parser, v string) error {
+	// What the kernel accepts (dev_valid_name in net/core/dev.c); IFNAMSIZ counts the final NUL.
+	if len(v) > 15 || v == "." || v == ".." || strings.ContainsAny(v, "/: \t") {
+		return errors.New("not a name of a network interface: up to 15 characters without '/', ':' and blanks")
+	}
+	p.config.Interface = v
+	return nil
+}
+
+func setServedLinks(p *parser, v string) error {
+	if v == "all" {
+		return nil
+	}
+	for _, n := range strings.Split(v, ",") {
+		var link string
+		if n == "all" {
+			return errors.New("all stands alone: use all, or a list of links separated by commas")
+		}
+		if err := setObjectName(&link, n); err != nil {
+			return fmt.Errorf("link %q: %w; use all, or a list of links separated by commas, without blanks", n, err)
+		}
+		p.config.Served = append(p.config.Served, link)
+	}
+	// Sorted: another order is no change.
+	slices.Sort(p.config.Served)
+	p.config.Served = slices.Compact(p.config.Served)
+	return nil
+}
+
+func setServiceAccount(p *parser, v string) error {
+	account := types.NamespacedName{Namespace: "kube-system", Name: v}
+	if ns, n, ok := strings.Cut(v, "/"); ok {
+		account = types.NamespacedName{Namespace: ns, Name: n}
+	}
+	if err := setLabel(&account.Namespace, account.Namespace); err != nil {
+		return fmt.Errorf("namespace %q: %w", account.Namespace, err)
+	}
+	if err := setObjectName(&account.Name, account.Name); err != nil {
+		return err
+	}
+	p.config.ServiceAccount = account
+	return nil
+}
+
+func setTokenLifetime(p *parser, v string) error {
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		return errors.New("not a duration, such as 24h")
+	}
+	if d < 10*time.Minute || d > 1<<32*time.Second { // the limits of the API
+		return errors.New("the API server issues tokens for 10m and more, up to 2^32 s")
+	}
+	p.config.TokenLifetime = d.Truncate(time.Second)
+	return nil
+}
+
+func setDNSName(p *parser, v string) error {
+	if net.ParseIP(v) == nil {
+		if errs := validation.IsDNS1123Subdomain(strings.ToLower(strings.TrimSuffix(v, "."))); len(errs) > 0 {
+			return errors.New("neither a DNS name nor an IP address")
+		}
+	}
+	// Certificates and endpoints have it in lower case without a final dot.
+	p.config.DNSName = strings.ToLower(strings.TrimSuffix(v, "."))
+	return nil
+}
