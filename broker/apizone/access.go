@@ -39,7 +39,7 @@ type apiSource struct {
 	own *rest.Config // that of the broker itself, instead of the server
 }
 
-// FindAccesses finds the access for each cluster whose names come from its API. The local cluster's is local.
+// FindAccesses finds the access for each cluster with names from its API server. The local cluster's is local.
 func (s *Secrets) FindAccesses(ctx context.Context, zones []mesh.Zone, local *rest.Config) (accesses []Access) {
 	uncached := map[types.NamespacedName]bool{}
 	for _, z := range zones {

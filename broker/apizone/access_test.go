@@ -35,8 +35,10 @@ func TestAPICredentials(t *testing.T) {
 		{"blank token", "\n", ca, "key token is missing"},
 		{"no CA", "secret", "", "key certificate-authority-data is missing"},
 		{"no base64", "secret", "x", "key certificate-authority-data has no certificate in PEM form, or in base64 of that"},
-		{"base64 of something", "secret", base64.StdEncoding.EncodeToString([]byte("something")), "key certificate-authority-data has no certificate"},
-		{"key", "secret", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "key certificate-authority-data has no certificate"},
+		{"base64 of something", "secret", base64.StdEncoding.EncodeToString([]byte("something")),
+			"key certificate-authority-data has no certificate"},
+		{"key", "secret", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+			"key certificate-authority-data has no certificate"},
 	} {
 		token, got, err := parseCredentials(map[string][]byte{keyToken: []byte(c.token), keyCAData: []byte(c.ca)})
 		switch {
@@ -118,7 +120,10 @@ func TestAccess(t *testing.T) {
 	link := func(name string, n int, namespace, secret string) v1alpha1.KubeLink {
 		l := v1alpha1.KubeLink{}
 		l.Name = name
-		l.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: fmt.Sprintf("192.168.0.%d/24", n), Endpoint: name + ".example", CIDR: fmt.Sprintf("100.64.%d.0/24", n)}
+		l.Spec = v1alpha1.KubeLinkSpec{
+			ClusterAddress: fmt.Sprintf("192.168.0.%d/24", n), Endpoint: name + ".example",
+			CIDR: fmt.Sprintf("100.64.%d.0/24", n),
+		}
 		if secret != "" {
 			l.Spec.APIAccess = &corev1.SecretReference{Namespace: namespace, Name: secret}
 		}
@@ -127,9 +132,12 @@ func TestAccess(t *testing.T) {
 	local := link("one", 11, "", "")
 	local.Spec.Endpoint = v1alpha1.EndpointLocal
 	items := []v1alpha1.KubeLink{local,
-		link("two", 12, "", "two"), link("three", 13, "other", "three"), link("four", 14, "kube-system", "four"), link("five", 15, "", ""), link("six", 16, "", "six"),
+		link("two", 12, "", "two"), link("three", 13, "other", "three"), link("four", 14, "kube-system", "four"),
+		link("five", 15, "", ""), link("six", 16, "", "six"),
 	}
-	self := mesh.Local{Mode: mesh.Bridge, Propagation: mesh.PropagateKubernetes, MeshDomain: "kubelink.", ClusterDomain: "cluster.local."}
+	self := mesh.Local{
+		Mode: mesh.Bridge, Propagation: mesh.PropagateKubernetes, MeshDomain: "kubelink.", ClusterDomain: "cluster.local.",
+	}
 	state := mesh.Build(items, self)
 
 	cached, direct := &secretStore{}, &secretStore{}
@@ -151,13 +159,16 @@ func TestAccess(t *testing.T) {
 	if all := secrets.FindAccesses(t.Context(), state.Zones, nil); len(all) != 5 {
 		t.Errorf("%d accesses; five has none", len(all))
 	}
-	if a := find("two"); a.err != nil || a.link != "two" || a.server != "https://100.64.12.1" || a.token != "token two" || a.secret != "kube-system/two" || a.clusterDomain != "cluster.local." {
+	if a := find("two"); a.err != nil || a.link != "two" || a.server != "https://100.64.12.1" || a.token != "token two" ||
+		a.secret != "kube-system/two" || a.clusterDomain != "cluster.local." {
 		t.Errorf("%v %s %s %s", a.err, a.link, a.server, a.secret)
 	}
 	if a := find("one"); a.err != nil || a.link != "" || a.server != "" {
 		t.Errorf("%v %s %s", a.err, a.link, a.server)
 	}
-	for zone, want := range map[string]string{"four": "secret kube-system/four: key token is missing", "six": "secret kube-system/six does not exist"} {
+	for zone, want := range map[string]string{
+		"four": "secret kube-system/four: key token is missing", "six": "secret kube-system/six does not exist",
+	} {
 		if a := find(zone); a.err == nil || !strings.HasPrefix(a.err.Error(), want) {
 			t.Errorf("%s: %v", zone, a.err)
 		}
@@ -181,7 +192,8 @@ func TestAccess(t *testing.T) {
 	direct.fail(apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, "three", errors.New("x")))
 	secrets.readAll(t.Context())
 	<-woken
-	if a := find("three"); a.err == nil || !strings.Contains(a.err.Error(), "secret other/three: the broker may not read it: allow") {
+	const forbidden = "secret other/three: the broker may not read it: allow"
+	if a := find("three"); a.err == nil || !strings.Contains(a.err.Error(), forbidden) {
 		t.Errorf("three: %v", a.err)
 	}
 	direct.fail(nil)
@@ -198,7 +210,7 @@ func TestAccess(t *testing.T) {
 	gets := direct.gets
 	secrets.readAll(t.Context())
 	if direct.gets != gets {
-		t.Error("a secret is read that nobody wants")
+		t.Error("a secret is read that is not wanted")
 	}
 
 	// Without permission to watch the namespace, its secrets are read like the others.
@@ -220,9 +232,10 @@ func TestSecretReader(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- s.Start(ctx) }()
-	s.setWanted(map[types.NamespacedName]bool{{Namespace: "a", Name: "b"}: true})
+	key := types.NamespacedName{Namespace: "a", Name: "b"}
+	s.setWanted(map[types.NamespacedName]bool{key: true})
 	<-woken
-	if secret, err := s.getSecret(t.Context(), types.NamespacedName{Namespace: "a", Name: "b"}); err != nil || secret == nil {
+	if secret, err := s.getSecret(t.Context(), key); err != nil || secret == nil {
 		t.Error(err)
 	}
 	cancel()

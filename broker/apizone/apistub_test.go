@@ -1,7 +1,7 @@
 package apizone
 
-// A stub of an API server: what it answers to whom is up to the test. How a real one behaves is the
-// business of the end-to-end tests.
+// This file has a stub of an API server: the test says what it answers to which client. The end-to-end tests show
+// how a real one behaves.
 
 import (
 	"context"
@@ -120,7 +120,10 @@ func newWebStub(t testing.TB) *apiStub {
 }
 
 func (s *apiStub) source(token string) apiSource {
-	return apiSource{zone: "two.kubelink.", clusterDomain: "cluster.local.", server: s.URL, secret: "kube-system/two", token: token, ca: s.ca}
+	return apiSource{
+		zone: "two.kubelink.", clusterDomain: "cluster.local.",
+		server: s.URL, secret: "kube-system/two", token: token, ca: s.ca,
+	}
 }
 
 // setRefuse makes the stub refuse what f has a code for.
@@ -179,12 +182,18 @@ func (s *apiStub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.mu.Unlock()
 	}()
 	refuse, version := s.refuse, s.version
-	list := map[string]any{"metadata": map[string]any{"resourceVersion": fmt.Sprint(version)}, "items": append([]metav1.Object{}, s.objects[resource]...)}
+	list := map[string]any{
+		"metadata": map[string]any{"resourceVersion": fmt.Sprint(version)},
+		"items":    append([]metav1.Object{}, s.objects[resource]...),
+	}
 	s.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	fail := func(code int, message string) {
 		w.WriteHeader(code)
-		json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: int32(code), Message: message})
+		json.NewEncoder(w).Encode(metav1.Status{
+			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+			Status:   "Failure", Code: int32(code), Message: message,
+		})
 	}
 	if refuse != nil {
 		switch code, message := refuse(r); code {
@@ -202,11 +211,16 @@ func (s *apiStub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	q := r.URL.Query()
-	switch kinds := map[string][2]string{"services": {"v1", "ServiceList"}, "namespaces": {"v1", "NamespaceList"}, "endpointslices": {"discovery.k8s.io/v1", "EndpointSliceList"}}; {
+	kinds := map[string][2]string{
+		"services": {"v1", "ServiceList"}, "namespaces": {"v1", "NamespaceList"},
+		"endpointslices": {"discovery.k8s.io/v1", "EndpointSliceList"},
+	}
+	switch {
 	case kinds[resource][0] == "":
 		fail(http.StatusNotFound, "the server could not find the requested resource")
 	case q.Get("sendInitialEvents") != "": // as servers before 1.32
-		fail(http.StatusUnprocessableEntity, "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
+		fail(http.StatusUnprocessableEntity, "sendInitialEvents: Forbidden: "+
+			"sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
 	case q.Get("watch") == "":
 		list["apiVersion"], list["kind"] = kinds[resource][0], kinds[resource][1]
 		json.NewEncoder(w).Encode(list)
@@ -244,14 +258,16 @@ func forbid(resources ...string) func(*http.Request) (int, string) {
 	return func(r *http.Request) (int, string) {
 		for _, resource := range resources {
 			if path.Base(r.URL.Path) == resource {
-				return http.StatusForbidden, resource + ` is forbidden: User "system:serviceaccount:default:nobody" cannot list resource "` + resource + `" in API group "" at the cluster scope`
+				return http.StatusForbidden, resource + ` is forbidden: User "system:serviceaccount:default:nobody" ` +
+					`cannot list resource "` + resource + `" in API group "" at the cluster scope`
 			}
 		}
 		return 0, ""
 	}
 }
 
-// endless sends blanks, or with 206 pages that have them, instead of all objects of a resource: by a list, or by a watch, too.
+// endless sends blanks, or with 206 pages that have them, instead of all objects of a resource: by a list, or by a
+// watch, too.
 func endless(resource string, code int, byWatch bool) func(*http.Request) (int, string) {
 	blanks := strings.Repeat(" ", 1<<20)
 	return func(r *http.Request) (int, string) {
@@ -274,7 +290,10 @@ func onlyToken(token string) func(*http.Request) (int, string) {
 }
 
 func newNamespace(name string) *corev1.Namespace {
-	return &corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: name}}
+	return &corev1.Namespace{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+	}
 }
 
 func (s *apiStub) namespace(name string) { s.put("namespaces", newNamespace(name)) }
@@ -313,10 +332,16 @@ func newEndpoint(service, hostname, address string) *discoveryv1.EndpointSlice {
 	return &discoveryv1.EndpointSlice{
 		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "default", Name: service + "-" + hostname, Labels: map[string]string{discoveryv1.LabelServiceName: service},
+			Namespace: "default", Name: service + "-" + hostname,
+			Labels: map[string]string{discoveryv1.LabelServiceName: service},
 		},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{address}, Hostname: &hostname, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)}}},
-		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To("http"), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To[int32](8080)}},
+		Endpoints: []discoveryv1.Endpoint{{
+			Addresses: []string{address}, Hostname: &hostname,
+			Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
+		}},
+		Ports: []discoveryv1.EndpointPort{{
+			Name: ptr.To("http"), Protocol: ptr.To(corev1.ProtocolTCP), Port: ptr.To[int32](8080),
+		}},
 	}
 }

@@ -91,7 +91,7 @@ func (f *failures) setReason(kind, reason string) (changed bool) {
 	return changed
 }
 
-// deleteKinds forgets the failures whose kind begins with the prefix.
+// deleteKinds forgets the failures of all kinds that begin with the prefix.
 func (f *failures) deleteKinds(prefix string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -22,7 +22,7 @@ import (
 )
 
 // pluginStanza has the defaults of the plugin and of the former system: names of services and of the endpoints of
-// headless ones; none of pods, whose addresses mean nothing in other clusters.
+// headless ones; none of pods, as addresses of pods mean nothing in other clusters.
 const pluginStanza = "kubernetes %s {\n ttl 5\n}"
 
 // instance is a running plugin.

@@ -1,6 +1,7 @@
 package apizone
 
-// This file resolves queries: from the reply cache, or by the plugin, whose replies become those of a zone of the mesh.
+// This file resolves queries: from the reply cache, or by the plugin. It turns the plugin's replies into replies of a
+// zone of the mesh.
 
 import (
 	"context"

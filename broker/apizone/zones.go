@@ -31,8 +31,8 @@ func New(log *slog.Logger, changed func()) *Zones {
 	return &Zones{log: log, changed: changed, replies: newReplyCache()}
 }
 
-// Set replaces the clusters whose names are loaded, and says which links are usable: an API server behind a link that
-// is not usable gets no requests. It returns the backends by zone. Set starts and ends instances, and waits for none.
+// Set replaces the clusters that the broker loads names of, and says which links are usable: an API server behind a link
+// that is not usable gets no requests. It returns the backends by zone. Set starts and ends instances, and waits for none.
 func (z *Zones) Set(wanted []Access, usable func(link string) bool) map[string]zone.Backend {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -54,7 +54,7 @@ func (z *Zones) Set(wanted []Access, usable func(link string) bool) map[string]z
 	return result
 }
 
-// Close ends all instances and waits for the end of their goroutines. The caller may hold locks, except those that
+// Close ends all instances and waits for the end of their goroutines. The caller may hold locks, except locks that
 // the function changed takes. Backends still answer queries from the names that they had. Set must not run meanwhile;
 // it may afterwards.
 func (z *Zones) Close() {
