@@ -27,6 +27,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
 	"github.com/mandelsoft/kubelink/broker/snapshot"
+	"github.com/mandelsoft/kubelink/broker/stubdomain"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
@@ -78,7 +79,7 @@ type Broker struct {
 
 	// dnsRestart is the configuration for which the cluster's DNS is still to be restarted. It belongs to the writer, and
 	// outlives it.
-	dnsRestart atomic.Pointer[string]
+	dnsRestart stubdomain.PendingRestart
 }
 
 // health is why the broker is not ready.

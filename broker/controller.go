@@ -42,6 +42,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/stubdomain"
 )
 
 const (
@@ -222,7 +223,7 @@ func (b *Broker) runManager(ctx context.Context, cfg *rest.Config) error {
 		byObject[&corev1.Service{}] = named(b.cfg.Namespace, b.cfg.Service)
 	}
 	if b.cfg.ConfigureDNS {
-		byObject[&corev1.ConfigMap{}] = named(dnsNamespace, dnsCustom)
+		byObject[&corev1.ConfigMap{}] = named(stubdomain.Namespace, stubdomain.ConfigMap)
 	}
 	for _, kind := range globalKinds { // there may be many
 		byObject[kind] = cache.ByObject{Transform: cache.TransformStripManagedFields()}

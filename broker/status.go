@@ -28,7 +28,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/announce"
@@ -36,6 +35,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/stubdomain"
 )
 
 // outcome is all that one reconciliation wants to have written.
@@ -44,7 +44,7 @@ type outcome struct {
 	create      map[string]*v1alpha1.KubeLink // by name
 	secret      *corev1.Secret                // create if it has no resourceVersion
 	certificate bool                          // ask the certificate service
-	stubs       []stubDomain                  // coredns-configure
+	stubs       []stubdomain.Stub             // coredns-configure
 }
 
 type linkOutcome struct {
@@ -60,7 +60,7 @@ func (r *reconciler) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr,
 	b := r.b
 	o := &outcome{secret: b.creds.Secret, certificate: b.creds.Request}
 	if own := b.nsAddresses(); b.cfg.ConfigureDNS && len(own) > 0 {
-		o.stubs = stubDomains(s.Zones, own[0])
+		o.stubs = stubdomain.Stubs(s.Zones, own[0])
 	}
 	_, _, advertiseErr := b.advertised(s)
 	if text := oneLine(advertiseErr); text != b.unadvertised {
@@ -185,8 +185,6 @@ func hasMembers(items []v1alpha1.KubeLink, local string) bool {
 type writer struct {
 	b        *Broker
 	client   client.Client
-	reader   client.Reader // asks the API server
-	cache    cache.Cache
 	recorder events.EventRecorder
 
 	mu      sync.Mutex
@@ -196,7 +194,7 @@ type writer struct {
 
 	// What follows belongs to Start.
 	requested bool // the Certificate, by this writer
-	dns       clusterDNS
+	dns       stubdomain.Configurer
 	keeper    announce.Keeper             // of what peers announce
 	writes    map[types.UID]*statusWrites // by link
 	rest      time.Duration               // until a status may be written that was held back; 0: none was
@@ -217,9 +215,13 @@ type statusWrites struct {
 
 func newWriter(b *Broker, mgr ctrl.Manager) *writer {
 	return &writer{
-		b: b, client: mgr.GetClient(), reader: mgr.GetAPIReader(), cache: mgr.GetCache(), recorder: mgr.GetEventRecorder("kubelink"),
+		b: b, client: mgr.GetClient(), recorder: mgr.GetEventRecorder("kubelink"),
 		signal: make(chan struct{}, 1), writes: map[types.UID]*statusWrites{},
 		keeper: announce.Keeper{Client: mgr.GetClient(), Namespace: b.cfg.Namespace, Log: b.log},
+		dns: stubdomain.Configurer{
+			Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Informers: mgr.GetCache(),
+			Restart: &b.dnsRestart, Interval: resync, Wake: b.wake, Log: b.log,
+		},
 	}
 }
 
@@ -382,7 +384,7 @@ func (w *writer) write(ctx context.Context, o *outcome) error {
 		}
 	}
 	if w.b.cfg.ConfigureDNS {
-		if !do("cluster DNS", func(ctx context.Context) error { return w.configureDNS(ctx, o.stubs) }) {
+		if !do("cluster DNS", func(ctx context.Context) error { return w.dns.Configure(ctx, o.stubs) }) {
 			return errors.Join(errs...)
 		}
 	}
@@ -436,8 +438,8 @@ func (w *writer) link(ctx context.Context, l linkOutcome) error {
 	}
 	note, factsErr := w.keeper.Keep(ctx, l.object, l.facts)
 	l.message = join(l.message, note)
-	if l.object.Spec.Endpoint == v1alpha1.EndpointLocal && w.dns.note != "" {
-		l.message = join(l.message, "coredns-configure: "+w.dns.note)
+	if note := w.dns.Note(); l.object.Spec.Endpoint == v1alpha1.EndpointLocal && note != "" {
+		l.message = join(l.message, "coredns-configure: "+note)
 	}
 	before := obj.DeepCopy()
 	st := &obj.Status

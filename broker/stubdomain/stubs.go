@@ -1,0 +1,47 @@
+// Package stubdomain makes the cluster's DNS send the mesh domains to kubelink (coredns-configure). The server blocks
+// for that are a key of the ConfigMap coredns-custom, from which a cluster's CoreDNS imports what others add to its
+// Corefile.
+package stubdomain
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// Stub is a stub domain: a domain that another DNS service answers for.
+type Stub struct {
+	Domain string     // without final dot
+	Server netip.Addr // of the DNS service
+}
+
+// Stubs returns the domains that the cluster's DNS is to send to kubelink, whose address is own, and to the DNS
+// services of meshes.
+func Stubs(zones []mesh.Zone, own netip.Addr) []Stub {
+	var stubs []Stub
+	for _, z := range zones {
+		stubs = append(stubs, Stub{strings.TrimSuffix(z.Domain, "."), own})
+		// Without upstream, kubelink has the global names as a part of the domain.
+		if global := z.Global.Upstream.Addr(); global.IsValid() && global != own {
+			stubs = append(stubs, Stub{strings.TrimSuffix(z.Global.Name, "."), global})
+		}
+	}
+	return stubs
+}
+
+// serverBlocks returns the text for the Corefile; empty if there are no stubs. It has no cache: names follow links,
+// and kubelink is near. Without max_fails 0, forward would ask for the root after a failure, which kubelink does not
+// serve, and refuse for a while what kubelink answers again.
+func serverBlocks(stubs []Stub, port string) string {
+	if len(stubs) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("# Maintained by kubelink (coredns-configure): what is changed here is changed back.\n")
+	for _, s := range stubs {
+		fmt.Fprintf(&b, "%s:%s {\n    errors\n    forward . %s {\n        max_fails 0\n    }\n}\n", s.Domain, port, s.Server)
+	}
+	return b.String()
+}
