@@ -4,8 +4,6 @@ package announce
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"reflect"
@@ -37,8 +35,6 @@ const (
 	secretRefresh = 10 * time.Minute
 	// secretRetry is how often the keeper tries to write a secret that the API server refuses.
 	secretRetry = time.Minute
-	// maxName is the longest name of an object.
-	maxName = 253
 )
 
 // Applier applies objects on the server side, as a client.Client does.
@@ -157,10 +153,5 @@ func (k *Keeper) keepSecret(
 
 // secretName is where announced access to the API of a link's cluster is kept.
 func secretName(namespace, link string) corev1.SecretReference {
-	name := mesh.AnnouncedSecret + link
-	if len(name) > maxName {
-		sum := sha256.Sum256([]byte(link))
-		name = mesh.AnnouncedSecret + hex.EncodeToString(sum[:])
-	}
-	return corev1.SecretReference{Namespace: namespace, Name: name}
+	return corev1.SecretReference{Namespace: namespace, Name: mesh.AnnouncedSecretName(link)}
 }

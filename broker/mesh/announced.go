@@ -55,8 +55,8 @@ func Routed(spec *v1alpha1.KubeLinkSpec, a netip.Addr) error {
 	return errors.New("it is not routed to this link; add it to spec.egress")
 }
 
-// AnnouncedSecretName is the name of the secret with the access to its API that the peer of a link announces. It is as long
-// as the API server allows at most.
+// AnnouncedSecretName is the name of the secret with the access to its API that the peer of a link announces. A name
+// longer than the API server allows becomes one with a hash.
 func AnnouncedSecretName(link string) string {
 	const maxName = 253
 	name := AnnouncedSecret + link
