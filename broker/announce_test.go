@@ -39,7 +39,9 @@ func TestAdvertisedDNS(t *testing.T) {
 	}{
 		{"off", Config{Local: mesh.Local{ServiceCIDR: service}}, netip.Prefix{}, "", ""},
 		{"default", Config{DNSAdvertisement: true, Local: mesh.Local{ServiceCIDR: service}}, service, "100.64.0.10", ""},
-		{"by address", Config{DNSAdvertisement: true, Local: mesh.Local{ServiceCIDR: service, ClusterDNS: netip.MustParseAddr("100.64.0.53")}}, service, "100.64.0.53", ""},
+		{"by address", Config{
+			DNSAdvertisement: true, Local: mesh.Local{ServiceCIDR: service, ClusterDNS: netip.MustParseAddr("100.64.0.53")},
+		}, service, "100.64.0.53", ""},
 		{"by the LocalLink", Config{DNSAdvertisement: true}, service, "100.64.0.10", ""},
 		{"unknown", Config{DNSAdvertisement: true}, netip.Prefix{}, "", "dns-service-ip"},
 	} {
@@ -50,7 +52,8 @@ func TestAdvertisedDNS(t *testing.T) {
 			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 				t.Error(err)
 			}
-			if (dns == nil) != (c.want == "") || dns != nil && (dns.Address.String() != c.want || dns.ClusterDomain != "cluster.local") {
+			wrong := dns != nil && (dns.Address.String() != c.want || dns.ClusterDomain != "cluster.local")
+			if (dns == nil) != (c.want == "") || wrong {
 				t.Errorf("%+v", dns)
 			}
 		})

@@ -36,37 +36,51 @@ func TestAdopt(t *testing.T) {
 			"dns":       map[string]any{"dnsIP": "100.64.16.10", "baseDomain": "cluster.local"},
 			"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
 		}},
-		{name: "already so", dns: own, api: &secret, ours: allFields, facts: Facts{"100.64.16.10", "cluster.local", access}, access: true},
-		{name: "changed", dns: own, api: &secret, ours: allFields, facts: Facts{"100.64.16.11", "cluster.local", access}, access: true, want: map[string]any{
-			"dns":       map[string]any{"dnsIP": "100.64.16.11", "baseDomain": "cluster.local"},
-			"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
-		}},
+		{name: "already so", dns: own, api: &secret, ours: allFields,
+			facts: Facts{"100.64.16.10", "cluster.local", access}, access: true},
+		{name: "changed", dns: own, api: &secret, ours: allFields,
+			facts: Facts{"100.64.16.11", "cluster.local", access}, access: true, want: map[string]any{
+				"dns":       map[string]any{"dnsIP": "100.64.16.11", "baseDomain": "cluster.local"},
+				"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
+			}},
 		{name: "withdrawn", dns: own, api: &secret, ours: allFields},
-		{name: "partly withdrawn, partly changed", dns: own, api: &secret, ours: allFields, facts: Facts{baseDomain: "c"}, want: map[string]any{
-			"dns":       map[string]any{"dnsIP": "100.64.16.10", "baseDomain": "c"},
-			"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
-		}},
-		{name: "all is the user's", dns: own, api: &corev1.SecretReference{Namespace: "x", Name: "y"}, theirs: allFields, facts: Facts{"100.64.16.11", "c", access}},
-		{name: "one is the user's", dns: &v1alpha1.KubeLinkDNS{DNSIP: "100.64.16.20"}, theirs: ipField, facts: Facts{"100.64.16.11", "c", nil}, want: map[string]any{
-			"dns": map[string]any{"baseDomain": "c"},
-		}},
-		{name: "the user took one over", dns: own, ours: `{"f:spec":{"f:dns":{"f:baseDomain":{}}}}`, theirs: ipField, facts: Facts{"100.64.16.11", "c", nil}, want: map[string]any{
-			"dns": map[string]any{"baseDomain": "c"},
-		}},
-		{name: "the user applied the same", dns: own, ours: allFields, theirs: ipField, facts: Facts{"100.64.16.11", "cluster.local", nil}},
+		{name: "partly withdrawn, partly changed", dns: own, api: &secret, ours: allFields,
+			facts: Facts{baseDomain: "c"}, want: map[string]any{
+				"dns":       map[string]any{"dnsIP": "100.64.16.10", "baseDomain": "c"},
+				"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
+			}},
+		{name: "all is the user's", dns: own, api: &corev1.SecretReference{Namespace: "x", Name: "y"}, theirs: allFields,
+			facts: Facts{"100.64.16.11", "c", access}},
+		{name: "one is the user's", dns: &v1alpha1.KubeLinkDNS{DNSIP: "100.64.16.20"}, theirs: ipField,
+			facts: Facts{"100.64.16.11", "c", nil}, want: map[string]any{
+				"dns": map[string]any{"baseDomain": "c"},
+			}},
+		{name: "the user took one over", dns: own, ours: `{"f:spec":{"f:dns":{"f:baseDomain":{}}}}`, theirs: ipField,
+			facts: Facts{"100.64.16.11", "c", nil}, want: map[string]any{
+				"dns": map[string]any{"baseDomain": "c"},
+			}},
+		{name: "the user applied the same", dns: own, ours: allFields, theirs: ipField,
+			facts: Facts{"100.64.16.11", "cluster.local", nil}},
 		{name: "the user set it empty", dns: &v1alpha1.KubeLinkDNS{}, theirs: ipField, facts: Facts{dnsIP: "100.64.16.11"}},
 		{name: "nobody knows who set it", dns: own, facts: Facts{"100.64.16.11", "c", nil}},
-		{name: "the user has other fields", dns: &v1alpha1.KubeLinkDNS{OmitDNSPropagation: true}, theirs: `{"f:spec":{"f:dns":{".":{},"f:omitDNSPropagation":{}}}}`, facts: Facts{dnsIP: "100.64.16.11"}, want: map[string]any{
-			"dns": map[string]any{"dnsIP": "100.64.16.11"},
-		}},
-		{name: "status does not count", status: ipField, facts: Facts{dnsIP: "100.64.16.11"}, want: map[string]any{"dns": map[string]any{"dnsIP": "100.64.16.11"}}},
+		{name: "the user has other fields", dns: &v1alpha1.KubeLinkDNS{OmitDNSPropagation: true},
+			theirs: `{"f:spec":{"f:dns":{".":{},"f:omitDNSPropagation":{}}}}`,
+			facts:  Facts{dnsIP: "100.64.16.11"}, want: map[string]any{
+				"dns": map[string]any{"dnsIP": "100.64.16.11"},
+			}},
+		{name: "status does not count", status: ipField,
+			facts: Facts{dnsIP: "100.64.16.11"}, want: map[string]any{"dns": map[string]any{"dnsIP": "100.64.16.11"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := testLink()
 			l.Spec.DNS, l.Spec.APIAccess = c.dns, c.api
-			for _, m := range []struct{ manager, subresource, fields string }{{fieldOwner, "", c.ours}, {"kubectl-edit", "", c.theirs}, {"kubelink", "status", c.status}} {
+			for _, m := range []struct{ manager, subresource, fields string }{
+				{fieldOwner, "", c.ours}, {"kubectl-edit", "", c.theirs}, {"kubelink", "status", c.status},
+			} {
 				if m.fields != "" {
-					l.ManagedFields = append(l.ManagedFields, metav1.ManagedFieldsEntry{Manager: m.manager, Subresource: m.subresource, FieldsV1: metav1.NewFieldsV1(m.fields)})
+					l.ManagedFields = append(l.ManagedFields, metav1.ManagedFieldsEntry{
+						Manager: m.manager, Subresource: m.subresource, FieldsV1: metav1.NewFieldsV1(m.fields),
+					})
 				}
 			}
 			got, access := c.facts.adopt(l, secret)
@@ -82,7 +96,8 @@ func TestSecretName(t *testing.T) {
 		t.Error(got)
 	}
 	long := strings.Repeat("a", 253)
-	if got, other := secretName("kube-system", long).Name, secretName("kube-system", long[1:]).Name; len(got) > 253 || got == other {
+	got, other := secretName("kube-system", long).Name, secretName("kube-system", long[1:]).Name
+	if len(got) > 253 || got == other {
 		t.Error(got, other)
 	}
 }

@@ -52,7 +52,8 @@ func TestKeep(t *testing.T) {
 		says    string // by the error
 	}{
 		{"nothing", Facts{}, nil, nil, "", ""},
-		{"all", all, nil, []string{`"name":"kubelink-api-b"`, `"apiAccess":{"name":"kubelink-api-b","namespace":"kube-system"}`}, "", ""},
+		{"all", all, nil,
+			[]string{`"name":"kubelink-api-b"`, `"apiAccess":{"name":"kubelink-api-b","namespace":"kube-system"}`}, "", ""},
 		{"DNS only", Facts{dnsIP: "100.64.16.10"}, nil, []string{`"spec":{"dns":{"dnsIP":"100.64.16.10"}}`}, "", ""},
 		{"no secret allowed", all, map[string]error{"Secret": forbidden},
 			[]string{"Secret", `"spec":{"dns":{"baseDomain":"cluster.local","dnsIP":"100.64.16.10"}}`},
@@ -60,10 +61,12 @@ func TestKeep(t *testing.T) {
 		{"secret of a user", all, map[string]error{"Secret": conflict},
 			[]string{"Secret", `"spec":{"dns":{"baseDomain":"cluster.local","dnsIP":"100.64.16.10"}}`},
 			"secret kube-system/kubelink-api-b was written by", ""},
-		{"refused link", all, map[string]error{"KubeLink": invalid}, []string{"Secret", "KubeLink"}, "refused by the API server", ""},
+		{"refused link", all, map[string]error{"KubeLink": invalid},
+			[]string{"Secret", "KubeLink"}, "refused by the API server", ""},
 		{"both refused", all, map[string]error{"KubeLink": invalid, "Secret": forbidden}, []string{"Secret", "KubeLink"},
 			"or set spec.apiAccess; what the peer announces is refused", ""},
-		{"no server for the secret", all, map[string]error{"Secret": down}, []string{"Secret"}, "", "secret kube-system/kubelink-api-b: "},
+		{"no server for the secret", all, map[string]error{"Secret": down},
+			[]string{"Secret"}, "", "secret kube-system/kubelink-api-b: "},
 		{"no server for the link", all, map[string]error{"KubeLink": down}, []string{"Secret", "KubeLink"}, "", "down"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -85,7 +88,8 @@ func TestKeep(t *testing.T) {
 				if !strings.Contains(s.applied[i], text) {
 					t.Errorf("applied %s, want %s", s.applied[i], text)
 				}
-				if strings.HasPrefix(s.applied[i], "KubeLink") && !strings.Contains(s.applied[i], `"resourceVersion":"17","uid":"uid"`) {
+				versioned := strings.Contains(s.applied[i], `"resourceVersion":"17","uid":"uid"`)
+				if strings.HasPrefix(s.applied[i], "KubeLink") && !versioned {
 					t.Errorf("applied to any version: %s", s.applied[i])
 				}
 			}

@@ -49,7 +49,9 @@ func TestCheckAccess(t *testing.T) {
 		want        []byte
 	}{
 		{"good", "eyJ.a-b_c~.x+/==", ca, "", ca},
-		{"bundle with text", "t", bytes.Join([][]byte{[]byte("# one\n"), ca, []byte("# two\n"), ca, []byte("end")}, nil), "", append(bytes.Clone(ca), ca...)},
+		{"bundle with text", "t",
+			bytes.Join([][]byte{[]byte("# one\n"), ca, []byte("# two\n"), ca, []byte("end")}, nil), "",
+			append(bytes.Clone(ca), ca...)},
 		{"no token", "", ca, "1 to 4096", nil},
 		{"long token", strings.Repeat("a", MaxToken+1), ca, "1 to 4096", nil},
 		{"header in token", "a\r\nHost: x", ca, "characters", nil},
@@ -59,7 +61,8 @@ func TestCheckAccess(t *testing.T) {
 		{"no PEM", "t", []byte("hello"), "no certificate", nil},
 		{"large CA", "t", bytes.Repeat(ca, MaxCA/len(ca)+1), "12288 is the limit", nil},
 		{"a key", "t", append(bytes.Clone(ca), other...), "PRIVATE KEY", nil},
-		{"no certificate in it", "t", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), "the CA: ", nil},
+		{"no certificate in it", "t",
+			pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), "the CA: ", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := checkAccess(&link.APIInfo{Token: c.token, CACert: c.ca})
@@ -88,30 +91,40 @@ func TestReceiveAnnouncement(t *testing.T) {
 	api := &link.APIInfo{Token: "t", CACert: testCA(t)}
 	ip := netip.MustParseAddr
 	for _, c := range []struct {
-		name  string
-		in    link.Announcement
-		plain bool
-		want  Facts
-		notes []string
+		name        string
+		in          link.Announcement
+		unencrypted bool
+		want        Facts
+		notes       []string
 	}{
 		{"nothing", link.Announcement{}, false, Facts{}, nil},
-		{"all", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "Cluster.Local.", Address: ip("100.64.16.10")}, API: api}, false,
+		{"all",
+			link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "Cluster.Local.", Address: ip("100.64.16.10")}, API: api}, false,
 			Facts{dnsIP: "100.64.16.10", baseDomain: "cluster.local", access: api}, nil},
-		{"domain only", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "c.example"}}, false, Facts{baseDomain: "c.example"}, nil},
-		{"address only", link.Announcement{DNS: &link.DNSInfo{Address: ip("192.168.0.12")}}, false, Facts{dnsIP: "192.168.0.12"}, nil},
-		{"somebody else's address", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "c", Address: ip("100.64.0.10")}}, false,
-			Facts{baseDomain: "c"}, []string{"announced by the peer, but not used", "DNS service 100.64.0.10", "not routed to this link", "spec.egress"}},
+		{"domain only", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "c.example"}}, false,
+			Facts{baseDomain: "c.example"}, nil},
+		{"address only", link.Announcement{DNS: &link.DNSInfo{Address: ip("192.168.0.12")}}, false,
+			Facts{dnsIP: "192.168.0.12"}, nil},
+		{"somebody else's address",
+			link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "c", Address: ip("100.64.0.10")}}, false,
+			Facts{baseDomain: "c"},
+			[]string{
+				"announced by the peer, but not used", "DNS service 100.64.0.10", "not routed to this link", "spec.egress",
+			}},
 		{"no domain", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "a\nb\x00", Address: ip("100.64.16.10")}}, false,
 			Facts{dnsIP: "100.64.16.10"}, []string{`"a\nb\x00"`, "not a letter"}},
-		{"the mesh's domain", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "b.kubelink"}}, false, Facts{}, []string{`"b.kubelink"`, "mesh domain kubelink"}},
-		{"a bad token", link.Announcement{API: &link.APIInfo{Token: "a b", CACert: api.CACert}}, false, Facts{}, []string{"access to its API", "characters"}},
-		{"in plain text", link.Announcement{API: api}, true, Facts{}, []string{"access to its API", "without certificate", "secret"}},
+		{"the mesh's domain", link.Announcement{DNS: &link.DNSInfo{ClusterDomain: "b.kubelink"}}, false, Facts{},
+			[]string{`"b.kubelink"`, "mesh domain kubelink"}},
+		{"a bad token", link.Announcement{API: &link.APIInfo{Token: "a b", CACert: api.CACert}}, false, Facts{},
+			[]string{"access to its API", "characters"}},
+		{"in plain text", link.Announcement{API: api}, true, Facts{},
+			[]string{"access to its API", "without certificate", "secret"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var h *receivedAnnouncement
 			for range 2 { // the second time, from what is remembered
 				var got Facts
-				h, got = receiveAnnouncement(h, s, &testLink().Spec, &c.in, c.plain)
+				h, got = receiveAnnouncement(h, s, &testLink().Spec, &c.in, c.unencrypted)
 				if !reflect.DeepEqual(got, c.want) || (h.note == "") != (len(c.notes) == 0) {
 					t.Errorf("%+v, note %q", got, h.note)
 				}
@@ -155,8 +168,11 @@ func FuzzReceiveAnnouncement(f *testing.F) {
 		l.Name, l.Spec.Endpoint = "b", "b.example"
 		l.Spec.DNS = &v1alpha1.KubeLinkDNS{DNSIP: got.dnsIP, BaseDomain: got.baseDomain}
 		local := *testLink()
-		local.Name, local.Spec = "a", v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.11/24", Endpoint: v1alpha1.EndpointLocal}
-		state := mesh.Build([]v1alpha1.KubeLink{local, *l}, mesh.Local{Mode: mesh.Bridge, Propagation: mesh.PropagateDNS, MeshDomain: "kubelink.", DefaultPort: 80})
+		local.Name = "a"
+		local.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.11/24", Endpoint: v1alpha1.EndpointLocal}
+		state := mesh.Build([]v1alpha1.KubeLink{local, *l}, mesh.Local{
+			Mode: mesh.Bridge, Propagation: mesh.PropagateDNS, MeshDomain: "kubelink.", DefaultPort: 80,
+		})
 		if p, bad := state.Problems["b"]; bad || state.Notes["b"] != "" {
 			t.Errorf("%+v: %s %s", got, p.Message, state.Notes["b"])
 		}

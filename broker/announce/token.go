@@ -65,7 +65,10 @@ func NewTokenSource(account types.NamespacedName, lifetime time.Duration, log *s
 
 // Adopt announces what another source of the same account does until this source has a token of its own.
 func (s *TokenSource) Adopt(before *TokenSource) {
-	s.access, _ = before.Access()
+	access, _ := before.Access()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.access = access
 }
 
 // Access is what to announce, nil for nothing, and why it is missing or not renewed.

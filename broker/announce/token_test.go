@@ -62,7 +62,8 @@ func TestTokenSource(t *testing.T) {
 	cert := testCA(t)
 	synctest.Test(t, func(t *testing.T) {
 		s := &tokenServer{cert: cert, life: 24 * time.Hour, err: errors.New("it does not exist")}
-		a := NewTokenSource(types.NamespacedName{Namespace: "kube-system", Name: "names"}, 24*time.Hour, slog.New(slog.DiscardHandler))
+		account := types.NamespacedName{Namespace: "kube-system", Name: "names"}
+		a := NewTokenSource(account, 24*time.Hour, slog.New(slog.DiscardHandler))
 		ctx, stop := context.WithCancel(t.Context())
 		var woken atomic.Int32
 		done := make(chan struct{})

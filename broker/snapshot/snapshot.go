@@ -46,7 +46,7 @@ type Snapshot struct {
 	written []byte // content of the file of objects; belongs to saveChanges
 }
 
-// Open reads what an earlier process left; the objects are nil if it left none. Answers go to the given ones, which
+// Open reads what an earlier process left; the objects are nil if it left none. Replies go to the given cache, which
 // the snapshot keeps from now on. Only a folder that cannot be used is an error: a file that cannot be read is
 // replaced. The caller ends the snapshot with Close.
 func Open(dir string, replies *zone.ReplyCache, log *slog.Logger) (*Snapshot, *Objects, error) {

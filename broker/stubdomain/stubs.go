@@ -1,5 +1,5 @@
 // Package stubdomain makes the cluster's DNS send the mesh domains to kubelink (coredns-configure). The server blocks
-// for that are a key of the ConfigMap coredns-custom, from which a cluster's CoreDNS imports what others add to its
+// for that are a key of the ConfigMap coredns-custom, from which a cluster's CoreDNS imports additions to its
 // Corefile.
 package stubdomain
 

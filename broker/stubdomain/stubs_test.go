@@ -33,7 +33,8 @@ func TestServerBlocks(t *testing.T) {
 			head + block("kubelink:53", "100.64.0.11") + block("svc.global.kubelink:53", "100.64.0.12")},
 		{"global names here", []mesh.Zone{{Domain: "kubelink.", Global: at(own)}}, "53",
 			head + block("kubelink:53", "100.64.0.11")},
-		{"global names of objects", []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}}}, "53",
+		{"global names of objects",
+			[]mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}}}, "53",
 			head + block("kubelink:53", "100.64.0.11")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
