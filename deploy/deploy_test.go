@@ -1,5 +1,5 @@
-// Tests of the manifests: kustomize builds them, they keep kubelink in a namespace of its own, and they give it no access to
-// secrets of other namespaces.
+// Tests of the manifests: kustomize builds them, they keep kubelink in a namespace of its own, and they give it no
+// access to secrets of other namespaces.
 package deploy
 
 import (
@@ -51,7 +51,8 @@ var kustomizations = map[string][]string{
 	"base": {
 		"Namespace /kubelink", "ResourceQuota kubelink/kubelink", "ServiceAccount kubelink/kubelink", "ClusterRole /kubelink",
 		"ClusterRoleBinding /kubelink", "Role kubelink/kubelink", "RoleBinding kubelink/kubelink",
-		"ConfigMap kubelink/kubelink", "Deployment kubelink/kubelink", "Service kubelink/kubelink", "Service kubelink/kubelink-dns",
+		"ConfigMap kubelink/kubelink", "Deployment kubelink/kubelink", "Service kubelink/kubelink",
+		"Service kubelink/kubelink-dns",
 	},
 	"overlays/advertisement": {
 		"ServiceAccount kubelink/kubelink-names", "ClusterRole /kubelink-names", "ClusterRoleBinding /kubelink-names",
@@ -63,7 +64,8 @@ var kustomizations = map[string][]string{
 	},
 	"overlays/kubernetes-dns": {
 		"ServiceAccount kubelink/kubelink-dns", "ClusterRole /kubelink-dns", "ClusterRoleBinding /kubelink-dns",
-		"ClusterRoleBinding /kubelink-own-names", "Role kubelink/kubelink-api-access", "RoleBinding kubelink/kubelink-api-access",
+		"ClusterRoleBinding /kubelink-own-names", "Role kubelink/kubelink-api-access",
+		"RoleBinding kubelink/kubelink-api-access",
 	},
 	"overlays/self-signed": {"Role kubelink/kubelink-self-signed", "RoleBinding kubelink/kubelink-self-signed"},
 }
@@ -172,7 +174,8 @@ func TestKustomizeHasAllFiles(t *testing.T) {
 				o := parseObject(t, file, []byte(part))
 				count++
 				if !slices.ContainsFunc(built, func(b *object) bool {
-					return b.TypeMeta == o.TypeMeta && b.Metadata.Namespace == o.Metadata.Namespace && b.Metadata.Name == o.Metadata.Name
+					return b.TypeMeta == o.TypeMeta && b.Metadata.Namespace == o.Metadata.Namespace &&
+						b.Metadata.Name == o.Metadata.Name
 				}) {
 					t.Errorf("%s is in no kustomization", o)
 				}
@@ -184,8 +187,8 @@ func TestKustomizeHasAllFiles(t *testing.T) {
 	}
 }
 
-// A user may list base and overlays in one kustomization: the example of the README, and all together. The files that are
-// optional in overlays can be enabled.
+// A user may list base and overlays in one kustomization: the example of the README, and all together. The files that
+// are optional in overlays can be enabled.
 func TestOwnKustomization(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
@@ -273,8 +276,8 @@ func TestNamespace(t *testing.T) {
 	}
 }
 
-// An account that can make and read the secrets of kube-system can become any account there. So no role of the manifests, and
-// no role of the cluster's own, may give kubelink access to secrets outside of its own namespace.
+// An account that can make and read the secrets of kube-system can become any account there. So no role of the
+// manifests, and no role of the cluster's own, may give kubelink access to secrets outside of its own namespace.
 func TestSecrets(t *testing.T) {
 	all := manifests(t)
 	for _, o := range all {

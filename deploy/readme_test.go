@@ -1,7 +1,7 @@
 package deploy
 
-// This file checks the documents of the whole repository: links lead to files and headings that exist, and the README stays
-// short.
+// This file checks the documents of the whole repository: links lead to files and headings that exist, and the README
+// stays short.
 
 import (
 	"io/fs"

@@ -231,9 +231,11 @@ func (w *datagrams) receiveDatagrams(run uint64, sent *atomic.Bool) (count uint6
 	}
 }
 
-// findHighestRate searches the highest rate with less loss than is allowed, from a rate that is a guess, and returns the
-// rate that arrived, per second.
-func (w *datagrams) findHighestRate(ctx context.Context, guess float64, d time.Duration, refinements, attempts int) (float64, error) {
+// findHighestRate searches the highest rate with less loss than is allowed, from a rate that is a guess, and returns
+// the rate that arrived, per second.
+func (w *datagrams) findHighestRate(
+	ctx context.Context, guess float64, d time.Duration, refinements, attempts int,
+) (float64, error) {
 	if guess == 0 {
 		a, err := w.tryRate(0, d/2)
 		if err != nil {
@@ -322,7 +324,8 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 
 const never = time.Hour
 
-// measureEchoes sends a datagram at every interval, whatever becomes of those before: a slow answer must not slow the questions.
+// measureEchoes sends a datagram at every interval, whatever becomes of those before: a slow answer must not slow the
+// questions.
 func measureEchoes(client *testbed.Host, to netip.AddrPort, interval, d time.Duration) (echoes, error) {
 	s, err := dialSocket(client, unix.SOCK_DGRAM, to)
 	if err != nil {

@@ -1,7 +1,8 @@
 package main
 
-// This file compares ways between two clusters: who takes part, what is measured, and in which order. All that takes part
-// runs on one test bed at the same time, and is measured in turns, so that a machine that changes its pace does so for all.
+// This file compares ways between two clusters: who takes part, what is measured, and in which order. All that takes
+// part runs on one test bed at the same time, and is measured in turns, so that a machine that changes its pace does
+// so for all.
 
 import (
 	"context"
@@ -101,7 +102,8 @@ type dataplane struct {
 func measureDataplane(ctx context.Context, o choice) (*results, error) {
 	// Every socket has a thread: whether it runs is to be the kernel's decision, as with separate programs.
 	runtime.GOMAXPROCS(32)
-	f, err := fleet.New(ctx, 2, fleet.Options{Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
+	f, err := fleet.New(ctx, 2,
+		fleet.Options{Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +157,8 @@ func (p *dataplane) setUp(ctx context.Context) (err error) {
 	go serveEcho(p.echos)
 	service := func(name string) (netip.Addr, error) {
 		return p.two.Service(ctx, name, map[string]string{"app": "server"},
-			[]corev1.ServicePort{testbed.TCPPort(streamPort), testbed.UDPPort(datagramPort), testbed.UDPPort(echoPort)}, testbed.ServiceOptions{})
+			[]corev1.ServicePort{testbed.TCPPort(streamPort), testbed.UDPPort(datagramPort),
+				testbed.UDPPort(echoPort)}, testbed.ServiceOptions{})
 	}
 	linked, err := service("linked")
 	if err != nil {
@@ -168,7 +171,8 @@ func (p *dataplane) setUp(ctx context.Context) (err error) {
 		if !slices.Contains(p.choice.contenders, known.name) {
 			continue
 		}
-		c := &contender{name: known.name, enter: func() error { return nil }, state: func() (string, error) { return "", nil },
+		c := &contender{name: known.name, enter: func() error { return nil },
+			state:   func() (string, error) { return "", nil },
 			tunnels: func() []*testbed.Process { return nil }}
 		switch c.name {
 		case plainPath:
@@ -197,8 +201,8 @@ func (p *dataplane) setUp(ctx context.Context) (err error) {
 	return nil
 }
 
-// publishServer leads the server's ports from the router's public address to the pod, as those of the tunnels are led to
-// their processes; the node does once more what kube-proxy does for a service.
+// publishServer leads the server's ports from the router's public address to the pod, as those of the tunnels are led
+// to their processes; the node does once more what kube-proxy does for a service.
 func (p *dataplane) publishServer(ctx context.Context) error {
 	gateway := p.two.Gateway()
 	for _, port := range []struct {
@@ -210,7 +214,8 @@ func (p *dataplane) publishServer(ctx context.Context) error {
 			from, to netip.Addr
 		}{{p.two.Router, p.two.PublicAddress, gateway.Address}, {gateway.Host, gateway.Address, p.server.Address}} {
 			if _, err := hop.host.Iptables(ctx, "-t", "nat", "-I", "PREROUTING", "-d", hop.from.String(), "-p", port.protocol,
-				"--dport", fmt.Sprint(port.number), "-j", "DNAT", "--to-destination", fmt.Sprintf("%s:%d", hop.to, port.number)); err != nil {
+				"--dport", fmt.Sprint(port.number), "-j", "DNAT", "--to-destination", fmt.Sprintf("%s:%d", hop.to,
+					port.number)); err != nil {
 				return err
 			}
 		}
@@ -353,7 +358,9 @@ func (p *dataplane) carriedBytes() (map[string]uint64, error) {
 
 // measureQuietly measures while nobody else uses the machine, as far as that can be seen. It returns the bytes that
 // streams carried.
-func (p *dataplane) measureQuietly(ctx context.Context, c *contender, measure string, round int) (total uint64, err error) {
+func (p *dataplane) measureQuietly(
+	ctx context.Context, c *contender, measure string, round int,
+) (total uint64, err error) {
 	disturbed, err := p.quiet.runQuietly(ctx, measure, func() error {
 		p.staged = nil
 		n, err := p.takeMeasure(ctx, c, measure, round)
@@ -481,7 +488,8 @@ func (p *dataplane) datagramRate(ctx context.Context, c *contender) error {
 }
 
 func (p *dataplane) requestRate(ctx context.Context, c *contender) error {
-	rate, err := measureRequests(ctx, p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), p.warmUp, p.pace.requests)
+	rate, err := measureRequests(ctx, p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), p.warmUp,
+		p.pace.requests)
 	if err == nil {
 		p.stageResult(resultRequests, rate/1000)
 	}

@@ -38,11 +38,14 @@ var dataplaneLayout = layout{
 	tables: func(r *results) []table { return []table{r.dataplaneTable()} },
 	panels: []panel{
 		newPanel("One TCP flow, Gbit/s", "more is better", "upload", resultStream(1, up), "download", resultStream(1, down)),
-		newPanel("Four TCP flows, Gbit/s", "more is better", "upload", resultStream(4, up), "download", resultStream(4, down)),
-		newPanel("UDP of 1200 bytes, 1000/s", "more is better", "upload", resultDatagrams(up), "download", resultDatagrams(down)),
+		newPanel("Four TCP flows, Gbit/s", "more is better", "upload", resultStream(4, up), "download",
+			resultStream(4, down)),
+		newPanel("UDP of 1200 bytes, 1000/s", "more is better", "upload", resultDatagrams(up), "download",
+			resultDatagrams(down)),
 		newPanel("HTTP requests, 1000/s", "more is better", "16 connections", resultRequests),
 		newPanel("Round trip beside a flow, ms", "less is better", "median", resultLoadMedian, "p99", resultLoad99),
-		newPanel("CPU of the tunnel processes, s/GB", "less is better", "upload", resultTunnelCPU(up), "download", resultTunnelCPU(down)),
+		newPanel("CPU of the tunnel processes, s/GB", "less is better", "upload", resultTunnelCPU(up), "download",
+			resultTunnelCPU(down)),
 	},
 	promises: []promise{
 		{what: resultStream(1, up), of: bridgeLink, to: wireguardGo, bound: 2},

@@ -1,9 +1,9 @@
 package main
 
-// This file compares DNS servers: who takes part, what they are asked, and in which order. Each is a process of the same
-// CoreDNS build on the gateway node of a real cluster, and the load comes from the same node over loopback. What a link to
-// another cluster would lead to is that cluster itself here (its DNS service, its API server): how packets get there is not
-// what is compared, so the brokers run in mode none.
+// This file compares DNS servers: who takes part, what they are asked, and in which order. Each is a process of the
+// same CoreDNS build on the gateway node of a real cluster, and the load comes from the same node over loopback. What
+// a link to another cluster would lead to is that cluster itself here (its DNS service, its API server): how packets
+// get there is not what is compared, so the brokers run in mode none.
 
 import (
 	"bytes"
@@ -98,12 +98,14 @@ func measureDNS(ctx context.Context, o choice) (*results, error) {
 	if _, err := exec.LookPath("dnsperf"); err != nil { // not after all that does not need it
 		return nil, fmt.Errorf("%w: `make bench` installs it", err)
 	}
-	f, err := fleet.New(ctx, 1, fleet.Options{Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
+	f, err := fleet.New(ctx, 1,
+		fleet.Options{Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	p := &nameServers{choice: o, load: 3 * time.Second, latency: 2 * time.Second, entries: 10000, fleet: f, broker: f.Brokers[0], host: f.Brokers[0].Host.Host,
+	p := &nameServers{choice: o, load: 3 * time.Second, latency: 2 * time.Second, entries: 10000, fleet: f,
+		broker: f.Brokers[0], host: f.Brokers[0].Host.Host,
 		quiet: quiet{patience: 2 * time.Minute}, results: newResults(&dnsLayout, o.rounds)}
 	if o.quick {
 		p.load, p.latency, p.entries, p.quiet.patience = time.Second, 500*time.Millisecond, 1000, 20*time.Second
@@ -242,7 +244,8 @@ func (p *nameServers) measureNames(ctx context.Context, s *server, kind string, 
 		return load.runDnsperf(ctx, p.host)
 	}
 	if n.count > 0 { // names that were asked before
-		if _, err := (perf{server: s.address, rcode: dns.RcodeToString[n.rcode], questions: n.file}).runDnsperf(ctx, p.host); err != nil {
+		if _, err := (perf{server: s.address, rcode: dns.RcodeToString[n.rcode], questions: n.file}).runDnsperf(ctx,
+			p.host); err != nil {
 			return err
 		}
 	}
@@ -289,7 +292,8 @@ func (p *nameServers) addResult(name string, r result, value float64) {
 	fmt.Printf("  %-44s %10s %s\n", r.title, r.formatValue(value), r.unit)
 }
 
-// startProfile takes a CPU profile of the server under full load in the first round; the returned function waits for it.
+// startProfile takes a CPU profile of the server under full load in the first round; the returned function waits for
+// it.
 func (p *nameServers) startProfile(ctx context.Context, s *server, kind string, round, rate int) func() error {
 	if s.profile == "" || round > 0 || rate > 0 {
 		return func() error { return nil }

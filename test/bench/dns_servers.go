@@ -81,7 +81,9 @@ func (p *nameServers) setUp(ctx context.Context) error {
 }
 
 // configureServer returns the plugins of a server, and what it is asked.
-func (p *nameServers) configureServer(name, hostsFile string, addresses []netip.Addr) (plugins string, existing, missing names) {
+func (p *nameServers) configureServer(
+	name, hostsFile string, addresses []netip.Addr,
+) (plugins string, existing, missing names) {
 	existing = names{count: services, name: serviceName, address: func(i int) netip.Addr { return addresses[i] }}
 	missing = names{count: services, name: missingName, rcode: dns.RcodeNameError}
 	switch name {
@@ -126,8 +128,8 @@ func podName(i int) string {
 }
 
 // legacyPlugins is what the legacy system configured for a cluster: names rewritten in question and answer, the
-// cluster's DNS service asked, 30 s of cache; and a denial of all other names of the mesh. Its log line per query is left
-// out. The cache has no effect: CoreDNS rewrites first, and then the names are not of the block's zone any more.
+// cluster's DNS service asked, 30 s of cache; and a denial of all other names of the mesh. Its log line per query is
+// left out. The cache has no effect: CoreDNS rewrites first, and then the names are not of the block's zone any more.
 func legacyPlugins(upstream netip.Addr) string {
 	return fmt.Sprintf(`    rewrite stop {
         name regex (.*)\.remote\.kubelink\. {1}.cluster.local.
@@ -172,8 +174,9 @@ func (p *nameServers) createServices(ctx context.Context) ([]netip.Addr, error) 
 	return addresses, inParallel(ctx, services, func(ctx context.Context, i int) (err error) {
 		o := &corev1.Service{
 			// They are names only: kube-proxy need not care.
-			ObjectMeta: metav1.ObjectMeta{Namespace: benchNamespace, Name: fmt.Sprintf("s-%04d", i), Labels: map[string]string{"service.kubernetes.io/service-proxy-name": "none"}},
-			Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{testbed.TCPPort(80)}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: benchNamespace, Name: fmt.Sprintf("s-%04d", i),
+				Labels: map[string]string{"service.kubernetes.io/service-proxy-name": "none"}},
+			Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{testbed.TCPPort(80)}},
 		}
 		if err := p.broker.Client.Create(ctx, o); err != nil {
 			return err
@@ -200,18 +203,21 @@ func inParallel(ctx context.Context, n int, f func(ctx context.Context, i int) e
 
 // createLink makes the link to the cluster, as if it was another one, with access to its API.
 func (p *nameServers) createLink(ctx context.Context) error {
-	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}} // that of the test bed's DNS
+	// that of the test bed's DNS
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}}
 	token := &authenticationv1.TokenRequest{}
 	if err := p.broker.Client.SubResource("token").Create(ctx, account, token); err != nil {
 		return err
 	}
 	ca := &corev1.ConfigMap{}
-	if err := p.broker.Client.Get(ctx, client.ObjectKey{Namespace: fleet.Namespace, Name: "kube-root-ca.crt"}, ca); err != nil {
+	if err := p.broker.Client.Get(ctx, client.ObjectKey{Namespace: fleet.Namespace, Name: "kube-root-ca.crt"},
+		ca); err != nil {
 		return err
 	}
 	secret := &corev1.Secret{
-		// As if the cluster had announced it. What a user sets is told to be of no use by the brokers that use the DNS service, and
-		// not by the others: they would write the status of the link in turns, for ever, beside what is measured.
+		// As if the cluster had announced it. What a user sets is told to be of no use by the brokers that use the DNS
+		// service, and not by the others: they would write the status of the link in turns, for ever, beside what is
+		// measured.
 		ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: mesh.AnnouncedSecret + remoteLink},
 		StringData: map[string]string{"token": token.Status.Token, "certificate-authority-data": ca.Data["ca.crt"]},
 	}
@@ -233,8 +239,8 @@ func (p *nameServers) createEntries(ctx context.Context) error {
 	})
 }
 
-// waitForEntries waits until the broker has written the states of all entries, which takes minutes: beside that nothing can be
-// measured.
+// waitForEntries waits until the broker has written the states of all entries, which takes minutes: beside that
+// nothing can be measured.
 func (p *nameServers) waitForEntries(ctx context.Context) error {
 	return testbed.Until(ctx, "the states of the entries", func(ctx context.Context) error {
 		list := &unstructured.UnstructuredList{}

@@ -33,7 +33,8 @@ type perfResult struct {
 
 // runDnsperf asks the server from the host. Anything but the expected answer to every query is an error.
 func (p perf) runDnsperf(ctx context.Context, from *testbed.Host) (r perfResult, err error) {
-	args := []string{"-s", p.server.Addr().String(), "-p", strconv.Itoa(int(p.server.Port())), "-d", p.questions, "-t", "2"}
+	args := []string{"-s", p.server.Addr().String(), "-p", strconv.Itoa(int(p.server.Port())), "-d", p.questions,
+		"-t", "2"}
 	if p.duration == 0 {
 		args = append(args, "-n", "1")
 	} else {
@@ -51,10 +52,12 @@ func (p perf) runDnsperf(ctx context.Context, from *testbed.Host) (r perfResult,
 
 // parseOutput reads dnsperf's output.
 func (p perf) parseOutput(out string) (r perfResult, err error) {
-	sent, completed, right := parseNumber(out, "Queries sent"), parseNumber(out, "Queries completed"), parseNumber(out, "Response codes", p.rcode)
+	sent, completed, right := parseNumber(out, "Queries sent"), parseNumber(out, "Queries completed"), parseNumber(out,
+		"Response codes", p.rcode)
 	r.answers, r.rate = completed, parseNumber(out, "Queries per second")
 	if sent == 0 || r.rate == 0 || completed != sent || right != sent {
-		return r, fmt.Errorf("dnsperf: %.0f queries, %.0f answered, %.0f of these with %s\n%s", sent, completed, right, p.rcode, lastStatistics(out))
+		return r, fmt.Errorf("dnsperf: %.0f queries, %.0f answered, %.0f of these with %s\n%s", sent, completed, right,
+			p.rcode, lastStatistics(out))
 	}
 	if p.rate == 0 {
 		return r, nil
@@ -78,7 +81,8 @@ func (p perf) parseOutput(out string) (r perfResult, err error) {
 	return r, nil
 }
 
-// parseNumber reads a line of the statistics. With a word, it is the number that follows the word. What is not there is 0.
+// parseNumber reads a line of the statistics. With a word, it is the number that follows the word. What is not there
+// is 0.
 func parseNumber(out, title string, word ...string) float64 {
 	pattern := `(?m)^\s*` + title + `:\s+`
 	if len(word) > 0 {

@@ -37,15 +37,18 @@ func TestDnsperfOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.rate != 522.284123 || len(r.times) != 3 || quantile(r.times, 0.5) != 113*time.Microsecond || quantile(r.times, 0.99) != 798*time.Microsecond {
+	if r.rate != 522.284123 || len(r.times) != 3 || quantile(r.times, 0.5) != 113*time.Microsecond ||
+		quantile(r.times, 0.99) != 798*time.Microsecond {
 		t.Errorf("%+v", r)
 	}
 	for name, output := range map[string]string{
-		"lost":          strings.NewReplacer("completed:    3 (100.00%)", "completed:    2 (66.67%)", "NOERROR 3", "NOERROR 2").Replace(dnsperfOutput),
+		"lost": strings.NewReplacer("completed:    3 (100.00%)", "completed:    2 (66.67%)", "NOERROR 3",
+			"NOERROR 2").Replace(dnsperfOutput),
 		"another rcode": strings.Replace(dnsperfOutput, "NOERROR 3 (100.00%)", "NOERROR 2 (66.67%), SERVFAIL 1 (33.33%)", 1),
 		"only others":   strings.Replace(dnsperfOutput, "NOERROR 3", "NXDOMAIN 3", 1),
-		"not timed":     strings.Replace(dnsperfOutput, "> NOERROR s-0001.bench.svc.remote.kubelink A 0.000113", "> T s-0001.bench.svc.remote.kubelink A", 1),
-		"nothing":       "",
+		"not timed": strings.Replace(dnsperfOutput, "> NOERROR s-0001.bench.svc.remote.kubelink A 0.000113",
+			"> T s-0001.bench.svc.remote.kubelink A", 1),
+		"nothing": "",
 	} {
 		if _, err := p.parseOutput(output); err == nil {
 			t.Errorf("%s: no error", name)

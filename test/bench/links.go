@@ -1,8 +1,8 @@
 package main
 
-// This file measures a broker with many links: how long it takes to start and what memory it has then, and how soon names
-// follow links and objects. The other clusters are stubs in this process, each with a TLS connection of its own and a DNS
-// service that is asked through it. What counts is what a client sees that asks all the time.
+// This file measures a broker with many links: how long it takes to start and what memory it has then, and how soon
+// names follow links and objects. The other clusters are stubs in this process, each with a TLS connection of its own
+// and a DNS service that is asked through it. What counts is what a client sees that asks all the time.
 
 import (
 	"context"
@@ -40,7 +40,8 @@ var (
 
 // measureLinks starts the fleet's broker with many links, in every round anew, and then changes them.
 func (p *nameServers) measureLinks(ctx context.Context) (err error) {
-	if p.stubs, err = peer.ServeStubs(p.broker.Gateway().Host, stubPort, p.fleet.CA, manyLinks, manyMesh, manyServices); err != nil {
+	if p.stubs, err = peer.ServeStubs(p.broker.Gateway().Host, stubPort, p.fleet.CA, manyLinks, manyMesh,
+		manyServices); err != nil {
 		return err
 	}
 	defer p.stubs.Close()
@@ -65,7 +66,9 @@ func (p *nameServers) measureLinks(ctx context.Context) (err error) {
 		}
 	}
 	if slices.Contains(p.contenders, globalServer) {
-		fmt.Printf("%d times: an entry of the global domain is changed; the link of one of its addresses is lost, and is back\n", changes)
+		fmt.Printf(
+			"%d times: an entry of the global domain is changed; the link of one of its addresses is lost, and is back\n",
+			changes)
 		if err := p.changeEntries(ctx); err != nil {
 			return err
 		}
@@ -91,7 +94,8 @@ func (p *nameServers) createLinks(ctx context.Context) error {
 		s := p.stubs.All[i]
 		return p.broker.Apply(ctx, &v1alpha1.KubeLink{
 			ObjectMeta: metav1.ObjectMeta{Name: s.Name},
-			Spec:       v1alpha1.KubeLinkSpec{ClusterAddress: s.Address.String(), CIDR: s.Services.String(), Endpoint: fmt.Sprintf("%s:%d", s.Endpoint, stubPort)},
+			Spec: v1alpha1.KubeLinkSpec{ClusterAddress: s.Address.String(), CIDR: s.Services.String(),
+				Endpoint: fmt.Sprintf("%s:%d", s.Endpoint, stubPort)},
 		})
 	})
 }
@@ -101,7 +105,8 @@ func (p *nameServers) removeLinks(ctx context.Context) error {
 	if err := p.broker.Client.DeleteAllOf(ctx, &v1alpha1.KubeLink{}); err != nil {
 		return err
 	}
-	if err := p.broker.Remove(ctx, p.broker.Name); err != nil { // the last one: the broker keeps it until the others are gone
+	// the last one: the broker keeps it until the others are gone
+	if err := p.broker.Remove(ctx, p.broker.Name); err != nil {
 		return err
 	}
 	return p.broker.Kill(ctx, syscall.SIGTERM)
@@ -123,11 +128,13 @@ func (p *nameServers) startLinks(ctx context.Context, round int) error {
 		}); err != nil {
 			return err
 		}
-		profile = profileCPU(ctx, p.host, brokerProfile, 5*time.Second, filepath.Join(p.profile, fmt.Sprintf("links-start%d.pprof", round+1)))
+		profile = profileCPU(ctx, p.host, brokerProfile, 5*time.Second,
+			filepath.Join(p.profile, fmt.Sprintf("links-start%d.pprof", round+1)))
 	}
 	// Of a process that does not listen yet, hundreds of clients would learn nothing and take its time.
 	first := p.stubs.All[0]
-	if _, err := p.waitForAnswer(ctx, serviceOf(first), 10*time.Millisecond, wantAddresses(first.ServiceAddress())); err != nil {
+	if _, err := p.waitForAnswer(ctx, serviceOf(first), 10*time.Millisecond,
+		wantAddresses(first.ServiceAddress())); err != nil {
 		return err
 	}
 	ready := make([]time.Time, manyLinks)
@@ -167,8 +174,11 @@ func (p *nameServers) loseLink(ctx context.Context, s *peer.Stub) error {
 // reaction is how soon a change was seen.
 type reaction struct{ took, longest time.Duration }
 
-// measureOutage takes a stub down and up again, and measures how soon the answer for a name is the one that is right then.
-func (p *nameServers) measureOutage(ctx context.Context, s *peer.Stub, name string, down, up func(*dns.Msg) error) (lost, back reaction, err error) {
+// measureOutage takes a stub down and up again, and measures how soon the answer for a name is the one that is right
+// then.
+func (p *nameServers) measureOutage(
+	ctx context.Context, s *peer.Stub, name string, down, up func(*dns.Msg) error,
+) (lost, back reaction, err error) {
 	if lost, err = p.measureChange(ctx, name, down, func(context.Context) error { s.Down(); return nil }); err != nil {
 		return lost, back, err
 	}
@@ -178,9 +188,11 @@ func (p *nameServers) measureOutage(ctx context.Context, s *peer.Stub, name stri
 	return lost, back, err
 }
 
-// measureChange makes a change and measures how soon the answer for a name is the one that is right then. The client has asked
-// before.
-func (p *nameServers) measureChange(ctx context.Context, name string, right func(*dns.Msg) error, change func(context.Context) error) (s reaction, err error) {
+// measureChange makes a change and measures how soon the answer for a name is the one that is right then. The client
+// has asked before.
+func (p *nameServers) measureChange(
+	ctx context.Context, name string, right func(*dns.Msg) error, change func(context.Context) error,
+) (s reaction, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	c, err := p.startPoller(ctx, name, time.Millisecond)
@@ -254,7 +266,8 @@ func wantAddresses(want ...netip.Addr) func(*dns.Msg) error {
 			}
 		}
 		slices.SortFunc(got, netip.Addr.Compare)
-		if sorted := slices.SortedFunc(slices.Values(want), netip.Addr.Compare); m.Rcode != dns.RcodeSuccess || !slices.Equal(got, sorted) {
+		if sorted := slices.SortedFunc(slices.Values(want), netip.Addr.Compare); m.Rcode != dns.RcodeSuccess ||
+			!slices.Equal(got, sorted) {
 			return fmt.Errorf("%s %v, not %v", dns.RcodeToString[m.Rcode], got, sorted)
 		}
 		return nil
@@ -273,8 +286,11 @@ func wantUnavailable(m *dns.Msg) error {
 	return fmt.Errorf("%s %v, not SERVFAIL with an Extended DNS Error", dns.RcodeToString[m.Rcode], m.Answer)
 }
 
-// waitForAnswer asks the broker for the A records of a name until the answer is right and stays so, and returns since when it is.
-func (p *nameServers) waitForAnswer(ctx context.Context, name string, pace time.Duration, right func(*dns.Msg) error) (time.Time, error) {
+// waitForAnswer asks the broker for the A records of a name until the answer is right and stays so, and returns since
+// when it is.
+func (p *nameServers) waitForAnswer(
+	ctx context.Context, name string, pace time.Duration, right func(*dns.Msg) error,
+) (time.Time, error) {
 	c, err := p.startPoller(ctx, name, pace)
 	if err != nil {
 		return time.Time{}, err

@@ -3,9 +3,9 @@ package main
 // This file is the load: sockets in the namespaces of pods, and TCP flows that check what they carry. datagrams.go and
 // requests.go have the other kinds of load.
 //
-// Both ends of everything live in this process, so that byte counts are compared without a protocol. All sockets block, and
-// each has a thread of its own: Go's network poller would cost more per wake-up than what is measured, and take part in
-// the latency that is.
+// Both ends of everything live in this process, so that byte counts are compared without a protocol. All sockets
+// block, and each has a thread of its own: Go's network poller would cost more per wake-up than what is measured, and
+// take part in the latency that is.
 
 import (
 	"bytes"
@@ -215,8 +215,8 @@ func (f *flow) receiveBlocks() error {
 	}
 }
 
-// checkPiece verifies a piece of a flow at its cheapest: block numbers, and both ends of the piece, which is where bytes
-// lost, doubled or out of order show.
+// checkPiece verifies a piece of a flow at its cheapest: block numbers, and both ends of the piece, which is where
+// bytes lost, doubled or out of order show.
 func checkPiece(piece []byte, at uint64) error {
 	const sample = 64
 	verify := func(p []byte, at uint64) error {

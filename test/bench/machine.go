@@ -55,8 +55,8 @@ func machineTime() (total time.Duration, err error) {
 	return total, nil
 }
 
-// quiet tells whether somebody else uses the machine, of which /proc of the test bed shows no processes: while nothing is
-// measured, it should be idle but for the clusters' housekeeping.
+// quiet tells whether somebody else uses the machine, of which /proc of the test bed shows no processes: while
+// nothing is measured, it should be idle but for the clusters' housekeeping.
 type quiet struct {
 	patience time.Duration // how long to wait for others, over all
 }
@@ -77,8 +77,8 @@ func (q *quiet) waitUntilQuiet(ctx context.Context) (bool, error) {
 	}
 }
 
-// runQuietly calls f while nobody else uses the machine, as far as that can be seen: it waits for that, and calls f again when
-// it is no longer so afterwards. It tells whether the last call was disturbed.
+// runQuietly calls f while nobody else uses the machine, as far as that can be seen: it waits for that, and calls f
+// again when it is no longer so afterwards. It tells whether the last call was disturbed.
 func (q *quiet) runQuietly(ctx context.Context, what string, f func() error) (disturbed bool, err error) {
 	for {
 		quiet, err := q.waitUntilQuiet(ctx)

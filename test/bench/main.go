@@ -66,15 +66,16 @@ var comparisons = []comparison{
 func parseFlags() (o options) {
 	list := func(to *[]string, name, usage string, known []string) {
 		*to = known
-		flag.Func(name, fmt.Sprintf("comma-separated `%s`, of %s (default all)", usage, strings.Join(known, ",")), func(s string) error {
-			*to = strings.Split(s, ",")
-			for _, item := range *to {
-				if !slices.Contains(known, item) {
-					return fmt.Errorf("%q is none of %s", item, strings.Join(known, ","))
+		flag.Func(name, fmt.Sprintf("comma-separated `%s`, of %s (default all)", usage, strings.Join(known, ",")),
+			func(s string) error {
+				*to = strings.Split(s, ",")
+				for _, item := range *to {
+					if !slices.Contains(known, item) {
+						return fmt.Errorf("%q is none of %s", item, strings.Join(known, ","))
+					}
 				}
-			}
-			return nil
-		})
+				return nil
+			})
 	}
 	what := []string{"apply"}
 	var names, measures []string
@@ -89,7 +90,8 @@ func parseFlags() (o options) {
 	flag.IntVar(&o.rounds, "rounds", 0, "how often every contender is measured (default 5, quick 2)")
 	flag.BoolVar(&o.quick, "quick", false, "shorter, and less exact: under three minutes each")
 	flag.BoolVar(&o.hold, "hold", false, "tell PIDs and how to get at them, and measure until Ctrl-C (dataplane)")
-	flag.StringVar(&o.profile, "profile", "", "`folder` for CPU profiles of the processes compared, per measure of the first round")
+	flag.StringVar(&o.profile, "profile", "",
+		"`folder` for CPU profiles of the processes compared, per measure of the first round")
 	flag.BoolVar(&o.write, "write", false, "write the results into README.md and *.svg in test/bench")
 	flag.BoolVar(&o.strict, "strict", false, "fail when a promise is not kept")
 	flag.Parse()
@@ -140,7 +142,8 @@ func (c comparison) narrowChoice(o choice) choice {
 
 func (o options) runAll() error {
 	ctx := context.Background()
-	chosen := slices.DeleteFunc(slices.Clone(comparisons), func(c comparison) bool { return !slices.Contains(o.what, c.section) })
+	chosen := slices.DeleteFunc(slices.Clone(comparisons),
+		func(c comparison) bool { return !slices.Contains(o.what, c.section) })
 	if o.write {
 		for _, c := range chosen { // before minutes are spent
 			if _, _, _, err := c.splitReadme(); err != nil {
@@ -202,7 +205,8 @@ func measureApply(ctx context.Context) error {
 	if err := server.ServeUDPEcho(9000); err != nil {
 		return err
 	}
-	service, err := two.Service(ctx, "server", map[string]string{"app": "server"}, []corev1.ServicePort{testbed.UDPPort(9000)}, testbed.ServiceOptions{})
+	service, err := two.Service(ctx, "server", map[string]string{"app": "server"},
+		[]corev1.ServicePort{testbed.UDPPort(9000)}, testbed.ServiceOptions{})
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,8 @@ func withProfiles(o choice, corefile string) string {
 	return strings.Replace(corefile, "\n    errors\n", "\n    errors\n    pprof "+brokerProfile+"\n", 1)
 }
 
-// profileCPU takes a profile of the process that serves it at an address of the host. The returned function waits for it.
+// profileCPU takes a profile of the process that serves it at an address of the host. The returned function waits for
+// it.
 func profileCPU(ctx context.Context, h *testbed.Host, address string, d time.Duration, file string) func() error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {

@@ -1,7 +1,7 @@
 package main
 
-// This file shows the results of a benchmark: tables for the terminal and for README.md beside it, and which promises are
-// kept.
+// This file shows the results of a benchmark: tables for the terminal and for README.md beside it, and which promises
+// are kept.
 
 import (
 	"errors"
@@ -108,7 +108,8 @@ func (r *results) formatMedian(what result, contender string) string {
 	if len(values) == 0 {
 		return "–"
 	}
-	return fmt.Sprintf("%s (%s–%s)", what.formatValue(r.median(what, contender)), what.formatValue(slices.Min(values)), what.formatValue(slices.Max(values)))
+	return fmt.Sprintf("%s (%s–%s)", what.formatValue(r.median(what, contender)), what.formatValue(slices.Min(values)),
+		what.formatValue(slices.Max(values)))
 }
 
 func formatRatio(ratio float64) string {
@@ -142,11 +143,13 @@ func (r *results) promiseTable() (t table, kept bool) {
 				is = slices.Max(values)
 			}
 		}
-		numbers, bound, shown := titles[p.of], fmt.Sprintf("%s %s", p.what.formatValue(p.bound), p.what.unit), fmt.Sprintf("%s %s", p.what.formatValue(is), p.what.unit)
+		numbers, bound, shown := titles[p.of], fmt.Sprintf("%s %s", p.what.formatValue(p.bound),
+			p.what.unit), fmt.Sprintf("%s %s", p.what.formatValue(is), p.what.unit)
 		if p.to != "" {
 			is = r.ratio(p.what, p.of, p.to)
 			bound, shown = fmt.Sprintf("%.1f× %s", p.bound, titles[p.to]), formatRatio(is)
-			numbers = fmt.Sprintf("%s: %s / %s %s", titles[p.of], p.what.formatValue(r.median(p.what, p.of)), p.what.formatValue(r.median(p.what, p.to)), p.what.unit)
+			numbers = fmt.Sprintf("%s: %s / %s %s", titles[p.of], p.what.formatValue(r.median(p.what, p.of)),
+				p.what.formatValue(r.median(p.what, p.to)), p.what.unit)
 		}
 		if math.IsNaN(is) {
 			continue
@@ -165,9 +168,12 @@ func (r *results) promiseTable() (t table, kept bool) {
 
 // describeRun tells where the numbers are from, and whether they are good for anything.
 func (r *results) describeRun() string {
-	text := fmt.Sprintf("Medians of %d rounds (minimum–maximum), all in one run, with both ends and the load on the same machine: %s.", r.rounds, describeMachine())
+	text := fmt.Sprintf(
+		"Medians of %d rounds (minimum–maximum), all in one run, with both ends and the load on the same machine: %s.",
+		r.rounds, describeMachine())
 	if r.disturbed > 0 {
-		text += fmt.Sprintf(" During %d of %d measures somebody else used the machine: THE NUMBERS ARE NOISY.", r.disturbed, r.measured)
+		text += fmt.Sprintf(" During %d of %d measures somebody else used the machine: THE NUMBERS ARE NOISY.", r.disturbed,
+			r.measured)
 	}
 	return text
 }

@@ -16,7 +16,8 @@ func TestReadme(t *testing.T) {
 			continue
 		}
 		if !strings.HasPrefix(before, "# ") || after == "" {
-			t.Errorf("%s: %q before and %q after %s", path, before[:min(len(before), 20)], after[:min(len(after), 20)], c.section)
+			t.Errorf("%s: %q before and %q after %s", path, before[:min(len(before), 20)], after[:min(len(after), 20)],
+				c.section)
 		}
 		text, err := os.ReadFile(path)
 		if err != nil {

@@ -90,7 +90,8 @@ func serveMessengers(ends []*messenger) error {
 	}
 	defer unix.Close(epoll)
 	for i, t := range ends {
-		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, int(t.socket), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}); err != nil {
+		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, int(t.socket),
+			&unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}); err != nil {
 			return err
 		}
 	}
@@ -128,7 +129,9 @@ func serveMessengers(ends []*messenger) error {
 }
 
 // measureRequests keeps all connections busy, one request on each at a time, and returns the answers per second.
-func measureRequests(ctx context.Context, client *testbed.Host, listener socket, to netip.AddrPort, warmUp, d time.Duration) (float64, error) {
+func measureRequests(
+	ctx context.Context, client *testbed.Host, listener socket, to netip.AddrPort, warmUp, d time.Duration,
+) (float64, error) {
 	var asking, serving []*messenger
 	var stop atomic.Bool
 	var asked, served, answered atomic.Uint64

@@ -37,8 +37,8 @@ const (
 	margin                  = 16.0
 )
 
-// plotStyle is the text's; the bars have classes named after the entrants. The colours are told apart in both modes, and by
-// the colour-blind.
+// plotStyle is the text's; the bars have classes named after the entrants. The colours are told apart in both modes,
+// and by the colour-blind.
 func (l *layout) plotStyle() string {
 	fills := func(colour func(entrant) string) (css string) {
 		for _, e := range l.entrants {
@@ -84,15 +84,19 @@ func (r *results) drawPlot() string {
 	width := plotColumns*panelWidth + (plotColumns+1)*margin
 	height := legend + float64(rows)*(panelHeight+margin) + margin
 	var b strings.Builder
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" role="img">`+"\n<title>kubelink compared</title>\n%s",
+	fmt.Fprintf(&b,
+		`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" role="img">`+"\n<title>kubelink compared</title>\n%s",
 		width, height, width, height, r.plotStyle())
 	x := margin
 	for i, title := range titles {
-		fmt.Fprintf(&b, `<rect class="%s" x="%.0f" y="10" width="12" height="12" rx="2"/><text x="%.0f" y="20">%s</text>`+"\n", names[i], x, x+18, html.EscapeString(title))
+		fmt.Fprintf(&b,
+			`<rect class="%s" x="%.0f" y="10" width="12" height="12" rx="2"/><text x="%.0f" y="20">%s</text>`+"\n", names[i], x,
+			x+18, html.EscapeString(title))
 		x += 18 + 7.2*float64(len(title)) + 20
 	}
 	for i, p := range shown {
-		fmt.Fprintf(&b, `<g transform="translate(%.0f %.0f)">`+"\n", margin+float64(i%plotColumns)*(panelWidth+margin), legend+margin+float64(i/plotColumns)*(panelHeight+margin))
+		fmt.Fprintf(&b, `<g transform="translate(%.0f %.0f)">`+"\n", margin+float64(i%plotColumns)*(panelWidth+margin),
+			legend+margin+float64(i/plotColumns)*(panelHeight+margin))
 		r.drawPanel(&b, p, names)
 		b.WriteString("</g>\n")
 	}
@@ -110,7 +114,8 @@ func (r *results) drawPanel(b *strings.Builder, p panel, names []string) {
 			}
 		}
 	}
-	fmt.Fprintf(b, `<text class="title" x="0" y="14">%s</text><text class="note" x="0" y="30">%s</text>`+"\n", html.EscapeString(p.title), p.note)
+	fmt.Fprintf(b, `<text class="title" x="0" y="14">%s</text><text class="note" x="0" y="30">%s</text>`+"\n",
+		html.EscapeString(p.title), p.note)
 	fmt.Fprintf(b, `<line class="axis" x1="0" x2="%.0f" y1="%.1f" y2="%.1f"/>`+"\n", panelWidth, bottom, bottom)
 	groupWidth := panelWidth / float64(len(p.groups))
 	bar := math.Min(36, (groupWidth-24)/float64(len(names)))
@@ -120,7 +125,8 @@ func (r *results) drawPanel(b *strings.Builder, p panel, names []string) {
 		for _, name := range names {
 			if v := r.median(g.what, name); !math.IsNaN(v) && most > 0 {
 				h := math.Max(1, v/most*(bottom-top))
-				fmt.Fprintf(b, `<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="2"/><text class="value" x="%.1f" y="%.1f">%s</text>`+"\n",
+				fmt.Fprintf(b,
+					`<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="2"/><text class="value" x="%.1f" y="%.1f">%s</text>`+"\n",
 					name, x+1.5, bottom-h, bar-3, h, x+bar/2, bottom-h-4, g.what.formatValue(v))
 			}
 			x += bar

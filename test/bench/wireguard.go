@@ -107,7 +107,8 @@ func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.A
 		peer := ends[1-i]
 		var config strings.Builder
 		fmt.Fprintf(&config, "private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.key.Bytes()), testbed.WireguardPort)
-		fmt.Fprintf(&config, "public_key=%s\nendpoint=%s\n", hex.EncodeToString(peer.key.PublicKey().Bytes()), netip.AddrPortFrom(peer.PublicAddress, testbed.WireguardPort))
+		fmt.Fprintf(&config, "public_key=%s\nendpoint=%s\n", hex.EncodeToString(peer.key.PublicKey().Bytes()),
+			netip.AddrPortFrom(peer.PublicAddress, testbed.WireguardPort))
 		for _, a := range e.allowed {
 			fmt.Fprintf(&config, "allowed_ip=%s\n", a)
 		}
@@ -140,11 +141,13 @@ func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.A
 			}
 		}
 		// As deployments of WireGuard have it: pods have the larger MTU.
-		if _, err := gateway.Iptables(ctx, "-t", "mangle", "-A", "FORWARD", "-o", wireguardDevice, "-p", "tcp", "--tcp-flags", "SYN,RST", "SYN",
+		if _, err := gateway.Iptables(ctx, "-t", "mangle", "-A", "FORWARD", "-o", wireguardDevice, "-p", "tcp", "--tcp-flags",
+			"SYN,RST", "SYN",
 			"-j", "TCPMSS", "--clamp-mss-to-pmtu"); err != nil {
 			return nil, err
 		}
-		if _, err := gateway.Iptables(ctx, "-t", "nat", "-I", "POSTROUTING", "-o", wireguardDevice, "-j", "MASQUERADE"); err != nil {
+		if _, err := gateway.Iptables(ctx, "-t", "nat", "-I", "POSTROUTING", "-o", wireguardDevice, "-j",
+			"MASQUERADE"); err != nil {
 			return nil, err
 		}
 	}

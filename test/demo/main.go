@@ -82,7 +82,8 @@ func runDemo() int {
 func showMesh(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	printStep("booting two Kubernetes clusters with the same node network %s and pod network %s", testbed.NodeCIDR, testbed.PodCIDR)
+	printStep("booting two Kubernetes clusters with the same node network %s and pod network %s", testbed.NodeCIDR,
+		testbed.PodCIDR)
 	f, err := fleet.New(ctx, 2, fleet.Options{Progress: func(s string) { printStep("%s", s) }})
 	if err != nil {
 		return nil, nil, err
@@ -150,7 +151,8 @@ func showMesh(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
 		return f, nil, err
 	}
 	printStep("client of kubelink1$ curl %s", url)
-	printIndented(fmt.Sprintf("the server in kubelink2 saw client address %s (the client's own is %s)", body, client.Address))
+	printIndented(fmt.Sprintf("the server in kubelink2 saw client address %s (the client's own is %s)", body,
+		client.Address))
 	if body == client.Address.String() {
 		return f, nil, fmt.Errorf("the pod's own address crossed the mesh")
 	}

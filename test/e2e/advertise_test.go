@@ -42,7 +42,8 @@ func applyForTest(t *testing.T, ctx context.Context, b *fleet.Broker, file strin
 // addProperties adds properties to a broker's Corefile as it was given.
 func addProperties(t *testing.T, ctx context.Context, b *fleet.Broker, text string, properties ...string) {
 	t.Helper()
-	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", strings.Join(append([]string{"dns-propagation dns"}, properties...), "\n"), 1)))
+	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns",
+		strings.Join(append([]string{"dns-propagation dns"}, properties...), "\n"), 1)))
 	must(t, b.Reload(ctx))
 }
 
@@ -114,8 +115,8 @@ func waitForDNSFacts(t *testing.T, b *fleet.Broker, ip, domain string) *v1alpha1
 	return l
 }
 
-// What a cluster tells of its DNS service is in the links of the others, and follows at run time; what a user has set there
-// stays, and what cannot be right is not taken over.
+// What a cluster tells of its DNS service is in the links of the others, and follows at run time; what a user has set
+// there stays, and what cannot be right is not taken over.
 func TestAdvertisedDNS(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
@@ -130,9 +131,10 @@ func TestAdvertisedDNS(t *testing.T) {
 		}
 	}
 
-	// Another DNS service with another domain, which answers differently; a user of the first cluster has their own idea of
-	// its address.
-	_, err := one.Kubectl(ctx, "patch", "kubelink", two.Name, "--type", "merge", "-p", `{"spec":{"dns":{"dnsIP":"100.64.16.20"}}}`)
+	// Another DNS service with another domain, which answers differently; a user of the first cluster has their own idea
+	// of its address.
+	_, err := one.Kubectl(ctx, "patch", "kubelink", two.Name, "--type", "merge", "-p",
+		`{"spec":{"dns":{"dnsIP":"100.64.16.20"}}}`)
 	must(t, err)
 	pod, err := two.Pod(ctx, "othernames", testbed.PodOptions{})
 	must(t, err)
@@ -141,7 +143,8 @@ func TestAdvertisedDNS(t *testing.T) {
 	server := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		m := new(dns.Msg).SetReply(q)
 		if q.Question[0].Name == "server.default.svc.other.example." {
-			m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 5}, A: servers[2].service.AsSlice()}}
+			m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET,
+				Ttl: 5}, A: servers[2].service.AsSlice()}}
 		}
 		w.WriteMsg(m)
 	})}
@@ -151,9 +154,11 @@ func TestAdvertisedDNS(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		must(t, pod.Delete(ctx))
-		must(t, two.Client.Delete(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "othernames"}}))
+		must(t, two.Client.Delete(ctx,
+			&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "othernames"}}))
 	})
-	other, err := two.Service(ctx, "othernames", map[string]string{"app": "othernames"}, []corev1.ServicePort{testbed.UDPPort(53)}, testbed.ServiceOptions{})
+	other, err := two.Service(ctx, "othernames", map[string]string{"app": "othernames"},
+		[]corev1.ServicePort{testbed.UDPPort(53)}, testbed.ServiceOptions{})
 	must(t, err)
 	change("dns-advertisement", "dns-service-ip "+other.String(), "cluster-domain Other.Example")
 	waitForDNSFacts(t, three, other.String(), "other.example")
@@ -186,7 +191,8 @@ func TestAdvertisedDNS(t *testing.T) {
 
 // keptAccess is where brokers keep access to the API of the second cluster.
 func keptAccess() *corev1.Secret {
-	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "kubelink-api-" + brokers[1].Name}}
+	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace,
+		Name: "kubelink-api-" + brokers[1].Name}}
 }
 
 // waitForCollection waits until access to the API of the second cluster has gone with its link.
@@ -200,7 +206,8 @@ func waitForCollection(t *testing.T, b *fleet.Broker) {
 	})
 }
 
-// waitForAPISecret waits until a broker keeps access to the API of the second cluster with a token other than the one given.
+// waitForAPISecret waits until a broker keeps access to the API of the second cluster with a token other than the one
+// given.
 func waitForAPISecret(t *testing.T, limit time.Duration, b *fleet.Broker, other string) *corev1.Secret {
 	t.Helper()
 	s := keptAccess()
@@ -220,7 +227,8 @@ func waitForAPISecret(t *testing.T, limit time.Duration, b *fleet.Broker, other 
 func checkAccess(ctx context.Context, from *testbed.Pod, s *corev1.Secret) error {
 	api, err := client.New(&rest.Config{
 		Host: "https://" + brokers[1].APIAddress.String(), Dial: from.DialContext,
-		BearerToken: string(s.Data["token"]), TLSClientConfig: rest.TLSClientConfig{CAData: s.Data["certificate-authority-data"]},
+		BearerToken:     string(s.Data["token"]),
+		TLSClientConfig: rest.TLSClientConfig{CAData: s.Data["certificate-authority-data"]},
 	}, client.Options{})
 	if err != nil {
 		return err
@@ -255,8 +263,8 @@ func tokenLifetime(t *testing.T, token []byte) time.Duration {
 	return time.Duration(claims.Exp-claims.Iat) * time.Second
 }
 
-// Access to its API that a cluster announces is kept by the others, with a new token whenever there is one, and links do not
-// notice. Where the rights for that are missing, this is said, and the rest goes on.
+// Access to its API that a cluster announces is kept by the others, with a new token whenever there is one, and links
+// do not notice. Where the rights for that are missing, this is said, and the rest goes on.
 func TestAdvertisedAPIAccess(t *testing.T) {
 	ctx := startTest(t, 5*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
@@ -276,7 +284,8 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 		}
 		return nil
 	})
-	if owner := []metav1.OwnerReference{{APIVersion: "kubelink.mandelsoft.org/v1alpha1", Kind: "KubeLink", Name: l.Name, UID: l.UID}}; !reflect.DeepEqual(first.OwnerReferences, owner) {
+	if owner := []metav1.OwnerReference{{APIVersion: "kubelink.mandelsoft.org/v1alpha1", Kind: "KubeLink", Name: l.Name,
+		UID: l.UID}}; !reflect.DeepEqual(first.OwnerReferences, owner) {
 		t.Errorf("owned by %+v", first.OwnerReferences)
 	}
 	if first.Labels["app.kubernetes.io/managed-by"] != "kubelink" || len(first.Data) != 2 {
@@ -288,7 +297,8 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	must(t, checkAccess(ctx, clients[0], first))
 
 	// The third cluster may not keep it.
-	must(t, three.WaitState(ctx, two.Name, v1alpha1.StateUp, "may not keep it", "create and patch secrets in namespace kubelink", "spec.apiAccess"))
+	must(t, three.WaitState(ctx, two.Name, v1alpha1.StateUp, "may not keep it",
+		"create and patch secrets in namespace kubelink", "spec.apiAccess"))
 	if l := waitForDNSFacts(t, three, two.DNSAddress.String(), "cluster.local"); l.Spec.APIAccess != nil {
 		t.Errorf("apiAccess is %+v", l.Spec.APIAccess)
 	}
@@ -323,11 +333,13 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	must(t, three.WaitState(ctx, two.Name, v1alpha1.StateUp))
 
 	// A user's choice stays.
-	_, err = one.Kubectl(ctx, "patch", "kubelink", two.Name, "--type", "merge", "-p", `{"spec":{"apiAccess":{"namespace":"default","name":"mine"}}}`)
+	_, err = one.Kubectl(ctx, "patch", "kubelink", two.Name, "--type", "merge", "-p",
+		`{"spec":{"apiAccess":{"namespace":"default","name":"mine"}}}`)
 	must(t, err)
 	change("dns-advertisement", "service-account kubelink/kubelink-names", "token-lifetime 11m")
 	waitForAPISecret(t, 10*time.Second, three, string(third.Data["token"]))
-	if l, err := one.Link(ctx, two.Name); err != nil || l.Spec.APIAccess.Name != "mine" || l.Spec.APIAccess.Namespace != "default" {
+	if l, err := one.Link(ctx, two.Name); err != nil || l.Spec.APIAccess.Name != "mine" ||
+		l.Spec.APIAccess.Namespace != "default" {
 		t.Errorf("apiAccess is %+v, %v", l.Spec.APIAccess, err)
 	}
 	for _, b := range brokers {
@@ -344,8 +356,8 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	waitForCollection(t, three)
 }
 
-// A token that may not read anything is no reason for names to fail: the DNS service goes on being asked, and both sides say
-// what is missing. When the rights are there, names come from the API server.
+// A token that may not read anything is no reason for names to fail: the DNS service goes on being asked, and both
+// sides say what is missing. When the rights are there, names come from the API server.
 func TestAdvertisedAPIAccessWithoutRights(t *testing.T) {
 	ctx := startTest(t, 4*time.Minute)
 	one, two := brokers[0], brokers[1]
@@ -358,9 +370,11 @@ func TestAdvertisedAPIAccessWithoutRights(t *testing.T) {
 	editCorefile(t, ctx, one, "dns-propagation dns", "dns-propagation kubernetes")
 	advertise(t, ctx, "service-account kubelink/kubelink-names")
 	waitForAPISecret(t, 10*time.Second, one, "")
-	waitForMessage(t, 10*time.Second, two.Name, "names come from the DNS service of the cluster, not from its API server: API server https://"+two.APIAddress.String())
+	waitForMessage(t, 10*time.Second, two.Name,
+		"names come from the DNS service of the cluster, not from its API server: API server https://"+two.APIAddress.String())
 	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
-	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp, "service-account kubelink/kubelink-names: it may not list namespaces"))
+	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp,
+		"service-account kubelink/kubelink-names: it may not list namespaces"))
 	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
 
 	applyForTest(t, ctx, two, rbac)
@@ -373,19 +387,21 @@ func TestAdvertisedAPIAccessWithoutRights(t *testing.T) {
 	waitForMessage(t, 10*time.Second, two.Name, "")
 }
 
-// What is wrong with the account is said by the LocalLink, it is tried again, and links do not care. A token secret is used
-// where there is one.
+// What is wrong with the account is said by the LocalLink, it is tried again, and links do not care. A token secret
+// is used where there is one.
 func TestServiceAccount(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	one, two := brokers[0], brokers[1]
 	applyForTest(t, ctx, one, "overlays/advertisement/rbac.yaml")
 	checkLinks := expectStableLinks(t, ctx)
 	advertise(t, ctx, "service-account kubelink/kubelink-names")
-	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp, "service-account kubelink/kubelink-names", "may not ask for its token", "serviceaccounts/token"))
+	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp, "service-account kubelink/kubelink-names",
+		"may not ask for its token", "serviceaccounts/token"))
 	must(t, two.WaitReady(ctx))
 	applyForTest(t, ctx, two, "overlays/advertisement/rbac.yaml")
 	asked := waitForAPISecret(t, time.Minute, one, "")
-	within(t, 10*time.Second, "the token to be accepted", func(ctx context.Context) error { return checkAccess(ctx, clients[0], asked) })
+	within(t, 10*time.Second, "the token to be accepted",
+		func(ctx context.Context) error { return checkAccess(ctx, clients[0], asked) })
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp))
 
 	// The broker has seen that it may not list secrets. It tries again after ten minutes, or with another configuration.
@@ -397,7 +413,8 @@ func TestServiceAccount(t *testing.T) {
 		}
 		return nil
 	}))
-	must(t, two.SetCorefile(strings.Replace(two.Corefile(), "service-account kubelink/kubelink-names", "service-account kubelink/kubelink-names\ntoken-lifetime 12h", 1)))
+	must(t, two.SetCorefile(strings.Replace(two.Corefile(), "service-account kubelink/kubelink-names",
+		"service-account kubelink/kubelink-names\ntoken-lifetime 12h", 1)))
 	must(t, two.Reload(ctx))
 	fixed := waitForAPISecret(t, 10*time.Second, one, string(asked.Data["token"]))
 	if string(fixed.Data["token"]) != string(made.Data["token"]) {

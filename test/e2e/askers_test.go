@@ -61,7 +61,9 @@ func newQueriers(from *testbed.Pod, server netip.AddrPort) (all []querier) {
 }
 
 // queryMiekg asks with a client of miekg/dns. As with dig, one datagram may be lost.
-func queryMiekg(ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
+func queryMiekg(
+	ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question,
+) ([]*dns.Msg, error) {
 	answers := make([]*dns.Msg, len(questions))
 	again := network == "udp"
 	for i, q := range questions {
@@ -82,9 +84,12 @@ func queryMiekg(ctx context.Context, from *testbed.Pod, server netip.AddrPort, n
 }
 
 // queryDig asks with the program of that name, once for all.
-func queryDig(ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question) ([]*dns.Msg, error) {
+func queryDig(
+	ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question,
+) ([]*dns.Msg, error) {
 	args := []string{
-		"@" + server.Addr().String(), "-p", strconv.Itoa(int(server.Port())), "+noall", "+comments", "+question", "+answer", "+authority", "+additional",
+		"@" + server.Addr().String(), "-p", strconv.Itoa(int(server.Port())), "+noall", "+comments", "+question", "+answer",
+		"+authority", "+additional",
 		"+ignore", "+tries=2", "+time=3", "+notcp", "+noedns",
 	}
 	if network == "tcp" {
@@ -100,8 +105,8 @@ func queryDig(ctx context.Context, from *testbed.Pod, server netip.AddrPort, net
 	if err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, text)
 	}
-	// One datagram may be lost, as on any network. It does happen here, before it reaches kubelink: the pod's kernel counts
-	// one more than that of the node has delivered.
+	// One datagram may be lost, as on any network. It does happen here, before it reaches kubelink: the pod's kernel
+	// counts one more than that of the node has delivered.
 	if lost := strings.Count(text, "communications error"); lost > 1 {
 		return nil, fmt.Errorf("%d questions were asked again\n%s", lost, text)
 	}
@@ -148,7 +153,8 @@ func parseDig(text string) (answers []*dns.Msg, err error) {
 			opt := m.IsEdns0()
 			opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: uint16(code), ExtraText: found[2]})
 		} else if strings.HasSuffix(line, " SECTION:") {
-			section = map[string]*[]dns.RR{"ANSWER": &m.Answer, "AUTHORITY": &m.Ns, "ADDITIONAL": &m.Extra}[strings.Fields(line)[1]]
+			section = map[string]*[]dns.RR{"ANSWER": &m.Answer, "AUTHORITY": &m.Ns,
+				"ADDITIONAL": &m.Extra}[strings.Fields(line)[1]]
 		} else if found := digName.FindStringSubmatch(line); found != nil {
 			m.Question = []dns.Question{{Name: found[1], Qtype: dns.StringToType[found[2]], Qclass: dns.ClassINET}}
 		} else if section != nil && line != "" && line[0] != ';' {
@@ -285,9 +291,10 @@ func (n *internet) signRecords(rrs []dns.RR) dns.RR {
 	return sig
 }
 
-// unboundConf is the configuration of a resolver as people have it before the names of a mesh: it validates what comes
-// from the internet, and knows of the zones of the mesh only who to ask. They are not signed, and some are reverse zones
-// of private networks, both of which has to be said. Nothing is remembered, lest answers are not comparable.
+// unboundConf is the configuration of a resolver as people have it before the names of a mesh: it validates what
+// comes from the internet, and knows of the zones of the mesh only who to ask. They are not signed, and some are
+// reverse zones of private networks, both of which has to be said. Nothing is remembered, lest answers are not
+// comparable.
 const unboundConf = `
 server:
     do-daemonize: no
@@ -330,7 +337,9 @@ var resolvers = []struct {
 }
 
 // startResolvers starts unbound in a pod, once for each way.
-func startResolvers(t *testing.T, ctx context.Context, b *fleet.Broker, internet netip.Addr, trust string, zones []string) (all []querier) {
+func startResolvers(
+	t *testing.T, ctx context.Context, b *fleet.Broker, internet netip.Addr, trust string, zones []string,
+) (all []querier) {
 	t.Helper()
 	pod, err := b.Pod(ctx, "unbound", testbed.PodOptions{})
 	must(t, err)
@@ -346,9 +355,10 @@ func startResolvers(t *testing.T, ctx context.Context, b *fleet.Broker, internet
 		must(t, err)
 		server := netip.AddrPortFrom(pod.Address, r.port)
 		must(t, process.WaitLog(ctx, "start of service"))
-		all = append(all, querier{name: r.name, front: true, query: func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error) {
-			return queryMiekg(ctx, pod, server, "tcp", 1232, questions)
-		}})
+		all = append(all, querier{name: r.name, front: true,
+			query: func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error) {
+				return queryMiekg(ctx, pod, server, "tcp", 1232, questions)
+			}})
 
 		// It does validate.
 		validated := func(name string) *dns.Msg {

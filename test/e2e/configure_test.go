@@ -32,8 +32,8 @@ func checkPodQuery(name string, want int) func(context.Context) error {
 	}
 }
 
-// The key in the ConfigMap coredns-custom leads the cluster's DNS to kubelink for all mesh domains. It is kept as it should be,
-// and nothing else is touched or made.
+// The key in the ConfigMap coredns-custom leads the cluster's DNS to kubelink for all mesh domains. It is kept as it
+// should be, and nothing else is touched or made.
 func TestConfigureClusterDNS(t *testing.T) {
 	ctx := startTest(t, 4*time.Minute)
 	// The cluster's DNS reloads within three seconds, one change after the other.
@@ -51,8 +51,10 @@ func TestConfigureClusterDNS(t *testing.T) {
 	within(t, reloads, "names of the mesh to be nobody's", checkPodQuery(serverName(1), dns.RcodeServerFailure))
 
 	// Without the right for it, without the ConfigMap: it is said what to do.
-	editCorefile(t, ctx, b, "dns-propagation dns", "dns-propagation dns\ncoredns-configure", "kubelink:1053 ", "second.example:1053 {\n kubelink\n}\nkubelink:1053 ")
-	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateUp, "coredns-configure: kubelink may not read and write ConfigMap kube-system/coredns-custom"))
+	editCorefile(t, ctx, b, "dns-propagation dns", "dns-propagation dns\ncoredns-configure", "kubelink:1053 ",
+		"second.example:1053 {\n kubelink\n}\nkubelink:1053 ")
+	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateUp,
+		"coredns-configure: kubelink may not read and write ConfigMap kube-system/coredns-custom"))
 	must(t, b.WaitReady(ctx))
 	applyForTest(t, ctx, b, "overlays/coredns-configure/rbac.yaml")
 	applyForTest(t, ctx, b, "overlays/coredns-configure/restart.yaml")
@@ -60,7 +62,8 @@ func TestConfigureClusterDNS(t *testing.T) {
 	within(t, 75*time.Second, "the message that it does not exist", func(ctx context.Context) error {
 		return b.WaitState(ctx, b.Name, v1alpha1.StateUp, missing)
 	})
-	block := fmt.Sprintf("kubelink:53 {\n    errors\n    forward . %s {\n        max_fails 0\n    }\n}\n", b.MeshDNSAddress)
+	block := fmt.Sprintf("kubelink:53 {\n    errors\n    forward . %s {\n        max_fails 0\n    }\n}\n",
+		b.MeshDNSAddress)
 	if !strings.Contains(b.Process.Log(), block) {
 		t.Error("the log does not show the lines")
 	}
@@ -103,7 +106,8 @@ func TestConfigureClusterDNS(t *testing.T) {
 	within(t, 10*time.Second, "the key", has(block))
 
 	// What is changed in the key is changed back.
-	_, err := b.Kubectl(ctx, "-n", "kube-system", "patch", "configmap", "coredns-custom", "--type", "merge", "-p", `{"data":{"kubelink.server":"# mine","other":"mine"}}`)
+	_, err := b.Kubectl(ctx, "-n", "kube-system", "patch", "configmap", "coredns-custom", "--type", "merge", "-p",
+		`{"data":{"kubelink.server":"# mine","other":"mine"}}`)
 	must(t, err)
 	within(t, 10*time.Second, "the key to be as before", has(block))
 	if custom.Data["other"] != "mine" {
@@ -124,7 +128,8 @@ func TestConfigureClusterDNS(t *testing.T) {
 		return deployment.Spec.Template.Annotations["kubelink.mandelsoft.org/coredns-custom"]
 	}
 	second := &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "second--kubelink1"}}
-	second.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "10.99.0.1/24", Endpoint: v1alpha1.EndpointLocal, DNS: &v1alpha1.KubeLinkDNS{BaseDomain: "second.example"}}
+	second.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "10.99.0.1/24", Endpoint: v1alpha1.EndpointLocal,
+		DNS: &v1alpha1.KubeLinkDNS{BaseDomain: "second.example"}}
 	must(t, b.Apply(ctx, second))
 	t.Cleanup(func() { must(t, b.Remove(context.Background(), second.Name)) })
 	within(t, 3*time.Second, "the second domain", has(block, "second.example:53 {"))
@@ -147,7 +152,8 @@ func TestConfigureClusterDNS(t *testing.T) {
 	corefile(strings.Replace(strings.Replace(text, "reload 2s 1s", "", 1), ".:53", ".:8053", 1))
 	t.Cleanup(func() { corefile(text) })
 	must(t, b.Apply(ctx, second))
-	within(t, 3*time.Second, "the second domain, at the port of the Corefile", has("kubelink:8053 {", "second.example:8053 {"))
+	within(t, 3*time.Second, "the second domain, at the port of the Corefile",
+		has("kubelink:8053 {", "second.example:8053 {"))
 	var first string
 	within(t, 3*time.Second, "restart", func(context.Context) error {
 		if first = restarted(); first == "" {
@@ -156,7 +162,8 @@ func TestConfigureClusterDNS(t *testing.T) {
 		return nil
 	})
 	generation := deployment.Generation
-	_, err = b.Kubectl(ctx, "-n", "kube-system", "annotate", "configmap", "coredns-custom", "touched=yes") // it is looked at again
+	// it is looked at again
+	_, err = b.Kubectl(ctx, "-n", "kube-system", "annotate", "configmap", "coredns-custom", "touched=yes")
 	must(t, err)
 	must(t, b.Remove(ctx, second.Name))
 	within(t, 3*time.Second, "the second domain to go", has("kubelink:8053 {"))

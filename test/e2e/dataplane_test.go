@@ -103,7 +103,8 @@ func openStream(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rat
 }
 
 func (s *stream) fetchBytes(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate int) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/bulk?size=%d&rate=%d", to, size, rate), nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet,
+		fmt.Sprintf("http://%s/bulk?size=%d&rate=%d", to, size, rate), nil)
 	if err != nil {
 		return err
 	}
@@ -184,8 +185,8 @@ func measureSpeed(window time.Duration, streams ...*stream) float64 {
 
 func formatMbit(bits float64) string { return fmt.Sprintf("%.1f Mbit/s", bits/1e6) }
 
-// waitUntilSettled waits until a link is Up at both ends for half a second on end, as the API and the metrics have it: the
-// API is late, and may still have what was before a test.
+// waitUntilSettled waits until a link is Up at both ends for half a second on end, as the API and the metrics have
+// it: the API is late, and may still have what was before a test.
 func waitUntilSettled(t *testing.T, a, b *fleet.Broker) {
 	t.Helper()
 	var since time.Time
@@ -316,9 +317,11 @@ func startMirror(t *testing.T, ctx context.Context, cluster int) netip.AddrPort 
 	}()
 	b := brokers[cluster]
 	t.Cleanup(func() {
-		must(t, b.Client.Delete(context.Background(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "mirror"}}))
+		must(t, b.Client.Delete(context.Background(),
+			&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "mirror"}}))
 	})
-	addr, err := b.Service(ctx, "mirror", map[string]string{"app": "server"}, []corev1.ServicePort{testbed.UDPPort(port)}, testbed.ServiceOptions{})
+	addr, err := b.Service(ctx, "mirror", map[string]string{"app": "server"}, []corev1.ServicePort{testbed.UDPPort(port)},
+		testbed.ServiceOptions{})
 	must(t, err)
 	return netip.AddrPortFrom(addr, port)
 }
@@ -338,7 +341,10 @@ func checkDatagrams(ctx context.Context, from *testbed.Pod, to netip.AddrPort, s
 		if err != nil {
 			return err
 		}
-		if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, size) }); err != nil || e != nil {
+		if e := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT,
+				size)
+		}); err != nil || e != nil {
 			return fmt.Errorf("UDP_SEGMENT: %w", errors.Join(err, e))
 		}
 	}
@@ -378,7 +384,8 @@ func checkTraffic(t *testing.T, ctx context.Context, a, b int) {
 		from, to := way[0], way[1]
 		start := time.Now()
 		must(t, transfer(ctx, clients[to], servers[from].service, 100<<20, 0))
-		t.Logf("100 MiB from %s to %s: %s", brokers[from].Name, brokers[to].Name, formatMbit(100<<23/time.Since(start).Seconds()))
+		t.Logf("100 MiB from %s to %s: %s", brokers[from].Name, brokers[to].Name,
+			formatMbit(100<<23/time.Since(start).Seconds()))
 		service := startMirror(t, ctx, to)
 		must(t, checkDatagrams(ctx, clients[from], service, 1200, 1000, 1))
 		must(t, checkDatagrams(ctx, clients[from], service, 1200, 1000, 10))
@@ -418,7 +425,8 @@ func TestLoss(t *testing.T) {
 		defer cancel()
 		must(t, transfer(bounded, clients[way[0]], servers[way[1]].service, size, 0))
 		took := time.Since(start)
-		t.Logf("50 MiB from %s to %s with 2 %% loss: %s, %s", brokers[way[1]].Name, brokers[way[0]].Name, took.Round(time.Millisecond), formatMbit(size*8/took.Seconds()))
+		t.Logf("50 MiB from %s to %s with 2 %% loss: %s, %s", brokers[way[1]].Name, brokers[way[0]].Name,
+			took.Round(time.Millisecond), formatMbit(size*8/took.Seconds()))
 	}
 	for _, way := range [][2]*fleet.Broker{{one, two}, {two, one}} {
 		out, err := way[0].Router.Iptables(ctx, "-t", "raw", "-L", "PREROUTING", "-v", "-x", "-n")
@@ -439,7 +447,9 @@ func TestLoss(t *testing.T) {
 
 // measurePings sends echo requests until the window is over, none waits for another's answer, and returns the sorted
 // round-trip times. A lost one counts as a second.
-func measurePings(ctx context.Context, from *testbed.Pod, to netip.Addr, window time.Duration) (all []time.Duration, lost int) {
+func measurePings(
+	ctx context.Context, from *testbed.Pod, to netip.Addr, window time.Duration,
+) (all []time.Duration, lost int) {
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
 	var wg sync.WaitGroup
@@ -492,7 +502,8 @@ func TestRateLimit(t *testing.T) {
 			used := make(chan float64, 1)
 			go func() { used <- measureSpeed(window, streams...) }()
 			loaded, lost := measurePings(ctx, clients[0], two.MeshAddress.Addr(), window)
-			t.Logf("loaded: median %s, p90 %s, longest %s, %d of %d lost", quantile(loaded, 0.5), quantile(loaded, 0.9), quantile(loaded, 1), lost, len(loaded))
+			t.Logf("loaded: median %s, p90 %s, longest %s, %d of %d lost", quantile(loaded, 0.5), quantile(loaded, 0.9),
+				quantile(loaded, 1), lost, len(loaded))
 			bits := <-used
 			t.Logf("transferred meanwhile: %s", formatMbit(bits))
 			if bits < 0.7*rate {
@@ -610,7 +621,8 @@ func TestPeerStopsReading(t *testing.T) {
 	must(t, flow.stop())
 	after := measureSpeed(5*time.Second, bulk)
 	must(t, bulk.stop())
-	t.Logf("rate of the other link %s, before it was %s, afterwards %s; memory at most %d MiB, before it was %d MiB", formatMbit(rate), formatMbit(before), formatMbit(after), largest>>20, base>>20)
+	t.Logf("rate of the other link %s, before it was %s, afterwards %s; memory at most %d MiB, before it was %d MiB",
+		formatMbit(rate), formatMbit(before), formatMbit(after), largest>>20, base>>20)
 	if healthy := min(before, after); rate < share*healthy { // the lower one: the machine has others to serve, too
 		t.Errorf("the other link had %s, with a healthy third cluster it has %s", formatMbit(rate), formatMbit(healthy))
 	}
@@ -684,7 +696,9 @@ func TestConnectionsKilled(t *testing.T) {
 		total += s.got.Load()
 	}
 	_, again := several()
-	t.Logf("%d connections were broken, %d MiB transferred, a flow stood still for %s at most, the last was replaced after %s", n, total>>20, longest.Round(time.Millisecond), again)
+	t.Logf(
+		"%d connections were broken, %d MiB transferred, a flow stood still for %s at most, the last was replaced after %s",
+		n, total>>20, longest.Round(time.Millisecond), again)
 	check()
 }
 
@@ -709,7 +723,8 @@ func TestBrokersKilledDuringTransfer(t *testing.T) {
 			}
 			return nil
 		})
-		t.Logf("%s was killed at byte %d of %d, and the transfer went on %s after it was ready again", b.Name, killed, size, time.Since(ready).Round(time.Millisecond))
+		t.Logf("%s was killed at byte %d of %d, and the transfer went on %s after it was ready again", b.Name, killed, size,
+			time.Since(ready).Round(time.Millisecond))
 	}
 	if bulk.got.Load() == size {
 		t.Error("the transfer was over before it was disturbed")
@@ -828,7 +843,8 @@ func TestMTU(t *testing.T) {
 		must(t, err)
 		must(t, p.ServeHTTP(80, http.HandlerFunc(serveBulk)))
 		must(t, p.ServeUDPEcho(udpPort))
-		service, err := b.Service(ctx, name, map[string]string{"app": name}, []corev1.ServicePort{testbed.TCPPort(80), testbed.UDPPort(udpPort)}, testbed.ServiceOptions{})
+		service, err := b.Service(ctx, name, map[string]string{"app": name},
+			[]corev1.ServicePort{testbed.TCPPort(80), testbed.UDPPort(udpPort)}, testbed.ServiceOptions{})
 		must(t, err)
 		return own{p, service}
 	}

@@ -62,7 +62,8 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "shop"},
 		Spec: coredns.CoreDNSEntrySpec{
 			DNSNames: []coredns.DNSName{"shop.svc.global.kubelink"},
-			A:        []coredns.IPv4Address{coredns.IPv4Address(servers[1].service.String()), coredns.IPv4Address(servers[2].service.String())},
+			A: []coredns.IPv4Address{coredns.IPv4Address(servers[1].service.String()),
+				coredns.IPv4Address(servers[2].service.String())},
 		},
 	}
 	must(t, one.Client.Create(ctx, entry))
@@ -108,7 +109,8 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 	for _, b := range brokers[1:] {
 		must(t, b.Kill(ctx, syscall.SIGKILL))
 	}
-	within(t, time.Second, "the reason", func(ctx context.Context) error { return checkFailure(ctx, one, name, "link kubelink") })
+	within(t, time.Second, "the reason",
+		func(ctx context.Context) error { return checkFailure(ctx, one, name, "link kubelink") })
 	for _, b := range brokers[1:] {
 		must(t, b.Start(ctx))
 	}
@@ -132,7 +134,8 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 		if err := one.Client.Get(ctx, client.ObjectKeyFromObject(entry), &now); err != nil {
 			return err
 		}
-		if now.Status.State != coredns.StateOk || !slices.Contains(now.Status.EffectiveDomainNames, "shop.svc.global.kubelink") {
+		if now.Status.State != coredns.StateOk ||
+			!slices.Contains(now.Status.EffectiveDomainNames, "shop.svc.global.kubelink") {
 			return fmt.Errorf("%+v", now.Status)
 		}
 		return nil

@@ -51,7 +51,9 @@ func createForTest(t *testing.T, ctx context.Context, b *fleet.Broker, o client.
 }
 
 // waitForStatus waits for the status of an object.
-func waitForStatus(t *testing.T, b *fleet.Broker, o client.Object, state coredns.State, message string, names ...string) {
+func waitForStatus(
+	t *testing.T, b *fleet.Broker, o client.Object, state coredns.State, message string, names ...string,
+) {
 	t.Helper()
 	within(t, 2*time.Second, "status of "+o.GetName(), func(ctx context.Context) error {
 		if err := b.Client.Get(ctx, client.ObjectKeyFromObject(o), o); err != nil {
@@ -64,7 +66,8 @@ func waitForStatus(t *testing.T, b *fleet.Broker, o client.Object, state coredns
 		case *coredns.HostedZone:
 			st = o.Status
 		}
-		if st.State != state || !strings.Contains(st.Message, message) || st.ObservedGeneration != o.GetGeneration() || !slices.Equal(st.EffectiveDomainNames, names) || len(st.Conditions) != 1 {
+		if st.State != state || !strings.Contains(st.Message, message) || st.ObservedGeneration != o.GetGeneration() ||
+			!slices.Equal(st.EffectiveDomainNames, names) || len(st.Conditions) != 1 {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
@@ -109,12 +112,14 @@ func TestGlobalNames(t *testing.T) {
 	waitForRecords(t, b, "_ldap._tcp.directory", dns.TypeSRV, "SRV 10 50 389 web.svc.global.kubelink.")
 	waitForStatus(t, b, newEntry("web", coredns.CoreDNSEntrySpec{}), "Ok", "", "web.svc.global.kubelink")
 	waitForStatus(t, b, newZone("global", coredns.HostedZoneSpec{}), "Ok", "", "svc.global.kubelink")
-	if m, _, err := queryBroker(ctx, b, "udp", globalZone, dns.TypeSOA); err != nil || len(m.Answer) != 1 || m.Answer[0].(*dns.SOA).Mbox != "hostmaster.example.com." {
+	if m, _, err := queryBroker(ctx, b, "udp", globalZone, dns.TypeSOA); err != nil || len(m.Answer) != 1 ||
+		m.Answer[0].(*dns.SOA).Mbox != "hostmaster.example.com." {
 		t.Errorf("SOA %v %v", m, err)
 	}
 
 	// A pod asks its cluster's DNS, and an alias leads to a service of another cluster.
-	alias := newEntry("alias", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"alias.svc.global.kubelink"}, CNAME: serverName(1)})
+	alias := newEntry("alias",
+		coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"alias.svc.global.kubelink"}, CNAME: serverName(1)})
 	createForTest(t, ctx, b, alias)
 	waitForRecords(t, b, "alias", dns.TypeA, "A "+servers[1].service.String(), "CNAME "+serverName(1))
 	m, err := clients[0].Query(ctx, "alias."+globalZone, dns.TypeA)
@@ -123,7 +128,9 @@ func TestGlobalNames(t *testing.T) {
 	}
 
 	// Each change is answered for within a second.
-	e := newEntry("changing", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"Changing.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1"}})
+	e := newEntry("changing",
+		coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"Changing.svc.global.kubelink"},
+			A: []coredns.IPv4Address{"10.99.0.1"}})
 	createForTest(t, ctx, b, e)
 	took := []time.Duration{waitForRecords(t, b, "changing", dns.TypeA, "A 10.99.0.1")}
 	waitForStatus(t, b, e, "Ok", "", "changing.svc.global.kubelink")
@@ -145,18 +152,24 @@ func TestGlobalNames(t *testing.T) {
 	}
 
 	// What is wrong, and what is in the way, is said at the object, and goes away with its reason.
-	orphan := newEntry("orphan", coredns.CoreDNSEntrySpec{ZoneRef: "late", DNSNames: []coredns.DNSName{"x", "@"}, A: []coredns.IPv4Address{"10.99.0.3"}})
+	orphan := newEntry("orphan",
+		coredns.CoreDNSEntrySpec{ZoneRef: "late", DNSNames: []coredns.DNSName{"x", "@"},
+			A: []coredns.IPv4Address{"10.99.0.3"}})
 	createForTest(t, ctx, b, orphan)
 	waitForStatus(t, b, orphan, "Stale", `spec.zoneRef "late": there is no such HostedZone in namespace default`)
-	late := newZone("late", coredns.HostedZoneSpec{ParentRef: "global", DomainNames: []coredns.DomainName{"late", "later"}})
+	late := newZone("late",
+		coredns.HostedZoneSpec{ParentRef: "global", DomainNames: []coredns.DomainName{"late", "later"}})
 	createForTest(t, ctx, b, late)
 	waitForStatus(t, b, late, "Ok", "", "late.svc.global.kubelink", "later.svc.global.kubelink")
-	waitForStatus(t, b, orphan, "Ok", "", "x.late.svc.global.kubelink", "x.later.svc.global.kubelink", "late.svc.global.kubelink", "later.svc.global.kubelink")
+	waitForStatus(t, b, orphan, "Ok", "", "x.late.svc.global.kubelink", "x.later.svc.global.kubelink",
+		"late.svc.global.kubelink", "later.svc.global.kubelink")
 	waitForRecords(t, b, "x.later", dns.TypeA, "A 10.99.0.3")
-	second := newEntry("younger", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"web.svc.global.kubelink"}, CNAME: "www.example.com"})
+	second := newEntry("younger",
+		coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"web.svc.global.kubelink"}, CNAME: "www.example.com"})
 	createForTest(t, ctx, b, second)
 	waitForStatus(t, b, second, "Stale", "the older entry default/web has records of that name")
-	foreign := newEntry("foreign", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"www.example.com"}, A: []coredns.IPv4Address{"10.99.0.4"}})
+	foreign := newEntry("foreign",
+		coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"www.example.com"}, A: []coredns.IPv4Address{"10.99.0.4"}})
 	createForTest(t, ctx, b, foreign)
 	waitForStatus(t, b, foreign, "Stale", "write a name in svc.global.kubelink")
 
@@ -164,7 +177,9 @@ func TestGlobalNames(t *testing.T) {
 	before := foreign.DeepCopy()
 	foreign.Status.State, foreign.Status.Message = "Ok", ""
 	must(t, b.Client.Status().Patch(ctx, foreign, client.MergeFrom(before)))
-	createForTest(t, ctx, b, newEntry("last", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"last.svc.global.kubelink"}, TXT: []coredns.Text{"x"}}))
+	createForTest(t, ctx, b,
+		newEntry("last", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"last.svc.global.kubelink"},
+			TXT: []coredns.Text{"x"}}))
 	waitForRecords(t, b, "last", dns.TypeTXT, `TXT "x"`)
 	must(t, b.Client.Get(ctx, client.ObjectKeyFromObject(foreign), foreign))
 	if foreign.Status.State != "Ok" {
@@ -176,7 +191,9 @@ func TestGlobalNames(t *testing.T) {
 func TestGlobalTransfer(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]
-	createForTest(t, ctx, b, newEntry("xfr", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"xfr.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1", "10.99.0.2"}}))
+	createForTest(t, ctx, b,
+		newEntry("xfr", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"xfr.svc.global.kubelink"},
+			A: []coredns.IPv4Address{"10.99.0.1", "10.99.0.2"}}))
 	waitForRecords(t, b, "xfr", dns.TypeA, "A 10.99.0.1", "A 10.99.0.2")
 	transfer := func(m *dns.Msg) (rrs []dns.RR, err error) {
 		conn, err := b.Host.DialContext(ctx, "tcp", b.DNS().String())
@@ -208,9 +225,12 @@ func TestGlobalTransfer(t *testing.T) {
 	if rrs, err := transfer(new(dns.Msg).SetIxfr(globalZone, serial, "ns.", "x.")); err != nil || len(rrs) != 1 {
 		t.Errorf("unchanged: %v %v", rrs, err)
 	}
-	createForTest(t, ctx, b, newEntry("xfr2", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"xfr2.svc.global.kubelink"}, TXT: []coredns.Text{"x"}}))
+	createForTest(t, ctx, b,
+		newEntry("xfr2", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"xfr2.svc.global.kubelink"},
+			TXT: []coredns.Text{"x"}}))
 	waitForRecords(t, b, "xfr2", dns.TypeTXT, `TXT "x"`)
-	within(t, 5*time.Second, "the next serial", func(context.Context) error { // two changes in a second have the same at first
+	// two changes in a second have the same at first
+	within(t, 5*time.Second, "the next serial", func(context.Context) error {
 		rrs, err := transfer(new(dns.Msg).SetIxfr(globalZone, serial, "ns.", "x."))
 		if err == nil && len(rrs) != 6 {
 			err = fmt.Errorf("changed: %v", rrs)
@@ -234,37 +254,59 @@ func TestGlobalValidation(t *testing.T) {
 		object client.Object
 		says   string // empty: it is accepted
 	}{
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: a, AAAA: []coredns.IPv6Address{"fd00::1"}, TXT: []coredns.Text{"x"}, SRV: service(good)}), ""},
-		{newEntry("x", coredns.CoreDNSEntrySpec{ZoneRef: "z", DNSNames: []coredns.DNSName{"@", "*", "*.x", "_x.y", "Z."}, A: a}), ""},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: a, AAAA: []coredns.IPv6Address{"fd00::1"},
+			TXT: []coredns.Text{"x"}, SRV: service(good)}), ""},
+		{newEntry("x", coredns.CoreDNSEntrySpec{ZoneRef: "z", DNSNames: []coredns.DNSName{"@", "*", "*.x", "_x.y", "Z."},
+			A: a}), ""},
 		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, NS: []coredns.NameServer{"ns.example.com."}}), ""},
 		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, CNAME: "a.example", SRV: service(good)}), ""},
 		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names}), "the entry has no record"},
 		{newEntry("x", coredns.CoreDNSEntrySpec{A: a}), "spec.dnsNames"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"a..b"}, A: a}), "entries of spec.dnsNames must be DNS names"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"a..b"}, A: a}),
+			"entries of spec.dnsNames must be DNS names"},
 		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"a.*.b"}, A: a}), "whose first label may be *"},
 		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"@"}, A: a}), "set spec.zoneRef"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: []coredns.IPv4Address{"10.0.0"}}), "entries of spec.A must be IPv4 addresses"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: []coredns.IPv4Address{"fd00::1"}}), "entries of spec.A must be IPv4 addresses"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, AAAA: []coredns.IPv6Address{"10.0.0.1"}}), "an IPv4 address belongs into A"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, AAAA: []coredns.IPv6Address{"::ffff:10.0.0.1"}}), "entries of spec.AAAA must be IPv6 addresses"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: a, CNAME: "a.example"}), "spec.CNAME cannot stand beside A, AAAA, TXT or NS"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: []coredns.IPv4Address{"10.0.0"}}),
+			"entries of spec.A must be IPv4 addresses"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: []coredns.IPv4Address{"fd00::1"}}),
+			"entries of spec.A must be IPv4 addresses"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, AAAA: []coredns.IPv6Address{"10.0.0.1"}}),
+			"an IPv4 address belongs into A"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, AAAA: []coredns.IPv6Address{"::ffff:10.0.0.1"}}),
+			"entries of spec.AAAA must be IPv6 addresses"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, A: a, CNAME: "a.example"}),
+			"spec.CNAME cannot stand beside A, AAAA, TXT or NS"},
 		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, CNAME: "10.0.0.1"}), "an address belongs into A or AAAA"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"*.svc.global.kubelink"}, NS: []coredns.NameServer{"a.example"}}), "spec.NS cannot stand at a wildcard"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"*.svc.global.kubelink"}, SRV: service(good)}), "spec.SRV cannot stand at a wildcard"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, NS: []coredns.NameServer{"10.0.0.1"}}), "entries of spec.NS must be DNS names"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, TXT: []coredns.Text{coredns.Text(strings.Repeat("x", 4097))}}), "spec.TXT"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 0, Host: "a"})}), "spec.SRV.records[0].port"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, SRV: service(coredns.SRVRecord{Protocol: "T P", Port: 1, Host: "a"})}), "spec.SRV.records.protocol must be the name"},
-		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 1, Host: "fd00::1"})}), "spec.SRV.records.host must be a DNS name"},
-		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"svc.global.kubelink."}, EMail: "a.b@example.com", MinimumTTL: &minute}), ""},
-		{newZone("z", coredns.HostedZoneSpec{ParentRef: "z", DomainNames: []coredns.DomainName{"x"}}), "spec.parentRef names this zone itself"},
-		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"*.x"}}), "entries of spec.domainNames must be DNS domain names"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"*.svc.global.kubelink"},
+			NS: []coredns.NameServer{"a.example"}}), "spec.NS cannot stand at a wildcard"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"*.svc.global.kubelink"}, SRV: service(good)}),
+			"spec.SRV cannot stand at a wildcard"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names, NS: []coredns.NameServer{"10.0.0.1"}}),
+			"entries of spec.NS must be DNS names"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names,
+			TXT: []coredns.Text{coredns.Text(strings.Repeat("x", 4097))}}), "spec.TXT"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names,
+			SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 0, Host: "a"})}), "spec.SRV.records[0].port"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names,
+			SRV: service(coredns.SRVRecord{Protocol: "T P", Port: 1,
+				Host: "a"})}), "spec.SRV.records.protocol must be the name"},
+		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names,
+			SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 1,
+				Host: "fd00::1"})}), "spec.SRV.records.host must be a DNS name"},
+		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"svc.global.kubelink."},
+			EMail: "a.b@example.com", MinimumTTL: &minute}), ""},
+		{newZone("z", coredns.HostedZoneSpec{ParentRef: "z", DomainNames: []coredns.DomainName{"x"}}),
+			"spec.parentRef names this zone itself"},
+		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"*.x"}}),
+			"entries of spec.domainNames must be DNS domain names"},
 		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{}}), "spec.domainNames"},
-		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"x"}, EMail: "a"}), "spec.email must be a mail address"},
+		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"x"}, EMail: "a"}),
+			"spec.email must be a mail address"},
 		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"x"}, Retry: -1}), "spec.retry"},
 	} {
 		err := b.Client.Create(ctx, c.object, client.DryRunAll)
-		if c.says == "" && err != nil || c.says != "" && (!apierrors.IsInvalid(err) || !strings.Contains(err.Error(), c.says)) {
+		if c.says == "" && err != nil || c.says != "" &&
+			(!apierrors.IsInvalid(err) || !strings.Contains(err.Error(), c.says)) {
 			t.Errorf("%+v: %v, want %q", c.object, err, c.says)
 		}
 	}
@@ -277,7 +319,8 @@ func TestGlobalWithoutPermission(t *testing.T) {
 	var role rbacv1.ClusterRole
 	must(t, b.Client.Get(ctx, client.ObjectKey{Name: "kubelink"}, &role))
 	whole := role.DeepCopy()
-	role.Rules = slices.DeleteFunc(role.Rules, func(r rbacv1.PolicyRule) bool { return slices.Contains(r.Resources, "corednsentries") })
+	role.Rules = slices.DeleteFunc(role.Rules,
+		func(r rbacv1.PolicyRule) bool { return slices.Contains(r.Resources, "corednsentries") })
 	must(t, b.Client.Update(ctx, &role))
 	restart := func() {
 		t.Helper()
@@ -287,13 +330,17 @@ func TestGlobalWithoutPermission(t *testing.T) {
 	t.Cleanup(func() { restoreMesh(t) })
 	restart()
 	within(t, 5*time.Second, "reason", func(ctx context.Context) error {
-		return checkFailure(ctx, b, "web."+globalZone, "the names of svc.global.kubelink are not known", "corednsentries.coredns.mandelsoft.org is forbidden")
+		return checkFailure(ctx, b, "web."+globalZone, "the names of svc.global.kubelink are not known",
+			"corednsentries.coredns.mandelsoft.org is forbidden")
 	})
-	within(t, 5*time.Second, "names of the second cluster", func(ctx context.Context) error { return checkAnswer(ctx, b, serverName(1), servers[1].service) })
+	within(t, 5*time.Second, "names of the second cluster",
+		func(ctx context.Context) error { return checkAnswer(ctx, b, serverName(1), servers[1].service) })
 
 	role.Rules = whole.Rules
 	must(t, b.Client.Update(ctx, &role))
-	createForTest(t, ctx, b, newEntry("allowed", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"allowed.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1"}}))
+	createForTest(t, ctx, b,
+		newEntry("allowed", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"allowed.svc.global.kubelink"},
+			A: []coredns.IPv4Address{"10.99.0.1"}}))
 	within(t, time.Minute, "names", func(ctx context.Context) error {
 		return checkAnswer(ctx, b, "allowed."+globalZone, netip.MustParseAddr("10.99.0.1"))
 	})

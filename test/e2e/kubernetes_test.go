@@ -30,11 +30,14 @@ func useAPIServers(t *testing.T, ctx context.Context) {
 	t.Helper()
 	applyFiles(t, ctx, brokers[1], "overlays/kubernetes-dns/account.yaml")
 	applyFiles(t, ctx, brokers[0], "overlays/kubernetes-dns/account.yaml", "overlays/kubernetes-dns/rbac.yaml")
-	writeAccessSecret(t, ctx, "kubelink2-api", map[string]string{"token": createToken(t, ctx, brokers[1], "kubelink-dns"), "certificate-authority-data": readRootCA(t, ctx, brokers[1])})
+	writeAccessSecret(t, ctx, "kubelink2-api",
+		map[string]string{"token": createToken(t, ctx, brokers[1], "kubelink-dns"),
+			"certificate-authority-data": readRootCA(t, ctx, brokers[1])})
 	editCorefile(t, ctx, brokers[0], "dns-propagation dns", "dns-propagation kubernetes")
 	setAccess(t, ctx, brokers[1], corev1.SecretReference{Name: "kubelink2-api"})
 	within(t, 10*time.Second, "names of the second cluster", func(ctx context.Context) error {
-		if v, err := brokers[0].Metric(ctx, `coredns_kubelink_cluster_names_up{zone="kubelink2.kubelink."}`); err != nil || v != 1 {
+		if v, err := brokers[0].Metric(ctx, `coredns_kubelink_cluster_names_up{zone="kubelink2.kubelink."}`); err != nil ||
+			v != 1 {
 			return fmt.Errorf("they are not loaded: %v", err)
 		}
 		return checkAnswer(ctx, brokers[0], serverName(1), servers[1].service)
@@ -61,7 +64,8 @@ func createToken(t *testing.T, ctx context.Context, b *fleet.Broker, account str
 
 func readRootCA(t *testing.T, ctx context.Context, b *fleet.Broker) string {
 	t.Helper()
-	text, err := b.Kubectl(ctx, "-n", fleet.Namespace, "get", "configmap", "kube-root-ca.crt", "-o", `jsonpath={.data.ca\.crt}`)
+	text, err := b.Kubectl(ctx, "-n", fleet.Namespace, "get", "configmap", "kube-root-ca.crt", "-o",
+		`jsonpath={.data.ca\.crt}`)
 	must(t, err)
 	return text
 }
@@ -104,7 +108,8 @@ func waitForMessage(t *testing.T, limit time.Duration, link, text string) {
 		switch {
 		case err != nil:
 			return err
-		case l.Status.State != v1alpha1.StateUp, !strings.Contains(l.Status.Message, text), text == "" && l.Status.Message != "":
+		case l.Status.State != v1alpha1.StateUp, !strings.Contains(l.Status.Message, text), text == "" &&
+			l.Status.Message != "":
 			return fmt.Errorf("%s: %s", l.Status.State, l.Status.Message)
 		}
 		return nil
@@ -119,20 +124,24 @@ func TestKubernetesDNS(t *testing.T) {
 	const domain = "default.svc.kubelink2.kubelink."
 
 	// The endpoints of a headless service: one pod has a name of its own.
-	named, err := two.Pod(ctx, "named", testbed.PodOptions{Labels: map[string]string{"app": "headless"}, Hostname: "web-0", Subdomain: "headless"})
+	named, err := two.Pod(ctx, "named",
+		testbed.PodOptions{Labels: map[string]string{"app": "headless"}, Hostname: "web-0", Subdomain: "headless"})
 	must(t, err)
 	defer named.Delete(ctx)
 	plain, err := two.Pod(ctx, "plain", testbed.PodOptions{Labels: map[string]string{"app": "headless"}})
 	must(t, err)
 	defer plain.Delete(ctx)
-	ports := []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(httpPort)}}
-	_, err = two.Service(ctx, "headless", map[string]string{"app": "headless"}, ports, testbed.ServiceOptions{Headless: true})
+	ports := []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80,
+		TargetPort: intstr.FromInt32(httpPort)}}
+	_, err = two.Service(ctx, "headless", map[string]string{"app": "headless"}, ports,
+		testbed.ServiceOptions{Headless: true})
 	must(t, err)
 	alias := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "alias"}}
 	alias.Spec.Type, alias.Spec.ExternalName = corev1.ServiceTypeExternalName, "server.default.svc.cluster.local"
 	must(t, two.Client.Create(ctx, alias))
 	for _, name := range []string{"headless", "alias"} {
-		defer two.Client.Delete(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name}})
+		defer two.Client.Delete(ctx,
+			&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name}})
 	}
 
 	dashed := strings.ReplaceAll(plain.Address.String(), ".", "-")
@@ -143,16 +152,22 @@ func TestKubernetesDNS(t *testing.T) {
 		want []string // in any order; none: the name or the type does not exist
 	}{
 		{server, dns.TypeA, []string{server + " A " + servers[1].service.String()}},
-		{"SERVER.Default.svc.KubeLink2.kubelink.", dns.TypeA, []string{"SERVER.Default.svc.KubeLink2.kubelink. A " + servers[1].service.String()}},
+		{"SERVER.Default.svc.KubeLink2.kubelink.", dns.TypeA,
+			[]string{"SERVER.Default.svc.KubeLink2.kubelink. A " + servers[1].service.String()}},
 		{server, dns.TypeAAAA, nil},
 		{"_http._tcp." + server, dns.TypeSRV, []string{"_http._tcp." + server + " SRV 0 100 80 " + server}},
-		{"headless." + domain, dns.TypeA, []string{"headless." + domain + " A " + named.Address.String(), "headless." + domain + " A " + plain.Address.String()}},
+		{"headless." + domain, dns.TypeA,
+			[]string{"headless." + domain + " A " + named.Address.String(),
+				"headless." + domain + " A " + plain.Address.String()}},
 		{web0, dns.TypeA, []string{web0 + " A " + named.Address.String()}},
-		{dashed + ".headless." + domain, dns.TypeA, []string{dashed + ".headless." + domain + " A " + plain.Address.String()}},
+		{dashed + ".headless." + domain, dns.TypeA,
+			[]string{dashed + ".headless." + domain + " A " + plain.Address.String()}},
 		{"_http._tcp.headless." + domain, dns.TypeSRV, []string{
-			"_http._tcp.headless." + domain + " SRV 0 50 8080 " + web0, "_http._tcp.headless." + domain + " SRV 0 50 8080 " + dashed + ".headless." + domain,
+			"_http._tcp.headless." + domain + " SRV 0 50 8080 " + web0, "_http._tcp.headless." + domain + " SRV 0 50 8080 " +
+				dashed + ".headless." + domain,
 		}},
-		{"alias." + domain, dns.TypeA, []string{"alias." + domain + " CNAME " + server, server + " A " + servers[1].service.String()}},
+		{"alias." + domain, dns.TypeA,
+			[]string{"alias." + domain + " CNAME " + server, server + " A " + servers[1].service.String()}},
 		{"alias." + domain, dns.TypeCNAME, []string{"alias." + domain + " CNAME " + server}},
 		{"nobody." + domain, dns.TypeA, nil},
 		{"kubernetes." + domain, dns.TypeA, []string{"kubernetes." + domain + " A " + two.APIAddress.String()}},
@@ -185,7 +200,8 @@ func TestKubernetesDNS(t *testing.T) {
 			})
 		}
 	}
-	waitForMessage(t, 5*time.Second, "kubelink3", "names come from the DNS service of the cluster, not from its API server: spec.apiAccess is not set")
+	waitForMessage(t, 5*time.Second, "kubelink3",
+		"names come from the DNS service of the cluster, not from its API server: spec.apiAccess is not set")
 	waitForMessage(t, 5*time.Second, "kubelink2", "")
 
 	// What comes and goes in the other cluster shows at once, and in a pod.
@@ -263,15 +279,19 @@ func TestKubernetesDNSCredentials(t *testing.T) {
 	// An account without permissions, until it has some.
 	createAccount(t, ctx, three, "nobody")
 	ca := readRootCA(t, ctx, three)
-	writeAccessSecret(t, ctx, "kubelink3-api", map[string]string{"token": createToken(t, ctx, three, "nobody"), "certificate-authority-data": ca})
+	writeAccessSecret(t, ctx, "kubelink3-api",
+		map[string]string{"token": createToken(t, ctx, three, "nobody"), "certificate-authority-data": ca})
 	setAccess(t, ctx, three, corev1.SecretReference{Namespace: fleet.Namespace, Name: "kubelink3-api"})
-	forbidden := []string{"API server https://" + three.APIAddress.String() + ": ", "is forbidden", `User "system:serviceaccount:kubelink:nobody"`}
-	within(t, 5*time.Second, "reason", func(ctx context.Context) error { return checkFailure(ctx, one, serverName(2), forbidden...) })
+	forbidden := []string{"API server https://" + three.APIAddress.String() + ": ", "is forbidden",
+		`User "system:serviceaccount:kubelink:nobody"`}
+	within(t, 5*time.Second, "reason",
+		func(ctx context.Context) error { return checkFailure(ctx, one, serverName(2), forbidden...) })
 	waitForMessage(t, 5*time.Second, "kubelink3", "no names: "+forbidden[0])
 	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
 	must(t, checkAnswer(ctx, one, serverName(0), servers[0].service))
 	applyFiles(t, ctx, three, "overlays/kubernetes-dns/account.yaml")
-	_, err := three.Kubectl(ctx, "create", "clusterrolebinding", "nobody", "--clusterrole=kubelink-dns", "--serviceaccount=kubelink:nobody")
+	_, err := three.Kubectl(ctx, "create", "clusterrolebinding", "nobody", "--clusterrole=kubelink-dns",
+		"--serviceaccount=kubelink:nobody")
 	must(t, err)
 	defer three.Kubectl(ctx, "delete", "clusterrolebinding", "nobody")
 	within(t, 10*time.Second, "names of the third cluster", func(ctx context.Context) error {
@@ -299,15 +319,19 @@ func TestKubernetesDNSCredentials(t *testing.T) {
 	}
 	secret := func(token string) {
 		t.Helper()
-		writeAccessSecret(t, ctx, "kubelink2-api", map[string]string{"token": token, "certificate-authority-data": readRootCA(t, ctx, two)})
+		writeAccessSecret(t, ctx, "kubelink2-api",
+			map[string]string{"token": token, "certificate-authority-data": readRootCA(t, ctx, two)})
 	}
 	secret("wrong")
-	waitForMessage(t, 10*time.Second, "kubelink2", "names may be out of date: API server https://"+two.APIAddress.String()+": Unauthorized: the token of secret kubelink/kubelink2-api is not accepted")
+	waitForMessage(t, 10*time.Second, "kubelink2",
+		"names may be out of date: API server https://"+two.APIAddress.String()+": Unauthorized: the token of secret kubelink/kubelink2-api is not accepted")
 	secret("")
-	waitForMessage(t, 5*time.Second, "kubelink2", "names may be out of date: secret kubelink/kubelink2-api: key token is missing")
+	waitForMessage(t, 5*time.Second, "kubelink2",
+		"names may be out of date: secret kubelink/kubelink2-api: key token is missing")
 	before := loaded()
 	createAccount(t, ctx, two, "successor")
-	_, err = two.Kubectl(ctx, "create", "clusterrolebinding", "successor", "--clusterrole=kubelink-dns", "--serviceaccount=kubelink:successor")
+	_, err = two.Kubectl(ctx, "create", "clusterrolebinding", "successor", "--clusterrole=kubelink-dns",
+		"--serviceaccount=kubelink:successor")
 	must(t, err)
 	defer two.Kubectl(ctx, "delete", "clusterrolebinding", "successor")
 	secret(createToken(t, ctx, two, "successor"))
@@ -318,7 +342,9 @@ func TestKubernetesDNSCredentials(t *testing.T) {
 		return nil
 	})
 	waitForMessage(t, 5*time.Second, "kubelink2", "")
-	must(t, two.Client.Delete(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "kubelink-dns"}})) // the old token with it
+	// the old token with it
+	must(t, two.Client.Delete(ctx,
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "kubelink-dns"}}))
 	late := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "late"}}
 	late.Spec.Ports = []corev1.ServicePort{{Port: 80}}
 	must(t, two.Client.Create(ctx, late))
@@ -336,15 +362,19 @@ func TestKubernetesDNSCredentials(t *testing.T) {
 
 	// A secret of another namespace needs permission to get it.
 	elsewhere := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "kubelink3-api"}}
-	elsewhere.StringData = map[string]string{"token": createToken(t, ctx, three, "nobody"), "certificate-authority-data": ca}
+	elsewhere.StringData = map[string]string{"token": createToken(t, ctx, three, "nobody"),
+		"certificate-authority-data": ca}
 	must(t, client.IgnoreAlreadyExists(one.Client.Create(ctx, elsewhere)))
 	defer one.Client.Delete(ctx, elsewhere)
 	setAccess(t, ctx, three, corev1.SecretReference{Namespace: metav1.NamespaceDefault, Name: "kubelink3-api"})
-	waitForMessage(t, 5*time.Second, "kubelink3", "names may be out of date: secret default/kubelink3-api: the broker may not read it: allow its service account")
+	waitForMessage(t, 5*time.Second, "kubelink3",
+		"names may be out of date: secret default/kubelink3-api: the broker may not read it: allow its service account")
 	must(t, checkAnswer(ctx, one, serverName(2), servers[2].service))
-	_, err = one.Kubectl(ctx, "-n", "default", "create", "role", "kubelink3-api", "--verb=get", "--resource=secrets", "--resource-name=kubelink3-api")
+	_, err = one.Kubectl(ctx, "-n", "default", "create", "role", "kubelink3-api", "--verb=get", "--resource=secrets",
+		"--resource-name=kubelink3-api")
 	must(t, err)
-	_, err = one.Kubectl(ctx, "-n", "default", "create", "rolebinding", "kubelink3-api", "--role=kubelink3-api", "--serviceaccount=kubelink:kubelink")
+	_, err = one.Kubectl(ctx, "-n", "default", "create", "rolebinding", "kubelink3-api", "--role=kubelink3-api",
+		"--serviceaccount=kubelink:kubelink")
 	must(t, err)
 	defer one.Kubectl(ctx, "-n", "default", "delete", "role,rolebinding", "kubelink3-api")
 	waitForMessage(t, 40*time.Second, "kubelink3", "")

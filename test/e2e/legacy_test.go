@@ -48,7 +48,8 @@ func newLegacyBroker(ctx context.Context, b, other *fleet.Broker) (*legacyBroker
 		return nil, err
 	}
 	if err := node.Do(func() (err error) {
-		o.tun, err = water.New(water.Config{DeviceType: water.TUN, PlatformSpecificParams: water.PlatformSpecificParams{Name: legacyDevice}})
+		o.tun, err = water.New(water.Config{DeviceType: water.TUN,
+			PlatformSpecificParams: water.PlatformSpecificParams{Name: legacyDevice}})
 		return err
 	}); err != nil {
 		return nil, err
@@ -74,7 +75,8 @@ func (o *legacyBroker) acceptPeer(ctx context.Context, l net.Listener, other *fl
 			return nil, err
 		}
 		t := tls.Server(conn, o.config)
-		if err := t.HandshakeContext(ctx); err == nil && slices.Contains(t.ConnectionState().PeerCertificates[0].DNSNames, other.FQDN) {
+		if err := t.HandshakeContext(ctx); err == nil &&
+			slices.Contains(t.ConnectionState().PeerCertificates[0].DNSNames, other.FQDN) {
 			return t, nil
 		}
 		conn.Close()

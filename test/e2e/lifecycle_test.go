@@ -323,7 +323,8 @@ func TestAPIServerAway(t *testing.T) {
 		// No controllers run after a change of the Corefile: they begin with what the API server tells. Names follow links
 		// all the same.
 		if i == 20 {
-			must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", "dns-propagation dns\n            dns-advertisement", 1)))
+			must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns",
+				"dns-propagation dns\n            dns-advertisement", 1)))
 			must(t, b.Reload(ctx))
 			must(t, brokers[2].Launch())
 			within(t, 10*time.Second, "names of the peer to be back", func(ctx context.Context) error {
@@ -342,7 +343,8 @@ func TestAPIServerAway(t *testing.T) {
 	// The state of the dead peer's link, which changed meanwhile, and a change of the first moment.
 	changed := brokers[1].LinkTo()
 	changed.Spec.Egress = []v1alpha1.EgressCIDR{"10.78.0.0/16"}
-	within(t, 30*time.Second, "API server to accept a change", func(ctx context.Context) error { return b.Apply(ctx, changed) })
+	within(t, 30*time.Second, "API server to accept a change",
+		func(ctx context.Context) error { return b.Apply(ctx, changed) })
 	took := within(t, 30*time.Second, "change to be applied", func(ctx context.Context) error {
 		n, err := kernelState(ctx, b)
 		if err == nil && !strings.Contains(n, "10.78.0.0/16") {
@@ -400,7 +402,8 @@ func TestReload(t *testing.T) {
 
 	must(t, b.SetCorefile(text+"\n# a comment\n"))
 	must(t, b.Reload(ctx))
-	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", "dns-propagation dns\n            dns-advertisement", 1)))
+	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns",
+		"dns-propagation dns\n            dns-advertisement", 1)))
 	must(t, b.Reload(ctx))
 
 	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns", "dns-propagation sometimes", 1)))

@@ -141,7 +141,8 @@ func TestGatewayLink(t *testing.T) {
 	_, err = clients[0].Ping(ctx, three.MeshAddress.Addr())
 	must(t, err)
 	must(t, checkAnswer(ctx, one, serverName(2), servers[2].service))
-	if after, err := two.Metric(ctx, `coredns_kubelink_link_packets_total{direction="tx",link="kubelink3"}`); err != nil || after < before+100 {
+	if after, err := two.Metric(ctx, `coredns_kubelink_link_packets_total{direction="tx",link="kubelink3"}`); err != nil ||
+		after < before+100 {
 		t.Errorf("the gateway forwarded %g packets, %v", after-before, err)
 	}
 	// Who is not expected through the gateway is dropped: the third cluster takes its link away.
@@ -181,7 +182,8 @@ func TestAutoConnect(t *testing.T) {
 	must(t, one.WaitState(ctx, name, v1alpha1.StateUp))
 	l, err := one.Link(ctx, name)
 	must(t, err)
-	if l.Spec.Endpoint != three.FQDN+":80" || l.Spec.ClusterAddress != "192.168.0.13/24" || l.Spec.CIDR != three.ServiceCIDR.String() {
+	if l.Spec.Endpoint != three.FQDN+":80" || l.Spec.ClusterAddress != "192.168.0.13/24" ||
+		l.Spec.CIDR != three.ServiceCIDR.String() {
 		t.Errorf("%+v", l.Spec)
 	}
 	waitForReply(t, 2*time.Second, clients[0], servers[2].service)
@@ -224,7 +226,8 @@ func TestRouteTable(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if !strings.Contains(n, "30000:") || !strings.Contains(n, "100.64.0.0/20 dev kubelink table 177") || strings.Contains(n, "100.64.0.0/20 dev kubelink proto") {
+		if !strings.Contains(n, "30000:") || !strings.Contains(n, "100.64.0.0/20 dev kubelink table 177") ||
+			strings.Contains(n, "100.64.0.0/20 dev kubelink proto") {
 			return errors.New(n)
 		}
 		return nil

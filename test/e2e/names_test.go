@@ -113,7 +113,8 @@ func TestFactsAsNames(t *testing.T) {
 			}
 		}
 		for _, name := range []string{reverse(brokers[1].MeshAddress.Addr()), reverse(servers[1].service)} {
-			if m, reason, err := queryBroker(ctx, b, "udp", name, dns.TypePTR); err != nil || m.Rcode != dns.RcodeServerFailure || !strings.Contains(reason, "link kubelink2 is Down") {
+			if m, reason, err := queryBroker(ctx, b, "udp", name, dns.TypePTR); err != nil ||
+				m.Rcode != dns.RcodeServerFailure || !strings.Contains(reason, "link kubelink2 is Down") {
 				return fmt.Errorf("%s: %v %v", name, m, err)
 			}
 		}
@@ -175,7 +176,8 @@ func TestStateDir(t *testing.T) {
 	})
 	t.Logf("answered %s after its start, without API server", time.Since(start))
 	must(t, checkFailure(ctx, b, "unknown."+serverName(0), "the API server has not told the links yet"))
-	if m, _, err := queryBroker(ctx, b, "udp", "nobody.kubelink.", dns.TypeA); err != nil || m.Rcode != dns.RcodeNameError {
+	if m, _, err := queryBroker(ctx, b, "udp", "nobody.kubelink.", dns.TypeA); err != nil ||
+		m.Rcode != dns.RcodeNameError {
 		t.Errorf("%v, %v", m, err)
 	}
 	must(t, b.StartAPIServer(ctx))
@@ -191,7 +193,8 @@ func TestStateDir(t *testing.T) {
 	must(t, f.WaitMesh(ctx))
 	must(t, checkAnswer(ctx, b, serverName(0), servers[0].service))
 	must(t, brokers[0].Kill(ctx, syscall.SIGKILL))
-	within(t, time.Second, "the loss to show", func(ctx context.Context) error { // what was known before is of no use any more
+	// what was known before is of no use any more
+	within(t, time.Second, "the loss to show", func(ctx context.Context) error {
 		return checkFailure(ctx, b, serverName(0), "link kubelink1 is Down")
 	})
 	must(t, brokers[0].Start(ctx))

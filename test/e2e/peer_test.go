@@ -9,7 +9,9 @@ import (
 )
 
 // dialRaw connects from a host to a broker with a certificate of ca for the names.
-func dialRaw(ctx context.Context, from *testbed.Host, to *fleet.Broker, ca *testbed.CA, names ...string) (*peer.Peer, error) {
+func dialRaw(
+	ctx context.Context, from *testbed.Host, to *fleet.Broker, ca *testbed.CA, names ...string,
+) (*peer.Peer, error) {
 	config, err := peer.Config(ca, f.CA, names...)
 	if err != nil {
 		return nil, err

@@ -106,7 +106,8 @@ func TestInboundFilter(t *testing.T) {
 	must(t, p.Hello(third.MeshAddress, third.ServiceCIDR))
 	kind, payload, err := p.Receive()
 	must(t, err)
-	if kind != peer.Hello || len(payload) < 80 || netip.AddrFrom4([4]byte(payload[12:16])) != brokers[0].MeshAddress.Addr() {
+	if kind != peer.Hello || len(payload) < 80 ||
+		netip.AddrFrom4([4]byte(payload[12:16])) != brokers[0].MeshAddress.Addr() {
 		t.Fatalf("first frame: type %d, %x", kind, payload)
 	}
 	must(t, brokers[0].WaitState(ctx, third.Name, v1alpha1.StateUp))
@@ -136,7 +137,8 @@ func TestInboundFilter(t *testing.T) {
 		{"to loopback", self, netip.MustParseAddrPort("127.0.0.1:1053"), "destination"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			expectCount(t, droppedSeries(third.Name, c.reason), func() { must(t, p.Send(peer.Packet, peer.UDP(c.from, c.to, []byte("evil")))) })
+			expectCount(t, droppedSeries(third.Name, c.reason),
+				func() { must(t, p.Send(peer.Packet, peer.UDP(c.from, c.to, []byte("evil")))) })
 		})
 	}
 	t.Run("malformed", func(t *testing.T) {
@@ -209,7 +211,8 @@ func TestIngress(t *testing.T) {
 	// A pod can be reached where the link allows it.
 	open := link.DeepCopy()
 	pod := servers[0].pod.Address.String() + "/32"
-	open.Spec.Ingress = []v1alpha1.IngressCIDR{v1alpha1.IngressCIDR(brokers[0].ServiceCIDR.String()), v1alpha1.IngressCIDR(pod)}
+	open.Spec.Ingress = []v1alpha1.IngressCIDR{v1alpha1.IngressCIDR(brokers[0].ServiceCIDR.String()),
+		v1alpha1.IngressCIDR(pod)}
 	must(t, brokers[0].Apply(ctx, open))
 }
 
@@ -222,25 +225,39 @@ func TestInvalidObjects(t *testing.T) {
 	defer check()
 
 	apply := func(name, spec string) error {
-		_, err := b.KubectlInput(ctx, fmt.Sprintf(`{"apiVersion":"kubelink.mandelsoft.org/v1alpha1","kind":"KubeLink","metadata":{"name":%q},"spec":{%s}}`, name, spec), "apply", "-f", "-")
+		_, err := b.KubectlInput(ctx,
+			fmt.Sprintf(`{"apiVersion":"kubelink.mandelsoft.org/v1alpha1","kind":"KubeLink","metadata":{"name":%q},"spec":{%s}}`,
+				name, spec), "apply", "-f", "-")
 		return err
 	}
 	for _, c := range []struct{ name, spec, says string }{
 		{"no-address", `"endpoint":"x.example"`, "spec.clusterAddress: Required value"},
-		{"no-mask", `"clusterAddress":"192.168.0.50","endpoint":"x.example"`, "spec.clusterAddress must be the address of the cluster in the mesh"},
+		{"no-mask", `"clusterAddress":"192.168.0.50","endpoint":"x.example"`,
+			"spec.clusterAddress must be the address of the cluster in the mesh"},
 		{"no-host", `"clusterAddress":"192.168.0.0/24","endpoint":"x.example"`, "spec.clusterAddress has no host part"},
 		{"no-endpoint", `"clusterAddress":"192.168.0.50/24"`, "spec.endpoint is missing"},
-		{"bad-endpoint", `"clusterAddress":"192.168.0.50/24","endpoint":"http://x.example"`, "spec.endpoint must be host[:port]"},
-		{"bad-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.64.48.1/20"`, "spec.cidr must be a network"},
-		{"cidr-is-mesh", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"192.168.0.0/16"`, "spec.clusterAddress lies in spec.cidr"},
-		{"bad-egress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["10.1.0.0"]`, "spec.egress must be networks"},
-		{"bad-ingress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","ingress":["!10.1.0.1/16"]`, "spec.ingress must be networks"},
-		{"self-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"self-gateway"`, "spec.gatewayLink names this link itself"},
-		{"local-gateway", `"clusterAddress":"192.168.0.50/24","endpoint":"LocalLink","gatewayLink":"kubelink2"`, "spec.gatewayLink cannot be used on a LocalLink"},
-		{"bad-key", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","publicKey":"abc"`, "spec.publicKey must be a WireGuard key"},
-		{"bad-psk", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","presharedKey":"abc"`, "spec.presharedKey must be a WireGuard key"},
-		{"bad-dns-ip", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","dns":{"dnsIP":"1.2.3"}`, "spec.dns.dnsIP must be an IP address"},
-		{"bad-dns-domain", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","dns":{"baseDomain":"a..b"}`, "spec.dns.baseDomain must be a DNS domain name"},
+		{"bad-endpoint", `"clusterAddress":"192.168.0.50/24","endpoint":"http://x.example"`,
+			"spec.endpoint must be host[:port]"},
+		{"bad-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.64.48.1/20"`,
+			"spec.cidr must be a network"},
+		{"cidr-is-mesh", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"192.168.0.0/16"`,
+			"spec.clusterAddress lies in spec.cidr"},
+		{"bad-egress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["10.1.0.0"]`,
+			"spec.egress must be networks"},
+		{"bad-ingress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","ingress":["!10.1.0.1/16"]`,
+			"spec.ingress must be networks"},
+		{"self-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"self-gateway"`,
+			"spec.gatewayLink names this link itself"},
+		{"local-gateway", `"clusterAddress":"192.168.0.50/24","endpoint":"LocalLink","gatewayLink":"kubelink2"`,
+			"spec.gatewayLink cannot be used on a LocalLink"},
+		{"bad-key", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","publicKey":"abc"`,
+			"spec.publicKey must be a WireGuard key"},
+		{"bad-psk", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","presharedKey":"abc"`,
+			"spec.presharedKey must be a WireGuard key"},
+		{"bad-dns-ip", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","dns":{"dnsIP":"1.2.3"}`,
+			"spec.dns.dnsIP must be an IP address"},
+		{"bad-dns-domain", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","dns":{"baseDomain":"a..b"}`,
+			"spec.dns.baseDomain must be a DNS domain name"},
 	} {
 		t.Run("refused/"+c.name, func(t *testing.T) {
 			err := apply(c.name, c.spec)
@@ -256,12 +273,16 @@ func TestInvalidObjects(t *testing.T) {
 		{"nothing", `"ports":[{"port":80}]`, "nothing to expose"},
 		{"no-ports", `"service":"server"`, "spec.ports is missing"},
 		{"bad-mesh-address", `"service":"server","meshAddress":"x"`, "spec.meshAddress must be an IP address"},
-		{"bad-endpoint-address", `"ports":[{"port":80}],"endpoints":[{"address":"x"}]`, "spec.endpoints[].address must be an IP address"},
+		{"bad-endpoint-address", `"ports":[{"port":80}],"endpoints":[{"address":"x"}]`,
+			"spec.endpoints[].address must be an IP address"},
 		{"bad-protocol", `"service":"server","ports":[{"port":80,"protocol":"SCTP"}]`, "Unsupported value"},
 		{"bad-port", `"service":"server","ports":[{"port":0}]`, "should be greater than or equal to 1"},
 	} {
 		t.Run("refused MeshService/"+c.name, func(t *testing.T) {
-			_, err := b.KubectlInput(ctx, fmt.Sprintf(`{"apiVersion":"kubelink.mandelsoft.org/v1alpha1","kind":"MeshService","metadata":{"name":%q},"spec":{%s}}`, c.name, c.spec), "apply", "-f", "-")
+			_, err := b.KubectlInput(ctx,
+				fmt.Sprintf(
+					`{"apiVersion":"kubelink.mandelsoft.org/v1alpha1","kind":"MeshService","metadata":{"name":%q},"spec":{%s}}`,
+					c.name, c.spec), "apply", "-f", "-")
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("kubectl apply says: %v\nwant %q", err, c.says)
 			}
@@ -271,31 +292,47 @@ func TestInvalidObjects(t *testing.T) {
 	must(t, apply("behind", `"clusterAddress":"192.168.0.60/24","gatewayLink":"kubelink2"`))
 	defer func() { must(t, b.Remove(ctx, "behind")) }()
 	for _, c := range []struct{ name, spec, state, says string }{
-		{"gateway-behind-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"behind"`, "Invalid", "has a gateway itself"},
+		{"gateway-behind-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"behind"`, "Invalid",
+			"has a gateway itself"},
 		{"gateway-of-other-mesh", `"clusterAddress":"192.168.0.50/24","gatewayLink":"m9--x"`, "Invalid", "same mesh"},
 		{"bad-name", `"clusterAddress":"192.168.0.50/24","endpoint":"a..b"`, "Invalid", "label"},
-		{"cidr-in-mesh", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"192.168.0.128/25"`, "Invalid", "overlaps with the network 192.168.0.0/24"},
-		{"egress-own-address", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["192.168.0.11/32"]`, "Invalid", "its local address"},
-		{"egress-local-services", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["100.64.0.0/24"]`, "Invalid", "local service network"},
-		{"egress-part-of-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["100.64.16.0/24"]`, "Invalid", "older link kubelink2"},
-		{"egress-loop", `"clusterAddress":"192.168.0.50/24","endpoint":"172.31.0.9","egress":["172.16.0.0/12"]`, "Invalid", "contains the endpoint 172.31.0.9"},
+		{"cidr-in-mesh", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"192.168.0.128/25"`, "Invalid",
+			"overlaps with the network 192.168.0.0/24"},
+		{"egress-own-address", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["192.168.0.11/32"]`,
+			"Invalid", "its local address"},
+		{"egress-local-services", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["100.64.0.0/24"]`,
+			"Invalid", "local service network"},
+		{"egress-part-of-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["100.64.16.0/24"]`,
+			"Invalid", "older link kubelink2"},
+		{"egress-loop", `"clusterAddress":"192.168.0.50/24","endpoint":"172.31.0.9","egress":["172.16.0.0/12"]`, "Invalid",
+			"contains the endpoint 172.31.0.9"},
 		{"m9--a", `"clusterAddress":"100.64.0.5/24","endpoint":"LocalLink"`, "Invalid", "service-cidr"},
-		{"m9--b", `"clusterAddress":"10.77.0.1/24","endpoint":"LocalLink","cidr":"100.65.0.0/20"`, "Invalid", "differs from service-cidr"},
+		{"m9--b", `"clusterAddress":"10.77.0.1/24","endpoint":"LocalLink","cidr":"100.65.0.0/20"`, "Invalid",
+			"differs from service-cidr"},
 		{"m9--c", `"clusterAddress":"10.77.0.255/24","endpoint":"LocalLink"`, "Invalid", "broadcast"},
 		{"m9--d", `"clusterAddress":"127.0.0.1/8","endpoint":"LocalLink"`, "Invalid", "loopback"},
 		{"m9--e", `"clusterAddress":"10.77.0.1/32","endpoint":"LocalLink"`, "Invalid", "no room"},
-		{"m9--f", `"clusterAddress":"10.77.0.1/24","endpoint":"LocalLink","dns":{"baseDomain":"local"}`, "Invalid", "cluster domain"},
+		{"m9--f", `"clusterAddress":"10.77.0.1/24","endpoint":"LocalLink","dns":{"baseDomain":"local"}`, "Invalid",
+			"cluster domain"},
 		{"mask", `"clusterAddress":"192.168.0.50/16","endpoint":"x.example"`, "Invalid", "use 192.168.0.50/24"},
-		{"network", `"clusterAddress":"192.168.7.50/24","endpoint":"x.example"`, "Invalid", "does not lie in the network 192.168.0.0/24"},
-		{"own-address", `"clusterAddress":"192.168.0.11/24","endpoint":"x.example"`, "Invalid", "address of the local cluster"},
+		{"network", `"clusterAddress":"192.168.7.50/24","endpoint":"x.example"`, "Invalid",
+			"does not lie in the network 192.168.0.0/24"},
+		{"own-address", `"clusterAddress":"192.168.0.11/24","endpoint":"x.example"`, "Invalid",
+			"address of the local cluster"},
 		{"same-address", `"clusterAddress":"192.168.0.12/24","endpoint":"x.example"`, "Invalid", "older link kubelink2"},
-		{"local-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.64.0.0/24"`, "Invalid", "local service network"},
-		{"same-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.64.16.0/24"`, "Invalid", "older link kubelink2"},
-		{"pod-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.96.0.0/16"`, "Invalid", "pod-cidr"},
+		{"local-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.64.0.0/24"`, "Invalid",
+			"local service network"},
+		{"same-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.64.16.0/24"`, "Invalid",
+			"older link kubelink2"},
+		{"pod-cidr", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"100.96.0.0/16"`, "Invalid",
+			"pod-cidr"},
 		{"family", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","cidr":"fd00::/112"`, "Invalid", "IP families"},
-		{"default-route", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["0.0.0.0/0"]`, "Invalid", "default route"},
-		{"local-egress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["10.250.0.0/24"]`, "Invalid", "node-cidr"},
-		{"same-egress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["100.64.16.0/20"]`, "Invalid", "older link kubelink2"},
+		{"default-route", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["0.0.0.0/0"]`, "Invalid",
+			"default route"},
+		{"local-egress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["10.250.0.0/24"]`, "Invalid",
+			"node-cidr"},
+		{"same-egress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["100.64.16.0/20"]`, "Invalid",
+			"older link kubelink2"},
 		{"inbound", `"clusterAddress":"192.168.0.50/24","endpoint":"Inbound"`, "Invalid", "wireguard"},
 		{"bad-port", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example:99999"`, "Invalid", "1 to 65535"},
 		{"no-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"nope"`, "Stale", "does not exist"},

@@ -59,7 +59,8 @@ func createGlobals(t *testing.T, ctx context.Context, internet netip.Addr) {
 	web := addresses(servers[0].service.String(), servers[1].service.String())
 	web.AAAA = []coredns.IPv6Address{"fd00:64::80"}
 	entry("web WWW", web)
-	entry("text", coredns.CoreDNSEntrySpec{TXT: []coredns.Text{"short", coredns.Text(longText), `quoted "and" back\slash`}})
+	entry("text", coredns.CoreDNSEntrySpec{TXT: []coredns.Text{"short", coredns.Text(longText),
+		`quoted "and" back\slash`}})
 	entry("directory", coredns.CoreDNSEntrySpec{SRV: &coredns.Service{Service: "ldap", Records: []coredns.SRVRecord{
 		{Protocol: "TCP", Priority: 1, Weight: 2, Port: 389, Host: "web." + global},
 		{Protocol: "TCP", Priority: 2, Weight: 1, Port: 636, Host: "server.default.svc.kubelink2.kubelink"},
@@ -144,9 +145,12 @@ func globalTable() []row {
 		nodata(in("web")+" TXT", global),
 		nodata(in("web")+" HTTPS", global),
 		nodata(in("web")+" CNAME", global),
-		answer(in("text")+" TXT", `TXT "short"`, fmt.Sprintf("TXT %q %q %q", longText[:255], longText[255:510], longText[510:]), `TXT "quoted \"and\" back\\slash"`).largerThan(512),
+		answer(in("text")+" TXT", `TXT "short"`,
+			fmt.Sprintf("TXT %q %q %q", longText[:255], longText[255:510],
+				longText[510:]), `TXT "quoted \"and\" back\\slash"`).largerThan(512),
 		nodata(in("text")+" A", global),
-		answer(in("_ldap._tcp.directory")+" SRV", "SRV 1 2 389 "+in("web")+".", "SRV 2 1 636 server.default.svc.kubelink2.kubelink."),
+		answer(in("_ldap._tcp.directory")+" SRV", "SRV 1 2 389 "+in("web")+".",
+			"SRV 2 1 636 server.default.svc.kubelink2.kubelink."),
 		answer(in("_LDAP._udp.Directory")+" SRV", "SRV 0 0 389 www.outside.example."),
 		nodata(in("directory")+" SRV", global),
 		nodata(in("_tcp.directory")+" A", global),
@@ -161,7 +165,8 @@ func globalTable() []row {
 		answer(in("alias")+" A", with("CNAME "+in("web")+".", at("web", web...)...)...),
 		answer(in("alias")+" AAAA", with("CNAME "+in("web")+".", at("web", "AAAA fd00:64::80")...)...),
 		answer(in("alias")+" CNAME", "CNAME "+in("web")+"."),
-		answer(in("Chain")+" A", with("CNAME "+in("alias")+".", append(at("alias", "CNAME "+in("web")+"."), at("web", web...)...)...)...),
+		answer(in("Chain")+" A",
+			with("CNAME "+in("alias")+".", append(at("alias", "CNAME "+in("web")+"."), at("web", web...)...)...)...),
 		broken,
 		servfail(in("circle-a")+" A", "circle"),
 		servfail(in("itself")+" AAAA", "circle"),

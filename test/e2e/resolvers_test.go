@@ -26,9 +26,10 @@ import (
 type row struct {
 	question dns.Question
 	want     outcome
-	front    *outcome // what a resolver in front of kubelink makes of it, if that is more; records of the answer and the rcode
-	size     int      // the answer is longer than so many bytes
-	reason   string   // is in the text of the Extended DNS Error
+	// what a resolver in front of kubelink makes of it, if that is more; records of the answer and the rcode
+	front  *outcome
+	size   int    // the answer is longer than so many bytes
+	reason string // is in the text of the Extended DNS Error
 }
 
 // outcome is what counts of an answer. Records are "owner TYPE data", sorted.
@@ -92,7 +93,8 @@ func (r row) isReferral() bool {
 
 // resolvedAs adds what a resolver in front finds out on its own.
 func (r row) resolvedAs(records ...string) row {
-	r.front = &outcome{rcode: r.want.rcode, answer: withOwners(r.question, append(slices.Clone(records), r.want.answer...))}
+	r.front = &outcome{rcode: r.want.rcode,
+		answer: withOwners(r.question, append(slices.Clone(records), r.want.answer...))}
 	return r
 }
 
@@ -214,7 +216,9 @@ func aliasService(name, target string) *corev1.Service {
 }
 
 // createHeadless creates a headless service with endpoints that are nobody. Those with a name have that name.
-func createHeadless(t *testing.T, ctx context.Context, b *fleet.Broker, name string, endpoints ...discoveryv1.Endpoint) {
+func createHeadless(
+	t *testing.T, ctx context.Context, b *fleet.Broker, name string, endpoints ...discoveryv1.Endpoint,
+) {
 	t.Helper()
 	meta := metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name}
 	createForTest(t, ctx, b, &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
@@ -290,7 +294,8 @@ func TestResolvers(t *testing.T) {
 	pod, err := one.Pod(ctx, "asker", testbed.PodOptions{})
 	must(t, err)
 	t.Cleanup(func() { must(t, pod.Delete(context.Background())) })
-	all := append(newQueriers(pod, netip.AddrPortFrom(one.MeshDNSAddress, 53)), startResolvers(t, ctx, one, internet, trust, zones)...)
+	all := append(newQueriers(pod, netip.AddrPortFrom(one.MeshDNSAddress, 53)),
+		startResolvers(t, ctx, one, internet, trust, zones)...)
 	for _, fromAPI := range []bool{false, true} {
 		t.Run(fmt.Sprintf("fromAPI=%t", fromAPI), func(t *testing.T) {
 			if fromAPI { // of two clusters: the third goes on with its DNS service
@@ -299,8 +304,10 @@ func TestResolvers(t *testing.T) {
 			}
 			within(t, 10*time.Second, "what the test has made", func(ctx context.Context) error {
 				for _, q := range []string{
-					"crowd-300.default.svc.kubelink2.kubelink. A", "peers.default.svc.kubelink2.kubelink. A", "across.default.svc.kubelink2.kubelink. A",
-					"outside.default.svc.kubelink2.kubelink. CNAME", "zag.default.svc.kubelink3.kubelink. A", "wine.cellar.store.svc.global.kubelink. TXT",
+					"crowd-300.default.svc.kubelink2.kubelink. A", "peers.default.svc.kubelink2.kubelink. A",
+					"across.default.svc.kubelink2.kubelink. A",
+					"outside.default.svc.kubelink2.kubelink. CNAME", "zag.default.svc.kubelink3.kubelink. A",
+					"wine.cellar.store.svc.global.kubelink. TXT",
 				} {
 					name, kind, _ := strings.Cut(q, " ")
 					m, err := pod.QueryAt(ctx, "tcp", netip.AddrPortFrom(one.MeshDNSAddress, 53), name, dns.StringToType[kind])
@@ -364,8 +371,8 @@ func compareAll(t *testing.T, ctx context.Context, all []querier, rows []row) {
 	}
 }
 
-// meshTable is what is expected of the DNS service of a cluster. Names of the first two come from their API servers, or all
-// from their DNS services.
+// meshTable is what is expected of the DNS service of a cluster. Names of the first two come from their API servers,
+// or all from their DNS services.
 func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 	one, two, three := brokers[0], brokers[1], brokers[2]
 	a := func(addr netip.Addr) string { return "A " + addr.String() }
@@ -433,8 +440,10 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 		nodata("server.default.svc.kubelink2.kubelink CNAME", "kubelink2.kubelink"),
 		nodata("server.default.svc.kubelink2.kubelink NS", "kubelink2.kubelink"),
 		answer("_http._tcp.server.default.svc.kubelink2.kubelink SRV", "SRV 0 100 80 server.default.svc.kubelink2.kubelink."),
-		answer("_udp-9000._udp.server.default.svc.kubelink2.kubelink SRV", "SRV 0 100 9000 server.default.svc.kubelink2.kubelink."),
-		answer("_https._tcp.kubernetes.default.svc.kubelink3.kubelink SRV", "SRV 0 100 443 kubernetes.default.svc.kubelink3.kubelink."),
+		answer("_udp-9000._udp.server.default.svc.kubelink2.kubelink SRV",
+			"SRV 0 100 9000 server.default.svc.kubelink2.kubelink."),
+		answer("_https._tcp.kubernetes.default.svc.kubelink3.kubelink SRV",
+			"SRV 0 100 443 kubernetes.default.svc.kubelink3.kubelink."),
 		answer("_HTTP._TCP.server.default.svc.kubelink2.kubelink SRV", "SRV 0 100 80 server.default.svc.kubelink2.kubelink."),
 		nxdomain("_nothing._tcp.server.default.svc.kubelink2.kubelink SRV", "kubelink2.kubelink"),
 		nxdomain("nobody.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
@@ -466,7 +475,8 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 		nodata("crowd-300.default.svc.kubelink2.kubelink AAAA", "kubelink2.kubelink"),
 
 		// Aliases.
-		answer("outside.default.svc.kubelink2.kubelink A", "CNAME www.outside.example.").resolvedAs("www.outside.example. A 192.0.2.80"),
+		answer("outside.default.svc.kubelink2.kubelink A",
+			"CNAME www.outside.example.").resolvedAs("www.outside.example. A 192.0.2.80"),
 		answer("outside.default.svc.kubelink2.kubelink CNAME", "CNAME www.outside.example."),
 		answer("inside.default.svc.kubelink2.kubelink A",
 			"CNAME server.default.svc.kubelink2.kubelink.", "server.default.svc.kubelink2.kubelink. "+a(servers[1].service)),
@@ -476,7 +486,8 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 		answer("Across.Default.svc.kubelink2.kubelink A",
 			"CNAME server.default.svc.kubelink3.kubelink.", "server.default.svc.kubelink3.kubelink. "+a(servers[2].service)),
 		answer("zigzag.default.svc.kubelink2.kubelink A",
-			"CNAME zag.default.svc.kubelink3.kubelink.", "zag.default.svc.kubelink3.kubelink. CNAME server.default.svc.kubelink1.kubelink.",
+			"CNAME zag.default.svc.kubelink3.kubelink.",
+			"zag.default.svc.kubelink3.kubelink. CNAME server.default.svc.kubelink1.kubelink.",
 			"server.default.svc.kubelink1.kubelink. "+a(servers[0].service)),
 		lost("lost.default.svc.kubelink2.kubelink A"),
 		servfail("dead.default.svc.kubelink2.kubelink A", "link absent is Down"),
@@ -528,7 +539,8 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 	// What is not ours.
 	foreign := answer("www.outside.example A").resolvedAs("A 192.0.2.80")
 	foreign.want.rcode, foreign.want.authoritative, foreign.front.rcode = "REFUSED", false, "NOERROR"
-	through := answer("alias.outside.example A").resolvedAs("CNAME www.outside.example.", "www.outside.example. A 192.0.2.80")
+	through := answer("alias.outside.example A").resolvedAs("CNAME www.outside.example.",
+		"www.outside.example. A 192.0.2.80")
 	through.want.rcode, through.want.authoritative, through.front.rcode = "REFUSED", false, "NOERROR"
 	return append(rows, foreign, through)
 }
@@ -541,7 +553,8 @@ func TestAliasesInACircle(t *testing.T) {
 	createForTest(t, ctx, three, aliasService("circle", "circle.default.svc.kubelink2.kubelink"))
 	asked := func(ctx context.Context) (n float64, err error) {
 		for _, b := range []*fleet.Broker{two, three} {
-			v, err := b.Metric(ctx, `coredns_dns_requests_total{family="1",proto="udp",server="dns://:1053",type="A",view="",zone="kubelink."}`)
+			v, err := b.Metric(ctx,
+				`coredns_dns_requests_total{family="1",proto="udp",server="dns://:1053",type="A",view="",zone="kubelink."}`)
 			if err != nil {
 				return 0, err
 			}
@@ -553,7 +566,8 @@ func TestAliasesInACircle(t *testing.T) {
 	must(t, err)
 	question := answer("circle.default.svc.kubelink2.kubelink A").question
 	within(t, 10*time.Second, "failure", func(ctx context.Context) error {
-		got, err := queryDig(ctx, clients[0], netip.AddrPortFrom(brokers[0].MeshDNSAddress, 53), "udp", 1232, []dns.Question{question})
+		got, err := queryDig(ctx, clients[0], netip.AddrPortFrom(brokers[0].MeshDNSAddress, 53), "udp", 1232,
+			[]dns.Question{question})
 		if err != nil {
 			return err
 		}

@@ -62,7 +62,8 @@ func TestPing(t *testing.T) {
 		}
 	}
 	// A mesh address without cluster is refused at once.
-	if _, err := clients[0].Ping(ctx, netip.MustParseAddr("192.168.0.99")); err == nil || !strings.Contains(err.Error(), "unreachable") {
+	if _, err := clients[0].Ping(ctx, netip.MustParseAddr("192.168.0.99")); err == nil ||
+		!strings.Contains(err.Error(), "unreachable") {
 		t.Errorf("ping of nobody: %v", err)
 	}
 }
@@ -82,7 +83,8 @@ func TestUDP(t *testing.T) {
 
 	// DNS of the other cluster, asked directly across the mesh, by UDP and TCP.
 	for _, network := range []string{"udp", "tcp"} {
-		m, err := clients[0].QueryAt(ctx, network, netip.AddrPortFrom(brokers[1].DNSAddress, 53), "server.default.svc.cluster.local.", dns.TypeA)
+		m, err := clients[0].QueryAt(ctx, network, netip.AddrPortFrom(brokers[1].DNSAddress, 53),
+			"server.default.svc.cluster.local.", dns.TypeA)
 		must(t, err)
 		if len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != servers[1].service.String() {
 			t.Errorf("%s: %v", network, m)
@@ -95,7 +97,8 @@ func TestTransfer(t *testing.T) {
 	for _, way := range [][2]int{{0, 1}, {1, 0}} {
 		start := time.Now()
 		must(t, transfer(ctx, clients[way[0]], servers[way[1]].service, 100<<20, 0))
-		t.Logf("100 MiB from %s to %s in %s", brokers[way[1]].Name, brokers[way[0]].Name, time.Since(start).Round(time.Millisecond))
+		t.Logf("100 MiB from %s to %s in %s", brokers[way[1]].Name, brokers[way[0]].Name,
+			time.Since(start).Round(time.Millisecond))
 	}
 }
 
@@ -123,7 +126,8 @@ func TestNames(t *testing.T) {
 		for _, network := range []string{"udp", "tcp"} {
 			m, _, err := queryBroker(ctx, b, network, "SERVER.default.svc."+brokers[j].Name+".KubeLink.", dns.TypeA)
 			must(t, err)
-			if len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != servers[j].service.String() || m.Question[0].Name != "SERVER.default.svc."+brokers[j].Name+".KubeLink." {
+			if len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != servers[j].service.String() ||
+				m.Question[0].Name != "SERVER.default.svc."+brokers[j].Name+".KubeLink." {
 				t.Errorf("%s: %v", network, m)
 			}
 		}
@@ -167,13 +171,15 @@ func TestEventsAndConditions(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]
 	within(t, 10*time.Second, "event", func(ctx context.Context) error {
-		out, err := b.Kubectl(ctx, "get", "events.events.k8s.io", "-A", "-o", "jsonpath={range .items[*]}{.regarding.kind}/{.regarding.name} {.reason} {.type}{\"\\n\"}{end}")
+		out, err := b.Kubectl(ctx, "get", "events.events.k8s.io", "-A", "-o",
+			"jsonpath={range .items[*]}{.regarding.kind}/{.regarding.name} {.reason} {.type}{\"\\n\"}{end}")
 		if err == nil && !strings.Contains(out, "KubeLink/kubelink2 LinkUp Normal") {
 			err = fmt.Errorf("events:\n%s", out)
 		}
 		return err
 	})
-	_, err := b.Kubectl(ctx, "wait", "--for=condition=Ready", "--timeout=5s", "kubelink/kubelink1", "kubelink/kubelink2", "kubelink/kubelink3")
+	_, err := b.Kubectl(ctx, "wait", "--for=condition=Ready", "--timeout=5s", "kubelink/kubelink1", "kubelink/kubelink2",
+		"kubelink/kubelink3")
 	must(t, err)
 }
 
@@ -190,7 +196,8 @@ func TestMetrics(t *testing.T) {
 			`coredns_kubelink_links{state="Up"}`:                  2,
 			`coredns_kubelink_link_up{link="kubelink2"}`:          1,
 			`coredns_kubelink_link_rtt_seconds{link="kubelink2"}`: 1e-6,
-			fmt.Sprintf(`coredns_kubelink_tun_info{interface="kubelink",offloads="checksum,TSO,USO",queues="%d"}`, runtime.GOMAXPROCS(0)): 1,
+			fmt.Sprintf(`coredns_kubelink_tun_info{interface="kubelink",offloads="checksum,TSO,USO",queues="%d"}`,
+				runtime.GOMAXPROCS(0)): 1,
 			`coredns_kubelink_api_up`:  1,
 			`coredns_kubelink_applied`: 1,
 			bytesRx:                    before + 1<<20,

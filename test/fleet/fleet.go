@@ -351,19 +351,20 @@ func (f *Fleet) Mesh(ctx context.Context) error {
 	return f.WaitMesh(ctx)
 }
 
-// WaitMesh waits until all links that Mesh makes are up: for the brokers that run, as the API may show what was before they
-// were started, and in the API.
+// WaitMesh waits until all links that Mesh makes are up: for the brokers that run, as the API may show what was
+// before they were started, and in the API.
 func (f *Fleet) WaitMesh(ctx context.Context) error {
 	for _, a := range f.Brokers {
 		for _, b := range f.Brokers {
 			if a != b {
-				if err := testbed.Until(ctx, fmt.Sprintf("link %s of %s to be connected", b.Name, a.Name), func(ctx context.Context) error {
-					v, err := a.Metric(ctx, fmt.Sprintf("coredns_kubelink_link_up{link=%q}", b.Name))
-					if err == nil && v != 1 {
-						err = errors.New("it is not")
-					}
-					return err
-				}); err != nil {
+				if err := testbed.Until(ctx, fmt.Sprintf("link %s of %s to be connected", b.Name, a.Name),
+					func(ctx context.Context) error {
+						v, err := a.Metric(ctx, fmt.Sprintf("coredns_kubelink_link_up{link=%q}", b.Name))
+						if err == nil && v != 1 {
+							err = errors.New("it is not")
+						}
+						return err
+					}); err != nil {
 					return err
 				}
 			}

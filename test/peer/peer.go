@@ -26,7 +26,8 @@ const (
 // Peer is an end of a connection to a broker.
 type Peer struct{ net.Conn }
 
-// Config is for connections both ways: with a certificate of ca for the names, and trust in the certificates of trusted.
+// Config is for connections both ways: with a certificate of ca for the names, and trust in the certificates of
+// trusted.
 func Config(ca, trusted *testbed.CA, names ...string) (*tls.Config, error) {
 	certPEM, keyPEM, err := ca.Issue(names, nil)
 	if err != nil {
@@ -44,8 +45,8 @@ func Config(ca, trusted *testbed.CA, names ...string) (*tls.Config, error) {
 	}, nil
 }
 
-// Dial connects from a host to the broker at an address, which has to have a certificate for the name. A deadline of ctx is
-// also one of the connection.
+// Dial connects from a host to the broker at an address, which has to have a certificate for the name. A deadline of
+// ctx is also one of the connection.
 func Dial(ctx context.Context, from *testbed.Host, address, name string, config *tls.Config) (*Peer, error) {
 	conn, err := from.DialContext(ctx, "tcp", address)
 	if err != nil {

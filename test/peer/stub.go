@@ -1,7 +1,7 @@
 package peer
 
-// This file is clusters that consist of a broker and a DNS service, hundreds of them in one process: each has a link of its
-// own to the broker under test, with all that belongs to it, and answers what comes through that.
+// This file is clusters that consist of a broker and a DNS service, hundreds of them in one process: each has a link
+// of its own to the broker under test, with all that belongs to it, and answers what comes through that.
 
 import (
 	"context"
@@ -42,8 +42,8 @@ type Stubs struct {
 	byAddress map[netip.Addr]*Stub
 }
 
-// ServeStubs makes n stubs on the host that are up, which accept connections at the port, each at a loopback address of its
-// own. Their mesh addresses begin after that of mesh, their service networks with services.
+// ServeStubs makes n stubs on the host that are up, which accept connections at the port, each at a loopback address
+// of its own. Their mesh addresses begin after that of mesh, their service networks with services.
 func ServeStubs(host *testbed.Host, port int, ca *testbed.CA, n int, mesh, services netip.Prefix) (*Stubs, error) {
 	all := &Stubs{byAddress: map[netip.Addr]*Stub{}}
 	loopback, addr, network := netip.AddrFrom4([4]byte{127, 1, 0, 0}), mesh.Addr(), services
@@ -207,7 +207,8 @@ func (s *Stub) answerQuery(question []byte) []byte {
 	if len(reply.Answer) == 0 {
 		reply.Ns = []dns.RR{&dns.SOA{
 			Hdr: dns.RR_Header{Name: "cluster.local.", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: 5},
-			Ns:  "ns.dns.cluster.local.", Mbox: "hostmaster.cluster.local.", Serial: 1, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: 5,
+			Ns:  "ns.dns.cluster.local.", Mbox: "hostmaster.cluster.local.", Serial: 1, Refresh: 7200, Retry: 1800,
+			Expire: 86400, Minttl: 5,
 		}}
 	}
 	answer, err := reply.Pack()

@@ -51,7 +51,9 @@ func NewCA(name string) (*CA, error) {
 
 // Issue makes a certificate for server and client use. Its common name is the first name, its subject alternative
 // names are all of them and the addresses. Each edit may change the template before it is signed.
-func (ca *CA) Issue(names []string, addrs []netip.Addr, edits ...func(*x509.Certificate)) (certPEM, keyPEM []byte, err error) {
+func (ca *CA) Issue(
+	names []string, addrs []netip.Addr, edits ...func(*x509.Certificate),
+) (certPEM, keyPEM []byte, err error) {
 	key, keyPEM, err := newKey()
 	if err != nil {
 		return nil, nil, err

@@ -110,8 +110,10 @@ func (c *Cluster) createNodes(ctx context.Context) error {
 		if err := c.Client.Create(ctx, node); err != nil {
 			return fmt.Errorf("create node %s: %w", n.Name, err)
 		}
-		node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.Address.String()}, {Type: corev1.NodeHostName, Address: n.Name}}
-		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "TestBed", LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}
+		node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.Address.String()},
+			{Type: corev1.NodeHostName, Address: n.Name}}
+		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue,
+			Reason: "TestBed", LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}
 		if err := c.Client.Status().Update(ctx, node); err != nil {
 			return fmt.Errorf("set status of node %s: %w", n.Name, err)
 		}
@@ -128,8 +130,8 @@ func (c *Cluster) Kubeconfig(path string) error {
 	return os.WriteFile(path, text, 0o600)
 }
 
-// KubeconfigFor writes a kubeconfig for a service account, and returns its path. Like Kubeconfig it is for programs on the
-// cluster's nodes and pods.
+// KubeconfigFor writes a kubeconfig for a service account, and returns its path. Like Kubeconfig it is for programs
+// on the cluster's nodes and pods.
 func (c *Cluster) KubeconfigFor(ctx context.Context, namespace, account string) (string, error) {
 	token, err := c.createToken(ctx, namespace, account)
 	if err != nil {
@@ -161,18 +163,20 @@ func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 
 // KubectlInput is Kubectl with something to read, as in `kubectl apply -f -`.
 func (c *Cluster) KubectlInput(ctx context.Context, input string, args ...string) (string, error) {
-	return c.ControlPlane.runWithInput(ctx, input, c.testbed.binaryPath("kubectl"), append([]string{"--kubeconfig", c.filePath("admin.kubeconfig"), "--cache-dir", c.filePath("kubectl")}, args...)...)
+	return c.ControlPlane.runWithInput(ctx, input, c.testbed.binaryPath("kubectl"),
+		append([]string{"--kubeconfig", c.filePath("admin.kubeconfig"), "--cache-dir", c.filePath("kubectl")}, args...)...)
 }
 
 // WaitFor waits until the object exists, as obj, and fulfils the condition; a nil condition is existence.
 func (c *Cluster) WaitFor(ctx context.Context, obj client.Object, condition func() error) error {
 	key := client.ObjectKeyFromObject(obj)
-	return Until(ctx, fmt.Sprintf("%T %s in %s", obj, strings.TrimPrefix(key.String(), "/"), c.Name), func(ctx context.Context) error {
-		if err := c.Client.Get(ctx, key, obj); err != nil || condition == nil {
-			return err
-		}
-		return condition()
-	})
+	return Until(ctx, fmt.Sprintf("%T %s in %s", obj, strings.TrimPrefix(key.String(), "/"), c.Name),
+		func(ctx context.Context) error {
+			if err := c.Client.Get(ctx, key, obj); err != nil || condition == nil {
+				return err
+			}
+			return condition()
+		})
 }
 
 // filePath is the path of one of the cluster's own files.

@@ -1,7 +1,7 @@
 package testbed
 
-// This file runs the cluster's DNS: CoreDNS in a pod behind the service kube-dns, with the ConfigMap coredns-custom in a
-// folder whose server blocks it imports.
+// This file runs the cluster's DNS: CoreDNS in a pod behind the service kube-dns, with the ConfigMap coredns-custom
+// in a folder whose server blocks it imports.
 
 import (
 	"context"
@@ -53,7 +53,8 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 		&rbacv1.ClusterRole{
 			ObjectMeta: metav1.ObjectMeta{Name: "system:coredns"},
 			Rules: []rbacv1.PolicyRule{
-				{APIGroups: []string{""}, Resources: []string{"endpoints", "services", "pods", "namespaces"}, Verbs: []string{"list", "watch"}},
+				{APIGroups: []string{""}, Resources: []string{"endpoints", "services", "pods", "namespaces"},
+					Verbs: []string{"list", "watch"}},
 				{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"list", "watch"}},
 			},
 		},
@@ -75,7 +76,8 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 		return err
 	}
 	// It tells what runs; nobody mounts it.
-	config := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}, Data: map[string]string{"Corefile": text}}
+	config := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"},
+		Data: map[string]string{"Corefile": text}}
 	if err := c.Client.Create(ctx, config); err != nil {
 		return err
 	}
@@ -94,7 +96,8 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 		{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53},
 		{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53},
 	}
-	if _, err := c.Service(ctx, "kube-dns", labels, ports, ServiceOptions{Namespace: "kube-system", ClusterIP: c.DNSAddress}); err != nil {
+	if _, err := c.Service(ctx, "kube-dns", labels, ports,
+		ServiceOptions{Namespace: "kube-system", ClusterIP: c.DNSAddress}); err != nil {
 		return err
 	}
 	err = server.waitUntil(ctx, "cluster DNS of "+c.Name, func(ctx context.Context) error {
@@ -113,8 +116,8 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	return err
 }
 
-// StubDomain makes the cluster DNS send questions below a domain to kubelink's DNS service. The test bed does it for the domain
-// kubelink.
+// StubDomain makes the cluster DNS send questions below a domain to kubelink's DNS service. The test bed does it for
+// the domain kubelink.
 func (c *Cluster) StubDomain(ctx context.Context, domain string) error {
 	return c.CustomDNS(ctx, domain+".server", fmt.Sprintf(stubDomain, domain, c.MeshDNSAddress))
 }
@@ -143,8 +146,8 @@ func (c *Cluster) CustomDNS(ctx context.Context, key, text string) error {
 	return c.Client.Patch(ctx, custom, client.MergeFrom(before))
 }
 
-// projectCustomDNS does what kubelet does with a ConfigMap that is an optional volume: the folder is as the ConfigMap is
-// now. It returns the version of that, and whether files changed.
+// projectCustomDNS does what kubelet does with a ConfigMap that is an optional volume: the folder is as the ConfigMap
+// is now. It returns the version of that, and whether files changed.
 func (c *Cluster) projectCustomDNS(ctx context.Context) (version string, changed bool, err error) {
 	list := &corev1.ConfigMapList{}
 	if err := c.Client.List(ctx, list, onlyCustomDNS...); err != nil {
@@ -158,7 +161,8 @@ func (c *Cluster) projectCustomDNS(ctx context.Context) (version string, changed
 	return list.ResourceVersion, changed, err
 }
 
-var onlyCustomDNS = []client.ListOption{client.InNamespace("kube-system"), client.MatchingFields{"metadata.name": customDNS}}
+var onlyCustomDNS = []client.ListOption{client.InNamespace("kube-system"),
+	client.MatchingFields{"metadata.name": customDNS}}
 
 // What the cluster DNS logs when it will notice changes of its files from now on, and when it is done with a change.
 var (
@@ -166,9 +170,9 @@ var (
 	reloaded     = regexp.MustCompile("Reloading complete|Corefile changed but reload failed|Corefile parse failed")
 )
 
-// followCustomDNS projects each change until ctx ends. The API server may go and come. CoreDNS would never notice a change
-// of an imported file while it reloads (https://github.com/coredns/coredns/issues/6243), which kubelet's pace of about a
-// minute makes unlikely: here a change waits for the reload before.
+// followCustomDNS projects each change until ctx ends. The API server may go and come. CoreDNS would never notice a
+// change of an imported file while it reloads (https://github.com/coredns/coredns/issues/6243), which kubelet's pace
+// of about a minute makes unlikely: here a change waits for the reload before.
 func (c *Cluster) followCustomDNS(ctx context.Context, server *Process) {
 	for ctx.Err() == nil {
 		reloads := len(reloaded.FindAllString(server.Log(), -1))
@@ -194,8 +198,8 @@ func (c *Cluster) followCustomDNS(ctx context.Context, server *Process) {
 	}
 }
 
-// writeCustomDNS makes the folder have the files, and no others, in one step: CoreDNS must not read half a change. As kubelet
-// does, it makes another folder and changes a link; the folders of before stay unused.
+// writeCustomDNS makes the folder have the files, and no others, in one step: CoreDNS must not read half a change. As
+// kubelet does, it makes another folder and changes a link; the folders of before stay unused.
 func (c *Cluster) writeCustomDNS(files map[string]string) (changed bool, err error) {
 	if c.customDNS != nil && maps.Equal(files, c.customDNS) {
 		return false, nil

@@ -1,7 +1,7 @@
 package testbed
 
-// This file runs the real control plane of a cluster: etcd, kube-apiserver, kube-controller-manager, and kube-proxy on each
-// node, every one with its own certificate and the rights that Kubernetes gives it.
+// This file runs the real control plane of a cluster: etcd, kube-apiserver, kube-controller-manager, and kube-proxy
+// on each node, every one with its own certificate and the rights that Kubernetes gives it.
 
 import (
 	"context"
@@ -35,7 +35,8 @@ func (c *Cluster) issueCertificates(context.Context) (err error) {
 	if c.pki.ca, err = NewCA(c.Name + " kubernetes"); err != nil {
 		return err
 	}
-	names := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"}
+	names := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local",
+		"localhost"}
 	addrs := []netip.Addr{controlAddress, c.APIAddress, netip.MustParseAddr("127.0.0.1")}
 	serving, servingKey, err := c.pki.ca.Issue(names, addrs)
 	if err != nil {
@@ -61,7 +62,8 @@ func (c *Cluster) issueCertificates(context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		if _, err := c.writeKubeconfig(u.file, clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key}); err != nil {
+		if _, err := c.writeKubeconfig(u.file,
+			clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key}); err != nil {
 			return err
 		}
 	}
@@ -150,7 +152,8 @@ func (c *Cluster) StopAPIServer(ctx context.Context) error {
 
 // startControllers starts what works on the API's objects: the controllers, and kube-proxy on every node.
 func (c *Cluster) startControllers(ctx context.Context) error {
-	controllers, err := c.ControlPlane.Start(c.testbed.ctx, "controllers", nil, c.testbed.binaryPath("kube-controller-manager"),
+	controllers, err := c.ControlPlane.Start(c.testbed.ctx, "controllers", nil,
+		c.testbed.binaryPath("kube-controller-manager"),
 		"--kubeconfig="+c.filePath("controllers.kubeconfig"),
 		"--bind-address=127.0.0.1",
 		"--leader-elect=false",
@@ -195,7 +198,8 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 		}
 	}
 	for i, n := range c.Nodes {
-		if err := proxies[i].waitUntil(ctx, "kube-proxy on "+n.Name, func(ctx context.Context) error { return n.checkService(ctx, c.APIAddress) }); err != nil {
+		if err := proxies[i].waitUntil(ctx, "kube-proxy on "+n.Name,
+			func(ctx context.Context) error { return n.checkService(ctx, c.APIAddress) }); err != nil {
 			return err
 		}
 	}

@@ -1,8 +1,9 @@
 package testbed
 
-// This file is about hosts: everything in the test bed that has an own network stack (routers, control planes, nodes, pods).
-// A host is a network namespace plus a mount namespace with its own /etc/hosts, /etc/resolv.conf and /run. Both can be
-// entered in two ways: programs join them through nsenter, Go code visits the network namespace with one thread.
+// This file is about hosts: everything in the test bed that has an own network stack (routers, control planes, nodes,
+// pods). A host is a network namespace plus a mount namespace with its own /etc/hosts, /etc/resolv.conf and /run.
+// Both can be entered in two ways: programs join them through nsenter, Go code visits the network namespace with one
+// thread.
 
 import (
 	"bytes"
@@ -47,7 +48,8 @@ type Host struct {
 
 // newHost makes a host with nothing but a loopback device; with on set, it shares that host's network.
 func (b *Testbed) newHost(name string, dns resolver, on *Host, sysctls ...string) (*Host, error) {
-	h := &Host{Name: name, testbed: b, dir: filepath.Join(workDir, "host", name), netns: netns.None(), dns: dns, hosts: map[string]netip.Addr{}}
+	h := &Host{Name: name, testbed: b, dir: filepath.Join(workDir, "host", name), netns: netns.None(), dns: dns,
+		hosts: map[string]netip.Addr{}}
 	fail := func(err error) (*Host, error) {
 		h.close()
 		return nil, fmt.Errorf("make host %s: %w", name, err)
@@ -353,7 +355,8 @@ func (h *Host) runWithInput(ctx context.Context, input, name string, args ...str
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%s: %s %s: %w: %s", h.Name, filepath.Base(name), strings.Join(args, " "), err, lastLines(stderr.String(), 20))
+		return stdout.String(), fmt.Errorf("%s: %s %s: %w: %s", h.Name, filepath.Base(name), strings.Join(args, " "), err,
+			lastLines(stderr.String(), 20))
 	}
 	return stdout.String(), nil
 }

@@ -1,7 +1,8 @@
 package testbed
 
-// This file makes networks worse than the test bed's are: loss, a low rate, a small or large MTU, connections that break. What
-// lasts returns how to undo it; undoing it twice does no harm. Impairments compose: each is a thing of its own.
+// This file makes networks worse than the test bed's are: loss, a low rate, a small or large MTU, connections that
+// break. What lasts returns how to undo it; undoing it twice does no harm. Impairments compose: each is a thing of
+// its own.
 
 import (
 	"context"
@@ -42,7 +43,8 @@ func applySteps(what string, steps ...step) (undo func() error, err error) {
 	return undo, nil
 }
 
-// ruleStep is an iptables rule that is inserted, and deleted. The test bed's life bounds the deletion: a test's may be over.
+// ruleStep is an iptables rule that is inserted, and deleted. The test bed's life bounds the deletion: a test's may
+// be over.
 func (h *Host) ruleStep(ctx context.Context, table, chain string, match ...string) step {
 	change := func(ctx context.Context, command string) func() error {
 		return func() error {
@@ -53,12 +55,13 @@ func (h *Host) ruleStep(ctx context.Context, table, chain string, match ...strin
 	return step{change(ctx, "-I"), change(h.testbed.ctx, "-D")}
 }
 
-// singlePackets makes a device send packets one by one. Between the stacks of one machine they travel in bundles of up to 64
-// KB, of which loss would take all or none.
+// singlePackets makes a device send packets one by one. Between the stacks of one machine they travel in bundles of
+// up to 64 KB, of which loss would take all or none.
 func (h *Host) singlePackets(device string) step {
 	set := func(segments int) func() error {
 		return func() error {
-			return h.onLink(device, "limit bundles of", func(l netlink.Link) error { return h.Net.LinkSetGSOMaxSegs(l, segments) })
+			return h.onLink(device, "limit bundles of",
+				func(l netlink.Link) error { return h.Net.LinkSetGSOMaxSegs(l, segments) })
 		}
 	}
 	return step{set(1), set(1<<16 - 1)}
@@ -73,8 +76,8 @@ func Loss(ctx context.Context, from, to *Cluster, share float64) (undo func() er
 			"-m", "statistic", "--mode", "random", "--probability", strconv.FormatFloat(share, 'f', 6, 64), "-j", "DROP"))
 }
 
-// Rate limits what a cluster sends to the internet, in bits per second. buffer is how long a packet waits at most in the
-// router before it is dropped instead.
+// Rate limits what a cluster sends to the internet, in bits per second. buffer is how long a packet waits at most in
+// the router before it is dropped instead.
 func Rate(ctx context.Context, from *Cluster, bits int, buffer time.Duration) (undo func() error, err error) {
 	const burst = 2 * 1514 // so that the rate holds for times of a millisecond as well
 	tc := func(ctx context.Context, args ...string) func() error {
@@ -85,7 +88,8 @@ func Rate(ctx context.Context, from *Cluster, bits int, buffer time.Duration) (u
 	}
 	queue := int(float64(bits)/8*buffer.Seconds()) + burst
 	return applySteps("rate of "+from.Name, step{
-		tc(ctx, "qdisc", "add", "dev", uplink, "root", "tbf", "rate", strconv.Itoa(bits)+"bit", "burst", strconv.Itoa(burst), "limit", strconv.Itoa(queue)),
+		tc(ctx, "qdisc", "add", "dev", uplink, "root", "tbf", "rate", strconv.Itoa(bits)+"bit", "burst", strconv.Itoa(burst),
+			"limit", strconv.Itoa(queue)),
 		tc(from.testbed.ctx, "qdisc", "del", "dev", uplink, "root"),
 	})
 }
@@ -139,7 +143,8 @@ func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr()
 
 // KillConnection breaks a TCP connection: both ends are reset.
 func (h *Host) KillConnection(ctx context.Context, c Connection) error {
-	_, err := h.Run(ctx, "ss", "--kill", "--tcp", "--no-header", "--numeric", "src", c.Local.Addr().String(), "sport", "=", strconv.Itoa(int(c.Local.Port())),
+	_, err := h.Run(ctx, "ss", "--kill", "--tcp", "--no-header", "--numeric", "src", c.Local.Addr().String(), "sport", "=",
+		strconv.Itoa(int(c.Local.Port())),
 		"dst", c.Remote.Addr().String(), "dport", "=", strconv.Itoa(int(c.Remote.Port())))
 	if err != nil {
 		return err
@@ -153,8 +158,11 @@ func (h *Host) KillConnection(ctx context.Context, c Connection) error {
 
 // resetConnection is KillConnection by the packet filter: it needs the connection to be in use.
 func (h *Host) resetConnection(ctx context.Context, c Connection) error {
-	undo, err := applySteps("reset", h.ruleStep(ctx, "filter", "OUTPUT", "-p", "tcp", "-s", c.Local.Addr().String(), "--sport", strconv.Itoa(int(c.Local.Port())),
-		"-d", c.Remote.Addr().String(), "--dport", strconv.Itoa(int(c.Remote.Port())), "-j", "REJECT", "--reject-with", "tcp-reset"))
+	undo, err := applySteps("reset",
+		h.ruleStep(ctx, "filter", "OUTPUT", "-p", "tcp", "-s", c.Local.Addr().String(), "--sport",
+			strconv.Itoa(int(c.Local.Port())),
+			"-d", c.Remote.Addr().String(), "--dport", strconv.Itoa(int(c.Remote.Port())), "-j", "REJECT", "--reject-with",
+			"tcp-reset"))
 	if err != nil {
 		return err
 	}

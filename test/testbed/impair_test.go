@@ -102,7 +102,8 @@ func TestImpairments(t *testing.T) {
 		}
 	})
 	t.Run("connections", func(t *testing.T) {
-		for _, kill := range []func(*Host, context.Context, Connection) error{(*Host).KillConnection, (*Host).resetConnection} {
+		for _, kill := range []func(*Host, context.Context, Connection) error{(*Host).KillConnection,
+			(*Host).resetConnection} {
 			for _, remote := range []bool{false, true} { // which end's host breaks it
 				var conns [2]net.Conn
 				for i := range conns {

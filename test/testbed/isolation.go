@@ -1,5 +1,6 @@
-// Package testbed boots real Kubernetes clusters on one machine: control planes from their own binaries, nodes and pods as
-// network namespaces, each cluster behind its own NAT router on a private "internet". Tests and the demo stand on it.
+// Package testbed boots real Kubernetes clusters on one machine: control planes from their own binaries, nodes and
+// pods as network namespaces, each cluster behind its own NAT router on a private "internet". Tests and the demo
+// stand on it.
 //
 // A program that uses it runs its main function (or TestMain) through Main, which moves it into namespaces of its own.
 package testbed

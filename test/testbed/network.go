@@ -131,7 +131,8 @@ COMMIT
 		return err
 	}
 	for _, other := range c.Nodes {
-		if err := errors.Join(n.addRoute("eth0", other.Pods, other.Address), other.addRoute("eth0", n.Pods, n.Address)); err != nil {
+		if err := errors.Join(n.addRoute("eth0", other.Pods, other.Address),
+			other.addRoute("eth0", n.Pods, n.Address)); err != nil {
 			return err
 		}
 	}

@@ -64,7 +64,8 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 			p.remove(ctx)
 		}
 	}()
-	dns := resolver{server: c.DNSAddress, search: []string{opts.Namespace + ".svc.cluster.local", "svc.cluster.local", "cluster.local"}}
+	dns := resolver{server: c.DNSAddress,
+		search: []string{opts.Namespace + ".svc.cluster.local", "svc.cluster.local", "cluster.local"}}
 	if c.testbed.opts.CoreDNS == "" {
 		dns = resolver{}
 	}
@@ -128,8 +129,10 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 	object.Status.StartTime = &now
 	object.Status.HostIP, object.Status.HostIPs = n.Address.String(), []corev1.HostIP{{IP: n.Address.String()}}
 	object.Status.PodIP, object.Status.PodIPs = p.Address.String(), []corev1.PodIP{{IP: p.Address.String()}}
-	for _, kind := range []corev1.PodConditionType{corev1.PodScheduled, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady} {
-		object.Status.Conditions = append(object.Status.Conditions, corev1.PodCondition{Type: kind, Status: corev1.ConditionTrue, LastTransitionTime: now})
+	for _, kind := range []corev1.PodConditionType{corev1.PodScheduled, corev1.PodInitialized, corev1.ContainersReady,
+		corev1.PodReady} {
+		object.Status.Conditions = append(object.Status.Conditions,
+			corev1.PodCondition{Type: kind, Status: corev1.ConditionTrue, LastTransitionTime: now})
 	}
 	object.Status.ContainerStatuses = []corev1.ContainerStatus{{
 		Name: "main", Image: "test-bed", Ready: true,
@@ -151,7 +154,8 @@ func (p *Pod) mountToken(ctx context.Context, namespace, account string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	for name, text := range map[string]string{"token": token, "ca.crt": string(p.cluster.pki.ca.PEM), "namespace": namespace} {
+	for name, text := range map[string]string{"token": token, "ca.crt": string(p.cluster.pki.ca.PEM),
+		"namespace": namespace} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return err
 		}
@@ -201,7 +205,9 @@ func UDPPort(port int32) corev1.ServicePort {
 
 // Service creates a service and waits until it has a ready endpoint and every node directs its address there. It
 // returns that address, the zero one for a headless service.
-func (c *Cluster) Service(ctx context.Context, name string, selector map[string]string, ports []corev1.ServicePort, opts ServiceOptions) (netip.Addr, error) {
+func (c *Cluster) Service(
+	ctx context.Context, name string, selector map[string]string, ports []corev1.ServicePort, opts ServiceOptions,
+) (netip.Addr, error) {
 	service := newService(name, ports, opts)
 	service.Spec.Selector = selector
 	return c.createService(ctx, service)
@@ -209,7 +215,9 @@ func (c *Cluster) Service(ctx context.Context, name string, selector map[string]
 
 // ServiceToNode creates a service with a fixed address for something that runs on a node without being a pod: a
 // manual endpoint takes the place of the selector.
-func (c *Cluster) ServiceToNode(ctx context.Context, namespace, name string, ip netip.Addr, ports []corev1.ServicePort, node *Node) error {
+func (c *Cluster) ServiceToNode(
+	ctx context.Context, namespace, name string, ip netip.Addr, ports []corev1.ServicePort, node *Node,
+) error {
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: namespace, Name: name + "-node",
@@ -258,7 +266,8 @@ func (c *Cluster) createService(ctx context.Context, service *corev1.Service) (n
 	}
 	err := Until(ctx, "endpoints", func(ctx context.Context) error {
 		var slices discoveryv1.EndpointSliceList
-		if err := c.Client.List(ctx, &slices, client.InNamespace(service.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: service.Name}); err != nil {
+		if err := c.Client.List(ctx, &slices, client.InNamespace(service.Namespace),
+			client.MatchingLabels{discoveryv1.LabelServiceName: service.Name}); err != nil {
 			return err
 		}
 		for _, slice := range slices.Items {

@@ -1,6 +1,7 @@
 package testbed
 
-// This file holds what tests do from a host again and again: look up names, talk HTTP, ping; and the servers they talk to.
+// This file holds what tests do from a host again and again: look up names, talk HTTP, ping; and the servers they
+// talk to.
 
 import (
 	"context"
@@ -103,14 +104,18 @@ func (h *Host) Query(ctx context.Context, name string, kind uint16) (*dns.Msg, e
 }
 
 // QueryAt asks a name server over "udp" or "tcp", with EDNS.
-func (h *Host) QueryAt(ctx context.Context, network string, server netip.AddrPort, name string, kind uint16) (*dns.Msg, error) {
+func (h *Host) QueryAt(
+	ctx context.Context, network string, server netip.AddrPort, name string, kind uint16,
+) (*dns.Msg, error) {
 	question := new(dns.Msg).SetQuestion(dns.Fqdn(name), kind)
 	question.SetEdns0(1232, false)
 	return h.Exchange(ctx, network, server, question)
 }
 
 // Exchange sends a DNS message and waits two seconds at most for its answer.
-func (h *Host) Exchange(ctx context.Context, network string, server netip.AddrPort, question *dns.Msg) (*dns.Msg, error) {
+func (h *Host) Exchange(
+	ctx context.Context, network string, server netip.AddrPort, question *dns.Msg,
+) (*dns.Msg, error) {
 	fail := func(err error) (*dns.Msg, error) {
 		return nil, fmt.Errorf("%s: ask %s/%s for %s: %w", h.Name, server, network, question.Question[0].Name, err)
 	}
@@ -238,7 +243,8 @@ func (h *Host) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error)
 		if reply.Type == ipv4.ICMPTypeDestinationUnreachable {
 			return fail(fmt.Errorf("destination unreachable (code %d) from %s", reply.Code, from))
 		}
-		if echo, ok := reply.Body.(*icmp.Echo); ok && reply.Type == ipv4.ICMPTypeEchoReply && echo.ID == id && echo.Seq == seq {
+		if echo, ok := reply.Body.(*icmp.Echo); ok && reply.Type == ipv4.ICMPTypeEchoReply && echo.ID == id &&
+			echo.Seq == seq {
 			return time.Since(start), nil
 		}
 	}

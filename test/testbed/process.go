@@ -1,7 +1,7 @@
 package testbed
 
-// This file runs long-lived programs on hosts: control planes, DNS servers, kubelink. Each has a log that is kept as long
-// as the test bed.
+// This file runs long-lived programs on hosts: control planes, DNS servers, kubelink. Each has a log that is kept as
+// long as the test bed.
 
 import (
 	"context"
@@ -26,11 +26,12 @@ type Process struct {
 	err   error         // valid then
 }
 
-// Start starts a program on the host. It is killed when ctx or the test bed ends. The program's working directory is the
-// root folder; env is in addition to the own environment; what it writes goes to a log that restarts under the same
-// name continue.
+// Start starts a program on the host. It is killed when ctx or the test bed ends. The program's working directory is
+// the root folder; env is in addition to the own environment; what it writes goes to a log that restarts under the
+// same name continue.
 func (h *Host) Start(ctx context.Context, name string, env []string, path string, args ...string) (*Process, error) {
-	p := &Process{Name: h.Name + "/" + name, log: filepath.Join(workDir, "log", h.Name+"-"+name+".log"), done: make(chan struct{})}
+	p := &Process{Name: h.Name + "/" + name, log: filepath.Join(workDir, "log", h.Name+"-"+name+".log"),
+		done: make(chan struct{})}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.Name, err)
@@ -84,7 +85,8 @@ func (p *Process) WaitLog(ctx context.Context, expression string) error {
 	if err != nil {
 		return err
 	}
-	return p.waitUntil(ctx, "log of "+p.Name+" to match "+expression, func(context.Context) error { return p.checkLog(re, 1) })
+	return p.waitUntil(ctx, "log of "+p.Name+" to match "+expression,
+		func(context.Context) error { return p.checkLog(re, 1) })
 }
 
 // checkLog is an error until the program's log matches the expression so many times.
@@ -146,8 +148,8 @@ func (p *Process) waitUntil(ctx context.Context, what string, condition func(con
 	return nil
 }
 
-// Until waits for external state: it tries the condition every 25 ms until it holds or ctx ends. The error tells what was
-// waited for and what was wrong last.
+// Until waits for external state: it tries the condition every 25 ms until it holds or ctx ends. The error tells what
+// was waited for and what was wrong last.
 func Until(ctx context.Context, what string, condition func(context.Context) error) error {
 	ticker := time.NewTicker(25 * time.Millisecond)
 	defer ticker.Stop()

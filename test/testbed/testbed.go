@@ -1,6 +1,7 @@
 package testbed
 
-// This file is the test bed as a whole: its clusters, the internet between them, what keeps it running and what ends it.
+// This file is the test bed as a whole: its clusters, the internet between them, what keeps it running and what ends
+// it.
 
 import (
 	"bufio"
@@ -23,9 +24,11 @@ import (
 
 // Options of a test bed. The zero value is clusters with one node each and without DNS.
 type Options struct {
-	Nodes        int                           // nodes per cluster; 0 is 1
-	CoreDNS      string                        // path of a CoreDNS binary with the kubernetes plugin; empty: clusters have no DNS
-	ControlPlane string                        // folder of the control plane's binaries; empty: where test/controlplane/build.sh puts them
+	Nodes int // nodes per cluster; 0 is 1
+	// path of a CoreDNS binary with the kubernetes plugin; empty: clusters have no DNS
+	CoreDNS string
+	// folder of the control plane's binaries; empty: where test/controlplane/build.sh puts them
+	ControlPlane string
 	AddToScheme  []func(*runtime.Scheme) error // more types for the clusters' clients
 	Progress     func(string)                  // told what is being done
 }

@@ -69,7 +69,9 @@ func TestTestbed(t *testing.T) {
 		check(t, p.server.ServeUDPEcho(5353))
 		web := TCPPort(80)
 		web.TargetPort.IntVal = 8080
-		services = append(services, must(c.Service(ctx, "web", map[string]string{"app": "server"}, []corev1.ServicePort{web, UDPPort(5353)}, ServiceOptions{}))(t))
+		services = append(services,
+			must(c.Service(ctx, "web", map[string]string{"app": "server"}, []corev1.ServicePort{web, UDPPort(5353)},
+				ServiceOptions{}))(t))
 		all = append(all, p)
 	}
 
@@ -86,7 +88,8 @@ func TestTestbed(t *testing.T) {
 	t.Run("service by address and name", func(t *testing.T) {
 		for i, p := range all {
 			for _, client := range []*Pod{p.near, p.far} {
-				for _, url := range []string{fmt.Sprintf("http://%s", services[i]), "http://web", "http://web.default.svc.cluster.local."} {
+				for _, url := range []string{fmt.Sprintf("http://%s", services[i]), "http://web",
+					"http://web.default.svc.cluster.local."} {
 					if seen := must(client.Get(ctx, url))(t); seen != client.Address.String() {
 						t.Errorf("%s: %s saw client %s, not %s", client.Name, url, seen, client.Address)
 					}
@@ -106,7 +109,8 @@ func TestTestbed(t *testing.T) {
 		}
 	})
 	t.Run("programs in pods see the pod", func(t *testing.T) {
-		out := must(all[0].near.Run(ctx, "cat", "/etc/resolv.conf", "/etc/hosts", "/run/secrets/kubernetes.io/serviceaccount/namespace"))(t)
+		out := must(all[0].near.Run(ctx, "cat", "/etc/resolv.conf", "/etc/hosts",
+			"/run/secrets/kubernetes.io/serviceaccount/namespace"))(t)
 		for _, want := range []string{"nameserver " + one.DNSAddress.String(), two.FQDN, "default"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("no %q in:\n%s", want, out)
@@ -122,7 +126,8 @@ func TestTestbed(t *testing.T) {
 			t.Errorf("kubernetes.default is %s", a)
 		}
 		for _, network := range []string{"udp", "tcp"} {
-			answer := must(all[0].near.QueryAt(ctx, network, netip.AddrPortFrom(one.DNSAddress, 53), "nobody.default.svc.cluster.local.", dns.TypeA))(t)
+			answer := must(all[0].near.QueryAt(ctx, network, netip.AddrPortFrom(one.DNSAddress, 53),
+				"nobody.default.svc.cluster.local.", dns.TypeA))(t)
 			if answer.Rcode != dns.RcodeNameError {
 				t.Errorf("unknown name over %s: %s", network, dns.RcodeToString[answer.Rcode])
 			}
@@ -137,7 +142,8 @@ func TestTestbed(t *testing.T) {
 		defer server.Shutdown()
 		port := UDPPort(53)
 		port.TargetPort.IntVal = 5300
-		check(t, one.ServiceToNode(ctx, "kube-system", "kubelink", one.MeshDNSAddress, []corev1.ServicePort{port}, one.Gateway()))
+		check(t, one.ServiceToNode(ctx, "kube-system", "kubelink", one.MeshDNSAddress, []corev1.ServicePort{port},
+			one.Gateway()))
 		answer := must(all[0].far.Query(ctx, "web.default.svc.kubelink2.kubelink.", dns.TypeA))(t)
 		if answer.Rcode != dns.RcodeNotAuth {
 			t.Errorf("answered %s", dns.RcodeToString[answer.Rcode])
@@ -203,7 +209,8 @@ func TestTestbed(t *testing.T) {
 				t.Errorf("%s: kubectl auth whoami: %s", h.Name, who)
 			}
 		}
-		if out, err := one.Gateway().Run(ctx, b.binaryPath("kubectl"), "--kubeconfig", kubeconfig, "get", "nodes"); err == nil || !strings.Contains(err.Error(), "forbidden") {
+		if out, err := one.Gateway().Run(ctx, b.binaryPath("kubectl"), "--kubeconfig", kubeconfig, "get",
+			"nodes"); err == nil || !strings.Contains(err.Error(), "forbidden") {
 			t.Errorf("may list nodes: %s %v", out, err)
 		}
 		if out := must(one.Kubectl(ctx, "get", "nodes"))(t); !strings.Contains(out, "kubelink1-node2   Ready") {
@@ -213,7 +220,8 @@ func TestTestbed(t *testing.T) {
 	t.Run("pods with the node's network", func(t *testing.T) {
 		p := must(one.Pod(ctx, "agent", PodOptions{HostNetwork: true}))(t)
 		check(t, p.ServeHTTPEcho(9090))
-		if seen := must(one.Nodes[1].Get(ctx, fmt.Sprintf("http://%s:9090", one.Gateway().Address)))(t); seen != one.Nodes[1].Address.String() {
+		if seen := must(one.Nodes[1].Get(ctx,
+			fmt.Sprintf("http://%s:9090", one.Gateway().Address)))(t); seen != one.Nodes[1].Address.String() {
 			t.Errorf("saw %s", seen)
 		}
 		check(t, p.Delete(ctx))
@@ -222,7 +230,8 @@ func TestTestbed(t *testing.T) {
 		p := must(two.Pod(ctx, "short", PodOptions{}))(t)
 		sleep := must(p.Start(ctx, "sleep", nil, "sleep", "1000"))(t)
 		must(two.Gateway().Ping(ctx, p.Address))(t)
-		cable := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "probe"}, PeerName: "probe", PeerNamespace: netlink.NsFd(int(p.netns))}
+		cable := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "probe"}, PeerName: "probe",
+			PeerNamespace: netlink.NsFd(int(p.netns))}
 		check(t, netlink.LinkAdd(cable)) // goes with the network namespace
 		check(t, p.Delete(ctx))
 		<-sleep.Done()
@@ -247,7 +256,8 @@ func TestTestbed(t *testing.T) {
 			t.Errorf("ended with: %v", err)
 		}
 		p = must(two.Gateway().Start(ctx, "talker", nil, "sh", "-c", "echo gone; exit 3"))(t)
-		if err := p.WaitLog(ctx, "ready"); err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), "gone") {
+		if err := p.WaitLog(ctx, "ready"); err == nil || !strings.Contains(err.Error(), "exit status 3") ||
+			!strings.Contains(err.Error(), "gone") {
 			t.Errorf("waiting for a log of a program that ended: %v", err)
 		}
 	})
@@ -301,7 +311,8 @@ func TestNothingStaysBehind(t *testing.T) {
 			cables := map[string]bool{}
 			for _, pid := range namespaces {
 				name := fmt.Sprintf("probe%d", pid)
-				check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "probe", PeerNamespace: netlink.NsPid(pid)}))
+				check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "probe",
+					PeerNamespace: netlink.NsPid(pid)}))
 				cables[name] = true
 			}
 
@@ -334,7 +345,8 @@ func TestNothingStaysBehind(t *testing.T) {
 			if after := must(os.ReadFile("/proc/self/mountinfo"))(t); !bytes.Equal(mounts, after) {
 				t.Errorf("mounts before:\n%s\nafter:\n%s", mounts, after)
 			}
-			if files := must(filepath.Glob(filepath.Join(outer.Env[len(outer.Env)-1][len("TMPDIR="):], "*")))(t); len(files) > 0 {
+			if files := must(filepath.Glob(filepath.Join(outer.Env[len(outer.Env)-1][len("TMPDIR="):],
+				"*")))(t); len(files) > 0 {
 				t.Errorf("files: %v", files)
 			}
 		})
