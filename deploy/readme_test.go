@@ -110,7 +110,8 @@ func TestLinksOfDocuments(t *testing.T) {
 }
 
 func TestRelativeLinks(t *testing.T) {
-	text := "# A `b` c-d: e, f!\n\n[a](x.md) and [b](y/z.md#p), [c](https://example.com/x.md), ![d](e.svg), `[no](link)`\n" +
+	text := "# A `b` c-d: e, f!\n\n[a](x.md) and [b](y/z.md#p), [c](https://example.com/x.md), " +
+		"![d](e.svg), `[no](link)`\n" +
 		"```\n# no heading\n[no](link)\n```\n[last](#a-b-c-d-e-f)\n"
 	if got, want := strings.Join(relativeLinks(text), " "), "x.md y/z.md#p e.svg #a-b-c-d-e-f"; got != want {
 		t.Errorf("links %q, not %q", got, want)

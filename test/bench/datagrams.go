@@ -1,6 +1,7 @@
 package main
 
-// This file is load of datagrams: the highest rate that arrives nearly complete, and round-trip times.
+// This file makes load of datagrams. It finds the highest rate that arrives nearly complete, and measures round-trip
+// times.
 
 import (
 	"context"
@@ -24,8 +25,8 @@ const (
 	lossAllowed  = 0.01
 	batchSize    = 64 // datagrams per system call at most
 
-	// A datagram takes twice its size of a socket's buffer, so that the default holds less than a hundred: their loss in
-	// the generator would tell nothing about the path.
+	// A datagram takes twice its size in a socket's buffer: the default holds less than a hundred. A loss in the load
+	// generator would say nothing about the path.
 	datagramBuffer = 16 << 20
 )
 
@@ -39,7 +40,7 @@ type batch struct {
 func newBatch(to *unix.RawSockaddrInet4) *batch {
 	b := &batch{headers: make([]unix.Mmsghdr, batchSize), iovecs: make([]unix.Iovec, batchSize)}
 	for i := range b.headers {
-		data := make([]byte, datagramSize+1) // the byte shows a datagram that is too long
+		data := make([]byte, datagramSize+1) // one byte more shows a datagram that is too long
 		b.data = append(b.data, data)
 		b.iovecs[i].Base = &data[0]
 		b.iovecs[i].SetLen(len(data))
@@ -53,7 +54,7 @@ func newBatch(to *unix.RawSockaddrInet4) *batch {
 	return b
 }
 
-// callKernel is sendmmsg(2) or recvmmsg(2).
+// callKernel calls sendmmsg(2) or recvmmsg(2).
 func (b *batch) callKernel(trap uintptr, s socket, n int, flags uintptr) (int, error) {
 	r, _, errno := unix.Syscall6(trap, uintptr(s), uintptr(unsafe.Pointer(&b.headers[0])), uintptr(n), flags, 0, 0)
 	if errno != 0 {
@@ -62,12 +63,12 @@ func (b *batch) callKernel(trap uintptr, s socket, n int, flags uintptr) (int, e
 	return int(r), nil
 }
 
-var runs atomic.Uint64 // tells the datagrams of one run from late ones of another
+var runs atomic.Uint64 // number of a run: it marks late datagrams of another run
 
-// datagrams is a way for datagrams.
+// datagrams is a path for datagrams.
 type datagrams struct {
 	from, to socket
-	dest     *unix.RawSockaddrInet4 // of an unconnected socket
+	dest     *unix.RawSockaddrInet4 // destination of an unconnected socket
 	near     socket
 }
 
@@ -120,15 +121,15 @@ func openDatagrams(client *testbed.Host, server socket, to netip.AddrPort, d dir
 
 func (w *datagrams) close() { w.near.close() }
 
-// attempt is what became of a rate.
+// attempt is the result of a rate.
 type attempt struct {
 	sent, received uint64
-	rate           float64 // per second, as it was sent
+	rate           float64 // per second, as the sender reached it
 }
 
 func (a attempt) lossShare() float64 { return 1 - float64(a.received)/float64(max(1, a.sent)) }
 
-// tryRate sends at a rate for a time and counts what arrives. 0 is as fast as possible.
+// tryRate sends at a rate for a time and counts the datagrams that arrive. 0 is as fast as possible.
 func (w *datagrams) tryRate(rate float64, d time.Duration) (attempt, error) {
 	run := runs.Add(1)
 	var a attempt
@@ -157,10 +158,10 @@ func (w *datagrams) sendDatagrams(run uint64, rate float64, d time.Duration, a *
 		binary.NativeEndian.PutUint64(b.data[i], run)
 	}
 	start := time.Now()
-	// What could not be sent in time is not made up for by a long burst: it would be lost in queues that the rate
-	// alone does not fill.
+	// The sender does not make up for a delay with a long burst: datagrams would be lost in queues that the rate alone
+	// does not fill.
 	const burst = 2 * batchSize
-	from, already := start, 0.0 // the schedule: when it began, and how many were due before
+	from, already := start, 0.0 // the schedule: its start, and the number of datagrams due before
 	next := monotonicNow()
 	elapsed := time.Duration(0)
 	for ; elapsed < d; elapsed = time.Since(start) {
@@ -173,7 +174,7 @@ func (w *datagrams) sendDatagrams(run uint64, rate float64, d time.Duration, a *
 			due = uint64(max(0, late))
 		}
 		if due == 0 {
-			// A sleep of the kernel's: the runtime's are in milliseconds.
+			// The kernel sleeps more precisely than the Go runtime, which sleeps for milliseconds.
 			next = max(next+200_000, monotonicNow())
 			sleepUntil(next)
 			continue
@@ -187,7 +188,7 @@ func (w *datagrams) sendDatagrams(run uint64, rate float64, d time.Duration, a *
 		n, err := b.callKernel(unix.SYS_SENDMMSG, w.from, n, 0)
 		switch {
 		case err == unix.EINTR:
-		case err == unix.ENOBUFS: // a full queue of the own device: the rate is too high
+		case err == unix.ENOBUFS: // the queue of the own device is full: the rate is too high
 			a.sent++
 		case err != nil:
 			return fmt.Errorf("send datagrams: %w", err)
@@ -199,7 +200,7 @@ func (w *datagrams) sendDatagrams(run uint64, rate float64, d time.Duration, a *
 	return nil
 }
 
-// receiveDatagrams counts the datagrams of a run until all is sent and no more comes.
+// receiveDatagrams counts the datagrams of a run until the sender is done and no more arrive.
 func (w *datagrams) receiveDatagrams(run uint64, sent *atomic.Bool) (count uint64, err error) {
 	b := newBatch(nil)
 	for {
@@ -231,8 +232,8 @@ func (w *datagrams) receiveDatagrams(run uint64, sent *atomic.Bool) (count uint6
 	}
 }
 
-// findHighestRate searches the highest rate with less loss than is allowed, from a rate that is a guess, and returns
-// the rate that arrived, per second.
+// findHighestRate searches for the highest rate with less loss than allowed. It starts from a guess and returns the
+// rate that arrived, per second.
 func (w *datagrams) findHighestRate(
 	ctx context.Context, guess float64, d time.Duration, refinements, attempts int,
 ) (float64, error) {
@@ -270,7 +271,7 @@ func (w *datagrams) findHighestRate(
 			return 0, err
 		case !ok:
 			high, rate = rate, rate/step
-		case best < 1.03*before: // the sender can no more, or is not let
+		case best < 1.03*before: // the sender cannot send faster, or the kernel does not let it
 			return best, nil
 		default:
 			low, rate = rate, rate*step
@@ -305,14 +306,14 @@ func serveEcho(s socket) {
 			return
 		}
 		if err == nil {
-			unix.Sendto(int(s), buffer[:n], 0, from) // who waits for it misses it
+			unix.Sendto(int(s), buffer[:n], 0, from) // the client counts a lost echo
 		}
 	}
 }
 
-// echoes is round-trip times.
+// echoes are round-trip times.
 type echoes struct {
-	times []time.Duration // sorted; those without an answer have the longest time there is
+	times []time.Duration // sorted; an echo without answer has the longest time
 	lost  int
 }
 
@@ -324,8 +325,8 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 
 const never = time.Hour
 
-// measureEchoes sends a datagram at every interval, whatever becomes of those before: a slow answer must not slow the
-// questions.
+// measureEchoes sends a datagram at every interval, without waiting for earlier answers: a slow answer must not slow
+// down the sender.
 func measureEchoes(client *testbed.Host, to netip.AddrPort, interval, d time.Duration) (echoes, error) {
 	s, err := dialSocket(client, unix.SOCK_DGRAM, to)
 	if err != nil {
@@ -399,7 +400,7 @@ func measureEchoes(client *testbed.Host, to netip.AddrPort, interval, d time.Dur
 	return e, nil
 }
 
-// monotonicNow is the monotonic clock in nanoseconds.
+// monotonicNow returns the monotonic clock in nanoseconds.
 func monotonicNow() int64 {
 	var ts unix.Timespec
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)

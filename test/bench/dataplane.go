@@ -1,8 +1,8 @@
 package main
 
-// This file compares ways between two clusters: who takes part, what is measured, and in which order. All that takes
-// part runs on one test bed at the same time, and is measured in turns, so that a machine that changes its pace does
-// so for all.
+// This file compares paths between two clusters: it defines the contenders, the measures and their order. All
+// contenders run on one test bed at the same time and take turns, so that a machine that changes its pace does so for
+// all of them.
 
 import (
 	"context"
@@ -28,18 +28,18 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// offloadOff is the property of the kubelink stanza that makes the TUN a plain one.
+// offloadOff is the property of the kubelink stanza that switches off the offloads of the TUN.
 const offloadOff = "offload off"
 
-// Who takes part.
+// The contenders.
 const (
-	plainPath    = "plain"     // what the tunnels' own packets see, without a tunnel
-	bridgeLink   = "bridge"    // kubelink as it is
+	plainPath    = "plain"     // the path of the tunnels' own packets, without a tunnel
+	bridgeLink   = "bridge"    // kubelink with its defaults
 	wireguardGo  = "wireguard" // wireguard-go
 	plainTUNLink = "plain-tun" // kubelink without offloads
 )
 
-// dataplaneMeasures, as the flag -measures has them, in the order they are taken.
+// dataplaneMeasures are the values of the flag -measures, in the order in which the bench takes them.
 var dataplaneMeasures = []string{"tcp1", "tcp4", "udp", "http", "rtt", "load"}
 
 // Ports of the server pod.
@@ -49,7 +49,7 @@ const (
 	echoPort     = 5203
 )
 
-// pace is how long things are measured.
+// pace is the duration of each measure.
 type pace struct {
 	warmUp, stream, datagrams, requests, idle, load time.Duration
 	refinements, attempts                           int // of the search for a rate
@@ -64,15 +64,15 @@ func (o choice) newPace() pace {
 		requests: 2 * time.Second, idle: time.Second, load: 2 * time.Second, refinements: 2, attempts: 2}
 }
 
-// contender is a way between the clusters.
+// contender is a path between the clusters.
 type contender struct {
 	name    string
-	to      netip.Addr             // where the client finds the server
+	to      netip.Addr             // address of the server for the client
 	device  string                 // of the tunnel
-	enter   func() error           // makes it ready for its turn
-	state   func() (string, error) // what must not change during a turn
+	enter   func() error           // prepares the contender for its turn
+	state   func() (string, error) // state that must not change during a turn
 	tunnels func() []*testbed.Process
-	profile string // where its processes serve profiles, on their nodes
+	profile string // address at which its processes serve profiles, on their nodes
 }
 
 func (c *contender) listPIDs() (pids []int) {
@@ -82,7 +82,7 @@ func (c *contender) listPIDs() (pids []int) {
 	return pids
 }
 
-// dataplane is the test bed with all who take part.
+// dataplane is the test bed with all contenders.
 type dataplane struct {
 	choice
 	pace
@@ -91,16 +91,16 @@ type dataplane struct {
 	client, server            *testbed.Pod
 	streams, datagrams, echos socket // the server's
 	contenders                []*contender
-	offload                   bool // what the brokers run with
+	offload                   bool // the brokers run with offloads
 	guess                     map[string]float64
 	results                   *results
-	staged                    []stagedResult // by the measure that is being taken
+	staged                    []stagedResult // results of the present measure
 	quiet                     quiet
 }
 
 // measureDataplane runs the comparison.
 func measureDataplane(ctx context.Context, o choice) (*results, error) {
-	// Every socket has a thread: whether it runs is to be the kernel's decision, as with separate programs.
+	// Every socket has a thread. The kernel shall decide when it runs, as with separate programs.
 	runtime.GOMAXPROCS(32)
 	f, err := fleet.New(ctx, 2,
 		fleet.Options{Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
@@ -121,7 +121,7 @@ func measureDataplane(ctx context.Context, o choice) (*results, error) {
 		p.printProcesses()
 	}
 	for round := 0; round < o.rounds || o.hold; round++ {
-		// Nobody comes always first, or always after the same one.
+		// No contender always comes first, or always after the same other one.
 		order := slices.Clone(p.contenders)
 		if round%2 == 1 {
 			slices.Reverse(order)
@@ -157,8 +157,8 @@ func (p *dataplane) setUp(ctx context.Context) (err error) {
 	go serveEcho(p.echos)
 	service := func(name string) (netip.Addr, error) {
 		return p.two.Service(ctx, name, map[string]string{"app": "server"},
-			[]corev1.ServicePort{testbed.TCPPort(streamPort), testbed.UDPPort(datagramPort),
-				testbed.UDPPort(echoPort)}, testbed.ServiceOptions{})
+			[]corev1.ServicePort{testbed.TCPPort(streamPort), testbed.UDPPort(datagramPort), testbed.UDPPort(echoPort)},
+			testbed.ServiceOptions{})
 	}
 	linked, err := service("linked")
 	if err != nil {
@@ -201,8 +201,8 @@ func (p *dataplane) setUp(ctx context.Context) (err error) {
 	return nil
 }
 
-// publishServer leads the server's ports from the router's public address to the pod, as those of the tunnels are led
-// to their processes; the node does once more what kube-proxy does for a service.
+// publishServer forwards the server's ports from the router's public address to the pod, as the router forwards the
+// ports of the tunnels to their processes. The node translates addresses once more, as kube-proxy does for a service.
 func (p *dataplane) publishServer(ctx context.Context) error {
 	gateway := p.two.Gateway()
 	for _, port := range []struct {
@@ -214,8 +214,8 @@ func (p *dataplane) publishServer(ctx context.Context) error {
 			from, to netip.Addr
 		}{{p.two.Router, p.two.PublicAddress, gateway.Address}, {gateway.Host, gateway.Address, p.server.Address}} {
 			if _, err := hop.host.Iptables(ctx, "-t", "nat", "-I", "PREROUTING", "-d", hop.from.String(), "-p", port.protocol,
-				"--dport", fmt.Sprint(port.number), "-j", "DNAT", "--to-destination", fmt.Sprintf("%s:%d", hop.to,
-					port.number)); err != nil {
+				"--dport", fmt.Sprint(port.number), "-j", "DNAT",
+				"--to-destination", fmt.Sprintf("%s:%d", hop.to, port.number)); err != nil {
 				return err
 			}
 		}
@@ -223,7 +223,7 @@ func (p *dataplane) publishServer(ctx context.Context) error {
 	return nil
 }
 
-// setOffload restarts both brokers with offloads on or off, unless that is what they run with.
+// setOffload restarts both brokers with offloads on or off, unless they run so already.
 func (p *dataplane) setOffload(ctx context.Context, on bool) error {
 	if on == p.offload {
 		return nil
@@ -255,7 +255,7 @@ func (p *dataplane) setOffload(ctx context.Context, on bool) error {
 	return p.fleet.WaitMesh(ctx)
 }
 
-// linksUp is an error when a link is not up, and tells since when they are.
+// linksUp returns since when the links are up, or an error when a link is not up.
 func (p *dataplane) linksUp(ctx context.Context) (since string, err error) {
 	for _, b := range p.fleet.Brokers {
 		select {
@@ -284,7 +284,7 @@ func (p *dataplane) measureContender(ctx context.Context, c *contender, round in
 	if err := c.enter(); err != nil {
 		return err
 	}
-	// A link that is up may be one that a restarted process does not have yet.
+	// The link that is shown as Up may be the link of the process before the restart.
 	if err := testbed.Until(ctx, "the path", func(context.Context) error {
 		_, err := measureEchoes(p.client.Host, netip.AddrPortFrom(c.to, echoPort), 10*time.Millisecond, 50*time.Millisecond)
 		return err
@@ -302,7 +302,7 @@ func (p *dataplane) measureContender(ctx context.Context, c *contender, round in
 	if err != nil {
 		return err
 	}
-	var load uint64 // bytes that have been transferred for sure
+	var load uint64 // bytes that have certainly been transferred
 	for _, m := range p.measures {
 		start := time.Now()
 		n, err := p.measureQuietly(ctx, c, m, round)
@@ -339,7 +339,7 @@ func (p *dataplane) measureContender(ctx context.Context, c *contender, round in
 	return err
 }
 
-// carriedBytes is what has gone through the tunnels' devices in the first cluster, in bytes.
+// carriedBytes returns the bytes that the tunnels' devices have carried in the first cluster.
 func (p *dataplane) carriedBytes() (map[string]uint64, error) {
 	all := map[string]uint64{}
 	for _, c := range p.contenders {
@@ -356,8 +356,8 @@ func (p *dataplane) carriedBytes() (map[string]uint64, error) {
 	return all, nil
 }
 
-// measureQuietly measures while nobody else uses the machine, as far as that can be seen. It returns the bytes that
-// streams carried.
+// measureQuietly measures while no other load uses the machine, as far as the bench can see. It returns the bytes
+// that streams carried.
 func (p *dataplane) measureQuietly(
 	ctx context.Context, c *contender, measure string, round int,
 ) (total uint64, err error) {
@@ -406,13 +406,13 @@ func (p *dataplane) takeMeasure(ctx context.Context, c *contender, measure strin
 	return n, errors.Join(err, profiles())
 }
 
-// addResult keeps and tells a result.
+// addResult keeps and prints a result.
 func (p *dataplane) addResult(c *contender, r result, value float64) {
 	p.results.addValue(r, c.name, value)
 	fmt.Printf("  %-44s %10s %s\n", r.title, r.formatValue(value), r.unit)
 }
 
-// stageResult is a result that counts if nobody disturbed it.
+// stageResult keeps a result of a measure, until it is clear that no other load disturbed the measure.
 func (p *dataplane) stageResult(r result, value float64) {
 	p.staged = append(p.staged, stagedResult{r, value})
 }
@@ -422,7 +422,7 @@ type stagedResult struct {
 	value  float64
 }
 
-// measureStreams measures streams in one direction, and with a single one what a byte costs.
+// measureStreams measures streams in one direction, and with a single stream the CPU time per byte.
 func (p *dataplane) measureStreams(ctx context.Context, c *contender, n int, d direction) (uint64, error) {
 	all, err := openFlows(p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), n, d)
 	if err != nil {
@@ -481,7 +481,7 @@ func (p *dataplane) datagramRate(ctx context.Context, c *contender) error {
 		if err != nil {
 			return err
 		}
-		p.guess[key] = rate // of the next round
+		p.guess[key] = rate // for the next round
 		p.stageResult(resultDatagrams(d), rate/1000)
 	}
 	return nil
@@ -511,7 +511,7 @@ func (p *dataplane) roundTrip(c *contender) error {
 	return nil
 }
 
-// roundTripUnderLoad measures beside one stream that uploads.
+// roundTripUnderLoad measures the round-trip time beside one stream that uploads.
 func (p *dataplane) roundTripUnderLoad(ctx context.Context, c *contender) (uint64, error) {
 	all, err := openFlows(p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), 1, up)
 	if err != nil {
@@ -533,8 +533,8 @@ func (p *dataplane) roundTripUnderLoad(ctx context.Context, c *contender) (uint6
 
 func toMilliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// startProfiles takes CPU profiles of both tunnel processes during a measure of the first round; the returned function
-// waits for them.
+// startProfiles takes CPU profiles of both tunnel processes during a measure of the first round. The returned
+// function waits for them.
 func (p *dataplane) startProfiles(ctx context.Context, c *contender, measure string, round int) func() error {
 	if p.profile == "" || round > 0 || c.profile == "" {
 		return func() error { return nil }
@@ -552,7 +552,7 @@ func (p *dataplane) startProfiles(ctx context.Context, c *contender, measure str
 	}
 }
 
-// printProcesses tells how to look at what runs.
+// printProcesses prints how to look at the running processes.
 func (p *dataplane) printProcesses() {
 	fmt.Println("\nrounds go on until Ctrl-C; meanwhile, in another terminal:")
 	fmt.Println(" ", testbed.Enter("perf top")+"   # or any other program, inside of the bed")

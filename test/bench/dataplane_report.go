@@ -1,6 +1,6 @@
 package main
 
-// This file is how the dataplane's results are told.
+// This file defines tables, plots and promises of the dataplane's results.
 
 import "slices"
 
@@ -38,14 +38,14 @@ var dataplaneLayout = layout{
 	tables: func(r *results) []table { return []table{r.dataplaneTable()} },
 	panels: []panel{
 		newPanel("One TCP flow, Gbit/s", "more is better", "upload", resultStream(1, up), "download", resultStream(1, down)),
-		newPanel("Four TCP flows, Gbit/s", "more is better", "upload", resultStream(4, up), "download",
-			resultStream(4, down)),
-		newPanel("UDP of 1200 bytes, 1000/s", "more is better", "upload", resultDatagrams(up), "download",
-			resultDatagrams(down)),
+		newPanel("Four TCP flows, Gbit/s", "more is better", "upload", resultStream(4, up),
+			"download", resultStream(4, down)),
+		newPanel("UDP of 1200 bytes, 1000/s", "more is better", "upload", resultDatagrams(up),
+			"download", resultDatagrams(down)),
 		newPanel("HTTP requests, 1000/s", "more is better", "16 connections", resultRequests),
 		newPanel("Round trip beside a flow, ms", "less is better", "median", resultLoadMedian, "p99", resultLoad99),
-		newPanel("CPU of the tunnel processes, s/GB", "less is better", "upload", resultTunnelCPU(up), "download",
-			resultTunnelCPU(down)),
+		newPanel("CPU of the tunnel processes, s/GB", "less is better", "upload", resultTunnelCPU(up),
+			"download", resultTunnelCPU(down)),
 	},
 	promises: []promise{
 		{what: resultStream(1, up), of: bridgeLink, to: wireguardGo, bound: 2},
@@ -63,7 +63,7 @@ var dataplaneLayout = layout{
 	},
 }
 
-// dataplaneOrder is that of the table.
+// dataplaneOrder is the order of rows in the table.
 var dataplaneOrder = []result{
 	resultStream(1, up), resultStream(1, down), resultStream(4, up), resultStream(4, down),
 	resultDatagrams(up), resultDatagrams(down), resultRequests,
@@ -72,7 +72,8 @@ var dataplaneOrder = []result{
 	resultMemory, resultPeak,
 }
 
-// dataplaneTable is the medians, each with its range, and kubelink's as multiples of others'.
+// dataplaneTable has the medians, each with its range, and kubelink's medians as multiples of the medians of other
+// contenders.
 func (r *results) dataplaneTable() table {
 	names, titles := r.entrantsWith(dataplaneOrder...)
 	head := append([]string{"", "unit"}, titles...)

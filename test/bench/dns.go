@@ -1,9 +1,9 @@
 package main
 
-// This file compares DNS servers: who takes part, what they are asked, and in which order. Each is a process of the
-// same CoreDNS build on the gateway node of a real cluster, and the load comes from the same node over loopback. What
-// a link to another cluster would lead to is that cluster itself here (its DNS service, its API server): how packets
-// get there is not what is compared, so the brokers run in mode none.
+// This file compares DNS servers: it defines the contenders, the queries and their order. Each server is a process of
+// the same CoreDNS build on the gateway node of a real cluster, and the load comes from the same node over loopback.
+// The cluster itself, with its DNS service and its API server, takes the place of another cluster. The comparison is
+// not about the path of packets: so the brokers run in mode none.
 
 import (
 	"bytes"
@@ -27,19 +27,19 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// Who takes part.
+// The contenders.
 const (
-	whoamiServer     = "whoami"     // the floor: a plugin that only says who asks
+	whoamiServer     = "whoami"     // the least work: a plugin that only answers with the client's address
 	hostsServer      = "hosts"      // the same names from a file
-	legacyServer     = "legacy"     // what the legacy system generated for its DNS
-	dnsServer        = "dns"        // dns-propagation dns, on names that were asked before
-	dnsColdServer    = "dns-cold"   // the same, on names that were never asked
+	legacyServer     = "legacy"     // the Corefile that the legacy system generated
+	dnsServer        = "dns"        // dns-propagation dns, with names that were queried before
+	dnsColdServer    = "dns-cold"   // the same, with names that were never queried before
 	kubernetesServer = "kubernetes" // dns-propagation kubernetes
 	globalServer     = "global"     // the global domain
 	linksServer      = "links"      // a broker with many links
 )
 
-// dnsMeasures, as the flag -measures has them: names that exist, names that do not, and many links.
+// dnsMeasures are the values of the flag -measures: existing names, missing names, and many links.
 var dnsMeasures = []string{existingNames, missingNames, "links"}
 
 const (
@@ -50,41 +50,41 @@ const (
 const (
 	benchNamespace = "bench"
 	services       = 1000
-	moderateRate   = 2000 // queries per second at which latencies are compared
+	moderateRate   = 2000 // queries per second for the comparison of latencies
 	remoteLink     = "remote"
 	benchDomain    = "bench.svc.remote.kubelink."
 	globalDomain   = "svc.global.kubelink."
-	// forwardedTo is the mesh DNS address of brokers that shall not serve the global domain. Nobody is there.
+	// forwardedTo is the mesh DNS address of brokers that shall not serve the global domain. No host has it.
 	forwardedTo = "100.64.15.250"
 )
 
-// names are what a server is asked.
+// names are the names in the queries to a server.
 type names struct {
-	count   int // 0: there are always more, and none is asked twice
+	count   int // 0: there is no end, and no name is queried twice
 	name    func(i int) string
-	address func(i int) netip.Addr // of the A record in the answer; nil: whatever it is
+	address func(i int) netip.Addr // of the A record in the answer; nil: any
 	rcode   int
-	next    int    // number of the next one, if none is asked twice
-	file    string // with all questions, if there is a count
+	next    int    // number of the next name, if no name is queried twice
+	file    string // has all queries, if there is a count
 }
 
 // server is a contender.
 type server struct {
 	name    string
 	address netip.AddrPort
-	profile string // address of its profiles; empty: none
+	profile string // address at which it serves profiles; empty: none
 	asked   map[string]*names
 	process *testbed.Process
-	guess   map[string]float64 // queries per second, by kind of names: how many fresh names a run takes
+	guess   map[string]float64 // queries per second, by kind of names: for the number of fresh names in a run
 }
 
-// nameServers is the test bed with all who take part.
+// nameServers is the test bed with all contenders.
 type nameServers struct {
 	choice
-	load, latency time.Duration // how long queries per second and latencies are measured
+	load, latency time.Duration // duration of a run for queries per second, and for latencies
 	entries       int           // objects of the global domain
 	fleet         *fleet.Fleet
-	broker        *fleet.Broker // of the fleet; it is stopped but for what is measured of it
+	broker        *fleet.Broker // of the fleet; it is stopped, except for its own measures
 	host          *testbed.Host // of servers and load
 	dir           string
 	servers       []*server
@@ -95,7 +95,7 @@ type nameServers struct {
 
 // measureDNS runs the comparison.
 func measureDNS(ctx context.Context, o choice) (*results, error) {
-	if _, err := exec.LookPath("dnsperf"); err != nil { // not after all that does not need it
+	if _, err := exec.LookPath("dnsperf"); err != nil { // now, and not after the measures that do not need it
 		return nil, fmt.Errorf("%w: `make bench` installs it", err)
 	}
 	f, err := fleet.New(ctx, 1,
@@ -137,7 +137,7 @@ func (p *nameServers) runRounds(ctx context.Context) (err error) {
 		return err
 	}
 	for round := range p.rounds {
-		// Nobody comes always first, or always after the same one.
+		// No server always comes first, or always after the same other one.
 		order := slices.Clone(p.servers)
 		if round%2 == 1 {
 			slices.Reverse(order)
@@ -157,7 +157,7 @@ func (p *nameServers) runRounds(ctx context.Context) (err error) {
 	return nil
 }
 
-// writeQuestions makes a file of questions.
+// writeQuestions writes a file of queries.
 func (n *names) writeQuestions(file string, from, count int) error {
 	var b bytes.Buffer
 	for i := range count {
@@ -166,14 +166,14 @@ func (n *names) writeQuestions(file string, from, count int) error {
 	return os.WriteFile(file, b.Bytes(), 0o644)
 }
 
-// reserveNames reserves names that were never asked before.
+// reserveNames reserves names that were never queried before.
 func (n *names) reserveNames(count int) (from int) {
 	from = n.next
 	n.next += count
 	return from
 }
 
-// checkAnswers asks for a sample of the names and looks at the answers.
+// checkAnswers queries a sample of the names and checks the answers.
 func (p *nameServers) checkAnswers(ctx context.Context, s *server, kind string) error {
 	const sample = 20
 	n := s.asked[kind]
@@ -225,12 +225,12 @@ func (p *nameServers) measureServer(ctx context.Context, s *server, round int) e
 	return nil
 }
 
-// measureNames finds the queries per second that the server answers, and how long one takes at a moderate rate.
+// measureNames finds the queries per second that the server answers, and the latency at a moderate rate.
 func (p *nameServers) measureNames(ctx context.Context, s *server, kind string, round int) error {
 	n := s.asked[kind]
 	run := func(rate int, d time.Duration) (perfResult, error) {
 		load := perf{server: s.address, rcode: dns.RcodeToString[n.rcode], questions: n.file, duration: d, rate: rate}
-		if n.count == 0 { // as many fresh names as will be asked in that time
+		if n.count == 0 { // as many fresh names as the server can answer in that time
 			expected := float64(rate)
 			if rate == 0 {
 				expected = max(s.guess[kind], 2000)
@@ -243,9 +243,9 @@ func (p *nameServers) measureNames(ctx context.Context, s *server, kind string, 
 		}
 		return load.runDnsperf(ctx, p.host)
 	}
-	if n.count > 0 { // names that were asked before
-		if _, err := (perf{server: s.address, rcode: dns.RcodeToString[n.rcode], questions: n.file}).runDnsperf(ctx,
-			p.host); err != nil {
+	if n.count > 0 { // query all names once before
+		once := perf{server: s.address, rcode: dns.RcodeToString[n.rcode], questions: n.file}
+		if _, err := once.runDnsperf(ctx, p.host); err != nil {
 			return err
 		}
 	}
@@ -286,13 +286,13 @@ func (p *nameServers) measureNames(ctx context.Context, s *server, kind string, 
 	return nil
 }
 
-// addResult keeps and tells a result.
+// addResult keeps and prints a result.
 func (p *nameServers) addResult(name string, r result, value float64) {
 	p.results.addValue(r, name, value)
 	fmt.Printf("  %-44s %10s %s\n", r.title, r.formatValue(value), r.unit)
 }
 
-// startProfile takes a CPU profile of the server under full load in the first round; the returned function waits for
+// startProfile takes a CPU profile of the server under full load in the first round. The returned function waits for
 // it.
 func (p *nameServers) startProfile(ctx context.Context, s *server, kind string, round, rate int) func() error {
 	if s.profile == "" || round > 0 || rate > 0 {

@@ -1,6 +1,6 @@
 package main
 
-// This file is how the results of the DNS comparison are told.
+// This file defines tables, plots and promises of the DNS comparison.
 
 import (
 	"fmt"
@@ -46,12 +46,12 @@ var dnsLayout = layout{
 		return []table{r.namesTable(existingNames), r.namesTable(missingNames), r.linksTable()}
 	},
 	panels: []panel{
-		newPanel("Queries, 1000/s", "more is better", "existing names", resultQueries(existingNames), "missing names",
-			resultQueries(missingNames)),
-		newPanel(fmt.Sprintf("Median latency at %d/s, ms", moderateRate), "less is better", "existing names",
-			resultMedianLatency(existingNames), "missing names", resultMedianLatency(missingNames)),
-		newPanel(fmt.Sprintf("p99 latency at %d/s, ms", moderateRate), "less is better", "existing names",
-			result99Latency(existingNames), "missing names", result99Latency(missingNames)),
+		newPanel("Queries, 1000/s", "more is better",
+			"existing names", resultQueries(existingNames), "missing names", resultQueries(missingNames)),
+		newPanel(fmt.Sprintf("Median latency at %d/s, ms", moderateRate), "less is better",
+			"existing names", resultMedianLatency(existingNames), "missing names", resultMedianLatency(missingNames)),
+		newPanel(fmt.Sprintf("p99 latency at %d/s, ms", moderateRate), "less is better",
+			"existing names", result99Latency(existingNames), "missing names", result99Latency(missingNames)),
 	},
 	promises: dnsPromises(),
 }
@@ -75,31 +75,29 @@ func dnsPromises() (all []promise) {
 	)
 }
 
-// linksTable is a row per result.
+// linksTable has a row per result.
 func (r *results) linksTable() table {
 	t := table{words: 2, rows: [][]string{{fmt.Sprintf("%d links", manyLinks), "unit", "median", "maximum", "times"}}}
 	for _, what := range []result{resultStart, resultResident, resultResidentPeak, resultWithdrawn, resultWaited,
 		resultReturned, resultChanged, resultEntryWithdrawn, resultEntryReturned} {
 		if values := r.values[what][linksServer]; len(values) > 0 {
-			t.rows = append(t.rows,
-				[]string{what.title, what.unit, what.formatValue(r.median(what, linksServer)), what.formatValue(slices.Max(values)),
-					fmt.Sprint(len(values))})
+			t.rows = append(t.rows, []string{what.title, what.unit,
+				what.formatValue(r.median(what, linksServer)), what.formatValue(slices.Max(values)), fmt.Sprint(len(values))})
 		}
 	}
 	return t
 }
 
-// namesTable is a row per contender.
+// namesTable has a row per contender.
 func (r *results) namesTable(kind string) table {
 	queries, cpu, median, p99 := resultQueries(kind), resultCPU(kind), resultMedianLatency(kind), result99Latency(kind)
 	t := table{words: 1, rows: [][]string{{kind + " names", queries.unit, "/ whoami", "/ former", "CPU, µs",
 		fmt.Sprintf("median at %d/s, ms", moderateRate), "p99, ms"}}}
 	names, titles := r.entrantsWith(queries)
 	for i, name := range names {
-		t.rows = append(t.rows,
-			[]string{titles[i], r.formatMedian(queries, name), formatRatio(r.ratio(queries, name, whoamiServer)),
-				formatRatio(r.ratio(queries, name, legacyServer)),
-				r.formatMedian(cpu, name), r.formatMedian(median, name), r.formatMedian(p99, name)})
+		t.rows = append(t.rows, []string{titles[i], r.formatMedian(queries, name),
+			formatRatio(r.ratio(queries, name, whoamiServer)), formatRatio(r.ratio(queries, name, legacyServer)),
+			r.formatMedian(cpu, name), r.formatMedian(median, name), r.formatMedian(p99, name)})
 	}
 	return t
 }

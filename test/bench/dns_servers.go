@@ -1,7 +1,7 @@
 package main
 
-// This file makes what the DNS servers serve the names of, and starts them: services and a link in the API, Corefiles,
-// questions.
+// This file creates the objects behind the names (services, a link, entries), and starts the DNS servers with their
+// Corefiles and queries.
 
 import (
 	"bytes"
@@ -28,7 +28,7 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// setUp makes what the names are of, and starts the servers.
+// setUp creates the objects behind the names and starts the servers.
 func (p *nameServers) setUp(ctx context.Context) error {
 	if !slices.Contains(p.measures, existingNames) && !slices.Contains(p.measures, missingNames) {
 		return nil
@@ -80,17 +80,17 @@ func (p *nameServers) setUp(ctx context.Context) error {
 	return nil
 }
 
-// configureServer returns the plugins of a server, and what it is asked.
+// configureServer returns the plugins of a server and the names for its queries.
 func (p *nameServers) configureServer(
 	name, hostsFile string, addresses []netip.Addr,
 ) (plugins string, existing, missing names) {
 	existing = names{count: services, name: serviceName, address: func(i int) netip.Addr { return addresses[i] }}
 	missing = names{count: services, name: missingName, rcode: dns.RcodeNameError}
 	switch name {
-	case whoamiServer: // for which no name is missing, or has an address
+	case whoamiServer: // whoami has no missing names and no addresses
 		plugins = "    whoami\n"
 		existing.address, missing.rcode = nil, dns.RcodeSuccess
-	case hostsServer: // which has no SOA record for a denial, and says so
+	case hostsServer: // hosts has no SOA record for a denial: it answers SERVFAIL
 		plugins = "    hosts " + hostsFile + "\n"
 		missing.rcode = dns.RcodeServerFailure
 	case legacyServer:
@@ -127,9 +127,10 @@ func podName(i int) string {
 	return strings.ReplaceAll(podAddress(i).String(), ".", "-") + "." + benchNamespace + ".pod.remote.kubelink."
 }
 
-// legacyPlugins is what the legacy system configured for a cluster: names rewritten in question and answer, the
-// cluster's DNS service asked, 30 s of cache; and a denial of all other names of the mesh. Its log line per query is
-// left out. The cache has no effect: CoreDNS rewrites first, and then the names are not of the block's zone any more.
+// legacyPlugins are the plugins that the legacy system configured for a cluster: they rewrite names in question and
+// answer, ask the cluster's DNS service, cache for 30 s, and deny all other names of the mesh. The log line per query
+// is left out. The cache has no effect: CoreDNS rewrites first, and then the names are not in the block's zone any
+// more.
 func legacyPlugins(upstream netip.Addr) string {
 	return fmt.Sprintf(`    rewrite stop {
         name regex (.*)\.remote\.kubelink\. {1}.cluster.local.
@@ -147,10 +148,10 @@ func legacyPlugins(upstream netip.Addr) string {
 `, upstream)
 }
 
-// kubeconfigPath is the path of the one that the brokers use. What they may read is not what is measured.
+// kubeconfigPath is the path of the kubeconfig of the brokers. Their permissions do not matter for the measures.
 func (p *nameServers) kubeconfigPath() string { return filepath.Join(p.dir, "kubeconfig") }
 
-// brokerStanza is that of a broker which serves names only.
+// brokerStanza returns the stanza of a broker that serves only names.
 func (p *nameServers) brokerStanza(propagation string, global bool) string {
 	text := fmt.Sprintf(`    kubelink {
         kubeconfig %s
@@ -161,19 +162,19 @@ func (p *nameServers) brokerStanza(propagation string, global bool) string {
         served-links %s
         dns-propagation %s
 `, p.kubeconfigPath(), fleet.Namespace, p.broker.MeshAddress, remoteLink, propagation)
-	// One of them serves the global domain, and writes the status of its objects.
+	// One broker serves the global domain and writes the status of its objects.
 	if !global && slices.Contains(p.contenders, globalServer) {
 		text += "        meshdns-service-ip " + forwardedTo + "\n"
 	}
 	return text + "    }\n"
 }
 
-// createServices makes the services whose names are asked for, and returns their addresses.
+// createServices creates the services behind the names and returns their addresses.
 func (p *nameServers) createServices(ctx context.Context) ([]netip.Addr, error) {
 	addresses := make([]netip.Addr, services)
 	return addresses, inParallel(ctx, services, func(ctx context.Context, i int) (err error) {
 		o := &corev1.Service{
-			// They are names only: kube-proxy need not care.
+			// Only the names matter: kube-proxy need not handle these services.
 			ObjectMeta: metav1.ObjectMeta{Namespace: benchNamespace, Name: fmt.Sprintf("s-%04d", i),
 				Labels: map[string]string{"service.kubernetes.io/service-proxy-name": "none"}},
 			Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{testbed.TCPPort(80)}},
@@ -201,23 +202,23 @@ func inParallel(ctx context.Context, n int, f func(ctx context.Context, i int) e
 	return g.Wait()
 }
 
-// createLink makes the link to the cluster, as if it was another one, with access to its API.
+// createLink creates the link to the cluster, as if it was another one, with access to its API.
 func (p *nameServers) createLink(ctx context.Context) error {
-	// that of the test bed's DNS
+	// the account of the test bed's DNS
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}}
 	token := &authenticationv1.TokenRequest{}
 	if err := p.broker.Client.SubResource("token").Create(ctx, account, token); err != nil {
 		return err
 	}
 	ca := &corev1.ConfigMap{}
-	if err := p.broker.Client.Get(ctx, client.ObjectKey{Namespace: fleet.Namespace, Name: "kube-root-ca.crt"},
-		ca); err != nil {
+	key := client.ObjectKey{Namespace: fleet.Namespace, Name: "kube-root-ca.crt"}
+	if err := p.broker.Client.Get(ctx, key, ca); err != nil {
 		return err
 	}
 	secret := &corev1.Secret{
-		// As if the cluster had announced it. What a user sets is told to be of no use by the brokers that use the DNS
-		// service, and not by the others: they would write the status of the link in turns, for ever, beside what is
-		// measured.
+		// The secret looks as if the cluster had announced it. If a user had set it, the brokers that use the DNS service
+		// would say that it has no effect, and the other brokers would not: they would write the status of the link in
+		// turns for ever, beside the measures.
 		ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: mesh.AnnouncedSecret + remoteLink},
 		StringData: map[string]string{"token": token.Status.Token, "certificate-authority-data": ca.Data["ca.crt"]},
 	}
@@ -232,15 +233,15 @@ func (p *nameServers) createLink(ctx context.Context) error {
 	return p.broker.Apply(ctx, l)
 }
 
-// createEntries makes the objects of the global domain.
+// createEntries creates the objects of the global domain.
 func (p *nameServers) createEntries(ctx context.Context) error {
 	return inParallel(ctx, p.entries, func(ctx context.Context, i int) error {
 		return p.broker.Client.Create(ctx, newEntry(fmt.Sprintf("g-%05d", i), entryName(i), entryAddress(i)))
 	})
 }
 
-// waitForEntries waits until the broker has written the states of all entries, which takes minutes: beside that
-// nothing can be measured.
+// waitForEntries waits until the broker has written the states of all entries. This takes minutes, and measures
+// beside it would be wrong.
 func (p *nameServers) waitForEntries(ctx context.Context) error {
 	return testbed.Until(ctx, "the states of the entries", func(ctx context.Context) error {
 		list := &unstructured.UnstructuredList{}
@@ -257,7 +258,7 @@ func (p *nameServers) waitForEntries(ctx context.Context) error {
 		if missing == 0 {
 			return nil
 		}
-		select { // thousands of objects are not to be read all the time
+		select { // reading thousands of objects takes time from the broker
 		case <-ctx.Done():
 		case <-time.After(2 * time.Second):
 		}
@@ -265,7 +266,7 @@ func (p *nameServers) waitForEntries(ctx context.Context) error {
 	})
 }
 
-// newEntry is a CoreDNSEntry with addresses for a name.
+// newEntry returns a CoreDNSEntry with addresses for a name.
 func newEntry(object, name string, addresses ...netip.Addr) *unstructured.Unstructured {
 	o := &unstructured.Unstructured{}
 	o.SetAPIVersion("coredns.mandelsoft.org/v1alpha1")
@@ -285,7 +286,7 @@ func setAddresses(o *unstructured.Unstructured, addresses ...netip.Addr) {
 	unstructured.SetNestedStringSlice(o.Object, texts, "spec", "A")
 }
 
-// startServer starts a server and waits until it answers as it should.
+// startServer starts a server and waits for its right answers.
 func (p *nameServers) startServer(ctx context.Context, s *server, plugins string) (err error) {
 	if s.profile != "" {
 		plugins = "    pprof " + s.profile + "\n" + plugins

@@ -1,6 +1,6 @@
 package main
 
-// This file runs dnsperf and reads what it says.
+// This file runs dnsperf and reads its output.
 
 import (
 	"context"
@@ -15,23 +15,23 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// perf is one run of dnsperf, with 100 queries under way at any time unless the rate is limited.
+// perf is one run of dnsperf. It keeps 100 queries under way at any time, unless the rate is limited.
 type perf struct {
 	server    netip.AddrPort
 	questions string        // file
-	rcode     string        // that every answer has to have
-	duration  time.Duration // of asking all again and again; 0: ask every question once
-	rate      int           // queries per second at most; each is timed then
+	rcode     string        // required in every answer
+	duration  time.Duration // duration of repeating all queries; 0: each query once
+	rate      int           // queries per second at most; dnsperf then times each query
 }
 
-// perfResult is what a run found.
+// perfResult is the result of a run.
 type perfResult struct {
 	answers float64
 	rate    float64         // answers per second
-	times   []time.Duration // of the answers, sorted; with perf.rate only
+	times   []time.Duration // latencies, sorted; with perf.rate only
 }
 
-// runDnsperf asks the server from the host. Anything but the expected answer to every query is an error.
+// runDnsperf queries the server from the host. Any answer but the expected one is an error.
 func (p perf) runDnsperf(ctx context.Context, from *testbed.Host) (r perfResult, err error) {
 	args := []string{"-s", p.server.Addr().String(), "-p", strconv.Itoa(int(p.server.Port())), "-d", p.questions,
 		"-t", "2"}
@@ -52,8 +52,8 @@ func (p perf) runDnsperf(ctx context.Context, from *testbed.Host) (r perfResult,
 
 // parseOutput reads dnsperf's output.
 func (p perf) parseOutput(out string) (r perfResult, err error) {
-	sent, completed, right := parseNumber(out, "Queries sent"), parseNumber(out, "Queries completed"), parseNumber(out,
-		"Response codes", p.rcode)
+	sent, completed := parseNumber(out, "Queries sent"), parseNumber(out, "Queries completed")
+	right := parseNumber(out, "Response codes", p.rcode)
 	r.answers, r.rate = completed, parseNumber(out, "Queries per second")
 	if sent == 0 || r.rate == 0 || completed != sent || right != sent {
 		return r, fmt.Errorf("dnsperf: %.0f queries, %.0f answered, %.0f of these with %s\n%s", sent, completed, right,
@@ -81,8 +81,8 @@ func (p perf) parseOutput(out string) (r perfResult, err error) {
 	return r, nil
 }
 
-// parseNumber reads a line of the statistics. With a word, it is the number that follows the word. What is not there
-// is 0.
+// parseNumber reads a line of the statistics. With a word, it returns the number after the word. A missing number is
+// 0.
 func parseNumber(out, title string, word ...string) float64 {
 	pattern := `(?m)^\s*` + title + `:\s+`
 	if len(word) > 0 {
@@ -92,11 +92,11 @@ func parseNumber(out, title string, word ...string) float64 {
 	if m == nil {
 		return 0
 	}
-	n, _ := strconv.ParseFloat(m[1], 64) // it is one, as the expression says
+	n, _ := strconv.ParseFloat(m[1], 64) // the expression has found a number
 	return n
 }
 
-// lastStatistics is the end of what dnsperf wrote, from its statistics on.
+// lastStatistics returns the statistics at the end of dnsperf's output.
 func lastStatistics(out string) string {
 	if i := strings.Index(out, "Statistics:"); i >= 0 {
 		out = out[i:]

@@ -42,8 +42,8 @@ func TestDnsperfOutput(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	for name, output := range map[string]string{
-		"lost": strings.NewReplacer("completed:    3 (100.00%)", "completed:    2 (66.67%)", "NOERROR 3",
-			"NOERROR 2").Replace(dnsperfOutput),
+		"lost": strings.NewReplacer("completed:    3 (100.00%)", "completed:    2 (66.67%)",
+			"NOERROR 3", "NOERROR 2").Replace(dnsperfOutput),
 		"another rcode": strings.Replace(dnsperfOutput, "NOERROR 3 (100.00%)", "NOERROR 2 (66.67%), SERVFAIL 1 (33.33%)", 1),
 		"only others":   strings.Replace(dnsperfOutput, "NOERROR 3", "NXDOMAIN 3", 1),
 		"not timed": strings.Replace(dnsperfOutput, "> NOERROR s-0001.bench.svc.remote.kubelink A 0.000113",

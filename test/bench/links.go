@@ -1,8 +1,9 @@
 package main
 
-// This file measures a broker with many links: how long it takes to start and what memory it has then, and how soon
-// names follow links and objects. The other clusters are stubs in this process, each with a TLS connection of its own
-// and a DNS service that is asked through it. What counts is what a client sees that asks all the time.
+// This file measures a broker with many links: the time of its start, its memory after that, and how soon names
+// follow links and objects. The other clusters are stubs in this process. Each has a TLS connection of its own, and a
+// DNS service that the broker asks through this connection. The measures show the view of a client that queries all
+// the time.
 
 import (
 	"context"
@@ -28,7 +29,7 @@ import (
 
 const (
 	manyLinks = 250
-	changes   = 20 // how often a link is lost, and an object changed
+	changes   = 20 // number of lost links, and of changed objects
 	stubPort  = 8090
 )
 
@@ -38,7 +39,7 @@ var (
 	manyServices = netip.MustParsePrefix("10.100.0.0/24")
 )
 
-// measureLinks starts the fleet's broker with many links, in every round anew, and then changes them.
+// measureLinks starts the fleet's broker with many links in every round, and then changes the links.
 func (p *nameServers) measureLinks(ctx context.Context) (err error) {
 	if p.stubs, err = peer.ServeStubs(p.broker.Gateway().Host, stubPort, p.fleet.CA, manyLinks, manyMesh,
 		manyServices); err != nil {
@@ -76,7 +77,7 @@ func (p *nameServers) measureLinks(ctx context.Context) (err error) {
 	return p.removeLinks(ctx)
 }
 
-// createLinks makes the mesh.
+// createLinks creates the mesh.
 func (p *nameServers) createLinks(ctx context.Context) error {
 	hosts := map[string]netip.Addr{}
 	for _, s := range p.stubs.All {
@@ -105,7 +106,7 @@ func (p *nameServers) removeLinks(ctx context.Context) error {
 	if err := p.broker.Client.DeleteAllOf(ctx, &v1alpha1.KubeLink{}); err != nil {
 		return err
 	}
-	// the last one: the broker keeps it until the others are gone
+	// the broker keeps the LocalLink until all other links are gone
 	if err := p.broker.Remove(ctx, p.broker.Name); err != nil {
 		return err
 	}
@@ -131,7 +132,7 @@ func (p *nameServers) startLinks(ctx context.Context, round int) error {
 		profile = profileCPU(ctx, p.host, brokerProfile, 5*time.Second,
 			filepath.Join(p.profile, fmt.Sprintf("links-start%d.pprof", round+1)))
 	}
-	// Of a process that does not listen yet, hundreds of clients would learn nothing and take its time.
+	// Hundreds of clients would take time from a process that does not listen yet.
 	first := p.stubs.All[0]
 	if _, err := p.waitForAnswer(ctx, serviceOf(first), 10*time.Millisecond,
 		wantAddresses(first.ServiceAddress())); err != nil {
@@ -159,7 +160,7 @@ func (p *nameServers) startLinks(ctx context.Context, round int) error {
 	return errors.Join(p.broker.WaitReady(ctx), profile())
 }
 
-// loseLink measures what a client sees of a link that is lost, and comes back.
+// loseLink measures how a client sees the loss and the return of a link.
 func (p *nameServers) loseLink(ctx context.Context, s *peer.Stub) error {
 	lost, back, err := p.measureOutage(ctx, s, serviceOf(s), wantUnavailable, wantAddresses(s.ServiceAddress()))
 	if err != nil {
@@ -171,11 +172,10 @@ func (p *nameServers) loseLink(ctx context.Context, s *peer.Stub) error {
 	return nil
 }
 
-// reaction is how soon a change was seen.
+// reaction is the time from a change to the answers that show it, and the longest wait for an answer meanwhile.
 type reaction struct{ took, longest time.Duration }
 
-// measureOutage takes a stub down and up again, and measures how soon the answer for a name is the one that is right
-// then.
+// measureOutage takes a stub down and up again. It measures how soon the right answer for a name follows each time.
 func (p *nameServers) measureOutage(
 	ctx context.Context, s *peer.Stub, name string, down, up func(*dns.Msg) error,
 ) (lost, back reaction, err error) {
@@ -188,8 +188,8 @@ func (p *nameServers) measureOutage(
 	return lost, back, err
 }
 
-// measureChange makes a change and measures how soon the answer for a name is the one that is right then. The client
-// has asked before.
+// measureChange makes a change and measures how soon the right answer for a name follows. The client queries before
+// the change, too.
 func (p *nameServers) measureChange(
 	ctx context.Context, name string, right func(*dns.Msg) error, change func(context.Context) error,
 ) (s reaction, err error) {
@@ -210,7 +210,7 @@ func (p *nameServers) measureChange(
 	return reaction{since.Sub(begin), c.finish()}, nil
 }
 
-// changeEntries measures how soon the names of the global domain are those of the objects, and of the links.
+// changeEntries measures how soon the names of the global domain follow their objects and links.
 func (p *nameServers) changeEntries(ctx context.Context) error {
 	address := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 30, 0, byte(i)}) }
 	name := "changing." + globalDomain
@@ -252,10 +252,10 @@ func (p *nameServers) changeEntries(ctx context.Context) error {
 	return nil
 }
 
-// serviceOf is the name of a stub's service in the mesh.
+// serviceOf returns the name of a stub's service in the mesh.
 func serviceOf(s *peer.Stub) string { return "web.default.svc." + s.Name + ".kubelink." }
 
-// wantAddresses wants exactly these A records.
+// wantAddresses requires exactly these A records.
 func wantAddresses(want ...netip.Addr) func(*dns.Msg) error {
 	return func(m *dns.Msg) error {
 		var got []netip.Addr
@@ -266,15 +266,15 @@ func wantAddresses(want ...netip.Addr) func(*dns.Msg) error {
 			}
 		}
 		slices.SortFunc(got, netip.Addr.Compare)
-		if sorted := slices.SortedFunc(slices.Values(want), netip.Addr.Compare); m.Rcode != dns.RcodeSuccess ||
-			!slices.Equal(got, sorted) {
+		sorted := slices.SortedFunc(slices.Values(want), netip.Addr.Compare)
+		if m.Rcode != dns.RcodeSuccess || !slices.Equal(got, sorted) {
 			return fmt.Errorf("%s %v, not %v", dns.RcodeToString[m.Rcode], got, sorted)
 		}
 		return nil
 	}
 }
 
-// wantUnavailable wants a failure with its reason.
+// wantUnavailable requires a failure with its reason.
 func wantUnavailable(m *dns.Msg) error {
 	if opt := m.IsEdns0(); m.Rcode == dns.RcodeServerFailure && opt != nil {
 		for _, o := range opt.Option {
@@ -286,8 +286,8 @@ func wantUnavailable(m *dns.Msg) error {
 	return fmt.Errorf("%s %v, not SERVFAIL with an Extended DNS Error", dns.RcodeToString[m.Rcode], m.Answer)
 }
 
-// waitForAnswer asks the broker for the A records of a name until the answer is right and stays so, and returns since
-// when it is.
+// waitForAnswer queries the broker for the A records of a name until the answer is right and stays right. It returns
+// the time of the first right answer.
 func (p *nameServers) waitForAnswer(
 	ctx context.Context, name string, pace time.Duration, right func(*dns.Msg) error,
 ) (time.Time, error) {
@@ -299,18 +299,18 @@ func (p *nameServers) waitForAnswer(
 	return c.waitUntilRight(ctx, right)
 }
 
-// poller is a client that asks for the A records of a name at a pace, whatever becomes of its questions.
+// poller is a client that queries the A records of a name at a pace, without waiting for answers.
 type poller struct {
 	name    string
 	conn    net.Conn
 	stop    context.CancelFunc
-	longest time.Duration // wait for an answer
+	longest time.Duration // longest wait for an answer
 
 	mu    sync.Mutex
-	asked map[uint16]time.Time // what is not answered yet
+	asked map[uint16]time.Time // queries without an answer yet
 }
 
-// startPoller begins to ask the broker.
+// startPoller starts to query the broker.
 func (p *nameServers) startPoller(ctx context.Context, name string, pace time.Duration) (*poller, error) {
 	q := new(dns.Msg).SetQuestion(name, dns.TypeA)
 	q.SetEdns0(1232, false)
@@ -332,7 +332,7 @@ func (p *nameServers) startPoller(ctx context.Context, name string, pace time.Du
 			c.asked[id] = time.Now()
 			c.mu.Unlock()
 			binary.BigEndian.PutUint16(question, id)
-			conn.Write(question) // an error means that nobody listens
+			conn.Write(question) // an error means that the broker does not listen
 			<-ticker.C
 		}
 	}()
@@ -344,7 +344,7 @@ func (c *poller) close() {
 	c.conn.Close()
 }
 
-// readAnswer returns the next answer and when its question was asked. It waits until the deadline.
+// readAnswer returns the next answer and the time of its query. It waits until the deadline.
 func (c *poller) readAnswer(deadline time.Time) (m *dns.Msg, sent time.Time, ok bool) {
 	buffer := make([]byte, dns.MinMsgSize*3)
 	for time.Now().Before(deadline) {
@@ -366,7 +366,7 @@ func (c *poller) readAnswer(deadline time.Time) (m *dns.Msg, sent time.Time, ok 
 	return nil, sent, false
 }
 
-// waitUntilRight reads answers until they are right and stay so, and returns since when they are.
+// waitUntilRight reads answers until they are right and stay right. It returns the time of the first right answer.
 func (c *poller) waitUntilRight(ctx context.Context, right func(*dns.Msg) error) (since time.Time, err error) {
 	const steady = 5
 	wrong := errors.New("no answer")
@@ -383,15 +383,15 @@ func (c *poller) waitUntilRight(ctx context.Context, right func(*dns.Msg) error)
 			since, times = time.Now(), 1
 		case err == nil:
 			times++
-		case sent.After(since): // and not one that took its time
+		case sent.After(since): // a later query, and not a late answer
 			wrong, times = err, 0
 		}
 	}
 	return since, nil
 }
 
-// finish ends the asking and waits for the answers to all questions. It returns how long the longest took; what is not
-// answered by then, which is as long as clients wait, counts as that.
+// finish stops the queries and waits for all answers. It returns the longest wait. A query without an answer by then,
+// which is as long as clients wait, counts as that.
 func (c *poller) finish() time.Duration {
 	c.stop()
 	const limit = 5 * time.Second

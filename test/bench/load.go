@@ -1,11 +1,11 @@
 package main
 
-// This file is the load: sockets in the namespaces of pods, and TCP flows that check what they carry. datagrams.go and
-// requests.go have the other kinds of load.
+// This file makes load of TCP: sockets in the namespaces of pods, and flows that check their content. datagrams.go
+// and requests.go make the other kinds of load.
 //
-// Both ends of everything live in this process, so that byte counts are compared without a protocol. All sockets
-// block, and each has a thread of its own: Go's network poller would cost more per wake-up than what is measured, and
-// take part in the latency that is.
+// Both ends of each connection are in this process, so that it can compare byte counts without a protocol. All
+// sockets block, and each has a thread of its own: Go's network poller would cost more per wake-up than the measured
+// operations, and would add to the measured latency.
 
 import (
 	"bytes"
@@ -23,10 +23,10 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// patience is how long a socket may make no progress. It is far beyond what a working path needs.
+// patience is the longest time without progress of a socket. It is far beyond the needs of a working path.
 const patience = 10 * time.Second
 
-// socket is a blocking IPv4 socket with default options, but for its timeouts.
+// socket is a blocking IPv4 socket with default options, except for its timeouts.
 type socket int
 
 // openSocket makes a socket in the host's network namespace.
@@ -61,7 +61,7 @@ func dialSocket(h *testbed.Host, kind int, to netip.AddrPort) (socket, error) {
 	}
 	err = retryInterrupted(func() error {
 		err := unix.Connect(int(s), &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
-		if err == unix.EISCONN { // what a signal interrupted went on
+		if err == unix.EISCONN { // the connection went on after the signal
 			return nil
 		}
 		return err
@@ -90,7 +90,7 @@ func listenSocket(h *testbed.Host, kind int, port int) (socket, error) {
 	return s, nil
 }
 
-// retryInterrupted repeats a system call that a signal interrupted: the Go runtime sends many.
+// retryInterrupted repeats a system call after a signal: the Go runtime sends many.
 func retryInterrupted(call func() error) error {
 	for {
 		switch err := call(); err {
@@ -135,7 +135,7 @@ func connectPair(client *testbed.Host, listener socket, to netip.AddrPort) (near
 	if near, err = dialSocket(client, unix.SOCK_STREAM, to); err != nil {
 		return -1, -1, err
 	}
-	// The token tells that the two ends are of the same connection, and not that something on the way answered.
+	// The token shows that both ends belong to the same connection, and that no other process answered.
 	var sent, got [8]byte
 	binary.NativeEndian.PutUint64(sent[:], tokens.Add(1))
 	if _, err = near.write(sent[:]); err == nil {
@@ -164,7 +164,7 @@ func connectPair(client *testbed.Host, listener socket, to netip.AddrPort) (near
 	return near, far, nil
 }
 
-// blockSize is what is written and read at once. Each block of a flow starts with its number, the rest is pattern.
+// blockSize is the size of a read or write. Each block of a flow starts with its number, the rest is the pattern.
 const blockSize = 256 << 10
 
 var pattern = func() []byte {
@@ -215,8 +215,8 @@ func (f *flow) receiveBlocks() error {
 	}
 }
 
-// checkPiece verifies a piece of a flow at its cheapest: block numbers, and both ends of the piece, which is where
-// bytes lost, doubled or out of order show.
+// checkPiece verifies a piece of a flow at low cost: it compares block numbers and both ends of the piece. Lost,
+// doubled or reordered bytes show there.
 func checkPiece(piece []byte, at uint64) error {
 	const sample = 64
 	verify := func(p []byte, at uint64) error {
@@ -262,7 +262,7 @@ const (
 	down direction = "down" // server to client
 )
 
-// flows is a number of flows in one direction that run at the same time.
+// flows are flows in one direction that run at the same time.
 type flows []*flow
 
 // openFlows makes the connections.
@@ -296,8 +296,8 @@ func (all flows) receivedBytes() (n uint64) {
 	return n
 }
 
-// runDuring keeps all flows busy while measure runs, which begins after the warm-up, and checks that all that was sent
-// has arrived.
+// runDuring keeps all flows busy during the warm-up and while measure runs. It checks that all bytes that were sent
+// have arrived.
 func (all flows) runDuring(ctx context.Context, warmUp time.Duration, measure func() error) error {
 	var stop atomic.Bool
 	var wg sync.WaitGroup

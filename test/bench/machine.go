@@ -1,6 +1,6 @@
 package main
 
-// This file reads /proc: what processes and the machine spend, and what machine it is.
+// This file reads /proc: the CPU time and memory of processes, the load of the machine, and its description.
 
 import (
 	"context"
@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const tick = time.Second / 100 // USER_HZ of all Linux ports that matter
+const tick = time.Second / 100 // USER_HZ on all common Linux ports
 
-// processTime is the CPU time of the processes, user and system.
+// processTime returns the CPU time of the processes, user and system.
 func processTime(pids []int) (total time.Duration, err error) {
 	for _, pid := range pids {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -37,7 +37,7 @@ func processTime(pids []int) (total time.Duration, err error) {
 	return total, nil
 }
 
-// machineTime is the time that all CPUs were busy: user, nice, system, irq and softirq.
+// machineTime returns the time that all CPUs were busy: user, nice, system, irq and softirq.
 func machineTime() (total time.Duration, err error) {
 	stat, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -55,10 +55,10 @@ func machineTime() (total time.Duration, err error) {
 	return total, nil
 }
 
-// quiet tells whether somebody else uses the machine, of which /proc of the test bed shows no processes: while
-// nothing is measured, it should be idle but for the clusters' housekeeping.
+// quiet finds out whether other load uses the machine. /proc of the test bed does not show its processes. Between
+// measures the machine should be idle, except for the clusters' housekeeping.
 type quiet struct {
-	patience time.Duration // how long to wait for others, over all
+	patience time.Duration // how long to wait for an idle machine, in total
 }
 
 const (
@@ -66,7 +66,7 @@ const (
 	quietShare  = 0.25 // of all CPUs that may be busy
 )
 
-// waitUntilQuiet waits until nobody else uses the machine, and returns false when there is no patience left.
+// waitUntilQuiet waits until no other load uses the machine, and returns false when no patience is left.
 func (q *quiet) waitUntilQuiet(ctx context.Context) (bool, error) {
 	for {
 		ok, err := q.isQuiet(ctx)
@@ -77,8 +77,9 @@ func (q *quiet) waitUntilQuiet(ctx context.Context) (bool, error) {
 	}
 }
 
-// runQuietly calls f while nobody else uses the machine, as far as that can be seen: it waits for that, and calls f
-// again when it is no longer so afterwards. It tells whether the last call was disturbed.
+// runQuietly calls f while no other load uses the machine, as far as the bench can see: it waits for an idle machine,
+// and calls f again if the machine is not idle after the call. disturbed is true if other load disturbed the last
+// call.
 func (q *quiet) runQuietly(ctx context.Context, what string, f func() error) (disturbed bool, err error) {
 	for {
 		quiet, err := q.waitUntilQuiet(ctx)
@@ -98,11 +99,11 @@ func (q *quiet) runQuietly(ctx context.Context, what string, f func() error) (di
 			return !quiet, nil
 		}
 		q.patience -= time.Since(start)
-		fmt.Printf("  %s is measured again: somebody else uses the machine\n", what)
+		fmt.Printf("  %s is measured again: other programs use the machine\n", what)
 	}
 }
 
-// isQuiet looks once.
+// isQuiet measures the load once.
 func (q *quiet) isQuiet(ctx context.Context) (bool, error) {
 	before, err := machineTime()
 	if err != nil {
@@ -118,7 +119,7 @@ func (q *quiet) isQuiet(ctx context.Context) (bool, error) {
 	return (after - before).Seconds() <= quietShare*float64(runtime.NumCPU())*time.Since(start).Seconds(), err
 }
 
-// readMemory is the processes' resident memory, now and at its highest since resetPeak, in bytes.
+// readMemory returns the processes' resident memory, now and at its highest since resetPeak, in bytes.
 func readMemory(pids []int) (resident, peak int64, err error) {
 	for _, pid := range pids {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -151,7 +152,7 @@ func resetPeak(pids []int) (err error) {
 	return err
 }
 
-// describeMachine is one line about where the numbers are from.
+// describeMachine returns one line about the machine of the measures.
 func describeMachine() string {
 	model := "unknown CPU"
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {

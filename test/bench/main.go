@@ -1,5 +1,4 @@
-// Bench measures kubelink on the test bed. It exits with 1 where a run had errors or a promise was
-// not kept.
+// Bench measures kubelink on the test bed. Its exit code is 1 if a run had errors or did not keep a promise.
 package main
 
 import (
@@ -36,7 +35,7 @@ func main() {
 	}))
 }
 
-// choice is what is measured of whom, and how thoroughly.
+// choice says what to measure of which contenders, and how thoroughly.
 type choice struct {
 	contenders, measures []string
 	rounds               int
@@ -44,14 +43,14 @@ type choice struct {
 	profile              string // folder for CPU profiles
 }
 
-// options are flags.
+// options are the flags.
 type options struct {
 	choice
 	what          []string
 	write, strict bool
 }
 
-// comparison is a benchmark of several contenders in turns.
+// comparison is a benchmark of several contenders that take turns.
 type comparison struct {
 	*layout
 	measures []string
@@ -106,7 +105,7 @@ func parseFlags() (o options) {
 			o.rounds = 2
 		}
 	}
-	// Who chooses something of a comparison means that one.
+	// A contender or a measure in a flag also chooses its comparison.
 	set := map[string]bool{}
 	flag.Visit(func(f *flag.Flag) { set[f.Name] = true })
 	if !set["what"] && (set["only"] || set["measures"]) {
@@ -122,7 +121,7 @@ func parseFlags() (o options) {
 	return o
 }
 
-// entrantNames are those of the entrants.
+// entrantNames returns the names of the entrants.
 func (l *layout) entrantNames() (names []string) {
 	for _, e := range l.entrants {
 		names = append(names, e.name)
@@ -130,7 +129,7 @@ func (l *layout) entrantNames() (names []string) {
 	return names
 }
 
-// narrowChoice is the part of the choice that is about this comparison.
+// narrowChoice returns the part of the choice that concerns this comparison.
 func (c comparison) narrowChoice(o choice) choice {
 	other := func(known []string) func(string) bool {
 		return func(name string) bool { return !slices.Contains(known, name) }
@@ -145,7 +144,7 @@ func (o options) runAll() error {
 	chosen := slices.DeleteFunc(slices.Clone(comparisons),
 		func(c comparison) bool { return !slices.Contains(o.what, c.section) })
 	if o.write {
-		for _, c := range chosen { // before minutes are spent
+		for _, c := range chosen { // before the measures, which take minutes
 			if _, _, _, err := c.splitReadme(); err != nil {
 				return err
 			}
@@ -179,7 +178,7 @@ func (o options) runAll() error {
 
 func (c comparison) runComparison(ctx context.Context, o choice) (*results, error) {
 	if !o.hold {
-		// Far more than it takes: a bench that hangs is one that failed.
+		// This is far more than the bench needs: a bench that hangs has failed.
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(3+o.rounds*len(o.contenders))*time.Minute)
 		defer cancel()
@@ -189,8 +188,8 @@ func (c comparison) runComparison(ctx context.Context, o choice) (*results, erro
 
 const rounds = 20
 
-// measureApply measures from the start of `kubectl apply` of a KubeLink to the first packet
-// through and to the first right DNS answer. kubectl's own time is in it, and told apart.
+// measureApply measures the time from the start of `kubectl apply` of a KubeLink to the first packet and back, and to
+// the first right DNS answer. This includes kubectl's own time, which measureApply shows separately.
 func measureApply(ctx context.Context) error {
 	f, err := fleet.New(ctx, 2, fleet.Options{})
 	if err != nil {
@@ -269,7 +268,7 @@ func measureApply(ctx context.Context) error {
 	return late
 }
 
-// firstSuccess tries until it succeeds, and returns when that was. A failed try takes its time by itself.
+// firstSuccess tries until it succeeds, and returns the time of the success. A failed try takes some time by itself.
 func firstSuccess(ctx context.Context, start time.Time, try func() error) time.Duration {
 	for ctx.Err() == nil {
 		if try() == nil {
@@ -294,7 +293,8 @@ func sendEcho(ctx context.Context, from *testbed.Pod, to netip.Addr) error {
 	return waitForDeadline(conn, err)
 }
 
-// waitForDeadline lets a try that was refused at once last as long as one that was not answered.
+// waitForDeadline waits until the deadline after an error that came at once, so that each failed try takes the same
+// time.
 func waitForDeadline(conn net.Conn, err error) error {
 	var timeout net.Error
 	if err != nil && (!errors.As(err, &timeout) || !timeout.Timeout()) {
@@ -303,7 +303,7 @@ func waitForDeadline(conn net.Conn, err error) error {
 	return err
 }
 
-// lookUpServer asks the broker for the server's name, once in 10 ms.
+// lookUpServer queries the broker for the server's name, once in 10 ms.
 func lookUpServer(ctx context.Context, b *fleet.Broker, want netip.Addr) error {
 	pace := time.NewTimer(10 * time.Millisecond)
 	defer pace.Stop()

@@ -1,6 +1,6 @@
 package main
 
-// This file takes CPU profiles of the processes that are measured.
+// This file takes CPU profiles of the measured processes.
 
 import (
 	"context"
@@ -14,13 +14,13 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// Where the tunnels' processes serve profiles, if they are asked to.
+// Addresses at which the tunnels' processes serve profiles, if the bench is to take some.
 const (
 	brokerProfile    = "127.0.0.1:6053"
 	wireguardProfile = "127.0.0.1:6054"
 )
 
-// withProfiles makes a fleet's brokers serve profiles, if some are to be taken.
+// withProfiles makes the brokers of a fleet serve profiles, if the bench is to take some.
 func withProfiles(o choice, corefile string) string {
 	if o.profile == "" {
 		return corefile
@@ -29,7 +29,7 @@ func withProfiles(o choice, corefile string) string {
 }
 
 // profileCPU takes a profile of the process that serves it at an address of the host. The returned function waits for
-// it.
+// the profile.
 func profileCPU(ctx context.Context, h *testbed.Host, address string, d time.Duration, file string) func() error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {

@@ -1,7 +1,7 @@
 package main
 
-// This file shows the results of a benchmark: tables for the terminal and for README.md beside it, and which promises
-// are kept.
+// This file shows the results of a benchmark: tables for the terminal and for README.md beside it, and the promises
+// that are kept.
 
 import (
 	"errors"
@@ -15,10 +15,10 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// result is something that has a number per contender and round.
+// result is a quantity with a value per contender and round.
 type result struct{ title, unit string }
 
-// formatValue shows three significant digits.
+// formatValue writes three significant digits.
 func (result) formatValue(v float64) string {
 	switch {
 	case v == 0:
@@ -34,12 +34,13 @@ func (result) formatValue(v float64) string {
 	}
 }
 
-// entrant is who takes part, as tables show it, with the colours of its bars in light and in dark.
+// entrant is a contender as tables and plots show it: its title, and the colours of its bars in light and in dark
+// mode.
 type entrant struct{ name, title, light, dark string }
 
-// layout is how the results of a benchmark are told.
+// layout defines how to show the results of a benchmark.
 type layout struct {
-	section  string    // of the README, and the name of the plot
+	section  string    // section of the README, and name of the plot
 	entrants []entrant // in the order of tables
 	tables   func(*results) []table
 	panels   []panel
@@ -49,9 +50,9 @@ type layout struct {
 // results are all values of a run.
 type results struct {
 	*layout
-	rounds              int                             // how often every contender was measured
+	rounds              int                             // how often the bench measured every contender
 	values              map[result]map[string][]float64 // by contender
-	measured, disturbed int                             // measures, and those during which somebody else used the machine
+	measured, disturbed int                             // measures, and the measures that other load disturbed
 }
 
 func newResults(l *layout, rounds int) *results {
@@ -65,7 +66,7 @@ func (r *results) addValue(what result, contender string, value float64) {
 	r.values[what][contender] = append(r.values[what][contender], value)
 }
 
-// median is not a number where nothing was measured.
+// median returns the median, or NaN if there are no values.
 func (r *results) median(what result, contender string) float64 {
 	values := slices.Sorted(slices.Values(r.values[what][contender]))
 	n := len(values)
@@ -86,7 +87,7 @@ func (r *results) ratio(what result, contender, to string) float64 {
 	return a / b
 }
 
-// entrantsWith are the contenders that have any of these results, in the order of tables.
+// entrantsWith returns the contenders that have any of these results, in the order of tables.
 func (r *results) entrantsWith(whats ...result) (names, titles []string) {
 	for _, c := range r.entrants {
 		if slices.ContainsFunc(whats, func(what result) bool { return len(r.values[what][c.name]) > 0 }) {
@@ -96,13 +97,13 @@ func (r *results) entrantsWith(whats ...result) (names, titles []string) {
 	return names, titles
 }
 
-// table is rows of cells, the first one its head. All but the first columns, of words, are of numbers.
+// table is rows of cells. The first row is the head. The first columns have words, all others have numbers.
 type table struct {
 	rows  [][]string
 	words int
 }
 
-// formatMedian is a median with its range.
+// formatMedian returns the median with its range.
 func (r *results) formatMedian(what result, contender string) string {
 	values := r.values[what][contender]
 	if len(values) == 0 {
@@ -119,16 +120,17 @@ func formatRatio(ratio float64) string {
 	return fmt.Sprintf("%.2f×", ratio)
 }
 
-// promise is a bound of a contender's median: as a multiple of another's, or else in the result's unit.
+// promise is a bound of a contender's median: a multiple of another contender's median, or else a number in the
+// result's unit.
 type promise struct {
 	what   result
 	of, to string
 	bound  float64
 	atMost bool // else at least
-	worst  bool // not of the median but of every value
+	worst  bool // a bound of every value, not of the median
 }
 
-// promiseTable is the table of the promises that were measured, and whether all of them are kept.
+// promiseTable returns the table of the measured promises, and whether all of them are kept.
 func (r *results) promiseTable() (t table, kept bool) {
 	kept = true
 	titles := map[string]string{}
@@ -143,8 +145,8 @@ func (r *results) promiseTable() (t table, kept bool) {
 				is = slices.Max(values)
 			}
 		}
-		numbers, bound, shown := titles[p.of], fmt.Sprintf("%s %s", p.what.formatValue(p.bound),
-			p.what.unit), fmt.Sprintf("%s %s", p.what.formatValue(is), p.what.unit)
+		numbers, bound := titles[p.of], fmt.Sprintf("%s %s", p.what.formatValue(p.bound), p.what.unit)
+		shown := fmt.Sprintf("%s %s", p.what.formatValue(is), p.what.unit)
 		if p.to != "" {
 			is = r.ratio(p.what, p.of, p.to)
 			bound, shown = fmt.Sprintf("%.1f× %s", p.bound, titles[p.to]), formatRatio(is)
@@ -166,13 +168,13 @@ func (r *results) promiseTable() (t table, kept bool) {
 	return table{rows, 2}, kept
 }
 
-// describeRun tells where the numbers are from, and whether they are good for anything.
+// describeRun says where the numbers are from, and whether they are reliable.
 func (r *results) describeRun() string {
 	text := fmt.Sprintf(
 		"Medians of %d rounds (minimum–maximum), all in one run, with both ends and the load on the same machine: %s.",
 		r.rounds, describeMachine())
 	if r.disturbed > 0 {
-		text += fmt.Sprintf(" During %d of %d measures somebody else used the machine: THE NUMBERS ARE NOISY.", r.disturbed,
+		text += fmt.Sprintf(" During %d of %d measures other programs used the machine: THE NUMBERS ARE NOISY.", r.disturbed,
 			r.measured)
 	}
 	return text
@@ -211,7 +213,7 @@ func (t table) plainText() string {
 	return b.String()
 }
 
-// toMarkdown aligns numbers to the right.
+// toMarkdown returns the table in Markdown. It aligns numbers to the right.
 func (t table) toMarkdown() string {
 	var b strings.Builder
 	for i, row := range t.rows {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// The README has the places where -write puts the results, and shows the plots that stand beside it.
+// The README has the markers between which -write puts the results, and shows the plots beside it.
 func TestReadme(t *testing.T) {
 	for _, c := range comparisons {
 		path, before, after, err := c.splitReadme()

@@ -1,7 +1,7 @@
 package main
 
-// This file is load of small HTTP/1.1 requests on kept-alive connections. One thread serves all connections, one asks
-// on all of them, with epoll and nothing else: net/http costs more than a tunnel.
+// This file makes load of small HTTP/1.1 requests on kept-alive connections. One thread serves all connections and
+// another one sends requests on all of them, with nothing but epoll: net/http costs more than a tunnel.
 
 import (
 	"bytes"
@@ -21,10 +21,11 @@ import (
 
 const requestConnections = 16
 
-// Requests and answers have a fixed size, and a number that the answer repeats.
+// Requests and answers have a fixed size. An answer repeats the number of its request.
 const (
-	request = "GET /0000000000000000 HTTP/1.1\r\nHost: server.default.svc\r\nUser-Agent: bench\r\nAccept: text/plain\r\n\r\n"
-	answer  = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 32\r\n\r\n0000000000000000 is your answer\n"
+	request = "GET /0000000000000000 HTTP/1.1\r\nHost: server.default.svc\r\n" +
+		"User-Agent: bench\r\nAccept: text/plain\r\n\r\n"
+	answer = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 32\r\n\r\n0000000000000000 is your answer\n"
 )
 
 var (
@@ -34,12 +35,12 @@ var (
 
 const numberSize = 16
 
-// messenger is an end of a connection: it reads messages of a fixed form, and answers each.
+// messenger is an end of a connection: it reads messages of a fixed form and answers each.
 type messenger struct {
 	socket
-	reads  []byte // what came of a message
+	reads  []byte // the received part of a message
 	form   string
-	number int // where its number is
+	number int // offset of its number
 	write  []byte
 	reply  func(number []byte) (again bool, err error)
 }
@@ -48,7 +49,7 @@ func newMessenger(s socket, reads string, number int, writes string) *messenger 
 	return &messenger{socket: s, reads: make([]byte, 0, len(reads)), form: reads, number: number, write: []byte(writes)}
 }
 
-// sendMessage writes the message. It is smaller than any socket's buffer, and the one before was answered.
+// sendMessage writes the message. It is smaller than any socket's buffer, and the previous one has its answer.
 func (t *messenger) sendMessage() error {
 	n, err := t.socket.write(t.write)
 	if err == nil && n != len(t.write) {
@@ -57,7 +58,7 @@ func (t *messenger) sendMessage() error {
 	return err
 }
 
-// readMessage reads what is there; again is false when this end is done.
+// readMessage reads the available bytes. again is false when this end is done.
 func (t *messenger) readMessage() (again bool, err error) {
 	n, err := t.read(t.reads[len(t.reads):cap(t.reads)])
 	if err != nil {
@@ -117,7 +118,7 @@ func serveMessengers(ends []*messenger) error {
 				if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_DEL, int(t.socket), nil); err != nil {
 					return err
 				}
-				// The other end sees it, and is done too.
+				// The other end sees the shutdown, and is done, too.
 				if err := unix.Shutdown(int(t.socket), unix.SHUT_WR); err != nil && err != unix.ENOTCONN {
 					return err
 				}
@@ -146,7 +147,7 @@ func measureRequests(
 			return 0, err
 		}
 		for _, s := range []socket{near, far} {
-			if err := unix.SetsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil { // as HTTP programs do
+			if err := unix.SetsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil { // like HTTP programs
 				return 0, err
 			}
 		}

@@ -1,7 +1,7 @@
 package main
 
 // This file draws the results: a panel per measure, a bar per contender. The colours follow the reader's choice of
-// light or dark.
+// light or dark mode.
 
 import (
 	"fmt"
@@ -37,8 +37,8 @@ const (
 	margin                  = 16.0
 )
 
-// plotStyle is the text's; the bars have classes named after the entrants. The colours are told apart in both modes,
-// and by the colour-blind.
+// plotStyle returns the style sheet. Bars have classes with the names of the entrants. Readers can tell the colours
+// apart in both modes, also if they are colour-blind.
 func (l *layout) plotStyle() string {
 	fills := func(colour func(entrant) string) (css string) {
 		for _, e := range l.entrants {
@@ -64,7 +64,7 @@ text { fill: #f0f6fc; }
 `, fills(func(e entrant) string { return e.light }), fills(func(e entrant) string { return e.dark }))
 }
 
-// drawPlot is the results as SVG.
+// drawPlot returns the results as SVG.
 func (r *results) drawPlot() string {
 	var shown []panel
 	var whats []result
@@ -85,7 +85,8 @@ func (r *results) drawPlot() string {
 	height := legend + float64(rows)*(panelHeight+margin) + margin
 	var b strings.Builder
 	fmt.Fprintf(&b,
-		`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" role="img">`+"\n<title>kubelink compared</title>\n%s",
+		`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" role="img">`+
+			"\n<title>kubelink compared</title>\n%s",
 		width, height, width, height, r.plotStyle())
 	x := margin
 	for i, title := range titles {
@@ -109,7 +110,7 @@ func (r *results) drawPanel(b *strings.Builder, p panel, names []string) {
 	most := 0.0
 	for _, g := range p.groups {
 		for _, name := range names {
-			if v := r.median(g.what, name); v > most { // which NaN is not
+			if v := r.median(g.what, name); v > most { // NaN is not greater
 				most = v
 			}
 		}
@@ -126,7 +127,8 @@ func (r *results) drawPanel(b *strings.Builder, p panel, names []string) {
 			if v := r.median(g.what, name); !math.IsNaN(v) && most > 0 {
 				h := math.Max(1, v/most*(bottom-top))
 				fmt.Fprintf(b,
-					`<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="2"/><text class="value" x="%.1f" y="%.1f">%s</text>`+"\n",
+					`<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="2"/>`+
+						`<text class="value" x="%.1f" y="%.1f">%s</text>`+"\n",
 					name, x+1.5, bottom-h, bar-3, h, x+bar/2, bottom-h-4, g.what.formatValue(v))
 			}
 			x += bar

@@ -1,7 +1,7 @@
 package main
 
-// This file is the peer to compare with: wireguard-go, as its own program runs it, between the gateway nodes. The bench
-// binary is that program, too: `bench wireguard NAME`.
+// This file runs the tunnel to compare with: wireguard-go between the gateway nodes, as its own program runs it. The
+// bench binary is that program, too: `bench wireguard NAME`.
 
 import (
 	"context"
@@ -31,11 +31,12 @@ import (
 const (
 	wireguardCommand = "wireguard"
 	wireguardDevice  = "wg0"
-	wireguardConfig  = "BENCH_WIREGUARD" // variable with the configuration, as of wireguard's cross-platform interface
-	profileVariable  = "BENCH_PROFILE"   // variable with the address to serve profiles at
+	// variable with the configuration in the form of wireguard's cross-platform interface
+	wireguardConfig = "BENCH_WIREGUARD"
+	profileVariable = "BENCH_PROFILE" // variable with the address for profiles
 )
 
-// runWireguard is the helper's main function: wireguard-go's own, without its daemon.
+// runWireguard is the main function of the helper process: it does what wireguard-go does, but not as a daemon.
 func runWireguard(name string) int {
 	err := func() error {
 		dev, err := tun.CreateTUN(name, device.DefaultMTU)
@@ -77,13 +78,13 @@ type wireguard struct {
 	processes []*testbed.Process
 }
 
-// startWireguard links the clusters' gateway nodes. What is for the service in the second cluster goes through the
-// link, hidden behind the first's address as kubelink does it; services of the first are not reachable from the second.
+// startWireguard links the clusters' gateway nodes. Packets to the service in the second cluster go through the link,
+// behind the address of the first gateway, as with kubelink. The second cluster does not reach services of the first.
 func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.Addr, profile bool) (*wireguard, error) {
 	type end struct {
 		*fleet.Broker
 		address netip.Prefix
-		allowed []netip.Prefix // at this end, from the other
+		allowed []netip.Prefix // accepted at this end from the other end
 		key     *ecdh.PrivateKey
 	}
 	ends := []*end{
@@ -140,9 +141,9 @@ func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.A
 				return nil, err
 			}
 		}
-		// As deployments of WireGuard have it: pods have the larger MTU.
-		if _, err := gateway.Iptables(ctx, "-t", "mangle", "-A", "FORWARD", "-o", wireguardDevice, "-p", "tcp", "--tcp-flags",
-			"SYN,RST", "SYN",
+		// Deployments of WireGuard clamp the MSS, too: pods have the larger MTU.
+		if _, err := gateway.Iptables(ctx, "-t", "mangle", "-A", "FORWARD", "-o", wireguardDevice, "-p", "tcp",
+			"--tcp-flags", "SYN,RST", "SYN",
 			"-j", "TCPMSS", "--clamp-mss-to-pmtu"); err != nil {
 			return nil, err
 		}
@@ -158,7 +159,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// readState is an error when a helper has ended, and else what they complained about.
+// readState returns the errors in the logs of the helper processes, or an error when one of them has ended.
 func (w *wireguard) readState() (complaints string, err error) {
 	for _, p := range w.processes {
 		select {

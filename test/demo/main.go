@@ -1,5 +1,5 @@
-// Demo shows the main job of kubelink: two real Kubernetes clusters with identical node and pod
-// networks are linked, and a pod of one reaches a service of the other by its mesh name.
+// Demo shows the main job of kubelink: it links two real Kubernetes clusters with identical node and pod networks,
+// and a pod of one cluster reaches a service of the other by its mesh name.
 //
 //	demo          stays up until Ctrl-C
 //	demo --once   ends by itself; exit code 0 if all worked

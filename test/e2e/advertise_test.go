@@ -39,7 +39,7 @@ func applyForTest(t *testing.T, ctx context.Context, b *fleet.Broker, file strin
 	})
 }
 
-// addProperties adds properties to a broker's Corefile as it was given.
+// addProperties sets a broker's Corefile to the text with more properties.
 func addProperties(t *testing.T, ctx context.Context, b *fleet.Broker, text string, properties ...string) {
 	t.Helper()
 	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns",
@@ -47,7 +47,8 @@ func addProperties(t *testing.T, ctx context.Context, b *fleet.Broker, text stri
 	must(t, b.Reload(ctx))
 }
 
-// advertise has the second cluster advertise for the time of a test. In the end the others have forgotten it.
+// advertise makes the second cluster advertise for the time of a test. At the end, the other clusters have forgotten
+// what it advertised.
 func advertise(t *testing.T, ctx context.Context, properties ...string) (change func(properties ...string)) {
 	t.Helper()
 	two := brokers[1]
@@ -56,10 +57,11 @@ func advertise(t *testing.T, ctx context.Context, properties ...string) (change 
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		for _, b := range []*fleet.Broker{brokers[0], brokers[2]} {
-			must(t, b.Remove(ctx, two.Name)) // else it is kept
+			must(t, b.Remove(ctx, two.Name)) // otherwise it stays in the link
 		}
-		// After a reload, what was announced before is announced until the links have been looked at. A new link would hear
-		// it, and the next test take it for its own: an API server accepts a token whose account is gone for some seconds.
+		// After a reload, the broker announces the same as before until it has read the links. A new link would receive
+		// that, and the next test would take it for its own: for some seconds, an API server accepts a token of an account
+		// that is gone.
 		must(t, two.Kill(ctx, syscall.SIGTERM))
 		must(t, two.SetCorefile(text))
 		must(t, two.Start(ctx))
@@ -73,7 +75,7 @@ func advertise(t *testing.T, ctx context.Context, properties ...string) (change 
 	return change
 }
 
-// expectStableLinks fails the test if the links to the second cluster have been lost by its end.
+// expectStableLinks fails the test if a link to the second cluster has been lost by its end.
 func expectStableLinks(t *testing.T, ctx context.Context) (check func()) {
 	t.Helper()
 	since := func() string {
@@ -115,8 +117,8 @@ func waitForDNSFacts(t *testing.T, b *fleet.Broker, ip, domain string) *v1alpha1
 	return l
 }
 
-// What a cluster tells of its DNS service is in the links of the others, and follows at run time; what a user has set
-// there stays, and what cannot be right is not taken over.
+// The links of the other clusters have the DNS facts that a cluster announces, and follow their changes. A field that
+// a user has set stays. A peer does not take over a wrong fact.
 func TestAdvertisedDNS(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
@@ -131,8 +133,7 @@ func TestAdvertisedDNS(t *testing.T) {
 		}
 	}
 
-	// Another DNS service with another domain, which answers differently; a user of the first cluster has their own idea
-	// of its address.
+	// Another DNS service with another domain and other answers. A user of the first cluster has set another address.
 	_, err := one.Kubectl(ctx, "patch", "kubelink", two.Name, "--type", "merge", "-p",
 		`{"spec":{"dns":{"dnsIP":"100.64.16.20"}}}`)
 	must(t, err)
@@ -167,12 +168,12 @@ func TestAdvertisedDNS(t *testing.T) {
 	})
 	waitForDNSFacts(t, one, "100.64.16.20", "other.example")
 
-	// An address that is not the second cluster's, and a domain that would lead back here.
+	// An address that does not belong to the second cluster, and a domain that would lead back here.
 	change("dns-advertisement", "dns-service-ip "+one.DNSAddress.String())
 	must(t, three.WaitState(ctx, two.Name, v1alpha1.StateUp, "not used", one.DNSAddress.String(), "spec.egress"))
 	waitForDNSFacts(t, three, other.String(), "cluster.local")
 
-	// Back to normal, and silence: what was told stays.
+	// Back to normal, and then no announcement: the announced facts stay.
 	change("dns-advertisement")
 	waitForDNSFacts(t, three, two.DNSAddress.String(), "cluster.local")
 	waitForDNSFacts(t, one, "100.64.16.20", "cluster.local")
@@ -189,13 +190,13 @@ func TestAdvertisedDNS(t *testing.T) {
 	checkLinks()
 }
 
-// keptAccess is where brokers keep access to the API of the second cluster.
+// keptAccess is the secret in which brokers keep access to the API of the second cluster.
 func keptAccess() *corev1.Secret {
 	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace,
 		Name: "kubelink-api-" + brokers[1].Name}}
 }
 
-// waitForCollection waits until access to the API of the second cluster has gone with its link.
+// waitForCollection waits until the secret with access to the API of the second cluster has gone with its link.
 func waitForCollection(t *testing.T, b *fleet.Broker) {
 	t.Helper()
 	within(t, 30*time.Second, "secret with access to be collected in "+b.Name, func(ctx context.Context) error {
@@ -206,8 +207,8 @@ func waitForCollection(t *testing.T, b *fleet.Broker) {
 	})
 }
 
-// waitForAPISecret waits until a broker keeps access to the API of the second cluster with a token other than the one
-// given.
+// waitForAPISecret waits until a broker keeps access to the API of the second cluster with another token than the
+// given one.
 func waitForAPISecret(t *testing.T, limit time.Duration, b *fleet.Broker, other string) *corev1.Secret {
 	t.Helper()
 	s := keptAccess()
@@ -223,7 +224,7 @@ func waitForAPISecret(t *testing.T, limit time.Duration, b *fleet.Broker, other 
 	return s
 }
 
-// checkAccess uses the access from a pod: it reads what names are made of, and nothing else.
+// checkAccess uses the access from a pod: it may read services, and nothing else.
 func checkAccess(ctx context.Context, from *testbed.Pod, s *corev1.Secret) error {
 	api, err := client.New(&rest.Config{
 		Host: "https://" + brokers[1].APIAddress.String(), Dial: from.DialContext,
@@ -246,7 +247,7 @@ func checkAccess(ctx context.Context, from *testbed.Pod, s *corev1.Secret) error
 	return nil
 }
 
-// tokenLifetime is how long a token lasts from its beginning, as it says.
+// tokenLifetime returns the lifetime in the claims of a token.
 func tokenLifetime(t *testing.T, token []byte) time.Duration {
 	t.Helper()
 	parts := strings.Split(string(token), ".")
@@ -263,8 +264,8 @@ func tokenLifetime(t *testing.T, token []byte) time.Duration {
 	return time.Duration(claims.Exp-claims.Iat) * time.Second
 }
 
-// Access to its API that a cluster announces is kept by the others, with a new token whenever there is one, and links
-// do not notice. Where the rights for that are missing, this is said, and the rest goes on.
+// The other clusters keep the access to its API that a cluster announces, with each new token, and links stay up.
+// Where the rights for that are missing, the message says so, and the rest goes on.
 func TestAdvertisedAPIAccess(t *testing.T) {
 	ctx := startTest(t, 5*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
@@ -307,7 +308,7 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	}
 	applyForTest(t, ctx, three, "overlays/advertisement/rbac.yaml")
 
-	// A new token by configuration, and one because the old one died with its account.
+	// A new token because of the configuration, and another one because the old one died with its account.
 	change("dns-advertisement", "service-account kubelink/kubelink-names", "token-lifetime 10m")
 	second := waitForAPISecret(t, 10*time.Second, one, string(first.Data["token"]))
 	if d := tokenLifetime(t, second.Data["token"]); d != 10*time.Minute {
@@ -332,7 +333,7 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	})
 	must(t, three.WaitState(ctx, two.Name, v1alpha1.StateUp))
 
-	// A user's choice stays.
+	// A field that a user has set stays.
 	_, err = one.Kubectl(ctx, "patch", "kubelink", two.Name, "--type", "merge", "-p",
 		`{"spec":{"apiAccess":{"namespace":"default","name":"mine"}}}`)
 	must(t, err)
@@ -356,8 +357,8 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	waitForCollection(t, three)
 }
 
-// A token that may not read anything is no reason for names to fail: the DNS service goes on being asked, and both
-// sides say what is missing. When the rights are there, names come from the API server.
+// Names do not fail if a token may not read anything: the broker goes on asking the DNS service, and both sides say
+// what is missing. With the rights, names come from the API server.
 func TestAdvertisedAPIAccessWithoutRights(t *testing.T) {
 	ctx := startTest(t, 4*time.Minute)
 	one, two := brokers[0], brokers[1]
@@ -371,7 +372,8 @@ func TestAdvertisedAPIAccessWithoutRights(t *testing.T) {
 	advertise(t, ctx, "service-account kubelink/kubelink-names")
 	waitForAPISecret(t, 10*time.Second, one, "")
 	waitForMessage(t, 10*time.Second, two.Name,
-		"names come from the DNS service of the cluster, not from its API server: API server https://"+two.APIAddress.String())
+		"names come from the DNS service of the cluster, not from its API server: API server https://"+
+			two.APIAddress.String())
 	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp,
 		"service-account kubelink/kubelink-names: it may not list namespaces"))
@@ -387,8 +389,8 @@ func TestAdvertisedAPIAccessWithoutRights(t *testing.T) {
 	waitForMessage(t, 10*time.Second, two.Name, "")
 }
 
-// What is wrong with the account is said by the LocalLink, it is tried again, and links do not care. A token secret
-// is used where there is one.
+// The LocalLink says what is wrong with the account, the broker tries again, and links stay up. The broker uses a
+// secret with a token if there is one.
 func TestServiceAccount(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	one, two := brokers[0], brokers[1]

@@ -21,7 +21,7 @@ func dnsConfigMap(name string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name}}
 }
 
-// checkPodQuery checks what a pod gets from its cluster's DNS.
+// checkPodQuery checks the answer that a pod gets from its cluster's DNS.
 func checkPodQuery(name string, want int) func(context.Context) error {
 	return func(ctx context.Context) error {
 		m, err := clients[0].Query(ctx, name, dns.TypeA)
@@ -32,16 +32,16 @@ func checkPodQuery(name string, want int) func(context.Context) error {
 	}
 }
 
-// The key in the ConfigMap coredns-custom leads the cluster's DNS to kubelink for all mesh domains. It is kept as it
-// should be, and nothing else is touched or made.
+// The key in the ConfigMap coredns-custom sends the mesh domains from the cluster's DNS to kubelink. The broker keeps
+// the key right, and touches or makes nothing else.
 func TestConfigureClusterDNS(t *testing.T) {
 	ctx := startTest(t, 4*time.Minute)
-	// The cluster's DNS reloads within three seconds, one change after the other.
+	// The cluster's DNS reloads within three seconds, one change after another.
 	const reloads = 30 * time.Second
 	b := brokers[0]
 	custom := dnsConfigMap("coredns-custom")
 	must(t, b.Client.Delete(ctx, custom))
-	t.Cleanup(func() { // after the Corefile is back
+	t.Cleanup(func() { // runs after the Corefile is back
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		must(t, client.IgnoreNotFound(b.Client.Delete(ctx, dnsConfigMap("coredns-custom"))))
@@ -50,7 +50,7 @@ func TestConfigureClusterDNS(t *testing.T) {
 	})
 	within(t, reloads, "names of the mesh to be nobody's", checkPodQuery(serverName(1), dns.RcodeServerFailure))
 
-	// Without the right for it, without the ConfigMap: it is said what to do.
+	// Without the right, and without the ConfigMap, the message says what to do.
 	editCorefile(t, ctx, b, "dns-propagation dns", "dns-propagation dns\ncoredns-configure", "kubelink:1053 ",
 		"second.example:1053 {\n kubelink\n}\nkubelink:1053 ")
 	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateUp,
@@ -68,7 +68,7 @@ func TestConfigureClusterDNS(t *testing.T) {
 		t.Error("the log does not show the lines")
 	}
 
-	// It comes with a key of the user's, goes, and comes again.
+	// The ConfigMap appears with a key of a user, disappears, and appears again.
 	const users = "users:53 {\n    template ANY ANY {\n        rcode REFUSED\n    }\n}\n"
 	has := func(texts ...string) func(context.Context) error {
 		return func(ctx context.Context) error {
@@ -105,7 +105,7 @@ func TestConfigureClusterDNS(t *testing.T) {
 	must(t, b.Client.Create(ctx, custom))
 	within(t, 10*time.Second, "the key", has(block))
 
-	// What is changed in the key is changed back.
+	// The broker undoes a change of its key.
 	_, err := b.Kubectl(ctx, "-n", "kube-system", "patch", "configmap", "coredns-custom", "--type", "merge", "-p",
 		`{"data":{"kubelink.server":"# mine","other":"mine"}}`)
 	must(t, err)
@@ -114,7 +114,8 @@ func TestConfigureClusterDNS(t *testing.T) {
 		t.Errorf("the ConfigMap has %v", custom.Data)
 	}
 
-	// Every mesh with DNS has its domain there. The cluster's DNS is restarted only where it does not notice by itself.
+	// Every mesh with DNS has its domain in the key. The broker restarts the cluster's DNS only if that does not reload
+	// by itself.
 	deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}}
 	labels := map[string]string{"k8s-app": "none"}
 	deployment.Spec.Selector = &metav1.LabelSelector{MatchLabels: labels}
@@ -162,7 +163,7 @@ func TestConfigureClusterDNS(t *testing.T) {
 		return nil
 	})
 	generation := deployment.Generation
-	// it is looked at again
+	// the broker reads the ConfigMap again
 	_, err = b.Kubectl(ctx, "-n", "kube-system", "annotate", "configmap", "coredns-custom", "touched=yes")
 	must(t, err)
 	must(t, b.Remove(ctx, second.Name))
@@ -177,7 +178,7 @@ func TestConfigureClusterDNS(t *testing.T) {
 		t.Errorf("%d restarts for one change", deployment.Generation-generation)
 	}
 
-	// Where nothing is imported the key has no effect.
+	// Without an import, the key has no effect.
 	corefile(".:53 {\n    errors\n}\n")
 	must(t, b.Apply(ctx, second))
 	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateUp, "imports nothing", "add the server blocks to that Corefile"))

@@ -1,7 +1,7 @@
 package e2e
 
-// The dataplane where networks and peers are not what one would wish: loss, a low rate, peers that can
-// less, stand still or die, connections that break, pods with MTUs of their own.
+// The dataplane with bad networks and peers: loss, a low rate, peers that can do less, stand still or die,
+// connections that break, pods with MTUs of their own.
 
 import (
 	"bytes"
@@ -35,7 +35,7 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// countConnections counts those that a broker has for a link, whoever dialled.
+// countConnections counts the connections of a broker for a link, dialled by either end.
 func countConnections(ctx context.Context, b *fleet.Broker, link string) (n int, err error) {
 	for _, by := range []string{"local", "remote"} {
 		v, err := b.Metric(ctx, fmt.Sprintf(`coredns_kubelink_link_sessions{dialled_by=%q,link=%q}`, by, link))
@@ -47,7 +47,7 @@ func countConnections(ctx context.Context, b *fleet.Broker, link string) (n int,
 	return n, nil
 }
 
-// waitForOffloads waits until the broker's device has offloads, or none, as the metrics tell.
+// waitForOffloads waits until the metrics show that the broker's device has offloads, or none.
 func waitForOffloads(t *testing.T, b *fleet.Broker, want bool) {
 	t.Helper()
 	within(t, 5*time.Second, "offloads to change", func(ctx context.Context) error {
@@ -67,7 +67,7 @@ func waitForOffloads(t *testing.T, b *fleet.Broker, want bool) {
 	})
 }
 
-// undoAtEnd undoes an impairment at the end of the test, or before.
+// undoAtEnd takes back an impairment at the end of the test, or earlier.
 func undoAtEnd(t *testing.T) func(undo func() error, err error) (undone func()) {
 	return func(undo func() error, err error) func() {
 		t.Helper()
@@ -78,17 +78,17 @@ func undoAtEnd(t *testing.T) func(undo func() error, err error) (undone func()) 
 	}
 }
 
-// stream is a transfer in progress, each byte of which is checked.
+// stream is a transfer in progress. It checks each byte.
 type stream struct {
-	got  atomic.Int64 // bytes that were right
+	got  atomic.Int64 // right bytes so far
 	quit context.CancelFunc
 	done chan struct{}
-	err  error // valid then
+	err  error // valid when done is closed
 }
 
 const endless = math.MaxInt64
 
-// openStream starts to fetch size bytes from a server; with rate, at that pace.
+// openStream starts to fetch size bytes from a server. With rate, the server sends at that pace.
 func openStream(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate int) *stream {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &stream{quit: cancel, done: make(chan struct{})}
@@ -130,13 +130,13 @@ func (s *stream) fetchBytes(ctx context.Context, from *testbed.Pod, to netip.Add
 	}
 }
 
-// wait waits for the end of all bytes.
+// wait waits until all bytes are there.
 func (s *stream) wait() error {
 	<-s.done
 	return s.err
 }
 
-// stop stops the stream; the error is about what was before.
+// stop stops the stream. The error is about the time before.
 func (s *stream) stop() error {
 	select {
 	case <-s.done:
@@ -150,7 +150,7 @@ func (s *stream) stop() error {
 	return s.err
 }
 
-// waitForBytes waits until the stream has got so many more bytes.
+// waitForBytes waits until the stream has got this number of further bytes.
 func (s *stream) waitForBytes(t *testing.T, limit time.Duration, bytes int64) time.Duration {
 	t.Helper()
 	from := s.got.Load()
@@ -170,7 +170,7 @@ func (s *stream) waitForBytes(t *testing.T, limit time.Duration, bytes int64) ti
 	})
 }
 
-// measureSpeed measures how fast bytes come, in bits per second.
+// measureSpeed measures the speed of streams in bits per second.
 func measureSpeed(window time.Duration, streams ...*stream) float64 {
 	total := func() (n int64) {
 		for _, s := range streams {
@@ -185,8 +185,8 @@ func measureSpeed(window time.Duration, streams ...*stream) float64 {
 
 func formatMbit(bits float64) string { return fmt.Sprintf("%.1f Mbit/s", bits/1e6) }
 
-// waitUntilSettled waits until a link is Up at both ends for half a second on end, as the API and the metrics have
-// it: the API is late, and may still have what was before a test.
+// waitUntilSettled waits until a link is Up at both ends for half a second, in the API and in the metrics. The API is
+// late, and may still have the state from before a test.
 func waitUntilSettled(t *testing.T, a, b *fleet.Broker) {
 	t.Helper()
 	var since time.Time
@@ -217,8 +217,8 @@ func waitUntilSettled(t *testing.T, a, b *fleet.Broker) {
 	})
 }
 
-// expectUp fails the test if the link between two brokers is not Up all the time, at either end: as the
-// API, the metrics and the log have it.
+// expectUp fails the test if the link between two brokers is not Up all the time at both ends, in the API, the
+// metrics and the log.
 func expectUp(t *testing.T, a, b *fleet.Broker) (check func()) {
 	t.Helper()
 	waitUntilSettled(t, a, b)
@@ -295,7 +295,7 @@ func expectUp(t *testing.T, a, b *fleet.Broker) (check func()) {
 	}
 }
 
-// startMirror is a service of a cluster whose pod sends datagrams back as they came.
+// startMirror starts a service of a cluster. Its pod sends datagrams back unchanged.
 func startMirror(t *testing.T, ctx context.Context, cluster int) netip.AddrPort {
 	t.Helper()
 	const port = 9100
@@ -326,8 +326,8 @@ func startMirror(t *testing.T, ctx context.Context, cluster int) netip.AddrPort 
 	return netip.AddrPortFrom(addr, port)
 }
 
-// checkDatagrams sends n datagrams of size bytes to a mirror, as many at a time as bundle says, and checks
-// what comes back. A bundle is one packet for the kernel (UDP_SEGMENT) as long as all devices on its way can take it.
+// checkDatagrams sends n datagrams of size bytes to a mirror, in bundles, and checks the answers. A bundle is one
+// packet for the kernel (UDP_SEGMENT) as long as all devices on its way can take it.
 func checkDatagrams(ctx context.Context, from *testbed.Pod, to netip.AddrPort, size, n, bundle int) error {
 	c, err := from.DialContext(ctx, "udp", to.String())
 	if err != nil {
@@ -341,10 +341,8 @@ func checkDatagrams(ctx context.Context, from *testbed.Pod, to netip.AddrPort, s
 		if err != nil {
 			return err
 		}
-		if e := raw.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT,
-				size)
-		}); err != nil || e != nil {
+		e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, size) })
+		if err != nil || e != nil {
 			return fmt.Errorf("UDP_SEGMENT: %w", errors.Join(err, e))
 		}
 	}
@@ -392,12 +390,12 @@ func checkTraffic(t *testing.T, ctx context.Context, a, b int) {
 	}
 }
 
-// A peer that does without offloads is sent what it can take, and what it sends is taken.
+// A peer without offloads gets packets that it can take, and its packets arrive.
 func TestPeerWithoutOffloads(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	two := brokers[1]
 	waitForOffloads(t, two, true)
-	t.Cleanup(func() { // after the Corefile is back
+	t.Cleanup(func() { // runs after the Corefile is back
 		waitForOffloads(t, two, true)
 		for _, other := range []*fleet.Broker{brokers[0], brokers[2]} {
 			waitUntilSettled(t, two, other)
@@ -410,8 +408,8 @@ func TestPeerWithoutOffloads(t *testing.T) {
 	checkTraffic(t, ctx, 0, 1)
 }
 
-// Two of a hundred packets are lost between the routers, in both directions. Pods notice no loss, and what TCP of
-// the link makes of it bounds their rate.
+// Two percent of the packets are lost between the routers, in both directions. Pods notice no loss. The TCP
+// connections of the link bound their rate.
 func TestLoss(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	const size, limit = 50 << 20, 30 * time.Second
@@ -445,8 +443,8 @@ func TestLoss(t *testing.T) {
 	check()
 }
 
-// measurePings sends echo requests until the window is over, none waits for another's answer, and returns the sorted
-// round-trip times. A lost one counts as a second.
+// measurePings sends echo requests for the time of the window, without waiting for answers. It returns the sorted
+// round-trip times. A lost request counts as a second.
 func measurePings(
 	ctx context.Context, from *testbed.Pod, to netip.Addr, window time.Duration,
 ) (all []time.Duration, lost int) {
@@ -475,13 +473,13 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 	return sorted[int(q*float64(len(sorted)-1))]
 }
 
-// Between the clusters there is a line of 20 Mbit/s, whose routers buffer 50 ms. Bulk transfers fill it, and still
-// a ping beside them is short: what waits, waits in the router and not in the brokers.
+// The line between the clusters has 20 Mbit/s, and its routers buffer 50 ms. Bulk transfers fill it, but the
+// round-trip time of a ping beside them is short: packets wait in the router, not in the brokers.
 func TestRateLimit(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	const (
 		rate   = 20e6
-		median = 200 * time.Millisecond // 50 ms are in the queue of the line, which drops, and TCP makes up for that in order
+		median = 200 * time.Millisecond // 50 ms are in the queue of the line, which drops packets; TCP repeats them in order
 		p90    = 300 * time.Millisecond
 		window = 5 * time.Second
 	)
@@ -519,7 +517,7 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
-// residentMemory is the memory of a process that is in use.
+// residentMemory returns the resident memory of a process in bytes.
 func residentMemory(p *testbed.Process) (int, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
@@ -535,14 +533,14 @@ func residentMemory(p *testbed.Process) (int, error) {
 	return 0, errors.New("no VmRSS")
 }
 
-// A broker stands still for 30 s, its connections open, while others send it all they can: that costs
-// neither memory nor the rate of another link, and when it goes on, so does its link.
+// A broker stops for 30 s, with its connections open, while the other brokers send to it as fast as they can. This
+// costs neither memory nor the rate of another link. When the broker goes on, its link goes on, too.
 func TestPeerStopsReading(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	const (
 		stopped = 30 * time.Second
-		burst   = 64 << 20 // bytes as fast as they go,
-		pace    = 2 << 20  // and then so many per second: more takes the processors from what is measured
+		burst   = 64 << 20 // bytes at full speed,
+		pace    = 2 << 20  // and then bytes per second: more would take the processors from the measures
 		most    = 64 << 20 // memory
 		share   = 0.6      // of the rate
 	)
@@ -583,7 +581,7 @@ func TestPeerStopsReading(t *testing.T) {
 			case <-ticker.C:
 			}
 			for due := burst + int(pace*time.Since(start).Seconds()); sent < due; sent += len(datagram) {
-				conn.Write(datagram) // may be refused: the link is known to be down soon
+				conn.Write(datagram) // may be refused: soon the link is known to be down
 			}
 		}
 	})
@@ -600,7 +598,7 @@ func TestPeerStopsReading(t *testing.T) {
 			}
 		}
 	})
-	var rates []float64 // the machine may be somebody else's for a while
+	var rates []float64 // other load may use the machine for a while
 	for range int(stopped / (5 * time.Second)) {
 		rates = append(rates, measureSpeed(5*time.Second, bulk))
 	}
@@ -623,20 +621,20 @@ func TestPeerStopsReading(t *testing.T) {
 	must(t, bulk.stop())
 	t.Logf("rate of the other link %s, before it was %s, afterwards %s; memory at most %d MiB, before it was %d MiB",
 		formatMbit(rate), formatMbit(before), formatMbit(after), largest>>20, base>>20)
-	if healthy := min(before, after); rate < share*healthy { // the lower one: the machine has others to serve, too
+	if healthy := min(before, after); rate < share*healthy { // the lower one: the machine has other load, too
 		t.Errorf("the other link had %s, with a healthy third cluster it has %s", formatMbit(rate), formatMbit(healthy))
 	}
 	check()
 }
 
-// A link has several connections. One after the other is broken while transfers run: the link stays Up, every
+// A link has several connections. The test breaks one after another while transfers run: the link stays Up, every
 // flow goes on, and no byte is lost.
 func TestConnectionsKilled(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	const kills = 12
 	one, two := brokers[0], brokers[1]
-	// Several connections at both ends: in the kernel first, which knows at once of one that is broken, then as
-	// the brokers have it. So the one that is broken next is not the last.
+	// Wait for several connections at both ends: first in the kernel, which notices a broken connection at once, then in
+	// the metrics of the brokers. So the next connection to break is not the last one.
 	several := func() (conns [2][]testbed.Connection, took time.Duration) {
 		t.Helper()
 		took = within(t, 10*time.Second, "several connections", func(ctx context.Context) (err error) {
@@ -680,7 +678,7 @@ func TestConnectionsKilled(t *testing.T) {
 			longest = max(longest, s.waitForBytes(t, 10*time.Second, 256<<10))
 		}
 		conns, _ := several()
-		i := n % 2 // the ends in turn, and of each its connections in turn
+		i := n % 2 // alternately at both ends, and there one connection after another
 		must(t, []*testbed.Node{one.Gateway(), two.Gateway()}[i].KillConnection(ctx, conns[i][n/2%len(conns[i])]))
 		select {
 		case <-whole.done:
@@ -702,7 +700,7 @@ func TestConnectionsKilled(t *testing.T) {
 	check()
 }
 
-// Brokers of both ends are killed during a transfer, first the receiving then the sending one: it
+// The test kills the brokers of both ends during a transfer, first the receiving, then the sending one. The transfer
 // goes on when they are back, and no byte is lost.
 func TestBrokersKilledDuringTransfer(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
@@ -716,7 +714,7 @@ func TestBrokersKilledDuringTransfer(t *testing.T) {
 		killed := bulk.got.Load()
 		must(t, b.Start(ctx))
 		ready := time.Now()
-		// What was on its way may still come: only more than that is progress.
+		// Packets on their way may still arrive: only more than that is progress.
 		within(t, 15*time.Second, "transfer to go on", func(context.Context) error {
 			if n := bulk.got.Load(); n < killed+1<<20 {
 				return fmt.Errorf("at byte %d", n)
@@ -776,7 +774,7 @@ func pingWhole(from *testbed.Host, to netip.Addr, size int) error {
 	}
 }
 
-// tcpInfo is what the kernel knows of a TCP connection.
+// tcpInfo returns the kernel's data of a TCP connection.
 func tcpInfo(conn net.Conn) (info *unix.TCPInfo, err error) {
 	raw, err := conn.(*net.TCPConn).SyscallConn()
 	if err != nil {
@@ -786,7 +784,7 @@ func tcpInfo(conn net.Conn) (info *unix.TCPInfo, err error) {
 	return info, errors.Join(e, err)
 }
 
-// Pods need no setting, whatever the MTU of their cable is, and nobody makes fragments.
+// Pods need no setting for any MTU of their cable, and no fragments appear.
 func TestMTU(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	counters := func() (all []int) {
@@ -839,7 +837,7 @@ func TestMTU(t *testing.T) {
 			must(t, b.Client.Delete(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}))
 			must(t, p.Delete(ctx))
 		})
-		_, err = p.SetMTU(mtu) // goes with the pod
+		_, err = p.SetMTU(mtu) // ends with the pod
 		must(t, err)
 		must(t, p.ServeHTTP(80, http.HandlerFunc(serveBulk)))
 		must(t, p.ServeUDPEcho(udpPort))
@@ -866,8 +864,8 @@ func TestMTU(t *testing.T) {
 			}
 		})
 	}
-	// A datagram that must not be fragmented is too large for the last cable of its way: its sender, in
-	// the other cluster, is told.
+	// A datagram that must not be fragmented is too large for the last cable. Its sender, in the other cluster, gets an
+	// error.
 	t.Run("path MTU", func(t *testing.T) {
 		conn, err := clients[0].DialContext(ctx, "udp", netip.AddrPortFrom(narrow.service, udpPort).String())
 		must(t, err)
@@ -888,7 +886,8 @@ func TestMTU(t *testing.T) {
 			return err
 		})
 		within(t, 5*time.Second, "answer to what fits", func(context.Context) error {
-			if _, err := conn.Write(make([]byte, 1372)); err != nil { // the socket may still have to tell of the one before
+			// the socket may still report the error of the previous datagram
+			if _, err := conn.Write(make([]byte, 1372)); err != nil {
 				return err
 			}
 			conn.SetReadDeadline(time.Now().Add(time.Second))

@@ -1,6 +1,6 @@
 package e2e
 
-// Global names that another cluster serves: in the first from its objects, used from all three.
+// Global names that another cluster serves: the first cluster serves them from its objects, all three use them.
 
 import (
 	"context"
@@ -20,7 +20,7 @@ import (
 	"github.com/mandelsoft/kubelink/test/fleet"
 )
 
-// serveGlobalNames makes the first cluster the one that serves global names to all of them.
+// serveGlobalNames makes the first cluster serve global names to all of them.
 func serveGlobalNames(t *testing.T, ctx context.Context) {
 	t.Helper()
 	t.Cleanup(func() { restoreMesh(t) })
@@ -31,7 +31,7 @@ func serveGlobalNames(t *testing.T, ctx context.Context) {
 	}
 }
 
-// checkAddresses checks that a name has these addresses and no others.
+// checkAddresses checks that a name has exactly these addresses.
 func checkAddresses(ctx context.Context, b *fleet.Broker, name string, want ...netip.Addr) error {
 	m, reason, err := queryBroker(ctx, b, "udp", name, dns.TypeA)
 	if err != nil {
@@ -80,7 +80,7 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 	within(t, 10*time.Second, "the global name everywhere", both)
 
 	reviveBrokers(t)
-	// An address goes with its link, and comes with it.
+	// An address disappears with its link, and returns with it.
 	must(t, brokers[2].Kill(ctx, syscall.SIGKILL))
 	lost := within(t, time.Second, "the address to be withdrawn", func(ctx context.Context) error {
 		for _, b := range brokers[:2] {
@@ -90,7 +90,7 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 		}
 		return nil
 	})
-	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateDown)) // that is written later
+	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateDown)) // the API has this later
 	must(t, brokers[2].Launch())
 	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateUp))
 	back := within(t, time.Second, "the address to be back", func(ctx context.Context) error {
@@ -105,7 +105,7 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 	must(t, brokers[2].WaitReady(ctx))
 	must(t, f.WaitMesh(ctx))
 
-	// Without any usable address, the reason.
+	// Without any usable address, the answer has the reason.
 	for _, b := range brokers[1:] {
 		must(t, b.Kill(ctx, syscall.SIGKILL))
 	}

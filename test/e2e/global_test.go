@@ -25,14 +25,14 @@ import (
 
 const globalZone = "svc.global.kubelink."
 
-// newEntry is a CoreDNSEntry in the namespace default.
+// newEntry returns a CoreDNSEntry in the namespace default.
 func newEntry(name string, spec coredns.CoreDNSEntrySpec) *coredns.CoreDNSEntry {
 	e := &coredns.CoreDNSEntry{Spec: spec}
 	e.Name, e.Namespace = name, "default"
 	return e
 }
 
-// newZone is a HostedZone in the namespace default.
+// newZone returns a HostedZone in the namespace default.
 func newZone(name string, spec coredns.HostedZoneSpec) *coredns.HostedZone {
 	z := &coredns.HostedZone{Spec: spec}
 	z.Name, z.Namespace = name, "default"
@@ -74,7 +74,7 @@ func waitForStatus(
 	})
 }
 
-// waitForRecords waits until a name below the global zone has these answers, without owners and TTLs.
+// waitForRecords waits until a name below the global zone has these records, without owners and TTLs.
 func waitForRecords(t *testing.T, b *fleet.Broker, name string, kind uint16, want ...string) time.Duration {
 	t.Helper()
 	return within(t, 2*time.Second, name+" to be "+strings.Join(want, ", "), func(ctx context.Context) error {
@@ -94,7 +94,7 @@ func waitForRecords(t *testing.T, b *fleet.Broker, name string, kind uint16, wan
 	})
 }
 
-// Global names follow their objects, whose status says what is served and what is wrong.
+// Global names follow their objects. The status of an object says which names are served and what is wrong.
 func TestGlobalNames(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	b := brokers[0]
@@ -117,7 +117,7 @@ func TestGlobalNames(t *testing.T) {
 		t.Errorf("SOA %v %v", m, err)
 	}
 
-	// A pod asks its cluster's DNS, and an alias leads to a service of another cluster.
+	// A pod asks its cluster's DNS. An alias leads to a service of another cluster.
 	alias := newEntry("alias",
 		coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"alias.svc.global.kubelink"}, CNAME: serverName(1)})
 	createForTest(t, ctx, b, alias)
@@ -127,10 +127,9 @@ func TestGlobalNames(t *testing.T) {
 		t.Errorf("asked by a pod: %v %v", m, err)
 	}
 
-	// Each change is answered for within a second.
-	e := newEntry("changing",
-		coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"Changing.svc.global.kubelink"},
-			A: []coredns.IPv4Address{"10.99.0.1"}})
+	// Answers show each change within a second.
+	e := newEntry("changing", coredns.CoreDNSEntrySpec{
+		DNSNames: []coredns.DNSName{"Changing.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1"}})
 	createForTest(t, ctx, b, e)
 	took := []time.Duration{waitForRecords(t, b, "changing", dns.TypeA, "A 10.99.0.1")}
 	waitForStatus(t, b, e, "Ok", "", "changing.svc.global.kubelink")
@@ -151,10 +150,9 @@ func TestGlobalNames(t *testing.T) {
 		t.Errorf("answered after %v", took)
 	}
 
-	// What is wrong, and what is in the way, is said at the object, and goes away with its reason.
-	orphan := newEntry("orphan",
-		coredns.CoreDNSEntrySpec{ZoneRef: "late", DNSNames: []coredns.DNSName{"x", "@"},
-			A: []coredns.IPv4Address{"10.99.0.3"}})
+	// The status says what is wrong or in the way, and changes when that is gone.
+	orphan := newEntry("orphan", coredns.CoreDNSEntrySpec{
+		ZoneRef: "late", DNSNames: []coredns.DNSName{"x", "@"}, A: []coredns.IPv4Address{"10.99.0.3"}})
 	createForTest(t, ctx, b, orphan)
 	waitForStatus(t, b, orphan, "Stale", `spec.zoneRef "late": there is no such HostedZone in namespace default`)
 	late := newZone("late",
@@ -173,13 +171,12 @@ func TestGlobalNames(t *testing.T) {
 	createForTest(t, ctx, b, foreign)
 	waitForStatus(t, b, foreign, "Stale", "write a name in svc.global.kubelink")
 
-	// Another controller serves that one: what it says stays.
+	// Another controller serves that name: its status stays.
 	before := foreign.DeepCopy()
 	foreign.Status.State, foreign.Status.Message = "Ok", ""
 	must(t, b.Client.Status().Patch(ctx, foreign, client.MergeFrom(before)))
-	createForTest(t, ctx, b,
-		newEntry("last", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"last.svc.global.kubelink"},
-			TXT: []coredns.Text{"x"}}))
+	createForTest(t, ctx, b, newEntry("last", coredns.CoreDNSEntrySpec{
+		DNSNames: []coredns.DNSName{"last.svc.global.kubelink"}, TXT: []coredns.Text{"x"}}))
 	waitForRecords(t, b, "last", dns.TypeTXT, `TXT "x"`)
 	must(t, b.Client.Get(ctx, client.ObjectKeyFromObject(foreign), foreign))
 	if foreign.Status.State != "Ok" {
@@ -187,13 +184,12 @@ func TestGlobalNames(t *testing.T) {
 	}
 }
 
-// A global zone can be transferred to whom the Corefile says.
+// A global zone can be transferred to the servers that the Corefile allows.
 func TestGlobalTransfer(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]
-	createForTest(t, ctx, b,
-		newEntry("xfr", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"xfr.svc.global.kubelink"},
-			A: []coredns.IPv4Address{"10.99.0.1", "10.99.0.2"}}))
+	createForTest(t, ctx, b, newEntry("xfr", coredns.CoreDNSEntrySpec{
+		DNSNames: []coredns.DNSName{"xfr.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1", "10.99.0.2"}}))
 	waitForRecords(t, b, "xfr", dns.TypeA, "A 10.99.0.1", "A 10.99.0.2")
 	transfer := func(m *dns.Msg) (rrs []dns.RR, err error) {
 		conn, err := b.Host.DialContext(ctx, "tcp", b.DNS().String())
@@ -225,11 +221,10 @@ func TestGlobalTransfer(t *testing.T) {
 	if rrs, err := transfer(new(dns.Msg).SetIxfr(globalZone, serial, "ns.", "x.")); err != nil || len(rrs) != 1 {
 		t.Errorf("unchanged: %v %v", rrs, err)
 	}
-	createForTest(t, ctx, b,
-		newEntry("xfr2", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"xfr2.svc.global.kubelink"},
-			TXT: []coredns.Text{"x"}}))
+	createForTest(t, ctx, b, newEntry("xfr2", coredns.CoreDNSEntrySpec{
+		DNSNames: []coredns.DNSName{"xfr2.svc.global.kubelink"}, TXT: []coredns.Text{"x"}}))
 	waitForRecords(t, b, "xfr2", dns.TypeTXT, `TXT "x"`)
-	// two changes in a second have the same at first
+	// two changes within a second have the same serial at first
 	within(t, 5*time.Second, "the next serial", func(context.Context) error {
 		rrs, err := transfer(new(dns.Msg).SetIxfr(globalZone, serial, "ns.", "x."))
 		if err == nil && len(rrs) != 6 {
@@ -239,7 +234,7 @@ func TestGlobalTransfer(t *testing.T) {
 	})
 }
 
-// The API server refuses what can never work, and says what would be right.
+// The API server rejects what can never work, and says what would be right.
 func TestGlobalValidation(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]
@@ -288,11 +283,11 @@ func TestGlobalValidation(t *testing.T) {
 		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names,
 			SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 0, Host: "a"})}), "spec.SRV.records[0].port"},
 		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names,
-			SRV: service(coredns.SRVRecord{Protocol: "T P", Port: 1,
-				Host: "a"})}), "spec.SRV.records.protocol must be the name"},
+			SRV: service(coredns.SRVRecord{Protocol: "T P", Port: 1, Host: "a"})}),
+			"spec.SRV.records.protocol must be the name"},
 		{newEntry("x", coredns.CoreDNSEntrySpec{DNSNames: names,
-			SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 1,
-				Host: "fd00::1"})}), "spec.SRV.records.host must be a DNS name"},
+			SRV: service(coredns.SRVRecord{Protocol: "TCP", Port: 1, Host: "fd00::1"})}),
+			"spec.SRV.records.host must be a DNS name"},
 		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"svc.global.kubelink."},
 			EMail: "a.b@example.com", MinimumTTL: &minute}), ""},
 		{newZone("z", coredns.HostedZoneSpec{ParentRef: "z", DomainNames: []coredns.DomainName{"x"}}),
@@ -305,14 +300,14 @@ func TestGlobalValidation(t *testing.T) {
 		{newZone("z", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"x"}, Retry: -1}), "spec.retry"},
 	} {
 		err := b.Client.Create(ctx, c.object, client.DryRunAll)
-		if c.says == "" && err != nil || c.says != "" &&
-			(!apierrors.IsInvalid(err) || !strings.Contains(err.Error(), c.says)) {
+		if c.says == "" && err != nil ||
+			c.says != "" && (!apierrors.IsInvalid(err) || !strings.Contains(err.Error(), c.says)) {
 			t.Errorf("%+v: %v, want %q", c.object, err, c.says)
 		}
 	}
 }
 
-// A broker that may not read the objects serves everything else, and tells what is missing.
+// A broker that may not read the objects serves everything else, and says what is missing.
 func TestGlobalWithoutPermission(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	b := brokers[0]
@@ -338,9 +333,8 @@ func TestGlobalWithoutPermission(t *testing.T) {
 
 	role.Rules = whole.Rules
 	must(t, b.Client.Update(ctx, &role))
-	createForTest(t, ctx, b,
-		newEntry("allowed", coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"allowed.svc.global.kubelink"},
-			A: []coredns.IPv4Address{"10.99.0.1"}}))
+	createForTest(t, ctx, b, newEntry("allowed", coredns.CoreDNSEntrySpec{
+		DNSNames: []coredns.DNSName{"allowed.svc.global.kubelink"}, A: []coredns.IPv4Address{"10.99.0.1"}}))
 	within(t, time.Minute, "names", func(ctx context.Context) error {
 		return checkAnswer(ctx, b, "allowed."+globalZone, netip.MustParseAddr("10.99.0.1"))
 	})

@@ -24,15 +24,16 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// useAPIServers makes the first broker load names from API servers, as the README says, and gives it
-// access to that of the second cluster.
+// useAPIServers makes the first broker load names from API servers, as deploy/README.md says, and gives it access to
+// the API of the second cluster.
 func useAPIServers(t *testing.T, ctx context.Context) {
 	t.Helper()
 	applyFiles(t, ctx, brokers[1], "overlays/kubernetes-dns/account.yaml")
 	applyFiles(t, ctx, brokers[0], "overlays/kubernetes-dns/account.yaml", "overlays/kubernetes-dns/rbac.yaml")
-	writeAccessSecret(t, ctx, "kubelink2-api",
-		map[string]string{"token": createToken(t, ctx, brokers[1], "kubelink-dns"),
-			"certificate-authority-data": readRootCA(t, ctx, brokers[1])})
+	writeAccessSecret(t, ctx, "kubelink2-api", map[string]string{
+		"token":                      createToken(t, ctx, brokers[1], "kubelink-dns"),
+		"certificate-authority-data": readRootCA(t, ctx, brokers[1]),
+	})
 	editCorefile(t, ctx, brokers[0], "dns-propagation dns", "dns-propagation kubernetes")
 	setAccess(t, ctx, brokers[1], corev1.SecretReference{Name: "kubelink2-api"})
 	within(t, 10*time.Second, "names of the second cluster", func(ctx context.Context) error {
@@ -54,7 +55,7 @@ func applyFiles(t *testing.T, ctx context.Context, b *fleet.Broker, files ...str
 	}
 }
 
-// createToken asks for one by the TokenRequest API.
+// createToken requests a token with the TokenRequest API.
 func createToken(t *testing.T, ctx context.Context, b *fleet.Broker, account string) string {
 	t.Helper()
 	text, err := b.Kubectl(ctx, "-n", fleet.Namespace, "create", "token", account)
@@ -92,7 +93,7 @@ func writeAccessSecret(t *testing.T, ctx context.Context, name string, data map[
 	}
 }
 
-// setAccess sets spec.apiAccess of the first cluster's link to another one.
+// setAccess sets spec.apiAccess of the first cluster's link to another cluster.
 func setAccess(t *testing.T, ctx context.Context, to *fleet.Broker, ref corev1.SecretReference) {
 	t.Helper()
 	l := to.LinkTo()
@@ -108,15 +109,15 @@ func waitForMessage(t *testing.T, limit time.Duration, link, text string) {
 		switch {
 		case err != nil:
 			return err
-		case l.Status.State != v1alpha1.StateUp, !strings.Contains(l.Status.Message, text), text == "" &&
-			l.Status.Message != "":
+		case l.Status.State != v1alpha1.StateUp, !strings.Contains(l.Status.Message, text),
+			text == "" && l.Status.Message != "":
 			return fmt.Errorf("%s: %s", l.Status.State, l.Status.Message)
 		}
 		return nil
 	})
 }
 
-// All kinds of names, of other clusters and of the own one, beside a cluster without API access.
+// All kinds of names, of the own cluster and of others, beside a cluster without API access.
 func TestKubernetesDNS(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	one, two := brokers[0], brokers[1]
@@ -163,16 +164,16 @@ func TestKubernetesDNS(t *testing.T) {
 		{dashed + ".headless." + domain, dns.TypeA,
 			[]string{dashed + ".headless." + domain + " A " + plain.Address.String()}},
 		{"_http._tcp.headless." + domain, dns.TypeSRV, []string{
-			"_http._tcp.headless." + domain + " SRV 0 50 8080 " + web0, "_http._tcp.headless." + domain + " SRV 0 50 8080 " +
-				dashed + ".headless." + domain,
+			"_http._tcp.headless." + domain + " SRV 0 50 8080 " + web0,
+			"_http._tcp.headless." + domain + " SRV 0 50 8080 " + dashed + ".headless." + domain,
 		}},
 		{"alias." + domain, dns.TypeA,
 			[]string{"alias." + domain + " CNAME " + server, server + " A " + servers[1].service.String()}},
 		{"alias." + domain, dns.TypeCNAME, []string{"alias." + domain + " CNAME " + server}},
 		{"nobody." + domain, dns.TypeA, nil},
 		{"kubernetes." + domain, dns.TypeA, []string{"kubernetes." + domain + " A " + two.APIAddress.String()}},
-		{serverName(0), dns.TypeA, []string{serverName(0) + " A " + servers[0].service.String()}}, // the own API server
-		{serverName(2), dns.TypeA, []string{serverName(2) + " A " + servers[2].service.String()}}, // a DNS service
+		{serverName(0), dns.TypeA, []string{serverName(0) + " A " + servers[0].service.String()}}, // from the own API server
+		{serverName(2), dns.TypeA, []string{serverName(2) + " A " + servers[2].service.String()}}, // from a DNS service
 	} {
 		for _, network := range []string{"udp", "tcp"} {
 			within(t, 5*time.Second, c.name, func(ctx context.Context) error {
@@ -204,7 +205,7 @@ func TestKubernetesDNS(t *testing.T) {
 		"names come from the DNS service of the cluster, not from its API server: spec.apiAccess is not set")
 	waitForMessage(t, 5*time.Second, "kubelink2", "")
 
-	// What comes and goes in the other cluster shows at once, and in a pod.
+	// A service that appears or disappears in the other cluster shows at once, also in a pod.
 	for range 3 {
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "late"}}
 		s.Spec.Ports = ports
@@ -228,7 +229,7 @@ func TestKubernetesDNS(t *testing.T) {
 	}
 }
 
-// Names fail at once with the link, and come back with it, as what they are by then.
+// Names fail at once with the link. They return with it, and are up to date.
 func TestKubernetesDNSFollowsLinks(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	one, two := brokers[0], brokers[1]
@@ -260,7 +261,7 @@ func TestKubernetesDNSFollowsLinks(t *testing.T) {
 	})
 	t.Logf("names after %s, up to date after %s", named, fresh)
 
-	// An API server that is away takes no name with it.
+	// Names stay when their API server is away.
 	must(t, f.WaitMesh(ctx))
 	must(t, two.StopAPIServer(ctx))
 	waitForMessage(t, 20*time.Second, "kubelink2", "names may be out of date: API server https://"+two.APIAddress.String())
@@ -270,13 +271,14 @@ func TestKubernetesDNSFollowsLinks(t *testing.T) {
 	must(t, f.WaitMesh(ctx))
 }
 
-// What is wrong with credentials is said, others do not suffer, and new ones take over without a gap.
+// The message says what is wrong with credentials. Other clusters are not affected. New credentials take over without
+// a gap.
 func TestKubernetesDNSCredentials(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
 	useAPIServers(t, ctx)
 
-	// An account without permissions, until it has some.
+	// An account without permissions, which gets some later.
 	createAccount(t, ctx, three, "nobody")
 	ca := readRootCA(t, ctx, three)
 	writeAccessSecret(t, ctx, "kubelink3-api",
@@ -299,12 +301,12 @@ func TestKubernetesDNSCredentials(t *testing.T) {
 	})
 	waitForMessage(t, 5*time.Second, "kubelink3", "")
 
-	// Replaced credentials: not one query may fail.
+	// Credentials are replaced: no query may fail.
 	query, stop := context.WithCancel(ctx)
 	defer stop()
 	var queries atomic.Int64
 	wait := runInBackground(func() error {
-		ticker := time.NewTicker(2 * time.Millisecond) // the processors have other things to do, too
+		ticker := time.NewTicker(2 * time.Millisecond) // leave time for the brokers
 		defer ticker.Stop()
 		for ; query.Err() == nil; <-ticker.C {
 			if err := checkAnswer(query, one, serverName(1), servers[1].service); err != nil && query.Err() == nil {
@@ -324,7 +326,8 @@ func TestKubernetesDNSCredentials(t *testing.T) {
 	}
 	secret("wrong")
 	waitForMessage(t, 10*time.Second, "kubelink2",
-		"names may be out of date: API server https://"+two.APIAddress.String()+": Unauthorized: the token of secret kubelink/kubelink2-api is not accepted")
+		"names may be out of date: API server https://"+two.APIAddress.String()+
+			": Unauthorized: the token of secret kubelink/kubelink2-api is not accepted")
 	secret("")
 	waitForMessage(t, 5*time.Second, "kubelink2",
 		"names may be out of date: secret kubelink/kubelink2-api: key token is missing")
@@ -342,7 +345,7 @@ func TestKubernetesDNSCredentials(t *testing.T) {
 		return nil
 	})
 	waitForMessage(t, 5*time.Second, "kubelink2", "")
-	// the old token with it
+	// this ends the old token, too
 	must(t, two.Client.Delete(ctx,
 		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "kubelink-dns"}}))
 	late := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "late"}}

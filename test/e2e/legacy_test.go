@@ -1,7 +1,7 @@
 package e2e
 
-// A legacy broker, as far as its bare wire format goes: a plain TUN, one TLS connection, one
-// packet in each frame. It stands in the place of the third cluster's broker, whose pods use it.
+// A legacy broker, as far as its bare wire format goes: a TUN without offloads, one TLS connection, one packet per
+// frame. It replaces the broker of the third cluster, and the pods of that cluster use it.
 
 import (
 	"bufio"
@@ -29,17 +29,17 @@ import (
 
 const (
 	legacyDevice  = "legacy"
-	legacyPayload = 17000 // the largest it reads
+	legacyPayload = 17000 // the largest payload that it reads
 )
 
 // legacyBroker is a legacy broker in a cluster, with one peer.
 type legacyBroker struct {
 	tun     *water.Interface
 	config  *tls.Config
-	largest atomic.Int64 // packet that came
+	largest atomic.Int64 // size of the largest packet received
 }
 
-// newLegacyBroker makes its TUN in the gateway node of the cluster of b, with the routes to the peer.
+// newLegacyBroker makes the TUN of a legacy broker in the gateway node of b's cluster, with the routes to the peer.
 func newLegacyBroker(ctx context.Context, b, other *fleet.Broker) (*legacyBroker, error) {
 	node := b.Gateway()
 	o := &legacyBroker{}
@@ -67,7 +67,7 @@ func newLegacyBroker(ctx context.Context, b, other *fleet.Broker) (*legacyBroker
 	return o, nil
 }
 
-// acceptPeer waits until the peer connects. Others are sent away.
+// acceptPeer waits until the peer connects. It closes other connections.
 func (o *legacyBroker) acceptPeer(ctx context.Context, l net.Listener, other *fleet.Broker) (net.Conn, error) {
 	for {
 		conn, err := l.Accept()
@@ -83,11 +83,11 @@ func (o *legacyBroker) acceptPeer(ctx context.Context, l net.Listener, other *fl
 	}
 }
 
-// carryPackets carries packets between TUN and connection until the connection ends. The error is what a legacy
+// carryPackets carries packets between TUN and connection until the connection ends. The error says what a legacy
 // broker would not have understood.
 func (o *legacyBroker) carryPackets(conn net.Conn) error {
 	ended := make(chan struct{})
-	go func() { // from the TUN to the peer; the device's reader is interrupted by a deadline
+	go func() { // from the TUN to the peer; a deadline interrupts the read
 		defer close(ended)
 		for b := make([]byte, 3+1<<16); ; {
 			n, err := o.tun.Read(b[3:])
@@ -142,14 +142,14 @@ func (o *legacyBroker) readFrames(conn net.Conn) error {
 		if int64(n) > o.largest.Load() {
 			o.largest.Store(int64(n))
 		}
-		// The kernel checks the sums of what comes out of a plain TUN: it has no other word for them.
+		// The kernel checks the checksums of packets from a TUN without offloads, because they cannot be marked as good.
 		if _, err := o.tun.Write(b[:n]); err != nil {
 			return fmt.Errorf("write a packet of %d bytes to the TUN: %w", n, err)
 		}
 	}
 }
 
-// A legacy broker is sent and understood like ever: one packet per frame, complete, of a size that fits.
+// kubelink talks to a legacy broker as before: one complete packet per frame, of a size that fits.
 func TestLegacyPeerTransfer(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	one, third := brokers[0], brokers[2]
@@ -166,7 +166,7 @@ func TestLegacyPeerTransfer(t *testing.T) {
 	serve := func(t *testing.T, conn net.Conn, use func(context.Context)) {
 		t.Helper()
 		must(t, (&peer.Peer{Conn: conn}).Hello(third.MeshAddress, third.ServiceCIDR))
-		ctx, cancel := context.WithCancel(ctx) // what it does not understand ends the use
+		ctx, cancel := context.WithCancel(ctx) // a frame that the broker does not understand ends the use
 		served := runInBackground(func() error { defer cancel(); return o.carryPackets(conn) })
 		defer func() {
 			conn.Close()

@@ -16,7 +16,7 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// kernelState is what the broker has in its node's kernel: device, routes, rules, NAT.
+// kernelState returns what the broker has in its node's kernel: device, routes, rules, NAT.
 func kernelState(ctx context.Context, b *fleet.Broker) (string, error) {
 	gw := b.Gateway()
 	var all strings.Builder
@@ -30,7 +30,7 @@ func kernelState(ctx context.Context, b *fleet.Broker) (string, error) {
 		}
 		for line := range strings.Lines(out) {
 			if strings.Contains(strings.ToLower(line), "kubelink") || strings.Contains(line, "lookup 177") {
-				// Without a process at its other end the TUN has no carrier.
+				// Without a process at its other end, the TUN has no carrier.
 				all.WriteString(strings.ReplaceAll(line, "linkdown ", ""))
 			}
 		}
@@ -38,7 +38,8 @@ func kernelState(ctx context.Context, b *fleet.Broker) (string, error) {
 	return all.String(), nil
 }
 
-// A changed link takes effect, and a deleted one is gone, within two seconds: route, NAT, tunnel, zone.
+// A changed link takes effect within two seconds, and a deleted link is gone within two seconds: route, NAT, tunnel,
+// zone.
 func TestChangeAndDelete(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	check := expectNoFailures(t, clients[0], servers[2].service)
@@ -107,7 +108,7 @@ func TestLocalLinkIsKept(t *testing.T) {
 	local := b.Local()
 	must(t, b.Client.Delete(ctx, b.Local()))
 	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateDeleting, "kubelink1", "kubelink2"))
-	waitForReply(t, time.Second, clients[2], servers[0].service) // still works
+	waitForReply(t, time.Second, clients[2], servers[0].service) // the mesh still works
 	must(t, b.Remove(ctx, "kubelink1"))
 	must(t, b.Remove(ctx, "kubelink2"))
 	must(t, b.Remove(ctx, b.Name))
@@ -122,7 +123,7 @@ func TestLocalLinkIsKept(t *testing.T) {
 	must(t, f.Mesh(ctx))
 }
 
-// A new certificate is used from the next handshake on; a running transfer does not notice.
+// Brokers use a new certificate from the next handshake on. A running transfer goes on undisturbed.
 func TestCertificateReplaced(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]
@@ -140,14 +141,14 @@ func TestCertificateReplaced(t *testing.T) {
 		t.Error("link is not up")
 	}
 
-	// An unusable one is reported, and the old one stays in use.
+	// The status reports an unusable certificate, and the old one stays in use.
 	must(t, b.TLSSecret(ctx, fleet.Namespace, fleet.Secret, []byte("x"), []byte("y"), f.CA.PEM))
 	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "secret kubelink/kubelink-tls", "tls.crt"))
 	waitForReply(t, time.Second, clients[0], servers[1].service)
 	must(t, b.NewCertificate(ctx, f.CA, b.FQDN))
 	must(t, f.WaitMesh(ctx))
 
-	// A certificate of a foreign CA is refused by the peers, at both ends' messages; others go on.
+	// Peers refuse a certificate of a foreign CA, and both ends say so. Other links stay up.
 	check := expectNoFailures(t, clients[1], servers[2].service)
 	other, err := testbed.NewCA("somebody else")
 	must(t, err)
@@ -160,7 +161,7 @@ func TestCertificateReplaced(t *testing.T) {
 	must(t, f.WaitMesh(ctx))
 }
 
-// A dead peer is noticed, names say so at once, and its return is noticed within three seconds.
+// The broker notices a dead peer, names fail at once, and the broker notices the peer's return within three seconds.
 func TestPeerKilledAndRestarted(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	check := expectNoFailures(t, clients[0], servers[2].service)
@@ -179,7 +180,7 @@ func TestPeerKilledAndRestarted(t *testing.T) {
 	})
 	must(t, b.WaitState(ctx, "kubelink2", v1alpha1.StateDown))
 	must(t, checkAnswer(ctx, b, serverName(2), servers[2].service))
-	// And so it reaches a pod.
+	// A pod sees this, too.
 	m, err := clients[0].Query(ctx, serverName(1), dns.TypeA)
 	must(t, err)
 	if m.Rcode != dns.RcodeServerFailure {
@@ -201,7 +202,7 @@ func TestPeerKilledAndRestarted(t *testing.T) {
 	waitForReply(t, time.Second, clients[0], servers[1].service)
 }
 
-// A peer that vanishes without a word (cable cut) is noticed by the keepalive.
+// The keepalive notices a peer that disappears without a word (the cable is cut).
 func TestPeerSilent(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	check := expectNoFailures(t, clients[0], servers[2].service)
@@ -226,14 +227,14 @@ func TestPeerSilent(t *testing.T) {
 	must(t, f.WaitMesh(ctx))
 }
 
-// A broker that was killed adopts what it finds in the kernel, and the pods' connections live on.
+// A broker adopts the kernel state of a killed broker, and the pods' connections survive.
 func TestBrokerKilledAndRestarted(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]
 	before, err := kernelState(ctx, b)
 	must(t, err)
 	bulk := openStream(ctx, clients[0], servers[1].service, 16<<20, 2<<20)
-	bulk.waitForBytes(t, 5*time.Second, 1<<20) // it is under way
+	bulk.waitForBytes(t, 5*time.Second, 1<<20) // the transfer is under way
 	must(t, b.Kill(ctx, syscall.SIGKILL))
 	left, err := kernelState(ctx, b)
 	must(t, err)
@@ -258,14 +259,14 @@ func TestBrokerKilledAndRestarted(t *testing.T) {
 	must(t, f.WaitMesh(ctx))
 }
 
-// A clean shutdown leaves nothing behind; with keep-network it leaves all.
+// A clean shutdown removes everything from the kernel. With keep-network, everything stays.
 func TestShutdown(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[2]
 	must(t, b.Kill(ctx, syscall.SIGTERM))
 	left, err := kernelState(ctx, b)
 	must(t, err)
-	// kube-proxy's comments name our services.
+	// Comments in kube-proxy's rules name our services.
 	for line := range strings.Lines(left) {
 		if !strings.Contains(line, "KUBE-") {
 			t.Errorf("left behind: %s", line)
@@ -286,7 +287,7 @@ func TestShutdown(t *testing.T) {
 	must(t, f.WaitMesh(ctx))
 }
 
-// While the API server is away nothing that is known is lost; afterwards everything is caught up with.
+// While the API server is away, links and names stay. Afterwards, the broker catches up.
 func TestAPIServerAway(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	b := brokers[0]
@@ -306,7 +307,7 @@ func TestAPIServerAway(t *testing.T) {
 		}
 		return nil
 	})
-	// Thirty seconds of names, twice a second; meanwhile a peer dies, and its names follow.
+	// Check names for thirty seconds, twice a second. Meanwhile a peer dies, and its names follow.
 	ticker := time.NewTicker(500 * time.Millisecond)
 	defer ticker.Stop()
 	for i := range 60 {
@@ -320,8 +321,8 @@ func TestAPIServerAway(t *testing.T) {
 				return checkFailure(ctx, b, serverName(2), "kubelink3", "Down")
 			})
 		}
-		// No controllers run after a change of the Corefile: they begin with what the API server tells. Names follow links
-		// all the same.
+		// After a change of the Corefile no controllers run: they start with the objects of the API server. Names follow
+		// links all the same.
 		if i == 20 {
 			must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns",
 				"dns-propagation dns\n            dns-advertisement", 1)))
@@ -340,7 +341,8 @@ func TestAPIServerAway(t *testing.T) {
 	check = expectNoFailures(t, clients[0], servers[1].service)
 	must(t, b.StartAPIServer(ctx))
 	restored = true
-	// The state of the dead peer's link, which changed meanwhile, and a change of the first moment.
+	// The broker writes the state of the dead peer's link, which changed meanwhile, and applies a change of the first
+	// moment.
 	changed := brokers[1].LinkTo()
 	changed.Spec.Egress = []v1alpha1.EgressCIDR{"10.78.0.0/16"}
 	within(t, 30*time.Second, "API server to accept a change",
@@ -361,8 +363,8 @@ func TestAPIServerAway(t *testing.T) {
 	must(t, b.WaitReady(ctx))
 }
 
-// A broker that starts while the API server is away keeps what an earlier one left in the kernel, waits,
-// and says so.
+// A broker that starts while the API server is away keeps the kernel state of the broker before it, waits, and says
+// so.
 func TestStartWithoutAPIServer(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	b := brokers[2]
@@ -385,7 +387,7 @@ func TestStartWithoutAPIServer(t *testing.T) {
 	must(t, f.WaitMesh(ctx))
 }
 
-// A reload of the Corefile costs no packet, changed or not, and a wrong one changes nothing.
+// A reload of the Corefile costs no packet, whether it changes the stanza or not. A wrong Corefile changes nothing.
 func TestReload(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	b := brokers[0]

@@ -1,6 +1,6 @@
-// Package e2e tests kubelink as a whole on real control planes: three clusters behind their own NAT
-// routers, with identical node and pod networks, and a broker in each that is installed from the
-// manifests in deploy. Each test leaves the mesh of all three up.
+// Package e2e tests kubelink as a whole on real control planes: three clusters behind their own NAT routers, with
+// identical node and pod networks. Each cluster has a broker, installed from the manifests in deploy. Each test
+// leaves all links between the three clusters up.
 package e2e
 
 import (
@@ -31,7 +31,7 @@ import (
 // Ports of the server pods.
 const (
 	httpPort = 8080 // answers with the client's address; /bulk is a stream
-	udpPort  = 9000 // the same by UDP
+	udpPort  = 9000 // answers with the client's address, too
 )
 
 var (
@@ -58,7 +58,7 @@ func runTests(m *testing.M) int {
 	defer f.Close()
 	code := m.Run()
 	for _, b := range brokers {
-		// The broker under test is built with the race detector.
+		// The race detector is part of the broker under test.
 		if strings.Contains(b.Process.FullLog(), "DATA RACE") {
 			fmt.Fprintf(os.Stderr, "data race in the broker of %s\n%s\n", b.Name, b.Process.FullLog())
 			code = 1
@@ -70,8 +70,8 @@ func runTests(m *testing.M) int {
 	return code
 }
 
-// withoutReload leaves the plugin reload out: the tests tell CoreDNS when its Corefile has changed (SIGUSR1), and caddy
-// does not expect both at the same time. The race detector saw that.
+// withoutReload removes the plugin reload: the tests send CoreDNS a signal (SIGUSR1) when they have changed its
+// Corefile. caddy does not expect both at the same time: the race detector found that.
 func withoutReload(_ int, corefile string) string {
 	before, after, ok := strings.Cut(corefile, "    reload\n")
 	if !ok {
@@ -119,7 +119,7 @@ func bootFleet(ctx context.Context) (err error) {
 	return f.Mesh(ctx)
 }
 
-// startTest gives a test its time and shows the brokers' logs if it fails.
+// startTest limits the time of a test, and prints the brokers' logs if the test fails.
 func startTest(t *testing.T, limit time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -139,7 +139,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// within fails the test if condition does not hold within limit, and returns how long it took.
+// within fails the test if the condition is not met within the limit. It returns the time that this took.
 func within(t *testing.T, limit time.Duration, what string, condition func(context.Context) error) time.Duration {
 	t.Helper()
 	start := time.Now()
@@ -151,10 +151,10 @@ func within(t *testing.T, limit time.Duration, what string, condition func(conte
 	return time.Since(start)
 }
 
-// seed of the stream that bulk sends.
+// seed of the stream that serveBulk sends.
 var seed = [32]byte{1, 2, 3}
 
-// serveBulk sends size pseudo-random bytes; with rate, bytes per second, at that pace.
+// serveBulk sends size pseudo-random bytes. With rate, it sends at that pace in bytes per second.
 func serveBulk(w http.ResponseWriter, r *http.Request) {
 	size, _ := strconv.Atoi(r.FormValue("size"))
 	rate, _ := strconv.Atoi(r.FormValue("rate"))
@@ -210,15 +210,15 @@ func transfer(ctx context.Context, from *testbed.Pod, to netip.Addr, size, rate 
 	return nil
 }
 
-// runInBackground runs fn and returns how to wait for it.
+// runInBackground runs fn. The returned function waits for it.
 func runInBackground(fn func() error) func() error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
 	return func() error { return <-done }
 }
 
-// repeatRequests sends a request to the server 50 times a second until it is told to stop; then it says how many
-// there were, and which failed.
+// repeatRequests sends a request to the server 50 times a second until stop. stop returns the number of requests and
+// the errors.
 func repeatRequests(from *testbed.Pod, to netip.Addr) (stop func() (int, error)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var n int
@@ -252,7 +252,7 @@ func repeatRequests(from *testbed.Pod, to netip.Addr) (stop func() (int, error))
 	}
 }
 
-// expectNoFailures is watch for a test: not one request may fail.
+// expectNoFailures is repeatRequests for a test: no request may fail.
 func expectNoFailures(t *testing.T, from *testbed.Pod, to netip.Addr) (check func()) {
 	t.Helper()
 	stop := repeatRequests(from, to)
@@ -264,7 +264,7 @@ func expectNoFailures(t *testing.T, from *testbed.Pod, to netip.Addr) (check fun
 	}
 }
 
-// waitForReply waits until a request from the pod is answered.
+// waitForReply waits until the server answers a request from the pod.
 func waitForReply(t *testing.T, limit time.Duration, from *testbed.Pod, to netip.Addr) time.Duration {
 	t.Helper()
 	return within(t, limit, fmt.Sprintf("answer of %s to %s", to, from.Name), func(ctx context.Context) error {
@@ -275,8 +275,8 @@ func waitForReply(t *testing.T, limit time.Duration, from *testbed.Pod, to netip
 	})
 }
 
-// queryBroker sends a question with EDNS to the broker's own server and returns the answer and the text of its
-// Extended DNS Error.
+// queryBroker sends a query with EDNS to the broker's own server. It returns the answer and the text of its Extended
+// DNS Error.
 func queryBroker(ctx context.Context, b *fleet.Broker, network, name string, kind uint16) (*dns.Msg, string, error) {
 	m, err := b.Host.QueryAt(ctx, network, b.DNS(), name, kind)
 	if err != nil {
@@ -306,7 +306,7 @@ func checkAnswer(ctx context.Context, b *fleet.Broker, name string, want netip.A
 	return fmt.Errorf("%s: %s %v, want %s", name, dns.RcodeToString[m.Rcode], m.Answer, want)
 }
 
-// checkFailure checks that a name is answered with SERVFAIL whose reason contains all texts.
+// checkFailure checks that the answer for a name is SERVFAIL, and that its reason contains all texts.
 func checkFailure(ctx context.Context, b *fleet.Broker, name string, texts ...string) error {
 	start := time.Now()
 	m, reason, err := queryBroker(ctx, b, "udp", name, dns.TypeA)
@@ -327,7 +327,7 @@ func checkFailure(ctx context.Context, b *fleet.Broker, name string, texts ...st
 	return nil
 }
 
-// serverName is the mesh name of the server of a cluster.
+// serverName returns the mesh name of the server of a cluster.
 func serverName(cluster int) string {
 	return "server.default.svc." + brokers[cluster].Name + ".kubelink."
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// restoreMesh brings back the mesh of all three.
+// restoreMesh restores the links between all three clusters.
 func restoreMesh(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -47,8 +47,8 @@ func editCorefile(t *testing.T, ctx context.Context, b *fleet.Broker, replace ..
 	})
 }
 
-// The first cluster is in two meshes: with the second, and with the third. Each has its own address
-// and domain, and they do not mix.
+// The first cluster is in two meshes: one with the second cluster, and one with the third. Each mesh has its own
+// address and domain, and they do not mix.
 func TestTwoMeshes(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	one, three := brokers[0], brokers[2]
@@ -72,7 +72,7 @@ func TestTwoMeshes(t *testing.T) {
 	}
 	for _, pair := range [][2]*fleet.Broker{{one, three}, {three, one}} {
 		b := pair[0]
-		for _, of := range pair { // the LocalLink comes first, and so goes last
+		for _, of := range pair { // the LocalLink is the first, so the test removes it last
 			address := "10.99.0.1/24"
 			if of == three {
 				address = "10.99.0.3/24"
@@ -90,8 +90,8 @@ func TestTwoMeshes(t *testing.T) {
 	waitForReply(t, 2*time.Second, clients[0], servers[2].service)
 	waitForReply(t, 2*time.Second, clients[2], servers[0].service)
 
-	// The third cluster sees the address of the second mesh; the second that of the default one. The
-	// node address would hide it: a host's own service does not.
+	// The third cluster sees the first cluster's address in the second mesh, and the second cluster sees its address in
+	// the default mesh. The node address would hide it, but not for a service of the host itself.
 	must(t, three.Gateway().ServeHTTPEcho(8123))
 	seen, err := clients[0].Get(ctx, "http://10.99.0.3:8123/")
 	must(t, err)
@@ -105,7 +105,7 @@ func TestTwoMeshes(t *testing.T) {
 		t.Errorf("in the default mesh the first cluster is %s", seen)
 	}
 
-	// The default mesh domain is in the server block of the Corefile; the second is another block's business.
+	// The server block of the Corefile has the default mesh domain. The second domain needs another block.
 	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
 	editCorefile(t, ctx, one, "kubelink:1053 ", "second.example:1053 {\n kubelink\n}\nkubelink:1053 ")
 	within(t, 2*time.Second, "name in the second mesh", func(ctx context.Context) error {
@@ -113,7 +113,7 @@ func TestTwoMeshes(t *testing.T) {
 	})
 	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
 
-	// The second cluster has no way to the third.
+	// The second cluster has no path to the third.
 	short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer cancel()
 	if _, err := clients[1].Get(short, "http://"+servers[2].service.String()+"/"); err == nil {
@@ -121,7 +121,7 @@ func TestTwoMeshes(t *testing.T) {
 	}
 }
 
-// The first and the third cluster have no link of their own: the second forwards.
+// The first and the third cluster have no link of their own: the second forwards packets between them.
 func TestGatewayLink(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
@@ -145,7 +145,7 @@ func TestGatewayLink(t *testing.T) {
 		after < before+100 {
 		t.Errorf("the gateway forwarded %g packets, %v", after-before, err)
 	}
-	// Who is not expected through the gateway is dropped: the third cluster takes its link away.
+	// The third cluster drops packets through the gateway after it has lost its link to their source.
 	must(t, three.Remove(ctx, "kubelink1"))
 	within(t, 3*time.Second, "filter of the third cluster", func(ctx context.Context) error {
 		if _, err := clients[0].Ping(ctx, three.MeshAddress.Addr()); err == nil {
@@ -162,7 +162,7 @@ func TestGatewayLink(t *testing.T) {
 	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateStale, "kubelink2", "does not exist"))
 }
 
-// An authenticated peer without link gets one.
+// An authenticated peer without link gets a link.
 func TestAutoConnect(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	one, three := brokers[0], brokers[2]
@@ -171,7 +171,7 @@ func TestAutoConnect(t *testing.T) {
 	must(t, one.Remove(ctx, "kubelink3"))
 	editCorefile(t, ctx, one, "dns-propagation dns", "dns-propagation dns\nauto-connect")
 	const name = "192-168-0-13"
-	defer func() { // the peer is known all the time, else it gets a link once more
+	defer func() { // without a link, the peer would get another one
 		must(t, one.Apply(ctx, three.LinkTo()))
 		must(t, one.Remove(ctx, name))
 	}()
@@ -187,7 +187,7 @@ func TestAutoConnect(t *testing.T) {
 		t.Errorf("%+v", l.Spec)
 	}
 	waitForReply(t, 2*time.Second, clients[0], servers[2].service)
-	// Without the right to connect there is none.
+	// A peer without a valid certificate gets no link.
 	other, err := testbed.NewCA("somebody else")
 	must(t, err)
 	if p, err := dialRaw(ctx, three.Gateway().Host, one, other, "evil.example"); err == nil {
@@ -199,7 +199,7 @@ func TestAutoConnect(t *testing.T) {
 	}
 }
 
-// Endpoints may be addresses; the certificate names them.
+// Endpoints may be IP addresses, which the certificate then names.
 func TestEndpointAddress(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	one, two := brokers[0], brokers[1]
@@ -216,7 +216,7 @@ func TestEndpointAddress(t *testing.T) {
 	waitForReply(t, 2*time.Second, clients[0], servers[1].service)
 }
 
-// Routes in a table of their own.
+// The broker can use a routing table of its own.
 func TestRouteTable(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	b := brokers[2]
@@ -237,10 +237,10 @@ func TestRouteTable(t *testing.T) {
 	must(t, f.WaitMesh(ctx))
 }
 
-// The broker makes its certificate itself; clusters that share a CA key trust each other.
+// The broker makes its certificate itself. Clusters that share a CA key trust each other.
 func TestSecretManagedBySelf(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
-	t.Cleanup(func() { // after the Corefiles are back
+	t.Cleanup(func() { // runs after the Corefiles are back
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		for _, b := range brokers {
@@ -273,7 +273,7 @@ func TestSecretManagedBySelf(t *testing.T) {
 		})
 		must(t, b.Process.WaitLog(ctx, "certificate in use"))
 	}
-	// From nothing: CA and certificate.
+	// Without a secret, the broker makes CA and certificate.
 	b := brokers[2]
 	text, err := b.Manifest("overlays/self-signed/rbac.yaml")
 	must(t, err)
@@ -293,16 +293,16 @@ func TestSecretManagedBySelf(t *testing.T) {
 		}
 		return nil
 	})
-	// The first two trust each other, and not the third, whose CA is its own.
+	// The first two clusters trust each other, but not the third, which has its own CA.
 	must(t, brokers[0].WaitState(ctx, "kubelink2", v1alpha1.StateUp))
 	must(t, b.Kill(ctx, syscall.SIGKILL))
 	must(t, b.Start(ctx))
 	must(t, brokers[0].WaitState(ctx, "kubelink3", v1alpha1.StateDown, "certificate"))
-	must(t, b.NewCertificate(ctx, f.CA, b.FQDN)) // no ca.key any more: it cannot be managed, and that is said
+	must(t, b.NewCertificate(ctx, f.CA, b.FQDN)) // without ca.key the broker cannot manage the secret, and says so
 	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "ca.key", "its key is not"))
 }
 
-// The broker asks the certificate service; the test takes the part of that service.
+// The broker asks the certificate service. The test plays that service.
 func TestSecretManagedByCertificateServiceOfTheTest(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	b := brokers[2]
@@ -346,7 +346,7 @@ spec:
       schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
 `
 
-// Names only: no device, no traffic, the local cluster's names.
+// In mode none, there are only names: no device and no traffic, but the local cluster's names.
 func TestModeNone(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	b := brokers[2]

@@ -1,7 +1,7 @@
 package e2e
 
-// Names beyond those of services: what the mesh knows of its clusters; and what is answered of names that cannot be
-// asked for.
+// Names besides the names of services: facts about clusters, and answers for names while their cluster cannot be
+// asked.
 
 import (
 	"context"
@@ -19,7 +19,7 @@ import (
 	"github.com/mandelsoft/kubelink/test/fleet"
 )
 
-// checkStaleAnswer checks that a name has the address, as it was known before.
+// checkStaleAnswer checks that a name has the address in a stale answer.
 func checkStaleAnswer(ctx context.Context, b *fleet.Broker, name string, want netip.Addr, texts ...string) error {
 	start := time.Now()
 	m, reason, err := queryBroker(ctx, b, "udp", name, dns.TypeA)
@@ -55,7 +55,7 @@ func querySingle(ctx context.Context, b *fleet.Broker, name string, kind uint16)
 	return strings.TrimPrefix(m.Answer[0].String(), m.Answer[0].Header().String()), nil
 }
 
-// reviveBrokers starts the brokers that a test which failed has left dead.
+// reviveBrokers starts the brokers that a failed test has left dead.
 func reviveBrokers(t *testing.T) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -83,7 +83,7 @@ func TestFactsAsNames(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		kind uint16
-		want string // how it starts
+		want string // beginning of the answer
 	}{
 		{reverse(brokers[1].MeshAddress.Addr()), dns.TypePTR, "kubelink2.kubelink."},
 		{reverse(b.MeshAddress.Addr()), dns.TypePTR, "kubelink1.kubelink."},
@@ -104,7 +104,7 @@ func TestFactsAsNames(t *testing.T) {
 		return err
 	})
 
-	// All of them follow the link.
+	// All these names follow the link.
 	must(t, brokers[1].Kill(ctx, syscall.SIGKILL))
 	within(t, time.Second, "the loss to show", func(ctx context.Context) error {
 		for _, name := range []string{"kubelink2.kubelink.", serverName(1)} {
@@ -155,7 +155,7 @@ func TestServeStale(t *testing.T) {
 	})
 }
 
-// A broker that starts while the API server is away answers what the one before knew.
+// A broker that starts while the API server is away answers what the broker before it knew.
 func TestStateDir(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	reviveBrokers(t)
@@ -184,7 +184,7 @@ func TestStateDir(t *testing.T) {
 	must(t, b.WaitReady(ctx))
 	must(t, f.WaitMesh(ctx))
 
-	// And while a peer is away.
+	// It does so while a peer is away, too.
 	must(t, b.Kill(ctx, syscall.SIGTERM))
 	must(t, brokers[0].Kill(ctx, syscall.SIGKILL))
 	must(t, b.Start(ctx))
@@ -193,7 +193,7 @@ func TestStateDir(t *testing.T) {
 	must(t, f.WaitMesh(ctx))
 	must(t, checkAnswer(ctx, b, serverName(0), servers[0].service))
 	must(t, brokers[0].Kill(ctx, syscall.SIGKILL))
-	// what was known before is of no use any more
+	// earlier answers are of no use any more
 	within(t, time.Second, "the loss to show", func(ctx context.Context) error {
 		return checkFailure(ctx, b, serverName(0), "link kubelink1 is Down")
 	})

@@ -39,7 +39,7 @@ func droppedSeries(link, reason string) string {
 	return fmt.Sprintf(`coredns_kubelink_dropped_packets_total{link=%q,reason=%q}`, link, reason)
 }
 
-// Who has no right to connect is refused before any packet, and counted; the healthy link goes on.
+// The broker refuses a peer without the right to connect before any packet, and counts it. The healthy link goes on.
 func TestRefusedConnections(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	check := expectNoFailures(t, clients[0], servers[1].service)
@@ -52,7 +52,7 @@ func TestRefusedConnections(t *testing.T) {
 		must(t, err)
 		expectCount(t, refusedSeries("certificate"), func() {
 			p, err := dialRaw(ctx, from, brokers[0], other, third.FQDN)
-			if err == nil { // TLS 1.3: the client learns of it with its first read
+			if err == nil { // with TLS 1.3, the client learns this with its first read
 				err = p.Ended()
 			} else {
 				err = nil
@@ -86,12 +86,12 @@ func TestRefusedConnections(t *testing.T) {
 	})
 }
 
-// A peer with every right to connect may still send from its cluster address only, and to what
-// ingress allows only. The bare wire format of a legacy peer carries packets both ways.
+// A peer with the right to connect may send only from its cluster address, and only to destinations within ingress.
+// The bare wire format of a legacy peer carries packets both ways.
 func TestInboundFilter(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	third := brokers[2]
-	// The raw peer takes the place of the third cluster's broker.
+	// The raw peer replaces the broker of the third cluster.
 	must(t, third.Kill(ctx, syscall.SIGTERM))
 	defer func() {
 		must(t, third.Start(ctx))
@@ -144,13 +144,13 @@ func TestInboundFilter(t *testing.T) {
 	t.Run("malformed", func(t *testing.T) {
 		expectCount(t, droppedSeries(third.Name, "malformed"), func() { must(t, p.Send(peer.Packet, []byte{0x45, 0, 0})) })
 	})
-	// Nothing of it broke the session.
+	// None of these packets broke the session.
 	must(t, p.Send(peer.Packet, peer.UDP(self, service, []byte("hello"))))
 	_, _, err = p.Datagram(2 * time.Second)
 	must(t, err)
 }
 
-// Who came in while there was no certificate does not stay when there is one.
+// A session from a time without certificate ends when there is a certificate.
 func TestPlainSessionsEndWithCertificate(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	one, third := brokers[0], brokers[2]
@@ -179,7 +179,7 @@ func TestPlainSessionsEndWithCertificate(t *testing.T) {
 	must(t, p.Ended())
 }
 
-// ingress narrows and widens what a link may reach, and takes effect at once.
+// ingress limits what a link may reach. A change takes effect at once.
 func TestIngress(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	check := expectNoFailures(t, clients[2], servers[1].service)
@@ -208,7 +208,7 @@ func TestIngress(t *testing.T) {
 	must(t, brokers[0].Apply(ctx, link))
 	waitForReply(t, 2*time.Second, clients[1], servers[0].service)
 
-	// A pod can be reached where the link allows it.
+	// A link can reach a pod if its ingress allows it.
 	open := link.DeepCopy()
 	pod := servers[0].pod.Address.String() + "/32"
 	open.Spec.Ingress = []v1alpha1.IngressCIDR{v1alpha1.IngressCIDR(brokers[0].ServiceCIDR.String()),
@@ -216,8 +216,8 @@ func TestIngress(t *testing.T) {
 	must(t, brokers[0].Apply(ctx, open))
 }
 
-// The rules of the API server (CEL) refuse what could never work, with a message to act on; what only
-// the mesh can tell shows as state and message. Every other link stays up.
+// The rules of the API server (CEL) reject what could never work, with a helpful message. Problems that depend on the
+// mesh show in state and message. Every other link stays up.
 func TestInvalidObjects(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	b := brokers[0]
@@ -288,7 +288,7 @@ func TestInvalidObjects(t *testing.T) {
 			}
 		})
 	}
-	// A gateway that has one itself takes two objects.
+	// A gateway link behind another gateway link takes two objects.
 	must(t, apply("behind", `"clusterAddress":"192.168.0.60/24","gatewayLink":"kubelink2"`))
 	defer func() { must(t, b.Remove(ctx, "behind")) }()
 	for _, c := range []struct{ name, spec, state, says string }{

@@ -1,6 +1,6 @@
 package e2e
 
-// The global names of TestResolvers: objects in the first cluster, and what resolvers are to see of them.
+// The global names of TestResolvers: objects in the first cluster, and the answers that resolvers must get.
 
 import (
 	"context"
@@ -16,13 +16,13 @@ import (
 
 const global = "svc.global.kubelink"
 
-// deadAddress is one that lies behind the link to nobody.
+// deadAddress is an address behind the link to a cluster that does not exist.
 const deadAddress = "100.64.240.5"
 
-// longText is the data of a TXT record of three strings.
+// longText is the data of a TXT record with three strings.
 var longText = strings.Repeat("all that is to be said ", 25)
 
-// createGlobals makes the objects: names that are fully qualified, a zone with two names, and one inside of it.
+// createGlobals creates the objects: fully qualified names, a zone with two names, and a zone inside of it.
 func createGlobals(t *testing.T, ctx context.Context, internet netip.Addr) {
 	t.Helper()
 	meta := func(name string) metav1.ObjectMeta {
@@ -104,7 +104,7 @@ func createGlobals(t *testing.T, ctx context.Context, internet netip.Addr) {
 	entry("wine", wine)
 }
 
-// globalTable is what is expected of the global names, wherever they are asked for.
+// globalTable has the expected answers for global names, in every cluster.
 func globalTable() []row {
 	in := func(name string) string { return name + "." + global }
 	web := []string{"A " + servers[0].service.String(), "A " + servers[1].service.String()}
@@ -146,8 +146,8 @@ func globalTable() []row {
 		nodata(in("web")+" HTTPS", global),
 		nodata(in("web")+" CNAME", global),
 		answer(in("text")+" TXT", `TXT "short"`,
-			fmt.Sprintf("TXT %q %q %q", longText[:255], longText[255:510],
-				longText[510:]), `TXT "quoted \"and\" back\\slash"`).largerThan(512),
+			fmt.Sprintf("TXT %q %q %q", longText[:255], longText[255:510], longText[510:]),
+			`TXT "quoted \"and\" back\\slash"`).largerThan(512),
 		nodata(in("text")+" A", global),
 		answer(in("_ldap._tcp.directory")+" SRV", "SRV 1 2 389 "+in("web")+".",
 			"SRV 2 1 636 server.default.svc.kubelink2.kubelink."),
@@ -187,13 +187,13 @@ func globalTable() []row {
 		answer(in("exact.wild")+" A", "A 192.0.2.2"),
 		nodata(in("exact.wild")+" AAAA", global),
 		nxdomain(in("x.exact.wild")+" A", global),
-		nodata(in("inner.wild")+" A", global), // an empty non-terminal is not covered
+		nodata(in("inner.wild")+" A", global), // the wildcard does not cover an empty non-terminal
 		nxdomain(in("x.inner.wild")+" A", global),
 		nodata(in("wild")+" A", global),
 		answer(in("any.astray")+" A", with("CNAME "+in("web")+".", at("web", web...)...)...),
 		answer(in("any.astray")+" CNAME", "CNAME "+in("web")+"."),
 
-		// A delegation, whose names resolvers find on their own.
+		// A delegation. Resolvers find its names on their own.
 		referral(in("desk.branch")+" A", in("branch"), in("ns.branch")+".").resolvedAs("A 192.0.2.81"),
 		referral(in("Desk.Branch")+" TXT", in("branch"), in("ns.branch")+".").resolvedAs(`TXT "of the branch"`),
 		referral(in("branch")+" NS", in("branch"), in("ns.branch")+".").resolvedAs("NS " + in("ns.branch") + "."),

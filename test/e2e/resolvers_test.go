@@ -22,17 +22,17 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// row is a question, and the answer to it.
+// row is a query and the expected answer.
 type row struct {
 	question dns.Question
 	want     outcome
-	// what a resolver in front of kubelink makes of it, if that is more; records of the answer and the rcode
+	// answer records and rcode of a resolver in front of kubelink, if it adds to the answer
 	front  *outcome
-	size   int    // the answer is longer than so many bytes
-	reason string // is in the text of the Extended DNS Error
+	size   int    // the answer is longer than this number of bytes
+	reason string // part of the text of the Extended DNS Error
 }
 
-// outcome is what counts of an answer. Records are "owner TYPE data", sorted.
+// outcome is the compared part of an answer. Records are "owner TYPE data", sorted.
 type outcome struct {
 	rcode         string
 	authoritative bool
@@ -48,35 +48,35 @@ func (o outcome) String() string {
 	return fmt.Sprintf("%s%s, answer %q, authority %q", o.rcode, aa, o.answer, o.authority)
 }
 
-// answer is a row: the question is "name type", and records without owner are those of that name.
+// answer returns a row. The question is "name type". Records without owner belong to that name.
 func answer(question string, records ...string) row {
 	name, kind, _ := strings.Cut(question, " ")
 	q := dns.Question{Name: dns.Fqdn(name), Qtype: dns.StringToType[kind], Qclass: dns.ClassINET}
 	return row{question: q, want: outcome{rcode: "NOERROR", authoritative: true, answer: withOwners(q, records)}}
 }
 
-// nodata is an answer for a name that has no such records.
+// nodata returns a row for a name without records of the type.
 func nodata(question, zone string) row {
 	r := answer(question)
 	r.want.authority = []string{dns.Fqdn(zone) + " SOA"}
 	return r
 }
 
-// nxdomain is an answer for a name that does not exist.
+// nxdomain returns a row for a name that does not exist.
 func nxdomain(question, zone string) row {
 	r := nodata(question, zone)
 	r.want.rcode = "NXDOMAIN"
 	return r
 }
 
-// servfail is a failure with its reason.
+// servfail returns a row for a failure with its reason.
 func servfail(question, reason string) row {
 	r := answer(question)
 	r.want.rcode, r.want.authoritative, r.reason = "SERVFAIL", false, reason
 	return r
 }
 
-// referral is an answer that leads to the name servers of a zone that is delegated.
+// referral returns a row for an answer that leads to the name servers of a delegated zone.
 func referral(question, zone string, servers ...string) row {
 	r := answer(question)
 	r.want.authoritative = false
@@ -86,19 +86,19 @@ func referral(question, zone string, servers ...string) row {
 	return r
 }
 
-// isReferral tells whether the row is a referral.
+// isReferral says whether the row is a referral.
 func (r row) isReferral() bool {
 	return slices.ContainsFunc(r.want.authority, func(s string) bool { return strings.Contains(s, " NS ") })
 }
 
-// resolvedAs adds what a resolver in front finds out on its own.
+// resolvedAs adds the records that a resolver in front of kubelink finds on its own.
 func (r row) resolvedAs(records ...string) row {
 	r.front = &outcome{rcode: r.want.rcode,
 		answer: withOwners(r.question, append(slices.Clone(records), r.want.answer...))}
 	return r
 }
 
-// largerThan is for answers that do not fit a size.
+// largerThan marks an answer that does not fit a size.
 func (r row) largerThan(size int) row {
 	r.size = size
 	return r
@@ -116,10 +116,10 @@ func withOwners(q dns.Question, records []string) (full []string) {
 	return full
 }
 
-// changing is what is another one with each run or query.
+// changing matches data that differs with each run or query.
 var changing = regexp.MustCompile(`"(since|rtt)=[^"]*"`)
 
-// outcomeOf is the outcome of an answer.
+// outcomeOf returns the outcome of an answer.
 func outcomeOf(m *dns.Msg) outcome {
 	o := outcome{rcode: dns.RcodeToString[m.Rcode], authoritative: m.Authoritative}
 	for _, rr := range m.Answer {
@@ -137,7 +137,7 @@ func outcomeOf(m *dns.Msg) outcome {
 	return o
 }
 
-// recordText is a record without what differs between equal ones: its age, and upper case.
+// recordText returns a record without the differences between equal records: age and upper case.
 func recordText(rr dns.RR) string {
 	if soa, ok := rr.(*dns.SOA); ok {
 		soa = dns.Copy(soa).(*dns.SOA)
@@ -158,14 +158,14 @@ func (r row) compareAnswer(a querier, m *dns.Msg) error {
 	if !m.Response || len(m.Question) != 1 || m.Question[0] != r.question {
 		return fmt.Errorf("an answer to %v", m.Question)
 	}
-	// Spelled as it was asked.
+	// The answer spells the name like the question.
 	for _, rr := range m.Answer {
 		if name := rr.Header().Name; name != r.question.Name && strings.EqualFold(name, r.question.Name) {
 			return fmt.Errorf("the name comes back as %s", name)
 		}
 	}
 	if a.front {
-		// It is no authority, and its reasons are its own.
+		// The resolver is not authoritative, and has reasons of its own.
 		if want.authoritative, want.authority, got.authority = false, nil, nil; r.front != nil {
 			want.rcode, want.answer = r.front.rcode, r.front.answer
 		}
@@ -207,7 +207,7 @@ func extendedError(m *dns.Msg) string {
 	return ""
 }
 
-// aliasService is a service that is a name for something else.
+// aliasService returns a service that is a name for another name.
 func aliasService(name, target string) *corev1.Service {
 	return &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name},
@@ -215,7 +215,7 @@ func aliasService(name, target string) *corev1.Service {
 	}
 }
 
-// createHeadless creates a headless service with endpoints that are nobody. Those with a name have that name.
+// createHeadless creates a headless service with endpoints that do not exist. Some have host names.
 func createHeadless(
 	t *testing.T, ctx context.Context, b *fleet.Broker, name string, endpoints ...discoveryv1.Endpoint,
 ) {
@@ -233,7 +233,7 @@ func createHeadless(
 	})
 }
 
-// manyEndpoints is n endpoints, and the records of their addresses.
+// manyEndpoints returns n endpoints, and the records of their addresses.
 func manyEndpoints(n int) (endpoints []discoveryv1.Endpoint, records []string) {
 	addr := netip.MustParseAddr("100.97.0.1")
 	for range n {
@@ -244,11 +244,11 @@ func manyEndpoints(n int) (endpoints []discoveryv1.Endpoint, records []string) {
 	return endpoints, records
 }
 
-// absent is the name of a link to a cluster that is not there, and of one that is nowhere at all.
+// absent is the name of a link to a cluster that does not exist.
 const absent = "absent"
 
-// Every way to ask for a name gets the same answer, whatever the program, the transport and the size, and resolvers in
-// front of kubelink get on with it.
+// Every way to query a name gets the same answer, independent of the program, the transport and the size. Resolvers
+// in front of kubelink can work with the answers.
 func TestResolvers(t *testing.T) {
 	ctx := startTest(t, 5*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
@@ -298,7 +298,7 @@ func TestResolvers(t *testing.T) {
 		startResolvers(t, ctx, one, internet, trust, zones)...)
 	for _, fromAPI := range []bool{false, true} {
 		t.Run(fmt.Sprintf("fromAPI=%t", fromAPI), func(t *testing.T) {
-			if fromAPI { // of two clusters: the third goes on with its DNS service
+			if fromAPI { // for two clusters: the third goes on with its DNS service
 				useAPIServers(t, ctx)
 				must(t, one.WaitState(ctx, absent, v1alpha1.StateDown))
 			}
@@ -325,7 +325,7 @@ func TestResolvers(t *testing.T) {
 	}
 }
 
-// compareAll asks all questions in all ways.
+// compareAll sends all queries in all ways.
 func compareAll(t *testing.T, ctx context.Context, all []querier, rows []row) {
 	t.Helper()
 	questions := make([]dns.Question, len(rows))
@@ -340,7 +340,7 @@ func compareAll(t *testing.T, ctx context.Context, all []querier, rows []row) {
 		question, what string
 	}
 	var mu sync.Mutex
-	failures := map[failure][]string{} // with who saw it
+	failures := map[failure][]string{} // with the queriers that saw them
 	var wg sync.WaitGroup
 	for _, a := range all {
 		wg.Go(func() {
@@ -355,7 +355,7 @@ func compareAll(t *testing.T, ctx context.Context, all []querier, rows []row) {
 			defer mu.Unlock()
 			for i, m := range answers {
 				r := rows[i]
-				if a.name == "unbound forwarding" && r.isReferral() { // it wants to be asked by a resolver that goes on by itself
+				if a.name == "unbound forwarding" && r.isReferral() { // it expects clients that follow referrals themselves
 					r.front = &outcome{rcode: r.want.rcode}
 				}
 				if err := r.compareAnswer(a, m); err != nil {
@@ -371,8 +371,8 @@ func compareAll(t *testing.T, ctx context.Context, all []querier, rows []row) {
 	}
 }
 
-// meshTable is what is expected of the DNS service of a cluster. Names of the first two come from their API servers,
-// or all from their DNS services.
+// meshTable has the expected answers of a cluster's kubelink. Names of the first two clusters come from their API
+// servers, or all names come from DNS services.
 func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 	one, two, three := brokers[0], brokers[1], brokers[2]
 	a := func(addr netip.Addr) string { return "A " + addr.String() }
@@ -525,7 +525,8 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 			answer("kubelink2.kubelink NS", "NS kube-dns.kube-system.svc.kubelink2.kubelink."),
 			nodata("itself.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
 			nodata("loop-a.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
-			servfail(ptr("100.64.16.250"), "answer of DNS service 100.64.16.10:53 of link kubelink2"), // which has nobody to ask
+			// which has no upstream server
+			servfail(ptr("100.64.16.250"), "answer of DNS service 100.64.16.10:53 of link kubelink2"),
 		)
 	}
 	for _, b := range brokers {
@@ -536,7 +537,7 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 		rows = append(rows, answer("_state."+b.Name+".kubelink TXT", facts))
 	}
 
-	// What is not ours.
+	// Names outside of the mesh.
 	foreign := answer("www.outside.example A").resolvedAs("A 192.0.2.80")
 	foreign.want.rcode, foreign.want.authoritative, foreign.front.rcode = "REFUSED", false, "NOERROR"
 	through := answer("alias.outside.example A").resolvedAs("CNAME www.outside.example.",
@@ -545,7 +546,7 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 	return append(rows, foreign, through)
 }
 
-// Each cluster follows aliases on its own, by way of the kubelink of its own. Where two lead to each other, that ends.
+// Each cluster follows aliases on its own, with its own kubelink. If two aliases lead to each other, the queries end.
 func TestAliasesInACircle(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	two, three := brokers[1], brokers[2]

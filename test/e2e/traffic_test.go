@@ -14,7 +14,7 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// checkClientAddress fails if an address is a pod's: those of one cluster mean nothing in another.
+// checkClientAddress fails if an address belongs to a pod: addresses of pods mean nothing in other clusters.
 func checkClientAddress(t *testing.T, seen string) {
 	t.Helper()
 	a, err := netip.ParseAddr(seen)
@@ -27,7 +27,7 @@ func checkClientAddress(t *testing.T, seen string) {
 	}
 }
 
-// Three clusters in one mesh: every pair, by address and by name.
+// Every pair of the three clusters reaches each other's services, by address and by name.
 func TestServices(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	for i, from := range clients {
@@ -61,7 +61,7 @@ func TestPing(t *testing.T) {
 			}
 		}
 	}
-	// A mesh address without cluster is refused at once.
+	// A packet to a mesh address without cluster is rejected at once.
 	if _, err := clients[0].Ping(ctx, netip.MustParseAddr("192.168.0.99")); err == nil ||
 		!strings.Contains(err.Error(), "unreachable") {
 		t.Errorf("ping of nobody: %v", err)
@@ -81,7 +81,7 @@ func TestUDP(t *testing.T) {
 	must(t, err)
 	checkClientAddress(t, string(seen[:n]))
 
-	// DNS of the other cluster, asked directly across the mesh, by UDP and TCP.
+	// Pods reach the DNS service of the other cluster across the mesh, by UDP and TCP.
 	for _, network := range []string{"udp", "tcp"} {
 		m, err := clients[0].QueryAt(ctx, network, netip.AddrPortFrom(brokers[1].DNSAddress, 53),
 			"server.default.svc.cluster.local.", dns.TypeA)
@@ -118,11 +118,11 @@ func TestLargeDatagrams(t *testing.T) {
 	}
 }
 
-// Names: rewritten both ways, by UDP and TCP, in any spelling; what does not exist is said so.
+// Names are rewritten both ways, by UDP and TCP, in any spelling. Missing names are NXDOMAIN.
 func TestNames(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]
-	for j := range brokers { // the local one, too
+	for j := range brokers { // including the local cluster
 		for _, network := range []string{"udp", "tcp"} {
 			m, _, err := queryBroker(ctx, b, network, "SERVER.default.svc."+brokers[j].Name+".KubeLink.", dns.TypeA)
 			must(t, err)
@@ -158,7 +158,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("%s: %v", dns.TypeToString[kind], m)
 		}
 	}
-	// And as a pod sees it, through the cluster's DNS.
+	// A pod gets the same through the cluster's DNS.
 	addrs, err := clients[0].Lookup(ctx, strings.TrimSuffix(serverName(2), "."))
 	must(t, err)
 	if len(addrs) != 1 || addrs[0] != servers[2].service {
@@ -166,7 +166,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// What happened to a link is told by Events and conditions.
+// Events and conditions show the changes of a link.
 func TestEventsAndConditions(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]
@@ -183,7 +183,7 @@ func TestEventsAndConditions(t *testing.T) {
 	must(t, err)
 }
 
-// The metrics say what goes on.
+// The metrics show links, traffic and state.
 func TestMetrics(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]

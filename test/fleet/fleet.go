@@ -1,6 +1,5 @@
-// Package fleet is a test bed with kubelink running in each of its clusters, installed from the
-// manifests in deploy: same permissions, same services, same Corefile. Demo, end-to-end tests and
-// benchmarks stand on it.
+// Package fleet provides a test bed with kubelink running in each cluster, installed from the manifests in deploy:
+// with the same permissions, services and Corefile. The demo, the end-to-end tests and the benchmarks use it.
 package fleet
 
 import (
@@ -32,7 +31,7 @@ const (
 	Account   = "kubelink"
 )
 
-// Fleet is clusters with brokers.
+// Fleet is a number of clusters with a broker in each.
 type Fleet struct {
 	*testbed.Testbed
 	Brokers []*Broker
@@ -56,7 +55,7 @@ type Options struct {
 	Progress func(string)
 }
 
-// Binary is kubelink: what the variable KUBELINK names, else as make build leaves it.
+// Binary returns the path of kubelink: the value of the variable KUBELINK, or else the result of make build.
 func Binary() (string, error) {
 	if path := os.Getenv("KUBELINK"); path != "" {
 		return path, nil
@@ -119,7 +118,7 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	return f, nil
 }
 
-// Manifest reads a file of deploy with the values that are marked for change set for this cluster.
+// Manifest reads a file of deploy and sets the values that are marked for change.
 func (b *Broker) Manifest(file string) (string, error) {
 	root, err := testbed.Repository()
 	if err != nil {
@@ -135,7 +134,7 @@ func (b *Broker) Manifest(file string) (string, error) {
 	).Replace(string(data)), nil
 }
 
-// install applies the manifests, issues the certificate, and makes the pod that the Deployment would.
+// install applies the manifests, issues the certificate, and makes the pod that the Deployment would make.
 func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 	for _, file := range []string{"base/namespace.yaml", "base/rbac.yaml", "base/services.yaml"} {
 		text, err := b.Manifest(file)
@@ -162,7 +161,7 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 		return err
 	}
 	b.corefile = filepath.Join(dir, "Corefile")
-	// Reloads are asked for by a signal: waiting for the interval would tell nothing.
+	// The tests request reloads with a signal: so they need not wait for the interval of the plugin reload.
 	if err := b.SetCorefile(edit(cm.Data["Corefile"])); err != nil {
 		return err
 	}
@@ -173,7 +172,8 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 	return err
 }
 
-// NewCertificate puts a certificate for the names into the broker's secret, which is created if it does not exist.
+// NewCertificate puts a certificate for the names into the broker's secret. It creates the secret if it does not
+// exist.
 func (b *Broker) NewCertificate(ctx context.Context, ca *testbed.CA, names ...string) error {
 	var addrs []netip.Addr
 	names = slices.Clone(names)
@@ -191,10 +191,10 @@ func (b *Broker) NewCertificate(ctx context.Context, ca *testbed.CA, names ...st
 	return b.TLSSecret(ctx, Namespace, Secret, certPEM, keyPEM, ca.PEM)
 }
 
-// Corefile is the text in force.
+// Corefile returns the present text of the Corefile.
 func (b *Broker) Corefile() string { return b.text }
 
-// SetCorefile writes the Corefile. A running broker learns of it by Reload.
+// SetCorefile writes the Corefile. A running broker reads it at the next Reload.
 func (b *Broker) SetCorefile(text string) error {
 	b.text = text
 	return os.WriteFile(b.corefile, []byte(text), 0o644)
@@ -232,7 +232,7 @@ func (b *Broker) Launch() error {
 	return err
 }
 
-// WaitReady waits for what the readiness probe of the Deployment asks.
+// WaitReady waits until the URL of the Deployment's readiness probe answers.
 func (b *Broker) WaitReady(ctx context.Context) error {
 	return testbed.Until(ctx, "kubelink of "+b.Name, func(ctx context.Context) error {
 		select {
@@ -258,17 +258,17 @@ func (b *Broker) Kill(ctx context.Context, signal syscall.Signal) error {
 	}
 }
 
-// DNS is where the broker's server listens in its node.
+// DNS returns the address of the broker's DNS server in its node.
 func (b *Broker) DNS() netip.AddrPort { return netip.AddrPortFrom(b.Gateway().Address, 1053) }
 
-// Local is the LocalLink of the broker's cluster in the default mesh.
+// Local returns the LocalLink of the broker's cluster in the default mesh.
 func (b *Broker) Local() *v1alpha1.KubeLink {
 	l := b.LinkTo()
 	l.Spec.Endpoint = v1alpha1.EndpointLocal
 	return l
 }
 
-// LinkTo is the link that others have to this cluster in the default mesh.
+// LinkTo returns the link of other clusters to this cluster in the default mesh.
 func (b *Broker) LinkTo() *v1alpha1.KubeLink {
 	l := &v1alpha1.KubeLink{}
 	l.Name = b.Name
@@ -308,7 +308,7 @@ func (b *Broker) Remove(ctx context.Context, name string) error {
 	})
 }
 
-// Link returns a link as the API has it.
+// Link reads a link from the API.
 func (b *Broker) Link(ctx context.Context, name string) (*v1alpha1.KubeLink, error) {
 	l := &v1alpha1.KubeLink{}
 	err := b.Client.Get(ctx, client.ObjectKey{Name: name}, l)
@@ -351,8 +351,8 @@ func (f *Fleet) Mesh(ctx context.Context) error {
 	return f.WaitMesh(ctx)
 }
 
-// WaitMesh waits until all links that Mesh makes are up: for the brokers that run, as the API may show what was
-// before they were started, and in the API.
+// WaitMesh waits until all links of Mesh are up: in the metrics of the running brokers and in the API. The API alone
+// may still show the state from before the brokers' start.
 func (f *Fleet) WaitMesh(ctx context.Context) error {
 	for _, a := range f.Brokers {
 		for _, b := range f.Brokers {
@@ -376,8 +376,8 @@ func (f *Fleet) WaitMesh(ctx context.Context) error {
 	return nil
 }
 
-// Metric returns a metric of the broker; series is its name with its labels, as Prometheus writes it. What is not
-// counted yet is 0.
+// Metric returns a metric of the broker. series is its name with its labels, as Prometheus writes it. A counter
+// without a value yet is 0.
 func (b *Broker) Metric(ctx context.Context, series string) (float64, error) {
 	text, err := b.Host.Get(ctx, "http://127.0.0.1:9153/metrics")
 	if err != nil {

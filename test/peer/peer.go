@@ -1,6 +1,6 @@
-// Package peer is a broker of another cluster at the byte level of the legacy wire format (TLS, frames of length, type,
-// payload; a hello of 80 bytes), written apart from broker/bridge. Tests use it as an attacker or as a legacy broker;
-// by the hundred, peers are the other clusters of a large mesh (stub.go).
+// Package peer speaks the legacy wire format of brokers at the byte level: TLS, frames of length, type and payload, a
+// hello of 80 bytes. It does not use broker/bridge. Tests use a peer as an attacker or as a legacy broker. Hundreds
+// of peers are the other clusters of a large mesh (stub.go).
 package peer
 
 import (
@@ -26,8 +26,8 @@ const (
 // Peer is an end of a connection to a broker.
 type Peer struct{ net.Conn }
 
-// Config is for connections both ways: with a certificate of ca for the names, and trust in the certificates of
-// trusted.
+// Config returns the configuration for connections in both directions: it has a certificate of ca for the names, and
+// trusts the certificates of trusted.
 func Config(ca, trusted *testbed.CA, names ...string) (*tls.Config, error) {
 	certPEM, keyPEM, err := ca.Issue(names, nil)
 	if err != nil {
@@ -45,8 +45,8 @@ func Config(ca, trusted *testbed.CA, names ...string) (*tls.Config, error) {
 	}, nil
 }
 
-// Dial connects from a host to the broker at an address, which has to have a certificate for the name. A deadline of
-// ctx is also one of the connection.
+// Dial connects from a host to the broker at an address. The broker needs a certificate for the name. The deadline of
+// ctx applies to the connection, too.
 func Dial(ctx context.Context, from *testbed.Host, address, name string, config *tls.Config) (*Peer, error) {
 	conn, err := from.DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -72,7 +72,7 @@ func (p *Peer) Send(kind byte, payload []byte) error {
 	return err
 }
 
-// Hello announces an address, and a service network.
+// Hello announces an address and a service network.
 func (p *Peer) Hello(address, service netip.Prefix) error {
 	b := make([]byte, 80)
 	for i, n := range []netip.Prefix{address, service} {
@@ -95,7 +95,7 @@ func (p *Peer) Receive() (kind byte, payload []byte, err error) {
 	return head[2], payload, err
 }
 
-// Ended waits until the broker has ended the connection. A packet before that is an error.
+// Ended waits until the broker ends the connection. A packet before that is an error.
 func (p *Peer) Ended() error {
 	for {
 		kind, _, err := p.Receive()
@@ -147,7 +147,7 @@ func UDP(from, to netip.AddrPort, content []byte) []byte {
 	return append(h, u...)
 }
 
-// ParseUDP takes such a packet apart. It is false for all others.
+// ParseUDP returns addresses and content of a packet like those of UDP. ok is false for any other packet.
 func ParseUDP(b []byte) (from, to netip.AddrPort, content []byte, ok bool) {
 	if len(b) < 28 || b[0] != 0x45 || b[9] != 17 {
 		return from, to, nil, false

@@ -1,7 +1,8 @@
 package peer
 
-// This file is clusters that consist of a broker and a DNS service, hundreds of them in one process: each has a link
-// of its own to the broker under test, with all that belongs to it, and answers what comes through that.
+// This file simulates clusters that consist of a broker and a DNS service, hundreds of them in one process. Each has
+// a link of its own to the broker under test, with the addresses and networks of a link, and answers DNS queries that
+// come through it.
 
 import (
 	"context"
@@ -20,10 +21,10 @@ import (
 // Stub is one such cluster.
 type Stub struct {
 	Name     string       // of the cluster, and of the KubeLink
-	Endpoint string       // host name of its broker, which its certificate is for
-	Listens  netip.Addr   // what the host name has to lead to
+	Endpoint string       // host name of its broker, in its certificate
+	Listens  netip.Addr   // address to which the host name must lead
 	Address  netip.Prefix // in the mesh
-	Services netip.Prefix // its 10th address is the DNS service, the 20th that of Service
+	Services netip.Prefix // its 10th address is the DNS service, its 20th is the address of Service
 	host     *testbed.Host
 	config   *tls.Config
 
@@ -32,18 +33,19 @@ type Stub struct {
 	conns map[net.Conn]bool
 }
 
-// Service is the only name that a stub has, in the cluster's own domain.
+// Service is the only name of a stub, in the cluster's own domain.
 const Service = "web.default.svc.cluster.local."
 
-// Stubs are many of them behind one listener.
+// Stubs are many stubs with one listener.
 type Stubs struct {
 	All       []*Stub
 	listener  net.Listener
 	byAddress map[netip.Addr]*Stub
 }
 
-// ServeStubs makes n stubs on the host that are up, which accept connections at the port, each at a loopback address
-// of its own. Their mesh addresses begin after that of mesh, their service networks with services.
+// ServeStubs makes n stubs on the host that are up. Each stub accepts connections at the port, at a loopback address
+// of its own. The mesh addresses of the stubs begin after the address of mesh, their service networks begin with
+// services.
 func ServeStubs(host *testbed.Host, port int, ca *testbed.CA, n int, mesh, services netip.Prefix) (*Stubs, error) {
 	all := &Stubs{byAddress: map[netip.Addr]*Stub{}}
 	loopback, addr, network := netip.AddrFrom4([4]byte{127, 1, 0, 0}), mesh.Addr(), services
@@ -70,7 +72,7 @@ func ServeStubs(host *testbed.Host, port int, ca *testbed.CA, n int, mesh, servi
 	return all, nil
 }
 
-// nextNetwork is the first address behind a network.
+// nextNetwork returns the first address behind a network.
 func nextNetwork(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().As4()
 	n := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
@@ -86,7 +88,7 @@ func (s *Stub) nthAddress(n int) netip.Addr {
 	return a
 }
 
-// ServiceAddress is what Service resolves to.
+// ServiceAddress returns the address of Service.
 func (s *Stub) ServiceAddress() netip.Addr { return s.nthAddress(20) }
 
 // Close ends all stubs.
@@ -133,13 +135,13 @@ func (s *Stub) Down() {
 	defer s.mu.Unlock()
 	s.up = false
 	for c := range s.conns {
-		// Not its Close, which sends an alert and may wait: a broker that is gone says nothing.
+		// tls.Conn.Close would send an alert and might wait, but a dead broker sends nothing.
 		c.(*tls.Conn).NetConn().Close()
 	}
 	clear(s.conns)
 }
 
-// Up accepts connections again, and makes one to the broker at the address, as a broker that was started does.
+// Up accepts connections again and makes one to the broker at the address, like a broker after its start.
 func (s *Stub) Up(ctx context.Context, address, name string) error {
 	s.mu.Lock()
 	s.up = true
@@ -152,7 +154,7 @@ func (s *Stub) Up(ctx context.Context, address, name string) error {
 	return nil
 }
 
-// serveConn speaks on a connection until it ends.
+// serveConn answers queries on a connection until it ends.
 func (s *Stub) serveConn(p *Peer) {
 	defer p.Close()
 	s.mu.Lock()
@@ -186,7 +188,7 @@ func (s *Stub) serveConn(p *Peer) {
 	}
 }
 
-// answerQuery is that of the DNS service; nil for what is no question.
+// answerQuery returns the answer of the DNS service, or nil if the message is no query.
 func (s *Stub) answerQuery(question []byte) []byte {
 	q := new(dns.Msg)
 	if q.Unpack(question) != nil || q.Response || len(q.Question) != 1 {

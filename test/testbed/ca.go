@@ -1,6 +1,6 @@
 package testbed
 
-// This file issues certificates: for the control planes, and for what the tests exchange between clusters.
+// This file issues certificates for the control planes and for the brokers of the tests.
 
 import (
 	"context"

@@ -1,6 +1,6 @@
 package testbed
 
-// This file is a cluster: its names and addresses, the order in which it boots, and access to its API.
+// This file defines a cluster: its names and addresses, the order in which it boots, and the access to its API.
 
 import (
 	"context"
@@ -21,10 +21,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Cluster is a Kubernetes cluster of the test bed. Its node and pod networks are those of all others.
+// Cluster is a Kubernetes cluster of the test bed. All clusters have the same node and pod networks.
 type Cluster struct {
 	Name          string // kubelink1, kubelink2, ...
-	FQDN          string // of its load balancer, which leads to the broker on the gateway node; in every /etc/hosts
+	FQDN          string // of its load balancer, which forwards to the broker on the gateway node; in every /etc/hosts
 	PublicAddress netip.Addr
 	MeshAddress   netip.Prefix // for its broker, with the mesh's mask
 	ServiceCIDR   netip.Prefix
@@ -38,12 +38,12 @@ type Cluster struct {
 	Nodes        []*Node
 
 	Client client.WithWatch // as administrator
-	Config *rest.Config     // the same; it dials inside of the cluster
+	Config *rest.Config     // the same; its connections start inside of the cluster
 
 	testbed   *Testbed
 	pki       pki
 	apiserver *Process
-	customDNS map[string]string // files that the cluster DNS imports; nil: not there yet
+	customDNS map[string]string // files that the cluster DNS imports; nil: not written yet
 }
 
 // Node is a machine that runs pods.
@@ -53,10 +53,10 @@ type Node struct {
 	Pods    netip.Prefix // the addresses of its pods
 
 	cluster *Cluster
-	pods    int // ever made
+	pods    int // number of pods created so far
 }
 
-// Gateway is the node that the load balancer leads to.
+// Gateway returns the node to which the load balancer forwards.
 func (c *Cluster) Gateway() *Node { return c.Nodes[0] }
 
 // boot starts the control plane and waits until pods and services work.
@@ -100,7 +100,8 @@ func (c *Cluster) connectClient(context.Context) error {
 	return err
 }
 
-// createNodes does what kubelets would: without the objects, kube-proxy does not know its own address.
+// createNodes creates the Node objects that kubelets would create: without them, kube-proxy does not know its own
+// address.
 func (c *Cluster) createNodes(ctx context.Context) error {
 	for _, n := range c.Nodes {
 		node := &corev1.Node{
@@ -121,7 +122,7 @@ func (c *Cluster) createNodes(ctx context.Context) error {
 	return nil
 }
 
-// Kubeconfig writes the administrator's kubeconfig. It is good for programs on the cluster's nodes and pods.
+// Kubeconfig writes the administrator's kubeconfig. It works for programs on the cluster's nodes and pods.
 func (c *Cluster) Kubeconfig(path string) error {
 	text, err := os.ReadFile(c.filePath("admin.kubeconfig"))
 	if err != nil {
@@ -130,8 +131,8 @@ func (c *Cluster) Kubeconfig(path string) error {
 	return os.WriteFile(path, text, 0o600)
 }
 
-// KubeconfigFor writes a kubeconfig for a service account, and returns its path. Like Kubeconfig it is for programs
-// on the cluster's nodes and pods.
+// KubeconfigFor writes a kubeconfig for a service account and returns its path. It works for programs on the
+// cluster's nodes and pods.
 func (c *Cluster) KubeconfigFor(ctx context.Context, namespace, account string) (string, error) {
 	token, err := c.createToken(ctx, namespace, account)
 	if err != nil {
@@ -151,7 +152,7 @@ func (c *Cluster) createToken(ctx context.Context, namespace, account string) (s
 	return request.Status.Token, nil
 }
 
-// KubectlCommand is the command line that runs kubectl as administrator from outside of the test bed.
+// KubectlCommand returns the command line that runs kubectl as administrator from outside of the test bed.
 func (c *Cluster) KubectlCommand() string {
 	return c.ControlPlane.Enter(c.testbed.binaryPath("kubectl"), "--kubeconfig", c.filePath("admin.kubeconfig"))
 }
@@ -161,13 +162,14 @@ func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 	return c.KubectlInput(ctx, "", args...)
 }
 
-// KubectlInput is Kubectl with something to read, as in `kubectl apply -f -`.
+// KubectlInput is Kubectl with standard input, as in `kubectl apply -f -`.
 func (c *Cluster) KubectlInput(ctx context.Context, input string, args ...string) (string, error) {
 	return c.ControlPlane.runWithInput(ctx, input, c.testbed.binaryPath("kubectl"),
 		append([]string{"--kubeconfig", c.filePath("admin.kubeconfig"), "--cache-dir", c.filePath("kubectl")}, args...)...)
 }
 
-// WaitFor waits until the object exists, as obj, and fulfils the condition; a nil condition is existence.
+// WaitFor waits until the object exists, reads it into obj, and waits until the condition is met. Without condition,
+// the object only has to exist.
 func (c *Cluster) WaitFor(ctx context.Context, obj client.Object, condition func() error) error {
 	key := client.ObjectKeyFromObject(obj)
 	return Until(ctx, fmt.Sprintf("%T %s in %s", obj, strings.TrimPrefix(key.String(), "/"), c.Name),
@@ -179,7 +181,7 @@ func (c *Cluster) WaitFor(ctx context.Context, obj client.Object, condition func
 		})
 }
 
-// filePath is the path of one of the cluster's own files.
+// filePath returns the path of one of the cluster's own files.
 func (c *Cluster) filePath(name string) string {
 	return filepath.Join(workDir, "cluster", c.Name, name)
 }

@@ -1,7 +1,7 @@
 package testbed
 
-// This file runs the cluster's DNS: CoreDNS in a pod behind the service kube-dns, with the ConfigMap coredns-custom
-// in a folder whose server blocks it imports.
+// This file runs the cluster's DNS: CoreDNS in a pod behind the service kube-dns. CoreDNS imports the server blocks
+// in a folder that follows the ConfigMap coredns-custom.
 
 import (
 	"context"
@@ -33,8 +33,8 @@ const corefile = `.:53 {
 import %s/*.server
 `
 
-// stubDomain sends a mesh domain's questions to kubelink's own DNS service. Answers are kubelink's, so are failures:
-// nothing is cached or tried twice here.
+// stubDomain sends queries for a mesh domain to kubelink's own DNS service. It passes on kubelink's answers and
+// failures: it caches nothing and tries nothing twice.
 const stubDomain = `%s:53 {
     errors
     forward . %s {
@@ -75,13 +75,13 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	if err := c.StubDomain(ctx, "kubelink"); err != nil {
 		return err
 	}
-	// It tells what runs; nobody mounts it.
+	// kubelink reads the Corefile in this ConfigMap. CoreDNS itself reads the file.
 	config := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"},
 		Data: map[string]string{"Corefile": text}}
 	if err := c.Client.Create(ctx, config); err != nil {
 		return err
 	}
-	if _, _, err := c.projectCustomDNS(ctx); err != nil { // CoreDNS shall start with it
+	if _, _, err := c.projectCustomDNS(ctx); err != nil { // CoreDNS starts with it
 		return err
 	}
 	pod, err := c.Pod(ctx, "coredns", PodOptions{Namespace: "kube-system", Labels: labels, ServiceAccount: "coredns"})
@@ -116,7 +116,7 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	return err
 }
 
-// StubDomain makes the cluster DNS send questions below a domain to kubelink's DNS service. The test bed does it for
+// StubDomain makes the cluster DNS send queries below a domain to kubelink's DNS service. The test bed does this for
 // the domain kubelink.
 func (c *Cluster) StubDomain(ctx context.Context, domain string) error {
 	return c.CustomDNS(ctx, domain+".server", fmt.Sprintf(stubDomain, domain, c.MeshDNSAddress))
@@ -124,8 +124,9 @@ func (c *Cluster) StubDomain(ctx context.Context, domain string) error {
 
 const customDNS = "coredns-custom"
 
-// CustomDNS writes a key of the ConfigMap kube-system/coredns-custom, which it creates where it is missing; empty text
-// removes the key. The cluster DNS sees it within three seconds, unless it reloads: then later.
+// CustomDNS writes a key of the ConfigMap kube-system/coredns-custom and creates the ConfigMap if it is missing. An
+// empty text removes the key. The cluster DNS reads the change within three seconds, or after a reload that is in
+// progress.
 func (c *Cluster) CustomDNS(ctx context.Context, key, text string) error {
 	custom := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: customDNS}}
 	err := c.Client.Get(ctx, client.ObjectKeyFromObject(custom), custom)
@@ -146,8 +147,8 @@ func (c *Cluster) CustomDNS(ctx context.Context, key, text string) error {
 	return c.Client.Patch(ctx, custom, client.MergeFrom(before))
 }
 
-// projectCustomDNS does what kubelet does with a ConfigMap that is an optional volume: the folder is as the ConfigMap
-// is now. It returns the version of that, and whether files changed.
+// projectCustomDNS writes the ConfigMap to the folder, as kubelet does for a ConfigMap that is an optional volume. It
+// returns the version of the ConfigMap, and whether files changed.
 func (c *Cluster) projectCustomDNS(ctx context.Context) (version string, changed bool, err error) {
 	list := &corev1.ConfigMapList{}
 	if err := c.Client.List(ctx, list, onlyCustomDNS...); err != nil {
@@ -164,21 +165,23 @@ func (c *Cluster) projectCustomDNS(ctx context.Context) (version string, changed
 var onlyCustomDNS = []client.ListOption{client.InNamespace("kube-system"),
 	client.MatchingFields{"metadata.name": customDNS}}
 
-// What the cluster DNS logs when it will notice changes of its files from now on, and when it is done with a change.
+// The messages in the log of the cluster DNS: it notices changes of its files from now on, and it is done with a
+// change.
 var (
 	watchesFiles = regexp.MustCompile("plugin/reload: Running configuration")
 	reloaded     = regexp.MustCompile("Reloading complete|Corefile changed but reload failed|Corefile parse failed")
 )
 
-// followCustomDNS projects each change until ctx ends. The API server may go and come. CoreDNS would never notice a
-// change of an imported file while it reloads (https://github.com/coredns/coredns/issues/6243), which kubelet's pace
-// of about a minute makes unlikely: here a change waits for the reload before.
+// followCustomDNS projects each change until ctx ends. The API server may stop and start meanwhile. CoreDNS never
+// notices a change of an imported file that comes during a reload (https://github.com/coredns/coredns/issues/6243).
+// In a real cluster this is unlikely, because kubelet writes about once a minute. Here a change waits for the end of
+// the previous reload.
 func (c *Cluster) followCustomDNS(ctx context.Context, server *Process) {
 	for ctx.Err() == nil {
 		reloads := len(reloaded.FindAllString(server.Log(), -1))
 		version, changed, err := c.projectCustomDNS(ctx)
 		if changed {
-			// Files that say the same make no reload: go on after some time.
+			// Files with the same meaning cause no reload: go on after some time.
 			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 			_ = server.waitUntil(ctx, "reload", func(context.Context) error { return server.checkLog(reloaded, reloads+1) })
 			cancel()
@@ -186,7 +189,7 @@ func (c *Cluster) followCustomDNS(ctx context.Context, server *Process) {
 		if err == nil {
 			since := &client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: version}}
 			if changes, err := c.Client.Watch(ctx, &corev1.ConfigMapList{}, append(onlyCustomDNS[:2:2], since)...); err == nil {
-				<-changes.ResultChan() // or its end
+				<-changes.ResultChan() // or the end of the watch
 				changes.Stop()
 				continue
 			}
@@ -198,8 +201,8 @@ func (c *Cluster) followCustomDNS(ctx context.Context, server *Process) {
 	}
 }
 
-// writeCustomDNS makes the folder have the files, and no others, in one step: CoreDNS must not read half a change. As
-// kubelet does, it makes another folder and changes a link; the folders of before stay unused.
+// writeCustomDNS makes the folder have exactly these files, in one step: CoreDNS must not read half a change. Like
+// kubelet, it makes a new folder and changes a link. Nothing uses the old folder any more.
 func (c *Cluster) writeCustomDNS(files map[string]string) (changed bool, err error) {
 	if c.customDNS != nil && maps.Equal(files, c.customDNS) {
 		return false, nil

@@ -1,7 +1,7 @@
 package testbed
 
 // This file runs the real control plane of a cluster: etcd, kube-apiserver, kube-controller-manager, and kube-proxy
-// on each node, every one with its own certificate and the rights that Kubernetes gives it.
+// on each node. Each has its own certificate and the rights that Kubernetes gives it.
 
 import (
 	"context"
@@ -20,7 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// pki is what the cluster's components prove themselves with.
+// pki holds the certificates of the cluster's components.
 type pki struct {
 	ca *CA
 }
@@ -98,7 +98,7 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 	})
 }
 
-// StartAPIServer starts the API server, also again after StopAPIServer, and waits until it is ready.
+// StartAPIServer starts the API server, for the first time or after StopAPIServer, and waits until it is ready.
 func (c *Cluster) StartAPIServer(ctx context.Context) (err error) {
 	c.apiserver, err = c.ControlPlane.Start(c.testbed.ctx, "apiserver", nil, c.testbed.binaryPath("kube-apiserver"),
 		"--etcd-servers=http://127.0.0.1:2379",
@@ -145,12 +145,12 @@ func (c *Cluster) StartAPIServer(ctx context.Context) (err error) {
 	})
 }
 
-// StopAPIServer kills the API server: connections end, new ones are refused. etcd keeps its data.
+// StopAPIServer kills the API server: its connections end, and new connections are refused. etcd keeps its data.
 func (c *Cluster) StopAPIServer(ctx context.Context) error {
 	return c.apiserver.stop(ctx)
 }
 
-// startControllers starts what works on the API's objects: the controllers, and kube-proxy on every node.
+// startControllers starts the programs that act on the API's objects: the controllers, and kube-proxy on every node.
 func (c *Cluster) startControllers(ctx context.Context) error {
 	controllers, err := c.ControlPlane.Start(c.testbed.ctx, "controllers", nil,
 		c.testbed.binaryPath("kube-controller-manager"),
@@ -160,7 +160,7 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 		"--use-service-account-credentials",
 		"--service-account-private-key-file="+c.filePath("pki/sa.key"),
 		"--root-ca-file="+c.filePath("pki/ca.crt"),
-		// Not the node lifecycle controller: there is no kubelet.
+		// Without kubelet there must be no node lifecycle controller.
 		"--controllers="+strings.Join([]string{
 			"endpoints-controller", "endpointslice-controller", "serviceaccount-controller", "serviceaccount-token-controller",
 			"root-ca-certificate-publisher-controller", "namespace-controller", "garbage-collector-controller",
@@ -176,7 +176,7 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 			"--cluster-cidr="+PodCIDR.String(),
 			"--hostname-override="+n.Name,
 			"--iptables-min-sync-period=100ms",
-			"--conntrack-max-per-core=0", // belongs to the machine
+			"--conntrack-max-per-core=0", // this setting belongs to the machine
 			"--healthz-bind-address=")
 		if err != nil {
 			return err
@@ -184,7 +184,7 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 		proxies = append(proxies, proxy)
 	}
 
-	// Without these no pod can be created.
+	// Without these objects the API server accepts no pod.
 	for _, namespace := range []string{"default", "kube-system"} {
 		for _, obj := range []client.Object{
 			&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "default"}},
@@ -206,7 +206,7 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 	return nil
 }
 
-// checkService is nil when kube-proxy on the node directs the service address to endpoints.
+// checkService returns nil if kube-proxy on the node forwards the service address to endpoints.
 func (n *Node) checkService(ctx context.Context, service netip.Addr) error {
 	rules, err := n.Iptables(ctx, "-t", "nat", "-S", "KUBE-SERVICES")
 	if err != nil {

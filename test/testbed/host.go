@@ -1,9 +1,8 @@
 package testbed
 
-// This file is about hosts: everything in the test bed that has an own network stack (routers, control planes, nodes,
-// pods). A host is a network namespace plus a mount namespace with its own /etc/hosts, /etc/resolv.conf and /run.
-// Both can be entered in two ways: programs join them through nsenter, Go code visits the network namespace with one
-// thread.
+// This file defines hosts: routers, control planes, nodes and pods of the test bed, each with its own network stack.
+// A host is a network namespace and a mount namespace with its own /etc/hosts, /etc/resolv.conf and /run. Programs
+// enter both namespaces through nsenter. Go code enters the network namespace with one thread.
 
 import (
 	"bytes"
@@ -37,7 +36,7 @@ type Host struct {
 	dir     string // its files: hosts, resolv.conf, run/
 	netns   netns.NsHandle
 	mnt     *os.File // its mount namespace
-	on      *Host    // the host whose network this one uses; nil: its own
+	on      *Host    // the host that shares its network with this one; nil: it has its own
 	env     []string // additional environment of its programs
 	dns     resolver
 
@@ -46,7 +45,7 @@ type Host struct {
 	closers []io.Closer // listeners and servers of this process that live in this host
 }
 
-// newHost makes a host with nothing but a loopback device; with on set, it shares that host's network.
+// newHost makes a host with only a loopback device. With on set, it shares the network of that host.
 func (b *Testbed) newHost(name string, dns resolver, on *Host, sysctls ...string) (*Host, error) {
 	h := &Host{Name: name, testbed: b, dir: filepath.Join(workDir, "host", name), netns: netns.None(), dns: dns,
 		hosts: map[string]netip.Addr{}}
@@ -94,7 +93,7 @@ func (h *Host) makeFiles() error {
 			return err
 		}
 	}
-	// On machines with systemd-resolved /etc/resolv.conf links into /run, which is empty here.
+	// On machines with systemd-resolved, /etc/resolv.conf is a link into /run, which is empty here.
 	if target, err := os.Readlink("/etc/resolv.conf"); err == nil {
 		target = strings.TrimPrefix(filepath.Clean(filepath.Join("/etc", relativeToEtc(target))), "/")
 		if below, ok := strings.CutPrefix(target, "run/"); ok {
@@ -113,8 +112,8 @@ func (h *Host) makeFiles() error {
 		return err
 	}
 
-	// The thread that makes the mount namespace never returns to others: it ends with its goroutine. The namespace
-	// lives on in the open file.
+	// The thread that makes the mount namespace ends with its goroutine: no other goroutine may run on it. The open file
+	// keeps the namespace.
 	result := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -134,7 +133,7 @@ func (h *Host) mountFiles(run string) error {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return err
 	}
-	// A host that goes must not live on in another host's copy of this mount.
+	// A deleted host must not live on in another host's copy of this mount.
 	names, _ := filepath.Glob("/run/netns/*")
 	for _, name := range names {
 		unix.Unmount(name, unix.MNT_DETACH)
@@ -163,7 +162,7 @@ func relativeToEtc(target string) string {
 	return target
 }
 
-// close ends what runs in the host and gives up its namespaces.
+// close ends the listeners and servers of the host and gives up its namespaces.
 func (h *Host) close() {
 	h.mu.Lock()
 	closers := h.closers
@@ -186,7 +185,7 @@ func (h *Host) close() {
 	}
 }
 
-// netnsPath names the network namespace for programs.
+// netnsPath returns the path of the network namespace.
 func (h *Host) netnsPath() string {
 	if h.on != nil {
 		return h.on.netnsPath()
@@ -194,7 +193,7 @@ func (h *Host) netnsPath() string {
 	return "/run/netns/" + h.Name
 }
 
-// mntPath names the mount namespace for programs.
+// mntPath returns the path of the mount namespace.
 func (h *Host) mntPath() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.mnt.Fd()) }
 
 func (h *Host) onClose(c io.Closer) {
@@ -203,7 +202,7 @@ func (h *Host) onClose(c io.Closer) {
 	h.closers = append(h.closers, c)
 }
 
-// SetHosts adds names to the host's /etc/hosts, which programs that run already see, too.
+// SetHosts adds names to the host's /etc/hosts. Running programs see them, too.
 func (h *Host) SetHosts(names map[string]netip.Addr) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -247,13 +246,13 @@ func (h *Host) Do(f func() error) error {
 	})
 }
 
-// onThread runs f, which may change the thread's network namespace, on a thread that nobody else uses meanwhile.
+// onThread runs f, which may change the thread's network namespace, on a thread of its own.
 func onThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		err := errors.New("the function did not return")
 		defer func() { result <- err }()
-		runtime.LockOSThread() // a thread that cannot be led back ends with this goroutine
+		runtime.LockOSThread() // a thread that cannot return to its namespace ends with this goroutine
 		home, e := netns.Get()
 		if e != nil {
 			err = e
@@ -268,7 +267,7 @@ func onThread(f func() error) error {
 	return <-result
 }
 
-// DialContext connects from the host. Names are looked up as programs on the host would: /etc/hosts, then DNS.
+// DialContext connects from the host. It looks names up as programs on the host do: in /etc/hosts, then in DNS.
 func (h *Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	name, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -294,12 +293,12 @@ func (h *Host) Dial(network, address string) (net.Conn, error) {
 	return h.DialContext(ctx, network, address)
 }
 
-// Listen listens in the host, until the listener or the host is closed. Addresses are numeric.
+// Listen listens in the host, until the listener or the host is closed. The address must be numeric.
 func (h *Host) Listen(network, address string) (net.Listener, error) {
 	var l net.Listener
 	err := h.Do(func() (err error) {
 		var config net.ListenConfig
-		config.SetMultipathTCP(false) // as other servers
+		config.SetMultipathTCP(false) // by default Go would listen for Multipath TCP
 		l, err = config.Listen(context.Background(), network, address)
 		return err
 	})
@@ -324,8 +323,8 @@ func (h *Host) ListenPacket(network, address string) (net.PacketConn, error) {
 	return c, nil
 }
 
-// Command prepares a program that will run in the host's network and mount namespace, in the root folder.
-// Its process id is that of the program.
+// Command prepares a program that will run in the host's network and mount namespace, in the root folder. The process
+// ID of the command is the program's own.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	if strings.Contains(name, "/") {
 		if path, err := filepath.Abs(name); err == nil {
@@ -339,17 +338,17 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 	return cmd
 }
 
-// Enter is the command line that runs a program on the host from outside of the test bed, such as a shell.
+// Enter returns the command line that runs a program on the host from outside of the test bed, such as a shell.
 func (h *Host) Enter(command ...string) string {
 	return Enter(append([]string{"nsenter", "--net=" + h.netnsPath(), "--mount=" + h.mntPath()}, command...)...)
 }
 
-// Run runs a program to its end and returns what it wrote to its standard output. Errors tell what it complained about.
+// Run runs a program to its end and returns its standard output. Errors contain its standard error.
 func (h *Host) Run(ctx context.Context, name string, args ...string) (string, error) {
 	return h.runWithInput(ctx, "", name, args...)
 }
 
-// runWithInput is Run with something to read for the program.
+// runWithInput is Run with standard input.
 func (h *Host) runWithInput(ctx context.Context, input, name string, args ...string) (string, error) {
 	cmd := h.Command(ctx, name, args...)
 	var stdout, stderr bytes.Buffer

@@ -1,8 +1,8 @@
 package testbed
 
-// This file makes networks worse than the test bed's are: loss, a low rate, a small or large MTU, connections that
-// break. What lasts returns how to undo it; undoing it twice does no harm. Impairments compose: each is a thing of
-// its own.
+// This file makes networks worse: loss, a low rate, a small or large MTU, connections that break. A lasting
+// impairment returns a function that takes it back; calling it twice does no harm. Several impairments can be
+// combined.
 
 import (
 	"context"
@@ -21,10 +21,10 @@ import (
 // uplink is a router's device to the internet.
 const uplink = "public"
 
-// step is a change and what takes it back.
+// step is a change and the function that takes it back.
 type step struct{ do, undo func() error }
 
-// applySteps makes the steps, all or none.
+// applySteps makes all steps or none.
 func applySteps(what string, steps ...step) (undo func() error, err error) {
 	var done []step
 	undo = sync.OnceValue(func() error {
@@ -43,8 +43,8 @@ func applySteps(what string, steps ...step) (undo func() error, err error) {
 	return undo, nil
 }
 
-// ruleStep is an iptables rule that is inserted, and deleted. The test bed's life bounds the deletion: a test's may
-// be over.
+// ruleStep inserts an iptables rule and deletes it. The context of the test bed bounds the deletion, because the
+// context of the test may be over.
 func (h *Host) ruleStep(ctx context.Context, table, chain string, match ...string) step {
 	change := func(ctx context.Context, command string) func() error {
 		return func() error {
@@ -55,8 +55,8 @@ func (h *Host) ruleStep(ctx context.Context, table, chain string, match ...strin
 	return step{change(ctx, "-I"), change(h.testbed.ctx, "-D")}
 }
 
-// singlePackets makes a device send packets one by one. Between the stacks of one machine they travel in bundles of
-// up to 64 KB, of which loss would take all or none.
+// singlePackets makes a device send packets one by one. Between the network stacks of one machine they travel in
+// bundles of up to 64 KB, and loss would take a whole bundle.
 func (h *Host) singlePackets(device string) step {
 	set := func(segments int) func() error {
 		return func() error {
@@ -67,8 +67,8 @@ func (h *Host) singlePackets(device string) step {
 	return step{set(1), set(1<<16 - 1)}
 }
 
-// Loss drops a share of the packets, from 0 to 1, at random, that come over the internet from one cluster to another;
-// one direction.
+// Loss drops a random share of the packets, from 0 to 1, that come over the internet from one cluster to another, in
+// this direction only.
 func Loss(ctx context.Context, from, to *Cluster, share float64) (undo func() error, err error) {
 	return applySteps(fmt.Sprintf("loss from %s to %s", from.Name, to.Name),
 		from.Router.singlePackets(uplink),
@@ -76,10 +76,10 @@ func Loss(ctx context.Context, from, to *Cluster, share float64) (undo func() er
 			"-m", "statistic", "--mode", "random", "--probability", strconv.FormatFloat(share, 'f', 6, 64), "-j", "DROP"))
 }
 
-// Rate limits what a cluster sends to the internet, in bits per second. buffer is how long a packet waits at most in
-// the router before it is dropped instead.
+// Rate limits the rate of a cluster to the internet, in bits per second. A packet waits at most for the duration of
+// buffer in the router; after that the router drops it.
 func Rate(ctx context.Context, from *Cluster, bits int, buffer time.Duration) (undo func() error, err error) {
-	const burst = 2 * 1514 // so that the rate holds for times of a millisecond as well
+	const burst = 2 * 1514 // with a small burst the rate holds for a millisecond, too
 	tc := func(ctx context.Context, args ...string) func() error {
 		return func() error {
 			_, err := from.Router.Run(ctx, "tc", args...)
@@ -88,8 +88,8 @@ func Rate(ctx context.Context, from *Cluster, bits int, buffer time.Duration) (u
 	}
 	queue := int(float64(bits)/8*buffer.Seconds()) + burst
 	return applySteps("rate of "+from.Name, step{
-		tc(ctx, "qdisc", "add", "dev", uplink, "root", "tbf", "rate", strconv.Itoa(bits)+"bit", "burst", strconv.Itoa(burst),
-			"limit", strconv.Itoa(queue)),
+		tc(ctx, "qdisc", "add", "dev", uplink, "root", "tbf", "rate", strconv.Itoa(bits)+"bit",
+			"burst", strconv.Itoa(burst), "limit", strconv.Itoa(queue)),
 		tc(from.testbed.ctx, "qdisc", "del", "dev", uplink, "root"),
 	})
 }
@@ -110,7 +110,7 @@ func (p *Pod) SetMTU(mtu int) (undo func() error, err error) {
 // Connection is a TCP connection of a host.
 type Connection struct{ Local, Remote netip.AddrPort }
 
-// Connections lists the established TCP connections of the host with a peer's address, in an order that lasts.
+// Connections lists the established TCP connections of the host with a peer's address, in a stable order.
 func (h *Host) Connections(ctx context.Context, peer netip.Addr) ([]Connection, error) {
 	out, err := h.Run(ctx, "ss", "--tcp", "--no-header", "--numeric", "state", "established", "dst", peer.String())
 	if err != nil {
@@ -138,13 +138,13 @@ func (h *Host) Connections(ctx context.Context, peer netip.Addr) ([]Connection, 
 	return all, nil
 }
 
-// unmap makes an IPv4 address of what a socket for both families has.
+// unmap returns the IPv4 address that a socket for both families has in IPv6 form.
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
-// KillConnection breaks a TCP connection: both ends are reset.
+// KillConnection breaks a TCP connection: it resets both ends.
 func (h *Host) KillConnection(ctx context.Context, c Connection) error {
-	_, err := h.Run(ctx, "ss", "--kill", "--tcp", "--no-header", "--numeric", "src", c.Local.Addr().String(), "sport", "=",
-		strconv.Itoa(int(c.Local.Port())),
+	_, err := h.Run(ctx, "ss", "--kill", "--tcp", "--no-header", "--numeric",
+		"src", c.Local.Addr().String(), "sport", "=", strconv.Itoa(int(c.Local.Port())),
 		"dst", c.Remote.Addr().String(), "dport", "=", strconv.Itoa(int(c.Remote.Port())))
 	if err != nil {
 		return err
@@ -153,20 +153,20 @@ func (h *Host) KillConnection(ctx context.Context, c Connection) error {
 	if gone || err != nil {
 		return err
 	}
-	return h.resetConnection(ctx, c) // a kernel without INET_DIAG_DESTROY, which ss does not tell
+	return h.resetConnection(ctx, c) // the kernel lacks INET_DIAG_DESTROY; ss does not say so
 }
 
-// resetConnection is KillConnection by the packet filter: it needs the connection to be in use.
+// resetConnection does the same with a rule of the packet filter. The connection must be in use.
 func (h *Host) resetConnection(ctx context.Context, c Connection) error {
 	undo, err := applySteps("reset",
-		h.ruleStep(ctx, "filter", "OUTPUT", "-p", "tcp", "-s", c.Local.Addr().String(), "--sport",
-			strconv.Itoa(int(c.Local.Port())),
-			"-d", c.Remote.Addr().String(), "--dport", strconv.Itoa(int(c.Remote.Port())), "-j", "REJECT", "--reject-with",
-			"tcp-reset"))
+		h.ruleStep(ctx, "filter", "OUTPUT", "-p", "tcp",
+			"-s", c.Local.Addr().String(), "--sport", strconv.Itoa(int(c.Local.Port())),
+			"-d", c.Remote.Addr().String(), "--dport", strconv.Itoa(int(c.Remote.Port())),
+			"-j", "REJECT", "--reject-with", "tcp-reset"))
 	if err != nil {
 		return err
 	}
-	// Without the rule the kernel resets the other end, too, when it sends its next packet.
+	// Without the rule, the kernel resets the other end, too, when that end sends its next packet.
 	return errors.Join(Until(ctx, "reset", func(ctx context.Context) error {
 		gone, err := h.isConnectionGone(ctx, c)
 		if err == nil && !gone {
@@ -181,7 +181,7 @@ func (h *Host) isConnectionGone(ctx context.Context, c Connection) (bool, error)
 	return !slices.Contains(all, c), err
 }
 
-// Counter is a counter of the host's network stack as /proc/net/snmp has it, such as Ip FragCreates.
+// Counter returns a counter of the host's network stack as in /proc/net/snmp, such as Ip FragCreates.
 func (h *Host) Counter(ctx context.Context, group, name string) (int, error) {
 	out, err := h.Run(ctx, "cat", "/proc/net/snmp")
 	if err != nil {

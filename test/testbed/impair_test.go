@@ -1,6 +1,6 @@
 package testbed
 
-// This file tests that impairments are what they say, on the networks of two clusters without control planes.
+// This file tests the impairments on the networks of two clusters without control planes.
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// newWiredTestbed is a test bed of networks only.
+// newWiredTestbed returns a test bed that has networks only.
 func newWiredTestbed(t *testing.T, n int) *Testbed {
 	t.Helper()
 	if !inUse.TryLock() {
@@ -34,7 +34,7 @@ func TestImpairments(t *testing.T) {
 	one, two := b.Clusters[0], b.Clusters[1]
 	client, server := one.Gateway(), two.Gateway()
 
-	// The server sends what it is asked for, from behind the load balancer of the second cluster.
+	// The server sends as many bytes as the client asks for, from behind the load balancer of the second cluster.
 	l := must(server.Listen("tcp", fmt.Sprintf(":%d", BrokerPort)))(t)
 	var size atomic.Int64
 	go func() {
@@ -104,7 +104,7 @@ func TestImpairments(t *testing.T) {
 	t.Run("connections", func(t *testing.T) {
 		for _, kill := range []func(*Host, context.Context, Connection) error{(*Host).KillConnection,
 			(*Host).resetConnection} {
-			for _, remote := range []bool{false, true} { // which end's host breaks it
+			for _, remote := range []bool{false, true} { // the host that breaks the connection
 				var conns [2]net.Conn
 				for i := range conns {
 					conns[i] = must(client.DialContext(ctx, "tcp", two.FQDN+":80"))(t)
@@ -158,7 +158,7 @@ func TestImpairments(t *testing.T) {
 			must(c.WriteTo(make([]byte, 1400), &net.UDPAddr{IP: nthAddress(n.Pods.Addr(), 9).AsSlice(), Port: 9}))(t)
 			return must(n.Counter(ctx, "Ip", "FragCreates"))(t) - before
 		}
-		check(t, n.Sysctl("net.ipv4.ip_no_pmtu_disc=1")) // else the socket is told
+		check(t, n.Sysctl("net.ipv4.ip_no_pmtu_disc=1")) // otherwise the socket is told
 		if n := send(); n != 2 {
 			t.Errorf("%d fragments", n)
 		}

@@ -1,19 +1,19 @@
 // Package testbed boots real Kubernetes clusters on one machine: control planes from their own binaries, nodes and
-// pods as network namespaces, each cluster behind its own NAT router on a private "internet". Tests and the demo
-// stand on it.
+// pods as network namespaces, each cluster behind its own NAT router on a private "internet". Tests, benchmarks and
+// the demo use it.
 //
 // A program that uses it runs its main function (or TestMain) through Main, which moves it into namespaces of its own.
 package testbed
 
-// This file moves a program into its own user, network, mount and PID namespaces, and makes sure that all it
-// started ends with it. Three processes of the same binary take part:
+// This file moves a program into its own user, network, mount and PID namespaces, and makes sure that all processes
+// it started end with it. Three processes of the same binary take part:
 //
 //	outer   what the user started: waits, forwards signals, returns the exit code
 //	init    PID 1 of the namespaces: mounts, reaps orphans; its end is the end of every process inside
 //	worker  runs what the program is for
 //
-// Nothing outlives them: processes die with the PID namespace, files are on a tmpfs of the mount namespace, and links,
-// addresses and rules belong to network namespaces that nobody else holds.
+// Nothing outlives them: processes die with the PID namespace, files are on a tmpfs of the mount namespace, and
+// links, addresses and rules belong to network namespaces that no other process holds.
 
 import (
 	"errors"
@@ -31,20 +31,20 @@ import (
 )
 
 const (
-	stageVar   = "KUBELINK_TESTBED"       // which of the three processes this is
+	stageVar   = "KUBELINK_TESTBED"       // which of the three processes this one is
 	hostPIDVar = "KUBELINK_TESTBED_PID"   // the init process' id as the user sees it
-	enterVar   = "KUBELINK_TESTBED_ENTER" // nsenter's options for the namespaces there are
+	enterVar   = "KUBELINK_TESTBED_ENTER" // options of nsenter for the existing namespaces
 
 	// workDir holds all files of the test bed. It lies on the tmpfs that only the test bed sees.
 	workDir = "/run/testbed"
 )
 
-// The main goroutine stays on the process' first thread. /proc/self describes that thread, and threads that
-// visit other namespaces may have to be thrown away: neither may happen to the first one.
+// The main goroutine stays on the process' first thread. /proc/self describes that thread. A thread that visits other
+// namespaces may have to end: so neither may happen to the first thread.
 func init() { runtime.LockOSThread() }
 
-// Main runs f isolated from the machine and returns its result, the process' exit code.
-// It is to be the first thing main or TestMain does; what precedes it runs three times.
+// Main runs f isolated from the machine and returns its result, the process' exit code. main or TestMain must call it
+// first: code before it runs three times.
 func Main(f func() int) int {
 	var code int
 	var err error
@@ -63,7 +63,7 @@ func Main(f func() int) int {
 	return code
 }
 
-// Enter is the command line that runs a program in the test bed from outside of it. Host.Enter goes on to a host.
+// Enter returns the command line that runs a program in the test bed from outside. Host.Enter enters a host.
 func Enter(command ...string) string {
 	return strings.Join(append([]string{"nsenter", "-t", os.Getenv(hostPIDVar), os.Getenv(enterVar)}, command...), " ")
 }
@@ -72,7 +72,7 @@ func runOuter() (int, error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
 
-	// Root without the capability (as in most containers) is served as everybody else, by a user namespace.
+	// Root without the capability (as in most containers) gets a user namespace, like any other user.
 	cmd := isolatedCommand(os.Geteuid() != 0)
 	err := cmd.Start()
 	if errors.Is(err, syscall.EPERM) && os.Geteuid() == 0 {
@@ -83,12 +83,12 @@ func runOuter() (int, error) {
 		return 0, fmt.Errorf("create namespaces: %w (unprivileged user namespaces must be allowed if not root)", err)
 	}
 	go func() {
-		// Who insists gets an immediate end.
+		// A second signal ends all processes immediately.
 		cmd.Process.Signal(<-signals)
 		<-signals
 		cmd.Process.Kill()
 	}()
-	err = cmd.Wait() // returns when every process inside has gone
+	err = cmd.Wait() // returns when every process inside has ended
 	if cmd.ProcessState == nil {
 		return 0, err
 	}
@@ -103,7 +103,7 @@ func isolatedCommand(user bool) *exec.Cmd {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Pdeathsig:  syscall.SIGKILL,
-		Setpgid:    true, // a Ctrl-C comes once, through the outer process, and not also from the terminal
+		Setpgid:    true, // a Ctrl-C arrives once, from the outer process, and not from the terminal, too
 	}
 	if user {
 		cmd.Env = append(cmd.Env, enterVar+"=-U --preserve-credentials -m -u -i -n -p")
@@ -119,7 +119,7 @@ func runInit() (int, error) {
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
 
 	if os.Getpid() != 1 {
-		return 0, fmt.Errorf("%s is set in the environment by somebody else", stageVar)
+		return 0, fmt.Errorf("%s is set in the environment by another program", stageVar)
 	}
 	hostPID, err := os.Readlink("/proc/self") // still the /proc of outside
 	if err != nil {
@@ -130,7 +130,7 @@ func runInit() (int, error) {
 	}
 	os.Setenv(stageVar, "worker")
 	os.Setenv(hostPIDVar, hostPID)
-	os.Setenv("TMPDIR", workDir+"/tmp") // so that a killed test leaves no t.TempDir behind
+	os.Setenv("TMPDIR", workDir+"/tmp") // a killed test leaves no t.TempDir behind
 	worker, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
 		Env:   os.Environ(),
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
@@ -143,7 +143,7 @@ func runInit() (int, error) {
 			worker.Signal(s)
 		}
 	}()
-	// Orphans of the worker's programs end up here, too. Only the worker's end matters.
+	// Orphans of the worker's programs become children of this process, too. Only the worker's end counts.
 	for {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, 0, nil)
@@ -191,7 +191,7 @@ func prepareNamespaces() error {
 	return nil
 }
 
-// exitCode is the shell's convention: 128 plus the signal for a process that was killed.
+// exitCode follows the shell's convention: 128 plus the signal for a killed process.
 func exitCode(status syscall.WaitStatus) int {
 	if status.Signaled() {
 		return 128 + int(status.Signal())

@@ -1,6 +1,6 @@
 package testbed
 
-// This file wires hosts: the internet, each cluster's router and node LAN, and pods as calico does it.
+// This file connects hosts: the internet, each cluster's router and node LAN, and pods in the way of calico.
 
 import (
 	"context"
@@ -22,17 +22,18 @@ var (
 	internetCIDR   = netip.MustParsePrefix("172.31.0.0/24")
 	routerAddress  = netip.MustParseAddr("10.250.0.1")
 	controlAddress = netip.MustParseAddr("10.250.0.2")
-	podGateway     = netip.MustParseAddr("169.254.1.1") // nobody has it: the node answers for it (proxy ARP)
+	podGateway     = netip.MustParseAddr("169.254.1.1") // no host has it: the node answers for it (proxy ARP)
 )
 
 const (
-	// BrokerPort is where the load balancer's TCP port 80 goes on the gateway node.
+	// BrokerPort is the port of the gateway node to which the load balancer forwards its TCP port 80.
 	BrokerPort = 8088
-	// WireguardPort is forwarded as it is, UDP.
+	// WireguardPort is a UDP port that the load balancer forwards to the same port.
 	WireguardPort = 8777
 )
 
-// forwarding are the settings of hosts that forward. They come before the links, which inherit them.
+// forwarding are the settings of hosts that forward packets. newHost applies them before there are links, which
+// inherit them.
 var forwarding = []string{
 	"net.ipv4.ip_forward=1",
 	"net.ipv4.conf.all.rp_filter=0",
@@ -111,14 +112,14 @@ func (c *Cluster) attachHost(name string, addr netip.Addr) (*Host, error) {
 	)
 }
 
-// addNode makes node j, and the routes between its pods and those of the other nodes.
+// addNode makes node j, and the routes between its pods and the pods of the other nodes.
 func (c *Cluster) addNode(j int) error {
 	h, err := c.attachHost(fmt.Sprintf("node%d", j), nodeAddress(j))
 	if err != nil {
 		return err
 	}
 	n := &Node{Host: h, Address: nodeAddress(j), Pods: netip.PrefixFrom(nthAddress(PodCIDR.Addr(), j<<8), 24), cluster: c}
-	// As calico has it: pods are hidden behind the node when they leave the cluster, not for each other.
+	// As with calico, the node hides its pods behind its own address when their packets leave the cluster.
 	_, err = n.runWithInput(c.testbed.ctx, fmt.Sprintf(`*nat
 :cali-POSTROUTING - [0:0]
 :cali-nat-outgoing - [0:0]
@@ -140,7 +141,8 @@ COMMIT
 	return nil
 }
 
-// wirePod connects a pod to its node: a /32 whose whole world is behind a gateway that the node pretends to be.
+// wirePod connects a pod to its node. The pod has a /32 address and reaches all other addresses through a gateway
+// address, for which the node answers.
 func (n *Node) wirePod(pod *Host, device string, addr netip.Addr) error {
 	if err := connectHosts(pod, "eth0", n.Host, device); err != nil {
 		return err
@@ -154,7 +156,7 @@ func (n *Node) wirePod(pod *Host, device string, addr netip.Addr) error {
 	)
 }
 
-// Disconnect takes the cluster off the internet: packets are dropped silently in both directions.
+// Disconnect takes the cluster off the internet: its router drops packets silently in both directions.
 func (c *Cluster) Disconnect(ctx context.Context) error { return c.changeUplink(ctx, "-I") }
 
 // Reconnect undoes Disconnect.
@@ -174,7 +176,7 @@ func (h *Host) addBridge(name string) error {
 	return h.setUp(name)
 }
 
-// connectHosts makes a virtual cable between two hosts, both ends up.
+// connectHosts makes a virtual cable between two hosts. Both ends are up.
 func connectHosts(a *Host, aDevice string, b *Host, bDevice string) error {
 	veth := &netlink.Veth{
 		LinkAttrs:     netlink.LinkAttrs{Name: aDevice},

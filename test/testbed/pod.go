@@ -1,7 +1,7 @@
 package testbed
 
-// This file makes pods and services. A pod is an object of the API with the status a kubelet would give it, and a host
-// wired to its node: endpoints, cluster IPs and tokens are the real ones.
+// This file makes pods and services. A pod is an object of the API with the status that kubelet would write, and a
+// host connected to its node. Endpoints, cluster IPs and tokens are real.
 
 import (
 	"context"
@@ -19,12 +19,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// PodOptions tell what a pod is like beyond its name.
+// PodOptions are properties of a pod besides its name.
 type PodOptions struct {
 	Namespace      string            // default: default
 	Node           *Node             // default: the gateway node
 	Labels         map[string]string // default: app=<name>
-	ServiceAccount string            // default: default; its token is where in-cluster configuration looks for it
+	ServiceAccount string            // default: default; the pod has its token where in-cluster configuration looks for it
 	HostNetwork    bool              // use the node's network
 	Env            []string          // for the pod's programs
 
@@ -42,7 +42,7 @@ type Pod struct {
 	device  string // the node's end of its cable
 }
 
-// Pod creates a pod, ready. What runs in it is the test's business: Listen, ServeHTTPEcho, Start.
+// Pod creates a ready pod. The test decides what runs in it: see Listen, ServeHTTPEcho, Start.
 func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod, err error) {
 	if opts.Namespace == "" {
 		opts.Namespace = metav1.NamespaceDefault
@@ -144,7 +144,7 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 	return p, nil
 }
 
-// mountToken puts the service account's credentials where kubelet would.
+// mountToken writes the service account's credentials to the folder that kubelet would use.
 func (p *Pod) mountToken(ctx context.Context, namespace, account string) error {
 	token, err := p.cluster.createToken(ctx, namespace, account)
 	if err != nil {
@@ -163,7 +163,7 @@ func (p *Pod) mountToken(ctx context.Context, namespace, account string) error {
 	return nil
 }
 
-// Delete deletes the pod and its host. Programs that run in it are killed first.
+// Delete kills the programs that run in the pod, and deletes the pod and its host.
 func (p *Pod) Delete(ctx context.Context) error {
 	if err := p.remove(ctx); err != nil {
 		return fmt.Errorf("delete pod %s: %w", p.Name, err)
@@ -186,14 +186,14 @@ func (p *Pod) remove(ctx context.Context) (err error) {
 	return err
 }
 
-// ServiceOptions tell what a service is like beyond its name, selector and ports.
+// ServiceOptions are properties of a service besides its name, selector and ports.
 type ServiceOptions struct {
 	Namespace string     // default: default
-	ClusterIP netip.Addr // default: the API server's choice
+	ClusterIP netip.Addr // default: the API server chooses
 	Headless  bool
 }
 
-// TCPPort is a port of a service that is the same on its pods; it is named tcp-<port>.
+// TCPPort returns a port of a service that is the same on its pods. Its name is tcp-<port>.
 func TCPPort(port int32) corev1.ServicePort {
 	return corev1.ServicePort{Name: fmt.Sprintf("tcp-%d", port), Protocol: corev1.ProtocolTCP, Port: port}
 }
@@ -203,8 +203,8 @@ func UDPPort(port int32) corev1.ServicePort {
 	return corev1.ServicePort{Name: fmt.Sprintf("udp-%d", port), Protocol: corev1.ProtocolUDP, Port: port}
 }
 
-// Service creates a service and waits until it has a ready endpoint and every node directs its address there. It
-// returns that address, the zero one for a headless service.
+// Service creates a service and waits until it has a ready endpoint and every node forwards its address there. It
+// returns that address, or the zero address for a headless service.
 func (c *Cluster) Service(
 	ctx context.Context, name string, selector map[string]string, ports []corev1.ServicePort, opts ServiceOptions,
 ) (netip.Addr, error) {
@@ -213,8 +213,8 @@ func (c *Cluster) Service(
 	return c.createService(ctx, service)
 }
 
-// ServiceToNode creates a service with a fixed address for something that runs on a node without being a pod: a
-// manual endpoint takes the place of the selector.
+// ServiceToNode creates a service with a fixed address for a program that runs on a node without a pod: it has a
+// manual endpoint instead of a selector.
 func (c *Cluster) ServiceToNode(
 	ctx context.Context, namespace, name string, ip netip.Addr, ports []corev1.ServicePort, node *Node,
 ) error {
@@ -294,7 +294,7 @@ func (c *Cluster) createService(ctx context.Context, service *corev1.Service) (n
 	return addr, nil
 }
 
-// stopProcesses kills the processes whose name has the prefix.
+// stopProcesses kills the processes with this prefix in their name.
 func (b *Testbed) stopProcesses(ctx context.Context, prefix string) error {
 	b.mu.Lock()
 	var stop []*Process

@@ -1,7 +1,6 @@
 package testbed
 
-// This file holds what tests do from a host again and again: look up names, talk HTTP, ping; and the servers they
-// talk to.
+// This file has what tests often do from a host: look up names, use HTTP, ping. It also has the servers for that.
 
 import (
 	"context"
@@ -26,7 +25,7 @@ type resolver struct {
 	search []string
 }
 
-const ndots = 5 // as in pods
+const ndots = 5 // the value in pods
 
 func (r resolver) resolvConf() string {
 	if !r.server.IsValid() {
@@ -35,7 +34,8 @@ func (r resolver) resolvConf() string {
 	return fmt.Sprintf("nameserver %s\nsearch %s\noptions ndots:%d\n", r.server, strings.Join(r.search, " "), ndots)
 }
 
-// Lookup resolves a name as programs on the host do: numeric, /etc/hosts, then DNS with the search list. IPv4 only.
+// Lookup resolves a name as programs on the host do: numeric, /etc/hosts, then DNS with the search list. It returns
+// IPv4 addresses only.
 func (h *Host) Lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 	if addr, err := netip.ParseAddr(name); err == nil {
 		return []netip.Addr{addr}, nil
@@ -88,7 +88,7 @@ func (h *Host) Lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 	return nil, fmt.Errorf("%s: look up %s: no such host", h.Name, name)
 }
 
-// Query asks the host's name server over UDP, with EDNS; the name is fully qualified.
+// Query asks the host's name server over UDP, with EDNS. The name must be fully qualified.
 func (h *Host) Query(ctx context.Context, name string, kind uint16) (*dns.Msg, error) {
 	if !h.dns.server.IsValid() {
 		return nil, fmt.Errorf("%s: has no name server", h.Name)
@@ -112,7 +112,7 @@ func (h *Host) QueryAt(
 	return h.Exchange(ctx, network, server, question)
 }
 
-// Exchange sends a DNS message and waits two seconds at most for its answer.
+// Exchange sends a DNS message and waits for its answer for two seconds at most.
 func (h *Host) Exchange(
 	ctx context.Context, network string, server netip.AddrPort, question *dns.Msg,
 ) (*dns.Msg, error) {
@@ -134,7 +134,7 @@ func (h *Host) Exchange(
 	return answer, nil
 }
 
-// HTTPClient is a client on the host. Each request is a new connection.
+// HTTPClient returns a client on the host. It makes a new connection for each request.
 func (h *Host) HTTPClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{DialContext: h.DialContext, DisableKeepAlives: true}}
 }
@@ -172,7 +172,7 @@ func (h *Host) ServeHTTP(port int, handler http.Handler) error {
 	return nil
 }
 
-// ServeHTTPEcho serves HTTP on a TCP port: the answer is the client's IP address as the server saw it.
+// ServeHTTPEcho serves HTTP on a TCP port. The answer is the client's IP address as the server sees it.
 func (h *Host) ServeHTTPEcho(port int) error {
 	return h.ServeHTTP(port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		client, _, _ := net.SplitHostPort(r.RemoteAddr)
@@ -180,7 +180,7 @@ func (h *Host) ServeHTTPEcho(port int) error {
 	}))
 }
 
-// ServeUDPEcho answers each datagram with the client's IP address as the server saw it.
+// ServeUDPEcho answers each datagram with the client's IP address as the server sees it.
 func (h *Host) ServeUDPEcho(port int) error {
 	c, err := h.ListenPacket("udp4", fmt.Sprintf(":%d", port))
 	if err != nil {

@@ -1,7 +1,7 @@
 package testbed
 
-// This file runs long-lived programs on hosts: control planes, DNS servers, kubelink. Each has a log that is kept as
-// long as the test bed.
+// This file runs long-lived programs on hosts: control planes, DNS servers, kubelink. Each has a log, which the test
+// bed keeps until it ends.
 
 import (
 	"context"
@@ -21,14 +21,13 @@ type Process struct {
 
 	cmd   *exec.Cmd
 	log   string
-	start int64         // where in the log this run began: restarts append
+	start int64         // offset of this run in the log: restarts append
 	done  chan struct{} // closed at its end
-	err   error         // valid then
+	err   error         // valid when done is closed
 }
 
-// Start starts a program on the host. It is killed when ctx or the test bed ends. The program's working directory is
-// the root folder; env is in addition to the own environment; what it writes goes to a log that restarts under the
-// same name continue.
+// Start starts a program on the host, in the root folder. It ends with ctx or with the test bed. env adds to the
+// environment of this process. The program writes to a log; a restart under the same name appends to it.
 func (h *Host) Start(ctx context.Context, name string, env []string, path string, args ...string) (*Process, error) {
 	p := &Process{Name: h.Name + "/" + name, log: filepath.Join(workDir, "log", h.Name+"-"+name+".log"),
 		done: make(chan struct{})}
@@ -57,7 +56,7 @@ func (h *Host) Start(ctx context.Context, name string, env []string, path string
 // PID is the process id inside the test bed.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Log is what the program wrote since this start.
+// Log returns the output of the program since this start.
 func (p *Process) Log() string {
 	f, err := os.Open(p.log)
 	if err != nil {
@@ -73,7 +72,7 @@ func (p *Process) Log() string {
 	return string(text[:n])
 }
 
-// FullLog is what the program wrote since the first start under this name.
+// FullLog returns the output of the program since the first start under this name.
 func (p *Process) FullLog() string {
 	text, _ := os.ReadFile(p.log)
 	return string(text)
@@ -89,7 +88,7 @@ func (p *Process) WaitLog(ctx context.Context, expression string) error {
 		func(context.Context) error { return p.checkLog(re, 1) })
 }
 
-// checkLog is an error until the program's log matches the expression so many times.
+// checkLog returns an error until the program's log has this number of matches.
 func (p *Process) checkLog(re *regexp.Regexp, times int) error {
 	if n := len(re.FindAllString(p.Log(), times)); n < times {
 		return fmt.Errorf("%d matches of %s in the log", n, re)
@@ -131,7 +130,8 @@ func (p *Process) stop(ctx context.Context) error {
 	}
 }
 
-// waitUntil is Until for a condition that needs the program: its end is an error, with the end of its log.
+// waitUntil is Until for a condition that needs the program. The end of the program is an error, which contains the
+// end of its log.
 func (p *Process) waitUntil(ctx context.Context, what string, condition func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -148,8 +148,8 @@ func (p *Process) waitUntil(ctx context.Context, what string, condition func(con
 	return nil
 }
 
-// Until waits for external state: it tries the condition every 25 ms until it holds or ctx ends. The error tells what
-// was waited for and what was wrong last.
+// Until waits for external state: it tries the condition every 25 ms until it is met or ctx ends. The error says what
+// Until waited for and what was wrong last.
 func Until(ctx context.Context, what string, condition func(context.Context) error) error {
 	ticker := time.NewTicker(25 * time.Millisecond)
 	defer ticker.Stop()
@@ -160,7 +160,7 @@ func Until(ctx context.Context, what string, condition func(context.Context) err
 			return nil
 		}
 		if ctx.Err() == nil || last == nil {
-			last = err // and not that the last try was cut short
+			last = err // the error of a last try that ctx has cut short says nothing
 		}
 		select {
 		case <-ctx.Done():

@@ -1,7 +1,6 @@
 package testbed
 
-// This file is the test bed as a whole: its clusters, the internet between them, what keeps it running and what ends
-// it.
+// This file defines the test bed as a whole: its clusters, the internet between them, its start and its end.
 
 import (
 	"bufio"
@@ -22,7 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Options of a test bed. The zero value is clusters with one node each and without DNS.
+// Options of a test bed. With the zero value, clusters have one node each and no DNS.
 type Options struct {
 	Nodes int // nodes per cluster; 0 is 1
 	// path of a CoreDNS binary with the kubernetes plugin; empty: clusters have no DNS
@@ -30,13 +29,13 @@ type Options struct {
 	// folder of the control plane's binaries; empty: where test/controlplane/build.sh puts them
 	ControlPlane string
 	AddToScheme  []func(*runtime.Scheme) error // more types for the clusters' clients
-	Progress     func(string)                  // told what is being done
+	Progress     func(string)                  // called with each step
 }
 
-// Testbed is a number of clusters and the internet that connects them. A process has one at a time.
+// Testbed is a number of clusters and the internet that connects them. A process can have one at a time.
 type Testbed struct {
 	Clusters []*Cluster
-	CA       *CA // trusted by nobody until a test says so
+	CA       *CA // the clusters do not trust it, unless a test makes them
 
 	opts     Options
 	binaries string
@@ -51,7 +50,7 @@ type Testbed struct {
 
 var inUse sync.Mutex // held by the test bed of this process
 
-// New boots n clusters. ctx bounds the boot; the test bed lives until Close, or the process' end.
+// New boots n clusters. ctx bounds the boot. The test bed lives until Close, or until the end of the process.
 func New(ctx context.Context, n int, opts Options) (_ *Testbed, err error) {
 	if os.Getenv(hostPIDVar) == "" {
 		return nil, errors.New("test bed: the program has to run inside of testbed.Main")
@@ -143,7 +142,7 @@ func (b *Testbed) Close() error {
 	return errors.Join(errs...)
 }
 
-// CutLink drops all packets between two clusters on the internet, silently; clusters are counted from 1.
+// CutLink drops all packets between two clusters on the internet, silently. Clusters are counted from 1.
 func (b *Testbed) CutLink(ctx context.Context, i, j int) error {
 	return b.changeLink(ctx, i, j, "-I")
 }
@@ -181,7 +180,8 @@ func (b *Testbed) DumpLogs(w io.Writer, lines int) {
 	}
 }
 
-// ControlPlaneFolder is where test/controlplane/build.sh puts the binaries: .cache of the repository, by version.
+// ControlPlaneFolder returns the folder to which test/controlplane/build.sh writes the binaries: in .cache of the
+// repository, by version.
 func ControlPlaneFolder() (string, error) {
 	root, err := Repository()
 	if err != nil {
@@ -200,7 +200,7 @@ func ControlPlaneFolder() (string, error) {
 	return "", fmt.Errorf("%s: no k8s.io/kubernetes", mod.Name())
 }
 
-// Repository is the root folder of the sources: the nearest one above the working directory that has the control
+// Repository returns the root folder of the sources: the nearest one above the working directory that has the control
 // planes' module.
 func Repository() (string, error) {
 	wd, err := os.Getwd()

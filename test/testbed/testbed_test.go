@@ -1,6 +1,6 @@
 package testbed
 
-// This file tests the test bed itself, on two clusters: that what other tests stand on is there, and that nothing stays
+// This file tests the test bed itself, on two clusters: that it has what other tests use, and that nothing stays
 // behind.
 
 import (
@@ -27,7 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-const holdVar = "KUBELINK_TESTBED_TEST_HOLD" // a test process with it is the test bed that gets killed
+const holdVar = "KUBELINK_TESTBED_TEST_HOLD" // set in the test process that is the test bed to be killed
 
 func TestMain(m *testing.M) {
 	os.Exit(Main(func() int {
@@ -50,7 +50,7 @@ func TestTestbed(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		check(t, b.Close())
-		again := must(New(context.Background(), 0, Options{}))(t) // nothing is in the way of the next one
+		again := must(New(context.Background(), 0, Options{}))(t) // nothing is in the way of the next test bed
 		check(t, again.Close())
 	})
 	b.DumpOnFailure(t)
@@ -69,9 +69,8 @@ func TestTestbed(t *testing.T) {
 		check(t, p.server.ServeUDPEcho(5353))
 		web := TCPPort(80)
 		web.TargetPort.IntVal = 8080
-		services = append(services,
-			must(c.Service(ctx, "web", map[string]string{"app": "server"}, []corev1.ServicePort{web, UDPPort(5353)},
-				ServiceOptions{}))(t))
+		services = append(services, must(c.Service(ctx, "web", map[string]string{"app": "server"},
+			[]corev1.ServicePort{web, UDPPort(5353)}, ServiceOptions{}))(t))
 		all = append(all, p)
 	}
 
@@ -209,8 +208,8 @@ func TestTestbed(t *testing.T) {
 				t.Errorf("%s: kubectl auth whoami: %s", h.Name, who)
 			}
 		}
-		if out, err := one.Gateway().Run(ctx, b.binaryPath("kubectl"), "--kubeconfig", kubeconfig, "get",
-			"nodes"); err == nil || !strings.Contains(err.Error(), "forbidden") {
+		out, err := one.Gateway().Run(ctx, b.binaryPath("kubectl"), "--kubeconfig", kubeconfig, "get", "nodes")
+		if err == nil || !strings.Contains(err.Error(), "forbidden") {
 			t.Errorf("may list nodes: %s %v", out, err)
 		}
 		if out := must(one.Kubectl(ctx, "get", "nodes"))(t); !strings.Contains(out, "kubelink1-node2   Ready") {
@@ -220,8 +219,8 @@ func TestTestbed(t *testing.T) {
 	t.Run("pods with the node's network", func(t *testing.T) {
 		p := must(one.Pod(ctx, "agent", PodOptions{HostNetwork: true}))(t)
 		check(t, p.ServeHTTPEcho(9090))
-		if seen := must(one.Nodes[1].Get(ctx,
-			fmt.Sprintf("http://%s:9090", one.Gateway().Address)))(t); seen != one.Nodes[1].Address.String() {
+		seen := must(one.Nodes[1].Get(ctx, fmt.Sprintf("http://%s:9090", one.Gateway().Address)))(t)
+		if seen != one.Nodes[1].Address.String() {
 			t.Errorf("saw %s", seen)
 		}
 		check(t, p.Delete(ctx))
@@ -274,7 +273,8 @@ func TestTestbed(t *testing.T) {
 	})
 }
 
-// A test bed that dies, in whatever way, takes everything along. What it has is seen from here, which is outside of it.
+// A test bed that dies, in any way, ends everything that it started. This test sees that from outside of the test
+// bed.
 func TestNothingStaysBehind(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(signal.String(), func(t *testing.T) {
@@ -293,7 +293,7 @@ func TestNothingStaysBehind(t *testing.T) {
 				t.Errorf("%s: %s %v", lines.Text(), out, err)
 			}
 
-			// A cable into each namespace of the test bed shows here when the namespace ends.
+			// A cable into each namespace of the test bed: its end here disappears when the namespace ends.
 			namespaces := map[string]int{}
 			for pid := range listProcesses(t) {
 				if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && !before[pid] {
@@ -345,8 +345,8 @@ func TestNothingStaysBehind(t *testing.T) {
 			if after := must(os.ReadFile("/proc/self/mountinfo"))(t); !bytes.Equal(mounts, after) {
 				t.Errorf("mounts before:\n%s\nafter:\n%s", mounts, after)
 			}
-			if files := must(filepath.Glob(filepath.Join(outer.Env[len(outer.Env)-1][len("TMPDIR="):],
-				"*")))(t); len(files) > 0 {
+			tmp := outer.Env[len(outer.Env)-1][len("TMPDIR="):]
+			if files := must(filepath.Glob(filepath.Join(tmp, "*")))(t); len(files) > 0 {
 				t.Errorf("files: %v", files)
 			}
 		})
@@ -362,7 +362,7 @@ func TestExitCode(t *testing.T) {
 	}
 }
 
-// holdHosts has two hosts with a running program each, says how to look into the second, and waits to be killed.
+// holdHosts makes two hosts with a running program each, prints how to look into the second, and waits to be killed.
 func holdHosts() int {
 	b := &Testbed{}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
@@ -395,7 +395,7 @@ func holdHosts() int {
 	select {}
 }
 
-// coreDNS is this project's binary if it is built, else a plain CoreDNS of the same version.
+// coreDNS returns this project's binary if it is built, or else a plain CoreDNS of the same version.
 func coreDNS(t *testing.T) string {
 	root := must(Repository())(t)
 	if path := filepath.Join(root, "bin", "kubelink"); exec.Command(path, "-version").Run() == nil {
@@ -420,7 +420,8 @@ func listProcesses(t *testing.T) map[int]bool {
 	return pids
 }
 
-// outsideEnv removes the traces of this test bed from an environment, for starting a test bed inside a test bed.
+// outsideEnv removes the traces of this test bed from an environment. With the result, a test bed can start inside of
+// a test bed.
 func outsideEnv(env []string) (outside []string) {
 	for _, e := range env {
 		if !strings.HasPrefix(e, stageVar+"=") && !strings.HasPrefix(e, hostPIDVar+"=") {
@@ -437,7 +438,7 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// must returns a function so that it can take a call's results as they are.
+// must returns a function, because so it can take both results of a call.
 func must[T any](value T, err error) func(*testing.T) T {
 	return func(t *testing.T) T {
 		t.Helper()

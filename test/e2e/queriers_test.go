@@ -1,7 +1,7 @@
 package e2e
 
-// The programs that ask for names in TestResolvers: dig, a client made with miekg/dns, and unbound as the resolver in
-// front of kubelink, with a small internet of names behind it.
+// The programs that send the queries of TestResolvers: dig, a client made with miekg/dns, and unbound as the resolver
+// in front of kubelink, with a small internet of names behind it.
 
 import (
 	"context"
@@ -23,19 +23,19 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// querier is a way to ask for names.
+// querier is a way to send queries.
 type querier struct {
 	name  string
-	limit int  // the longest answer that it takes by UDP; 0: it asks by TCP
-	edns  bool // the answer can say why
-	front bool // it asks a resolver in front of kubelink
+	limit int  // the longest answer that it takes by UDP; 0: it uses TCP
+	edns  bool // it uses EDNS, so the answer can have a reason
+	front bool // it queries a resolver in front of kubelink
 	query func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error)
 }
 
-// sizes are those that EDNS announces; without it, an answer has 512 bytes at most.
+// sizes are the sizes in EDNS. Without EDNS, an answer has 512 bytes at most.
 var sizes = []int{0, 512, 1232, 4096}
 
-// newQueriers are the ways to ask a DNS server from a pod.
+// newQueriers returns the ways to query a DNS server from a pod.
 func newQueriers(from *testbed.Pod, server netip.AddrPort) (all []querier) {
 	for _, size := range sizes {
 		for _, client := range []struct {
@@ -43,7 +43,7 @@ func newQueriers(from *testbed.Pod, server netip.AddrPort) (all []querier) {
 			ask  func(context.Context, *testbed.Pod, netip.AddrPort, string, int, []dns.Question) ([]*dns.Msg, error)
 		}{{"dig", queryDig}, {"miekg/dns", queryMiekg}} {
 			for _, network := range []string{"udp", "tcp"} {
-				if network == "tcp" && size > 512 { // sizes mean nothing there
+				if network == "tcp" && size > 512 { // TCP does not use sizes
 					continue
 				}
 				a := querier{name: fmt.Sprintf("%s %s/%d", client.name, network, size), edns: size > 0}
@@ -60,7 +60,7 @@ func newQueriers(from *testbed.Pod, server netip.AddrPort) (all []querier) {
 	return all
 }
 
-// queryMiekg asks with a client of miekg/dns. As with dig, one datagram may be lost.
+// queryMiekg queries with a client of miekg/dns. As with dig, one datagram may be lost.
 func queryMiekg(
 	ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question,
 ) ([]*dns.Msg, error) {
@@ -83,7 +83,7 @@ func queryMiekg(
 	return answers, nil
 }
 
-// queryDig asks with the program of that name, once for all.
+// queryDig sends all queries with one run of dig.
 func queryDig(
 	ctx context.Context, from *testbed.Pod, server netip.AddrPort, network string, size int, questions []dns.Question,
 ) ([]*dns.Msg, error) {
@@ -105,8 +105,8 @@ func queryDig(
 	if err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, text)
 	}
-	// One datagram may be lost, as on any network. It does happen here, before it reaches kubelink: the pod's kernel
-	// counts one more than that of the node has delivered.
+	// One datagram may be lost, as on any network. It does happen here, on the way to kubelink: the pod's kernel counts
+	// one datagram more than the node's kernel has delivered.
 	if lost := strings.Count(text, "communications error"); lost > 1 {
 		return nil, fmt.Errorf("%d questions were asked again\n%s", lost, text)
 	}
@@ -125,7 +125,7 @@ var (
 	digName   = regexp.MustCompile(`^;(\S+)\s+IN\s+(\S+)$`)
 )
 
-// parseDig reads what dig prints of answers: it is meant for people, but has all there is.
+// parseDig reads dig's output. It is meant for people, but it is complete.
 func parseDig(text string) (answers []*dns.Msg, err error) {
 	var m *dns.Msg
 	var section *[]dns.RR
@@ -153,8 +153,8 @@ func parseDig(text string) (answers []*dns.Msg, err error) {
 			opt := m.IsEdns0()
 			opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: uint16(code), ExtraText: found[2]})
 		} else if strings.HasSuffix(line, " SECTION:") {
-			section = map[string]*[]dns.RR{"ANSWER": &m.Answer, "AUTHORITY": &m.Ns,
-				"ADDITIONAL": &m.Extra}[strings.Fields(line)[1]]
+			sections := map[string]*[]dns.RR{"ANSWER": &m.Answer, "AUTHORITY": &m.Ns, "ADDITIONAL": &m.Extra}
+			section = sections[strings.Fields(line)[1]]
 		} else if found := digName.FindStringSubmatch(line); found != nil {
 			m.Question = []dns.Question{{Name: found[1], Qtype: dns.StringToType[found[2]], Qclass: dns.ClassINET}}
 		} else if section != nil && line != "" && line[0] != ';' {
@@ -168,27 +168,29 @@ func parseDig(text string) (answers []*dns.Msg, err error) {
 	return answers, nil
 }
 
-// The names of the internet, and those of a zone of the mesh that is delegated to the same server.
+// The names of the internet, and the names of a zone of the mesh that is delegated to the same server.
 const internetNames = `
 www.outside.example.       5 IN A     192.0.2.80
 alias.outside.example.     5 IN CNAME www.outside.example.
 forged.outside.example.    5 IN A     192.0.2.66
 
-branch.svc.global.kubelink.      5 IN SOA ns.branch.svc.global.kubelink. hostmaster.branch.svc.global.kubelink. 1 7200 1800 86400 5
+branch.svc.global.kubelink.      5 IN SOA ns.branch.svc.global.kubelink. hostmaster.branch.svc.global.kubelink. (
+                                         1 7200 1800 86400 5 )
 branch.svc.global.kubelink.      5 IN NS  ns.branch.svc.global.kubelink.
 desk.branch.svc.global.kubelink. 5 IN A   192.0.2.81
 desk.branch.svc.global.kubelink. 5 IN TXT "of the branch"
 `
 
-// internet is a name server for everything outside of the mesh, on port 53 of a pod. It stands for the whole hierarchy
-// from the root down, which it signs (RFC 4035) as one zone. What it says of forged. is not what it has signed.
+// internet is a name server for everything outside of the mesh, on port 53 of a pod. It stands for the whole
+// hierarchy from the root down, which it signs as one zone (RFC 4035). Its answer for the name forged differs from
+// the signed one.
 type internet struct {
 	records []dns.RR
 	key     *dns.DNSKEY
 	signer  crypto.Signer
 }
 
-// startInternet starts the server and returns the address of its service, and the key to trust.
+// startInternet starts the server. It returns the address of its service, and the key to trust.
 func startInternet(ctx context.Context, b *fleet.Broker) (addr netip.Addr, trust string, err error) {
 	n := &internet{}
 	zone := dns.NewZoneParser(strings.NewReader(internetNames), ".", "")
@@ -267,7 +269,7 @@ func (n *internet) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 			}
 		}
 	}
-	// Resolvers that ask in mixed case expect it back.
+	// Resolvers that query in mixed case expect the same case in the answer.
 	for i, rr := range reply.Answer {
 		if rr.Header().Name == name {
 			rr = dns.Copy(rr)
@@ -291,10 +293,9 @@ func (n *internet) signRecords(rrs []dns.RR) dns.RR {
 	return sig
 }
 
-// unboundConf is the configuration of a resolver as people have it before the names of a mesh: it validates what
-// comes from the internet, and knows of the zones of the mesh only who to ask. They are not signed, and some are
-// reverse zones of private networks, both of which has to be said. Nothing is remembered, lest answers are not
-// comparable.
+// unboundConf is a typical configuration of a resolver, with the zones of the mesh. The resolver validates answers
+// from the internet. The zones of the mesh are not signed, and some are reverse zones of private networks: the
+// configuration has to allow both. The resolver remembers nothing, so that answers can be compared.
 const unboundConf = `
 server:
     do-daemonize: no
@@ -324,19 +325,19 @@ forward-zone:
     forward-addr: %[4]s
 `
 
-// A resolver either forwards questions as they are, or takes kubelink for the authority that it is: then it follows
-// delegations, asks from the top down (RFC 9156), and here in random case.
+// A resolver either forwards queries unchanged, or it takes kubelink for an authoritative server: then it follows
+// delegations, and queries from the top down (RFC 9156), here in random case.
 var resolvers = []struct {
 	name string
 	port uint16
-	ask  string // the kind of zone that asks kubelink
+	ask  string // the kind of zone for queries to kubelink
 	more string
 }{
 	{"unbound forwarding", 53, "forward", ""},
 	{"unbound iterating", 54, "stub", "use-caps-for-id: yes"},
 }
 
-// startResolvers starts unbound in a pod, once for each way.
+// startResolvers starts unbound in a pod, once in each way.
 func startResolvers(
 	t *testing.T, ctx context.Context, b *fleet.Broker, internet netip.Addr, trust string, zones []string,
 ) (all []querier) {
@@ -360,7 +361,7 @@ func startResolvers(
 				return queryMiekg(ctx, pod, server, "tcp", 1232, questions)
 			}})
 
-		// It does validate.
+		// Check that it validates.
 		validated := func(name string) *dns.Msg {
 			question := new(dns.Msg).SetQuestion(name, dns.TypeA)
 			question.AuthenticatedData = true
