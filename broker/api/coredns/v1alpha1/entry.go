@@ -1,14 +1,16 @@
 package v1alpha1
 
+// This file has the kind CoreDNSEntry: records of global names.
+
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // Annotations of a CoreDNSEntry.
 const (
-	// AnnotationFollowLinks set to "false" keeps the addresses of the entry in answers whatever the
-	// links to them are like.
+	// AnnotationFollowLinks set to "false" keeps the addresses of the entry in answers, even if the links to them are
+	// not Up.
 	AnnotationFollowLinks = "coredns.mandelsoft.org/follow-links"
-	// AnnotationOrder set to "fixed" keeps the addresses of the entry's names in the order in which
-	// they are written, instead of the nearest first.
+	// AnnotationOrder set to "fixed" keeps the addresses of the entry's names in the order of the entry. Otherwise, the
+	// nearest address comes first.
 	AnnotationOrder = "coredns.mandelsoft.org/order"
 
 	// OrderFixed is the value of AnnotationOrder.
@@ -48,15 +50,14 @@ type CoreDNSEntry struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.SRV) || !self.dnsNames.exists(n, n.startsWith('*'))",message="spec.SRV cannot stand at a wildcard, as the labels of service and protocol come before it: name the names one by one"
 // +kubebuilder:validation:XValidation:rule="(has(self.zoneRef) && size(self.zoneRef) > 0) || !self.dnsNames.exists(n, n == '@' || n == '*')",message="spec.dnsNames @ and * are relative to a zone: set spec.zoneRef, or write the fully qualified name"
 type CoreDNSEntrySpec struct {
-	// ZoneRef is the HostedZone in the same namespace that dnsNames are relative to, to each of its
-	// names. Without it they are fully qualified.
+	// ZoneRef is a HostedZone in the same namespace: dnsNames are relative to each of its names. Without zoneRef they are
+	// fully qualified.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	ZoneRef string `json:"zoneRef,omitempty"`
 
-	// DNSNames are the names that have the records. The first label may be *: all names below that have
-	// no records of their own. With zoneRef, @ is the name of the zone, and a name with a final dot is fully
-	// qualified.
+	// DNSNames are the names that have the records. The first label may be *: all names below that have no records of
+	// their own. With zoneRef, @ is the name of the zone, and a name with a final dot is fully qualified.
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=64
@@ -74,7 +75,7 @@ type CoreDNSEntrySpec struct {
 	// +kubebuilder:validation:MaxItems=128
 	AAAA []IPv6Address `json:"AAAA,omitempty"`
 
-	// TXT are texts, a record each. Those of more than 255 bytes are split into strings.
+	// TXT are texts, a record each. The broker splits texts of more than 255 bytes into strings.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=64
@@ -86,7 +87,7 @@ type CoreDNSEntrySpec struct {
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || (self.matches('^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?([.][A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*[.]?$') && !isIP(self))",message="spec.CNAME must be a DNS name, such as web.default.svc.kubelink2.kubelink. (with zoneRef a name without final dot is relative to the zone); an address belongs into A or AAAA"
 	CNAME string `json:"CNAME,omitempty"`
 
-	// NS are the name servers that dnsNames are delegated to; at the name of a zone, its further name servers.
+	// NS are the name servers that dnsNames are delegated to. At the name of a zone, they are further name servers of it.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=32
@@ -133,13 +134,13 @@ type Service struct {
 	Records []SRVRecord `json:"records"`
 }
 
-// SRVRecord is one place where a service is found.
+// SRVRecord is one place where clients find a service.
 type SRVRecord struct {
 	// Protocol is TCP or UDP, or another one that has a name.
 	// +kubebuilder:validation:MaxLength=62
 	// +kubebuilder:validation:XValidation:rule="self.matches('^_?[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?$')",message="spec.SRV.records.protocol must be the name of a protocol, such as TCP"
 	Protocol string `json:"protocol"`
-	// Priority: hosts with the lowest one are tried first.
+	// Priority is lowest for the hosts that clients try first.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=65535

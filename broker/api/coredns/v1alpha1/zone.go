@@ -1,9 +1,11 @@
 package v1alpha1
 
+// This file has the kind HostedZone: the zones of global names.
+
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// HostedZone is a DNS zone, or several with the same content: the global zone itself, or a part of it
-// with a start of authority of its own. CoreDNSEntries refer to it.
+// HostedZone is a DNS zone, or several zones with the same content: the global zone itself, or a part of it with a
+// start of authority (SOA) of its own. CoreDNSEntries refer to it.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -31,33 +33,33 @@ type HostedZoneSpec struct {
 	// +kubebuilder:validation:MaxLength=253
 	ParentRef string `json:"parentRef,omitempty"`
 
-	// DomainNames are the names of the zone. They are relative to each name of the parent, or fully
-	// qualified without parent, or with a final dot.
+	// DomainNames are the names of the zone. They are relative to each name of the parent. Without parent, or with a
+	// final dot, they are fully qualified.
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
 	DomainNames []DomainName `json:"domainNames"`
 
-	// EMail is the address of who is responsible, shown in the SOA record. Default: hostmaster of the mesh domain.
+	// EMail is the address of the person responsible, for the SOA record. Default: hostmaster of the mesh domain.
 	// +optional
 	// +kubebuilder:validation:MaxLength=254
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self.matches('^[A-Za-z0-9_+-]+([.][A-Za-z0-9_+-]+)*@[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?([.][A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$')",message="spec.email must be a mail address, such as hostmaster@example.com"
 	EMail string `json:"email,omitempty"`
 
-	// Refresh is after how many seconds a secondary name server looks for changes. Default 7200.
+	// Refresh is the number of seconds after which a secondary name server looks for changes. Default: 7200.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Refresh int32 `json:"refresh,omitempty"`
-	// Retry is after how many seconds it tries again when that failed. Default 1800.
+	// Retry is the number of seconds after which it tries again when that failed. Default: 1800.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Retry int32 `json:"retry,omitempty"`
-	// Expire is after how many seconds without success it gives up. Default 86400.
+	// Expire is the number of seconds without success after which it gives up. Default: 86400.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Expire int32 `json:"expire,omitempty"`
-	// MinimumTTL is for how many seconds others may remember that there is no such name; never more than 5,
-	// as names follow objects and links. Default 5.
+	// MinimumTTL is the number of seconds for which resolvers may cache that a name does not exist. The broker limits it
+	// to 5, as names follow objects and links. Default: 5.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	MinimumTTL *int32 `json:"minimumTTL,omitempty"`

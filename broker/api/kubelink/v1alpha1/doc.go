@@ -1,9 +1,11 @@
-// Package v1alpha1 holds the objects of the group kubelink.mandelsoft.org, with the rules that
-// the API server enforces on them. The CRDs in deploy/crds are generated from it.
+// Package v1alpha1 has the objects of the API group kubelink.mandelsoft.org, with the rules that the API server
+// enforces on them. `make generate` makes the CRDs in deploy/crds of it.
 //
 // +kubebuilder:object:generate=true
 // +groupName=kubelink.mandelsoft.org
 package v1alpha1
+
+// This file registers the kinds of the group.
 
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -11,10 +13,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// GroupVersion is the group and version of the objects here.
+// GroupVersion is the group and version of the kinds in this package.
 var GroupVersion = schema.GroupVersion{Group: "kubelink.mandelsoft.org", Version: "v1alpha1"}
 
-// AddToScheme registers the objects here.
+// AddToScheme registers the kinds of this package.
 func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion, &KubeLink{}, &KubeLinkList{}, &MeshService{}, &MeshServiceList{})
 	metav1.AddToGroupVersion(s, GroupVersion)

@@ -1,19 +1,21 @@
 package v1alpha1
 
+// This file has the kind KubeLink: the links of the local cluster, and its place in each mesh.
+
 import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Endpoints with a meaning of their own, instead of a host.
+// Values of spec.endpoint that are no host.
 const (
-	// EndpointLocal marks the link that describes the local cluster's place in a mesh.
+	// EndpointLocal marks the KubeLink that describes the local cluster's place in a mesh.
 	EndpointLocal = "LocalLink"
-	// EndpointInbound marks a peer that has no endpoint: it always dials (wireguard mode).
+	// EndpointInbound marks a peer without an endpoint: the peer always dials (wireguard mode).
 	EndpointInbound = "Inbound"
 )
 
-// MeshSeparator stands between mesh and cluster in the name of a KubeLink.
+// MeshSeparator stands between the mesh and the cluster in the name of a KubeLink.
 const MeshSeparator = "--"
 
 // Finalizer keeps a LocalLink until its mesh has no other links.
@@ -24,33 +26,33 @@ type State string
 
 // The states of a KubeLink.
 const (
-	// StateInvalid: the object's own fields cannot work.
+	// StateInvalid: the fields of the object cannot work.
 	StateInvalid State = "Invalid"
-	// StateStale: the object is fine, but the mesh it names is not.
+	// StateStale: the object is fine, but its mesh or its gateway link is not.
 	StateStale State = "Stale"
 	// StateError: the local end of the link failed.
 	StateError State = "Error"
-	// StateIdle: no connection yet.
+	// StateIdle: there is no connection yet.
 	StateIdle State = "Idle"
-	// StateUp: connected, data is exchanged.
+	// StateUp: the link is connected, and packets pass.
 	StateUp State = "Up"
-	// StateDown: the connection was lost or cannot be established.
+	// StateDown: the connection was lost, or cannot be established.
 	StateDown State = "Down"
-	// StateDeleting: kept by a finalizer until its mesh is empty.
+	// StateDeleting: the finalizer keeps the LocalLink until its mesh has no other links.
 	StateDeleting State = "Deleting"
 )
 
 // Condition types of a KubeLink.
 const (
-	// ConditionAccepted is true when spec and mesh are usable.
+	// ConditionAccepted is true when the spec and the mesh are usable.
 	ConditionAccepted = "Accepted"
-	// ConditionReady is true when the link carries traffic (a LocalLink: when its mesh is set up).
+	// ConditionReady is true when the link carries traffic. For a LocalLink: when its mesh is set up.
 	ConditionReady = "Ready"
 )
 
-// KubeLink is one link of the local cluster to another member of a mesh or, with the
-// endpoint LocalLink, the local cluster's own place in that mesh. Its name is
-// <mesh>--<cluster>, or just <cluster> in the default mesh.
+// KubeLink describes the link of the local cluster to another cluster of a mesh. With the endpoint LocalLink it
+// describes the place of the local cluster in that mesh. Its name is <mesh>--<cluster>, or just <cluster> in the
+// default mesh.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -78,40 +80,40 @@ type KubeLink struct {
 // +kubebuilder:validation:XValidation:rule="!(has(self.endpoint) && self.endpoint == 'LocalLink' && has(self.gatewayLink) && size(self.gatewayLink) > 0)",message="spec.gatewayLink cannot be used on a LocalLink: remove it"
 // +kubebuilder:validation:XValidation:rule="!(has(self.cidr) && size(self.cidr) > 0 && isCIDR(self.cidr) && isCIDR(self.clusterAddress) && cidr(self.cidr).containsIP(cidr(self.clusterAddress).ip()))",message="spec.clusterAddress lies in spec.cidr: the mesh network must be disjoint from every service network"
 type KubeLinkSpec struct {
-	// CIDR is the service network of the remote cluster; on a LocalLink the local one.
+	// CIDR is the service network of the remote cluster. On a LocalLink: that of the local cluster.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || (isCIDR(self) && cidr(self) == cidr(self).masked())",message="spec.cidr must be a network in CIDR notation without host bits, such as 100.64.16.0/20"
 	CIDR string `json:"cidr,omitempty"`
 
-	// ClusterAddress is the address of the cluster in the mesh with the mesh's mask, such as 192.168.0.12/24.
+	// ClusterAddress is the address of the cluster in the mesh, with the mask of the mesh, such as 192.168.0.12/24.
 	// +kubebuilder:validation:MaxLength=64
 	// +kubebuilder:validation:XValidation:rule="isCIDR(self)",message="spec.clusterAddress must be the address of the cluster in the mesh with the mask of the mesh, such as 192.168.0.12/24"
 	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= (cidr(self).ip().family() == 4 ? 31 : 127) || !(cidr(self) == cidr(self).masked())",message="spec.clusterAddress has no host part: give the address of the cluster, such as 192.168.0.12/24, not the network"
 	ClusterAddress string `json:"clusterAddress"`
 
-	// Endpoint is host[:port] of the peer's broker, LocalLink, or Inbound (wireguard mode).
-	// It may be left out on a link with a gatewayLink.
+	// Endpoint is host[:port] of the peer's broker, or LocalLink, or Inbound (wireguard mode). A link with a gatewayLink
+	// needs none.
 	// +optional
 	// +kubebuilder:validation:MaxLength=261
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self.matches('^([A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?[.]?|[[][0-9A-Fa-f:.]+[]])(:[0-9]{1,5})?$') || isIP(self)",message="spec.endpoint must be host[:port] with a DNS name, an IPv4 address or an IPv6 address (in brackets when a port follows), or LocalLink, or Inbound"
 	Endpoint string `json:"endpoint,omitempty"`
 
-	// GatewayLink is the name of the link through whose broker this cluster is reached.
-	// Without mesh prefix it names a link of the same mesh.
+	// GatewayLink is the name of the link to the broker that forwards to this cluster. Without mesh prefix it names a
+	// link of the same mesh.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	GatewayLink string `json:"gatewayLink,omitempty"`
 
-	// Egress are further networks that are routed to this link.
+	// Egress lists further networks to route to this link.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
 	Egress []EgressCIDR `json:"egress,omitempty"`
 
-	// Ingress are the local destinations that this link may reach; a leading ! denies. The
-	// most specific entry decides. Default: the local service network. On a LocalLink the list
-	// holds for every link of the mesh without a list of its own, and its denials for all.
+	// Ingress lists the local destinations that this link may reach. An entry with a leading ! denies. The most specific
+	// entry decides. Default: the local service network. On a LocalLink the list applies to all links of the mesh without
+	// a list of their own, and its denials apply to all links.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
@@ -129,11 +131,11 @@ type KubeLinkSpec struct {
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self.matches('^[A-Za-z0-9+/]{43}=$')",message="spec.presharedKey must be a WireGuard key: 32 bytes in base64, as wg genpsk prints it"
 	PresharedKey string `json:"presharedKey,omitempty"`
 
-	// APIAccess is a secret with token and certificate-authority-data for the peer's API server.
+	// APIAccess is the secret with token and certificate-authority-data for the API server of the remote cluster.
 	// +optional
 	APIAccess *corev1.SecretReference `json:"apiAccess,omitempty"`
 
-	// DNS describes the DNS service of the remote cluster; on a LocalLink that of the mesh.
+	// DNS describes the DNS service of the remote cluster. On a LocalLink: that of the mesh.
 	// +optional
 	DNS *KubeLinkDNS `json:"dns,omitempty"`
 }
@@ -143,32 +145,32 @@ type KubeLinkSpec struct {
 // +kubebuilder:validation:XValidation:rule="isCIDR(self) && cidr(self) == cidr(self).masked()",message="entries of spec.egress must be networks in CIDR notation without host bits, such as 10.20.0.0/16"
 type EgressCIDR string
 
-// IngressCIDR is a network in CIDR notation, denied with a leading !.
+// IngressCIDR is a network in CIDR notation. With a leading ! it denies.
 // +kubebuilder:validation:MaxLength=65
 // +kubebuilder:validation:XValidation:rule="self.startsWith('!') ? (isCIDR(self.substring(1)) && cidr(self.substring(1)) == cidr(self.substring(1)).masked()) : (isCIDR(self) && cidr(self) == cidr(self).masked())",message="entries of spec.ingress must be networks in CIDR notation without host bits, such as 100.64.0.0/20, or !100.64.0.10/32 to deny"
 type IngressCIDR string
 
 // KubeLinkDNS describes a DNS service.
 type KubeLinkDNS struct {
-	// OmitDNSPropagation keeps the cluster out of the mesh domain.
+	// OmitDNSPropagation keeps the names of the cluster out of the mesh domain.
 	// +optional
 	OmitDNSPropagation bool `json:"omitDNSPropagation,omitempty"`
 
-	// DNSIP is the address of the remote cluster's DNS service (default: 10th address of cidr);
-	// on a LocalLink that of the mesh-global DNS service. The former broker wrote "<nil>" for none.
+	// DNSIP is the address of the remote cluster's DNS service. Default: the 10th address of cidr. On a LocalLink: the
+	// address of the DNS service for the global names of the mesh. The former broker wrote "<nil>" for none.
 	// +optional
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self == '<nil>' || isIP(self)",message="spec.dns.dnsIP must be an IP address, such as 100.64.16.10"
 	DNSIP string `json:"dnsIP,omitempty"`
 
-	// BaseDomain is the remote cluster's domain (default: cluster.local); on a LocalLink the mesh domain.
+	// BaseDomain is the domain of the remote cluster. Default: cluster.local. On a LocalLink: the mesh domain.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self.matches('^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?([.][A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*[.]?$')",message="spec.dns.baseDomain must be a DNS domain name, such as cluster.local"
 	BaseDomain string `json:"baseDomain,omitempty"`
 }
 
-// KubeLinkStatus is what the broker sees.
+// KubeLinkStatus is what the broker found out.
 type KubeLinkStatus struct {
 	// State is one of Invalid, Stale, Error, Idle, Up, Down, Deleting.
 	// +optional
@@ -176,13 +178,13 @@ type KubeLinkStatus struct {
 	// Message says in one line what is wrong and what to do.
 	// +optional
 	Message string `json:"message,omitempty"`
-	// Gateway is the node IP of the broker that serves this link.
+	// Gateway is the address of the node with the broker that serves this link.
 	// +optional
 	Gateway string `json:"gateway,omitempty"`
-	// PublicKey is the local WireGuard key, on local links.
+	// PublicKey is the local WireGuard key, on LocalLinks.
 	// +optional
 	PublicKey string `json:"publicKey,omitempty"`
-	// ObservedGeneration is the generation of the spec that this status speaks of.
+	// ObservedGeneration is the generation of the spec that this status is about.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// +optional

@@ -1,13 +1,15 @@
 package v1alpha1
 
+// This file has the kind MeshService. Its CRD is installed, but kubelink ignores the objects so far.
+
 import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// MeshService makes a service, or a set of endpoints, reachable from the whole mesh, either at a
-// mesh address of its own or at ports of the local cluster's mesh address.
+// MeshService makes a service, or a set of endpoints, reachable from the whole mesh: at a mesh address of its own, or
+// at ports of the local cluster's mesh address.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -43,18 +45,18 @@ type MeshServiceSpec struct {
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self)",message="spec.meshAddress must be an IP address of the mesh, such as 192.168.0.100"
 	MeshAddress string `json:"meshAddress,omitempty"`
 
-	// Mesh is the mesh whose local address is used without meshAddress (default: the default mesh).
+	// Mesh is the mesh with the local address that serves without meshAddress. Default: the default mesh.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	Mesh string `json:"mesh,omitempty"`
 
-	// Ports are the ports at the mesh address. Without, the whole address maps to the service.
+	// Ports are the ports at the mesh address. Without ports, the whole address maps to the service.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
 	Ports []MeshServicePort `json:"ports,omitempty"`
 
-	// Endpoints are the targets; several are balanced.
+	// Endpoints are the targets. The load is balanced between several ones.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=64
@@ -77,7 +79,7 @@ type MeshServicePort struct {
 
 // MeshServiceEndpoint is a target of a MeshService.
 type MeshServiceEndpoint struct {
-	// Address is an IP address; left out where spec.service is set.
+	// Address is an IP address. It is not needed where spec.service is set.
 	// +optional
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self)",message="spec.endpoints[].address must be an IP address"
@@ -88,19 +90,19 @@ type MeshServiceEndpoint struct {
 	PortMappings []MeshServicePortMapping `json:"portMappings,omitempty"`
 }
 
-// MeshServicePortMapping maps a port of the mesh address to one of the target.
+// MeshServicePortMapping maps a port of the mesh address to a port of the target.
 type MeshServicePortMapping struct {
 	// +optional
 	// +kubebuilder:default=TCP
 	// +kubebuilder:validation:Enum=TCP;UDP
 	Protocol corev1.Protocol `json:"protocol,omitempty"`
-	// Port is a port of spec.ports, by number or name.
+	// Port is a port of spec.ports, by its number or name.
 	Port intstr.IntOrString `json:"port"`
-	// TargetPort is a port of the target, by number or by its name in the service.
+	// TargetPort is a port of the target, by its number, or by its name in the service.
 	TargetPort intstr.IntOrString `json:"targetPort"`
 }
 
-// MeshServiceStatus is what the broker sees.
+// MeshServiceStatus is what the broker found out.
 type MeshServiceStatus struct {
 	// State is one of Ok, Invalid, Unsupported.
 	// +optional
