@@ -18,7 +18,7 @@ help: ## this list
 
 build: bin/kubelink ## bin/kubelink
 
-# go build knows better than make what is out of date.
+# go build finds out what is out of date better than make.
 bin/kubelink: FORCE
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $@ ./cmd/kubelink
 
@@ -52,9 +52,9 @@ lint: ## go vet, linters, and that generated files are up to date
 	$(MAKE) generate
 	git diff --exit-code -- broker/api deploy/crds
 
-# What tests and demo need of the system: installed on Debian as root, else named. Commands, and the packages they are in.
-# The tests run unbound in namespaces of their own: that its package comes with a service must not make this machine a
-# name server.
+# Commands that tests and demo need, and their Debian packages. As root on Debian, make installs missing packages; otherwise
+# it names them. The tests run unbound in namespaces of their own: the service in its package must not make this machine
+# a name server.
 COMMANDS := iptables:iptables ip:iproute2 nsenter:util-linux dig:bind9-dnsutils unbound:unbound
 bench: COMMANDS += dnsperf:dnsperf
 system:

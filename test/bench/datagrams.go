@@ -344,32 +344,7 @@ func measureEchoes(client *testbed.Host, to netip.AddrPort, interval, d time.Dur
 	}
 	var wg sync.WaitGroup
 	var errSend, errReceive error
-	wg.Go(func() {
-		buffer := make([]byte, 2048)
-		for left := count; left > 0; {
-			n, err := unix.Read(int(s), buffer)
-			at := monotonicNow()
-			switch {
-			case err == unix.EINTR:
-				continue
-			case err == unix.EAGAIN:
-				return // the rest is lost
-			case err != nil:
-				errReceive = err
-				return
-			case n != echoSize || binary.NativeEndian.Uint64(buffer) != run:
-				errReceive = errors.New("wrong answer")
-				return
-			}
-			number := binary.NativeEndian.Uint64(buffer[8:])
-			if number >= uint64(count) || times[number] != never {
-				errReceive = fmt.Errorf("answer %d of %d, or twice", number, count)
-				return
-			}
-			times[number] = time.Duration(at - int64(binary.NativeEndian.Uint64(buffer[16:])))
-			left--
-		}
-	})
+	wg.Go(func() { errReceive = receiveEchoes(s, run, times) })
 	question := make([]byte, echoSize)
 	binary.NativeEndian.PutUint64(question, run)
 	next := monotonicNow()
@@ -398,6 +373,32 @@ func measureEchoes(client *testbed.Host, to netip.AddrPort, interval, d time.Dur
 		return e, fmt.Errorf("ping: %d of %d got no answer", e.lost, count)
 	}
 	return e, nil
+}
+
+// receiveEchoes reads the answers of a run and sets the time of each, until all are there or none comes for a second.
+func receiveEchoes(s socket, run uint64, times []time.Duration) error {
+	buffer := make([]byte, 2048)
+	for left := len(times); left > 0; {
+		n, err := unix.Read(int(s), buffer)
+		at := monotonicNow()
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return nil // the rest is lost
+		case err != nil:
+			return err
+		case n != echoSize || binary.NativeEndian.Uint64(buffer) != run:
+			return errors.New("wrong answer")
+		}
+		number := binary.NativeEndian.Uint64(buffer[8:])
+		if number >= uint64(len(times)) || times[number] != never {
+			return fmt.Errorf("answer %d of %d, or twice", number, len(times))
+		}
+		times[number] = time.Duration(at - int64(binary.NativeEndian.Uint64(buffer[16:])))
+		left--
+	}
+	return nil
 }
 
 // monotonicNow returns the monotonic clock in nanoseconds.

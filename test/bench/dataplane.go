@@ -145,16 +145,9 @@ func (p *dataplane) setUp(ctx context.Context) (err error) {
 	if p.client, err = p.one.Pod(ctx, "client", testbed.PodOptions{}); err != nil {
 		return err
 	}
-	if p.streams, err = listenSocket(p.server.Host, unix.SOCK_STREAM, streamPort); err != nil {
+	if err := p.listen(); err != nil {
 		return err
 	}
-	if p.datagrams, err = listenSocket(p.server.Host, unix.SOCK_DGRAM, datagramPort); err != nil {
-		return err
-	}
-	if p.echos, err = listenSocket(p.server.Host, unix.SOCK_DGRAM, echoPort); err != nil {
-		return err
-	}
-	go serveEcho(p.echos)
 	service := func(name string) (netip.Addr, error) {
 		return p.two.Service(ctx, name, map[string]string{"app": "server"},
 			[]corev1.ServicePort{testbed.TCPPort(streamPort), testbed.UDPPort(datagramPort), testbed.UDPPort(echoPort)},
@@ -198,6 +191,21 @@ func (p *dataplane) setUp(ctx context.Context) (err error) {
 		}
 		p.contenders = append(p.contenders, c)
 	}
+	return nil
+}
+
+// listen opens the server's sockets.
+func (p *dataplane) listen() (err error) {
+	if p.streams, err = listenSocket(p.server.Host, unix.SOCK_STREAM, streamPort); err != nil {
+		return err
+	}
+	if p.datagrams, err = listenSocket(p.server.Host, unix.SOCK_DGRAM, datagramPort); err != nil {
+		return err
+	}
+	if p.echos, err = listenSocket(p.server.Host, unix.SOCK_DGRAM, echoPort); err != nil {
+		return err
+	}
+	go serveEcho(p.echos)
 	return nil
 }
 

@@ -223,10 +223,25 @@ func measureApply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var kubectl, packet, name []time.Duration
+	times, err := timeApplies(ctx, f, client, service, string(manifest))
+	if err != nil {
+		return err
+	}
+	return times.print()
+}
+
+// applyTimes are the times from the start of `kubectl apply` to its own end, to the first packet and back, and to the
+// first right DNS answer.
+type applyTimes struct{ kubectl, packet, name []time.Duration }
+
+// timeApplies removes and applies the link to the second cluster, and measures the times of each round.
+func timeApplies(
+	ctx context.Context, f *fleet.Fleet, client *testbed.Pod, service netip.Addr, manifest string,
+) (times applyTimes, err error) {
+	one, two := f.Brokers[0], f.Brokers[1]
 	for range rounds {
 		if err := one.Remove(ctx, two.Name); err != nil {
-			return err
+			return times, err
 		}
 		if err := testbed.Until(ctx, "name to go", func(ctx context.Context) error {
 			if err := lookUpServer(ctx, one, service); err == nil || err.Error() != dns.RcodeToString[dns.RcodeNameError] {
@@ -234,30 +249,38 @@ func measureApply(ctx context.Context) error {
 			}
 			return nil
 		}); err != nil {
-			return err
+			return times, err
 		}
 		start := time.Now()
 		names := make(chan time.Duration, 1)
 		packets := make(chan time.Duration, 1)
 		go func() { names <- firstSuccess(ctx, start, func() error { return lookUpServer(ctx, one, service) }) }()
 		go func() { packets <- firstSuccess(ctx, start, func() error { return sendEcho(ctx, client, service) }) }()
-		_, err := one.KubectlInput(ctx, string(manifest), "apply", "-f", "-")
+		_, err := one.KubectlInput(ctx, manifest, "apply", "-f", "-")
 		if err != nil {
-			return err
+			return times, err
 		}
-		kubectl = append(kubectl, time.Since(start))
-		packet = append(packet, <-packets)
-		name = append(name, <-names)
+		times.kubectl = append(times.kubectl, time.Since(start))
+		times.packet = append(times.packet, <-packets)
+		times.name = append(times.name, <-names)
 		if err := ctx.Err(); err != nil {
-			return err
+			return times, err
 		}
 	}
+	return times, nil
+}
+
+// print prints the times. A maximum over a second is an error.
+func (times applyTimes) print() error {
 	fmt.Printf("\nkubectl apply of a KubeLink, %d times (ms)   median   maximum\n", rounds)
 	var late error
 	for _, row := range []struct {
 		what string
 		all  []time.Duration
-	}{{"kubectl has ended", kubectl}, {"first packet through and back", packet}, {"first right DNS answer", name}} {
+	}{
+		{"kubectl has ended", times.kubectl}, {"first packet through and back", times.packet},
+		{"first right DNS answer", times.name},
+	} {
 		slices.Sort(row.all)
 		median, maximum := row.all[len(row.all)/2], row.all[len(row.all)-1]
 		fmt.Printf("%-44s %6d %9d\n", row.what, median.Milliseconds(), maximum.Milliseconds())

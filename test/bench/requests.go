@@ -129,60 +129,25 @@ func serveMessengers(ends []*messenger) error {
 	return nil
 }
 
+// requestLoad is the state of a load of requests: both ends of all connections, and the counts of both sides.
+type requestLoad struct {
+	asking, serving         []*messenger
+	stop                    atomic.Bool
+	asked, served, answered atomic.Uint64
+}
+
 // measureRequests keeps all connections busy, one request on each at a time, and returns the answers per second.
 func measureRequests(
 	ctx context.Context, client *testbed.Host, listener socket, to netip.AddrPort, warmUp, d time.Duration,
 ) (float64, error) {
-	var asking, serving []*messenger
-	var stop atomic.Bool
-	var asked, served, answered atomic.Uint64
-	defer func() {
-		for _, t := range append(asking, serving...) {
-			t.close()
-		}
-	}()
+	l := &requestLoad{}
+	defer l.close()
 	for range requestConnections {
 		near, far, err := connectPair(client, listener, to)
 		if err != nil {
 			return 0, err
 		}
-		for _, s := range []socket{near, far} {
-			if err := unix.SetsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil { // like HTTP programs
-				return 0, err
-			}
-		}
-		s := newMessenger(far, request, requestNumber, answer)
-		s.reply = func(number []byte) (bool, error) {
-			copy(s.write[answerNumber:], number)
-			served.Add(1)
-			return true, s.sendMessage()
-		}
-		serving = append(serving, s)
-		a := newMessenger(near, answer, answerNumber, request)
-		number := uint64(0)
-		next := func() error {
-			number++
-			asked.Add(1)
-			digits := a.write[requestNumber : requestNumber+numberSize]
-			rest := number
-			for i := numberSize - 1; i >= 0; i-- {
-				digits[i] = byte('0' + rest%10)
-				rest /= 10
-			}
-			return a.sendMessage()
-		}
-		a.reply = func(got []byte) (bool, error) {
-			if !bytes.Equal(got, a.write[requestNumber:requestNumber+numberSize]) {
-				return false, fmt.Errorf("answer %q to request %s", got, strconv.FormatUint(number, 10))
-			}
-			answered.Add(1)
-			if stop.Load() {
-				return false, nil
-			}
-			return true, next()
-		}
-		asking = append(asking, a)
-		if err := next(); err != nil {
+		if err := l.addConnection(near, far); err != nil {
 			return 0, err
 		}
 	}
@@ -190,7 +155,7 @@ func measureRequests(
 	var errs [2]error
 	failed, fail := context.WithCancel(ctx)
 	defer fail()
-	for i, ends := range [][]*messenger{serving, asking} {
+	for i, ends := range [][]*messenger{l.serving, l.asking} {
 		wg.Go(func() {
 			if errs[i] = serveMessengers(ends); errs[i] != nil {
 				fail()
@@ -204,16 +169,62 @@ func measureRequests(
 		}
 	}
 	pause(warmUp)
-	start, before := time.Now(), answered.Load()
+	start, before := time.Now(), l.answered.Load()
 	pause(d)
-	elapsed, after := time.Since(start), answered.Load()
-	stop.Store(true)
+	elapsed, after := time.Since(start), l.answered.Load()
+	l.stop.Store(true)
 	wg.Wait()
 	if err := errors.Join(errs[0], errs[1], ctx.Err()); err != nil {
 		return 0, fmt.Errorf("requests: %w", err)
 	}
-	if q, s, a := asked.Load(), served.Load(), answered.Load(); q != s || s != a {
+	if q, s, a := l.asked.Load(), l.served.Load(), l.answered.Load(); q != s || s != a {
 		return 0, fmt.Errorf("%d requests asked, %d served, %d answered", q, s, a)
 	}
 	return float64(after-before) / elapsed.Seconds(), nil
+}
+
+// addConnection adds both ends of a connection and sends the first request.
+func (l *requestLoad) addConnection(near, far socket) error {
+	s := newMessenger(far, request, requestNumber, answer)
+	s.reply = func(number []byte) (bool, error) {
+		copy(s.write[answerNumber:], number)
+		l.served.Add(1)
+		return true, s.sendMessage()
+	}
+	a := newMessenger(near, answer, answerNumber, request)
+	number := uint64(0)
+	next := func() error {
+		number++
+		l.asked.Add(1)
+		digits := a.write[requestNumber : requestNumber+numberSize]
+		rest := number
+		for i := numberSize - 1; i >= 0; i-- {
+			digits[i] = byte('0' + rest%10)
+			rest /= 10
+		}
+		return a.sendMessage()
+	}
+	a.reply = func(got []byte) (bool, error) {
+		if !bytes.Equal(got, a.write[requestNumber:requestNumber+numberSize]) {
+			return false, fmt.Errorf("answer %q to request %s", got, strconv.FormatUint(number, 10))
+		}
+		l.answered.Add(1)
+		if l.stop.Load() {
+			return false, nil
+		}
+		return true, next()
+	}
+	l.serving, l.asking = append(l.serving, s), append(l.asking, a)
+	for _, s := range []socket{near, far} {
+		if err := unix.SetsockoptInt(int(s), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil { // like HTTP programs
+			return err
+		}
+	}
+	return next()
+}
+
+func (l *requestLoad) close() {
+	for _, t := range append(l.asking, l.serving...) {
+		t.close()
+	}
 }

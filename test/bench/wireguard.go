@@ -78,16 +78,18 @@ type wireguard struct {
 	processes []*testbed.Process
 }
 
+// wireguardEnd is one end of a WireGuard link.
+type wireguardEnd struct {
+	*fleet.Broker
+	address netip.Prefix
+	allowed []netip.Prefix // accepted at this end from the other end
+	key     *ecdh.PrivateKey
+}
+
 // startWireguard links the clusters' gateway nodes. Packets to the service in the second cluster go through the link,
 // behind the address of the first gateway, as with kubelink. The second cluster does not reach services of the first.
 func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.Addr, profile bool) (*wireguard, error) {
-	type end struct {
-		*fleet.Broker
-		address netip.Prefix
-		allowed []netip.Prefix // accepted at this end from the other end
-		key     *ecdh.PrivateKey
-	}
-	ends := []*end{
+	ends := []*wireguardEnd{
 		{Broker: one, address: netip.MustParsePrefix("10.99.0.1/24")},
 		{Broker: two, address: netip.MustParsePrefix("10.99.0.2/24")},
 	}
@@ -105,15 +107,7 @@ func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.A
 	}
 	w := &wireguard{}
 	for i, e := range ends {
-		peer := ends[1-i]
-		var config strings.Builder
-		fmt.Fprintf(&config, "private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.key.Bytes()), testbed.WireguardPort)
-		fmt.Fprintf(&config, "public_key=%s\nendpoint=%s\n", hex.EncodeToString(peer.key.PublicKey().Bytes()),
-			netip.AddrPortFrom(peer.PublicAddress, testbed.WireguardPort))
-		for _, a := range e.allowed {
-			fmt.Fprintf(&config, "allowed_ip=%s\n", a)
-		}
-		env := []string{wireguardConfig + "=" + config.String()}
+		env := []string{wireguardConfig + "=" + e.config(ends[1-i])}
 		if profile {
 			env = append(env, profileVariable+"="+wireguardProfile)
 		}
@@ -126,33 +120,50 @@ func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.A
 		if err := p.WaitLog(ctx, "(?m)^ready$"); err != nil {
 			return nil, err
 		}
-		link, err := gateway.Net.LinkByName(wireguardDevice)
-		if err != nil {
-			return nil, err
-		}
-		if err := errors.Join(
-			gateway.Net.AddrAdd(link, &netlink.Addr{IPNet: ipNet(e.address)}),
-			gateway.Net.LinkSetUp(link),
-		); err != nil {
-			return nil, err
-		}
-		if i == 0 {
-			if err := gateway.Net.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(e.allowed[1])}); err != nil {
-				return nil, err
-			}
-		}
-		// Deployments of WireGuard clamp the MSS, too: pods have the larger MTU.
-		if _, err := gateway.Iptables(ctx, "-t", "mangle", "-A", "FORWARD", "-o", wireguardDevice, "-p", "tcp",
-			"--tcp-flags", "SYN,RST", "SYN",
-			"-j", "TCPMSS", "--clamp-mss-to-pmtu"); err != nil {
-			return nil, err
-		}
-		if _, err := gateway.Iptables(ctx, "-t", "nat", "-I", "POSTROUTING", "-o", wireguardDevice, "-j",
-			"MASQUERADE"); err != nil {
+		if err := e.setUpDevice(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return w, nil
+}
+
+// config is the configuration of this end in the form of wireguard's cross-platform interface.
+func (e *wireguardEnd) config(peer *wireguardEnd) string {
+	var config strings.Builder
+	fmt.Fprintf(&config, "private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.key.Bytes()), testbed.WireguardPort)
+	fmt.Fprintf(&config, "public_key=%s\nendpoint=%s\n", hex.EncodeToString(peer.key.PublicKey().Bytes()),
+		netip.AddrPortFrom(peer.PublicAddress, testbed.WireguardPort))
+	for _, a := range e.allowed {
+		fmt.Fprintf(&config, "allowed_ip=%s\n", a)
+	}
+	return config.String()
+}
+
+// setUpDevice sets address, routes and packet filter of the device in the gateway node.
+func (e *wireguardEnd) setUpDevice(ctx context.Context) error {
+	gateway := e.Gateway()
+	link, err := gateway.Net.LinkByName(wireguardDevice)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(
+		gateway.Net.AddrAdd(link, &netlink.Addr{IPNet: ipNet(e.address)}),
+		gateway.Net.LinkSetUp(link),
+	); err != nil {
+		return err
+	}
+	for _, network := range e.allowed[1:] { // the first one is the address of the other end
+		if err := gateway.Net.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(network)}); err != nil {
+			return err
+		}
+	}
+	// Deployments of WireGuard clamp the MSS, too: pods have the larger MTU.
+	if _, err := gateway.Iptables(ctx, "-t", "mangle", "-A", "FORWARD", "-o", wireguardDevice, "-p", "tcp",
+		"--tcp-flags", "SYN,RST", "SYN", "-j", "TCPMSS", "--clamp-mss-to-pmtu"); err != nil {
+		return err
+	}
+	_, err = gateway.Iptables(ctx, "-t", "nat", "-I", "POSTROUTING", "-o", wireguardDevice, "-j", "MASQUERADE")
+	return err
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

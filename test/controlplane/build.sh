@@ -23,5 +23,5 @@ CGO_ENABLED=0 go build -o "$new/" -ldflags "-s -w -X k8s.io/component-base/versi
 	k8s.io/kubernetes/cmd/kubectl
 mv "$new/server" "$new/etcd"
 chmod 755 "$new"
-# All or nothing, and who comes second keeps what is there.
+# The rename is atomic. If two builds run at the same time, the second one keeps the result of the first.
 mv -T "$new" "$target" 2>/dev/null || [ -x "$target/etcd" ]

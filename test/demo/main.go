@@ -9,6 +9,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -110,25 +111,37 @@ func showMesh(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
 	if err != nil {
 		return f, nil, err
 	}
+	if err := showLinks(ctx, f); err != nil {
+		return f, nil, err
+	}
+	return f, client, showTraffic(ctx, two, client, ip)
+}
 
+// showLinks links the clusters and prints the links.
+func showLinks(ctx context.Context, f *fleet.Fleet) error {
 	printStep("applying the KubeLinks")
 	applied := time.Now()
 	if err := f.Mesh(ctx); err != nil {
-		return f, nil, err
+		return err
 	}
 	printStep("all links are Up after %d ms", time.Since(applied).Milliseconds())
 	for _, b := range f.Brokers {
 		table, err := b.Kubectl(ctx, "get", "kubelinks")
 		if err != nil {
-			return f, nil, err
+			return err
 		}
 		printStep("%s$ kubectl get kubelinks", b.Name)
 		printIndented(table)
 	}
+	return nil
+}
 
+// showTraffic looks up the server's name, sends a request to it and pings the other cluster. ip is the service's
+// address.
+func showTraffic(ctx context.Context, two *fleet.Broker, client *testbed.Pod, ip netip.Addr) error {
 	name := "echo.default.svc.kubelink2.kubelink."
 	var answer *dns.Msg
-	if err := testbed.Until(ctx, name, func(ctx context.Context) error {
+	if err := testbed.Until(ctx, name, func(ctx context.Context) (err error) {
 		if answer, err = client.Query(ctx, name, dns.TypeA); err != nil {
 			return err
 		}
@@ -137,31 +150,31 @@ func showMesh(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
 		}
 		return nil
 	}); err != nil {
-		return f, nil, err
+		return err
 	}
 	printStep("client of kubelink1$ dig %s", name)
 	printIndented(answer.Answer[0].String())
 	if a, ok := answer.Answer[0].(*dns.A); !ok || a.A.String() != ip.String() {
-		return f, nil, fmt.Errorf("%s should be %s", name, ip)
+		return fmt.Errorf("%s should be %s", name, ip)
 	}
 
 	url := "http://" + strings.TrimSuffix(name, ".") + "/"
 	body, err := client.Get(ctx, url)
 	if err != nil {
-		return f, nil, err
+		return err
 	}
 	printStep("client of kubelink1$ curl %s", url)
 	printIndented(fmt.Sprintf("the server in kubelink2 saw client address %s (the client's own is %s)", body,
 		client.Address))
 	if body == client.Address.String() {
-		return f, nil, fmt.Errorf("the pod's own address crossed the mesh")
+		return fmt.Errorf("the pod's own address crossed the mesh")
 	}
 
 	rtt, err := client.Ping(ctx, two.MeshAddress.Addr())
 	if err != nil {
-		return f, nil, err
+		return err
 	}
 	printStep("client of kubelink1$ ping %s", two.MeshAddress.Addr())
 	printIndented(fmt.Sprintf("answered after %.2f ms", float64(rtt.Microseconds())/1000))
-	return f, client, nil
+	return nil
 }

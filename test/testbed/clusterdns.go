@@ -47,27 +47,10 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	if c.testbed.opts.CoreDNS == "" {
 		return nil
 	}
-	labels := map[string]string{"k8s-app": "kube-dns"}
-	for _, obj := range []client.Object{
-		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}},
-		&rbacv1.ClusterRole{
-			ObjectMeta: metav1.ObjectMeta{Name: "system:coredns"},
-			Rules: []rbacv1.PolicyRule{
-				{APIGroups: []string{""}, Resources: []string{"endpoints", "services", "pods", "namespaces"},
-					Verbs: []string{"list", "watch"}},
-				{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"list", "watch"}},
-			},
-		},
-		&rbacv1.ClusterRoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Name: "system:coredns"},
-			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "system:coredns"},
-			Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: "kube-system", Name: "coredns"}},
-		},
-	} {
-		if err := c.Client.Create(ctx, obj); err != nil {
-			return err
-		}
+	if err := c.createDNSAccount(ctx); err != nil {
+		return err
 	}
+	labels := map[string]string{"k8s-app": "kube-dns"}
 	text := fmt.Sprintf(corefile, c.filePath(customDNS))
 	if err := os.WriteFile(c.filePath("Corefile"), []byte(text), 0o644); err != nil {
 		return err
@@ -114,6 +97,31 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 		go c.followCustomDNS(c.testbed.ctx, server)
 	}
 	return err
+}
+
+// createDNSAccount creates the service account of the cluster DNS, and its rights.
+func (c *Cluster) createDNSAccount(ctx context.Context) error {
+	for _, obj := range []client.Object{
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}},
+		&rbacv1.ClusterRole{
+			ObjectMeta: metav1.ObjectMeta{Name: "system:coredns"},
+			Rules: []rbacv1.PolicyRule{
+				{APIGroups: []string{""}, Resources: []string{"endpoints", "services", "pods", "namespaces"},
+					Verbs: []string{"list", "watch"}},
+				{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"list", "watch"}},
+			},
+		},
+		&rbacv1.ClusterRoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: "system:coredns"},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "system:coredns"},
+			Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: "kube-system", Name: "coredns"}},
+		},
+	} {
+		if err := c.Client.Create(ctx, obj); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // StubDomain makes the cluster DNS send queries below a domain to kubelink's DNS service. The test bed does this for

@@ -56,40 +56,14 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 	if opts.ServiceAccount == "" {
 		opts.ServiceAccount = "default"
 	}
-	n := opts.Node
-	p := &Pod{Node: n, cluster: c}
+	p := &Pod{Node: opts.Node, cluster: c}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%s: pod %s/%s: %w", c.Name, opts.Namespace, name, err)
 			p.remove(ctx)
 		}
 	}()
-	dns := resolver{server: c.DNSAddress,
-		search: []string{opts.Namespace + ".svc.cluster.local", "svc.cluster.local", "cluster.local"}}
-	if c.testbed.opts.CoreDNS == "" {
-		dns = resolver{}
-	}
-	hostName := fmt.Sprintf("%s-%s", c.Name, name)
-	if opts.Namespace != metav1.NamespaceDefault {
-		hostName = fmt.Sprintf("%s-%s-%s", c.Name, opts.Namespace, name)
-	}
-	if opts.HostNetwork {
-		p.Address = n.Address
-		p.Host, err = c.testbed.newHost(hostName, dns, n.Host)
-	} else {
-		c.testbed.mu.Lock()
-		n.pods++
-		number := n.pods
-		c.testbed.mu.Unlock()
-		p.Address, p.device = nthAddress(n.Pods.Addr(), 1+number), fmt.Sprintf("cali%d", number)
-		if !n.Pods.Contains(p.Address) {
-			return nil, fmt.Errorf("the node has no more addresses for pods")
-		}
-		if p.Host, err = c.testbed.newHost(hostName, dns, nil, "net.ipv4.conf.default.rp_filter=0"); err == nil {
-			err = n.wirePod(p.Host, p.device, p.Address)
-		}
-	}
-	if err != nil {
+	if err := p.makeHost(name, opts); err != nil {
 		return nil, err
 	}
 	names := map[string]netip.Addr{name: p.Address}
@@ -107,7 +81,46 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 		"KUBERNETES_SERVICE_HOST=" + c.APIAddress.String(),
 		"KUBERNETES_SERVICE_PORT=443",
 	}, opts.Env...)
+	if err := p.createObject(ctx, name, opts); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
 
+// makeHost makes the pod's host and connects it to the node, or to the node's network with HostNetwork.
+func (p *Pod) makeHost(name string, opts PodOptions) (err error) {
+	c, n := p.cluster, p.Node
+	dns := resolver{server: c.DNSAddress,
+		search: []string{opts.Namespace + ".svc.cluster.local", "svc.cluster.local", "cluster.local"}}
+	if c.testbed.opts.CoreDNS == "" {
+		dns = resolver{}
+	}
+	hostName := fmt.Sprintf("%s-%s", c.Name, name)
+	if opts.Namespace != metav1.NamespaceDefault {
+		hostName = fmt.Sprintf("%s-%s-%s", c.Name, opts.Namespace, name)
+	}
+	if opts.HostNetwork {
+		p.Address = n.Address
+		p.Host, err = c.testbed.newHost(hostName, dns, n.Host)
+		return err
+	}
+	c.testbed.mu.Lock()
+	n.pods++
+	number := n.pods
+	c.testbed.mu.Unlock()
+	p.Address, p.device = nthAddress(n.Pods.Addr(), 1+number), fmt.Sprintf("cali%d", number)
+	if !n.Pods.Contains(p.Address) {
+		return fmt.Errorf("the node has no more addresses for pods")
+	}
+	if p.Host, err = c.testbed.newHost(hostName, dns, nil, "net.ipv4.conf.default.rp_filter=0"); err != nil {
+		return err
+	}
+	return n.wirePod(p.Host, p.device, p.Address)
+}
+
+// createObject creates the pod's object and writes the status that kubelet would write.
+func (p *Pod) createObject(ctx context.Context, name string, opts PodOptions) error {
+	c, n := p.cluster, p.Node
 	object := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: opts.Namespace, Name: name, Labels: opts.Labels},
 		Spec: corev1.PodSpec{
@@ -120,7 +133,7 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 		},
 	}
 	if err := c.Client.Create(ctx, object); err != nil {
-		return nil, err
+		return err
 	}
 	p.Object = object
 	before := object.DeepCopy()
@@ -139,9 +152,9 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 		State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}},
 	}}
 	if err := c.Client.Status().Patch(ctx, object, client.MergeFrom(before)); err != nil {
-		return nil, fmt.Errorf("set status: %w", err)
+		return fmt.Errorf("set status: %w", err)
 	}
-	return p, nil
+	return nil
 }
 
 // mountToken writes the service account's credentials to the folder that kubelet would use.
