@@ -31,8 +31,9 @@ func New(log *slog.Logger, changed func()) *Zones {
 	return &Zones{log: log, changed: changed, replies: newReplyCache()}
 }
 
-// Set replaces the clusters that the broker loads names of, and says which links are usable: an API server behind a link
-// that is not usable gets no requests. It returns the backends by zone. Set starts and ends instances, and waits for none.
+// Set replaces the clusters that the broker loads names of, and says which links are usable: an API server behind a
+// link that is not usable gets no requests. It returns the backends by zone. Set starts and ends instances, and waits
+// for none.
 func (z *Zones) Set(wanted []Access, usable func(link string) bool) map[string]zone.Backend {
 	z.mu.Lock()
 	defer z.mu.Unlock()
