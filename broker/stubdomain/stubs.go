@@ -17,8 +17,8 @@ type Stub struct {
 	Server netip.Addr // of the DNS service
 }
 
-// Stubs returns the domains that the cluster's DNS is to send to kubelink, whose address is own, and to the DNS
-// services of meshes.
+// Stubs returns the domains that the cluster's DNS is to send to kubelink at the address own, and to the
+// DNS services of meshes.
 func Stubs(zones []mesh.Zone, own netip.Addr) []Stub {
 	var stubs []Stub
 	for _, z := range zones {
