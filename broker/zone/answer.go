@@ -1,172 +1,117 @@
 package zone
 
-// Answers: from the table itself for a mesh domain, from the DNS service of the cluster for a
-// cluster's names, or at once an error that says what is wrong.
+// The way of a query through the table: Table.Match finds what the name belongs to, Match.Answer makes the reply. It
+// comes from the table itself for a mesh domain, from the cluster's API or DNS service for a cluster's names, or is at
+// once an error that says what is wrong.
+//
+// Each query has a goroutine of its own, whose stack grows, by copying, with what its functions need. What is seldom
+// needed therefore has functions of its own here, and some are not inlined.
 
 import (
 	"context"
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
-	"github.com/coredns/coredns/core/dnsserver"
-	resolve "github.com/coredns/coredns/plugin/pkg/upstream"
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
 )
 
-// maxTTL is the longest TTL of any answer and, as names follow links, of any denial, in seconds. It
-// is what CoreDNS' kubernetes plugin gives its records, and bounds how long the caches of others
-// keep a name whose link is gone.
-const maxTTL = 5
+// Match is what a table has for a name.
+type Match struct {
+	*node
+	table   *Table
+	name    string
+	address netip.Addr // that the name is for, in reverse zones
+	exact   bool       // the node is the name itself, not an ancestor
+}
 
-// Answer makes the reply to a query for the matched name. Aliases are followed to wherever this CoreDNS has an answer,
-// as a resolver that forwards to us does not follow them. The reply is never nil; the error is for the log, if there is
+// Match finds the mesh domain, cluster, global zone or network that the name belongs to. The name is fully qualified
+// and in lower case.
+func (t *Table) Match(name string) (*Match, bool) {
+	if n, exact := t.findNode(name); n != nil {
+		return &Match{node: n, table: t, name: name, exact: exact}, true
+	}
+	if n, addr := t.findReverse(name); n != nil {
+		return &Match{node: n, table: t, name: name, address: addr, exact: true}, true
+	}
+	return nil, false
+}
+
+// Zone is the sub-domain of the cluster, the global zone, or else the mesh domain, that the name belongs to.
+func (m *Match) Zone() string {
+	switch c := m.aboutCluster(); {
+	case c != nil:
+		return c.name
+	case m.global != nil:
+		return m.global.name
+	}
+	return m.domain.name
+}
+
+// Link is the KubeLink that leads to the cluster of the name, empty for names that are answered locally.
+func (m *Match) Link() string {
+	if c := m.aboutCluster(); c != nil {
+		return c.link
+	}
+	return ""
+}
+
+// Upstream is the DNS service that is asked for the name; not valid if none is.
+func (m *Match) Upstream() netip.AddrPort {
+	if c := m.aboutCluster(); c != nil && c.upstream != nil && !c.answersFromAPI() {
+		return c.service
+	}
+	return netip.AddrPort{}
+}
+
+// aboutCluster is the cluster that the name is about; nil: none.
+func (m *Match) aboutCluster() *cluster {
+	switch {
+	case m.cluster != nil:
+		return m.cluster
+	case m.stateOf != nil:
+		return m.stateOf
+	case m.reverse != nil:
+		return m.reverse.cluster
+	}
+	return nil
+}
+
+// Answer makes the reply to a query for the matched name. It follows aliases to any name that this CoreDNS has an answer
+// for, because a resolver that forwards to it does not. The reply is never nil; the error is for the log, if there is
 // something that an operator should see. A zone transfer is not for Answer.
-//
-// What is seldom needed has functions of its own here: each query has a goroutine of its own, whose stack grows, by
-// copying, with what its functions need.
 func (m *Match) Answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	reply, err := m.resolveInZone(ctx, state)
-	if target, circle := danglingTarget(reply); target != "" || circle {
+	if target, loop := danglingTarget(reply); target != "" || loop {
 		return m.chaseCNAME(ctx, state, reply, err)
 	}
 	return reply, err
 }
 
-// chaseCNAME follows the aliases of a reply.
-func (m *Match) chaseCNAME(ctx context.Context, state *request.Request, reply *dns.Msg, err error) (*dns.Msg, error) {
-	begin := time.Now()
-	for range maxAliases {
-		target, circle := danglingTarget(reply)
-		if circle {
-			return Failure(state.Req, dns.ExtendedErrorCodeInvalidData, fmt.Sprintf("the aliases of %s lead in a circle", state.QName())), err
-		}
-		if target == "" {
-			return reply, err
-		}
-		if time.Since(begin) > maxChaseTime || ctx.Err() != nil {
-			return Failure(state.Req, dns.ExtendedErrorCodeNetworkError, fmt.Sprintf("to follow the aliases of %s takes over %s", state.QName(), maxChaseTime)), err
-		}
-		next, ok := m.table.Match(dns.CanonicalName(target))
-		if !ok {
-			return lookupLocal(ctx, reply, target, state), err
-		}
-		m = next
-		req := *state.Req
-		req.Question = []dns.Question{{Name: target, Qtype: state.QType(), Qclass: state.QClass()}}
-		rest, e := m.resolveInZone(ctx, &request.Request{W: state.W, Req: &req})
-		if err == nil {
-			err = e
-		}
-		reply = appendChain(reply, rest, state.Req)
-		if target, circle := danglingTarget(rest); target == "" && !circle { // an answer, or that there is none
-			return reply, err
-		}
-	}
-	return Failure(state.Req, dns.ExtendedErrorCodeOther, fmt.Sprintf("%s leads through more than %d aliases from one zone of the mesh to another", state.QName(), maxAliases)), err
-}
-
-const (
-	// maxAliases is how many aliases from one zone to another are followed, and how many to names of other plugins.
-	maxAliases = 8
-	// maxChaseTime is for how long: nobody waits for longer.
-	maxChaseTime = 2 * time.Second
-)
-
-// danglingTarget is where the aliases of a reply lead to, if it does not say what is there.
-func danglingTarget(reply *dns.Msg) (target string, circle bool) {
-	if reply.Rcode != dns.RcodeSuccess || len(reply.Answer) == 0 || reply.Truncated {
-		return "", false
-	}
-	switch reply.Question[0].Qtype {
-	case dns.TypeCNAME, dns.TypeANY:
-		return "", false
-	}
-	name := reply.Question[0].Name
-	for range min(len(reply.Answer), maxChain) + 1 {
-		next := ""
-		for _, rr := range reply.Answer {
-			if !equalFold(rr.Header().Name, name) {
-				continue
-			}
-			cname, ok := rr.(*dns.CNAME)
-			if !ok {
-				return "", false // here it ends
-			}
-			next = cname.Target
-		}
-		if next != "" {
-			name, target = next, next
-			continue
-		}
-		// That there is nothing, or who is to be asked, is an answer, too.
-		if slices.ContainsFunc(reply.Ns, func(rr dns.RR) bool { return inDomain(name, rr.Header().Name) }) {
-			return "", false
-		}
-		return target, false
-	}
-	return "", true // one of them was passed twice, or they are too many
-}
-
-// appendChain adds what is at the end of the aliases to the reply that has them.
-func appendChain(reply, rest, req *dns.Msg) *dns.Msg {
-	if rest.Rcode != dns.RcodeSuccess && rest.Rcode != dns.RcodeNameError {
-		rest.Question = req.Question // an alias to nobody knows what is no answer
-		return rest
-	}
-	joined := *reply
-	joined.Rcode = rest.Rcode
-	joined.Authoritative = reply.Authoritative // it is about the first owner (RFC 1035, 4.1.1)
-	joined.Truncated = rest.Truncated
-	joined.Answer = slices.Concat(reply.Answer, rest.Answer)
-	joined.Ns, joined.Extra = rest.Ns, slices.Clip(rest.Extra)
-	// An alias of which it is not sure that it is still true leads to nothing that is.
-	if o := reply.IsEdns0(); o != nil {
-		for _, option := range o.Option {
-			if e, ok := option.(*dns.EDNS0_EDE); ok {
-				addEDE(&joined, req, e)
-			}
-		}
-	}
-	return &joined
-}
-
-// lookupLocal follows an alias to a name that is not of the mesh. What no plugin here has is left to the client.
-func lookupLocal(ctx context.Context, reply *dns.Msg, target string, state *request.Request) *dns.Msg {
-	// All plugins that look names up in their own server count in this place.
-	loop, _ := ctx.Value(dnsserver.LoopKey{}).(int)
-	if loop >= maxAliases {
-		return Failure(state.Req, dns.ExtendedErrorCodeInvalidData, fmt.Sprintf("the aliases of %s lead in a circle, or through more than %d zones", state.QName(), maxAliases))
-	}
-	rest, err := resolve.New().Lookup(context.WithValue(ctx, dnsserver.LoopKey{}, loop+1), *state, target, state.QType())
-	if err != nil || rest == nil || rest.Rcode != dns.RcodeSuccess && rest.Rcode != dns.RcodeNameError && rest.Rcode != dns.RcodeServerFailure {
-		return reply
-	}
-	return appendChain(reply, rest, state.Req)
-}
-
-// resolveInZone is what the zone of the name has, without a look at other zones.
+// resolveInZone makes the reply of the zone that the name is in, without a look at other zones.
 func (m *Match) resolveInZone(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	switch {
-	// What is said of a delegation, the zone above says (RFC 4035, 3.1.4.1): there is none, as all is in one hand.
+	// DS records of a delegation belong to the zone above (RFC 4035, 3.1.4.1). There is no delegation, because this table
+	// has both zones.
 	case m.exact && state.QType() == dns.TypeDS && (m.cluster != nil || m.global != nil):
 		return m.domainReply(state), nil
 	case m.cluster != nil:
 		return m.cluster.resolveName(ctx, m, state)
+	case m.reverse != nil && m.reverse.needsService():
+		return m.reverse.cluster.resolveName(ctx, m, state)
 	case m.reverse != nil:
-		return m.reverse.pointerReply(ctx, m, state)
+		return m.reverse.pointerReply(state, m.domain, m.name, m.address), nil
 	case m.global != nil:
-		return m.global.Answer(m.table.pathTo, state), nil
+		return resolveGlobal(m.global, m.table.pathTo, state), nil
 	case m.stateOf != nil:
-		return authoritativeReply(state.Req, m.domain.soaRecord(), m.stateOf.stateRecords(state.QName(), state.QType())), nil
+		return m.stateOf.stateReply(state, m.domain), nil
 	}
 	return m.domainReply(state), nil
 }
 
-// domainReply is what a mesh domain has itself.
+// domainReply makes the reply from what a mesh domain has itself.
 func (m *Match) domainReply(state *request.Request) *dns.Msg {
 	qname, qtype := state.QName(), state.QType()
 	reply := new(dns.Msg)
@@ -197,165 +142,46 @@ func (m *Match) domainReply(state *request.Request) *dns.Msg {
 	return reply
 }
 
-// soaRecord is that of the zone that the name is in. We know reverse zones by their addresses only, and take the one right
-// above for the zone.
+// soaRecord is that of the zone that the name is in.
 func (m *Match) soaRecord() *dns.SOA {
-	soa := m.domain.soaRecord()
 	if m.reverse != nil {
-		i, _ := dns.NextLabel(m.name, 0)
-		soa.Hdr.Name = m.name[i:]
+		return m.domain.reverseSOA(m.name)
 	}
-	return soa
+	return m.domain.soaRecord()
 }
 
-func (a *meshDomain) soaRecord() *dns.SOA {
-	return &dns.SOA{
-		Hdr: rrHeader(a.name, dns.TypeSOA), Ns: "ns.dns." + a.name, Mbox: "hostmaster." + a.name,
-		Serial: a.serial, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: maxTTL,
-	}
+// isClusterName tells whether the name is <cluster>.D itself, and the cluster has an address in the mesh.
+func (m *Match) isClusterName() bool {
+	return m.exact && m.cluster != nil && m.cluster.address.IsValid()
 }
 
-// nsReply is the reply to a query for the name servers of D, or of a zone in it that is answered here.
-func (a *meshDomain) nsReply(req *dns.Msg) *dns.Msg {
-	ns := &dns.NS{Hdr: rrHeader(req.Question[0].Name, dns.TypeNS), Ns: "ns.dns." + a.name}
-	reply := authoritativeReply(req, a.soaRecord(), []dns.RR{ns})
-	reply.Extra = addressRecords(ns.Ns, dns.TypeANY, a.nsAddresses...)
-	return reply
-}
-
-// authoritativeReply is our own reply to a query for a name that exists.
-func authoritativeReply(req *dns.Msg, soa *dns.SOA, rrs []dns.RR) *dns.Msg {
-	reply := new(dns.Msg)
-	reply.SetReply(req)
-	reply.Authoritative = true
-	if reply.Answer = rrs; len(rrs) == 0 {
-		reply.Ns = []dns.RR{soa}
-	}
-	return reply
-}
-
-// addressRecords are the A and AAAA records of a name, those of the type asked for.
-func addressRecords(name string, qtype uint16, of ...netip.Addr) (rrs []dns.RR) {
-	for _, ip := range of {
-		switch {
-		case ip.Unmap().Is4() && (qtype == dns.TypeA || qtype == dns.TypeANY):
-			rrs = append(rrs, &dns.A{Hdr: rrHeader(name, dns.TypeA), A: ip.Unmap().AsSlice()})
-		case !ip.Unmap().Is4() && (qtype == dns.TypeAAAA || qtype == dns.TypeANY):
-			rrs = append(rrs, &dns.AAAA{Hdr: rrHeader(name, dns.TypeAAAA), AAAA: ip.AsSlice()})
-		}
-	}
-	return rrs
-}
-
-// stateLabel is before the name of a cluster in the name of what is known of its link.
-const stateLabel = "_state."
-
-// stateRecords are what is known of the link to a cluster, as strings of the form of RFC 1464: "state=Up".
-func (c *cluster) stateRecords(name string, qtype uint16) []dns.RR {
-	if qtype != dns.TypeTXT && qtype != dns.TypeANY {
-		return nil
-	}
-	if c.link == "" {
-		return []dns.RR{&dns.TXT{Hdr: rrHeader(name, dns.TypeTXT), Txt: []string{"state=Local"}}}
-	}
-	txt := []string{"state=" + c.status.State}
-	if !c.status.Since.IsZero() {
-		txt = append(txt, "since="+c.status.Since.UTC().Format(time.RFC3339))
-	}
-	if c.status.Usable && c.status.RTT > 0 {
-		txt = append(txt, fmt.Sprintf("rtt=%.2fms", c.status.RTT.Seconds()*1000))
-	}
-	if c.status.Reason != "" {
-		txt = append(txt, "reason="+clipText(c.status.Reason))
-	}
-	return []dns.RR{&dns.TXT{Hdr: rrHeader(name, dns.TypeTXT), Txt: txt}}
-}
-
-// pointerReply is the name of an address.
-func (r *reverseNet) pointerReply(ctx context.Context, m *Match, state *request.Request) (*dns.Msg, error) {
-	qname, qtype := state.QName(), state.QType()
-	c := r.cluster
-	switch {
-	case c == nil:
-		reply := authoritativeReply(state.Req, m.soaRecord(), nil)
-		reply.Rcode = dns.RcodeNameError
-		return reply, nil
-	case !r.ownAddress && !c.answersFromAPI():
-		return c.resolveName(ctx, m, state)
-	case !c.status.Usable:
-		return c.linkDownReply(state.Req, c.currentPointers(c.replies.findEntry(questionOf(state.Req)))), nil
-	}
-	names := []string{c.name}
-	if !r.ownAddress {
-		var err error
-		if names, err = c.backend.Services(m.address); err != nil {
-			return c.failureReply(state.Req, c.currentPointers(c.replies.findEntry(questionOf(state.Req))), dns.ExtendedErrorCodeNoReachableAuthority, err.Error()), nil
-		}
-	}
-	var rrs []dns.RR
-	for _, name := range names {
-		if qtype == dns.TypePTR || qtype == dns.TypeANY {
-			rrs = append(rrs, &dns.PTR{Hdr: rrHeader(qname, dns.TypePTR), Ptr: name})
-		}
-	}
-	reply := authoritativeReply(state.Req, m.soaRecord(), rrs)
-	if len(names) == 0 {
-		reply.Rcode = dns.RcodeNameError
-	}
-	if len(names) > 0 { // others are many
-		q := questionOf(state.Req)
-		c.storeReply(state, q, c.replies.findEntry(q), reply)
-	}
-	return reply, nil
-}
-
-// currentPointers are the remembered names of an address, if they are still names of the cluster.
-func (c *cluster) currentPointers(m *entry) *entry {
-	if m != nil && slices.ContainsFunc(m.reply.Answer, func(rr dns.RR) bool { ptr, ok := rr.(*dns.PTR); return !ok || !inDomain(ptr.Ptr, c.name) }) {
-		return nil
-	}
-	return m
-}
-
-func rrHeader(name string, rrtype uint16) dns.RR_Header {
-	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: maxTTL}
-}
-
-// resolveName is what the cluster says to a query; while its link is not usable, why.
+// resolveName makes the reply to a query for a name of the cluster, or of one of its addresses; while the link is not
+// usable, the failure that says why.
 func (c *cluster) resolveName(ctx context.Context, m *Match, state *request.Request) (*dns.Msg, error) {
-	req := state.Req
-	q := questionOf(req)
-	remembered := c.replies.findEntry(q)
+	q := questionOf(state.Req)
+	cached := c.replies.findEntry(q)
 	if m.reverse != nil {
-		remembered = c.currentPointers(remembered)
+		cached = c.currentPointers(cached)
 	}
-	own := m.exact && m.reverse == nil && c.address.IsValid() && (q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA)
-	if !c.status.Usable {
-		reply := c.linkDownReply(req, remembered)
-		if own {
+	forAddress := m.isClusterName() && (q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA)
+	switch {
+	case !c.status.Usable:
+		reply := c.linkDownReply(state.Req, cached)
+		if forAddress {
 			c.correctAddress(state, reply)
 		}
 		return reply, nil
+	case forAddress:
+		return c.addressReply(m, state, q, cached), nil
+	case c.answersFromAPI():
+		return c.queryBackend(ctx, m, state, q, cached), nil
+	case c.upstream == nil:
+		return c.noServiceReply(state.Req, cached), nil
 	}
-	if own {
-		return c.addressReply(m, state, q, remembered), nil
+	if reply := cached.freshReply(c.cacheSource(), c.maxFresh, state.Req); reply != nil {
+		return reply, nil
 	}
-	if c.answersFromAPI() {
-		return c.queryBackend(ctx, m, state, q, remembered), nil
-	}
-	if c.upstream != nil {
-		if reply := remembered.freshReply(c.cacheSource(), c.maxFresh, req); reply != nil {
-			return reply, nil
-		}
-	}
-	return c.resolveUpstream(ctx, m, state, q, remembered)
-}
-
-// linkDownReply is what is said while the link is not usable.
-//
-//go:noinline
-func (c *cluster) linkDownReply(req *dns.Msg, remembered *entry) *dns.Msg {
-	return c.failureReply(req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, (&Path{c.link, c.status}).describeProblem())
+	return c.queryService(ctx, m, state, q, cached)
 }
 
 // correctAddress corrects a stale answer for the cluster's own address, which may be another one by now.
@@ -367,207 +193,144 @@ func (c *cluster) correctAddress(state *request.Request, reply *dns.Msg) {
 	}
 }
 
-// addressReply is the cluster's own address.
+// addressReply is the reply with the cluster's own address.
 //
 //go:noinline
-func (c *cluster) addressReply(m *Match, state *request.Request, q question, remembered *entry) *dns.Msg {
-	reply := authoritativeReply(state.Req, m.domain.soaRecord(), addressRecords(state.QName(), state.QType(), c.address))
-	c.storeReply(state, q, remembered, reply)
+func (c *cluster) addressReply(m *Match, state *request.Request, q question, cached *entry) *dns.Msg {
+	records := addressRecords(state.QName(), state.QType(), c.address)
+	reply := authoritativeReply(state.Req, m.domain.soaRecord(), records)
+	c.storeReply(state, q, cached, reply)
 	return reply
 }
 
-// storeReply keeps an answer that is not of a DNS service, for the time when it can no longer be given.
-func (c *cluster) storeReply(state *request.Request, q question, remembered *entry, reply *dns.Msg) {
-	if c.keepsStale() && state.QName() == q.name && (remembered == nil || remembered.ageSeconds() > 0) {
-		c.replies.storeReply(q, source{cluster: c.cacheID()}, reply)
-	}
-}
-
-// queryBackend is the answer of a backend.
-func (c *cluster) queryBackend(ctx context.Context, m *Match, state *request.Request, q question, remembered *entry) *dns.Msg {
+// queryBackend makes the reply from the cluster's API.
+func (c *cluster) queryBackend(
+	ctx context.Context, m *Match, state *request.Request, q question, cached *entry,
+) *dns.Msg {
 	if m.exact && m.reverse == nil && state.QType() == dns.TypeNS {
-		return m.domain.nsReply(state.Req) // the plugin does not know who serves it here
+		return m.domain.nsReply(state.Req) // the plugin does not know the name server
 	}
 	reply, err := c.backend.Answer(ctx, state)
-	if err != nil {
-		return c.failureReply(state.Req, remembered, dns.ExtendedErrorCodeNoReachableAuthority, err.Error()) // logged where it began
+	if err != nil { // the backend has logged it
+		return c.failureReply(state.Req, cached, dns.ExtendedErrorCodeNoReachableAuthority, err.Error())
 	}
-	c.undenyOwnName(m, reply)
-	c.storeReply(state, q, remembered, reply)
+	m.undenyClusterName(reply)
+	c.storeReply(state, q, cached, reply)
 	return reply
 }
 
-// resolveUpstream is what the DNS service of the cluster answers.
-func (c *cluster) resolveUpstream(ctx context.Context, m *Match, state *request.Request, q question, remembered *entry) (*dns.Msg, error) {
-	req := state.Req
-	if c.upstream == nil && c.usesAPI {
-		return c.failureReply(req, remembered, dns.ExtendedErrorCodeNotReady,
-			fmt.Sprintf("names of %s are not loaded yet", c.displayName())), nil
-	}
-	if c.upstream == nil {
-		return c.failureReply(req, remembered, dns.ExtendedErrorCodeNoReachableAuthority,
-			fmt.Sprintf("the address of the DNS service of %s is not known", c.displayName())), nil
-	}
-	asked, code, err := c.queryUpstream(ctx, m, state, q)
+// queryService makes the reply from the cluster's DNS service, and caches it.
+func (c *cluster) queryService(
+	ctx context.Context, m *Match, state *request.Request, q question, cached *entry,
+) (*dns.Msg, error) {
+	answer, code, err := c.queryUpstream(ctx, m, state, q)
 	if err != nil {
-		return c.failureReply(req, remembered, code, err.Error()), err
+		return c.failureReply(state.Req, cached, code, err.Error()), err
 	}
-	c.replies.storeReply(q, c.cacheSource(), asked)
-	r := replyFrom(asked, req)
-	if opt := asked.IsEdns0(); opt != nil && req.IsEdns0() == nil {
+	c.replies.storeReply(q, c.cacheSource(), answer)
+	return c.serviceReply(answer, state.Req), nil
+}
+
+// serviceReply is the reply to a client, made from the answer of the cluster's DNS service.
+func (c *cluster) serviceReply(answer, req *dns.Msg) *dns.Msg {
+	r := replyFrom(answer, req)
+	if opt := answer.IsEdns0(); opt != nil && req.IsEdns0() == nil {
 		r.Extra = withoutOPT(slices.Clone(r.Extra))
 	}
-	r.Truncated = asked.Truncated
+	r.Truncated = answer.Truncated
 	switch r.Rcode {
 	case dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented, dns.RcodeFormatError:
 		explainReply(r, req, dns.ExtendedErrorCodeNoReachableAuthority,
 			fmt.Sprintf("answer of DNS service %s of %s", c.service, c.displayName()))
 	}
-	return r, nil
+	return r
 }
 
-// cacheID tells it from another cluster that has got its name.
-func (c *cluster) cacheID() netip.Addr {
-	if c.network.IsValid() {
-		return c.network.Addr()
+// queryUpstream asks the DNS service of the cluster. The question and all names of the answer are in the mesh domain,
+// the question is in lower case. With an error comes the code of the Extended DNS Error.
+func (c *cluster) queryUpstream(
+	ctx context.Context, m *Match, state *request.Request, q question,
+) (*dns.Msg, uint16, error) {
+	query := c.upstreamQuery(m, state, q)
+	if query == nil {
+		return m.noSuchName(state, q), 0, nil
 	}
-	return c.service.Addr()
-}
-
-// cacheSource is the DNS service that is asked.
-func (c *cluster) cacheSource() source {
-	return source{cluster: c.cacheID(), serial: c.upstream.serial}
-}
-
-// wasReached tells whether the cluster could be asked by this process: what an earlier one was told is no longer of use.
-func (c *cluster) wasReached() bool {
-	return c.wasUsable || c.link == "" && c.upstream != nil && c.upstream.answered.Load()
-}
-
-// keepsStale tells whether anybody wants answers that were true once.
-func (c *cluster) keepsStale() bool {
-	return c.replies != nil && (c.maxStale > 0 || c.replies.Persistent.Load())
-}
-
-// failureReply is what is said when the cluster cannot be asked: a stale answer (RFC 8767) where that is wanted, else
-// SERVFAIL. The Extended DNS Error says why in either case.
-func (c *cluster) failureReply(req *dns.Msg, remembered *entry, code uint16, text string) *dns.Msg {
-	most := c.maxStale
-	if remembered != nil && remembered.source.loaded && !c.wasReached() {
-		most = maxStaleAge
+	reply, err := c.upstream.exchangeShared(ctx, &request.Request{W: state.W, Req: query})
+	if err != nil {
+		return nil, dns.ExtendedErrorCodeNetworkError,
+			fmt.Errorf("DNS service %s of %s: %w", c.service, c.displayName(), err)
 	}
-	if most > 0 {
-		if r := remembered.staleReply(c.cacheID(), most, req); r != nil {
-			explainReply(r, req, staleCode(r), text)
-			return r
-		}
+	if err := c.rewriteAnswer(m, q, query, reply); err != nil {
+		return nil, dns.ExtendedErrorCodeInvalidData,
+			fmt.Errorf("DNS service %s of %s: %w %s", c.service, c.displayName(), err, c.name)
 	}
-	return Failure(req, code, text)
+	return reply, 0, nil
 }
 
-// queryUpstream asks the DNS service of the cluster. Names of the reply are those of the mesh, and the question is in lower case.
-// With an error comes the code of the Extended DNS Error.
-func (c *cluster) queryUpstream(ctx context.Context, m *Match, state *request.Request, q question) (*dns.Msg, uint16, error) {
-	asked, fits := q.name, true
+// upstreamQuery is the query to the DNS service of the cluster; nil if the name is longer than 255 octets in the
+// cluster's own domain. It is a new message: what else the client's query has (TSIG, cookies) is between the client and
+// kubelink. Nor are EDNS options passed on: without them a cluster has the same answer for all clients, which they can
+// share.
+func (c *cluster) upstreamQuery(m *Match, state *request.Request, q question) *dns.Msg {
+	name, fits := q.name, true
 	if m.reverse == nil {
-		asked, fits = replaceSuffix(q.name, c.name, c.clusterDomain)
+		name, fits = replaceSuffix(q.name, c.name, c.clusterDomain)
 	}
-	req := state.Req
-	// A message of our own: what else is in the client's (TSIG, cookies) is between it and us.
-	query := new(dns.Msg)
-	query.RecursionDesired, query.CheckingDisabled = req.RecursionDesired, req.CheckingDisabled
-	query.Question = []dns.Question{{Name: asked, Qtype: q.qtype, Qclass: state.QClass()}}
 	if !fits {
-		// Longer than 255 octets in the cluster's own domain: such a name cannot exist there.
-		reply := authoritativeReply(query, m.soaRecord(), nil)
-		reply.Rcode = dns.RcodeNameError
-		reply.Question[0].Name = q.name
-		return reply, 0, nil
+		return nil
 	}
-	opt := req.IsEdns0()
-	if opt != nil {
-		// Its options are not passed on: a cluster has the same answer for everybody, which can be shared.
+	query := new(dns.Msg)
+	query.RecursionDesired, query.CheckingDisabled = state.Req.RecursionDesired, state.Req.CheckingDisabled
+	query.Question = []dns.Question{{Name: name, Qtype: q.qtype, Qclass: state.QClass()}}
+	if opt := state.Req.IsEdns0(); opt != nil {
 		query.Extra = []dns.RR{&dns.OPT{Hdr: opt.Hdr}}
 	}
+	return query
+}
 
-	reply, err := c.upstream.exchangeShared(ctx, request.Request{W: state.W, Req: query})
-	if err != nil {
-		return nil, dns.ExtendedErrorCodeNetworkError, fmt.Errorf("DNS service %s of %s: %w", c.service, c.displayName(), err)
+// noSuchName denies a name that cannot exist in the cluster because it would be too long there.
+//
+//go:noinline
+func (m *Match) noSuchName(state *request.Request, q question) *dns.Msg {
+	query := new(dns.Msg)
+	query.RecursionDesired, query.CheckingDisabled = state.Req.RecursionDesired, state.Req.CheckingDisabled
+	query.Question = []dns.Question{{Name: q.name, Qtype: q.qtype, Qclass: state.QClass()}}
+	reply := authoritativeReply(query, m.soaRecord(), nil)
+	reply.Rcode = dns.RcodeNameError
+	return reply
+}
+
+// rewriteAnswer turns the answer of the cluster's DNS service to the query into the answer to the question.
+func (c *cluster) rewriteAnswer(m *Match, q question, query, reply *dns.Msg) error {
+	w := rewriter{
+		from: c.clusterDomain, to: c.name, queried: query.Question[0].Name, client: q.name, table: m.table, cluster: c,
 	}
-
-	w := rewriter{from: c.clusterDomain, to: c.name, queried: asked, client: q.name, table: m.table, cluster: c}
+	var err error
 	if m.reverse != nil {
 		err = w.rewritePointers(reply)
 	} else {
 		err = w.rewriteReply(reply)
 	}
 	if err != nil {
-		return nil, dns.ExtendedErrorCodeInvalidData, fmt.Errorf("DNS service %s of %s: %w %s", c.service, c.displayName(), err, c.name)
+		return err
 	}
-	reply.Question = []dns.Question{{Name: q.name, Qtype: q.qtype, Qclass: state.QClass()}}
-	c.undenyOwnName(m, reply)
-	if m.reverse != nil && len(reply.Answer) == 0 && (reply.Rcode == dns.RcodeSuccess || reply.Rcode == dns.RcodeNameError) {
+	reply.Question = []dns.Question{{Name: q.name, Qtype: q.qtype, Qclass: query.Question[0].Qclass}}
+	m.undenyClusterName(reply)
+	if m.reverse != nil && len(reply.Answer) == 0 &&
+		(reply.Rcode == dns.RcodeSuccess || reply.Rcode == dns.RcodeNameError) {
 		reply.Ns = []dns.RR{m.soaRecord()}
 	}
 	if o := reply.IsEdns0(); o != nil {
 		o.Option = endToEndOptions(o.Option)
 	}
-	return reply, 0, nil
+	return nil
 }
 
-// undenyOwnName takes back a denial of the cluster's own name, which has an address. The kubernetes plugin of CoreDNS denies
-// its domain for types that it has nothing of, and who believes that believes that nothing is below (RFC 8020).
-func (c *cluster) undenyOwnName(m *Match, reply *dns.Msg) {
-	if m.exact && m.reverse == nil && c.address.IsValid() && reply.Rcode == dns.RcodeNameError {
+// undenyClusterName takes back a denial of the cluster's own name, which has an address. The kubernetes plugin of
+// CoreDNS denies its domain for types that it has nothing of, and a resolver that believes that believes that nothing is
+// below (RFC 8020).
+func (m *Match) undenyClusterName(reply *dns.Msg) {
+	if reply.Rcode == dns.RcodeNameError && m.isClusterName() {
 		reply.Rcode = dns.RcodeSuccess
 	}
-}
-
-func (c *cluster) displayName() string {
-	if c.link == "" {
-		return "the local cluster"
-	}
-	return "link " + c.link
-}
-
-// Failure is the SERVFAIL reply to a query, with an Extended DNS Error if the client knows EDNS.
-func Failure(req *dns.Msg, code uint16, text string) *dns.Msg {
-	reply := new(dns.Msg)
-	reply.SetRcode(req, dns.RcodeServerFailure)
-	explainReply(reply, req, code, text)
-	return reply
-}
-
-// staleCode is the Extended DNS Error of an answer that may be out of date.
-func staleCode(reply *dns.Msg) uint16 {
-	if reply.Rcode == dns.RcodeNameError {
-		return dns.ExtendedErrorCodeStaleNXDOMAINAnswer
-	}
-	return dns.ExtendedErrorCodeStaleAnswer
-}
-
-// explainReply adds an Extended DNS Error to a reply that has none.
-func explainReply(reply, req *dns.Msg, code uint16, text string) {
-	if o := reply.IsEdns0(); o == nil || !slices.ContainsFunc(o.Option, func(o dns.EDNS0) bool { return o.Option() == dns.EDNS0EDE }) {
-		addEDE(reply, req, &dns.EDNS0_EDE{InfoCode: code, ExtraText: clipText(text)})
-	}
-}
-
-// addEDE adds an Extended DNS Error to a reply, if the client knows EDNS.
-func addEDE(reply, req *dns.Msg, reason *dns.EDNS0_EDE) {
-	opt := req.IsEdns0()
-	if opt == nil {
-		return
-	}
-	o := reply.IsEdns0()
-	if o == nil {
-		// Size and flags are set by CoreDNS when the reply is written.
-		o = &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}
-		o.SetUDPSize(opt.UDPSize())
-		if opt.Do() {
-			o.SetDo()
-		}
-		reply.Extra = append(reply.Extra, o)
-	}
-	o.Option = append(o.Option, reason)
 }

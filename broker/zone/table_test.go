@@ -565,9 +565,9 @@ func TestAskingIsBounded(t *testing.T) {
 	})), up, Options{})
 	defer table.Close()
 	u := table.nodes["kubelink2.kubelink."].cluster.upstream
-	u.mu.Lock()
-	u.waiting = maxWaiting - 1
-	u.mu.Unlock()
+	u.queries.mu.Lock()
+	u.queries.waiting = maxWaiting - 1
+	u.queries.mu.Unlock()
 	first := make(chan error, 1)
 	go func() { _, err := queryTable(t, table, web, dns.TypeA, false, 0); first <- err }()
 	<-began

@@ -1,0 +1,154 @@
+package zone
+
+// A cluster's part of a mesh domain: what the table knows of it, and what is said while it cannot be asked.
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/coredns/coredns/request"
+
+	"github.com/miekg/dns"
+)
+
+// cluster is the sub-domain of a cluster, or a global zone that another cluster serves.
+type cluster struct {
+	name          string       // <cluster>.D
+	clusterDomain string       // what the cluster itself calls the sub-domain
+	link          string       // empty: the local cluster
+	address       netip.Addr   // of the cluster in the mesh
+	network       netip.Prefix // of its services
+	status        Status
+
+	service  netip.AddrPort // its DNS service
+	upstream *upstream      // nil: the address of the DNS service is not known, or the backend has names
+	usesAPI  bool           // names come from its API, by way of backend
+	backend  Backend        // nil: not there yet
+
+	replies   *ReplyCache
+	maxFresh  uint32        // for how long replies count as true at most, in seconds
+	maxStale  time.Duration // for how long replies are given that were true once
+	wasUsable bool          // this process could use the link once, and so reach the DNS service or the API
+}
+
+// Backend answers for a cluster from its API: a kubernetes plugin of CoreDNS. It lives longer than tables.
+type Backend interface {
+	// Answer makes the reply to a query for a name of the cluster's zone. The error is why there is none yet or
+	// any more: one line for the Extended DNS Error, such as a permission that is missing.
+	Answer(ctx context.Context, state *request.Request) (*dns.Msg, error)
+	// Services are the names of what has the address, in the cluster's zone.
+	Services(address netip.Addr) ([]string, error)
+	// Loading tells that there are no names yet; the table asks the DNS service of the cluster meanwhile.
+	Loading() bool
+}
+
+// answersFromAPI tells whether names come from the backend.
+func (c *cluster) answersFromAPI() bool {
+	return c.backend != nil && (c.upstream == nil || !c.backend.Loading())
+}
+
+func (c *cluster) displayName() string {
+	if c.link == "" {
+		return "the local cluster"
+	}
+	return "link " + c.link
+}
+
+// cacheID tells the cluster from another one that has got its name.
+func (c *cluster) cacheID() netip.Addr {
+	if c.network.IsValid() {
+		return c.network.Addr()
+	}
+	return c.service.Addr()
+}
+
+// cacheSource is the source of replies of the cluster's DNS service.
+func (c *cluster) cacheSource() source {
+	return source{cluster: c.cacheID(), serial: c.upstream.serial}
+}
+
+// wasReached tells whether this process could ask the cluster once. From then on what an earlier process was told is of
+// no use.
+func (c *cluster) wasReached() bool {
+	return c.wasUsable || c.link == "" && c.upstream != nil && c.upstream.answered.Load()
+}
+
+// keepsStale tells whether replies are of use after their TTL.
+func (c *cluster) keepsStale() bool {
+	return c.replies != nil && (c.maxStale > 0 || c.replies.Persistent.Load())
+}
+
+// storeReply caches a reply that is not from a DNS service, for the time when kubelink can no longer make it.
+func (c *cluster) storeReply(state *request.Request, q question, cached *entry, reply *dns.Msg) {
+	if c.keepsStale() && state.QName() == q.name && (cached == nil || cached.ageSeconds() > 0) {
+		c.replies.storeReply(q, source{cluster: c.cacheID()}, reply)
+	}
+}
+
+// currentPointers returns the entry with the names of an address, nil if they are no longer names of the cluster.
+func (c *cluster) currentPointers(e *entry) *entry {
+	if e != nil && slices.ContainsFunc(e.reply.Answer, c.isForeignPointer) {
+		return nil
+	}
+	return e
+}
+
+func (c *cluster) isForeignPointer(rr dns.RR) bool {
+	ptr, ok := rr.(*dns.PTR)
+	return !ok || !inDomain(ptr.Ptr, c.name)
+}
+
+// failureReply is the reply when the cluster cannot be asked: a stale answer (RFC 8767) where an operator wants that,
+// else SERVFAIL. The Extended DNS Error says why in either case.
+func (c *cluster) failureReply(req *dns.Msg, cached *entry, code uint16, text string) *dns.Msg {
+	maxAge := c.maxStale
+	if cached != nil && cached.source.loaded && !c.wasReached() {
+		maxAge = maxStaleAge
+	}
+	if maxAge > 0 {
+		if r := cached.staleReply(c.cacheID(), maxAge, req); r != nil {
+			explainReply(r, req, staleCode(r), text)
+			return r
+		}
+	}
+	return Failure(req, code, text)
+}
+
+// linkDownReply is the reply while the link is not usable.
+//
+//go:noinline
+func (c *cluster) linkDownReply(req *dns.Msg, cached *entry) *dns.Msg {
+	path := Path{c.link, c.status}
+	return c.failureReply(req, cached, dns.ExtendedErrorCodeNoReachableAuthority, path.describeProblem())
+}
+
+// noServiceReply is the reply while nothing can be asked for the names of the cluster.
+//
+//go:noinline
+func (c *cluster) noServiceReply(req *dns.Msg, cached *entry) *dns.Msg {
+	if c.usesAPI {
+		return c.failureReply(req, cached, dns.ExtendedErrorCodeNotReady,
+			fmt.Sprintf("names of %s are not loaded yet", c.displayName()))
+	}
+	return c.failureReply(req, cached, dns.ExtendedErrorCodeNoReachableAuthority,
+		fmt.Sprintf("the address of the DNS service of %s is not known", c.displayName()))
+}
+
+// stateLabel and the name of a cluster make the name that shows the state of its link.
+const stateLabel = "_state."
+
+// stateReply tells what is known of the link to the cluster, as strings in the form of RFC 1464: "state=Up".
+func (c *cluster) stateReply(state *request.Request, d *meshDomain) *dns.Msg {
+	var rrs []dns.RR
+	if qtype := state.QType(); qtype == dns.TypeTXT || qtype == dns.TypeANY {
+		facts := []string{"state=Local"}
+		if c.link != "" {
+			facts = c.status.describeState()
+		}
+		rrs = []dns.RR{&dns.TXT{Hdr: rrHeader(state.QName(), dns.TypeTXT), Txt: facts}}
+	}
+	return authoritativeReply(state.Req, d.soaRecord(), rrs)
+}
