@@ -43,7 +43,7 @@ type refusal struct {
 	err error
 }
 
-func refuse(why Refusal, format string, args ...any) error {
+func newRefusal(why Refusal, format string, args ...any) error {
 	return &refusal{why, fmt.Errorf(format, args...)}
 }
 
@@ -69,25 +69,25 @@ func tlsConfig(c *link.Credentials, remote string, check func(leaf *x509.Certifi
 			if _, err := leaf.Verify(x509.VerifyOptions{
 				Roots: c.Roots, Intermediates: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 			}); err != nil {
-				return unverified(leaf, remote, err)
+				return verifyRefusal(leaf, remote, err)
 			}
 			return check(leaf)
 		},
 	}
 }
 
-// unverified words why the certificate of remote is not trusted. What crypto/x509 says of an expired
+// verifyRefusal words why the certificate of remote is not trusted. What crypto/x509 says of an expired
 // one tells the current time: a reason has to be the same each time.
-func unverified(leaf *x509.Certificate, remote string, err error) error {
+func verifyRefusal(leaf *x509.Certificate, remote string, err error) error {
 	var invalid x509.CertificateInvalidError
 	if !errors.As(err, &invalid) || invalid.Reason != x509.Expired {
-		return refuse(RefusedCertificate, "certificate of %s: %w", remote, err)
+		return newRefusal(RefusedCertificate, "certificate of %s: %w", remote, err)
 	}
 	who, old := remote, invalid.Cert
 	if old != leaf {
 		who = fmt.Sprintf("authority %s, which signed for %s,", old.Subject, remote)
 	}
-	return refuse(RefusedCertificate, "certificate of %s is valid from %s to %s only, or the clock is wrong",
+	return newRefusal(RefusedCertificate, "certificate of %s is valid from %s to %s only, or the clock is wrong",
 		who, old.NotBefore.UTC().Format(time.RFC3339), old.NotAfter.UTC().Format(time.RFC3339))
 }
 
@@ -97,8 +97,8 @@ func dialTLS(ctx context.Context, c *link.Credentials, conn net.Conn, host, remo
 		return conn, nil
 	}
 	secure := tls.Client(conn, tlsConfig(c, remote, func(leaf *x509.Certificate) error {
-		if !covers(leaf, host) {
-			return refuse(RefusedName, "certificate of %s names %v, not %s", remote, names(leaf), host)
+		if !certCovers(leaf, host) {
+			return newRefusal(RefusedName, "certificate of %s names %v, not %s", remote, certNames(leaf), host)
 		}
 		return nil
 	}))
@@ -118,14 +118,14 @@ func acceptTLS(ctx context.Context, c *link.Credentials, conn net.Conn, remote s
 	var links []*peer
 	var who []string
 	secure := tls.Server(conn, tlsConfig(c, remote, func(leaf *x509.Certificate) error {
-		who = names(leaf)
+		who = certNames(leaf)
 		for _, p := range peers {
-			if covers(leaf, p.Host) {
+			if certCovers(leaf, p.Host) {
 				links = append(links, p)
 			}
 		}
 		if len(links) == 0 && !unknown {
-			return refuse(RefusedName, "certificate of %s names %v, which is no link's endpoint", remote, who)
+			return newRefusal(RefusedName, "certificate of %s names %v, which is no link's endpoint", remote, who)
 		}
 		return nil
 	}))
@@ -138,11 +138,11 @@ func asRefusal(why Refusal, err error) error {
 	if err == nil || errors.As(err, &r) {
 		return err
 	}
-	return refuse(why, "%w", err)
+	return newRefusal(why, "%w", err)
 }
 
-// names of a certificate: DNS names and IP addresses, or the common name when it has none.
-func names(leaf *x509.Certificate) []string {
+// certNames of a certificate: DNS names and IP addresses, or the common name when it has none.
+func certNames(leaf *x509.Certificate) []string {
 	all := slices.Clone(leaf.DNSNames)
 	for _, ip := range leaf.IPAddresses {
 		all = append(all, ip.String())
@@ -153,9 +153,9 @@ func names(leaf *x509.Certificate) []string {
 	return all
 }
 
-// covers tells whether a certificate is for host, by the rules of RFC 6125 as x509 has them, and
+// certCovers tells whether a certificate is for host, by the rules of RFC 6125 as x509 has them, and
 // by its common name when it has no other name.
-func covers(leaf *x509.Certificate, host string) bool {
+func certCovers(leaf *x509.Certificate, host string) bool {
 	if cn := leaf.Subject.CommonName; len(leaf.DNSNames)+len(leaf.IPAddresses) == 0 && cn != "" {
 		leaf = &x509.Certificate{DNSNames: []string{cn}}
 		if ip := net.ParseIP(cn); ip != nil {

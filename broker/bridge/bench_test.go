@@ -49,11 +49,13 @@ func (t *nullTUN) Write(b []byte) (int, error) { return len(b), nil }
 func (t *nullTUN) SetMTU(int) error            { return nil }
 func (t *nullTUN) Close(bool) error            { close(t.closed); return nil }
 
-// bare is a session of a bridge without goroutines of its own.
-func bare(t testing.TB) (*outbound, *session) { return bareOn(t, newNullTUN(OffloadTSO|OffloadUSO)) }
+// newTestSession is a session of a bridge without goroutines of its own.
+func newTestSession(t testing.TB) (*tunReader, *session) {
+	return newTestSessionOn(t, newNullTUN(OffloadTSO|OffloadUSO))
+}
 
-func bareOn(t testing.TB, dev device) (*outbound, *session) {
-	b, err := Open(Config{Interface: "null", open: opens(dev), Log: quiet})
+func newTestSessionOn(t testing.TB, dev device) (*tunReader, *session) {
+	b, err := Open(Config{Interface: "null", open: openerOf(dev), Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,18 +67,18 @@ func bareOn(t testing.TB, dev device) (*outbound, *session) {
 		t.Fatal(err)
 	}
 	p := b.table.Load().peers[0]
-	h := &hello{capable: true, flags: b.flags(), streams: 1}
-	raw := newGather(null{}, time.Second)
-	raw.start()
-	s := newSession(p, raw, raw, true, 0, b.flags(), h)
-	if !p.attach(s, h) {
+	h := &hello{capable: true, flags: b.featureFlags(), streams: 1}
+	raw := newBatchConn(null{}, time.Second)
+	raw.startBatching()
+	s := newSession(p, raw, raw, true, 0, b.featureFlags(), h)
+	if !p.attachSession(s, h) {
 		t.Fatal("not attached")
 	}
-	return b.newOutbound(0, 0), s
+	return b.newTUNReader(0, 0), s
 }
 
-// raced: the race detector makes pools lose a part of what is put in.
-var raced = func() bool {
+// withRaceDetector: the race detector makes pools lose a part of what is put in.
+var withRaceDetector = func() bool {
 	var pool sync.Pool
 	lost := 0
 	for range 200 {
@@ -89,29 +91,29 @@ var raced = func() bool {
 }()
 
 func TestNoAllocations(t *testing.T) {
-	o, s := bare(t)
+	o, s := newTestSession(t)
 	for _, size := range []int{60, 1500, 40000} {
 		out := packet("192.168.0.11", "192.168.0.12", 64, size, 0)
 		send := func() {
 			for range 10 {
-				o.packet(copy(o.room(), out))
+				o.routePacket(copy(o.readRoom(), out))
 			}
-			for o.send() {
+			for o.sendBatches() {
 			}
 		}
-		if n := testing.AllocsPerRun(1000, send); n > 0 && !raced {
+		if n := testing.AllocsPerRun(1000, send); n > 0 && !withRaceDetector {
 			t.Errorf("%v allocations for 10 packets of %d bytes out", n, size)
 		}
 		frames := make([]byte, headroom)
 		for range 10 {
 			frames = appendFrame(frames, framePacket, packet("192.168.0.12", "100.64.0.1", 64, size, 0))
 		}
-		if n := testing.AllocsPerRun(1000, func() { s.frames(frames, headroom) }); n != 0 {
+		if n := testing.AllocsPerRun(1000, func() { s.handleFrames(frames, headroom) }); n != 0 {
 			t.Errorf("%v allocations for 10 packets of %d bytes in", n, size)
 		}
 	}
 	lost := packet("192.168.0.11", "192.168.0.99", 64, 60, 0)
-	if n := testing.AllocsPerRun(1000, func() { o.packet(copy(o.room(), lost)) }); n != 0 {
+	if n := testing.AllocsPerRun(1000, func() { o.routePacket(copy(o.readRoom(), lost)) }); n != 0 {
 		t.Errorf("%v allocations for a packet without link", n)
 	}
 }
@@ -125,14 +127,14 @@ func superPacket(src, dst string, size int) []byte {
 	checksumIPv4(b)
 	copy(b[20+csumTCP:], binary.BigEndian.AppendUint16(nil, pseudoSum(b, protocolTCP, len(b)-20)))
 	out := make([]byte, vnetSize, vnetSize+len(b))
-	h.put(out)
+	h.putBytes(out)
 	return append(out, b...)
 }
 
-// secure is the session as it is, with TLS over a loopback connection whose other end is returned; nothing but the test
+// newTLSSession is the session as it is, with TLS over a loopback connection whose other end is returned; nothing but the test
 // works on it.
-func secure(t testing.TB, dev device, flags uint32) (o *outbound, s *session, far *tls.Conn) {
-	b, err := Open(Config{Interface: "null", open: opens(dev), Log: quiet})
+func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *session, far *tls.Conn) {
+	b, err := Open(Config{Interface: "null", open: openerOf(dev), Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +150,7 @@ func secure(t testing.TB, dev device, flags uint32) (o *outbound, s *session, fa
 	x.SetWriteBuffer(4 << 20)
 	y.SetReadBuffer(4 << 20)
 	p := b.table.Load().peers[0]
-	raw := newGather(x, time.Second)
+	raw := newBatchConn(x, time.Second)
 	conf := tlsConfig(&link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}, "b", func(*x509.Certificate) error { return nil })
 	near := tls.Server(raw, conf)
 	far = tls.Client(y, conf)
@@ -158,17 +160,17 @@ func secure(t testing.TB, dev device, flags uint32) (o *outbound, s *session, fa
 		t.Fatal(err)
 	}
 	h := &hello{capable: true, flags: flags, streams: 1}
-	s = newSession(p, near, raw, true, 0, p.b.flags(), h)
-	if !p.attach(s, h) {
+	s = newSession(p, near, raw, true, 0, p.b.featureFlags(), h)
+	if !p.attachSession(s, h) {
 		t.Fatal("not attached")
 	}
-	return b.newOutbound(0, dev.Offloads()), s, far
+	return b.newTUNReader(0, dev.Offloads()), s, far
 }
 
 // Out through TLS and the socket, with a super-packet as it is and cut for a peer without offloads.
 func TestNoAllocationsOut(t *testing.T) {
 	for _, flags := range []uint32{flagOffload | flagUSO, 0} {
-		o, _, far := secure(t, newNullTUN(OffloadTSO|OffloadUSO), flags)
+		o, _, far := newTLSSession(t, newNullTUN(OffloadTSO|OffloadUSO), flags)
 		buf := make([]byte, 1<<17)
 		for _, size := range []int{60, 1500, 40000, -65000} {
 			in := append(make([]byte, vnetSize), packet("192.168.0.11", "192.168.0.12", 64, max(size, 60), 0)...)
@@ -179,10 +181,10 @@ func TestNoAllocationsOut(t *testing.T) {
 			send := func() {
 				want := 0 // not more than the kernel holds
 				for range 2 {
-					o.packet(copy(o.room(), in))
+					o.routePacket(copy(o.readRoom(), in))
 					want += len(in) - vnetSize
 				}
-				for o.send() {
+				for o.sendBatches() {
 				}
 				for want > 0 { // headers come on top of that: what is left is read the next time
 					n, err := far.NetConn().Read(buf) // TLS allocates for each record that it reads
@@ -194,10 +196,10 @@ func TestNoAllocationsOut(t *testing.T) {
 			for range 50 {
 				send()
 			}
-			if n := testing.AllocsPerRun(300, send); n >= 1 && !raced {
+			if n := testing.AllocsPerRun(300, send); n >= 1 && !withRaceDetector {
 				t.Errorf("%v allocations for 2 packets of %d bytes out, flags %x", n, size, flags)
 			}
-			if d := p.count.drops.load(); d != ([NumDrops]uint64{}) {
+			if d := p.counters.drops.load(); d != ([NumDrops]uint64{}) {
 				t.Errorf("size %d, flags %x: drops %v", size, flags, d)
 			}
 		}
@@ -212,7 +214,7 @@ func TestNoAllocationsIn(t *testing.T) {
 		if plain {
 			dev = newNullTUN(0)
 		}
-		_, s, far := secure(t, dev, flagOffload|flagUSO)
+		_, s, far := newTLSSession(t, dev, flagOffload|flagUSO)
 		if plain { // a frame that comes after the TUN has changed
 			s.flags = flagOffload | flagUSO
 		}
@@ -223,7 +225,7 @@ func TestNoAllocationsIn(t *testing.T) {
 				p := superPacket("192.168.0.12", "100.64.0.1", -size)
 				frames = appendFrame(appendFrame(nil, frameOffload, p[:vnetSize]), framePacket, p[vnetSize:])
 			}
-			before := s.p.count.rxPackets.Load()
+			before := s.peer.counters.rxPackets.Load()
 			pass := func() {
 				if _, err := far.Write(frames); err != nil {
 					t.Fatal(err)
@@ -235,7 +237,7 @@ func TestNoAllocationsIn(t *testing.T) {
 					}
 					end += n
 					if end-headroom == len(frames) {
-						if used, err := s.frames(buf[:end], headroom); used != end || err != nil {
+						if used, err := s.handleFrames(buf[:end], headroom); used != end || err != nil {
 							t.Fatal(used, err)
 						}
 						return
@@ -246,37 +248,37 @@ func TestNoAllocationsIn(t *testing.T) {
 				pass()
 			}
 			records := (len(frames) + recordBytes - 1) / recordBytes // TLS allocates an atLeastReader for each
-			if n := testing.AllocsPerRun(300, pass); n > float64(records) && !raced {
+			if n := testing.AllocsPerRun(300, pass); n > float64(records) && !withRaceDetector {
 				t.Errorf("%v allocations for a packet of %d bytes, %d records, in, plain %v", n, size, records, plain)
 			}
-			if n := s.p.count.rxPackets.Load() - before; n != 351 || s.p.count.drops.load() != ([NumDrops]uint64{}) {
-				t.Errorf("size %d: %d packets, drops %v", size, n, s.p.count.drops.load())
+			if n := s.peer.counters.rxPackets.Load() - before; n != 351 || s.peer.counters.drops.load() != ([NumDrops]uint64{}) {
+				t.Errorf("size %d: %d packets, drops %v", size, n, s.peer.counters.drops.load())
 			}
 		}
 	}
 }
 
 func BenchmarkOut(b *testing.B) {
-	o, _ := bare(b)
+	o, _ := newTestSession(b)
 	p := packet("192.168.0.11", "192.168.0.12", 64, 1500, 0)
 	b.SetBytes(1500)
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		o.packet(copy(o.room(), p))
+		o.routePacket(copy(o.readRoom(), p))
 		if i%32 == 31 {
-			for o.send() {
+			for o.sendBatches() {
 			}
 		}
 	}
 }
 
 func BenchmarkIn(b *testing.B) {
-	_, s := bare(b)
+	_, s := newTestSession(b)
 	frames := appendFrame(make([]byte, headroom), framePacket, packet("192.168.0.12", "100.64.0.1", 64, 1500, 0))
 	b.SetBytes(1500)
 	b.ReportAllocs()
 	for b.Loop() {
-		s.frames(frames, headroom)
+		s.handleFrames(frames, headroom)
 	}
 }
 
@@ -358,7 +360,7 @@ func BenchmarkLink(b *testing.B) {
 				if !test.tls {
 					c = nil
 				}
-				return i.start(host, c, func(c *Config) { c.open = opens(f); t := defaultTiming; t.dialer = i.dial; c.timing = &t })
+				return i.start(host, c, func(c *Config) { c.open = openerOf(f); t := defaultTiming; t.dialer = i.dial; c.timing = &t })
 			}
 			a, z := start(true, "a.example"), start(false, "b.example")
 			a.set(newLink("b", 1, 2, "b.example"))

@@ -55,9 +55,9 @@ type timing struct {
 	backoff                  time.Duration // first pause between dials, doubled each time
 	backoffUsed, backoffIdle time.Duration // its limit when the link was used recently, and else
 	recently, stable         time.Duration // a session that lived for longer than stable is dialled again at once
-	follow                   time.Duration // the end that does not lead dials missing streams after that
-	hear                     time.Duration // what a peer announces changes once in that time at most
-	records                  int64         // about as many TLS records are sent with the keys of a session
+	followDelay              time.Duration // the end that does not lead dials missing streams after that
+	announceInterval         time.Duration // what a peer announces changes once in that time at most
+	maxRecords               int64         // about as many TLS records are sent with the keys of a session
 	dialer                   func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -67,8 +67,8 @@ var defaultTiming = timing{
 	ping: time.Second, silence: 5 * time.Second,
 	stale:   time.Second,
 	backoff: 100 * time.Millisecond, backoffUsed: time.Second, backoffIdle: 5 * time.Second,
-	recently: 5 * time.Minute, stable: 3 * time.Second, follow: 2 * time.Second, hear: 3 * time.Second,
-	records: 1 << 24,
+	recently: 5 * time.Minute, stable: 3 * time.Second, followDelay: 2 * time.Second, announceInterval: 3 * time.Second,
+	maxRecords: 1 << 24,
 	// It looks the name up each time, and tries IPv6 and IPv4 (RFC 8305).
 	dialer: (&net.Dialer{}).DialContext,
 }
@@ -88,9 +88,9 @@ const (
 
 // Bridge carries packets between its TUN and its peers.
 type Bridge struct {
-	name   string
-	open   func() (device, error)
-	device atomic.Pointer[device]
+	name       string
+	openDevice func() (device, error)
+	device     atomic.Pointer[device]
 
 	offloads atomic.Uint32 // of the device, or the last one that was there
 	reopen   atomic.Bool   // the device is to be opened again
@@ -105,15 +105,15 @@ type Bridge struct {
 
 	config      atomic.Pointer[Config]
 	credentials atomic.Pointer[link.Credentials] // nil: not told yet, or suspended
-	table       atomic.Pointer[table]
+	table       atomic.Pointer[routingTable]
 	failure     atomic.Pointer[error] // of the TUN
 	drops       dropCounters
 	refused     [NumRefusals]atomic.Uint64
-	strangers   strangers
+	pending     pendingConns
 	refuseMu    sync.Mutex
 	refuseLog   limiter
 
-	account account
+	budget byteBudget
 
 	mu       sync.Mutex // guards what follows; nothing waits while it is held
 	closed   bool
@@ -124,18 +124,18 @@ type Bridge struct {
 }
 
 var (
-	errClosed    = errors.New("bridge is closed")
-	errPlain     = errors.New("it was without certificate, which is not allowed any more")
-	errSuspended = errors.New("waiting for the certificate")
-	errStreams   = errors.New("fewer streams are configured")
-	errOffloads  = errors.New("the TUN's offloads changed")
-	errSpent     = errors.New("its keys are used up, it is made anew")
+	errClosed      = errors.New("bridge is closed")
+	errUnencrypted = errors.New("it was without certificate, which is not allowed any more")
+	errSuspended   = errors.New("waiting for the certificate")
+	errStreams     = errors.New("fewer streams are configured")
+	errOffloads    = errors.New("the TUN's offloads changed")
+	errSpent       = errors.New("its keys are used up, it is made anew")
 )
 
 // Open opens the TUN, or takes over the one that an earlier process left. Nothing is
 // listened for or dialled before SetCredentials and Set.
 func Open(config Config) (*Bridge, error) {
-	config.Settings = complete(config.Settings)
+	config.Settings = withDefaults(config.Settings)
 	if config.Log == nil {
 		config.Log = slog.Default()
 	}
@@ -143,36 +143,36 @@ func Open(config Config) (*Bridge, error) {
 		config.timing = &defaultTiming
 	}
 	b := &Bridge{
-		name: config.Interface, open: config.open, log: config.Log, timing: config.timing, start: time.Now(),
+		name: config.Interface, openDevice: config.open, log: config.Log, timing: config.timing, start: time.Now(),
 		peers: map[string]*peer{}, refuseLog: limiter{every: time.Second, burst: 10},
 	}
 	var random [8]byte
 	rand.Read(random[:])
 	b.instance = binary.BigEndian.Uint64(random[:]) | 1 // 0 is "not known"
 	b.config.Store(&config)
-	b.table.Store(&table{})
-	if _, err := b.announcement().append(nil); err != nil {
+	b.table.Store(&routingTable{})
+	if _, err := b.ownHello().appendPayload(nil); err != nil {
 		return nil, err
 	}
-	if b.open == nil {
-		b.open = func() (device, error) {
+	if b.openDevice == nil {
+		b.openDevice = func() (device, error) {
 			c := b.config.Load()
 			return openTUN(b.name, c.MTU, c.NoOffload)
 		}
 	}
-	dev, err := b.open()
+	dev, err := b.openDevice()
 	if err != nil {
 		return nil, err
 	}
 	b.setDevice(dev)
-	b.tell(dev)
+	b.logDevice(dev)
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.wg.Go(b.serveTUN)
 	return b, nil
 }
 
-// tell logs what the kernel gave.
-func (b *Bridge) tell(dev device) {
+// logDevice logs what the kernel gave.
+func (b *Bridge) logDevice(dev device) {
 	attrs := []any{"interface", b.name, "queues", len(dev.Queues()), "offloads", dev.Offloads()}
 	if t, ok := dev.(*kernelTUN); ok && t.refused != nil {
 		attrs = append(attrs, "refused", t.refused)
@@ -180,8 +180,8 @@ func (b *Bridge) tell(dev device) {
 	b.log.Info("TUN is open", attrs...)
 }
 
-// complete fills in defaults.
-func complete(s link.Settings) link.Settings {
+// withDefaults fills in defaults.
+func withDefaults(s link.Settings) link.Settings {
 	if s.MTU == 0 {
 		s.MTU = DefaultMTU
 	}
@@ -194,23 +194,23 @@ func complete(s link.Settings) link.Settings {
 // now is the bridge's time: monotonic, since Open.
 func (b *Bridge) now() time.Duration { return time.Since(b.start) }
 
-func (b *Bridge) changed() {
+func (b *Bridge) notifyChanged() {
 	if f := b.config.Load().Changed; f != nil {
 		f()
 	}
 }
 
-// announcement is our hello, but for the address.
-func (b *Bridge) announcement() *hello {
+// ownHello is our hello, but for the address.
+func (b *Bridge) ownHello() *hello {
 	c := b.config.Load()
 	return &hello{
 		Announcement: link.Announcement{AdvertisedPort: c.AdvertisedPort, DNS: c.DNS, API: c.API},
-		capable:      true, flags: b.flags(), instance: b.instance, streams: c.Streams,
+		capable:      true, flags: b.featureFlags(), instance: b.instance, streams: c.Streams,
 	}
 }
 
-// flags are the features of this end.
-func (b *Bridge) flags() uint32 {
+// featureFlags are the features of this end.
+func (b *Bridge) featureFlags() uint32 {
 	flags := flagKeepalive | flagUpdates | flagStreams
 	offloads := Offloads(b.offloads.Load())
 	if offloads&OffloadTSO != 0 {
@@ -232,33 +232,33 @@ func (b *Bridge) Configure(settings link.Settings) error {
 	}
 	old := b.config.Load()
 	config := *old
-	config.Settings = complete(settings)
-	before := b.announcement()
+	config.Settings = withDefaults(settings)
+	before := b.ownHello()
 	b.config.Store(&config)
-	now := b.announcement()
-	if _, err := now.append(nil); err != nil {
+	now := b.ownHello()
+	if _, err := now.appendPayload(nil); err != nil {
 		b.config.Store(old)
 		return err
 	}
 	if !reflect.DeepEqual(before, now) {
 		for _, p := range b.peers {
-			p.announce()
+			p.sendAnnouncement()
 		}
 	}
 	for _, p := range b.peers {
-		p.drop(errStreams, func(s *session) bool { return s.stream >= config.Streams })
-		p.wake()
+		p.closeSessions(errStreams, func(s *session) bool { return s.stream >= config.Streams })
+		p.wakeDialer()
 	}
 	var err error
 	dev := *b.device.Load()
-	if t, ok := dev.(*kernelTUN); ok && config.NoOffload != t.plain {
+	if t, ok := dev.(*kernelTUN); ok && config.NoOffload != t.noOffload {
 		b.reopen.Store(true)
 		dev.Close(true)
 	} else if config.MTU != old.MTU {
 		err = dev.SetMTU(config.MTU)
 	}
 	if b.listener != nil {
-		err = errors.Join(err, b.listen())
+		err = errors.Join(err, b.ensureListener())
 	}
 	return err
 }
@@ -270,7 +270,7 @@ func (b *Bridge) SetCredentials(c *link.Credentials) {
 	old := b.credentials.Swap(c)
 	if c == nil {
 		for _, p := range b.table.Load().peers {
-			p.drop(errSuspended, func(*session) bool { return true })
+			p.closeSessions(errSuspended, func(*session) bool { return true })
 		}
 		return
 	}
@@ -279,9 +279,9 @@ func (b *Bridge) SetCredentials(c *link.Credentials) {
 	}
 	for _, p := range b.table.Load().peers {
 		if !c.Unencrypted {
-			p.drop(errPlain, (*session).plain)
+			p.closeSessions(errUnencrypted, (*session).isUnencrypted)
 		}
-		p.retry()
+		p.dialAtOnce()
 	}
 }
 
@@ -297,7 +297,7 @@ func (b *Bridge) Set(peers []mesh.Peer, local []netip.Prefix) error {
 		return errClosed
 	}
 	var (
-		t     = &table{}
+		t     = &routingTable{}
 		next  = make(map[string]*peer, len(peers))
 		fresh []*peer
 	)
@@ -310,14 +310,14 @@ func (b *Bridge) Set(peers []mesh.Peer, local []netip.Prefix) error {
 			continue // names are unique; were they not, the first would count
 		}
 		p := b.peers[spec.Link]
-		if p == nil || !p.serves(spec) {
+		if p == nil || !p.canServe(spec) {
 			old := p
 			if p = b.newPeer(spec); old != nil {
-				p.count = old.count
+				p.counters = old.counters
 			}
 			fresh = append(fresh, p)
 		}
-		p.filter.Store(newFilter(spec))
+		p.filter.Store(newIngressFilter(spec))
 		for _, n := range spec.Networks {
 			t.routes.Insert(n, p)
 		}
@@ -335,7 +335,7 @@ func (b *Bridge) Set(peers []mesh.Peer, local []netip.Prefix) error {
 	for _, p := range fresh {
 		b.wg.Go(p.dialLoop)
 	}
-	err := b.listen()
+	err := b.ensureListener()
 	if f := b.failure.Load(); f != nil {
 		err = errors.Join(err, *f)
 	}
@@ -362,7 +362,7 @@ func (b *Bridge) Close(keepDevice bool) error {
 	b.mu.Unlock()
 	err := dev.Close(keepDevice)
 	b.wg.Wait()
-	if _, missing := dev.(noDevice); !keepDevice && (missing || err != nil) && remove(b.name) { // was about to be opened again
+	if _, missing := dev.(noDevice); !keepDevice && (missing || err != nil) && removeDevice(b.name) { // was about to be opened again
 		return nil
 	}
 	return err

@@ -25,12 +25,12 @@ import (
 )
 
 func TestTwoBridges(t *testing.T) {
-	_, a, b := pair(t)
+	_, a, b := newPair(t)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 	b.pass(a, "192.168.0.12", "192.168.0.11", 2)
 	a.pass(b, "192.168.0.11", "100.64.2.7", 3)
 	a.tun.in <- packet("192.168.0.11", "100.64.2.7", 64, 65535, 4) // a TUN with offloads could hand this over
-	if got := b.receive(); mark(got) != 4 || len(got) != 65535 {
+	if got := b.receive(); packetMark(got) != 4 || len(got) != 65535 {
 		t.Errorf("received %d bytes", len(got))
 	}
 	a.await("round-trip time", func() bool { return a.status("b").RTT > 0 })
@@ -83,7 +83,7 @@ func TestThreeBridgesWithGateway(t *testing.T) {
 	a.tun.in <- packet("192.168.0.11", "192.168.0.13", 1, 60, 1) // ends at the gateway
 	a.tun.in <- packet("192.168.0.11", "192.168.0.13", 64, 60, 2)
 	got := c.receive()
-	if mark(got) != 2 || got[8] != 63 || fold(sum16(got[:20], 0)) != 0xffff {
+	if packetMark(got) != 2 || got[8] != 63 || foldSum(sum16(got[:20], 0)) != 0xffff {
 		t.Errorf("received %x", got)
 	}
 	if n := g.Stats().Links["a"].Drops[DropTTL]; n != 1 {
@@ -91,13 +91,13 @@ func TestThreeBridgesWithGateway(t *testing.T) {
 	}
 	c.pass(a, "192.168.0.13", "192.168.0.11", 3)
 	a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, 4) // and the gateway itself
-	if mark(g.receive()) != 4 {
+	if packetMark(g.receive()) != 4 {
 		t.Error("gateway did not get its packet")
 	}
 }
 
 func TestFilter(t *testing.T) {
-	_, a, b := pair(t)
+	_, a, b := newPair(t)
 	p := newLink("b", 1, 2, "b.example") // a sends more than b takes
 	p.Networks = append(p.Networks, netip.MustParsePrefix("10.0.0.0/8"))
 	a.set(p)
@@ -129,7 +129,7 @@ func TestUnreachableDestinations(t *testing.T) {
 	a.awaitReason("b", "dial b.example:80: no such host")
 	for id, dst := range []string{"192.168.0.99", "192.168.0.12"} { // no link, and one that is down
 		a.tun.in <- packet("192.168.0.11", dst, 64, 60, uint64(id))
-		if got := a.receive(); got[9] != 1 || got[20] != 3 || got[21] != 1 || mark(got) != uint64(id) {
+		if got := a.receive(); got[9] != 1 || got[20] != 3 || got[21] != 1 || packetMark(got) != uint64(id) {
 			t.Errorf("%s: received %x", dst, got)
 		}
 	}
@@ -158,25 +158,25 @@ func TestPacketsWaitForConnection(t *testing.T) {
 	i.name("a.example", "127.0.0.1:1")
 	b.awaitReason("a", "connection refused")
 	a.set(newLink("b", 1, 2, "b.example"))
-	const parked = parkedMost / smallBuffer
+	const parked = maxBacklog / smallBuffer
 	for id := range uint64(parked + 10) {
 		a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, id)
 	}
 	a.await("drops", func() bool { return a.Stats().Links["b"].Drops[DropNotConnected] == 10 })
 	close(gate)
 	for id := uint64(10); id < parked+10; id++ {
-		if got := mark(b.receive()); got != id {
+		if got := packetMark(b.receive()); got != id {
 			t.Fatalf("received %d instead of %d", got, id)
 		}
 	}
 }
 
 func TestStalePackets(t *testing.T) {
-	_, a, b := pair(t)
+	_, a, b := newPair(t)
 	p := a.table.Load().peers[0]
 	old := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 60, 1), vnetHeader{})
 	old.queued = p.b.now() - 2*time.Second
-	p.pin(old).kick()
+	p.postPacket(old).kickSender()
 	a.pass(b, "192.168.0.11", "192.168.0.12", 2)
 	if n := a.Stats().Links["b"].Drops[DropStale]; n != 1 {
 		t.Errorf("%d stale packets", n)
@@ -184,7 +184,7 @@ func TestStalePackets(t *testing.T) {
 }
 
 func TestReplacedCertificate(t *testing.T) {
-	_, a, b := pair(t)
+	_, a, b := newPair(t)
 	since := a.status("b").Since
 	other := newAuthority(t) // another CA, even
 	ca, cb := other.issue(t, "cn=a.example"), other.issue(t, "*.example")
@@ -318,7 +318,7 @@ func TestAutoConnect(t *testing.T) {
 
 // With the system's roots a certificate proves no membership: it takes a link.
 func TestAutoConnectPublic(t *testing.T) {
-	i, ca := newInternet(t), public(t)
+	i, ca := newInternet(t), publicAuthority(t)
 	creds := func(host string) *link.Credentials {
 		return &link.Credentials{Certificate: ca.issue(t, host).Certificate}
 	}
@@ -352,7 +352,7 @@ func TestExpiredCertificate(t *testing.T) {
 			t.Fatal(err)
 		}
 		verify := tlsConfig(&link.Credentials{Roots: test.ca.pool}, "b:80", nil).VerifyConnection
-		if err := verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}); err == nil || short(err) != test.want {
+		if err := verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}); err == nil || shortReason(err) != test.want {
 			t.Errorf("%v, expected %s", err, test.want)
 		}
 	}
@@ -371,13 +371,13 @@ func TestShort(t *testing.T) {
 		"no such host":                     &net.DNSError{Server: "10.0.0.1:53", IsNotFound: true},
 		"closed by peer":                   io.ErrUnexpectedEOF,
 	} {
-		if got := short(err); got != want {
+		if got := shortReason(err); got != want {
 			t.Errorf("%q, expected %q", got, want)
 		}
 	}
 }
 
-func TestPlainTCP(t *testing.T) {
+func TestUnencrypted(t *testing.T) {
 	i := newInternet(t)
 	var log syncBuffer
 	a := i.start("a.example", unencrypted, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
@@ -400,7 +400,7 @@ func TestNoCredentialsYet(t *testing.T) {
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
 	n := &node{t: t, tun: newMemTUN(), events: make(chan struct{}, 1)}
 	var err error
-	if n.Bridge, err = Open(Config{Interface: "mem", open: opens(n.tun), timing: testTiming(i), Log: quiet}); err != nil {
+	if n.Bridge, err = Open(Config{Interface: "mem", open: openerOf(n.tun), timing: testTiming(i), Log: quiet}); err != nil {
 		t.Fatal(err)
 	}
 	defer n.Close(false)
@@ -434,7 +434,7 @@ func TestSilentPeer(t *testing.T) {
 }
 
 func TestPeerRestart(t *testing.T) {
-	i, a, b := pair(t)
+	i, a, b := newPair(t)
 	b.Close(true)
 	if !b.tun.kept {
 		t.Error("TUN was not kept")
@@ -482,7 +482,7 @@ func TestNewInstance(t *testing.T) {
 }
 
 func TestRemoval(t *testing.T) {
-	_, a, b := pair(t)
+	_, a, b := newPair(t)
 	b.set()
 	a.awaitState("b", link.Down)
 	if _, ok := b.Status("a"); ok || len(b.Statuses()) != 0 {
@@ -493,7 +493,7 @@ func TestRemoval(t *testing.T) {
 }
 
 func TestChangedEndpoint(t *testing.T) {
-	i, a, b := pair(t)
+	i, a, b := newPair(t)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 	c := i.start("c.example", i.ca.issue(t, "c.example"))
 	c.set(newLink("a", 2, 1, "a.example"))
@@ -506,7 +506,7 @@ func TestChangedEndpoint(t *testing.T) {
 }
 
 func TestMovedListener(t *testing.T) {
-	i, a, b := pair(t)
+	i, a, b := newPair(t)
 	since := a.status("b").Since
 	free, err := net.Listen("tcp", ":0")
 	if err != nil {
@@ -537,7 +537,7 @@ func TestMovedListener(t *testing.T) {
 }
 
 func TestUpdatedAnnouncement(t *testing.T) {
-	_, a, b := pair(t)
+	_, a, b := newPair(t)
 	config := a.config
 	config.DNS = &link.DNSInfo{ClusterDomain: "cluster.local", Address: netip.MustParseAddr("100.64.1.10")}
 	config.API = &link.APIInfo{Token: "token", CACert: []byte("ca")}
@@ -555,16 +555,16 @@ func TestUpdatedAnnouncement(t *testing.T) {
 }
 
 // A peer that announces something else all the time is heard now and then, with the latest.
-func TestRestlessAnnouncement(t *testing.T) {
+func TestFrequentAnnouncements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		changes := 0
-		b := &Bridge{start: time.Now(), timing: &timing{hear: 3 * time.Second}}
+		b := &Bridge{start: time.Now(), timing: &timing{announceInterval: 3 * time.Second}}
 		b.config.Store(&Config{Changed: func() { changes++ }})
 		p := &peer{b: b}
 		say := func(port uint16) (news bool) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			return p.hear(&link.Announcement{AdvertisedPort: port})
+			return p.receiveAnnouncement(&link.Announcement{AdvertisedPort: port})
 		}
 		heard := func(want uint16, wantChanges int) {
 			t.Helper()
@@ -607,11 +607,11 @@ func TestRestlessAnnouncement(t *testing.T) {
 }
 
 // A flood of connections that say nothing is bounded, links go on, and new ones come in.
-func TestStrangers(t *testing.T) {
-	i, a, b := pair(t)
+func TestPendingConns(t *testing.T) {
+	i, a, b := newPair(t)
 	before := a.Stats().Refused[RefusedCertificate]
 	var conns []net.Conn
-	for range mostStrangersPerAddr + 4 {
+	for range maxPendingPerAddr + 4 {
 		c, err := net.Dial("tcp", a.address())
 		if err != nil {
 			t.Fatal(err)
@@ -638,46 +638,46 @@ func TestStrangers(t *testing.T) {
 		c.Close()
 	}
 	a.await("room", func() bool {
-		a.strangers.mu.Lock()
-		defer a.strangers.mu.Unlock()
-		return len(a.strangers.all) == 0
+		a.pending.mu.Lock()
+		defer a.pending.mu.Unlock()
+		return len(a.pending.conns) == 0
 	})
 	if n := a.Stats().Refused[RefusedCertificate] - before; n > 2 { // some are of the start
 		t.Errorf("%d probes count as refused", n)
 	}
 }
 
-func TestTooManyStrangers(t *testing.T) {
-	var s strangers
-	enter := func(from byte, proven bool) (n, gone *stranger) {
-		n = &stranger{conn: null{}, remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, from}), 1), proven: proven}
-		return n, s.enter(n)
+func TestMaxPendingConns(t *testing.T) {
+	var s pendingConns
+	enter := func(from byte, proven bool) (n, gone *pendingConn) {
+		n = &pendingConn{conn: null{}, remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, from}), 1), authenticated: proven}
+		return n, s.addConn(n)
 	}
 	proven, _ := enter(0, true)
 	first, _ := enter(1, false)
 	second, _ := enter(2, false)
-	for range mostStrangersPerAddr - 1 {
+	for range maxPendingPerAddr - 1 {
 		enter(2, false)
 	}
 	if _, gone := enter(2, false); gone != second {
 		t.Errorf("%+v has to go for one of its address", gone)
 	}
-	for i := byte(3); len(s.all) < mostStrangers; i++ {
+	for i := byte(3); len(s.conns) < maxPendingConns; i++ {
 		enter(i, false)
 	}
 	if _, gone := enter(200, false); gone != first {
 		t.Errorf("%+v has to go for another address", gone)
 	}
-	for _, o := range s.all {
-		s.prove(o)
+	for _, o := range s.conns {
+		s.markAuthenticated(o)
 	}
-	if n, gone := enter(201, false); gone != n || len(s.all) != mostStrangers || s.all[0] != proven {
+	if n, gone := enter(201, false); gone != n || len(s.conns) != maxPendingConns || s.conns[0] != proven {
 		t.Errorf("%+v has to go when all others have certificates", gone)
 	}
 }
 
 // Who does not even start TLS is not waited for as long as for a hello.
-func TestSlowStranger(t *testing.T) {
+func TestSlowPendingConn(t *testing.T) {
 	i := newInternet(t)
 	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) {
 		c.timing.tls, c.timing.handshake = 20*time.Millisecond, time.Hour
@@ -694,7 +694,7 @@ func TestSlowStranger(t *testing.T) {
 }
 
 // Connections without certificate end where there is one, also one that was being made.
-func TestCertificateAfterPlain(t *testing.T) {
+func TestCertificateAfterUnencrypted(t *testing.T) {
 	i := newInternet(t)
 	a, b := i.start("a.example", unencrypted), i.start("b.example", unencrypted)
 	a.set(newLink("b", 1, 2, "b.example"))
@@ -706,7 +706,7 @@ func TestCertificateAfterPlain(t *testing.T) {
 	p := a.table.Load().peers[0]
 	for _, accepted := range []bool{false, true} {
 		h := &hello{}
-		if p.attach(newSession(p, null{}, newGather(null{}, time.Second), accepted, 0, p.b.flags(), h), h) {
+		if p.attachSession(newSession(p, null{}, newBatchConn(null{}, time.Second), accepted, 0, p.b.featureFlags(), h), h) {
 			t.Error("connection without certificate")
 		}
 	}
@@ -717,7 +717,7 @@ func TestCertificateAfterPlain(t *testing.T) {
 }
 
 func TestSuspend(t *testing.T) {
-	i, a, b := pair(t)
+	i, a, b := newPair(t)
 	p := a.table.Load().peers[0]
 	a.SetCredentials(nil)
 	a.awaitReason("b", "connection lost: waiting for the certificate")
@@ -725,14 +725,14 @@ func TestSuspend(t *testing.T) {
 	i.mu.Lock()
 	dials := i.dials["b.example"]
 	i.mu.Unlock()
-	if err := p.dial(0); err != nil { // one that was being made
+	if err := p.dialStream(0); err != nil { // one that was being made
 		t.Error(err)
 	}
 	h := &hello{}
-	if p.attach(newSession(p, null{}, newGather(null{}, time.Second), false, 0, p.b.flags(), h), h) {
+	if p.attachSession(newSession(p, null{}, newBatchConn(null{}, time.Second), false, 0, p.b.featureFlags(), h), h) {
 		t.Error("connected while suspended")
 	}
-	p.retry()
+	p.dialAtOnce()
 	a.await("end of sessions", func() bool { return a.status("b").Dialled+a.status("b").Accepted == 0 })
 	i.mu.Lock()
 	if n := i.dials["b.example"]; n > dials+1 {
@@ -747,7 +747,7 @@ func TestSuspend(t *testing.T) {
 
 // A wide egress gives the peer no address of this cluster.
 func TestLocalNetworks(t *testing.T) {
-	_, a, b := pair(t)
+	_, a, b := newPair(t)
 	wide, pods, own := netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.9.0.0/16")
 	p, q := newLink("b", 1, 2, "b.example"), newLink("a", 2, 1, "a.example")
 	p.Networks = append(p.Networks, wide, own)
@@ -765,7 +765,7 @@ func TestLocalNetworks(t *testing.T) {
 		t.Errorf("drops %v", d)
 	}
 	a.tun.in <- packet("192.168.0.11", "10.1.2.3", 64, 60, 6)
-	if got := a.receive(); got[9] != 1 || got[20] != 3 || mark(got) != 6 {
+	if got := a.receive(); got[9] != 1 || got[20] != 3 || packetMark(got) != 6 {
 		t.Errorf("received %x", got)
 	}
 	if n := a.Stats().Drops[DropNoLink]; n != 1 {
@@ -775,21 +775,21 @@ func TestLocalNetworks(t *testing.T) {
 
 // What is announced again, and is the same, is no change.
 func TestSameAnnouncement(t *testing.T) {
-	_, s := bare(t)
-	p, calls := s.p, 0
+	_, s := newTestSession(t)
+	p, calls := s.peer, 0
 	config := *p.b.config.Load()
 	config.Changed = func() { calls++ }
 	p.b.config.Store(&config)
-	p.heard = -time.Hour // the one that it began with
-	h := p.b.announcement()
+	p.lastReceived = -time.Hour // the one that it began with
+	h := p.b.ownHello()
 	h.Address = p.Address
 	h.API, h.DNS = &link.APIInfo{Token: "token", CACert: []byte("ca")}, &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("100.64.2.10")}
-	payload, err := h.append(nil)
+	payload, err := h.appendPayload(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if err := p.updated(payload); err != nil {
+		if err := p.receiveHello(payload); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -819,11 +819,11 @@ func TestNoDialStorm(t *testing.T) {
 
 // A TUN that is gone is opened again, links go on.
 func TestTUNFailure(t *testing.T) {
-	_, a, b := pair(t)
+	_, a, b := newPair(t)
 	since := a.status("b").Since
 	peers := []mesh.Peer{newLink("b", 1, 2, "b.example")}
 	next := make(chan device, 1)
-	a.open = func() (device, error) { // called by the reader only, once it fails
+	a.openDevice = func() (device, error) { // called by the reader only, once it fails
 		select {
 		case d := <-next:
 			return d, nil
@@ -856,7 +856,7 @@ func TestTUNOpenedTooLate(t *testing.T) {
 		a := i.start("a.example", i.ca.issue(t, "a.example"))
 		late := newMemTUN()
 		opening := make(chan struct{})
-		a.open = func() (device, error) {
+		a.openDevice = func() (device, error) {
 			close(opening)
 			<-a.ctx.Done()
 			return late, nil
@@ -890,7 +890,7 @@ func TestMTU(t *testing.T) {
 	}
 	late := newMemTUN()
 	opening, opened := make(chan struct{}), make(chan struct{})
-	a.open = func() (device, error) {
+	a.openDevice = func() (device, error) {
 		close(opening)
 		<-opened
 		return late, nil

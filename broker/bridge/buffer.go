@@ -32,13 +32,13 @@ type buffer struct {
 	next   *buffer       // in a list of the owner
 }
 
-var pools = [...]sync.Pool{
+var bufferPools = [...]sync.Pool{
 	{New: func() any { return &buffer{data: make([]byte, smallBuffer)} }},
 	{New: func() any { return &buffer{data: make([]byte, mediumBuffer)} }},
 	{New: func() any { return &buffer{data: make([]byte, largeBuffer)} }},
 }
 
-func class(size int) int {
+func sizeClass(size int) int {
 	switch {
 	case size <= smallBuffer:
 		return 0
@@ -50,7 +50,7 @@ func class(size int) int {
 
 // newBuffer returns a buffer for a packet of size bytes.
 func newBuffer(size int) *buffer {
-	buf := pools[class(headroom+size)].Get().(*buffer)
+	buf := bufferPools[sizeClass(headroom+size)].Get().(*buffer)
 	buf.size, buf.vnet = size, vnetHeader{}
 	return buf
 }
@@ -63,7 +63,7 @@ func copyBuffer(packet []byte, vnet vnetHeader) *buffer {
 	return buf
 }
 
-func (buf *buffer) free() { pools[class(len(buf.data))].Put(buf) }
+func (buf *buffer) free() { bufferPools[sizeClass(len(buf.data))].Put(buf) }
 
 func (buf *buffer) packet() []byte { return buf.data[headroom : headroom+buf.size] }
 
@@ -74,7 +74,7 @@ func (buf *buffer) frame() []byte {
 	if buf.vnet != (vnetHeader{}) {
 		start = 0
 		putHeader(buf.data, vnetSize, frameOffload)
-		buf.vnet.put(buf.data[frameHeader:])
+		buf.vnet.putBytes(buf.data[frameHeader:])
 	}
 	return buf.data[start : headroom+buf.size]
 }

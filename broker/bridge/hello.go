@@ -19,7 +19,7 @@ package bridge
 // The instance is a random number of the process: sessions of another instance of the same peer
 // are dead, however alive they look. Streams is how many sessions the sender wants at most, the
 // smaller number of both ends counts; stream is which of them the dialler makes this one, from 0 on.
-// Former peers ignore extension 128, and lack it.
+// Legacy peers ignore extension 128, and lack it.
 
 import (
 	"encoding/binary"
@@ -50,8 +50,8 @@ type hello struct {
 	stream   int
 }
 
-// append appends the payload of the hello frame to b.
-func (h *hello) append(b []byte) ([]byte, error) {
+// appendPayload appends the payload of the hello frame to b.
+func (h *hello) appendPayload(b []byte) ([]byte, error) {
 	start := len(b)
 	b = appendPrefix(b, h.Address)
 	b = appendPrefix(b, h.ServiceCIDR)
@@ -69,8 +69,8 @@ func (h *hello) append(b []byte) ([]byte, error) {
 		b = appendExtension(b, extensionCapabilities, append(caps, byte(h.streams), byte(h.stream)))
 	}
 	n := len(b) - start
-	if n > maxFormerPayload {
-		return nil, fmt.Errorf("announced facts take %d bytes, peers read %d: shorten the CA bundle of the service account", n, maxFormerPayload)
+	if n > maxLegacyPayload {
+		return nil, fmt.Errorf("announced facts take %d bytes, peers read %d: shorten the CA bundle of the service account", n, maxLegacyPayload)
 	}
 	binary.BigEndian.PutUint16(b[start+78:], uint16(n-helloSize))
 	return b, nil
@@ -101,7 +101,7 @@ func appendPrefix(b []byte, p netip.Prefix) []byte {
 var errShort = errors.New("truncated")
 
 // parseHello parses the payload of a hello frame. What it returns does not refer to b.
-// A known extension with odd content is ignored like an unknown one: former peers are known to
+// A known extension with odd content is ignored like an unknown one: legacy peers are known to
 // announce what they do not have.
 func parseHello(b []byte) (*hello, error) {
 	if len(b) < helloSize {

@@ -98,8 +98,8 @@ func (t *memTUN) Close(keep bool) error {
 	return nil
 }
 
-// opens opens a device that is there already.
-func opens(d device) func() (device, error) { return func() (device, error) { return d, nil } }
+// openerOf opens a device that is there already.
+func openerOf(d device) func() (device, error) { return func() (device, error) { return d, nil } }
 
 // authority is a CA.
 type authority struct {
@@ -112,8 +112,8 @@ func newAuthority(t testing.TB) *authority {
 	return newAuthorityAt(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 }
 
-// public is an authority that the system's roots include.
-func public(t *testing.T) *authority {
+// publicAuthority is an authority that the system's roots include.
+func publicAuthority(t *testing.T) *authority {
 	t.Setenv("GODEBUG", "x509usefallbackroots=1")
 	publicOnce.Do(func() {
 		publicCA = newAuthority(t)
@@ -195,7 +195,7 @@ type internet struct {
 }
 
 func newInternet(t testing.TB) *internet {
-	return &internet{t: t, ca: newAuthority(t), hosts: map[string]string{}, frozen: make(chan struct{}), dials: map[string]int{}, records: defaultTiming.records}
+	return &internet{t: t, ca: newAuthority(t), hosts: map[string]string{}, frozen: make(chan struct{}), dials: map[string]int{}, records: defaultTiming.maxRecords}
 }
 
 func (i *internet) dial(ctx context.Context, network, address string) (net.Conn, error) {
@@ -274,7 +274,7 @@ func testTiming(i *internet) *timing {
 		dial: 2 * time.Second, handshake: 5 * time.Second, tls: 5 * time.Second, write: 300 * time.Millisecond,
 		ping: 20 * time.Millisecond, silence: cmp.Or(i.silence, 5*time.Second), stale: time.Second,
 		backoff: 2 * time.Millisecond, backoffUsed: 20 * time.Millisecond, backoffIdle: 50 * time.Millisecond,
-		recently: time.Minute, stable: 20 * time.Millisecond, follow: 10 * time.Millisecond, records: i.records, dialer: i.dial,
+		recently: time.Minute, stable: 20 * time.Millisecond, followDelay: 10 * time.Millisecond, maxRecords: i.records, dialer: i.dial,
 	}
 }
 
@@ -286,7 +286,7 @@ func (i *internet) start(host string, creds *link.Credentials, change ...func(*C
 	i.t.Helper()
 	n := &node{t: i.t, tun: newMemTUN(), events: make(chan struct{}, 1), unknown: make(chan link.UnknownPeer, 16)}
 	n.config = Config{
-		Interface: "mem", open: opens(n.tun), timing: testTiming(i), Log: quiet, Settings: link.Settings{AdvertisedPort: 80},
+		Interface: "mem", open: openerOf(n.tun), timing: testTiming(i), Log: quiet, Settings: link.Settings{AdvertisedPort: 80},
 		Changed: func() {
 			for _, s := range n.Statuses() {
 				if s.State == link.Up {
@@ -370,8 +370,8 @@ func (n *node) awaitReason(name, reason string) {
 func (n *node) awaitPeer(m *node) {
 	n.t.Helper()
 	n.await("session with the new process", func() bool {
-		t := n.table.Load().peers[0].streams.Load()
-		return t != nil && t[0].at().instance == m.instance
+		t := n.table.Load().peers[0].flows.Load()
+		return t != nil && t[0].activeSession().instance == m.instance
 	})
 }
 
@@ -387,7 +387,7 @@ func (n *node) receive() []byte {
 	}
 }
 
-func mark(p []byte) uint64 { return binary.BigEndian.Uint64(p[len(p)-8:]) }
+func packetMark(p []byte) uint64 { return binary.BigEndian.Uint64(p[len(p)-8:]) }
 
 // pass sends a packet from n to m and waits for it there.
 func (n *node) pass(m *node, src, dst string, id uint64) {
@@ -395,7 +395,7 @@ func (n *node) pass(m *node, src, dst string, id uint64) {
 	n.tun.in <- packet(src, dst, 64, 100, id)
 	select {
 	case p := <-m.tun.out:
-		if got := mark(p); got != id {
+		if got := packetMark(p); got != id {
 			n.t.Fatalf("received %d instead of %d", got, id)
 		}
 	case <-time.After(10 * time.Second):
@@ -442,8 +442,8 @@ var spec = mesh.Peer{
 	},
 }
 
-// pair is two bridges a (1) and b (2) that are linked and up.
-func pair(t testing.TB, change ...func(*Config)) (i *internet, a, b *node) {
+// newPair is two bridges a (1) and b (2) that are linked and up.
+func newPair(t testing.TB, change ...func(*Config)) (i *internet, a, b *node) {
 	t.Helper()
 	i = newInternet(t)
 	a, b = i.pair(change...)

@@ -15,13 +15,13 @@ type icmpError struct {
 	rest       uint32
 }
 
-// unreachable returns the ICMP message that tells the sender of packet that its destination cannot be
+// icmpUnreachable returns the ICMP message that tells the sender of packet that its destination cannot be
 // reached, built in buf (at least 1280 bytes), or nil when none may be sent.
-func unreachable(buf, packet []byte) []byte {
-	return answer(buf, packet, icmpError{3, 1, 0}, icmpError{1, 3, 0}) // host, address unreachable
+func icmpUnreachable(buf, packet []byte) []byte {
+	return appendICMPError(buf, packet, icmpError{3, 1, 0}, icmpError{1, 3, 0}) // host, address unreachable
 }
 
-// tooBig returns the ICMP message that tells the sender of packet that it is longer than mtu (for a
+// icmpTooBig returns the ICMP message that tells the sender of packet that it is longer than mtu (for a
 // super-packet: that its segments are), built in buf (at least 1280 bytes), or nil when none may be
 // sent. In either case the caller drops the packet and counts it.
 //
@@ -30,21 +30,21 @@ func unreachable(buf, packet []byte) []byte {
 // datagrams over the MTU of the device.
 //
 // IPv6 hosts need not send less than 1280 bytes at a time (RFC 8200 5), so that is the least we ask for.
-func tooBig(buf, packet []byte, mtu int) []byte {
+func icmpTooBig(buf, packet []byte, mtu int) []byte {
 	if len(packet) >= 20 && packet[0]>>4 == 4 && packet[6]&0x40 == 0 {
 		return nil
 	}
-	return answer(buf, packet, icmpError{3, 4, uint32(min(mtu, 0xffff))}, icmpError{2, 0, uint32(max(mtu, 1280))})
+	return appendICMPError(buf, packet, icmpError{3, 4, uint32(min(mtu, 0xffff))}, icmpError{2, 0, uint32(max(mtu, 1280))})
 }
 
-// answer returns the ICMP message that answers packet, one for each family, built in buf (at least 1280
+// appendICMPError returns the ICMP message that answers packet, one for each family, built in buf (at least 1280
 // bytes), or nil when none may be sent: RFC 1122 3.2.2, RFC 4443 2.4(e).
 //
 // It comes from the very address that cannot be reached. An address of our own would be correct
 // style, but the kernel drops what comes in from a device with a source that is its own; this
 // source passes the reverse path filter too, as its route leads to the device.
-func answer(buf, packet []byte, v4, v6 icmpError) []byte {
-	src, dst, ok := addresses(packet)
+func appendICMPError(buf, packet []byte, v4, v6 icmpError) []byte {
+	src, dst, ok := parseAddresses(packet)
 	if !ok || !src.IsGlobalUnicast() || !dst.IsGlobalUnicast() || dst == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return nil
 	}
@@ -62,10 +62,10 @@ func answer(buf, packet []byte, v4, v6 icmpError) []byte {
 		b := append(buf[:0], 0x45, 0xc0, 0, 0, 0, 0, 0, 0, 64, 1, 0, 0)
 		b = append(b, packet[16:20]...)
 		b = append(b, packet[12:16]...)
-		b = v4.append(b, quoted)
+		b = v4.appendMessage(b, quoted)
 		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
-		binary.BigEndian.PutUint16(b[10:], ^fold(sum16(b[:20], 0)))
-		binary.BigEndian.PutUint16(b[22:], ^fold(sum16(b[20:], 0)))
+		binary.BigEndian.PutUint16(b[10:], ^foldSum(sum16(b[:20], 0)))
+		binary.BigEndian.PutUint16(b[22:], ^foldSum(sum16(b[20:], 0)))
 		return b
 	}
 	header, next := 40, packet[6]
@@ -88,15 +88,15 @@ func answer(buf, packet []byte, v4, v6 icmpError) []byte {
 	b := append(buf[:0], 0x60, 0, 0, 0, 0, 0, 58, 64)
 	b = append(b, packet[24:40]...)
 	b = append(b, packet[8:24]...)
-	b = v6.append(b, quoted)
+	b = v6.appendMessage(b, quoted)
 	binary.BigEndian.PutUint16(b[4:], uint16(len(b)-40))
 	sum := sum16(b[8:40], uint32(len(b)-40)+58) // pseudo header
-	binary.BigEndian.PutUint16(b[42:], ^fold(sum16(b[40:], sum)))
+	binary.BigEndian.PutUint16(b[42:], ^foldSum(sum16(b[40:], sum)))
 	return b
 }
 
-// append appends the message to b, its checksum 0.
-func (e icmpError) append(b, quoted []byte) []byte {
+// appendMessage appends the message to b, its checksum 0.
+func (e icmpError) appendMessage(b, quoted []byte) []byte {
 	b = binary.BigEndian.AppendUint32(append(b, e.kind, e.code, 0, 0), e.rest)
 	return append(b, quoted...)
 }

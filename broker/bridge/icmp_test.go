@@ -19,9 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// plainTUN takes the goroutine to a new network namespace, with a TUN without offloads that has these
+// newSimpleTUN takes the goroutine to a new network namespace, with a TUN without offloads that has these
 // addresses. The thread is never given back: it ends with the goroutine.
-func plainTUN(t *testing.T, addresses ...string) *os.File {
+func newSimpleTUN(t *testing.T, addresses ...string) *os.File {
 	t.Helper()
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -76,7 +76,7 @@ func plainTUN(t *testing.T, addresses ...string) *os.File {
 // went to, so that a connection to any address there is one to this host.
 func TestTooBigKernel(t *testing.T) {
 	const mtu = 1300
-	tun := plainTUN(t, "192.168.0.11/24", "fd00::11/64")
+	tun := newSimpleTUN(t, "192.168.0.11/24", "fd00::11/64")
 	var answered, silent atomic.Int64 // packets that are too big
 	done := make(chan struct{})
 	go func() {
@@ -87,12 +87,12 @@ func TestTooBigKernel(t *testing.T) {
 				return
 			}
 			packet := in[:n]
-			_, dst, ok := addresses(packet)
+			_, dst, ok := parseAddresses(packet)
 			switch {
 			case !ok || !dst.IsGlobalUnicast():
 				continue
 			case n > mtu:
-				if packet = tooBig(buf, packet, mtu); packet == nil {
+				if packet = icmpTooBig(buf, packet, mtu); packet == nil {
 					silent.Add(1)
 					continue
 				}

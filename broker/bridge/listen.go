@@ -21,60 +21,60 @@ import (
 )
 
 const (
-	mostStrangers        = 64 // connections whose hello did not come yet,
-	mostStrangersPerAddr = 16 // and from one address
+	maxPendingConns   = 64 // connections whose hello did not come yet,
+	maxPendingPerAddr = 16 // and from one address
 )
 
-// stranger is a connection whose hello did not come yet.
-type stranger struct {
-	conn   net.Conn
-	remote netip.AddrPort
-	proven bool // has a certificate that we accept; strangers.mu guards it
+// pendingConn is a connection whose hello did not come yet.
+type pendingConn struct {
+	conn          net.Conn
+	remote        netip.AddrPort
+	authenticated bool // has a certificate that we accept; strangers.mu guards it
 }
 
-// strangers are all of them, the oldest first.
-type strangers struct {
-	mu  sync.Mutex
-	all []*stranger
+// pendingConns are all of them, the oldest first.
+type pendingConns struct {
+	mu    sync.Mutex
+	conns []*pendingConn
 }
 
-// enter adds a stranger. At a limit the oldest without certificate has to go, so that idle connections
+// addConn adds a stranger. At a limit the oldest without certificate has to go, so that idle connections
 // keep nobody out: it is closed and returned. It is the new one if all others have certificates.
-func (s *strangers) enter(n *stranger) (gone *stranger) {
+func (s *pendingConns) addConn(n *pendingConn) (gone *pendingConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	same := func(o *stranger) bool { return o.remote.Addr() == n.remote.Addr() }
+	same := func(o *pendingConn) bool { return o.remote.Addr() == n.remote.Addr() }
 	count := 0
-	for _, o := range s.all {
+	for _, o := range s.conns {
 		if same(o) {
 			count++
 		}
 	}
-	s.all = append(s.all, n)
-	if crowd := count >= mostStrangersPerAddr; crowd || len(s.all) > mostStrangers {
-		i := slices.IndexFunc(s.all, func(o *stranger) bool { return !o.proven && (!crowd || same(o)) })
-		gone = s.all[i]
-		s.all = slices.Delete(s.all, i, i+1)
+	s.conns = append(s.conns, n)
+	if crowd := count >= maxPendingPerAddr; crowd || len(s.conns) > maxPendingConns {
+		i := slices.IndexFunc(s.conns, func(o *pendingConn) bool { return !o.authenticated && (!crowd || same(o)) })
+		gone = s.conns[i]
+		s.conns = slices.Delete(s.conns, i, i+1)
 		gone.conn.Close()
 	}
 	return gone
 }
 
-func (s *strangers) prove(n *stranger) {
+func (s *pendingConns) markAuthenticated(n *pendingConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n.proven = true
+	n.authenticated = true
 }
 
-func (s *strangers) leave(n *stranger) {
+func (s *pendingConns) removeConn(n *pendingConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.all = slices.DeleteFunc(s.all, func(o *stranger) bool { return o == n })
+	s.conns = slices.DeleteFunc(s.conns, func(o *pendingConn) bool { return o == n })
 }
 
-// listen sees to it that the configured port is listened on. Another port is opened before the old
+// ensureListener sees to it that the configured port is listened on. Another port is opened before the old
 // one is closed; sessions do not notice. b.mu is held.
-func (b *Bridge) listen() error {
+func (b *Bridge) ensureListener() error {
 	port := b.config.Load().ListenPort
 	if b.listener != nil && b.port == port {
 		return nil
@@ -90,7 +90,7 @@ func (b *Bridge) listen() error {
 	}
 	b.listener, b.port = l, port
 	b.log.Info("listening for peers", "address", l.Addr())
-	b.wg.Go(func() { b.accept(l) })
+	b.wg.Go(func() { b.acceptLoop(l) })
 	return nil
 }
 
@@ -104,7 +104,7 @@ func (b *Bridge) Addr() net.Addr {
 	return b.listener.Addr()
 }
 
-func (b *Bridge) accept(l net.Listener) {
+func (b *Bridge) acceptLoop(l net.Listener) {
 	for {
 		conn, err := l.Accept()
 		switch {
@@ -121,43 +121,43 @@ func (b *Bridge) accept(l net.Listener) {
 			continue
 		}
 		remote := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
-		n := &stranger{conn: conn, remote: netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
-		gone := b.strangers.enter(n)
+		n := &pendingConn{conn: conn, remote: netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
+		gone := b.pending.addConn(n)
 		if gone != nil {
 			b.refused[RefusedLimit].Add(1)
 		}
 		if gone != n {
-			b.wg.Go(func() { b.meet(n) })
+			b.wg.Go(func() { b.serveInbound(n) })
 		}
 	}
 }
 
-// meet serves one connection from a peer until its end.
-func (b *Bridge) meet(n *stranger) {
+// serveInbound serves one connection from a peer until its end.
+func (b *Bridge) serveInbound(n *pendingConn) {
 	defer n.conn.Close()
 	defer context.AfterFunc(b.ctx, func() { n.conn.Close() })()
-	p, s, theirs, err := b.identify(n)
-	b.strangers.leave(n)
+	p, s, theirs, err := b.identifyPeer(n)
+	b.pending.removeConn(n)
 	if err != nil {
-		b.refuse(err)
+		b.countRefusal(err)
 		if p != nil {
-			p.refused(err)
+			p.noteRefusal(err)
 		}
 		return
 	}
-	if p != nil && p.attach(s, theirs) {
+	if p != nil && p.attachSession(s, theirs) {
 		s.run()
-		p.detach(s, s.cause)
+		p.detachSession(s, s.cause)
 	}
 }
 
-// identify finds out which peer is at the other end. The peer speaks first, also one that is known
+// identifyPeer finds out which peer is at the other end. The peer speaks first, also one that is known
 // by its certificate: a dialler does so at once, and learns from our hello that it is welcome.
 // With an error, the peer is the one that was refused, if it is known.
-func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
+func (b *Bridge) identifyPeer(n *pendingConn) (*peer, *session, *hello, error) {
 	remote, start := n.remote, time.Now()
-	tune(n.conn)
-	raw := newGather(n.conn, b.timing.write)
+	tuneTCP(n.conn)
+	raw := newBatchConn(n.conn, b.timing.write)
 	raw.SetDeadline(start.Add(b.timing.tls))
 	c := b.credentials.Load()
 	if c == nil { // not told yet: neither refuse nor trust
@@ -170,15 +170,15 @@ func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
 	}
 	raw.SetDeadline(start.Add(b.timing.handshake))
 	if !c.Unencrypted {
-		b.strangers.prove(n)
+		b.pending.markAuthenticated(n)
 	}
 	theirs, err := readHello(conn)
 	if err != nil {
-		return nil, nil, nil, refuse(RefusedHello, "hello of %s: %w", remote, err)
+		return nil, nil, nil, newRefusal(RefusedHello, "hello of %s: %w", remote, err)
 	}
 	var p *peer
 	for _, p = range links {
-		if err = p.check(theirs); err == nil {
+		if err = p.checkHello(theirs); err == nil {
 			break
 		}
 	}
@@ -187,15 +187,15 @@ func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
 		if f := b.config.Load().OnUnknown; f != nil {
 			f(link.UnknownPeer{Announcement: theirs.Announcement, Names: names, Remote: remote})
 		}
-		return nil, nil, nil, refuse(RefusedUnknown, "%s %v announces %s: no link for it yet", remote, names, theirs.Address)
+		return nil, nil, nil, newRefusal(RefusedUnknown, "%s %v announces %s: no link for it yet", remote, names, theirs.Address)
 	case p == nil || err != nil && len(links) > 1:
-		return nil, nil, nil, refuse(RefusedUnknown, "%s announces cluster address %s: no link for it", remote, theirs.Address)
+		return nil, nil, nil, newRefusal(RefusedUnknown, "%s announces cluster address %s: no link for it", remote, theirs.Address)
 	case err != nil:
 		return p, nil, nil, err
 	case theirs.stream > 0 && theirs.stream >= b.config.Load().Streams:
-		return p, nil, nil, refuse(RefusedLimit, "%s dials stream %d, of %d", remote, theirs.stream, b.config.Load().Streams)
+		return p, nil, nil, newRefusal(RefusedLimit, "%s dials stream %d, of %d", remote, theirs.stream, b.config.Load().Streams)
 	}
-	ours, flags, err := p.hello(theirs.stream)
+	ours, flags, err := p.helloFrame(theirs.stream)
 	if err == nil {
 		_, err = conn.Write(ours)
 	}
@@ -203,13 +203,13 @@ func (b *Bridge) identify(n *stranger) (*peer, *session, *hello, error) {
 		_, _, err = readFrame(conn) // a ping: see flagKeepalive
 	}
 	if err != nil {
-		return p, nil, nil, refuse(RefusedHello, "peer does not accept our hello: %s", short(err))
+		return p, nil, nil, newRefusal(RefusedHello, "peer does not accept our hello: %s", shortReason(err))
 	}
 	return p, newSession(p, conn, raw, true, theirs.stream, flags, theirs), theirs, nil
 }
 
-// refuse counts a refused connection, and tells of it now and then.
-func (b *Bridge) refuse(err error) {
+// countRefusal counts a refused connection, and tells of it now and then.
+func (b *Bridge) countRefusal(err error) {
 	var r *refusal
 	if !errors.As(err, &r) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed) {
 		return // closed without a word: a load balancer looks whether we are there; or by us, see strangers

@@ -34,14 +34,14 @@ const (
 	headerUDP        = 8
 
 	gsoByFrags     = 0xffff // as a gsoSize it means something else to the kernel
-	extensionsMax  = 8      // IPv6 extension headers
-	segmentsMaxUDP = 128    // most datagrams in one super-packet: UDP_MAX_SEGMENTS of linux/udp.h, 64 before 6.9
-	sizeMinTCP     = 8      // TCP_MIN_GSO_SIZE: Linux makes no smaller segments
+	maxExtensions  = 8      // IPv6 extension headers
+	maxSegmentsUDP = 128    // most datagrams in one super-packet: UDP_MAX_SEGMENTS of linux/udp.h, 64 before 6.9
+	minSegmentTCP  = 8      // TCP_MIN_GSO_SIZE: Linux makes no smaller segments
 
 	// Most bytes that the headers of all segments take. Linux itself makes segments of 8 bytes: 8192 of them with
 	// the longest headers of IPv4 and TCP are below this. But the extension headers of IPv6 have no such
 	// limit: one frame would become hundreds of megabytes.
-	headersMost = 1 << 20
+	maxHeaderBytes = 1 << 20
 )
 
 // vnetHeader is a struct virtio_net_hdr. With needsCsum the checksum field at csumStart+csumOffset
@@ -65,8 +65,8 @@ func parseVnet(b []byte) vnetHeader {
 	}
 }
 
-// put writes the header to the first vnetSize bytes of b.
-func (h *vnetHeader) put(b []byte) {
+// putBytes writes the header to the first vnetSize bytes of b.
+func (h *vnetHeader) putBytes(b []byte) {
 	_ = b[vnetSize-1]
 	b[0], b[1] = h.flags, h.gsoType
 	binary.LittleEndian.PutUint16(b[2:], h.hdrLen)
@@ -75,7 +75,7 @@ func (h *vnetHeader) put(b []byte) {
 	binary.LittleEndian.PutUint16(b[8:], h.csumOffset)
 }
 
-// sound tells whether the header, which may come from the network, fits packet, which addresses found
+// validateFor tells whether the header, which may come from the network, fits packet, which addresses found
 // sound. Only then it may be given to the kernel or to the functions below. Whatever means nothing is
 // cleared, so that a gsoType is left on two segments and more only, and hdrLen, to the kernel a hint how
 // much to keep in one piece, becomes the length of the headers. dataValid is the word of another machine:
@@ -83,13 +83,13 @@ func (h *vnetHeader) put(b []byte) {
 //
 // Whether the sum of the pseudo header is right is not asked, nor does the kernel: with a routing header
 // or a source route it is not of the addresses in the IP header.
-func (h *vnetHeader) sound(packet []byte) bool {
+func (h *vnetHeader) validateFor(packet []byte) bool {
 	if h.flags != needsCsum {
 		ok := h.flags == 0 && h.gsoType == gsoNone // VIRTIO 1.2, 5.1.6.2.1: no segmentation without it
 		*h = vnetHeader{}
 		return ok
 	}
-	protocol, start, ok := transport(packet)
+	protocol, start, ok := parseTransport(packet)
 	if !ok {
 		return false
 	}
@@ -133,15 +133,15 @@ func (h *vnetHeader) sound(packet []byte) bool {
 	case gsoTCPv6:
 		ok = protocol == protocolTCP && packet[0]>>4 == 6
 	case gsoUDP:
-		ok = protocol == protocolUDP && exact && len(packet)-end <= segmentsMaxUDP*int(h.gsoSize) &&
+		ok = protocol == protocolUDP && exact && len(packet)-end <= maxSegmentsUDP*int(h.gsoSize) &&
 			int(binary.BigEndian.Uint16(packet[start+4:])) == len(packet)-start
 	default:
 		return false
 	}
-	if !ok || h.gsoSize == gsoByFrags || h.gsoSize == 0 || protocol == protocolTCP && h.gsoSize < sizeMinTCP {
+	if !ok || h.gsoSize == gsoByFrags || h.gsoSize == 0 || protocol == protocolTCP && h.gsoSize < minSegmentTCP {
 		return false
 	}
-	if (len(packet)-end)/int(h.gsoSize)*end > headersMost {
+	if (len(packet)-end)/int(h.gsoSize)*end > maxHeaderBytes {
 		return false
 	}
 	if len(packet)-end <= int(h.gsoSize) { // one segment: to the kernel too it is a packet like others
@@ -150,15 +150,15 @@ func (h *vnetHeader) sound(packet []byte) bool {
 	return true
 }
 
-// transport returns the protocol of a packet that addresses found sound and where its header starts;
+// parseTransport returns the protocol of a packet that addresses found sound and where its header starts;
 // ok is false when the packet is a fragment or its extension headers (RFC 8200, 4) are not sound.
-func transport(packet []byte) (protocol byte, start int, ok bool) {
+func parseTransport(packet []byte) (protocol byte, start int, ok bool) {
 	if packet[0]>>4 == 4 {
 		fragment := binary.BigEndian.Uint16(packet[6:])&0x3fff != 0 // more to come, or not the first
 		return packet[9], int(packet[0]&0x0f) * 4, !fragment
 	}
 	protocol, start = packet[6], 40
-	for range extensionsMax {
+	for range maxExtensions {
 		switch protocol {
 		case 0, 43, 60: // hop-by-hop options, routing, destination options
 			if len(packet) < start+8 {
@@ -172,11 +172,11 @@ func transport(packet []byte) (protocol byte, start int, ok bool) {
 	return 0, 0, false
 }
 
-// complete fills in the checksum of a packet that needs one, if its header is sound. Then nothing is
+// fillChecksum fills in the checksum of a packet that needs one, if its header is sound. Then nothing is
 // left to do: the header becomes empty.
-func (h *vnetHeader) complete(packet []byte) {
+func (h *vnetHeader) fillChecksum(packet []byte) {
 	if h.flags&needsCsum != 0 {
-		sum := ^fold(sum16(packet[h.csumStart:], 0))
+		sum := ^foldSum(sum16(packet[h.csumStart:], 0))
 		if sum == 0 { // in UDP no checksum at all (RFC 768); to the others it is the same number
 			sum = 0xffff
 		}
@@ -196,14 +196,14 @@ type segmenter struct {
 	headers int    // their length, IP and TCP or UDP: each segment has them
 	mss     int    // payload of all segments but the last
 	done    int    // segments so far
-	many    int    // segments
+	total   int    // segments
 	pseudo  uint32 // sum of the pseudo header but for the length in it
 	tcp     bool
 }
 
-// segments starts to cut a super-packet with a sound header. The packet stays as it is, and must do so
+// splitPacket starts to cut a super-packet with a sound header. The packet stays as it is, and must do so
 // until the last segment was taken.
-func (h *vnetHeader) segments(packet []byte) segmenter {
+func (h *vnetHeader) splitPacket(packet []byte) segmenter {
 	s := segmenter{
 		packet:  packet,
 		start:   int(h.csumStart),
@@ -211,26 +211,26 @@ func (h *vnetHeader) segments(packet []byte) segmenter {
 		mss:     int(h.gsoSize),
 		tcp:     h.gsoType != gsoUDP,
 	}
-	s.many = (len(packet) - s.headers + s.mss - 1) / s.mss
+	s.total = (len(packet) - s.headers + s.mss - 1) / s.mss
 	s.pseudo = uint32(binary.BigEndian.Uint16(packet[h.csumStart+h.csumOffset:])) +
 		uint32(^uint16(len(packet)-s.start))
 	return s
 }
 
-// count returns the number of segments that are left. All have the same size, the last may be shorter.
-func (s *segmenter) count() int { return s.many - s.done }
+// countLeft returns the number of segments that are left. All have the same size, the last may be shorter.
+func (s *segmenter) countLeft() int { return s.total - s.done }
 
-// size returns the length of the next segment; 0: there is none.
-func (s *segmenter) size() int {
-	if s.done == s.many {
+// nextSize returns the length of the next segment; 0: there is none.
+func (s *segmenter) nextSize() int {
+	if s.done == s.total {
 		return 0
 	}
 	return min(s.headers+s.mss, len(s.packet)-s.done*s.mss)
 }
 
-// next writes the next segment to b, which has room for it, and returns its length.
-func (s *segmenter) next(b []byte) int {
-	n := s.size()
+// writeNext writes the next segment to b, which has room for it, and returns its length.
+func (s *segmenter) writeNext(b []byte) int {
+	n := s.nextSize()
 	if n == 0 {
 		return 0
 	}
@@ -252,14 +252,14 @@ func (s *segmenter) next(b []byte) int {
 		if s.done > 0 {
 			segment[13] &^= 0x80 // CWR is said once (RFC 3168, 6.1.2)
 		}
-		if s.done < s.many-1 {
+		if s.done < s.total-1 {
 			segment[13] &^= 0x09 // PSH and FIN come behind the last byte
 		}
 	} else {
 		binary.BigEndian.PutUint16(segment[4:], uint16(len(segment)))
 	}
 	binary.BigEndian.PutUint16(segment[check:], 0)
-	sum := ^fold(sum16(segment, pseudo))
+	sum := ^foldSum(sum16(segment, pseudo))
 	if sum == 0 && !s.tcp {
 		sum = 0xffff
 	}
@@ -271,5 +271,5 @@ func (s *segmenter) next(b []byte) int {
 // checksumIPv4 fills in the checksum of an IPv4 header.
 func checksumIPv4(packet []byte) {
 	binary.BigEndian.PutUint16(packet[10:], 0)
-	binary.BigEndian.PutUint16(packet[10:], ^fold(sum16(packet[:int(packet[0]&0x0f)*4], 0)))
+	binary.BigEndian.PutUint16(packet[10:], ^foldSum(sum16(packet[:int(packet[0]&0x0f)*4], 0)))
 }

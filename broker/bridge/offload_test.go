@@ -139,11 +139,11 @@ func noise(n int) []byte {
 	return b
 }
 
-// cut returns all segments of a super-packet.
-func cut(h vnetHeader, packet []byte) (segments [][]byte) {
-	for s := h.segments(packet); s.size() > 0; {
-		b := make([]byte, s.size())
-		if n := s.next(b); n != len(b) {
+// allSegments returns all segments of a super-packet.
+func allSegments(h vnetHeader, packet []byte) (segments [][]byte) {
+	for s := h.splitPacket(packet); s.nextSize() > 0; {
+		b := make([]byte, s.nextSize())
+		if n := s.writeNext(b); n != len(b) {
 			panic("size of a segment")
 		}
 		segments = append(segments, b)
@@ -151,12 +151,12 @@ func cut(h vnetHeader, packet []byte) (segments [][]byte) {
 	return segments
 }
 
-// good tells whether all checksums of a packet are.
-func good(packet []byte) bool {
-	if _, _, ok := addresses(packet); !ok {
+// checksumsGood tells whether all checksums of a packet are.
+func checksumsGood(packet []byte) bool {
+	if _, _, ok := parseAddresses(packet); !ok {
 		return false
 	}
-	protocol, start, ok := transport(packet)
+	protocol, start, ok := parseTransport(packet)
 	if packet[0]>>4 == 4 && slowSum(packet[:int(packet[0]&15)*4], 0) != 0xffff {
 		return false
 	}
@@ -169,14 +169,14 @@ func TestSum(t *testing.T) {
 	for from := range 9 {
 		for to := from; to <= len(b); to++ {
 			sum := rand.Uint32N(1 << 20)
-			if got, want := fold(sum16(b[from:to], sum)), slowSum(b[from:to], uint32(fold(sum))); got != want {
+			if got, want := foldSum(sum16(b[from:to], sum)), slowSum(b[from:to], uint32(foldSum(sum))); got != want {
 				t.Fatalf("%d to %d: %x, not %x", from, to, got, want)
 			}
 		}
 	}
 	for _, v := range []byte{0, 0xff} {
 		for n := range 300 {
-			if got, want := fold(sum16(bytes.Repeat([]byte{v}, n), 0)), slowSum(bytes.Repeat([]byte{v}, n), 0); got != want {
+			if got, want := foldSum(sum16(bytes.Repeat([]byte{v}, n), 0)), slowSum(bytes.Repeat([]byte{v}, n), 0); got != want {
 				t.Fatalf("%d of %x: %x, not %x", n, v, got, want)
 			}
 		}
@@ -190,17 +190,17 @@ func TestVnetHeader(t *testing.T) {
 		t.Errorf("%+v", h)
 	}
 	got := make([]byte, vnetSize)
-	if h.put(got); !bytes.Equal(got, b) {
+	if h.putBytes(got); !bytes.Equal(got, b) {
 		t.Errorf("% x", got)
 	}
 }
 
-func TestSound(t *testing.T) {
+func TestValidateFor(t *testing.T) {
 	for _, f := range append(flows(0), flows(1000)...) {
 		h, packet := f.super(noise(3000))
 		want := h
 		h.hdrLen = 0xffff
-		if !h.sound(packet) || h != want {
+		if !h.validateFor(packet) || h != want {
 			t.Errorf("%v: %+v, not %+v", f, h, want)
 		}
 		for cutAt := range int(h.hdrLen) {
@@ -210,7 +210,7 @@ func TestSound(t *testing.T) {
 			} else if cutAt >= 20 && !f.v6 {
 				binary.BigEndian.PutUint16(short[2:], uint16(cutAt))
 			}
-			if _, _, ok := addresses(short); ok && new(want).sound(short) {
+			if _, _, ok := parseAddresses(short); ok && new(want).validateFor(short) {
 				t.Errorf("%v: cut at %d", f, cutAt)
 			}
 		}
@@ -266,7 +266,7 @@ func TestSound(t *testing.T) {
 	} {
 		h, packet := test.flow.super(make([]byte, 3000))
 		test.change(&h, packet)
-		if ok := h.sound(packet); ok != test.ok {
+		if ok := h.validateFor(packet); ok != test.ok {
 			t.Errorf("%s: %v", test.name, ok)
 		}
 	}
@@ -276,29 +276,29 @@ func TestSound(t *testing.T) {
 		flow flow
 		ok   bool
 	}{
-		{flow{tcp: true, mss: sizeMinTCP, ipOptions: 40, tcpOptions: 40}, true},
-		{flow{tcp: true, mss: sizeMinTCP, v6: true, tcpOptions: 40}, true},
+		{flow{tcp: true, mss: minSegmentTCP, ipOptions: 40, tcpOptions: 40}, true},
+		{flow{tcp: true, mss: minSegmentTCP, v6: true, tcpOptions: 40}, true},
 		{flow{tcp: true, mss: 1400, v6: true, ipOptions: 2048}, true},
-		{flow{tcp: true, mss: sizeMinTCP, v6: true, ipOptions: 2048}, false},
+		{flow{tcp: true, mss: minSegmentTCP, v6: true, ipOptions: 2048}, false},
 	} {
 		h, packet := test.flow.super(make([]byte, 63000))
-		if ok := h.sound(packet); ok != test.ok {
+		if ok := h.validateFor(packet); ok != test.ok {
 			t.Errorf("%v in 63000 bytes: %v", test.flow, ok)
 		}
 	}
 
 	h, packet := tcp.super(make([]byte, 1000))
-	if !h.sound(packet) || h.gsoType != gsoNone {
+	if !h.validateFor(packet) || h.gsoType != gsoNone {
 		t.Errorf("one segment: %+v", h)
 	}
 	h = vnetHeader{hdrLen: 7, csumStart: 60000}
-	if !h.sound(packet) || h != (vnetHeader{}) {
+	if !h.validateFor(packet) || h != (vnetHeader{}) {
 		t.Errorf("nothing to do: %+v", h)
 	}
 	// A field behind the 65535th byte is out of reach.
 	h, packet = flow{v6: true}.super(make([]byte, 65535-8))
 	h.csumStart, h.csumOffset = 65535, 10
-	if h.sound(packet) {
+	if h.validateFor(packet) {
 		t.Error("checksum beyond 16 bits")
 	}
 }
@@ -309,16 +309,16 @@ func TestSegments(t *testing.T) {
 			payload := noise(n)
 			h, packet := f.super(payload)
 			before := bytes.Clone(packet)
-			if !h.sound(packet) {
+			if !h.validateFor(packet) {
 				t.Fatalf("%v: %+v", f, h)
 			}
-			s, segments := h.segments(packet), cut(h, packet)
-			if s.count() != (n+999)/1000 || s.count() != len(segments) || !bytes.Equal(before, packet) {
-				t.Fatalf("%v: %d segments, not %d", f, len(segments), s.count())
+			s, segments := h.splitPacket(packet), allSegments(h, packet)
+			if s.countLeft() != (n+999)/1000 || s.countLeft() != len(segments) || !bytes.Equal(before, packet) {
+				t.Fatalf("%v: %d segments, not %d", f, len(segments), s.countLeft())
 			}
 			var joined []byte
 			for i, b := range segments {
-				if !good(b) {
+				if !checksumsGood(b) {
 					t.Errorf("%v: segment %d is wrong: %x", f, i, b)
 				}
 				l4 := b[h.csumStart:]
@@ -347,25 +347,25 @@ func TestSegments(t *testing.T) {
 	}
 }
 
-func TestComplete(t *testing.T) {
+func TestFillChecksum(t *testing.T) {
 	for _, f := range flows(0) {
 		for n := range 300 {
 			h, packet := f.super(noise(n))
-			if !h.sound(packet) {
+			if !h.validateFor(packet) {
 				t.Fatalf("%v: %+v", f, h)
 			}
-			if h.complete(packet); !good(packet) || h != (vnetHeader{}) {
+			if h.fillChecksum(packet); !checksumsGood(packet) || h != (vnetHeader{}) {
 				t.Fatalf("%v: %x", f, packet)
 			}
 		}
 		h, packet := f.super(zeroSum(f, 100))
 		field := h.csumStart + h.csumOffset
-		h.complete(packet)
-		if sum := binary.BigEndian.Uint16(packet[field:]); sum != 0xffff || !good(packet) {
+		h.fillChecksum(packet)
+		if sum := binary.BigEndian.Uint16(packet[field:]); sum != 0xffff || !checksumsGood(packet) {
 			t.Errorf("%v: no checksum: %x", f, sum)
 		}
 		before := bytes.Clone(packet)
-		if h.complete(packet); !bytes.Equal(before, packet) {
+		if h.fillChecksum(packet); !bytes.Equal(before, packet) {
 			t.Errorf("%v: complete packet was changed", f)
 		}
 	}
@@ -377,9 +377,9 @@ func zeroSum(f flow, n int) []byte {
 	payload[0], payload[1] = 0, 0
 	h, packet := f.super(payload)
 	if len(payload) > int(h.gsoSize) && h.gsoSize > 0 {
-		packet = cut(h, packet)[0]
+		packet = allSegments(h, packet)[0]
 	} else {
-		new(h).complete(packet)
+		new(h).fillChecksum(packet)
 	}
 	copy(payload, packet[h.csumStart+h.csumOffset:][:2])
 	return payload
@@ -473,11 +473,11 @@ func (w *wiretap) pump(t *testing.T, from, to *os.File) {
 			return // closed at the end of the test
 		}
 		packet := b[vnetSize:n]
-		_, dst, ok := addresses(packet)
+		_, dst, ok := parseAddresses(packet)
 		h := parseVnet(b)
 		was := h
 		h.flags &^= dataValid
-		if !ok || !h.sound(packet) {
+		if !ok || !h.validateFor(packet) {
 			t.Errorf("packet of the kernel is not sound: %+v % x", was, packet[:min(100, len(packet))])
 			continue
 		}
@@ -486,7 +486,7 @@ func (w *wiretap) pump(t *testing.T, from, to *os.File) {
 			w.seen = append(w.seen, tapped{h, bytes.Clone(packet)})
 			w.mu.Unlock()
 		}
-		h.put(b)
+		h.putBytes(b)
 		to.Write(b[:n]) // fails when the other one is closed
 	}
 }
@@ -523,7 +523,7 @@ func newJudge(t *testing.T) *judge {
 func (j *judge) compare(t *testing.T, h vnetHeader, packet []byte) int {
 	t.Helper()
 	b := make([]byte, vnetSize, vnetSize+len(packet))
-	h.put(b)
+	h.putBytes(b)
 	if _, err := j.in.Write(append(b, packet...)); err != nil {
 		t.Fatalf("%+v % x: %v", h, packet[:min(80, len(packet))], err)
 	}
@@ -531,10 +531,10 @@ func (j *judge) compare(t *testing.T, h vnetHeader, packet []byte) int {
 	decrementTTL(mine)
 	var want [][]byte
 	if g := h; h.gsoType == gsoNone {
-		g.complete(mine)
+		g.fillChecksum(mine)
 		want = append(want, mine)
 	} else {
-		want = cut(h, mine)
+		want = allSegments(h, mine)
 	}
 	got := make([]byte, maxPayload)
 	for i := 0; i < len(want); {
@@ -543,7 +543,7 @@ func (j *judge) compare(t *testing.T, h vnetHeader, packet []byte) int {
 		if err != nil {
 			t.Fatalf("packet %d of %d of %+v % x: %v", i, len(want), h, packet[:min(80, len(packet))], err)
 		}
-		if _, dst, ok := addresses(got[:n]); ok && dst.IsMulticast() {
+		if _, dst, ok := parseAddresses(got[:n]); ok && dst.IsMulticast() {
 			continue // neighbour discovery
 		}
 		if !bytes.Equal(got[:n], want[i]) {
@@ -566,7 +566,7 @@ func TestOffloadMade(t *testing.T) {
 			if f.tcp {
 				f.flags, f.tcpOptions = byte(rand.Uint32())|0x10, int(rand.Uint32N(11))*4
 			}
-			n := 2 + rand.IntN(min(65000, int(f.mss)*segmentsMaxUDP)-1)
+			n := 2 + rand.IntN(min(65000, int(f.mss)*maxSegmentsUDP)-1)
 			if supers++; supers%5 == 0 {
 				f.mss, n = 0, 2+rand.IntN(1300)
 			}
@@ -576,7 +576,7 @@ func TestOffloadMade(t *testing.T) {
 			}
 			f.mss = min(f.mss, uint16(1500-60-60))
 			h, packet := f.super(payload)
-			if !h.sound(packet) {
+			if !h.validateFor(packet) {
 				t.Fatalf("%v with %d bytes", f, n)
 			}
 			packets += j.compare(t, h, packet)
@@ -589,11 +589,11 @@ func TestOffloadMade(t *testing.T) {
 	_, packet := flow{}.super(append(make([]byte, 8+14), frame...)) // behind a VXLAN and an Ethernet header
 	packet[26], packet[27] = 0, 0
 	inner.csumStart += 28 + 8 + 14
-	if !inner.sound(packet) {
+	if !inner.validateFor(packet) {
 		t.Fatalf("VXLAN is not sound: %+v", inner)
 	}
 	j.compare(t, inner, packet)
-	if inner.complete(packet); !good(packet[28+8+14:]) {
+	if inner.fillChecksum(packet); !checksumsGood(packet[28+8+14:]) {
 		t.Errorf("VXLAN: % x", packet)
 	}
 }
@@ -713,14 +713,14 @@ func TestOffloadAllocations(t *testing.T) {
 		hs, datagram := single.super(noise(1400))
 		if n := testing.AllocsPerRun(10, func() {
 			h := h
-			if !h.sound(packet) {
+			if !h.validateFor(packet) {
 				t.Error("not sound")
 			}
-			for s := h.segments(packet); s.size() > 0; {
-				s.next(b)
+			for s := h.splitPacket(packet); s.nextSize() > 0; {
+				s.writeNext(b)
 			}
 			g := hs
-			g.complete(append(room, datagram...))
+			g.fillChecksum(append(room, datagram...))
 		}); n != 0 {
 			t.Errorf("%v: %v allocations", f, n)
 		}
@@ -732,7 +732,7 @@ func FuzzOffload(f *testing.F) {
 		for _, flow := range flows(mss) {
 			h, packet := flow.super(noise(1200))
 			b := make([]byte, vnetSize)
-			h.put(b)
+			h.putBytes(b)
 			f.Add(b, packet)
 		}
 	}
@@ -748,37 +748,37 @@ func FuzzOffload(f *testing.F) {
 				binary.BigEndian.PutUint16(packet[4:], uint16(len(packet)-40))
 			}
 		}
-		if _, _, ok := addresses(packet); !ok {
+		if _, _, ok := parseAddresses(packet); !ok {
 			return
 		}
 		h.flags &^= dataValid
-		if !h.sound(packet) {
+		if !h.validateFor(packet) {
 			return
 		}
-		if again := h; !again.sound(packet) || again != h {
+		if again := h; !again.validateFor(packet) || again != h {
 			t.Fatalf("sound, then not: %+v, %+v", h, again)
 		}
 		if h.gsoType == gsoNone {
 			start := h
 			done := bytes.Clone(packet)
-			h.complete(done)
+			h.fillChecksum(done)
 			copy(done[start.csumStart+start.csumOffset:][:2], packet[start.csumStart+start.csumOffset:])
 			if !bytes.Equal(done, packet) {
 				t.Fatalf("%+v: more than the checksum was changed", start)
 			}
 			return
 		}
-		protocol, start, _ := transport(packet)
+		protocol, start, _ := parseTransport(packet)
 		binary.BigEndian.PutUint16(packet[h.csumStart+h.csumOffset:], pseudoSum(packet, protocol, len(packet)-start))
-		s := h.segments(packet)
-		count, total := s.count(), 0
+		s := h.splitPacket(packet)
+		count, total := s.countLeft(), 0
 		if count < 2 {
 			t.Fatalf("%d segments", count)
 		}
 		b := make([]byte, int(h.hdrLen)+int(h.gsoSize))
-		for ; s.size() > 0; count-- {
-			n := s.next(b)
-			if total += n - int(h.hdrLen); n > len(b) || n <= int(h.hdrLen) || !good(b[:n]) {
+		for ; s.nextSize() > 0; count-- {
+			n := s.writeNext(b)
+			if total += n - int(h.hdrLen); n > len(b) || n <= int(h.hdrLen) || !checksumsGood(b[:n]) {
 				t.Fatalf("%+v: segment % x", h, b[:n])
 			}
 		}
@@ -807,8 +807,8 @@ func BenchmarkSegments(b *testing.B) {
 			to := make([]byte, 2000)
 			b.SetBytes(int64(len(packet)))
 			for b.Loop() {
-				for s := h.segments(packet); s.size() > 0; {
-					s.next(to)
+				for s := h.splitPacket(packet); s.nextSize() > 0; {
+					s.writeNext(to)
 				}
 			}
 		})

@@ -14,18 +14,18 @@ import (
 
 // Pauses before a TUN that failed is opened again: the first one, doubled each time, and the last.
 const (
-	reopenFirst = 100 * time.Millisecond
-	reopenMost  = 5 * time.Second
+	minReopenPause = 100 * time.Millisecond
+	maxReopenPause = 5 * time.Second
 )
 
-// readBytesMost is how much is read from the TUN before some of it is sent. It is more than a batch: what
+// maxTurnBytes is how much is read from the TUN before some of it is sent. It is more than a batch: what
 // waits shall wait in our queues, where one flow can overtake another one, and not in that of the TUN.
-const readBytesMost = 256 << 10
+const maxTurnBytes = 256 << 10
 
 // serveTUN takes packets from the TUN until the bridge is closed. A TUN that fails, as it does when
 // somebody deletes it, is opened again.
 func (b *Bridge) serveTUN() {
-	dev, pause := *b.device.Load(), reopenFirst
+	dev, pause := *b.device.Load(), minReopenPause
 	for {
 		err := b.readTUN(dev)
 		if !b.setDevice(noDevice{}) {
@@ -38,16 +38,16 @@ func (b *Bridge) serveTUN() {
 		} else {
 			b.log.Error("TUN failed, it is opened again", "interface", b.name, "error", err)
 			b.failure.Store(new(fmt.Errorf("read TUN %s: %w", b.name, err)))
-			b.changed()
+			b.notifyChanged()
 			dev.Close(true) // else the name stays in use
 		}
-		for dev = nil; dev == nil; pause = min(max(2*pause, reopenFirst), reopenMost) {
+		for dev = nil; dev == nil; pause = min(max(2*pause, minReopenPause), maxReopenPause) {
 			select {
 			case <-time.After(pause):
 			case <-b.ctx.Done():
 				return
 			}
-			if dev, err = b.open(); err != nil {
+			if dev, err = b.openDevice(); err != nil {
 				dev = nil
 				b.log.Warn("TUN is still missing", "error", err)
 			}
@@ -58,13 +58,13 @@ func (b *Bridge) serveTUN() {
 			}
 			return
 		}
-		pause = reopenFirst
-		b.tell(dev)
+		pause = minReopenPause
+		b.logDevice(dev)
 		b.failure.Store(nil)
 		for _, p := range b.table.Load().peers { // what was agreed on with the peer has to be what is there
-			p.drop(errOffloads, func(s *session) bool { return s.flags != s.theirs&b.flags() })
+			p.closeSessions(errOffloads, func(s *session) bool { return s.flags != s.theirFlags&b.featureFlags() })
 		}
-		b.changed()
+		b.notifyChanged()
 	}
 }
 
@@ -74,7 +74,7 @@ func (b *Bridge) readTUN(dev device) error {
 	var readers sync.WaitGroup
 	failed := make(chan error, len(queues))
 	for i, q := range queues {
-		readers.Go(func() { failed <- b.newOutbound(i, dev.Offloads()).run(q) })
+		readers.Go(func() { failed <- b.newTUNReader(i, dev.Offloads()).readLoop(q) })
 	}
 	err := <-failed
 	for _, q := range queues { // the others would wait for ever
@@ -94,7 +94,7 @@ func (b *Bridge) setDevice(dev device) bool {
 		return false
 	}
 	c := b.config.Load() // may have changed while the device was opened
-	if t, ok := dev.(*kernelTUN); ok && t.plain != c.NoOffload {
+	if t, ok := dev.(*kernelTUN); ok && t.noOffload != c.NoOffload {
 		b.reopen.Store(true)
 		t.Close(true)
 	} else if err := dev.SetMTU(c.MTU); err != nil {
@@ -107,8 +107,8 @@ func (b *Bridge) setDevice(dev device) bool {
 	return true
 }
 
-// outbound is the state of one TUN reader.
-type outbound struct {
+// tunReader is the state of one TUN reader.
+type tunReader struct {
 	*Bridge
 	queue    int
 	offloads bool
@@ -118,57 +118,57 @@ type outbound struct {
 	limit    limiter
 }
 
-func (b *Bridge) newOutbound(queue int, offloads Offloads) *outbound {
-	return &outbound{
+func (b *Bridge) newTUNReader(queue int, offloads Offloads) *tunReader {
+	return &tunReader{
 		Bridge: b, queue: queue, offloads: offloads != 0, buf: newBuffer(maxPayload),
 		limit: limiter{every: icmpInterval, burst: icmpBurst},
 	}
 }
 
-// run reads until an error. It takes the packets that are there and sends a batch to each session that has
+// readLoop reads until an error. It takes the packets that are there and sends a batch to each session that has
 // some, in turns; when nothing is left to be sent it waits for packets. Small packets that come in a burst
 // share records and system calls; none waits for another one that is not there yet.
-func (o *outbound) run(q tunQueue) error {
+func (o *tunReader) readLoop(q tunQueue) error {
 	read := q.Read
 	for {
-		n, err := read(o.room())
+		n, err := read(o.readRoom())
 		for bytes := n; err == nil && n > 0; bytes += n {
-			o.packet(n)
-			if bytes >= readBytesMost {
+			o.routePacket(n)
+			if bytes >= maxTurnBytes {
 				break
 			}
-			n, err = q.TryRead(o.room())
+			n, err = q.TryRead(o.readRoom())
 		}
 		if err != nil {
 			for _, s := range o.sessions {
-				s.kick()
+				s.kickSender()
 			}
 			return err
 		}
-		if read = q.Read; o.send() {
+		if read = q.Read; o.sendBatches() {
 			read = q.TryRead
 			runtime.Gosched() // nothing here ever waits, and raw system calls do not let others in: see raw.go
 		}
 	}
 }
 
-// room is where the next packet is read to.
-func (o *outbound) room() []byte {
+// readRoom is where the next packet is read to.
+func (o *tunReader) readRoom() []byte {
 	if o.offloads {
 		return o.buf.data[headroom-vnetSize:]
 	}
 	return o.buf.data[headroom:]
 }
 
-// send sends a batch of what each session has; more: some have more.
-func (o *outbound) send() (more bool) {
-	o.sessions = slices.DeleteFunc(o.sessions, func(s *session) bool { return !s.push() })
+// sendBatches sends a batch of what each session has; more: some have more.
+func (o *tunReader) sendBatches() (more bool) {
+	o.sessions = slices.DeleteFunc(o.sessions, func(s *session) bool { return !s.pushBatch() })
 	return len(o.sessions) > 0
 }
 
-// packet leads the n bytes in room to the peer they are for. A small packet is copied, so that a queue
+// routePacket leads the n bytes in room to the peer they are for. A small packet is copied, so that a queue
 // holds small buffers; a large one goes with its buffer.
-func (o *outbound) packet(n int) {
+func (o *tunReader) routePacket(n int) {
 	buf := o.buf
 	buf.vnet = vnetHeader{}
 	if o.offloads {
@@ -183,20 +183,20 @@ func (o *outbound) packet(n int) {
 	}
 	buf.size = n
 	packet := buf.packet()
-	_, dst, ok := addresses(packet)
-	if !ok || buf.vnet != (vnetHeader{}) && !buf.vnet.sound(packet) {
+	_, dst, ok := parseAddresses(packet)
+	if !ok || buf.vnet != (vnetHeader{}) && !buf.vnet.validateFor(packet) {
 		o.drops.add(DropMalformed)
 		return
 	}
 	p, _ := o.table.Load().routes.Lookup(dst)
 	if p == nil {
 		o.drops.add(DropNoLink)
-		o.answer(packet)
+		o.replyUnreachable(packet)
 		return
 	}
-	if !p.reachable() {
-		p.count.drops.add(DropNotConnected)
-		o.answer(packet)
+	if !p.isReachable() {
+		p.counters.drops.add(DropNotConnected)
+		o.replyUnreachable(packet)
 		return
 	}
 	if headroom+n <= mediumBuffer {
@@ -204,7 +204,7 @@ func (o *outbound) packet(n int) {
 	} else {
 		o.buf = newBuffer(maxPayload)
 	}
-	s := p.send(buf)
+	s := p.sendPacket(buf)
 	if s == nil {
 		return
 	}
@@ -213,19 +213,19 @@ func (o *outbound) packet(n int) {
 	}
 }
 
-// answer tells the sender of packet that its destination cannot be reached.
-func (o *outbound) answer(packet []byte) {
+// replyUnreachable tells the sender of packet that its destination cannot be reached.
+func (o *tunReader) replyUnreachable(packet []byte) {
 	if !o.limit.allow(o.now()) {
 		return
 	}
-	if msg := unreachable(o.icmp[vnetSize:], packet); msg != nil {
-		o.deliver(o.queue, o.icmp[:vnetSize+len(msg)], vnetHeader{})
+	if msg := icmpUnreachable(o.icmp[vnetSize:], packet); msg != nil {
+		o.writePacket(o.queue, o.icmp[:vnetSize+len(msg)], vnetHeader{})
 	}
 }
 
-// deliver writes a packet to a queue of the TUN; room for a virtio_net_hdr is before it. Where the TUN
+// writePacket writes a packet to a queue of the TUN; room for a virtio_net_hdr is before it. Where the TUN
 // does not do what is left to be done on the packet, we do.
-func (b *Bridge) deliver(queue int, room []byte, vnet vnetHeader) bool {
+func (b *Bridge) writePacket(queue int, room []byte, vnet vnetHeader) bool {
 	dev := *b.device.Load()
 	queues, offloads := dev.Queues(), dev.Offloads()
 	q := queues[queue%len(queues)]
@@ -233,21 +233,21 @@ func (b *Bridge) deliver(queue int, room []byte, vnet vnetHeader) bool {
 	switch {
 	case vnet.gsoType == gsoNone && offloads == 0:
 		if vnet != (vnetHeader{}) {
-			vnet.complete(packet)
+			vnet.fillChecksum(packet)
 		}
 		_, err := q.Write(packet)
 		return err == nil
 	case vnet.gsoType == gsoNone, vnet.gsoType == gsoUDP && offloads&OffloadUSO != 0, vnet.gsoType != gsoUDP && offloads != 0:
-		vnet.put(room)
+		vnet.putBytes(room)
 		_, err := q.Write(room)
 		return err == nil
 	}
 	var err error
 	buf := newBuffer(maxPayload)
 	defer buf.free()
-	seg := vnet.segments(packet)
-	for seg.count() > 0 {
-		n := seg.next(buf.data[headroom:])
+	seg := vnet.splitPacket(packet)
+	for seg.countLeft() > 0 {
+		n := seg.writeNext(buf.data[headroom:])
 		out := buf.data[headroom : headroom+n]
 		if offloads != 0 {
 			clear(buf.data[headroom-vnetSize : headroom])

@@ -190,8 +190,8 @@ func datagrams(t *testing.T, from, to *site, address string) {
 	}
 }
 
-// both checks all kinds of traffic in both directions, and returns bytes and packets that b and a received.
-func both(t *testing.T, a, b *site, size int) {
+// checkTraffic checks all kinds of traffic in both directions, and returns bytes and packets that b and a received.
+func checkTraffic(t *testing.T, a, b *site, size int) {
 	t.Helper()
 	for _, d := range []struct {
 		from, to *site
@@ -223,7 +223,7 @@ func TestOffloadsEndToEnd(t *testing.T) {
 			if (a.TUN().Offloads == 0) != test.plainA || (b.TUN().Offloads == 0) != test.plainB {
 				t.Fatalf("offloads %s and %s", a.TUN().Offloads, b.TUN().Offloads)
 			}
-			both(t, a, b, test.size)
+			checkTraffic(t, a, b, test.size)
 		})
 	}
 }
@@ -248,7 +248,7 @@ func TestKeysUsedUp(t *testing.T) {
 }
 
 // The TUN of a link that is in use becomes a plain one, and one with offloads again. Connections through it live on.
-func TestPlainTUNChanges(t *testing.T) {
+func TestNoOffloadChanges(t *testing.T) {
 	a, b := sites(t, false, false)
 	for n, plain := range []bool{true, false} {
 		for _, s := range []*site{a, b} {
@@ -273,7 +273,7 @@ func TestPlainTUNChanges(t *testing.T) {
 					p.mu.Lock()
 					defer p.mu.Unlock()
 					for _, s := range p.sessions {
-						if s.flags != s.theirs&x.flags() || (s.flags&flagOffload != 0) != (a.TUN().Offloads&b.TUN().Offloads != 0) {
+						if s.flags != s.theirFlags&x.featureFlags() || (s.flags&flagOffload != 0) != (a.TUN().Offloads&b.TUN().Offloads != 0) {
 							return false
 						}
 					}
@@ -283,7 +283,7 @@ func TestPlainTUNChanges(t *testing.T) {
 		}
 		t.Log("step", n, a.Stats().Links["b"], b.Stats().Links["a"])
 	}
-	both(t, a, b, 2<<20)
+	checkTraffic(t, a, b, 2<<20)
 }
 
 // A TUN that an earlier process left is taken over, or replaced when it is of the other kind. One that is in
@@ -367,7 +367,7 @@ func TestGatewayCuts(t *testing.T) {
 	g := i.start("g.example", i.ca.issue(t, "g.example"), func(c *Config) {
 		c.Streams = 2
 		c.timing.silence, c.timing.write = 5*time.Second, 5*time.Second
-		c.open = opens(vnetMem{newMemTUN()})
+		c.open = openerOf(vnetMem{newMemTUN()})
 	})
 	c := i.site(t, "c.example", 3, true)
 	via := func(p mesh.Peer, to byte) mesh.Peer {
@@ -382,7 +382,7 @@ func TestGatewayCuts(t *testing.T) {
 	}
 	g.awaitState("a", link.Up)
 	g.awaitState("c", link.Up)
-	both(t, a, c, 8<<20)
+	checkTraffic(t, a, c, 8<<20)
 	before := g.Stats().Links["a"]
 	transfer(t, a, c, c.v4(), 8<<20, nil)
 	from, to := g.Stats().Links["a"], g.Stats().Links["c"]
@@ -392,17 +392,17 @@ func TestGatewayCuts(t *testing.T) {
 	t.Logf("from a %+v, to c %+v", from, to)
 }
 
-// held is the most that is held for a session, by where: see sessionBytes and batchBytes.
-type held struct{ mailbox, queue, gather int }
+// heldBytes is the most that is held for a session, by where: see sessionBytes and batchBytes.
+type heldBytes struct{ mailbox, queue, batchConn int }
 
-func (h *held) look(b *Bridge) {
+func (h *heldBytes) measure(b *Bridge) {
 	for _, p := range b.table.Load().peers {
 		p.mu.Lock()
 		for _, s := range p.sessions {
 			h.mailbox = max(h.mailbox, int(s.posted.Load()))
-			if s.work.Add(1) == 1 { // as who sends
+			if s.kicks.Add(1) == 1 { // as who sends
 				h.queue = max(h.queue, s.queue.bytes)
-				s.send()
+				s.sendLoop()
 			}
 		}
 		p.mu.Unlock()
@@ -440,26 +440,26 @@ func TestMemoryBound(t *testing.T) {
 					y.SetReadBuffer(4096)
 					conns = append(conns, y)
 					h := &hello{capable: true, flags: flagStreams, streams: 2, stream: stream}
-					raw := newGather(x, a.timing.write)
-					s := newSession(p, raw, raw, true, stream, p.b.flags(), h)
+					raw := newBatchConn(x, a.timing.write)
+					s := newSession(p, raw, raw, true, stream, p.b.featureFlags(), h)
 					own := p.b.credentials.Swap(unencrypted) // for this moment
-					if !p.attach(s, h) {
+					if !p.attachSession(s, h) {
 						t.Fatal("not attached")
 					}
 					p.b.credentials.Store(own)
 					stuck = append(stuck, s)
-					a.wg.Go(func() { s.run(); p.detach(s, s.cause) })
+					a.wg.Go(func() { s.run(); p.detachSession(s, s.cause) })
 				}
 			}
-			const limit = sessionBytes
-			var most held
+			const limit = maxSessionBytes
+			var most heldBytes
 			count := 16 << 20 / (size + 2000)
 			for n := range count {
 				for peer := range peers {
 					a.tun.in <- packet(fmt.Sprintf("100.64.1.%d", byte(n)), fmt.Sprintf("192.168.0.%d", 30+peer), 64, size, uint64(n))
 				}
 				if n%64 == 0 {
-					most.look(a.Bridge)
+					most.measure(a.Bridge)
 				}
 				if n%(count/20) == 0 {
 					start := time.Now()
@@ -469,7 +469,7 @@ func TestMemoryBound(t *testing.T) {
 					}
 				}
 			}
-			most.look(a.Bridge)
+			most.measure(a.Bridge)
 			if most.queue < limit/2 {
 				t.Errorf("no flood: held %+v", most)
 			}
@@ -493,9 +493,9 @@ func TestMemoryBound(t *testing.T) {
 			held := 0 // in the first 100 ms of a bridge, flows stay on the first session
 			for _, s := range stuck {
 				s.raw.mu.Lock()
-				if s.raw.out != nil {
+				if s.raw.batch != nil {
 					held++
-					most.gather = max(most.gather, len(*s.raw.out))
+					most.batchConn = max(most.batchConn, len(*s.raw.batch))
 				}
 				s.raw.mu.Unlock()
 			}
@@ -503,7 +503,7 @@ func TestMemoryBound(t *testing.T) {
 				t.Errorf("%d sessions are stuck", held)
 			}
 			t.Logf("limit %d, held %+v", limit, most)
-			if most.mailbox > limit || most.queue > limit || most.gather > gatheredBytes {
+			if most.mailbox > limit || most.queue > limit || most.batchConn > batchBufferBytes {
 				t.Errorf("limit %d, held %+v", limit, most)
 			}
 		})
@@ -523,9 +523,9 @@ func (e *endless) Read(b []byte) (int, error)    { return e.TryRead(b) }
 // A TUN reader that always has something to send lets others have their turn.
 func TestReaderYields(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	o, s := bare(t)
+	o, s := newTestSession(t)
 	var ran, started atomic.Bool
-	turns := func() uint64 { sent, _ := accounted(s.p); return sent }
+	turns := func() uint64 { sent, _ := countPackets(s.peer); return sent }
 	q := &endless{packet: packet("192.168.0.11", "192.168.0.12", 64, 60000, 0)}
 	q.read = func() error {
 		if started.CompareAndSwap(false, true) {
@@ -536,7 +536,7 @@ func TestReaderYields(t *testing.T) {
 		}
 		return nil
 	}
-	if err := o.run(q); err != io.EOF {
+	if err := o.readLoop(q); err != io.EOF {
 		t.Error(err)
 	}
 	if !ran.Load() {
@@ -544,10 +544,10 @@ func TestReaderYields(t *testing.T) {
 	}
 }
 
-// links is a bridge of links without connections, and a session of each, on connections that take everything.
-func links(t testing.TB, count int) (*outbound, []*session) {
+// newLinks is a bridge of links without connections, and a session of each, on connections that take everything.
+func newLinks(t testing.TB, count int) (*tunReader, []*session) {
 	t.Helper()
-	o, _ := bare(t)
+	o, _ := newTestSession(t)
 	var specs []mesh.Peer
 	for n := range count {
 		p := newLink(fmt.Sprint(n), 0, byte(n), "")
@@ -558,11 +558,11 @@ func links(t testing.TB, count int) (*outbound, []*session) {
 	}
 	var all []*session
 	for _, p := range o.table.Load().peers {
-		raw := newGather(null{}, time.Second)
-		raw.start()
-		h := &hello{capable: true, flags: o.flags(), streams: 1}
-		s := newSession(p, raw, raw, true, 0, o.flags(), h)
-		if !p.attach(s, h) {
+		raw := newBatchConn(null{}, time.Second)
+		raw.startBatching()
+		h := &hello{capable: true, flags: o.featureFlags(), streams: 1}
+		s := newSession(p, raw, raw, true, 0, o.featureFlags(), h)
+		if !p.attachSession(s, h) {
 			t.Fatal("not attached")
 		}
 		all = append(all, s)
@@ -574,23 +574,23 @@ func links(t testing.TB, count int) (*outbound, []*session) {
 // burst all the same.
 func TestMemoryShared(t *testing.T) {
 	for _, test := range []struct{ stuck, least, most int }{
-		{1, sessionBytes - largeBuffer, sessionBytes},
-		{15, sessionBytes - largeBuffer, sessionBytes},
-		{60, bridgeBytes / 60 * 3 / 4, bridgeBytes / 60 * 5 / 4},
-		{220, leastBytes - largeBuffer, leastBytes},
+		{1, maxSessionBytes - largeBuffer, maxSessionBytes},
+		{15, maxSessionBytes - largeBuffer, maxSessionBytes},
+		{60, maxBridgeBytes / 60 * 3 / 4, maxBridgeBytes / 60 * 5 / 4},
+		{220, minSessionBytes - largeBuffer, minSessionBytes},
 	} {
 		t.Run(fmt.Sprint(test.stuck), func(t *testing.T) {
-			o, all := links(t, test.stuck+1)
+			o, all := newLinks(t, test.stuck+1)
 			idle, stuck := all[0], all[1:]
 			for _, s := range stuck {
 				s.blocked = true
 			}
 			flood := func(s *session, super int) {
-				out := packet("192.168.0.10", s.p.Address.Addr().String(), 64, maxPayload, 0)
+				out := packet("192.168.0.10", s.peer.Address.Addr().String(), 64, maxPayload, 0)
 				for range super {
-					o.packet(copy(o.room(), out))
+					o.routePacket(copy(o.readRoom(), out))
 				}
-				for o.send() {
+				for o.sendBatches() {
 				}
 			}
 			for range 20 { // more than a session holds, in turns
@@ -598,25 +598,25 @@ func TestMemoryShared(t *testing.T) {
 					flood(s, 5)
 				}
 			}
-			held, total := int(o.account.held.Load()), 0
+			held, total := int(o.budget.held.Load()), 0
 			for n, s := range stuck {
 				if total += s.queue.bytes; s.queue.bytes < test.least || s.queue.bytes > test.most {
 					t.Errorf("session %d holds %d bytes, expected %d to %d", n, s.queue.bytes, test.least, test.most)
 				}
 			}
-			if held != total || held > max(bridgeBytes+sessionBytes, test.stuck*leastBytes) {
+			if held != total || held > max(maxBridgeBytes+maxSessionBytes, test.stuck*minSessionBytes) {
 				t.Errorf("the account says %d bytes, sessions hold %d", held, total)
 			}
-			flood(idle, readBytesMost/maxPayload+1)
-			if sent, dropped := accounted(idle.p); sent != readBytesMost/maxPayload+1 || dropped != 0 {
+			flood(idle, maxTurnBytes/maxPayload+1)
+			if sent, dropped := countPackets(idle.peer); sent != maxTurnBytes/maxPayload+1 || dropped != 0 {
 				t.Errorf("of a burst on another link %d packets were sent, %d dropped", sent, dropped)
 			}
 			for _, s := range stuck { // they end
-				s.gone.Store(true)
-				s.p.close()
-				s.kick()
+				s.detached.Store(true)
+				s.peer.close()
+				s.kickSender()
 			}
-			if held := o.account.held.Load(); held != 0 {
+			if held := o.budget.held.Load(); held != 0 {
 				t.Errorf("%d bytes are left in the account", held)
 			}
 		})

@@ -8,9 +8,9 @@ import (
 	"net/netip"
 )
 
-// addresses returns source and destination of an IPv4 or IPv6 packet (RFC 791, RFC 8200); ok is
+// parseAddresses returns source and destination of an IPv4 or IPv6 packet (RFC 791, RFC 8200); ok is
 // false when its header is not sound or its length is not the length of packet.
-func addresses(packet []byte) (src, dst netip.Addr, ok bool) {
+func parseAddresses(packet []byte) (src, dst netip.Addr, ok bool) {
 	if len(packet) < 20 {
 		return src, dst, false
 	}
@@ -30,9 +30,9 @@ func addresses(packet []byte) (src, dst netip.Addr, ok bool) {
 	return src, dst, false
 }
 
-// rerouted tells whether a packet that addresses found sound is to go on from its destination to another one that
+// hasSourceRoute tells whether a packet that addresses found sound is to go on from its destination to another one that
 // the packet names, or may be: by a source route of IPv4 (RFC 791, 3.1) or a routing header of IPv6 (RFC 8200, 4.4).
-func rerouted(packet []byte) bool {
+func hasSourceRoute(packet []byte) bool {
 	if packet[0]>>4 == 4 {
 		options := packet[20 : int(packet[0]&0x0f)*4]
 		for len(options) > 0 && options[0] != 0 { // 0: the end
@@ -49,7 +49,7 @@ func rerouted(packet []byte) bool {
 		return false
 	}
 	next, start := packet[6], 40
-	for range extensionsMax {
+	for range maxExtensions {
 		size := 8
 		switch next {
 		case 0, 43, 60: // hop-by-hop options, routing, destination options
@@ -86,12 +86,12 @@ func decrementTTL(packet []byte) bool {
 	after := binary.BigEndian.Uint16(packet[8:])
 	// RFC 1624, equation 3: HC' = ~(~HC + ~m + m')
 	sum := uint32(^binary.BigEndian.Uint16(packet[10:])) + uint32(^before) + uint32(after)
-	binary.BigEndian.PutUint16(packet[10:], ^fold(sum))
+	binary.BigEndian.PutUint16(packet[10:], ^foldSum(sum))
 	return true
 }
 
-// fold ends a one's complement sum (RFC 1071).
-func fold(sum uint32) uint16 {
+// foldSum ends a one's complement sum (RFC 1071).
+func foldSum(sum uint32) uint16 {
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
 	}
@@ -124,7 +124,7 @@ func sum16(b []byte, sum uint32) uint32 {
 	s += c
 	s = s>>32 + s&0xffffffff
 	s = s>>32 + s&0xffffffff
-	return sum + uint32(bits.ReverseBytes16(fold(uint32(s))))
+	return sum + uint32(bits.ReverseBytes16(foldSum(uint32(s))))
 }
 
 // flowHash is the same for all packets of a flow, in both directions: those of a TCP or UDP connection, and
@@ -144,20 +144,20 @@ func flowHash(packet []byte) uint32 {
 		}
 	} else {
 		hash = binary.BigEndian.Uint64(packet[8:]) + binary.BigEndian.Uint64(packet[24:])
-		hash = mix(hash) + binary.BigEndian.Uint64(packet[16:]) + binary.BigEndian.Uint64(packet[32:])
+		hash = mixBits(hash) + binary.BigEndian.Uint64(packet[16:]) + binary.BigEndian.Uint64(packet[32:])
 		protocol = packet[6]
 		ports = packet[40:]
 	}
-	hash = mix(hash) + uint64(protocol)
+	hash = mixBits(hash) + uint64(protocol)
 	if (protocol == 6 || protocol == 17) && len(ports) >= 4 {
 		a, b := uint64(binary.BigEndian.Uint16(ports)), uint64(binary.BigEndian.Uint16(ports[2:]))
 		hash += (a+b)<<24 + (a^b)<<8
 	}
-	return uint32(mix(hash) >> 32)
+	return uint32(mixBits(hash) >> 32)
 }
 
-// mix spreads every bit of x over all (the finalizer of MurmurHash3).
-func mix(x uint64) uint64 {
+// mixBits spreads every bit of x over all (the finalizer of MurmurHash3).
+func mixBits(x uint64) uint64 {
 	x ^= x >> 33
 	x *= 0xff51afd7ed558ccd
 	x ^= x >> 33

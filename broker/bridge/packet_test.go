@@ -26,7 +26,7 @@ func packet(src, dst string, ttl byte, size int, mark uint64) []byte {
 		binary.BigEndian.PutUint16(b[2:], uint16(size))
 		copy(b[12:], s.AsSlice())
 		copy(b[16:], d.AsSlice())
-		binary.BigEndian.PutUint16(b[10:], ^fold(sum16(b[:20], 0)))
+		binary.BigEndian.PutUint16(b[10:], ^foldSum(sum16(b[:20], 0)))
 	}
 	binary.BigEndian.PutUint16(b[udp+4:], uint16(size-udp))
 	binary.BigEndian.PutUint64(b[size-8:], mark)
@@ -52,7 +52,7 @@ func TestAddresses(t *testing.T) {
 		{"IPv6 longer than it says", append(bytes.Clone(v6), 0), false},
 		{"IPv6 header cut", v6[:39], false},
 	} {
-		src, dst, ok := addresses(test.packet)
+		src, dst, ok := parseAddresses(test.packet)
 		if ok != test.ok {
 			t.Errorf("%s: %v", test.name, ok)
 		}
@@ -62,7 +62,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-func TestRerouted(t *testing.T) {
+func TestHasSourceRoute(t *testing.T) {
 	v4 := func(options ...byte) []byte {
 		options = append(options, make([]byte, (4-len(options)%4)%4)...)
 		p := append(packet("192.168.0.12", "100.64.0.1", 64, 28, 0)[:20], options...)
@@ -75,7 +75,7 @@ func TestRerouted(t *testing.T) {
 		p[6], p[5] = next, byte(len(extensions)+8)
 		return append(append(p, extensions...), make([]byte, 8)...)
 	}
-	many := bytes.Repeat([]byte{60, 0, 1, 4, 0, 0, 0, 0}, extensionsMax)
+	many := bytes.Repeat([]byte{60, 0, 1, 4, 0, 0, 0, 0}, maxExtensions)
 	for _, test := range []struct {
 		name   string
 		packet []byte
@@ -99,18 +99,18 @@ func TestRerouted(t *testing.T) {
 		{"fragment of it", v6(44, 43, 0, 0, 1, 0, 0, 0, 0, 17, 0, 4, 1, 0, 0, 0, 0), true},
 		{"fragment", v6(44, 17, 0, 0, 1, 0, 0, 0, 0), false},
 	} {
-		if _, _, ok := addresses(test.packet); !ok {
+		if _, _, ok := parseAddresses(test.packet); !ok {
 			t.Errorf("%s: not sound", test.name)
-		} else if got := rerouted(test.packet); got != test.want {
+		} else if got := hasSourceRoute(test.packet); got != test.want {
 			t.Errorf("%s: %v", test.name, got)
 		}
 	}
 
 	// One check on the way in.
-	_, s := bare(t)
+	_, s := newTestSession(t)
 	room := append(make([]byte, vnetSize), v4(131, 7, 4, 10, 0, 0, 1)...)
-	s.receive(room, vnetHeader{})
-	if n := s.p.count.drops[DropDestination].Load(); n != 1 {
+	s.receivePacket(room, vnetHeader{})
+	if n := s.peer.counters.drops[DropDestination].Load(); n != 1 {
 		t.Errorf("%d packets with a source route", n)
 	}
 }
@@ -121,8 +121,8 @@ func TestDecrementTTL(t *testing.T) {
 			p := packet("192.168.0.12", "100.64.0.1", ttl, 60, 0)
 			binary.BigEndian.PutUint16(p[4:], uint16(mark*219))
 			binary.BigEndian.PutUint16(p[10:], 0)
-			binary.BigEndian.PutUint16(p[10:], ^fold(sum16(p[:20], 0)))
-			if !decrementTTL(p) || p[8] != ttl-1 || fold(sum16(p[:20], 0)) != 0xffff {
+			binary.BigEndian.PutUint16(p[10:], ^foldSum(sum16(p[:20], 0)))
+			if !decrementTTL(p) || p[8] != ttl-1 || foldSum(sum16(p[:20], 0)) != 0xffff {
 				t.Fatalf("ttl %d: %x", ttl, p[:20])
 			}
 		}
@@ -139,18 +139,18 @@ func TestDecrementTTL(t *testing.T) {
 func TestUnreachable(t *testing.T) {
 	buf := make([]byte, 1280)
 	v4 := packet("192.168.0.11", "192.168.0.99", 64, 1400, 0)
-	msg := unreachable(buf, v4)
-	if len(msg) != 576 || msg[20] != 3 || msg[21] != 1 || fold(sum16(msg[:20], 0)) != 0xffff ||
-		fold(sum16(msg[20:], 0)) != 0xffff || !bytes.Equal(msg[28:], v4[:548]) {
+	msg := icmpUnreachable(buf, v4)
+	if len(msg) != 576 || msg[20] != 3 || msg[21] != 1 || foldSum(sum16(msg[:20], 0)) != 0xffff ||
+		foldSum(sum16(msg[20:], 0)) != 0xffff || !bytes.Equal(msg[28:], v4[:548]) {
 		t.Errorf("IPv4: %x", msg)
 	}
-	if src, dst, ok := addresses(msg); !ok || src.String() != "192.168.0.99" || dst.String() != "192.168.0.11" {
+	if src, dst, ok := parseAddresses(msg); !ok || src.String() != "192.168.0.99" || dst.String() != "192.168.0.11" {
 		t.Errorf("IPv4 from %s to %s, %v", src, dst, ok)
 	}
 	v6 := packet("fd00::1", "fd00::99", 64, 100, 0)
-	msg = unreachable(buf, v6)
+	msg = icmpUnreachable(buf, v6)
 	if len(msg) != 148 || msg[40] != 1 || msg[41] != 3 || !bytes.Equal(msg[48:], v6) ||
-		fold(sum16(msg[40:], sum16(msg[8:40], uint32(len(msg)-40)+58))) != 0xffff {
+		foldSum(sum16(msg[40:], sum16(msg[8:40], uint32(len(msg)-40)+58))) != 0xffff {
 		t.Errorf("IPv6: %x", msg)
 	}
 	change := func(b []byte, at int, to byte) []byte { b = bytes.Clone(b); b[at] = to; return b }
@@ -167,11 +167,11 @@ func TestUnreachable(t *testing.T) {
 		"not a packet":  {1, 2, 3},
 		"solicitations": change(change(v6, 6, 58), 40, 135),
 	} {
-		if msg := unreachable(buf, p); msg != nil {
+		if msg := icmpUnreachable(buf, p); msg != nil {
 			t.Errorf("%s is answered: %x", name, msg)
 		}
 	}
-	if unreachable(buf, change(icmp, 20, 8)) == nil {
+	if icmpUnreachable(buf, change(icmp, 20, 8)) == nil {
 		t.Error("ping is not answered")
 	}
 }
@@ -223,25 +223,25 @@ func TestTooBig(t *testing.T) {
 		{"IPv6 from nowhere", packet("::", "fd00::2", 64, 1500, 0), 1400, "", 0},
 		{"not a packet", []byte{0x45}, 1400, "", 0},
 	} {
-		msg := tooBig(buf, test.packet, test.mtu)
+		msg := icmpTooBig(buf, test.packet, test.mtu)
 		if len(msg) != test.size {
 			t.Errorf("%s: %d bytes, want %d: %x", test.name, len(msg), test.size, msg)
 		}
 		if len(msg) == 0 {
 			continue
 		}
-		from, to, ok := addresses(msg)
-		src, dst, _ := addresses(test.packet)
+		from, to, ok := parseAddresses(msg)
+		src, dst, _ := parseAddresses(test.packet)
 		if !ok || from != dst || to != src {
 			t.Errorf("%s: from %s to %s, %v", test.name, from, to, ok)
 		}
 		header, sum := 20, uint32(0)
 		if src.Is6() {
 			header, sum = 40, sum16(msg[8:40], uint32(len(msg)-40)+58)
-		} else if fold(sum16(msg[:20], 0)) != 0xffff {
+		} else if foldSum(sum16(msg[:20], 0)) != 0xffff {
 			t.Errorf("%s: checksum of the header: %x", test.name, msg[:20])
 		}
-		if fold(sum16(msg[header:], sum)) != 0xffff {
+		if foldSum(sum16(msg[header:], sum)) != 0xffff {
 			t.Errorf("%s: checksum: %x", test.name, msg[header:header+8])
 		}
 		if got := string(msg[header:header+2]) + string(msg[header+4:header+8]); got != test.header {
@@ -251,7 +251,7 @@ func TestTooBig(t *testing.T) {
 			t.Errorf("%s: quotes %x", test.name, msg[header+8:])
 		}
 	}
-	if n := testing.AllocsPerRun(100, func() { tooBig(buf, v4, 1400); tooBig(buf, v6, 1400) }); n > 0 {
+	if n := testing.AllocsPerRun(100, func() { icmpTooBig(buf, v4, 1400); icmpTooBig(buf, v6, 1400) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
@@ -274,20 +274,20 @@ func FuzzPacket(f *testing.F) {
 	f.Add(packet("192.168.0.12", "100.64.0.1", 64, 60, 0), []byte{})
 	f.Add(packet("fd00::12", "fd00::11", 64, 60, 0), []byte{1, 0, 0, 0, 0, 0, 40, 0, 6, 0})
 	tun := newMemTUN()
-	b, err := Open(Config{Interface: "mem", open: opens(tun), Log: quiet})
+	b, err := Open(Config{Interface: "mem", open: openerOf(tun), Log: quiet})
 	if err != nil {
 		f.Fatal(err)
 	}
 	defer b.Close(false)
 	p := b.newPeer(&spec)
-	p.filter.Store(newFilter(&spec))
-	routes := &table{}
+	p.filter.Store(newIngressFilter(&spec))
+	routes := &routingTable{}
 	for _, n := range spec.Networks {
 		routes.routes.Insert(n, p)
 	}
 	b.table.Store(routes)
 	icmp := make([]byte, 1280)
-	sess := newSession(p, null{}, newGather(null{}, time.Second), true, 0, p.b.flags(), &hello{capable: true, flags: ^uint32(0)})
+	sess := newSession(p, null{}, newBatchConn(null{}, time.Second), true, 0, p.b.featureFlags(), &hello{capable: true, flags: ^uint32(0)})
 	sess.flags |= flagOffload | flagUSO
 	f.Fuzz(func(t *testing.T, in, vnet []byte) {
 		var offload []byte
@@ -297,12 +297,12 @@ func FuzzPacket(f *testing.F) {
 		if len(in) > maxPayload {
 			return
 		}
-		unreachable(icmp, in)
-		tooBig(icmp, in, 1400)
-		sess.frames(append(append(make([]byte, headroom), offload...), appendFrame(nil, framePacket, in)...), headroom)
+		icmpUnreachable(icmp, in)
+		icmpTooBig(icmp, in, 1400)
+		sess.handleFrames(append(append(make([]byte, headroom), offload...), appendFrame(nil, framePacket, in)...), headroom)
 		for len(tun.out) > 0 {
 			out := <-tun.out
-			src, dst, ok := addresses(out)
+			src, dst, ok := parseAddresses(out)
 			if !ok || src != spec.Address.Addr() && src != netip.MustParseAddr("fd00::12") ||
 				!spec.Ingress[0].Prefix.Contains(dst) && !spec.Ingress[1].Prefix.Contains(dst) || spec.Ingress[2].Prefix.Contains(dst) {
 				t.Fatalf("passed: %x", out)

@@ -16,7 +16,7 @@ import (
 // mailbox is a list that any number of goroutines put into without waiting. One takes all.
 type mailbox struct{ last atomic.Pointer[buffer] }
 
-func (m *mailbox) put(buf *buffer) {
+func (m *mailbox) putPacket(buf *buffer) {
 	for {
 		buf.next = m.last.Load()
 		if m.last.CompareAndSwap(buf.next, buf) {
@@ -25,8 +25,8 @@ func (m *mailbox) put(buf *buffer) {
 	}
 }
 
-// take returns what is in the mailbox, the oldest first.
-func (m *mailbox) take() *buffer {
+// takeAll returns what is in the mailbox, the oldest first.
+func (m *mailbox) takeAll() *buffer {
 	if m.last.Load() == nil {
 		return nil
 	}
@@ -38,26 +38,26 @@ func (m *mailbox) take() *buffer {
 }
 
 const (
-	sessionBytes = 4 << 20  // most that a mailbox and a queue hold each,
-	bridgeBytes  = 64 << 20 // unless all of them hold more than this;
+	maxSessionBytes = 4 << 20  // most that a mailbox and a queue hold each,
+	maxBridgeBytes  = 64 << 20 // unless all of them hold more than this;
 	// a turn of a TUN reader finds room in any case, even if it is all super-packets: their senders send
 	// such bursts to begin with.
-	leastBytes = (readBytesMost/maxPayload + 1) * largeBuffer
+	minSessionBytes = (maxTurnBytes/maxPayload + 1) * largeBuffer
 )
 
-// account is of the bytes that wait for all sessions.
-type account struct {
+// byteBudget is of the bytes that wait for all sessions.
+type byteBudget struct {
 	_    [64]byte // each packet changes it: what is next to it shall not suffer
 	held atomic.Int64
 	_    [64]byte
 }
 
-// limit is the most that the mailbox of a session may hold now, and its queue. It falls by what the bridge holds
+// sessionLimit is the most that the mailbox of a session may hold now, and its queue. It falls by what the bridge holds
 // beyond bridgeBytes. So if n sessions wait for peers that are slow, each of them ends up with its share of about
 // bridgeBytes/n, whatever n is, while one that was idle takes as much at once ("dynamic thresholds", Choudhury and
 // Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
-func (a *account) limit() int {
-	return int(max(leastBytes, min(sessionBytes, bridgeBytes+sessionBytes-a.held.Load())))
+func (a *byteBudget) sessionLimit() int {
+	return int(max(minSessionBytes, min(maxSessionBytes, maxBridgeBytes+maxSessionBytes-a.held.Load())))
 }
 
 // Parameters of FQ-CoDel. The quantum is larger than in RFC 8290, as packets are.
@@ -74,7 +74,7 @@ type flowQueue struct {
 	bytes       int        // in its buffers
 	credit      int        // bytes that it may still send in this turn
 	next        *flowQueue // in a flowList
-	waits       bool       // is in one
+	listed      bool       // is in one
 
 	// CoDel, with the names of RFC 8289.
 	firstAbove, dropNext time.Duration // 0: not above
@@ -108,8 +108,8 @@ type queue struct {
 	drops      *dropCounters
 }
 
-// push queues buf, and makes room for it when there are more than limit bytes.
-func (q *queue) push(buf *buffer, limit int) {
+// pushPacket queues buf, and makes room for it when there are more than limit bytes.
+func (q *queue) pushPacket(buf *buffer, limit int) {
 	f := &q.flows[buf.hash>>8%queueFlows] // the low bits choose the session
 	size := len(buf.data)
 	buf.next = nil
@@ -122,29 +122,29 @@ func (q *queue) push(buf *buffer, limit int) {
 	f.bytes += size
 	q.bytes += size
 	q.largest = max(q.largest, size)
-	if !f.waits {
-		f.waits, f.credit = true, queueQuantum
+	if !f.listed {
+		f.listed, f.credit = true, queueQuantum
 		q.fresh.push(f)
 	}
 	for q.bytes > limit && q.bytes > size {
-		q.shorten()
+		q.dropFromLongest()
 	}
 }
 
-// shorten drops the oldest packet of the flow that holds most.
-func (q *queue) shorten() {
+// dropFromLongest drops the oldest packet of the flow that holds most.
+func (q *queue) dropFromLongest() {
 	most := &q.flows[0]
 	for i := range q.flows {
 		if q.flows[i].bytes > most.bytes {
 			most = &q.flows[i]
 		}
 	}
-	q.remove(most).free()
+	q.takeOldest(most).free()
 	q.drops.add(DropQueueFull)
 }
 
-// remove takes the oldest packet of f.
-func (q *queue) remove(f *flowQueue) *buffer {
+// takeOldest takes the oldest packet of f.
+func (q *queue) takeOldest(f *flowQueue) *buffer {
 	buf := f.first
 	if buf == nil {
 		return nil
@@ -156,8 +156,8 @@ func (q *queue) remove(f *flowQueue) *buffer {
 	return buf
 }
 
-// pop returns the packet to be sent next; nil: there is none.
-func (q *queue) pop(now time.Duration) *buffer {
+// popPacket returns the packet to be sent next; nil: there is none.
+func (q *queue) popPacket(now time.Duration) *buffer {
 	for {
 		list := &q.fresh
 		if list.first == nil {
@@ -173,13 +173,13 @@ func (q *queue) pop(now time.Duration) *buffer {
 			q.old.push(f)
 			continue
 		}
-		buf := q.codel(f, now)
+		buf := q.popCoDel(f, now)
 		if buf == nil {
 			list.pop()
 			if list == &q.fresh && q.old.first != nil { // else it would come first again and again
 				q.old.push(f)
 			} else {
-				f.waits = false
+				f.listed = false
 			}
 			continue
 		}
@@ -188,49 +188,49 @@ func (q *queue) pop(now time.Duration) *buffer {
 	}
 }
 
-// codel takes the oldest packet of f that is not to be dropped (RFC 8289, section 5).
-func (q *queue) codel(f *flowQueue, now time.Duration) *buffer {
-	buf, above := q.oldest(f, now)
+// popCoDel takes the oldest packet of f that is not to be dropped (RFC 8289, section 5).
+func (q *queue) popCoDel(f *flowQueue, now time.Duration) *buffer {
+	buf, above := q.takeUnstale(f, now)
 	if f.dropping {
 		if !above {
 			f.dropping = false
 		}
 		for f.dropping && now >= f.dropNext {
-			q.drop(buf, DropCoDel)
+			q.dropPacket(buf, DropCoDel)
 			f.count++
-			if buf, above = q.oldest(f, now); !above {
+			if buf, above = q.takeUnstale(f, now); !above {
 				f.dropping = false
 			} else {
-				f.dropNext += f.pause()
+				f.dropNext += f.dropPause()
 			}
 		}
 		return buf
 	}
 	if above {
-		q.drop(buf, DropCoDel)
-		buf, _ = q.oldest(f, now)
+		q.dropPacket(buf, DropCoDel)
+		buf, _ = q.takeUnstale(f, now)
 		f.dropping = true
 		more := f.count - f.lastCount
 		f.count = 1
 		if more > 1 && now-f.dropNext < 16*codelInterval { // it was not enough the last time
 			f.count = more
 		}
-		f.dropNext = now + f.pause()
+		f.dropNext = now + f.dropPause()
 		f.lastCount = f.count
 	}
 	return buf
 }
 
-// pause between drops, the shorter the more were dropped.
-func (f *flowQueue) pause() time.Duration {
+// dropPause between drops, the shorter the more were dropped.
+func (f *flowQueue) dropPause() time.Duration {
 	return time.Duration(float64(codelInterval) / math.Sqrt(float64(f.count)))
 }
 
-// oldest takes the oldest packet of f that is not stale. It is above when packets of f have been
+// takeUnstale takes the oldest packet of f that is not stale. It is above when packets of f have been
 // waiting for longer than the target for an interval.
-func (q *queue) oldest(f *flowQueue, now time.Duration) (buf *buffer, above bool) {
-	for buf = q.remove(f); buf != nil && now-buf.queued > q.stale; buf = q.remove(f) {
-		q.drop(buf, DropStale)
+func (q *queue) takeUnstale(f *flowQueue, now time.Duration) (buf *buffer, above bool) {
+	for buf = q.takeOldest(f); buf != nil && now-buf.queued > q.stale; buf = q.takeOldest(f) {
+		q.dropPacket(buf, DropStale)
 	}
 	switch {
 	case buf == nil || now-buf.queued < codelTarget || q.bytes <= q.largest:
@@ -243,17 +243,17 @@ func (q *queue) oldest(f *flowQueue, now time.Duration) (buf *buffer, above bool
 	return buf, above
 }
 
-func (q *queue) drop(buf *buffer, why Drop) {
+func (q *queue) dropPacket(buf *buffer, why Drop) {
 	if buf != nil {
 		buf.free()
 		q.drops.add(why)
 	}
 }
 
-// empty takes all packets, in no particular order of flows.
-func (q *queue) empty(take func(*buffer)) {
+// takeAll takes all packets, in no particular order of flows.
+func (q *queue) takeAll(take func(*buffer)) {
 	for i := range q.flows {
-		for buf := q.remove(&q.flows[i]); buf != nil; buf = q.remove(&q.flows[i]) {
+		for buf := q.takeOldest(&q.flows[i]); buf != nil; buf = q.takeOldest(&q.flows[i]) {
 			take(buf)
 		}
 	}

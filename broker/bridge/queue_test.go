@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// waiting is a packet of size bytes that was queued at a time.
-func waiting(hash byte, id byte, size int, at time.Duration) *buffer {
+// queuedPacket is a packet of size bytes that was queued at a time.
+func queuedPacket(hash byte, id byte, size int, at time.Duration) *buffer {
 	buf := newBuffer(size)
 	buf.hash, buf.queued = uint32(hash)<<8, at
 	buf.packet()[0] = id
@@ -21,7 +21,7 @@ func newQueue() (*queue, *dropCounters) {
 
 func TestMailbox(t *testing.T) {
 	var m mailbox
-	if m.take() != nil {
+	if m.takeAll() != nil {
 		t.Error("not empty")
 	}
 	const senders, each = 4, 1000
@@ -31,7 +31,7 @@ func TestMailbox(t *testing.T) {
 			for i := range each {
 				buf := newBuffer(4)
 				buf.hash, buf.size = uint32(s), i
-				m.put(buf)
+				m.putPacket(buf)
 			}
 		})
 	}
@@ -39,7 +39,7 @@ func TestMailbox(t *testing.T) {
 	go func() { wg.Wait(); close(done) }()
 	next, total := [senders]int{}, 0
 	for last := false; ; {
-		for buf := m.take(); buf != nil; buf = buf.next {
+		for buf := m.takeAll(); buf != nil; buf = buf.next {
 			if buf.size != next[buf.hash] {
 				t.Fatalf("packet %d of sender %d instead of %d", buf.size, buf.hash, next[buf.hash])
 			}
@@ -63,18 +63,18 @@ func TestMailbox(t *testing.T) {
 func TestQueueOrder(t *testing.T) {
 	q, _ := newQueue()
 	for i := range byte(100) {
-		q.push(waiting(i%3, i, 100, 0), 1<<20)
+		q.pushPacket(queuedPacket(i%3, i, 100, 0), 1<<20)
 	}
 	var last [3]byte
 	for range 100 {
-		buf := q.pop(0)
+		buf := q.popPacket(0)
 		id := buf.packet()[0]
 		if id < last[id%3] {
 			t.Errorf("%d after %d", id, last[id%3])
 		}
 		last[id%3] = id
 	}
-	if q.pop(0) != nil || q.bytes != 0 {
+	if q.popPacket(0) != nil || q.bytes != 0 {
 		t.Errorf("%d bytes left", q.bytes)
 	}
 }
@@ -82,23 +82,23 @@ func TestQueueOrder(t *testing.T) {
 // A full queue drops the oldest packets of the flow that holds most.
 func TestQueueFull(t *testing.T) {
 	q, drops := newQueue()
-	q.push(waiting(1, 1, 100, 0), 10*smallBuffer)
+	q.pushPacket(queuedPacket(1, 1, 100, 0), 10*smallBuffer)
 	for i := range byte(20) {
-		q.push(waiting(2, i, 100, 0), 10*smallBuffer)
+		q.pushPacket(queuedPacket(2, i, 100, 0), 10*smallBuffer)
 	}
 	if q.bytes != 10*smallBuffer || drops[DropQueueFull].Load() != 11 {
 		t.Errorf("%d bytes, %d dropped", q.bytes, drops[DropQueueFull].Load())
 	}
-	if buf := q.pop(0); buf.packet()[0] != 1 {
+	if buf := q.popPacket(0); buf.packet()[0] != 1 {
 		t.Errorf("%d instead of the other flow", buf.packet()[0])
 	}
-	if buf := q.pop(0); buf.packet()[0] != 11 {
+	if buf := q.popPacket(0); buf.packet()[0] != 11 {
 		t.Errorf("%d is the oldest", buf.packet()[0])
 	}
 	// One packet is always taken.
 	q, _ = newQueue()
-	q.push(waiting(1, 1, maxPayload, 0), 1)
-	if q.pop(0) == nil {
+	q.pushPacket(queuedPacket(1, 1, maxPayload, 0), 1)
+	if q.popPacket(0) == nil {
 		t.Error("large packet is gone")
 	}
 }
@@ -107,17 +107,17 @@ func TestQueueFull(t *testing.T) {
 func TestQueueIsFair(t *testing.T) {
 	q, _ := newQueue()
 	for range 40 {
-		q.push(waiting(1, 1, 60000, 0), 1<<30)
-		q.push(waiting(2, 2, 1400, 0), 1<<30)
+		q.pushPacket(queuedPacket(1, 1, 60000, 0), 1<<30)
+		q.pushPacket(queuedPacket(2, 2, 1400, 0), 1<<30)
 	}
 	for range 2 {
-		if q.pop(0) == nil {
+		if q.popPacket(0) == nil {
 			t.Fatal("empty")
 		}
 	}
-	q.push(waiting(3, 3, 60, 0), 1<<30)
+	q.pushPacket(queuedPacket(3, 3, 60, 0), 1<<30)
 	before := 0
-	for buf := q.pop(0); buf.packet()[0] != 3; buf = q.pop(0) {
+	for buf := q.popPacket(0); buf.packet()[0] != 3; buf = q.popPacket(0) {
 		before += buf.size
 	}
 	if before > 2*queueQuantum {
@@ -125,7 +125,7 @@ func TestQueueIsFair(t *testing.T) {
 	}
 	sent := map[byte]int{}
 	for sent[2] < 16*1400 {
-		buf := q.pop(0)
+		buf := q.popPacket(0)
 		sent[buf.packet()[0]] += buf.size
 	}
 	if sent[1] > 3*60000 {
@@ -144,13 +144,13 @@ func TestQueueCoDel(t *testing.T) {
 		for range steps {
 			now += 10 * time.Millisecond
 			for q.bytes < 4*smallBuffer {
-				q.push(waiting(1, id, 100, now), 1<<20)
+				q.pushPacket(queuedPacket(1, id, 100, now), 1<<20)
 				id++
 			}
 			for buf := q.flows[1].first; buf != nil; buf = buf.next {
 				buf.queued = now - wait
 			}
-			q.pop(now)
+			q.popPacket(now)
 		}
 		return drops[DropCoDel].Load() - before
 	}
@@ -167,17 +167,17 @@ func TestQueueCoDel(t *testing.T) {
 	if second := run(50, 50*time.Millisecond); second <= first {
 		t.Errorf("%d dropped in the next half second, %d before", second, first)
 	}
-	for q.pop(now) != nil {
+	for q.popPacket(now) != nil {
 	}
 	if n := run(100, 0); n > 1 {
 		t.Errorf("%d dropped when there is no delay", n)
 	}
 	// What waited for too long is dropped in any case.
-	for q.pop(now) != nil {
+	for q.popPacket(now) != nil {
 	}
 	before := drops[DropStale].Load()
-	q.push(waiting(1, 1, 100, now-2*time.Second), 1<<20)
-	if q.pop(now) != nil || drops[DropStale].Load() != before+1 {
+	q.pushPacket(queuedPacket(1, 1, 100, now-2*time.Second), 1<<20)
+	if q.popPacket(now) != nil || drops[DropStale].Load() != before+1 {
 		t.Error("stale packet is sent")
 	}
 }
@@ -185,15 +185,15 @@ func TestQueueCoDel(t *testing.T) {
 func TestQueueEmpty(t *testing.T) {
 	q, _ := newQueue()
 	for i := range byte(10) {
-		q.push(waiting(i, i, 100, 0), 1<<20)
+		q.pushPacket(queuedPacket(i, i, 100, 0), 1<<20)
 	}
 	n := 0
-	q.empty(func(buf *buffer) { n++; buf.free() })
-	if n != 10 || q.bytes != 0 || q.pop(0) != nil {
+	q.takeAll(func(buf *buffer) { n++; buf.free() })
+	if n != 10 || q.bytes != 0 || q.popPacket(0) != nil {
 		t.Errorf("%d packets, %d bytes left", n, q.bytes)
 	}
-	q.push(waiting(1, 1, 100, 0), 1<<20)
-	if q.pop(0) == nil {
+	q.pushPacket(queuedPacket(1, 1, 100, 0), 1<<20)
+	if q.popPacket(0) == nil {
 		t.Error("lost")
 	}
 }

@@ -14,20 +14,20 @@ import (
 
 // rawRead is read(2); 0 without error: nothing is there, or the end.
 func rawRead(fd uintptr, b []byte) (n int, again bool, err error) {
-	return raw(syscall.SYS_READ, fd, b, 0)
+	return rawCall(syscall.SYS_READ, fd, b, 0)
 }
 
 // rawWrite is write(2); again: the kernel takes nothing now.
 func rawWrite(fd uintptr, b []byte) (n int, again bool, err error) {
-	return raw(syscall.SYS_WRITE, fd, b, 0)
+	return rawCall(syscall.SYS_WRITE, fd, b, 0)
 }
 
 // rawSend is send(2).
 func rawSend(fd uintptr, b []byte, flags uintptr) (n int, again bool, err error) {
-	return raw(syscall.SYS_SENDTO, fd, b, flags)
+	return rawCall(syscall.SYS_SENDTO, fd, b, flags)
 }
 
-func raw(call, fd uintptr, b []byte, flags uintptr) (n int, again bool, err error) {
+func rawCall(call, fd uintptr, b []byte, flags uintptr) (n int, again bool, err error) {
 	if len(b) == 0 {
 		return 0, false, nil
 	}

@@ -7,14 +7,14 @@ import (
 	"testing"
 )
 
-// script is a connection whose reads the test answers.
-type script struct {
+// scriptedConn is a connection whose reads the test answers.
+type scriptedConn struct {
 	null
 	answers chan []byte
 	rooms   chan int // bytes that a read would take
 }
 
-func (c *script) Read(b []byte) (int, error) {
+func (c *scriptedConn) Read(b []byte) (int, error) {
 	c.rooms <- len(b)
 	answer, ok := <-c.answers
 	if !ok {
@@ -26,12 +26,12 @@ func (c *script) Read(b []byte) (int, error) {
 // The reader has a large buffer while large frames come, and no longer.
 func TestReadBuffer(t *testing.T) {
 	for _, flags := range []uint32{0, flagOffload} {
-		p, _ := lonely(t)
-		c := &script{answers: make(chan []byte), rooms: make(chan int)}
-		raw := newGather(c, p.b.timing.write)
-		s := newSession(p, raw, raw, true, 0, p.b.flags(), &hello{capable: true, flags: flags})
+		p, _ := newTestPeer(t)
+		c := &scriptedConn{answers: make(chan []byte), rooms: make(chan int)}
+		raw := newBatchConn(c, p.b.timing.write)
+		s := newSession(p, raw, raw, true, 0, p.b.featureFlags(), &hello{capable: true, flags: flags})
 		ended := make(chan error)
-		go func() { ended <- s.read() }()
+		go func() { ended <- s.readLoop() }()
 		large := appendFrame(nil, framePacket, packet("192.168.0.12", "100.64.0.1", 64, 60000, 0))
 		small := appendFrame(nil, framePacket, packet("192.168.0.12", "100.64.0.1", 64, 1500, 0))
 		const step = 20 // reads
@@ -45,20 +45,20 @@ func TestReadBuffer(t *testing.T) {
 			return room
 		}
 		for range 3 {
-			if room := send(small); room > readBytes {
+			if room := send(small); room > smallReadBytes {
 				t.Errorf("starts with room for %d bytes", room)
 			}
-			for range 2 * readsSmall / step { // with small ones in between, but not for long
+			for range 2 * shrinkAfterReads / step { // with small ones in between, but not for long
 				if room := send(large); room < recordBytes {
 					t.Errorf("a record of a large frame comes in parts: room for %d bytes", room)
 				}
 				for range step {
-					if room := send(small); room < readMost {
+					if room := send(small); room < maxReadBytes {
 						t.Fatalf("room for %d bytes between large frames", room)
 					}
 				}
 			}
-			for range readsSmall {
+			for range shrinkAfterReads {
 				send(small)
 			}
 		}
@@ -67,9 +67,9 @@ func TestReadBuffer(t *testing.T) {
 		if err := <-ended; err != io.EOF {
 			t.Error(err)
 		}
-		wantLarge := uint64(3 * (2 * readsSmall / step))
-		if n := p.count.rxPackets.Load(); n != 3*(1+readsSmall)+wantLarge*(1+step) || p.count.drops.load() != ([NumDrops]uint64{}) {
-			t.Errorf("%d packets, drops %v", n, p.count.drops.load())
+		wantLarge := uint64(3 * (2 * shrinkAfterReads / step))
+		if n := p.counters.rxPackets.Load(); n != 3*(1+shrinkAfterReads)+wantLarge*(1+step) || p.counters.drops.load() != ([NumDrops]uint64{}) {
+			t.Errorf("%d packets, drops %v", n, p.counters.drops.load())
 		}
 	}
 }

@@ -11,14 +11,14 @@ import (
 
 // A session that always has something to send, as one that packets are forwarded to, sends its pings all the same.
 func TestPingUnderLoad(t *testing.T) {
-	p, _ := lonely(t, func(timing *timing) { timing.ping = time.Millisecond })
+	p, _ := newTestPeer(t, func(timing *timing) { timing.ping = time.Millisecond })
 	var (
 		s     *session
 		pings = make(chan struct{}, 1)
 		next  = func() {
 			buf := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 100, 0), vnetHeader{})
 			buf.queued = p.b.now()
-			s.post(buf)
+			s.postPacket(buf)
 		}
 		write = func(b []byte) {
 			for {
@@ -34,15 +34,15 @@ func TestPingUnderLoad(t *testing.T) {
 				}
 				b = rest
 			}
-			next()   // while this one is sent,
-			s.kick() // so that there is no end
+			next()         // while this one is sent,
+			s.kickSender() // so that there is no end
 		}
 	)
-	raw := newGather(&taker{write: write}, time.Second)
-	s = newSession(p, raw, raw, true, 0, p.b.flags(), &hello{capable: true, flags: flagKeepalive})
+	raw := newBatchConn(&writerConn{write: write}, time.Second)
+	s = newSession(p, raw, raw, true, 0, p.b.featureFlags(), &hello{capable: true, flags: flagKeepalive})
 	next()
 	ended := make(chan struct{})
-	go func() { s.attend(); close(ended) }()
+	go func() { s.serveEvents(); close(ended) }()
 	for range 10 {
 		select {
 		case <-pings:
@@ -67,12 +67,12 @@ func (j *judgeTUN) Write(b []byte) (int, error) {
 	if j.offloads != 0 {
 		packet = b[vnetSize:]
 	}
-	_, _, ok := addresses(packet)
-	if !ok || rerouted(packet) {
+	_, _, ok := parseAddresses(packet)
+	if !ok || hasSourceRoute(packet) {
 		j.t.Errorf("to the TUN: %x", b)
 	}
 	if h := parseVnet(b); j.offloads != 0 && h != (vnetHeader{}) {
-		if !h.sound(packet) || h.gsoType == gsoUDP && j.offloads&OffloadUSO == 0 {
+		if !h.validateFor(packet) || h.gsoType == gsoUDP && j.offloads&OffloadUSO == 0 {
 			j.t.Errorf("to the TUN: %+v of %x", parseVnet(b), packet)
 		}
 	}
@@ -91,11 +91,11 @@ func FuzzSession(f *testing.F) {
 	for _, offloads := range []Offloads{0, OffloadTSO, OffloadTSO | OffloadUSO} {
 		judge := &judgeTUN{nullTUN: *newNullTUN(offloads)}
 		judge.queues = []tunQueue{judge}
-		_, s := bareOn(f, judge)
+		_, s := newTestSessionOn(f, judge)
 		s.flags |= flagOffload | flagUSO
 		ends = append(ends, end{s, judge})
 	}
-	hello, _, err := ends[0].p.hello(0)
+	hello, _, err := ends[0].peer.helloFrame(0)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func FuzzSession(f *testing.F) {
 			copy(b[12:], []byte{192, 168, 0, 12, 100, 64, 0, 1})
 		}
 		v := make([]byte, vnetSize)
-		h.put(v)
+		h.putBytes(v)
 		in := appendFrame(hello, framePing, noise(8))
 		in = appendFrame(appendFrame(in, frameOffload, v), framePacket, b)
 		in = appendFrame(appendFrame(in, framePong, noise(8)), 99, noise(20))
@@ -122,7 +122,7 @@ func FuzzSession(f *testing.F) {
 			buf, start := append(make([]byte, headroom), in...), headroom
 			for end := headroom; end < len(buf) && !failed; {
 				end = min(end+step, len(buf))
-				next, err := e.frames(buf[:end], start)
+				next, err := e.handleFrames(buf[:end], start)
 				if next < start || next > end {
 					t.Fatalf("used %d of %d to %d", next, start, end)
 				}

@@ -74,7 +74,7 @@ func (b *Bridge) Stats() Stats {
 		s.Refused[i] = b.refused[i].Load()
 	}
 	for _, p := range b.table.Load().peers {
-		c := p.count
+		c := p.counters
 		s.Links[p.Link] = LinkStats{
 			RxPackets: c.rxPackets.Load(), RxBytes: c.rxBytes.Load(),
 			TxPackets: c.txPackets.Load(), TxBytes: c.txBytes.Load(), Drops: c.drops.load(),
@@ -88,7 +88,7 @@ func (b *Bridge) Statuses() []link.Status {
 	peers := b.table.Load().peers
 	all := make([]link.Status, 0, len(peers))
 	for _, p := range peers {
-		all = append(all, p.getStatus())
+		all = append(all, p.currentStatus())
 	}
 	return all
 }
@@ -97,7 +97,7 @@ func (b *Bridge) Statuses() []link.Status {
 func (b *Bridge) Status(name string) (link.Status, bool) {
 	for _, p := range b.table.Load().peers {
 		if p.Link == name {
-			return p.getStatus(), true
+			return p.currentStatus(), true
 		}
 	}
 	return link.Status{}, false

@@ -4,27 +4,27 @@ import "testing"
 
 // What a peer does not read was not sent to it.
 func TestSentOrDropped(t *testing.T) {
-	o, s := bare(t)
-	s.largest = 1000
+	o, s := newTestSession(t)
+	s.maxPayload = 1000
 	s.flags = 0
 	whole := append(make([]byte, vnetSize), packet("192.168.0.11", "192.168.0.12", 64, 1001, 0)...)
 	unsummed, h := superPacket("192.168.0.11", "192.168.0.12", 1100), vnetHeader{flags: needsCsum, csumStart: 20, csumOffset: csumTCP}
-	h.put(unsummed)
+	h.putBytes(unsummed)
 	small := append(make([]byte, vnetSize), packet("192.168.0.11", "192.168.0.12", 64, 1000, 0)...)
 	o.offloads = true
 	for _, in := range [][]byte{whole, unsummed, superPacket("192.168.0.11", "192.168.0.12", 60000), small} {
-		o.packet(copy(o.room(), in))
+		o.routePacket(copy(o.readRoom(), in))
 	}
-	for o.send() {
+	for o.sendBatches() {
 	}
-	c := s.p.count
+	c := s.peer.counters
 	if sent, bytes, big := c.txPackets.Load(), c.txBytes.Load(), c.drops[DropTooBig].Load(); sent != 1 || bytes != 1000 || big != 3 {
 		t.Errorf("%d packets of %d bytes sent, %d too big", sent, bytes, big)
 	}
 }
 
 func TestMissingTUN(t *testing.T) {
-	o, _ := bare(t)
+	o, _ := newTestSession(t)
 	defer o.setDevice(*o.device.Load())
 	if tun := o.TUN(); tun.Queues != 1 || tun.Offloads == 0 {
 		t.Errorf("%+v", tun)

@@ -15,8 +15,8 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
-// strung is two bridges, a (which leads) and b, over sockets and not linked yet, with a number of streams each.
-func strung(t *testing.T, ours, theirs int, change ...func(*Config)) (i *internet, a, b *node, most *atomic.Int64) {
+// newStreamPair is two bridges, a (which leads) and b, over sockets and not linked yet, with a number of streams each.
+func newStreamPair(t *testing.T, ours, theirs int, change ...func(*Config)) (i *internet, a, b *node, most *atomic.Int64) {
 	t.Helper()
 	i, most = newInternet(t), new(atomic.Int64)
 	start := func(host string, streams int) *node {
@@ -50,21 +50,21 @@ func (n *node) enough(want int) func() bool {
 			return false
 		}
 		var back backoff
-		_, _, more := n.table.Load().peers[0].wantsDial(&back)
+		_, _, more := n.table.Load().peers[0].nextDial(&back)
 		return !more
 	}
 }
 
 // keys is the keys of the sessions that flows belong to.
 func (n *node) keys() (all [256]int) {
-	for i := range n.table.Load().peers[0].streams.Load() {
-		all[i] = n.table.Load().peers[0].streams.Load()[i].next.key()
+	for i := range n.table.Load().peers[0].flows.Load() {
+		all[i] = n.table.Load().peers[0].flows.Load()[i].next.orderKey()
 	}
 	return all
 }
 
-// agree waits until both ends lead flows to the same sessions, and use all of them.
-func agree(t *testing.T, a, b *node) {
+// awaitAgreement waits until both ends lead flows to the same sessions, and use all of them.
+func awaitAgreement(t *testing.T, a, b *node) {
 	t.Helper()
 	a.await("the same table at both ends", func() bool {
 		keys, used := a.keys(), map[int]bool{}
@@ -78,7 +78,7 @@ func agree(t *testing.T, a, b *node) {
 func TestStreams(t *testing.T) {
 	for _, test := range []struct{ ours, theirs, want int }{{1, 3, 1}, {3, 1, 1}, {4, 4, 4}, {16, 16, 16}, {2, 16, 2}} {
 		t.Run(fmt.Sprintf("%d,%d", test.ours, test.theirs), func(t *testing.T) {
-			i, a, b, most := strung(t, test.ours, test.theirs)
+			i, a, b, most := newStreamPair(t, test.ours, test.theirs)
 			i.name("a.example", nowhere) // only a dials
 			b.set(newLink("a", 2, 1, "a.example"))
 			b.awaitReason("a", "connection refused")
@@ -88,7 +88,7 @@ func TestStreams(t *testing.T) {
 			if s, r := a.status("b"), b.status("a"); s.Accepted > 0 || r.Dialled > 0 || s.State != link.Up || r.State != link.Up {
 				t.Errorf("a: %+v, b: %+v", s, r)
 			}
-			agree(t, a, b)
+			awaitAgreement(t, a, b)
 			for id := range uint64(50) {
 				a.pass(b, fmt.Sprintf("100.64.1.%d", id), "100.64.2.7", id)
 				b.pass(a, "100.64.2.7", fmt.Sprintf("100.64.1.%d", id), id)
@@ -104,13 +104,13 @@ func TestStreams(t *testing.T) {
 func TestStreamsBothDial(t *testing.T) {
 	for _, n := range []int{1, 4} {
 		for range 5 {
-			_, a, b, most := strung(t, n, n, func(c *Config) { c.timing.follow = time.Second }) // for dials that are under way
+			_, a, b, most := newStreamPair(t, n, n, func(c *Config) { c.timing.followDelay = time.Second }) // for dials that are under way
 			var wg sync.WaitGroup
 			wg.Go(func() { a.set(newLink("b", 1, 2, "b.example")) })
 			wg.Go(func() { b.set(newLink("a", 2, 1, "a.example")) })
 			wg.Wait()
 			a.await("sessions", func() bool { return a.enough(a.count())() && a.count() >= n && b.count() == a.count() })
-			agree(t, a, b)
+			awaitAgreement(t, a, b)
 			a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 			b.pass(a, "192.168.0.12", "192.168.0.11", 2)
 			if m := most.Load(); m > int64(2*n) || a.count() > n+1 {
@@ -124,7 +124,7 @@ func TestStreamsBothDial(t *testing.T) {
 func TestStreamsFollow(t *testing.T) {
 	for _, test := range []string{"refused", "without name", "no endpoint"} {
 		t.Run(test, func(t *testing.T) {
-			i, a, b, _ := strung(t, 4, 4)
+			i, a, b, _ := newStreamPair(t, 4, 4)
 			ab := newLink("b", 1, 2, "b.example")
 			switch test {
 			case "refused":
@@ -143,7 +143,7 @@ func TestStreamsFollow(t *testing.T) {
 			if s, r := a.status("b"), b.status("a"); s.Dialled > 0 || r.Accepted > 0 {
 				t.Errorf("a: %+v, b: %+v", s, r)
 			}
-			agree(t, a, b)
+			awaitAgreement(t, a, b)
 			a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 		})
 	}
@@ -160,7 +160,7 @@ func dialAs(t *testing.T, i *internet, a *node, h *hello) (net.Conn, *hello, err
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
 	h.Address = netip.MustParsePrefix("192.168.0.12/24")
-	payload, err := h.append(nil)
+	payload, err := h.appendPayload(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,8 +175,8 @@ func dialAs(t *testing.T, i *internet, a *node, h *hello) (net.Conn, *hello, err
 }
 
 // A kubelink that knows of no streams gets one session, and all packets on it.
-func TestStreamsOfFormer(t *testing.T) {
-	i, a, _, most := strung(t, 4, 4)
+func TestStreamsOfLegacyPeer(t *testing.T) {
+	i, a, _, most := newStreamPair(t, 4, 4)
 	i.name("b.example", nowhere)
 	a.set(newLink("b", 1, 2, "b.example"))
 	a.awaitReason("b", "connection refused")
@@ -203,8 +203,8 @@ func TestStreamsOfFormer(t *testing.T) {
 				t.Fatalf("frame of type %d", typ)
 			}
 			if typ == framePacket {
-				if mark(payload) != id {
-					t.Fatalf("packet %d instead of %d", mark(payload), id)
+				if packetMark(payload) != id {
+					t.Fatalf("packet %d instead of %d", packetMark(payload), id)
 				}
 				break
 			}
@@ -218,7 +218,7 @@ func TestStreamsOfFormer(t *testing.T) {
 }
 
 func TestStreamsTooMany(t *testing.T) {
-	i, a, _, _ := strung(t, 4, 4)
+	i, a, _, _ := newStreamPair(t, 4, 4)
 	i.name("b.example", nowhere)
 	a.set(newLink("b", 1, 2, "b.example"))
 	a.awaitReason("b", "connection refused")
@@ -246,7 +246,7 @@ func TestStreamsTooMany(t *testing.T) {
 
 // More and fewer streams, while the link is up.
 func TestStreamsChange(t *testing.T) {
-	i, a, b, _ := strung(t, 2, 16)
+	i, a, b, _ := newStreamPair(t, 2, 16)
 	i.name("a.example", nowhere)
 	b.set(newLink("a", 2, 1, "a.example"))
 	b.awaitReason("a", "connection refused")
@@ -267,7 +267,7 @@ func TestStreamsChange(t *testing.T) {
 		}
 		a.await(fmt.Sprint(step.want, " sessions of a"), a.enough(step.want))
 		b.await(fmt.Sprint(step.want, " sessions of b"), func() bool { return b.count() == step.want })
-		agree(t, a, b)
+		awaitAgreement(t, a, b)
 		for range 20 {
 			id++
 			a.pass(b, fmt.Sprintf("100.64.1.%d", byte(id)), "192.168.0.12", id)
@@ -300,7 +300,7 @@ func (n *node) drain(got func([]byte)) (stop func()) {
 // sent or counted, and what was lost is dialled again.
 func TestLostStreams(t *testing.T) {
 	const streams, losses = 4, 50
-	_, a, b, most := strung(t, streams, streams)
+	_, a, b, most := newStreamPair(t, streams, streams)
 	a.set(newLink("b", 1, 2, "b.example"))
 	b.set(newLink("a", 2, 1, "a.example"))
 	a.await("sessions", func() bool { return a.count() >= streams && b.count() == a.count() })
@@ -367,10 +367,10 @@ func TestLostStreams(t *testing.T) {
 	if most.Load() > 2*streams {
 		t.Errorf("%d sessions", most.Load())
 	}
-	agree(t, a, b)
+	awaitAgreement(t, a, b)
 	for id := sent + 1; id < sent+256; id++ {
 		a.tun.in <- packet(fmt.Sprintf("100.64.1.%d", byte(id)), "192.168.0.12", 64, 100, id)
-		for got := mark(b.receive()); got != id; got = mark(b.receive()) { // what was under way
+		for got := packetMark(b.receive()); got != id; got = packetMark(b.receive()) { // what was under way
 			if got > sent {
 				t.Fatalf("received %d instead of %d", got, id)
 			}
@@ -380,7 +380,7 @@ func TestLostStreams(t *testing.T) {
 
 // Packets of a flow arrive in their order while sessions are added.
 func TestStreamsOrder(t *testing.T) {
-	_, a, b, _ := strung(t, 1, 16)
+	_, a, b, _ := newStreamPair(t, 1, 16)
 	a.set(newLink("b", 1, 2, "b.example"))
 	b.set(newLink("a", 2, 1, "a.example"))
 	a.awaitState("b", link.Up)
@@ -394,12 +394,12 @@ func TestStreamsOrder(t *testing.T) {
 	)
 	stop := b.drain(func(p []byte) {
 		f := p[15]
-		if mark(p) < next[f] { // CoDel may have dropped some
+		if packetMark(p) < next[f] { // CoDel may have dropped some
 			if bad.Add(1) < 10 {
-				t.Errorf("flow %d: packet %d instead of %d", f, mark(p), next[f])
+				t.Errorf("flow %d: packet %d instead of %d", f, packetMark(p), next[f])
 			}
 		}
-		next[f] = mark(p) + 1
+		next[f] = packetMark(p) + 1
 		select {
 		case <-window:
 		default:
@@ -433,8 +433,8 @@ func TestStreamsOrder(t *testing.T) {
 		}
 		a.await("sessions", func() bool { return a.count() >= streams })
 		a.await("flows move", func() bool {
-			for i := range a.table.Load().peers[0].streams.Load() {
-				if pin := &a.table.Load().peers[0].streams.Load()[i]; pin.session != pin.next && pin.moved.Load() {
+			for i := range a.table.Load().peers[0].flows.Load() {
+				if pin := &a.table.Load().peers[0].flows.Load()[i]; pin.session != pin.next && pin.moved.Load() {
 					return true
 				}
 			}
@@ -455,16 +455,16 @@ func TestStreamsOrder(t *testing.T) {
 
 // A flow moves to a session that was added only after a pause, and at once when its own is lost.
 func TestFlowPause(t *testing.T) {
-	p, _ := lonely(t)
+	p, _ := newTestPeer(t)
 	s := [2]*session{}
 	for i := range s {
-		s[i] = newSession(p, null{}, newGather(null{}, time.Second), false, i, p.b.flags(), &hello{flags: flagStreams})
+		s[i] = newSession(p, null{}, newBatchConn(null{}, time.Second), false, i, p.b.featureFlags(), &hello{flags: flagStreams})
 	}
-	old := newStreams(s[:1], nil)
+	old := newFlowTable(s[:1], nil)
 	for i := range old {
-		old[i].use(time.Second)
+		old[i].pickSession(time.Second)
 	}
-	now := newStreams(s[:], old)
+	now := newFlowTable(s[:], old)
 	moves := 0
 	for i := range now {
 		if now[i].next == s[0] {
@@ -472,19 +472,19 @@ func TestFlowPause(t *testing.T) {
 		}
 		moves++
 		for at := time.Second; at < 2*time.Second; at += flowPause / 2 {
-			if now[i].use(at) != s[0] {
+			if now[i].pickSession(at) != s[0] {
 				t.Fatalf("moved after %s without a pause", at-time.Second)
 			}
 		}
 		for range 2 { // and stays there
-			if now[i].use(2*time.Second+2*flowPause) != s[1] {
+			if now[i].pickSession(2*time.Second+2*flowPause) != s[1] {
 				t.Fatal("does not move")
 			}
 		}
-		if next := newStreams(s[:], now); next[i].at() != s[1] {
+		if next := newFlowTable(s[:], now); next[i].activeSession() != s[1] {
 			t.Fatal("moved back")
 		}
-		if next := newStreams(s[:1], now); next[i].at() != s[0] {
+		if next := newFlowTable(s[:1], now); next[i].activeSession() != s[0] {
 			t.Fatal("stays on a session that was lost")
 		}
 	}
@@ -495,7 +495,7 @@ func TestFlowPause(t *testing.T) {
 
 // A certificate is replaced, the peer restarts: no more streams than agreed on are left over.
 func TestStreamsOfNewProcess(t *testing.T) {
-	i, a, b, _ := strung(t, 4, 4)
+	i, a, b, _ := newStreamPair(t, 4, 4)
 	a.set(newLink("b", 1, 2, "b.example"))
 	b.set(newLink("a", 2, 1, "a.example"))
 	a.await("sessions", func() bool { return a.count() >= 4 && b.count() == a.count() })
@@ -504,7 +504,7 @@ func TestStreamsOfNewProcess(t *testing.T) {
 	b.set(newLink("a", 2, 1, "a.example"))
 	b.await("sessions", func() bool { return b.count() >= 4 && b.count() == a.count() })
 	a.awaitPeer(b)
-	agree(t, a, b)
+	awaitAgreement(t, a, b)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 }
 
@@ -523,7 +523,7 @@ func TestFlappingPeer(t *testing.T) {
 	})
 	i.name("b.example", l.Addr().String())
 	h := &hello{capable: true, flags: flagStreams, instance: 7, streams: 1, Announcement: link.Announcement{Address: netip.MustParsePrefix("192.168.0.12/24")}}
-	payload, err := h.append(nil)
+	payload, err := h.appendPayload(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

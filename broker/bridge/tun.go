@@ -57,12 +57,12 @@ type tunQueue interface {
 // kernelTUN is a TUN of the kernel. It is persistent: addresses and routes survive a killed broker, and the
 // next one takes them over.
 type kernelTUN struct {
-	name     string
-	queues   []tunQueue // tunFile all
-	offloads Offloads
-	plain    bool  // as configured
-	mtu      int   // 0: not known
-	refused  error // why there are no offloads that were configured
+	name      string
+	queues    []tunQueue // tunFile all
+	offloads  Offloads
+	noOffload bool  // as configured
+	mtu       int   // 0: not known
+	refused   error // why there are no offloads that were configured
 }
 
 func (t *kernelTUN) Queues() []tunQueue { return t.queues }
@@ -95,10 +95,10 @@ func newTUNFile(f *os.File) (*tunFile, error) {
 	return q, nil
 }
 
-func (q *tunFile) Read(b []byte) (int, error)    { return q.take(b, q.read) }
-func (q *tunFile) TryRead(b []byte) (int, error) { return q.take(b, q.try) }
+func (q *tunFile) Read(b []byte) (int, error)    { return q.readWith(b, q.read) }
+func (q *tunFile) TryRead(b []byte) (int, error) { return q.readWith(b, q.try) }
 
-func (q *tunFile) take(b []byte, read func(fd uintptr) bool) (int, error) {
+func (q *tunFile) readWith(b []byte, read func(fd uintptr) bool) (int, error) {
 	q.into = b
 	err := q.raw.Read(read)
 	if err == nil && q.err != nil {
@@ -140,15 +140,15 @@ func (q *tunFile) Write(packet []byte) (int, error) {
 
 // openTUN opens the TUN with what the kernel has to give, or takes over the one that an earlier process left. That
 // only one process does so is up to the caller: queues of several would share the packets.
-func openTUN(name string, mtu int, plain bool) (device, error) {
+func openTUN(name string, mtu int, noOffload bool) (device, error) {
 	var dev *kernelTUN
 	var err, refused error
-	if !plain {
-		dev, refused = openOffloads(name, runtime.GOMAXPROCS(0))
+	if !noOffload {
+		dev, refused = openWithOffloads(name, runtime.GOMAXPROCS(0))
 		err = refused
 	}
-	if plain || unable(err) {
-		dev, err = openPlain(name)
+	if noOffload || lacksOffloads(err) {
+		dev, err = openWithoutOffloads(name)
 	}
 	switch {
 	case errors.Is(err, syscall.EBUSY):
@@ -160,7 +160,7 @@ func openTUN(name string, mtu int, plain bool) (device, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open TUN %s: %w", name, err)
 	}
-	dev.plain, dev.refused = plain, refused
+	dev.noOffload, dev.refused = noOffload, refused
 	if err := dev.SetMTU(mtu); err != nil {
 		dev.Close(true)
 		return nil, err
@@ -168,19 +168,19 @@ func openTUN(name string, mtu int, plain bool) (device, error) {
 	return dev, nil
 }
 
-// unable tells whether err is that of a kernel that has no offloads, rather than of a moment.
-func unable(err error) bool {
+// lacksOffloads tells whether err is that of a kernel that has no offloads, rather than of a moment.
+func lacksOffloads(err error) bool {
 	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTTY) || errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS)
 }
 
-// openOffloads opens the TUN with virtio_net_hdr and several queues (linux/if_tun.h).
-func openOffloads(name string, queues int) (*kernelTUN, error) {
+// openWithOffloads opens the TUN with virtio_net_hdr and several queues (linux/if_tun.h).
+func openWithOffloads(name string, queues int) (*kernelTUN, error) {
 	const flags = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE
 	t := &kernelTUN{name: name}
 	for len(t.queues) < queues {
-		fd, err := attach(name, flags)
-		if errors.Is(err, syscall.EINVAL) && len(t.queues) == 0 && remove(name) {
-			fd, err = attach(name, flags)
+		fd, err := attachQueue(name, flags)
+		if errors.Is(err, syscall.EINVAL) && len(t.queues) == 0 && removeDevice(name) {
+			fd, err = attachQueue(name, flags)
 		}
 		if err != nil && len(t.queues) > 0 {
 			break // fewer will do
@@ -204,15 +204,15 @@ func openOffloads(name string, queues int) (*kernelTUN, error) {
 			unix.Close(fd)
 			return nil, errors.Join(os.NewSyscallError("ioctl", err), t.Close(true))
 		}
-		if err := t.add(os.NewFile(uintptr(fd), "/dev/net/tun")); err != nil { // is not blocking: the runtime polls it
+		if err := t.addQueue(os.NewFile(uintptr(fd), "/dev/net/tun")); err != nil { // is not blocking: the runtime polls it
 			return nil, errors.Join(err, t.Close(true))
 		}
 	}
 	return t, nil
 }
 
-// attach opens a queue of the TUN, and makes the TUN if it is not there.
-func attach(name string, flags uint16) (int, error) {
+// attachQueue opens a queue of the TUN, and makes the TUN if it is not there.
+func attachQueue(name string, flags uint16) (int, error) {
 	request, err := unix.NewIfreq(name)
 	if err != nil {
 		return -1, err
@@ -229,10 +229,10 @@ func attach(name string, flags uint16) (int, error) {
 	return fd, nil
 }
 
-// remove deletes a TUN that is there, unless it is in use. It is not of the kind that is wanted (the kernel does not
+// removeDevice deletes a TUN that is there, unless it is in use. It is not of the kind that is wanted (the kernel does not
 // make one of several queues from one of a single queue, nor the other way round; its addresses and routes are set
 // again), or nobody wants it any more.
-func remove(name string) bool {
+func removeDevice(name string) bool {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return false
@@ -241,7 +241,7 @@ func remove(name string) bool {
 	if !ok || tun.Mode != netlink.TUNTAP_MODE_TUN || tun.Queues > 0 { // how many of several queues are in use
 		return false
 	}
-	if fd, err := attach(name, unix.IFF_TUN|unix.IFF_NO_PI); err == nil { // one of a single queue, which nobody uses
+	if fd, err := attachQueue(name, unix.IFF_TUN|unix.IFF_NO_PI); err == nil { // one of a single queue, which nobody uses
 		unix.Close(fd)
 	} else if errors.Is(err, syscall.EBUSY) {
 		return false
@@ -258,21 +258,21 @@ func setOffloads(fd int) (Offloads, error) {
 	return OffloadTSO, unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso)
 }
 
-// openPlain opens the TUN without any of that.
-func openPlain(name string) (*kernelTUN, error) {
+// openWithoutOffloads opens the TUN without any of that.
+func openWithoutOffloads(name string) (*kernelTUN, error) {
 	config := water.Config{DeviceType: water.TUN}
 	config.Name, config.Persist = name, true
 	ifce, err := water.New(config)
-	if errors.Is(err, syscall.EINVAL) && remove(name) {
+	if errors.Is(err, syscall.EINVAL) && removeDevice(name) {
 		ifce, err = water.New(config)
 	}
 	if err != nil {
 		return nil, err
 	}
 	t := &kernelTUN{name: name}
-	err = t.add(ifce.ReadWriteCloser.(*os.File))
+	err = t.addQueue(ifce.ReadWriteCloser.(*os.File))
 	if err == nil { // an earlier process may have left some offloads
-		err = t.control(func(fd int) error {
+		err = t.controlQueue(func(fd int) error {
 			unix.CloseOnExec(fd) // water does not: a program that the broker runs would hold the TUN
 			return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
 		})
@@ -283,7 +283,7 @@ func openPlain(name string) (*kernelTUN, error) {
 	return t, nil
 }
 
-func (t *kernelTUN) add(f *os.File) error {
+func (t *kernelTUN) addQueue(f *os.File) error {
 	q, err := newTUNFile(f)
 	if err != nil {
 		f.Close()
@@ -293,8 +293,8 @@ func (t *kernelTUN) add(f *os.File) error {
 	return nil
 }
 
-// control runs f with the file descriptor of the first queue.
-func (t *kernelTUN) control(f func(fd int) error) error {
+// controlQueue runs f with the file descriptor of the first queue.
+func (t *kernelTUN) controlQueue(f func(fd int) error) error {
 	var err error
 	if e := t.queues[0].(*tunFile).raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
 		err = e
@@ -320,7 +320,7 @@ func (t *kernelTUN) SetMTU(mtu int) error {
 func (t *kernelTUN) Close(keep bool) error {
 	var err error
 	if !keep && len(t.queues) > 0 {
-		if err = t.control(func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0) }); err != nil {
+		if err = t.controlQueue(func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0) }); err != nil {
 			err = fmt.Errorf("delete TUN %s: %w", t.name, err)
 		}
 	}

@@ -70,7 +70,7 @@ func ping(t *testing.T, to string) {
 	}
 	defer conn.Close()
 	request := []byte{8, 0, 0, 0, 1, 2, 0, 1, 'k', 'l'}
-	sum := ^fold(sum16(request, 0))
+	sum := ^foldSum(sum16(request, 0))
 	request[2], request[3] = byte(sum>>8), byte(sum)
 	if _, err := conn.Write(request); err != nil {
 		t.Error(err)

@@ -23,7 +23,7 @@ const (
 
 	frameHeader      = 3
 	maxPayload       = 1<<16 - 1
-	maxFormerPayload = 17000 // largest payload that a peer without our capability extension reads
+	maxLegacyPayload = 17000 // largest payload that a peer without our capability extension reads
 )
 
 // Flags of the capability extension. A feature is used when both ends announce it.

@@ -88,7 +88,7 @@ func TestHello(t *testing.T) {
 			if test.parse {
 				return
 			}
-			sent, err := test.hello.append(nil)
+			sent, err := test.hello.appendPayload(nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -115,7 +115,7 @@ func TestHelloErrors(t *testing.T) {
 		}
 	}
 	big := hello{Announcement: link.Announcement{Address: address, API: &link.APIInfo{Token: "t", CACert: make([]byte, 17000)}}}
-	if _, err := big.append(nil); err == nil || !strings.Contains(err.Error(), "peers read 17000") {
+	if _, err := big.appendPayload(nil); err == nil || !strings.Contains(err.Error(), "peers read 17000") {
 		t.Errorf("too large: %v", err)
 	}
 }
@@ -213,7 +213,7 @@ func FuzzHello(f *testing.F) {
 		if err != nil {
 			return
 		}
-		sent, err := h.append(nil)
+		sent, err := h.appendPayload(nil)
 		if err != nil {
 			return // more than we would send
 		}

@@ -1,6 +1,6 @@
 package bridge
 
-// A former peer, written from the description of the wire format alone: it knows nothing of this package.
+// A legacy peer, written from the description of the wire format alone: it knows nothing of this package.
 
 import (
 	"crypto/tls"
@@ -15,30 +15,30 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
-type former struct {
+type legacyPeer struct {
 	t    *testing.T
 	conn net.Conn
 }
 
-// dialFormer connects to a bridge and says hello at once.
-func dialFormer(t *testing.T, i *internet, n *node) *former {
+// dialLegacy connects to a bridge and says hello at once.
+func dialLegacy(t *testing.T, i *internet, n *node) *legacyPeer {
 	c := i.ca.issue(t, "b.example")
 	conn, err := tls.Dial("tcp", n.address(), &tls.Config{Certificates: []tls.Certificate{c.Certificate}, RootCAs: i.ca.pool, ServerName: "a.example"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	f := &former{t, conn}
+	f := &legacyPeer{t, conn}
 	f.hello()
 	return f
 }
 
-func (f *former) hello() {
+func (f *legacyPeer) hello() {
 	// 192.168.0.12/24, mask in its long form, no service network, port 80, extension 2
 	f.write(1, unhex("00000000000000000000ffff c0a8000c ffffffffffffffffffffffff ffffff00"+noneHex+portHex+"0015"+"02 0012"+"636c75737465722e6c6f63616c 00 6440200a"))
 }
 
-func (f *former) write(typ byte, payload []byte) {
+func (f *legacyPeer) write(typ byte, payload []byte) {
 	f.t.Helper()
 	b := append([]byte{byte(len(payload) >> 8), byte(len(payload)), typ}, payload...)
 	if _, err := f.conn.Write(b); err != nil {
@@ -46,8 +46,8 @@ func (f *former) write(typ byte, payload []byte) {
 	}
 }
 
-// read returns the next frame. A former peer ends where a payload is larger than its buffer.
-func (f *former) read() (byte, []byte) {
+// read returns the next frame. A legacy peer ends where a payload is larger than its buffer.
+func (f *legacyPeer) read() (byte, []byte) {
 	f.t.Helper()
 	f.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	var h [3]byte
@@ -67,7 +67,7 @@ func (f *former) read() (byte, []byte) {
 	return h[2], b
 }
 
-func (f *former) converse(a *node) {
+func (f *legacyPeer) exchangePackets(a *node) {
 	t := f.t
 	typ, hello := f.read()
 	if typ != 1 || len(hello) < 80 || string(hello[10:16]) != "\xff\xff\xc0\xa8\x00\x0b" || string(hello[28:32]) != "\xff\xff\xff\x00" {
@@ -79,7 +79,7 @@ func (f *former) converse(a *node) {
 	}
 	a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 17001, 1)
 	a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 17000, 2)
-	if typ, p := f.read(); typ != 0 || mark(p) != 2 {
+	if typ, p := f.read(); typ != 0 || packetMark(p) != 2 {
 		t.Errorf("type %d, %d bytes", typ, len(p))
 	}
 	if n := a.Stats().Links["b"].Drops[DropTooBig]; n != 1 {
@@ -87,29 +87,29 @@ func (f *former) converse(a *node) {
 	}
 	f.write(7, []byte("what is this"))
 	f.write(0, packet("192.168.0.12", "192.168.0.11", 64, 1500, 3))
-	if got := mark(a.receive()); got != 3 {
+	if got := packetMark(a.receive()); got != 3 {
 		t.Errorf("received %d", got)
 	}
 	config := a.config
 	config.AdvertisedPort = 81
-	a.Configure(config.Settings) // a former peer would not understand a second hello
+	a.Configure(config.Settings) // a legacy peer would not understand a second hello
 	a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, 4)
-	if typ, p := f.read(); typ != 0 || mark(p) != 4 {
+	if typ, p := f.read(); typ != 0 || packetMark(p) != 4 {
 		t.Errorf("type %d, %d bytes", typ, len(p))
 	}
 	f.conn.Close()
 	a.awaitState("b", link.Down)
 }
 
-func TestFormerPeerDials(t *testing.T) {
+func TestLegacyPeerDials(t *testing.T) {
 	i := newInternet(t)
 	a := i.start("a.example", i.ca.issue(t, "a.example"))
 	a.set(newLink("b", 1, 2, "b.example"))
 	a.awaitState("b", link.Down)
-	dialFormer(t, i, a).converse(a)
+	dialLegacy(t, i, a).exchangePackets(a)
 }
 
-func TestFormerPeerAccepts(t *testing.T) {
+func TestLegacyPeerAccepts(t *testing.T) {
 	i := newInternet(t)
 	c := i.ca.issue(t, "b.example")
 	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{c.Certificate}, ClientAuth: tls.RequireAnyClientCert})
@@ -124,9 +124,9 @@ func TestFormerPeerAccepts(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close()
-	f := &former{t, conn}
+	f := &legacyPeer{t, conn}
 	f.hello() // as one that knows the link does
-	f.converse(a)
+	f.exchangePackets(a)
 }
 
 // A peer that does not read: its link ends, its queue keeps the newest, and other links do not notice.
@@ -141,7 +141,7 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 	c.awaitState("a", link.Up)
 	a.awaitState("b", link.Down)
 	i.name("b.example", "127.0.0.1:1") // refused
-	f := dialFormer(t, i, a)
+	f := dialLegacy(t, i, a)
 	f.read()
 	a.awaitState("b", link.Up)
 	deadline := time.After(20 * time.Second)

@@ -41,14 +41,14 @@ func sockets(t testing.TB) (a, b *net.TCPConn) {
 	return a, b
 }
 
-// lonely is a peer whose sessions are made by the test.
-func lonely(t testing.TB, change ...func(*timing)) (*peer, *Bridge) {
+// newTestPeer is a peer whose sessions are made by the test.
+func newTestPeer(t testing.TB, change ...func(*timing)) (*peer, *Bridge) {
 	t.Helper()
 	timing := defaultTiming
 	for _, f := range change {
 		f(&timing)
 	}
-	b, err := Open(Config{Interface: "null", open: opens(newNullTUN(OffloadTSO | OffloadUSO)), Log: quiet, timing: &timing})
+	b, err := Open(Config{Interface: "null", open: openerOf(newNullTUN(OffloadTSO | OffloadUSO)), Log: quiet, timing: &timing})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,20 +62,20 @@ func lonely(t testing.TB, change ...func(*timing)) (*peer, *Bridge) {
 	return b.table.Load().peers[0], b
 }
 
-// join makes conn a session of the peer, without pings, and serves it.
-func join(t testing.TB, p *peer, conn net.Conn, stream int) (*session, chan struct{}) {
+// serveSession makes conn a session of the peer, without pings, and serves it.
+func serveSession(t testing.TB, p *peer, conn net.Conn, stream int) (*session, chan struct{}) {
 	t.Helper()
 	h := &hello{capable: true, flags: flagStreams | flagOffload | flagUSO, streams: MaxStreams}
-	raw := newGather(conn, p.b.timing.write)
-	s := newSession(p, raw, raw, true, stream, p.b.flags(), h)
-	if !p.attach(s, h) {
+	raw := newBatchConn(conn, p.b.timing.write)
+	s := newSession(p, raw, raw, true, stream, p.b.featureFlags(), h)
+	if !p.attachSession(s, h) {
 		t.Fatal("not attached")
 	}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		s.run()
-		p.detach(s, s.cause)
+		p.detachSession(s, s.cause)
 	}()
 	return s, ended
 }
@@ -93,11 +93,11 @@ func within(t testing.TB, what string, d time.Duration, cond func() bool) {
 }
 
 // Writes of several goroutines, flushed by one, arrive whole and in order, through a socket that takes little.
-func TestGatherOrder(t *testing.T) {
+func TestBatchConnOrder(t *testing.T) {
 	const total, writers = 40 << 20, 3
 	a, b := sockets(t)
-	g := newGather(a, 10*time.Second)
-	g.start()
+	g := newBatchConn(a, 10*time.Second)
+	g.startBatching()
 	// A message: length, writer, number, checksum, content.
 	message := func(buf []byte, writer byte, number uint32, r *rand.Rand) []byte {
 		size := 13 + r.IntN(100)
@@ -181,7 +181,7 @@ func TestGatherOrder(t *testing.T) {
 	r, buf, waits, partly := rand.New(rand.NewPCG(1, 1)), make([]byte, 70100), 0, 0
 	flush := func() {
 		for {
-			done, err := g.flush()
+			done, err := g.flushBatch()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -193,7 +193,7 @@ func TestGatherOrder(t *testing.T) {
 				partly++
 			}
 			g.mu.Unlock()
-			if err := g.sendSome(); err != nil {
+			if err := g.awaitSend(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -212,8 +212,8 @@ func TestGatherOrder(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	flush()
-	if g.out != nil || g.sent != 0 {
-		t.Errorf("%d bytes are left", len(*g.out)-g.sent)
+	if g.batch != nil || g.sent != 0 {
+		t.Errorf("%d bytes are left", len(*g.batch)-g.sent)
 	}
 	a.Close()
 	select {
@@ -236,17 +236,17 @@ func TestGatherOrder(t *testing.T) {
 }
 
 // Before start, writes pass; the first one after it waits for flush.
-func TestGatherStart(t *testing.T) {
+func TestBatchConnStart(t *testing.T) {
 	a, b := sockets(t)
-	g := newGather(a, time.Second)
+	g := newBatchConn(a, time.Second)
 	buf := make([]byte, 10)
 	b.SetDeadline(time.Now().Add(10 * time.Second))
 	g.Write([]byte("one"))
 	if n, err := io.ReadFull(b, buf[:3]); err != nil || string(buf[:n]) != "one" {
 		t.Fatalf("%s, %v", buf[:n], err)
 	}
-	g.start()
-	if done, err := g.flush(); !done || err != nil {
+	g.startBatching()
+	if done, err := g.flushBatch(); !done || err != nil {
 		t.Error("nothing to flush: ", done, err)
 	}
 	g.Write([]byte("two"))
@@ -255,7 +255,7 @@ func TestGatherStart(t *testing.T) {
 	if n, err := b.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%s, %v", buf[:n], err)
 	}
-	if done, err := g.flush(); !done || err != nil {
+	if done, err := g.flushBatch(); !done || err != nil {
 		t.Error(done, err)
 	}
 	b.SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -266,15 +266,15 @@ func TestGatherStart(t *testing.T) {
 
 // A peer that does not read: flush does not wait, sendSome not for longer than the timeout; after that,
 // the connection still works.
-func TestGatherStuck(t *testing.T) {
+func TestBatchConnStuck(t *testing.T) {
 	a, b := sockets(t)
-	g := newGather(a, 50*time.Millisecond)
-	g.start()
+	g := newBatchConn(a, 50*time.Millisecond)
+	g.startBatching()
 	fill := func() (bytes int) {
 		for {
 			n, _ := g.Write(make([]byte, 60000))
 			bytes += n
-			done, err := g.flush()
+			done, err := g.flushBatch()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -289,8 +289,8 @@ func TestGatherStuck(t *testing.T) {
 		start := time.Now()
 		for err == nil { // the kernel may still take some
 			start = time.Now()
-			err = g.sendSome()
-			if err == nil && g.out == nil {
+			err = g.awaitSend()
+			if err == nil && g.batch == nil {
 				total += fill()
 			}
 		}
@@ -300,7 +300,7 @@ func TestGatherStuck(t *testing.T) {
 		if d := time.Since(start); d < 40*time.Millisecond || d > 5*time.Second {
 			t.Errorf("after %s", d)
 		}
-		if done, err := g.flush(); done || err != nil {
+		if done, err := g.flushBatch(); done || err != nil {
 			t.Errorf("flush: %v, %v", done, err)
 		}
 	}
@@ -308,9 +308,9 @@ func TestGatherStuck(t *testing.T) {
 	go func() { n, _ := io.Copy(io.Discard, b); read <- n }()
 	g.timeout = 10 * time.Second
 	for {
-		done, err := g.flush()
+		done, err := g.flushBatch()
 		if err == nil && !done {
-			err = g.sendSome()
+			err = g.awaitSend()
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -326,20 +326,20 @@ func TestGatherStuck(t *testing.T) {
 }
 
 // A peer that has TLS write all the time (a key update is answered), and does not read: what waits is bounded.
-func TestGatherFlood(t *testing.T) {
+func TestBatchConnFlood(t *testing.T) {
 	a, b := sockets(t)
-	g := newGather(a, 10*time.Second)
-	g.start()
+	g := newBatchConn(a, 10*time.Second)
+	g.startBatching()
 	for done := true; done; {
 		g.Write(make([]byte, 60000))
-		done, _ = g.flush()
+		done, _ = g.flushBatch()
 	}
 	g.Write(make([]byte, 512<<10))
 	for buf := make([]byte, 10000); g.sent == 0; { // until a part of what is left was sent
 		if _, err := b.Read(buf); err != nil {
 			t.Fatal(err)
 		}
-		if done, err := g.flush(); done || err != nil {
+		if done, err := g.flushBatch(); done || err != nil {
 			t.Fatal(done, err)
 		}
 	}
@@ -350,60 +350,60 @@ func TestGatherFlood(t *testing.T) {
 	}()
 	var err error
 	n := 0
-	for before := cap(*g.out); err == nil && n < 1<<20; n++ {
-		if _, err = g.Write(make([]byte, 30)); n == 0 && cap(*g.out) > before {
+	for before := cap(*g.batch); err == nil && n < 1<<20; n++ {
+		if _, err = g.Write(make([]byte, 30)); n == 0 && cap(*g.batch) > before {
 			t.Error("grew without need")
 		}
 	}
-	if !errors.Is(err, errFlood) || len(*g.out) > gatheredMost {
-		t.Errorf("%d bytes wait after %d key updates: %v", len(*g.out), n, err)
+	if !errors.Is(err, errKeyUpdates) || len(*g.batch) > maxBuffered {
+		t.Errorf("%d bytes wait after %d key updates: %v", len(*g.batch), n, err)
 	}
-	if err := <-ended; !errors.Is(err, errFlood) {
+	if err := <-ended; !errors.Is(err, errKeyUpdates) {
 		t.Errorf("end of the session: %v", err)
 	}
 	b.Close()
 }
 
 // The longest batch that there is may wait: segments that are mostly headers.
-func TestGatherLongest(t *testing.T) {
-	_, s := bare(t)
+func TestBatchConnLongest(t *testing.T) {
+	_, s := newTestSession(t)
 	s.flags = 0 // it is cut
 	n := 0
 	for _, size := range []int{batchBytes - 20000, maxPayload} { // together a batch
-		h, b := flow{tcp: true, mss: sizeMinTCP, ipOptions: 40, tcpOptions: 40}.super(make([]byte, size-120))
-		if !h.sound(b) {
+		h, b := flow{tcp: true, mss: minSegmentTCP, ipOptions: 40, tcpOptions: 40}.super(make([]byte, size-120))
+		if !h.validateFor(b) {
 			t.Fatal("not sound")
 		}
 		buf := copyBuffer(b, h)
-		seg := h.segments(b)
-		n += seg.count()
+		seg := h.splitPacket(b)
+		n += seg.countLeft()
 		buf.hash = 1 << 8
-		s.post(buf)
+		s.postPacket(buf)
 	}
-	s.kick()
-	if s.raw.broken != nil || s.work.Load() != 0 {
+	s.kickSender()
+	if s.raw.broken != nil || s.kicks.Load() != 0 {
 		t.Errorf("%d segments: %v", n, s.raw.broken)
 	}
 }
 
 // The end of the connection ends waiting.
-func TestGatherClosed(t *testing.T) {
+func TestBatchConnClosed(t *testing.T) {
 	for _, ours := range []bool{true, false} {
 		a, b := sockets(t)
-		g := newGather(a, time.Hour)
-		g.start()
+		g := newBatchConn(a, time.Hour)
+		g.startBatching()
 		for done := true; done; {
 			g.Write(make([]byte, 60000))
-			done, _ = g.flush()
+			done, _ = g.flushBatch()
 		}
 		ended := make(chan error, 1)
 		go func() {
 			for {
-				if err := g.sendSome(); err != nil {
+				if err := g.awaitSend(); err != nil {
 					ended <- err
 					return
 				}
-				if g.out == nil {
+				if g.batch == nil {
 					g.Write(make([]byte, 60000))
 				}
 			}
@@ -426,17 +426,17 @@ func TestGatherClosed(t *testing.T) {
 }
 
 // What is no socket is waited for.
-func TestGatherNoSocket(t *testing.T) {
+func TestBatchConnNoSocket(t *testing.T) {
 	x, y := net.Pipe()
 	defer x.Close()
 	defer y.Close()
-	g := newGather(x, 10*time.Second)
-	g.start()
+	g := newBatchConn(x, 10*time.Second)
+	g.startBatching()
 	read := make(chan int64)
 	go func() { n, _ := io.Copy(io.Discard, y); read <- n }()
 	for range 100 {
 		g.Write(make([]byte, 10000))
-		if done, err := g.flush(); !done || err != nil {
+		if done, err := g.flushBatch(); !done || err != nil {
 			t.Fatal(done, err)
 		}
 	}
@@ -445,13 +445,13 @@ func TestGatherNoSocket(t *testing.T) {
 		t.Errorf("%d bytes", n)
 	}
 	g.Write([]byte("x"))
-	if done, err := g.flush(); done || err == nil {
+	if done, err := g.flushBatch(); done || err == nil {
 		t.Error(done, err)
 	}
 }
 
-// sink reads frames from a connection, as slowly as pace lets it, and counts packets.
-func sink(conn net.Conn, packets *atomic.Uint64, pace func()) {
+// countFrames reads frames from a connection, as slowly as pace lets it, and counts packets.
+func countFrames(conn net.Conn, packets *atomic.Uint64, pace func()) {
 	buf, end := make([]byte, 1<<18), 0
 	for {
 		n, err := conn.Read(buf[end:])
@@ -477,16 +477,16 @@ func sink(conn net.Conn, packets *atomic.Uint64, pace func()) {
 	}
 }
 
-// hammer sends packets from several goroutines, each to its own flows, as several TUN readers do.
-func hammer(p *peer, goroutines, each int, size func(n int) int) *sync.WaitGroup {
+// sendFromMany sends packets from several goroutines, each to its own flows, as several TUN readers do.
+func sendFromMany(p *peer, goroutines, each int, size func(n int) int) *sync.WaitGroup {
 	wg := new(sync.WaitGroup)
 	for g := range goroutines {
 		wg.Go(func() {
 			for n := range each {
 				buf := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, size(n), uint64(n)), vnetHeader{})
 				buf.packet()[14], buf.packet()[15] = byte(g), byte(n)
-				if s := p.send(buf); s != nil {
-					s.kick()
+				if s := p.sendPacket(buf); s != nil {
+					s.kickSender()
 				}
 			}
 		})
@@ -494,32 +494,32 @@ func hammer(p *peer, goroutines, each int, size func(n int) int) *sync.WaitGroup
 	return wg
 }
 
-// accounted is how many packets were given to connections or dropped.
-func accounted(p *peer) (sent, dropped uint64) {
-	for _, d := range p.count.drops.load() {
+// countPackets is how many packets were given to connections or dropped.
+func countPackets(p *peer) (sent, dropped uint64) {
+	for _, d := range p.counters.drops.load() {
 		dropped += d
 	}
-	return p.count.txPackets.Load(), dropped
+	return p.counters.txPackets.Load(), dropped
 }
 
 // Who posts while another one sends is not forgotten.
-func TestHammer(t *testing.T) {
+func TestConcurrentSenders(t *testing.T) {
 	const goroutines, each = 8, 100_000
-	p, _ := lonely(t)
+	p, _ := newTestPeer(t)
 	a, b := sockets(t)
 	a.SetWriteBuffer(1 << 20)
 	b.SetReadBuffer(1 << 20)
-	s, ended := join(t, p, a, 0)
+	s, ended := serveSession(t, p, a, 0)
 	var arrived atomic.Uint64
-	go sink(b, &arrived, nil)
+	go countFrames(b, &arrived, nil)
 	start := time.Now()
-	hammer(p, goroutines, each, func(int) int { return 60 }).Wait()
+	sendFromMany(p, goroutines, each, func(int) int { return 60 }).Wait()
 	within(t, "all packets", 30*time.Second, func() bool {
-		sent, dropped := accounted(p)
-		return sent+dropped == goroutines*each && arrived.Load() == sent && s.work.Load() == 0
+		sent, dropped := countPackets(p)
+		return sent+dropped == goroutines*each && arrived.Load() == sent && s.kicks.Load() == 0
 	})
-	t.Logf("%d arrived, %v dropped, %s", arrived.Load(), p.count.drops.load(), time.Since(start))
-	if n := s.posted.Load(); n != 0 || s.queue.bytes != 0 || s.raw.out != nil || p.b.account.held.Load() != 0 {
+	t.Logf("%d arrived, %v dropped, %s", arrived.Load(), p.counters.drops.load(), time.Since(start))
+	if n := s.posted.Load(); n != 0 || s.queue.bytes != 0 || s.raw.batch != nil || p.b.budget.held.Load() != 0 {
 		t.Errorf("%d bytes in the mailbox, %d in the queue", n, s.queue.bytes)
 	}
 	b.Close()
@@ -527,86 +527,86 @@ func TestHammer(t *testing.T) {
 }
 
 // The same through a socket that takes little, and an end that reads now and then: blocked and free again.
-func TestHammerBlocked(t *testing.T) {
+func TestConcurrentSendersBlocked(t *testing.T) {
 	const goroutines, each = 4, 5000
-	p, _ := lonely(t)
+	p, _ := newTestPeer(t)
 	a, b := sockets(t)
-	s, ended := join(t, p, a, 0)
+	s, ended := serveSession(t, p, a, 0)
 	var arrived atomic.Uint64
 	n := 0
-	go sink(b, &arrived, func() {
+	go countFrames(b, &arrived, func() {
 		if n++; n%64 == 0 {
 			<-time.After(time.Millisecond)
 		}
 	})
-	hammer(p, goroutines, each, func(n int) int { return []int{60, 1500, 6000, 60000}[n%4] }).Wait()
+	sendFromMany(p, goroutines, each, func(n int) int { return []int{60, 1500, 6000, 60000}[n%4] }).Wait()
 	within(t, "all packets", 60*time.Second, func() bool {
-		sent, dropped := accounted(p)
-		return sent+dropped == goroutines*each && arrived.Load() == sent && s.work.Load() == 0
+		sent, dropped := countPackets(p)
+		return sent+dropped == goroutines*each && arrived.Load() == sent && s.kicks.Load() == 0
 	})
-	t.Logf("%d arrived, %v dropped", arrived.Load(), p.count.drops.load())
+	t.Logf("%d arrived, %v dropped", arrived.Load(), p.counters.drops.load())
 	b.Close()
 	<-ended
 }
 
 // Who only has packets to post is not kept for long: after some batches the session's goroutine goes on.
-func TestVisitorLeaves(t *testing.T) {
-	_, s := bare(t)
-	p := s.p
+func TestSenderHandsOver(t *testing.T) {
+	_, s := newTestSession(t)
+	p := s.peer
 	for n := range 12 {
-		p.send(waiting(byte(n), 0, 60000, 0)) // see below
+		p.sendPacket(queuedPacket(byte(n), 0, 60000, 0)) // see below
 	}
 	_ = p
-	if s.work.Load() != 0 {
+	if s.kicks.Load() != 0 {
 		t.Fatal("somebody sends")
 	}
-	s.kick()
-	if sent, _ := accounted(p); sent == 0 || sent > 2*rounds || len(s.more) != 1 || s.work.Load() == 0 {
-		t.Fatalf("%d packets were sent, %d is to go on", sent, len(s.more))
+	s.kickSender()
+	if sent, _ := countPackets(p); sent == 0 || sent > 2*maxRounds || len(s.turn) != 1 || s.kicks.Load() == 0 {
+		t.Fatalf("%d packets were sent, %d is to go on", sent, len(s.turn))
 	}
-	s.kick() // somebody else
-	<-s.more
-	s.send()
-	if sent, dropped := accounted(p); sent+dropped != 12 || sent < 2*rounds || s.work.Load() != 0 {
-		t.Errorf("%d packets sent, %d dropped, work %d", sent, dropped, s.work.Load())
+	s.kickSender() // somebody else
+	<-s.turn
+	s.sendLoop()
+	if sent, dropped := countPackets(p); sent+dropped != 12 || sent < 2*maxRounds || s.kicks.Load() != 0 {
+		t.Errorf("%d packets sent, %d dropped, work %d", sent, dropped, s.kicks.Load())
 	}
 }
 
 // A session that ends after a visitor left loses nothing: its packets go to another one.
-func TestEndAfterVisitor(t *testing.T) {
-	_, s := bare(t)
-	p := s.p
+func TestEndAfterHandOver(t *testing.T) {
+	_, s := newTestSession(t)
+	p := s.peer
 	for n := range 12 {
-		p.send(waiting(byte(n), 0, 60000, 0))
+		p.sendPacket(queuedPacket(byte(n), 0, 60000, 0))
 	}
-	s.kick() // the session's goroutine would go on; it ends instead
-	if len(s.more) != 1 {
+	s.kickSender() // the session's goroutine would go on; it ends instead
+	if len(s.turn) != 1 {
 		t.Fatal("nothing is left to do")
 	}
-	raw := newGather(null{}, time.Second)
+	raw := newBatchConn(null{}, time.Second)
 	h := &hello{capable: true, flags: flagStreams, streams: 2}
-	next := newSession(p, raw, raw, true, 1, p.b.flags(), h)
-	if !p.attach(next, h) {
+	next := newSession(p, raw, raw, true, 1, p.b.featureFlags(), h)
+	if !p.attachSession(next, h) {
 		t.Fatal("not attached")
 	}
 	s.close(io.EOF)
-	p.detach(s, s.cause)
+	p.detachSession(s, s.cause)
 	for range 10 { // in the place of its goroutine
 		select {
-		case <-next.more:
-			next.send()
+		case <-next.turn:
+			next.sendLoop()
 		default:
 		}
 	}
-	if sent, dropped := accounted(p); sent+dropped != 12 || s.work.Load() != 0 {
-		t.Errorf("%d packets sent, %d dropped of 12; work %d", sent, dropped, s.work.Load())
+	if sent, dropped := countPackets(p); sent+dropped != 12 || s.kicks.Load() != 0 {
+		t.Errorf("%d packets sent, %d dropped of 12; work %d", sent, dropped, s.kicks.Load())
 	}
 }
 
 // Sessions come and go while all that goes on: each packet is sent or counted once, and nothing is left.
 func TestSessionsComeAndGo(t *testing.T) {
 	const goroutines, each = 8, 20_000
-	p, _ := lonely(t)
+	p, _ := newTestPeer(t)
 	var arrived, killed atomic.Uint64
 	type live struct {
 		s     *session
@@ -616,26 +616,26 @@ func TestSessionsComeAndGo(t *testing.T) {
 	var all []live
 	add := func(stream int) live {
 		a, b := sockets(t)
-		go sink(b, &arrived, nil)
-		s, ended := join(t, p, a, stream)
+		go countFrames(b, &arrived, nil)
+		s, ended := serveSession(t, p, a, stream)
 		l := live{s, b, ended}
 		all = append(all, l)
 		return l
 	}
 	now := [3]live{add(0), add(1), add(2)}
 	done := make(chan struct{})
-	wg := hammer(p, goroutines, each, func(n int) int { return []int{60, 60, 60, 9000, 60000}[n%5] })
+	wg := sendFromMany(p, goroutines, each, func(n int) int { return []int{60, 60, 60, 9000, 60000}[n%5] })
 	go func() { wg.Wait(); close(done) }()
 	for i := 0; ; i++ {
 		select {
 		case <-done:
-			sent, dropped := accounted(p)
-			t.Logf("%d sessions lost; %d packets sent, %d arrived, %v dropped", killed.Load(), sent, arrived.Load(), p.count.drops.load())
+			sent, dropped := countPackets(p)
+			t.Logf("%d sessions lost; %d packets sent, %d arrived, %v dropped", killed.Load(), sent, arrived.Load(), p.counters.drops.load())
 			for _, l := range now {
-				within(t, "nothing is left to do", 10*time.Second, func() bool { return l.s.work.Load() == 0 })
+				within(t, "nothing is left to do", 10*time.Second, func() bool { return l.s.kicks.Load() == 0 })
 			}
-			within2(t, func() (uint64, uint64) {
-				sent, dropped = accounted(p)
+			awaitEqual(t, func() (uint64, uint64) {
+				sent, dropped = countPackets(p)
 				return sent + dropped, goroutines * each
 			})
 			for _, l := range now {
@@ -643,15 +643,15 @@ func TestSessionsComeAndGo(t *testing.T) {
 				<-l.ended
 			}
 			for n, l := range all {
-				if l.s.work.Load() != 0 || l.s.posted.Load() != 0 || l.s.queue.bytes != 0 {
-					t.Errorf("session %d: work %d, %d bytes posted, %d queued", n, l.s.work.Load(), l.s.posted.Load(), l.s.queue.bytes)
+				if l.s.kicks.Load() != 0 || l.s.posted.Load() != 0 || l.s.queue.bytes != 0 {
+					t.Errorf("session %d: work %d, %d bytes posted, %d queued", n, l.s.kicks.Load(), l.s.posted.Load(), l.s.queue.bytes)
 				}
 			}
 			return
 		default:
 		}
 		l := &now[i%3]
-		before := accountedAll(p)
+		before := countAllPackets(p)
 		switch i % 4 {
 		case 0:
 			l.s.raw.Conn.Close()
@@ -676,16 +676,16 @@ func TestSessionsComeAndGo(t *testing.T) {
 			case <-done:
 				return true
 			default:
-				return accountedAll(p) > before+500
+				return countAllPackets(p) > before+500
 			}
 		})
 	}
 }
 
-func accountedAll(p *peer) uint64 { sent, dropped := accounted(p); return sent + dropped }
+func countAllPackets(p *peer) uint64 { sent, dropped := countPackets(p); return sent + dropped }
 
-// within2 waits until two numbers are equal.
-func within2(t testing.TB, f func() (got, want uint64)) {
+// awaitEqual waits until two numbers are equal.
+func awaitEqual(t testing.TB, f func() (got, want uint64)) {
 	t.Helper()
 	var got, want uint64
 	poll := time.NewTicker(time.Millisecond)
@@ -702,12 +702,12 @@ func within2(t testing.TB, f func() (got, want uint64)) {
 }
 
 // What a slow peer does not take waits in the queue, where it can be overtaken, and not behind it.
-func TestGatherBound(t *testing.T) {
+func TestBatchConnBound(t *testing.T) {
 	for _, size := range []int{60, 1500, 60000} {
-		p, _ := lonely(t)
+		p, _ := newTestPeer(t)
 		a, b := sockets(t)
 		a.SetWriteBuffer(8 << 10)
-		s, ended := join(t, p, a, 0)
+		s, ended := serveSession(t, p, a, 0)
 		stop, slow := make(chan struct{}), make(chan int)
 		go func() {
 			buf, n := make([]byte, 20000), 0
@@ -729,20 +729,20 @@ func TestGatherBound(t *testing.T) {
 					return
 				default:
 				}
-				hammer(p, 1, 50, func(int) int { return size }).Wait()
+				sendFromMany(p, 1, 50, func(int) int { return size }).Wait()
 				<-time.After(100 * time.Microsecond)
 			}
 		})
 		read := <-slow
-		within(t, "a full queue, as nobody reads", 10*time.Second, func() bool { return p.count.drops[DropQueueFull].Load() > 0 })
+		within(t, "a full queue, as nobody reads", 10*time.Second, func() bool { return p.counters.drops[DropQueueFull].Load() > 0 })
 		close(stop)
 		wg.Wait()
 		b.Close()
 		<-ended
-		if s.raw.out == nil {
+		if s.raw.batch == nil {
 			t.Fatalf("packets of %d bytes: nothing waits for the socket", size)
 		}
-		if held := len(*s.raw.out); held > gatheredBytes {
+		if held := len(*s.raw.batch); held > batchBufferBytes {
 			t.Errorf("packets of %d bytes: %d bytes wait for the socket, after %d were read", size, held, read)
 		}
 	}

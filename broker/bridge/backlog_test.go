@@ -10,21 +10,21 @@ import (
 	"time"
 )
 
-// parking is a peer that is not connected yet, and a function that sends it packets.
-func parking(t *testing.T) (p *peer, send func(id, size int)) {
-	p, b := lonely(t)
+// newBacklogPeer is a peer that is not connected yet, and a function that sends it packets.
+func newBacklogPeer(t *testing.T) (p *peer, send func(id, size int)) {
+	p, b := newTestPeer(t)
 	return p, func(id, size int) {
 		buf := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, size, uint64(id)), vnetHeader{})
 		buf.queued = b.now()
-		if s := p.send(buf); s != nil {
-			s.kick()
+		if s := p.sendPacket(buf); s != nil {
+			s.kickSender()
 		}
 	}
 }
 
 // What waits for a connection is bounded, and goes when there will be none.
-func TestParked(t *testing.T) {
-	p, send := parking(t)
+func TestBacklog(t *testing.T) {
+	p, send := newBacklogPeer(t)
 	sent := uint64(0)
 	some := func() {
 		t.Helper()
@@ -35,17 +35,17 @@ func TestParked(t *testing.T) {
 			}
 		}
 		bytes := 0
-		for _, buf := range p.parked {
+		for _, buf := range p.backlog {
 			bytes += len(buf.data)
 		}
-		if bytes != p.parkedBytes || bytes > parkedMost || bytes < parkedMost-largeBuffer {
-			t.Errorf("%d packets wait, of %d bytes (%d)", len(p.parked), bytes, p.parkedBytes)
+		if bytes != p.backlogBytes || bytes > maxBacklog || bytes < maxBacklog-largeBuffer {
+			t.Errorf("%d packets wait, of %d bytes (%d)", len(p.backlog), bytes, p.backlogBytes)
 		}
 	}
 	none := func(when string) {
 		t.Helper()
-		if d := p.count.drops[DropNotConnected].Load(); len(p.parked) != 0 || p.parkedBytes != 0 || d != sent {
-			t.Errorf("%s: %d packets wait, of %d bytes; %d of %d are counted", when, len(p.parked), p.parkedBytes, d, sent)
+		if d := p.counters.drops[DropNotConnected].Load(); len(p.backlog) != 0 || p.backlogBytes != 0 || d != sent {
+			t.Errorf("%s: %d packets wait, of %d bytes; %d of %d are counted", when, len(p.backlog), p.backlogBytes, d, sent)
 		}
 	}
 	some()
@@ -60,43 +60,43 @@ func TestParked(t *testing.T) {
 }
 
 // What waited for too long goes when another packet comes.
-func TestParkedStale(t *testing.T) {
-	p, send := parking(t)
+func TestBacklogStale(t *testing.T) {
+	p, send := newBacklogPeer(t)
 	for range 3 {
 		old := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 60, 0), vnetHeader{})
 		old.queued = p.b.now() - p.b.timing.stale - time.Second
-		p.pin(old)
+		p.postPacket(old)
 	}
 	send(7, 60)
-	if n := p.count.drops[DropStale].Load(); n != 3 || len(p.parked) != 1 || mark(p.parked[0].packet()) != 7 {
-		t.Errorf("%d stale packets; %d wait", n, len(p.parked))
+	if n := p.counters.drops[DropStale].Load(); n != 3 || len(p.backlog) != 1 || packetMark(p.backlog[0].packet()) != 7 {
+		t.Errorf("%d stale packets; %d wait", n, len(p.backlog))
 	}
 }
 
-// taker is a connection that hands over what is written.
-type taker struct {
+// writerConn is a connection that hands over what is written.
+type writerConn struct {
 	null
 	write func([]byte)
 }
 
-func (c *taker) Write(b []byte) (int, error) { c.write(b); return len(b), nil }
+func (c *writerConn) Write(b []byte) (int, error) { c.write(b); return len(b), nil }
 
-// attached makes a session of the peer that writes to a function and is served by nobody.
-func attached(t *testing.T, p *peer, stream int, write func([]byte)) *session {
+// attachWriter makes a session of the peer that writes to a function and is served by nobody.
+func attachWriter(t *testing.T, p *peer, stream int, write func([]byte)) *session {
 	t.Helper()
-	raw := newGather(&taker{write: write}, time.Second)
+	raw := newBatchConn(&writerConn{write: write}, time.Second)
 	h := &hello{capable: true, flags: flagStreams | flagOffload, streams: 2}
-	s := newSession(p, raw, raw, true, stream, p.b.flags(), h)
-	if !p.attach(s, h) {
+	s := newSession(p, raw, raw, true, stream, p.b.featureFlags(), h)
+	if !p.attachSession(s, h) {
 		t.Fatal("not attached")
 	}
 	return s
 }
 
 // Packets that waited for the first session are not overtaken by one that comes when it is there.
-func TestParkedFirst(t *testing.T) {
+func TestBacklogFirst(t *testing.T) {
 	for range 100 {
-		p, send := parking(t)
+		p, send := newBacklogPeer(t)
 		const before, all = 60, 200
 		var got []uint64
 		for id := range before {
@@ -107,14 +107,14 @@ func TestParkedFirst(t *testing.T) {
 		go func() {
 			defer close(done)
 			close(started)
-			for p.streams.Load() == nil {
+			for p.flows.Load() == nil {
 			}
 			for id := before; id < all; id++ {
 				send(id, 100)
 			}
 		}()
 		<-started
-		s := attached(t, p, 0, func(b []byte) {
+		s := attachWriter(t, p, 0, func(b []byte) {
 			for {
 				_, payload, rest, ok := cutFrame(b)
 				if !ok {
@@ -125,9 +125,9 @@ func TestParkedFirst(t *testing.T) {
 			}
 		})
 		<-done
-		for s.work.Load() != 0 { // a visitor left
-			<-s.more
-			s.send()
+		for s.kicks.Load() != 0 { // a visitor left
+			<-s.turn
+			s.sendLoop()
 		}
 		for id := range all {
 			if id >= len(got) || got[id] != uint64(id) {
@@ -139,16 +139,16 @@ func TestParkedFirst(t *testing.T) {
 
 // What waited on a session that is lost goes on in batches.
 func TestResend(t *testing.T) {
-	p, send := parking(t)
+	p, send := newBacklogPeer(t)
 	var writes, bytes atomic.Int64
-	s := attached(t, p, 0, func([]byte) {})
+	s := attachWriter(t, p, 0, func([]byte) {})
 	s.blocked = true
 	const packets = 1000
 	for range packets {
 		send(0, 100)
 	}
-	attached(t, p, 1, func(b []byte) { writes.Add(1); bytes.Add(int64(len(b))) })
-	p.detach(s, s.cause)
+	attachWriter(t, p, 1, func(b []byte) { writes.Add(1); bytes.Add(int64(len(b))) })
+	p.detachSession(s, s.cause)
 	if bytes.Load() != packets*(frameHeader+100) || writes.Load() > 10 {
 		t.Errorf("%d bytes were sent in %d writes", bytes.Load(), writes.Load())
 	}
