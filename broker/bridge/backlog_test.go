@@ -64,7 +64,7 @@ func TestBacklogStale(t *testing.T) {
 	p, send := newBacklogPeer(t)
 	for range 3 {
 		old := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 60, 0), vnetHeader{})
-		old.queued = p.b.now() - p.b.timing.stale - time.Second
+		old.queued = p.now() - p.timing.stale - time.Second
 		p.postPacket(old)
 	}
 	send(7, 60)
@@ -86,7 +86,7 @@ func attachWriter(t *testing.T, p *peer, stream int, write func([]byte)) *sessio
 	t.Helper()
 	raw := newBatchConn(&writerConn{write: write}, time.Second)
 	h := &hello{capable: true, flags: flagStreams | flagOffload, streams: 2}
-	s := newSession(p, raw, raw, true, stream, p.b.featureFlags(), h)
+	s := newSession(p, raw, raw, true, stream, p.featureFlags(), h)
 	if !p.attachSession(s, h) {
 		t.Fatal("not attached")
 	}

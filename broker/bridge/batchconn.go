@@ -1,15 +1,14 @@
 package bridge
 
-// The connection beneath TLS. TLS writes each record of at most 16 KiB by itself; what leaves here in one
-// system call is all records of a batch: on the way to the peer, what is sent together
-// stays together, and each hop works on 64 KiB instead of 16.
+// The connection beneath TLS. TLS writes each record of at most 16 KiB by itself; a batchConn sends all records of a
+// batch in one system call. On the way to the peer, bytes that are sent together stay together, and each hop works on
+// 64 KiB instead of 16.
 
 import (
 	"errors"
 	"io"
 	"net"
 	"os"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -17,44 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How much the kernel may hold that it has not sent yet (TCP_NOTSENT_LOWAT): what the path takes in unsentTime, within
-// bounds. The rest waits in our queue, where a ping can overtake it.
 const (
-	unsentTime     = 5 * time.Millisecond
-	minUnsent      = 4 << 10
-	maxUnsent      = 128 << 10
-	unsentInterval = 100 * time.Millisecond // the rate of a path is looked at so often
-)
+	maxBatchBytes = 64 << 10 // packets up to this size, and one more, make a batch; fewer on slow paths
 
-// batchConn passes writes on, until start. From then on they wait for flush.
-type batchConn struct {
-	net.Conn
-	raw syscall.RawConn // nil: not a socket; flush waits then
-
-	mu          sync.Mutex // TLS writes by itself, too: alerts and key updates
-	batching    bool
-	batch       *[]byte       // nil: nothing waits
-	sent        int           // bytes of out
-	unsentLimit int           // see adapt
-	measuredAt  time.Duration // when that was, in the bridge's time,
-	acked       uint64        // and what had arrived
-	timeout     time.Duration
-	broken      error // what Write closed the connection for
-
-	tryWrite, awaitWrite func(fd uintptr) bool // made once, so that a flush allocates nothing
-	written              int
-	writeErr             error
-
-	readSocket func(fd uintptr) bool
-	readInto   []byte
-	readCount  int
-	readErr    error
-}
-
-const (
-	// batchBufferBytes is what a batch takes at most, but for segments that are mostly headers,
-	batchBufferBytes = batchBytes + largeBuffer + 1024
-	// and gatheredMost with them. What is beyond it is not of us: TLS answers each request for a key update.
+	// batchBufferBytes is the most that a batch takes, except for segments that are mostly headers,
+	batchBufferBytes = maxBatchBytes + largeBuffer + 1024
+	// and maxBuffered is the most with such segments. Only TLS writes beyond it: it answers each request for a key update.
 	maxBuffered = 2*batchBufferBytes + maxHeaderBytes
 )
 
@@ -62,201 +29,175 @@ var errKeyUpdates = errors.New("peer asks for new keys again and again, and does
 
 var batchBuffers = sync.Pool{New: func() any { return new(make([]byte, 0, batchBufferBytes)) }}
 
-func newBatchConn(conn net.Conn, timeout time.Duration) *batchConn {
-	g := &batchConn{Conn: conn, timeout: timeout, unsentLimit: maxUnsent}
-	if s, ok := conn.(syscall.Conn); ok {
-		g.raw, _ = s.SyscallConn()
-	}
-	g.readSocket = func(fd uintptr) (done bool) {
-		var again bool
-		g.readCount, again, g.readErr = rawRead(fd, g.readInto)
-		return !again
-	}
-	g.tryWrite = func(fd uintptr) bool { g.writeSocket(fd); return true }
-	g.awaitWrite = func(fd uintptr) bool {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.writeSocket(fd)
-		if g.written > 0 {
-			g.removeSent()
-		}
-		return g.written > 0 || g.writeErr != nil
-	}
-	return g
-}
-
-// startBatching lets writes wait for flush from now on.
-func (g *batchConn) startBatching() {
-	g.mu.Lock()
-	g.batching = true
-	g.mu.Unlock()
-	if g.raw != nil {
-		_ = g.raw.Control(func(fd uintptr) { g.limitUnsent(int(fd), g.unsentLimit) })
-	}
-}
-
-func (g *batchConn) limitUnsent(fd, unsent int) {
-	g.unsentLimit = unsent
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
-}
-
-// adaptUnsent fits what the kernel may hold to the rate of the path, and returns it. It is for when the kernel took no more: then
-// what arrived since the last time is what the path takes.
-func (g *batchConn) adaptUnsent(now time.Duration) int {
-	since := now - g.measuredAt
-	if g.raw == nil || since < unsentInterval {
-		return g.unsentLimit
-	}
-	_ = g.raw.Control(func(conn uintptr) {
-		fd := int(conn)
-		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err != nil {
-			return
-		}
-		arrived := info.Bytes_acked - g.acked
-		g.measuredAt, g.acked = now, info.Bytes_acked
-		if since > 10*unsentInterval { // it was idle, too
-			return
-		}
-		unsent := int(min(maxUnsent, max(minUnsent, arrived*uint64(unsentTime)/uint64(since))))
-		if unsent > g.unsentLimit*3/2 || unsent < g.unsentLimit*2/3 || unsent == maxUnsent && g.unsentLimit != maxUnsent {
-			g.limitUnsent(fd, unsent)
-		}
-	})
-	return g.unsentLimit
-}
-
-// A path with a round trip of less than shortPath is one of a site. What counts there is the turns that
-// processes take on the processors, rather than the network.
-const shortPath = 2 * time.Millisecond
-
-// tuneShortPath tunes a connection to a short path, if the path is short: by the kernel's measure, which knows nothing of how
-// busy processes are.
+// batchConn passes writes on until startBatching. From then on they wait for flushBatch.
 //
-// BBR, if that is what the system uses, is replaced. It paces by timers, and holds back what it thinks is more
-// than the path takes; what it is good for, loss on long ways, costs little here (throughput goes with 1/RTT).
-// The flows within have a congestion control of their own.
-func (g *batchConn) tuneShortPath() (short bool) {
-	if g.raw == nil {
-		return false
+// One goroutine reads. One goroutine at a time has the right to send, and calls flushBatch, awaitSend, closeWrite and
+// adaptUnsent: see sender. TLS calls Write at any time, for alerts and key updates.
+type batchConn struct {
+	net.Conn
+	raw     syscall.RawConn // nil: not a socket; flushBatch waits then
+	reader  *rawReader
+	timeout time.Duration // of a write
+
+	unsent unsentLimit // of the goroutine that has the right to send
+
+	// mu guards the fields below. System calls under it do not block.
+	mu       sync.Mutex
+	batching bool
+	batch    *[]byte // nil: nothing waits
+	sent     int     // bytes of batch that were sent
+	broken   error   // reason why Write closed the connection
+
+	tryWrite, awaitWrite func(fd uintptr) bool // made once, so that a flush allocates nothing
+	written              int
+	writeErr             error
+}
+
+func newBatchConn(conn net.Conn, timeout time.Duration) *batchConn {
+	c := &batchConn{Conn: conn, timeout: timeout, unsent: unsentLimit{bytes: maxUnsent}}
+	if s, ok := conn.(syscall.Conn); ok {
+		c.raw, _ = s.SyscallConn()
 	}
-	_ = g.raw.Control(func(conn uintptr) {
-		fd := int(conn)
-		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err != nil || time.Duration(info.Min_rtt)*time.Microsecond >= shortPath {
-			return
+	if c.raw != nil {
+		c.reader = newRawReader(c.raw)
+	}
+	c.tryWrite = func(fd uintptr) bool { c.writeSocket(fd); return true }
+	c.awaitWrite = func(fd uintptr) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.writeSocket(fd)
+		if c.written > 0 {
+			c.removeSent()
 		}
-		short = true
-		if name, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil && strings.HasPrefix(name, "bbr") {
-			_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
-		}
-	})
-	return short
+		return c.written > 0 || c.writeErr != nil
+	}
+	return c
+}
+
+// startBatching lets writes wait for flushBatch from now on.
+func (c *batchConn) startBatching() {
+	c.mu.Lock()
+	c.batching = true
+	c.mu.Unlock()
+	if c.raw != nil {
+		_ = c.raw.Control(func(fd uintptr) { c.unsent.set(int(fd), c.unsent.bytes) })
+	}
+}
+
+// adaptUnsent fits the bytes that the kernel may hold to the rate of the path, and returns them. The caller has waited
+// for the kernel to accept more.
+func (c *batchConn) adaptUnsent(now time.Duration) int {
+	if c.raw != nil {
+		c.unsent.adapt(c.raw, now)
+	}
+	return c.unsent.bytes
+}
+
+// tuneShortPath tunes the connection to a short path, if the path is short.
+func (c *batchConn) tuneShortPath() (short bool) {
+	return c.raw != nil && tuneShortPath(c.raw)
 }
 
 // Read is for one goroutine.
-func (g *batchConn) Read(b []byte) (int, error) {
-	if g.raw == nil || len(b) == 0 {
-		return g.Conn.Read(b)
+func (c *batchConn) Read(b []byte) (int, error) {
+	if c.raw == nil || len(b) == 0 {
+		return c.Conn.Read(b)
 	}
-	g.readInto = b
-	err := g.raw.Read(g.readSocket)
-	switch {
-	case err != nil:
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if g.broken != nil {
-			return 0, g.broken
+	n, err := c.reader.readInto(b, c.reader.wait)
+	if err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.broken != nil {
+			err = c.broken
 		}
 		return 0, err
-	case g.readErr != nil:
-		return 0, os.NewSyscallError("read", g.readErr)
-	case g.readCount == 0:
+	}
+	if n == 0 {
 		return 0, io.EOF
 	}
-	return g.readCount, nil
+	return n, nil
 }
 
-func (g *batchConn) Write(b []byte) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.batching {
-		return g.Conn.Write(b)
+func (c *batchConn) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.batching {
+		return c.Conn.Write(b)
 	}
-	if g.batch == nil {
-		g.batch = batchBuffers.Get().(*[]byte)
+	if c.batch == nil {
+		c.batch = batchBuffers.Get().(*[]byte)
 	}
-	if g.sent > 0 { // not from a batch: that begins with nothing
-		*g.batch = append((*g.batch)[:0], (*g.batch)[g.sent:]...)
-		g.sent = 0
+	if c.sent > 0 { // TLS writes by itself: a batch begins with an empty buffer
+		*c.batch = append((*c.batch)[:0], (*c.batch)[c.sent:]...)
+		c.sent = 0
 	}
-	if len(*g.batch)+len(b) > maxBuffered {
-		g.broken = errKeyUpdates
-		g.Conn.Close()
+	if len(*c.batch)+len(b) > maxBuffered {
+		c.broken = errKeyUpdates
+		c.Conn.Close()
 		return 0, errKeyUpdates
 	}
-	*g.batch = append(*g.batch, b...)
+	*c.batch = append(*c.batch, b...)
 	return len(b), nil
 }
 
-// flushBatch sends what the kernel takes without waiting; done: that was all.
-func (g *batchConn) flushBatch() (done bool, err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for g.batch != nil {
-		if g.raw == nil {
-			g.SetWriteDeadline(time.Now().Add(g.timeout))
-			g.written, g.writeErr = g.Conn.Write((*g.batch)[g.sent:])
-		} else if err := g.raw.Write(g.tryWrite); err != nil {
+// flushBatch sends the bytes that the kernel accepts without waiting. done tells that these were all.
+func (c *batchConn) flushBatch() (done bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.batch != nil {
+		if c.raw == nil {
+			c.SetWriteDeadline(time.Now().Add(c.timeout))
+			c.written, c.writeErr = c.Conn.Write((*c.batch)[c.sent:])
+		} else if err := c.raw.Write(c.tryWrite); err != nil {
 			return false, err
 		}
-		if g.writeErr != nil {
-			return false, g.writeErr
+		if c.writeErr != nil {
+			return false, c.writeErr
 		}
-		if g.written == 0 {
+		if c.written == 0 {
 			return false, nil
 		}
-		g.removeSent()
+		c.removeSent()
 	}
 	return true, nil
 }
 
-// awaitSend waits until the kernel takes something, for the timeout at most. Nobody else flushes meanwhile.
-func (g *batchConn) awaitSend() error {
-	g.SetWriteDeadline(time.Now().Add(g.timeout))
-	err := g.raw.Write(g.awaitWrite)
-	g.SetWriteDeadline(time.Time{}) // else flush would fail later on
+// awaitSend waits until the kernel accepts some bytes, for the timeout at most.
+func (c *batchConn) awaitSend() error {
+	c.SetWriteDeadline(time.Now().Add(c.timeout))
+	err := c.raw.Write(c.awaitWrite)
+	c.SetWriteDeadline(time.Time{}) // else flushBatch would fail later on
 	if err == nil {
-		err = g.writeErr
+		err = c.writeErr
 	}
 	return err
 }
 
-// closeWrite tells the other end that nothing comes any more; what was sent arrives. All was flushed.
-func (g *batchConn) closeWrite() {
-	if c, ok := g.Conn.(interface{ CloseWrite() error }); ok {
-		_ = c.CloseWrite()
+// closeWrite tells the peer that no bytes follow; bytes that were sent arrive. flushBatch has sent all.
+func (c *batchConn) closeWrite() {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		_ = w.CloseWrite()
 	}
 }
 
-// writeSocket is one system call.
-func (g *batchConn) writeSocket(fd uintptr) {
-	out, flags := (*g.batch)[g.sent:], uintptr(0)
-	if g.unsentLimit < maxUnsent { // the kernel does not look at its limit within 64 KiB, unless they come as messages
-		out, flags = out[:min(len(out), g.unsentLimit)], unix.MSG_EOR
+// writeSocket is one system call. c.mu is held.
+func (c *batchConn) writeSocket(fd uintptr) {
+	out, flags := (*c.batch)[c.sent:], uintptr(0)
+	if c.unsent.bytes < maxUnsent { // the kernel ignores its limit within 64 KiB, unless they come as messages
+		out, flags = out[:min(len(out), c.unsent.bytes)], unix.MSG_EOR
 	}
-	if g.written, _, g.writeErr = rawSend(fd, out, flags); g.writeErr != nil {
-		g.writeErr = os.NewSyscallError("send", g.writeErr)
+	if c.written, _, c.writeErr = rawSend(fd, out, flags); c.writeErr != nil {
+		c.writeErr = os.NewSyscallError("send", c.writeErr)
 	}
 }
 
-// removeSent accounts for what was sent.
-func (g *batchConn) removeSent() {
-	if g.sent += g.written; g.sent == len(*g.batch) {
-		if cap(*g.batch) <= 2*batchBufferBytes { // it grew for segments that are mostly headers
-			*g.batch = (*g.batch)[:0]
-			batchBuffers.Put(g.batch)
+// removeSent removes the written bytes from the batch. c.mu is held.
+func (c *batchConn) removeSent() {
+	if c.sent += c.written; c.sent == len(*c.batch) {
+		if cap(*c.batch) <= 2*batchBufferBytes { // larger buffers grew for segments that are mostly headers
+			*c.batch = (*c.batch)[:0]
+			batchBuffers.Put(c.batch)
 		}
-		g.batch, g.sent = nil, 0
+		c.batch, c.sent = nil, 0
 	}
 }

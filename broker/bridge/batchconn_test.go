@@ -59,15 +59,15 @@ func newTestPeer(t testing.TB, change ...func(*timing)) (*peer, *Bridge) {
 	if err := b.Set([]mesh.Peer{idle}, nil); err != nil {
 		t.Fatal(err)
 	}
-	return b.table.Load().peers[0], b
+	return b.router.table.Load().peers[0], b
 }
 
 // serveSession makes conn a session of the peer, without pings, and serves it.
 func serveSession(t testing.TB, p *peer, conn net.Conn, stream int) (*session, chan struct{}) {
 	t.Helper()
 	h := &hello{capable: true, flags: flagStreams | flagOffload | flagUSO, streams: MaxStreams}
-	raw := newBatchConn(conn, p.b.timing.write)
-	s := newSession(p, raw, raw, true, stream, p.b.featureFlags(), h)
+	raw := newBatchConn(conn, p.timing.write)
+	s := newSession(p, raw, raw, true, stream, p.featureFlags(), h)
 	if !p.attachSession(s, h) {
 		t.Fatal("not attached")
 	}
@@ -369,7 +369,7 @@ func TestBatchConnLongest(t *testing.T) {
 	_, s := newTestSession(t)
 	s.flags = 0 // it is cut
 	n := 0
-	for _, size := range []int{batchBytes - 20000, maxPayload} { // together a batch
+	for _, size := range []int{maxBatchBytes - 20000, maxPayload} { // together a batch
 		h, b := flow{tcp: true, mss: minSegmentTCP, ipOptions: 40, tcpOptions: 40}.super(make([]byte, size-120))
 		if !h.validateFor(b) {
 			t.Fatal("not sound")
@@ -519,7 +519,7 @@ func TestConcurrentSenders(t *testing.T) {
 		return sent+dropped == goroutines*each && arrived.Load() == sent && s.kicks.Load() == 0
 	})
 	t.Logf("%d arrived, %v dropped, %s", arrived.Load(), p.counters.drops.load(), time.Since(start))
-	if n := s.posted.Load(); n != 0 || s.queue.bytes != 0 || s.raw.batch != nil || p.b.budget.held.Load() != 0 {
+	if n := s.posted.Load(); n != 0 || s.queue.bytes != 0 || s.raw.batch != nil || p.budget.held.Load() != 0 {
 		t.Errorf("%d bytes in the mailbox, %d in the queue", n, s.queue.bytes)
 	}
 	b.Close()
@@ -585,7 +585,7 @@ func TestEndAfterHandOver(t *testing.T) {
 	}
 	raw := newBatchConn(null{}, time.Second)
 	h := &hello{capable: true, flags: flagStreams, streams: 2}
-	next := newSession(p, raw, raw, true, 1, p.b.featureFlags(), h)
+	next := newSession(p, raw, raw, true, 1, p.featureFlags(), h)
 	if !p.attachSession(next, h) {
 		t.Fatal("not attached")
 	}

@@ -55,18 +55,14 @@ func newTestSession(t testing.TB) (*tunReader, *session) {
 }
 
 func newTestSessionOn(t testing.TB, dev device) (*tunReader, *session) {
-	b, err := Open(Config{Interface: "null", open: openerOf(dev), Log: quiet})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { b.Close(false) })
+	b := newTestBridge(t, dev)
 	b.SetCredentials(unencrypted)
 	idle := spec
 	idle.Host = "" // is not dialled
 	if err := b.Set([]mesh.Peer{idle}, nil); err != nil {
 		t.Fatal(err)
 	}
-	p := b.table.Load().peers[0]
+	p := b.router.table.Load().peers[0]
 	h := &hello{capable: true, flags: b.featureFlags(), streams: 1}
 	raw := newBatchConn(null{}, time.Second)
 	raw.startBatching()
@@ -74,7 +70,17 @@ func newTestSessionOn(t testing.TB, dev device) (*tunReader, *session) {
 	if !p.attachSession(s, h) {
 		t.Fatal("not attached")
 	}
-	return b.newTUNReader(0, 0), s
+	return newTUNReader(0, 0, b.iface, b.router), s
+}
+
+// newTestBridge is a bridge without peers, which is closed at the end of the test.
+func newTestBridge(t testing.TB, dev device) *Bridge {
+	b, err := Open(Config{Interface: "null", open: openerOf(dev), Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close(false) })
+	return b
 }
 
 // withRaceDetector: the race detector makes pools lose a part of what is put in.
@@ -149,7 +155,7 @@ func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *ses
 	x, y := sockets(t)
 	x.SetWriteBuffer(4 << 20)
 	y.SetReadBuffer(4 << 20)
-	p := b.table.Load().peers[0]
+	p := b.router.table.Load().peers[0]
 	raw := newBatchConn(x, time.Second)
 	conf := tlsConfig(&link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}, "b", func(*x509.Certificate) error { return nil })
 	near := tls.Server(raw, conf)
@@ -160,11 +166,11 @@ func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *ses
 		t.Fatal(err)
 	}
 	h := &hello{capable: true, flags: flags, streams: 1}
-	s = newSession(p, near, raw, true, 0, p.b.featureFlags(), h)
+	s = newSession(p, near, raw, true, 0, p.featureFlags(), h)
 	if !p.attachSession(s, h) {
 		t.Fatal("not attached")
 	}
-	return b.newTUNReader(0, dev.Offloads()), s, far
+	return newTUNReader(0, dev.Offloads(), b.iface, b.router), s, far
 }
 
 // Out through TLS and the socket, with a super-packet as it is and cut for a peer without offloads.
@@ -177,7 +183,7 @@ func TestNoAllocationsOut(t *testing.T) {
 			if size < 0 {
 				in = superPacket("192.168.0.11", "192.168.0.12", -size)
 			}
-			p := o.table.Load().peers[0]
+			p := o.router.table.Load().peers[0]
 			send := func() {
 				want := 0 // not more than the kernel holds
 				for range 2 {
@@ -278,6 +284,7 @@ func BenchmarkIn(b *testing.B) {
 	b.SetBytes(1500)
 	b.ReportAllocs()
 	for b.Loop() {
+		putHeader(frames[headroom:], 1500, framePacket) // the virtio_net_hdr took its place
 		s.handleFrames(frames, headroom)
 	}
 }

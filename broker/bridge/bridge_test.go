@@ -173,9 +173,9 @@ func TestPacketsWaitForConnection(t *testing.T) {
 
 func TestStalePackets(t *testing.T) {
 	_, a, b := newPair(t)
-	p := a.table.Load().peers[0]
+	p := a.router.table.Load().peers[0]
 	old := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 60, 1), vnetHeader{})
-	old.queued = p.b.now() - 2*time.Second
+	old.queued = p.now() - 2*time.Second
 	p.postPacket(old).kickSender()
 	a.pass(b, "192.168.0.11", "192.168.0.12", 2)
 	if n := a.Stats().Links["b"].Drops[DropStale]; n != 1 {
@@ -558,9 +558,9 @@ func TestUpdatedAnnouncement(t *testing.T) {
 func TestFrequentAnnouncements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		changes := 0
-		b := &Bridge{start: time.Now(), timing: &timing{announceInterval: 3 * time.Second}}
-		b.config.Store(&Config{Changed: func() { changes++ }})
-		p := &peer{b: b}
+		s := &shared{start: time.Now(), timing: &timing{announceInterval: 3 * time.Second}}
+		s.config.Store(&Config{Changed: func() { changes++ }})
+		p := &peer{shared: s, ctx: t.Context()}
 		say := func(port uint16) (news bool) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
@@ -638,9 +638,9 @@ func TestPendingConns(t *testing.T) {
 		c.Close()
 	}
 	a.await("room", func() bool {
-		a.pending.mu.Lock()
-		defer a.pending.mu.Unlock()
-		return len(a.pending.conns) == 0
+		a.listener.pending.mu.Lock()
+		defer a.listener.pending.mu.Unlock()
+		return len(a.listener.pending.conns) == 0
 	})
 	if n := a.Stats().Refused[RefusedCertificate] - before; n > 2 { // some are of the start
 		t.Errorf("%d probes count as refused", n)
@@ -703,10 +703,10 @@ func TestCertificateAfterUnencrypted(t *testing.T) {
 	b.awaitState("a", link.Up)
 	a.SetCredentials(i.ca.issue(t, "a.example"))
 	a.awaitReason("b", "b.example:80: ")
-	p := a.table.Load().peers[0]
+	p := a.router.table.Load().peers[0]
 	for _, accepted := range []bool{false, true} {
 		h := &hello{}
-		if p.attachSession(newSession(p, null{}, newBatchConn(null{}, time.Second), accepted, 0, p.b.featureFlags(), h), h) {
+		if p.attachSession(newSession(p, null{}, newBatchConn(null{}, time.Second), accepted, 0, p.featureFlags(), h), h) {
 			t.Error("connection without certificate")
 		}
 	}
@@ -718,18 +718,18 @@ func TestCertificateAfterUnencrypted(t *testing.T) {
 
 func TestSuspend(t *testing.T) {
 	i, a, b := newPair(t)
-	p := a.table.Load().peers[0]
+	p := a.router.table.Load().peers[0]
 	a.SetCredentials(nil)
 	a.awaitReason("b", "connection lost: waiting for the certificate")
 	b.awaitReason("a", "connect a.example:80: ")
 	i.mu.Lock()
 	dials := i.dials["b.example"]
 	i.mu.Unlock()
-	if err := p.dialStream(0); err != nil { // one that was being made
+	if err := newDialer(p).dialStream(0); err != nil { // one that was being made
 		t.Error(err)
 	}
 	h := &hello{}
-	if p.attachSession(newSession(p, null{}, newBatchConn(null{}, time.Second), false, 0, p.b.featureFlags(), h), h) {
+	if p.attachSession(newSession(p, null{}, newBatchConn(null{}, time.Second), false, 0, p.featureFlags(), h), h) {
 		t.Error("connected while suspended")
 	}
 	p.dialAtOnce()
@@ -777,11 +777,11 @@ func TestLocalNetworks(t *testing.T) {
 func TestSameAnnouncement(t *testing.T) {
 	_, s := newTestSession(t)
 	p, calls := s.peer, 0
-	config := *p.b.config.Load()
+	config := *p.config.Load()
 	config.Changed = func() { calls++ }
-	p.b.config.Store(&config)
+	p.config.Store(&config)
 	p.lastReceived = -time.Hour // the one that it began with
-	h := p.b.ownHello()
+	h := p.ownHello()
 	h.Address = p.Address
 	h.API, h.DNS = &link.APIInfo{Token: "token", CACert: []byte("ca")}, &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("100.64.2.10")}
 	payload, err := h.appendPayload(nil)
@@ -823,7 +823,7 @@ func TestTUNFailure(t *testing.T) {
 	since := a.status("b").Since
 	peers := []mesh.Peer{newLink("b", 1, 2, "b.example")}
 	next := make(chan device, 1)
-	a.openDevice = func() (device, error) { // called by the reader only, once it fails
+	a.iface.openDevice = func() (device, error) { // called by the reader only, once it fails
 		select {
 		case d := <-next:
 			return d, nil
@@ -856,7 +856,7 @@ func TestTUNOpenedTooLate(t *testing.T) {
 		a := i.start("a.example", i.ca.issue(t, "a.example"))
 		late := newMemTUN()
 		opening := make(chan struct{})
-		a.openDevice = func() (device, error) {
+		a.iface.openDevice = func() (device, error) {
 			close(opening)
 			<-a.ctx.Done()
 			return late, nil
@@ -890,7 +890,7 @@ func TestMTU(t *testing.T) {
 	}
 	late := newMemTUN()
 	opening, opened := make(chan struct{}), make(chan struct{})
-	a.openDevice = func() (device, error) {
+	a.iface.openDevice = func() (device, error) {
 		close(opening)
 		<-opened
 		return late, nil

@@ -1,21 +1,21 @@
 package bridge
 
-// Packet buffers.
+// Packet buffers, and the pools that they come from.
 //
-// Ownership: a buffer has one owner. newBuffer gives it to the caller, session.post and peer.park take
-// it; who drops a packet frees its buffer. Nobody keeps a slice of it after that.
+// Each buffer has one owner. newBuffer makes its caller the owner; sender.postPacket and outbox.sendPacket take the
+// buffer over. The owner that drops or has sent a packet frees its buffer, and no slice of it is used afterwards.
 
 import (
 	"sync"
 	"time"
 )
 
-// headroom is kept free before a packet, for what is sent before it: a frame with its virtio_net_hdr
-// and the header of its own frame, see wire.go. The TUN reads and writes the virtio_net_hdr right before the packet.
+// headroom is kept free before a packet for what is sent before it: a frame with its virtio_net_hdr, and the header of
+// its own frame, see wire.go. The TUN reads and writes the virtio_net_hdr directly before the packet.
 const headroom = frameHeader + vnetSize + frameHeader
 
-// Size classes of buffers, headroom included. What a buffer holds of the limits of a queue is its size:
-// a short packet in a large one would be cheap in the accounts only.
+// Size classes of buffers in bytes, headroom included. The limits of queues count these sizes: a short packet in a
+// large buffer takes a large part of a limit.
 const (
 	smallBuffer  = 2 << 10
 	mediumBuffer = 16 << 10
@@ -26,7 +26,7 @@ const (
 type buffer struct {
 	data   []byte        // headroom, then the packet
 	size   int           // of the packet
-	vnet   vnetHeader    // what is left to be done on it; zero: nothing
+	vnet   vnetHeader    // what is left to be done on the packet; zero: nothing
 	hash   uint32        // of its flow
 	queued time.Duration // when it was queued, in the bridge's time
 	next   *buffer       // in a list of the owner
@@ -38,19 +38,20 @@ var bufferPools = [...]sync.Pool{
 	{New: func() any { return &buffer{data: make([]byte, largeBuffer)} }},
 }
 
-func sizeClass(size int) int {
+// sizeClass returns the pool for buffers of size bytes.
+func sizeClass(size int) *sync.Pool {
 	switch {
 	case size <= smallBuffer:
-		return 0
+		return &bufferPools[0]
 	case size <= mediumBuffer:
-		return 1
+		return &bufferPools[1]
 	}
-	return 2
+	return &bufferPools[2]
 }
 
 // newBuffer returns a buffer for a packet of size bytes.
 func newBuffer(size int) *buffer {
-	buf := bufferPools[sizeClass(headroom+size)].Get().(*buffer)
+	buf := sizeClass(headroom + size).Get().(*buffer)
 	buf.size, buf.vnet = size, vnetHeader{}
 	return buf
 }
@@ -63,11 +64,11 @@ func copyBuffer(packet []byte, vnet vnetHeader) *buffer {
 	return buf
 }
 
-func (buf *buffer) free() { bufferPools[sizeClass(len(buf.data))].Put(buf) }
+func (buf *buffer) free() { sizeClass(len(buf.data)).Put(buf) }
 
 func (buf *buffer) packet() []byte { return buf.data[headroom : headroom+buf.size] }
 
-// frame is the packet as a frame, after that of its virtio_net_hdr if there is one.
+// frame returns the packet as a frame, after the frame of its virtio_net_hdr if it has one.
 func (buf *buffer) frame() []byte {
 	start := headroom - frameHeader
 	putHeader(buf.data[start:], buf.size, framePacket)

@@ -1,6 +1,6 @@
 package bridge
 
-// The hello: what each end of a session announces of itself, 80 bytes and extensions.
+// The hello: what each end of a session announces of itself, 80 bytes and extensions. Pure functions, no I/O.
 //
 //	 0  cluster address  IP, mask   16 bytes each
 //	32  service network  IP, mask   16 bytes each, zero when none
@@ -16,10 +16,10 @@ package bridge
 //	128  capabilities: flags uint32 BE, instance uint64 BE, streams uint8, stream uint8; later
 //	     fields are appended, and one that is missing is zero
 //
-// The instance is a random number of the process: sessions of another instance of the same peer
-// are dead, however alive they look. Streams is how many sessions the sender wants at most, the
-// smaller number of both ends counts; stream is which of them the dialler makes this one, from 0 on.
-// Legacy peers ignore extension 128, and lack it.
+// The instance is a random number of the process: sessions with another instance of the same peer are dead, even if
+// they still look alive. Streams is the number of sessions that the sender wants at most; the smaller number of both
+// ends counts. Stream is the number, from 0 on, that the dialler gives to this session. Legacy peers ignore extension
+// 128, and do not send it.
 
 import (
 	"encoding/binary"
@@ -50,6 +50,14 @@ type hello struct {
 	stream   int
 }
 
+// wantedStreams is the number of streams that the sender of the hello wants; 0: it has no streams.
+func (h *hello) wantedStreams() int {
+	if h.flags&flagStreams == 0 {
+		return 0
+	}
+	return max(1, h.streams)
+}
+
 // appendPayload appends the payload of the hello frame to b.
 func (h *hello) appendPayload(b []byte) ([]byte, error) {
 	start := len(b)
@@ -64,13 +72,14 @@ func (h *hello) appendPayload(b []byte) ([]byte, error) {
 		b = appendExtension(b, extensionDNS, append([]byte(h.DNS.ClusterDomain+"\x00"), h.DNS.Address.AsSlice()...))
 	}
 	if h.capable {
-		caps := binary.BigEndian.AppendUint32(nil, h.flags)
-		caps = binary.BigEndian.AppendUint64(caps, h.instance)
-		b = appendExtension(b, extensionCapabilities, append(caps, byte(h.streams), byte(h.stream)))
+		data := binary.BigEndian.AppendUint32(nil, h.flags)
+		data = binary.BigEndian.AppendUint64(data, h.instance)
+		b = appendExtension(b, extensionCapabilities, append(data, byte(h.streams), byte(h.stream)))
 	}
 	n := len(b) - start
 	if n > maxLegacyPayload {
-		return nil, fmt.Errorf("announced facts take %d bytes, peers read %d: shorten the CA bundle of the service account", n, maxLegacyPayload)
+		return nil, fmt.Errorf("announced facts take %d bytes, peers read %d: "+
+			"shorten the CA bundle of the service account", n, maxLegacyPayload)
 	}
 	binary.BigEndian.PutUint16(b[start+78:], uint16(n-helloSize))
 	return b, nil
@@ -98,14 +107,12 @@ func appendPrefix(b []byte, p netip.Prefix) []byte {
 	return append(b, raw[:]...)
 }
 
-var errShort = errors.New("truncated")
+var errTruncated = errors.New("truncated")
 
-// parseHello parses the payload of a hello frame. What it returns does not refer to b.
-// A known extension with odd content is ignored like an unknown one: legacy peers are known to
-// announce what they do not have.
+// parseHello parses the payload of a hello frame. The result does not refer to b.
 func parseHello(b []byte) (*hello, error) {
 	if len(b) < helloSize {
-		return nil, fmt.Errorf("hello of %d bytes: %w", len(b), errShort)
+		return nil, fmt.Errorf("hello of %d bytes: %w", len(b), errTruncated)
 	}
 	h := &hello{}
 	var err error
@@ -119,41 +126,47 @@ func parseHello(b []byte) (*hello, error) {
 		return nil, fmt.Errorf("service network in hello: %w", err)
 	}
 	if h.ServiceCIDR = h.ServiceCIDR.Masked(); h.ServiceCIDR.Bits() == 0 {
-		h.ServiceCIDR = netip.Prefix{} // everything is no service network
+		h.ServiceCIDR = netip.Prefix{} // all addresses are no service network
 	}
 	h.AdvertisedPort = binary.BigEndian.Uint16(b[64:])
 	n := int(binary.BigEndian.Uint16(b[78:]))
 	if len(b) < helloSize+n {
-		return nil, fmt.Errorf("extensions of hello: %w", errShort)
+		return nil, fmt.Errorf("extensions of hello: %w", errTruncated)
 	}
 	for b = b[helloSize : helloSize+n]; len(b) > 0; {
 		if len(b) < 3 || len(b) < 3+int(binary.BigEndian.Uint16(b[1:])) {
-			return nil, fmt.Errorf("extension of hello: %w", errShort)
+			return nil, fmt.Errorf("extension of hello: %w", errTruncated)
 		}
 		id, data := b[0], b[3:3+int(binary.BigEndian.Uint16(b[1:]))]
 		b = b[3+len(data):]
-		switch id {
-		case extensionAPI:
-			if token, ca, ok := strings.Cut(string(data), "\x00"); ok && token != "" {
-				h.API = &link.APIInfo{Token: token, CACert: []byte(ca)}
-			}
-		case extensionDNS:
-			domain, ip, _ := strings.Cut(string(data), "\x00")
-			if addr, ok := netip.AddrFromSlice([]byte(ip)); ok || domain != "" {
-				h.DNS = &link.DNSInfo{ClusterDomain: domain, Address: addr.Unmap()}
-			}
-		case extensionCapabilities:
-			if len(data) >= 12 {
-				h.capable = true
-				h.flags = binary.BigEndian.Uint32(data)
-				h.instance = binary.BigEndian.Uint64(data[4:])
-			}
-			if len(data) >= 14 {
-				h.streams, h.stream = int(data[12]), int(data[13])
-			}
-		}
+		h.parseExtension(id, data)
 	}
 	return h, nil
+}
+
+// parseExtension reads an extension. It ignores a known extension with invalid content like an unknown one: legacy
+// peers announce extensions without content.
+func (h *hello) parseExtension(id byte, data []byte) {
+	switch id {
+	case extensionAPI:
+		if token, ca, ok := strings.Cut(string(data), "\x00"); ok && token != "" {
+			h.API = &link.APIInfo{Token: token, CACert: []byte(ca)}
+		}
+	case extensionDNS:
+		domain, ip, _ := strings.Cut(string(data), "\x00")
+		if addr, ok := netip.AddrFromSlice([]byte(ip)); ok || domain != "" {
+			h.DNS = &link.DNSInfo{ClusterDomain: domain, Address: addr.Unmap()}
+		}
+	case extensionCapabilities:
+		if len(data) >= 12 {
+			h.capable = true
+			h.flags = binary.BigEndian.Uint32(data)
+			h.instance = binary.BigEndian.Uint64(data[4:])
+		}
+		if len(data) >= 14 {
+			h.streams, h.stream = int(data[12]), int(data[13])
+		}
+	}
 }
 
 // parsePrefix parses 16 bytes of address and 16 bytes of mask; all zero is the zero Prefix.

@@ -370,7 +370,7 @@ func (n *node) awaitReason(name, reason string) {
 func (n *node) awaitPeer(m *node) {
 	n.t.Helper()
 	n.await("session with the new process", func() bool {
-		t := n.table.Load().peers[0].flows.Load()
+		t := n.router.table.Load().peers[0].flows.Load()
 		return t != nil && t[0].activeSession().instance == m.instance
 	})
 }

@@ -1,114 +1,86 @@
 package bridge
 
-// Connections from peers, until it is known who they are. What is not authenticated yet is bounded
-// in number and time.
+// Connections that peers dial: the listener, and how an accepted connection becomes a session of a peer.
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
-const (
-	maxPendingConns   = 64 // connections whose hello did not come yet,
-	maxPendingPerAddr = 16 // and from one address
-)
+// listener accepts connections from peers.
+type listener struct {
+	*shared
+	router  *router
+	pending pendingConns
 
-// pendingConn is a connection whose hello did not come yet.
-type pendingConn struct {
-	conn          net.Conn
-	remote        netip.AddrPort
-	authenticated bool // has a certificate that we accept; strangers.mu guards it
+	mu     sync.Mutex   // guards the fields below; it is held while a port is opened, but on no path of packets
+	socket net.Listener // nil: not listening
+	port   uint16       // that was configured for socket
 }
 
-// pendingConns are all of them, the oldest first.
-type pendingConns struct {
-	mu    sync.Mutex
-	conns []*pendingConn
-}
-
-// addConn adds a stranger. At a limit the oldest without certificate has to go, so that idle connections
-// keep nobody out: it is closed and returned. It is the new one if all others have certificates.
-func (s *pendingConns) addConn(n *pendingConn) (gone *pendingConn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	same := func(o *pendingConn) bool { return o.remote.Addr() == n.remote.Addr() }
-	count := 0
-	for _, o := range s.conns {
-		if same(o) {
-			count++
-		}
-	}
-	s.conns = append(s.conns, n)
-	if crowd := count >= maxPendingPerAddr; crowd || len(s.conns) > maxPendingConns {
-		i := slices.IndexFunc(s.conns, func(o *pendingConn) bool { return !o.authenticated && (!crowd || same(o)) })
-		gone = s.conns[i]
-		s.conns = slices.Delete(s.conns, i, i+1)
-		gone.conn.Close()
-	}
-	return gone
-}
-
-func (s *pendingConns) markAuthenticated(n *pendingConn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n.authenticated = true
-}
-
-func (s *pendingConns) removeConn(n *pendingConn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.conns = slices.DeleteFunc(s.conns, func(o *pendingConn) bool { return o == n })
-}
-
-// ensureListener sees to it that the configured port is listened on. Another port is opened before the old
-// one is closed; sessions do not notice. b.mu is held.
-func (b *Bridge) ensureListener() error {
-	port := b.config.Load().ListenPort
-	if b.listener != nil && b.port == port {
+// openPort ensures that the configured port is listened on. It opens another port before it closes the old one;
+// sessions do not notice.
+func (l *listener) openPort() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	port := l.config.Load().ListenPort
+	if l.socket != nil && l.port == port {
 		return nil
 	}
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(b.ctx, "tcp", fmt.Sprintf(":%d", port))
+	socket, err := lc.Listen(l.ctx, "tcp", fmt.Sprintf(":%d", port))
 	if err != nil {
 		return fmt.Errorf("listen for peers: %w", err)
 	}
-	if b.listener != nil {
-		b.listener.Close()
+	if l.socket != nil {
+		l.socket.Close()
 	}
-	b.listener, b.port = l, port
-	b.log.Info("listening for peers", "address", l.Addr())
-	b.wg.Go(func() { b.acceptLoop(l) })
+	l.socket, l.port = socket, port
+	l.log.Info("listening for peers", "address", socket.Addr())
+	l.wg.Go(func() { l.acceptLoop(socket) })
 	return nil
 }
 
-// Addr is what is listened on; nil when nothing is.
-func (b *Bridge) Addr() net.Addr {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.listener == nil {
+// movePort opens another port if one is open and another one is configured.
+func (l *listener) movePort() error {
+	if l.addr() == nil {
 		return nil
 	}
-	return b.listener.Addr()
+	return l.openPort()
 }
 
-func (b *Bridge) acceptLoop(l net.Listener) {
+// addr returns the address of the socket; nil: not listening.
+func (l *listener) addr() net.Addr {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.socket == nil {
+		return nil
+	}
+	return l.socket.Addr()
+}
+
+func (l *listener) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.socket != nil {
+		l.socket.Close()
+	}
+}
+
+// acceptLoop accepts connections until the socket is closed.
+func (l *listener) acceptLoop(socket net.Listener) {
 	for {
-		conn, err := l.Accept()
+		conn, err := socket.Accept()
 		switch {
-		case errors.Is(err, net.ErrClosed) || b.ctx.Err() != nil:
+		case errors.Is(err, net.ErrClosed) || l.ctx.Err() != nil:
 			if err == nil {
 				conn.Close()
 			}
@@ -116,30 +88,30 @@ func (b *Bridge) acceptLoop(l net.Listener) {
 		case err != nil: // out of file descriptors, most likely
 			select {
 			case <-time.After(100 * time.Millisecond):
-			case <-b.ctx.Done():
+			case <-l.ctx.Done():
 			}
 			continue
 		}
 		remote := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
-		n := &pendingConn{conn: conn, remote: netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
-		gone := b.pending.addConn(n)
-		if gone != nil {
-			b.refused[RefusedLimit].Add(1)
+		c := &pendingConn{conn: conn, remote: netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
+		closed := l.pending.addConn(c)
+		if closed != nil {
+			l.refusals.counts[RefusedLimit].Add(1)
 		}
-		if gone != n {
-			b.wg.Go(func() { b.serveInbound(n) })
+		if closed != c {
+			l.wg.Go(func() { l.serveInbound(c) })
 		}
 	}
 }
 
 // serveInbound serves one connection from a peer until its end.
-func (b *Bridge) serveInbound(n *pendingConn) {
-	defer n.conn.Close()
-	defer context.AfterFunc(b.ctx, func() { n.conn.Close() })()
-	p, s, theirs, err := b.identifyPeer(n)
-	b.pending.removeConn(n)
+func (l *listener) serveInbound(c *pendingConn) {
+	defer c.conn.Close()
+	defer context.AfterFunc(l.ctx, func() { c.conn.Close() })()
+	p, s, theirs, err := l.handshake(c)
+	l.pending.removeConn(c)
 	if err != nil {
-		b.countRefusal(err)
+		l.refusals.countError(err)
 		if p != nil {
 			p.noteRefusal(err)
 		}
@@ -151,49 +123,35 @@ func (b *Bridge) serveInbound(n *pendingConn) {
 	}
 }
 
-// identifyPeer finds out which peer is at the other end. The peer speaks first, also one that is known
-// by its certificate: a dialler does so at once, and learns from our hello that it is welcome.
-// With an error, the peer is the one that was refused, if it is known.
-func (b *Bridge) identifyPeer(n *pendingConn) (*peer, *session, *hello, error) {
-	remote, start := n.remote, time.Now()
-	tuneTCP(n.conn)
-	raw := newBatchConn(n.conn, b.timing.write)
-	raw.SetDeadline(start.Add(b.timing.tls))
-	c := b.credentials.Load()
-	if c == nil { // not told yet: neither refuse nor trust
+// handshake makes an accepted connection a session of a peer. The peer sends its hello first, even if its certificate
+// identifies it: a dialler does so at once, and our hello tells it that it is accepted. With an error, the peer is the
+// refused one, if it is known. Neither a peer nor an error is returned while there are no credentials.
+func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello, error) {
+	remote, start := c.remote, time.Now()
+	tuneTCP(c.conn)
+	raw := newBatchConn(c.conn, l.timing.write)
+	raw.SetDeadline(start.Add(l.timing.tls))
+	creds := l.credentials.Load()
+	if creds == nil {
 		return nil, nil, nil, nil
 	}
-	auto := b.config.Load().AutoConnect && c.Roots != nil
-	conn, links, names, err := acceptTLS(b.ctx, c, raw, remote.String(), b.table.Load().peers, auto)
+	auto := l.config.Load().AutoConnect && creds.Roots != nil
+	end, err := acceptTLS(l.ctx, creds, raw, remote.String(), l.router.table.Load().peers, auto)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	raw.SetDeadline(start.Add(b.timing.handshake))
-	if !c.Unencrypted {
-		b.pending.markAuthenticated(n)
+	conn := end.conn
+	raw.SetDeadline(start.Add(l.timing.handshake))
+	if !creds.Unencrypted {
+		l.pending.markAuthenticated(c)
 	}
 	theirs, err := readHello(conn)
 	if err != nil {
 		return nil, nil, nil, newRefusal(RefusedHello, "hello of %s: %w", remote, err)
 	}
-	var p *peer
-	for _, p = range links {
-		if err = p.checkHello(theirs); err == nil {
-			break
-		}
-	}
-	switch {
-	case p == nil && !c.Unencrypted:
-		if f := b.config.Load().OnUnknown; f != nil {
-			f(link.UnknownPeer{Announcement: theirs.Announcement, Names: names, Remote: remote})
-		}
-		return nil, nil, nil, newRefusal(RefusedUnknown, "%s %v announces %s: no link for it yet", remote, names, theirs.Address)
-	case p == nil || err != nil && len(links) > 1:
-		return nil, nil, nil, newRefusal(RefusedUnknown, "%s announces cluster address %s: no link for it", remote, theirs.Address)
-	case err != nil:
+	p, err := l.identifyPeer(theirs, end, remote)
+	if err != nil {
 		return p, nil, nil, err
-	case theirs.stream > 0 && theirs.stream >= b.config.Load().Streams:
-		return p, nil, nil, newRefusal(RefusedLimit, "%s dials stream %d, of %d", remote, theirs.stream, b.config.Load().Streams)
 	}
 	ours, flags, err := p.helloFrame(theirs.stream)
 	if err == nil {
@@ -208,26 +166,29 @@ func (b *Bridge) identifyPeer(n *pendingConn) (*peer, *session, *hello, error) {
 	return p, newSession(p, conn, raw, true, theirs.stream, flags, theirs), theirs, nil
 }
 
-// countRefusal counts a refused connection, and tells of it now and then.
-func (b *Bridge) countRefusal(err error) {
-	var r *refusal
-	if !errors.As(err, &r) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed) {
-		return // closed without a word: a load balancer looks whether we are there; or by us, see strangers
+// identifyPeer finds the peer with this hello among the candidates. With an error, the peer is the refused one, if it
+// is known.
+func (l *listener) identifyPeer(theirs *hello, end inboundEnd, remote netip.AddrPort) (*peer, error) {
+	var p *peer
+	var err error
+	for _, p = range end.candidates {
+		if err = p.checkHello(theirs); err == nil {
+			break
+		}
 	}
-	b.refused[r.Refusal].Add(1)
-	b.refuseMu.Lock()
-	tell := b.refuseLog.allow(b.now())
-	b.refuseMu.Unlock()
-	if tell {
-		b.log.Warn("connection refused", "reason", r.Refusal.String(), "error", err)
+	config := l.config.Load()
+	switch {
+	case p == nil && end.authenticated:
+		if f := config.OnUnknown; f != nil {
+			f(link.UnknownPeer{Announcement: theirs.Announcement, Names: end.names, Remote: remote})
+		}
+		return nil, newRefusal(RefusedUnknown, "%s %v announces %s: no link for it yet", remote, end.names, theirs.Address)
+	case p == nil || err != nil && len(end.candidates) > 1:
+		return nil, newRefusal(RefusedUnknown, "%s announces cluster address %s: no link for it", remote, theirs.Address)
+	case err != nil:
+		return p, err
+	case theirs.stream > 0 && theirs.stream >= config.Streams:
+		return p, newRefusal(RefusedLimit, "%s dials stream %d, of %d", remote, theirs.stream, config.Streams)
 	}
-}
-
-// setUserTimeout sets TCP_USER_TIMEOUT (tcp(7)). Without it a dead peer is only noticed later.
-func setUserTimeout(conn *net.TCPConn, d time.Duration) {
-	if raw, err := conn.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) {
-			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
-		})
-	}
+	return p, nil
 }

@@ -1,24 +1,103 @@
 package bridge
 
-// The metrics that only a bridge has, and those of packets. The broker gathers them when they are asked for.
+// What operators see: states of links, counters, and the metrics of them. The broker collects the metrics when a
+// client asks for them.
 
 import (
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
+
+// Stats are counters since the bridge was opened, or since the link was set first.
+type Stats struct {
+	Drops   [NumDrops]uint64    // packets of no known link
+	Refused [NumRefusals]uint64 // all refused connections
+	Links   map[string]LinkStats
+}
+
+// LinkStats are the counters of a link. A super-packet counts as one packet, whether it is cut or not. Bytes are bytes
+// of IP packets.
+type LinkStats struct {
+	RxPackets, RxBytes uint64 // received, including dropped packets
+	TxPackets, TxBytes uint64 // given to the connection, without dropped packets
+	Drops              [NumDrops]uint64
+}
+
+// Stats returns the counters.
+func (b *Bridge) Stats() Stats {
+	s := Stats{Drops: b.router.drops.load(), Links: map[string]LinkStats{}}
+	for i := range s.Refused {
+		s.Refused[i] = b.refusals.counts[i].Load()
+	}
+	for _, p := range b.router.table.Load().peers {
+		c := p.counters
+		s.Links[p.Link] = LinkStats{
+			RxPackets: c.rxPackets.Load(), RxBytes: c.rxBytes.Load(),
+			TxPackets: c.txPackets.Load(), TxBytes: c.txBytes.Load(), Drops: c.drops.load(),
+		}
+	}
+	return s
+}
+
+// Statuses returns the status of each link, in the order of Set.
+func (b *Bridge) Statuses() []link.Status {
+	peers := b.router.table.Load().peers
+	all := make([]link.Status, 0, len(peers))
+	for _, p := range peers {
+		all = append(all, p.currentStatus())
+	}
+	return all
+}
+
+// Status returns the status of a link.
+func (b *Bridge) Status(name string) (link.Status, bool) {
+	for _, p := range b.router.table.Load().peers {
+		if p.Link == name {
+			return p.currentStatus(), true
+		}
+	}
+	return link.Status{}, false
+}
+
+// TUN describes the device as it was opened.
+type TUN struct {
+	Interface string
+	Queues    int // 0: the device is missing, and the bridge tries to open it again
+	Offloads  Offloads
+}
+
+// TUN returns what the kernel has given.
+func (b *Bridge) TUN() TUN {
+	dev := *b.iface.device.Load()
+	if _, missing := dev.(noDevice); missing {
+		return TUN{Interface: b.iface.name}
+	}
+	return TUN{b.iface.name, len(dev.Queues()), dev.Offloads()}
+}
 
 func newDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("coredns_kubelink_"+name, help, labels, nil)
 }
 
 var (
-	sessionsDesc = newDesc("link_sessions", "Number of connections of the link by the end that dialled (local, remote).", "link", "dialled_by")
-	tunDesc      = newDesc("tun_info", "Always 1 while the TUN is there: its queues, and what the kernel leaves to it (offloads).", "interface", "queues", "offloads")
-	bytesDesc    = newDesc("link_bytes_total", "Bytes of IP packets by direction (rx: from the peer, dropped ones included; tx: to the peer).", "link", "direction")
-	packetsDesc  = newDesc("link_packets_total", "IP packets by direction (rx: from the peer, dropped ones included; tx: to the peer). A super-packet of up to 64 KiB is one.", "link", "direction")
-	dropsDesc    = newDesc("dropped_packets_total", "IP packets dropped by reason, a super-packet being one; link is empty where none is known.", "link", "reason")
-	refusedDesc  = newDesc("refused_connections_total", "Connections refused by reason.", "reason")
+	sessionsDesc = newDesc("link_sessions",
+		"Number of connections of the link by the end that dialled (local, remote).", "link", "dialled_by")
+	tunDesc = newDesc("tun_info",
+		"Always 1 while the TUN is there: its queues, and what the kernel leaves to it (offloads).",
+		"interface", "queues", "offloads")
+	bytesDesc = newDesc("link_bytes_total",
+		"Bytes of IP packets by direction (rx: from the peer, dropped ones included; tx: to the peer).",
+		"link", "direction")
+	packetsDesc = newDesc("link_packets_total",
+		"IP packets by direction (rx: from the peer, dropped ones included; tx: to the peer). "+
+			"A super-packet of up to 64 KiB is one.", "link", "direction")
+	dropsDesc = newDesc("dropped_packets_total",
+		"IP packets dropped by reason, a super-packet being one; link is empty where none is known.",
+		"link", "reason")
+	refusedDesc = newDesc("refused_connections_total", "Connections refused by reason.", "reason")
 )
 
 // Collect sends the metrics of the bridge.

@@ -1,6 +1,6 @@
 package bridge
 
-// IP headers: the little that a router needs of them.
+// IP headers: the fields that a router reads and changes. Pure functions, no I/O.
 
 import (
 	"encoding/binary"
@@ -8,8 +8,8 @@ import (
 	"net/netip"
 )
 
-// parseAddresses returns source and destination of an IPv4 or IPv6 packet (RFC 791, RFC 8200); ok is
-// false when its header is not sound or its length is not the length of packet.
+// parseAddresses returns source and destination of an IPv4 or IPv6 packet (RFC 791, RFC 8200). ok is false
+// when the header is malformed, or states another length than packet has.
 func parseAddresses(packet []byte) (src, dst netip.Addr, ok bool) {
 	if len(packet) < 20 {
 		return src, dst, false
@@ -30,24 +30,33 @@ func parseAddresses(packet []byte) (src, dst netip.Addr, ok bool) {
 	return src, dst, false
 }
 
-// hasSourceRoute tells whether a packet that addresses found sound is to go on from its destination to another one that
-// the packet names, or may be: by a source route of IPv4 (RFC 791, 3.1) or a routing header of IPv6 (RFC 8200, 4.4).
+// hasSourceRoute tells whether the destination may forward the packet to another address that the packet names: by a
+// source route of IPv4 (RFC 791, 3.1) or a routing header of IPv6 (RFC 8200, 4.4). Malformed options count as one.
+// parseAddresses has accepted the packet.
 func hasSourceRoute(packet []byte) bool {
 	if packet[0]>>4 == 4 {
-		options := packet[20 : int(packet[0]&0x0f)*4]
-		for len(options) > 0 && options[0] != 0 { // 0: the end
-			n := 1
-			switch {
-			case options[0] == 1: // no operation
-			case options[0] == 131, options[0] == 137, len(options) < 2, options[1] < 2: // loose and strict source route, nonsense
-				return true
-			default:
-				n = int(options[1])
-			}
-			options = options[min(n, len(options)):]
-		}
-		return false
+		return hasSourceRouteOption(packet[20 : int(packet[0]&0x0f)*4])
 	}
+	return hasRoutingHeader(packet)
+}
+
+func hasSourceRouteOption(options []byte) bool {
+	const end, noOperation, loose, strict = 0, 1, 131, 137
+	for len(options) > 0 && options[0] != end {
+		n := 1
+		switch {
+		case options[0] == noOperation:
+		case options[0] == loose, options[0] == strict, len(options) < 2, options[1] < 2:
+			return true
+		default:
+			n = int(options[1])
+		}
+		options = options[min(n, len(options)):]
+	}
+	return false
+}
+
+func hasRoutingHeader(packet []byte) bool {
 	next, start := packet[6], 40
 	for range maxExtensions {
 		size := 8
@@ -69,7 +78,8 @@ func hasSourceRoute(packet []byte) bool {
 	return true
 }
 
-// decrementTTL takes one hop from a packet that addresses found sound; false: it has none left.
+// decrementTTL takes one hop from a packet that parseAddresses has accepted. It returns false when the packet has no
+// hop left.
 func decrementTTL(packet []byte) bool {
 	if packet[0]>>4 == 6 {
 		if packet[7] <= 1 {
@@ -90,7 +100,7 @@ func decrementTTL(packet []byte) bool {
 	return true
 }
 
-// foldSum ends a one's complement sum (RFC 1071).
+// foldSum folds a one's complement sum to 16 bits (RFC 1071).
 func foldSum(sum uint32) uint16 {
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
@@ -98,8 +108,8 @@ func foldSum(sum uint32) uint16 {
 	return uint16(sum)
 }
 
-// sum16 adds b to a one's complement sum. It adds 64 bits at a time, in the order of the machine, and
-// swaps the bytes of the result: RFC 1071, 2(B) and 2(C).
+// sum16 adds b to a one's complement sum. It adds 64 bits at a time, in the byte order of the machine, and swaps the
+// bytes of the result: RFC 1071, 2(B) and 2(C).
 func sum16(b []byte, sum uint32) uint32 {
 	var s, c uint64
 	for ; len(b) >= 64; b = b[64:] {
@@ -115,7 +125,7 @@ func sum16(b []byte, sum uint32) uint32 {
 	for ; len(b) >= 8; b = b[8:] {
 		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b), c)
 	}
-	var rest uint64 // the last bytes, with zeros behind them
+	var rest uint64 // the last bytes, padded with zeros
 	for i, v := range b {
 		rest |= uint64(v) << (8 * i)
 	}
@@ -127,9 +137,9 @@ func sum16(b []byte, sum uint32) uint32 {
 	return sum + uint32(bits.ReverseBytes16(foldSum(uint32(s))))
 }
 
-// flowHash is the same for all packets of a flow, in both directions: those of a TCP or UDP connection, and
-// else those between two addresses. addresses found packet sound. Fragments of a flow are a flow of
-// their own: only the first one has ports.
+// flowHash is the same for all packets of a flow, in both directions. A flow is a TCP or UDP connection; packets of
+// other protocols between two addresses are one flow. Fragments are a flow of their own, as only the first fragment
+// has ports. parseAddresses has accepted the packet.
 func flowHash(packet []byte) uint32 {
 	var (
 		hash     uint64
@@ -156,7 +166,7 @@ func flowHash(packet []byte) uint32 {
 	return uint32(mixBits(hash) >> 32)
 }
 
-// mixBits spreads every bit of x over all (the finalizer of MurmurHash3).
+// mixBits spreads every bit of x over all 64 bits (the finalizer of MurmurHash3).
 func mixBits(x uint64) uint64 {
 	x ^= x >> 33
 	x *= 0xff51afd7ed558ccd

@@ -256,11 +256,12 @@ func TestTooBig(t *testing.T) {
 	}
 }
 
-func TestLimiter(t *testing.T) {
-	l := limiter{every: 10 * time.Millisecond, burst: 5}
-	n := 0
+func TestICMPLimiter(t *testing.T) {
+	l := newICMPLimiter()
+	l.SetBurst(5)
+	n, start := 0, time.Now()
 	for now := time.Duration(1); now < time.Second; now += time.Millisecond {
-		if l.allow(now) {
+		if l.AllowN(start.Add(now), 1) {
 			n++
 		}
 	}
@@ -279,15 +280,15 @@ func FuzzPacket(f *testing.F) {
 		f.Fatal(err)
 	}
 	defer b.Close(false)
-	p := b.newPeer(&spec)
+	p := newPeer(b.shared, b.router, b.iface, &spec)
 	p.filter.Store(newIngressFilter(&spec))
 	routes := &routingTable{}
 	for _, n := range spec.Networks {
 		routes.routes.Insert(n, p)
 	}
-	b.table.Store(routes)
+	b.router.table.Store(routes)
 	icmp := make([]byte, 1280)
-	sess := newSession(p, null{}, newBatchConn(null{}, time.Second), true, 0, p.b.featureFlags(), &hello{capable: true, flags: ^uint32(0)})
+	sess := newSession(p, null{}, newBatchConn(null{}, time.Second), true, 0, p.featureFlags(), &hello{capable: true, flags: ^uint32(0)})
 	sess.flags |= flagOffload | flagUSO
 	f.Fuzz(func(t *testing.T, in, vnet []byte) {
 		var offload []byte

@@ -1,11 +1,11 @@
 package bridge
 
-// The packets that wait for one session: a mailbox that any goroutine puts packets in, and the queue that
-// the one that sends sorts them into.
+// The packets that wait for one session: a mailbox that any goroutine puts packets into, and the queue that the
+// goroutine that sends moves them to; and the bytes that the bridge holds in all of them.
 //
-// The queue is FQ-CoDel (RFC 8290): flows take turns, those that have just begun to wait come first, so that a
-// ping does not wait for a transfer; and a flow whose packets wait for too long loses some, so that its sender
-// slows down before the delay grows. When the queue is full, the flow that holds most of it loses its oldest.
+// The queue is FQ-CoDel (RFC 8290). Flows take turns, and a flow that has just begun to wait comes first, so that a
+// ping does not wait for a transfer. When packets of a flow wait for too long, it loses some of them, so that its
+// sender slows down before the delay grows. When the queue is full, the flow that holds most of it loses its oldest packet.
 
 import (
 	"math"
@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// mailbox is a list that any number of goroutines put into without waiting. One takes all.
+// mailbox is a list that any number of goroutines put packets into without waiting. One goroutine takes all of them.
 type mailbox struct{ last atomic.Pointer[buffer] }
 
 func (m *mailbox) putPacket(buf *buffer) {
@@ -25,7 +25,7 @@ func (m *mailbox) putPacket(buf *buffer) {
 	}
 }
 
-// takeAll returns what is in the mailbox, the oldest first.
+// takeAll empties the mailbox, and returns the list of its packets, the oldest first.
 func (m *mailbox) takeAll() *buffer {
 	if m.last.Load() == nil {
 		return nil
@@ -38,29 +38,34 @@ func (m *mailbox) takeAll() *buffer {
 }
 
 const (
-	maxSessionBytes = 4 << 20  // most that a mailbox and a queue hold each,
-	maxBridgeBytes  = 64 << 20 // unless all of them hold more than this;
-	// a turn of a TUN reader finds room in any case, even if it is all super-packets: their senders send
-	// such bursts to begin with.
+	maxSessionBytes = 4 << 20  // that the mailbox of a session holds, and its queue,
+	maxBridgeBytes  = 64 << 20 // unless all sessions together hold more than this
+
+	// maxTurnBytes is how much a TUN reader reads before it sends some of it. It is more than a batch: packets should wait
+	// in our queues, where one flow can overtake another one, and not in the queue of the TUN.
+	maxTurnBytes = 256 << 10
+
+	// minSessionBytes is room for one turn of a TUN reader, even if it reads super-packets only: TCP starts with such
+	// bursts.
 	minSessionBytes = (maxTurnBytes/maxPayload + 1) * largeBuffer
 )
 
-// byteBudget is of the bytes that wait for all sessions.
+// byteBudget counts the bytes that wait for all sessions.
 type byteBudget struct {
-	_    [64]byte // each packet changes it: what is next to it shall not suffer
+	_    [64]byte // held changes with each packet: fields of the same cache line would become slow
 	held atomic.Int64
 	_    [64]byte
 }
 
-// sessionLimit is the most that the mailbox of a session may hold now, and its queue. It falls by what the bridge holds
-// beyond bridgeBytes. So if n sessions wait for peers that are slow, each of them ends up with its share of about
-// bridgeBytes/n, whatever n is, while one that was idle takes as much at once ("dynamic thresholds", Choudhury and
+// sessionLimit is the number of bytes that the mailbox of a session may hold now, and its queue. It falls by the bytes
+// that the bridge holds beyond maxBridgeBytes. So if n sessions wait for slow peers, each of them ends up with about
+// maxBridgeBytes/n, whatever n is, while an idle session may take as much at once ("dynamic thresholds", Choudhury and
 // Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
-func (a *byteBudget) sessionLimit() int {
-	return int(max(minSessionBytes, min(maxSessionBytes, maxBridgeBytes+maxSessionBytes-a.held.Load())))
+func (b *byteBudget) sessionLimit() int {
+	return int(max(minSessionBytes, min(maxSessionBytes, maxBridgeBytes+maxSessionBytes-b.held.Load())))
 }
 
-// Parameters of FQ-CoDel. The quantum is larger than in RFC 8290, as packets are.
+// Parameters of FQ-CoDel. The quantum is larger than in RFC 8290, as packets are larger.
 const (
 	queueFlows    = 64
 	queueQuantum  = 16 << 10 // bytes that a flow sends per turn
@@ -74,7 +79,7 @@ type flowQueue struct {
 	bytes       int        // in its buffers
 	credit      int        // bytes that it may still send in this turn
 	next        *flowQueue // in a flowList
-	listed      bool       // is in one
+	listed      bool       // is in a flowList
 
 	// CoDel, with the names of RFC 8289.
 	firstAbove, dropNext time.Duration // 0: not above
@@ -82,6 +87,7 @@ type flowQueue struct {
 	dropping             bool
 }
 
+// flowList is a list of flows that take turns.
 type flowList struct{ first, last *flowQueue }
 
 func (l *flowList) push(f *flowQueue) {
@@ -101,14 +107,14 @@ func (l *flowList) pop() {
 // queue belongs to the goroutine that sends.
 type queue struct {
 	flows      [queueFlows]flowQueue
-	fresh, old flowList // flows that have packets; fresh ones began lately
-	bytes      int      // in the buffers of all
-	largest    int      // buffer so far
+	fresh, old flowList // flows that have packets; fresh ones began to wait lately
+	bytes      int      // in the buffers of all flows
+	largest    int      // size of the largest buffer so far
 	stale      time.Duration
 	drops      *dropCounters
 }
 
-// pushPacket queues buf, and makes room for it when there are more than limit bytes.
+// pushPacket queues buf, and makes room for it when the queue holds more than limit bytes.
 func (q *queue) pushPacket(buf *buffer, limit int) {
 	f := &q.flows[buf.hash>>8%queueFlows] // the low bits choose the session
 	size := len(buf.data)
@@ -131,15 +137,15 @@ func (q *queue) pushPacket(buf *buffer, limit int) {
 	}
 }
 
-// dropFromLongest drops the oldest packet of the flow that holds most.
+// dropFromLongest drops the oldest packet of the flow that holds most bytes.
 func (q *queue) dropFromLongest() {
-	most := &q.flows[0]
+	longest := &q.flows[0]
 	for i := range q.flows {
-		if q.flows[i].bytes > most.bytes {
-			most = &q.flows[i]
+		if q.flows[i].bytes > longest.bytes {
+			longest = &q.flows[i]
 		}
 	}
-	q.takeOldest(most).free()
+	q.takeOldest(longest).free()
 	q.drops.add(DropQueueFull)
 }
 
@@ -156,7 +162,7 @@ func (q *queue) takeOldest(f *flowQueue) *buffer {
 	return buf
 }
 
-// popPacket returns the packet to be sent next; nil: there is none.
+// popPacket returns the packet to be sent next; nil: the queue is empty.
 func (q *queue) popPacket(now time.Duration) *buffer {
 	for {
 		list := &q.fresh
@@ -188,7 +194,7 @@ func (q *queue) popPacket(now time.Duration) *buffer {
 	}
 }
 
-// popCoDel takes the oldest packet of f that is not to be dropped (RFC 8289, section 5).
+// popCoDel takes the oldest packet of f that CoDel does not drop (RFC 8289, section 5).
 func (q *queue) popCoDel(f *flowQueue, now time.Duration) *buffer {
 	buf, above := q.takeUnstale(f, now)
 	if f.dropping {
@@ -212,7 +218,7 @@ func (q *queue) popCoDel(f *flowQueue, now time.Duration) *buffer {
 		f.dropping = true
 		more := f.count - f.lastCount
 		f.count = 1
-		if more > 1 && now-f.dropNext < 16*codelInterval { // it was not enough the last time
+		if more > 1 && now-f.dropNext < 16*codelInterval { // the last drops were too few
 			f.count = more
 		}
 		f.dropNext = now + f.dropPause()
@@ -221,13 +227,13 @@ func (q *queue) popCoDel(f *flowQueue, now time.Duration) *buffer {
 	return buf
 }
 
-// dropPause between drops, the shorter the more were dropped.
+// dropPause is the pause between drops, the shorter the more packets were dropped.
 func (f *flowQueue) dropPause() time.Duration {
 	return time.Duration(float64(codelInterval) / math.Sqrt(float64(f.count)))
 }
 
-// takeUnstale takes the oldest packet of f that is not stale. It is above when packets of f have been
-// waiting for longer than the target for an interval.
+// takeUnstale takes the oldest packet of f that is not stale. above tells that packets of f have been waiting for
+// longer than the target for an interval.
 func (q *queue) takeUnstale(f *flowQueue, now time.Duration) (buf *buffer, above bool) {
 	for buf = q.takeOldest(f); buf != nil && now-buf.queued > q.stale; buf = q.takeOldest(f) {
 		q.dropPacket(buf, DropStale)
@@ -250,7 +256,7 @@ func (q *queue) dropPacket(buf *buffer, why Drop) {
 	}
 }
 
-// takeAll takes all packets, in no particular order of flows.
+// takeAll gives each packet to take, in no particular order of flows.
 func (q *queue) takeAll(take func(*buffer)) {
 	for i := range q.flows {
 		for buf := q.takeOldest(&q.flows[i]); buf != nil; buf = q.takeOldest(&q.flows[i]) {

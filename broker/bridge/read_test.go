@@ -28,8 +28,8 @@ func TestReadBuffer(t *testing.T) {
 	for _, flags := range []uint32{0, flagOffload} {
 		p, _ := newTestPeer(t)
 		c := &scriptedConn{answers: make(chan []byte), rooms: make(chan int)}
-		raw := newBatchConn(c, p.b.timing.write)
-		s := newSession(p, raw, raw, true, 0, p.b.featureFlags(), &hello{capable: true, flags: flags})
+		raw := newBatchConn(c, p.timing.write)
+		s := newSession(p, raw, raw, true, 0, p.featureFlags(), &hello{capable: true, flags: flags})
 		ended := make(chan error)
 		go func() { ended <- s.readLoop() }()
 		large := appendFrame(nil, framePacket, packet("192.168.0.12", "100.64.0.1", 64, 60000, 0))

@@ -61,7 +61,7 @@ func TestKernelRefusesOffloads(t *testing.T) {
 					t.Errorf("seccomp: %v", err)
 				}
 			})
-			dev := (*a.device.Load()).(*kernelTUN)
+			dev := (*a.iface.device.Load()).(*kernelTUN)
 			if dev.offloads != test.offloads || test.queues != 0 && len(dev.queues) != test.queues || !errors.Is(dev.refused, test.refused) {
 				t.Errorf("offloads %s, %d queues, refused: %v", dev.offloads, len(dev.queues), dev.refused)
 			}

@@ -17,7 +17,7 @@ func TestPingUnderLoad(t *testing.T) {
 		pings = make(chan struct{}, 1)
 		next  = func() {
 			buf := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 100, 0), vnetHeader{})
-			buf.queued = p.b.now()
+			buf.queued = p.now()
 			s.postPacket(buf)
 		}
 		write = func(b []byte) {
@@ -39,7 +39,7 @@ func TestPingUnderLoad(t *testing.T) {
 		}
 	)
 	raw := newBatchConn(&writerConn{write: write}, time.Second)
-	s = newSession(p, raw, raw, true, 0, p.b.featureFlags(), &hello{capable: true, flags: flagKeepalive})
+	s = newSession(p, raw, raw, true, 0, p.featureFlags(), &hello{capable: true, flags: flagKeepalive})
 	next()
 	ended := make(chan struct{})
 	go func() { s.serveEvents(); close(ended) }()

@@ -25,12 +25,13 @@ func TestSentOrDropped(t *testing.T) {
 
 func TestMissingTUN(t *testing.T) {
 	o, _ := newTestSession(t)
-	defer o.setDevice(*o.device.Load())
-	if tun := o.TUN(); tun.Queues != 1 || tun.Offloads == 0 {
+	defer o.iface.setDevice(*o.iface.device.Load())
+	b := &Bridge{iface: o.iface}
+	if tun := b.TUN(); tun.Queues != 1 || tun.Offloads == 0 {
 		t.Errorf("%+v", tun)
 	}
-	o.setDevice(noDevice{})
-	if tun := o.TUN(); tun != (TUN{Interface: "null"}) {
+	o.iface.setDevice(noDevice{})
+	if tun := b.TUN(); tun != (TUN{Interface: "null"}) {
 		t.Errorf("%+v", tun)
 	}
 }

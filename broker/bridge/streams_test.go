@@ -49,16 +49,15 @@ func (n *node) enough(want int) func() bool {
 		if n.count() != want {
 			return false
 		}
-		var back backoff
-		_, _, more := n.table.Load().peers[0].nextDial(&back)
+		_, _, more := newDialer(n.router.table.Load().peers[0]).nextDial()
 		return !more
 	}
 }
 
 // keys is the keys of the sessions that flows belong to.
 func (n *node) keys() (all [256]int) {
-	for i := range n.table.Load().peers[0].flows.Load() {
-		all[i] = n.table.Load().peers[0].flows.Load()[i].next.orderKey()
+	for i := range n.router.table.Load().peers[0].flows.Load() {
+		all[i] = n.router.table.Load().peers[0].flows.Load()[i].next.orderKey()
 	}
 	return all
 }
@@ -325,7 +324,7 @@ func TestLostStreams(t *testing.T) {
 	dialled, accepted := 0, 0
 	for i := range losses {
 		n := []*node{a, b}[i%2]
-		p := n.table.Load().peers[0]
+		p := n.router.table.Load().peers[0]
 		p.mu.Lock()
 		s := p.sessions[i/2%len(p.sessions)]
 		p.mu.Unlock()
@@ -433,8 +432,8 @@ func TestStreamsOrder(t *testing.T) {
 		}
 		a.await("sessions", func() bool { return a.count() >= streams })
 		a.await("flows move", func() bool {
-			for i := range a.table.Load().peers[0].flows.Load() {
-				if pin := &a.table.Load().peers[0].flows.Load()[i]; pin.session != pin.next && pin.moved.Load() {
+			for i := range a.router.table.Load().peers[0].flows.Load() {
+				if pin := &a.router.table.Load().peers[0].flows.Load()[i]; pin.session != pin.next && pin.moved.Load() {
 					return true
 				}
 			}
@@ -458,7 +457,7 @@ func TestFlowPause(t *testing.T) {
 	p, _ := newTestPeer(t)
 	s := [2]*session{}
 	for i := range s {
-		s[i] = newSession(p, null{}, newBatchConn(null{}, time.Second), false, i, p.b.featureFlags(), &hello{flags: flagStreams})
+		s[i] = newSession(p, null{}, newBatchConn(null{}, time.Second), false, i, p.featureFlags(), &hello{flags: flagStreams})
 	}
 	old := newFlowTable(s[:1], nil)
 	for i := range old {

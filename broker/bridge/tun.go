@@ -1,6 +1,6 @@
 package bridge
 
-// The TUN: the kernel's, with as many offloads as it has to give.
+// The TUN of the kernel, with as many offloads and queues as the kernel has.
 
 import (
 	"errors"
@@ -15,54 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultMTU of the TUN, in bytes. A TCP stream carries packets of any size, so nothing has to be
-// taken off for the encapsulation: with the 1500 of pods nothing is fragmented and no MSS clamped.
-const DefaultMTU = 1500
-
-// Offloads are what the kernel leaves to the other end of a TUN, and the other end to the kernel.
-type Offloads uint8
-
-// The offloads. Each one includes those before it.
-const (
-	OffloadTSO Offloads = 1 << iota // checksums, and TCP segments of up to 64 KiB (TUN_F_CSUM, TSO4, TSO6)
-	OffloadUSO                      // UDP as well (TUN_F_USO4, USO6; Linux 6.2)
-)
-
-func (o Offloads) String() string {
-	switch {
-	case o&OffloadUSO != 0:
-		return "checksum,TSO,USO"
-	case o != 0:
-		return "checksum,TSO"
-	}
-	return "none"
-}
-
-// device is a TUN.
-type device interface {
-	Queues() []tunQueue // the kernel leads a flow to the one that its packets were last written to
-	Offloads() Offloads // with any, a virtio_net_hdr is before each packet
-	SetMTU(mtu int) error
-	// Close ends reading. With keep the device outlives it, with its addresses and routes.
-	Close(keep bool) error
-}
-
-// tunQueue is one queue of a TUN. One goroutine reads, several write, whole packets.
-type tunQueue interface {
-	Read(packet []byte) (int, error)
-	TryRead(packet []byte) (int, error) // 0: there is none
-	Write(packet []byte) (int, error)
-}
-
-// kernelTUN is a TUN of the kernel. It is persistent: addresses and routes survive a killed broker, and the
-// next one takes them over.
+// kernelTUN is a TUN of the kernel. It is persistent: addresses and routes survive a killed broker, and the next broker
+// takes them over.
 type kernelTUN struct {
 	name      string
-	queues    []tunQueue // tunFile all
+	queues    []tunQueue // each is a *tunFile
 	offloads  Offloads
 	noOffload bool  // as configured
 	mtu       int   // 0: not known
-	refused   error // why there are no offloads that were configured
+	refused   error // reason why there are no offloads that were configured
 }
 
 func (t *kernelTUN) Queues() []tunQueue { return t.queues }
@@ -71,43 +32,22 @@ func (t *kernelTUN) Offloads() Offloads { return t.offloads }
 // tunFile is one open /dev/net/tun.
 type tunFile struct {
 	*os.File
-	raw syscall.RawConn
-
-	// Of the one that reads; made once, so that reading allocates nothing.
-	read, try func(fd uintptr) bool
-	into      []byte
-	n         int
-	err       error
+	raw    syscall.RawConn
+	reader *rawReader
 }
 
 func newTUNFile(f *os.File) (*tunFile, error) {
-	q := &tunFile{File: f}
-	var err error
-	if q.raw, err = f.SyscallConn(); err != nil {
+	raw, err := f.SyscallConn()
+	if err != nil {
 		return nil, err
 	}
-	q.read = func(fd uintptr) (done bool) {
-		var again bool
-		q.n, again, q.err = rawRead(fd, q.into)
-		return !again
-	}
-	q.try = func(fd uintptr) bool { q.read(fd); return true }
-	return q, nil
+	return &tunFile{f, raw, newRawReader(raw)}, nil
 }
 
-func (q *tunFile) Read(b []byte) (int, error)    { return q.readWith(b, q.read) }
-func (q *tunFile) TryRead(b []byte) (int, error) { return q.readWith(b, q.try) }
+func (q *tunFile) Read(b []byte) (int, error)    { return q.reader.readInto(b, q.reader.wait) }
+func (q *tunFile) TryRead(b []byte) (int, error) { return q.reader.readInto(b, q.reader.try) }
 
-func (q *tunFile) readWith(b []byte, read func(fd uintptr) bool) (int, error) {
-	q.into = b
-	err := q.raw.Read(read)
-	if err == nil && q.err != nil {
-		err = os.NewSyscallError("read", q.err)
-	}
-	return q.n, err
-}
-
-// tunWrite is a write to a TUN: several goroutines do so at the same time.
+// tunWrite is a write to a TUN. Several goroutines write at the same time.
 type tunWrite struct {
 	packet []byte
 	err    error
@@ -138,8 +78,8 @@ func (q *tunFile) Write(packet []byte) (int, error) {
 	return len(packet), err
 }
 
-// openTUN opens the TUN with what the kernel has to give, or takes over the one that an earlier process left. That
-// only one process does so is up to the caller: queues of several would share the packets.
+// openTUN opens the TUN with the offloads of the kernel, or takes over the TUN that an earlier process left. The caller
+// ensures that only one process does so: queues of several processes would share the packets.
 func openTUN(name string, mtu int, noOffload bool) (device, error) {
 	var dev *kernelTUN
 	var err, refused error
@@ -150,15 +90,8 @@ func openTUN(name string, mtu int, noOffload bool) (device, error) {
 	if noOffload || lacksOffloads(err) {
 		dev, err = openWithoutOffloads(name)
 	}
-	switch {
-	case errors.Is(err, syscall.EBUSY):
-		return nil, fmt.Errorf("open TUN %s: in use by another process: end it (another kubelink on this node?) or choose another ifce-name", name)
-	case errors.Is(err, syscall.EINVAL):
-		return nil, fmt.Errorf("open TUN %s: a device of another kind has this name: remove it (ip link del %s) or choose another ifce-name", name, name)
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("open TUN %s: %w: needs /dev/net/tun and the capability NET_ADMIN", name, err)
-	case err != nil:
-		return nil, fmt.Errorf("open TUN %s: %w", name, err)
+	if err != nil {
+		return nil, describeOpenError(name, err)
 	}
 	dev.noOffload, dev.refused = noOffload, refused
 	if err := dev.SetMTU(mtu); err != nil {
@@ -168,9 +101,25 @@ func openTUN(name string, mtu int, noOffload bool) (device, error) {
 	return dev, nil
 }
 
-// lacksOffloads tells whether err is that of a kernel that has no offloads, rather than of a moment.
+// describeOpenError adds the remedy to an error of opening the TUN.
+func describeOpenError(name string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		return fmt.Errorf("open TUN %s: in use by another process: end it (another kubelink on this node?) "+
+			"or choose another ifce-name", name)
+	case errors.Is(err, syscall.EINVAL):
+		return fmt.Errorf("open TUN %s: a device of another kind has this name: remove it (ip link del %s) "+
+			"or choose another ifce-name", name, name)
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("open TUN %s: %w: needs /dev/net/tun and the capability NET_ADMIN", name, err)
+	}
+	return fmt.Errorf("open TUN %s: %w", name, err)
+}
+
+// lacksOffloads tells whether err comes from a kernel without offloads. Other errors may be temporary.
 func lacksOffloads(err error) bool {
-	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTTY) || errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS)
+	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTTY) ||
+		errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS)
 }
 
 // openWithOffloads opens the TUN with virtio_net_hdr and several queues (linux/if_tun.h).
@@ -183,35 +132,39 @@ func openWithOffloads(name string, queues int) (*kernelTUN, error) {
 			fd, err = attachQueue(name, flags)
 		}
 		if err != nil && len(t.queues) > 0 {
-			break // fewer will do
+			break // fewer queues suffice
 		}
 		if err != nil {
 			return nil, err
 		}
-		for _, option := range []struct {
-			request uint
-			value   int
-		}{{unix.TUNSETVNETHDRSZ, vnetSize}, {unix.TUNSETVNETLE, 1}} {
-			if err := unix.IoctlSetPointerInt(fd, option.request, option.value); err != nil {
-				unix.Close(fd)
-				return nil, errors.Join(os.NewSyscallError("ioctl", err), t.Close(true))
-			}
-		}
-		if err = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err == nil && len(t.queues) == 0 {
-			t.offloads, err = setOffloads(fd)
-		}
-		if err != nil {
+		if err := t.setQueueOptions(fd); err != nil {
 			unix.Close(fd)
 			return nil, errors.Join(os.NewSyscallError("ioctl", err), t.Close(true))
 		}
-		if err := t.addQueue(os.NewFile(uintptr(fd), "/dev/net/tun")); err != nil { // is not blocking: the runtime polls it
+		// The file descriptor is non-blocking, so the runtime polls it.
+		if err := t.addQueue(os.NewFile(uintptr(fd), "/dev/net/tun")); err != nil {
 			return nil, errors.Join(err, t.Close(true))
 		}
 	}
 	return t, nil
 }
 
-// attachQueue opens a queue of the TUN, and makes the TUN if it is not there.
+// setQueueOptions sets the options of a queue that is not added yet. With the first queue it sets the offloads.
+func (t *kernelTUN) setQueueOptions(fd int) error {
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetSize); err != nil {
+		return err
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 1); err != nil {
+		return err
+	}
+	err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
+	if err == nil && len(t.queues) == 0 {
+		t.offloads, err = setOffloads(fd)
+	}
+	return err
+}
+
+// attachQueue opens a queue of the TUN, and makes the TUN if it does not exist.
 func attachQueue(name string, flags uint16) (int, error) {
 	request, err := unix.NewIfreq(name)
 	if err != nil {
@@ -229,19 +182,19 @@ func attachQueue(name string, flags uint16) (int, error) {
 	return fd, nil
 }
 
-// removeDevice deletes a TUN that is there, unless it is in use. It is not of the kind that is wanted (the kernel does not
-// make one of several queues from one of a single queue, nor the other way round; its addresses and routes are set
-// again), or nobody wants it any more.
+// removeDevice deletes the TUN unless it is in use. The caller needs a TUN of the other kind, or none: the kernel does
+// not make a TUN with several queues from one with a single queue, nor the reverse. The broker sets addresses and
+// routes again.
 func removeDevice(name string) bool {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return false
 	}
 	tun, ok := link.(*netlink.Tuntap)
-	if !ok || tun.Mode != netlink.TUNTAP_MODE_TUN || tun.Queues > 0 { // how many of several queues are in use
+	if !ok || tun.Mode != netlink.TUNTAP_MODE_TUN || tun.Queues > 0 { // Queues: how many of several queues are in use
 		return false
 	}
-	if fd, err := attachQueue(name, unix.IFF_TUN|unix.IFF_NO_PI); err == nil { // one of a single queue, which nobody uses
+	if fd, err := attachQueue(name, unix.IFF_TUN|unix.IFF_NO_PI); err == nil { // has a single queue, not in use
 		unix.Close(fd)
 	} else if errors.Is(err, syscall.EBUSY) {
 		return false
@@ -249,7 +202,7 @@ func removeDevice(name string) bool {
 	return netlink.LinkDel(link) == nil
 }
 
-// setOffloads sets as many as the kernel has.
+// setOffloads sets all offloads that the kernel has.
 func setOffloads(fd int) (Offloads, error) {
 	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
 	if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso|unix.TUN_F_USO4|unix.TUN_F_USO6) == nil {
@@ -258,7 +211,7 @@ func setOffloads(fd int) (Offloads, error) {
 	return OffloadTSO, unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso)
 }
 
-// openWithoutOffloads opens the TUN without any of that.
+// openWithoutOffloads opens the TUN with a single queue, and without virtio_net_hdr.
 func openWithoutOffloads(name string) (*kernelTUN, error) {
 	config := water.Config{DeviceType: water.TUN}
 	config.Name, config.Persist = name, true
@@ -320,25 +273,15 @@ func (t *kernelTUN) SetMTU(mtu int) error {
 func (t *kernelTUN) Close(keep bool) error {
 	var err error
 	if !keep && len(t.queues) > 0 {
-		if err = t.controlQueue(func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0) }); err != nil {
+		err = t.controlQueue(func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0) })
+		if err != nil {
 			err = fmt.Errorf("delete TUN %s: %w", t.name, err)
 		}
 	}
 	for _, q := range t.queues {
-		if e := q.(*tunFile).Close(); !errors.Is(e, os.ErrClosed) { // the reader closes what failed
+		if e := q.(*tunFile).Close(); !errors.Is(e, os.ErrClosed) { // readDevice closes queues when one of them failed
 			err = errors.Join(err, e)
 		}
 	}
 	return err
 }
-
-// noDevice is there while the TUN is not.
-type noDevice struct{}
-
-func (noDevice) Queues() []tunQueue          { return []tunQueue{noDevice{}} }
-func (noDevice) Offloads() Offloads          { return 0 }
-func (noDevice) Read([]byte) (int, error)    { return 0, os.ErrClosed }
-func (noDevice) TryRead([]byte) (int, error) { return 0, os.ErrClosed }
-func (noDevice) Write([]byte) (int, error)   { return 0, os.ErrClosed }
-func (noDevice) SetMTU(int) error            { return nil }
-func (noDevice) Close(bool) error            { return nil }

@@ -114,8 +114,8 @@ func TestKernelTUN(t *testing.T) {
 			t.Errorf("delete device: %v", err)
 		}
 	})
-	b.await("failure", func() bool { return b.failure.Load() != nil })
-	b.await("end of failure", func() bool { return b.failure.Load() == nil })
+	b.await("failure", func() bool { return b.iface.failure.Load() != nil })
+	b.await("end of failure", func() bool { return b.iface.failure.Load() == nil })
 	inB(func() { configure(t, "kubelink", "192.168.0.12/24") })
 	inA(func() { ping(t, "192.168.0.12") })
 	inB(func() { ping(t, "192.168.0.11") })
@@ -193,7 +193,7 @@ func TestCloseWhileReopening(t *testing.T) {
 				}
 				<-opened
 			} else {
-				(*b.device.Load()).Close(true)
+				(*b.iface.device.Load()).Close(true)
 			}
 			close(stop)
 			in(func() {

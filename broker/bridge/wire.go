@@ -1,12 +1,12 @@
 package bridge
 
-// The frames of a session, as they are on the wire: pure functions, no I/O but readFrame, which
-// the handshake uses.
+// The frames of a session, as they are on the wire. Pure functions; only readFrame and readHello read, for the
+// handshake.
 //
 //	length uint16 BE | type uint8 | payload of that length
 //
-// A receiver skips types that it does not know. Types 16 and up are ours and are only sent when
-// both hellos announced the flag that goes with them.
+// A receiver skips types that it does not know. Types 16 and up are extensions of kubelink: an end sends one only when
+// both hellos announced its flag.
 
 import (
 	"encoding/binary"
@@ -16,24 +16,24 @@ import (
 
 const (
 	framePacket  = 0  // one IP packet
-	frameHello   = 1  // see hello.go; again within a session with flagUpdates
-	framePing    = 16 // 8 bytes that mean something to the sender only; with flagKeepalive
+	frameHello   = 1  // see hello.go; with flagUpdates also later in a session
+	framePing    = 16 // 8 bytes that have a meaning to the sender only; with flagKeepalive
 	framePong    = 17 // the 8 bytes of a ping
 	frameOffload = 18 // struct virtio_net_hdr, little endian, of the packet in the next frame; with flagOffload
 
-	frameHeader      = 3
-	maxPayload       = 1<<16 - 1
-	maxLegacyPayload = 17000 // largest payload that a peer without our capability extension reads
+	frameHeader      = 3         // bytes
+	maxPayload       = 1<<16 - 1 // bytes
+	maxLegacyPayload = 17000     // bytes that a peer without extension 128 of the hello reads at most
 )
 
-// Flags of the capability extension. A feature is used when both ends announce it.
+// Flags of extension 128 of the hello. A session uses a feature when both ends announce it.
 const (
-	// Pings are answered. The first frame of a dialler after its hello is a ping: it tells the acceptor
-	// that its hello was good, so that a refused link does not look connected for a moment.
+	// flagKeepalive: the end answers pings. The first frame of a dialler after its hello is a ping. It tells the acceptor
+	// that its hello was accepted, so that a refused link does not look connected for a moment.
 	flagKeepalive uint32 = 1 << iota
-	flagUpdates          // a further hello updates the announced facts
-	// Packets may lack their TCP or UDP checksum, and may be TCP segments of up to 64 KiB that the receiver's
-	// kernel cuts: what a frame of type 18 says of a packet, in the terms of virtio (gso_type TCPV4, TCPV6).
+	flagUpdates          // a later hello updates the announcement
+	// flagOffload: packets may lack their TCP or UDP checksum, and may be TCP segments of up to 64 KiB that the kernel
+	// of the receiver cuts. A frame of type 18 says so, in the terms of virtio (gso_type TCPV4, TCPV6).
 	flagOffload
 	flagUSO     // with flagOffload: UDP as well (gso_type UDP_L4)
 	flagStreams // a link has several sessions, see hello.go
@@ -52,8 +52,14 @@ func appendFrame(b []byte, typ byte, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// cutFrame returns the first frame of b and what follows it; ok is false while it is incomplete.
-// Payload and rest are parts of b.
+// appendFrame64 appends a frame with a payload of 8 bytes to b, within its capacity.
+func appendFrame64(b []byte, typ byte, payload uint64) []byte {
+	b = append(b, 0, 8, typ)
+	return binary.BigEndian.AppendUint64(b, payload)
+}
+
+// cutFrame returns the first frame of b, and the bytes after it. ok is false while the frame is incomplete. Payload
+// and rest are parts of b.
 func cutFrame(b []byte) (typ byte, payload, rest []byte, ok bool) {
 	if len(b) < frameHeader {
 		return 0, nil, b, false
@@ -65,7 +71,7 @@ func cutFrame(b []byte) (typ byte, payload, rest []byte, ok bool) {
 	return b[2], b[frameHeader:end:end], b[end:], true
 }
 
-// readFrame reads one frame and not a byte more.
+// readFrame reads one frame, and no byte beyond it.
 func readFrame(r io.Reader) (typ byte, payload []byte, err error) {
 	var h [frameHeader]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
@@ -76,10 +82,11 @@ func readFrame(r io.Reader) (typ byte, payload []byte, err error) {
 	return h[2], payload, err
 }
 
-// readHello reads the frame that a session starts with. No packet is taken before it; types that
-// are unknown are skipped, but not without end.
+// readHello reads the hello that a session starts with. It accepts no packet before the hello, and skips some frames
+// of unknown types.
 func readHello(r io.Reader) (*hello, error) {
-	for range 16 {
+	const maxFrames = 16
+	for range maxFrames {
 		typ, payload, err := readFrame(r)
 		switch {
 		case err != nil:

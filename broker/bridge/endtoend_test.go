@@ -253,14 +253,14 @@ func TestNoOffloadChanges(t *testing.T) {
 	for n, plain := range []bool{true, false} {
 		for _, s := range []*site{a, b} {
 			transfer(t, a, b, b.v4(), 8<<20, func() {
-				before := *s.device.Load()
+				before := *s.iface.device.Load()
 				c := s.config
 				c.NoOffload = plain
 				if err := s.Configure(c.Settings); err != nil {
 					t.Error(err)
 				}
 				s.await("other TUN", func() bool {
-					now := *s.device.Load()
+					now := *s.iface.device.Load()
 					return now != before && now != device(noDevice{}) && (now.Offloads() == 0) == plain
 				})
 				s.configure()
@@ -269,7 +269,7 @@ func TestNoOffloadChanges(t *testing.T) {
 			b.awaitState("a", link.Up)
 			for _, x := range []*site{a, b} {
 				x.await("sessions with the flags that are right", func() bool {
-					p := x.table.Load().peers[0]
+					p := x.router.table.Load().peers[0]
 					p.mu.Lock()
 					defer p.mu.Unlock()
 					for _, s := range p.sessions {
@@ -392,11 +392,11 @@ func TestGatewayCuts(t *testing.T) {
 	t.Logf("from a %+v, to c %+v", from, to)
 }
 
-// heldBytes is the most that is held for a session, by where: see sessionBytes and batchBytes.
+// heldBytes is the most that is held for a session, by where: see maxSessionBytes and maxBatchBytes.
 type heldBytes struct{ mailbox, queue, batchConn int }
 
 func (h *heldBytes) measure(b *Bridge) {
-	for _, p := range b.table.Load().peers {
+	for _, p := range b.router.table.Load().peers {
 		p.mu.Lock()
 		for _, s := range p.sessions {
 			h.mailbox = max(h.mailbox, int(s.posted.Load()))
@@ -433,7 +433,7 @@ func TestMemoryBound(t *testing.T) {
 			var conns []net.Conn
 			var stuck []*session
 			for n := range byte(peers) {
-				p := a.table.Load().peers[1+n]
+				p := a.router.table.Load().peers[1+n]
 				for stream := range 2 {
 					x, y := sockets(t)
 					x.SetWriteBuffer(4096)
@@ -441,12 +441,12 @@ func TestMemoryBound(t *testing.T) {
 					conns = append(conns, y)
 					h := &hello{capable: true, flags: flagStreams, streams: 2, stream: stream}
 					raw := newBatchConn(x, a.timing.write)
-					s := newSession(p, raw, raw, true, stream, p.b.featureFlags(), h)
-					own := p.b.credentials.Swap(unencrypted) // for this moment
+					s := newSession(p, raw, raw, true, stream, p.featureFlags(), h)
+					own := p.credentials.Swap(unencrypted) // for this moment
 					if !p.attachSession(s, h) {
 						t.Fatal("not attached")
 					}
-					p.b.credentials.Store(own)
+					p.credentials.Store(own)
 					stuck = append(stuck, s)
 					a.wg.Go(func() { s.run(); p.detachSession(s, s.cause) })
 				}
@@ -547,27 +547,28 @@ func TestReaderYields(t *testing.T) {
 // newLinks is a bridge of links without connections, and a session of each, on connections that take everything.
 func newLinks(t testing.TB, count int) (*tunReader, []*session) {
 	t.Helper()
-	o, _ := newTestSession(t)
+	b := newTestBridge(t, newNullTUN(OffloadTSO|OffloadUSO))
+	b.SetCredentials(unencrypted)
 	var specs []mesh.Peer
 	for n := range count {
 		p := newLink(fmt.Sprint(n), 0, byte(n), "")
 		specs = append(specs, p)
 	}
-	if err := o.Set(specs, nil); err != nil {
+	if err := b.Set(specs, nil); err != nil {
 		t.Fatal(err)
 	}
 	var all []*session
-	for _, p := range o.table.Load().peers {
+	for _, p := range b.router.table.Load().peers {
 		raw := newBatchConn(null{}, time.Second)
 		raw.startBatching()
-		h := &hello{capable: true, flags: o.featureFlags(), streams: 1}
-		s := newSession(p, raw, raw, true, 0, o.featureFlags(), h)
+		h := &hello{capable: true, flags: b.featureFlags(), streams: 1}
+		s := newSession(p, raw, raw, true, 0, b.featureFlags(), h)
 		if !p.attachSession(s, h) {
 			t.Fatal("not attached")
 		}
 		all = append(all, s)
 	}
-	return o, all
+	return newTUNReader(0, 0, b.iface, b.router), all
 }
 
 // All links together are bounded, however many do not take what is for them, and share alike; one that was idle takes a
@@ -598,7 +599,7 @@ func TestMemoryShared(t *testing.T) {
 					flood(s, 5)
 				}
 			}
-			held, total := int(o.budget.held.Load()), 0
+			held, total := int(o.iface.budget.held.Load()), 0
 			for n, s := range stuck {
 				if total += s.queue.bytes; s.queue.bytes < test.least || s.queue.bytes > test.most {
 					t.Errorf("session %d holds %d bytes, expected %d to %d", n, s.queue.bytes, test.least, test.most)
@@ -616,7 +617,7 @@ func TestMemoryShared(t *testing.T) {
 				s.peer.close()
 				s.kickSender()
 			}
-			if held := o.budget.held.Load(); held != 0 {
+			if held := o.iface.budget.held.Load(); held != 0 {
 				t.Errorf("%d bytes are left in the account", held)
 			}
 		})

@@ -1,0 +1,137 @@
+package bridge
+
+// Authentication: TLS 1.3 with certificates on both sides.
+//
+// Each end verifies the chain of the other end against its roots, for any key usage: certificates from ACME services
+// are often for servers only, and here both ends use them. A dialler then requires the host that it has dialled among
+// the names of the certificate; an acceptor requires the endpoint host of a link there.
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/mandelsoft/kubelink/broker/link"
+)
+
+// tlsConfig is common to both sides of the handshake. An error of check ends the handshake.
+func tlsConfig(c *link.Credentials, remote string, check func(leaf *x509.Certificate) error) *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		Certificates:           []tls.Certificate{c.Certificate},
+		ClientAuth:             tls.RequireAnyClientCert,
+		InsecureSkipVerify:     true, // VerifyConnection verifies
+		SessionTicketsDisabled: true, // a resumed session would skip the certificates
+		// Records of full size from the start: a batch should take few system calls.
+		DynamicRecordSizingDisabled: true,
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			leaf := cs.PeerCertificates[0]
+			pool := x509.NewCertPool()
+			for _, c := range cs.PeerCertificates[1:] {
+				pool.AddCert(c)
+			}
+			if _, err := leaf.Verify(x509.VerifyOptions{
+				Roots: c.Roots, Intermediates: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+			}); err != nil {
+				return verifyRefusal(leaf, remote, err)
+			}
+			return check(leaf)
+		},
+	}
+}
+
+// verifyRefusal describes why the certificate of remote is not trusted. The error of crypto/x509 for an expired
+// certificate includes the current time, but a reason has to be the same each time.
+func verifyRefusal(leaf *x509.Certificate, remote string, err error) error {
+	var invalid x509.CertificateInvalidError
+	if !errors.As(err, &invalid) || invalid.Reason != x509.Expired {
+		return newRefusal(RefusedCertificate, "certificate of %s: %w", remote, err)
+	}
+	owner, expired := remote, invalid.Cert
+	if expired != leaf {
+		owner = fmt.Sprintf("authority %s, which signed for %s,", expired.Subject, remote)
+	}
+	return newRefusal(RefusedCertificate, "certificate of %s is valid from %s to %s only, or the clock is wrong",
+		owner, expired.NotBefore.UTC().Format(time.RFC3339), expired.NotAfter.UTC().Format(time.RFC3339))
+}
+
+// dialTLS makes conn a TLS session with host. Without encryption it returns conn.
+func dialTLS(ctx context.Context, c *link.Credentials, conn net.Conn, host, remote string) (net.Conn, error) {
+	if c.Unencrypted {
+		return conn, nil
+	}
+	secure := tls.Client(conn, tlsConfig(c, remote, func(leaf *x509.Certificate) error {
+		if !certCovers(leaf, host) {
+			return newRefusal(RefusedName, "certificate of %s names %v, not %s", remote, certNames(leaf), host)
+		}
+		return nil
+	}))
+	err := secure.HandshakeContext(ctx)
+	if op, ok := errors.AsType[*net.OpError](err); ok && !isAlert(op) {
+		return secure, err // of the connection: neither end refused the other
+	}
+	return secure, asRefusal(RefusedCertificate, err)
+}
+
+// inboundEnd is the other end of an accepted connection after the TLS handshake.
+type inboundEnd struct {
+	conn          net.Conn
+	candidates    []*peer  // peers that it may be
+	names         []string // of its certificate
+	authenticated bool
+}
+
+// acceptTLS makes conn a TLS session with a peer. A peer is a candidate if the certificate names its endpoint host;
+// there is at least one, unless unknown peers are accepted. Without encryption all peers are candidates.
+func acceptTLS(ctx context.Context, c *link.Credentials, conn net.Conn, remote string, peers []*peer, unknown bool) (
+	inboundEnd, error,
+) {
+	if c.Unencrypted {
+		return inboundEnd{conn: conn, candidates: peers}, nil
+	}
+	end := inboundEnd{authenticated: true}
+	secure := tls.Server(conn, tlsConfig(c, remote, func(leaf *x509.Certificate) error {
+		end.names = certNames(leaf)
+		for _, p := range peers {
+			if certCovers(leaf, p.Host) {
+				end.candidates = append(end.candidates, p)
+			}
+		}
+		if len(end.candidates) == 0 && !unknown {
+			return newRefusal(RefusedName, "certificate of %s names %v, which is no link's endpoint", remote, end.names)
+		}
+		return nil
+	}))
+	end.conn = secure
+	err := secure.HandshakeContext(ctx)
+	return end, asRefusal(RefusedCertificate, err)
+}
+
+// certNames returns the DNS names and IP addresses of a certificate, or its common name when it has none.
+func certNames(leaf *x509.Certificate) []string {
+	all := slices.Clone(leaf.DNSNames)
+	for _, ip := range leaf.IPAddresses {
+		all = append(all, ip.String())
+	}
+	if len(all) == 0 && leaf.Subject.CommonName != "" {
+		all = append(all, leaf.Subject.CommonName)
+	}
+	return all
+}
+
+// certCovers tells whether a certificate is for host, by the rules of RFC 6125 as x509 implements them, and by its
+// common name when it has no other name.
+func certCovers(leaf *x509.Certificate, host string) bool {
+	if cn := leaf.Subject.CommonName; len(leaf.DNSNames)+len(leaf.IPAddresses) == 0 && cn != "" {
+		leaf = &x509.Certificate{DNSNames: []string{cn}}
+		if ip := net.ParseIP(cn); ip != nil {
+			leaf = &x509.Certificate{IPAddresses: []net.IP{ip}}
+		}
+	}
+	return leaf.VerifyHostname(host) == nil
+}

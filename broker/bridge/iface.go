@@ -1,0 +1,201 @@
+package bridge
+
+// The network interface of the bridge: the TUN that is there now, writes to it, and its replacement when it fails or
+// when its offloads are to change.
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Pauses before a TUN that failed is opened again: the first pause, doubled each time, up to the last one.
+const (
+	minReopenPause = 100 * time.Millisecond
+	maxReopenPause = 5 * time.Second
+)
+
+// iface is the network interface of the bridge. Packets are written to the device of the moment.
+type iface struct {
+	*shared
+	name       string
+	openDevice func() (device, error)
+	device     atomic.Pointer[device]
+	reopen     atomic.Bool           // the device was closed to be opened again with other offloads
+	failure    atomic.Pointer[error] // of the device; nil: none
+
+	// mu guards the fields below, and the replacement of device. It is held while the MTU is set (rtnetlink) and while the
+	// device is closed, but on no path of packets.
+	mu     sync.Mutex
+	closed bool
+	keep   bool // when closed: the device stays
+}
+
+// open opens the device for the first time.
+func (f *iface) open() error {
+	dev, err := f.openDevice()
+	if err != nil {
+		return err
+	}
+	f.setDevice(dev)
+	f.logDevice(dev)
+	return nil
+}
+
+// serve calls read to read the device until it fails, and then replaces the device, until the interface is closed. A
+// device fails, for example, when a user deletes it. serve calls reopened after each replacement.
+func (f *iface) serve(read func(device) error, reopened func()) {
+	dev := *f.device.Load()
+	for {
+		err := read(dev)
+		if !f.setDevice(noDevice{}) {
+			return
+		}
+		pause := minReopenPause
+		if f.reopen.Swap(false) {
+			f.log.Info("TUN is opened again with other offloads", "interface", f.name)
+			pause = 0
+		} else {
+			f.log.Error("TUN failed, it is opened again", "interface", f.name, "error", err)
+			f.failure.Store(new(fmt.Errorf("read TUN %s: %w", f.name, err)))
+			f.notifyChanged()
+		}
+		dev.Close(true) // else the name stays in use
+		if dev = f.awaitDevice(pause); dev == nil {
+			return
+		}
+		if !f.setDevice(dev) {
+			if err := dev.Close(f.keep); err != nil {
+				f.log.Warn("cannot delete the TUN", "error", err)
+			}
+			return
+		}
+		f.logDevice(dev)
+		f.failure.Store(nil)
+		reopened()
+		f.notifyChanged()
+	}
+}
+
+// awaitDevice tries to open the device until it succeeds. It returns nil when the bridge was closed.
+func (f *iface) awaitDevice(pause time.Duration) device {
+	for ; ; pause = min(max(2*pause, minReopenPause), maxReopenPause) {
+		select {
+		case <-time.After(pause):
+		case <-f.ctx.Done():
+			return nil
+		}
+		dev, err := f.openDevice()
+		if err == nil {
+			return dev
+		}
+		f.log.Warn("TUN is still missing", "error", err)
+	}
+}
+
+// setDevice replaces the device, unless the interface is closed: close takes care of the device that it finds.
+func (f *iface) setDevice(dev device) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return false
+	}
+	c := f.config.Load() // may have changed while the device was opened
+	if t, ok := dev.(*kernelTUN); ok && t.noOffload != c.NoOffload {
+		f.reopen.Store(true)
+		t.Close(true)
+	} else if err := dev.SetMTU(c.MTU); err != nil {
+		f.log.Warn("cannot set the MTU of the TUN", "error", err)
+	}
+	f.device.Store(&dev)
+	if _, missing := dev.(noDevice); !missing {
+		f.offloads.Store(uint32(dev.Offloads()))
+	}
+	return true
+}
+
+// configure applies the settings to the device. Offloads change with another device: serve opens it.
+func (f *iface) configure(mtuChanged bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c, dev := f.config.Load(), *f.device.Load()
+	if t, ok := dev.(*kernelTUN); ok && c.NoOffload != t.noOffload {
+		f.reopen.Store(true)
+		dev.Close(true)
+	} else if mtuChanged {
+		return dev.SetMTU(c.MTU)
+	}
+	return nil
+}
+
+// close closes the device. With keep it stays, with its addresses and routes; otherwise close deletes it. deleteMissing
+// has to be called when serve has ended.
+func (f *iface) close(keep bool) error {
+	f.mu.Lock()
+	f.closed, f.keep = true, keep
+	dev := *f.device.Load()
+	f.mu.Unlock()
+	return dev.Close(keep)
+}
+
+// deleteMissing deletes a device that close could not delete, as it was just about to be opened again.
+func (f *iface) deleteMissing(err error) error {
+	_, missing := (*f.device.Load()).(noDevice)
+	if !f.keep && (missing || err != nil) && removeDevice(f.name) {
+		return nil
+	}
+	return err
+}
+
+// logDevice logs what the kernel has given.
+func (f *iface) logDevice(dev device) {
+	attrs := []any{"interface", f.name, "queues", len(dev.Queues()), "offloads", dev.Offloads()}
+	if t, ok := dev.(*kernelTUN); ok && t.refused != nil {
+		attrs = append(attrs, "refused", t.refused)
+	}
+	f.log.Info("TUN is open", attrs...)
+}
+
+// writePacket writes a packet to a queue of the TUN; room for a virtio_net_hdr is before the packet. It does the work
+// on the packet that the TUN does not do.
+func (f *iface) writePacket(queue int, room []byte, vnet vnetHeader) bool {
+	dev := *f.device.Load()
+	queues, offloads := dev.Queues(), dev.Offloads()
+	q := queues[queue%len(queues)]
+	packet := room[vnetSize:]
+	switch {
+	case vnet.gsoType == gsoNone && offloads == 0:
+		if vnet != (vnetHeader{}) {
+			vnet.fillChecksum(packet)
+		}
+		_, err := q.Write(packet)
+		return err == nil
+	case vnet.gsoType == gsoNone,
+		vnet.gsoType == gsoUDP && offloads&OffloadUSO != 0,
+		vnet.gsoType != gsoUDP && offloads != 0:
+		vnet.putBytes(room)
+		_, err := q.Write(room)
+		return err == nil
+	}
+	return writeSegments(q, vnet.splitPacket(packet), offloads != 0)
+}
+
+// writeSegments writes the packets of a super-packet; header: a virtio_net_hdr is before each of them.
+func writeSegments(q tunQueue, seg segmenter, header bool) bool {
+	var err error
+	buf := newBuffer(maxPayload)
+	defer buf.free()
+	for seg.countLeft() > 0 {
+		n := seg.writeNext(buf.data[headroom:])
+		out := buf.data[headroom : headroom+n]
+		if header {
+			clear(buf.data[headroom-vnetSize : headroom])
+			out = buf.data[headroom-vnetSize : headroom+n]
+		}
+		_, e := q.Write(out)
+		err = errors.Join(err, e)
+	}
+	return err == nil
+}

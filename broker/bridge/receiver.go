@@ -1,0 +1,235 @@
+package bridge
+
+// Inbound packets: from the connection of a session to the TUN, or to another peer.
+//
+// The receiver takes frames from its read buffer in place, filters the packets, and writes them to the TUN from there.
+// Packets that go on to another peer are copied. The read buffer lives as long as the session, and no slice of it is
+// used after its frame.
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	smallReadBytes   = 32 << 10        // room for frames,
+	maxReadBytes     = 4 * largeBuffer // and while large frames come
+	shrinkAfterReads = 64              // that did not need the large room
+)
+
+var readBuffers = sync.Pool{New: func() any { return new([headroom + maxReadBytes]byte) }}
+
+// receiver is the receiving half of a session. It belongs to the goroutine that runs the session.
+type receiver struct {
+	session   *session
+	shortPath bool     // the path is short, and the connection is tuned to that
+	forwardTo *session // has packets of ours to send
+
+	tunQueue atomic.Int32 // queue of the TUN that packets are written to; the peer sets it
+	rtt      atomic.Int64 // round-trip time in nanoseconds, smoothed; 0: not known
+}
+
+// readBuffer is the memory for frames that are not complete yet. It has headroom before them.
+type readBuffer struct {
+	small      []byte
+	large      *[headroom + maxReadBytes]byte // nil unless large frames come
+	buf        []byte                         // small or large
+	start, end int                            // of the bytes that are not handled yet
+	needless   int                            // reads since large was needed
+}
+
+func newReadBuffer() *readBuffer {
+	small := make([]byte, headroom+smallReadBytes)
+	return &readBuffer{small: small, buf: small, start: headroom, end: headroom}
+}
+
+// addRead takes n bytes that were read to the end of the buffer.
+func (b *readBuffer) addRead(n int) {
+	if b.needless++; b.end+n > len(b.small)-recordBytes {
+		b.needless = 0
+	}
+	b.end += n
+}
+
+// makeRoom makes room for the next read, after all bytes before start were handled. large tells that the peer may send
+// super-packets.
+func (b *readBuffer) makeRoom(start int, large bool) {
+	b.start = start
+	switch {
+	case b.start == b.end:
+		b.start, b.end = headroom, headroom
+		if b.large != nil && b.needless >= shrinkAfterReads { // also an idle session gets here, with each ping
+			readBuffers.Put(b.large)
+			b.buf, b.large = b.small, nil
+		}
+	case len(b.buf)-b.end < recordBytes: // else the next record would come in parts
+		old := b.buf
+		if b.large == nil && (large || b.end-b.start > smallReadBytes/2) {
+			b.large = readBuffers.Get().(*[headroom + maxReadBytes]byte)
+			b.buf = b.large[:]
+		}
+		b.end = headroom + copy(b.buf[headroom:], old[b.start:b.end])
+		b.start = headroom
+	}
+}
+
+// readLoop handles frames until an error. With keepalive, silence is an error.
+func (r *receiver) readLoop() error {
+	var (
+		s         = r.session
+		b         = newReadBuffer()
+		keepalive = s.flags&flagKeepalive != 0
+		silence   = s.peer.timing.silence
+		renewed   time.Duration // when the deadline was set
+	)
+	for {
+		if keepalive {
+			now := s.peer.now()
+			if (renewed == 0 || now-renewed > silence/8) && !s.detached.Load() { // not for each read: it is expensive
+				renewed = now
+				s.raw.SetReadDeadline(time.Now().Add(silence))
+			}
+		}
+		n, err := s.conn.Read(b.buf[b.end:])
+		b.addRead(n)
+		used, frameErr := r.handleFrames(b.buf[:b.end], b.start)
+		switch {
+		case frameErr != nil:
+			return frameErr
+		case keepalive && errors.Is(err, os.ErrDeadlineExceeded):
+			return errSilent
+		case err != nil:
+			return err
+		}
+		b.makeRoom(used, s.flags&flagOffload != 0)
+	}
+}
+
+// handleFrames handles the complete frames in b from start on, and returns where the incomplete frame starts. The bytes
+// before a frame have been handled then: the virtio_net_hdr of its packet is written there.
+func (r *receiver) handleFrames(b []byte, start int) (used int, err error) {
+	s := r.session
+	var packets, bytes uint64
+	for err == nil {
+		typ, payload, rest, ok := cutFrame(b[start:])
+		if !ok {
+			break
+		}
+		start += frameHeader + len(payload)
+		var vnet vnetHeader
+		if typ == frameOffload && len(payload) == vnetSize && s.flags&flagOffload != 0 {
+			next, packet, _, ok := cutFrame(rest)
+			if !ok { // the frame stays together with its packet
+				start -= frameHeader + vnetSize
+				break
+			}
+			if next == framePacket {
+				vnet, typ, payload = parseVnet(payload), next, packet
+				start += frameHeader + len(packet)
+			}
+		}
+		switch typ {
+		case framePacket:
+			packets++
+			bytes += uint64(len(payload))
+			r.receivePacket(b[start-len(payload)-vnetSize:start], vnet)
+		default:
+			err = r.handleControl(typ, payload)
+		}
+	}
+	r.kickForwarded()
+	if packets > 0 {
+		s.peer.counters.rxPackets.Add(packets)
+		s.peer.counters.rxBytes.Add(bytes)
+	}
+	return start, err
+}
+
+// handleControl handles a frame that is no packet.
+func (r *receiver) handleControl(typ byte, payload []byte) error {
+	s := r.session
+	switch {
+	case typ == framePing && len(payload) == 8:
+		s.due.pong.Store(binary.BigEndian.Uint64(payload))
+		s.kickSender()
+	case typ == framePong && len(payload) == 8:
+		r.updateRTT(s.peer.now() - time.Duration(binary.BigEndian.Uint64(payload)))
+	case typ == frameHello:
+		return s.peer.receiveHello(payload)
+	}
+	return nil
+}
+
+// updateRTT smooths round-trip times as RFC 6298 does.
+func (r *receiver) updateRTT(rtt time.Duration) {
+	if rtt <= 0 || rtt > time.Minute { // does not answer a ping of ours
+		return
+	}
+	if !r.shortPath {
+		r.shortPath = r.session.raw.tuneShortPath()
+	}
+	old := r.rtt.Load()
+	if old != 0 {
+		rtt = time.Duration(old) + (rtt-time.Duration(old))/8
+	}
+	if r.rtt.Store(int64(rtt)); old == 0 {
+		r.session.peer.notifyChanged()
+	}
+}
+
+// receivePacket decides on a packet from the peer: to the TUN, to another peer, or drop. The packet belongs to the
+// caller, with room for a virtio_net_hdr before it.
+func (r *receiver) receivePacket(room []byte, vnet vnetHeader) {
+	p, packet := r.session.peer, room[vnetSize:]
+	src, dst, ok := parseAddresses(packet)
+	if !ok || vnet != (vnetHeader{}) && !vnet.validateFor(packet) {
+		p.counters.drops.add(DropMalformed)
+		return
+	}
+	routes := &p.router.table.Load().routes
+	if owner, _ := routes.Lookup(src); owner != p {
+		p.counters.drops.add(DropSource)
+		return
+	}
+	if packet[0] != 0x45 && hasSourceRoute(packet) { // the filter knows dst only, which is not where the packet ends
+		p.counters.drops.add(DropDestination)
+		return
+	}
+	if allowed, _ := p.filter.Load().ingress.Lookup(dst); allowed {
+		if !p.iface.writePacket(int(r.tunQueue.Load()), room, vnet) {
+			p.counters.drops.add(DropTUNWrite)
+		}
+		return
+	}
+	next, _ := routes.Lookup(dst)
+	switch {
+	case next == nil || next == p:
+		p.counters.drops.add(DropDestination)
+	case !decrementTTL(packet):
+		p.counters.drops.add(DropTTL)
+	case !next.isReachable():
+		next.counters.drops.add(DropNotConnected)
+	default:
+		r.forwardPacket(next, packet, vnet)
+	}
+}
+
+// forwardPacket sends a copy of a packet to another peer.
+func (r *receiver) forwardPacket(next *peer, packet []byte, vnet vnetHeader) {
+	if to := next.sendPacket(copyBuffer(packet, vnet)); to != r.forwardTo {
+		r.kickForwarded()
+		r.forwardTo = to
+	}
+}
+
+// kickForwarded has the other session send the packets that were forwarded.
+func (r *receiver) kickForwarded() {
+	if r.forwardTo != nil {
+		r.forwardTo.kickSender()
+		r.forwardTo = nil
+	}
+}

@@ -1,0 +1,125 @@
+package bridge
+
+// Refused connections: the reasons, their counters, and the words that users read.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// Refusal is the reason why an end refused a connection before any packet.
+type Refusal uint8
+
+// The reasons; String gives the label for metrics.
+const (
+	RefusedCertificate Refusal = iota // TLS failed, or the chain does not lead to our roots
+	RefusedName                       // the certificate names no link, or not the dialled host
+	RefusedAddress                    // the announced cluster address is not that of the link
+	RefusedHello                      // the hello is malformed, missing or late
+	RefusedUnknown                    // no link has this address; with auto-connect the peer was reported
+	RefusedLimit                      // too many connections that are not authenticated yet, or too many streams
+	NumRefusals
+)
+
+func (r Refusal) String() string {
+	return [...]string{"certificate", "name", "address", "hello", "unknown", "limit"}[r]
+}
+
+// refusal is an error that refuses a connection.
+type refusal struct {
+	Refusal
+	err error
+}
+
+func newRefusal(why Refusal, format string, args ...any) error {
+	return &refusal{why, fmt.Errorf(format, args...)}
+}
+
+func (r *refusal) Error() string { return r.err.Error() }
+func (r *refusal) Unwrap() error { return r.err }
+
+// asRefusal makes err a refusal unless it is one.
+func asRefusal(why Refusal, err error) error {
+	var r *refusal
+	if err == nil || errors.As(err, &r) {
+		return err
+	}
+	return newRefusal(why, "%w", err)
+}
+
+// refusals counts refused connections, and logs some of them.
+type refusals struct {
+	log     *slog.Logger
+	limiter *rate.Limiter // of log messages
+	counts  [NumRefusals]atomic.Uint64
+}
+
+func (r *refusals) init(log *slog.Logger) {
+	r.log, r.limiter = log, rate.NewLimiter(rate.Every(time.Second), 10)
+}
+
+// countError counts a connection that failed with err, if err is a refusal. A connection that was closed without a
+// word is none: a load balancer probes the port so, and pendingConns closes connections so.
+func (r *refusals) countError(err error) {
+	var refused *refusal
+	if !errors.As(err, &refused) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) ||
+		errors.Is(err, net.ErrClosed) {
+		return
+	}
+	r.counts[refused.Refusal].Add(1)
+	if r.limiter.Allow() {
+		r.log.Warn("connection refused", "reason", refused.Refusal.String(), "error", err)
+	}
+}
+
+// isAlert tells whether err is a TLS alert from the peer.
+func isAlert(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
+}
+
+// shortReason describes err in few words. The same error gives the same words each time, without addresses and
+// ephemeral ports: each change of a reason is written to the status of the link.
+func shortReason(err error) string {
+	var (
+		r       *refusal
+		name    *net.DNSError
+		errno   syscall.Errno
+		op      *net.OpError
+		timeout net.Error
+	)
+	switch {
+	case err == nil:
+		return "closed"
+	case errors.As(err, &r) && !errors.As(err, &op) && !errors.Is(err, io.EOF):
+		return r.Error()
+	case errors.As(err, &name) && name.IsNotFound:
+		return "no such host"
+	case errors.As(err, &name):
+		return "name look-up failed"
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "closed by peer"
+	case isAlert(err): // a peer tells no more to an end that it does not trust
+		errors.As(err, &op)
+		return "refused by peer: " + op.Err.Error() + ": check that the peer has a KubeLink whose endpoint host " +
+			"is a name in our certificate, and that both ends use the same CA"
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded),
+		errors.As(err, &timeout) && timeout.Timeout():
+		return "timed out"
+	case errors.As(err, &op) && op.Err != nil:
+		return op.Err.Error()
+	}
+	return err.Error()
+}

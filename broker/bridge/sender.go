@@ -1,0 +1,193 @@
+package bridge
+
+// The sending half of a session: which goroutine sends, and when.
+//
+// No goroutine is there to send. A goroutine that has something to send posts it and calls kickSender. If no goroutine
+// is sending, the caller sends, with all packets that are there by then; else the goroutine that is sending sends them,
+// too. So a packet goes from the TUN to the socket in one goroutine, on one processor, and many packets in one system
+// call. None of this waits: when the kernel accepts no more, the session's goroutine serveEvents waits until it does,
+// and the queue holds or drops packets. That goroutine also continues when there is no end to sending.
+
+import (
+	"sync/atomic"
+
+	"golang.org/x/time/rate"
+)
+
+// maxRounds is the number of batches that a goroutine sends in one go; then serveEvents takes over.
+const maxRounds = 4
+
+// sender is the sending half of a session. A goroutine owns it while it sends: it gets the right to send when it raises
+// kicks from zero, and by a value in turn.
+type sender struct {
+	session    *session
+	maxPayload int // bytes of a packet that the peer reads
+
+	// Any goroutine sets these, and calls kickSender.
+	mailbox  mailbox
+	posted   atomic.Int64 // bytes in the mailbox
+	due      dueFrames
+	writable atomic.Bool  // the kernel accepts bytes again
+	kicks    atomic.Int32 // calls of kickSender that are not served yet; zero: no goroutine sends
+
+	// The goroutine that sends owns these.
+	queue      queue
+	blocked    bool // the kernel accepts no more: see writable
+	batchLimit int  // bytes
+	finished   bool // nothing more will be sent
+	icmp       *rate.Limiter
+	records    int64 // TLS records that were sent, approximately
+	renewAt    int64 // number of records at which the session is to be replaced
+
+	blockedSignal signal // tells serveEvents that the sender is blocked,
+	spentSignal   signal // or that records has reached renewAt;
+	turn          signal // gives serveEvents the right to send
+}
+
+// dueFrames are the control frames to be sent.
+type dueFrames struct {
+	ping   atomic.Bool
+	pong   atomic.Uint64 // token to be sent back; 0: none
+	update atomic.Bool   // our announcement has changed
+}
+
+// init prepares the sender for a peer that has extension 128 of the hello (capable), or not.
+func (o *sender) init(s *session, capable bool) {
+	o.session = s
+	o.maxPayload, o.batchLimit = maxLegacyPayload, maxBatchBytes
+	if capable {
+		o.maxPayload = maxPayload
+	}
+	o.queue = queue{stale: s.peer.timing.stale, drops: &s.peer.counters.drops}
+	o.icmp = newICMPLimiter()
+	o.renewAt = s.firstRenewal()
+	o.blockedSignal, o.spentSignal, o.turn = newSignal(), newSignal(), newSignal()
+	// The ping is sent first, before any packet: see flagKeepalive. It also measures the round-trip time.
+	o.due.ping.Store(s.flags&flagKeepalive != 0)
+}
+
+// postPacket takes a packet over, and leaves it for the goroutine that sends next. A call of kickSender has to follow.
+func (o *sender) postPacket(buf *buffer) {
+	size, budget := int64(len(buf.data)), &o.session.peer.budget
+	if o.posted.Add(size) > int64(budget.sessionLimit()) { // the goroutine that sends is far behind
+		o.posted.Add(-size)
+		buf.free()
+		o.session.peer.counters.drops.add(DropQueueFull)
+		return
+	}
+	budget.held.Add(size)
+	o.mailbox.putPacket(buf)
+}
+
+// kickSender ensures that posted packets and due frames are sent.
+func (o *sender) kickSender() {
+	if o.kicks.Add(1) == 1 {
+		o.sendLoop()
+	}
+}
+
+// sendBatch sends one batch, unless another goroutine is sending. more tells that there is more to send, and that the
+// caller has to come back.
+func (o *sender) sendBatch() (more bool) {
+	if o.kicks.Add(1) != 1 {
+		return false
+	}
+	if o.sendRound() {
+		return false
+	}
+	o.kicks.Store(0) // kicks since then rely on us: the caller comes back
+	return true
+}
+
+// sendLoop sends until there is nothing to do. The caller has the right to send. When that takes long, serveEvents
+// continues, which does other work in between.
+func (o *sender) sendLoop() {
+	for range maxRounds {
+		if o.sendRound() {
+			return
+		}
+	}
+	o.turn <- struct{}{} // has room: only the goroutine that has the right to send gives it away
+	if o.session.detached.Load() {
+		o.reclaimTurn()
+	}
+}
+
+// reclaimTurn takes back the right to send that was given to serveEvents, which may have ended.
+func (o *sender) reclaimTurn() {
+	select {
+	case <-o.turn:
+		o.sendLoop()
+	default:
+	}
+}
+
+// sendRound sends one batch. It returns true when it has given up the right to send, as there is nothing more to do.
+func (o *sender) sendRound() (ended bool) {
+	o.kicks.Store(1) // kicks from now on raise it further
+	held := o.queue.bytes
+	held += o.sortMailbox()
+	idle, err := o.sendNext()
+	if left := held - o.queue.bytes; left > 0 {
+		o.session.peer.budget.held.Add(-int64(left))
+	}
+	if err != nil {
+		o.session.close(err)
+		idle = true
+	}
+	return idle && o.kicks.CompareAndSwap(1, 0)
+}
+
+// sendNext sends what the kernel accepts of the last batch, or one batch. idle tells that nothing more can be sent now.
+func (o *sender) sendNext() (idle bool, err error) {
+	s := o.session
+	detached := s.detached.Load()
+	if detached {
+		s.peer.resendQueue(&o.queue)
+	}
+	if o.finished || o.blocked && !o.writable.Swap(false) {
+		return true, nil
+	}
+	select {
+	case <-s.done: // packets in the queue go to another session as soon as this one is detached
+		return true, nil
+	default:
+	}
+	more := !detached
+	if more && !o.blocked { // else the rest of the last batch comes first
+		if more, err = o.encodeBatch(); err != nil {
+			return true, err
+		}
+	}
+	done, err := s.raw.flushBatch()
+	o.blocked = !done
+	switch {
+	case err != nil:
+	case o.blocked:
+		o.blockedSignal.notify() // has room: one value until writable
+	case detached: // but the connection lives: see retireSession
+		o.finished = true
+		s.raw.closeWrite()
+	case o.records >= o.renewAt:
+		o.renewAt += s.peer.timing.maxRecords / 16
+		o.spentSignal.notify()
+	}
+	return !(more && done), err
+}
+
+// sortMailbox moves the posted packets to the queue, and returns their bytes.
+func (o *sender) sortMailbox() (moved int) {
+	buf := o.mailbox.takeAll()
+	if buf == nil {
+		return 0
+	}
+	limit := o.session.peer.budget.sessionLimit()
+	for buf != nil {
+		next := buf.next
+		moved += len(buf.data)
+		o.queue.pushPacket(buf, limit)
+		buf = next
+	}
+	o.posted.Add(-int64(moved))
+	return moved
+}

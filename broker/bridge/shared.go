@@ -1,0 +1,73 @@
+package bridge
+
+// What all parts of a bridge share: its clock, settings, credentials and limits, and what it announces.
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mandelsoft/kubelink/broker/link"
+)
+
+// shared is common to the Bridge, its TUN, its listener and its peers.
+type shared struct {
+	log      *slog.Logger
+	timing   *timing
+	start    time.Time       // zero of the bridge's time
+	instance uint64          // random number of this process, see hello.go
+	ctx      context.Context // ends when the bridge is closed
+	wg       sync.WaitGroup  // all goroutines of the bridge; Close waits for them
+
+	config      atomic.Pointer[Config]
+	credentials atomic.Pointer[link.Credentials] // nil: not known yet, or suspended
+	offloads    atomic.Uint32                    // of the TUN, or of the last TUN that was there
+
+	budget   byteBudget
+	refusals refusals
+}
+
+// now is the bridge's time: monotonic, since Open.
+func (s *shared) now() time.Duration { return time.Since(s.start) }
+
+func (s *shared) notifyChanged() {
+	if f := s.config.Load().Changed; f != nil {
+		f()
+	}
+}
+
+// ownHello is the hello of this end, without the addresses, which differ between links.
+func (s *shared) ownHello() *hello {
+	c := s.config.Load()
+	return &hello{
+		Announcement: link.Announcement{AdvertisedPort: c.AdvertisedPort, DNS: c.DNS, API: c.API},
+		capable:      true, flags: s.featureFlags(), instance: s.instance, streams: c.Streams,
+	}
+}
+
+// featureFlags are the features of this end.
+func (s *shared) featureFlags() uint32 {
+	flags := flagKeepalive | flagUpdates | flagStreams
+	offloads := Offloads(s.offloads.Load())
+	if offloads&OffloadTSO != 0 {
+		flags |= flagOffload
+	}
+	if offloads&OffloadUSO != 0 {
+		flags |= flagUSO
+	}
+	return flags
+}
+
+// signal wakes the goroutine that receives from it. It remembers one event.
+type signal chan struct{}
+
+func newSignal() signal { return make(signal, 1) }
+
+func (s signal) notify() {
+	select {
+	case s <- struct{}{}:
+	default:
+	}
+}
