@@ -130,7 +130,8 @@ func startCoreDNS(t *testing.T, body string) (instance **caddy.Instance, addr ma
 	return &i, addr
 }
 
-// awaitServing waits until a server answers in both protocols: stopped before it has begun to serve, it goes on for ever.
+// awaitServing waits until a server answers in both protocols: a server that is stopped before it has begun to serve
+// runs for ever.
 func awaitServing(t *testing.T, addr map[string]string) {
 	t.Helper()
 	for network := range addr {
@@ -152,7 +153,7 @@ func serveCluster(t *testing.T) netip.AddrPort {
 		t.Fatal(err)
 	}
 	ln, err := net.Listen("tcp", pc.LocalAddr().String())
-	for errors.Is(err, syscall.EADDRINUSE) { // by a connection of somebody else
+	for errors.Is(err, syscall.EADDRINUSE) { // by a connection of another process
 		pc.Close()
 		if pc, err = net.ListenPacket("udp", "127.0.0.1:0"); err == nil {
 			ln, err = net.Listen("tcp", pc.LocalAddr().String())
@@ -214,7 +215,7 @@ func summarizeReply(m *dns.Msg) string {
 	return s
 }
 
-// fullCorefile is a server block as people write it.
+// fullCorefile is a server block with the usual plugins.
 const fullCorefile = `.:0 {
 	bind 127.0.0.1
 	metadata
@@ -265,7 +266,8 @@ func TestServe(t *testing.T) {
 			want  string
 		}{
 			{web, dns.TypeA, "NOERROR " + web + " 5 IN A 100.64.16.20"},
-			{"Web.Default.svc.Kubelink2.KUBELINK.", dns.TypeA, "NOERROR Web.Default.svc.Kubelink2.KUBELINK. 5 IN A 100.64.16.20"},
+			{"Web.Default.svc.Kubelink2.KUBELINK.", dns.TypeA,
+				"NOERROR Web.Default.svc.Kubelink2.KUBELINK. 5 IN A 100.64.16.20"},
 			{"kubelink.", dns.TypeSOA, "NOERROR kubelink. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 1 7200 1800 86400 5"},
 			{"nobody.kubelink.", dns.TypeA, "NXDOMAIN"},
 			{"kubelink.", dns.TypeA, "NOERROR"},
@@ -331,7 +333,11 @@ func (s *stateSource) setSerial(serial uint32, cluster netip.AddrPort, status zo
 				own = append(own, o)
 			}
 		}
-		globals[name] = zone.NewGlobal(domain, records.Zone{Name: name, Apexes: []records.Apex{{Name: name, Refresh: 1, Retry: 2, Expire: 3, Minimum: 4}}, Owners: own}, serial, nil, nil)
+		globals[name] = zone.NewGlobal(domain, records.Zone{
+			Name:   name,
+			Apexes: []records.Apex{{Name: name, Refresh: 1, Retry: 2, Expire: 3, Minimum: 4}},
+			Owners: own,
+		}, serial, nil, nil)
 	}
 	s.table.Store(zone.New(s.table.Load(), []mesh.Zone{
 		{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}, Clusters: []mesh.ClusterZone{
@@ -385,7 +391,8 @@ func TestGlobalAliases(t *testing.T) {
 	// So it is where names of all domains come to kubelink, and nobody follows it.
 	_, all := startCoreDNS(t, ".:0 {\nbind 127.0.0.1\nkubelink\n}")
 	s.setGlobal(cluster, up, names...)
-	if m := exchangeQuery(t, "udp", all, "far.svc.global.kubelink.", dns.TypeA, 1232); summarizeReply(m) != "NOERROR far.svc.global.kubelink. 5 IN CNAME example.com." {
+	const want = "NOERROR far.svc.global.kubelink. 5 IN CNAME example.com."
+	if m := exchangeQuery(t, "udp", all, "far.svc.global.kubelink.", dns.TypeA, 1232); summarizeReply(m) != want {
 		t.Errorf("%v", m)
 	}
 	if m := exchangeQuery(t, "udp", addr, "many.svc.global.kubelink.", dns.TypeA, 512); !m.Truncated {
@@ -411,17 +418,28 @@ func BenchmarkGlobal(b *testing.B) {
 	s := &stateSource{}
 	var names []records.Owner
 	for i := range 10_000 {
-		names = append(names, records.Owner{Name: fmt.Sprintf("name-%d.svc.global.kubelink.", i), Addresses: []records.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}})
+		names = append(names, records.Owner{
+			Name:      fmt.Sprintf("name-%d.svc.global.kubelink.", i),
+			Addresses: []records.Address{{Addr: netip.MustParseAddr("10.0.0.1")}},
+		})
 	}
 	s.setGlobal(netip.AddrPort{}, zone.Status{}, names...)
-	k := &Kubelink{stanza: &stanza{config: defaultConfig()}, lifecycle: &brokerLifecycle{newBroker: func(broker.Config) (Broker, error) { return s, nil }}}
+	k := &Kubelink{
+		stanza:    &stanza{config: defaultConfig()},
+		lifecycle: &brokerLifecycle{newBroker: func(broker.Config) (Broker, error) { return s, nil }},
+	}
 	if err := k.lifecycle.applyStanza(k.stanza); err != nil {
 		b.Fatal(err)
 	}
 	for _, c := range []struct {
 		name, query string
 		handler     plugin.Handler
-	}{{"whoami", "name-%d.svc.global.kubelink.", whoami.Whoami{}}, {"positive", "name-%d.svc.global.kubelink.", k}, {"mixed-case", "Name-%d.svc.global.kubelink.", k}, {"negative", "nobody-%d.svc.global.kubelink.", k}} {
+	}{
+		{"whoami", "name-%d.svc.global.kubelink.", whoami.Whoami{}},
+		{"positive", "name-%d.svc.global.kubelink.", k},
+		{"mixed-case", "Name-%d.svc.global.kubelink.", k},
+		{"negative", "nobody-%d.svc.global.kubelink.", k},
+	} {
 		b.Run(c.name, func(b *testing.B) {
 			var queries []*dns.Msg
 			for i := range 1000 {
@@ -431,7 +449,8 @@ func BenchmarkGlobal(b *testing.B) {
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
-				if _, err := c.handler.ServeDNS(b.Context(), request.NewScrubWriter(queries[i%1000], w), queries[i%1000]); err != nil {
+				q := queries[i%1000]
+				if _, err := c.handler.ServeDNS(b.Context(), request.NewScrubWriter(q, w), q); err != nil {
 					b.Fatal(err)
 				}
 				i++
@@ -463,7 +482,10 @@ func TestTransfer(t *testing.T) {
 	}
 	var names []records.Owner
 	for i := range 10_000 {
-		names = append(names, records.Owner{Name: fmt.Sprintf("name-%d.svc.global.kubelink.", i), Addresses: []records.Address{{Addr: netip.MustParseAddr("10.0.0.1")}}})
+		names = append(names, records.Owner{
+			Name:      fmt.Sprintf("name-%d.svc.global.kubelink.", i),
+			Addresses: []records.Address{{Addr: netip.MustParseAddr("10.0.0.1")}},
+		})
 	}
 	s.setGlobal(netip.AddrPort{}, zone.Status{}, names...)
 	if rrs, err := transfer(axfr); err != nil || len(rrs) != 10_003 {
@@ -513,8 +535,10 @@ func TestServeConcurrently(t *testing.T) {
 
 func TestNotReadyInItsZone(t *testing.T) {
 	useStateSource(t)
-	_, addr := startCoreDNS(t, "mesh.example:0 {\nbind 127.0.0.1\nkubelink\n}\nother.example:0 {\nbind 127.0.0.1\nwhoami\n}")
-	if got, want := summarizeReply(exchangeQuery(t, "udp", addr, "x.mesh.example.", dns.TypeA, 512)), `SERVFAIL EDE 14 "kubelink is not ready: the links are not known yet"`; got != want {
+	_, addr := startCoreDNS(t, "mesh.example:0 {\nbind 127.0.0.1\nkubelink\n}\n"+
+		"other.example:0 {\nbind 127.0.0.1\nwhoami\n}")
+	const want = `SERVFAIL EDE 14 "kubelink is not ready: the links are not known yet"`
+	if got := summarizeReply(exchangeQuery(t, "udp", addr, "x.mesh.example.", dns.TypeA, 512)); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if got := summarizeReply(exchangeQuery(t, "udp", addr, "x.mesh.example.", dns.TypeA, 0)); got != "SERVFAIL" {
@@ -526,10 +550,13 @@ func TestOtherClassesAndOpcodesAreNotOurs(t *testing.T) {
 	s := useStateSource(t)
 	s.setTable(netip.AddrPort{}, zone.Status{Usable: true})
 	next := 0
-	k := &Kubelink{stanza: &stanza{config: defaultConfig()}, lifecycle: sharedLifecycle, Next: test.HandlerFunc(func(context.Context, dns.ResponseWriter, *dns.Msg) (int, error) {
+	count := func(context.Context, dns.ResponseWriter, *dns.Msg) (int, error) {
 		next++
 		return dns.RcodeSuccess, nil
-	})}
+	}
+	k := &Kubelink{
+		stanza: &stanza{config: defaultConfig()}, lifecycle: sharedLifecycle, Next: test.HandlerFunc(count),
+	}
 	if err := sharedLifecycle.applyStanza(k.stanza); err != nil {
 		t.Fatal(err)
 	}
@@ -608,7 +635,8 @@ func TestReady(t *testing.T) {
 	}
 	at := ln.Addr().String()
 	ln.Close()
-	startCoreDNS(t, ".:0 {\nbind 127.0.0.1\nready "+at+" {\nmonitor continuously\n}\nkubelink\n}\nmesh.example:0 {\nbind 127.0.0.1\nkubelink\n}")
+	startCoreDNS(t, ".:0 {\nbind 127.0.0.1\nready "+at+" {\nmonitor continuously\n}\nkubelink\n}\n"+
+		"mesh.example:0 {\nbind 127.0.0.1\nkubelink\n}")
 	for _, step := range []struct {
 		err  *error
 		code int

@@ -115,7 +115,8 @@ func TestUpdateFails(t *testing.T) {
 	instance, _ := startCoreDNS(t, serverBlock("a"))
 	s.takeCalls()
 	s.refuse = errors.New("no such interface")
-	if _, err := (*instance).Restart(corefile(serverBlock("b"))); err == nil || !strings.Contains(err.Error(), "plugin/kubelink: Corefile:3: no such interface") {
+	const want = "plugin/kubelink: Corefile:3: no such interface"
+	if _, err := (*instance).Restart(corefile(serverBlock("b"))); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v", err)
 	}
 	if got := s.takeCalls(); got != "update b, update a" {
@@ -127,7 +128,9 @@ func TestUpdateFails(t *testing.T) {
 func TestDomains(t *testing.T) {
 	useStateSource(t)
 	for _, c := range []struct{ body, want string }{
-		{"a.example:0 {\nbind 127.0.0.1\nkubelink {\nmode none\n}\n}\nB.example:0 10.0.0.0/8:0 {\nbind 127.0.0.1\nkubelink\n}\nc.example:0 {\nbind 127.0.0.1\nwhoami\n}", "10.in-addr.arpa. a.example. b.example."},
+		{"a.example:0 {\nbind 127.0.0.1\nkubelink {\nmode none\n}\n}\n" +
+			"B.example:0 10.0.0.0/8:0 {\nbind 127.0.0.1\nkubelink\n}\n" +
+			"c.example:0 {\nbind 127.0.0.1\nwhoami\n}", "10.in-addr.arpa. a.example. b.example."},
 		{"a.example:0 {\nbind 127.0.0.1\nkubelink\n}\n" + serverBlock("a"), ""},
 	} {
 		startCoreDNS(t, c.body)
@@ -158,7 +161,8 @@ func TestTwoStanzas(t *testing.T) {
 	s := useStateSource(t)
 	const two = ".:0 {\nbind 127.0.0.1\nkubelink {\nmode none\n}\n}\nexample.org:0 {\nbind 127.0.0.1\nkubelink%s\n}"
 	_, err := caddy.Start(corefile(strings.Replace(two, "%s", " {\nmode none\n}", 1)))
-	if err == nil || !strings.Contains(err.Error(), "kubelink has properties at Corefile:3 and at Corefile:9: keep them in one server block") {
+	const want = "kubelink has properties at Corefile:3 and at Corefile:9: keep them in one server block"
+	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v", err)
 	}
 	startCoreDNS(t, strings.Replace(two, "%s", "", 1))

@@ -49,7 +49,9 @@ func TestMetricsLint(t *testing.T) {
 			names = append(names, f.GetName())
 		}
 	}
-	for _, name := range []string{"coredns_kubelink_api_up", "coredns_kubelink_applied", "coredns_kubelink_queries_total"} {
+	for _, name := range []string{
+		"coredns_kubelink_api_up", "coredns_kubelink_applied", "coredns_kubelink_queries_total",
+	} {
 		if !slices.Contains(names, name) {
 			t.Errorf("no %s in %q", name, names)
 		}

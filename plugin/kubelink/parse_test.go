@@ -31,7 +31,9 @@ func TestDefaults(t *testing.T) {
 		Namespace: "kube-system", BrokerPort: 8088, AdvertisedPort: 80, Interface: "kubelink",
 		SecretManageMode: "none", RouteTable: 254, RulePriority: 32750, TokenLifetime: 24 * time.Hour, DeployCRDs: true,
 	}
-	for _, input := range []string{"kubelink", "kubelink {\n}", "kubelink {\nipip none\nserved-links all\nmode bridge\n}"} {
+	for _, input := range []string{
+		"kubelink", "kubelink {\n}", "kubelink {\nipip none\nserved-links all\nmode bridge\n}",
+	} {
 		if got, err := parseStanza(input); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %v\n got %+v\nwant %+v", input, err, got, want)
 		}
@@ -103,7 +105,8 @@ func TestProperties(t *testing.T) {
 		{"service-account names\nsecret tls", func(c *broker.Config) {
 			c.ServiceAccount, c.Secret = types.NamespacedName{Namespace: "kube-system", Name: "names"}, "tls"
 		}},
-		{"service-account links/names\ntoken-lifetime 90m\ncertfile tls.crt\nkeyfile tls.key\ncacertfile ca.crt", func(c *broker.Config) {
+		{"service-account links/names\ntoken-lifetime 90m\n" +
+			"certfile tls.crt\nkeyfile tls.key\ncacertfile ca.crt", func(c *broker.Config) {
 			c.ServiceAccount, c.TokenLifetime = types.NamespacedName{Namespace: "links", Name: "names"}, 90*time.Minute
 			c.CertFile, c.KeyFile, c.CAFile = "tls.crt", "tls.key", "ca.crt"
 		}},
@@ -132,31 +135,37 @@ func TestRefused(t *testing.T) {
 	}
 	for _, c := range []struct{ input, want string }{
 		// The stanza itself is line 1.
-		{"link-adress 192.168.0.11/24", `Testfile:2 - Error during parsing: unknown property "link-adress": did you mean "link-address"?`},
+		{"link-adress 192.168.0.11/24",
+			`Testfile:2 - Error during parsing: unknown property "link-adress": did you mean "link-address"?`},
 		{"mode none\nmod none", `:3 - Error during parsing: unknown property "mod": did you mean "mode"?`},
 		{"xyzzy", `:2 - Error during parsing: unknown property "xyzzy"`},
 		{"mode bridge\nmode none", `:3 - Error during parsing: mode is given twice, before at Testfile:2: keep one`},
 		{"mode", `:2 - Error during parsing: mode has no value`},
 		{"kubeconfig a b c", `:2 - Error during parsing: kubeconfig takes two values at most, but "a b c" are given`},
 		{"mode bridge none", `:2 - Error during parsing: mode takes one value, but "bridge none" are given`},
-		{"auto-connect yes", `:2 - Error during parsing: auto-connect takes no value, but "yes" is given: its presence switches it on`},
+		{"auto-connect yes",
+			`:2 - Error during parsing: auto-connect takes no value, but "yes" is given: its presence switches it on`},
 		{"mode vpn", `mode vpn: not one of bridge, none`},
 		{"kubeconfig nowhere", `kubeconfig nowhere: stat nowhere: no such file or directory`},
 		{"kubeconfig .", `kubeconfig .: this is a directory, not a file`},
 		{"namespace Kube_System", `namespace Kube_System: not a name of a namespace or service`},
 		{"cluster-name a--b", `cluster-name a--b: "--" separates mesh and cluster`},
 		{"cluster-name a_b", `cluster-name a_b: not a name of an object`},
-		{"cluster-name kubelink1", `:2 - Error during parsing: cluster-name kubelink1 without link-address: both together define the default mesh`},
+		{"cluster-name kubelink1",
+			`:2 - Error during parsing: cluster-name kubelink1 without link-address: both together define the default mesh`},
 		{"link-address 192.168.0.0/24", `link-address 192.168.0.0/24: this is the network, not an address in it`},
 		{"link-address 192.168.0.11", `link-address 192.168.0.11: expected the address of the cluster with the mask`},
-		{"mode bridge\nlink-address 192.168.0.11/24\nservice-cidr 192.168.0.0/16", `:3 - Error during parsing: link-address 192.168.0.11/24 overlaps with service-cidr 192.168.0.0/16`},
+		{"mode bridge\nlink-address 192.168.0.11/24\nservice-cidr 192.168.0.0/16",
+			`:3 - Error during parsing: link-address 192.168.0.11/24 overlaps with service-cidr 192.168.0.0/16`},
 		{"mesh-domain .", `mesh-domain .: not a domain name`},
 		{"mesh-domain a..b", `mesh-domain a..b: not a domain name`},
 		{"mesh-domain cluster.local", `:2 - Error during parsing: mesh-domain and cluster-domain are both cluster.local.`},
 		{"cluster-domain kubelink", `:2 - Error during parsing: mesh-domain and cluster-domain are both kubelink.`},
-		{"cluster-domain kubelink1.kubelink", `:2 - Error during parsing: cluster-domain kubelink1.kubelink. lies in mesh-domain kubelink.`},
+		{"cluster-domain kubelink1.kubelink",
+			`:2 - Error during parsing: cluster-domain kubelink1.kubelink. lies in mesh-domain kubelink.`},
 		{"mesh-domain local", `:2 - Error during parsing: cluster-domain cluster.local. lies in mesh-domain local.`},
-		{"service-cidr 100.64.0.0/10\npod-cidr 100.96.0.0/11", `:2 - Error during parsing: service-cidr 100.64.0.0/10 contains pod-cidr 100.96.0.0/11: `},
+		{"service-cidr 100.64.0.0/10\npod-cidr 100.96.0.0/11",
+			`:2 - Error during parsing: service-cidr 100.64.0.0/10 contains pod-cidr 100.96.0.0/11: `},
 		{"service-cidr 0.0.0.0/0", `service-cidr 0.0.0.0/0: all addresses there are, not a network`},
 		{"pod-cidr 100.96.0.1/11", `pod-cidr 100.96.0.1/11: an address, not a network: did you mean 100.96.0.0/11?`},
 		{"node-cidr 10.250.0.0", `node-cidr 10.250.0.0: not a network`},
@@ -188,7 +197,8 @@ func TestRefused(t *testing.T) {
 		{"mode none\ndns-advertisement", `:3 - Error during parsing: dns-advertisement in mode none`},
 		{"auto-connect", `auto-connect without certificate`},
 		{"mode none\nsecret tls\nservice-account names", `:4 - Error during parsing: service-account in mode none`},
-		{"service-account names", `:2 - Error during parsing: service-account without certificate: its token would be readable on the way`},
+		{"service-account names",
+			`:2 - Error during parsing: service-account without certificate: its token would be readable on the way`},
 		{"service-account a/b/c", `service-account a/b/c: not a name of an object`},
 		{"service-account /c", `service-account /c: namespace "": not a name of a namespace`},
 		{"service-account Names", `service-account Names: not a name of an object`},
@@ -196,9 +206,12 @@ func TestRefused(t *testing.T) {
 		{"token-lifetime 5m", `token-lifetime 5m: the API server issues tokens for 10m and more`},
 		{"token-lifetime 2000000h", `token-lifetime 2000000h: the API server issues tokens for 10m and more, up to 2^32 s`},
 		{"token-lifetime day", `token-lifetime day: not a duration, such as 24h`},
-		{"coredns-configure\nservice-cidr 100.64.0.0/20", `:2 - Error during parsing: coredns-configure without dns-propagation`},
-		{"dns-propagation dns\ncoredns-configure", `:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
-		{"dns-propagation dns\ncoredns-configure\nservice-cidr 100.64.0.0/30", `:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
+		{"coredns-configure\nservice-cidr 100.64.0.0/20",
+			`:2 - Error during parsing: coredns-configure without dns-propagation`},
+		{"dns-propagation dns\ncoredns-configure",
+			`:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
+		{"dns-propagation dns\ncoredns-configure\nservice-cidr 100.64.0.0/30",
+			`:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
 		// Later.
 		{"mode wireguard", `mode wireguard is not in this version: use bridge`},
 		{"dns-propagation all", `dns-propagation all: not one of none, dns, kubernetes`},
@@ -211,8 +224,10 @@ func TestRefused(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ input, want string }{
-		{"kubelink example.org", `Testfile:1 - Error during parsing: kubelink takes no arguments, but "example.org" is given`},
-		{"kubelink\nkubelink", `Testfile:2 - Error during parsing: kubelink: this plugin can only be used once per Server Block`},
+		{"kubelink example.org",
+			`Testfile:1 - Error during parsing: kubelink takes no arguments, but "example.org" is given`},
+		{"kubelink\nkubelink",
+			`Testfile:2 - Error during parsing: kubelink: this plugin can only be used once per Server Block`},
 		{"kubelink {\nmode {\n}\n}", `Testfile:2 - Error during parsing: mode has no value`},
 	} {
 		if _, err := parseStanza(c.input); err == nil || !strings.Contains(err.Error(), c.want) {
