@@ -141,8 +141,13 @@ func TestSuspend(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://127.0.0.1/api/v1/services", nil)
+			if err != nil {
+				ended <- err
+				return
+			}
+			resp, err := tr.RoundTrip(req)
 			if err == nil {
-				_, err = tr.RoundTrip(req)
+				resp.Body.Close()
 			}
 			ended <- err
 		}()
