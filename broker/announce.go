@@ -15,8 +15,8 @@ func (b *Broker) advertised(s *mesh.State) (dns *link.DNSInfo, api *link.APIInfo
 	if b.cfg.DNSAdvertisement {
 		address := b.cfg.clusterDNS()
 		for _, m := range s.Meshes { // without service-cidr, a LocalLink may know it
-			if !address.IsValid() && m.Service.IsValid() {
-				address = mesh.Nth(m.Service, 10)
+			if !address.IsValid() {
+				address = mesh.Nth(m.Services.First(), 10)
 			}
 		}
 		dns, problem = announce.NameLookup(b.cfg.ClusterDomain, address)

@@ -29,26 +29,26 @@ func TestAnnouncementFits(t *testing.T) {
 }
 
 func TestAdvertisedDNS(t *testing.T) {
-	service := netip.MustParsePrefix("100.64.0.0/20")
+	service := mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}
 	for _, c := range []struct {
 		name    string
 		cfg     Config
-		service netip.Prefix // of the LocalLink
+		service mesh.Prefixes // of the LocalLink
 		want    string
 		says    string
 	}{
-		{"off", Config{Local: mesh.Local{ServiceCIDR: service}}, netip.Prefix{}, "", ""},
-		{"default", Config{DNSAdvertisement: true, Local: mesh.Local{ServiceCIDR: service}}, service, "100.64.0.10", ""},
+		{"off", Config{Local: mesh.Local{ServiceCIDRs: service}}, nil, "", ""},
+		{"default", Config{DNSAdvertisement: true, Local: mesh.Local{ServiceCIDRs: service}}, service, "100.64.0.10", ""},
 		{"by address", Config{
-			DNSAdvertisement: true, Local: mesh.Local{ServiceCIDR: service, ClusterDNS: netip.MustParseAddr("100.64.0.53")},
+			DNSAdvertisement: true, Local: mesh.Local{ServiceCIDRs: service, ClusterDNS: netip.MustParseAddr("100.64.0.53")},
 		}, service, "100.64.0.53", ""},
 		{"by the LocalLink", Config{DNSAdvertisement: true}, service, "100.64.0.10", ""},
-		{"unknown", Config{DNSAdvertisement: true}, netip.Prefix{}, "", "dns-service-ip"},
+		{"unknown", Config{DNSAdvertisement: true}, nil, "", "dns-service-ip"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.cfg.ClusterDomain = "cluster.local."
 			b := &Broker{cfg: c.cfg}
-			dns, _, err := b.advertised(&mesh.State{Meshes: []mesh.Mesh{{Service: c.service}}})
+			dns, _, err := b.advertised(&mesh.State{Meshes: []mesh.Mesh{{Services: c.service}}})
 			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 				t.Error(err)
 			}

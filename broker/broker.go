@@ -232,7 +232,7 @@ func (b *Broker) setSnapshot(dir string) error {
 		if b.table.Load() == nil && last != nil {
 			b.reconciling.Lock()
 			defer b.reconciling.Unlock()
-			s := mesh.Build(last.Links, b.cfg.Local)
+			s := mesh.Build(mesh.Objects{Links: last.Links}, b.cfg.Local)
 			b.restoreGlobals(last, s.Zones)
 			b.log.Info("answering what an earlier process knew, until the API server is heard", "links", len(s.Links))
 			b.publish(&s)
@@ -294,7 +294,7 @@ func (c *Config) linkSettings(port uint16) link.Settings {
 
 // openDataplane opens what the mode needs; nothing is connected yet.
 func (b *Broker) openDataplane(c *Config) (*bridge.Bridge, *kernel.Kernel, error) {
-	if c.Mode != mesh.Bridge {
+	if !c.Mode.CarriesTraffic() {
 		return nil, nil, nil
 	}
 	if b.lock == nil {
@@ -359,7 +359,7 @@ func (b *Broker) setKernel(s *mesh.State) error {
 	want := inKernel{at: time.Now()}
 	want.state.Routes = s.Routes
 	for _, m := range s.Meshes {
-		want.state.Addresses = append(want.state.Addresses, m.Address)
+		want.state.Addresses = append(want.state.Addresses, m.Addresses...)
 	}
 	if i, err := net.InterfaceByName(b.cfg.Interface); err == nil {
 		want.index = i.Index
@@ -445,7 +445,7 @@ func (b *Broker) publish(s *mesh.State) {
 }
 
 func (b *Broker) nsAddresses() []netip.Addr {
-	a := b.cfg.DNSAddress(b.cfg.ServiceCIDR)
+	a := b.cfg.DNSAddress(b.cfg.ServiceCIDRs)
 	if !a.IsValid() {
 		return nil
 	}
@@ -454,7 +454,7 @@ func (b *Broker) nsAddresses() []netip.Addr {
 
 // zoneStatus tells the zone table which links can be used right now.
 func (b *Broker) zoneStatus(s *mesh.State) func(link string) zone.Status {
-	if b.cfg.Mode == mesh.None {
+	if !b.cfg.Mode.CarriesTraffic() {
 		return func(string) zone.Status { return zone.Status{Usable: true} } // somebody else's traffic
 	}
 	peers := map[string]link.Status{}
@@ -483,23 +483,25 @@ func (b *Broker) zoneStatus(s *mesh.State) func(link string) zone.Status {
 // Validate checks what can be checked without the system. Messages name properties.
 func (c *Config) Validate() error {
 	for _, n := range []struct {
-		name string
-		cidr netip.Prefix
-	}{{"pod-cidr", c.PodCIDR}, {"node-cidr", c.NodeCIDR}} { // these may contain that of the services
-		if c.ServiceCIDR.Overlaps(n.cidr) && c.ServiceCIDR.Bits() <= n.cidr.Bits() {
-			return fmt.Errorf("service-cidr %s contains %s %s: addresses of services are those of nothing else", c.ServiceCIDR, n.name, n.cidr)
+		name  string
+		cidrs mesh.Prefixes
+	}{{"pod-cidr", c.PodCIDRs}, {"node-cidr", c.NodeCIDRs}} { // these may contain that of the services
+		for _, cidr := range n.cidrs {
+			if services := c.ServiceCIDRs.SameFamily(cidr.Addr()); services.Overlaps(cidr) && services.Bits() <= cidr.Bits() {
+				return fmt.Errorf("service-cidr %s contains %s %s: addresses of services are those of nothing else", services, n.name, cidr)
+			}
 		}
 	}
-	if c.Address.IsValid() {
-		if _, err := mesh.ClusterAddress(c.Address.String()); err != nil {
-			return fmt.Errorf("link-address %s: %w", c.Address, err)
+	for _, address := range c.Addresses {
+		if _, err := mesh.ClusterAddress(address.String()); err != nil {
+			return fmt.Errorf("link-address %s: %w", address, err)
 		}
 		for _, n := range []struct {
-			name string
-			cidr netip.Prefix
-		}{{"service-cidr", c.ServiceCIDR}, {"pod-cidr", c.PodCIDR}, {"node-cidr", c.NodeCIDR}} {
-			if n.cidr.IsValid() && n.cidr.Overlaps(c.Address) {
-				return fmt.Errorf("link-address %s overlaps with %s %s: the mesh network must be disjoint from the networks of its clusters", c.Address, n.name, n.cidr)
+			name  string
+			cidrs mesh.Prefixes
+		}{{"service-cidr", c.ServiceCIDRs}, {"pod-cidr", c.PodCIDRs}, {"node-cidr", c.NodeCIDRs}} {
+			if cidr := n.cidrs.SameFamily(address.Addr()); cidr.Overlaps(address) {
+				return fmt.Errorf("link-address %s overlaps with %s %s: the mesh network must be disjoint from the networks of its clusters", address, n.name, cidr)
 			}
 		}
 	}
@@ -508,8 +510,8 @@ func (c *Config) Validate() error {
 
 // clusterDNS is the address of the local cluster's DNS service.
 func (c *Config) clusterDNS() netip.Addr {
-	if c.ClusterDNS.IsValid() || !c.ServiceCIDR.IsValid() {
+	if c.ClusterDNS.IsValid() {
 		return c.ClusterDNS
 	}
-	return mesh.Nth(c.ServiceCIDR, 10)
+	return mesh.Nth(c.ServiceCIDRs.First(), 10)
 }

@@ -334,7 +334,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 		return reconcile.Result{}, err
 	}
 	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) }) // the cache has no order
-	state := mesh.Build(list.Items, b.cfg.Local)
+	state := mesh.Build(mesh.Objects{Links: list.Items}, b.cfg.Local)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.refreshCredentials(ctx)
 	b.accesses = r.secrets.FindAccesses(ctx, state.Zones, b.api)

@@ -70,7 +70,8 @@ func TestNamesSurvive(t *testing.T) {
 	}
 	first.publish(&mesh.State{Zones: []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{
 		Name: "kubelink2.kubelink.", Link: "kubelink2", ClusterDomain: "cluster.local.",
-		Service: netip.MustParsePrefix("100.64.16.0/20"), Upstream: netip.MustParseAddrPort(pc.LocalAddr().String()),
+		Services: mesh.Prefixes{netip.MustParsePrefix("100.64.16.0/20")},
+		Upstream: netip.MustParseAddrPort(pc.LocalAddr().String()),
 	}}}}})
 	const name = "web.default.svc.kubelink2.kubelink."
 	if m := ask(t, first, name); len(m.Answer) != 1 {

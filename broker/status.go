@@ -554,7 +554,7 @@ func (u *unknownPeers) take(items []v1alpha1.KubeLink, s *mesh.State, cfg *Confi
 	}
 	for _, p := range peers {
 		for _, m := range s.Meshes {
-			if m.Address.Masked() != p.Address.Masked() || p.AdvertisedPort == 0 {
+			if !slices.Contains(m.Addresses.Masked(), p.Address.Masked()) || p.AdvertisedPort == 0 {
 				continue
 			}
 			host, known := "", false
@@ -587,7 +587,7 @@ func (u *unknownPeers) take(items []v1alpha1.KubeLink, s *mesh.State, cfg *Confi
 				continue
 			}
 			all := append(items, l)
-			if problem, bad := mesh.Build(all, cfg.Local).Problems[l.Name]; bad {
+			if problem, bad := mesh.Build(mesh.Objects{Links: all}, cfg.Local).Problems[l.Name]; bad {
 				slog.Warn("a peer that connected by itself gets no link", "plugin", "kubelink", "names", p.Names, "remote", p.Remote, "problem", problem.Message)
 				continue
 			}

@@ -25,8 +25,8 @@ func TestUnknownPeers(t *testing.T) {
 		newLink("local", "192.168.0.11/24", "LocalLink", ""),
 		newLink("b", "192.168.0.12/24", "b.example:443", "100.64.16.0/20"),
 	}
-	cfg := &Config{AutoConnect: true, Local: mesh.Local{Mode: mesh.Bridge, ServiceCIDR: netip.MustParsePrefix("100.64.0.0/20"), DefaultPort: 80}}
-	state := mesh.Build(items, cfg.Local)
+	cfg := &Config{AutoConnect: true, Local: mesh.Local{Mode: mesh.Bridge, ServiceCIDRs: mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}, DefaultPort: 80}}
+	state := mesh.Build(mesh.Objects{Links: items}, cfg.Local)
 	for _, c := range []struct {
 		name           string
 		address, cidr  string
@@ -102,7 +102,7 @@ func TestNoteNames(t *testing.T) {
 		statuses[zone] = apizone.Status{Loaded: zone == "two.kubelink.", Err: err}
 	}
 	s := mesh.State{
-		Meshes: []mesh.Mesh{{Link: "one"}, {Name: "m2", Address: netip.MustParsePrefix("10.0.0.1/24")}},
+		Meshes: []mesh.Mesh{{Link: "one"}, {Name: "m2", Addresses: mesh.Prefixes{netip.MustParsePrefix("10.0.0.1/24")}}},
 		Zones: []mesh.Zone{
 			{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{Name: "one.kubelink."}, {Name: "two.kubelink.", Link: "two"}, {Name: "three.kubelink.", Link: "three"}}},
 			{Domain: "m2.example.", Mesh: "m2", Clusters: []mesh.ClusterZone{{Name: "x.m2.example."}}},

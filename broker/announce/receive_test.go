@@ -170,7 +170,7 @@ func FuzzReceiveAnnouncement(f *testing.F) {
 		local := *testLink()
 		local.Name = "a"
 		local.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.11/24", Endpoint: v1alpha1.EndpointLocal}
-		state := mesh.Build([]v1alpha1.KubeLink{local, *l}, mesh.Local{
+		state := mesh.Build(mesh.Objects{Links: []v1alpha1.KubeLink{local, *l}}, mesh.Local{
 			Mode: mesh.Bridge, Propagation: mesh.PropagateDNS, MeshDomain: "kubelink.", DefaultPort: 80,
 		})
 		if p, bad := state.Problems["b"]; bad || state.Notes["b"] != "" {

@@ -138,7 +138,7 @@ func TestAccess(t *testing.T) {
 	self := mesh.Local{
 		Mode: mesh.Bridge, Propagation: mesh.PropagateKubernetes, MeshDomain: "kubelink.", ClusterDomain: "cluster.local.",
 	}
-	state := mesh.Build(items, self)
+	state := mesh.Build(mesh.Objects{Links: items}, self)
 
 	cached, direct := &secretStore{}, &secretStore{}
 	cached.put("kube-system/two", "1", map[string]string{keyToken: "token two", keyCAData: ca})
@@ -205,7 +205,7 @@ func TestAccess(t *testing.T) {
 	}
 
 	// What is not wanted any more is not read.
-	state = mesh.Build(items[:2], self)
+	state = mesh.Build(mesh.Objects{Links: items[:2]}, self)
 	secrets.FindAccesses(t.Context(), state.Zones, nil)
 	gets := direct.gets
 	secrets.readAll(t.Context())

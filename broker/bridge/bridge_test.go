@@ -154,7 +154,7 @@ func TestPacketsWaitForConnection(t *testing.T) {
 	})
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
 	b.set(newLink("a", 2, 1, "nowhere.example"), newLink("a'", 2, 1, "a.example")) // so that b does not connect first
-	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: netip.MustParsePrefix("192.168.0.12/24"), Address: netip.MustParsePrefix("192.168.0.11/24"), Networks: []netip.Prefix{netip.MustParsePrefix("192.168.0.11/32")}, Ingress: newLink("a", 2, 1, "").Ingress})
+	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: mesh.Prefixes{netip.MustParsePrefix("192.168.0.12/24")}, Addresses: mesh.Prefixes{netip.MustParsePrefix("192.168.0.11/24")}, Networks: []netip.Prefix{netip.MustParsePrefix("192.168.0.11/32")}, Ingress: newLink("a", 2, 1, "").Ingress})
 	i.name("a.example", "127.0.0.1:1")
 	b.awaitReason("a", "connection refused")
 	a.set(newLink("b", 1, 2, "b.example"))
@@ -250,7 +250,7 @@ func TestWrongAddress(t *testing.T) {
 		t.Errorf("was up %d and %d times", a.ups.Load(), b.ups.Load())
 	}
 	other := newLink("b", 1, 2, "b.example")
-	other.Local, other.Address = netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("10.0.0.2/24")
+	other.Local, other.Addresses = mesh.Prefixes{netip.MustParsePrefix("10.0.0.1/24")}, mesh.Prefixes{netip.MustParsePrefix("10.0.0.2/24")}
 	a.set(other)
 	a.await("refusal", func() bool { return strings.Contains(a.status("b").Refused, "which is not in the mesh 10.0.0.0/24") })
 }
@@ -272,7 +272,7 @@ func TestTwoMeshes(t *testing.T) {
 	a := i.start("a.example", i.ca.issue(t, "a.example"))
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
 	second := func(name string, mine, theirs, host string) mesh.Peer {
-		return mesh.Peer{Link: name, Host: host, Port: 80, Local: netip.MustParsePrefix(mine + "/24"), Address: netip.MustParsePrefix(theirs + "/24"),
+		return mesh.Peer{Link: name, Host: host, Port: 80, Local: mesh.Prefixes{netip.MustParsePrefix(mine + "/24")}, Addresses: mesh.Prefixes{netip.MustParsePrefix(theirs + "/24")},
 			Networks: []netip.Prefix{netip.MustParsePrefix(theirs + "/32")},
 			Ingress:  []mesh.Rule{{Prefix: netip.MustParsePrefix(mine + "/32"), Allow: true}}}
 	}
@@ -294,7 +294,7 @@ func TestAutoConnect(t *testing.T) {
 	a := i.start("a.example", i.ca.issue(t, "a.example"), auto)
 	b := i.start("b.example", i.ca.issue(t, "b.example"), func(c *Config) { c.AdvertisedPort = 8080 })
 	ba := newLink("a", 2, 1, "a.example")
-	ba.Service = serviceIP
+	ba.Services = mesh.Prefixes{serviceIP}
 	b.set(ba)
 	u := <-a.unknown
 	if u.Address.String() != "192.168.0.12/24" || u.ServiceCIDR != serviceIP || u.AdvertisedPort != 8080 || len(u.Names) != 1 || u.Names[0] != "b.example" || !u.Remote.Addr().IsLoopback() {
@@ -782,7 +782,7 @@ func TestSameAnnouncement(t *testing.T) {
 	p.config.Store(&config)
 	p.lastReceived = -time.Hour // the one that it began with
 	h := p.ownHello()
-	h.Address = p.Address
+	h.Address = p.Addresses.First()
 	h.API, h.DNS = &link.APIInfo{Token: "token", CACert: []byte("ca")}, &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("100.64.2.10")}
 	payload, err := h.appendPayload(nil)
 	if err != nil {

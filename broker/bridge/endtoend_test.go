@@ -587,7 +587,7 @@ func TestMemoryShared(t *testing.T) {
 				s.blocked = true
 			}
 			flood := func(s *session, super int) {
-				out := packet("192.168.0.10", s.peer.Address.Addr().String(), 64, maxPayload, 0)
+				out := packet("192.168.0.10", s.peer.Addresses.First().Addr().String(), 64, maxPayload, 0)
 				for range super {
 					o.routePacket(copy(o.readRoom(), out))
 				}

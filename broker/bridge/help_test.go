@@ -424,7 +424,7 @@ func newLink(name string, from, to byte, host string) mesh.Peer {
 	mine, theirs := netip.AddrFrom4([4]byte{192, 168, 0, 10 + from}), netip.AddrFrom4([4]byte{192, 168, 0, 10 + to})
 	return mesh.Peer{
 		Link: name, Host: host, Port: 80,
-		Local: netip.PrefixFrom(mine, 24), Address: netip.PrefixFrom(theirs, 24),
+		Local: mesh.Prefixes{netip.PrefixFrom(mine, 24)}, Addresses: mesh.Prefixes{netip.PrefixFrom(theirs, 24)},
 		Networks: []netip.Prefix{netip.PrefixFrom(theirs, 32), netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, to, 0}), 24)},
 		Ingress: []mesh.Rule{
 			{Prefix: netip.PrefixFrom(mine, 32), Allow: true},
@@ -434,7 +434,7 @@ func newLink(name string, from, to byte, host string) mesh.Peer {
 }
 
 var spec = mesh.Peer{
-	Link: "b", Host: "b", Port: 80, Local: netip.MustParsePrefix("192.168.0.11/24"), Address: netip.MustParsePrefix("192.168.0.12/24"),
+	Link: "b", Host: "b", Port: 80, Local: mesh.Prefixes{netip.MustParsePrefix("192.168.0.11/24")}, Addresses: mesh.Prefixes{netip.MustParsePrefix("192.168.0.12/24")},
 	Networks: []netip.Prefix{netip.MustParsePrefix("192.168.0.12/32"), netip.MustParsePrefix("fd00::12/128")},
 	Ingress: []mesh.Rule{
 		{Prefix: netip.MustParsePrefix("100.64.0.0/20"), Allow: true}, {Prefix: netip.MustParsePrefix("fd00::11/128"), Allow: true},

@@ -304,7 +304,7 @@ func FuzzPacket(f *testing.F) {
 		for len(tun.out) > 0 {
 			out := <-tun.out
 			src, dst, ok := parseAddresses(out)
-			if !ok || src != spec.Address.Addr() && src != netip.MustParseAddr("fd00::12") ||
+			if !ok || src != spec.Addresses.First().Addr() && src != netip.MustParseAddr("fd00::12") ||
 				!spec.Ingress[0].Prefix.Contains(dst) && !spec.Ingress[1].Prefix.Contains(dst) || spec.Ingress[2].Prefix.Contains(dst) {
 				t.Fatalf("passed: %x", out)
 			}

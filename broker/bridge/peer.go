@@ -23,7 +23,7 @@ import (
 
 // peer is the other end of a link.
 type peer struct {
-	mesh.Peer // the fields that never change in the life of the peer are read: Link, Local, Service, Address, Host, Port
+	mesh.Peer // the fields that never change in the life of the peer are read: Link, Local, Services, Addresses, Host, Port
 	*shared
 	router   *router
 	iface    *iface
@@ -57,17 +57,18 @@ func newPeer(s *shared, r *router, f *iface, spec *mesh.Peer) *peer {
 
 // canServe tells whether the peer, as it is, can serve spec.
 func (p *peer) canServe(spec *mesh.Peer) bool {
-	return p.Local == spec.Local && p.Service == spec.Service && p.Address == spec.Address &&
+	return slices.Equal(p.Local, spec.Local) && slices.Equal(p.Services, spec.Services) &&
+		slices.Equal(p.Addresses, spec.Addresses) &&
 		p.Host == spec.Host && p.Port == spec.Port
 }
 
 // isInitiator tells whether this end dials further streams at once.
-func (p *peer) isInitiator() bool { return p.Local.Addr().Less(p.Address.Addr()) }
+func (p *peer) isInitiator() bool { return p.Local.First().Addr().Less(p.Addresses.First().Addr()) }
 
 // helloFrame returns our hello for this peer as a frame, and the flags in it.
 func (p *peer) helloFrame(stream int) ([]byte, uint32, error) {
 	h := p.ownHello()
-	h.Address, h.ServiceCIDR, h.stream = p.Local, p.Service, stream
+	h.Address, h.ServiceCIDR, h.stream = p.Local.First(), p.Services.First(), stream
 	payload, err := h.appendPayload(nil)
 	if err != nil {
 		return nil, 0, err
@@ -77,13 +78,14 @@ func (p *peer) helloFrame(stream int) ([]byte, uint32, error) {
 
 // checkHello tells whether a hello is that of the peer.
 func (p *peer) checkHello(h *hello) error {
+	expected := p.Addresses.SameFamily(h.Address.Addr()).Addr()
 	switch {
-	case !p.Local.Masked().Contains(h.Address.Addr()):
+	case !p.Local.Contains(h.Address.Addr()):
 		return newRefusal(RefusedAddress, "peer announces cluster address %s, which is not in the mesh %s",
 			h.Address, p.Local.Masked())
-	case h.Address.Addr() != p.Address.Addr():
+	case h.Address.Addr() != expected:
 		return newRefusal(RefusedAddress, "peer announces cluster address %s, this link expects %s",
-			h.Address, p.Address.Addr())
+			h.Address, expected)
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func ObjectName(mesh, cluster string) string {
 }
 
 // Build computes the State. It does not change its arguments.
-func Build(objects []v1alpha1.KubeLink, local Local) State {
+func Build(objects Objects, local Local) State {
 	b := &builder{
 		local:    local,
 		problems: map[string]Problem{},
@@ -42,9 +42,9 @@ func Build(objects []v1alpha1.KubeLink, local Local) State {
 		links:    map[string]*linkEntry{},
 		broken:   map[string]string{},
 	}
-	byAge := make([]*v1alpha1.KubeLink, 0, len(objects))
-	for i := range objects {
-		byAge = append(byAge, &objects[i])
+	byAge := make([]*v1alpha1.KubeLink, 0, len(objects.Links))
+	for i := range objects.Links {
+		byAge = append(byAge, &objects.Links[i])
 	}
 	slices.SortFunc(byAge, func(a, b *v1alpha1.KubeLink) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
@@ -56,13 +56,13 @@ func Build(objects []v1alpha1.KubeLink, local Local) State {
 			b.members[mesh] = append(b.members[mesh], o.Name)
 		}
 	}
-	if local.Address.IsValid() {
+	if len(local.Addresses) > 0 {
 		b.addMesh(&meshEntry{Mesh: Mesh{
-			Cluster: local.ClusterName,
-			Address: local.Address,
-			Service: local.ServiceCIDR,
-			Domain:  local.MeshDomain,
-			DNS:     local.MeshDNS,
+			Cluster:   local.ClusterName,
+			Addresses: local.Addresses,
+			Services:  local.ServiceCIDRs,
+			Domain:    local.MeshDomain,
+			DNS:       local.MeshDNS,
 		}})
 	}
 	for _, o := range byAge {
@@ -111,14 +111,14 @@ type meshEntry struct {
 
 type linkEntry struct {
 	Link
-	mesh     *meshEntry
-	gateway  string // full name
-	address  netip.Addr
-	host     string
-	port     uint16
-	networks []netip.Prefix
-	ingress  []Rule
-	dns      ClusterZone // Name is empty: no names
+	mesh      *meshEntry
+	gateway   string   // full name
+	addresses Prefixes // with the masks of the mesh
+	host      string
+	port      uint16
+	networks  []netip.Prefix
+	ingress   []Rule
+	dns       ClusterZone // Name is empty: no names
 }
 
 // claim is a network that belongs to a link.
@@ -176,7 +176,7 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 	}
 	if old := b.meshes[name]; old != nil {
 		if old.Link == "" {
-			return stale("%s is already defined by link-address %s of the Corefile: remove that property or this object", meshTitle(name), old.Address)
+			return stale("%s is already defined by link-address %s of the Corefile: remove that property or this object", meshTitle(name), old.Addresses)
 		}
 		return stale("%s already has the older LocalLink %s: delete one of the two", meshTitle(name), old.Link)
 	}
@@ -185,25 +185,27 @@ func (b *builder) localLink(o *v1alpha1.KubeLink) *Problem {
 		return p
 	}
 	for _, other := range b.sorted() {
-		if other.Address.Overlaps(address) {
-			return invalid("spec.clusterAddress %s: its network overlaps with %s of %s; meshes must be disjoint", address, other.Address.Masked(), meshTitle(other.Name))
+		if n := other.Addresses.SameFamily(address.Addr()); n.Overlaps(address) {
+			return invalid("spec.clusterAddress %s: its network overlaps with %s of %s; meshes must be disjoint", address, n.Masked(), meshTitle(other.Name))
 		}
 	}
 	if p := b.disjoint("spec.clusterAddress", address); p != nil {
 		return p
 	}
-	m := &meshEntry{Mesh: Mesh{Name: name, Link: o.Name, Cluster: cluster, Address: address, Service: b.local.ServiceCIDR, Domain: b.local.MeshDomain}}
+	m := &meshEntry{Mesh: Mesh{Name: name, Link: o.Name, Cluster: cluster, Addresses: Prefixes{address}, Services: b.local.ServiceCIDRs, Domain: b.local.MeshDomain}}
 	if o.Spec.CIDR != "" {
 		cidr, err := network(o.Spec.CIDR)
 		switch {
 		case err != nil:
 			return invalid("spec.cidr %q: %v", o.Spec.CIDR, err)
-		case b.local.ServiceCIDR.IsValid() && cidr != b.local.ServiceCIDR:
-			return invalid("spec.cidr %s of the LocalLink differs from service-cidr %s of the Corefile: set both to the service network of this cluster, or remove one", cidr, b.local.ServiceCIDR)
+		case len(b.local.ServiceCIDRs) > 0 && !slices.Contains(b.local.ServiceCIDRs, cidr):
+			return invalid("spec.cidr %s of the LocalLink differs from service-cidr %s of the Corefile: set both to the service network of this cluster, or remove one", cidr, b.local.ServiceCIDRs)
 		case cidr.Overlaps(address):
 			return invalid("spec.cidr %s overlaps with the mesh network %s of spec.clusterAddress: they must be disjoint", cidr, address.Masked())
 		}
-		m.Service = cidr
+		if len(m.Services) == 0 {
+			m.Services = Prefixes{cidr}
+		}
 	}
 	if len(o.Spec.Egress) > 0 {
 		b.note(o.Name, "spec.egress has no meaning on a LocalLink")
@@ -283,11 +285,11 @@ func (b *builder) addMesh(m *meshEntry) {
 // disjoint checks a network of the mesh against those of the local cluster, which it would hide.
 func (b *builder) disjoint(field string, p netip.Prefix) *Problem {
 	for _, n := range []struct {
-		name string
-		cidr netip.Prefix
-	}{{"service-cidr", b.local.ServiceCIDR}, {"pod-cidr", b.local.PodCIDR}, {"node-cidr", b.local.NodeCIDR}} {
-		if n.cidr.IsValid() && n.cidr.Overlaps(p) {
-			return invalid("%s %s overlaps with the local %s %s: they must be disjoint", field, p, n.name, n.cidr)
+		name  string
+		cidrs Prefixes
+	}{{"service-cidr", b.local.ServiceCIDRs}, {"pod-cidr", b.local.PodCIDRs}, {"node-cidr", b.local.NodeCIDRs}} {
+		if cidr := n.cidrs.SameFamily(p.Addr()); cidr.Overlaps(p) {
+			return invalid("%s %s overlaps with the local %s %s: they must be disjoint", field, p, n.name, cidr)
 		}
 	}
 	return nil
@@ -316,36 +318,43 @@ func (b *builder) remoteLink(o *v1alpha1.KubeLink) *Problem {
 	if p != nil {
 		return p
 	}
+	own := m.Addresses.SameFamily(address.Addr())
+	if !own.IsValid() {
+		own = m.Addresses.First()
+	}
 	switch {
-	case address.Bits() != m.Address.Bits():
-		return invalid("spec.clusterAddress %s: the mask of %s is /%d, as its local address %s says; use %s/%d", address, meshTitle(meshName), m.Address.Bits(), m.Address, address.Addr(), m.Address.Bits())
-	case address.Masked() != m.Address.Masked():
-		return invalid("spec.clusterAddress %s does not lie in the network %s of %s", address, m.Address.Masked(), meshTitle(meshName))
-	case address.Addr() == m.Address.Addr():
+	case address.Bits() != own.Bits():
+		return invalid("spec.clusterAddress %s: the mask of %s is /%d, as its local address %s says; use %s/%d", address, meshTitle(meshName), own.Bits(), own, address.Addr(), own.Bits())
+	case address.Masked() != own.Masked():
+		return invalid("spec.clusterAddress %s does not lie in the network %s of %s", address, own.Masked(), meshTitle(meshName))
+	case address.Addr() == own.Addr():
 		return invalid("spec.clusterAddress %s is the address of the local cluster: give that of %s", address, cluster)
 	}
-	l.address = address.Addr()
+	l.addresses = Prefixes{address}
 	for _, other := range b.links {
-		if other.address == l.address {
+		if slices.Contains(other.addresses, address) {
 			return invalid("spec.clusterAddress %s is already used by the older link %s: every cluster of a mesh has an address of its own", address, other.Name)
 		}
 	}
 
-	claims := []claim{{netip.PrefixFrom(l.address, l.address.BitLen()), o.Name, "spec.clusterAddress"}}
+	var claims []claim
+	for _, a := range l.addresses.Addrs() {
+		claims = append(claims, claim{netip.PrefixFrom(a, a.BitLen()), o.Name, "spec.clusterAddress"})
+	}
 	if spec.CIDR != "" {
 		cidr, err := network(spec.CIDR)
 		if err != nil {
 			return invalid("spec.cidr %q: %v", spec.CIDR, err)
 		}
-		if m.Service.IsValid() && m.Service.Overlaps(cidr) {
-			return invalid("spec.cidr %s overlaps with the local service network %s: the service networks of a mesh must be disjoint", cidr, m.Service)
+		if n := m.Services.SameFamily(cidr.Addr()); n.Overlaps(cidr) {
+			return invalid("spec.cidr %s overlaps with the local service network %s: the service networks of a mesh must be disjoint", cidr, n)
 		}
 		if p := b.disjoint("spec.cidr", cidr); p != nil {
 			return p
 		}
 		for _, other := range b.sorted() {
-			if other.Address.Overlaps(cidr) {
-				return invalid("spec.cidr %s overlaps with the network %s of %s: they must be disjoint", cidr, other.Address.Masked(), meshTitle(other.Name))
+			if n := other.Addresses.SameFamily(cidr.Addr()); n.Overlaps(cidr) {
+				return invalid("spec.cidr %s overlaps with the network %s of %s: they must be disjoint", cidr, n.Masked(), meshTitle(other.Name))
 			}
 		}
 		claims = append(claims, claim{cidr, o.Name, "spec.cidr"})
@@ -360,18 +369,19 @@ func (b *builder) remoteLink(o *v1alpha1.KubeLink) *Problem {
 		}
 		// A wider network is fine: the more specific local routes stay in force.
 		for _, n := range []struct {
-			name string
-			cidr netip.Prefix
-		}{{"local service network", m.Service}, {"pod-cidr", b.local.PodCIDR}, {"node-cidr", b.local.NodeCIDR}} {
-			if n.cidr.IsValid() && n.cidr.Bits() <= p.Bits() && n.cidr.Overlaps(p) {
-				return invalid("spec.egress %s lies in the %s %s: it would take local traffic away", p, n.name, n.cidr)
+			name  string
+			cidrs Prefixes
+		}{{"local service network", m.Services}, {"pod-cidr", b.local.PodCIDRs}, {"node-cidr", b.local.NodeCIDRs}} {
+			if cidr := n.cidrs.SameFamily(p.Addr()); cidr.Bits() <= p.Bits() && cidr.Overlaps(p) {
+				return invalid("spec.egress %s lies in the %s %s: it would take local traffic away", p, n.name, cidr)
 			}
 		}
 		for _, other := range b.sorted() {
-			inside := other.Address.Overlaps(p) && p.Bits() >= other.Address.Bits()
+			n := other.Addresses.SameFamily(p.Addr())
+			inside := n.Overlaps(p) && p.Bits() >= n.Bits()
 			// Single mesh addresses (mesh services) may be led to this link.
-			if inside && (other != m || p.Bits() == m.Address.Bits() || p.Contains(m.Address.Addr())) {
-				return invalid("spec.egress %s would take the network %s of %s, or its local address, away", p, other.Address.Masked(), meshTitle(other.Name))
+			if inside && (other != m || p.Bits() == n.Bits() || p.Contains(n.Addr())) {
+				return invalid("spec.egress %s would take the network %s of %s, or its local address, away", p, n.Masked(), meshTitle(other.Name))
 			}
 		}
 		if !slices.ContainsFunc(claims, func(c claim) bool { return c.prefix == p }) {
@@ -379,7 +389,7 @@ func (b *builder) remoteLink(o *v1alpha1.KubeLink) *Problem {
 		}
 	}
 	for _, c := range claims {
-		if c.prefix.Addr().Is4() != l.address.Is4() {
+		if !l.addresses.SameFamily(c.prefix.Addr()).IsValid() {
 			return invalid("%s %s and spec.clusterAddress %s are of different IP families: the source address of the mesh cannot be used towards it", c.field, c.prefix, address)
 		}
 		for _, old := range b.claims {
@@ -468,9 +478,10 @@ func (b *builder) loop(l *linkEntry) *Problem {
 
 // clusterDNS finds where the names of a remote cluster come from: its API server or its DNS service.
 func (b *builder) clusterDNS(l *linkEntry, spec *v1alpha1.KubeLinkSpec) *Problem {
-	zone := ClusterZone{Link: l.Name, Address: l.address, ClusterDomain: "cluster.local."}
+	zone := ClusterZone{Link: l.Name, Addresses: l.addresses.Addrs(), ClusterDomain: "cluster.local."}
 	if spec.CIDR != "" {
-		zone.Service, _ = network(spec.CIDR) // checked before
+		cidr, _ := network(spec.CIDR) // checked before
+		zone.Services = Prefixes{cidr}
 	}
 	var upstream netip.Addr
 	if dns := spec.DNS; dns != nil {
@@ -515,10 +526,10 @@ func (b *builder) clusterDNS(l *linkEntry, spec *v1alpha1.KubeLinkSpec) *Problem
 	} else if spec.APIAccess != nil && !strings.HasPrefix(spec.APIAccess.Name, AnnouncedSecret) {
 		b.note(l.Name, "spec.apiAccess is not used: it is for dns-propagation kubernetes")
 	}
-	if !upstream.IsValid() && zone.Service.IsValid() {
-		upstream = Nth(zone.Service, 10)
+	if !upstream.IsValid() {
+		upstream = Nth(zone.Services.First(), 10)
 	}
-	routed := b.local.Mode != Bridge || slices.ContainsFunc(l.networks, func(n netip.Prefix) bool { return n.Contains(upstream) })
+	routed := !b.local.Mode.CarriesTraffic() || slices.ContainsFunc(l.networks, func(n netip.Prefix) bool { return n.Contains(upstream) })
 	switch {
 	case upstream.IsValid() && routed:
 		zone.Upstream = netip.AddrPortFrom(upstream, 53)
@@ -598,22 +609,24 @@ func (b *builder) state() State {
 	for _, name := range slices.Sorted(maps.Keys(b.meshes)) {
 		m := b.meshes[name]
 		s.Meshes = append(s.Meshes, m.Mesh)
-		if b.local.Mode == Bridge {
-			s.Routes = append(s.Routes, Route{m.Address.Masked(), m.Address.Addr()})
+		if b.local.Mode.CarriesTraffic() {
+			for _, a := range m.Addresses {
+				s.Routes = append(s.Routes, Route{a.Masked(), a.Addr()})
+			}
 		}
 		if b.local.Propagation == PropagateNone || m.Domain == "" {
 			continue
 		}
-		zone := &Zone{Domain: m.Domain, Mesh: name, Network: m.Address.Masked(), Global: b.global(m)}
+		zone := &Zone{Domain: m.Domain, Mesh: name, Networks: m.Addresses.Masked(), Global: b.global(m)}
 		zones[name] = zone
 		upstream := b.local.ClusterDNS
-		if !upstream.IsValid() && m.Service.IsValid() {
-			upstream = Nth(m.Service, 10)
+		if !upstream.IsValid() {
+			upstream = Nth(m.Services.First(), 10)
 		}
 		local := ClusterZone{
 			Name:          m.localName(),
-			Address:       m.Address.Addr(),
-			Service:       m.Service,
+			Addresses:     m.Addresses.Addrs(),
+			Services:      m.Services,
 			ClusterDomain: b.local.ClusterDomain,
 			API:           API{Use: b.local.Propagation == PropagateKubernetes},
 		}
@@ -634,30 +647,30 @@ func (b *builder) state() State {
 	peers := map[string]*Peer{}
 	for _, name := range slices.Sorted(maps.Keys(b.links)) {
 		l := b.links[name]
-		if b.local.Mode != Bridge {
+		if !b.local.Mode.CarriesTraffic() {
 			l.Peer = ""
 		}
 		s.Links = append(s.Links, l.Link)
 		if z := zones[l.Mesh]; z != nil && l.dns.Name != "" {
 			z.Clusters = append(z.Clusters, l.dns)
 		}
-		if b.local.Mode != Bridge {
+		if !b.local.Mode.CarriesTraffic() {
 			continue
 		}
 		if l.gateway == "" {
 			peers[name] = &Peer{
-				Link:    name,
-				Local:   l.mesh.Address,
-				Service: l.mesh.Service,
-				Address: netip.PrefixFrom(l.address, l.mesh.Address.Bits()),
-				Host:    l.host,
-				Port:    l.port,
-				Ingress: effectiveIngress(l),
+				Link:      name,
+				Local:     l.mesh.Addresses,
+				Services:  l.mesh.Services,
+				Addresses: l.addresses,
+				Host:      l.host,
+				Port:      l.port,
+				Ingress:   effectiveIngress(l),
 			}
 		}
 		for _, n := range l.networks {
-			if m := l.mesh.Address; !m.Contains(n.Addr()) { // the mesh's own route covers it
-				s.Routes = append(s.Routes, Route{n, m.Addr()})
+			if own := l.mesh.Addresses.SameFamily(n.Addr()); !own.Contains(n.Addr()) { // the mesh's own route covers it
+				s.Routes = append(s.Routes, Route{n, own.Addr()})
 			}
 		}
 	}
@@ -688,7 +701,7 @@ func (b *builder) global(m *meshEntry) GlobalZone {
 		return GlobalZone{}
 	}
 	z := GlobalZone{Name: name}
-	if !m.DNS.IsValid() || m.DNS == b.local.DNSAddress(m.Service) {
+	if !m.DNS.IsValid() || m.DNS == b.local.DNSAddress(m.Services) {
 		return z
 	}
 	z.Upstream = netip.AddrPortFrom(m.DNS, 53)
@@ -700,10 +713,10 @@ func (b *builder) global(m *meshEntry) GlobalZone {
 			}
 		}
 	}
-	local := m.DNS == m.Address.Addr() || slices.ContainsFunc([]netip.Prefix{m.Service, b.local.ServiceCIDR, b.local.PodCIDR, b.local.NodeCIDR}, func(n netip.Prefix) bool {
+	local := slices.Contains(m.Addresses.Addrs(), m.DNS) || slices.ContainsFunc([]Prefixes{m.Services, b.local.ServiceCIDRs, b.local.PodCIDRs, b.local.NodeCIDRs}, func(n Prefixes) bool {
 		return n.Contains(m.DNS)
 	})
-	if z.Link == "" && !local && b.local.Mode == Bridge {
+	if z.Link == "" && !local && b.local.Mode.CarriesTraffic() {
 		b.note(m.Link, "no global names: the mesh DNS address %s (spec.dns.dnsIP) is neither in this cluster nor routed to a link; add it to spec.egress of the link that leads there", m.DNS)
 	}
 	return z
@@ -711,11 +724,10 @@ func (b *builder) global(m *meshEntry) GlobalZone {
 
 // localNetworks is what lies in the local cluster, or is reserved for meshes.
 func (b *builder) localNetworks() []netip.Prefix {
-	all := []netip.Prefix{b.local.ServiceCIDR, b.local.PodCIDR, b.local.NodeCIDR}
+	all := slices.Concat([]netip.Prefix(b.local.ServiceCIDRs), b.local.PodCIDRs, b.local.NodeCIDRs)
 	for _, m := range b.meshes {
-		all = append(all, m.Address.Masked(), m.Service)
+		all = slices.Concat(all, []netip.Prefix(m.Addresses.Masked()), m.Services)
 	}
-	all = slices.DeleteFunc(all, func(p netip.Prefix) bool { return !p.IsValid() })
 	slices.SortFunc(all, netip.Prefix.Compare)
 	return slices.Compact(all)
 }
@@ -729,8 +741,12 @@ func effectiveIngress(l *linkEntry) []Rule {
 	if !slices.ContainsFunc(base, allows) { // nothing, or denials to be taken from the default
 		if slices.ContainsFunc(meshWide, allows) {
 			base = slices.Concat(meshWide, base)
-		} else if l.mesh.Service.IsValid() {
-			base = append([]Rule{{l.mesh.Service, true}}, base...)
+		} else {
+			var services []Rule
+			for _, n := range l.mesh.Services {
+				services = append(services, Rule{n, true})
+			}
+			base = append(services, base...)
 		}
 	}
 	prefixes := map[netip.Prefix]bool{}
@@ -739,8 +755,9 @@ func effectiveIngress(l *linkEntry) []Rule {
 		meshAllow, meshKnown := decide(meshWide, r.Prefix)
 		prefixes[r.Prefix] = known && allow && (!meshKnown || meshAllow)
 	}
-	local := l.mesh.Address.Addr()
-	prefixes[netip.PrefixFrom(local, local.BitLen())] = true
+	for _, local := range l.mesh.Addresses.Addrs() {
+		prefixes[netip.PrefixFrom(local, local.BitLen())] = true
+	}
 	var result []Rule
 	for p, allow := range prefixes {
 		result = append(result, Rule{p, allow})

@@ -16,15 +16,18 @@ import (
 func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func ip(s string) netip.Addr    { return netip.MustParseAddr(s) }
 
+func pfxs(s string) Prefixes    { return Prefixes{pfx(s)} }
+func ips(s string) []netip.Addr { return []netip.Addr{ip(s)} }
+
 // cluster1 is a local cluster without a mesh of its own in the stanza.
 func cluster1() Local {
 	return Local{
 		Mode:          Bridge,
 		Propagation:   PropagateDNS,
 		MeshDomain:    "kubelink.",
-		ServiceCIDR:   pfx("100.64.0.0/20"),
-		PodCIDR:       pfx("100.96.0.0/11"),
-		NodeCIDR:      pfx("10.250.0.0/16"),
+		ServiceCIDRs:  pfxs("100.64.0.0/20"),
+		PodCIDRs:      pfxs("100.96.0.0/11"),
+		NodeCIDRs:     pfxs("10.250.0.0/16"),
 		ClusterDomain: "cluster.local.",
 		DefaultPort:   80,
 	}
@@ -44,6 +47,8 @@ func (o *objs) add(name, address, endpoint string, mod ...func(*v1alpha1.KubeLin
 	o.list = append(o.list, l)
 	return o
 }
+
+func (o *objs) build(local Local) State { return Build(Objects{Links: o.list}, local) }
 
 type mod = func(*v1alpha1.KubeLink)
 
@@ -74,21 +79,21 @@ func pair() *objs {
 }
 
 func TestBuildPair(t *testing.T) {
-	got := Build(pair().list, cluster1())
+	got := pair().build(cluster1())
 	want := State{
-		Meshes: []Mesh{{Link: "kubelink1", Cluster: "kubelink1", Address: pfx("192.168.0.11/24"), Service: pfx("100.64.0.0/20"), Domain: "kubelink.", Members: []string{"kubelink2"}}},
+		Meshes: []Mesh{{Link: "kubelink1", Cluster: "kubelink1", Addresses: pfxs("192.168.0.11/24"), Services: pfxs("100.64.0.0/20"), Domain: "kubelink.", Members: []string{"kubelink2"}}},
 		Links:  []Link{{Name: "kubelink2", Cluster: "kubelink2", Peer: "kubelink2"}},
 		Local:  []netip.Prefix{pfx("10.250.0.0/16"), pfx("100.64.0.0/20"), pfx("100.96.0.0/11"), pfx("192.168.0.0/24")},
 		Peers: []Peer{{
-			Link: "kubelink2", Local: pfx("192.168.0.11/24"), Service: pfx("100.64.0.0/20"), Address: pfx("192.168.0.12/24"),
+			Link: "kubelink2", Local: pfxs("192.168.0.11/24"), Services: pfxs("100.64.0.0/20"), Addresses: pfxs("192.168.0.12/24"),
 			Host: "kubelink.two.example", Port: 80,
 			Networks: []netip.Prefix{pfx("100.64.16.0/20"), pfx("192.168.0.12/32")},
 			Ingress:  []Rule{{pfx("100.64.0.0/20"), true}, {pfx("192.168.0.11/32"), true}},
 		}},
 		Routes: []Route{{pfx("100.64.16.0/20"), ip("192.168.0.11")}, {pfx("192.168.0.0/24"), ip("192.168.0.11")}},
-		Zones: []Zone{{Domain: "kubelink.", Network: pfx("192.168.0.0/24"), Clusters: []ClusterZone{
-			{Name: "kubelink1.kubelink.", Address: ip("192.168.0.11"), Service: pfx("100.64.0.0/20"), Upstream: netip.MustParseAddrPort("100.64.0.10:53"), ClusterDomain: "cluster.local."},
-			{Name: "kubelink2.kubelink.", Link: "kubelink2", Address: ip("192.168.0.12"), Service: pfx("100.64.16.0/20"), Upstream: netip.MustParseAddrPort("100.64.16.10:53"), ClusterDomain: "cluster.local."},
+		Zones: []Zone{{Domain: "kubelink.", Networks: pfxs("192.168.0.0/24"), Clusters: []ClusterZone{
+			{Name: "kubelink1.kubelink.", Addresses: ips("192.168.0.11"), Services: pfxs("100.64.0.0/20"), Upstream: netip.MustParseAddrPort("100.64.0.10:53"), ClusterDomain: "cluster.local."},
+			{Name: "kubelink2.kubelink.", Link: "kubelink2", Addresses: ips("192.168.0.12"), Services: pfxs("100.64.16.0/20"), Upstream: netip.MustParseAddrPort("100.64.16.10:53"), ClusterDomain: "cluster.local."},
 		}, Global: GlobalZone{Name: "svc.global.kubelink."}}},
 		Problems: map[string]Problem{},
 		Notes:    map[string]string{},
@@ -122,11 +127,11 @@ func TestProblems(t *testing.T) {
 		{"local address in service network", new(objs).add("kubelink1", "100.64.0.5/24", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "service-cidr", "disjoint"}},
 		{"local address in node network", new(objs).add("kubelink1", "10.250.7.5/24", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "node-cidr"}},
 		{"local cidr differs", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", cidr("100.65.0.0/20")), nil, "kubelink1", "Invalid", []string{"spec.cidr 100.65.0.0/20", "service-cidr 100.64.0.0/20"}},
-		{"local cidr is the mesh", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", cidr("192.168.0.0/16")), func(l *Local) { l.ServiceCIDR = netip.Prefix{} }, "kubelink1", "Invalid", []string{"spec.cidr", "disjoint"}},
+		{"local cidr is the mesh", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", cidr("192.168.0.0/16")), func(l *Local) { l.ServiceCIDRs = nil }, "kubelink1", "Invalid", []string{"spec.cidr", "disjoint"}},
 		{"local gateway", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", via("x")), nil, "kubelink1", "Invalid", []string{"spec.gatewayLink", "remove"}},
 		{"local name without cluster", new(objs).add("m2--", "192.168.0.11/24", "LocalLink"), nil, "m2--", "Invalid", []string{"metadata.name", "<mesh>--<cluster>"}},
 		{"second local link", pair().add("other", "192.168.9.13/24", "LocalLink"), nil, "other", "Stale", []string{"older LocalLink kubelink1", "delete one"}},
-		{"stanza and local link", pair(), func(l *Local) { l.Address = pfx("192.168.0.11/24") }, "kubelink1", "Stale", []string{"link-address 192.168.0.11/24", "remove"}},
+		{"stanza and local link", pair(), func(l *Local) { l.Addresses = pfxs("192.168.0.11/24") }, "kubelink1", "Stale", []string{"link-address 192.168.0.11/24", "remove"}},
 		{"meshes overlap", pair().add("m2--kubelink1", "192.168.0.200/25", "LocalLink"), nil, "m2--kubelink1", "Invalid", []string{"spec.clusterAddress", "overlaps", "the default mesh"}},
 		{"local ingress", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", ingress("!x")), nil, "kubelink1", "Invalid", []string{`spec.ingress "!x"`}},
 		{"local dns ip", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("1.2.3", "")), nil, "kubelink1", "Invalid", []string{`spec.dns.dnsIP "1.2.3"`}},
@@ -134,7 +139,7 @@ func TestProblems(t *testing.T) {
 		{"local domain hides the cluster's", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("", "local")), nil, "kubelink1", "Invalid", []string{"spec.dns.baseDomain", "cluster.local."}},
 
 		{"name without cluster", pair().add("m2--", "192.168.0.13/24", two), nil, "m2--", "Invalid", []string{"metadata.name"}},
-		{"named as the local cluster", pair(), func(l *Local) { l.Address = pfx("192.168.0.11/24"); l.ClusterName = "kubelink2" }, "kubelink2", "Invalid", []string{"metadata.name", "local cluster"}},
+		{"named as the local cluster", pair(), func(l *Local) { l.Addresses = pfxs("192.168.0.11/24"); l.ClusterName = "kubelink2" }, "kubelink2", "Invalid", []string{"metadata.name", "local cluster"}},
 		{"address", pair().add("k3", "x", two), nil, "k3", "Invalid", []string{`spec.clusterAddress "x"`}},
 		{"mask", pair().add("k3", "192.168.0.13/16", two), nil, "k3", "Invalid", []string{"spec.clusterAddress 192.168.0.13/16", "use 192.168.0.13/24"}},
 		{"other network", pair().add("k3", "192.168.1.13/24", two), nil, "k3", "Invalid", []string{"spec.clusterAddress 192.168.1.13/24", "192.168.0.0/24"}},
@@ -178,7 +183,7 @@ func TestProblems(t *testing.T) {
 			if c.local != nil {
 				c.local(&local)
 			}
-			s := Build(c.objs.list, local)
+			s := c.objs.build(local)
 			p, ok := s.Problems[c.object]
 			if !ok || p.State != c.state {
 				t.Fatalf("problem of %s: %+v, want state %s", c.object, p, c.state)
@@ -209,7 +214,7 @@ func TestProblems(t *testing.T) {
 func TestFormerNilAddress(t *testing.T) {
 	o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("<nil>", "")).
 		add("kubelink2", "192.168.0.12/24", "x.example", cidr("100.64.16.0/20"), dns("<nil>", ""))
-	if s := Build(o.list, cluster1()); len(s.Problems) != 0 || len(s.Peers) != 1 {
+	if s := o.build(cluster1()); len(s.Problems) != 0 || len(s.Peers) != 1 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -219,7 +224,7 @@ func TestGateway(t *testing.T) {
 	o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink").
 		add("k3", "192.168.0.13/24", "", cidr("100.64.32.0/20"), via("kubelink2")).
 		add("kubelink2", "192.168.0.12/24", "b.example:443", cidr("100.64.16.0/20"))
-	s := Build(o.list, cluster1())
+	s := o.build(cluster1())
 	if len(s.Problems) != 0 || len(s.Peers) != 1 {
 		t.Fatalf("%+v", s)
 	}
@@ -236,7 +241,7 @@ func TestTwoMeshes(t *testing.T) {
 	o := pair().
 		add("m2--one", "192.168.9.1/24", "LocalLink", dns("", "mesh2.example")).
 		add("m2--two", "192.168.9.2/24", "b.example", cidr("100.64.32.0/20"), dns("100.64.32.53", "k8s.example"))
-	s := Build(o.list, cluster1())
+	s := o.build(cluster1())
 	if len(s.Problems) != 0 || len(s.Meshes) != 2 || len(s.Peers) != 2 || len(s.Zones) != 2 {
 		t.Fatalf("%+v", s)
 	}
@@ -248,7 +253,7 @@ func TestTwoMeshes(t *testing.T) {
 		t.Errorf("routes %v", s.Routes)
 	}
 	z := s.Zones[1]
-	if z.Domain != "mesh2.example." || z.Clusters[1] != (ClusterZone{Name: "two.mesh2.example.", Link: "m2--two", Address: ip("192.168.9.2"), Service: pfx("100.64.32.0/20"), Upstream: netip.MustParseAddrPort("100.64.32.53:53"), ClusterDomain: "k8s.example."}) {
+	if z.Domain != "mesh2.example." || !z.Clusters[1].Equal(ClusterZone{Name: "two.mesh2.example.", Link: "m2--two", Addresses: ips("192.168.9.2"), Services: pfxs("100.64.32.0/20"), Upstream: netip.MustParseAddrPort("100.64.32.53:53"), ClusterDomain: "k8s.example."}) {
 		t.Errorf("zone %+v", z)
 	}
 }
@@ -272,7 +277,7 @@ func TestUnaskedDomain(t *testing.T) {
 		if c.off {
 			local.Propagation = PropagateNone
 		}
-		s := Build(objs.list, local)
+		s := objs.build(local)
 		if note := s.Notes["m2--one"]; !strings.HasPrefix(note, c.says) || (note == "") != (c.says == "") || s.Notes["kubelink1"] != "" {
 			t.Errorf("%v: %q", c.domains, s.Notes)
 		}
@@ -280,7 +285,7 @@ func TestUnaskedDomain(t *testing.T) {
 }
 
 func TestSameDomainTwice(t *testing.T) {
-	s := Build(pair().add("m2--one", "192.168.9.1/24", "LocalLink").list, cluster1())
+	s := pair().add("m2--one", "192.168.9.1/24", "LocalLink").build(cluster1())
 	if len(s.Zones) != 1 || len(s.Problems) != 0 || !strings.Contains(s.Notes["m2--one"], "spec.dns.baseDomain kubelink") {
 		t.Errorf("%+v", s)
 	}
@@ -288,8 +293,8 @@ func TestSameDomainTwice(t *testing.T) {
 
 func TestStanzaMesh(t *testing.T) {
 	local := cluster1()
-	local.Address, local.ClusterName = pfx("192.168.0.11/24"), "kubelink1"
-	s := Build(pair().list[1:], local)
+	local.Addresses, local.ClusterName = pfxs("192.168.0.11/24"), "kubelink1"
+	s := Build(Objects{Links: pair().list[1:]}, local)
 	if len(s.Peers) != 1 || len(s.Zones) != 1 || s.Zones[0].Clusters[0].Name != "kubelink1.kubelink." {
 		t.Errorf("%+v", s)
 	}
@@ -309,7 +314,7 @@ func TestGlobalZone(t *testing.T) {
 		{"ours", nil, []mod{dns("100.64.0.11", "")}, "", "", ""},
 		{"ours by configuration", func(l *Local) { l.OwnDNS = ip("100.64.0.12") }, []mod{dns("100.64.0.12", "")}, "", "", ""},
 		{"not ours by configuration", func(l *Local) { l.OwnDNS = ip("100.64.0.12") }, []mod{dns("100.64.0.11", "")}, "100.64.0.11:53", "", ""},
-		{"ours by the link's cidr", func(l *Local) { l.ServiceCIDR = netip.Prefix{} }, []mod{cidr("100.65.0.0/20"), dns("100.65.0.11", "")}, "", "", ""},
+		{"ours by the link's cidr", func(l *Local) { l.ServiceCIDRs = nil }, []mod{cidr("100.65.0.0/20"), dns("100.65.0.11", "")}, "", "", ""},
 		{"another cluster's", nil, []mod{dns("100.64.16.11", "")}, "100.64.16.11:53", "kubelink2", ""},
 		{"at a mesh address", nil, []mod{dns("192.168.0.12", "")}, "192.168.0.12:53", "kubelink2", ""},
 		{"behind a gateway", nil, []mod{dns("100.64.32.11", "")}, "100.64.32.11:53", "k3", ""},
@@ -329,7 +334,7 @@ func TestGlobalZone(t *testing.T) {
 		o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", c.mods...).
 			add("kubelink2", "192.168.0.12/24", "b.example", cidr("100.64.16.0/20"), egress("10.8.0.0/16")).
 			add("k3", "192.168.0.13/24", "", cidr("100.64.32.0/20"), egress("10.8.1.0/24"), via("kubelink2"))
-		s := Build(o.list, local)
+		s := o.build(local)
 		if len(s.Problems) != 0 || len(s.Zones) != 1 {
 			t.Fatalf("%s: %+v", c.name, s)
 		}
@@ -346,8 +351,8 @@ func TestGlobalZone(t *testing.T) {
 	}
 	// The address of the stanza is that of the default mesh, also without an object to say so at.
 	local := cluster1()
-	local.Address, local.ClusterName, local.MeshDNS = pfx("192.168.0.11/24"), "kubelink1", ip("10.1.1.1")
-	s := Build(new(objs).add("m2--one", "192.168.9.1/24", "LocalLink", dns("", "mesh2.example")).list, local)
+	local.Addresses, local.ClusterName, local.MeshDNS = pfxs("192.168.0.11/24"), "kubelink1", ip("10.1.1.1")
+	s := new(objs).add("m2--one", "192.168.9.1/24", "LocalLink", dns("", "mesh2.example")).build(local)
 	if len(s.Notes) != 0 || !s.Zones[0].Global.Upstream.IsValid() || s.Zones[1].Global.Upstream.IsValid() || s.Meshes[0].DNS != local.MeshDNS {
 		t.Errorf("%+v", s)
 	}
@@ -362,14 +367,14 @@ func TestDomainsClash(t *testing.T) {
 		{"svc.global.kubelink", "m2", "m2--here", "no DNS: spec.dns.baseDomain svc.global.kubelink, and kubelink of the default mesh: one lies in the global names of the other"},
 		{"xm2.kubelink", "m2", "", ""}, {"m2.example", "m2", "", ""}, {"x.m2.kubelink", "m2", "", ""},
 	} {
-		s := Build(new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink").add("m2--here", "192.168.9.1/24", "LocalLink", dns("", c.domain)).
-			add(c.cluster, "192.168.0.12/24", "b.example", cidr("100.64.16.0/20")).list, cluster1())
+		s := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink").add("m2--here", "192.168.9.1/24", "LocalLink", dns("", c.domain)).
+			add(c.cluster, "192.168.0.12/24", "b.example", cidr("100.64.16.0/20")).build(cluster1())
 		if len(s.Problems) != 0 || len(s.Peers) != 1 || !strings.HasPrefix(s.Notes[c.object], c.says) || len(s.Notes) != len(c.says[:min(1, len(c.says))]) {
 			t.Errorf("%+v: %+v, notes %q", c, s.Problems, s.Notes)
 		}
 	}
 	// The other way round: a cluster of a new mesh would be an older mesh.
-	s := Build(new(objs).add("m2--here", "192.168.9.1/24", "LocalLink", dns("", "kubelink1.kubelink")).add("kubelink1", "192.168.0.11/24", "LocalLink").list, cluster1())
+	s := new(objs).add("m2--here", "192.168.9.1/24", "LocalLink", dns("", "kubelink1.kubelink")).add("kubelink1", "192.168.0.11/24", "LocalLink").build(cluster1())
 	if len(s.Problems) != 0 || len(s.Zones) != 2 || s.Notes["kubelink1"] != "no DNS for the local cluster: kubelink1.kubelink is the domain of mesh m2; use another name for it" {
 		t.Errorf("%+v", s)
 	}
@@ -377,7 +382,7 @@ func TestDomainsClash(t *testing.T) {
 
 // A cluster cannot be called as the global zone.
 func TestGlobalIsReserved(t *testing.T) {
-	s := Build(new(objs).add("Global", "192.168.0.11/24", "LocalLink").add("x.svc.global", "192.168.0.12/24", "b.example", cidr("100.64.16.0/20")).list, cluster1())
+	s := new(objs).add("Global", "192.168.0.11/24", "LocalLink").add("x.svc.global", "192.168.0.12/24", "b.example", cidr("100.64.16.0/20")).build(cluster1())
 	for _, name := range []string{"Global", "x.svc.global"} {
 		if !strings.Contains(s.Notes[name], "global.kubelink is reserved for global names") {
 			t.Errorf("%s: %q", name, s.Notes[name])
@@ -391,7 +396,7 @@ func TestGlobalIsReserved(t *testing.T) {
 func TestServedLinks(t *testing.T) {
 	local := cluster1()
 	local.Served = []string{"k3"}
-	s := Build(pair().add("k3", "192.168.0.13/24", "c.example").list, local)
+	s := pair().add("k3", "192.168.0.13/24", "c.example").build(local)
 	if len(s.Links) != 1 || s.Links[0].Name != "k3" || len(s.Problems) != 0 {
 		t.Errorf("%+v", s)
 	}
@@ -399,11 +404,11 @@ func TestServedLinks(t *testing.T) {
 
 func TestDeletion(t *testing.T) {
 	o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", deleting).add("kubelink2", "192.168.0.12/24", "b.example")
-	if s := Build(o.list, cluster1()); len(s.Peers) != 1 {
+	if s := o.build(cluster1()); len(s.Peers) != 1 {
 		t.Errorf("a LocalLink with members goes on working: %+v", s)
 	}
 	deleting(&o.list[1])
-	if s := Build(o.list, cluster1()); len(s.Meshes) != 0 || len(s.Peers) != 0 || len(s.Problems) != 0 {
+	if s := o.build(cluster1()); len(s.Meshes) != 0 || len(s.Peers) != 0 || len(s.Problems) != 0 {
 		t.Errorf("nothing is left: %+v", s)
 	}
 }
@@ -411,7 +416,7 @@ func TestDeletion(t *testing.T) {
 func TestModeNone(t *testing.T) {
 	local := cluster1()
 	local.Mode = None
-	s := Build(pair().list, local)
+	s := pair().build(local)
 	if len(s.Peers) != 0 || len(s.Routes) != 0 || len(s.Links) != 1 || len(s.Zones[0].Clusters) != 2 {
 		t.Errorf("%+v", s)
 	}
@@ -430,7 +435,7 @@ func TestDNSNotes(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink").add("k2", "192.168.0.12/24", "b.example", c.mods...)
-			s := Build(o.list, cluster1())
+			s := o.build(cluster1())
 			if len(s.Peers) != 1 || len(s.Zones[0].Clusters) != 1 {
 				t.Errorf("%+v", s)
 			}
@@ -473,10 +478,10 @@ func TestAPIAccess(t *testing.T) {
 			local.Propagation = PropagateKubernetes
 			addresses := []string{"192.168.0.11/24", "192.168.0.12/24"}
 			if c.ipv6 {
-				local.ServiceCIDR, addresses = pfx("fd01::/112"), []string{"fd00::1/64", "fd00::2/64"}
+				local.ServiceCIDRs, addresses = pfxs("fd01::/112"), []string{"fd00::1/64", "fd00::2/64"}
 			}
 			o := new(objs).add("k1", addresses[0], "LocalLink").add("k2", addresses[1], "b.example", slices.Clone(c.mods)...)
-			s := Build(o.list, local)
+			s := o.build(local)
 			clusters := s.Zones[0].Clusters
 			if len(s.Problems) != 0 || clusters[0].API != (API{Use: true}) {
 				t.Errorf("%+v", s)
@@ -502,13 +507,13 @@ func TestAPIAccess(t *testing.T) {
 
 	// The local API server needs no service network; other kinds of propagation need no API.
 	local := cluster1()
-	local.Propagation, local.ServiceCIDR = PropagateKubernetes, netip.Prefix{}
-	if s := Build(new(objs).add("k1", "192.168.0.11/24", "LocalLink").list, local); len(s.Zones[0].Clusters) != 1 {
+	local.Propagation, local.ServiceCIDRs = PropagateKubernetes, nil
+	if s := new(objs).add("k1", "192.168.0.11/24", "LocalLink").build(local); len(s.Zones[0].Clusters) != 1 {
 		t.Errorf("%+v", s.Zones)
 	}
 	// What a user has set is said not to be used; what the peer has told nobody asked for.
 	for secret, want := range map[string]string{"two": "spec.apiAccess is not used: it is for dns-propagation kubernetes", AnnouncedSecret + "k2": ""} {
-		s := Build(new(objs).add("k1", "192.168.0.11/24", "LocalLink").add("k2", "192.168.0.12/24", "b.example", append(four, apiSecret("", secret))...).list, cluster1())
+		s := new(objs).add("k1", "192.168.0.11/24", "LocalLink").add("k2", "192.168.0.12/24", "b.example", append(four, apiSecret("", secret))...).build(cluster1())
 		if s.Zones[0].Clusters[1].API.Use || s.Notes["k2"] != want {
 			t.Errorf("%+v", s)
 		}
@@ -536,7 +541,7 @@ func TestIngress(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", ingress(c.mesh...)).add("k2", "192.168.0.12/24", "b.example", ingress(c.link...))
-			s := Build(o.list, cluster1())
+			s := o.build(cluster1())
 			if len(s.Peers) != 1 {
 				t.Fatalf("%+v", s.Problems)
 			}
@@ -554,7 +559,7 @@ func TestIngress(t *testing.T) {
 func TestEgressForms(t *testing.T) {
 	// Wider than the local networks, inside the mesh, the same twice: all fine.
 	o := pair().add("k3", "192.168.0.13/24", "c.example", egress("10.0.0.0/8", "192.168.0.100/32", "10.0.0.0/8"))
-	s := Build(o.list, cluster1())
+	s := o.build(cluster1())
 	if len(s.Problems) != 0 {
 		t.Fatalf("%+v", s.Problems)
 	}
@@ -564,9 +569,9 @@ func TestEgressForms(t *testing.T) {
 }
 
 func TestIPv6(t *testing.T) {
-	local := Local{Mode: Bridge, Propagation: PropagateDNS, MeshDomain: "kubelink.", ServiceCIDR: pfx("fd01::/112"), ClusterDomain: "cluster.local.", DefaultPort: 80}
+	local := Local{Mode: Bridge, Propagation: PropagateDNS, MeshDomain: "kubelink.", ServiceCIDRs: pfxs("fd01::/112"), ClusterDomain: "cluster.local.", DefaultPort: 80}
 	o := new(objs).add("a", "fd00::1/64", "LocalLink").add("b", "fd00::2/64", "[2001:db8::2]:443", cidr("fd02::/112"))
-	s := Build(o.list, local)
+	s := o.build(local)
 	if len(s.Problems) != 0 || s.Peers[0].Host != "2001:db8::2" || s.Zones[0].Clusters[1].Upstream.String() != "[fd02::a]:53" {
 		t.Errorf("%+v", s)
 	}
@@ -618,10 +623,10 @@ func TestNth(t *testing.T) {
 // TestPure: equal input gives equal output in any order of the objects, and input is not changed.
 func TestPure(t *testing.T) {
 	a := pair().add("k3", "192.168.0.13/24", "c.example", egress("10.0.0.0/8")).add("k4", "192.168.0.14/24", "", via("k3"))
-	want := Build(a.list, cluster1())
+	want := a.build(cluster1())
 	for i := range a.list {
 		list := append(append([]v1alpha1.KubeLink{}, a.list[i:]...), a.list[:i]...)
-		if got := Build(list, cluster1()); !reflect.DeepEqual(got, want) {
+		if got := Build(Objects{Links: list}, cluster1()); !reflect.DeepEqual(got, want) {
 			t.Errorf("rotated by %d: %+v", i, got)
 		}
 	}

@@ -22,6 +22,9 @@ const (
 	None Mode = "none"
 )
 
+// CarriesTraffic tells whether links of the mode have connections of their own. An unknown mode has none.
+func (m Mode) CarriesTraffic() bool { return m == Bridge }
+
 // Propagation is where the names of a cluster come from.
 type Propagation string
 
@@ -41,29 +44,29 @@ type Local struct {
 	Mode        Mode
 	Propagation Propagation
 
-	// The default mesh, if the stanza defines it: Address is valid then.
-	Address     netip.Prefix // local cluster address with the mesh's mask
+	// The default mesh, if the stanza defines it: there are Addresses then.
+	Addresses   Prefixes // local cluster addresses with the mesh's masks
 	ClusterName string
 	MeshDomain  string // default base domain of a mesh; a fully qualified name
 
 	Domains []string // that queries reach us for: those of the server blocks; nil: all
 
-	ServiceCIDR, PodCIDR, NodeCIDR netip.Prefix // zero: unknown
-	ClusterDomain                  string       // fully qualified
-	ClusterDNS                     netip.Addr   // zero: the 10th address of ServiceCIDR
-	OwnDNS                         netip.Addr   // kubelink's own DNS service; zero: the 11th address of ServiceCIDR
-	MeshDNS                        netip.Addr   // the mesh-global DNS service of the default mesh; zero: none, or this one
+	ServiceCIDRs, PodCIDRs, NodeCIDRs Prefixes   // empty: unknown
+	ClusterDomain                     string     // fully qualified
+	ClusterDNS                        netip.Addr // zero: the 10th address of the first of ServiceCIDRs
+	OwnDNS                            netip.Addr // kubelink's own DNS service; zero: the 11th address of the first of ServiceCIDRs
+	MeshDNS                           netip.Addr // the mesh-global DNS service of the default mesh; zero: none, or this one
 
 	DefaultPort uint16   // of an endpoint without port
 	Served      []string // names of the links to serve; nil: all
 }
 
-// DNSAddress is kubelink's own DNS service in a cluster with this service network; not valid if that is not known.
-func (l *Local) DNSAddress(service netip.Prefix) netip.Addr {
-	if l.OwnDNS.IsValid() || !service.IsValid() {
+// DNSAddress is kubelink's own DNS service in a cluster with these service networks; not valid if they are not known.
+func (l *Local) DNSAddress(services Prefixes) netip.Addr {
+	if l.OwnDNS.IsValid() || len(services) == 0 {
 		return l.OwnDNS
 	}
-	return Nth(service, 11)
+	return Nth(services.First(), 11)
 }
 
 // Unasked is what to do about a domain whose queries do not reach us; empty if they do.
@@ -74,8 +77,13 @@ func (l *Local) Unasked(domain string) string {
 	return fmt.Sprintf("no server block of the Corefile answers for %[1]s: write a block with the key %[1]s and kubelink in it, or add the key to one", strings.TrimSuffix(domain, "."))
 }
 
+// Objects are all objects of the API that a State is made of.
+type Objects struct {
+	Links []v1alpha1.KubeLink
+}
+
 // State is everything that the effects need to know: plain values in a fixed order, so that equal
-// input gives equal State.
+// input gives equal State. It is not changed after Build.
 type State struct {
 	Meshes   []Mesh             // by name
 	Links    []Link             // usable links to other clusters, by name
@@ -89,14 +97,14 @@ type State struct {
 
 // Mesh is one mesh that the local cluster is a member of.
 type Mesh struct {
-	Name    string       // empty: the default mesh
-	Link    string       // the LocalLink; empty: defined by the stanza
-	Cluster string       // name of the local cluster
-	Address netip.Prefix // local cluster address with the mesh's mask
-	Service netip.Prefix // local service network; zero: unknown
-	Domain  string       // base domain, fully qualified; empty: no DNS
-	DNS     netip.Addr   // the mesh-global DNS service; zero: none, or this one
-	Members []string     // names of all links of the mesh but the LocalLink, usable or not, sorted
+	Name      string     // empty: the default mesh
+	Link      string     // the LocalLink; empty: defined by the stanza
+	Cluster   string     // name of the local cluster
+	Addresses Prefixes   // local cluster addresses with the mesh's masks
+	Services  Prefixes   // local service networks; empty: unknown
+	Domain    string     // base domain, fully qualified; empty: no DNS
+	DNS       netip.Addr // the mesh-global DNS service; zero: none, or this one
+	Members   []string   // names of all links of the mesh but the LocalLink, usable or not, sorted
 }
 
 // Link is a usable link to another cluster.
@@ -109,14 +117,14 @@ type Link struct {
 
 // Peer is a link with a connection of its own and all that crosses it.
 type Peer struct {
-	Link     string         // name of the KubeLink
-	Local    netip.Prefix   // what we are in its mesh; our hello says so
-	Service  netip.Prefix   // local service network; our hello says so; zero: unknown
-	Address  netip.Prefix   // what the peer is in its mesh; its hello must say so
-	Host     string         // endpoint host, as the certificate names it: DNS name in lower case without final dot, or IP
-	Port     uint16         // endpoint port
-	Networks []netip.Prefix // what is sent to the peer and may come from it, links behind it included; sorted
-	Ingress  []Rule         // local destinations that packets from the peer may go to; the longest prefix decides, none denies; sorted
+	Link      string         // name of the KubeLink
+	Local     Prefixes       // what we are in its mesh; our hello says so
+	Services  Prefixes       // local service networks; our hello says so; empty: unknown
+	Addresses Prefixes       // what the peer is in its mesh; its hello must say so
+	Host      string         // endpoint host, as the certificate names it: DNS name in lower case without final dot, or IP
+	Port      uint16         // endpoint port
+	Networks  []netip.Prefix // what is sent to the peer and may come from it, links behind it included; sorted
+	Ingress   []Rule         // local destinations that packets from the peer may go to; the longest prefix decides, none denies; sorted
 }
 
 // Rule allows or denies destinations.
@@ -136,7 +144,7 @@ type Route struct {
 type Zone struct {
 	Domain   string // fully qualified, lower case
 	Mesh     string
-	Network  netip.Prefix  // of the mesh
+	Networks Prefixes      // of the mesh
 	Clusters []ClusterZone // by name
 	Global   GlobalZone
 }
@@ -152,11 +160,17 @@ type GlobalZone struct {
 type ClusterZone struct {
 	Name          string         // fully qualified: <cluster>.<domain>
 	Link          string         // the KubeLink; empty: the local cluster
-	Address       netip.Addr     // of the cluster in the mesh
-	Service       netip.Prefix   // its service network; zero: unknown
+	Addresses     []netip.Addr   // of the cluster in the mesh, at most one of each family
+	Services      Prefixes       // its service networks; empty: unknown
 	Upstream      netip.AddrPort // DNS service of the cluster; zero: unknown
 	ClusterDomain string         // domain that the cluster itself uses, fully qualified
 	API           API            // instead of Upstream; zero: Upstream is asked
+}
+
+// Equal tells whether both are the same.
+func (c ClusterZone) Equal(d ClusterZone) bool {
+	return c.Name == d.Name && c.Link == d.Link && c.Upstream == d.Upstream && c.ClusterDomain == d.ClusterDomain &&
+		c.API == d.API && slices.Equal(c.Addresses, d.Addresses) && slices.Equal(c.Services, d.Services)
 }
 
 // API is how the API server of a cluster is reached.

@@ -152,7 +152,7 @@ func (m *Match) soaRecord() *dns.SOA {
 
 // isClusterName tells whether the name is <cluster>.D itself, and the cluster has an address in the mesh.
 func (m *Match) isClusterName() bool {
-	return m.exact && m.cluster != nil && m.cluster.address.IsValid()
+	return m.exact && m.cluster != nil && len(m.cluster.addresses) > 0
 }
 
 // resolveName makes the reply to a query for a name of the cluster, or of one of its addresses; while the link is not
@@ -189,7 +189,7 @@ func (c *cluster) resolveName(ctx context.Context, m *Match, state *request.Requ
 //go:noinline
 func (c *cluster) correctAddress(state *request.Request, reply *dns.Msg) {
 	if reply.Rcode == dns.RcodeSuccess {
-		reply.Answer = addressRecords(state.QName(), state.QType(), c.address)
+		reply.Answer = addressRecords(state.QName(), state.QType(), c.addresses...)
 	}
 }
 
@@ -197,7 +197,7 @@ func (c *cluster) correctAddress(state *request.Request, reply *dns.Msg) {
 //
 //go:noinline
 func (c *cluster) addressReply(m *Match, state *request.Request, q question, cached *entry) *dns.Msg {
-	records := addressRecords(state.QName(), state.QType(), c.address)
+	records := addressRecords(state.QName(), state.QType(), c.addresses...)
 	reply := authoritativeReply(state.Req, m.domain.soaRecord(), records)
 	c.storeReply(state, q, cached, reply)
 	return reply

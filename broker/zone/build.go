@@ -87,7 +87,8 @@ func sameInputs(t, u *Table) bool {
 }
 
 func sameZone(a, b mesh.Zone) bool {
-	return a.Domain == b.Domain && a.Network == b.Network && a.Global == b.Global && slices.Equal(a.Clusters, b.Clusters)
+	return a.Domain == b.Domain && a.Global == b.Global && slices.Equal(a.Networks, b.Networks) &&
+		slices.EqualFunc(a.Clusters, b.Clusters, mesh.ClusterZone.Equal)
 }
 
 func sameOptions(a, b *Options) bool {
@@ -137,8 +138,8 @@ func (b *builder) addZone(z *mesh.Zone) {
 	for i := range z.Clusters {
 		b.addCluster(d, &z.Clusters[i])
 	}
-	if z.Network.IsValid() {
-		b.addReverse(d, z.Network, &reverseNet{})
+	for _, n := range z.Networks {
+		b.addReverse(d, n, &reverseNet{})
 	}
 	switch {
 	case z.Global.Upstream.IsValid():
@@ -179,7 +180,7 @@ func (b *builder) addCluster(d *meshDomain, z *mesh.ClusterZone) {
 	opts := &b.table.opts
 	c := &cluster{
 		name: dns.CanonicalName(z.Name), clusterDomain: dns.CanonicalName(z.ClusterDomain), link: z.Link,
-		address: z.Address, network: z.Service, service: z.Upstream,
+		addresses: z.Addresses, networks: z.Services, service: z.Upstream,
 		replies: opts.Replies, maxFresh: maxTTL, maxStale: opts.ServeStale,
 		usesAPI: z.API.Use, backend: opts.Backends[z.Name],
 	}
@@ -191,11 +192,11 @@ func (b *builder) addCluster(d *meshDomain, z *mesh.ClusterZone) {
 	if !opts.NoStateNames {
 		b.table.nodes[stateLabel+c.name] = &node{domain: d, stateOf: c}
 	}
-	if c.network.IsValid() {
-		b.addReverse(d, c.network, &reverseNet{cluster: c})
+	for _, n := range c.networks {
+		b.addReverse(d, n, &reverseNet{cluster: c})
 	}
-	if c.address.IsValid() {
-		b.addReverse(d, netip.PrefixFrom(c.address, c.address.BitLen()), &reverseNet{cluster: c, ownAddress: true})
+	for _, own := range c.addresses {
+		b.addReverse(d, netip.PrefixFrom(own, own.BitLen()), &reverseNet{cluster: c, ownAddress: true})
 	}
 }
 

@@ -381,10 +381,10 @@ func TestStateNames(t *testing.T) {
 // clusters have addresses and networks.
 func clusters(upstream netip.AddrPort) []mesh.Zone {
 	z := zones(upstream)
-	z[0].Network = netip.MustParsePrefix("192.168.0.0/24")
-	z[0].Clusters[1].Address, z[0].Clusters[1].Service = netip.MustParseAddr("192.168.0.11"), netip.MustParsePrefix("100.64.0.0/20")
-	z[0].Clusters[2].Address, z[0].Clusters[2].Service = netip.MustParseAddr("192.168.0.12"), netip.MustParsePrefix("100.64.16.0/20")
-	z[1].Clusters[0].Address = netip.MustParseAddr("fd00::1")
+	z[0].Networks = mesh.Prefixes{netip.MustParsePrefix("192.168.0.0/24")}
+	z[0].Clusters[1].Addresses, z[0].Clusters[1].Services = []netip.Addr{netip.MustParseAddr("192.168.0.11")}, mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}
+	z[0].Clusters[2].Addresses, z[0].Clusters[2].Services = []netip.Addr{netip.MustParseAddr("192.168.0.12")}, mesh.Prefixes{netip.MustParsePrefix("100.64.16.0/20")}
+	z[1].Clusters[0].Addresses = []netip.Addr{netip.MustParseAddr("fd00::1")}
 	return z
 }
 
@@ -563,7 +563,7 @@ func TestFactsAreRemembered(t *testing.T) {
 	}
 	z = clusters(netip.MustParseAddrPort("127.0.0.1:1"))
 	z[0].Clusters[2].API = mesh.API{Use: true}
-	z[0].Clusters[2].Address = netip.MustParseAddr("192.168.0.22") // the present one is the right one
+	z[0].Clusters[2].Addresses = []netip.Addr{netip.MustParseAddr("192.168.0.22")} // the present one is the right one
 	delete(names, "12.0.168.192.in-addr.arpa.")
 	table = New(table, z, down, o)
 	if m, err := queryTable(t, table, "kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "192.168.0.22" {
@@ -662,7 +662,7 @@ func TestAliasesBetweenZones(t *testing.T) {
 	})
 	z := []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
 		{Name: "kubelink2.kubelink.", Link: "kubelink2", Upstream: second, ClusterDomain: "cluster.local."},
-		{Name: "kubelink3.kubelink.", Link: "kubelink3", Upstream: third, ClusterDomain: "cluster.local.", Address: netip.MustParseAddr("192.168.0.13")},
+		{Name: "kubelink3.kubelink.", Link: "kubelink3", Upstream: third, ClusterDomain: "cluster.local.", Addresses: []netip.Addr{netip.MustParseAddr("192.168.0.13")}},
 		{Name: "kubelink4.kubelink.", Link: "kubelink4", Upstream: third, ClusterDomain: "cluster.local."},
 	}, Global: mesh.GlobalZone{Name: "svc.global.kubelink.", Upstream: serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
 		m := new(dns.Msg)

@@ -12,15 +12,17 @@ import (
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // cluster is the sub-domain of a cluster, or a global zone that another cluster serves.
 type cluster struct {
-	name          string       // <cluster>.D
-	clusterDomain string       // what the cluster itself calls the sub-domain
-	link          string       // empty: the local cluster
-	address       netip.Addr   // of the cluster in the mesh
-	network       netip.Prefix // of its services
+	name          string        // <cluster>.D
+	clusterDomain string        // what the cluster itself calls the sub-domain
+	link          string        // empty: the local cluster
+	addresses     []netip.Addr  // of the cluster in the mesh
+	networks      mesh.Prefixes // of its services
 	status        Status
 
 	service  netip.AddrPort // its DNS service
@@ -59,8 +61,8 @@ func (c *cluster) displayName() string {
 
 // cacheID tells the cluster from another one that has got its name.
 func (c *cluster) cacheID() netip.Addr {
-	if c.network.IsValid() {
-		return c.network.Addr()
+	if len(c.networks) > 0 {
+		return c.networks.First().Addr()
 	}
 	return c.service.Addr()
 }

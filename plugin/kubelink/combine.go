@@ -109,7 +109,7 @@ func checkManagedSecret(p *parser) error {
 
 // checkModeNone refuses the properties of connections in mode none.
 func checkModeNone(p *parser) error {
-	if p.config.Mode != mesh.None {
+	if p.config.Mode.CarriesTraffic() {
 		return nil
 	}
 	for _, prop := range []string{"auto-connect", "dns-advertisement", "service-account"} {
@@ -147,7 +147,7 @@ func checkConfigureDNS(p *parser) error {
 	case cfg.ConfigureDNS && cfg.Propagation == mesh.PropagateNone:
 		return p.errorAt("coredns-configure", "coredns-configure without dns-propagation: "+
 			"there are no names to lead the cluster's DNS to; add dns-propagation or remove it")
-	case cfg.ConfigureDNS && !p.isGiven("coredns-service-ip") && !mesh.Nth(cfg.ServiceCIDR, 11).IsValid():
+	case cfg.ConfigureDNS && !p.isGiven("coredns-service-ip") && !mesh.Nth(cfg.ServiceCIDRs.First(), 11).IsValid():
 		return p.errorAt("coredns-configure", "coredns-configure needs coredns-service-ip, or service-cidr whose "+
 			"11th address it is: the address of the service by which the cluster's DNS reaches kubelink")
 	}

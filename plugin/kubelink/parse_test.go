@@ -57,7 +57,8 @@ func TestProperties(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
+	addr := netip.MustParseAddr
+	prefixes := func(s string) mesh.Prefixes { return mesh.Prefixes{netip.MustParsePrefix(s)} }
 	for _, c := range []struct {
 		input string
 		want  func(*broker.Config)
@@ -66,13 +67,13 @@ func TestProperties(t *testing.T) {
 		{"kubeconfig kubeconfig admin", func(c *broker.Config) { c.Kubeconfig, c.Context = "kubeconfig", "admin" }},
 		{"namespace links", func(c *broker.Config) { c.Namespace = "links" }},
 		{"cluster-name kubelink1\nlink-address 192.168.0.11/24", func(c *broker.Config) {
-			c.ClusterName, c.Address = "kubelink1", prefix("192.168.0.11/24")
+			c.ClusterName, c.Addresses = "kubelink1", prefixes("192.168.0.11/24")
 		}},
-		{"link-address 192.168.0.11/24", func(c *broker.Config) { c.Address = prefix("192.168.0.11/24") }},
-		{"link-address fd00::11/64", func(c *broker.Config) { c.Address = prefix("fd00::11/64") }},
+		{"link-address 192.168.0.11/24", func(c *broker.Config) { c.Addresses = prefixes("192.168.0.11/24") }},
+		{"link-address fd00::11/64", func(c *broker.Config) { c.Addresses = prefixes("fd00::11/64") }},
 		{"mesh-domain Mesh.Example", func(c *broker.Config) { c.MeshDomain = "mesh.example." }},
 		{"node-cidr 10.250.0.0/16\npod-cidr 100.96.0.0/11\nservice-cidr 100.64.0.0/20\nnode-ip 10.250.0.7", func(c *broker.Config) {
-			c.NodeCIDR, c.PodCIDR, c.ServiceCIDR, c.NodeIP = prefix("10.250.0.0/16"), prefix("100.96.0.0/11"), prefix("100.64.0.0/20"), "10.250.0.7"
+			c.NodeCIDRs, c.PodCIDRs, c.ServiceCIDRs, c.NodeIP = prefixes("10.250.0.0/16"), prefixes("100.96.0.0/11"), prefixes("100.64.0.0/20"), "10.250.0.7"
 		}},
 		{"cluster-domain cluster.example.\ndns-service-ip 100.64.0.53", func(c *broker.Config) {
 			c.ClusterDomain, c.ClusterDNS = "cluster.example.", addr("100.64.0.53")
@@ -111,7 +112,7 @@ func TestProperties(t *testing.T) {
 			c.CertFile, c.KeyFile, c.CAFile = "tls.crt", "tls.key", "ca.crt"
 		}},
 		{"coredns-configure\ndns-propagation dns\nservice-cidr 100.64.0.0/20", func(c *broker.Config) {
-			c.ConfigureDNS, c.Propagation, c.ServiceCIDR = true, mesh.PropagateDNS, prefix("100.64.0.0/20")
+			c.ConfigureDNS, c.Propagation, c.ServiceCIDRs = true, mesh.PropagateDNS, prefixes("100.64.0.0/20")
 		}},
 		{"mode none\ncoredns-configure\ndns-propagation dns\ncoredns-service-ip 100.64.0.12", func(c *broker.Config) {
 			c.Mode, c.ConfigureDNS, c.Propagation, c.OwnDNS = mesh.None, true, mesh.PropagateDNS, addr("100.64.0.12")

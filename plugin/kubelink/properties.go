@@ -63,16 +63,17 @@ var properties = map[string]property{
 	}},
 	"namespace":    oneValue(func(p *parser, v string) error { return setLabel(&p.config.Namespace, v) }),
 	"cluster-name": oneValue(setClusterName),
-	"link-address": oneValue(func(p *parser, v string) (err error) {
-		p.config.Address, err = mesh.ClusterAddress(v)
+	"link-address": oneValue(func(p *parser, v string) error {
+		a, err := mesh.ClusterAddress(v)
+		p.config.Addresses = mesh.Prefixes{a}
 		return err
 	}),
 	"mesh-domain":        oneValue(func(p *parser, v string) error { return setDomain(&p.config.MeshDomain, v) }),
 	"meshdns-service-ip": oneValue(func(p *parser, v string) error { return setAddress(&p.config.MeshDNS, v) }),
 
-	"node-cidr":    oneValue(func(p *parser, v string) error { return setNetwork(&p.config.NodeCIDR, v) }),
-	"pod-cidr":     oneValue(func(p *parser, v string) error { return setNetwork(&p.config.PodCIDR, v) }),
-	"service-cidr": oneValue(func(p *parser, v string) error { return setNetwork(&p.config.ServiceCIDR, v) }),
+	"node-cidr":    oneValue(func(p *parser, v string) error { return setNetwork(&p.config.NodeCIDRs, v) }),
+	"pod-cidr":     oneValue(func(p *parser, v string) error { return setNetwork(&p.config.PodCIDRs, v) }),
+	"service-cidr": oneValue(func(p *parser, v string) error { return setNetwork(&p.config.ServiceCIDRs, v) }),
 	"node-ip": oneValue(func(p *parser, v string) error {
 		var ip netip.Addr
 		if err := setAddress(&ip, v); err != nil {

@@ -16,6 +16,8 @@ import (
 
 	"github.com/miekg/dns"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // setObjectName sets the name of an object of most kinds.
@@ -47,7 +49,7 @@ func setDomain(to *string, v string) error {
 }
 
 // setNetwork sets a network without host bits.
-func setNetwork(to *netip.Prefix, v string) error {
+func setNetwork(to *mesh.Prefixes, v string) error {
 	p, err := netip.ParsePrefix(v)
 	switch {
 	case err != nil:
@@ -59,7 +61,7 @@ func setNetwork(to *netip.Prefix, v string) error {
 	case p.Bits() == 0:
 		return errors.New("all addresses there are, not a network, such as 100.64.0.0/20")
 	}
-	*to = p
+	*to = mesh.Prefixes{p}
 	return nil
 }
 
