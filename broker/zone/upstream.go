@@ -18,6 +18,7 @@ import (
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sync/singleflight"
 )
 
 const (
@@ -135,69 +136,77 @@ func briefError(err error) error {
 
 // queryGroup runs equal queries once at a time, and believes a failure for as long as it took (RFC 9520).
 type queryGroup struct {
-	mu       sync.Mutex           // guards inflight and waiting, and inflightQuery.shared
-	inflight map[string]*inflight // by protocol and query; failed ones stay for a while
-	waiting  int                  // the ones in inflight that wait for a reply
-}
+	flights singleflight.Group // by protocol and query
 
-// inflight is a query that waits for its reply, or has failed a while ago.
-type inflight struct {
-	done   chan struct{} // closed when there is a reply or an error
-	reply  *dns.Msg
-	err    error
-	shared bool // several callers wait
+	mu       sync.Mutex       // guards all below
+	waiting  int              // flights that wait for a reply
+	failures map[string]error // of flights that have failed a while ago
 }
 
 // runOnce calls exchange, or waits for a call with the same key and shares its result.
 func (g *queryGroup) runOnce(key string, exchange func() (*dns.Msg, error)) (*dns.Msg, error) {
-	g.mu.Lock()
-	q := g.inflight[key]
-	switch {
-	case q != nil:
-		q.shared = true
-		g.mu.Unlock()
-		<-q.done
-	case g.waiting >= maxWaiting:
-		g.mu.Unlock()
-		return nil, fmt.Errorf("no answer yet to %d queries before this one", maxWaiting)
-	default:
-		q = &inflight{done: make(chan struct{}), err: errors.New("given up")}
-		if g.inflight == nil {
-			g.inflight = map[string]*inflight{}
+	if err := g.recentFailure(key); err != nil {
+		return nil, err
+	}
+	v, err, shared := g.flights.Do(key, func() (any, error) {
+		if err := g.beginFlight(key); err != nil {
+			return nil, err
 		}
-		g.inflight[key] = q
-		g.waiting++
-		g.mu.Unlock()
-		g.runFirst(key, q, exchange)
-	}
+		began, err := time.Now(), errGivenUp
+		defer func() { g.endFlight(key, time.Since(began), err) }()
+		var reply *dns.Msg
+		reply, err = exchange()
+		return reply, err
+	})
 	switch {
-	case q.err != nil:
-		return nil, q.err
-	case q.shared:
-		return q.reply.Copy(), nil
+	case err != nil:
+		return nil, err
+	case shared:
+		return v.(*dns.Msg).Copy(), nil
 	}
-	return q.reply, nil
+	return v.(*dns.Msg), nil
 }
 
-// runFirst calls exchange for all callers that wait for q. If exchange panics they get an error.
-func (g *queryGroup) runFirst(key string, q *inflight, exchange func() (*dns.Msg, error)) {
-	begin := time.Now()
-	defer func() {
-		g.mu.Lock()
-		g.waiting--
-		if q.err == nil {
-			delete(g.inflight, key)
-		} else {
-			time.AfterFunc(time.Since(begin), func() { g.forgetQuery(key) })
-		}
-		g.mu.Unlock()
-		close(q.done)
-	}()
-	q.reply, q.err = exchange()
-}
+// errGivenUp is the failure of a flight that panics.
+var errGivenUp = errors.New("given up")
 
-func (g *queryGroup) forgetQuery(key string) {
+func (g *queryGroup) recentFailure(key string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.inflight, key)
+	return g.failures[key]
+}
+
+// beginFlight counts a flight, unless it must not begin: one with the same key may have failed just now.
+func (g *queryGroup) beginFlight(key string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch err := g.failures[key]; {
+	case err != nil:
+		return err
+	case g.waiting >= maxWaiting:
+		return fmt.Errorf("no answer yet to %d queries before this one", maxWaiting)
+	}
+	g.waiting++
+	return nil
+}
+
+// endFlight counts a flight no longer. It keeps a failure for as long as the flight took.
+func (g *queryGroup) endFlight(key string, took time.Duration, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.waiting--
+	if err == nil {
+		return
+	}
+	if g.failures == nil {
+		g.failures = map[string]error{}
+	}
+	g.failures[key] = err
+	time.AfterFunc(took, func() { g.forgetFailure(key) })
+}
+
+func (g *queryGroup) forgetFailure(key string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.failures, key)
 }
