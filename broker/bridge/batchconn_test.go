@@ -1,6 +1,6 @@
 package bridge
 
-// The way from the queue to the socket: who sends when, and what the kernel does not take at once.
+// The way from the queue to the socket: which goroutine sends when, and bytes that the kernel does not accept at once.
 
 import (
 	"encoding/binary"
@@ -48,7 +48,8 @@ func newTestPeer(t testing.TB, change ...func(*timing)) (*peer, *Bridge) {
 	for _, f := range change {
 		f(&timing)
 	}
-	b, err := Open(Config{Interface: "null", open: openerOf(newNullTUN(OffloadTSO | OffloadUSO)), Log: quiet, timing: &timing})
+	b, err := Open(Config{Interface: "null", open: openerOf(newNullTUN(OffloadTSO | OffloadUSO)), Log: quiet,
+		timing: &timing})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +136,8 @@ func TestBatchConnOrder(t *testing.T) {
 			return e.err == nil
 		}
 		for in(13) {
-			size, writer, number, sum := int(binary.BigEndian.Uint32(buf)), buf[4], binary.BigEndian.Uint32(buf[5:]), binary.BigEndian.Uint32(buf[9:])
+			size, writer, number, sum := int(binary.BigEndian.Uint32(buf)), buf[4], binary.BigEndian.Uint32(buf[5:]),
+				binary.BigEndian.Uint32(buf[9:])
 			if writer >= writers || size < 13 || size > len(buf) || number != e.got[writer] {
 				e.err = errors.New("out of order")
 				break
@@ -502,7 +504,7 @@ func countPackets(p *peer) (sent, dropped uint64) {
 	return p.counters.txPackets.Load(), dropped
 }
 
-// Who posts while another one sends is not forgotten.
+// A packet that is posted while another goroutine sends is not forgotten.
 func TestConcurrentSenders(t *testing.T) {
 	const goroutines, each = 8, 100_000
 	p, _ := newTestPeer(t)
@@ -549,7 +551,7 @@ func TestConcurrentSendersBlocked(t *testing.T) {
 	<-ended
 }
 
-// Who only has packets to post is not kept for long: after some batches the session's goroutine goes on.
+// A goroutine that posts packets does not send for long: after some batches the session's goroutine goes on.
 func TestSenderHandsOver(t *testing.T) {
 	_, s := newTestSession(t)
 	p := s.peer
@@ -558,13 +560,13 @@ func TestSenderHandsOver(t *testing.T) {
 	}
 	_ = p
 	if s.kicks.Load() != 0 {
-		t.Fatal("somebody sends")
+		t.Fatal("another goroutine sends")
 	}
 	s.kickSender()
 	if sent, _ := countPackets(p); sent == 0 || sent > 2*maxRounds || len(s.turn) != 1 || s.kicks.Load() == 0 {
 		t.Fatalf("%d packets were sent, %d is to go on", sent, len(s.turn))
 	}
-	s.kickSender() // somebody else
+	s.kickSender() // another goroutine
 	<-s.turn
 	s.sendLoop()
 	if sent, dropped := countPackets(p); sent+dropped != 12 || sent < 2*maxRounds || s.kicks.Load() != 0 {
@@ -572,7 +574,7 @@ func TestSenderHandsOver(t *testing.T) {
 	}
 }
 
-// A session that ends after a visitor left loses nothing: its packets go to another one.
+// A session that ends after a goroutine has handed over loses nothing: its packets go to another session.
 func TestEndAfterHandOver(t *testing.T) {
 	_, s := newTestSession(t)
 	p := s.peer
@@ -630,7 +632,8 @@ func TestSessionsComeAndGo(t *testing.T) {
 		select {
 		case <-done:
 			sent, dropped := countPackets(p)
-			t.Logf("%d sessions lost; %d packets sent, %d arrived, %v dropped", killed.Load(), sent, arrived.Load(), p.counters.drops.load())
+			t.Logf("%d sessions lost; %d packets sent, %d arrived, %v dropped", killed.Load(), sent, arrived.Load(),
+				p.counters.drops.load())
 			for _, l := range now {
 				within(t, "nothing is left to do", 10*time.Second, func() bool { return l.s.kicks.Load() == 0 })
 			}
@@ -644,7 +647,8 @@ func TestSessionsComeAndGo(t *testing.T) {
 			}
 			for n, l := range all {
 				if l.s.kicks.Load() != 0 || l.s.posted.Load() != 0 || l.s.queue.bytes != 0 {
-					t.Errorf("session %d: work %d, %d bytes posted, %d queued", n, l.s.kicks.Load(), l.s.posted.Load(), l.s.queue.bytes)
+					t.Errorf("session %d: work %d, %d bytes posted, %d queued", n, l.s.kicks.Load(), l.s.posted.Load(),
+						l.s.queue.bytes)
 				}
 			}
 			return
@@ -734,7 +738,8 @@ func TestBatchConnBound(t *testing.T) {
 			}
 		})
 		read := <-slow
-		within(t, "a full queue, as nobody reads", 10*time.Second, func() bool { return p.counters.drops[DropQueueFull].Load() > 0 })
+		within(t, "a full queue, as the peer does not read", 10*time.Second,
+			func() bool { return p.counters.drops[DropQueueFull].Load() > 0 })
 		close(stop)
 		wg.Wait()
 		b.Close()

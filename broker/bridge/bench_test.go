@@ -137,8 +137,8 @@ func superPacket(src, dst string, size int) []byte {
 	return append(out, b...)
 }
 
-// newTLSSession is the session as it is, with TLS over a loopback connection whose other end is returned; nothing but the test
-// works on it.
+// newTLSSession is a session with TLS over a loopback connection, and the other end of the connection. Only the test
+// uses them.
 func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *session, far *tls.Conn) {
 	b, err := Open(Config{Interface: "null", open: openerOf(dev), Log: quiet})
 	if err != nil {
@@ -157,7 +157,8 @@ func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *ses
 	y.SetReadBuffer(4 << 20)
 	p := b.router.table.Load().peers[0]
 	raw := newBatchConn(x, time.Second)
-	conf := tlsConfig(&link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}, "b", func(*x509.Certificate) error { return nil })
+	conf := tlsConfig(&link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}, "b",
+		func(*x509.Certificate) error { return nil })
 	near := tls.Server(raw, conf)
 	far = tls.Client(y, conf)
 	errs := make(chan error, 1)
@@ -215,13 +216,13 @@ func TestNoAllocationsOut(t *testing.T) {
 
 // In through TLS to the TUN, with and without offloads.
 func TestNoAllocationsIn(t *testing.T) {
-	for _, plain := range []bool{false, true} {
+	for _, noOffload := range []bool{false, true} {
 		dev := newNullTUN(OffloadTSO | OffloadUSO)
-		if plain {
+		if noOffload {
 			dev = newNullTUN(0)
 		}
 		_, s, far := newTLSSession(t, dev, flagOffload|flagUSO)
-		if plain { // a frame that comes after the TUN has changed
+		if noOffload { // a frame that comes after the TUN has changed
 			s.flags = flagOffload | flagUSO
 		}
 		buf := make([]byte, headroom+4*largeBuffer)
@@ -255,7 +256,7 @@ func TestNoAllocationsIn(t *testing.T) {
 			}
 			records := (len(frames) + recordBytes - 1) / recordBytes // TLS allocates an atLeastReader for each
 			if n := testing.AllocsPerRun(300, pass); n > float64(records) && !withRaceDetector {
-				t.Errorf("%v allocations for a packet of %d bytes, %d records, in, plain %v", n, size, records, plain)
+				t.Errorf("%v allocations for a packet of %d bytes, %d records, in, noOffload %v", n, size, records, noOffload)
 			}
 			if n := s.peer.counters.rxPackets.Load() - before; n != 351 || s.peer.counters.drops.load() != ([NumDrops]uint64{}) {
 				t.Errorf("size %d: %d packets, drops %v", size, n, s.peer.counters.drops.load())
@@ -348,7 +349,8 @@ func BenchmarkLink(b *testing.B) {
 	for _, test := range []struct {
 		size       int
 		tls, super bool
-	}{{60, true, false}, {1500, true, false}, {65000, true, false}, {1500, false, false}, {65000, true, true}, {65000, false, true}} {
+	}{{60, true, false}, {1500, true, false}, {65000, true, false}, {1500, false, false}, {65000, true, true},
+		{65000, false, true}} {
 		b.Run(fmt.Sprintf("%d,tls=%v,super=%v", test.size, test.tls, test.super), func(b *testing.B) {
 			tokens, done := make(chan struct{}, 256), make(chan struct{})
 			i := newInternet(b)
@@ -367,7 +369,11 @@ func BenchmarkLink(b *testing.B) {
 				if !test.tls {
 					c = nil
 				}
-				return i.start(host, c, func(c *Config) { c.open = openerOf(f); t := defaultTiming; t.dialer = i.dial; c.timing = &t })
+				return i.start(host, c, func(c *Config) {
+					timing := defaultTiming
+					timing.dialer = i.dial
+					c.open, c.timing = openerOf(f), &timing
+				})
 			}
 			a, z := start(true, "a.example"), start(false, "b.example")
 			a.set(newLink("b", 1, 2, "b.example"))

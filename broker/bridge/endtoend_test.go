@@ -38,16 +38,16 @@ type site struct {
 
 // site starts a bridge with the mesh address 192.168.0.(10+number) and fd00::(10+number). What prepares its
 // namespace runs first.
-func (i *internet) site(t *testing.T, host string, number byte, plain bool, prepare ...func()) *site {
+func (i *internet) site(t *testing.T, host string, number byte, noOffload bool, prepare ...func()) *site {
 	s := &site{in: namespace(t), number: number}
 	for _, f := range prepare {
 		s.in(f)
 	}
 	s.node = i.start(host, i.ca.issue(t, host), func(c *Config) {
-		c.Interface, c.NoOffload, c.Streams = "kubelink", plain, 2
+		c.Interface, c.NoOffload, c.Streams = "kubelink", noOffload, 2
 		c.timing.silence, c.timing.write, c.timing.stable = 5*time.Second, 5*time.Second, 0
 		c.open = func() (dev device, err error) {
-			now := plain
+			now := noOffload
 			if s.node != nil && s.Bridge != nil {
 				now = s.Bridge.config.Load().NoOffload
 			}
@@ -82,16 +82,17 @@ func (s *site) configure() {
 // dual adds IPv6 to a link.
 func dual(p mesh.Peer, from, to byte) mesh.Peer {
 	p.Networks = append(p.Networks, netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", 10+to)))
-	p.Ingress = append(p.Ingress, mesh.Rule{Prefix: netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", 10+from)), Allow: true})
+	p.Ingress = append(p.Ingress, mesh.Rule{Prefix: netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", 10+from)),
+		Allow: true})
 	return p
 }
 
-func sites(t *testing.T, plainA, plainB bool, prepareA ...func()) (a, b *site) {
-	return newInternet(t).sites(t, plainA, plainB, prepareA...)
+func sites(t *testing.T, noOffloadA, noOffloadB bool, prepareA ...func()) (a, b *site) {
+	return newInternet(t).sites(t, noOffloadA, noOffloadB, prepareA...)
 }
 
-func (i *internet) sites(t *testing.T, plainA, plainB bool, prepareA ...func()) (a, b *site) {
-	a, b = i.site(t, "a.example", 1, plainA, prepareA...), i.site(t, "b.example", 2, plainB)
+func (i *internet) sites(t *testing.T, noOffloadA, noOffloadB bool, prepareA ...func()) (a, b *site) {
+	a, b = i.site(t, "a.example", 1, noOffloadA, prepareA...), i.site(t, "b.example", 2, noOffloadB)
 	a.set(dual(newLink("b", 1, 2, "b.example"), 1, 2))
 	b.set(dual(newLink("a", 2, 1, "a.example"), 2, 1))
 	a.awaitState("b", link.Up)
@@ -215,12 +216,12 @@ func checkTraffic(t *testing.T, a, b *site, size int) {
 // From kernel to kernel, with offloads at both ends or at one.
 func TestOffloadsEndToEnd(t *testing.T) {
 	for _, test := range []struct {
-		plainA, plainB bool
-		size           int
+		noOffloadA, noOffloadB bool
+		size                   int
 	}{{false, false, 50 << 20}, {false, true, 10 << 20}, {true, true, 4 << 20}} {
-		t.Run(fmt.Sprintf("plain=%v,%v", test.plainA, test.plainB), func(t *testing.T) {
-			a, b := sites(t, test.plainA, test.plainB)
-			if (a.TUN().Offloads == 0) != test.plainA || (b.TUN().Offloads == 0) != test.plainB {
+		t.Run(fmt.Sprintf("noOffload=%v,%v", test.noOffloadA, test.noOffloadB), func(t *testing.T) {
+			a, b := sites(t, test.noOffloadA, test.noOffloadB)
+			if (a.TUN().Offloads == 0) != test.noOffloadA || (b.TUN().Offloads == 0) != test.noOffloadB {
 				t.Fatalf("offloads %s and %s", a.TUN().Offloads, b.TUN().Offloads)
 			}
 			checkTraffic(t, a, b, test.size)
@@ -228,7 +229,7 @@ func TestOffloadsEndToEnd(t *testing.T) {
 	}
 }
 
-// Keys are not used for longer than they are good for: the sessions are made anew, one after the other. Nothing is lost.
+// New sessions replace the sessions with used-up keys, one after the other. No packet is lost.
 func TestKeysUsedUp(t *testing.T) {
 	i := newInternet(t)
 	i.records = 1000
@@ -247,21 +248,21 @@ func TestKeysUsedUp(t *testing.T) {
 	t.Log(dials()-before, "dials", a.Stats().Links["b"], b.Stats().Links["a"])
 }
 
-// The TUN of a link that is in use becomes a plain one, and one with offloads again. Connections through it live on.
+// The TUN of a link in use becomes one without offloads, and one with offloads again. Connections through it live on.
 func TestNoOffloadChanges(t *testing.T) {
 	a, b := sites(t, false, false)
-	for n, plain := range []bool{true, false} {
+	for n, noOffload := range []bool{true, false} {
 		for _, s := range []*site{a, b} {
 			transfer(t, a, b, b.v4(), 8<<20, func() {
 				before := *s.iface.device.Load()
 				c := s.config
-				c.NoOffload = plain
+				c.NoOffload = noOffload
 				if err := s.Configure(c.Settings); err != nil {
 					t.Error(err)
 				}
 				s.await("other TUN", func() bool {
 					now := *s.iface.device.Load()
-					return now != before && now != device(noDevice{}) && (now.Offloads() == 0) == plain
+					return now != before && now != device(noDevice{}) && (now.Offloads() == 0) == noOffload
 				})
 				s.configure()
 			})
@@ -273,7 +274,8 @@ func TestNoOffloadChanges(t *testing.T) {
 					p.mu.Lock()
 					defer p.mu.Unlock()
 					for _, s := range p.sessions {
-						if s.flags != s.theirFlags&x.featureFlags() || (s.flags&flagOffload != 0) != (a.TUN().Offloads&b.TUN().Offloads != 0) {
+						if s.flags != s.theirFlags&x.featureFlags() ||
+							(s.flags&flagOffload != 0) != (a.TUN().Offloads&b.TUN().Offloads != 0) {
 							return false
 						}
 					}
@@ -299,12 +301,12 @@ func TestTUNTakeover(t *testing.T) {
 			}
 			return link.Attrs().Index
 		}
-		for n, plain := range []bool{true, false, false, true, true, false} {
+		for n, noOffload := range []bool{true, false, false, true, true, false} {
 			for _, up := range []bool{false, true} {
 				var dev device
 				var err error
-				for deadline := time.Now().Add(5 * time.Second); ; { // the kernel may tell late that nobody has it
-					if dev, err = openTUN("kubelink", DefaultMTU, plain); err == nil || time.Now().After(deadline) {
+				for deadline := time.Now().Add(5 * time.Second); ; { // the kernel may tell late that no process has it
+					if dev, err = openTUN("kubelink", DefaultMTU, noOffload); err == nil || time.Now().After(deadline) {
 						break
 					}
 					t.Logf("step %d, up %v: %v", n, up, err)
@@ -314,23 +316,23 @@ func TestTUNTakeover(t *testing.T) {
 					t.Errorf("step %d: %v", n, err)
 					return
 				}
-				if (dev.Offloads() == 0) != plain {
+				if (dev.Offloads() == 0) != noOffload {
 					t.Errorf("step %d: offloads %s", n, dev.Offloads())
 				}
 				if up {
 					configure(t, "kubelink", "192.168.0.11/24")
 				}
 				before := index()
-				for _, other := range []bool{plain, !plain} { // another process
+				for _, other := range []bool{noOffload, !noOffload} { // another process
 					second, err := openTUN("kubelink", DefaultMTU, other)
-					if err == nil && !(other == plain && !plain) { // several queues may be shared
-						t.Errorf("step %d, up %v: opened again, plain %v, while in use as plain %v", n, up, other, plain)
+					if err == nil && !(other == noOffload && !noOffload) { // several queues may be shared
+						t.Errorf("step %d, up %v: opened again, noOffload %v, while in use as noOffload %v", n, up, other, noOffload)
 					}
 					if err == nil {
 						second.Close(true)
 					}
 					if index() != before {
-						t.Errorf("step %d, up %v: was replaced while in use (plain %v, other plain %v)", n, up, plain, other)
+						t.Errorf("step %d, up %v: was replaced while in use (noOffload %v, other noOffload %v)", n, up, noOffload, other)
 					}
 				}
 				if err := dev.Close(true); err != nil {
@@ -349,8 +351,8 @@ func TestTUNTakeover(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		for _, plain := range []bool{false, true} {
-			if _, err := openTUN("tap", DefaultMTU, plain); err == nil {
+		for _, noOffload := range []bool{false, true} {
+			if _, err := openTUN("tap", DefaultMTU, noOffload); err == nil {
 				t.Error("opened a TAP")
 			}
 		}
@@ -371,7 +373,8 @@ func TestGatewayCuts(t *testing.T) {
 	})
 	c := i.site(t, "c.example", 3, true)
 	via := func(p mesh.Peer, to byte) mesh.Peer {
-		p.Networks = append(p.Networks, netip.MustParsePrefix(fmt.Sprintf("192.168.0.%d/32", 10+to)), netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", 10+to)))
+		p.Networks = append(p.Networks, netip.MustParsePrefix(fmt.Sprintf("192.168.0.%d/32", 10+to)),
+			netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", 10+to)))
 		return p
 	}
 	a.set(via(dual(newLink("g", 1, 2, "g.example"), 1, 2), 3))
@@ -409,7 +412,7 @@ func (h *heldBytes) measure(b *Bridge) {
 	}
 }
 
-// Peers that do not read are flooded: what is held for them is bounded, and others are not disturbed.
+// Peers that do not read are flooded: the bytes held for them are bounded, and other links are not disturbed.
 func TestMemoryBound(t *testing.T) {
 	for _, size := range []int{60, 65000} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -520,7 +523,7 @@ type endless struct {
 func (e *endless) TryRead(b []byte) (int, error) { return copy(b, e.packet), e.read() }
 func (e *endless) Read(b []byte) (int, error)    { return e.TryRead(b) }
 
-// A TUN reader that always has something to send lets others have their turn.
+// A TUN reader that always has something to send gives other goroutines their turn.
 func TestReaderYields(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	o, s := newTestSession(t)
@@ -540,7 +543,7 @@ func TestReaderYields(t *testing.T) {
 		t.Error(err)
 	}
 	if !ran.Load() {
-		t.Errorf("nobody else had a turn while %d packets were sent", turns())
+		t.Errorf("no other goroutine had a turn while %d packets were sent", turns())
 	}
 }
 

@@ -195,7 +195,8 @@ type internet struct {
 }
 
 func newInternet(t testing.TB) *internet {
-	return &internet{t: t, ca: newAuthority(t), hosts: map[string]string{}, frozen: make(chan struct{}), dials: map[string]int{}, records: defaultTiming.maxRecords}
+	return &internet{t: t, ca: newAuthority(t), hosts: map[string]string{}, frozen: make(chan struct{}),
+		dials: map[string]int{}, records: defaultTiming.maxRecords}
 }
 
 func (i *internet) dial(ctx context.Context, network, address string) (net.Conn, error) {
@@ -274,7 +275,8 @@ func testTiming(i *internet) *timing {
 		dial: 2 * time.Second, handshake: 5 * time.Second, tls: 5 * time.Second, write: 300 * time.Millisecond,
 		ping: 20 * time.Millisecond, silence: cmp.Or(i.silence, 5*time.Second), stale: time.Second,
 		backoff: 2 * time.Millisecond, backoffUsed: 20 * time.Millisecond, backoffIdle: 50 * time.Millisecond,
-		recently: time.Minute, stable: 20 * time.Millisecond, followDelay: 10 * time.Millisecond, maxRecords: i.records, dialer: i.dial,
+		recently: time.Minute, stable: 20 * time.Millisecond, followDelay: 10 * time.Millisecond, maxRecords: i.records,
+		dialer: i.dial,
 	}
 }
 
@@ -286,7 +288,8 @@ func (i *internet) start(host string, creds *link.Credentials, change ...func(*C
 	i.t.Helper()
 	n := &node{t: i.t, tun: newMemTUN(), events: make(chan struct{}, 1), unknown: make(chan link.UnknownPeer, 16)}
 	n.config = Config{
-		Interface: "mem", open: openerOf(n.tun), timing: testTiming(i), Log: quiet, Settings: link.Settings{AdvertisedPort: 80},
+		Interface: "mem", open: openerOf(n.tun), timing: testTiming(i), Log: quiet,
+		Settings: link.Settings{AdvertisedPort: 80},
 		Changed: func() {
 			for _, s := range n.Statuses() {
 				if s.State == link.Up {
@@ -425,7 +428,8 @@ func newLink(name string, from, to byte, host string) mesh.Peer {
 	return mesh.Peer{
 		Link: name, Host: host, Port: 80,
 		Local: mesh.Prefixes{netip.PrefixFrom(mine, 24)}, Addresses: mesh.Prefixes{netip.PrefixFrom(theirs, 24)},
-		Networks: []netip.Prefix{netip.PrefixFrom(theirs, 32), netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, to, 0}), 24)},
+		Networks: []netip.Prefix{netip.PrefixFrom(theirs, 32),
+			netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, to, 0}), 24)},
 		Ingress: []mesh.Rule{
 			{Prefix: netip.PrefixFrom(mine, 32), Allow: true},
 			{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, from, 0}), 24), Allow: true},
@@ -434,10 +438,12 @@ func newLink(name string, from, to byte, host string) mesh.Peer {
 }
 
 var spec = mesh.Peer{
-	Link: "b", Host: "b", Port: 80, Local: mesh.Prefixes{netip.MustParsePrefix("192.168.0.11/24")}, Addresses: mesh.Prefixes{netip.MustParsePrefix("192.168.0.12/24")},
-	Networks: []netip.Prefix{netip.MustParsePrefix("192.168.0.12/32"), netip.MustParsePrefix("fd00::12/128")},
+	Link: "b", Host: "b", Port: 80, Local: mesh.Prefixes{netip.MustParsePrefix("192.168.0.11/24")},
+	Addresses: mesh.Prefixes{netip.MustParsePrefix("192.168.0.12/24")},
+	Networks:  []netip.Prefix{netip.MustParsePrefix("192.168.0.12/32"), netip.MustParsePrefix("fd00::12/128")},
 	Ingress: []mesh.Rule{
-		{Prefix: netip.MustParsePrefix("100.64.0.0/20"), Allow: true}, {Prefix: netip.MustParsePrefix("fd00::11/128"), Allow: true},
+		{Prefix: netip.MustParsePrefix("100.64.0.0/20"), Allow: true},
+		{Prefix: netip.MustParsePrefix("fd00::11/128"), Allow: true},
 		{Prefix: netip.MustParsePrefix("100.64.1.0/24"), Allow: false},
 	},
 }

@@ -117,8 +117,10 @@ func TestTooBigKernel(t *testing.T) {
 		header                          int // of IP and UDP
 		level, discover, always, mtu    int // of socket options
 	}{
-		{"IPv4", "192.168.0.11", "192.168.0.21", "192.168.0.22", "192.168.0.23", 28, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO, unix.IP_MTU},
-		{"IPv6", "fd00::11", "fd00::21", "fd00::22", "fd00::23", 48, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, unix.IPV6_MTU},
+		{"IPv4", "192.168.0.11", "192.168.0.21", "192.168.0.22", "192.168.0.23", 28, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER,
+			unix.IP_PMTUDISC_DO, unix.IP_MTU},
+		{"IPv6", "fd00::11", "fd00::21", "fd00::22", "fd00::23", 48, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER,
+			unix.IPV6_PMTUDISC_DO, unix.IPV6_MTU},
 	} {
 		pathMTU := func(conn syscall.Conn) (got int) {
 			t.Helper()
@@ -195,7 +197,7 @@ func TestTooBigKernel(t *testing.T) {
 		}
 
 		// Of a datagram that comes in fragments, the first is answered for IPv6. For IPv4 they have
-		// no DF, so that nobody learns.
+		// no DF, so that no sender learns.
 		address = netip.AddrPortFrom(netip.MustParseAddr(f.datagram), 8)
 		large, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(f.local), Port: 8}, net.UDPAddrFromAddrPort(address))
 		if err != nil {
@@ -222,7 +224,8 @@ func TestTooBigKernel(t *testing.T) {
 			t.Errorf("%s: %d bytes came back, %v", f.name, n, err)
 		}
 		if got := pathMTU(large); got != want || answered.Load()-before != answers {
-			t.Errorf("%s: path MTU of fragments is %d after %d answers, want %d after %d", f.name, got, answered.Load()-before, want, answers)
+			t.Errorf("%s: path MTU of fragments is %d after %d answers, want %d after %d", f.name, got, answered.Load()-before,
+				want, answers)
 		}
 	}
 	if n := silent.Load(); n != 2+1 { // of IPv4 two without DF, of IPv6 one that is not the first

@@ -23,7 +23,8 @@ type legacyPeer struct {
 // dialLegacy connects to a bridge and says hello at once.
 func dialLegacy(t *testing.T, i *internet, n *node) *legacyPeer {
 	c := i.ca.issue(t, "b.example")
-	conn, err := tls.Dial("tcp", n.address(), &tls.Config{Certificates: []tls.Certificate{c.Certificate}, RootCAs: i.ca.pool, ServerName: "a.example"})
+	conn, err := tls.Dial("tcp", n.address(), &tls.Config{Certificates: []tls.Certificate{c.Certificate},
+		RootCAs: i.ca.pool, ServerName: "a.example"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +36,8 @@ func dialLegacy(t *testing.T, i *internet, n *node) *legacyPeer {
 
 func (f *legacyPeer) hello() {
 	// 192.168.0.12/24, mask in its long form, no service network, port 80, extension 2
-	f.write(1, unhex("00000000000000000000ffff c0a8000c ffffffffffffffffffffffff ffffff00"+noneHex+portHex+"0015"+"02 0012"+"636c75737465722e6c6f63616c 00 6440200a"))
+	f.write(1, unhex("00000000000000000000ffff c0a8000c ffffffffffffffffffffffff ffffff00"+noneHex+portHex+"0015"+
+		"02 0012"+"636c75737465722e6c6f63616c 00 6440200a"))
 }
 
 func (f *legacyPeer) write(typ byte, payload []byte) {
@@ -70,11 +72,13 @@ func (f *legacyPeer) read() (byte, []byte) {
 func (f *legacyPeer) exchangePackets(a *node) {
 	t := f.t
 	typ, hello := f.read()
-	if typ != 1 || len(hello) < 80 || string(hello[10:16]) != "\xff\xff\xc0\xa8\x00\x0b" || string(hello[28:32]) != "\xff\xff\xff\x00" {
+	if typ != 1 || len(hello) < 80 || string(hello[10:16]) != "\xff\xff\xc0\xa8\x00\x0b" ||
+		string(hello[28:32]) != "\xff\xff\xff\x00" {
 		t.Fatalf("hello: type %d, %x", typ, hello)
 	}
 	a.awaitState("b", link.Up)
-	if d := a.status("b").Announced.DNS; d == nil || d.ClusterDomain != "cluster.local" || d.Address.String() != "100.64.32.10" {
+	if d := a.status("b").Announced.DNS; d == nil || d.ClusterDomain != "cluster.local" ||
+		d.Address.String() != "100.64.32.10" {
 		t.Errorf("announced %+v", d)
 	}
 	a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 17001, 1)
@@ -112,7 +116,8 @@ func TestLegacyPeerDials(t *testing.T) {
 func TestLegacyPeerAccepts(t *testing.T) {
 	i := newInternet(t)
 	c := i.ca.issue(t, "b.example")
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{c.Certificate}, ClientAuth: tls.RequireAnyClientCert})
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{c.Certificate},
+		ClientAuth: tls.RequireAnyClientCert})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +138,8 @@ func TestLegacyPeerAccepts(t *testing.T) {
 func TestPeerThatDoesNotRead(t *testing.T) {
 	i := newInternet(t)
 	var log syncBuffer
-	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	a := i.start("a.example", i.ca.issue(t, "a.example"),
+		func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	c := i.start("c.example", i.ca.issue(t, "c.example"))
 	a.set(newLink("b", 1, 2, "b.example"), newLink("c", 1, 3, "c.example"))
 	c.set(newLink("a", 3, 1, "a.example"))

@@ -128,7 +128,8 @@ func flows(mss uint16) (all []flow) {
 }
 
 func (f flow) String() string {
-	return fmt.Sprintf("v6 %v, TCP %v, %d+%d bytes of options, flags %#x, MSS %d", f.v6, f.tcp, f.ipOptions, f.tcpOptions, f.flags, f.mss)
+	return fmt.Sprintf("v6 %v, TCP %v, %d+%d bytes of options, flags %#x, MSS %d", f.v6, f.tcp, f.ipOptions, f.tcpOptions,
+		f.flags, f.mss)
 }
 
 func noise(n int) []byte {
@@ -261,7 +262,8 @@ func TestValidateFor(t *testing.T) {
 		{"extensions without end", tcp6, func(_ *vnetHeader, p []byte) { clear(p[40:]) }, false},
 		{"SCTP", udp, func(h *vnetHeader, p []byte) { h.gsoType, p[9] = 0, protocolSCTP }, false},
 		{"another protocol", udp, func(h *vnetHeader, p []byte) { h.gsoType, p[9] = 0, 4 }, true},
-		{"another protocol, too early", udp, func(h *vnetHeader, p []byte) { h.gsoType, p[9], h.csumStart = 0, 4, 19 }, false},
+		{"another protocol, too early", udp, func(h *vnetHeader, p []byte) { h.gsoType, p[9], h.csumStart = 0, 4, 19 },
+			false},
 		{"segments of another protocol", udp, func(_ *vnetHeader, p []byte) { p[9] = 4 }, false},
 	} {
 		h, packet := test.flow.super(make([]byte, 3000))
@@ -407,7 +409,8 @@ func vnetTUN(name string, offloads bool) (*os.File, error) {
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 1); err != nil {
 			return nil, err
 		}
-		if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6|unix.TUN_F_USO4|unix.TUN_F_USO6); err != nil {
+		if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD,
+			unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6|unix.TUN_F_USO4|unix.TUN_F_USO6); err != nil {
 			return nil, err
 		}
 	}
@@ -417,8 +420,9 @@ func vnetTUN(name string, offloads bool) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil
 }
 
-// newVnetTUN is a TUN of a namespace, up, with addresses and with routes to others.
-func newVnetTUN(t *testing.T, in func(func()), name string, offloads bool, addrs []string, routes ...string) (tun *os.File) {
+// newVnetTUN is a TUN of a namespace, up, with addresses and with routes to other hosts.
+func newVnetTUN(t *testing.T, in func(func()), name string, offloads bool, addrs []string,
+	routes ...string) (tun *os.File) {
 	in(func() {
 		var err error
 		if tun, err = vnetTUN(name, offloads); err != nil {
@@ -641,14 +645,14 @@ func TestOffloadKernel(t *testing.T) {
 		}
 		defer peer.Close()
 		data := noise(1 << 20)
-		go func() {
+		go func(conn net.Conn) {
 			for rest := data; len(rest) > 0; {
 				n := min(len(rest), 1+rand.IntN(100000))
 				conn.Write(rest[:n])
 				rest = rest[n:]
 			}
 			conn.Close()
-		}()
+		}(conn)
 		peer.SetDeadline(time.Now().Add(30 * time.Second))
 		if got, err := io.ReadAll(peer); err != nil || !bytes.Equal(got, data) {
 			t.Errorf("TCP to %s: %d bytes of %d, %v", dst, len(got), len(data), err)
@@ -695,7 +699,10 @@ func setSegment(t *testing.T, conn net.Conn, size int) {
 	t.Helper()
 	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err == nil {
-		if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) }); e != nil {
+		if e := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT,
+				size)
+		}); e != nil {
 			err = e
 		}
 	}
@@ -801,7 +808,8 @@ func BenchmarkSum(b *testing.B) {
 }
 
 func BenchmarkSegments(b *testing.B) {
-	for _, f := range []flow{{tcp: true, tcpOptions: 12, mss: 1448}, {mss: 1400}, {tcp: true, tcpOptions: 12, mss: 1428, v6: true}, {tcp: true, mss: 64}} {
+	for _, f := range []flow{{tcp: true, tcpOptions: 12, mss: 1448}, {mss: 1400},
+		{tcp: true, tcpOptions: 12, mss: 1428, v6: true}, {tcp: true, mss: 64}} {
 		b.Run(fmt.Sprintf("TCP=%v/v6=%v/%d", f.tcp, f.v6, f.mss), func(b *testing.B) {
 			h, packet := f.super(noise(65000))
 			to := make([]byte, 2000)

@@ -270,7 +270,7 @@ func TestICMPLimiter(t *testing.T) {
 	}
 }
 
-// FuzzPacket: whatever a peer sends, what reaches the TUN is sound, from the peer and within ingress.
+// FuzzPacket: all packets that reach the TUN are valid, from the peer and within ingress.
 func FuzzPacket(f *testing.F) {
 	f.Add(packet("192.168.0.12", "100.64.0.1", 64, 60, 0), []byte{})
 	f.Add(packet("fd00::12", "fd00::11", 64, 60, 0), []byte{1, 0, 0, 0, 0, 0, 40, 0, 6, 0})
@@ -288,7 +288,8 @@ func FuzzPacket(f *testing.F) {
 	}
 	b.router.table.Store(routes)
 	icmp := make([]byte, 1280)
-	sess := newSession(p, null{}, newBatchConn(null{}, time.Second), true, 0, p.featureFlags(), &hello{capable: true, flags: ^uint32(0)})
+	sess := newSession(p, null{}, newBatchConn(null{}, time.Second), true, 0, p.featureFlags(),
+		&hello{capable: true, flags: ^uint32(0)})
 	sess.flags |= flagOffload | flagUSO
 	f.Fuzz(func(t *testing.T, in, vnet []byte) {
 		var offload []byte
@@ -305,7 +306,8 @@ func FuzzPacket(f *testing.F) {
 			out := <-tun.out
 			src, dst, ok := parseAddresses(out)
 			if !ok || src != spec.Addresses.First().Addr() && src != netip.MustParseAddr("fd00::12") ||
-				!spec.Ingress[0].Prefix.Contains(dst) && !spec.Ingress[1].Prefix.Contains(dst) || spec.Ingress[2].Prefix.Contains(dst) {
+				!spec.Ingress[0].Prefix.Contains(dst) && !spec.Ingress[1].Prefix.Contains(dst) ||
+				spec.Ingress[2].Prefix.Contains(dst) {
 				t.Fatalf("passed: %x", out)
 			}
 		}

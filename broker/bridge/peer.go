@@ -23,7 +23,7 @@ import (
 
 // peer is the other end of a link.
 type peer struct {
-	mesh.Peer // the fields that never change in the life of the peer are read: Link, Local, Services, Addresses, Host, Port
+	mesh.Peer // only fields that never change are read: Link, Local, Services, Addresses, Host, Port
 	*shared
 	router   *router
 	iface    *iface

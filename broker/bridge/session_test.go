@@ -81,7 +81,7 @@ func (j *judgeTUN) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// FuzzSession: whatever comes from a peer, and however it is cut, what gets to the TUN is sound, and the same.
+// FuzzSession: all packets that reach the TUN are valid, and the same however the bytes from the peer are cut.
 func FuzzSession(f *testing.F) {
 	type end struct {
 		*session
@@ -133,7 +133,8 @@ func FuzzSession(f *testing.F) {
 		used, sum, many, failed := take(max(1, len(in)))
 		used2, sum2, many2, failed2 := take(int(step) + 1)
 		if used != used2 || sum != sum2 || many != many2 || failed != failed2 {
-			t.Errorf("at once: %d bytes gave %d packets, failed %v; in parts of %d: %d bytes, %d packets, %v", used, many, failed, int(step)+1, used2, many2, failed2)
+			t.Errorf("at once: %d bytes gave %d packets, failed %v; in parts of %d: %d bytes, %d packets, %v", used, many,
+				failed, int(step)+1, used2, many2, failed2)
 		}
 	})
 }

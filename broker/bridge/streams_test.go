@@ -16,18 +16,21 @@ import (
 )
 
 // newStreamPair is two bridges, a (which leads) and b, over sockets and not linked yet, with a number of streams each.
-func newStreamPair(t *testing.T, ours, theirs int, change ...func(*Config)) (i *internet, a, b *node, most *atomic.Int64) {
+func newStreamPair(t *testing.T, ours, theirs int, change ...func(*Config)) (i *internet, a, b *node,
+	most *atomic.Int64) {
 	t.Helper()
 	i, most = newInternet(t), new(atomic.Int64)
 	start := func(host string, streams int) *node {
 		var n *node
 		n = i.start(host, i.ca.issue(t, host), append(change, func(c *Config) {
 			c.Streams = streams
-			c.timing.silence, c.timing.write, c.timing.stale = 20*time.Second, 20*time.Second, time.Minute // a busy machine is no loss
+			// a busy machine is no loss
+			c.timing.silence, c.timing.write, c.timing.stale = 20*time.Second, 20*time.Second, time.Minute
 			told := c.Changed
 			c.Changed = func() {
 				for _, s := range n.Statuses() {
-					for now, had := int64(s.Dialled+s.Accepted), most.Load(); now > had && !most.CompareAndSwap(had, now); had = most.Load() {
+					for now, had := int64(s.Dialled+s.Accepted), most.Load(); now > had &&
+						!most.CompareAndSwap(had, now); had = most.Load() {
 					}
 				}
 				told()
@@ -84,7 +87,8 @@ func TestStreams(t *testing.T) {
 			a.set(newLink("b", 1, 2, "b.example"))
 			a.await("sessions of a", a.enough(test.want))
 			b.await("sessions of b", func() bool { return b.count() == test.want })
-			if s, r := a.status("b"), b.status("a"); s.Accepted > 0 || r.Dialled > 0 || s.State != link.Up || r.State != link.Up {
+			if s, r := a.status("b"), b.status("a"); s.Accepted > 0 || r.Dialled > 0 || s.State != link.Up ||
+				r.State != link.Up {
 				t.Errorf("a: %+v, b: %+v", s, r)
 			}
 			awaitAgreement(t, a, b)
@@ -103,7 +107,8 @@ func TestStreams(t *testing.T) {
 func TestStreamsBothDial(t *testing.T) {
 	for _, n := range []int{1, 4} {
 		for range 5 {
-			_, a, b, most := newStreamPair(t, n, n, func(c *Config) { c.timing.followDelay = time.Second }) // for dials that are under way
+			// for dials that are under way
+			_, a, b, most := newStreamPair(t, n, n, func(c *Config) { c.timing.followDelay = time.Second })
 			var wg sync.WaitGroup
 			wg.Go(func() { a.set(newLink("b", 1, 2, "b.example")) })
 			wg.Go(func() { b.set(newLink("a", 2, 1, "a.example")) })
@@ -152,7 +157,8 @@ func TestStreamsFollow(t *testing.T) {
 func dialAs(t *testing.T, i *internet, a *node, h *hello) (net.Conn, *hello, error) {
 	t.Helper()
 	c := i.ca.issue(t, "b.example")
-	conn, err := tls.Dial("tcp", a.address(), &tls.Config{Certificates: []tls.Certificate{c.Certificate}, RootCAs: i.ca.pool, ServerName: "a.example"})
+	conn, err := tls.Dial("tcp", a.address(), &tls.Config{Certificates: []tls.Certificate{c.Certificate},
+		RootCAs: i.ca.pool, ServerName: "a.example"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -350,7 +356,8 @@ func TestLostStreams(t *testing.T) {
 	}
 	close(end)
 	sent := <-ended
-	t.Logf("%d packets sent, %d arrived, %d dialled and %d accepted sessions lost, at most %d; %v", sent, arrived.Load(), dialled, accepted, most.Load(), a.Stats().Links["b"].Drops)
+	t.Logf("%d packets sent, %d arrived, %d dialled and %d accepted sessions lost, at most %d; %v", sent, arrived.Load(),
+		dialled, accepted, most.Load(), a.Stats().Links["b"].Drops)
 	a.await("all packets are accounted for", func() bool {
 		s := a.Stats().Links["b"]
 		total := s.TxPackets
@@ -452,46 +459,6 @@ func TestStreamsOrder(t *testing.T) {
 	}
 }
 
-// A flow moves to a session that was added only after a pause, and at once when its own is lost.
-func TestFlowPause(t *testing.T) {
-	p, _ := newTestPeer(t)
-	s := [2]*session{}
-	for i := range s {
-		s[i] = newSession(p, null{}, newBatchConn(null{}, time.Second), false, i, p.featureFlags(), &hello{flags: flagStreams})
-	}
-	old := newFlowTable(s[:1], nil)
-	for i := range old {
-		old[i].pickSession(time.Second)
-	}
-	now := newFlowTable(s[:], old)
-	moves := 0
-	for i := range now {
-		if now[i].next == s[0] {
-			continue
-		}
-		moves++
-		for at := time.Second; at < 2*time.Second; at += flowPause / 2 {
-			if now[i].pickSession(at) != s[0] {
-				t.Fatalf("moved after %s without a pause", at-time.Second)
-			}
-		}
-		for range 2 { // and stays there
-			if now[i].pickSession(2*time.Second+2*flowPause) != s[1] {
-				t.Fatal("does not move")
-			}
-		}
-		if next := newFlowTable(s[:], now); next[i].activeSession() != s[1] {
-			t.Fatal("moved back")
-		}
-		if next := newFlowTable(s[:1], now); next[i].activeSession() != s[0] {
-			t.Fatal("stays on a session that was lost")
-		}
-	}
-	if moves < 90 || moves > 166 {
-		t.Errorf("%d of 256 move", moves)
-	}
-}
-
 // A certificate is replaced, the peer restarts: no more streams than agreed on are left over.
 func TestStreamsOfNewProcess(t *testing.T) {
 	i, a, b, _ := newStreamPair(t, 4, 4)
@@ -505,46 +472,4 @@ func TestStreamsOfNewProcess(t *testing.T) {
 	a.awaitPeer(b)
 	awaitAgreement(t, a, b)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
-}
-
-// A peer that says hello and goes, again and again, is dialled less and less often.
-func TestFlappingPeer(t *testing.T) {
-	i := newInternet(t)
-	c := i.ca.issue(t, "b.example")
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := tls.NewListener(tcp, &tls.Config{Certificates: []tls.Certificate{c.Certificate}, ClientAuth: tls.RequireAnyClientCert})
-	defer l.Close()
-	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) {
-		c.timing.backoff, c.timing.backoffUsed, c.timing.backoffIdle, c.timing.stable = 4*time.Millisecond, 150*time.Millisecond, 150*time.Millisecond, time.Hour
-	})
-	i.name("b.example", l.Addr().String())
-	h := &hello{capable: true, flags: flagStreams, instance: 7, streams: 1, Announcement: link.Announcement{Address: netip.MustParsePrefix("192.168.0.12/24")}}
-	payload, err := h.appendPayload(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.set(newLink("b", 1, 2, "b.example"))
-	start := time.Now()
-	const dials = 12
-	for range dials {
-		tcp.(*net.TCPListener).SetDeadline(time.Now().Add(10 * time.Second))
-		conn, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn.SetDeadline(time.Now().Add(10 * time.Second))
-		if _, err := readHello(conn); err != nil {
-			t.Fatal(err)
-		}
-		conn.Write(appendFrame(nil, frameHello, payload))
-		a.awaitState("b", link.Up)
-		conn.Close()
-		a.awaitState("b", link.Down)
-	}
-	if d := time.Since(start); d < 400*time.Millisecond {
-		t.Errorf("%d dials within %s", dials, d)
-	}
 }

@@ -108,7 +108,7 @@ func TestKernelTUN(t *testing.T) {
 	inA(func() { ping(t, "192.168.0.12") })
 	inB(func() { ping(t, "192.168.0.11") })
 
-	// A device that somebody deletes comes back.
+	// A device that a user deletes comes back.
 	inB(func() {
 		if dev, err := netlink.LinkByName("kubelink"); err != nil || netlink.LinkDel(dev) != nil {
 			t.Errorf("delete device: %v", err)
@@ -123,12 +123,13 @@ func TestKernelTUN(t *testing.T) {
 	// What cannot be reached fails at once.
 	inA(func() {
 		if _, err := net.DialTimeout("tcp", "192.168.0.99:80", 5*time.Second); !errors.Is(err, syscall.EHOSTUNREACH) {
-			t.Errorf("dial nobody: %v", err)
+			t.Errorf("dial a missing host: %v", err)
 		}
 	})
 
 	inA(func() {
-		if _, err := Open(Config{Interface: "lo", Log: quiet}); err == nil || !strings.Contains(err.Error(), "a device of another kind has this name") {
+		if _, err := Open(Config{Interface: "lo", Log: quiet}); err == nil ||
+			!strings.Contains(err.Error(), "a device of another kind has this name") {
 			t.Errorf("opened lo: %v", err)
 		}
 	})

@@ -53,16 +53,24 @@ var hellos = []struct {
 	{"IPv6", "fd000000000000000000000000000001 ffffffffffffffff0000000000000000" + noneHex + portHex + "0000",
 		hello{Announcement: link.Announcement{Address: netip.MustParsePrefix("fd00::1/64"), AdvertisedPort: 80}}, false},
 	{"API access", ip4Hex + maskHex + noneHex + portHex + "000a" + "01 0007" + "746f6b 00 504d45",
-		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80, API: &link.APIInfo{Token: "tok", CACert: []byte("PME")}}}, false},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80,
+			API: &link.APIInfo{Token: "tok", CACert: []byte("PME")}}}, false},
 	{"DNS", ip4Hex + maskHex + noneHex + portHex + "0015" + "02 0012" + "636c75737465722e6c6f63616c 00 6440100a",
-		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80, DNS: &link.DNSInfo{ClusterDomain: "cluster.local", Address: netip.MustParseAddr("100.64.16.10")}}}, false},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80,
+			DNS: &link.DNSInfo{ClusterDomain: "cluster.local", Address: netip.MustParseAddr("100.64.16.10")}}}, false},
 	{"DNS IPv6", ip4Hex + maskHex + noneHex + portHex + "0015" + "02 0012" + "63 00 fd00000000000000000000000000000a",
-		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80, DNS: &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("fd00::a")}}}, false},
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80,
+			DNS: &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("fd00::a")}}}, false},
 	{"DNS without address", ip4Hex + maskHex + noneHex + portHex + "0005" + "02 0002" + "63 00",
-		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80, DNS: &link.DNSInfo{ClusterDomain: "c"}}}, false},
-	{"all and capabilities", ip4Hex + maskHex + noneHex + portHex + "0021" + "01 0004 74 00 5045" + "02 0006 63 00 6440100a" + "80 000e 00000003 0102030405060708 02 01",
-		hello{link.Announcement{Address: address, AdvertisedPort: 80, API: &link.APIInfo{Token: "t", CACert: []byte("PE")}, DNS: &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("100.64.16.10")}}, true, 3, 0x0102030405060708, 2, 1}, false},
-	{"unknown extension", ip4Hex + maskHex + noneHex + portHex + "0019" + "09 0003 ffffff" + "80 0010 00000001 0000000000000007 0403 aaaa",
+		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80, DNS: &link.DNSInfo{ClusterDomain: "c"}}},
+		false},
+	{"all and capabilities", ip4Hex + maskHex + noneHex + portHex + "0021" + "01 0004 74 00 5045" +
+		"02 0006 63 00 6440100a" + "80 000e 00000003 0102030405060708 02 01",
+		hello{link.Announcement{Address: address, AdvertisedPort: 80, API: &link.APIInfo{Token: "t", CACert: []byte("PE")},
+			DNS: &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("100.64.16.10")}}, true, 3, 0x0102030405060708,
+			2, 1}, false},
+	{"unknown extension", ip4Hex + maskHex + noneHex + portHex + "0019" + "09 0003 ffffff" +
+		"80 0010 00000001 0000000000000007 0403 aaaa",
 		hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3}, true},
 	{"capabilities without streams", ip4Hex + maskHex + noneHex + portHex + "000f" + "80 000c 00000001 0000000000000007",
 		hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 0, 0}, true},
@@ -104,8 +112,10 @@ func TestHelloErrors(t *testing.T) {
 		{"empty", "", "hello of 0 bytes: truncated"},
 		{"short", ip4Hex, "hello of 16 bytes: truncated"},
 		{"no address", noneHex + noneHex + portHex + "0000", "no cluster address"},
-		{"mask with gaps", ip4Hex + "000000000000000000000000 ff00ff00" + noneHex + portHex + "0000", "mask ff00ff00 of 192.168.0.11 has gaps"},
-		{"mask of service network", ip4Hex + maskHex + svcHex + "000000000000000000000000 0000000f" + portHex + "0000", "service network in hello: mask"},
+		{"mask with gaps", ip4Hex + "000000000000000000000000 ff00ff00" + noneHex + portHex + "0000",
+			"mask ff00ff00 of 192.168.0.11 has gaps"},
+		{"mask of service network", ip4Hex + maskHex + svcHex + "000000000000000000000000 0000000f" + portHex + "0000",
+			"service network in hello: mask"},
 		{"extensions missing", ip4Hex + maskHex + noneHex + portHex + "0004 01", "extensions of hello: truncated"},
 		{"extension cut", ip4Hex + maskHex + noneHex + portHex + "0004 01 0002 aa", "extension of hello: truncated"},
 		{"extension header cut", ip4Hex + maskHex + noneHex + portHex + "0002 01 00", "extension of hello: truncated"},
@@ -114,7 +124,8 @@ func TestHelloErrors(t *testing.T) {
 			t.Errorf("%s: %v, expected %q", test.name, err, test.want)
 		}
 	}
-	big := hello{Announcement: link.Announcement{Address: address, API: &link.APIInfo{Token: "t", CACert: make([]byte, 17000)}}}
+	big := hello{Announcement: link.Announcement{Address: address,
+		API: &link.APIInfo{Token: "t", CACert: make([]byte, 17000)}}}
 	if _, err := big.appendPayload(nil); err == nil || !strings.Contains(err.Error(), "peers read 17000") {
 		t.Errorf("too large: %v", err)
 	}

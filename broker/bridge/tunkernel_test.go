@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refuseIoctl lets ioctls with the request fail on this thread from now on: all of them, or with bits only those whose
+// refuseIoctl lets ioctls with the request fail on this thread from now on: all of them, or with bits only ioctls whose
 // argument has some of these. Nothing makes that undone: the thread has to end.
 func refuseIoctl(request, bits uint32, errno syscall.Errno) error {
 	const (
@@ -62,7 +62,8 @@ func TestKernelRefusesOffloads(t *testing.T) {
 				}
 			})
 			dev := (*a.iface.device.Load()).(*kernelTUN)
-			if dev.offloads != test.offloads || test.queues != 0 && len(dev.queues) != test.queues || !errors.Is(dev.refused, test.refused) {
+			if dev.offloads != test.offloads || test.queues != 0 && len(dev.queues) != test.queues ||
+				!errors.Is(dev.refused, test.refused) {
 				t.Errorf("offloads %s, %d queues, refused: %v", dev.offloads, len(dev.queues), dev.refused)
 			}
 			if info := a.TUN(); info.Offloads != test.offloads {
@@ -106,9 +107,9 @@ func TestOpenFailsForAMoment(t *testing.T) {
 
 // TestTUNIsNotInherited: programs that the broker runs, such as iptables, do not get it.
 func TestTUNIsNotInherited(t *testing.T) {
-	for _, plain := range []bool{false, true} {
+	for _, noOffload := range []bool{false, true} {
 		namespace(t)(func() {
-			dev, err := openTUN("kubelink", DefaultMTU, plain)
+			dev, err := openTUN("kubelink", DefaultMTU, noOffload)
 			if err != nil {
 				t.Error(err)
 				return
@@ -117,7 +118,7 @@ func TestTUNIsNotInherited(t *testing.T) {
 			for n := range dev.Queues() {
 				_ = dev.Queues()[n].(*tunFile).raw.Control(func(fd uintptr) {
 					if flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
-						t.Errorf("plain %v, queue %d: flags %x, %v", plain, n, flags, err)
+						t.Errorf("noOffload %v, queue %d: flags %x, %v", noOffload, n, flags, err)
 					}
 				})
 			}

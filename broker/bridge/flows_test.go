@@ -1,14 +1,107 @@
 package bridge
 
-// Packets that wait for a session: the first one, or another one when theirs is lost.
+// How packets find a session: the backlog before the first session, flows that move, and packets of a lost session.
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
+	"net"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
+
+// A packet for a link that is not connected waits, but neither for long nor in a crowd.
+func TestPacketsWaitForConnection(t *testing.T) {
+	i := newInternet(t)
+	gate := make(chan struct{})
+	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) {
+		dial := c.timing.dialer
+		c.timing.dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+			select {
+			case <-gate:
+			case <-ctx.Done():
+			}
+			return dial(ctx, network, address)
+		}
+	})
+	b := i.start("b.example", i.ca.issue(t, "b.example"))
+	b.set(newLink("a", 2, 1, "nowhere.example"), newLink("a'", 2, 1, "a.example")) // so that b does not connect first
+	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: mesh.Prefixes{netip.MustParsePrefix("192.168.0.12/24")},
+		Addresses: mesh.Prefixes{netip.MustParsePrefix("192.168.0.11/24")}, Networks: []netip.Prefix{netip.MustParsePrefix("192.168.0.11/32")},
+		Ingress: newLink("a", 2, 1, "").Ingress})
+	i.name("a.example", "127.0.0.1:1")
+	b.awaitReason("a", "connection refused")
+	a.set(newLink("b", 1, 2, "b.example"))
+	const parked = maxBacklog / smallBuffer
+	for id := range uint64(parked + 10) {
+		a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, id)
+	}
+	a.await("drops", func() bool { return a.Stats().Links["b"].Drops[DropNotConnected] == 10 })
+	close(gate)
+	for id := uint64(10); id < parked+10; id++ {
+		if got := packetMark(b.receive()); got != id {
+			t.Fatalf("received %d instead of %d", got, id)
+		}
+	}
+}
+
+func TestStalePackets(t *testing.T) {
+	_, a, b := newPair(t)
+	p := a.router.table.Load().peers[0]
+	old := copyBuffer(packet("192.168.0.11", "192.168.0.12", 64, 60, 1), vnetHeader{})
+	old.queued = p.now() - 2*time.Second
+	p.postPacket(old).kickSender()
+	a.pass(b, "192.168.0.11", "192.168.0.12", 2)
+	if n := a.Stats().Links["b"].Drops[DropStale]; n != 1 {
+		t.Errorf("%d stale packets", n)
+	}
+}
+
+// A flow moves to a session that was added only after a pause, and at once when its own is lost.
+func TestFlowPause(t *testing.T) {
+	p, _ := newTestPeer(t)
+	s := [2]*session{}
+	for i := range s {
+		s[i] = newSession(p, null{}, newBatchConn(null{}, time.Second), false, i, p.featureFlags(),
+			&hello{flags: flagStreams})
+	}
+	old := newFlowTable(s[:1], nil)
+	for i := range old {
+		old[i].pickSession(time.Second)
+	}
+	now := newFlowTable(s[:], old)
+	moves := 0
+	for i := range now {
+		if now[i].next == s[0] {
+			continue
+		}
+		moves++
+		for at := time.Second; at < 2*time.Second; at += flowPause / 2 {
+			if now[i].pickSession(at) != s[0] {
+				t.Fatalf("moved after %s without a pause", at-time.Second)
+			}
+		}
+		for range 2 { // and stays there
+			if now[i].pickSession(2*time.Second+2*flowPause) != s[1] {
+				t.Fatal("does not move")
+			}
+		}
+		if next := newFlowTable(s[:], now); next[i].activeSession() != s[1] {
+			t.Fatal("moved back")
+		}
+		if next := newFlowTable(s[:1], now); next[i].activeSession() != s[0] {
+			t.Fatal("stays on a session that was lost")
+		}
+	}
+	if moves < 90 || moves > 166 {
+		t.Errorf("%d of 256 move", moves)
+	}
+}
 
 // newBacklogPeer is a peer that is not connected yet, and a function that sends it packets.
 func newBacklogPeer(t *testing.T) (p *peer, send func(id, size int)) {
@@ -81,7 +174,7 @@ type writerConn struct {
 
 func (c *writerConn) Write(b []byte) (int, error) { c.write(b); return len(b), nil }
 
-// attachWriter makes a session of the peer that writes to a function and is served by nobody.
+// attachWriter makes a session of the peer that writes to a function. No goroutine serves it.
 func attachWriter(t *testing.T, p *peer, stream int, write func([]byte)) *session {
 	t.Helper()
 	raw := newBatchConn(&writerConn{write: write}, time.Second)
@@ -125,7 +218,7 @@ func TestBacklogFirst(t *testing.T) {
 			}
 		})
 		<-done
-		for s.kicks.Load() != 0 { // a visitor left
+		for s.kicks.Load() != 0 { // a goroutine has handed over
 			<-s.turn
 			s.sendLoop()
 		}

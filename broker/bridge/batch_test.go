@@ -1,5 +1,7 @@
 package bridge
 
+// The contents of a batch.
+
 import "testing"
 
 // What a peer does not read was not sent to it.
@@ -8,7 +10,8 @@ func TestSentOrDropped(t *testing.T) {
 	s.maxPayload = 1000
 	s.flags = 0
 	whole := append(make([]byte, vnetSize), packet("192.168.0.11", "192.168.0.12", 64, 1001, 0)...)
-	unsummed, h := superPacket("192.168.0.11", "192.168.0.12", 1100), vnetHeader{flags: needsCsum, csumStart: 20, csumOffset: csumTCP}
+	unsummed, h := superPacket("192.168.0.11", "192.168.0.12", 1100),
+		vnetHeader{flags: needsCsum, csumStart: 20, csumOffset: csumTCP}
 	h.putBytes(unsummed)
 	small := append(make([]byte, vnetSize), packet("192.168.0.11", "192.168.0.12", 64, 1000, 0)...)
 	o.offloads = true
@@ -18,20 +21,8 @@ func TestSentOrDropped(t *testing.T) {
 	for o.sendBatches() {
 	}
 	c := s.peer.counters
-	if sent, bytes, big := c.txPackets.Load(), c.txBytes.Load(), c.drops[DropTooBig].Load(); sent != 1 || bytes != 1000 || big != 3 {
+	if sent, bytes, big := c.txPackets.Load(), c.txBytes.Load(), c.drops[DropTooBig].Load(); sent != 1 || bytes != 1000 ||
+		big != 3 {
 		t.Errorf("%d packets of %d bytes sent, %d too big", sent, bytes, big)
-	}
-}
-
-func TestMissingTUN(t *testing.T) {
-	o, _ := newTestSession(t)
-	defer o.iface.setDevice(*o.iface.device.Load())
-	b := &Bridge{iface: o.iface}
-	if tun := b.TUN(); tun.Queues != 1 || tun.Offloads == 0 {
-		t.Errorf("%+v", tun)
-	}
-	o.iface.setDevice(noDevice{})
-	if tun := b.TUN(); tun != (TUN{Interface: "null"}) {
-		t.Errorf("%+v", tun)
 	}
 }

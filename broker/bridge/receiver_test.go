@@ -68,7 +68,8 @@ func TestReadBuffer(t *testing.T) {
 			t.Error(err)
 		}
 		wantLarge := uint64(3 * (2 * shrinkAfterReads / step))
-		if n := p.counters.rxPackets.Load(); n != 3*(1+shrinkAfterReads)+wantLarge*(1+step) || p.counters.drops.load() != ([NumDrops]uint64{}) {
+		if n := p.counters.rxPackets.Load(); n != 3*(1+shrinkAfterReads)+wantLarge*(1+step) ||
+			p.counters.drops.load() != ([NumDrops]uint64{}) {
 			t.Errorf("%d packets, drops %v", n, p.counters.drops.load())
 		}
 	}
