@@ -1,5 +1,5 @@
-// Package link has the words in which dataplanes and the rest of kubelink speak of links: states, what peers announce, and
-// how links are to be carried. It knows no dataplane; mesh is all of ours that it imports.
+// Package link has the types that dataplanes and the other packages share: the states of links, announcements of peers,
+// and the settings and credentials for links. It depends on no dataplane and on no other package of kubelink.
 package link
 
 import (
@@ -19,12 +19,12 @@ const (
 	Down State = "Down" // the connection was lost, or cannot be established
 )
 
-// Status is what a dataplane knows of one link.
+// Status describes one link.
 type Status struct {
 	Link      string
 	State     State
-	Reason    string        // one line; empty when Up
-	Refused   string        // why this end refused the peer's last connection, one line; empty since the link is Up
+	Reason    string        // of State, one line; empty when Up
+	Refused   string        // reason why this end refused the peer's last connection, one line; empty since the link is Up
 	Since     time.Time     // of State
 	RTT       time.Duration // smoothed round-trip time; 0: unknown
 	Remote    string        // address and port of the peer
@@ -33,7 +33,7 @@ type Status struct {
 	Announced *Announcement // latest announcement of the peer; nil: the link was not Up yet. Readers do not change it
 }
 
-// Announcement is what a cluster announces of itself to its peers.
+// Announcement has the facts that a cluster announces to its peers.
 type Announcement struct {
 	Address        netip.Prefix // cluster address with the mask of the mesh
 	ServiceCIDR    netip.Prefix // zero: none
@@ -64,8 +64,8 @@ type UnknownPeer struct {
 	Remote netip.AddrPort
 }
 
-// Settings say how a dataplane carries links. They can change while links are Up. A dataplane ignores settings for things
-// that it does not have.
+// Settings configure a dataplane. They can change while links are Up. A dataplane ignores settings for features that it
+// does not have.
 type Settings struct {
 	MTU       int  // of the device, in bytes; 0: the dataplane's default
 	NoOffload bool // the TUN carries single packets with checksums, as if the kernel knew of no offloads
@@ -73,17 +73,17 @@ type Settings struct {
 
 	ListenPort uint16 // on all addresses; 0: any free port
 
-	// What this end announces to its peers.
+	// This end announces these to its peers.
 	AdvertisedPort uint16
 	DNS            *DNSInfo // nil: not announced
 	API            *APIInfo // nil: not announced
 
-	// AutoConnect makes the dataplane report authenticated peers without link. It takes Credentials with
-	// Roots: with the system's roots, everybody with a public certificate could join.
+	// AutoConnect makes the dataplane report authenticated peers without link. It requires Credentials with Roots: with the
+	// system's roots, every owner of a public certificate could join.
 	AutoConnect bool
 }
 
-// Credentials are what this end authenticates itself with, and what it trusts.
+// Credentials are the certificate of this end, and the authorities that it trusts.
 type Credentials struct {
 	Certificate tls.Certificate
 	Roots       *x509.CertPool // nil: the system's
