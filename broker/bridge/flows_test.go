@@ -32,8 +32,9 @@ func TestPacketsWaitForConnection(t *testing.T) {
 	b := i.start("b.example", i.ca.issue(t, "b.example"))
 	b.set(newLink("a", 2, 1, "nowhere.example"), newLink("a'", 2, 1, "a.example")) // so that b does not connect first
 	b.set(mesh.Peer{Link: "a", Host: "a.example", Local: mesh.Prefixes{netip.MustParsePrefix("192.168.0.12/24")},
-		Addresses: mesh.Prefixes{netip.MustParsePrefix("192.168.0.11/24")}, Networks: []netip.Prefix{netip.MustParsePrefix("192.168.0.11/32")},
-		Ingress: newLink("a", 2, 1, "").Ingress})
+		Addresses: mesh.Prefixes{netip.MustParsePrefix("192.168.0.11/24")},
+		Networks:  []netip.Prefix{netip.MustParsePrefix("192.168.0.11/32")},
+		Ingress:   newLink("a", 2, 1, "").Ingress})
 	i.name("a.example", "127.0.0.1:1")
 	b.awaitReason("a", "connection refused")
 	a.set(newLink("b", 1, 2, "b.example"))

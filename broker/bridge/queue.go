@@ -5,7 +5,8 @@ package bridge
 //
 // The queue is FQ-CoDel (RFC 8290). Flows take turns, and a flow that has just begun to wait comes first, so that a
 // ping does not wait for a transfer. When packets of a flow wait for too long, it loses some of them, so that its
-// sender slows down before the delay grows. When the queue is full, the flow that holds most of it loses its oldest packet.
+// sender slows down before the delay grows. When the queue is full, the flow that holds most of it loses its oldest
+// packet.
 
 import (
 	"math"

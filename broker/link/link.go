@@ -78,8 +78,8 @@ type Settings struct {
 	DNS            *DNSInfo // nil: not announced
 	API            *APIInfo // nil: not announced
 
-	// AutoConnect makes the dataplane report authenticated peers without link. It requires Credentials with Roots: with the
-	// system's roots, every owner of a public certificate could join.
+	// AutoConnect makes the dataplane report authenticated peers without link. It requires Credentials with Roots: with
+	// the system's roots, every owner of a public certificate could join.
 	AutoConnect bool
 }
 
