@@ -30,6 +30,7 @@ func TestAnnouncementFits(t *testing.T) {
 
 func TestAdvertisedDNS(t *testing.T) {
 	service := mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}
+	on := NamesConfig{DNSAdvertisement: true}
 	for _, c := range []struct {
 		name    string
 		cfg     Config
@@ -38,17 +39,17 @@ func TestAdvertisedDNS(t *testing.T) {
 		says    string
 	}{
 		{"off", Config{Local: mesh.Local{ServiceCIDRs: service}}, nil, "", ""},
-		{"default", Config{DNSAdvertisement: true, Local: mesh.Local{ServiceCIDRs: service}}, service, "100.64.0.10", ""},
+		{"default", Config{NamesConfig: on, Local: mesh.Local{ServiceCIDRs: service}}, service, "100.64.0.10", ""},
 		{"by address", Config{
-			DNSAdvertisement: true, Local: mesh.Local{ServiceCIDRs: service, ClusterDNS: netip.MustParseAddr("100.64.0.53")},
+			NamesConfig: on, Local: mesh.Local{ServiceCIDRs: service, ClusterDNS: netip.MustParseAddr("100.64.0.53")},
 		}, service, "100.64.0.53", ""},
-		{"by the LocalLink", Config{DNSAdvertisement: true}, service, "100.64.0.10", ""},
-		{"unknown", Config{DNSAdvertisement: true}, nil, "", "dns-service-ip"},
+		{"by the LocalLink", Config{NamesConfig: on}, service, "100.64.0.10", ""},
+		{"unknown", Config{NamesConfig: on}, nil, "", "dns-service-ip"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.cfg.ClusterDomain = "cluster.local."
-			b := &Broker{cfg: c.cfg}
-			dns, _, err := b.advertised(&mesh.State{Meshes: []mesh.Mesh{{Services: c.service}}})
+			r := &reconciler{cfg: c.cfg}
+			dns, _, err := r.advertised(&mesh.State{Meshes: []mesh.Mesh{{Services: c.service}}})
 			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 				t.Error(err)
 			}

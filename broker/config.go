@@ -1,10 +1,20 @@
 package broker
 
+// The configuration: the stanza of the Corefile, what is checked of it, and what the parts of the broker take from it.
+
 import (
+	"fmt"
+	"net/netip"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/mandelsoft/kubelink/broker/apizone"
+	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
 )
@@ -13,35 +23,145 @@ import (
 // reflect.DeepEqual: an equal Config after a reload changes nothing.
 type Config struct {
 	mesh.Local
+	APIConfig
+	GatewayConfig
+	CertificateConfig
+	NamesConfig
+}
 
+// APIConfig says how the broker uses the API server of its cluster.
+type APIConfig struct {
 	Kubeconfig, Context string // empty: in-cluster
 	Namespace           string // of secret and service
-	NodeIP              string // address of the node, shown as gateway in the status of links
+	DeployCRDs          bool   // install the CRDs at start
+}
 
-	BrokerPort     uint16 // TCP port to listen on; overridden by the target port of Service
-	AdvertisedPort uint16 // the port that the hello announces for auto-connect
+// GatewayConfig says how the broker carries links.
+type GatewayConfig struct {
+	NodeIP         string // address of the node, shown as gateway in the status of links
+	BrokerPort     uint16 // TCP port to listen on; the target port of Service overrides it
+	AdvertisedPort uint16 // port that peers are told for auto-connect
 	Service        string // name of the broker's Service; empty: none
 	Interface      string // name of the TUN
-	NoOffload      bool   // no offloads, single packets
-	Streams        int    // most connections per link; 0: as many as the bridge thinks right
-	AutoConnect    bool
+	NoOffload      bool   // the TUN carries single packets
+	Streams        int    // most connections per link; 0: the dataplane's default
+	AutoConnect    bool   // authenticated peers without link get one
+	RouteTable     int    // routing table for our routes; 254 is main
+	RulePriority   int    // of the rule that leads to RouteTable when it is not main
+	KeepNetwork    bool   // leave device, routes and rules in place on shutdown
+}
 
+// CertificateConfig says where the certificate of links comes from.
+type CertificateConfig struct {
 	Secret                    string // name of the TLS secret
 	CertFile, KeyFile, CAFile string // instead of Secret
 	SecretManageMode          pki.SecretManageMode
-	DNSName                   string // name or IP address of the managed certificate
+	DNSName                   string // name or IP address in a managed certificate
+}
 
-	RouteTable   int // routing table for our routes; 254 is main
-	RulePriority int // of the rule that leads to RouteTable when it is not main
-
-	DNSAdvertisement bool
-	ServiceAccount   types.NamespacedName // whose token is announced; zero: none
-	TokenLifetime    time.Duration        // that is asked for
+// NamesConfig says what peers and the cluster's DNS are told of names, and what happens to names when clusters are away.
+type NamesConfig struct {
+	DNSAdvertisement bool                 // peers are told how this cluster's names are resolved
+	ServiceAccount   types.NamespacedName // whose token peers are told; zero: none
+	TokenLifetime    time.Duration        // that the broker asks for
 	ConfigureDNS     bool                 // the cluster's DNS, by the ConfigMap coredns-custom
-	ServeStale       time.Duration        // for how long answers are given that were true once; 0: not at all
+	ServeStale       time.Duration        // how long DNS gives answers that were true once; 0: not at all
 	NoStateNames     bool                 // there are no names _state.<cluster>.<domain>
 	StateDir         string               // folder for what has to survive a restart; empty: nothing has
+}
 
-	DeployCRDs  bool // install the CRDs at start
-	KeepNetwork bool // leave device, routes and rules in place on shutdown
+// Validate checks what can be checked without the system. Messages name properties.
+func (c *Config) Validate() error {
+	type network struct {
+		name  string
+		cidrs mesh.Prefixes
+	}
+	services, pods, nodes := network{"service-cidr", c.ServiceCIDRs}, network{"pod-cidr", c.PodCIDRs}, network{"node-cidr", c.NodeCIDRs}
+	for _, n := range []network{pods, nodes} { // these may contain the service network
+		for _, service := range services.cidrs {
+			for _, cidr := range n.cidrs {
+				if service.Overlaps(cidr) && service.Bits() <= cidr.Bits() {
+					return fmt.Errorf("service-cidr %s contains %s %s: addresses of services are those of nothing else",
+						service, n.name, cidr)
+				}
+			}
+		}
+	}
+	for _, address := range c.Addresses {
+		if _, err := mesh.ClusterAddress(address.String()); err != nil {
+			return fmt.Errorf("link-address %s: %w", address, err)
+		}
+		for _, n := range []network{services, pods, nodes} {
+			for _, cidr := range n.cidrs {
+				if cidr.Overlaps(address) {
+					return fmt.Errorf("link-address %s overlaps with %s %s: "+
+						"the mesh network must be disjoint from the networks of its clusters", address, n.name, cidr)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// restConfig finds the API server.
+func (c *Config) restConfig() (*rest.Config, error) {
+	if c.Kubeconfig == "" {
+		cfg, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("no kubeconfig is set, and this is no pod: set kubeconfig FILE (%w)", err)
+		}
+		return cfg, nil
+	}
+	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
+		&clientcmd.ClientConfigLoadingRules{ExplicitPath: c.Kubeconfig},
+		&clientcmd.ConfigOverrides{CurrentContext: c.Context}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", c.Kubeconfig, err)
+	}
+	return cfg, nil
+}
+
+// pkiConfig says where the certificate comes from.
+func (c *Config) pkiConfig() pki.Config {
+	return pki.Config{
+		Namespace: c.Namespace, Secret: c.Secret, CertFile: c.CertFile, KeyFile: c.KeyFile, CAFile: c.CAFile,
+		SecretManageMode: c.SecretManageMode, DNSName: c.DNSName,
+	}
+}
+
+// accessConfig is what the credentials for API servers depend on.
+func (c *Config) accessConfig() apizone.Config {
+	return apizone.Config{Namespace: c.Namespace, TLSSecret: c.Secret, Propagation: c.Propagation}
+}
+
+func (c *Config) kernelConfig() kernel.Config {
+	return kernel.Config{Device: c.Interface, MTU: bridge.DefaultMTU, Table: c.RouteTable, RulePriority: c.RulePriority}
+}
+
+// linkSettings are the settings that the dataplane gets. It announces no names and no API yet.
+func (c *Config) linkSettings(port uint16) link.Settings {
+	return link.Settings{
+		NoOffload:      c.NoOffload,
+		Streams:        c.Streams,
+		ListenPort:     port,
+		AdvertisedPort: c.AdvertisedPort,
+		AutoConnect:    c.AutoConnect,
+	}
+}
+
+// nsAddresses are the addresses of kubelink's own DNS service; none if they are unknown.
+func (c *Config) nsAddresses() []netip.Addr {
+	a := c.DNSAddress(c.ServiceCIDRs)
+	if !a.IsValid() {
+		return nil
+	}
+	return []netip.Addr{a}
+}
+
+// clusterDNS is the address of the local cluster's DNS service.
+func (c *Config) clusterDNS() netip.Addr {
+	if c.ClusterDNS.IsValid() || len(c.ServiceCIDRs) == 0 {
+		return c.ClusterDNS
+	}
+	return mesh.Nth(c.ServiceCIDRs.First(), 10)
 }

@@ -1,6 +1,6 @@
 package broker
 
-// The metrics of links and dataplane, gathered when they are asked for.
+// The metrics of links and names. CoreDNS gathers them when they are asked for; a dataplane adds its own.
 
 import (
 	"sync/atomic"
@@ -16,60 +16,64 @@ var metricsSource atomic.Pointer[Broker]
 
 func init() { prometheus.MustRegister(collector{}) }
 
-func desc(name, help string, labels ...string) *prometheus.Desc {
+func newDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(prometheus.BuildFQName(plugin.Namespace, "kubelink", name), help, labels, nil)
 }
 
 var (
-	linksDesc   = desc("links", "Number of links by state of their connection.", "state")
-	upDesc      = desc("link_up", "Whether the link is connected (1) or not (0).", "link")
-	rttDesc     = desc("link_rtt_seconds", "Smoothed round-trip time of the link's keepalive, in seconds.", "link")
-	apiDesc     = desc("api_up", "Whether the API server answers (1) or not (0).")
-	namesDesc   = desc("cluster_names_up", "Whether the names of the cluster are loaded from its API server and kept up to date (1) or not (0).", "zone")
-	appliedDesc = desc("applied", "Whether the last state was applied in full (1) or not (0).")
+	linksDesc = newDesc("links", "Number of links by state of their connection.", "state")
+	upDesc    = newDesc("link_up", "Whether the link is connected (1) or not (0).", "link")
+	rttDesc   = newDesc("link_rtt_seconds", "Smoothed round-trip time of the link's keepalive, in seconds.", "link")
+	apiDesc   = newDesc("api_up", "Whether the API server answers (1) or not (0).")
+	namesDesc = newDesc("cluster_names_up",
+		"Whether the names of the cluster are loaded from its API server and kept up to date (1) or not (0).", "zone")
+	appliedDesc = newDesc("applied", "Whether the last state was applied in full (1) or not (0).")
 )
 
+// collector collects from the broker that runs.
 type collector struct{}
 
 // Describe describes nothing: which metrics there are depends on the dataplane.
 func (collector) Describe(chan<- *prometheus.Desc) {}
 
+// Collect implements prometheus.Collector.
 func (collector) Collect(ch chan<- prometheus.Metric) {
 	b := metricsSource.Load()
 	if b == nil {
 		return
 	}
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
-	truth := func(ok bool) float64 {
-		if ok {
-			return 1
-		}
-		return 0
-	}
 	h := b.health.Load()
-	gauge(apiDesc, truth(h.api == nil))
-	gauge(appliedDesc, truth(h.controllers == nil && h.applied == nil))
-
-	for zone, s := range b.apiZones.Statuses() {
-		gauge(namesDesc, truth(s.Loaded && s.Err == nil), zone)
+	sendGauge(ch, apiDesc, truth(h.api == nil))
+	sendGauge(ch, appliedDesc, truth(h.controllers == nil && h.applied == nil))
+	for zone, s := range b.names.apis.Statuses() {
+		sendGauge(ch, namesDesc, truth(s.Loaded && s.Err == nil), zone)
 	}
-
-	br := b.dataplane.Load()
-	if br == nil {
+	d := b.names.dataplane()
+	if d == nil {
 		return
 	}
 	states := map[link.State]int{link.Idle: 0, link.Up: 0, link.Down: 0}
-	for _, s := range br.Statuses() {
+	for _, s := range d.Statuses() {
 		states[s.State]++
-		gauge(upDesc, truth(s.State == link.Up), s.Link)
+		sendGauge(ch, upDesc, truth(s.State == link.Up), s.Link)
 		if s.RTT > 0 {
-			gauge(rttDesc, s.RTT.Seconds(), s.Link)
+			sendGauge(ch, rttDesc, s.RTT.Seconds(), s.Link)
 		}
 	}
 	for s, n := range states {
-		gauge(linksDesc, float64(n), string(s))
+		sendGauge(ch, linksDesc, float64(n), string(s))
 	}
-	br.Collect(ch)
+	d.Collect(ch)
+}
+
+func sendGauge(ch chan<- prometheus.Metric, d *prometheus.Desc, v float64, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+// truth is the value of a gauge that says yes or no.
+func truth(ok bool) float64 {
+	if ok {
+		return 1
+	}
+	return 0
 }

@@ -68,11 +68,13 @@ func TestNamesSurvive(t *testing.T) {
 	if err := first.setSnapshot(dir); err != nil || first.Table() != nil {
 		t.Fatalf("%v, %v", err, first.Table())
 	}
-	first.publish(&mesh.State{Zones: []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{
-		Name: "kubelink2.kubelink.", Link: "kubelink2", ClusterDomain: "cluster.local.",
-		Services: mesh.Prefixes{netip.MustParsePrefix("100.64.16.0/20")},
-		Upstream: netip.MustParseAddrPort(pc.LocalAddr().String()),
-	}}}}})
+	first.names.publish(func(from *nameSource) {
+		from.state = &mesh.State{Zones: []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{
+			Name: "kubelink2.kubelink.", Link: "kubelink2", ClusterDomain: "cluster.local.",
+			Services: mesh.Prefixes{netip.MustParsePrefix("100.64.16.0/20")},
+			Upstream: netip.MustParseAddrPort(pc.LocalAddr().String()),
+		}}}}}
+	})
 	const name = "web.default.svc.kubelink2.kubelink."
 	if m := ask(t, first, name); len(m.Answer) != 1 {
 		t.Fatal(m)
@@ -85,13 +87,13 @@ func TestNamesSurvive(t *testing.T) {
 			ClusterAddress: address, Endpoint: endpoint, CIDR: cidr, PresharedKey: "c2VjcmV0",
 		}}
 	}
-	first.snapshot.Load().Keep(func(o *snapshot.Objects) {
+	first.r.snapshot.Load().Keep(func(o *snapshot.Objects) {
 		o.Links = []v1alpha1.KubeLink{
 			link("kubelink1", "192.168.0.11/24", "LocalLink", "100.64.0.0/20"),
 			link("kubelink2", "192.168.0.12/24", "b.example", "100.64.16.0/20"),
 		}
 	})
-	first.snapshot.Load().Keep(func(o *snapshot.Objects) {
+	first.r.snapshot.Load().Keep(func(o *snapshot.Objects) {
 		o.Entries = []coredns.CoreDNSEntry{{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "shop"},
 			Spec: coredns.CoreDNSEntrySpec{

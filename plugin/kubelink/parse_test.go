@@ -28,8 +28,12 @@ func TestDefaults(t *testing.T) {
 		Local: mesh.Local{
 			Mode: "bridge", Propagation: "none", MeshDomain: "kubelink.", ClusterDomain: "cluster.local.", DefaultPort: 80,
 		},
-		Namespace: "kube-system", BrokerPort: 8088, AdvertisedPort: 80, Interface: "kubelink",
-		SecretManageMode: "none", RouteTable: 254, RulePriority: 32750, TokenLifetime: 24 * time.Hour, DeployCRDs: true,
+		APIConfig: broker.APIConfig{Namespace: "kube-system", DeployCRDs: true},
+		GatewayConfig: broker.GatewayConfig{
+			BrokerPort: 8088, AdvertisedPort: 80, Interface: "kubelink", RouteTable: 254, RulePriority: 32750,
+		},
+		CertificateConfig: broker.CertificateConfig{SecretManageMode: "none"},
+		NamesConfig:       broker.NamesConfig{TokenLifetime: 24 * time.Hour},
 	}
 	for _, input := range []string{
 		"kubelink", "kubelink {\n}", "kubelink {\nipip none\nserved-links all\nmode bridge\n}",

@@ -39,15 +39,16 @@ func defaultConfig() broker.Config {
 			ClusterDomain: "cluster.local.",
 			DefaultPort:   80,
 		},
-		Namespace:        "kube-system",
-		BrokerPort:       8088,
-		AdvertisedPort:   80,
-		Interface:        "kubelink",
-		SecretManageMode: pki.ManageNone,
-		RouteTable:       254,
-		RulePriority:     32750,
-		TokenLifetime:    24 * time.Hour,
-		DeployCRDs:       true,
+		APIConfig: broker.APIConfig{Namespace: "kube-system", DeployCRDs: true},
+		GatewayConfig: broker.GatewayConfig{
+			BrokerPort:     8088,
+			AdvertisedPort: 80,
+			Interface:      "kubelink",
+			RouteTable:     254,
+			RulePriority:   32750,
+		},
+		CertificateConfig: broker.CertificateConfig{SecretManageMode: pki.ManageNone},
+		NamesConfig:       broker.NamesConfig{TokenLifetime: 24 * time.Hour},
 	}
 	if ns, err := os.ReadFile(namespaceFile); err == nil {
 		if ns := strings.TrimSpace(string(ns)); ns != "" {

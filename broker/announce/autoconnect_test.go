@@ -1,14 +1,13 @@
-package broker
+package announce
 
 import (
-	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -25,8 +24,8 @@ func TestUnknownPeers(t *testing.T) {
 		newLink("local", "192.168.0.11/24", "LocalLink", ""),
 		newLink("b", "192.168.0.12/24", "b.example:443", "100.64.16.0/20"),
 	}
-	cfg := &Config{AutoConnect: true, Local: mesh.Local{Mode: mesh.Bridge, ServiceCIDRs: mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}, DefaultPort: 80}}
-	state := mesh.Build(mesh.Objects{Links: items}, cfg.Local)
+	enabled, local := true, &mesh.Local{Mode: mesh.Bridge, ServiceCIDRs: mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}, DefaultPort: 80}
+	state := mesh.Build(mesh.Objects{Links: items}, *local)
 	for _, c := range []struct {
 		name           string
 		address, cidr  string
@@ -55,8 +54,8 @@ func TestUnknownPeers(t *testing.T) {
 			if c.cidr != "" {
 				p.ServiceCIDR = netip.MustParsePrefix(c.cidr)
 			}
-			u := &unknownPeers{peers: map[string]link.UnknownPeer{c.address: p}}
-			made := u.take(items, &state, cfg)
+			u := &UnknownPeers{peers: map[string]link.UnknownPeer{c.address: p}}
+			made := u.MakeLinks(items, &state, local, enabled, slog.New(slog.DiscardHandler))
 			if c.link == "" {
 				if len(made) != 0 {
 					t.Errorf("made %v", made)
@@ -71,7 +70,7 @@ func TestUnknownPeers(t *testing.T) {
 	}
 
 	// With one certificate there is one link, whatever addresses it comes from, and before the link shows.
-	u := &unknownPeers{peers: map[string]link.UnknownPeer{}}
+	u := &UnknownPeers{peers: map[string]link.UnknownPeer{}}
 	come := func(address string) {
 		p := link.UnknownPeer{Names: []string{"c.example"}}
 		p.Address, p.AdvertisedPort = netip.MustParsePrefix(address), 80
@@ -79,39 +78,18 @@ func TestUnknownPeers(t *testing.T) {
 	}
 	for n := range 10 {
 		come(fmt.Sprintf("192.168.0.%d/24", 20+n))
-		if made := u.take(items, &state, cfg); (len(made) == 1) != (n == 0) {
+		if made := u.MakeLinks(items, &state, local, enabled, slog.New(slog.DiscardHandler)); (len(made) == 1) != (n == 0) {
 			t.Errorf("%d: made %v", n, made)
 		}
 	}
 	for i := range u.made {
 		u.made[i].until = time.Now().Add(-time.Second)
 	}
-	if come("192.168.0.40/24"); len(u.take(items, &state, cfg)) != 1 {
+	if come("192.168.0.40/24"); len(u.MakeLinks(items, &state, local, enabled, slog.New(slog.DiscardHandler))) != 1 {
 		t.Error("a link that was never created counts for ever")
 	}
-	cfg.AutoConnect = false
-	if come("192.168.0.41/24"); len(u.take(items, &state, cfg)) != 0 {
+	enabled = false
+	if come("192.168.0.41/24"); len(u.MakeLinks(items, &state, local, enabled, slog.New(slog.DiscardHandler))) != 0 {
 		t.Error("a link is made without auto-connect")
-	}
-}
-
-// What is wrong with names shows at the link, or at the LocalLink for the own ones.
-func TestNoteNames(t *testing.T) {
-	statuses := map[string]apizone.Status{}
-	for zone, err := range map[string]error{"one.kubelink.": errors.New("no\nway"), "two.kubelink.": errors.New("a\nb"), "three.kubelink.": nil, "x.m2.example.": errors.New("c")} {
-		statuses[zone] = apizone.Status{Loaded: zone == "two.kubelink.", Err: err}
-	}
-	s := mesh.State{
-		Meshes: []mesh.Mesh{{Link: "one"}, {Name: "m2", Addresses: mesh.Prefixes{netip.MustParsePrefix("10.0.0.1/24")}}},
-		Zones: []mesh.Zone{
-			{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{Name: "one.kubelink."}, {Name: "two.kubelink.", Link: "two"}, {Name: "three.kubelink.", Link: "three"}}},
-			{Domain: "m2.example.", Mesh: "m2", Clusters: []mesh.ClusterZone{{Name: "x.m2.example."}}},
-		},
-		Notes: map[string]string{"two": "before"},
-	}
-	noteNames(&s, statuses)
-	want := map[string]string{"one": "no names: no; way", "two": "before; names may be out of date: a; b"}
-	if fmt.Sprint(s.Notes) != fmt.Sprint(want) {
-		t.Errorf("%v", s.Notes)
 	}
 }

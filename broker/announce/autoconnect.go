@@ -1,0 +1,152 @@
+package announce
+
+// auto-connect: KubeLinks for authenticated peers that have none.
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// UnknownPeers are authenticated peers without a link, seen by the dataplane.
+type UnknownPeers struct {
+	mu    sync.Mutex                  // guards peers
+	peers map[string]link.UnknownPeer // by address
+
+	made []madeLink // lately; the cache may not have them yet. It belongs to MakeLinks
+}
+
+// madeLink counts as a link until the cache has it, or it was not created after all.
+type madeLink struct {
+	v1alpha1.KubeLink
+	until time.Time
+}
+
+const madeLinkTime = 30 * time.Second
+
+// MaxUnknown bounds the peers that wait for a link. A peer that is left out dials again.
+const MaxUnknown = 256
+
+// Add notes a peer. It never blocks.
+func (u *UnknownPeers) Add(p link.UnknownPeer) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.peers == nil {
+		u.peers = map[string]link.UnknownPeer{}
+	}
+	if len(u.peers) < MaxUnknown {
+		u.peers[p.Address.String()] = p
+	}
+}
+
+// MakeLinks makes links for the peers that belong to one of our meshes and have none. What a peer announces
+// is not trusted: a certificate gets one link, and no link that cannot be used or takes anything from other links.
+func (u *UnknownPeers) MakeLinks(
+	items []v1alpha1.KubeLink, s *mesh.State, local *mesh.Local, enabled bool, log *slog.Logger,
+) map[string]*v1alpha1.KubeLink {
+	u.mu.Lock()
+	peers := u.peers
+	u.peers = nil
+	u.mu.Unlock()
+	result := map[string]*v1alpha1.KubeLink{}
+	if !enabled || len(peers) == 0 { // auto-connect may have been switched off
+		return result
+	}
+	items = slices.Clone(items)
+	u.made = slices.DeleteFunc(u.made, func(m madeLink) bool {
+		return time.Now().After(m.until) || containsLink(items, m.Name)
+	})
+	for _, m := range u.made {
+		items = append(items, m.KubeLink)
+	}
+	for _, p := range peers {
+		for i := range s.Meshes {
+			l, ok := newPeerLink(&p, &s.Meshes[i], items)
+			if !ok || containsLink(items, l.Name) {
+				continue
+			}
+			all := append(items, l)
+			if problem, bad := mesh.Build(mesh.Objects{Links: all}, *local).Problems[l.Name]; bad {
+				log.Warn("a peer that connected by itself gets no link",
+					"names", p.Names, "remote", p.Remote, "problem", problem.Message)
+				continue
+			}
+			items, u.made = all, append(u.made, madeLink{l, time.Now().Add(madeLinkTime)})
+			made := l
+			made.CreationTimestamp = metav1.Time{}
+			result[l.Name] = &made
+		}
+	}
+	return result
+}
+
+func containsLink(items []v1alpha1.KubeLink, name string) bool {
+	return slices.ContainsFunc(items, func(o v1alpha1.KubeLink) bool { return o.Name == name })
+}
+
+// newPeerLink makes the KubeLink of a peer in a mesh. It is not ok for a peer of another mesh, for a peer that no name
+// leads to, and for a peer whose certificate has a link there.
+func newPeerLink(p *link.UnknownPeer, m *mesh.Mesh, items []v1alpha1.KubeLink) (l v1alpha1.KubeLink, ok bool) {
+	local := m.Addresses.SameFamily(p.Address.Addr())
+	if local.Masked() != p.Address.Masked() || p.AdvertisedPort == 0 {
+		return l, false
+	}
+	host := ""
+	for _, name := range p.Names {
+		h, _, err := mesh.Endpoint(name, p.AdvertisedPort)
+		if err != nil {
+			continue // a wildcard, for example
+		}
+		if hasEndpoint(items, m.Name, h, p.AdvertisedPort) {
+			return l, false
+		}
+		if host == "" {
+			host = h
+		}
+	}
+	if host == "" {
+		return l, false
+	}
+	cluster := strings.NewReplacer(".", "-", ":", "-").Replace(p.Address.Addr().StringExpanded())
+	l.Name = mesh.ObjectName(m.Name, cluster)
+	l.CreationTimestamp = metav1.Now() // the youngest link wins over no other one
+	l.Spec.ClusterAddress = p.Address.String()
+	l.Spec.Endpoint = net.JoinHostPort(host, fmt.Sprint(p.AdvertisedPort))
+	if isPrivate(p.ServiceCIDR) {
+		l.Spec.CIDR = p.ServiceCIDR.String()
+	}
+	return l, true
+}
+
+// hasEndpoint says whether a link of the mesh has that endpoint host.
+func hasEndpoint(items []v1alpha1.KubeLink, meshName, host string, port uint16) bool {
+	return slices.ContainsFunc(items, func(o v1alpha1.KubeLink) bool {
+		other, _, err := mesh.Endpoint(o.Spec.Endpoint, port)
+		in, _ := mesh.LinkName(o.Name)
+		return err == nil && other == host && in == meshName
+	})
+}
+
+// isPrivate says whether a network lies in the ranges for private use (RFC 1918, RFC 4193) or for
+// carriers (RFC 6598), from which clusters take their service networks.
+func isPrivate(p netip.Prefix) bool {
+	return slices.ContainsFunc(privateRanges, func(r netip.Prefix) bool {
+		return p.IsValid() && r.Bits() <= p.Bits() && r.Contains(p.Addr())
+	})
+}
+
+var privateRanges = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
+}

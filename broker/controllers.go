@@ -1,0 +1,323 @@
+package broker
+
+// The controllers come and go with the API server, and with the configuration; the state that they applied stays. Every
+// watched kind leads to one key, so there is one reconciler.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/apizone"
+	"github.com/mandelsoft/kubelink/broker/globalnames"
+	"github.com/mandelsoft/kubelink/broker/stubdomain"
+)
+
+const (
+	// probeInterval is how often the broker asks the API server whether it is there, which `ready` shows.
+	probeInterval = 2 * time.Second
+	// resync is how often the broker compares the kernel's state with what it should be, without any event.
+	resync = 30 * time.Second
+	// apiTimeout bounds one request to the API server: watches aside, none takes long.
+	apiTimeout = 5 * time.Second
+)
+
+var (
+	scheme = runtime.NewScheme()
+	// theKey stands for all that is watched.
+	theKey = &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "all"}}
+)
+
+func init() {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme, coredns.AddToScheme} {
+		if err := add(scheme); err != nil {
+			panic(err)
+		}
+	}
+	ctrl.SetLogger(logr.FromSlogHandler(slog.Default().With("plugin", "kubelink").Handler()))
+}
+
+// controllers are the controllers of one configuration. They run until end.
+type controllers struct {
+	cfg    *Config
+	api    *rest.Config
+	r      *reconciler
+	health *healthState
+	log    *slog.Logger
+	stop   context.CancelFunc
+	wg     sync.WaitGroup // all goroutines
+	back   chan struct{}  // the API server is back
+}
+
+// startControllers starts the controllers in the background.
+func startControllers(cfg *Config, api *rest.Config, r *reconciler, h *healthState, log *slog.Logger) *controllers {
+	ctx, stop := context.WithCancel(context.Background())
+	c := &controllers{cfg: cfg, api: api, r: r, health: h, log: log, stop: stop, back: make(chan struct{}, 1)}
+	c.wg.Go(func() { c.probeAPI(ctx) })
+	c.wg.Go(func() { c.runManagers(ctx) })
+	return c
+}
+
+// end ends the controllers and awaits them.
+func (c *controllers) end() {
+	if c == nil {
+		return
+	}
+	c.stop()
+	c.wg.Wait()
+	c.r.mu.Lock()   // the last reconciliation may outlive its manager
+	c.r.mu.Unlock() //nolint:staticcheck // waiting is all
+}
+
+// runManagers runs one manager after the other until ctx ends.
+func (c *controllers) runManagers(ctx context.Context) {
+	// A pause is between half of the delay and all of it; the delay grows from 250 ms to 10 s.
+	backoff := wait.Backoff{Duration: 125 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 16, Cap: 5 * time.Second}
+	delays := backoff
+	for ctx.Err() == nil {
+		started := time.Now()
+		err := c.runUntilBack(ctx)
+		restart := errors.Is(err, errAPIBack)
+		if restart || time.Since(started) > time.Minute {
+			delays = backoff
+		}
+		if ctx.Err() != nil || restart {
+			continue
+		}
+		delay := delays.Step()
+		c.log.Warn("controllers ended, trying again", "error", err, "delay", delay)
+		c.health.update(func(h *health) { h.controllers = err })
+		select {
+		case <-ctx.Done():
+		case <-c.back:
+		case <-time.After(delay):
+		}
+	}
+}
+
+var errAPIBack = errors.New("the API server is back")
+
+// runUntilBack runs a manager until it fails, or until the API server is back: watches that failed for a while are tried again late,
+// with a back-off of their own, so new ones are faster. The error is errAPIBack then.
+func (c *controllers) runUntilBack(ctx context.Context) error {
+	run, end := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-c.back:
+			end(errAPIBack)
+		case <-ended:
+		}
+	})
+	err := c.runManager(run)
+	close(ended)
+	wg.Wait()
+	if context.Cause(run) == errAPIBack {
+		err = errAPIBack
+	}
+	end(nil)
+	return err
+}
+
+// probeAPI keeps health.api up to date, and tells when the API server is back. Watches notice both late.
+func (c *controllers) probeAPI(ctx context.Context) {
+	cfg := rest.CopyConfig(c.api)
+	cfg.Timeout = probeInterval
+	api, unusable := discovery.NewDiscoveryClientForConfig(cfg)
+	slow := false
+	for {
+		err := unusable // for good: a CA that cannot be read, for example
+		if err == nil {
+			err = api.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+			if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+				err = nil // it lives; what is missing shows where it is needed
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		old := c.health.Load().api
+		// One answer that is late says nothing of the watches: to start them anew would add to the load that made it late.
+		if slow = err != nil && old == nil && !slow && utilnet.IsTimeout(err); slow {
+			err = nil
+		}
+		if err != nil {
+			err = fmt.Errorf("API server %s: %w", cfg.Host, err)
+		}
+		c.noteAPI(old, err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(probeInterval):
+		}
+	}
+}
+
+// noteAPI notes that the API server answers (nil), or why not.
+func (c *controllers) noteAPI(old, err error) {
+	switch {
+	case old == nil && err != nil:
+		c.log.Warn("API server does not answer; links and names stay as they are", "error", err)
+	case old != nil && err == nil:
+		c.log.Info("API server answers")
+		select {
+		case c.back <- struct{}{}:
+		default:
+		}
+	}
+	c.health.update(func(h *health) { h.api = err })
+}
+
+// watchedKind is a kind of objects that the cache has.
+type watchedKind struct {
+	object client.Object
+	wanted bool
+	wakes  bool           // each change wakes the reconciler
+	cache  cache.ByObject // which of them, and what of them; zero: all
+}
+
+// watchedKinds are all kinds of objects that the broker reads from the cache.
+func watchedKinds(cfg *Config, secrets cache.ByObject, allSecrets bool) []watchedKind {
+	stripped := cache.ByObject{Transform: cache.TransformStripManagedFields()} // there may be many
+	return []watchedKind{
+		{&v1alpha1.KubeLink{}, true, true, cache.ByObject{}},
+		{&corev1.Secret{}, cfg.Secret != "" || allSecrets, true, secrets},
+		{&corev1.Service{}, cfg.Service != "", true, selectByName(cfg.Namespace, cfg.Service)},
+		{&corev1.ConfigMap{}, cfg.ConfigureDNS, false, selectByName(stubdomain.Namespace, stubdomain.ConfigMap)},
+		{&coredns.CoreDNSEntry{}, true, false, stripped},
+		{&coredns.HostedZone{}, true, false, stripped},
+	}
+}
+
+// selectByName selects the one object of that name.
+func selectByName(namespace, name string) cache.ByObject {
+	return cache.ByObject{Namespaces: map[string]cache.Config{
+		namespace: {FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)},
+	}}
+}
+
+// runManager runs the controllers until ctx ends or something fails.
+func (c *controllers) runManager(ctx context.Context) error {
+	if c.cfg.DeployCRDs {
+		if err := installCRDs(ctx, c.api, c.log); err != nil {
+			return err
+		}
+	}
+	secrets, allSecrets, err := apizone.CachedSecrets(ctx, c.api, c.cfg.accessConfig(), c.log)
+	if err != nil {
+		return err
+	}
+	if !allSecrets {
+		secrets = selectByName(c.cfg.Namespace, c.cfg.Secret)
+	}
+	kinds := watchedKinds(c.cfg, secrets, allSecrets)
+	byObject := map[client.Object]cache.ByObject{}
+	for _, k := range kinds {
+		if k.wanted {
+			byObject[k.object] = k.cache
+		}
+	}
+	watch := globalnames.NewWatch(c.r.waker.wake, c.log)
+	mgr, err := ctrl.NewManager(c.api, ctrl.Options{
+		Scheme: scheme,
+		// CoreDNS serves metrics and health.
+		Metrics:                server.Options{BindAddress: "0"},
+		HealthProbeBindAddress: "0",
+		// Caches of a dead API server may take for ever to end, and nothing needs their end; end awaits the
+		// last reconciliation.
+		GracefulShutdownTimeout: ptr.To(2 * time.Second),
+		Cache:                   cache.Options{ByObject: byObject, DefaultWatchErrorHandler: watch.HandleWatchError},
+	})
+	if err != nil {
+		return err
+	}
+	watch.Cache = mgr.GetCache()
+	run := newReconcilerRun(c.r, mgr, watch, allSecrets)
+	if err := c.addController(mgr, run, kinds); err != nil {
+		return err
+	}
+	if err := c.addRunnables(mgr, run); err != nil {
+		return err
+	}
+	c.r.waker.wake() // an empty cluster has no object that would
+	return mgr.Start(ctx)
+}
+
+// addController adds the controller with its watches.
+func (c *controllers) addController(mgr ctrl.Manager, run *reconcilerRun, kinds []watchedKind) error {
+	toKey := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
+		return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: theKey.Name}}}
+	})
+	builder := ctrl.NewControllerManagedBy(mgr).Named("kubelink").
+		WithOptions(controller.Options{
+			// Names are global in a process of controller-runtime, and this controller is started anew.
+			SkipNameValidation:      ptr.To(true),
+			MaxConcurrentReconciles: 1,
+			CacheSyncTimeout:        15 * time.Second, // a kind that may not be watched is reported then
+			// What an error keeps from being applied is tried again no later than what nothing has touched.
+			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, resync),
+		}).
+		WatchesRawSource(source.Channel(c.r.waker.listen(), toKey))
+	for _, k := range kinds {
+		if k.wanted && k.wakes {
+			builder = builder.Watches(k.object, toKey)
+		}
+	}
+	return builder.Complete(run)
+}
+
+// addRunnables adds what runs beside the controller.
+func (c *controllers) addRunnables(mgr ctrl.Manager, run *reconcilerRun) error {
+	runnables := []manager.Runnable{run.writer, run.watch, run.secrets}
+	if files := c.cfg.pkiConfig(); files.CertFile != "" {
+		runnables = append(runnables, manager.RunnableFunc(func(ctx context.Context) error {
+			files.WatchFiles(ctx, c.r.waker.wake, resync, c.log)
+			return nil
+		}))
+	}
+	if tokens := c.r.tokens; tokens != nil {
+		api, err := tokens.NewClient(c.api, apiTimeout, c.cfg.Kubeconfig == "")
+		if err != nil {
+			return err
+		}
+		runnables = append(runnables, manager.RunnableFunc(func(ctx context.Context) error {
+			tokens.Run(ctx, api, c.r.waker.wake)
+			return nil
+		}))
+	}
+	for _, r := range runnables {
+		if err := mgr.Add(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,113 @@
+package broker
+
+// The dataplane: what carries links. A new one (another mode) implements the interface below, and openDataplane opens it.
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// dataplane carries links. Its methods may be called concurrently; none but Close waits for a peer.
+type dataplane interface {
+	// Configure changes how links are carried and what peers are told. Links that the change does not concern go on.
+	Configure(link.Settings) error
+	// SetCredentials sets what the next connection authenticates with. With nil no link is carried.
+	SetCredentials(*link.Credentials)
+	// Set tells all peers and the local networks, which no peer can take. The error is about this end; peers are set in any case.
+	Set(peers []mesh.Peer, local []netip.Prefix) error
+	// Statuses are the states of the links, in the order of Set.
+	Statuses() []link.Status
+	// Collect sends the metrics that only this dataplane has.
+	Collect(chan<- prometheus.Metric)
+	// Close ends all links and awaits all goroutines. With keepDevice the device stays for the next process.
+	Close(keepDevice bool) error
+}
+
+// gateway is a dataplane and the kernel's state around it. There is one in a network namespace.
+type gateway struct {
+	dataplane
+	kernel *kernelWorker
+	log    *slog.Logger
+}
+
+// dataplaneEvents are the callbacks of a dataplane. They must not block.
+type dataplaneEvents struct {
+	changed   func()
+	onUnknown func(link.UnknownPeer)
+}
+
+// openGateway opens what the mode needs, nil if it carries no traffic; nothing is connected yet.
+func openGateway(c *Config, events dataplaneEvents, kernelDone func(), log *slog.Logger) (*gateway, error) {
+	if !c.Mode.CarriesTraffic() {
+		return nil, nil
+	}
+	kernel, err := newKernelWorker(c, kernelDone, log)
+	if err != nil {
+		return nil, err
+	}
+	d, err := openDataplane(c, events, log)
+	if err != nil {
+		return nil, err
+	}
+	return &gateway{dataplane: d, kernel: kernel, log: log}, nil
+}
+
+func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (dataplane, error) {
+	switch c.Mode {
+	case mesh.Bridge:
+		return bridge.Open(bridge.Config{
+			Settings:  c.linkSettings(c.BrokerPort),
+			Interface: c.Interface,
+			Log:       log,
+			Changed:   events.changed,
+			OnUnknown: events.onUnknown,
+		})
+	default:
+		return nil, fmt.Errorf("mode %s has no dataplane", c.Mode)
+	}
+}
+
+// close ends the links. With keep, device, routes and rules stay for the next process.
+func (g *gateway) close(keep bool) {
+	if g == nil {
+		return
+	}
+	if err := g.Close(keep); err != nil {
+		g.log.Error("cannot close the dataplane", "error", err)
+	}
+	// NAT goes last: a packet that is still on its way must not leave with a foreign source address.
+	g.kernel.close(keep)
+}
+
+// claim makes sure that no other kubelink carries links in this network namespace.
+type claim struct{ listener net.Listener }
+
+// take takes the claim, unless this process has it already.
+func (c *claim) take() error {
+	if c.listener != nil {
+		return nil
+	}
+	// Abstract sockets (unix(7)) belong to the network namespace, as our chains and rules do.
+	l, err := net.Listen("unix", "@kubelink")
+	if err != nil {
+		return fmt.Errorf("another kubelink with a dataplane runs in this network namespace: end it first (%w)", err)
+	}
+	c.listener = l
+	return nil
+}
+
+// release lets another process take the claim.
+func (c *claim) release() {
+	if c.listener != nil {
+		c.listener.Close()
+		c.listener = nil
+	}
+}

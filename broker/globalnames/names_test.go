@@ -1,0 +1,192 @@
+package globalnames
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/records"
+	"github.com/mandelsoft/kubelink/broker/zone"
+)
+
+// Only a status that differs is written, and none of an object that is somebody else's.
+func TestDiffering(t *testing.T) {
+	key := types.NamespacedName{Namespace: "ns", Name: "x"}
+	ok := records.Report{State: "Ok", Names: []string{"x.svc.global.kubelink"}}
+	foreign := records.Report{State: "Stale", Message: "elsewhere", Foreign: true}
+	written := func(r records.Report, generation int64) coredns.Status {
+		c := newCondition(r)
+		return coredns.Status{State: r.State, Message: r.Message, RootZone: r.RootZone, EffectiveDomainNames: r.Names, ObservedGeneration: generation, Conditions: []metav1.Condition{c}}
+	}
+	for _, c := range []struct {
+		name        string
+		status      coredns.Status
+		now, before records.Report
+		write       bool
+	}{
+		{"new", coredns.Status{}, ok, records.Report{}, true},
+		{"the same", written(ok, 2), ok, ok, false},
+		{"older generation", written(ok, 1), ok, ok, true},
+		{"of the former system", coredns.Status{State: "Ok", ObservedGeneration: 2, EffectiveDomainNames: ok.Names}, ok, records.Report{}, true},
+		{"another message", written(records.Report{State: "Ok", Message: "note", Names: ok.Names}, 2), ok, ok, true},
+		{"other names", written(records.Report{State: "Ok"}, 2), ok, ok, true},
+		{"another zone", written(records.Report{State: "Ok", Names: ok.Names, RootZone: "z"}, 2), ok, ok, true},
+		{"foreign, new", coredns.Status{}, foreign, records.Report{}, true},
+		{"foreign, the same", written(foreign, 2), foreign, foreign, false},
+		{"foreign, somebody else says Ok", coredns.Status{State: "Ok"}, foreign, records.Report{}, false},
+		{"foreign, somebody else said Ok over ours", coredns.Status{State: "Ok"}, foreign, foreign, false},
+		{"foreign, ours so far", written(ok, 2), foreign, ok, true},
+	} {
+		entry := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", Generation: 2}, Status: c.status}
+		before := map[types.NamespacedName]records.Report{}
+		if c.before.State != "" {
+			before[key] = c.before
+		}
+		now := map[types.NamespacedName]records.Report{key: c.now}
+		got := differingReports([]coredns.CoreDNSEntry{entry}, nil, &records.Result{Entries: now}, &records.Result{Entries: before})
+		if (len(got) == 1) != c.write {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+		hosted := coredns.HostedZone{ObjectMeta: entry.ObjectMeta, Status: c.status}
+		got = differingReports(nil, []coredns.HostedZone{hosted}, &records.Result{HostedZones: now}, &records.Result{HostedZones: before})
+		if (len(got) == 1) != c.write {
+			t.Errorf("%s: zone: %+v", c.name, got)
+		}
+	}
+	entry := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "gone"}}
+	if got := differingReports([]coredns.CoreDNSEntry{entry}, nil, &records.Result{}, &records.Result{}); len(got) != 0 {
+		t.Errorf("without report: %+v", got)
+	}
+}
+
+// Serials follow the clock, and go on without it only when it was put back by more than a moment.
+func TestNextSerial(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	for _, c := range []struct{ highest, want uint32 }{
+		{0, 1_800_000_000}, {1_799_999_999, 1_800_000_000}, {1_800_000_000, 1_800_000_000}, {1_800_000_060, 1_800_000_000}, {1_800_000_061, 1_800_000_062},
+	} {
+		if serial := nextSerial(c.highest, now); serial != c.want {
+			t.Errorf("%d: %d", c.highest, serial)
+		}
+	}
+}
+
+// lists is an API that only lists entries.
+type lists struct {
+	client.Client
+	entries []coredns.CoreDNSEntry
+}
+
+func (a *lists) List(_ context.Context, list client.ObjectList, _ ...client.ListOption) error {
+	if l, ok := list.(*coredns.CoreDNSEntryList); ok {
+		l.Items = a.entries
+	}
+	return nil
+}
+
+// Two changes within a second have one serial at first. The next one comes by itself: nothing else needs to happen.
+func TestSerialIsDue(t *testing.T) {
+	const name = "svc.global.kubelink."
+	woken := make(chan struct{}, 1)
+	wake := func() {
+		select {
+		case woken <- struct{}{}:
+		default:
+		}
+	}
+	api := &lists{}
+	watch := NewWatch(wake, slog.New(slog.DiscardHandler))
+	watch.synced.Store(true)
+	names := &Names{}
+	refresh := &Refresh{
+		Reader: api, Watch: watch, Zones: []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: name}}}, Wake: wake,
+		Keep: func([]coredns.CoreDNSEntry, []coredns.HostedZone) {}, Report: func([]*Report) {},
+	}
+	build := func() (serial uint32) {
+		if err := names.Update(t.Context(), refresh); err != nil {
+			t.Fatal(err)
+		}
+		rrs, _ := names.zones[name].Transfer(name, 0)
+		return rrs[0].(*dns.SOA).Serial
+	}
+	serial := build()
+	for i := 0; !names.early; i++ { // until two are in one second
+		api.entries = []coredns.CoreDNSEntry{{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x"},
+			Spec:       coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"x." + name}, TXT: []coredns.Text{coredns.Text(fmt.Sprint(i))}},
+		}}
+		watch.noteChange()
+		<-woken
+		names.took = 0 // no pause, the end of which would be another reason to build
+		serial = build()
+	}
+	timeout := time.After(5 * time.Second)
+	for next := serial; next == serial; next = build() {
+		select {
+		case <-woken:
+		case <-timeout:
+			t.Fatalf("the serial stays %d", serial)
+		}
+	}
+	if names.early {
+		t.Error("one more is due")
+	}
+}
+
+// A status of ours is no change of names; what the user does is.
+func TestGlobalWatchUpdates(t *testing.T) {
+	w := &Watch{wake: func() {}}
+	entry := func(change func(*coredns.CoreDNSEntry)) *coredns.CoreDNSEntry {
+		e := &coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{UID: "1", Generation: 1, Annotations: map[string]string{"a": "b"}}}
+		change(e)
+		return e
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*coredns.CoreDNSEntry)
+		counts bool
+	}{
+		{"status", func(e *coredns.CoreDNSEntry) { e.Status.State = "Ok"; e.ResourceVersion = "7" }, false},
+		{"labels", func(e *coredns.CoreDNSEntry) { e.Labels = map[string]string{"a": "b"} }, false},
+		{"spec", func(e *coredns.CoreDNSEntry) { e.Generation = 2 }, true},
+		{"annotations", func(e *coredns.CoreDNSEntry) { e.Annotations = nil }, true},
+		{"another object", func(e *coredns.CoreDNSEntry) { e.UID = "2" }, true},
+	} {
+		before := w.version.Load()
+		w.OnUpdate(entry(func(*coredns.CoreDNSEntry) {}), entry(c.change))
+		if (w.version.Load() != before) != c.counts {
+			t.Errorf("%s", c.name)
+		}
+	}
+}
+
+// What is not known is said to be so, and what was known stays.
+func TestGlobalsUnknown(t *testing.T) {
+	const name = "svc.global.kubelink."
+	g := &Names{}
+	if err := g.setUnknown([]string{name}, nil); err == nil || len(g.zones) != 0 {
+		t.Errorf("%v %v", err, g.zones)
+	}
+	forbidden := context.Canceled
+	if err := g.setUnknown([]string{name}, &forbidden); err != nil || g.zones[name].Missing() != "the names of svc.global.kubelink are not known: context canceled" {
+		t.Errorf("%v %v", err, g.zones)
+	}
+	before := g.zones[name]
+	if err := g.setUnknown([]string{name}, &forbidden); err != nil || g.zones[name] != before {
+		t.Errorf("another one for the same reason: %v", err)
+	}
+	known := zone.NewGlobal("kubelink.", records.Build(nil, nil, []string{name}).Zones[0], 1, nil, nil)
+	g.zones = map[string]*zone.Global{name: known}
+	if err := g.setUnknown([]string{name, "svc.global.other."}, nil); err == nil || len(g.zones) != 1 || g.zones[name] != known {
+		t.Errorf("%v %v", err, g.zones)
+	}
+}

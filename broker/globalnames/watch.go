@@ -1,0 +1,129 @@
+// Package globalnames keeps the names that belong to no cluster: it watches CoreDNSEntry and HostedZone objects, keeps the
+// zones made of them, and reports on each object. It does so beside the reconciler's other kinds, because neither the number
+// of these objects nor a missing permission for them may hold up links.
+package globalnames
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
+)
+
+// retryInterval is the pause between two tries to watch a kind that the API server does not know.
+const retryInterval = 5 * time.Second
+
+// watchedKinds are the kinds of objects that global names come from.
+var watchedKinds = []client.Object{&coredns.CoreDNSEntry{}, &coredns.HostedZone{}}
+
+// Watch watches the objects from when this cluster serves a global zone. It implements manager.Runnable.
+type Watch struct {
+	Cache cache.Cache // set before Start
+
+	wake   func()
+	log    *slog.Logger
+	wanted chan struct{} // closed when the objects are wanted
+	once   sync.Once
+
+	synced  atomic.Bool
+	version atomic.Uint64         // counts changes
+	failure atomic.Pointer[error] // why the objects cannot be read
+}
+
+// NewWatch returns a watch that wakes the reconciler when names may change.
+func NewWatch(wake func(), log *slog.Logger) *Watch {
+	return &Watch{wake: wake, log: log, wanted: make(chan struct{})}
+}
+
+func (w *Watch) request() { w.once.Do(func() { close(w.wanted) }) }
+
+// Start runs until the objects are known, or ctx ends; the informers live on with the cache.
+func (w *Watch) Start(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-w.wanted:
+	}
+	var known []toolscache.InformerSynced
+	for _, kind := range watchedKinds {
+		synced, err := w.watchKind(ctx, kind)
+		if synced == nil {
+			return err
+		}
+		known = append(known, synced)
+	}
+	if toolscache.WaitForCacheSync(ctx.Done(), known...) {
+		w.synced.Store(true)
+		w.wake()
+	}
+	return nil
+}
+
+// watchKind adds the handler to the informer of a kind. It tries until ctx ends; the result is nil then.
+func (w *Watch) watchKind(ctx context.Context, kind client.Object) (toolscache.InformerSynced, error) {
+	for {
+		// It must not wait for objects that may never come, such as when they are forbidden.
+		informer, err := w.Cache.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
+		if err == nil {
+			handler, err := informer.AddEventHandler(w)
+			if err != nil {
+				return nil, err
+			}
+			return handler.HasSynced, nil
+		}
+		w.noteFailure(err) // the API server does not know the kind, for example
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(retryInterval):
+		}
+	}
+}
+
+// noteFailure notes why the objects cannot be read. Informers try again all the time.
+func (w *Watch) noteFailure(err error) {
+	if old := w.failure.Swap(&err); !w.synced.Load() && (old == nil || (*old).Error() != err.Error()) {
+		w.log.Warn("cannot read the objects of global names, trying again", "error", err)
+		w.wake()
+	}
+}
+
+// HandleWatchError is the handler for failures of all watches of the cache.
+func (w *Watch) HandleWatchError(ctx context.Context, r *toolscache.Reflector, err error) {
+	toolscache.DefaultWatchErrorHandler(ctx, r, err)
+	for _, kind := range watchedKinds {
+		if r.TypeDescription() == fmt.Sprintf("%T", kind) {
+			w.noteFailure(err)
+		}
+	}
+}
+
+// OnAdd implements toolscache.ResourceEventHandler.
+func (w *Watch) OnAdd(any, bool) { w.noteChange() }
+
+// OnDelete implements toolscache.ResourceEventHandler.
+func (w *Watch) OnDelete(any) { w.noteChange() }
+
+// OnUpdate implements toolscache.ResourceEventHandler. It ignores what does not change names, such as the status that the broker writes.
+func (w *Watch) OnUpdate(before, after any) {
+	a, b := before.(client.Object), after.(client.Object)
+	if a.GetUID() != b.GetUID() || a.GetGeneration() != b.GetGeneration() || !maps.Equal(a.GetAnnotations(), b.GetAnnotations()) {
+		w.noteChange()
+	}
+}
+
+func (w *Watch) noteChange() {
+	w.version.Add(1)
+	if w.synced.Load() {
+		w.wake()
+	}
+}

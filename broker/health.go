@@ -1,0 +1,62 @@
+package broker
+
+// Why the broker is not ready, and what wakes the reconciler.
+
+import (
+	"errors"
+	"sync/atomic"
+
+	"sigs.k8s.io/controller-runtime/pkg/event"
+)
+
+// health is why the broker is not ready.
+type health struct {
+	api         error // the API server cannot be reached
+	controllers error // the controllers do not run
+	applied     error // the last state could not be applied in full, or there was none yet
+}
+
+var errNoState = errors.New("no state from the API server yet")
+
+// healthState is the health right now. Readers take no lock.
+type healthState struct{ atomic.Pointer[health] }
+
+func newHealthState() *healthState {
+	s := &healthState{}
+	s.Store(&health{applied: errNoState})
+	return s
+}
+
+func (s *healthState) update(change func(*health)) {
+	for {
+		old := s.Load()
+		h := *old
+		change(&h)
+		if s.CompareAndSwap(old, &h) {
+			return
+		}
+	}
+}
+
+// waker wakes the reconciler of the running controllers. One pending event is enough, as the reconciler always looks at
+// everything. Each run of the controllers has a channel of its own.
+type waker struct {
+	events atomic.Pointer[chan event.GenericEvent]
+}
+
+// listen returns the channel of a new run.
+func (w *waker) listen() chan event.GenericEvent {
+	events := make(chan event.GenericEvent, 1)
+	w.events.Store(&events)
+	return events
+}
+
+// wake lets the reconciler look again. It never blocks.
+func (w *waker) wake() {
+	if events := w.events.Load(); events != nil {
+		select {
+		case *events <- event.GenericEvent{Object: theKey}:
+		default:
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package broker
+
+// What DNS answers from: the zone table, made anew from the last state whenever that or a link changes. This has a lock of
+// its own, so that the loss of a link shows in DNS at once, whatever the reconciler waits for.
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/apizone"
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/zone"
+)
+
+// publisher keeps the zone table up to date.
+type publisher struct {
+	table   atomic.Pointer[zone.Table]
+	replies *zone.ReplyCache
+	apis    *apizone.Zones
+
+	signal chan struct{} // a link has changed
+	stop   chan struct{}
+	done   chan struct{}
+
+	mu   sync.Mutex // guards from, and makes tables follow each other; nothing slow happens under it
+	from nameSource
+}
+
+// nameSource is what the table is made from, besides the states of links.
+type nameSource struct {
+	state       *mesh.State // nil: none yet
+	restored    bool        // an earlier process knew the state; the API server has not confirmed it
+	accesses    []apizone.Access
+	globals     map[string]*zone.Global
+	dataplane   dataplane // nil: this broker carries no traffic
+	carries     bool      // the mode has a dataplane
+	credentials bool      // the dataplane has credentials
+	nsAddresses []netip.Addr
+	serveStale  time.Duration
+	noStates    bool // there are no names _state.<cluster>.<domain>
+}
+
+func newPublisher(replies *zone.ReplyCache, apis *apizone.Zones) *publisher {
+	return &publisher{replies: replies, apis: apis, signal: make(chan struct{}, 1)}
+}
+
+// start follows the changes of links until end.
+func (p *publisher) start() {
+	p.stop, p.done = make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(p.done)
+		for {
+			select {
+			case <-p.stop:
+				return
+			case <-p.signal:
+				p.publish(func(*nameSource) {})
+			}
+		}
+	}()
+}
+
+// end ends what start began, and takes the table away.
+func (p *publisher) end() {
+	if p.stop != nil {
+		close(p.stop)
+		<-p.done
+		p.stop = nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.from = nameSource{carries: p.from.carries}
+	if t := p.table.Swap(nil); t != nil {
+		t.Close()
+	}
+	p.apis.Close()
+}
+
+// linksChanged makes the table follow what the dataplane has noticed. It never blocks.
+func (p *publisher) linksChanged() {
+	select {
+	case p.signal <- struct{}{}:
+	default:
+	}
+}
+
+// dataplane is what carries links right now; nil: nothing does.
+func (p *publisher) dataplane() dataplane {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.from.dataplane
+}
+
+// configure changes the source, which the next table is made from.
+func (p *publisher) configure(change func(*nameSource)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(&p.from)
+}
+
+// publish changes the source and makes DNS answer from it, with links as they are right now.
+func (p *publisher) publish(change func(*nameSource)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	from := &p.from
+	if change(from); from.state == nil {
+		return
+	}
+	status := from.linkStatus()
+	opts := zone.Options{
+		NSAddresses:  from.nsAddresses,
+		Serial:       uint32(time.Now().Unix()),
+		Backends:     p.apis.Set(from.accesses, func(link string) bool { return status(link).Usable }),
+		Globals:      from.globals,
+		Replies:      p.replies,
+		ServeStale:   from.serveStale,
+		NoStateNames: from.noStates,
+	}
+	for _, peer := range from.state.Peers {
+		for _, n := range peer.Networks {
+			opts.Networks = append(opts.Networks, zone.Network{Prefix: n, Link: peer.Link})
+		}
+	}
+	p.table.Store(zone.New(p.table.Load(), from.state.Zones, status, opts))
+}
+
+// setConfig takes over what names depend on.
+func (from *nameSource) setConfig(c *Config) {
+	from.carries = c.Mode.CarriesTraffic()
+	from.nsAddresses = c.nsAddresses()
+	from.serveStale, from.noStates = c.ServeStale, c.NoStateNames
+}
+
+// linkStatus tells the zone table which links can be used right now.
+func (from *nameSource) linkStatus() func(link string) zone.Status {
+	if !from.carries {
+		return func(string) zone.Status { return zone.Status{Usable: true} } // another system carries the traffic
+	}
+	peers := map[string]link.Status{}
+	if from.dataplane != nil {
+		for _, st := range from.dataplane.Statuses() {
+			peers[st.Link] = st
+		}
+	}
+	links := make(map[string]zone.Status, len(from.state.Links))
+	for _, l := range from.state.Links {
+		st, ok := peers[l.Peer]
+		switch {
+		case ok:
+			links[l.Name] = zone.Status{
+				Usable: st.State == link.Up, State: string(st.State), Reason: st.Reason, Since: st.Since, RTT: st.RTT,
+			}
+		case from.restored:
+			links[l.Name] = zone.Status{
+				State:  string(link.Idle),
+				Reason: "kubelink has just started, and the API server has not told the links yet",
+			}
+		case from.credentials:
+			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "it is about to be connected"}
+		default:
+			links[l.Name] = zone.Status{State: string(v1alpha1.StateError), Reason: "there is no usable certificate"}
+		}
+	}
+	return func(link string) zone.Status { return links[link] }
+}

@@ -1,0 +1,304 @@
+package broker
+
+// The one reconciler: objects to State, State to effects, outcome to the writer. Each time it looks at everything.
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/mandelsoft/kubelink/broker/announce"
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/apizone"
+	"github.com/mandelsoft/kubelink/broker/globalnames"
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/pki"
+	"github.com/mandelsoft/kubelink/broker/snapshot"
+	"github.com/mandelsoft/kubelink/broker/stubdomain"
+	"github.com/mandelsoft/kubelink/broker/writeback"
+	"github.com/mandelsoft/kubelink/broker/zone"
+)
+
+// reconciler is what outlives the runs of the controllers.
+type reconciler struct {
+	log      *slog.Logger
+	waker    *waker
+	names    *publisher
+	health   *healthState
+	unknowns announce.UnknownPeers
+	snapshot atomic.Pointer[snapshot.Snapshot] // nil: nothing survives
+
+	// mu is held over a reconciliation and guards the fields below. The lifecycle changes them while the controllers
+	// stand still. A reconciliation waits for the kernel for kernelPatience at most, and for nothing else.
+	mu           sync.Mutex
+	cfg          Config
+	api          *rest.Config          // of the local API server
+	gateway      *gateway              // nil: the mode carries no traffic
+	tokens       *announce.TokenSource // of the account whose token peers are told; nil: none
+	creds        pki.Store
+	globals      globalnames.Names
+	receiver     announce.Receiver // of what peers announce
+	unadvertised string            // why peers are not told all that they should be, as logged
+	dnsRestart   stubdomain.PendingRestart
+}
+
+// reconcilerRun is the reconciler in one run of the controllers.
+type reconcilerRun struct {
+	*reconciler
+	client  client.Client // reads from the cache: works without API server
+	secrets *apizone.Secrets
+	writer  *writeback.Writer
+	watch   *globalnames.Watch
+	keeper  *announce.Keeper       // of what peers announce
+	dns     *stubdomain.Configurer // of the cluster's DNS
+}
+
+func newReconcilerRun(r *reconciler, mgr ctrl.Manager, watch *globalnames.Watch, allSecrets bool) *reconcilerRun {
+	var cached client.Reader
+	if allSecrets {
+		cached = mgr.GetClient()
+	}
+	return &reconcilerRun{
+		reconciler: r, client: mgr.GetClient(), watch: watch,
+		secrets: apizone.NewSecrets(r.cfg.accessConfig(), cached, mgr.GetAPIReader(), r.waker.wake),
+		writer: writeback.NewWriter(writeback.Config{
+			Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("kubelink"), Log: r.log,
+			NodeIP: r.cfg.NodeIP, Wake: r.waker.wake, MaxCreate: announce.MaxUnknown,
+		}),
+		keeper: &announce.Keeper{Client: mgr.GetClient(), Namespace: r.cfg.Namespace, Log: r.log},
+		dns: &stubdomain.Configurer{
+			Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Informers: mgr.GetCache(),
+			Restart: &r.dnsRestart, Interval: resync, Wake: r.waker.wake, Log: r.log,
+		},
+	}
+}
+
+// Reconcile computes the state and applies it. It only reads from the cache; the writer writes to the API server. So
+// an API server that hangs holds up no link and no name.
+func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := ctx.Err(); err != nil { // a newer run has taken over
+		return reconcile.Result{}, err
+	}
+	var list v1alpha1.KubeLinkList
+	if err := r.client.List(ctx, &list); err != nil {
+		return reconcile.Result{}, err
+	}
+	// The cache has no order.
+	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) })
+	state := mesh.Build(mesh.Objects{Links: list.Items}, r.cfg.Local)
+	port, portErr := r.listenPort(ctx)
+	credErr := r.refreshCredentials(ctx)
+	accesses := r.secrets.FindAccesses(ctx, state.Zones, r.api)
+	globalErr := r.updateGlobalNames(ctx, state.Zones)
+	err := r.apply(&state, accesses, port)
+	r.health.update(func(h *health) {
+		h.controllers, h.applied = nil, errors.Join(err, portErr, credErr, globalErr)
+	})
+
+	r.snapshot.Load().KeepLinks(list.Items)
+	r.writer.SetOutcome(r.outcome(list.Items, &state, errors.Join(err, portErr), credErr))
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	// Other programs flush chains and reorder hooks, and no event tells.
+	return reconcile.Result{RequeueAfter: min(resync, r.creds.RenewIn())}, nil
+}
+
+// setConfig, setAPI and setGateway are for the lifecycle, while the controllers stand still.
+
+func (r *reconciler) setConfig(cfg Config) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cfg = cfg
+}
+
+func (r *reconciler) setAPI(api *rest.Config) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.api = api
+}
+
+// setGateway also forgets the credentials: the next reconciliation gives them to the gateway.
+func (r *reconciler) setGateway(g *gateway) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gateway, r.creds = g, pki.Store{}
+}
+
+// outcome is all that a reconciliation wants to have written.
+func (r *reconcilerRun) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr, credErr error) *writeback.Outcome {
+	seen := &writeback.Observations{Notes: map[string][]string{}, Apply: applyErr, Creds: credErr, Usable: r.creds.Usable()}
+	note := func(link, text string) {
+		if text != "" {
+			seen.Notes[link] = append(seen.Notes[link], text)
+		}
+	}
+	writeback.NoteNames(s, r.names.apis.Statuses(), note)
+	_, _, seen.Announce = r.advertised(s)
+	r.logUnadvertised(seen.Announce)
+	var statuses []link.Status
+	if r.gateway != nil {
+		statuses, seen.Statuses = r.gateway.Statuses(), map[string]link.Status{}
+	}
+	for _, st := range statuses {
+		seen.Statuses[st.Link] = st
+	}
+	received := r.receiver.ReceiveAll(items, s, statuses, r.creds.Unencrypted(), r.log)
+	for name := range received {
+		note(name, received[name].Note)
+	}
+	out := &writeback.Outcome{
+		Links:  writeback.LinkOutcomes(items, s, r.cfg.Served, seen),
+		Create: r.unknowns.MakeLinks(items, s, &r.cfg.Local, r.cfg.AutoConnect, r.log),
+		Secret: r.creds.Secret,
+	}
+	for i := range out.Links {
+		l := &out.Links[i]
+		if facts := received[l.Object.Name].Facts; facts != (announce.Facts{}) {
+			l.Adopt = func(ctx context.Context) (string, error) { return r.keeper.Keep(ctx, l.Object, facts) }
+		}
+	}
+	if r.creds.Request {
+		out.Certificate = r.cfg.pkiConfig().CertificateRequest()
+	}
+	if r.cfg.ConfigureDNS {
+		var stubs []stubdomain.Stub
+		if own := r.cfg.nsAddresses(); len(own) > 0 {
+			stubs = stubdomain.Stubs(s.Zones, own[0])
+		}
+		out.ClusterDNS = func(ctx context.Context) (string, error) {
+			err := r.dns.Configure(ctx, stubs)
+			return r.dns.Note(), err
+		}
+	}
+	return out
+}
+
+// logUnadvertised logs why this cluster does not announce all that it should, when that changes.
+func (r *reconcilerRun) logUnadvertised(err error) {
+	text := writeback.OneLine(err)
+	if text != r.unadvertised && text != "" {
+		r.log.Warn("peers are not told all that they should be", "problem", text)
+	}
+	r.unadvertised = text
+}
+
+// updateGlobalNames brings the names that belong to no cluster up to date.
+func (r *reconcilerRun) updateGlobalNames(ctx context.Context, zones []mesh.Zone) error {
+	return r.globals.Update(ctx, &globalnames.Refresh{
+		Reader: r.client, Watch: r.watch, Zones: zones, NSAddresses: r.cfg.nsAddresses(), Wake: r.waker.wake,
+		Keep: func(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone) {
+			r.snapshot.Load().Keep(func(o *snapshot.Objects) { o.Entries, o.Zones = entries, zones })
+		},
+		Report: func(reports []*globalnames.Report) {
+			all := make([]writeback.Report, len(reports))
+			for i := range reports {
+				all[i] = reports[i]
+			}
+			r.writer.SetReports(all)
+		},
+	})
+}
+
+// refreshCredentials hands new credentials to the dataplane. A source that is unusable is reported, and the last usable
+// credentials stay in use. Without dataplane no credentials are needed, and no secret is managed.
+func (r *reconcilerRun) refreshCredentials(ctx context.Context) error {
+	if r.gateway == nil {
+		r.creds = pki.Store{}
+		return nil
+	}
+	cfg := r.cfg.pkiConfig()
+	credentials, err := r.creds.Refresh(ctx, r.client, cfg)
+	if credentials == nil {
+		return err
+	}
+	r.gateway.SetCredentials(credentials)
+	if !credentials.Unencrypted {
+		r.log.Info("certificate in use from now on", "source", cfg.Location(),
+			"notAfter", credentials.Certificate.Leaf.NotAfter)
+	}
+	return nil
+}
+
+// listenPort is broker-port, or the target port of the service's port named bridge.
+func (r *reconcilerRun) listenPort(ctx context.Context) (uint16, error) {
+	cfg := &r.cfg
+	if cfg.Service == "" || !cfg.Mode.CarriesTraffic() {
+		return cfg.BrokerPort, nil
+	}
+	refuse := func(format string, args ...any) (uint16, error) {
+		return cfg.BrokerPort, fmt.Errorf("service %s"+format+"; listening on broker-port %d",
+			append(append([]any{cfg.Service}, args...), cfg.BrokerPort)...)
+	}
+	var svc corev1.Service
+	if err := r.client.Get(ctx, types.NamespacedName{Namespace: cfg.Namespace, Name: cfg.Service}, &svc); err != nil {
+		return refuse(": %w", err)
+	}
+	for _, p := range svc.Spec.Ports {
+		switch {
+		case p.Name != string(mesh.Bridge):
+		case p.Protocol != corev1.ProtocolTCP && p.Protocol != "":
+			return refuse(": port bridge is %s, but mode bridge uses TCP", p.Protocol)
+		case p.TargetPort.IntValue() > 0:
+			return uint16(p.TargetPort.IntValue()), nil
+		case p.TargetPort.StrVal != "":
+			return refuse(": target port %q of port bridge is a name; use a number", p.TargetPort.StrVal)
+		default:
+			return uint16(p.Port), nil
+		}
+	}
+	return refuse(" has no port named bridge: add it")
+}
+
+// advertised is what this cluster announces, and why a part of it is missing.
+func (r *reconciler) advertised(s *mesh.State) (dns *link.DNSInfo, api *link.APIInfo, problem error) {
+	if r.cfg.DNSAdvertisement {
+		address := r.cfg.clusterDNS()
+		for _, m := range s.Meshes { // without service-cidr, a LocalLink may know it
+			if !address.IsValid() && len(m.Services) > 0 {
+				address = mesh.Nth(m.Services.First(), 10)
+			}
+		}
+		dns, problem = announce.NameLookup(r.cfg.ClusterDomain, address)
+	}
+	api, err := r.tokens.Access()
+	return dns, api, errors.Join(problem, err)
+}
+
+// setTokenSource follows a change of the configuration. Peers are told the token of the same account until
+// there is a new one.
+func (r *reconciler) setTokenSource(old *Config) {
+	cfg, before := &r.cfg, r.tokens
+	same := cfg.ServiceAccount == old.ServiceAccount && cfg.Kubeconfig == old.Kubeconfig && cfg.Context == old.Context
+	if same && cfg.TokenLifetime == old.TokenLifetime {
+		return
+	}
+	r.tokens = announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, r.log)
+	if same && before != nil {
+		r.tokens.Adopt(before)
+	}
+}
+
+// restoreGlobals makes the global names from the objects that an earlier process knew.
+func (r *reconciler) restoreGlobals(o *snapshot.Objects, zones []mesh.Zone) map[string]*zone.Global {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.globals.Restore(o.Entries, o.Zones, zones, r.cfg.nsAddresses())
+	return r.globals.Zones()
+}

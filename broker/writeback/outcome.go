@@ -1,0 +1,140 @@
+package writeback
+
+// What users are to see of each KubeLink after a reconciliation. All of this is pure.
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/apizone"
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// Observations are what the parts of the broker say of objects, besides the State.
+type Observations struct {
+	Statuses map[string]link.Status // of peers, by link; nil: this broker carries no traffic
+	Notes    map[string][]string    // by link
+	Apply    error                  // the state could not be applied in full
+	Creds    error                  // the credentials, or a new version of them, cannot be used
+	Usable   bool                   // there are credentials
+	Announce error                  // this cluster does not announce all that it should
+}
+
+// LinkOutcomes says for each KubeLink what users are to see of it. KubeLinks for which another broker may speak, or
+// which are about to go, are left out.
+func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, served []string, seen *Observations) []Link {
+	meshes := map[string]mesh.Mesh{} // by LocalLink
+	for _, m := range s.Meshes {
+		meshes[m.Link] = m
+	}
+	links := map[string]mesh.Link{}
+	for _, l := range s.Links {
+		links[l.Name] = l
+	}
+	var outcomes []Link
+	for i := range items {
+		obj := &items[i]
+		out := Link{Object: obj}
+		problem, broken := s.Problems[obj.Name]
+		note := joinTexts(append([]string{s.Notes[obj.Name]}, seen.Notes[obj.Name]...)...)
+		if obj.Spec.Endpoint == v1alpha1.EndpointLocal {
+			if served != nil && !slices.Contains(served, obj.Name) {
+				continue
+			}
+			out.Finalizer = problem.State != v1alpha1.StateStale && hasMembers(items, obj.Name)
+			out.State, out.Message = localState(obj, meshes[obj.Name].Members, note, problem, seen)
+		} else if l, usable := links[obj.Name]; broken {
+			out.State, out.Message = problem.State, problem.Message
+		} else if usable {
+			out.State, out.Message = remoteState(l, note, seen)
+		} else {
+			continue
+		}
+		outcomes = append(outcomes, out)
+	}
+	return outcomes
+}
+
+// localState is the state of a LocalLink.
+func localState(
+	obj *v1alpha1.KubeLink, members []string, note string, problem mesh.Problem, seen *Observations,
+) (v1alpha1.State, string) {
+	failed := errors.Join(seen.Creds, seen.Apply)
+	switch {
+	case obj.DeletionTimestamp != nil:
+		return v1alpha1.StateDeleting, "waits for the deletion of " + strings.Join(members, ", ")
+	case problem.State != "":
+		return problem.State, problem.Message
+	case failed != nil:
+		return v1alpha1.StateError, OneLine(failed)
+	}
+	return v1alpha1.StateUp, joinTexts(note, OneLine(seen.Announce))
+}
+
+// remoteState is the state of a usable link to another cluster.
+func remoteState(l mesh.Link, note string, seen *Observations) (v1alpha1.State, string) {
+	switch {
+	case seen.Statuses == nil:
+		return v1alpha1.StateIdle, joinTexts("mode none: this broker serves names, and carries no traffic", note)
+	case !seen.Usable:
+		return v1alpha1.StateError, OneLine(seen.Creds)
+	}
+	st, ok := seen.Statuses[l.Peer]
+	switch {
+	case !ok:
+		return v1alpha1.StateIdle, note
+	case l.Peer == l.Name:
+		return v1alpha1.State(st.State), joinTexts(st.Reason, note)
+	case st.State == link.Up:
+		return v1alpha1.StateUp, joinTexts("through "+l.Peer, note)
+	}
+	return v1alpha1.State(st.State), joinTexts(fmt.Sprintf("gateway %s is %s", l.Peer, st.State), st.Reason, note)
+}
+
+// NoteNames notes what is wrong with names that come from API servers, by link.
+func NoteNames(s *mesh.State, statuses map[string]apizone.Status, note func(link, text string)) {
+	links, resolves := map[string]string{}, map[string]bool{} // by zone
+	for _, z := range s.Zones {
+		for _, c := range z.Clusters {
+			links[c.Name], resolves[c.Name] = c.Link, c.Upstream.IsValid()
+			for _, m := range s.Meshes {
+				if c.Link == "" && m.Name == z.Mesh {
+					links[c.Name] = m.Link
+				}
+			}
+		}
+	}
+	for zone, st := range statuses {
+		name := links[zone] // the mesh of the stanza has no link: the log has it
+		switch {
+		case st.Err == nil || name == "":
+		case st.Loaded:
+			note(name, "names may be out of date: "+OneLine(st.Err))
+		case st.Announced && resolves[zone]:
+			note(name, "names come from the DNS service of the cluster, not from its API server: "+OneLine(st.Err))
+		default:
+			note(name, "no names: "+OneLine(st.Err))
+		}
+	}
+}
+
+// hasMembers says whether the mesh of a LocalLink has other links that are not about to go.
+func hasMembers(items []v1alpha1.KubeLink, local string) bool {
+	name, _ := mesh.LinkName(local)
+	return slices.ContainsFunc(items, func(o v1alpha1.KubeLink) bool {
+		m, _ := mesh.LinkName(o.Name)
+		return m == name && o.Spec.Endpoint != v1alpha1.EndpointLocal && o.DeletionTimestamp == nil
+	})
+}
+
+// OneLine is the text of an error on one line; empty for nil.
+func OneLine(err error) string {
+	if err == nil {
+		return ""
+	}
+	return strings.ReplaceAll(err.Error(), "\n", "; ")
+}
