@@ -23,7 +23,7 @@ const (
 	maxChaseTime = 2 * time.Second
 )
 
-// chaseCNAME completes a reply whose aliases lead to another zone. err is the error that came with the reply.
+// chaseCNAME completes a reply with aliases that lead to another zone. err is the error that came with the reply.
 func (m *Match) chaseCNAME(
 	ctx context.Context, state *request.Request, reply *dns.Msg, err error,
 ) (*dns.Msg, error) {
@@ -88,8 +88,8 @@ func danglingTarget(reply *dns.Msg) (target string, loop bool) {
 	return "", true
 }
 
-// followRecords is where the last CNAME record of a name leads to; empty: there is none. The chain has ended if the name
-// has another record.
+// followRecords is where the last CNAME record of a name leads to; empty: there is none. The chain has ended if the
+// name has another record.
 func followRecords(rrs []dns.RR, name string) (next string, ended bool) {
 	for _, rr := range rrs {
 		if !equalFold(rr.Header().Name, name) {
@@ -127,8 +127,8 @@ func appendChain(reply, rest, req *dns.Msg) *dns.Msg {
 	return &joined
 }
 
-// lookupLocal completes a reply whose alias leads out of the mesh, with what the other plugins of this CoreDNS know.
-// What no plugin knows is left to the client.
+// lookupLocal completes a reply with an alias that leads out of the mesh, from what the other plugins of this CoreDNS
+// know. What no plugin knows is left to the client.
 func lookupLocal(ctx context.Context, reply *dns.Msg, target string, state *request.Request) *dns.Msg {
 	// All plugins that look up names in their own server count in this place.
 	depth, _ := ctx.Value(dnsserver.LoopKey{}).(int)

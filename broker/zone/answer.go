@@ -4,8 +4,8 @@ package zone
 // comes from the table itself for a mesh domain, from the cluster's API or DNS service for a cluster's names, or is at
 // once an error that says what is wrong.
 //
-// Each query has a goroutine of its own, whose stack grows, by copying, with what its functions need. What is seldom
-// needed therefore has functions of its own here, and some are not inlined.
+// Each query has a goroutine of its own. Its stack grows, by copying, with what the functions of the query need. What
+// is seldom needed therefore has functions of its own here, and some are not inlined.
 
 import (
 	"context"
@@ -79,9 +79,9 @@ func (m *Match) aboutCluster() *cluster {
 	return nil
 }
 
-// Answer makes the reply to a query for the matched name. It follows aliases to any name that this CoreDNS has an answer
-// for, because a resolver that forwards to it does not. The reply is never nil; the error is for the log, if there is
-// something that an operator should see. A zone transfer is not for Answer.
+// Answer makes the reply to a query for the matched name. It follows aliases to any name that this CoreDNS has an
+// answer for, because a resolver that forwards to it does not. The reply is never nil; the error is for the log, if
+// there is something that an operator should see. A zone transfer is not for Answer.
 func (m *Match) Answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	reply, err := m.resolveInZone(ctx, state)
 	if target, loop := danglingTarget(reply); target != "" || loop {
@@ -327,8 +327,8 @@ func (c *cluster) rewriteAnswer(m *Match, q question, query, reply *dns.Msg) err
 }
 
 // undenyClusterName takes back a denial of the cluster's own name, which has an address. The kubernetes plugin of
-// CoreDNS denies its domain for types that it has nothing of, and a resolver that believes that believes that nothing is
-// below (RFC 8020).
+// CoreDNS denies its domain for types that it has nothing of, and a resolver that believes that believes that nothing
+// is below (RFC 8020).
 func (m *Match) undenyClusterName(reply *dns.Msg) {
 	if reply.Rcode == dns.RcodeNameError && m.isClusterName() {
 		reply.Rcode = dns.RcodeSuccess

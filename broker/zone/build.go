@@ -14,8 +14,8 @@ import (
 )
 
 // New makes the table for the zones. It takes over connections from prev, which may be nil, and ends the ones that are
-// not used any more; prev still answers queries that it has begun. If nothing has changed the result is prev itself. New
-// calls status once for each link.
+// not used any more; prev still answers queries that it has begun. If nothing has changed the result is prev itself.
+// New calls status once for each link.
 //
 // The zones must not be modified afterwards. New must not be called concurrently with the same prev.
 func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts Options) *Table {
@@ -97,8 +97,8 @@ func sameOptions(a, b *Options) bool {
 		a.Replies == b.Replies && a.ServeStale == b.ServeStale && a.NoStateNames == b.NoStateNames
 }
 
-// upstreamsOutdated tells whether the table holds an upstream of a cluster whose backend has names now, or has none
-// while the backend loads.
+// upstreamsOutdated tells whether the table holds an upstream of a cluster with a backend that has names now, or has
+// none while the backend loads.
 func upstreamsOutdated(t *Table) bool {
 	for _, n := range t.nodes {
 		if c := n.cluster; c != nil && c.backend != nil && c.service.IsValid() && c.backend.Loading() != (c.upstream != nil) {
@@ -201,8 +201,8 @@ func (b *builder) addCluster(d *meshDomain, z *mesh.ClusterZone) {
 }
 
 // addForwardedGlobal adds a global zone that another cluster serves. Kubelink asks for its names as for names of a
-// cluster, but there is nothing to rewrite. It takes no reply for fresh, because answers follow the links of the cluster
-// that serves the zone, and that cluster does not tell of its links.
+// cluster, but there is nothing to rewrite. It takes no reply for fresh, because answers follow the links of the
+// cluster that serves the zone, and that cluster does not tell of its links.
 func (b *builder) addForwardedGlobal(d *meshDomain, z *mesh.GlobalZone) {
 	name := dns.CanonicalName(z.Name)
 	c := &cluster{
@@ -234,9 +234,9 @@ func (b *builder) attachLink(c *cluster) {
 	c.wasUsable = b.table.wasUsable[c.link] && (!c.usesAPI || c.backend != nil && !c.backend.Loading())
 }
 
-// pickUpstream finds the upstream of a cluster: the one of another cluster with the same address, the previous one, or a
-// new one. A link that has just come back gets a new one, because the previous one knows failures and connections that
-// died with the link.
+// pickUpstream finds the upstream of a cluster: the one of another cluster with the same address, the previous one, or
+// a new one. A link that has just come back gets a new one, because the previous one knows failures and connections
+// that died with the link.
 func (b *builder) pickUpstream(c *cluster) *upstream {
 	t := b.table
 	if u := t.upstreams[c.service]; u != nil {

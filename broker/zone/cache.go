@@ -150,7 +150,7 @@ func (e *entry) freshReply(from source, maxAge uint32, req *dns.Msg) *dns.Msg {
 	return replyFrom(e.agedSections(age), req)
 }
 
-// staleReply makes the reply to a query from an entry whose TTL may be over; nil if it is older than maxAge, or of
+// staleReply makes the reply to a query from an entry, maybe after its TTL; nil if it is older than maxAge, or of
 // another cluster.
 func (e *entry) staleReply(cluster netip.Addr, maxAge time.Duration, req *dns.Msg) *dns.Msg {
 	if e == nil || e.source.cluster != cluster || time.Duration(e.ageSeconds())*time.Second >= min(maxAge, maxStaleAge) {

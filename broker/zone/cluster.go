@@ -38,8 +38,8 @@ type cluster struct {
 
 // Backend answers for a cluster from its API: a kubernetes plugin of CoreDNS. It lives longer than tables.
 type Backend interface {
-	// Answer makes the reply to a query for a name of the cluster's zone. The error is why there is none yet or
-	// any more: one line for the Extended DNS Error, such as a permission that is missing.
+	// Answer makes the reply to a query for a name of the cluster's zone. The error is why there is none yet or any more:
+	// one line for the Extended DNS Error, such as a permission that is missing.
 	Answer(ctx context.Context, state *request.Request) (*dns.Msg, error)
 	// Services are the names of what has the address, in the cluster's zone.
 	Services(address netip.Addr) ([]string, error)

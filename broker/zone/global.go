@@ -22,7 +22,7 @@ type Global struct {
 	owners         map[string]*owner // by name in lower case; all names between them and the zone are there, too
 	sorted         []*owner          // the same, the names above a name before it
 	missing        string            // why the objects are not known; empty: they are
-	staleReason    string            // why the objects may be out of date, as an earlier process knew them; empty: they are not
+	staleReason    string            // why the objects are from an earlier process; empty: they are not
 	highestSerial  uint32            // that a zone has had so far
 	pendingSerials map[string]bool   // zones that have changed, and have no higher serial than before
 }
@@ -33,7 +33,7 @@ type owner struct {
 	zone      *authority
 	apex      bool   // the name is the top of zone
 	cut       *owner // the delegation that the name lies in, maybe itself
-	wildcard  *owner // the name below whose first label is *
+	wildcard  *owner // the name below with the first label *
 	fixed     bool   // addresses stay in their order
 	v4, v6    addressSet
 	cname     []dns.RR // one at most
@@ -56,9 +56,9 @@ type authority struct {
 	soa    []dns.RR   // one
 }
 
-// NewGlobal prepares the names of the global zone of a mesh domain. The addresses are the ones of the local DNS service.
-// A zone that is not what it was in before, which may be nil, gets the serial. Where secondaries may have the same or a
-// higher one, the zone keeps that, and gets a new one next time: see SerialPending.
+// NewGlobal prepares the names of the global zone of a mesh domain. The addresses are the ones of the local DNS
+// service. A zone that is not what it was in before, which may be nil, gets the serial. Where secondaries may have the
+// same or a higher one, the zone keeps that, and gets a new one next time: see SerialPending.
 func NewGlobal(domain string, names records.Zone, serial uint32, addrs []netip.Addr, before *Global) *Global {
 	domain = dns.CanonicalName(domain)
 	g := &Global{
@@ -86,13 +86,13 @@ func NewGlobal(domain string, names records.Zone, serial uint32, addrs []netip.A
 	return g
 }
 
-// NoGlobal stands for a global zone whose objects are not known yet: nothing can be said of its names.
+// NoGlobal stands for a global zone before its objects are known: nothing can be said of its names.
 func NoGlobal(name, reason string) *Global {
 	return &Global{name: dns.CanonicalName(name), missing: reason}
 }
 
-// MarkStale marks all answers as what an earlier process knew (RFC 8767), for that reason. It must come before the first
-// query.
+// MarkStale marks all answers as what an earlier process knew (RFC 8767), for that reason. It must come before the
+// first query.
 func (g *Global) MarkStale(reason string) { g.staleReason = reason }
 
 // SerialPending tells whether there is a zone that has changed and needs a higher serial than there was.
@@ -171,8 +171,8 @@ func splitText(text string) []string {
 	return append(parts, strings.ReplaceAll(text, `\`, `\\`))
 }
 
-// sortOwners lists all names, the names above a name before it, and leaves their record sets no capacity: appending to an
-// answer must not write into them.
+// sortOwners lists all names, the names above a name before it, and leaves their record sets no capacity: appending to
+// an answer must not write into them.
 func (g *Global) sortOwners() {
 	g.sorted = make([]*owner, 0, len(g.owners))
 	for _, o := range g.owners {
@@ -205,8 +205,8 @@ func (g *Global) inheritZones() {
 	}
 }
 
-// addGlue gives each zone that is cut out the addresses of its name servers that are in it: a resolver that has only the
-// zone above could not ask them (RFC 1034, 4.2.1).
+// addGlue gives each zone that is cut out the addresses of its name servers that are in it: a resolver that has only
+// the zone above could not ask them (RFC 1034, 4.2.1).
 func (g *Global) addGlue() {
 	for _, o := range g.sorted {
 		if !o.apex {
@@ -221,8 +221,8 @@ func (g *Global) addGlue() {
 	}
 }
 
-// findOwner is the name itself or, not exact, the nearest one above that exists: the closest encloser of RFC 4592. It is
-// nil for a name outside of the zone.
+// findOwner is the name itself or, not exact, the nearest one above that exists: the closest encloser of RFC 4592. It
+// is nil for a name outside of the zone.
 func (g *Global) findOwner(name string) (o *owner, exact bool) {
 	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
 		if o := g.owners[name[off:]]; o != nil {

@@ -17,8 +17,8 @@ import (
 
 // resolveGlobal makes the reply to a query for a name of the zone. It leaves out addresses behind links that are not
 // usable while another address of the name is usable; if none is, the reply is a failure that says why. The same goes
-// for SRV records and delegations, by the addresses of their hosts. The addresses that are left come in the order local,
-// then by round-trip time; equal ones rotate with the ID of the query.
+// for SRV records and delegations, by the addresses of their hosts. The addresses that are left come in the order
+// local, then by round-trip time; equal ones rotate with the ID of the query.
 //
 // pathTo is the path to an address; nil: all are local. ANY is answered with all records.
 func resolveGlobal(g *Global, pathTo func(netip.Addr) *Path, state *request.Request) *dns.Msg {
@@ -112,7 +112,7 @@ func (a *globalReply) explainProblem(req *dns.Msg) *dns.Msg {
 // addRecords answers with the records of a name.
 func (a *globalReply) addRecords(o *owner, shown string) {
 	var rrs []dns.RR
-	left := true // nothing is kept from the answer, or something remains
+	left := true // no record is left out, or some remain
 	switch a.qtype {
 	case dns.TypeA:
 		rrs, left = a.selectAddresses(o, &o.v4, &o.v6)
@@ -125,7 +125,7 @@ func (a *globalReply) addRecords(o *owner, shown string) {
 	case dns.TypeSRV:
 		rrs, left = a.reachableHosts(o.srv)
 	case dns.TypeNS:
-		rrs = o.ns // of an apex: other ones are referred to
+		rrs = o.ns // of an apex: a delegation is for referTo
 		a.addAdditional(rrs)
 	case dns.TypeSOA:
 		if o.apex {
@@ -148,7 +148,7 @@ func (a *globalReply) addRecords(o *owner, shown string) {
 	}
 }
 
-// allRecords is what a name has, of any type.
+// allRecords are the records of a name, of any type.
 func (a *globalReply) allRecords(o *owner) (rrs []dns.RR, ok bool) {
 	v4, ok4 := a.selectAddresses(o, &o.v4, &o.v6)
 	v6, ok6 := a.selectAddresses(o, &o.v6, &o.v4)
@@ -159,8 +159,8 @@ func (a *globalReply) allRecords(o *owner) (rrs []dns.RR, ok bool) {
 	return rrs, ok4 && ok6 || len(rrs) > 0
 }
 
-// selectAddresses selects from a record set of a name what is usable. It fails if there is nothing, and the
-// other set has nothing usable either.
+// selectAddresses selects the usable addresses of a record set of a name. It fails if there is none, and the other set
+// has none either.
 func (a *globalReply) selectAddresses(o *owner, set, other *addressSet) (rrs []dns.RR, ok bool) {
 	rrs = a.usableAddresses(set, o.fixed)
 	if len(rrs) > 0 || len(set.rrs) == 0 {
@@ -192,7 +192,7 @@ func (a *globalReply) usableAddresses(set *addressSet, fixed bool) []dns.RR {
 	return nil
 }
 
-// nearestAddresses is usable for several addresses.
+// nearestAddresses is usableAddresses for a set of several.
 func (a *globalReply) nearestAddresses(set *addressSet, fixed bool) []dns.RR {
 	n := len(set.rrs)
 	var few [8]candidate
@@ -219,7 +219,7 @@ func (a *globalReply) nearestAddresses(set *addressSet, fixed bool) []dns.RR {
 	return rrs
 }
 
-// addProblems says why addresses are left out.
+// addProblems collects why addresses are left out.
 func (a *globalReply) addProblems(sets ...*addressSet) {
 	for _, set := range sets {
 		for _, ip := range set.ips {
@@ -231,11 +231,11 @@ func (a *globalReply) addProblems(sets ...*addressSet) {
 	}
 }
 
-// maxProblem bounds what is collected of links that are not usable; clip shortens it further.
+// maxProblem bounds the text of addProblems, in bytes; clipText shortens it further.
 const maxProblem = 250
 
-// reachableHosts leaves out SRV or NS records whose host has no usable address, while there are others, and
-// adds the addresses of the rest. It fails if nothing is left.
+// reachableHosts leaves out SRV or NS records of hosts without a usable address, while other records are left, and adds
+// the addresses of their hosts. It fails if nothing is left.
 func (a *globalReply) reachableHosts(rrs []dns.RR) (kept []dns.RR, ok bool) {
 	kept = rrs
 	if a.pathTo != nil && slices.ContainsFunc(rrs, a.isDead) {
@@ -251,10 +251,11 @@ func (a *globalReply) reachableHosts(rrs []dns.RR) (kept []dns.RR, ok bool) {
 	return kept, true
 }
 
-// isDead tells whether the host of a record has addresses, none of which is usable.
+// isDead tells whether the host of a record has addresses, but no usable one.
 func (a *globalReply) isDead(rr dns.RR) bool {
 	o := a.hostOwner(hostName(rr))
-	return o != nil && len(o.v4.rrs)+len(o.v6.rrs) > 0 && len(a.usableAddresses(&o.v4, true)) == 0 && len(a.usableAddresses(&o.v6, true)) == 0
+	return o != nil && len(o.v4.rrs)+len(o.v6.rrs) > 0 &&
+		len(a.usableAddresses(&o.v4, true)) == 0 && len(a.usableAddresses(&o.v6, true)) == 0
 }
 
 // hostName is the name in an SRV or NS record.
@@ -268,7 +269,7 @@ func hostName(rr dns.RR) string {
 	return ""
 }
 
-// hostOwner is where the addresses of a name are; nil if it has none here.
+// hostOwner is the name that has the addresses of a host; nil if the zone has none.
 func (a *globalReply) hostOwner(name string) *owner {
 	o, exact := a.global.findOwner(name)
 	if o != nil && !exact {
@@ -298,10 +299,10 @@ func (a *globalReply) referTo(cut *owner) {
 	rrs, ok := a.reachableHosts(cut.ns)
 	a.failed = !ok
 	a.reply.Ns = rrs
-	a.reply.Authoritative = len(a.reply.Answer) > 0 // that of an alias
+	a.reply.Authoritative = len(a.reply.Answer) > 0 // for an alias
 }
 
-// withOwner gives records their owner as it was asked for: another spelling, or a name that a wildcard stands for.
+// withOwner gives records the owner name that the client asked for: another spelling, or a name that a wildcard covers.
 func withOwner(rrs []dns.RR, name string) []dns.RR {
 	if len(rrs) == 0 || rrs[0].Header().Name == name {
 		return rrs

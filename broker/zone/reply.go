@@ -128,8 +128,8 @@ func clipText(text string) string {
 	return strings.ToValidUTF8(text, "")
 }
 
-// endToEndOptions removes the EDNS options that belong to one connection (cookies of RFC 7873, TCP keepalive of
-// RFC 7828, padding of RFC 7830) and keeps the ones that are meant for the other end.
+// endToEndOptions removes the EDNS options that belong to one connection (cookies of RFC 7873, TCP keepalive of RFC
+// 7828, padding of RFC 7830) and keeps the ones that are meant for the other end.
 func endToEndOptions(options []dns.EDNS0) []dns.EDNS0 {
 	var kept []dns.EDNS0
 	for _, o := range options {

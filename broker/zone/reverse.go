@@ -10,7 +10,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// reverseNet is a network whose addresses have names in a mesh.
+// reverseNet is a network of addresses that have names in a mesh.
 type reverseNet struct {
 	cluster    *cluster // its service network, or its address; nil: the network of the mesh
 	ownAddress bool     // the network is the cluster's address

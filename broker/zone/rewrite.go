@@ -1,7 +1,7 @@
 package zone
 
-// Names of a cluster have two spellings: the one in the mesh (svc.kubelink2.kubelink.) and the one in the cluster itself
-// (svc.cluster.local.). This file turns a reply with the latter into a reply with the former.
+// Names of a cluster have two spellings: the one in the mesh (svc.kubelink2.kubelink.) and the one in the cluster
+// itself (svc.cluster.local.). This file turns a reply with the latter into a reply with the former.
 
 import (
 	"errors"
@@ -12,11 +12,11 @@ import (
 
 // rewriter turns a reply of a cluster's DNS service into the reply to the client.
 //
-// Kubelink does not trust the service of a peer with more than the peer's own cluster: a resolver that forwards the mesh
-// domain to kubelink takes all records below it that kubelink passes on, and caches them. So a record stays if its owner
-// name, before rewriting, is in the domain of the cluster. The answer section may leave that domain along the aliases
-// that start at the question, as a service of type ExternalName does. Where they lead into a mesh domain of the table,
-// the alias stays and the records after it go: the table itself answers for that name (chaseCNAME).
+// Kubelink does not trust the service of a peer with more than the peer's own cluster: a resolver that forwards the
+// mesh domain to kubelink takes all records below it that kubelink passes on, and caches them. So a record stays if its
+// owner name, before rewriting, is in the domain of the cluster. The answer section may leave that domain along the
+// aliases that start at the question, as a service of type ExternalName does. Where they lead into a mesh domain of the
+// table, the alias stays and the records after it go: the table itself answers for that name (chaseCNAME).
 type rewriter struct {
 	from, to        string // domain of the cluster, zone in the mesh
 	queried, client string // the question in the query to the cluster, and as the client spelled it
@@ -31,8 +31,8 @@ var (
 )
 
 // rewriteReply rewrites a whole reply. It fails if a name of the answer or authority section does not fit, and if the
-// question leads to names that the cluster must not answer for: a resolver would take an answer without them for a proof
-// that there are none. All other foreign records are left out.
+// question leads to names that the cluster must not answer for: a resolver would take an answer without them for a
+// proof that there are none. All other foreign records are left out.
 func (w *rewriter) rewriteReply(m *dns.Msg) (err error) {
 	chain, intoMesh := w.aliasChain(m.Answer)
 	if intoMesh && m.Rcode == dns.RcodeNameError { // the cluster denies a name that the table has to look up
@@ -107,8 +107,8 @@ func (w *rewriter) nextAlias(name string, rrs []dns.RR) (next string, ok bool) {
 	return next, ok
 }
 
-// dnameCovers tells whether the DNAME is about the name. One outside of the cluster's domain is not about a name inside:
-// in the mesh, the one is not above the other.
+// dnameCovers tells whether the DNAME is about the name. One outside of the cluster's domain is not about a name
+// inside: in the mesh, the one is not above the other.
 func (w *rewriter) dnameCovers(rr *dns.DNAME, name string) bool {
 	prefix, ok := cutSuffix(name, rr.Hdr.Name)
 	return ok && prefix != "" && inDomain(name, w.from) == inDomain(rr.Hdr.Name, w.from)
@@ -125,8 +125,8 @@ func (w *rewriter) onChain(chain []string, rr dns.RR) bool {
 	return false
 }
 
-// isForeign tells whether a name of the result is in a mesh domain without being the cluster's: it was not rewritten, or
-// it was, and became a name that another cluster or a mesh domain below the cluster's has.
+// isForeign tells whether a name of the result is in a mesh domain without being the cluster's: it was not rewritten,
+// or it was, and became a name that another cluster or a mesh domain below the cluster's has.
 func (w *rewriter) isForeign(name string, rewritten bool) bool {
 	n := w.table.nodeOf(dns.CanonicalName(name))
 	return n != nil && (!rewritten || n.cluster != w.cluster)
@@ -150,9 +150,9 @@ func (w *rewriter) rewriteName(s *string) bool {
 }
 
 // rewriteSection rewrites the records in place and drops the ones that cannot survive it: signatures and denials of
-// existence, which cover the names of the cluster, and records whose owner name is neither in the cluster's domain nor on
-// the chain. It caps TTLs. The error is errTooLong if a name did not fit, or else errForeign if a DNAME is about foreign
-// names, or if no record is left because all were foreign. The result is good in any case.
+// existence, which cover the names of the cluster, and records with an owner name that is neither in the cluster's
+// domain nor on the chain. It caps TTLs. The error is errTooLong if a name did not fit, or else errForeign if a DNAME
+// is about foreign names, or if no record is left because all were foreign. The result is good in any case.
 func (w *rewriter) rewriteSection(rrs []dns.RR, chain []string) (kept []dns.RR, err error) {
 	kept = rrs[:0]
 	dropped := false

@@ -1,5 +1,5 @@
-// Package zone is the DNS side of the mesh: an immutable Table made from the zones of a mesh.State and the states of the
-// links. Queries read it without a lock; a change of any link makes a new Table.
+// Package zone is the DNS side of the mesh: an immutable Table made from the zones of a mesh.State and the states of
+// the links. Queries read it without a lock; a change of any link makes a new Table.
 //
 // For each mesh domain D the table is authoritative: SOA and NS at D, NXDOMAIN for unknown names. For <cluster>.D and
 // the names below, kubelink asks that cluster's DNS service. It rewrites names into the cluster's own domain and back,
@@ -34,7 +34,7 @@ type Options struct {
 	// Networks lead to links: an address in one of them is usable while its link is.
 	Networks []Network
 
-	// Backends are the sources of clusters whose names come from their API, by the name of the cluster's zone.
+	// Backends are the sources of names for clusters that answer from their API, by the name of the cluster's zone.
 	Backends map[string]Backend
 	// Globals are the global zones that this cluster serves, by their name.
 	Globals map[string]*Global

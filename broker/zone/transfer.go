@@ -9,8 +9,8 @@ import (
 )
 
 // Transfer is all records of a zone, the global one or one that is cut out of it, whether its links are usable or not,
-// between two SOA records (RFC 5936). A secondary that has the serial already, or a newer one, gets a single SOA record;
-// 0 stands for none. It fails if the name is not that of a zone.
+// between two SOA records (RFC 5936). A secondary that has the serial already, or a newer one, gets a single SOA
+// record; 0 stands for none. It fails if the name is not that of a zone.
 func (g *Global) Transfer(zone string, serial uint32) (rrs []dns.RR, ok bool) {
 	top := g.owners[zone]
 	if top == nil || !top.apex {

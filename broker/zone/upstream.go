@@ -67,9 +67,9 @@ func (u *upstream) stopChecks() { u.proxy.Stop() }
 // exchangeShared sends a query to the upstream, in the protocol of the client, unless the same query waits already or
 // has failed a while ago. The caller may modify the reply.
 //
-// That is not only for speed: clusters follow aliases themselves, by way of their own kubelinks. Where aliases lead from
-// one cluster to another and back, all clusters would ask each other until there are no more sockets, and go on for
-// ever.
+// That is not only for speed: clusters follow aliases themselves, by way of their own kubelinks. Where aliases lead
+// from one cluster to another and back, all clusters would ask each other until there are no more sockets, and go on
+// for ever.
 func (u *upstream) exchangeShared(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	wire, err := state.Req.Pack() // its ID is 0
 	if err != nil {
