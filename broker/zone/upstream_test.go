@@ -2,6 +2,10 @@ package zone
 
 import (
 	"errors"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,6 +17,131 @@ import (
 
 	"github.com/miekg/dns"
 )
+
+// TestDeadService: a DNS service that refuses fails at once; one that is silent costs two seconds,
+// and nothing any more once it is known to be dead.
+func TestDeadService(t *testing.T) {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	silent := netip.MustParseAddrPort(pc.LocalAddr().String())
+	for _, tcp := range []bool{false, true} {
+		table := New(nil, zones(netip.MustParseAddrPort("127.0.0.1:1")), up, options)
+		begin := time.Now()
+		m, err := queryTable(t, table, "x.kubelink2.kubelink.", dns.TypeA, tcp, 1232)
+		if code, text := ede(m); m.Rcode != dns.RcodeServerFailure || code != 23 || !strings.HasSuffix(text, "connection refused") || err == nil {
+			t.Errorf("refused: %v %v", m, err)
+		}
+		if d := time.Since(begin); d > time.Second {
+			t.Errorf("refused after %v", d)
+		}
+		table.Close()
+	}
+
+	table := New(nil, zones(silent), up, options)
+	defer table.Close()
+	begin := time.Now()
+	m, _ := queryTable(t, table, "x.kubelink2.kubelink.", dns.TypeA, false, 1232)
+	if code, text := ede(m); code != 23 || !strings.HasSuffix(text, "i/o timeout") {
+		t.Errorf("silent: %v", m)
+	}
+	if d := time.Since(begin); d < time.Second || d > 2500*time.Millisecond {
+		t.Errorf("silent: %v", d)
+	}
+	// Health checks are packets to the silent service: two failed ones make it dead.
+	u := table.upstreams[silent]
+	for !u.proxy.Down(maxFails) {
+		runtime.Gosched()
+		if time.Since(begin) > 20*time.Second {
+			t.Fatal("never known to be dead")
+		}
+		pc.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		pc.ReadFrom(make([]byte, 512))
+	}
+	begin = time.Now()
+	m, err = queryTable(t, table, "x.kubelink2.kubelink.", dns.TypeA, false, 1232)
+	if d := time.Since(begin); d > 200*time.Millisecond {
+		t.Errorf("known to be dead: %v", d)
+	}
+	if _, text := ede(m); !strings.HasSuffix(text, "no answer for a while: i/o timeout") || err == nil {
+		t.Errorf("known to be dead: %q %v", text, err)
+	}
+
+	// The link goes and comes back: what was known about the service is forgotten.
+	lost := New(table, zones(silent), func(string) Status { return Status{State: "Down"} }, options)
+	if lost.upstreams[silent] != u {
+		t.Error("the upstream was not kept while the link is down")
+	}
+	back := New(lost, zones(silent), up, options)
+	defer back.Close()
+	if back.upstreams[silent] == u {
+		t.Error("the upstream was kept when the link came back")
+	}
+}
+
+// TestAskedOnceAtATime: a cluster that follows an alias back to where it was asked for waits for itself, and no more is
+// asked than one query and its retry. Whoever waits gets the answer in his own spelling.
+func TestAskedOnceAtATime(t *testing.T) {
+	var table atomic.Pointer[Table]
+	var asked, answered atomic.Int64
+	answer := clusterDNS(t, &answered)
+	again := make(chan *dns.Msg, 1)
+	spelled := strings.ToUpper(web)
+	table.Store(New(nil, zones(serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
+		if asked.Add(1) > 1 {
+			answer(w, r)
+			return
+		}
+		m, err := queryTable(t, table.Load(), spelled, dns.TypeA, false, 0)
+		if err != nil {
+			t.Error(err)
+		}
+		again <- m
+	})), up, Options{}))
+	defer table.Load().Close()
+	m, err := queryTable(t, table.Load(), web, dns.TypeA, false, 0)
+	if err != nil || len(m.Answer) != 1 || m.Answer[0].Header().Name != web {
+		t.Errorf("%v, %v", err, m)
+	}
+	if m := <-again; len(m.Answer) != 1 || m.Answer[0].Header().Name != spelled {
+		t.Errorf("%v", m)
+	}
+	if n := asked.Load(); n != 2 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// One cluster that does not answer does not take all sockets.
+func TestAskingIsBounded(t *testing.T) {
+	hold, began := make(chan struct{}), make(chan struct{}, maxWaiting+1)
+	table := New(nil, zones(serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
+		began <- struct{}{}
+		<-hold
+		w.WriteMsg(new(dns.Msg).SetReply(r))
+	})), up, Options{})
+	defer table.Close()
+	u := table.nodes["kubelink2.kubelink."].cluster.upstream
+	u.queries.mu.Lock()
+	u.queries.waiting = maxWaiting - 1
+	u.queries.mu.Unlock()
+	first := make(chan error, 1)
+	go func() { _, err := queryTable(t, table, web, dns.TypeA, false, 0); first <- err }()
+	<-began
+	begin := time.Now()
+	m, err := queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 1232)
+	if code, text := ede(m); err == nil || code != dns.ExtendedErrorCodeNetworkError || !strings.HasSuffix(text, "no answer yet to 1024 queries before this one") || time.Since(begin) > tryTimeout/2 {
+		t.Errorf("after %v: %v, %v", time.Since(begin), err, m)
+	}
+	close(hold)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	if m, err := queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || m.Rcode != dns.RcodeSuccess {
+		t.Errorf("%v, %v", err, m)
+	}
+}
 
 // Equal queries share one call, and each caller gets a reply of its own.
 func TestQueryGroupShares(t *testing.T) {
