@@ -38,13 +38,13 @@ func TestPacketsWaitForConnection(t *testing.T) {
 	i.name("a.example", "127.0.0.1:1")
 	b.awaitReason("a", "connection refused")
 	a.set(newLink("b", 1, 2, "b.example"))
-	const parked = maxBacklog / smallBuffer
-	for id := range uint64(parked + 10) {
+	const waiting = maxBacklog / smallBuffer
+	for id := range uint64(waiting + 10) {
 		a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, id)
 	}
 	a.await("drops", func() bool { return a.Stats().Links["b"].Drops[DropNotConnected] == 10 })
 	close(gate)
-	for id := uint64(10); id < parked+10; id++ {
+	for id := uint64(10); id < waiting+10; id++ {
 		if got := packetMark(b.receive()); got != id {
 			t.Fatalf("received %d instead of %d", got, id)
 		}

@@ -206,7 +206,7 @@ func TestExpiredCertificate(t *testing.T) {
 }
 
 // Reasons name no ephemeral port either.
-func TestShort(t *testing.T) {
+func TestShortReason(t *testing.T) {
 	broken := func(err error) error {
 		return &net.OpError{Op: "read", Net: "tcp", Source: &net.TCPAddr{Port: 40001}, Addr: &net.TCPAddr{Port: 40002},
 			Err: err}

@@ -50,7 +50,7 @@ func TestUpdatedAnnouncement(t *testing.T) {
 	}
 }
 
-// A peer that announces something else all the time is heard now and then, with the latest.
+// Announcements that change all the time take effect now and then, with the latest one.
 func TestFrequentAnnouncements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		changes := 0
@@ -62,13 +62,13 @@ func TestFrequentAnnouncements(t *testing.T) {
 			defer p.mu.Unlock()
 			return p.receiveAnnouncement(&link.Announcement{AdvertisedPort: port})
 		}
-		heard := func(want uint16, wantChanges int) {
+		expectPort := func(want uint16, wantChanges int) {
 			t.Helper()
 			synctest.Wait()
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			if got := p.status.Announced.AdvertisedPort; got != want || changes != wantChanges {
-				t.Errorf("heard %d, want %d; woken %d times, want %d", got, want, changes, wantChanges)
+				t.Errorf("port %d, want %d; woken %d times, want %d", got, want, changes, wantChanges)
 			}
 		}
 		if !say(1) {
@@ -76,29 +76,29 @@ func TestFrequentAnnouncements(t *testing.T) {
 		}
 		for range 100 { // it says the same as before again and again
 			if say(2) || say(1) {
-				t.Error("heard at once")
+				t.Error("announced at once")
 			}
 		}
 		say(3)
-		heard(1, 0)
+		expectPort(1, 0)
 		time.Sleep(3 * time.Second)
-		heard(3, 1)
+		expectPort(3, 1)
 		if say(3) {
 			t.Error("the same is no news")
 		}
 		say(4)
 		say(3)
 		time.Sleep(4 * time.Second)
-		heard(3, 1)
+		expectPort(3, 1)
 		if !say(5) {
-			t.Error("heard late, though it was quiet")
+			t.Error("announced late, though it was quiet")
 		}
 		say(6)
 		p.mu.Lock()
 		p.closed = true
 		p.mu.Unlock()
 		time.Sleep(4 * time.Second)
-		heard(5, 1)
+		expectPort(5, 1)
 	})
 }
 

@@ -16,7 +16,7 @@ type router struct {
 	drops dropCounters // packets of no known link
 }
 
-// routingTable leads destinations to peers. It also tells from which peer a source may come: from the peer that the
+// routingTable assigns destinations to peers. It also tells from which peer a source may come: from the peer that the
 // source is routed to (as WireGuard's allowed IPs). Requests come from cluster addresses; replies of services come from
 // the address that the request went to.
 type routingTable struct {

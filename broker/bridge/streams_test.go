@@ -15,7 +15,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
-// newStreamPair is two bridges, a (which leads) and b, over sockets and not linked yet, with a number of streams each.
+// newStreamPair is two bridges over sockets, not linked yet, with a number of streams each. a is the initiator.
 func newStreamPair(t *testing.T, ours, theirs int, change ...func(*Config)) (i *internet, a, b *node,
 	most *atomic.Int64) {
 	t.Helper()
@@ -65,7 +65,7 @@ func (n *node) keys() (all [256]int) {
 	return all
 }
 
-// awaitAgreement waits until both ends lead flows to the same sessions, and use all of them.
+// awaitAgreement waits until both ends assign flows to the same sessions, and use all of them.
 func awaitAgreement(t *testing.T, a, b *node) {
 	t.Helper()
 	a.await("the same table at both ends", func() bool {
@@ -124,7 +124,7 @@ func TestStreamsBothDial(t *testing.T) {
 	}
 }
 
-// Where the end that leads cannot dial, the other one does.
+// Where the initiator cannot dial, the other one does.
 func TestStreamsFollow(t *testing.T) {
 	for _, test := range []string{"refused", "without name", "no endpoint"} {
 		t.Run(test, func(t *testing.T) {
@@ -440,7 +440,7 @@ func TestStreamsOrder(t *testing.T) {
 		a.await("sessions", func() bool { return a.count() >= streams })
 		a.await("flows move", func() bool {
 			for i := range a.router.table.Load().peers[0].flows.Load() {
-				if pin := &a.router.table.Load().peers[0].flows.Load()[i]; pin.session != pin.next && pin.moved.Load() {
+				if slot := &a.router.table.Load().peers[0].flows.Load()[i]; slot.session != slot.next && slot.moved.Load() {
 					return true
 				}
 			}
