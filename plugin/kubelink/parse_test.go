@@ -76,8 +76,10 @@ func TestProperties(t *testing.T) {
 		{"link-address 192.168.0.11/24", func(c *broker.Config) { c.Addresses = prefixes("192.168.0.11/24") }},
 		{"link-address fd00::11/64", func(c *broker.Config) { c.Addresses = prefixes("fd00::11/64") }},
 		{"mesh-domain Mesh.Example", func(c *broker.Config) { c.MeshDomain = "mesh.example." }},
-		{"node-cidr 10.250.0.0/16\npod-cidr 100.96.0.0/11\nservice-cidr 100.64.0.0/20\nnode-ip 10.250.0.7", func(c *broker.Config) {
-			c.NodeCIDRs, c.PodCIDRs, c.ServiceCIDRs, c.NodeIP = prefixes("10.250.0.0/16"), prefixes("100.96.0.0/11"), prefixes("100.64.0.0/20"), "10.250.0.7"
+		{"node-cidr 10.250.0.0/16\npod-cidr 100.96.0.0/11\n" +
+			"service-cidr 100.64.0.0/20\nnode-ip 10.250.0.7", func(c *broker.Config) {
+			c.NodeCIDRs, c.PodCIDRs = prefixes("10.250.0.0/16"), prefixes("100.96.0.0/11")
+			c.ServiceCIDRs, c.NodeIP = prefixes("100.64.0.0/20"), "10.250.0.7"
 		}},
 		{"cluster-domain cluster.example.\ndns-service-ip 100.64.0.53", func(c *broker.Config) {
 			c.ClusterDomain, c.ClusterDNS = "cluster.example.", addr("100.64.0.53")
