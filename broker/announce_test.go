@@ -49,7 +49,7 @@ func TestAdvertisedDNS(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			c.cfg.ClusterDomain = "cluster.local."
 			r := &reconciler{cfg: c.cfg}
-			dns, _, err := r.advertised(&mesh.State{Meshes: []mesh.Mesh{{Services: c.service}}})
+			dns, _, err := r.newAnnouncement(&mesh.State{Meshes: []mesh.Mesh{{Services: c.service}}})
 			if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 				t.Error(err)
 			}

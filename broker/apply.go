@@ -1,8 +1,8 @@
 package broker
 
-// The order of effects, and the kernel's part: addresses, routes, rules and iptables chains. That part can take long: an
-// iptables command waits for up to 10 s for the xtables lock, which kube-proxy or another program on the node may hold. So
-// a goroutine of its own does it, and the reconciler waits a moment only.
+// The order of effects, and the kernel's part: addresses, routes, rules and iptables chains. That part can take long:
+// an iptables command waits for up to 10 s for the xtables lock, which kube-proxy or another program on the node may
+// hold. So a goroutine of its own does it, and the reconciler waits a moment only.
 
 import (
 	"errors"
@@ -33,13 +33,13 @@ func (r *reconciler) apply(s *mesh.State, accesses []apizone.Access, port uint16
 		// address. On removal the order is harmless: what is still routed for an instant is answered with
 		// unreachable.
 		settings := r.cfg.linkSettings(port)
-		settings.DNS, settings.API, _ = r.advertised(s) // what is missing is told by the LocalLinks
+		settings.DNS, settings.API, _ = r.newAnnouncement(s) // what is missing is told by the LocalLinks
 		errs = append(errs, g.Configure(settings))
 		peers := s.Peers
 		if !r.creds.Usable() {
 			peers = nil // better no link than one without authentication
 		}
-		errs = append(errs, g.Set(peers, s.Local), g.kernel.set(s))
+		errs = append(errs, g.Set(peers, s.Local), g.kernel.setState(s))
 	}
 	// Names of links that have come are the last: a client that gets an answer can use it.
 	r.names.publish(publish)
@@ -53,8 +53,8 @@ const kernelPatience = time.Second
 var errKernelBusy = errors.New("addresses, routes and iptables chains are still being set: " +
 	"if this stays, something on the node holds the xtables lock (see lsof /run/xtables.lock)")
 
-// kernelState is what the kernel was last told. It is told again only for a reason: each time costs processes, and links can
-// change often.
+// kernelState is what the kernel was last told. It is told again only for a reason: each time costs processes, and
+// links can change often.
 type kernelState struct {
 	kernel.State
 	index int // of the interface
@@ -93,8 +93,8 @@ func newKernelWorker(c *Config, done func(), log *slog.Logger) (*kernelWorker, e
 	return &kernelWorker{device: c.Interface, log: log, done: done, kernel: k}, nil
 }
 
-// reset makes the next set tell the kernel all, by k if that is not nil. It waits for a run.
-func (w *kernelWorker) reset(k kernelSetter) {
+// forgetState makes the next set tell the kernel all, by k if that is not nil. It waits for a run.
+func (w *kernelWorker) forgetState(k kernelSetter) {
 	w.wg.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -103,9 +103,9 @@ func (w *kernelWorker) reset(k kernelSetter) {
 	}
 }
 
-// set brings a state to the kernel, and repairs it now and then. When this takes longer than kernelPatience, it returns
-// errKernelBusy and calls done at the end; the next set with that state returns the result.
-func (w *kernelWorker) set(s *mesh.State) error {
+// setState brings a state to the kernel, and repairs it now and then. When this takes longer than kernelPatience, it
+// returns errKernelBusy and calls done at the end; the next set with that state returns the result.
+func (w *kernelWorker) setState(s *mesh.State) error {
 	want := kernelState{at: time.Now()}
 	want.Routes = s.Routes
 	for _, m := range s.Meshes {
@@ -132,7 +132,7 @@ func (w *kernelWorker) set(s *mesh.State) error {
 	running := make(chan struct{})
 	w.running, w.left = running, false
 	w.mu.Unlock()
-	w.wg.Go(func() { w.run(want, running) })
+	w.wg.Go(func() { w.runSet(want, running) })
 
 	patience := time.NewTimer(kernelPatience)
 	defer patience.Stop()
@@ -151,8 +151,8 @@ func (w *kernelWorker) set(s *mesh.State) error {
 	return err
 }
 
-// run tells the kernel.
-func (w *kernelWorker) run(want kernelState, running chan struct{}) {
+// runSet tells the kernel.
+func (w *kernelWorker) runSet(want kernelState, running chan struct{}) {
 	err := w.kernel.Set(want.State)
 	warning := w.kernel.Warning()
 	w.mu.Lock()

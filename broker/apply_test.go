@@ -44,20 +44,20 @@ func TestKernelWorkerPatience(t *testing.T) {
 		one, two := stateWithRoute("100.64.16.0/20"), stateWithRoute("100.64.32.0/20")
 
 		k.let <- nil
-		if err := w.set(one); err != nil {
+		if err := w.setState(one); err != nil {
 			t.Fatal(err)
 		}
 		<-k.sets
-		if err := w.set(one); err != nil || len(k.sets) > 0 {
+		if err := w.setState(one); err != nil || len(k.sets) > 0 {
 			t.Errorf("the kernel is told the same again: %v", err)
 		}
 
 		began := time.Now()
-		if err := w.set(two); !errors.Is(err, errKernelBusy) || time.Since(began) != kernelPatience {
+		if err := w.setState(two); !errors.Is(err, errKernelBusy) || time.Since(began) != kernelPatience {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 		began = time.Now()
-		if err := w.set(one); !errors.Is(err, errKernelBusy) || time.Since(began) != 0 {
+		if err := w.setState(one); !errors.Is(err, errKernelBusy) || time.Since(began) != 0 {
 			t.Errorf("while it is busy: %v after %v", err, time.Since(began))
 		}
 		if woken > 0 {
@@ -69,11 +69,11 @@ func TestKernelWorkerPatience(t *testing.T) {
 			t.Errorf("woken %d times", woken)
 		}
 		<-k.sets
-		if err := w.set(two); err == nil || err.Error() != "lock" || len(k.sets) > 0 {
+		if err := w.setState(two); err == nil || err.Error() != "lock" || len(k.sets) > 0 {
 			t.Errorf("result of the run: %v", err)
 		}
 		k.let <- nil
-		if err := w.set(two); err != nil || len(k.sets) != 1 {
+		if err := w.setState(two); err != nil || len(k.sets) != 1 {
 			t.Errorf("the next try: %v", err)
 		}
 		if woken != 1 {
@@ -84,7 +84,7 @@ func TestKernelWorkerPatience(t *testing.T) {
 		<-k.sets
 		time.Sleep(resync)
 		k.let <- nil
-		if err := w.set(two); err != nil || len(k.sets) != 1 {
+		if err := w.setState(two); err != nil || len(k.sets) != 1 {
 			t.Errorf("no resync: %v", err)
 		}
 	})
@@ -95,7 +95,7 @@ func TestKernelWorkerClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
 		w := &kernelWorker{device: "none", log: slog.New(slog.DiscardHandler), done: func() {}, kernel: k}
-		if err := w.set(stateWithRoute("100.64.16.0/20")); !errors.Is(err, errKernelBusy) {
+		if err := w.setState(stateWithRoute("100.64.16.0/20")); !errors.Is(err, errKernelBusy) {
 			t.Fatal(err)
 		}
 		closed := make(chan struct{})
@@ -130,12 +130,12 @@ func TestLostLinkDuringReconciliation(t *testing.T) {
 	defer b.r.mu.Unlock()
 	d := &fakeDataplane{statuses: []link.Status{{Link: "kubelink2", State: link.Up}}}
 	published := make(chan zone.Status, 1)
-	b.names.configure(func(from *nameSource) {
+	b.names.changeSource(func(from *nameSource) {
 		from.dataplane = d
 		from.state = &mesh.State{Links: []mesh.Link{{Name: "kubelink2", Peer: "kubelink2"}}}
 	})
-	b.names.start()
-	defer b.names.end()
+	b.names.followLinks()
+	defer b.names.close()
 	await := func(state link.State) {
 		t.Helper()
 		b.names.linksChanged()

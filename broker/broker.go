@@ -45,7 +45,7 @@ func New(cfg Config) (*Broker, error) {
 	names.from.setConfig(&cfg)
 	health := newHealthState()
 	r := &reconciler{log: log, waker: waker, names: names, health: health, cfg: cfg,
-		tokens: announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, log),
+		told: announcer{tokens: announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, log)},
 	}
 	return &Broker{log: log, names: names, health: health, r: r, cfg: cfg}, nil
 }
@@ -70,7 +70,7 @@ func (b *Broker) Start() error {
 		b.claim.release()
 		return err
 	}
-	b.names.start()
+	b.names.followLinks()
 	b.startControllers(api)
 	metricsSource.Store(b)
 	return nil
@@ -150,7 +150,7 @@ func (b *Broker) keepGateway(cfg Config) error {
 	if g == nil {
 		return nil
 	}
-	g.kernel.reset(k)
+	g.kernel.forgetState(k)
 	if !old.pkiConfig().Configured() && cfg.pkiConfig().Configured() {
 		// Nothing goes on unencrypted, even if the certificate is not there yet.
 		g.SetCredentials(nil)
@@ -172,7 +172,7 @@ func (b *Broker) Stop() {
 	if m := b.r.snapshot.Swap(nil); m != nil {
 		m.Close()
 	}
-	b.names.end()
+	b.names.close()
 }
 
 // Table is what DNS answers come from: nil until the first state is known. It takes no lock.
@@ -196,14 +196,14 @@ func (b *Broker) startControllers(api *rest.Config) {
 }
 
 func (b *Broker) stopControllers() {
-	b.controllers.end()
+	b.controllers.stopAndWait()
 	b.controllers = nil
 }
 
 // openGateway opens the dataplane of a configuration and takes the claim that it needs.
 func (b *Broker) openGateway(cfg *Config) (*gateway, error) {
 	if cfg.Mode.CarriesTraffic() {
-		if err := b.claim.take(); err != nil {
+		if err := b.claim.acquire(); err != nil {
 			return nil, err
 		}
 	}
@@ -215,7 +215,7 @@ func (b *Broker) openGateway(cfg *Config) (*gateway, error) {
 // setGateway makes a gateway, which may be nil, that of the controllers and of DNS. It has no credentials yet.
 func (b *Broker) setGateway(g *gateway) {
 	b.r.setGateway(g)
-	b.names.configure(func(from *nameSource) {
+	b.names.changeSource(func(from *nameSource) {
 		from.dataplane, from.credentials = nil, false
 		if g != nil {
 			from.dataplane = g
@@ -227,11 +227,11 @@ func (b *Broker) setGateway(g *gateway) {
 func (b *Broker) setConfig(cfg Config) {
 	b.cfg = cfg
 	b.r.setConfig(cfg)
-	b.names.configure(func(from *nameSource) { from.setConfig(&cfg) })
+	b.names.changeSource(func(from *nameSource) { from.setConfig(&cfg) })
 }
 
-// setSnapshot keeps what has to survive a restart in another folder; empty: nowhere. Until the API server tells a state,
-// names are what an earlier process knew.
+// setSnapshot keeps what has to survive a restart in another folder; empty: nowhere. Until the API server tells a
+// state, names are what an earlier process knew.
 func (b *Broker) setSnapshot(dir string) error {
 	var m *snapshot.Snapshot
 	if dir != "" {

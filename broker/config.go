@@ -19,6 +19,13 @@ import (
 	"github.com/mandelsoft/kubelink/broker/pki"
 )
 
+const (
+	// resync is how often the broker compares the kernel's state with what it should be, without any event.
+	resync = 30 * time.Second
+	// apiTimeout bounds one request to the API server: watches aside, none takes long.
+	apiTimeout = 5 * time.Second
+)
+
 // Config is the stanza of the Corefile with its defaults filled in. It is comparable with
 // reflect.DeepEqual: an equal Config after a reload changes nothing.
 type Config struct {
@@ -59,10 +66,11 @@ type CertificateConfig struct {
 	DNSName                   string // name or IP address in a managed certificate
 }
 
-// NamesConfig says what peers and the cluster's DNS are told of names, and what happens to names when clusters are away.
+// NamesConfig says what peers and the cluster's DNS are told of names, and what happens to names when clusters are
+// away.
 type NamesConfig struct {
 	DNSAdvertisement bool                 // peers are told how this cluster's names are resolved
-	ServiceAccount   types.NamespacedName // whose token peers are told; zero: none
+	ServiceAccount   types.NamespacedName // peers are told its token; zero: none
 	TokenLifetime    time.Duration        // that the broker asks for
 	ConfigureDNS     bool                 // the cluster's DNS, by the ConfigMap coredns-custom
 	ServeStale       time.Duration        // how long DNS gives answers that were true once; 0: not at all
@@ -76,7 +84,8 @@ func (c *Config) Validate() error {
 		name  string
 		cidrs mesh.Prefixes
 	}
-	services, pods, nodes := network{"service-cidr", c.ServiceCIDRs}, network{"pod-cidr", c.PodCIDRs}, network{"node-cidr", c.NodeCIDRs}
+	services := network{"service-cidr", c.ServiceCIDRs}
+	pods, nodes := network{"pod-cidr", c.PodCIDRs}, network{"node-cidr", c.NodeCIDRs}
 	for _, n := range []network{pods, nodes} { // these may contain the service network
 		for _, service := range services.cidrs {
 			for _, cidr := range n.cidrs {

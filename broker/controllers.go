@@ -41,20 +41,10 @@ import (
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
 )
 
-const (
-	// probeInterval is how often the broker asks the API server whether it is there, which `ready` shows.
-	probeInterval = 2 * time.Second
-	// resync is how often the broker compares the kernel's state with what it should be, without any event.
-	resync = 30 * time.Second
-	// apiTimeout bounds one request to the API server: watches aside, none takes long.
-	apiTimeout = 5 * time.Second
-)
+// probeInterval is how often the broker asks the API server whether it is there, which `ready` shows.
+const probeInterval = 2 * time.Second
 
-var (
-	scheme = runtime.NewScheme()
-	// theKey stands for all that is watched.
-	theKey = &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "all"}}
-)
+var scheme = runtime.NewScheme()
 
 func init() {
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme, coredns.AddToScheme} {
@@ -86,8 +76,8 @@ func startControllers(cfg *Config, api *rest.Config, r *reconciler, h *healthSta
 	return c
 }
 
-// end ends the controllers and awaits them.
-func (c *controllers) end() {
+// stopAndWait ends the controllers and awaits them.
+func (c *controllers) stopAndWait() {
 	if c == nil {
 		return
 	}
@@ -114,7 +104,7 @@ func (c *controllers) runManagers(ctx context.Context) {
 		}
 		delay := delays.Step()
 		c.log.Warn("controllers ended, trying again", "error", err, "delay", delay)
-		c.health.update(func(h *health) { h.controllers = err })
+		c.health.change(func(h *health) { h.controllers = err })
 		select {
 		case <-ctx.Done():
 		case <-c.back:
@@ -125,8 +115,8 @@ func (c *controllers) runManagers(ctx context.Context) {
 
 var errAPIBack = errors.New("the API server is back")
 
-// runUntilBack runs a manager until it fails, or until the API server is back: watches that failed for a while are tried again late,
-// with a back-off of their own, so new ones are faster. The error is errAPIBack then.
+// runUntilBack runs a manager until it fails, or until the API server is back. The error is errAPIBack then: watches
+// that failed for a while are tried again late, with a back-off of their own, so new ones are faster.
 func (c *controllers) runUntilBack(ctx context.Context) error {
 	run, end := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
@@ -194,7 +184,7 @@ func (c *controllers) noteAPI(old, err error) {
 		default:
 		}
 	}
-	c.health.update(func(h *health) { h.api = err })
+	c.health.change(func(h *health) { h.api = err })
 }
 
 // watchedKind is a kind of objects that the cache has.
@@ -286,7 +276,7 @@ func (c *controllers) addController(mgr ctrl.Manager, run *reconcilerRun, kinds 
 			// What an error keeps from being applied is tried again no later than what nothing has touched.
 			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, resync),
 		}).
-		WatchesRawSource(source.Channel(c.r.waker.listen(), toKey))
+		WatchesRawSource(source.Channel(c.r.waker.newChannel(), toKey))
 	for _, k := range kinds {
 		if k.wanted && k.wakes {
 			builder = builder.Watches(k.object, toKey)
@@ -304,7 +294,7 @@ func (c *controllers) addRunnables(mgr ctrl.Manager, run *reconcilerRun) error {
 			return nil
 		}))
 	}
-	if tokens := c.r.tokens; tokens != nil {
+	if tokens := c.r.told.tokens; tokens != nil {
 		api, err := tokens.NewClient(c.api, apiTimeout, c.cfg.Kubeconfig == "")
 		if err != nil {
 			return err

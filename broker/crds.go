@@ -39,7 +39,8 @@ func installCRDs(ctx context.Context, cfg *rest.Config, log *slog.Logger) error 
 		name := crd.GetName()
 		ctx, cancel := context.WithTimeout(ctx, 2*apiTimeout)
 		defer cancel()
-		err = c.Apply(ctx, client.ApplyConfigurationFromUnstructured(crd), client.FieldOwner("kubelink"), client.ForceOwnership)
+		apply := client.ApplyConfigurationFromUnstructured(crd)
+		err = c.Apply(ctx, apply, client.FieldOwner("kubelink"), client.ForceOwnership)
 		if apierrors.IsForbidden(err) {
 			log.Warn("no permission to install the CRD: install it by hand, or set disable-deploy-crds", "crd", name)
 			continue
@@ -47,7 +48,7 @@ func installCRDs(ctx context.Context, cfg *rest.Config, log *slog.Logger) error 
 		if err != nil {
 			return fmt.Errorf("install CRD %s: %w", name, err)
 		}
-		for !established(crd) {
+		for !isEstablished(crd) {
 			select {
 			case <-ctx.Done():
 				return fmt.Errorf("CRD %s is not served: %w", name, ctx.Err())
@@ -61,7 +62,7 @@ func installCRDs(ctx context.Context, cfg *rest.Config, log *slog.Logger) error 
 	return nil
 }
 
-func established(crd *unstructured.Unstructured) bool {
+func isEstablished(crd *unstructured.Unstructured) bool {
 	conditions, _, _ := unstructured.NestedSlice(crd.Object, "status", "conditions")
 	for _, c := range conditions {
 		if m, ok := c.(map[string]any); ok && m["type"] == "Established" && m["status"] == "True" {

@@ -1,6 +1,7 @@
 package broker
 
-// The dataplane: what carries links. A new one (another mode) implements the interface below, and openDataplane opens it.
+// The dataplane carries links. A second one, for another mode, implements the interface below; openDataplane opens it,
+// and mesh.Mode.CarriesTraffic knows its mode.
 
 import (
 	"fmt"
@@ -21,7 +22,8 @@ type dataplane interface {
 	Configure(link.Settings) error
 	// SetCredentials sets what the next connection authenticates with. With nil no link is carried.
 	SetCredentials(*link.Credentials)
-	// Set tells all peers and the local networks, which no peer can take. The error is about this end; peers are set in any case.
+	// Set tells all peers and the local networks, which no peer can take. The error is about this end; peers are set in
+	// any case.
 	Set(peers []mesh.Peer, local []netip.Prefix) error
 	// Statuses are the states of the links, in the order of Set.
 	Statuses() []link.Status
@@ -90,8 +92,8 @@ func (g *gateway) close(keep bool) {
 // claim makes sure that no other kubelink carries links in this network namespace.
 type claim struct{ listener net.Listener }
 
-// take takes the claim, unless this process has it already.
-func (c *claim) take() error {
+// acquire takes the claim, unless this process has it already.
+func (c *claim) acquire() error {
 	if c.listener != nil {
 		return nil
 	}

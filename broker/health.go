@@ -6,7 +6,10 @@ import (
 	"errors"
 	"sync/atomic"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
 // health is why the broker is not ready.
@@ -27,7 +30,7 @@ func newHealthState() *healthState {
 	return s
 }
 
-func (s *healthState) update(change func(*health)) {
+func (s *healthState) change(change func(*health)) {
 	for {
 		old := s.Load()
 		h := *old
@@ -38,14 +41,17 @@ func (s *healthState) update(change func(*health)) {
 	}
 }
 
+// theKey stands for all that is watched.
+var theKey = &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "all"}}
+
 // waker wakes the reconciler of the running controllers. One pending event is enough, as the reconciler always looks at
 // everything. Each run of the controllers has a channel of its own.
 type waker struct {
 	events atomic.Pointer[chan event.GenericEvent]
 }
 
-// listen returns the channel of a new run.
-func (w *waker) listen() chan event.GenericEvent {
+// newChannel returns the channel of a new run.
+func (w *waker) newChannel() chan event.GenericEvent {
 	events := make(chan event.GenericEvent, 1)
 	w.events.Store(&events)
 	return events

@@ -43,19 +43,19 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	h := b.health.Load()
-	sendGauge(ch, apiDesc, truth(h.api == nil))
-	sendGauge(ch, appliedDesc, truth(h.controllers == nil && h.applied == nil))
+	sendGauge(ch, apiDesc, boolValue(h.api == nil))
+	sendGauge(ch, appliedDesc, boolValue(h.controllers == nil && h.applied == nil))
 	for zone, s := range b.names.apis.Statuses() {
-		sendGauge(ch, namesDesc, truth(s.Loaded && s.Err == nil), zone)
+		sendGauge(ch, namesDesc, boolValue(s.Loaded && s.Err == nil), zone)
 	}
-	d := b.names.dataplane()
+	d := b.names.currentDataplane()
 	if d == nil {
 		return
 	}
 	states := map[link.State]int{link.Idle: 0, link.Up: 0, link.Down: 0}
 	for _, s := range d.Statuses() {
 		states[s.State]++
-		sendGauge(ch, upDesc, truth(s.State == link.Up), s.Link)
+		sendGauge(ch, upDesc, boolValue(s.State == link.Up), s.Link)
 		if s.RTT > 0 {
 			sendGauge(ch, rttDesc, s.RTT.Seconds(), s.Link)
 		}
@@ -70,8 +70,8 @@ func sendGauge(ch chan<- prometheus.Metric, d *prometheus.Desc, v float64, label
 	ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 }
 
-// truth is the value of a gauge that says yes or no.
-func truth(ok bool) float64 {
+// boolValue is the value of a gauge that says yes or no.
+func boolValue(ok bool) float64 {
 	if ok {
 		return 1
 	}

@@ -1,7 +1,7 @@
 package broker
 
-// What DNS answers from: the zone table, made anew from the last state whenever that or a link changes. This has a lock of
-// its own, so that the loss of a link shows in DNS at once, whatever the reconciler waits for.
+// What DNS answers from: the zone table, made anew from the last state whenever that or a link changes. It has a lock
+// of its own, so that the loss of a link shows in DNS at once, even while the reconciler waits.
 
 import (
 	"net/netip"
@@ -48,8 +48,8 @@ func newPublisher(replies *zone.ReplyCache, apis *apizone.Zones) *publisher {
 	return &publisher{replies: replies, apis: apis, signal: make(chan struct{}, 1)}
 }
 
-// start follows the changes of links until end.
-func (p *publisher) start() {
+// followLinks follows the changes of links until end.
+func (p *publisher) followLinks() {
 	p.stop, p.done = make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(p.done)
@@ -64,8 +64,8 @@ func (p *publisher) start() {
 	}()
 }
 
-// end ends what start began, and takes the table away.
-func (p *publisher) end() {
+// close ends what start began, and takes the table away.
+func (p *publisher) close() {
 	if p.stop != nil {
 		close(p.stop)
 		<-p.done
@@ -88,15 +88,15 @@ func (p *publisher) linksChanged() {
 	}
 }
 
-// dataplane is what carries links right now; nil: nothing does.
-func (p *publisher) dataplane() dataplane {
+// currentDataplane is what carries links right now; nil: nothing does.
+func (p *publisher) currentDataplane() dataplane {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.from.dataplane
 }
 
-// configure changes the source, which the next table is made from.
-func (p *publisher) configure(change func(*nameSource)) {
+// changeSource changes the source, which the next table is made from.
+func (p *publisher) changeSource(change func(*nameSource)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change(&p.from)

@@ -44,16 +44,21 @@ type reconciler struct {
 
 	// mu is held over a reconciliation and guards the fields below. The lifecycle changes them while the controllers
 	// stand still. A reconciliation waits for the kernel for kernelPatience at most, and for nothing else.
-	mu           sync.Mutex
-	cfg          Config
-	api          *rest.Config          // of the local API server
-	gateway      *gateway              // nil: the mode carries no traffic
-	tokens       *announce.TokenSource // of the account whose token peers are told; nil: none
-	creds        pki.Store
-	globals      globalnames.Names
-	receiver     announce.Receiver // of what peers announce
-	unadvertised string            // why peers are not told all that they should be, as logged
-	dnsRestart   stubdomain.PendingRestart
+	mu         sync.Mutex
+	cfg        Config
+	api        *rest.Config // of the local API server
+	gateway    *gateway     // nil: the mode carries no traffic
+	told       announcer
+	creds      pki.Store
+	globals    globalnames.Names
+	receiver   announce.Receiver // of what peers announce
+	dnsRestart stubdomain.PendingRestart
+}
+
+// announcer knows what peers are told of this cluster.
+type announcer struct {
+	tokens *announce.TokenSource // peers are told its token; nil: none
+	logged string                // why peers are not told all that they should be
 }
 
 // reconcilerRun is the reconciler in one run of the controllers.
@@ -107,12 +112,12 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	accesses := r.secrets.FindAccesses(ctx, state.Zones, r.api)
 	globalErr := r.updateGlobalNames(ctx, state.Zones)
 	err := r.apply(&state, accesses, port)
-	r.health.update(func(h *health) {
+	r.health.change(func(h *health) {
 		h.controllers, h.applied = nil, errors.Join(err, portErr, credErr, globalErr)
 	})
 
 	r.snapshot.Load().KeepLinks(list.Items)
-	r.writer.SetOutcome(r.outcome(list.Items, &state, errors.Join(err, portErr), credErr))
+	r.writer.SetOutcome(r.newOutcome(list.Items, &state, errors.Join(err, portErr), credErr))
 	if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -141,16 +146,20 @@ func (r *reconciler) setGateway(g *gateway) {
 	r.gateway, r.creds = g, pki.Store{}
 }
 
-// outcome is all that a reconciliation wants to have written.
-func (r *reconcilerRun) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyErr, credErr error) *writeback.Outcome {
-	seen := &writeback.Observations{Notes: map[string][]string{}, Apply: applyErr, Creds: credErr, Usable: r.creds.Usable()}
+// newOutcome is all that a reconciliation wants to have written.
+func (r *reconcilerRun) newOutcome(
+	items []v1alpha1.KubeLink, s *mesh.State, applyErr, credErr error,
+) *writeback.Outcome {
+	seen := &writeback.Observations{
+		Notes: map[string][]string{}, Apply: applyErr, Creds: credErr, Usable: r.creds.Usable(),
+	}
 	note := func(link, text string) {
 		if text != "" {
 			seen.Notes[link] = append(seen.Notes[link], text)
 		}
 	}
 	writeback.NoteNames(s, r.names.apis.Statuses(), note)
-	_, _, seen.Announce = r.advertised(s)
+	_, _, seen.Announce = r.newAnnouncement(s)
 	r.logUnadvertised(seen.Announce)
 	var statuses []link.Status
 	if r.gateway != nil {
@@ -193,10 +202,10 @@ func (r *reconcilerRun) outcome(items []v1alpha1.KubeLink, s *mesh.State, applyE
 // logUnadvertised logs why this cluster does not announce all that it should, when that changes.
 func (r *reconcilerRun) logUnadvertised(err error) {
 	text := writeback.OneLine(err)
-	if text != r.unadvertised && text != "" {
+	if text != r.told.logged && text != "" {
 		r.log.Warn("peers are not told all that they should be", "problem", text)
 	}
-	r.unadvertised = text
+	r.told.logged = text
 }
 
 // updateGlobalNames brings the names that belong to no cluster up to date.
@@ -266,8 +275,8 @@ func (r *reconcilerRun) listenPort(ctx context.Context) (uint16, error) {
 	return refuse(" has no port named bridge: add it")
 }
 
-// advertised is what this cluster announces, and why a part of it is missing.
-func (r *reconciler) advertised(s *mesh.State) (dns *link.DNSInfo, api *link.APIInfo, problem error) {
+// newAnnouncement is what this cluster announces, and why a part of it is missing.
+func (r *reconciler) newAnnouncement(s *mesh.State) (dns *link.DNSInfo, api *link.APIInfo, problem error) {
 	if r.cfg.DNSAdvertisement {
 		address := r.cfg.clusterDNS()
 		for _, m := range s.Meshes { // without service-cidr, a LocalLink may know it
@@ -277,21 +286,21 @@ func (r *reconciler) advertised(s *mesh.State) (dns *link.DNSInfo, api *link.API
 		}
 		dns, problem = announce.NameLookup(r.cfg.ClusterDomain, address)
 	}
-	api, err := r.tokens.Access()
+	api, err := r.told.tokens.Access()
 	return dns, api, errors.Join(problem, err)
 }
 
 // setTokenSource follows a change of the configuration. Peers are told the token of the same account until
 // there is a new one.
 func (r *reconciler) setTokenSource(old *Config) {
-	cfg, before := &r.cfg, r.tokens
+	cfg, before := &r.cfg, r.told.tokens
 	same := cfg.ServiceAccount == old.ServiceAccount && cfg.Kubeconfig == old.Kubeconfig && cfg.Context == old.Context
 	if same && cfg.TokenLifetime == old.TokenLifetime {
 		return
 	}
-	r.tokens = announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, r.log)
+	r.told.tokens = announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, r.log)
 	if same && before != nil {
-		r.tokens.Adopt(before)
+		r.told.tokens.Adopt(before)
 	}
 }
 

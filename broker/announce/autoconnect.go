@@ -96,7 +96,7 @@ func containsLink(items []v1alpha1.KubeLink, name string) bool {
 }
 
 // newPeerLink makes the KubeLink of a peer in a mesh. It is not ok for a peer of another mesh, for a peer that no name
-// leads to, and for a peer whose certificate has a link there.
+// leads to, and for a certificate that has a link there.
 func newPeerLink(p *link.UnknownPeer, m *mesh.Mesh, items []v1alpha1.KubeLink) (l v1alpha1.KubeLink, ok bool) {
 	local := m.Addresses.SameFamily(p.Address.Addr())
 	if local.Masked() != p.Address.Masked() || p.AdvertisedPort == 0 {

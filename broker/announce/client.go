@@ -89,8 +89,8 @@ func (c *Client) requestToken(ctx context.Context) (string, time.Duration, error
 	return r.Status.Token, time.Duration(ptr.Deref(r.Spec.ExpirationSeconds, 0)) * time.Second, nil
 }
 
-// readCA returns what pods trust: it fits the service kubernetes, whose address peers use. A kubeconfig may lead to
-// the API server under another name, with a certificate of another authority.
+// readCA returns what pods trust: it fits the service kubernetes, and peers use the address of that service. A
+// kubeconfig may lead to the API server under another name, with a certificate of another authority.
 func (c *Client) readCA(ctx context.Context) ([]byte, error) {
 	if c.inCluster && c.config.CAFile != "" {
 		return os.ReadFile(c.config.CAFile)

@@ -20,8 +20,8 @@ import (
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
-// Names are the global names that this cluster serves. They stay when the API server is away. The zero value has none. Its
-// methods may not be called concurrently.
+// Names are the global names that this cluster serves. They stay when the API server is away. The zero value has none.
+// Its methods may not be called concurrently.
 type Names struct {
 	zones   map[string]*zone.Global // by name
 	reports records.Result          // on all objects
@@ -114,7 +114,8 @@ func (n *Names) Restore(
 	built := records.Build(entries, hosted, served)
 	*n = newNames(&built, domains, uint32(time.Now().Unix()), nsAddresses, nil)
 	for name, g := range n.zones {
-		g.MarkStale(fmt.Sprintf("the names of %s are those that an earlier process knew: the API server has not told them yet",
+		g.MarkStale(fmt.Sprintf(
+			"the names of %s are those that an earlier process knew: the API server has not told them yet",
 			strings.TrimSuffix(name, ".")))
 	}
 }
@@ -141,8 +142,8 @@ func (n *Names) setUnknown(served []string, failure *error) (pending error) {
 	return pending
 }
 
-// nextSerial is the time in seconds: a serial that runs ahead of the clock would fall back when the process starts anew. But
-// a clock that was put back must not keep secondaries from changes.
+// nextSerial is the time in seconds: a serial that runs ahead of the clock would fall back when the process starts
+// anew. But a clock that was put back must not keep secondaries from changes.
 func nextSerial(highest uint32, now time.Time) uint32 {
 	serial := uint32(now.Unix())
 	if highest > serial+60 {

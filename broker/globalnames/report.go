@@ -36,7 +36,7 @@ func (r *Report) Write(ctx context.Context, c client.Client) error {
 	return c.Status().Patch(ctx, obj, client.MergeFrom(r.object))
 }
 
-// differingReports lists the reports on objects whose status is not what it should be.
+// differingReports lists the reports on objects that have another status.
 func differingReports(
 	entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, now, before *records.Result,
 ) (reports []*Report) {

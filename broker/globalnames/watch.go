@@ -1,6 +1,6 @@
-// Package globalnames keeps the names that belong to no cluster: it watches CoreDNSEntry and HostedZone objects, keeps the
-// zones made of them, and reports on each object. It does so beside the reconciler's other kinds, because neither the number
-// of these objects nor a missing permission for them may hold up links.
+// Package globalnames keeps the names that belong to no cluster: it watches CoreDNSEntry and HostedZone objects, keeps
+// the zones made of them, and reports on each object. It does so beside the reconciler's other kinds, because neither
+// the number of these objects nor a missing permission for them may hold up links.
 package globalnames
 
 import (
@@ -113,10 +113,12 @@ func (w *Watch) OnAdd(any, bool) { w.noteChange() }
 // OnDelete implements toolscache.ResourceEventHandler.
 func (w *Watch) OnDelete(any) { w.noteChange() }
 
-// OnUpdate implements toolscache.ResourceEventHandler. It ignores what does not change names, such as the status that the broker writes.
+// OnUpdate implements toolscache.ResourceEventHandler. It ignores what does not change names, such as the status that
+// the broker writes.
 func (w *Watch) OnUpdate(before, after any) {
 	a, b := before.(client.Object), after.(client.Object)
-	if a.GetUID() != b.GetUID() || a.GetGeneration() != b.GetGeneration() || !maps.Equal(a.GetAnnotations(), b.GetAnnotations()) {
+	if a.GetUID() != b.GetUID() || a.GetGeneration() != b.GetGeneration() ||
+		!maps.Equal(a.GetAnnotations(), b.GetAnnotations()) {
 		w.noteChange()
 	}
 }

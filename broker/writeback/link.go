@@ -19,8 +19,9 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
-// The status of a link is written statusBurst times at once, and then once in each statusInterval. A write wakes everything that watches
-// the link: two brokers that see it in different ways would write in turns as fast as the API server lets them.
+// The status of a link is written statusBurst times at once, and then once in each statusInterval. A write wakes
+// everything that watches the link: two brokers that see it in different ways would write in turns as fast as the API
+// server lets them.
 const (
 	statusBurst    = 60
 	statusInterval = 5 * time.Second
@@ -53,8 +54,8 @@ func (w *Writer) writeLink(ctx context.Context, l Link) error {
 	if equality.Semantic.DeepEqual(before.Status, obj.Status) || !w.allowStatus(obj, l) {
 		return adoptErr
 	}
-	// The cache may lack what the writer wrote last. Without the lock, the times of transitions, and events, would be those of
-	// a change that did not happen.
+	// The cache may lack what the writer wrote last. Without the lock, the times of transitions, and events, would
+	// belong to a change that did not happen.
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
 	if err := w.Client.Status().Patch(ctx, obj, patch); err != nil {
 		return errors.Join(adoptErr, err)

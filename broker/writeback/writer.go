@@ -1,6 +1,6 @@
-// Package writeback is the one writer to the API server: status and events of KubeLinks, their finalizers, the managed TLS
-// secret, the Certificate, and the KubeLinks of peers that connected by themselves. The reconciler tells it the whole outcome
-// and goes on; the latest outcome wins. So the reconciler never waits for the API server.
+// Package writeback is the one writer to the API server: status and events of KubeLinks, their finalizers, the managed
+// TLS secret, the Certificate, and the KubeLinks of peers that connected by themselves. The reconciler tells it the
+// whole outcome and goes on; the latest outcome wins. So the reconciler never waits for the API server.
 package writeback
 
 import (
@@ -45,7 +45,8 @@ type Link struct {
 	State     v1alpha1.State
 	Message   string
 	Finalizer bool // the LocalLink has members
-	// Adopt writes what the peer announced to the KubeLink; nil: it announced nothing. What only a user can mend is its note.
+	// Adopt writes what the peer announced to the KubeLink; nil: it announced nothing. What only a user can mend is its
+	// note.
 	Adopt func(context.Context) (note string, err error)
 }
 
@@ -278,7 +279,7 @@ func (w *Writer) writeOutcome(ctx context.Context, o *Outcome) error {
 	return errors.Join(b.errs...)
 }
 
-// createLinks creates KubeLinks and removes from the map those that need no other try.
+// createLinks creates KubeLinks and removes from the map the ones that need no other try.
 func (w *Writer) createLinks(ctx context.Context, b *batch, links map[string]*v1alpha1.KubeLink) {
 	for name, l := range links {
 		b.run(ctx, "create KubeLink "+name, func(ctx context.Context) error {

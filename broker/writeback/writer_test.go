@@ -110,8 +110,8 @@ func TestReportsWaitForLinks(t *testing.T) {
 	}
 }
 
-// Whoever writes other statuses than we do cannot make us write without end, and other links and names do not wait; what
-// failed was no write.
+// Whoever writes other statuses than we do cannot make us write without end, and other links and names do not wait;
+// what failed was no write.
 func TestStatusLimit(t *testing.T) {
 	link := func(name, message string) Link {
 		return Link{Object: &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name), ResourceVersion: "7"}}, State: v1alpha1.StateUp, Message: message}
