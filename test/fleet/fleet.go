@@ -42,6 +42,7 @@ type Broker struct {
 	*testbed.Cluster
 	Host    *testbed.Pod
 	Process *testbed.Process
+	Env     []string // of the program, besides what its pod has; for the next start
 
 	fleet    *Fleet
 	corefile string // path
@@ -228,7 +229,7 @@ func (b *Broker) Launch() error {
 	if err != nil {
 		return err
 	}
-	b.Process, err = b.Host.Start(context.Background(), "kubelink", nil, binary, "-conf", b.corefile)
+	b.Process, err = b.Host.Start(context.Background(), "kubelink", b.Env, binary, "-conf", b.corefile)
 	return err
 }
 

@@ -1,0 +1,212 @@
+package e2e
+
+// Names while the kernel cannot be told: iptables waits for the lock of xtables, which another program holds. Only the
+// legacy iptables takes that lock, the one on nf_tables needs none.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/test/fleet"
+)
+
+const (
+	// xtablesLock is where iptables has its lock. Each pod of the test bed has a /run of its own: no other program waits.
+	xtablesLock = "/run/xtables.lock"
+	// lockHeld is how long the broker's iptables waits; it would give up after 10 s.
+	lockHeld = 8 * time.Second
+)
+
+// While the broker's iptables waits for the lock of xtables, a peer dies. The names of its cluster fail within a second,
+// as at any other time, and the healthy link carries on.
+func TestLinkLostWhileXtablesIsLocked(t *testing.T) {
+	ctx := startTest(t, 4*time.Minute)
+	b := brokers[0]
+	iptables := useLegacyIptables(t, ctx, b)
+	for _, c := range []struct {
+		name    string
+		stopAPI bool
+		network v1alpha1.EgressCIDR // makes the broker tell the kernel
+	}{
+		{"API server runs", false, "10.79.0.0/16"},
+		{"API server stopped", true, "10.80.0.0/16"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			reviveBrokers(t)
+			check := expectNoFailures(t, clients[0], servers[2].service)
+			defer check()
+			release := holdXtablesLock(t, ctx, b, iptables)
+			changed := brokers[2].LinkTo()
+			changed.Spec.Egress = []v1alpha1.EgressCIDR{c.network}
+			must(t, b.Apply(ctx, changed))
+			var waiting int
+			within(t, 5*time.Second, "iptables to wait", func(context.Context) (err error) {
+				waiting, err = findIptables(b)
+				return err
+			})
+			held := time.NewTimer(lockHeld)
+			if c.stopAPI {
+				stopAPIServer(t, ctx, b)
+			}
+
+			must(t, brokers[1].Kill(ctx, syscall.SIGKILL))
+			took := within(t, time.Second, "names of the dead peer to fail", func(ctx context.Context) error {
+				return checkFailure(ctx, b, serverName(1), "link kubelink2 is Down")
+			})
+			t.Logf("names failed %s after the peer", took)
+			if now, err := findIptables(b); err != nil || now != waiting {
+				t.Errorf("iptables with process id %d did not wait so long: now %d, %v", waiting, now, err)
+			}
+			if text, err := brokerRoutes(ctx, b); err != nil || strings.Contains(text, string(c.network)) {
+				t.Errorf("the change is in the kernel before iptables was done (%v):\n%s", err, text)
+			}
+
+			<-held.C
+			must(t, release())
+			within(t, 5*time.Second, "change to be applied", func(ctx context.Context) error {
+				text, err := brokerRoutes(ctx, b)
+				if err == nil && !strings.Contains(text, string(c.network)) {
+					err = errors.New(text)
+				}
+				return err
+			})
+			must(t, checkFailure(ctx, b, serverName(1), "link kubelink2 is Down"))
+
+			if c.stopAPI {
+				must(t, b.StartAPIServer(ctx))
+				must(t, b.WaitReady(ctx))
+			}
+			must(t, b.Apply(ctx, brokers[2].LinkTo()))
+			must(t, brokers[1].Start(ctx))
+			must(t, f.WaitMesh(ctx))
+			must(t, checkAnswer(ctx, b, serverName(1), servers[1].service))
+		})
+	}
+}
+
+// useLegacyIptables starts the broker anew with the legacy iptables as iptables, until the test ends, and returns its
+// path.
+func useLegacyIptables(t *testing.T, ctx context.Context, b *fleet.Broker) (iptables string) {
+	t.Helper()
+	legacy, err := exec.LookPath("xtables-legacy-multi")
+	must(t, err)
+	dir := t.TempDir()
+	for _, name := range []string{"iptables", "ip6tables"} {
+		for _, suffix := range []string{"", "-restore", "-save"} {
+			must(t, os.Symlink(legacy, filepath.Join(dir, name+suffix)))
+		}
+	}
+	restart := func(ctx context.Context, env []string) {
+		t.Helper()
+		must(t, b.Kill(ctx, syscall.SIGTERM)) // which removes its chains
+		b.Env = env
+		must(t, b.Start(ctx))
+		must(t, f.WaitMesh(ctx))
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		restart(ctx, nil)
+	})
+	restart(ctx, []string{"PATH=" + dir + ":" + os.Getenv("PATH")})
+	iptables = filepath.Join(dir, "iptables")
+	rules, err := b.Host.Run(ctx, iptables, "-w", "-t", "nat", "-S")
+	if must(t, err); !strings.Contains(rules, "KUBELINK-POSTROUTING") {
+		t.Fatalf("the broker does not use the legacy iptables:\n%s", rules)
+	}
+	return iptables
+}
+
+// holdXtablesLock holds the lock that the broker's iptables takes, until it is released or the test ends.
+func holdXtablesLock(t *testing.T, ctx context.Context, b *fleet.Broker, iptables string) (release func() error) {
+	t.Helper()
+	holder, err := b.Host.Start(ctx, "lock", nil, "flock", "--no-fork", xtablesLock, "sleep", "infinity")
+	must(t, err)
+	release = func() error {
+		if err := holder.Kill(syscall.SIGKILL); err != nil {
+			return err
+		}
+		select {
+		case <-holder.Done():
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	t.Cleanup(func() { release() })
+	within(t, 5*time.Second, "the lock to be held", func(ctx context.Context) error {
+		select {
+		case <-holder.Done():
+			return fmt.Errorf("flock has ended: %s", holder.Log())
+		default:
+		}
+		_, err := b.Host.Run(ctx, "flock", "--nonblock", xtablesLock, "true")
+		if err == nil {
+			return errors.New("it is free")
+		}
+		return nil
+	})
+	_, err = b.Host.Run(ctx, iptables, "-w", "1", "-S")
+	if err == nil || !strings.Contains(err.Error(), "xtables lock") {
+		t.Fatalf("iptables does not wait for the lock: %v", err)
+	}
+	return release
+}
+
+// findIptables returns the id of the iptables process that the broker waits for.
+func findIptables(b *fleet.Broker) (int, error) {
+	files, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return 0, err
+	}
+	for _, file := range files {
+		stat, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		// The format is "PID (NAME) STATE PARENT ...", proc_pid_stat(5).
+		pid, rest, _ := strings.Cut(string(stat), " (")
+		name, rest, _ := strings.Cut(rest, ") ")
+		fields := strings.Fields(rest)
+		if name == "iptables" && len(fields) > 1 && fields[1] == strconv.Itoa(b.Process.PID()) {
+			return strconv.Atoi(pid)
+		}
+	}
+	return 0, errors.New("the broker runs no iptables")
+}
+
+// stopAPIServer stops the API server of the broker's cluster and waits until the broker has noticed. It starts again no
+// later than the test ends.
+func stopAPIServer(t *testing.T, ctx context.Context, b *fleet.Broker) {
+	t.Helper()
+	must(t, b.StopAPIServer(ctx))
+	t.Cleanup(func() {
+		if t.Failed() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			b.StartAPIServer(ctx)
+		}
+	})
+	within(t, 5*time.Second, "the broker to miss the API server", func(ctx context.Context) error {
+		v, err := b.Metric(ctx, "coredns_kubelink_api_up")
+		if err == nil && v != 0 {
+			err = fmt.Errorf("api_up is %g", v)
+		}
+		return err
+	})
+}
+
+// brokerRoutes are those of the broker in its node.
+func brokerRoutes(ctx context.Context, b *fleet.Broker) (string, error) {
+	return b.Gateway().Run(ctx, "ip", "route", "show", "table", "all", "proto", "107")
+}
