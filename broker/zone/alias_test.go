@@ -96,3 +96,84 @@ func TestAliasesBetweenZones(t *testing.T) {
 		}
 	}
 }
+
+func TestDanglingTarget(t *testing.T) {
+	const soa = "kubelink. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5"
+	for _, c := range []struct {
+		what   string
+		answer []string
+		ns     []string
+		change func(*dns.Msg)
+		target string
+		loop   bool
+	}{
+		{what: "nothing"},
+		{what: "address", answer: []string{"q.kubelink. 5 IN A 10.0.0.1"}},
+		{what: "alias", answer: []string{"Q.kubelink. 5 IN CNAME b.kubelink."}, target: "b.kubelink."},
+		{what: "alias and address", answer: []string{"b.kubelink. 5 IN A 10.0.0.1", "q.kubelink. 5 IN CNAME b.kubelink."}},
+		{what: "two aliases, unordered", answer: []string{"b.kubelink. 5 IN CNAME c.example.", "q.kubelink. 5 IN CNAME B.kubelink."},
+			target: "c.example."},
+		{what: "denial", answer: []string{"q.kubelink. 5 IN CNAME b.kubelink."}, ns: []string{soa}},
+		{what: "denial by another zone", answer: []string{"q.kubelink. 5 IN CNAME b.example."}, ns: []string{soa},
+			target: "b.example."},
+		{what: "referral", answer: []string{"q.kubelink. 5 IN CNAME b.sub.kubelink."},
+			ns: []string{"sub.kubelink. 5 IN NS ns.example."}},
+		{what: "loop", answer: []string{"q.kubelink. 5 IN CNAME b.kubelink.", "b.kubelink. 5 IN CNAME q.kubelink."}, loop: true},
+		{what: "alias to itself", answer: []string{"q.kubelink. 5 IN CNAME q.kubelink."}, loop: true},
+		{what: "query for the alias", answer: []string{"q.kubelink. 5 IN CNAME b.kubelink."},
+			change: func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeCNAME }},
+		{what: "query for all types", answer: []string{"q.kubelink. 5 IN CNAME b.kubelink."},
+			change: func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeANY }},
+		{what: "truncated", answer: []string{"q.kubelink. 5 IN CNAME b.kubelink."},
+			change: func(m *dns.Msg) { m.Truncated = true }},
+		{what: "failure", answer: []string{"q.kubelink. 5 IN CNAME b.kubelink."},
+			change: func(m *dns.Msg) { m.Rcode = dns.RcodeServerFailure }},
+	} {
+		m := new(dns.Msg).SetQuestion("q.kubelink.", dns.TypeA)
+		for _, s := range c.answer {
+			m.Answer = append(m.Answer, rr(t, s))
+		}
+		for _, s := range c.ns {
+			m.Ns = append(m.Ns, rr(t, s))
+		}
+		if c.change != nil {
+			c.change(m)
+		}
+		if target, loop := danglingTarget(m); target != c.target || loop != c.loop {
+			t.Errorf("%s: %q, loop %v, want %q, %v", c.what, target, loop, c.target, c.loop)
+		}
+	}
+}
+
+func TestAppendChain(t *testing.T) {
+	req := new(dns.Msg).SetQuestion("Q.kubelink.", dns.TypeA)
+	req.SetEdns0(1232, false)
+	reply := new(dns.Msg).SetReply(req)
+	reply.Authoritative = true
+	reply.Answer = []dns.RR{rr(t, "Q.kubelink. 5 IN CNAME b.example.")}
+	explainReply(reply, req, dns.ExtendedErrorCodeStaleAnswer, "link k1 is Down")
+	for _, c := range []struct {
+		rcode int
+		want  string
+	}{
+		{dns.RcodeSuccess, "Q.kubelink. 5 IN CNAME b.example. b.example. 5 IN A 10.0.0.1 / / /"},
+		{dns.RcodeNameError, "Q.kubelink. 5 IN CNAME b.example. b.example. 5 IN A 10.0.0.1 / / /"},
+		{dns.RcodeServerFailure, "b.example. 5 IN A 10.0.0.1 / / /"},
+	} {
+		rest := new(dns.Msg).SetQuestion("b.example.", dns.TypeA)
+		rest.Rcode, rest.Truncated = c.rcode, true
+		rest.Answer = []dns.RR{rr(t, "b.example. 5 IN A 10.0.0.1")}
+		joined := appendChain(reply, rest, req)
+		failed := c.rcode == dns.RcodeServerFailure
+		if joined.Rcode != c.rcode || sections(joined) != c.want || joined.Question[0].Name != "Q.kubelink." ||
+			!joined.Truncated || joined.Authoritative == failed {
+			t.Errorf("%s: %v", dns.RcodeToString[c.rcode], joined)
+		}
+		if code, text := ede(joined); !failed && (code != dns.ExtendedErrorCodeStaleAnswer || text != "link k1 is Down") {
+			t.Errorf("%s: %d %q", dns.RcodeToString[c.rcode], code, text)
+		}
+	}
+	if len(reply.Answer) != 1 || len(reply.IsEdns0().Option) != 1 {
+		t.Errorf("the first reply is modified: %v", reply)
+	}
+}

@@ -3,6 +3,7 @@ package zone
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -111,5 +112,34 @@ func BenchmarkNew(b *testing.B) {
 	for b.Loop() {
 		changed = !changed
 		table = New(table, z, status, options)
+	}
+}
+
+// Each option but the serial makes another table.
+func TestSameOptions(t *testing.T) {
+	addr := netip.MustParseAddr("100.64.0.11")
+	changes := []func(*Options){
+		func(o *Options) { o.NSAddresses = []netip.Addr{addr} },
+		func(o *Options) { o.Networks = []Network{{netip.PrefixFrom(addr, 24), "k1"}} },
+		func(o *Options) { o.Backends = map[string]Backend{"c.kubelink.": &backend{}} },
+		func(o *Options) {
+			o.Globals = map[string]*Global{"svc.global.kubelink.": NoGlobal("svc.global.kubelink.", "")}
+		},
+		func(o *Options) { o.Replies = NewReplyCache() },
+		func(o *Options) { o.ServeStale = time.Second },
+		func(o *Options) { o.NoStateNames = true },
+	}
+	if n := reflect.TypeFor[Options]().NumField() - 1; len(changes) != n {
+		t.Errorf("%d options are changed, there are %d", len(changes), n)
+	}
+	for i, change := range changes {
+		var o Options
+		change(&o)
+		if sameOptions(&o, &Options{}) || !sameOptions(&o, &o) {
+			t.Errorf("change %d: %+v", i, o)
+		}
+	}
+	if !sameOptions(&Options{Serial: 1}, &Options{Serial: 2}) {
+		t.Error("another serial")
 	}
 }

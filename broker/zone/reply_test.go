@@ -1,6 +1,7 @@
 package zone
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -23,5 +24,39 @@ func TestClip(t *testing.T) {
 	}
 	if got := clipText("a\xff"); got != "a" {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestExplainReply(t *testing.T) {
+	req := new(dns.Msg).SetQuestion(web, dns.TypeA)
+	m := new(dns.Msg).SetReply(req)
+	if explainReply(m, req, 22, "x"); m.IsEdns0() != nil {
+		t.Errorf("the client knows no EDNS: %v", m)
+	}
+	req.SetEdns0(1232, true)
+	for _, text := range []string{"first", "second"} { // the first reason stays
+		explainReply(m, req, dns.ExtendedErrorCodeNotReady, text)
+		code, text := ede(m)
+		if o := m.IsEdns0(); o.UDPSize() != 1232 || !o.Do() || code != dns.ExtendedErrorCodeNotReady || text != "first" {
+			t.Errorf("%v", m)
+		}
+	}
+}
+
+func TestAddressRecords(t *testing.T) {
+	var addrs []netip.Addr
+	for _, s := range []string{"10.0.0.1", "::ffff:10.0.0.2", "fd00::1"} {
+		addrs = append(addrs, netip.MustParseAddr(s))
+	}
+	for qtype, want := range map[uint16]string{
+		dns.TypeA: "10.0.0.1 10.0.0.2", dns.TypeAAAA: "fd00::1", dns.TypeANY: "10.0.0.1 10.0.0.2 fd00::1", dns.TypeTXT: "",
+	} {
+		var got []string
+		for _, rr := range addressRecords(web, qtype, addrs...) {
+			got = append(got, dns.Field(rr, 1))
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %q, want %q", dns.TypeToString[qtype], got, want)
+		}
 	}
 }
