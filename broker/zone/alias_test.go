@@ -19,8 +19,10 @@ func TestAliasesBetweenZones(t *testing.T) {
 		m.Authoritative = true
 		name := r.Question[0].Name
 		if alias := map[string]string{
-			"a.cluster.local.": "b.kubelink3.kubelink.", "none.cluster.local.": "x.kubelink.", "down.cluster.local.": "x.kubelink4.kubelink.",
-			"loop.cluster.local.": "loop.kubelink3.kubelink.", "own.cluster.local.": "c.kubelink2.kubelink.", "apex.cluster.local.": "kubelink3.kubelink.",
+			"a.cluster.local.": "b.kubelink3.kubelink.", "none.cluster.local.": "x.kubelink.",
+			"down.cluster.local.": "x.kubelink4.kubelink.",
+			"loop.cluster.local.": "loop.kubelink3.kubelink.", "own.cluster.local.": "c.kubelink2.kubelink.",
+			"apex.cluster.local.": "kubelink3.kubelink.",
 		}[strings.ToLower(name)]; alias != "" {
 			m.Answer = []dns.RR{rr(t, name+" 5 IN CNAME "+alias), rr(t, alias+" 5 IN A 6.6.6.6")}
 		} else if name == "c.cluster.local." {
@@ -42,7 +44,8 @@ func TestAliasesBetweenZones(t *testing.T) {
 	})
 	z := []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
 		{Name: "kubelink2.kubelink.", Link: "kubelink2", Upstream: second, ClusterDomain: "cluster.local."},
-		{Name: "kubelink3.kubelink.", Link: "kubelink3", Upstream: third, ClusterDomain: "cluster.local.", Addresses: []netip.Addr{netip.MustParseAddr("192.168.0.13")}},
+		{Name: "kubelink3.kubelink.", Link: "kubelink3", Upstream: third, ClusterDomain: "cluster.local.",
+			Addresses: []netip.Addr{netip.MustParseAddr("192.168.0.13")}},
 		{Name: "kubelink4.kubelink.", Link: "kubelink4", Upstream: third, ClusterDomain: "cluster.local."},
 	}, Global: mesh.GlobalZone{Name: "svc.global.kubelink.", Upstream: serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
 		m := new(dns.Msg)
@@ -61,19 +64,26 @@ func TestAliasesBetweenZones(t *testing.T) {
 			rcode int
 			want  string
 		}{
-			{"A.kubelink2.kubelink.", 0, "A.kubelink2.kubelink. 5 IN CNAME b.kubelink3.kubelink. b.kubelink3.kubelink. 5 IN A 10.3.0.1 / / /"},
-			{"own.kubelink2.kubelink.", 0, "own.kubelink2.kubelink. 5 IN CNAME c.kubelink2.kubelink. c.kubelink2.kubelink. 5 IN A 10.2.0.1 / / /"},
-			{"apex.kubelink2.kubelink.", 0, "apex.kubelink2.kubelink. 5 IN CNAME kubelink3.kubelink. kubelink3.kubelink. 5 IN A 192.168.0.13 / / /"},
-			{"none.kubelink2.kubelink.", dns.RcodeNameError, "none.kubelink2.kubelink. 5 IN CNAME x.kubelink. / " + soa + " / /"},
+			{"A.kubelink2.kubelink.", 0,
+				"A.kubelink2.kubelink. 5 IN CNAME b.kubelink3.kubelink. b.kubelink3.kubelink. 5 IN A 10.3.0.1 / / /"},
+			{"own.kubelink2.kubelink.", 0,
+				"own.kubelink2.kubelink. 5 IN CNAME c.kubelink2.kubelink. c.kubelink2.kubelink. 5 IN A 10.2.0.1 / / /"},
+			{"apex.kubelink2.kubelink.", 0,
+				"apex.kubelink2.kubelink. 5 IN CNAME kubelink3.kubelink. kubelink3.kubelink. 5 IN A 192.168.0.13 / / /"},
+			{"none.kubelink2.kubelink.", dns.RcodeNameError, "none.kubelink2.kubelink. 5 IN CNAME x.kubelink. / " + soa +
+				" / /"},
 			{"down.kubelink2.kubelink.", dns.RcodeServerFailure, "/ / /"},
 			{"loop.kubelink2.kubelink.", dns.RcodeServerFailure, "/ / /"},
-			{"www.SVC.global.kubelink.", 0, "www.SVC.global.kubelink. 5 IN CNAME a.kubelink2.kubelink. a.kubelink2.kubelink. 5 IN CNAME b.kubelink3.kubelink. b.kubelink3.kubelink. 5 IN A 10.3.0.1 / / /"},
+			{"www.SVC.global.kubelink.", 0,
+				"www.SVC.global.kubelink. 5 IN CNAME a.kubelink2.kubelink. a.kubelink2.kubelink. 5 IN CNAME " +
+					"b.kubelink3.kubelink. b.kubelink3.kubelink. 5 IN A 10.3.0.1 / / /"},
 		} {
 			m, err := queryTable(t, table, c.name, dns.TypeA, false, 1232)
 			if err != nil || m.Rcode != c.rcode || sections(m) != c.want {
 				t.Errorf("%s: %v %v\n got %s\nwant %s", c.name, err, m.MsgHdr, sections(m), c.want)
 			}
-			reason := map[string]string{"down.kubelink2.kubelink.": "link kubelink4 is Down", "loop.kubelink2.kubelink.": "the aliases of loop.kubelink2.kubelink. lead in a circle"}[c.name]
+			reason := map[string]string{"down.kubelink2.kubelink.": "link kubelink4 is Down",
+				"loop.kubelink2.kubelink.": "the aliases of loop.kubelink2.kubelink. lead in a circle"}[c.name]
 			if _, text := ede(m); text != reason {
 				t.Errorf("%s: %q", c.name, text)
 			}
@@ -87,7 +97,8 @@ func TestAliasesBetweenZones(t *testing.T) {
 	table = New(table, z, func(link string) Status { return Status{Usable: link == "kubelink3", State: "Down"} }, o)
 	for range 2 {
 		m, _ := queryTable(t, table, "a.kubelink2.kubelink.", dns.TypeA, false, 1232)
-		if code, text := ede(m); len(m.Answer) != 2 || code != dns.ExtendedErrorCodeStaleAnswer || text != "link kubelink2 is Down" {
+		if code, text := ede(m); len(m.Answer) != 2 || code != dns.ExtendedErrorCodeStaleAnswer ||
+			text != "link kubelink2 is Down" {
 			t.Errorf("%v", m)
 		}
 		m, _ = queryTable(t, table, "b.kubelink3.kubelink.", dns.TypeA, false, 1232)
@@ -111,14 +122,16 @@ func TestDanglingTarget(t *testing.T) {
 		{what: "address", answer: []string{"q.kubelink. 5 IN A 10.0.0.1"}},
 		{what: "alias", answer: []string{"Q.kubelink. 5 IN CNAME b.kubelink."}, target: "b.kubelink."},
 		{what: "alias and address", answer: []string{"b.kubelink. 5 IN A 10.0.0.1", "q.kubelink. 5 IN CNAME b.kubelink."}},
-		{what: "two aliases, unordered", answer: []string{"b.kubelink. 5 IN CNAME c.example.", "q.kubelink. 5 IN CNAME B.kubelink."},
+		{what: "two aliases, unordered", answer: []string{"b.kubelink. 5 IN CNAME c.example.",
+			"q.kubelink. 5 IN CNAME B.kubelink."},
 			target: "c.example."},
 		{what: "denial", answer: []string{"q.kubelink. 5 IN CNAME b.kubelink."}, ns: []string{soa}},
 		{what: "denial by another zone", answer: []string{"q.kubelink. 5 IN CNAME b.example."}, ns: []string{soa},
 			target: "b.example."},
 		{what: "referral", answer: []string{"q.kubelink. 5 IN CNAME b.sub.kubelink."},
 			ns: []string{"sub.kubelink. 5 IN NS ns.example."}},
-		{what: "loop", answer: []string{"q.kubelink. 5 IN CNAME b.kubelink.", "b.kubelink. 5 IN CNAME q.kubelink."}, loop: true},
+		{what: "loop", answer: []string{"q.kubelink. 5 IN CNAME b.kubelink.", "b.kubelink. 5 IN CNAME q.kubelink."},
+			loop: true},
 		{what: "alias to itself", answer: []string{"q.kubelink. 5 IN CNAME q.kubelink."}, loop: true},
 		{what: "query for the alias", answer: []string{"q.kubelink. 5 IN CNAME b.kubelink."},
 			change: func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeCNAME }},

@@ -76,22 +76,27 @@ func TestAuthority(t *testing.T) {
 		{"ns.dns.kubelink.", dns.TypeMX, 0, "/ " + soa + " / /"},
 		{"x.ns.dns.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
 		{"kubelink2.kubelink.", dns.TypeDS, 0, "/ " + soa + " / /"}, // the parent's
-		{"nobody.other.kubelink.", dns.TypeA, dns.RcodeNameError, "/ other.kubelink. 5 IN SOA ns.dns.other.kubelink. hostmaster.other.kubelink. 7 7200 1800 86400 5 / /"},
+		{"nobody.other.kubelink.", dns.TypeA, dns.RcodeNameError,
+			"/ other.kubelink. 5 IN SOA ns.dns.other.kubelink. hostmaster.other.kubelink. 7 7200 1800 86400 5 / /"},
 	} {
 		m, err := queryTable(t, table, c.name, c.qtype, false, 0)
 		if err != nil || m.Rcode != c.rcode || !m.Authoritative || sections(m) != c.want {
-			t.Errorf("%s %s: %v %s aa %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, dns.RcodeToString[m.Rcode], m.Authoritative, sections(m), c.want)
+			t.Errorf("%s %s: %v %s aa %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, dns.RcodeToString[m.Rcode],
+				m.Authoritative, sections(m), c.want)
 		}
 	}
 
 	// A domain in another one: there is something between.
-	nested := New(nil, []mesh.Zone{{Domain: "a.b.kubelink."}, {Domain: "kubelink."}, {Domain: "x.example."}, {Domain: "y.d.a.b.kubelink."}}, up, options)
-	for name, rcode := range map[string]int{"b.kubelink.": 0, "c.b.kubelink.": dns.RcodeNameError, "a.b.kubelink.": 0, "x.a.b.kubelink.": dns.RcodeNameError} {
+	nested := New(nil, []mesh.Zone{{Domain: "a.b.kubelink."}, {Domain: "kubelink."}, {Domain: "x.example."},
+		{Domain: "y.d.a.b.kubelink."}}, up, options)
+	for name, rcode := range map[string]int{"b.kubelink.": 0, "c.b.kubelink.": dns.RcodeNameError, "a.b.kubelink.": 0,
+		"x.a.b.kubelink.": dns.RcodeNameError} {
 		if m, err := queryTable(t, nested, name, dns.TypeA, false, 0); err != nil || m.Rcode != rcode {
 			t.Errorf("%s: %v, %v", name, err, m)
 		}
 	}
-	if m, _ := queryTable(t, nested, "d.a.b.kubelink.", dns.TypeA, false, 0); len(m.Ns) != 1 || m.Ns[0].Header().Name != "a.b.kubelink." {
+	if m, _ := queryTable(t, nested, "d.a.b.kubelink.", dns.TypeA, false, 0); len(m.Ns) != 1 ||
+		m.Ns[0].Header().Name != "a.b.kubelink." {
 		t.Errorf("%v", m)
 	}
 	if _, ok := nested.Match("example."); ok {
@@ -112,7 +117,8 @@ func TestCluster(t *testing.T) {
 	var asked atomic.Int64
 	table := New(nil, zones(serve(t, clusterDNS(t, &asked))), up, options)
 	defer table.Close()
-	const soa = "kubelink2.kubelink. 5 IN SOA ns.dns.kubelink2.kubelink. hostmaster.kubelink2.kubelink. 1 7200 1800 86400 30"
+	const soa = "kubelink2.kubelink. 5 IN SOA ns.dns.kubelink2.kubelink. hostmaster.kubelink2.kubelink. 1 7200 1800 " +
+		"86400 30"
 	for _, tcp := range []bool{false, true} {
 		for _, c := range []struct {
 			name  string
@@ -120,22 +126,34 @@ func TestCluster(t *testing.T) {
 			rcode int
 			want  string
 		}{
-			{"web.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "web.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.20 / / /"},
-			{"Web.default.SVC.KUBElink2.kubelink.", dns.TypeA, 0, "Web.default.SVC.KUBElink2.kubelink. 5 IN A 100.64.16.20 / / /"},
-			{"web.default.svc.kubelink1.kubelink.", dns.TypeA, 0, "web.default.svc.kubelink1.kubelink. 5 IN A 100.64.16.20 / / /"},
-			{"web.default.svc.kubelink2.kubelink.", dns.TypeSRV, 0, "web.default.svc.kubelink2.kubelink. 5 IN SRV 0 100 80 web.default.svc.kubelink2.kubelink. / / web.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.20 /"},
-			{"alias.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "alias.default.svc.kubelink2.kubelink. 5 IN CNAME www.example.com. www.example.com. 5 IN CNAME web.default.svc.kubelink2.kubelink. web.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.20 / / /"},
+			{"web.default.svc.kubelink2.kubelink.", dns.TypeA, 0,
+				"web.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.20 / / /"},
+			{"Web.default.SVC.KUBElink2.kubelink.", dns.TypeA, 0,
+				"Web.default.SVC.KUBElink2.kubelink. 5 IN A 100.64.16.20 / / /"},
+			{"web.default.svc.kubelink1.kubelink.", dns.TypeA, 0,
+				"web.default.svc.kubelink1.kubelink. 5 IN A 100.64.16.20 / / /"},
+			{"web.default.svc.kubelink2.kubelink.", dns.TypeSRV, 0,
+				"web.default.svc.kubelink2.kubelink. 5 IN SRV 0 100 80 web.default.svc.kubelink2.kubelink. / / " +
+					"web.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.20 /"},
+			{"alias.default.svc.kubelink2.kubelink.", dns.TypeA, 0,
+				"alias.default.svc.kubelink2.kubelink. 5 IN CNAME www.example.com. www.example.com. 5 IN CNAME " +
+					"web.default.svc.kubelink2.kubelink. web.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.20 / / /"},
 			{"web.default.svc.kubelink2.kubelink.", dns.TypeMX, 0, "/ " + soa + " / /"},
 			{"nobody.kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
 			{"kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
 			{"x.c.other.kubelink.", dns.TypeA, dns.RcodeNameError, "/ / /"}, // the SOA is of another domain
-			{"evil.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "evil.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.66 / / /"},
+			{"evil.default.svc.kubelink2.kubelink.", dns.TypeA, 0,
+				"evil.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.66 / / /"},
 			{"nobody.evil.default.svc.kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
-			{"external.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "www.example.com. 5 IN A 192.0.2.1 external.default.svc.kubelink2.kubelink. 5 IN CNAME www.example.com. / / /"},
-			{"x.dname.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "dname.default.svc.kubelink2.kubelink. 5 IN DNAME example.com. x.dname.default.svc.kubelink2.kubelink. 5 IN CNAME x.example.com. x.example.com. 5 IN A 192.0.2.2 / / /"},
+			{"external.default.svc.kubelink2.kubelink.", dns.TypeA, 0,
+				"www.example.com. 5 IN A 192.0.2.1 external.default.svc.kubelink2.kubelink. 5 IN CNAME www.example.com. / / /"},
+			{"x.dname.default.svc.kubelink2.kubelink.", dns.TypeA, 0,
+				"dname.default.svc.kubelink2.kubelink. 5 IN DNAME example.com. x.dname.default.svc.kubelink2.kubelink. 5 IN " +
+					"CNAME x.example.com. x.example.com. 5 IN A 192.0.2.2 / / /"},
 		} {
 			m, err := queryTable(t, table, c.name, c.qtype, tcp, 0)
-			if aa := !strings.Contains(c.want, "example.com. 5 IN "); err != nil || m.Rcode != c.rcode || m.Authoritative != aa || m.IsEdns0() != nil || sections(m) != c.want {
+			if aa := !strings.Contains(c.want, "example.com. 5 IN "); err != nil || m.Rcode != c.rcode ||
+				m.Authoritative != aa || m.IsEdns0() != nil || sections(m) != c.want {
 				t.Errorf("%s %s: %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, sections(m), c.want)
 			}
 		}
@@ -151,7 +169,8 @@ func TestTruncation(t *testing.T) {
 		tcp  bool
 		tc   bool
 	}{
-		{0, false, true}, {512, false, true}, {1232, false, false}, {4096, false, false}, {0, true, false}, {512, true, false},
+		{0, false, true}, {512, false, true}, {1232, false, false}, {4096, false, false}, {0, true, false},
+		{512, true, false},
 	} {
 		m, err := queryTable(t, table, "big.default.svc.kubelink2.kubelink.", dns.TypeA, c.tcp, c.edns)
 		if err != nil || m.Truncated != c.tc || !c.tc && len(m.Answer) != 60 {
@@ -202,13 +221,22 @@ func TestErrors(t *testing.T) {
 		text  string
 		log   bool
 	}{
-		{"x.a.deep.kubelink.", dns.RcodeServerFailure, 22, "link a.deep is Down: dial kubelink.b.example:80: connection refused", false},
-		{"a.deep.kubelink.", dns.RcodeServerFailure, 22, "link a.deep is Down: dial kubelink.b.example:80: connection refused", false},
-		{"x.unknown.kubelink.", dns.RcodeServerFailure, 22, "the address of the DNS service of link unknown is not known", false},
-		{"refused.kubelink1.kubelink.", dns.RcodeRefused, 22, fmt.Sprintf("answer of DNS service %s of the local cluster", addr), false},
-		{"other.kubelink2.kubelink.", dns.RcodeServerFailure, 23, fmt.Sprintf("DNS service %s of link kubelink2: answer to another question", addr), true},
-		{"long.default.svc.kubelink2.kubelink.", dns.RcodeServerFailure, 24, fmt.Sprintf("DNS service %s of link kubelink2: a name in the answer is longer than 255 octets in kubelink2.kubelink.", addr), true},
-		{"onlyevil.default.svc.kubelink2.kubelink.", dns.RcodeServerFailure, 24, fmt.Sprintf("DNS service %s of link kubelink2: it answered for a name that is not its own, outside of kubelink2.kubelink.", addr), true},
+		{"x.a.deep.kubelink.", dns.RcodeServerFailure, 22,
+			"link a.deep is Down: dial kubelink.b.example:80: connection refused", false},
+		{"a.deep.kubelink.", dns.RcodeServerFailure, 22,
+			"link a.deep is Down: dial kubelink.b.example:80: connection refused", false},
+		{"x.unknown.kubelink.", dns.RcodeServerFailure, 22, "the address of the DNS service of link unknown is not known",
+			false},
+		{"refused.kubelink1.kubelink.", dns.RcodeRefused, 22, fmt.Sprintf("answer of DNS service %s of the local cluster",
+			addr), false},
+		{"other.kubelink2.kubelink.", dns.RcodeServerFailure, 23,
+			fmt.Sprintf("DNS service %s of link kubelink2: answer to another question", addr), true},
+		{"long.default.svc.kubelink2.kubelink.", dns.RcodeServerFailure, 24,
+			fmt.Sprintf("DNS service %s of link kubelink2: "+
+				"a name in the answer is longer than 255 octets in kubelink2.kubelink.", addr), true},
+		{"onlyevil.default.svc.kubelink2.kubelink.", dns.RcodeServerFailure, 24,
+			fmt.Sprintf("DNS service %s of link kubelink2: it answered for a name that is not its own, outside of "+
+				"kubelink2.kubelink.", addr), true},
 	} {
 		m, err := queryTable(t, table, c.name, dns.TypeA, false, 1232)
 		code, text := ede(m)
@@ -230,7 +258,8 @@ func TestErrors(t *testing.T) {
 	table = New(table, []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
 		{Name: "kubelink2.kubelink.", Link: "kubelink2", Upstream: addr, ClusterDomain: "a.very.long.cluster.domain."},
 	}}}, up, options)
-	if m, err := queryTable(t, table, long, dns.TypeA, false, 0); m.Rcode != dns.RcodeNameError || err != nil || !m.Authoritative || len(m.Ns) != 1 {
+	if m, err := queryTable(t, table, long, dns.TypeA, false, 0); m.Rcode != dns.RcodeNameError || err != nil ||
+		!m.Authoritative || len(m.Ns) != 1 {
 		t.Errorf("%v %v", m, err)
 	}
 }
@@ -245,12 +274,14 @@ func TestBackend(t *testing.T) {
 	table := New(nil, z, func(string) Status { return status }, opts)
 	defer table.Close()
 	const name = "web.default.svc.KubeLink2.kubelink."
-	if m, err := queryTable(t, table, name, dns.TypeA, false, 0); err != nil || sections(m) != name+" 5 IN A 100.64.16.20 / / /" {
+	if m, err := queryTable(t, table, name, dns.TypeA, false, 0); err != nil ||
+		sections(m) != name+" 5 IN A 100.64.16.20 / / /" {
 		t.Error(m, err)
 	}
 	b.why = errors.New("names are being loaded")
 	m, err := queryTable(t, table, name, dns.TypeA, false, 1232)
-	if code, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeNoReachableAuthority || text != b.why.Error() {
+	if code, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure ||
+		code != dns.ExtendedErrorCodeNoReachableAuthority || text != b.why.Error() {
 		t.Error(m, err)
 	}
 	if asked.Load() != 0 {
@@ -286,7 +317,8 @@ func BenchmarkAnswer(b *testing.B) {
 	defer table.Close()
 	b.ReportAllocs()
 	for b.Loop() {
-		if m, err := queryTable(b, table, "web.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 {
+		if m, err := queryTable(b, table, "web.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); err != nil ||
+			len(m.Answer) != 1 {
 			b.Fatal(m, err)
 		}
 	}

@@ -45,7 +45,8 @@ func TestAnswersAreRemembered(t *testing.T) {
 	} {
 		o.Replies.ageEntries(web, c.older)
 		m, err := queryTable(t, table, c.name, dns.TypeA, n%2 == 0, c.edns)
-		if got := ttl(m); err != nil || got != c.ttl || asked.Load() != c.asked || !m.Authoritative || (m.IsEdns0() != nil) != (c.edns > 0) {
+		if got := ttl(m); err != nil || got != c.ttl || asked.Load() != c.asked || !m.Authoritative ||
+			(m.IsEdns0() != nil) != (c.edns > 0) {
 			t.Errorf("%d: TTL %d, asked %d times, %v, %v", n, got, asked.Load(), err, m)
 		}
 	}
@@ -53,7 +54,8 @@ func TestAnswersAreRemembered(t *testing.T) {
 	// Who asked first in another spelling leaves the same.
 	before := asked.Load()
 	for _, name := range []string{"NOBODY.kubelink2.kubelink.", "nobody.kubelink2.kubelink."} {
-		if m, err := queryTable(t, table, name, dns.TypeA, false, 0); err != nil || m.Rcode != dns.RcodeNameError || len(m.Ns) != 1 {
+		if m, err := queryTable(t, table, name, dns.TypeA, false, 0); err != nil || m.Rcode != dns.RcodeNameError ||
+			len(m.Ns) != 1 {
 			t.Errorf("%s: %v %v", name, err, m)
 		}
 	}
@@ -71,7 +73,8 @@ func TestAnswersAreRemembered(t *testing.T) {
 		req := new(dns.Msg)
 		req.SetQuestion(web, dns.TypeA)
 		req.SetEdns0(1232, false)
-		req.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 24, Address: []byte{192, 0, 2, 0}}}
+		req.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 24,
+			Address: []byte{192, 0, 2, 0}}}
 		exchangeQuery(t, table, req, false)
 	}
 	if n := asked.Load() - before; n != 4 {
@@ -149,7 +152,8 @@ func TestAnswersSurvive(t *testing.T) {
 	// The link comes, and goes: from then on it is as with any other link.
 	table = New(table, z, up, o)
 	before := asked.Load()
-	if m, err := queryTable(t, table, web, dns.TypeA, false, 1232); err != nil || m.IsEdns0() == nil || asked.Load() == before {
+	if m, err := queryTable(t, table, web, dns.TypeA, false, 1232); err != nil || m.IsEdns0() == nil ||
+		asked.Load() == before {
 		t.Errorf("not asked: %v, %v", m, err)
 	}
 	table = New(table, z, down, o)
@@ -223,7 +227,8 @@ func TestLoadRefuses(t *testing.T) {
 	good := string(savedCache(t))
 	for name, data := range map[string]string{
 		"nothing": "", "another file": "hello", "another version": strings.Replace(good, "2", "9", 1),
-		"a cut head": good[:len(cacheFileMagic)+5], "a cut message": good[:len(good)-1], "no message": good[:len(cacheFileMagic)+27] + strings.Repeat("x", len(good)),
+		"a cut head": good[:len(cacheFileMagic)+5], "a cut message": good[:len(good)-1],
+		"no message": good[:len(cacheFileMagic)+27] + strings.Repeat("x", len(good)),
 	} {
 		if err := NewReplyCache().Load(strings.NewReader(data)); err == nil {
 			t.Errorf("loaded %s", name)
@@ -273,8 +278,8 @@ func BenchmarkRemembered(b *testing.B) {
 	}
 }
 
-// What was another cluster's, is too large, or was given by an upstream that is gone, is not answered from memory; what has
-// no TTL is, for a second.
+// What was another cluster's, is too large, or was given by an upstream that is gone, is not answered from memory; what
+// has no TTL is, for a second.
 func TestSources(t *testing.T) {
 	reply := func(ttl int, n int) *dns.Msg {
 		m := new(dns.Msg)
@@ -288,7 +293,8 @@ func TestSources(t *testing.T) {
 	one, two := netip.MustParseAddr("100.64.16.0"), netip.MustParseAddr("100.64.32.0")
 	a := NewReplyCache()
 	a.storeReply(q, source{cluster: one, serial: 1}, reply(0, 1))
-	if e := a.findEntry(q); e.freshReply(source{cluster: one, serial: 1}, maxTTL, req) == nil || e.freshReply(source{cluster: one, serial: 2}, maxTTL, req) != nil {
+	if e := a.findEntry(q); e.freshReply(source{cluster: one, serial: 1}, maxTTL, req) == nil ||
+		e.freshReply(source{cluster: one, serial: 2}, maxTTL, req) != nil {
 		t.Error("fresh")
 	}
 	if e := a.findEntry(q); e.staleReply(one, time.Hour, req) == nil || e.staleReply(two, time.Hour, req) != nil {

@@ -24,7 +24,8 @@ func TestLostAndBack(t *testing.T) {
 	table = New(table, z, down, o)
 	if m, err := queryTable(t, table, web, dns.TypeA, false, 1232); err != nil || m.Rcode != dns.RcodeServerFailure {
 		t.Errorf("lost: %v, %v", m, err)
-	} else if code, text := ede(m); code != dns.ExtendedErrorCodeNoReachableAuthority || text != "link kubelink2 is Down: connection lost" {
+	} else if code, text := ede(m); code != dns.ExtendedErrorCodeNoReachableAuthority ||
+		text != "link kubelink2 is Down: connection lost" {
 		t.Errorf("%d %q", code, text)
 	}
 	table = New(table, z, up, o)
@@ -59,7 +60,8 @@ func TestServeStale(t *testing.T) {
 		if err != nil || m.Rcode != c.rcode || code != c.code || text != "link kubelink2 is Down: connection lost" {
 			t.Errorf("%v: %v, %d %q", m, err, code, text)
 		}
-		if c.rcode == 0 && (len(m.Answer) != 1 || m.Answer[0].Header().Ttl != maxTTL || m.Answer[0].Header().Name != strings.ToUpper(web)) {
+		if c.rcode == 0 && (len(m.Answer) != 1 || m.Answer[0].Header().Ttl != maxTTL ||
+			m.Answer[0].Header().Name != strings.ToUpper(web)) {
 			t.Errorf("%v", m)
 		}
 	}
@@ -69,7 +71,8 @@ func TestServeStale(t *testing.T) {
 	table = New(table, z, up, o)
 	o.Replies.ageEntries(web, -time.Hour)
 	m, err := queryTable(t, table, web, dns.TypeA, false, 1232)
-	if code, text := ede(m); err == nil || len(m.Answer) != 1 || code != dns.ExtendedErrorCodeStaleAnswer || !strings.HasSuffix(text, "connection refused") {
+	if code, text := ede(m); err == nil || len(m.Answer) != 1 || code != dns.ExtendedErrorCodeStaleAnswer ||
+		!strings.HasSuffix(text, "connection refused") {
 		t.Errorf("%v: %v, %d %q", m, err, code, text)
 	}
 }
@@ -86,11 +89,14 @@ func TestStateNames(t *testing.T) {
 	table := New(nil, z, status, options)
 	defer table.Close()
 	for name, want := range map[string]string{
-		"_state.kubelink2.kubelink.": `_state.kubelink2.kubelink. 5 IN TXT "state=Up" "since=2026-11-24T07:00:00Z" "rtt=1.23ms" / / /`,
-		"_State.Unknown.kubelink.":   `_State.Unknown.kubelink. 5 IN TXT "state=Down" "since=2026-11-24T07:00:00Z" "reason=` + strings.Repeat("it is long; ", 20) + `" / / /`,
+		"_state.kubelink2.kubelink.": `_state.kubelink2.kubelink. 5 IN TXT ` +
+			`"state=Up" "since=2026-11-24T07:00:00Z" "rtt=1.23ms" / / /`,
+		"_State.Unknown.kubelink.": `_State.Unknown.kubelink. 5 IN TXT "state=Down" "since=2026-11-24T07:00:00Z" "reason=` +
+			strings.Repeat("it is long; ", 20) + `" / / /`,
 		"_state.kubelink1.kubelink.": `_state.kubelink1.kubelink. 5 IN TXT "state=Local" / / /`,
 	} {
-		if m, err := queryTable(t, table, name, dns.TypeTXT, false, 0); err != nil || sections(m) != want || !m.Authoritative {
+		if m, err := queryTable(t, table, name, dns.TypeTXT, false, 0); err != nil || sections(m) != want ||
+			!m.Authoritative {
 			t.Errorf("%s\n got %s\nwant %s", name, sections(m), want)
 		}
 	}
@@ -124,20 +130,26 @@ func TestClusterAddress(t *testing.T) {
 	}{
 		{"Kubelink2.kubelink.", dns.TypeA, 0, "Kubelink2.kubelink. 5 IN A 192.168.0.12 / / /"},
 		{"kubelink1.kubelink.", dns.TypeA, 0, "kubelink1.kubelink. 5 IN A 192.168.0.11 / / /"},
-		{"kubelink2.kubelink.", dns.TypeAAAA, 0, "/ kubelink. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /"},
+		{"kubelink2.kubelink.", dns.TypeAAAA, 0,
+			"/ kubelink. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /"},
 		{"c.other.kubelink.", dns.TypeAAAA, dns.RcodeServerFailure, "/ / /"},
 		{"12.0.168.192.in-addr.arpa.", dns.TypePTR, 0, "12.0.168.192.in-addr.arpa. 5 IN PTR kubelink2.kubelink. / / /"},
 		{"12.0.168.192.IN-ADDR.arpa.", dns.TypePTR, 0, "12.0.168.192.IN-ADDR.arpa. 5 IN PTR kubelink2.kubelink. / / /"},
-		{"12.0.168.192.in-addr.arpa.", dns.TypeA, 0, "/ 0.168.192.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /"},
-		{"99.0.168.192.in-addr.arpa.", dns.TypePTR, dns.RcodeNameError, "/ 0.168.192.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /"},
-		{"1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.", dns.TypePTR, dns.RcodeServerFailure, "/ / /"},
+		{"12.0.168.192.in-addr.arpa.", dns.TypeA, 0,
+			"/ 0.168.192.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /"},
+		{"99.0.168.192.in-addr.arpa.", dns.TypePTR, dns.RcodeNameError,
+			"/ 0.168.192.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /"},
+		{"1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.", dns.TypePTR, dns.RcodeServerFailure,
+			"/ / /"},
 	} {
 		m, err := queryTable(t, table, c.name, c.qtype, false, 0)
-		if err != nil || m.Rcode != c.rcode || sections(m) != c.want || m.Authoritative != (c.rcode != dns.RcodeServerFailure) {
+		if err != nil || m.Rcode != c.rcode || sections(m) != c.want ||
+			m.Authoritative != (c.rcode != dns.RcodeServerFailure) {
 			t.Errorf("%s %s: %v %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, m.MsgHdr, sections(m), c.want)
 		}
 	}
-	for _, name := range []string{"12.1.168.192.in-addr.arpa.", "168.192.in-addr.arpa.", "in-addr.arpa.", "2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa."} {
+	for _, name := range []string{"12.1.168.192.in-addr.arpa.", "168.192.in-addr.arpa.", "in-addr.arpa.",
+		"2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa."} {
 		if m, ok := table.Match(name); ok {
 			t.Errorf("%s: %+v", name, m)
 		}
@@ -153,7 +165,8 @@ func TestFactsAreRemembered(t *testing.T) {
 	o.Backends = map[string]Backend{"kubelink2.kubelink.": &backend{}}
 	table := New(nil, z, up, o)
 	defer func() { table.Close() }()
-	names := map[string]uint16{"kubelink2.kubelink.": dns.TypeA, "12.0.168.192.in-addr.arpa.": dns.TypePTR, "20.16.64.100.in-addr.arpa.": dns.TypePTR}
+	names := map[string]uint16{"kubelink2.kubelink.": dns.TypeA, "12.0.168.192.in-addr.arpa.": dns.TypePTR,
+		"20.16.64.100.in-addr.arpa.": dns.TypePTR}
 	for name, qtype := range names {
 		if m, err := queryTable(t, table, name, qtype, false, 0); err != nil || len(m.Answer) != 1 {
 			t.Errorf("%v, %v", m, err)
@@ -164,14 +177,16 @@ func TestFactsAreRemembered(t *testing.T) {
 	z[0].Clusters[2].Addresses = []netip.Addr{netip.MustParseAddr("192.168.0.22")} // the present one is the right one
 	delete(names, "12.0.168.192.in-addr.arpa.")
 	table = New(table, z, down, o)
-	if m, err := queryTable(t, table, "kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "192.168.0.22" {
+	if m, err := queryTable(t, table, "kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || len(m.Answer) != 1 ||
+		m.Answer[0].(*dns.A).A.String() != "192.168.0.22" {
 		t.Errorf("%v, %v", m, err)
 	}
 	names["21.16.64.100.in-addr.arpa."] = 0 // nobody has asked
 	for name, qtype := range names {
 		m, err := queryTable(t, table, name, cmp.Or(qtype, dns.TypePTR), false, 1232)
 		code, _ := ede(m)
-		if qtype == 0 && (err != nil || m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeNoReachableAuthority) ||
+		if qtype == 0 && (err != nil || m.Rcode != dns.RcodeServerFailure ||
+			code != dns.ExtendedErrorCodeNoReachableAuthority) ||
 			qtype != 0 && (err != nil || len(m.Answer) != 1 || code != dns.ExtendedErrorCodeStaleAnswer) {
 			t.Errorf("%v, %v", m, err)
 		}
@@ -194,7 +209,8 @@ func TestBackendIsRemembered(t *testing.T) {
 	}
 	source.why = errors.New("services is forbidden")
 	m, err = queryTable(t, table, web, dns.TypeA, false, 1232)
-	if code, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeNoReachableAuthority || text != "services is forbidden" {
+	if code, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure ||
+		code != dns.ExtendedErrorCodeNoReachableAuthority || text != "services is forbidden" {
 		t.Errorf("%v, %v", m, err)
 	}
 	o.ServeStale = time.Minute

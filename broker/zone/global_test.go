@@ -12,8 +12,8 @@ import (
 	"github.com/mandelsoft/kubelink/broker/records"
 )
 
-// globalNames reads records in the form of zone files. A name with a SOA record is an apex; addresses
-// of names in fixed keep their order, and those in anyLink do not follow links.
+// globalNames reads records in the form of zone files. A name with a SOA record is an apex; addresses of names in fixed
+// keep their order, and those in anyLink do not follow links.
 func globalNames(t testing.TB, text string, fixed, anyLink string) records.Zone {
 	t.Helper()
 	names := records.Zone{Name: "svc.global.kubelink."}
@@ -24,7 +24,8 @@ func globalNames(t testing.TB, text string, fixed, anyLink string) records.Zone 
 	for rr, ok := parser.Next(); ok; rr, ok = parser.Next() {
 		name := rr.Header().Name
 		if soa, ok := rr.(*dns.SOA); ok {
-			names.Apexes = append(names.Apexes, records.Apex{Name: name, Mbox: soa.Mbox, Refresh: soa.Refresh, Retry: soa.Retry, Expire: soa.Expire, Minimum: soa.Minttl})
+			names.Apexes = append(names.Apexes, records.Apex{Name: name, Mbox: soa.Mbox, Refresh: soa.Refresh, Retry: soa.Retry,
+				Expire: soa.Expire, Minimum: soa.Minttl})
 			continue
 		}
 		if owners[name] == nil {
@@ -69,14 +70,16 @@ func globalTable(t testing.TB, names records.Zone, state links) *Table {
 		opts.Networks = append(opts.Networks, Network{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, n}), 16), link},
 			Network{netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0, 0, n}), 32), link})
 	}
-	return New(nil, []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: names.Name}}}, func(link string) Status { return state[link] }, opts)
+	return New(nil, []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: names.Name}}},
+		func(link string) Status { return state[link] }, opts)
 }
 
 // links is a mesh of three other clusters: addresses 10.<n>.x.x and fd00:<n>:: lie behind link n.
 type links map[string]Status
 
 func TestGlobalText(t *testing.T) {
-	texts := []string{"", `back\slash "quoted" \065`, strings.Repeat("x", 255), strings.Repeat("y", 256), strings.Repeat(`\`, 300), "ü\x00\xff"}
+	texts := []string{"", `back\slash "quoted" \065`, strings.Repeat("x", 255), strings.Repeat("y", 256),
+		strings.Repeat(`\`, 300), "ü\x00\xff"}
 	n := records.Zone{Name: "svc.global.kubelink.", Apexes: []records.Apex{{Name: "svc.global.kubelink."}}}
 	for i, text := range texts {
 		n.Owners = append(n.Owners, records.Owner{Name: fmt.Sprintf("t%d.svc.global.kubelink.", i), TXT: []string{text}})
@@ -109,7 +112,8 @@ func TestGlobalNotKnown(t *testing.T) {
 	z := []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}}}
 	table := New(nil, z, up, Options{Serial: 1})
 	m, _ := queryTable(t, table, "web.svc.global.kubelink.", dns.TypeA, false, 1232)
-	if code, text := ede(m); m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeNotReady || text != "the names of svc.global.kubelink. are not known yet" {
+	if code, text := ede(m); m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeNotReady ||
+		text != "the names of svc.global.kubelink. are not known yet" {
 		t.Errorf("%v", m)
 	}
 	if _, ok := table.Transfer("svc.global.kubelink.", 0); ok {
@@ -125,7 +129,8 @@ func TestGlobalNotKnown(t *testing.T) {
 		t.Error("another table of the same things")
 	}
 	// A zone that is asked of another cluster is not ours to deny.
-	z = []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink.", Upstream: netip.MustParseAddrPort("100.64.16.11:53")}}}
+	z = []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink.",
+		Upstream: netip.MustParseAddrPort("100.64.16.11:53")}}}
 	if table := New(next, z, up, Options{}); table == next || table.nodes["svc.global.kubelink."].global != nil {
 		t.Error("served here, too")
 	}

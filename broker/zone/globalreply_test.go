@@ -68,7 +68,8 @@ func TestGlobal(t *testing.T) {
 		web   = "web." + z + " 5 IN A 10.0.0.1"
 		web6  = "web." + z + " 5 IN AAAA fd00::1"
 		none  = "/ " + soa + " / /"
-		refer = "/ sub." + z + " 5 IN NS ns1.sub." + z + " sub." + z + " 5 IN NS ns2." + z + " sub." + z + " 5 IN NS ns.example.com. / ns1.sub." + z + " 5 IN A 10.0.0.6 " + ns2 + " /"
+		refer = "/ sub." + z + " 5 IN NS ns1.sub." + z + " sub." + z + " 5 IN NS ns2." + z + " sub." + z +
+			" 5 IN NS ns.example.com. / ns1.sub." + z + " 5 IN A 10.0.0.6 " + ns2 + " /"
 	)
 	nx, ref := dns.RcodeNameError, -1
 	for _, c := range []struct {
@@ -103,7 +104,8 @@ func TestGlobal(t *testing.T) {
 
 		// Aliases.
 		{"alias.", dns.TypeA, 0, "alias." + z + " 5 IN CNAME web." + z + " " + web + " / / /"},
-		{"ALIAS2.", dns.TypeAAAA, 0, "ALIAS2." + z + " 5 IN CNAME alias." + z + " alias." + z + " 5 IN CNAME web." + z + " " + web6 + " / / /"},
+		{"ALIAS2.", dns.TypeAAAA, 0, "ALIAS2." + z + " 5 IN CNAME alias." + z + " alias." + z + " 5 IN CNAME web." + z + " " +
+			web6 + " / / /"},
 		{"alias.", dns.TypeCNAME, 0, "alias." + z + " 5 IN CNAME web." + z + " / / /"},
 		{"alias.", dns.TypeANY, 0, "alias." + z + " 5 IN CNAME web." + z + " / / /"},
 		{"alias.", dns.TypeMX, 0, "alias." + z + " 5 IN CNAME web." + z + " / " + soa + " / /"},
@@ -128,8 +130,11 @@ func TestGlobal(t *testing.T) {
 		{"x.alias.", dns.TypeA, 0, "x.alias." + z + " 5 IN CNAME web." + z + " " + web + " / / /"},
 
 		// Services.
-		{"_ldap._tcp.dir.", dns.TypeSRV, 0, srv("0", "web") + " " + srv("1", "web") + " " + srv("2", "x.wild") + " _ldap._tcp.dir." + z + " 5 IN SRV 3 5 389 y.example.com. " + srv("4", "alias") + " / / " + web + " " + web6 + " x.wild." + z + " 5 IN A 10.0.0.4 /"},
-		{"_any._tcp.dir.", dns.TypeSRV, 0, "_any._tcp.dir." + z + " 5 IN SRV 0 0 1 some.wild." + z + " / / some.wild." + z + " 5 IN A 10.0.0.3 /"},
+		{"_ldap._tcp.dir.", dns.TypeSRV, 0, srv("0", "web") + " " + srv("1", "web") + " " + srv("2", "x.wild") +
+			" _ldap._tcp.dir." + z + " 5 IN SRV 3 5 389 y.example.com. " + srv("4", "alias") + " / / " + web + " " + web6 +
+			" x.wild." + z + " 5 IN A 10.0.0.4 /"},
+		{"_any._tcp.dir.", dns.TypeSRV, 0, "_any._tcp.dir." + z + " 5 IN SRV 0 0 1 some.wild." + z + " / / some.wild." + z +
+			" 5 IN A 10.0.0.3 /"},
 		{"_LDAP._tcp.dir.", dns.TypeA, 0, none},
 		{"_tcp.dir.", dns.TypeSRV, 0, none},
 		{"dir.", dns.TypeSRV, 0, none},
@@ -146,7 +151,8 @@ func TestGlobal(t *testing.T) {
 		// Zones within.
 		{"team.", dns.TypeSOA, 0, team + " / / /"},
 		{"TEAM.", dns.TypeA, 0, "TEAM." + z + " 5 IN A 10.0.0.8 / / /"},
-		{"team.", dns.TypeNS, 0, "team." + z + " 5 IN NS ns.dns.kubelink. team." + z + " 5 IN NS ns2." + z + " / / " + glue + " " + ns2 + " /"},
+		{"team.", dns.TypeNS, 0, "team." + z + " 5 IN NS ns.dns.kubelink. team." + z + " 5 IN NS ns2." + z + " / / " + glue +
+			" " + ns2 + " /"},
 		{"team.", dns.TypeDS, 0, none},
 		{"db.team.", dns.TypeA, 0, "db.team." + z + " 5 IN A 10.0.0.9 / / /"},
 		{"db.team.", dns.TypeTXT, 0, "/ " + team + " / /"},
@@ -160,20 +166,23 @@ func TestGlobal(t *testing.T) {
 				rcode, aa = 0, false
 			}
 			if err != nil || m.Rcode != rcode || m.Authoritative != aa || sections(m) != c.want {
-				t.Errorf("%s %s: %v %s aa %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, dns.RcodeToString[m.Rcode], m.Authoritative, sections(m), c.want)
+				t.Errorf("%s %s: %v %s aa %v\n got %s\nwant %s", c.name, dns.TypeToString[c.qtype], err, dns.RcodeToString[m.Rcode],
+					m.Authoritative, sections(m), c.want)
 			}
 		}
 	}
 	for _, name := range []string{"loop1.", "LOOP2.", "a.self.", "b.self."} {
 		m, _ := queryTable(t, table, name+z, dns.TypeA, false, 1232)
-		if code, text := ede(m); m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeInvalidData || !strings.Contains(text, strings.ToLower(name)) {
+		if code, text := ede(m); m.Rcode != dns.RcodeServerFailure || code != dns.ExtendedErrorCodeInvalidData ||
+			!strings.Contains(text, strings.ToLower(name)) {
 			t.Errorf("%s: %v", name, m)
 		}
 	}
 	if m, ok := table.Match("x." + z); !ok || m.Zone() != z || m.Link() != "" || m.Upstream().IsValid() {
 		t.Errorf("%+v", m)
 	}
-	if m, _ := queryTable(t, table, "global.kubelink.", dns.TypeA, false, 0); m.Rcode != 0 || sections(m) != "/ "+mesh+" / /" {
+	if m, _ := queryTable(t, table, "global.kubelink.", dns.TypeA, false, 0); m.Rcode != 0 ||
+		sections(m) != "/ "+mesh+" / /" {
 		t.Errorf("%v", m)
 	}
 }
@@ -275,7 +284,8 @@ any2 A 10.1.0.1
 			}
 		}
 		if _, text := ede(m); err != nil || m.Rcode != c.rcode || strings.Join(data, " ") != c.data || text != c.says {
-			t.Errorf("%s %s: %v %s %q %q, want %q %q", c.name, dns.TypeToString[c.qtype], err, dns.RcodeToString[m.Rcode], data, text, c.data, c.says)
+			t.Errorf("%s %s: %v %s %q %q, want %q %q", c.name, dns.TypeToString[c.qtype], err, dns.RcodeToString[m.Rcode], data,
+				text, c.data, c.says)
 		}
 	}
 }
@@ -313,7 +323,8 @@ x A 10.0.0.2
 	for order := range seen {
 		f := strings.Fields(order)
 		local, near := f[:2], f[2:4]
-		if len(f) != 6 || !slices.Contains(local, "0.0.1") || !slices.Contains(local, "0.0.2") || !slices.Contains(near, "2.0.1") || !slices.Contains(near, "2.0.2") || f[4] != "1.0.1" || f[5] != "3.0.1" {
+		if len(f) != 6 || !slices.Contains(local, "0.0.1") || !slices.Contains(local, "0.0.2") ||
+			!slices.Contains(near, "2.0.1") || !slices.Contains(near, "2.0.2") || f[4] != "1.0.1" || f[5] != "3.0.1" {
 			t.Errorf("order %s", order)
 		}
 	}
@@ -328,7 +339,8 @@ func BenchmarkGlobalAnswer(b *testing.B) {
 	table := globalTable(b, manyNames(10_000), state)
 	for _, c := range []struct {
 		name, pattern string
-	}{{"positive", "name-%d.svc.global.kubelink."}, {"mixed-case", "NAME-%d.svc.Global.kubelink."}, {"negative", "nobody-%d.svc.global.kubelink."}} {
+	}{{"positive", "name-%d.svc.global.kubelink."}, {"mixed-case", "NAME-%d.svc.Global.kubelink."},
+		{"negative", "nobody-%d.svc.global.kubelink."}} {
 		b.Run(c.name, func(b *testing.B) {
 			var reqs []*dns.Msg
 			for range 1000 {

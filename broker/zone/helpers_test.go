@@ -45,8 +45,10 @@ const web = "web.default.svc.kubelink2.kubelink."
 func clusters(upstream netip.AddrPort) []mesh.Zone {
 	z := zones(upstream)
 	z[0].Networks = mesh.Prefixes{netip.MustParsePrefix("192.168.0.0/24")}
-	z[0].Clusters[1].Addresses, z[0].Clusters[1].Services = []netip.Addr{netip.MustParseAddr("192.168.0.11")}, mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}
-	z[0].Clusters[2].Addresses, z[0].Clusters[2].Services = []netip.Addr{netip.MustParseAddr("192.168.0.12")}, mesh.Prefixes{netip.MustParsePrefix("100.64.16.0/20")}
+	z[0].Clusters[1].Addresses, z[0].Clusters[1].Services = []netip.Addr{netip.MustParseAddr("192.168.0.11")},
+		mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}
+	z[0].Clusters[2].Addresses, z[0].Clusters[2].Services = []netip.Addr{netip.MustParseAddr("192.168.0.12")},
+		mesh.Prefixes{netip.MustParsePrefix("100.64.16.0/20")}
 	z[1].Clusters[0].Addresses = []netip.Addr{netip.MustParseAddr("fd00::1")}
 	return z
 }
@@ -129,16 +131,19 @@ func clusterDNS(t testing.TB, asked *atomic.Int64) dns.HandlerFunc {
 			m.Compress = true
 		case "nobody.evil.default.svc.cluster.local.":
 			m.Rcode = dns.RcodeNameError
-			m.Ns = []dns.RR{rr(t, "kubelink. 5 IN NS ns.evil.example."), soa, rr(t, "kubelink. 5 IN SOA ns.evil.example. evil.example. 1 2 3 4 5")}
+			m.Ns = []dns.RR{rr(t, "kubelink. 5 IN NS ns.evil.example."), soa,
+				rr(t, "kubelink. 5 IN SOA ns.evil.example. evil.example. 1 2 3 4 5")}
 		case "onlyevil.default.svc.cluster.local.":
 			m.Answer = []dns.RR{rr(t, "db.default.svc.kubelink3.kubelink. 5 IN A 6.6.6.6")}
 		case "lead.default.svc.cluster.local.":
 			m.Answer = []dns.RR{rr(t, "db.c.other.kubelink. 5 IN A 6.6.6.6"), rr(t, q.Name+" 5 IN CNAME db.c.other.kubelink.")}
 		case "external.default.svc.cluster.local.":
-			m.Answer = []dns.RR{rr(t, "www.example.com. 5 IN A 192.0.2.1"), rr(t, q.Name+" 5 IN CNAME www.example.com."), rr(t, "www.bank.example. 5 IN A 6.6.6.6")}
+			m.Answer = []dns.RR{rr(t, "www.example.com. 5 IN A 192.0.2.1"), rr(t, q.Name+" 5 IN CNAME www.example.com."),
+				rr(t, "www.bank.example. 5 IN A 6.6.6.6")}
 		case "x.dname.default.svc.cluster.local.":
 			m.Answer = []dns.RR{
-				rr(t, "dname.default.svc.cluster.local. 5 IN DNAME example.com."), rr(t, q.Name+" 5 IN CNAME x.example.com."), rr(t, "x.example.com. 5 IN A 192.0.2.2"),
+				rr(t, "dname.default.svc.cluster.local. 5 IN DNAME example.com."), rr(t, q.Name+" 5 IN CNAME x.example.com."),
+				rr(t, "x.example.com. 5 IN A 192.0.2.2"),
 			}
 		case "long.default.svc.cluster.local.":
 			m.Answer = []dns.RR{rr(t, q.Name+" 5 IN CNAME "+long(4)+strings.Repeat("x", 38)+".cluster.local.")}
@@ -156,7 +161,8 @@ func clusterDNS(t testing.TB, asked *atomic.Int64) dns.HandlerFunc {
 				m.Answer = append(m.Answer, rr(t, fmt.Sprintf("%s 5 IN TXT %d", q.Name, option.Option())))
 			}
 			m.SetEdns0(1232, false)
-			m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0011223344556677"}, &dns.EDNS0_NSID{Code: dns.EDNS0NSID, Nsid: "aa"}}
+			m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0011223344556677"},
+				&dns.EDNS0_NSID{Code: dns.EDNS0NSID, Nsid: "aa"}}
 		default:
 			m.Rcode = dns.RcodeNameError
 			m.Ns = []dns.RR{soa}
@@ -181,7 +187,8 @@ func zones(upstream netip.AddrPort) []mesh.Zone {
 	}
 }
 
-var options = Options{Serial: 7, NSAddresses: []netip.Addr{netip.MustParseAddr("100.64.0.11"), netip.MustParseAddr("fd00::11")}}
+var options = Options{Serial: 7, NSAddresses: []netip.Addr{netip.MustParseAddr("100.64.0.11"),
+	netip.MustParseAddr("fd00::11")}}
 
 // queryTable puts a question to the table, as the plugin does, and packs the reply as a server does.
 func queryTable(t testing.TB, table *Table, name string, qtype uint16, tcp bool, edns uint16) (*dns.Msg, error) {

@@ -16,27 +16,39 @@ func TestReplaceSuffix(t *testing.T) {
 		want           string // empty: does not fit
 	}{
 		{"svc.cluster.local.", "cluster.local.", "c2.kubelink.", "svc.c2.kubelink."},
-		{"cluster.local.", "cluster.local.", "c2.kubelink.", "c2.kubelink."},                                 // the domain itself
-		{"Svc.CLUSTER.local.", "cluster.local.", "c2.kubelink.", "Svc.c2.kubelink."},                         // any case
-		{"mycluster.local.", "cluster.local.", "c2.kubelink.", "mycluster.local."},                           // whole labels only
-		{`my\.cluster.local.`, "cluster.local.", "c2.kubelink.", `my\.cluster.local.`},                       // one label: my.cluster
-		{`my\\.cluster.local.`, "cluster.local.", "c2.kubelink.", `my\\.c2.kubelink.`},                       // label my\
-		{`\\\.cluster.local.`, "cluster.local.", "c2.kubelink.", `\\\.cluster.local.`},                       // label \.cluster
-		{"local.", "cluster.local.", "c2.kubelink.", "local."},                                               // shorter
-		{".", "cluster.local.", "c2.kubelink.", "."},                                                         // root
-		{"example.com.", "cluster.local.", "c2.kubelink.", "example.com."},                                   // somewhere else
-		{"a.cluster.local.cluster.local.", "cluster.local.", "c2.kubelink.", "a.cluster.local.c2.kubelink."}, // the last one only
-		{"x.c2.k.cluster.local.", "c2.k.cluster.local.", "cluster.local.", "x.cluster.local."},               // nested, out
-		{"x.cluster.local.", "cluster.local.", "c2.k.cluster.local.", "x.c2.k.cluster.local."},               // nested, back
-		{"x.", ".", "c2.kubelink.", "x.c2.kubelink."},                                                        // from the root
+		// the domain itself
+		{"cluster.local.", "cluster.local.", "c2.kubelink.", "c2.kubelink."},
+		{"Svc.CLUSTER.local.", "cluster.local.", "c2.kubelink.", "Svc.c2.kubelink."}, // any case
+		// whole labels only
+		{"mycluster.local.", "cluster.local.", "c2.kubelink.", "mycluster.local."},
+		// one label: my.cluster
+		{`my\.cluster.local.`, "cluster.local.", "c2.kubelink.", `my\.cluster.local.`},
+		{`my\\.cluster.local.`, "cluster.local.", "c2.kubelink.", `my\\.c2.kubelink.`}, // label my\
+		// label \.cluster
+		{`\\\.cluster.local.`, "cluster.local.", "c2.kubelink.", `\\\.cluster.local.`},
+		{"local.", "cluster.local.", "c2.kubelink.", "local."}, // shorter
+		{".", "cluster.local.", "c2.kubelink.", "."},           // root
+		// somewhere else
+		{"example.com.", "cluster.local.", "c2.kubelink.", "example.com."},
+		// the last one only
+		{"a.cluster.local.cluster.local.", "cluster.local.", "c2.kubelink.", "a.cluster.local.c2.kubelink."},
+		{"x.c2.k.cluster.local.", "c2.k.cluster.local.", "cluster.local.", "x.cluster.local."}, // nested, out
+		{"x.cluster.local.", "cluster.local.", "c2.k.cluster.local.", "x.c2.k.cluster.local."}, // nested, back
+		{"x.", ".", "c2.kubelink.", "x.c2.kubelink."},                                          // from the root
 		{".", ".", "c2.kubelink.", "c2.kubelink."},
 		{"x.c2.kubelink.", "c2.kubelink.", ".", "x."}, // to the root
 		{"c2.kubelink.", "c2.kubelink.", ".", "."},
 		{"\u212aluster.local.", "\u212aluster.local.", "k.", "k."},
-		{"x.\u212a.", "k.", "l.", "x.\u212a."},                                                                                              // the Kelvin sign is no k
-		{long(4) + "ab.cluster.local.", "cluster.local.", strings.Repeat("b", 49) + ".", long(4) + "ab." + strings.Repeat("b", 49) + "."},   // 254
-		{long(4) + "abc.cluster.local.", "cluster.local.", strings.Repeat("b", 49) + ".", long(4) + "abc." + strings.Repeat("b", 49) + "."}, // 255
-		{long(4) + "abcd.cluster.local.", "cluster.local.", strings.Repeat("b", 49) + ".", ""},                                              // 256
+		// the Kelvin sign is no k
+		{"x.\u212a.", "k.", "l.", "x.\u212a."},
+		// 254
+		{long(4) + "ab.cluster.local.", "cluster.local.", strings.Repeat("b", 49) + ".",
+			long(4) + "ab." + strings.Repeat("b", 49) + "."},
+		// 255
+		{long(4) + "abc.cluster.local.", "cluster.local.", strings.Repeat("b", 49) + ".",
+			long(4) + "abc." + strings.Repeat("b", 49) + "."},
+		// 256
+		{long(4) + "abcd.cluster.local.", "cluster.local.", strings.Repeat("b", 49) + ".", ""},
 	} {
 		got, fits := replaceSuffix(c.name, c.from, c.to)
 		if !fits {
@@ -52,7 +64,8 @@ func TestReplaceSuffix(t *testing.T) {
 func FuzzReplaceSuffix(f *testing.F) {
 	f.Add([]byte("\x03svc\x07cluster\x05local\x00"), []byte("\x07cluster\x05local\x00"), []byte("\x02c2\x08kubelink\x00"))
 	f.Add([]byte("\x0asvc.cluster\x05local\x00"), []byte("\x07Cluster\x05local\x00"), []byte("\x00"))
-	f.Add([]byte("\x01\\\x01.\x00"), []byte("\x01.\x00"), []byte("\x3faaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\x00"))
+	f.Add([]byte("\x01\\\x01.\x00"), []byte("\x01.\x00"),
+		[]byte("\x3faaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\x00"))
 	f.Fuzz(func(t *testing.T, name, from, to []byte) {
 		var s [3]string
 		var labels [3][]string

@@ -44,7 +44,8 @@ func TestReverse(t *testing.T) {
 		}{
 			{"20.16.64.100.IN-addr.arpa.", 0, "20.16.64.100.IN-addr.arpa. 5 IN PTR web.default.svc.kubelink2.kubelink. / / /"},
 			{"66.16.64.100.in-addr.arpa.", dns.RcodeServerFailure, "/ / /"},
-			{"30.16.64.100.in-addr.arpa.", dns.RcodeNameError, "/ 16.64.100.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /"},
+			{"30.16.64.100.in-addr.arpa.", dns.RcodeNameError,
+				"/ 16.64.100.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /"},
 		} {
 			if m, _ := queryTable(t, table, c.name, dns.TypePTR, false, 0); m.Rcode != c.rcode || sections(m) != c.want {
 				t.Errorf("%s: %v\n got %s\nwant %s", c.name, m.MsgHdr, sections(m), c.want)
@@ -92,9 +93,11 @@ func TestReverseOfBackend(t *testing.T) {
 	defer table.Close()
 	for name, want := range map[string]string{
 		"20.16.64.100.in-addr.arpa.": "20.16.64.100.in-addr.arpa. 5 IN PTR web.default.svc.kubelink2.kubelink. / / /",
-		"30.16.64.100.in-addr.arpa.": "/ 16.64.100.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /",
+		"30.16.64.100.in-addr.arpa.": "/ 16.64.100.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 " +
+			"1800 86400 5 / /",
 	} {
-		if m, err := queryTable(t, table, name, dns.TypePTR, false, 0); err != nil || sections(m) != want || (m.Rcode == dns.RcodeNameError) != (len(m.Answer) == 0) {
+		if m, err := queryTable(t, table, name, dns.TypePTR, false, 0); err != nil || sections(m) != want ||
+			(m.Rcode == dns.RcodeNameError) != (len(m.Answer) == 0) {
 			t.Errorf("%s: %v\n got %s\nwant %s", name, err, sections(m), want)
 		}
 	}

@@ -11,8 +11,12 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
-// records are one of every type with names in its data, inside (cluster.local) and outside
-// (example.com) of the cluster, with what they become.
+// hipKey is the public key of a HIP record.
+const hipKey = "AwEAAbdxyhNuSutc5EMzxTs9LBPCIkOFH8cIvM4p9+LrV4e19WzK00+CI6zBCQTdtWsuxKbWIy87UOoJTwkUs7lBu+" +
+	"Upr1gsNrut79ryra+bSRGQb1slImA8YVJyuIDsj7kwzG7jnERNqnWxZ48AWkskmdHaVDP4BcelrTI3rMXdXF5D"
+
+// recordRewrites are one of every type with names in its data, inside (cluster.local) and outside (example.com) of the
+// cluster, with what they become.
 var recordRewrites = []struct{ in, out string }{
 	{`a.cluster.local. 30 IN A 10.0.0.1`, `a.c2.kubelink. 5 IN A 10.0.0.1`},
 	{`a.cluster.local. 3 IN AAAA fd00::1`, `a.c2.kubelink. 3 IN AAAA fd00::1`},
@@ -22,10 +26,13 @@ var recordRewrites = []struct{ in, out string }{
 	{`a.cluster.local. 5 IN DNAME cluster.local.`, `a.c2.kubelink. 5 IN DNAME c2.kubelink.`},
 	{`cluster.local. 5 IN NS ns.dns.cluster.local.`, `c2.kubelink. 5 IN NS ns.dns.c2.kubelink.`},
 	{`a.cluster.local. 5 IN PTR b.cluster.local.`, `a.c2.kubelink. 5 IN PTR b.c2.kubelink.`},
-	{`_http._tcp.a.cluster.local. 5 IN SRV 0 50 80 10-0-0-1.a.cluster.local.`, `_http._tcp.a.c2.kubelink. 5 IN SRV 0 50 80 10-0-0-1.a.c2.kubelink.`},
+	{`_http._tcp.a.cluster.local. 5 IN SRV 0 50 80 10-0-0-1.a.cluster.local.`,
+		`_http._tcp.a.c2.kubelink. 5 IN SRV 0 50 80 10-0-0-1.a.c2.kubelink.`},
 	{`a.cluster.local. 5 IN MX 10 b.cluster.local.`, `a.c2.kubelink. 5 IN MX 10 b.c2.kubelink.`},
-	{`cluster.local. 300 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5`, `c2.kubelink. 5 IN SOA ns.dns.c2.kubelink. hostmaster.c2.kubelink. 1 7200 1800 86400 5`},
-	{`a.cluster.local. 5 IN NAPTR 1 1 "S" "SIP+D2U" "" _sip._udp.cluster.local.`, `a.c2.kubelink. 5 IN NAPTR 1 1 "S" "SIP+D2U" "" _sip._udp.c2.kubelink.`},
+	{`cluster.local. 300 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5`,
+		`c2.kubelink. 5 IN SOA ns.dns.c2.kubelink. hostmaster.c2.kubelink. 1 7200 1800 86400 5`},
+	{`a.cluster.local. 5 IN NAPTR 1 1 "S" "SIP+D2U" "" _sip._udp.cluster.local.`,
+		`a.c2.kubelink. 5 IN NAPTR 1 1 "S" "SIP+D2U" "" _sip._udp.c2.kubelink.`},
 	{`a.cluster.local. 5 IN SVCB 1 b.cluster.local. alpn="h2"`, `a.c2.kubelink. 5 IN SVCB 1 b.c2.kubelink. alpn="h2"`},
 	{`a.cluster.local. 5 IN HTTPS 1 . alpn="h2"`, `a.c2.kubelink. 5 IN HTTPS 1 . alpn="h2"`},
 	{`a.cluster.local. 5 IN HTTPS 0 b.cluster.local.`, `a.c2.kubelink. 5 IN HTTPS 0 b.c2.kubelink.`},
@@ -33,20 +40,26 @@ var recordRewrites = []struct{ in, out string }{
 	{`a.cluster.local. 5 IN RT 1 b.cluster.local.`, `a.c2.kubelink. 5 IN RT 1 b.c2.kubelink.`},
 	{`a.cluster.local. 5 IN KX 1 b.cluster.local.`, `a.c2.kubelink. 5 IN KX 1 b.c2.kubelink.`},
 	{`a.cluster.local. 5 IN RP b.cluster.local. c.cluster.local.`, `a.c2.kubelink. 5 IN RP b.c2.kubelink. c.c2.kubelink.`},
-	{`a.cluster.local. 5 IN MINFO b.cluster.local. c.cluster.local.`, `a.c2.kubelink. 5 IN MINFO b.c2.kubelink. c.c2.kubelink.`},
+	{`a.cluster.local. 5 IN MINFO b.cluster.local. c.cluster.local.`,
+		`a.c2.kubelink. 5 IN MINFO b.c2.kubelink. c.c2.kubelink.`},
 	{`a.cluster.local. 5 IN MB b.cluster.local.`, `a.c2.kubelink. 5 IN MB b.c2.kubelink.`},
 	{`a.cluster.local. 5 IN MG b.cluster.local.`, `a.c2.kubelink. 5 IN MG b.c2.kubelink.`},
 	{`a.cluster.local. 5 IN MR b.cluster.local.`, `a.c2.kubelink. 5 IN MR b.c2.kubelink.`},
 	{`a.cluster.local. 5 IN MF b.cluster.local.`, `a.c2.kubelink. 5 IN MF b.c2.kubelink.`},
 	{`a.cluster.local. 5 IN MD b.cluster.local.`, `a.c2.kubelink. 5 IN MD b.c2.kubelink.`},
-	{`a.cluster.local. 5 IN PX 1 b.cluster.local. c.cluster.local.`, `a.c2.kubelink. 5 IN PX 1 b.c2.kubelink. c.c2.kubelink.`},
+	{`a.cluster.local. 5 IN PX 1 b.cluster.local. c.cluster.local.`,
+		`a.c2.kubelink. 5 IN PX 1 b.c2.kubelink. c.c2.kubelink.`},
 	{`a.cluster.local. 5 IN NSAP-PTR b.cluster.local.`, `a.c2.kubelink. 5 IN NSAP-PTR b.c2.kubelink.`},
-	{`a.cluster.local. 5 IN TALINK b.cluster.local. c.cluster.local.`, `a.c2.kubelink. 5 IN TALINK b.c2.kubelink. c.c2.kubelink.`},
+	{`a.cluster.local. 5 IN TALINK b.cluster.local. c.cluster.local.`,
+		`a.c2.kubelink. 5 IN TALINK b.c2.kubelink. c.c2.kubelink.`},
 	{`a.cluster.local. 5 IN LP 1 b.cluster.local.`, `a.c2.kubelink. 5 IN LP 1 b.c2.kubelink.`},
-	{`a.cluster.local. 5 IN IPSECKEY 10 3 2 b.cluster.local. AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`, `a.c2.kubelink. 5 IN IPSECKEY 10 3 2 b.c2.kubelink. AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`},
-	{`a.cluster.local. 5 IN IPSECKEY 10 1 2 192.0.2.38 AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`, `a.c2.kubelink. 5 IN IPSECKEY 10 1 2 192.0.2.38 AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`},
+	{`a.cluster.local. 5 IN IPSECKEY 10 3 2 b.cluster.local. AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`,
+		`a.c2.kubelink. 5 IN IPSECKEY 10 3 2 b.c2.kubelink. AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`},
+	{`a.cluster.local. 5 IN IPSECKEY 10 1 2 192.0.2.38 AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`,
+		`a.c2.kubelink. 5 IN IPSECKEY 10 1 2 192.0.2.38 AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==`},
 	{`a.cluster.local. 5 IN AMTRELAY 10 0 3 b.cluster.local.`, `a.c2.kubelink. 5 IN AMTRELAY 10 0 3 b.c2.kubelink.`},
-	{`a.cluster.local. 5 IN HIP 2 200100107b1a74df365639cc39f1d578 AwEAAbdxyhNuSutc5EMzxTs9LBPCIkOFH8cIvM4p9+LrV4e19WzK00+CI6zBCQTdtWsuxKbWIy87UOoJTwkUs7lBu+Upr1gsNrut79ryra+bSRGQb1slImA8YVJyuIDsj7kwzG7jnERNqnWxZ48AWkskmdHaVDP4BcelrTI3rMXdXF5D b.cluster.local. c.example.com.`, `a.c2.kubelink. 5 IN HIP 2 200100107b1a74df365639cc39f1d578 AwEAAbdxyhNuSutc5EMzxTs9LBPCIkOFH8cIvM4p9+LrV4e19WzK00+CI6zBCQTdtWsuxKbWIy87UOoJTwkUs7lBu+Upr1gsNrut79ryra+bSRGQb1slImA8YVJyuIDsj7kwzG7jnERNqnWxZ48AWkskmdHaVDP4BcelrTI3rMXdXF5D b.c2.kubelink. c.example.com.`},
+	{`a.cluster.local. 5 IN HIP 2 200100107b1a74df365639cc39f1d578 ` + hipKey + ` b.cluster.local. c.example.com.`,
+		`a.c2.kubelink. 5 IN HIP 2 200100107b1a74df365639cc39f1d578 ` + hipKey + ` b.c2.kubelink. c.example.com.`},
 	// Signatures and denials do not survive.
 	{`a.cluster.local. 5 IN RRSIG A 8 3 300 20300101000000 20200101000000 1 cluster.local. AAAA`, ``},
 	{`a.cluster.local. 5 IN NSEC b.cluster.local. A NSEC`, ``},
@@ -115,8 +128,7 @@ func TestSectionTooLong(t *testing.T) {
 	}
 }
 
-// TestEachName compares the list in eachName with the library: the tags of its record types say
-// which fields are names.
+// TestEachName compares the list in eachName with the library: the tags of its record types say which fields are names.
 func TestEachName(t *testing.T) {
 	signatures := map[uint16]bool{ // dropped by section
 		dns.TypeRRSIG: true, dns.TypeSIG: true, dns.TypeNSEC: true, dns.TypeNXT: true, dns.TypeTSIG: true,
@@ -161,7 +173,8 @@ func newRewriter(from string) rewriter {
 			{Name: "dns.kubelink.", ClusterDomain: from},
 		}},
 		{Domain: "in.c2.kubelink.", Mesh: "in"},
-		{Domain: "mesh.example.", Mesh: "other", Clusters: []mesh.ClusterZone{{Name: "c.mesh.example.", ClusterDomain: from}}},
+		{Domain: "mesh.example.", Mesh: "other",
+			Clusters: []mesh.ClusterZone{{Name: "c.mesh.example.", ClusterDomain: from}}},
 	}, nil, Options{})
 	asked, _ := replaceSuffix("q.cluster.local.", "cluster.local.", from)
 	return rewriter{
@@ -183,14 +196,16 @@ var evil = []string{
 
 func TestForeignRecords(t *testing.T) {
 	const soa = "cluster.local. 5 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5"
-	const others = " / c2.kubelink. 5 IN SOA ns.dns.c2.kubelink. hostmaster.c2.kubelink. 1 7200 1800 86400 5 / b.c2.kubelink. 5 IN A 10.0.0.2 /"
+	const others = " / c2.kubelink. 5 IN SOA ns.dns.c2.kubelink. hostmaster.c2.kubelink. 1 7200 1800 86400 5 / " +
+		"b.c2.kubelink. 5 IN A 10.0.0.2 /"
 	for _, e := range evil {
 		for _, c := range []struct {
 			answer []dns.RR
 			want   string
 			err    error
 		}{
-			{[]dns.RR{rr(t, e), rr(t, "q.cluster.local. 5 IN A 10.0.0.1"), rr(t, e)}, "Q.c2.KubeLink. 5 IN A 10.0.0.1" + others, nil},
+			{[]dns.RR{rr(t, e), rr(t, "q.cluster.local. 5 IN A 10.0.0.1"), rr(t, e)}, "Q.c2.KubeLink. 5 IN A 10.0.0.1" + others,
+				nil},
 			{nil, others[1:], nil},
 			{[]dns.RR{rr(t, e)}, "", errForeign}, // nothing but that is no answer, and no denial either
 		} {
@@ -223,41 +238,65 @@ func TestChains(t *testing.T) {
 	}{
 		{"inside", "q.cluster.local. 5 IN CNAME b.cluster.local.;b.cluster.local. 5 IN A 10.0.0.1",
 			"Q.c2.KubeLink. 5 IN CNAME b.c2.kubelink.;b.c2.kubelink. 5 IN A 10.0.0.1", true},
-		{"ExternalName without address", "q.cluster.local. 5 IN CNAME www.example.", "Q.c2.KubeLink. 5 IN CNAME www.example.", true},
-		{"ExternalName", "q.cluster.local. 5 IN CNAME www.example.;WWW.example. 5 IN CNAME cdn.example.;cdn.example. 5 IN A 1.1.1.1;cdn.example. 5 IN A 1.1.1.2",
-			"Q.c2.KubeLink. 5 IN CNAME www.example.;WWW.example. 5 IN CNAME cdn.example.;cdn.example. 5 IN A 1.1.1.1;cdn.example. 5 IN A 1.1.1.2", false},
-		{"unordered", "cdn.example. 5 IN A 1.1.1.1;www.example. 5 IN CNAME cdn.example.;www.bank.example. 5 IN A 6.6.6.6;Q.cluster.local. 5 IN CNAME www.example.",
+		{"ExternalName without address", "q.cluster.local. 5 IN CNAME www.example.", "Q.c2.KubeLink. 5 IN CNAME www.example.",
+			true},
+		{"ExternalName", "q.cluster.local. 5 IN CNAME www.example.;WWW.example. 5 IN CNAME cdn.example.;cdn.example. 5 IN " +
+			"A 1.1.1.1;cdn.example. 5 IN A 1.1.1.2",
+			"Q.c2.KubeLink. 5 IN CNAME www.example.;WWW.example. 5 IN CNAME cdn.example.;cdn.example. 5 IN A " +
+				"1.1.1.1;cdn.example. 5 IN A 1.1.1.2", false},
+		{"unordered", "cdn.example. 5 IN A 1.1.1.1;www.example. 5 IN CNAME cdn.example.;www.bank.example. 5 IN A " +
+			"6.6.6.6;Q.cluster.local. 5 IN CNAME www.example.",
 			"cdn.example. 5 IN A 1.1.1.1;www.example. 5 IN CNAME cdn.example.;Q.c2.KubeLink. 5 IN CNAME www.example.", false},
-		{"out and in", "q.cluster.local. 5 IN CNAME www.example.;www.example. 5 IN CNAME b.cluster.local.;b.cluster.local. 5 IN A 10.0.0.1",
-			"Q.c2.KubeLink. 5 IN CNAME www.example.;www.example. 5 IN CNAME b.c2.kubelink.;b.c2.kubelink. 5 IN A 10.0.0.1", false},
-		{"off the chain", "q.cluster.local. 5 IN A 10.0.0.1;b.cluster.local. 5 IN CNAME www.example.;www.example. 5 IN A 1.1.1.1",
+		{"out and in", "q.cluster.local. 5 IN CNAME www.example.;www.example. 5 IN CNAME " +
+			"b.cluster.local.;b.cluster.local. 5 IN A 10.0.0.1",
+			"Q.c2.KubeLink. 5 IN CNAME www.example.;www.example. 5 IN CNAME b.c2.kubelink.;b.c2.kubelink. 5 IN A 10.0.0.1",
+			false},
+		{"off the chain", "q.cluster.local. 5 IN A 10.0.0.1;b.cluster.local. 5 IN CNAME www.example.;www.example. 5 IN A " +
+			"1.1.1.1",
 			"Q.c2.KubeLink. 5 IN A 10.0.0.1;b.c2.kubelink. 5 IN CNAME www.example.", true},
 		{"loop", "q.cluster.local. 5 IN CNAME b.example.;b.example. 5 IN CNAME q.cluster.local.",
 			"Q.c2.KubeLink. 5 IN CNAME b.example.;b.example. 5 IN CNAME Q.c2.KubeLink.", false},
 
-		{"DNAME above a mesh below", "cluster.local. 5 IN DNAME example.;q.cluster.local. 5 IN CNAME q.example.;q.example. 5 IN A 1.1.1.1", "", false},
-		{"DNAME", "q.example. 5 IN A 1.1.1.1;q.cluster.local. 5 IN CNAME x.d.cluster.local.;d.cluster.local. 5 IN DNAME example.;x.example. 5 IN A 1.1.1.1",
+		{"DNAME above a mesh below",
+			"cluster.local. 5 IN DNAME example.;q.cluster.local. 5 IN CNAME q.example.;q.example. 5 IN A 1.1.1.1", "", false},
+		{"DNAME", "q.example. 5 IN A 1.1.1.1;q.cluster.local. 5 IN CNAME x.d.cluster.local.;d.cluster.local. 5 IN DNAME " +
+			"example.;x.example. 5 IN A 1.1.1.1",
 			"Q.c2.KubeLink. 5 IN CNAME x.d.c2.kubelink.;d.c2.kubelink. 5 IN DNAME example.;x.example. 5 IN A 1.1.1.1", false},
-		{"DNAME outside", "q.cluster.local. 5 IN CNAME x.d.test.;d.test. 5 IN DNAME e.test.;x.d.test. 5 IN CNAME x.e.test.;x.e.test. 5 IN A 1.1.1.1;x.f.test. 5 IN A 1.1.1.1",
-			"Q.c2.KubeLink. 5 IN CNAME x.d.test.;d.test. 5 IN DNAME e.test.;x.d.test. 5 IN CNAME x.e.test.;x.e.test. 5 IN A 1.1.1.1", false},
-		{"DNAME above a mesh domain", "q.cluster.local. 5 IN CNAME www.example.;example. 5 IN DNAME evil.test.;www.evil.test. 5 IN A 6.6.6.6", "", false},
-		{"DNAME above the cluster's domain", "local. 5 IN DNAME evil.example.;q.cluster.evil.example. 5 IN A 6.6.6.6", "", false},
-		{"DNAME into a mesh domain", "q.cluster.local. 5 IN CNAME x.d.cluster.local.;d.cluster.local. 5 IN DNAME c3.kubelink.", "", false},
-		{"DNAME to the root", "q.cluster.local. 5 IN CNAME x.kubelink.d.cluster.local.;d.cluster.local. 5 IN DNAME .;x.kubelink. 5 IN A 6.6.6.6",
+		{"DNAME outside", "q.cluster.local. 5 IN CNAME x.d.test.;d.test. 5 IN DNAME e.test.;x.d.test. 5 IN CNAME " +
+			"x.e.test.;x.e.test. 5 IN A 1.1.1.1;x.f.test. 5 IN A 1.1.1.1",
+			"Q.c2.KubeLink. 5 IN CNAME x.d.test.;d.test. 5 IN DNAME e.test.;x.d.test. 5 IN CNAME x.e.test.;x.e.test. 5 IN A " +
+				"1.1.1.1", false},
+		{"DNAME above a mesh domain",
+			"q.cluster.local. 5 IN CNAME www.example.;example. 5 IN DNAME evil.test.;www.evil.test. 5 IN A 6.6.6.6", "", false},
+		{"DNAME above the cluster's domain", "local. 5 IN DNAME evil.example.;q.cluster.evil.example. 5 IN A 6.6.6.6", "",
+			false},
+		{"DNAME into a mesh domain",
+			"q.cluster.local. 5 IN CNAME x.d.cluster.local.;d.cluster.local. 5 IN DNAME c3.kubelink.", "", false},
+		{"DNAME to the root",
+			"q.cluster.local. 5 IN CNAME x.kubelink.d.cluster.local.;d.cluster.local. 5 IN DNAME .;x.kubelink. 5 IN A 6.6.6.6",
 			"Q.c2.KubeLink. 5 IN CNAME x.kubelink.d.c2.kubelink.;d.c2.kubelink. 5 IN DNAME .", true},
 		{"DNAME that grows", "q.cluster.local. 5 IN CNAME x.d.test.;d.test. 5 IN DNAME d.d.test.",
 			"Q.c2.KubeLink. 5 IN CNAME x.d.test.;d.test. 5 IN DNAME d.d.test.", false},
 
 		// What lies in a mesh domain we say ourselves.
-		{"into another cluster", "q.cluster.local. 5 IN CNAME db.c3.kubelink.;db.c3.kubelink. 5 IN A 6.6.6.6", "Q.c2.KubeLink. 5 IN CNAME db.c3.kubelink.", true},
-		{"to another cluster, by itself", "q.cluster.local. 5 IN CNAME db.c3.kubelink.", "Q.c2.KubeLink. 5 IN CNAME db.c3.kubelink.", true},
-		{"to the apex", "q.cluster.local. 5 IN CNAME KUBELINK.;KUBELINK. 5 IN A 6.6.6.6", "Q.c2.KubeLink. 5 IN CNAME KUBELINK.", true},
-		{"into another mesh", "q.cluster.local. 5 IN CNAME x.c.mesh.example.;x.c.mesh.example. 5 IN A 6.6.6.6", "Q.c2.KubeLink. 5 IN CNAME x.c.mesh.example.", true},
-		{"out and into a mesh, unordered", "x.mesh.example. 5 IN A 6.6.6.6;www.test. 5 IN CNAME x.mesh.example.;q.cluster.local. 5 IN CNAME www.test.",
+		{"into another cluster", "q.cluster.local. 5 IN CNAME db.c3.kubelink.;db.c3.kubelink. 5 IN A 6.6.6.6",
+			"Q.c2.KubeLink. 5 IN CNAME db.c3.kubelink.", true},
+		{"to another cluster, by itself", "q.cluster.local. 5 IN CNAME db.c3.kubelink.",
+			"Q.c2.KubeLink. 5 IN CNAME db.c3.kubelink.", true},
+		{"to the apex", "q.cluster.local. 5 IN CNAME KUBELINK.;KUBELINK. 5 IN A 6.6.6.6",
+			"Q.c2.KubeLink. 5 IN CNAME KUBELINK.", true},
+		{"into another mesh", "q.cluster.local. 5 IN CNAME x.c.mesh.example.;x.c.mesh.example. 5 IN A 6.6.6.6",
+			"Q.c2.KubeLink. 5 IN CNAME x.c.mesh.example.", true},
+		{"out and into a mesh, unordered",
+			"x.mesh.example. 5 IN A 6.6.6.6;www.test. 5 IN CNAME x.mesh.example.;q.cluster.local. 5 IN CNAME www.test.",
 			"www.test. 5 IN CNAME x.mesh.example.;Q.c2.KubeLink. 5 IN CNAME www.test.", false},
-		{"as the mesh calls it", "q.cluster.local. 5 IN CNAME b.c2.kubelink.;b.c2.kubelink. 5 IN A 10.0.0.1", "Q.c2.KubeLink. 5 IN CNAME b.c2.kubelink.", true},
-		{"into a mesh below", "q.cluster.local. 5 IN CNAME x.in.cluster.local.;x.in.cluster.local. 5 IN A 6.6.6.6", "Q.c2.KubeLink. 5 IN CNAME x.in.c2.kubelink.", true},
-		{"through a mesh and out", "q.cluster.local. 5 IN CNAME x.c3.kubelink.;x.c3.kubelink. 5 IN CNAME www.bank.example.;www.bank.example. 5 IN A 6.6.6.6", "Q.c2.KubeLink. 5 IN CNAME x.c3.kubelink.", true},
+		{"as the mesh calls it", "q.cluster.local. 5 IN CNAME b.c2.kubelink.;b.c2.kubelink. 5 IN A 10.0.0.1",
+			"Q.c2.KubeLink. 5 IN CNAME b.c2.kubelink.", true},
+		{"into a mesh below", "q.cluster.local. 5 IN CNAME x.in.cluster.local.;x.in.cluster.local. 5 IN A 6.6.6.6",
+			"Q.c2.KubeLink. 5 IN CNAME x.in.c2.kubelink.", true},
+		{"through a mesh and out",
+			"q.cluster.local. 5 IN CNAME x.c3.kubelink.;x.c3.kubelink. 5 IN CNAME www.bank.example.;www.bank.example. 5 IN A " +
+				"6.6.6.6", "Q.c2.KubeLink. 5 IN CNAME x.c3.kubelink.", true},
 	} {
 		w := newRewriter("cluster.local.")
 		m := new(dns.Msg)
@@ -293,14 +332,15 @@ func TestChains(t *testing.T) {
 func TestNameServersName(t *testing.T) {
 	w := newRewriter("cluster.local.")
 	w.to, w.client, w.cluster = "dns.kubelink.", "q.dns.kubelink.", w.table.nodes["dns.kubelink."].cluster
-	m := &dns.Msg{Answer: []dns.RR{rr(t, "q.cluster.local. 5 IN A 10.0.0.1")}, Extra: []dns.RR{rr(t, "ns.cluster.local. 5 IN A 6.6.6.6")}}
+	m := &dns.Msg{Answer: []dns.RR{rr(t, "q.cluster.local. 5 IN A 10.0.0.1")},
+		Extra: []dns.RR{rr(t, "ns.cluster.local. 5 IN A 6.6.6.6")}}
 	if err := w.rewriteReply(m); err != nil || sections(m) != "q.dns.kubelink. 5 IN A 10.0.0.1 / / /" {
 		t.Errorf("%v %s", err, sections(m))
 	}
 }
 
-// FuzzSection rewrites whole messages: the result must pack, no name of the cluster may be left, and
-// no owner may be in a mesh domain but below the cluster that was asked.
+// FuzzSection rewrites whole messages: the result must pack, no name of the cluster may be left, and no owner may be in
+// a mesh domain but below the cluster that was asked.
 func FuzzSection(f *testing.F) {
 	for _, r := range recordRewrites {
 		m := new(dns.Msg)
@@ -317,7 +357,8 @@ func FuzzSection(f *testing.F) {
 	for _, e := range evil {
 		m := new(dns.Msg)
 		m.SetQuestion("q.cluster.local.", dns.TypeANY)
-		m.Answer = []dns.RR{rr(f, "q.cluster.local. 5 IN CNAME x.d.test."), rr(f, "d.test. 5 IN DNAME mesh.example."), rr(f, e)}
+		m.Answer = []dns.RR{rr(f, "q.cluster.local. 5 IN CNAME x.d.test."), rr(f, "d.test. 5 IN DNAME mesh.example."),
+			rr(f, e)}
 		m.Ns, m.Extra = []dns.RR{rr(f, e)}, []dns.RR{rr(f, e)}
 		wire, err := m.Pack()
 		if err != nil {
@@ -341,7 +382,8 @@ func FuzzSection(f *testing.F) {
 			chain = nil
 			for _, rr := range *section {
 				owner := rr.Header().Name
-				if match, ok := w.table.Match(dns.CanonicalName(owner)); ok && (match.cluster != w.cluster || !inDomain(owner, w.to)) {
+				if match, ok := w.table.Match(dns.CanonicalName(owner)); ok &&
+					(match.cluster != w.cluster || !inDomain(owner, w.to)) {
 					t.Fatalf("not of the cluster: %s", rr)
 				}
 				if section != &m.Answer && rr.Header().Rrtype != dns.TypeOPT && !inDomain(owner, w.to) {

@@ -37,7 +37,8 @@ func TestGlobalTransfer(t *testing.T) {
 			continue
 		}
 		for i, rr := range rrs {
-			if _, soa := rr.(*dns.SOA); soa != (i == 0 || i == len(rrs)-1) || soa && rr.Header().Name != c.zone || !dns.IsSubDomain(c.zone, rr.Header().Name) {
+			if _, soa := rr.(*dns.SOA); soa != (i == 0 || i == len(rrs)-1) || soa && rr.Header().Name != c.zone ||
+				!dns.IsSubDomain(c.zone, rr.Header().Name) {
 				t.Errorf("%s: %v", c.zone, rr)
 			}
 		}
@@ -86,10 +87,12 @@ func TestGlobalSerials(t *testing.T) {
 		{"name is gone from a zone", "db.team A 10.0.0.9", "", "team." + z},
 		{"address of a zone's name server", "ns.team A 10.0.0.10", "ns.team A 10.0.0.99", z + " team." + z},
 		{"minimum of a zone", "7 1 2 3 3600", "7 1 2 3 60", "team." + z},
-		{"zone within", "db.team A", "db.team SOA ns.dns.kubelink. hostmaster.kubelink. 7 1 2 3 0\ndb.team A", "db.team." + z + " team." + z},
+		{"zone within", "db.team A", "db.team SOA ns.dns.kubelink. hostmaster.kubelink. 7 1 2 3 0\ndb.team A",
+			"db.team." + z + " team." + z},
 		{"zone is gone", "short SOA ns.dns.kubelink. hostmaster.kubelink. 7 1 2 3 0", "", z},
 		{"name instead of a zone", "short SOA ns.dns.kubelink. hostmaster.kubelink. 7 1 2 3 0", "short A 10.0.0.99", z},
-		{"zone instead of a name", "a.deep A", "deep SOA ns.dns.kubelink. hostmaster.kubelink. 7 1 2 3 0\na.deep A", "deep." + z + " " + z},
+		{"zone instead of a name", "a.deep A", "deep SOA ns.dns.kubelink. hostmaster.kubelink. 7 1 2 3 0\na.deep A",
+			"deep." + z + " " + z},
 	} {
 		text := strings.Replace(delegated, c.from, c.to, 1)
 		if text == delegated && c.changed != "" {
@@ -124,16 +127,21 @@ func TestGlobalSerials(t *testing.T) {
 		serial, want uint32
 		early        bool
 	}{
-		{"a A 10.0.0.1", 8, 8, false}, {"a A 10.0.0.2", 8, 8, true}, {"a A 10.0.0.2", 7, 8, true}, {"a A 10.0.0.2", 9, 9, false}, {"a A 10.0.0.2", 10, 9, false},
-		{"a A 10.0.0.3", 1<<31 + 8, 1<<31 + 8, false}, {"a A 10.0.0.4", 1<<32 - 1, 1<<32 - 1, false}, {"a A 10.0.0.5", 1, 1, false}, {"a A 10.0.0.6", 1<<32 - 1, 1, true},
+		{"a A 10.0.0.1", 8, 8, false}, {"a A 10.0.0.2", 8, 8, true}, {"a A 10.0.0.2", 7, 8, true},
+		{"a A 10.0.0.2", 9, 9, false}, {"a A 10.0.0.2", 10, 9, false},
+		{"a A 10.0.0.3", 1<<31 + 8, 1<<31 + 8, false}, {"a A 10.0.0.4", 1<<32 - 1, 1<<32 - 1, false},
+		{"a A 10.0.0.5", 1, 1, false}, {"a A 10.0.0.6", 1<<32 - 1, 1, true},
 	} {
-		g = NewGlobal("kubelink.", globalNames(t, strings.Replace(delegated, "db.team A 10.0.0.9", strings.Replace(c.text, "a ", "a.team ", 1), 1), "", ""), c.serial, options.NSAddresses, g)
+		g = NewGlobal("kubelink.", globalNames(t,
+			strings.Replace(delegated, "db.team A 10.0.0.9", strings.Replace(c.text, "a ", "a.team ", 1), 1), "", ""), c.serial,
+			options.NSAddresses, g)
 		serial := g.owners["team."+z].zone.soa[0].(*dns.SOA).Serial
 		if serial != c.want || g.SerialPending() != c.early || g.owners[z].zone.soa[0].(*dns.SOA).Serial != 7 {
 			t.Errorf("%d: serial %d, early %v", n, serial, g.SerialPending())
 		}
 	}
-	if g := NewGlobal("kubelink.", globalNames(t, delegated, "", ""), 8, options.NSAddresses[:1], NoGlobal(z, "not known")); g.owners[z].zone.soa[0].(*dns.SOA).Serial != 8 {
+	if g := NewGlobal("kubelink.", globalNames(t, delegated, "", ""), 8, options.NSAddresses[:1],
+		NoGlobal(z, "not known")); g.owners[z].zone.soa[0].(*dns.SOA).Serial != 8 {
 		t.Error("a zone has the serial of one that was not known")
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// TestDeadService: a DNS service that refuses fails at once; one that is silent costs two seconds,
-// and nothing any more once it is known to be dead.
+// TestDeadService: a DNS service that refuses fails at once; one that is silent costs two seconds, and nothing any more
+// once it is known to be dead.
 func TestDeadService(t *testing.T) {
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -31,7 +31,8 @@ func TestDeadService(t *testing.T) {
 		table := New(nil, zones(netip.MustParseAddrPort("127.0.0.1:1")), up, options)
 		begin := time.Now()
 		m, err := queryTable(t, table, "x.kubelink2.kubelink.", dns.TypeA, tcp, 1232)
-		if code, text := ede(m); m.Rcode != dns.RcodeServerFailure || code != 23 || !strings.HasSuffix(text, "connection refused") || err == nil {
+		if code, text := ede(m); m.Rcode != dns.RcodeServerFailure || code != 23 ||
+			!strings.HasSuffix(text, "connection refused") || err == nil {
 			t.Errorf("refused: %v %v", m, err)
 		}
 		if d := time.Since(begin); d > time.Second {
@@ -131,14 +132,16 @@ func TestAskingIsBounded(t *testing.T) {
 	<-began
 	begin := time.Now()
 	m, err := queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 1232)
-	if code, text := ede(m); err == nil || code != dns.ExtendedErrorCodeNetworkError || !strings.HasSuffix(text, "no answer yet to 1024 queries before this one") || time.Since(begin) > tryTimeout/2 {
+	if code, text := ede(m); err == nil || code != dns.ExtendedErrorCodeNetworkError ||
+		!strings.HasSuffix(text, "no answer yet to 1024 queries before this one") || time.Since(begin) > tryTimeout/2 {
 		t.Errorf("after %v: %v, %v", time.Since(begin), err, m)
 	}
 	close(hold)
 	if err := <-first; err != nil {
 		t.Error(err)
 	}
-	if m, err := queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); err != nil || m.Rcode != dns.RcodeSuccess {
+	if m, err := queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); err != nil ||
+		m.Rcode != dns.RcodeSuccess {
 		t.Errorf("%v, %v", err, m)
 	}
 }
@@ -221,8 +224,8 @@ func TestQueryGroupPanics(t *testing.T) {
 	}
 }
 
-// BenchmarkExchange is a query to the DNS service of a cluster, without cache and rewriting. It has a goroutine, and so a
-// stack, of its own, as in the DNS server.
+// BenchmarkExchange is a query to the DNS service of a cluster, without cache and rewriting. It has a goroutine, and so
+// a stack, of its own, as in the DNS server.
 func BenchmarkExchange(b *testing.B) {
 	var asked atomic.Int64
 	u := newUpstream(serve(b, clusterDNS(b, &asked)), "cluster.local.")
@@ -242,8 +245,8 @@ func BenchmarkExchange(b *testing.B) {
 	}
 }
 
-// BenchmarkQueryGroup is what sharing adds to a query: for one that is alone, for eight equal ones at a time, and for one
-// that has failed before.
+// BenchmarkQueryGroup is what sharing adds to a query: for one that is alone, for eight equal ones at a time, and for
+// one that has failed before.
 func BenchmarkQueryGroup(b *testing.B) {
 	reply := new(dns.Msg).SetQuestion(web, dns.TypeA)
 	exchange := func() (*dns.Msg, error) { return reply, nil }
