@@ -6,7 +6,6 @@ package broker
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"reflect"
@@ -16,6 +15,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/onchange"
 )
 
 // apply is the one place that orders effects. Independent parts do not stop each other.
@@ -78,11 +78,11 @@ type kernelWorker struct {
 
 	mu      sync.Mutex // guards the fields below; a run does not hold it
 	kernel  kernelSetter
-	last    kernelState   // what the kernel has; zero: unknown
-	running chan struct{} // closed at the end of the run; nil: none runs
-	left    bool          // set has not waited for the run
-	err     error         // of the last run, until set has told it
-	warned  error         // warning of the kernel, as logged
+	last    kernelState    // what the kernel has; zero: unknown
+	running chan struct{}  // closed at the end of the run; nil: none runs
+	left    bool           // set has not waited for the run
+	err     error          // of the last run, until set has told it
+	warning onchange.Error // of the kernel
 }
 
 func newKernelWorker(c *Config, done func(), log *slog.Logger) (*kernelWorker, error) {
@@ -158,10 +158,8 @@ func (w *kernelWorker) runSet(want kernelState, running chan struct{}) {
 	w.mu.Lock()
 	if w.err = err; err == nil {
 		w.last = want
-		if fmt.Sprint(warning) != fmt.Sprint(w.warned) {
-			if w.warned = warning; warning != nil {
-				w.log.Warn("TCP connections of pods with a large MTU rely on path MTU discovery", "error", warning)
-			}
+		if w.warning.Set(warning) && warning != nil {
+			w.log.Warn("TCP connections of pods with a large MTU rely on path MTU discovery", "error", warning)
 		}
 	} else {
 		w.last = kernelState{}

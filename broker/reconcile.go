@@ -26,6 +26,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/globalnames"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/onchange"
 	"github.com/mandelsoft/kubelink/broker/pki"
 	"github.com/mandelsoft/kubelink/broker/snapshot"
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
@@ -57,8 +58,8 @@ type reconciler struct {
 
 // announcer knows what peers are told of this cluster.
 type announcer struct {
-	tokens *announce.TokenSource // peers are told its token; nil: none
-	logged string                // why peers are not told all that they should be
+	tokens  *announce.TokenSource // peers are told its token; nil: none
+	problem onchange.Error        // why peers are not told all that they should be
 }
 
 // reconcilerRun is the reconciler in one run of the controllers.
@@ -201,11 +202,9 @@ func (r *reconcilerRun) newOutcome(
 
 // logUnadvertised logs why this cluster does not announce all that it should, when that changes.
 func (r *reconcilerRun) logUnadvertised(err error) {
-	text := writeback.OneLine(err)
-	if text != r.told.logged && text != "" {
-		r.log.Warn("peers are not told all that they should be", "problem", text)
+	if r.told.problem.Set(err) && err != nil {
+		r.log.Warn("peers are not told all that they should be", "problem", writeback.OneLine(err))
 	}
-	r.told.logged = text
 }
 
 // updateGlobalNames brings the names that belong to no cluster up to date.

@@ -12,6 +12,8 @@ import (
 
 	"github.com/coredns/coredns/request"
 	"github.com/miekg/dns"
+
+	"github.com/mandelsoft/kubelink/broker/onchange"
 )
 
 // backend answers for a cluster. It implements zone.Backend.
@@ -22,9 +24,9 @@ type backend struct {
 
 	// What follows is guarded by zones.mu.
 	Access
-	usable      bool
-	next        *instance // loads names, to become the current one
-	loggedError string    // currentError as the log has it
+	usable bool
+	next   *instance      // loads names, to become the current one
+	logged onchange.Error // currentError as the log has it
 }
 
 // absence says why a backend has no names.
@@ -117,12 +119,8 @@ func (b *backend) errorChanged() {
 
 // updateAbsence sets the absence, and logs currentError when it has changed.
 func (b *backend) updateAbsence() {
-	err, text := b.currentError(), ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text != b.loggedError {
-		b.loggedError = text
+	err := b.currentError()
+	if b.logged.Set(err) {
 		if err != nil {
 			b.zones.log.Warn("names of the cluster cannot be loaded or kept up to date", "zone", b.zone, "error", err)
 		} else {

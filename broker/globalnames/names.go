@@ -65,7 +65,7 @@ func (n *Names) Update(ctx context.Context, r *Refresh) error {
 	r.Watch.request()
 	from := source{r.Watch, r.Watch.version.Load(), fmt.Sprint(served), fmt.Sprint(r.NSAddresses)}
 	if !r.Watch.synced.Load() {
-		return n.setUnknown(served, r.Watch.failure.Load())
+		return n.setUnknown(served, r.Watch.failure.Get())
 	}
 	if from == n.from && !n.early || n.postpone(from, r.Wake) {
 		return nil
@@ -121,14 +121,14 @@ func (n *Names) Restore(
 }
 
 // setUnknown keeps the zones that were known before; of the other zones it says why they are not.
-func (n *Names) setUnknown(served []string, failure *error) (pending error) {
+func (n *Names) setUnknown(served []string, failure error) (pending error) {
 	before := n.zones
 	n.zones = map[string]*zone.Global{}
 	for _, name := range served {
 		shown := strings.TrimSuffix(name, ".")
 		reason := ""
 		if failure != nil {
-			reason = fmt.Sprintf("the names of %s are not known: %v", shown, *failure)
+			reason = fmt.Sprintf("the names of %s are not known: %v", shown, failure)
 		}
 		switch old := before[name]; {
 		case old != nil && (old.Missing() == "" || old.Missing() == reason):

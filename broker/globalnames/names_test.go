@@ -177,11 +177,11 @@ func TestGlobalsUnknown(t *testing.T) {
 		t.Errorf("%v %v", err, g.zones)
 	}
 	forbidden := context.Canceled
-	if err := g.setUnknown([]string{name}, &forbidden); err != nil || g.zones[name].Missing() != "the names of svc.global.kubelink are not known: context canceled" {
+	if err := g.setUnknown([]string{name}, forbidden); err != nil || g.zones[name].Missing() != "the names of svc.global.kubelink are not known: context canceled" {
 		t.Errorf("%v %v", err, g.zones)
 	}
 	before := g.zones[name]
-	if err := g.setUnknown([]string{name}, &forbidden); err != nil || g.zones[name] != before {
+	if err := g.setUnknown([]string{name}, forbidden); err != nil || g.zones[name] != before {
 		t.Errorf("another one for the same reason: %v", err)
 	}
 	known := zone.NewGlobal("kubelink.", records.Build(nil, nil, []string{name}).Zones[0], 1, nil, nil)

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/onchange"
 )
 
 // retryInterval is the pause between two tries to watch a kind that the API server does not know.
@@ -35,8 +36,8 @@ type Watch struct {
 	once   sync.Once
 
 	synced  atomic.Bool
-	version atomic.Uint64         // counts changes
-	failure atomic.Pointer[error] // why the objects cannot be read
+	version atomic.Uint64  // counts changes
+	failure onchange.Error // why the objects cannot be read
 }
 
 // NewWatch returns a watch that wakes the reconciler when names may change.
@@ -91,7 +92,7 @@ func (w *Watch) watchKind(ctx context.Context, kind client.Object) (toolscache.I
 
 // noteFailure notes why the objects cannot be read. Informers try again all the time.
 func (w *Watch) noteFailure(err error) {
-	if old := w.failure.Swap(&err); !w.synced.Load() && (old == nil || (*old).Error() != err.Error()) {
+	if w.failure.Set(err) && !w.synced.Load() {
 		w.log.Warn("cannot read the objects of global names, trying again", "error", err)
 		w.wake()
 	}

@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 
 	"github.com/mandelsoft/kubelink/broker"
+	"github.com/mandelsoft/kubelink/broker/onchange"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
@@ -43,8 +44,8 @@ type brokerLifecycle struct {
 
 	broker atomic.Pointer[Broker] // nil while no broker runs; queries read it without a lock
 
-	// loggedReason is a string: why the broker was not ready, as logged last; empty: it was ready.
-	loggedReason atomic.Value
+	// unready is why the broker is not ready, as logged last.
+	unready onchange.Error
 
 	// mu guards the fields below and the field running of all stanzas. applyStanza and releaseBroker hold
 	// it while the broker starts, updates or stops: no query and no readiness check takes it.
@@ -145,13 +146,9 @@ func (l *brokerLifecycle) notReadyText() string {
 // calls it every few seconds.
 func (l *brokerLifecycle) isReady() bool {
 	err := l.checkReady()
-	reason := ""
-	if err != nil {
-		reason = err.Error()
-	}
-	if logged, _ := l.loggedReason.Swap(reason).(string); logged != reason {
+	if l.unready.Set(err) {
 		if err != nil {
-			log.Warningf("Not ready: %s", reason)
+			log.Warningf("Not ready: %v", err)
 		} else {
 			log.Info("Ready")
 		}
