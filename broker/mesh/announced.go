@@ -1,6 +1,7 @@
 package mesh
 
-// What other clusters say of themselves, whether a user wrote it into their KubeLink or they announced it.
+// What other clusters say of themselves, whether a user wrote it into the KubeLink or the peer announced it.
+// What other clusters say of themselves, whether a user wrote it into the KubeLink or the peer announced it.
 
 import (
 	"crypto/sha256"
@@ -8,13 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
-// ClusterDomain reads the domain that another cluster uses for itself, as spec.dns.baseDomain of its KubeLink. It comes
-// back fully qualified.
+// ClusterDomain parses the domain that another cluster uses for itself, as spec.dns.baseDomain of its KubeLink. The
+// domain comes back fully qualified.
+// domain comes back fully qualified.
 func (s *State) ClusterDomain(name string) (string, error) {
 	var domains []string
 	for _, m := range s.Meshes {
@@ -23,7 +24,8 @@ func (s *State) ClusterDomain(name string) (string, error) {
 	return clusterDomain(name, domains)
 }
 
-// clusterDomain refuses names in a mesh domain: two clusters that say so of each other would ask each other without end,
+// clusterDomain refuses names in a mesh domain: two clusters that say so of each other would ask each other without
+// end, as each leads the mesh domain back to kubelink.
 // as each leads the mesh domain back to kubelink.
 func clusterDomain(name string, meshDomains []string) (string, error) {
 	d, err := ParseDomain(name)
@@ -32,13 +34,15 @@ func clusterDomain(name string, meshDomains []string) (string, error) {
 	}
 	for _, m := range meshDomains {
 		if m != "" && InDomain(d, m) {
-			return "", fmt.Errorf("it lies in the mesh domain %s, but is the domain that the cluster uses for itself, such as cluster.local", strings.TrimSuffix(m, "."))
+			return "", fmt.Errorf("it lies in the mesh domain %s, "+
+				"but is the domain that the cluster uses for itself, such as cluster.local", TrimDot(m))
 		}
 	}
 	return d, nil
 }
 
-// Routed tells why an address is not routed to the link of the KubeLink, which is usable.
+// Routed returns an error if the address is not routed to the link of the KubeLink, which is usable.
+// Routed returns an error if the address is not routed to the link of the KubeLink, which is usable.
 func Routed(spec *v1alpha1.KubeLinkSpec, a netip.Addr) error {
 	if p, err := ClusterAddress(spec.ClusterAddress); err == nil && p.Addr() == a {
 		return nil
@@ -48,14 +52,19 @@ func Routed(spec *v1alpha1.KubeLinkSpec, a netip.Addr) error {
 		networks = append(networks, string(e))
 	}
 	for _, n := range networks {
-		if p, err := network(n); err == nil && p.Contains(a) {
+		if p, err := parseNetwork(n); err == nil && p.Contains(a) {
 			return nil
 		}
 	}
 	return errors.New("it is not routed to this link; add it to spec.egress")
 }
 
+// AnnouncedSecret begins the names of secrets with access that peers have announced.
+// AnnouncedSecret begins the names of secrets with access that peers have announced.
+const AnnouncedSecret = "kubelink-api-"
+
 // AnnouncedSecretName is the name of the secret with the access to its API that the peer of a link announces. A name
+// longer than the API server allows becomes one with a hash.
 // longer than the API server allows becomes one with a hash.
 func AnnouncedSecretName(link string) string {
 	const maxName = 253

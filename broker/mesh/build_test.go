@@ -547,7 +547,7 @@ func TestIngress(t *testing.T) {
 			}
 			for want, list := range map[bool][]string{true: c.allowed, false: c.denied} {
 				for _, a := range list {
-					if got, _ := decide(s.Peers[0].Ingress, netip.PrefixFrom(ip(a), 32)); got != want {
+					if got, _ := decideIngress(s.Peers[0].Ingress, netip.PrefixFrom(ip(a), 32)); got != want {
 						t.Errorf("%s: %v, rules %v", a, got, s.Peers[0].Ingress)
 					}
 				}

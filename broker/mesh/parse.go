@@ -1,7 +1,8 @@
 package mesh
 
-// Reading single fields. The API server checks most of this already (CEL), but objects may be
-// older than the rules, and announced or configured values come here, too.
+// Parsing single fields. The API server checks most of this already (CEL), but objects may be older than the rules, and
+// announced or configured values come here, too.
+// announced or configured values come here, too.
 
 import (
 	"errors"
@@ -14,27 +15,60 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
-// ClusterAddress reads the address of a cluster in its mesh, with the mesh's mask.
+// LinkName splits the name of a KubeLink into mesh (empty: the default mesh) and cluster.
+// LinkName splits the name of a KubeLink into mesh (empty: the default mesh) and cluster.
+func LinkName(name string) (mesh, cluster string) {
+	if m, c, ok := strings.Cut(name, v1alpha1.MeshSeparator); ok {
+		return m, c
+	}
+	return "", name
+}
+
+// ObjectName is the name of the KubeLink of a cluster in a mesh.
+// ObjectName is the name of the KubeLink of a cluster in a mesh.
+func ObjectName(mesh, cluster string) string {
+	if mesh == "" {
+		return cluster
+	}
+	return mesh + v1alpha1.MeshSeparator + cluster
+}
+
+// missingCluster is the problem of a KubeLink that has no cluster in its name.
+// missingCluster is the problem of a KubeLink that has no cluster in its name.
+func missingCluster(name string) *Problem {
+	return invalid("metadata.name %q: the cluster is missing after %[2]q; name the object <mesh>%[2]s<cluster>",
+		name, v1alpha1.MeshSeparator)
+}
+
+// ClusterAddress parses the address of a cluster in its mesh, with the mesh's mask.
+// ClusterAddress parses the address of a cluster in its mesh, with the mesh's mask.
 func ClusterAddress(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
-	switch {
-	case err != nil:
+	if err != nil {
 		return p, errors.New("expected the address of the cluster with the mask of the mesh, such as 192.168.0.12/24")
-	case p.Addr().Is4In6():
+	}
+	a := p.Addr()
+	switch {
+	case a.Is4In6():
 		return p, errors.New("write an IPv4 address in its own form, such as 192.168.0.12/24")
 	case p.IsSingleIP():
 		return p, fmt.Errorf("the mask /%d leaves no room for other clusters; use that of the mesh, such as /24", p.Bits())
-	case p.Bits() < p.Addr().BitLen()-1 && p.Addr() == p.Masked().Addr():
-		return p, errors.New("this is the network, not an address in it; give the address of the cluster, such as 192.168.0.12/24")
-	case p.Addr().Is4() && p.Bits() < 31 && p.Addr() == last(p):
-		return p, errors.New("this is the broadcast address of the network; give the address of the cluster, such as 192.168.0.12/24")
-	case p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().IsUnspecified() || p.Addr().IsLinkLocalUnicast():
-		return p, errors.New("loopback, link-local and multicast addresses cannot be routed; use a private network, such as 192.168.0.12/24")
+	case p.Bits() < a.BitLen()-1 && a == p.Masked().Addr():
+		return p, errors.New("this is the network, not an address in it; " +
+			"give the address of the cluster, such as 192.168.0.12/24")
+	case a.Is4() && p.Bits() < 31 && a == lastAddress(p):
+		return p, errors.New("this is the broadcast address of the network; " +
+			"give the address of the cluster, such as 192.168.0.12/24")
+	case a.IsMulticast() || a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast():
+		return p, errors.New("loopback, link-local and multicast addresses cannot be routed; " +
+			"use a private network, such as 192.168.0.12/24")
 	}
 	return p, nil
 }
 
-func clusterAddress(s string) (netip.Prefix, *Problem) {
+// parseClusterAddress parses spec.clusterAddress.
+// parseClusterAddress parses spec.clusterAddress.
+func parseClusterAddress(s string) (netip.Prefix, *Problem) {
 	p, err := ClusterAddress(s)
 	if err != nil {
 		return p, invalid("spec.clusterAddress %q: %v", s, err)
@@ -42,8 +76,9 @@ func clusterAddress(s string) (netip.Prefix, *Problem) {
 	return p, nil
 }
 
-// network reads a CIDR without host bits.
-func network(s string) (netip.Prefix, error) {
+// parseNetwork parses a CIDR without host bits.
+// parseNetwork parses a CIDR without host bits.
+func parseNetwork(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	switch {
 	case err != nil:
@@ -58,28 +93,29 @@ func network(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// rules reads an ingress list.
-func rules(list []v1alpha1.IngressCIDR) ([]Rule, error) {
-	var result []Rule
+// parseIngress parses spec.ingress.
+// parseIngress parses spec.ingress.
+func parseIngress(list []v1alpha1.IngressCIDR) ([]Rule, *Problem) {
+	var rules []Rule
 	for _, e := range list {
 		s, deny := strings.CutPrefix(string(e), "!")
-		p, err := network(s)
+		n, err := parseNetwork(s)
 		if err != nil {
-			return nil, fmt.Errorf("%q: %w; a leading ! denies", string(e), err)
+			return nil, invalid("spec.ingress %q: %v; a leading ! denies", string(e), err)
 		}
-		result = append(result, Rule{p, !deny})
+		rules = append(rules, Rule{n, !deny})
 	}
-	return result, nil
+	return rules, nil
 }
 
-// Endpoint reads host[:port]: a DNS name, an IPv4 address or an IPv6 address, which is in brackets
-// when a port follows. The name comes back in lower case without final dot.
+// Endpoint parses host[:port]: a DNS name, an IPv4 address or an IPv6 address, which is in brackets when a port
+// follows. The name comes back in lower case without final dot.
+// The name comes back in lower case without final dot.
 func Endpoint(s string, defaultPort uint16) (host string, port uint16, err error) {
 	if a, err := netip.ParseAddr(s); err == nil {
-		return checkHost(a.Unmap().String(), defaultPort)
+		return checkHost(a, defaultPort)
 	}
-	host = s
-	port = defaultPort
+	host, port = s, defaultPort
 	if i := strings.LastIndexByte(s, ':'); i >= 0 && !strings.HasSuffix(s, "]") {
 		n, err := strconv.ParseUint(s[i+1:], 10, 16)
 		if err != nil || n == 0 {
@@ -92,28 +128,30 @@ func Endpoint(s string, defaultPort uint16) (host string, port uint16, err error
 		if err != nil || !a.Is6() {
 			return "", 0, errors.New("in brackets an IPv6 address is expected, such as [2001:db8::1]:443")
 		}
-		return checkHost(a.Unmap().String(), port)
+		return checkHost(a, port)
 	}
 	if a, err := netip.ParseAddr(host); err == nil && a.Is4() {
-		return checkHost(a.String(), port)
+		return checkHost(a, port)
 	}
 	name, err := ParseDomain(host)
 	if err != nil {
 		return "", 0, fmt.Errorf("expected host[:port] with a DNS name or an IP address: %w", err)
 	}
-	return strings.TrimSuffix(name, "."), port, nil
+	return TrimDot(name), port, nil
 }
 
 // checkHost refuses addresses that can never be a peer.
-func checkHost(host string, port uint16) (string, uint16, error) {
-	if a := netip.MustParseAddr(host); a.IsUnspecified() || a.IsMulticast() {
+// checkHost refuses addresses that can never be a peer.
+func checkHost(a netip.Addr, port uint16) (string, uint16, error) {
+	if a = a.Unmap(); a.IsUnspecified() || a.IsMulticast() {
 		return "", 0, errors.New("unspecified and multicast addresses cannot be dialled")
 	}
-	return host, port, nil
+	return a.String(), port, nil
 }
 
-// ParseDomain reads a DNS name (RFC 1035 lengths; letters, digits, - and _) and returns it fully
-// qualified and in lower case.
+// ParseDomain parses a DNS name (RFC 1035 lengths; letters, digits, - and _) and returns it fully qualified and in
+// lower case.
+// case.
 func ParseDomain(s string) (string, error) {
 	name := strings.TrimSuffix(strings.ToLower(s), ".")
 	if name == "" || len(name) > 253 {
@@ -135,16 +173,20 @@ func ParseDomain(s string) (string, error) {
 	return name + ".", nil
 }
 
-// InDomain says whether the domain name lies in zone or is it; both are fully qualified.
+// InDomain tells whether the name lies in the zone or is the zone itself; both are fully qualified.
+// InDomain tells whether the name lies in the zone or is the zone itself; both are fully qualified.
 func InDomain(name, zone string) bool {
 	return name == zone || strings.HasSuffix(name, "."+zone)
 }
 
 // TrimDot removes the final dot of a fully qualified name, as messages and objects show it.
+// TrimDot removes the final dot of a fully qualified name, as messages and objects show it.
 func TrimDot(name string) string { return strings.TrimSuffix(name, ".") }
 
-// dnsAddress reads dns.dnsIP. The former broker wrote the word "<nil>" where it meant none.
-func dnsAddress(dns *v1alpha1.KubeLinkDNS) (netip.Addr, *Problem) {
+// parseDNSAddress parses spec.dns.dnsIP; the zero Addr stands for none. The legacy broker wrote the word "<nil>" where
+// it meant none.
+// meant none.
+func parseDNSAddress(dns *v1alpha1.KubeLinkDNS) (netip.Addr, *Problem) {
 	if dns.DNSIP == "" || dns.DNSIP == "<nil>" {
 		return netip.Addr{}, nil
 	}
@@ -155,8 +197,9 @@ func dnsAddress(dns *v1alpha1.KubeLinkDNS) (netip.Addr, *Problem) {
 	return a.Unmap(), nil
 }
 
-// last is the highest address of a network.
-func last(p netip.Prefix) netip.Addr {
+// lastAddress is the highest address of a network.
+// lastAddress is the highest address of a network.
+func lastAddress(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
 		b[i/8] |= 0x80 >> (i % 8)
@@ -165,7 +208,8 @@ func last(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// Nth is the n-th address of a network, invalid if the network is smaller.
+// Nth is the n-th address of a network; not valid if the network is smaller, or is the zero Prefix.
+// Nth is the n-th address of a network; not valid if the network is smaller, or is the zero Prefix.
 func Nth(p netip.Prefix, n int64) netip.Addr {
 	base := p.Masked().Addr()
 	sum := new(big.Int).Add(new(big.Int).SetBytes(base.AsSlice()), big.NewInt(n))

@@ -80,7 +80,7 @@ func corefileStanza(c *caddy.Controller) *stanza {
 			}
 			return plugin.Error(pluginName, err)
 		}
-		if text := s.config.Unasked(s.config.MeshDomain); text != "" && len(s.config.Addresses) > 0 {
+		if text := s.config.MissingServerBlock(s.config.MeshDomain); text != "" && len(s.config.Addresses) > 0 {
 			log.Warningf("%s: %s", s.place, text)
 		}
 		return nil

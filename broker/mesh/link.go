@@ -1,0 +1,300 @@
+package mesh
+
+// Links to other clusters. Each is checked on its own, against the local cluster, and against older links.
+// Links to other clusters. Each is checked on its own, against the local cluster, and against older links.
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+// linkEntry is a link to another cluster.
+// linkEntry is a link to another cluster.
+type linkEntry struct {
+	Link
+	spec      *v1alpha1.KubeLinkSpec
+	mesh      *meshEntry
+	addresses Prefixes  // with the masks of the mesh
+	services  Prefixes  // service networks of the cluster; empty: unknown
+	claims    claimList // what is routed to the link
+	ingress   []Rule
+	gateway   string // full name of the link that carries this one; empty: the link has an endpoint
+	host      string // of the endpoint
+	port      uint16
+	dns       ClusterZone // Name is empty: no names
+}
+
+// networks are all networks that are routed to the link.
+// networks are all networks that are routed to the link.
+func (l *linkEntry) networks() []netip.Prefix {
+	var networks []netip.Prefix
+	for _, c := range l.claims {
+		networks = append(networks, c.prefix)
+	}
+	return networks
+}
+
+// routesTo tells whether the address is routed to the link.
+// routesTo tells whether the address is routed to the link.
+func (l *linkEntry) routesTo(a netip.Addr) bool {
+	_, ok := l.claims.findAddress(a)
+	return ok
+}
+
+// linkSet has the links that can be used so far.
+// linkSet has the links that can be used so far.
+type linkSet struct {
+	local   *Local
+	meshes  *meshSet
+	reports *reports
+	byName  map[string]*linkEntry
+	claims  claimList // of all links, older ones first
+}
+
+func newLinkSet(local *Local, meshes *meshSet, r *reports) *linkSet {
+	return &linkSet{local: local, meshes: meshes, reports: r, byName: map[string]*linkEntry{}}
+}
+
+func (s *linkSet) addLink(l *linkEntry) {
+	s.claims = append(s.claims, l.claims...)
+	s.byName[l.Name] = l
+}
+
+// sorted are the links by name.
+// sorted are the links by name.
+func (s *linkSet) sorted() []*linkEntry {
+	var list []*linkEntry
+	for _, name := range slices.Sorted(maps.Keys(s.byName)) {
+		list = append(list, s.byName[name])
+	}
+	return list
+}
+
+// readLink reads a link, but for its names and for its gateway, which may be younger.
+// readLink reads a link, but for its names and for its gateway, which may be younger.
+func (s *linkSet) readLink(o *v1alpha1.KubeLink) (*linkEntry, *Problem) {
+	mesh, cluster := LinkName(o.Name)
+	if cluster == "" {
+		return nil, missingCluster(o.Name)
+	}
+	m := s.meshes.findMesh(mesh)
+	if m == nil {
+		return nil, s.missingMesh(mesh)
+	}
+	if cluster == m.Cluster {
+		return nil, invalid("metadata.name %q: %s is the name of the local cluster in %s; "+
+			"a link is named after the other cluster", o.Name, cluster, meshTitle(mesh))
+	}
+	l := &linkEntry{Link: Link{Name: o.Name, Mesh: mesh, Cluster: cluster, Peer: o.Name}, spec: &o.Spec, mesh: m}
+	for _, read := range []func(*linkEntry) *Problem{
+		s.readAddress, s.readServices, s.readEgress, s.checkClaims, readIngress, s.readEndpoint, s.checkLoop,
+	} {
+		if p := read(l); p != nil {
+			return nil, p
+		}
+	}
+	return l, nil
+}
+
+// missingMesh says why there is no mesh of the name.
+// missingMesh says why there is no mesh of the name.
+func (s *linkSet) missingMesh(mesh string) *Problem {
+	if name := s.meshes.broken[mesh]; name != "" {
+		return stale("LocalLink %s of %s cannot be used (%s): repair it first",
+			name, meshTitle(mesh), s.reports.problems[name].State)
+	}
+	return stale("%s has no LocalLink: create KubeLink %s with endpoint LocalLink "+
+		"and the address of this cluster in the mesh", meshTitle(mesh), ObjectName(mesh, "<local cluster>"))
+}
+
+// readAddress reads spec.clusterAddress, which must lie in the mesh and be free.
+// readAddress reads spec.clusterAddress, which must lie in the mesh and be free.
+func (s *linkSet) readAddress(l *linkEntry) *Problem {
+	address, p := parseClusterAddress(l.spec.ClusterAddress)
+	if p != nil {
+		return p
+	}
+	own := l.mesh.Addresses.SameFamily(address.Addr())
+	if !own.IsValid() {
+		own = l.mesh.Addresses.First()
+	}
+	switch {
+	case address.Bits() != own.Bits():
+		return invalid("spec.clusterAddress %s: the mask of %s is /%d, as its local address %s says; use %s/%d",
+			address, meshTitle(l.Mesh), own.Bits(), own, address.Addr(), own.Bits())
+	case address.Masked() != own.Masked():
+		return invalid("spec.clusterAddress %s does not lie in the network %s of %s",
+			address, own.Masked(), meshTitle(l.Mesh))
+	case address.Addr() == own.Addr():
+		return invalid("spec.clusterAddress %s is the address of the local cluster: give that of %s", address, l.Cluster)
+	}
+	for _, other := range s.byName {
+		if slices.Contains(other.addresses, address) {
+			return invalid("spec.clusterAddress %s is already used by the older link %s: "+
+				"every cluster of a mesh has an address of its own", address, other.Name)
+		}
+	}
+	l.addresses = Prefixes{address}
+	for _, a := range l.addresses.Addrs() {
+		l.claims = append(l.claims, claim{netip.PrefixFrom(a, a.BitLen()), l.Name, fieldAddress})
+	}
+	return nil
+}
+
+// readServices reads spec.cidr.
+// readServices reads spec.cidr.
+func (s *linkSet) readServices(l *linkEntry) *Problem {
+	if l.spec.CIDR == "" {
+		return nil
+	}
+	cidr, err := parseNetwork(l.spec.CIDR)
+	if err != nil {
+		return invalid("spec.cidr %q: %v", l.spec.CIDR, err)
+	}
+	if own := l.mesh.Services.SameFamily(cidr.Addr()); own.Overlaps(cidr) {
+		return invalid("spec.cidr %s overlaps with the local service network %s: "+
+			"the service networks of a mesh must be disjoint", cidr, own)
+	}
+	if p := s.local.checkDisjoint(fieldCIDR, cidr); p != nil {
+		return p
+	}
+	for _, m := range s.meshes.list {
+		if n := m.Addresses.SameFamily(cidr.Addr()); n.Overlaps(cidr) {
+			return invalid("spec.cidr %s overlaps with the network %s of %s: they must be disjoint",
+				cidr, n.Masked(), meshTitle(m.Name))
+		}
+	}
+	l.services = Prefixes{cidr}
+	l.claims = append(l.claims, claim{cidr, l.Name, fieldCIDR})
+	return nil
+}
+
+// readEgress reads spec.egress.
+// readEgress reads spec.egress.
+func (s *linkSet) readEgress(l *linkEntry) *Problem {
+	for _, e := range l.spec.Egress {
+		n, err := parseNetwork(string(e))
+		if err != nil {
+			return invalid("spec.egress %q: %v", string(e), err)
+		}
+		if p := s.checkEgress(l.mesh, n); p != nil {
+			return p
+		}
+		if !slices.ContainsFunc(l.claims, func(c claim) bool { return c.prefix == n }) {
+			l.claims = append(l.claims, claim{n, l.Name, fieldEgress})
+		}
+	}
+	return nil
+}
+
+// checkEgress refuses what would take local traffic into the tunnel. A network that is wider than a local one is fine:
+// the more specific local routes stay in force.
+// the more specific local routes stay in force.
+func (s *linkSet) checkEgress(m *meshEntry, n netip.Prefix) *Problem {
+	if n.Bits() == 0 {
+		return invalid("spec.egress %s: a default route would lead the tunnel's own connections into the tunnel; "+
+			"name the networks behind this cluster", n)
+	}
+	for _, own := range []struct {
+		title    string
+		networks Prefixes
+	}{
+		{"local service network", m.Services}, {"pod-cidr", s.local.PodCIDRs}, {"node-cidr", s.local.NodeCIDRs},
+	} {
+		if cidr := own.networks.SameFamily(n.Addr()); cidr.Bits() <= n.Bits() && cidr.Overlaps(n) {
+			return invalid("spec.egress %s lies in the %s %s: it would take local traffic away", n, own.title, cidr)
+		}
+	}
+	for _, other := range s.meshes.list {
+		own := other.Addresses.SameFamily(n.Addr())
+		if !own.Overlaps(n) || n.Bits() < own.Bits() {
+			continue
+		}
+		// Single addresses of the link's mesh (mesh services) may be routed to the link.
+		// Single addresses of the link's mesh (mesh services) may be routed to the link.
+		if other != m || n.Bits() == own.Bits() || n.Contains(own.Addr()) {
+			return invalid("spec.egress %s would take the network %s of %s, or its local address, away",
+				n, own.Masked(), meshTitle(other.Name))
+		}
+	}
+	return nil
+}
+
+// checkClaims refuses networks of a family that the mesh has no address of, and networks of older links.
+// checkClaims refuses networks of a family that the mesh has no address of, and networks of older links.
+func (s *linkSet) checkClaims(l *linkEntry) *Problem {
+	for _, c := range l.claims {
+		if !l.addresses.SameFamily(c.prefix.Addr()).IsValid() {
+			return invalid("%s %s and spec.clusterAddress %s are of different IP families: "+
+				"the source address of the mesh cannot be used towards it", c.field, c.prefix, l.addresses)
+		}
+		if p := s.claims.checkFree(c); p != nil {
+			return p
+		}
+	}
+	return nil
+}
+
+// readIngress reads spec.ingress.
+// readIngress reads spec.ingress.
+func readIngress(l *linkEntry) (p *Problem) {
+	l.ingress, p = parseIngress(l.spec.Ingress)
+	return p
+}
+
+// readEndpoint reads spec.gatewayLink or, if there is none, spec.endpoint.
+// readEndpoint reads spec.gatewayLink or, if there is none, spec.endpoint.
+func (s *linkSet) readEndpoint(l *linkEntry) *Problem {
+	if l.gateway = l.spec.GatewayLink; l.gateway != "" {
+		if !strings.Contains(l.gateway, v1alpha1.MeshSeparator) {
+			l.gateway = ObjectName(l.Mesh, l.gateway)
+		}
+		if len(l.ingress) > 0 {
+			s.reports.addNote(l.Name, "spec.ingress has no effect: "+
+				"packets of this cluster come through %s, whose spec.ingress decides", l.gateway)
+		}
+		return nil
+	}
+	endpoint := l.spec.Endpoint
+	switch {
+	case endpoint == "":
+		return invalid("spec.endpoint is missing: set it to host[:port] of the peer's broker, or set spec.gatewayLink")
+	case endpoint == v1alpha1.EndpointInbound && s.local.Mode == Bridge:
+		return invalid("spec.endpoint Inbound works in mode wireguard only: " +
+			"in mode bridge give the host name in the peer's certificate")
+	case endpoint == v1alpha1.EndpointInbound:
+		return nil
+	}
+	var err error
+	if l.host, l.port, err = Endpoint(endpoint, s.local.DefaultPort); err != nil {
+		return invalid("spec.endpoint %q: %v", endpoint, err)
+	}
+	return nil
+}
+
+// checkLoop refuses what would lead a tunnel's own connection into a tunnel. Of endpoints that are names the addresses
+// are not known here.
+// are not known here.
+func (s *linkSet) checkLoop(l *linkEntry) *Problem {
+	if a, err := netip.ParseAddr(l.host); err == nil {
+		if c, ok := s.claims.findAddress(a); ok {
+			return invalid("spec.endpoint %s lies in the network %s that is routed to link %s: "+
+				"the connection would run through a tunnel", a, c.prefix, c.owner)
+		}
+	}
+	for _, other := range append([]*linkEntry{l}, s.sorted()...) {
+		a, err := netip.ParseAddr(other.host)
+		if err != nil {
+			continue
+		}
+		if c, ok := l.claims.findAddress(a); ok {
+			return invalid("the network %s (spec.cidr, spec.egress) contains the endpoint %s of link %s: "+
+				"its connection would run through a tunnel", c.prefix, a, other.Name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,70 @@
+package mesh
+
+// What carries traffic: peers, and routes into the meshes. A mode that carries no traffic has neither.
+// What carries traffic: peers, and routes into the meshes. A mode that carries no traffic has neither.
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// peersOf are the links with a connection of their own. The networks of the links behind a gateway belong to the
+// gateway.
+// gateway.
+func peersOf(links []*linkEntry) []Peer {
+	networks := map[string][]netip.Prefix{} // by peer
+	for _, l := range links {
+		networks[l.Peer] = append(networks[l.Peer], l.networks()...)
+	}
+	var peers []Peer
+	for _, l := range links {
+		if l.gateway != "" {
+			continue
+		}
+		p := Peer{
+			Link:      l.Name,
+			Local:     l.mesh.Addresses,
+			Services:  l.mesh.Services,
+			Addresses: l.addresses,
+			Host:      l.host,
+			Port:      l.port,
+			Networks:  networks[l.Name],
+			Ingress:   effectiveIngress(l.ingress, l.mesh),
+		}
+		slices.SortFunc(p.Networks, netip.Prefix.Compare)
+		peers = append(peers, p)
+	}
+	return peers
+}
+
+// routesOf are the routes to the networks of meshes and links. Addresses of a mesh need no route of their own: the
+// route of the mesh covers them.
+// of the mesh covers them.
+func routesOf(meshes []*meshEntry, links []*linkEntry) []Route {
+	var routes []Route
+	for _, m := range meshes {
+		for _, a := range m.Addresses {
+			routes = append(routes, Route{a.Masked(), a.Addr()})
+		}
+	}
+	for _, l := range links {
+		for _, n := range l.networks() {
+			if own := l.mesh.Addresses.SameFamily(n.Addr()); !own.Contains(n.Addr()) {
+				routes = append(routes, Route{n, own.Addr()})
+			}
+		}
+	}
+	slices.SortFunc(routes, func(a, b Route) int { return a.Destination.Compare(b.Destination) })
+	return routes
+}
+
+// localNetworks are the networks in the local cluster, and the ones that meshes have.
+// localNetworks are the networks in the local cluster, and the ones that meshes have.
+func localNetworks(local *Local, meshes []*meshEntry) []netip.Prefix {
+	networks := local.networks()
+	for _, m := range meshes {
+		networks = slices.Concat(networks, m.Addresses.Masked(), m.Services)
+	}
+	slices.SortFunc(networks, netip.Prefix.Compare)
+	return slices.Compact(networks)
+}
