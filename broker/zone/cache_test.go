@@ -15,7 +15,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-func TestAnswersAreRemembered(t *testing.T) {
+func TestRepliesAreCached(t *testing.T) {
 	var asked atomic.Int64
 	o := cachingOptions()
 	table := New(nil, zones(serve(t, clusterDNS(t, &asked))), up, o)
@@ -96,7 +96,7 @@ func TestAnswersAreRemembered(t *testing.T) {
 }
 
 // A truncated reply is not what others get, and a whole one is cut for those who take less.
-func TestRememberedForAllSizes(t *testing.T) {
+func TestCachedForAllSizes(t *testing.T) {
 	var asked atomic.Int64
 	table := New(nil, zones(serve(t, clusterDNS(t, &asked))), up, cachingOptions())
 	defer table.Close()
@@ -113,7 +113,7 @@ func TestRememberedForAllSizes(t *testing.T) {
 }
 
 // What an earlier process was told is answered until the link is usable.
-func TestAnswersSurvive(t *testing.T) {
+func TestRepliesSurvive(t *testing.T) {
 	var asked atomic.Int64
 	z := zones(serve(t, clusterDNS(t, &asked)))
 	o := cachingOptions()
@@ -166,7 +166,7 @@ func TestAnswersSurvive(t *testing.T) {
 }
 
 // What an earlier process knew of the local cluster is of no use once its DNS service has answered.
-func TestLocalAnswersSurvive(t *testing.T) {
+func TestLocalRepliesSurvive(t *testing.T) {
 	var asked atomic.Int64
 	var dead atomic.Bool
 	answer := clusterDNS(t, &asked)
@@ -261,8 +261,8 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
-// BenchmarkRemembered is a query whose answer is remembered.
-func BenchmarkRemembered(b *testing.B) {
+// BenchmarkCached is a query whose answer is remembered.
+func BenchmarkCached(b *testing.B) {
 	var asked atomic.Int64
 	table := New(nil, zones(serve(b, clusterDNS(b, &asked))), up, cachingOptions())
 	defer table.Close()

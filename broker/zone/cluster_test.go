@@ -157,7 +157,7 @@ func TestClusterAddress(t *testing.T) {
 }
 
 // Addresses of clusters and names of addresses are remembered like all others.
-func TestFactsAreRemembered(t *testing.T) {
+func TestFactsAreCached(t *testing.T) {
 	z := clusters(netip.MustParseAddrPort("127.0.0.1:1"))
 	z[0].Clusters[2].API = mesh.API{Use: true}
 	o := cachingOptions()
@@ -194,7 +194,7 @@ func TestFactsAreRemembered(t *testing.T) {
 }
 
 // What a backend answered is remembered where somebody wants that.
-func TestBackendIsRemembered(t *testing.T) {
+func TestBackendIsCached(t *testing.T) {
 	z := zones(netip.MustParseAddrPort("127.0.0.1:1"))
 	z[0].Clusters[2].API = mesh.API{Use: true}
 	source := &backend{}

@@ -21,8 +21,8 @@ import (
 )
 
 // ageEntries makes what is remembered of a name older.
-func (a *ReplyCache) ageEntries(name string, by time.Duration) {
-	a.cache.Walk(func(items map[uint64]*entry, key uint64) bool {
+func (rc *ReplyCache) ageEntries(name string, by time.Duration) {
+	rc.cache.Walk(func(items map[uint64]*entry, key uint64) bool {
 		if e := items[key]; e != nil && e.name == name {
 			e.storedAt = e.storedAt.Add(-by)
 		}
