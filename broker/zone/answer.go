@@ -3,9 +3,6 @@ package zone
 // The way of a query through the table: Table.Match finds what the name belongs to, Match.Answer makes the reply. It
 // comes from the table itself for a mesh domain, from the cluster's API or DNS service for a cluster's names, or is at
 // once an error that says what is wrong.
-//
-// Each query has a goroutine of its own. Its stack grows, by copying, with what the functions of the query need. What
-// is seldom needed therefore has functions of its own here, and some are not inlined.
 
 import (
 	"context"
@@ -82,6 +79,9 @@ func (m *Match) aboutCluster() *cluster {
 // Answer makes the reply to a query for the matched name. It follows aliases to any name that this CoreDNS has an
 // answer for, because a resolver that forwards to it does not. The reply is never nil; the error is for the log, if
 // there is something that an operator should see. A zone transfer is not for Answer.
+//
+// Each query has a goroutine of its own. Its stack grows, by copying, with what the functions of the query need. What
+// is seldom needed therefore has functions of its own here, and some are not inlined.
 func (m *Match) Answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	reply, err := m.resolveInZone(ctx, state)
 	if target, loop := danglingTarget(reply); target != "" || loop {
