@@ -85,8 +85,8 @@ func (k *Kubelink) passToNext(ctx context.Context, w dns.ResponseWriter, r *dns.
 	return plugin.NextOrFailure(k.Name(), k.Next, ctx, w, r)
 }
 
-// Transfer implements transfer.Transferer for the global zones that the broker serves. The transfer
-// plugin stands in front of this one and has checked that the client may have the zone.
+// Transfer gives the transfer plugin the global zones that the broker serves. The transfer plugin
+// stands in front of this one and has checked that the client may have the zone.
 func (k *Kubelink) Transfer(zone string, serial uint32) (<-chan []dns.RR, error) {
 	table := k.lifecycle.currentTable()
 	if table == nil {
