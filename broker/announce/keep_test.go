@@ -102,7 +102,6 @@ func TestKeepSecretAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &applyServer{errors: map[string]error{}}
 		k := Keeper{Client: s, Namespace: "kube-system", Log: slog.New(slog.DiscardHandler)}
-		token := "one"
 		for _, c := range []struct {
 			name    string
 			wait    time.Duration
@@ -119,12 +118,12 @@ func TestKeepSecretAgain(t *testing.T) {
 			{"again after a failure", 2 * time.Second, "two", false, true, false},
 		} {
 			time.Sleep(c.wait)
-			token, s.applied, s.errors["Secret"] = c.token, nil, nil
+			s.applied, s.errors["Secret"] = nil, nil
 			if c.refused {
 				s.errors["Secret"] = apierrors.NewForbidden(schema.GroupResource{}, "x", nil)
 			}
 			l := testLink()
-			note, err := k.Keep(t.Context(), l, Facts{access: &link.APIInfo{Token: token}})
+			note, err := k.Keep(t.Context(), l, Facts{access: &link.APIInfo{Token: c.token}})
 			wrote := len(s.applied) > 0 && strings.HasPrefix(s.applied[0], "Secret")
 			if err != nil || wrote != c.writes || (note != "") != c.note {
 				t.Errorf("%s: applied %q, note %q, %v", c.name, s.applied, note, err)

@@ -233,3 +233,45 @@ func (r *receiver) kickForwarded() {
 		r.forwardTo = nil
 	}
 }
+
+// writePacket writes a packet to a queue of the TUN; room for a virtio_net_hdr is before the packet. It does the work
+// on the packet that the TUN does not do.
+func (f *iface) writePacket(queue int, room []byte, vnet vnetHeader) bool {
+	dev := *f.device.Load()
+	queues, offloads := dev.Queues(), dev.Offloads()
+	q := queues[queue%len(queues)]
+	packet := room[vnetSize:]
+	switch {
+	case vnet.gsoType == gsoNone && offloads == 0:
+		if vnet != (vnetHeader{}) {
+			vnet.fillChecksum(packet)
+		}
+		_, err := q.Write(packet)
+		return err == nil
+	case vnet.gsoType == gsoNone,
+		vnet.gsoType == gsoUDP && offloads&OffloadUSO != 0,
+		vnet.gsoType != gsoUDP && offloads != 0:
+		vnet.putBytes(room)
+		_, err := q.Write(room)
+		return err == nil
+	}
+	return writeSegments(q, vnet.splitPacket(packet), offloads != 0)
+}
+
+// writeSegments writes the packets of a super-packet; header: a virtio_net_hdr is before each of them.
+func writeSegments(q tunQueue, seg segmenter, header bool) bool {
+	var err error
+	buf := newBuffer(maxPayload)
+	defer buf.free()
+	for seg.countLeft() > 0 {
+		n := seg.writeNext(buf.data[headroom:])
+		out := buf.data[headroom : headroom+n]
+		if header {
+			clear(buf.data[headroom-vnetSize : headroom])
+			out = buf.data[headroom-vnetSize : headroom+n]
+		}
+		_, e := q.Write(out)
+		err = errors.Join(err, e)
+	}
+	return err == nil
+}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/coredns/coredns/plugin/pkg/dnsutil"
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
@@ -34,6 +35,28 @@ func (t *Table) Match(name string) (*Match, bool) {
 		return &Match{node: n, table: t, name: name, address: addr, exact: true}, true
 	}
 	return nil, false
+}
+
+// findNode finds the name itself or, not exact, the nearest name above it that its mesh domain, cluster or global zone
+// begins with. The name is fully qualified and in lower case.
+func (t *Table) findNode(name string) (n *node, exact bool) {
+	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
+		// Nodes that mean nothing for the names below are passed over.
+		if n := t.nodes[name[off:]]; n != nil && (off == 0 || n.cluster != nil || n.global != nil || n.isApex) {
+			return n, off == 0
+		}
+	}
+	return nil, false
+}
+
+// findReverse finds the network that the name of an address belongs to.
+func (t *Table) findReverse(name string) (*node, netip.Addr) {
+	addr, err := netip.ParseAddr(dnsutil.ExtractAddressFromReverse(name))
+	if err != nil {
+		return nil, addr
+	}
+	n, _ := t.reverse.Lookup(addr)
+	return n, addr
 }
 
 // Zone is the sub-domain of the cluster, the global zone, or else the mesh domain, that the name belongs to.

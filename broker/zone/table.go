@@ -16,7 +16,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/coredns/coredns/plugin/pkg/dnsutil"
 	"github.com/gaissmai/bart"
 
 	"github.com/miekg/dns"
@@ -82,28 +81,6 @@ type node struct {
 	global       *Global     // the name and all names below are global names
 	isNameServer bool        // the name server's own name, ns.dns.D
 	isApex       bool        // D itself
-}
-
-// findNode finds the name itself or, not exact, the nearest name above it that its mesh domain, cluster or global zone
-// begins with. The name is fully qualified and in lower case.
-func (t *Table) findNode(name string) (n *node, exact bool) {
-	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
-		// Nodes that mean nothing for the names below are passed over.
-		if n := t.nodes[name[off:]]; n != nil && (off == 0 || n.cluster != nil || n.global != nil || n.isApex) {
-			return n, off == 0
-		}
-	}
-	return nil, false
-}
-
-// findReverse finds the network that the name of an address belongs to.
-func (t *Table) findReverse(name string) (*node, netip.Addr) {
-	addr, err := netip.ParseAddr(dnsutil.ExtractAddressFromReverse(name))
-	if err != nil {
-		return nil, addr
-	}
-	n, _ := t.reverse.Lookup(addr)
-	return n, addr
 }
 
 // pathTo is the path to an address.
