@@ -192,7 +192,7 @@ func (b *Broker) startControllers(api *rest.Config) {
 		b.api = api
 	}
 	b.r.setAPI(b.api)
-	b.controllers = startControllers(&b.cfg, b.api, b.r, b.health, b.log)
+	b.controllers = startControllers(b.cfg, b.api, b.r, b.health, b.log)
 }
 
 func (b *Broker) stopControllers() {

@@ -57,7 +57,7 @@ func init() {
 
 // controllers are the controllers of one configuration. They run until end.
 type controllers struct {
-	cfg    *Config
+	cfg    Config
 	api    *rest.Config
 	r      *reconciler
 	health *healthState
@@ -68,7 +68,7 @@ type controllers struct {
 }
 
 // startControllers starts the controllers in the background.
-func startControllers(cfg *Config, api *rest.Config, r *reconciler, h *healthState, log *slog.Logger) *controllers {
+func startControllers(cfg Config, api *rest.Config, r *reconciler, h *healthState, log *slog.Logger) *controllers {
 	ctx, stop := context.WithCancel(context.Background())
 	c := &controllers{cfg: cfg, api: api, r: r, health: h, log: log, stop: stop, back: make(chan struct{}, 1)}
 	c.wg.Go(func() { c.probeAPI(ctx) })
@@ -229,7 +229,7 @@ func (c *controllers) runManager(ctx context.Context) error {
 	if !allSecrets {
 		secrets = selectByName(c.cfg.Namespace, c.cfg.Secret)
 	}
-	kinds := watchedKinds(c.cfg, secrets, allSecrets)
+	kinds := watchedKinds(&c.cfg, secrets, allSecrets)
 	byObject := map[client.Object]cache.ByObject{}
 	for _, k := range kinds {
 		if k.wanted {
@@ -251,7 +251,7 @@ func (c *controllers) runManager(ctx context.Context) error {
 		return err
 	}
 	watch.Cache = mgr.GetCache()
-	run := newReconcilerRun(c.r, mgr, watch, allSecrets)
+	run := newReconcilerRun(c.r, &c.cfg, mgr, watch, allSecrets)
 	if err := c.addController(mgr, run, kinds); err != nil {
 		return err
 	}

@@ -73,19 +73,21 @@ type reconcilerRun struct {
 	dns     *stubdomain.Configurer // of the cluster's DNS
 }
 
-func newReconcilerRun(r *reconciler, mgr ctrl.Manager, watch *globalnames.Watch, allSecrets bool) *reconcilerRun {
+func newReconcilerRun(
+	r *reconciler, cfg *Config, mgr ctrl.Manager, watch *globalnames.Watch, allSecrets bool,
+) *reconcilerRun {
 	var cached client.Reader
 	if allSecrets {
 		cached = mgr.GetClient()
 	}
 	return &reconcilerRun{
 		reconciler: r, client: mgr.GetClient(), watch: watch,
-		secrets: apizone.NewSecrets(r.cfg.accessConfig(), cached, mgr.GetAPIReader(), r.waker.wake),
+		secrets: apizone.NewSecrets(cfg.accessConfig(), cached, mgr.GetAPIReader(), r.waker.wake),
 		writer: writeback.NewWriter(writeback.Config{
 			Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("kubelink"), Log: r.log,
-			NodeIP: r.cfg.NodeIP, Wake: r.waker.wake, MaxCreate: announce.MaxUnknown,
+			NodeIP: cfg.NodeIP, Wake: r.waker.wake, MaxCreate: announce.MaxUnknown,
 		}),
-		keeper: &announce.Keeper{Client: mgr.GetClient(), Namespace: r.cfg.Namespace, Log: r.log},
+		keeper: &announce.Keeper{Client: mgr.GetClient(), Namespace: cfg.Namespace, Log: r.log},
 		dns: &stubdomain.Configurer{
 			Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Informers: mgr.GetCache(),
 			Restart: &r.dnsRestart, Interval: resync, Wake: r.waker.wake, Log: r.log,
@@ -119,7 +121,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 
 	r.snapshot.Load().KeepLinks(list.Items)
 	r.writer.SetOutcome(r.newOutcome(list.Items, &state, errors.Join(err, portErr), credErr))
-	if err != nil {
+	if err != nil && !errors.Is(err, errKernelBusy) { // the kernel's worker wakes the reconciler when it is done
 		return reconcile.Result{}, err
 	}
 	// Other programs flush chains and reorder hooks, and no event tells.
