@@ -1,7 +1,6 @@
 package mesh
 
 // What other clusters say of themselves, whether a user wrote it into the KubeLink or the peer announced it.
-// What other clusters say of themselves, whether a user wrote it into the KubeLink or the peer announced it.
 
 import (
 	"crypto/sha256"
@@ -14,7 +13,6 @@ import (
 )
 
 // ClusterDomain parses the domain that another cluster uses for itself, as spec.dns.baseDomain of its KubeLink. The
-// domain comes back fully qualified.
 // domain comes back fully qualified.
 func (s *State) ClusterDomain(name string) (string, error) {
 	var domains []string
@@ -42,7 +40,6 @@ func clusterDomain(name string, meshDomains []string) (string, error) {
 }
 
 // Routed returns an error if the address is not routed to the link of the KubeLink, which is usable.
-// Routed returns an error if the address is not routed to the link of the KubeLink, which is usable.
 func Routed(spec *v1alpha1.KubeLinkSpec, a netip.Addr) error {
 	if p, err := ClusterAddress(spec.ClusterAddress); err == nil && p.Addr() == a {
 		return nil
@@ -60,11 +57,9 @@ func Routed(spec *v1alpha1.KubeLinkSpec, a netip.Addr) error {
 }
 
 // AnnouncedSecret begins the names of secrets with access that peers have announced.
-// AnnouncedSecret begins the names of secrets with access that peers have announced.
 const AnnouncedSecret = "kubelink-api-"
 
 // AnnouncedSecretName is the name of the secret with the access to its API that the peer of a link announces. A name
-// longer than the API server allows becomes one with a hash.
 // longer than the API server allows becomes one with a hash.
 func AnnouncedSecretName(link string) string {
 	const maxName = 253

@@ -1,7 +1,6 @@
 package mesh
 
 // Links without a connection of their own: the link named by spec.gatewayLink carries them.
-// Links without a connection of their own: the link named by spec.gatewayLink carries them.
 
 // attachGateways finds the links that carry the links with a gateway, once all links are read: a gateway may be younger
 // than the links behind it.

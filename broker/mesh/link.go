@@ -1,7 +1,6 @@
 package mesh
 
 // Links to other clusters. Each is checked on its own, against the local cluster, and against older links.
-// Links to other clusters. Each is checked on its own, against the local cluster, and against older links.
 
 import (
 	"maps"
@@ -12,7 +11,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
-// linkEntry is a link to another cluster.
 // linkEntry is a link to another cluster.
 type linkEntry struct {
 	Link
@@ -29,7 +27,6 @@ type linkEntry struct {
 }
 
 // networks are all networks that are routed to the link.
-// networks are all networks that are routed to the link.
 func (l *linkEntry) networks() []netip.Prefix {
 	var networks []netip.Prefix
 	for _, c := range l.claims {
@@ -39,13 +36,11 @@ func (l *linkEntry) networks() []netip.Prefix {
 }
 
 // routesTo tells whether the address is routed to the link.
-// routesTo tells whether the address is routed to the link.
 func (l *linkEntry) routesTo(a netip.Addr) bool {
 	_, ok := l.claims.findAddress(a)
 	return ok
 }
 
-// linkSet has the links that can be used so far.
 // linkSet has the links that can be used so far.
 type linkSet struct {
 	local   *Local
@@ -65,7 +60,6 @@ func (s *linkSet) addLink(l *linkEntry) {
 }
 
 // sorted are the links by name.
-// sorted are the links by name.
 func (s *linkSet) sorted() []*linkEntry {
 	var list []*linkEntry
 	for _, name := range slices.Sorted(maps.Keys(s.byName)) {
@@ -74,7 +68,6 @@ func (s *linkSet) sorted() []*linkEntry {
 	return list
 }
 
-// readLink reads a link, but for its names and for its gateway, which may be younger.
 // readLink reads a link, but for its names and for its gateway, which may be younger.
 func (s *linkSet) readLink(o *v1alpha1.KubeLink) (*linkEntry, *Problem) {
 	mesh, cluster := LinkName(o.Name)
@@ -101,7 +94,6 @@ func (s *linkSet) readLink(o *v1alpha1.KubeLink) (*linkEntry, *Problem) {
 }
 
 // missingMesh says why there is no mesh of the name.
-// missingMesh says why there is no mesh of the name.
 func (s *linkSet) missingMesh(mesh string) *Problem {
 	if name := s.meshes.broken[mesh]; name != "" {
 		return stale("LocalLink %s of %s cannot be used (%s): repair it first",
@@ -111,7 +103,6 @@ func (s *linkSet) missingMesh(mesh string) *Problem {
 		"and the address of this cluster in the mesh", meshTitle(mesh), ObjectName(mesh, "<local cluster>"))
 }
 
-// readAddress reads spec.clusterAddress, which must lie in the mesh and be free.
 // readAddress reads spec.clusterAddress, which must lie in the mesh and be free.
 func (s *linkSet) readAddress(l *linkEntry) *Problem {
 	address, p := parseClusterAddress(l.spec.ClusterAddress)
@@ -146,7 +137,6 @@ func (s *linkSet) readAddress(l *linkEntry) *Problem {
 }
 
 // readServices reads spec.cidr.
-// readServices reads spec.cidr.
 func (s *linkSet) readServices(l *linkEntry) *Problem {
 	if l.spec.CIDR == "" {
 		return nil
@@ -174,7 +164,6 @@ func (s *linkSet) readServices(l *linkEntry) *Problem {
 }
 
 // readEgress reads spec.egress.
-// readEgress reads spec.egress.
 func (s *linkSet) readEgress(l *linkEntry) *Problem {
 	for _, e := range l.spec.Egress {
 		n, err := parseNetwork(string(e))
@@ -192,7 +181,6 @@ func (s *linkSet) readEgress(l *linkEntry) *Problem {
 }
 
 // checkEgress refuses what would take local traffic into the tunnel. A network that is wider than a local one is fine:
-// the more specific local routes stay in force.
 // the more specific local routes stay in force.
 func (s *linkSet) checkEgress(m *meshEntry, n netip.Prefix) *Problem {
 	if n.Bits() == 0 {
@@ -215,7 +203,6 @@ func (s *linkSet) checkEgress(m *meshEntry, n netip.Prefix) *Problem {
 			continue
 		}
 		// Single addresses of the link's mesh (mesh services) may be routed to the link.
-		// Single addresses of the link's mesh (mesh services) may be routed to the link.
 		if other != m || n.Bits() == own.Bits() || n.Contains(own.Addr()) {
 			return invalid("spec.egress %s would take the network %s of %s, or its local address, away",
 				n, own.Masked(), meshTitle(other.Name))
@@ -224,7 +211,6 @@ func (s *linkSet) checkEgress(m *meshEntry, n netip.Prefix) *Problem {
 	return nil
 }
 
-// checkClaims refuses networks of a family that the mesh has no address of, and networks of older links.
 // checkClaims refuses networks of a family that the mesh has no address of, and networks of older links.
 func (s *linkSet) checkClaims(l *linkEntry) *Problem {
 	for _, c := range l.claims {
@@ -240,13 +226,11 @@ func (s *linkSet) checkClaims(l *linkEntry) *Problem {
 }
 
 // readIngress reads spec.ingress.
-// readIngress reads spec.ingress.
 func readIngress(l *linkEntry) (p *Problem) {
 	l.ingress, p = parseIngress(l.spec.Ingress)
 	return p
 }
 
-// readEndpoint reads spec.gatewayLink or, if there is none, spec.endpoint.
 // readEndpoint reads spec.gatewayLink or, if there is none, spec.endpoint.
 func (s *linkSet) readEndpoint(l *linkEntry) *Problem {
 	if l.gateway = l.spec.GatewayLink; l.gateway != "" {
@@ -277,7 +261,6 @@ func (s *linkSet) readEndpoint(l *linkEntry) *Problem {
 }
 
 // checkLoop refuses what would lead a tunnel's own connection into a tunnel. Of endpoints that are names the addresses
-// are not known here.
 // are not known here.
 func (s *linkSet) checkLoop(l *linkEntry) *Problem {
 	if a, err := netip.ParseAddr(l.host); err == nil {

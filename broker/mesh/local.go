@@ -1,7 +1,6 @@
 package mesh
 
 // The local cluster, as the stanza of the Corefile describes it.
-// The local cluster, as the stanza of the Corefile describes it.
 
 import (
 	"fmt"
@@ -10,50 +9,38 @@ import (
 )
 
 // Mode is how links carry traffic.
-// Mode is how links carry traffic.
 type Mode string
 
 // The modes.
-// The modes.
 const (
 	// Bridge: packets of a TUN travel in TLS streams.
-	// Bridge: packets of a TUN travel in TLS streams.
 	Bridge Mode = "bridge"
-	// None: names only, another system carries the traffic.
 	// None: names only, another system carries the traffic.
 	None Mode = "none"
 )
 
 // CarriesTraffic tells whether links of the mode have connections of their own. Links of an unknown mode have none.
-// CarriesTraffic tells whether links of the mode have connections of their own. Links of an unknown mode have none.
 func (m Mode) CarriesTraffic() bool { return m == Bridge }
 
-// Propagation is where the names of a cluster come from.
 // Propagation is where the names of a cluster come from.
 type Propagation string
 
 // The kinds of propagation.
-// The kinds of propagation.
 const (
-	// PropagateNone: kubelink serves no mesh domain.
 	// PropagateNone: kubelink serves no mesh domain.
 	PropagateNone Propagation = "none"
 	// PropagateDNS: kubelink asks the DNS service of each cluster.
-	// PropagateDNS: kubelink asks the DNS service of each cluster.
 	PropagateDNS Propagation = "dns"
 	// PropagateKubernetes: kubelink watches the API server of each cluster. Where it has no access to one, it asks the DNS
-	// service of that cluster, as with PropagateDNS.
 	// service of that cluster, as with PropagateDNS.
 	PropagateKubernetes Propagation = "kubernetes"
 )
 
 // Local is what this cluster knows of itself: the stanza of the Corefile.
-// Local is what this cluster knows of itself: the stanza of the Corefile.
 type Local struct {
 	Mode        Mode
 	Propagation Propagation
 
-	// The default mesh, if the stanza defines it: there are Addresses then.
 	// The default mesh, if the stanza defines it: there are Addresses then.
 	Addresses   Prefixes // local cluster addresses with the mesh's masks
 	ClusterName string
@@ -73,7 +60,6 @@ type Local struct {
 }
 
 // DNSAddress is kubelink's own DNS service in a cluster with these service networks; not valid if they are not known.
-// DNSAddress is kubelink's own DNS service in a cluster with these service networks; not valid if they are not known.
 func (l *Local) DNSAddress(services Prefixes) netip.Addr {
 	if l.OwnDNS.IsValid() {
 		return l.OwnDNS
@@ -81,7 +67,6 @@ func (l *Local) DNSAddress(services Prefixes) netip.Addr {
 	return Nth(services.First(), 11)
 }
 
-// MissingServerBlock says what to do about a domain for which queries do not reach kubelink; empty if they do.
 // MissingServerBlock says what to do about a domain for which queries do not reach kubelink; empty if they do.
 func (l *Local) MissingServerBlock(domain string) string {
 	inDomain := func(key string) bool { return InDomain(domain, key) }
@@ -93,12 +78,10 @@ func (l *Local) MissingServerBlock(domain string) string {
 }
 
 // servesLink tells whether the link is to be served.
-// servesLink tells whether the link is to be served.
 func (l *Local) servesLink(name string) bool {
 	return l.Served == nil || slices.Contains(l.Served, name)
 }
 
-// checkDisjoint refuses a network that would hide one of the local cluster.
 // checkDisjoint refuses a network that would hide one of the local cluster.
 func (l *Local) checkDisjoint(field string, n netip.Prefix) *Problem {
 	for _, own := range []struct {
@@ -112,7 +95,6 @@ func (l *Local) checkDisjoint(field string, n netip.Prefix) *Problem {
 	return nil
 }
 
-// networks are all networks of the local cluster that the stanza names.
 // networks are all networks of the local cluster that the stanza names.
 func (l *Local) networks() []netip.Prefix {
 	return slices.Concat(l.ServiceCIDRs, l.PodCIDRs, l.NodeCIDRs)

@@ -1,7 +1,6 @@
 package mesh
 
 // Where the names of another cluster come from: its API server or its DNS service.
-// Where the names of another cluster come from: its API server or its DNS service.
 
 import (
 	"cmp"
@@ -16,7 +15,6 @@ import (
 const dnsPort = 53
 
 // naming gives names to clusters.
-// naming gives names to clusters.
 type naming struct {
 	local   *Local
 	meshes  *meshSet
@@ -24,7 +22,6 @@ type naming struct {
 }
 
 // readNames finds out how the names of a link's cluster are resolved. What is missing is noted, and the link works
-// without names.
 // without names.
 func (n *naming) readNames(l *linkEntry) *Problem {
 	zone := ClusterZone{
@@ -75,7 +72,6 @@ func (n *naming) readNames(l *linkEntry) *Problem {
 
 // clusterName is the sub-domain of a link's cluster; empty if there can be none, which is noted. Which object is older
 // does not matter here: the names of a mesh are more than the names of a cluster.
-// does not matter here: the names of a mesh are more than the names of a cluster.
 func (n *naming) clusterName(l *linkEntry) string {
 	name, err := ParseDomain(l.Cluster + "." + l.mesh.Domain)
 	taken := n.meshes.findDomain(name)
@@ -95,7 +91,6 @@ func (n *naming) clusterName(l *linkEntry) string {
 }
 
 // setAPI makes names come from the API server of the cluster where the propagation says so. The error is why they
-// cannot.
 // cannot.
 func (n *naming) setAPI(zone *ClusterZone, spec *v1alpha1.KubeLinkSpec) (err error) {
 	if n.local.Propagation == PropagateKubernetes {

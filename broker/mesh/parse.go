@@ -2,7 +2,6 @@ package mesh
 
 // Parsing single fields. The API server checks most of this already (CEL), but objects may be older than the rules, and
 // announced or configured values come here, too.
-// announced or configured values come here, too.
 
 import (
 	"errors"
@@ -16,7 +15,6 @@ import (
 )
 
 // LinkName splits the name of a KubeLink into mesh (empty: the default mesh) and cluster.
-// LinkName splits the name of a KubeLink into mesh (empty: the default mesh) and cluster.
 func LinkName(name string) (mesh, cluster string) {
 	if m, c, ok := strings.Cut(name, v1alpha1.MeshSeparator); ok {
 		return m, c
@@ -24,7 +22,6 @@ func LinkName(name string) (mesh, cluster string) {
 	return "", name
 }
 
-// ObjectName is the name of the KubeLink of a cluster in a mesh.
 // ObjectName is the name of the KubeLink of a cluster in a mesh.
 func ObjectName(mesh, cluster string) string {
 	if mesh == "" {
@@ -34,13 +31,11 @@ func ObjectName(mesh, cluster string) string {
 }
 
 // missingCluster is the problem of a KubeLink that has no cluster in its name.
-// missingCluster is the problem of a KubeLink that has no cluster in its name.
 func missingCluster(name string) *Problem {
 	return invalid("metadata.name %q: the cluster is missing after %[2]q; name the object <mesh>%[2]s<cluster>",
 		name, v1alpha1.MeshSeparator)
 }
 
-// ClusterAddress parses the address of a cluster in its mesh, with the mesh's mask.
 // ClusterAddress parses the address of a cluster in its mesh, with the mesh's mask.
 func ClusterAddress(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
@@ -67,7 +62,6 @@ func ClusterAddress(s string) (netip.Prefix, error) {
 }
 
 // parseClusterAddress parses spec.clusterAddress.
-// parseClusterAddress parses spec.clusterAddress.
 func parseClusterAddress(s string) (netip.Prefix, *Problem) {
 	p, err := ClusterAddress(s)
 	if err != nil {
@@ -76,7 +70,6 @@ func parseClusterAddress(s string) (netip.Prefix, *Problem) {
 	return p, nil
 }
 
-// parseNetwork parses a CIDR without host bits.
 // parseNetwork parses a CIDR without host bits.
 func parseNetwork(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
@@ -93,7 +86,6 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// parseIngress parses spec.ingress.
 // parseIngress parses spec.ingress.
 func parseIngress(list []v1alpha1.IngressCIDR) ([]Rule, *Problem) {
 	var rules []Rule
@@ -141,7 +133,6 @@ func Endpoint(s string, defaultPort uint16) (host string, port uint16, err error
 }
 
 // checkHost refuses addresses that can never be a peer.
-// checkHost refuses addresses that can never be a peer.
 func checkHost(a netip.Addr, port uint16) (string, uint16, error) {
 	if a = a.Unmap(); a.IsUnspecified() || a.IsMulticast() {
 		return "", 0, errors.New("unspecified and multicast addresses cannot be dialled")
@@ -174,12 +165,10 @@ func ParseDomain(s string) (string, error) {
 }
 
 // InDomain tells whether the name lies in the zone or is the zone itself; both are fully qualified.
-// InDomain tells whether the name lies in the zone or is the zone itself; both are fully qualified.
 func InDomain(name, zone string) bool {
 	return name == zone || strings.HasSuffix(name, "."+zone)
 }
 
-// TrimDot removes the final dot of a fully qualified name, as messages and objects show it.
 // TrimDot removes the final dot of a fully qualified name, as messages and objects show it.
 func TrimDot(name string) string { return strings.TrimSuffix(name, ".") }
 
@@ -198,7 +187,6 @@ func parseDNSAddress(dns *v1alpha1.KubeLinkDNS) (netip.Addr, *Problem) {
 }
 
 // lastAddress is the highest address of a network.
-// lastAddress is the highest address of a network.
 func lastAddress(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
@@ -208,7 +196,6 @@ func lastAddress(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// Nth is the n-th address of a network; not valid if the network is smaller, or is the zero Prefix.
 // Nth is the n-th address of a network; not valid if the network is smaller, or is the zero Prefix.
 func Nth(p netip.Prefix, n int64) netip.Addr {
 	base := p.Masked().Addr()

@@ -1,7 +1,6 @@
 package mesh
 
 // What a user is told of an object: a problem keeps it from being used, a note does not.
-// What a user is told of an object: a problem keeps it from being used, a note does not.
 
 import (
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
-// Problem is why an object cannot be used.
 // Problem is why an object cannot be used.
 type Problem struct {
 	State   v1alpha1.State // Invalid, Stale
@@ -25,7 +23,6 @@ func stale(format string, args ...any) *Problem {
 }
 
 // reports collects problems and notes, by the name of the object.
-// reports collects problems and notes, by the name of the object.
 type reports struct {
 	problems map[string]Problem
 	notes    map[string]string
@@ -35,7 +32,6 @@ func newReports() *reports {
 	return &reports{problems: map[string]Problem{}, notes: map[string]string{}}
 }
 
-// addProblem reports the problem of an object; nil is none.
 // addProblem reports the problem of an object; nil is none.
 func (r *reports) addProblem(name string, p *Problem) {
 	if p != nil {
@@ -57,7 +53,6 @@ func (r *reports) addNote(name, format string, args ...any) {
 	r.notes[name] = text
 }
 
-// dropNotesOfBroken removes the notes of objects that have a problem: the problem comes first.
 // dropNotesOfBroken removes the notes of objects that have a problem: the problem comes first.
 func (r *reports) dropNotesOfBroken() {
 	for name := range r.problems {

@@ -1,7 +1,6 @@
 package mesh
 
 // What carries traffic: peers, and routes into the meshes. A mode that carries no traffic has neither.
-// What carries traffic: peers, and routes into the meshes. A mode that carries no traffic has neither.
 
 import (
 	"net/netip"
@@ -9,7 +8,6 @@ import (
 )
 
 // peersOf are the links with a connection of their own. The networks of the links behind a gateway belong to the
-// gateway.
 // gateway.
 func peersOf(links []*linkEntry) []Peer {
 	networks := map[string][]netip.Prefix{} // by peer
@@ -58,7 +56,6 @@ func routesOf(meshes []*meshEntry, links []*linkEntry) []Route {
 	return routes
 }
 
-// localNetworks are the networks in the local cluster, and the ones that meshes have.
 // localNetworks are the networks in the local cluster, and the ones that meshes have.
 func localNetworks(local *Local, meshes []*meshEntry) []netip.Prefix {
 	networks := local.networks()

@@ -1,7 +1,6 @@
 package mesh
 
 // The zones of the meshes: their clusters, and their global names.
-// The zones of the meshes: their clusters, and their global names.
 
 import (
 	"cmp"
@@ -9,7 +8,6 @@ import (
 	"slices"
 )
 
-// zones are the base domains of all meshes with DNS.
 // zones are the base domains of all meshes with DNS.
 func (n *naming) zones(links []*linkEntry) []Zone {
 	var zones []Zone
@@ -35,7 +33,6 @@ func (n *naming) zones(links []*linkEntry) []Zone {
 	return zones
 }
 
-// localCluster is the sub-domain of the local cluster in a mesh, if it has one.
 // localCluster is the sub-domain of the local cluster in a mesh, if it has one.
 func (n *naming) localCluster(m *meshEntry) (ClusterZone, bool) {
 	c := ClusterZone{
@@ -68,7 +65,6 @@ func (n *naming) localCluster(m *meshEntry) (ClusterZone, bool) {
 }
 
 // globalZone is the global zone of a mesh: served here, or by the mesh-global DNS service.
-// globalZone is the global zone of a mesh: served here, or by the mesh-global DNS service.
 func (n *naming) globalZone(m *meshEntry, links []*linkEntry) GlobalZone {
 	name, err := ParseDomain("svc.global." + m.Domain)
 	if err != nil {
@@ -93,7 +89,6 @@ func (n *naming) globalZone(m *meshEntry, links []*linkEntry) GlobalZone {
 	return z
 }
 
-// isLocal tells whether an address lies in the local cluster.
 // isLocal tells whether an address lies in the local cluster.
 func (n *naming) isLocal(m *meshEntry, a netip.Addr) bool {
 	networks := slices.Concat(m.Services, n.local.networks())
