@@ -33,10 +33,11 @@ const offloadOff = "offload off"
 
 // The contenders.
 const (
-	plainPath    = "plain"     // the path of the tunnels' own packets, without a tunnel
-	bridgeLink   = "bridge"    // kubelink with its defaults
-	wireguardGo  = "wireguard" // wireguard-go
-	plainTUNLink = "plain-tun" // kubelink without offloads
+	plainPath    = "plain"         // the path of the tunnels' own packets, without a tunnel
+	bridgeLink   = "bridge"        // kubelink with its defaults
+	bridgeBefore = "bridge-before" // the same with the binary of -before
+	wireguardGo  = "wireguard"     // wireguard-go
+	plainTUNLink = "plain-tun"     // kubelink without offloads
 )
 
 // dataplaneMeasures are the values of the flag -measures, in the order in which the bench takes them.
@@ -91,7 +92,7 @@ type dataplane struct {
 	client, server            *testbed.Pod
 	streams, datagrams, echos socket // the server's
 	contenders                []*contender
-	offload                   bool // the brokers run with offloads
+	running                   brokerSetup
 	guess                     map[string]float64
 	results                   *results
 	staged                    []stagedResult // results of the present measure
@@ -108,8 +109,9 @@ func measureDataplane(ctx context.Context, o choice) (*results, error) {
 		return nil, err
 	}
 	defer f.Close()
-	p := &dataplane{choice: o, pace: o.newPace(), fleet: f, one: f.Brokers[0], two: f.Brokers[1], offload: true,
-		guess: map[string]float64{}, results: newResults(&dataplaneLayout, o.rounds), quiet: quiet{patience: 2 * time.Minute}}
+	p := &dataplane{choice: o, pace: o.newPace(), fleet: f, one: f.Brokers[0], two: f.Brokers[1],
+		running: brokerSetup{offload: true}, guess: map[string]float64{}, results: newResults(&dataplaneLayout, o.rounds),
+		quiet: quiet{patience: 2 * time.Minute}}
 	if o.quick {
 		p.quiet.patience = 20 * time.Second
 	}
@@ -164,34 +166,53 @@ func (p *dataplane) setUp(ctx context.Context) (err error) {
 		if !slices.Contains(p.choice.contenders, known.name) {
 			continue
 		}
-		c := &contender{name: known.name, enter: func() error { return nil },
-			state:   func() (string, error) { return "", nil },
-			tunnels: func() []*testbed.Process { return nil }}
-		switch c.name {
-		case plainPath:
-			if err := p.publishServer(ctx); err != nil {
-				return err
-			}
-			c.to = p.two.PublicAddress
-		case wireguardGo:
-			if c.to, err = service("wireguard"); err != nil {
-				return err
-			}
-			w, err := startWireguard(ctx, p.one, p.two, c.to, p.profile != "")
-			if err != nil {
-				return err
-			}
-			c.device, c.state, c.profile = wireguardDevice, w.readState, wireguardProfile
-			c.tunnels = func() []*testbed.Process { return w.processes }
-		default:
-			c.to, c.device, c.profile = linked, "kubelink", brokerProfile
-			c.enter = func() error { return p.setOffload(ctx, c.name == bridgeLink) }
-			c.state = func() (string, error) { return p.linksUp(ctx) }
-			c.tunnels = func() []*testbed.Process { return []*testbed.Process{p.one.Process, p.two.Process} }
+		c, err := p.newContender(ctx, known.name, linked, service)
+		if err != nil {
+			return err
 		}
 		p.contenders = append(p.contenders, c)
 	}
 	return nil
+}
+
+// newContender returns a contender, and sets up its path if it is not kubelink's. linked is the address of the service
+// behind the link. service makes one more service.
+func (p *dataplane) newContender(
+	ctx context.Context, name string, linked netip.Addr, service func(name string) (netip.Addr, error),
+) (c *contender, err error) {
+	c = &contender{name: name, enter: func() error { return nil },
+		state:   func() (string, error) { return "", nil },
+		tunnels: func() []*testbed.Process { return nil }}
+	switch c.name {
+	case plainPath:
+		if err := p.publishServer(ctx); err != nil {
+			return nil, err
+		}
+		c.to = p.two.PublicAddress
+	case wireguardGo:
+		if c.to, err = service("wireguard"); err != nil {
+			return nil, err
+		}
+		w, err := startWireguard(ctx, p.one, p.two, c.to, p.profile != "")
+		if err != nil {
+			return nil, err
+		}
+		c.device, c.state, c.profile = wireguardDevice, w.readState, wireguardProfile
+		c.tunnels = func() []*testbed.Process { return w.processes }
+		if p.before != "" { // the brokers start afresh, too
+			c.enter = func() error { return w.restart(ctx) }
+		}
+	default:
+		c.to, c.device, c.profile = linked, "kubelink", brokerProfile
+		setup := brokerSetup{offload: c.name != plainTUNLink}
+		if c.name == bridgeBefore {
+			setup.binary = p.before
+		}
+		c.enter = func() error { return p.enterBrokers(ctx, setup) }
+		c.state = func() (string, error) { return p.linksUp(ctx) }
+		c.tunnels = func() []*testbed.Process { return []*testbed.Process{p.one.Process, p.two.Process} }
+	}
+	return c, nil
 }
 
 // listen opens the server's sockets.
@@ -231,25 +252,33 @@ func (p *dataplane) publishServer(ctx context.Context) error {
 	return nil
 }
 
-// setOffload restarts both brokers with offloads on or off, unless they run so already.
-func (p *dataplane) setOffload(ctx context.Context, on bool) error {
-	if on == p.offload {
+// brokerSetup is how the brokers run.
+type brokerSetup struct {
+	offload bool
+	binary  string // empty: the present one
+}
+
+// enterBrokers restarts both brokers, unless they run so already. With -before it always restarts them: a new process
+// and one that has carried other measures are no fair comparison.
+func (p *dataplane) enterBrokers(ctx context.Context, setup brokerSetup) error {
+	if p.before == "" && setup == p.running {
 		return nil
 	}
-	p.offload = on
+	p.running = setup
 	g, starting := errgroup.WithContext(ctx)
 	for _, b := range p.fleet.Brokers {
 		const stanza = "\n    kubelink {\n"
 		text := strings.Replace(b.Corefile(), "        "+offloadOff+"\n", "", 1)
-		if !on {
+		if !setup.offload {
 			text = strings.Replace(text, stanza, stanza+"        "+offloadOff+"\n", 1)
 		}
-		if text == b.Corefile() {
+		if strings.Contains(text, offloadOff) == setup.offload {
 			return errors.New("the Corefile has no such stanza")
 		}
 		if err := b.SetCorefile(text); err != nil {
 			return err
 		}
+		b.Binary = setup.binary
 		g.Go(func() error {
 			if err := b.Kill(starting, syscall.SIGTERM); err != nil {
 				return err

@@ -32,10 +32,12 @@ var dataplaneLayout = layout{
 	entrants: []entrant{
 		{plainPath, "plain path", "#afb8c1", "#656c76"},
 		{bridgeLink, "kubelink", "#0969da", "#4493f8"},
+		{bridgeBefore, "kubelink before", "", ""},
 		{wireguardGo, "wireguard-go", "#bc4c00", "#f0883e"},
 		{plainTUNLink, "kubelink, plain TUN", "#6fb1f7", "#1f4f8f"},
 	},
-	tables: func(r *results) []table { return []table{r.dataplaneTable()} },
+	present: map[string]string{bridgeBefore: bridgeLink},
+	tables:  func(r *results) []table { return []table{r.dataplaneTable()} },
 	panels: []panel{
 		newPanel("One TCP flow, Gbit/s", "more is better", "upload", resultStream(1, up), "download", resultStream(1, down)),
 		newPanel("Four TCP flows, Gbit/s", "more is better", "upload", resultStream(4, up),
@@ -79,7 +81,7 @@ func (r *results) dataplaneTable() table {
 	head := append([]string{"", "unit"}, titles...)
 	var to []string
 	for i, name := range names {
-		if (name == wireguardGo || name == plainPath) && slices.Contains(names, bridgeLink) {
+		if (name == wireguardGo || name == plainPath || name == bridgeBefore) && slices.Contains(names, bridgeLink) {
 			to = append(to, name)
 			head = append(head, "kubelink / "+titles[i])
 		}

@@ -37,6 +37,11 @@ const (
 	kubernetesServer = "kubernetes" // dns-propagation kubernetes
 	globalServer     = "global"     // the global domain
 	linksServer      = "links"      // a broker with many links
+
+	// the same with the binary of -before
+	dnsBefore        = "dns-before"
+	kubernetesBefore = "kubernetes-before"
+	globalBefore     = "global-before"
 )
 
 // dnsMeasures are the values of the flag -measures: existing names, missing names, and many links.

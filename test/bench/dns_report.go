@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 func resultQueries(kind string) result { return result{"queries, " + kind + " names", "1000/s"} }
@@ -37,13 +38,17 @@ var dnsLayout = layout{
 		{hostsServer, "hosts", "#818b98", "#9198a1"},
 		{legacyServer, "former Corefile", "#bc4c00", "#f0883e"},
 		{dnsServer, "kubelink, dns, warm", "#0969da", "#4493f8"},
+		{dnsBefore, "kubelink before, dns, warm", "", ""},
 		{dnsColdServer, "kubelink, dns, cold", "#6fb1f7", "#1f4f8f"},
 		{kubernetesServer, "kubelink, kubernetes", "#1a7f37", "#3fb950"},
+		{kubernetesBefore, "kubelink before, kubernetes", "", ""},
 		{globalServer, "kubelink, global domain", "#8250df", "#ab7df8"},
+		{globalBefore, "kubelink before, global domain", "", ""},
 		{linksServer, fmt.Sprintf("kubelink, %d links", manyLinks), "#0969da", "#4493f8"},
 	},
+	present: map[string]string{dnsBefore: dnsServer, kubernetesBefore: kubernetesServer, globalBefore: globalServer},
 	tables: func(r *results) []table {
-		return []table{r.namesTable(existingNames), r.namesTable(missingNames), r.linksTable()}
+		return []table{r.namesTable(existingNames), r.namesTable(missingNames), r.beforeTable(), r.linksTable()}
 	},
 	panels: []panel{
 		newPanel("Queries, 1000/s", "more is better",
@@ -98,6 +103,28 @@ func (r *results) namesTable(kind string) table {
 		t.rows = append(t.rows, []string{titles[i], r.formatMedian(queries, name),
 			formatRatio(r.ratio(queries, name, whoamiServer)), formatRatio(r.ratio(queries, name, legacyServer)),
 			r.formatMedian(cpu, name), r.formatMedian(median, name), r.formatMedian(p99, name)})
+	}
+	return t
+}
+
+// beforeTable has kubelink's medians as multiples of the medians of the binary of -before.
+func (r *results) beforeTable() table {
+	t := table{words: 2, rows: [][]string{{"kubelink / kubelink before", "", "1000/s",
+		"CPU", fmt.Sprintf("median at %d/s", moderateRate), "p99"}}}
+	for _, kind := range []string{existingNames, missingNames} {
+		names, titles := r.entrantsWith(resultQueries(kind))
+		for i, name := range names {
+			present, ok := r.present[name]
+			if !ok || len(r.values[resultQueries(kind)][present]) == 0 {
+				continue
+			}
+			row := []string{strings.Replace(titles[i], " before", "", 1), kind + " names"}
+			for _, what := range []result{resultQueries(kind), resultCPU(kind), resultMedianLatency(kind),
+				result99Latency(kind)} {
+				row = append(row, formatRatio(r.ratio(what, present, name)))
+			}
+			t.rows = append(t.rows, row)
+		}
 	}
 	return t
 }

@@ -43,7 +43,7 @@ func (p *nameServers) setUp(ctx context.Context) error {
 	if err := p.createLink(ctx); err != nil {
 		return err
 	}
-	if slices.Contains(p.contenders, globalServer) {
+	if p.hasGlobal() {
 		if err := p.createEntries(ctx); err != nil {
 			return err
 		}
@@ -61,7 +61,13 @@ func (p *nameServers) setUp(ctx context.Context) error {
 		if e.name == linksServer || !slices.Contains(p.contenders, e.name) {
 			continue
 		}
-		plugins, existing, missing := p.configureServer(e.name, hostsFile, addresses)
+		kind, binary := e.name, ""
+		if present, ok := dnsLayout.present[e.name]; ok {
+			kind, binary = present, p.before
+		} else if binary, err = fleet.Binary(); err != nil {
+			return err
+		}
+		plugins, existing, missing := p.configureServer(kind, hostsFile, addresses)
 		s := &server{
 			name: e.name, address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(5301+i)),
 			asked: map[string]*names{existingNames: &existing, missingNames: &missing}, guess: map[string]float64{},
@@ -69,15 +75,20 @@ func (p *nameServers) setUp(ctx context.Context) error {
 		if p.profile != "" {
 			s.profile = fmt.Sprintf("127.0.0.1:%d", 6301+i)
 		}
-		if err := p.startServer(ctx, s, plugins); err != nil {
+		if err := p.startServer(ctx, s, binary, plugins); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 		p.servers = append(p.servers, s)
 	}
-	if slices.Contains(p.contenders, globalServer) {
+	if p.hasGlobal() {
 		return p.waitForEntries(ctx)
 	}
 	return nil
+}
+
+// hasGlobal says whether a contender serves the global domain.
+func (p *nameServers) hasGlobal() bool {
+	return slices.Contains(p.contenders, globalServer) || slices.Contains(p.contenders, globalBefore)
 }
 
 // configureServer returns the plugins of a server and the names for its queries.
@@ -162,8 +173,8 @@ func (p *nameServers) brokerStanza(propagation string, global bool) string {
         served-links %s
         dns-propagation %s
 `, p.kubeconfigPath(), fleet.Namespace, p.broker.MeshAddress, remoteLink, propagation)
-	// One broker serves the global domain and writes the status of its objects.
-	if !global && slices.Contains(p.contenders, globalServer) {
+	// One broker (with -before: two) serves the global domain and writes the status of its objects.
+	if !global && p.hasGlobal() {
 		text += "        meshdns-service-ip " + forwardedTo + "\n"
 	}
 	return text + "    }\n"
@@ -287,17 +298,13 @@ func setAddresses(o *unstructured.Unstructured, addresses ...netip.Addr) {
 }
 
 // startServer starts a server and waits for its right answers.
-func (p *nameServers) startServer(ctx context.Context, s *server, plugins string) (err error) {
+func (p *nameServers) startServer(ctx context.Context, s *server, binary, plugins string) (err error) {
 	if s.profile != "" {
 		plugins = "    pprof " + s.profile + "\n" + plugins
 	}
 	text := fmt.Sprintf("kubelink:%d {\n    bind %s\n    errors\n%s}\n", s.address.Port(), s.address.Addr(), plugins)
 	file := filepath.Join(p.dir, s.name+".Corefile")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-		return err
-	}
-	binary, err := fleet.Binary()
-	if err != nil {
 		return err
 	}
 	if s.process, err = p.host.Start(context.WithoutCancel(ctx), s.name, nil, binary, "-conf", file); err != nil {

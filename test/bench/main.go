@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -41,6 +43,7 @@ type choice struct {
 	rounds               int
 	quick, hold          bool
 	profile              string // folder for CPU profiles
+	before               string // path of an earlier binary; empty: there is none
 }
 
 // options are the flags.
@@ -63,19 +66,6 @@ var comparisons = []comparison{
 }
 
 func parseFlags() (o options) {
-	list := func(to *[]string, name, usage string, known []string) {
-		*to = known
-		flag.Func(name, fmt.Sprintf("comma-separated `%s`, of %s (default all)", usage, strings.Join(known, ",")),
-			func(s string) error {
-				*to = strings.Split(s, ",")
-				for _, item := range *to {
-					if !slices.Contains(known, item) {
-						return fmt.Errorf("%q is none of %s", item, strings.Join(known, ","))
-					}
-				}
-				return nil
-			})
-	}
 	what := []string{"apply"}
 	var names, measures []string
 	for _, c := range comparisons {
@@ -83,9 +73,9 @@ func parseFlags() (o options) {
 		names = append(names, c.entrantNames()...)
 		measures = append(measures, c.measures...)
 	}
-	list(&o.what, "what", "benchmarks", what)
-	list(&o.contenders, "only", "contenders", names)
-	list(&o.measures, "measures", "measures", measures)
+	defineList(&o.what, "what", "benchmarks", what)
+	defineList(&o.contenders, "only", "contenders", names)
+	defineList(&o.measures, "measures", "measures", measures)
 	flag.IntVar(&o.rounds, "rounds", 0, "how often every contender is measured (default 5, quick 2)")
 	flag.BoolVar(&o.quick, "quick", false, "shorter, and less exact: under three minutes each")
 	flag.BoolVar(&o.hold, "hold", false, "tell PIDs and how to get at them, and measure until Ctrl-C (dataplane)")
@@ -93,9 +83,17 @@ func parseFlags() (o options) {
 		"`folder` for CPU profiles of the processes compared, per measure of the first round")
 	flag.BoolVar(&o.write, "write", false, "write the results into README.md and *.svg in test/bench")
 	flag.BoolVar(&o.strict, "strict", false, "fail when a promise is not kept")
+	flag.StringVar(&o.before, "before", "",
+		"path of an earlier kubelink `binary`, for the contenders *-before; every contender is restarted before its turn")
 	flag.Parse()
+	set := map[string]bool{}
+	flag.Visit(func(f *flag.Flag) { set[f.Name] = true })
+	err := o.checkBefore(set["only"])
 	if flag.NArg() > 0 {
-		fmt.Fprintf(os.Stderr, "unexpected argument %q\n", flag.Arg(0))
+		err = fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -106,8 +104,6 @@ func parseFlags() (o options) {
 		}
 	}
 	// A contender or a measure in a flag also chooses its comparison.
-	set := map[string]bool{}
-	flag.Visit(func(f *flag.Flag) { set[f.Name] = true })
 	if !set["what"] && (set["only"] || set["measures"]) {
 		o.what = nil
 		for _, c := range comparisons {
@@ -119,6 +115,44 @@ func parseFlags() (o options) {
 		o.what = []string{dataplaneLayout.section}
 	}
 	return o
+}
+
+// defineList defines a flag whose value is a list of known words. Without the flag, the list has all of them.
+func defineList(to *[]string, name, usage string, known []string) {
+	*to = known
+	flag.Func(name, fmt.Sprintf("comma-separated `%s`, of %s (default all)", usage, strings.Join(known, ",")),
+		func(s string) error {
+			*to = strings.Split(s, ",")
+			for _, item := range *to {
+				if !slices.Contains(known, item) {
+					return fmt.Errorf("%q is none of %s", item, strings.Join(known, ","))
+				}
+			}
+			return nil
+		})
+}
+
+// checkBefore makes the path of -before absolute. Without it, checkBefore removes the contenders that need it, so that
+// tables and plots do not know them. only says that a flag has chosen the contenders.
+func (o *options) checkBefore(only bool) (err error) {
+	if o.before != "" {
+		if o.write {
+			return errors.New("-write cannot go with -before: the README has no earlier binary")
+		}
+		if o.before, err = filepath.Abs(o.before); err == nil {
+			_, err = exec.LookPath(o.before)
+		}
+		return err
+	}
+	for _, c := range comparisons {
+		for name := range c.present {
+			if only && slices.Contains(o.contenders, name) {
+				return fmt.Errorf("-only %s needs -before", name)
+			}
+		}
+		c.entrants = slices.DeleteFunc(c.entrants, func(e entrant) bool { return c.present[e.name] != "" })
+	}
+	return nil
 }
 
 // entrantNames returns the names of the entrants.

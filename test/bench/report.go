@@ -42,6 +42,9 @@ type entrant struct{ name, title, light, dark string }
 type layout struct {
 	section  string    // section of the README, and name of the plot
 	entrants []entrant // in the order of tables
+	// present has, for each contender with the binary of -before, the one with the present binary. Plots do not show the
+	// former: they have no colours.
+	present  map[string]string
 	tables   func(*results) []table
 	panels   []panel
 	promises []promise

@@ -75,6 +75,8 @@ func runWireguard(name string) int {
 
 // wireguard is a WireGuard link between two clusters.
 type wireguard struct {
+	ends      []*wireguardEnd
+	profile   bool // its processes serve profiles
 	processes []*testbed.Process
 }
 
@@ -101,30 +103,56 @@ func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.A
 			return nil, err
 		}
 	}
+	for _, e := range ends {
+		if err := e.setFilter(ctx); err != nil {
+			return nil, err
+		}
+	}
+	w := &wireguard{ends: ends, profile: profile}
+	return w, w.start(ctx)
+}
+
+// start starts the processes of both ends.
+func (w *wireguard) start(ctx context.Context) error {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	w := &wireguard{}
-	for i, e := range ends {
-		env := []string{wireguardConfig + "=" + e.config(ends[1-i])}
-		if profile {
+	for i, e := range w.ends {
+		env := []string{wireguardConfig + "=" + e.config(w.ends[1-i])}
+		if w.profile {
 			env = append(env, profileVariable+"="+wireguardProfile)
 		}
 		gateway := e.Gateway()
 		p, err := gateway.Start(context.WithoutCancel(ctx), "wireguard-go", env, self, wireguardCommand, wireguardDevice)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		w.processes = append(w.processes, p)
 		if err := p.WaitLog(ctx, "(?m)^ready$"); err != nil {
-			return nil, err
+			return err
 		}
-		if err := e.setUpDevice(ctx); err != nil {
-			return nil, err
+		if err := e.setUpDevice(); err != nil {
+			return err
 		}
 	}
-	return w, nil
+	return nil
+}
+
+// restart replaces the processes of both ends. The devices and their routes go with the old ones.
+func (w *wireguard) restart(ctx context.Context) error {
+	for _, p := range w.processes {
+		if err := p.Kill(syscall.SIGTERM); err != nil {
+			return err
+		}
+		select {
+		case <-p.Done():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	w.processes = nil
+	return w.start(ctx)
 }
 
 // config is the configuration of this end in the form of wireguard's cross-platform interface.
@@ -139,8 +167,8 @@ func (e *wireguardEnd) config(peer *wireguardEnd) string {
 	return config.String()
 }
 
-// setUpDevice sets address, routes and packet filter of the device in the gateway node.
-func (e *wireguardEnd) setUpDevice(ctx context.Context) error {
+// setUpDevice sets address and routes of the device in the gateway node.
+func (e *wireguardEnd) setUpDevice() error {
 	gateway := e.Gateway()
 	link, err := gateway.Net.LinkByName(wireguardDevice)
 	if err != nil {
@@ -157,12 +185,18 @@ func (e *wireguardEnd) setUpDevice(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// setFilter sets the packet filter for the device in the gateway node. It stays when the device goes.
+func (e *wireguardEnd) setFilter(ctx context.Context) error {
+	gateway := e.Gateway()
 	// Deployments of WireGuard clamp the MSS, too: pods have the larger MTU.
 	if _, err := gateway.Iptables(ctx, "-t", "mangle", "-A", "FORWARD", "-o", wireguardDevice, "-p", "tcp",
 		"--tcp-flags", "SYN,RST", "SYN", "-j", "TCPMSS", "--clamp-mss-to-pmtu"); err != nil {
 		return err
 	}
-	_, err = gateway.Iptables(ctx, "-t", "nat", "-I", "POSTROUTING", "-o", wireguardDevice, "-j", "MASQUERADE")
+	_, err := gateway.Iptables(ctx, "-t", "nat", "-I", "POSTROUTING", "-o", wireguardDevice, "-j", "MASQUERADE")
 	return err
 }
 

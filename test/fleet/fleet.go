@@ -43,6 +43,7 @@ type Broker struct {
 	Host    *testbed.Pod
 	Process *testbed.Process
 	Env     []string // of the program, besides what its pod has; for the next start
+	Binary  string   // of the program; empty: the result of the function Binary; for the next start
 
 	fleet    *Fleet
 	corefile string // path
@@ -225,10 +226,14 @@ func (b *Broker) Start(ctx context.Context) error {
 
 // Launch starts the program.
 func (b *Broker) Launch() error {
-	binary, err := Binary()
-	if err != nil {
-		return err
+	binary := b.Binary
+	if binary == "" {
+		var err error
+		if binary, err = Binary(); err != nil {
+			return err
+		}
 	}
+	var err error
 	b.Process, err = b.Host.Start(context.Background(), "kubelink", b.Env, binary, "-conf", b.corefile)
 	return err
 }
