@@ -84,7 +84,7 @@ func parseFlags() (o options) {
 	flag.BoolVar(&o.write, "write", false, "write the results into README.md and *.svg in test/bench")
 	flag.BoolVar(&o.strict, "strict", false, "fail when a promise is not kept")
 	flag.StringVar(&o.before, "before", "",
-		"path of an earlier kubelink `binary`, for the contenders *-before; every contender is restarted before its turn")
+		"path of an earlier kubelink `binary`, for the contenders *-before; all tunnels restart before each turn")
 	flag.Parse()
 	set := map[string]bool{}
 	flag.Visit(func(f *flag.Flag) { set[f.Name] = true })
