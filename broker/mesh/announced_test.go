@@ -48,3 +48,35 @@ func TestRouted(t *testing.T) {
 		t.Error("no address is routed")
 	}
 }
+
+// The API server allows names of up to 253 characters.
+func TestAnnouncedSecretName(t *testing.T) {
+	checkEqual(t, "name", AnnouncedSecretName("m--two"), "kubelink-api-m--two")
+	longest := strings.Repeat("a", 253-len(AnnouncedSecret))
+	checkEqual(t, "longest name", AnnouncedSecretName(longest), AnnouncedSecret+longest)
+
+	a, b := AnnouncedSecretName(longest+"a"), AnnouncedSecretName(longest+"b")
+	for _, name := range []string{a, b} {
+		if !strings.HasPrefix(name, AnnouncedSecret) || len(name) != len(AnnouncedSecret)+64 {
+			t.Errorf("%q is no name with a hash", name)
+		}
+	}
+	if a == b || a != AnnouncedSecretName(longest+"a") {
+		t.Errorf("a hash names one link: %s, %s", a, b)
+	}
+}
+
+// Fields that cannot be parsed route nothing.
+func TestRoutedBrokenFields(t *testing.T) {
+	for name, spec := range map[string]*v1alpha1.KubeLinkSpec{
+		"empty":           {},
+		"address":         {ClusterAddress: "10.1.0.0/16"}, // the network, not an address
+		"cidr":            {CIDR: "10.1.0.1/16"},
+		"egress":          {Egress: []v1alpha1.EgressCIDR{"10.1.0.1", "x"}},
+		"other addresses": {ClusterAddress: "10.1.0.2/16"}, // the mask is that of the mesh
+	} {
+		checkError(t, name, Routed(spec, ip("10.1.0.1")), "it is not routed to this link; add it to spec.egress")
+	}
+	spec := &v1alpha1.KubeLinkSpec{ClusterAddress: "x", CIDR: "y", Egress: []v1alpha1.EgressCIDR{"z", "10.1.0.1/32"}}
+	checkError(t, "one good field", Routed(spec, ip("10.1.0.1")), "")
+}
