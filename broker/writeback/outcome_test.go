@@ -5,21 +5,195 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/apizone"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
+
+func newKubeLink(name, endpoint string) v1alpha1.KubeLink {
+	return v1alpha1.KubeLink{
+		ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.KubeLinkSpec{Endpoint: endpoint},
+	}
+}
+
+// deleted returns a KubeLink that the API server deletes when its finalizers are gone.
+func deleted(l v1alpha1.KubeLink) v1alpha1.KubeLink {
+	l.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)}
+	return l
+}
+
+// showOutcomes shows each outcome on a line: name, state, message, and whether there is to be a finalizer.
+func showOutcomes(outcomes []Link) (text string) {
+	for _, o := range outcomes {
+		text += fmt.Sprintf("%s %s %q", o.Object.Name, o.State, o.Message)
+		if o.Finalizer {
+			text += " finalizer"
+		}
+		text += "\n"
+	}
+	return text
+}
+
+func TestLinkOutcomesOfLocalLinks(t *testing.T) {
+	local, peer := newKubeLink("m--self", v1alpha1.EndpointLocal), newKubeLink("m--peer", "b.example")
+	alone := []v1alpha1.KubeLink{local}
+	set := mesh.State{Meshes: []mesh.Mesh{{Name: "m", Link: "m--self"}}}
+	invalid := mesh.State{Problems: map[string]mesh.Problem{"m--self": {State: v1alpha1.StateInvalid, Message: "bad"}}}
+	stale := mesh.State{Problems: map[string]mesh.Problem{"m--self": {State: v1alpha1.StateStale, Message: "another"}}}
+	noted := set
+	noted.Notes = map[string]string{"m--self": "first"}
+	withMembers := mesh.State{Meshes: []mesh.Mesh{{Link: "m--self", Members: []string{"m--peer", "m--third"}}}}
+	for _, c := range []struct {
+		name   string
+		items  []v1alpha1.KubeLink
+		state  mesh.State
+		served []string
+		seen   Observations
+		want   string
+	}{
+		{"set up", alone, set, nil, Observations{}, `m--self Up ""`},
+		{"notes in their order", alone, noted, nil, Observations{
+			Notes: map[string][]string{"m--self": {"second", "third"}, "m--other": {"not here"}}, Announce: errors.New("a\nb"),
+		}, `m--self Up "first; second; third; a; b"`},
+		{"invalid", alone, invalid, nil, Observations{Apply: errors.New("apply")}, `m--self Invalid "bad"`},
+		{"invalid, with a member", []v1alpha1.KubeLink{local, peer}, invalid, nil, Observations{},
+			`m--self Invalid "bad" finalizer`},
+		{"stale: another LocalLink keeps the members", []v1alpha1.KubeLink{local, peer}, stale, nil, Observations{},
+			`m--self Stale "another"`},
+		{"state not applied", alone, noted, nil, Observations{Apply: errors.New("no device\nno route")},
+			`m--self Error "no device; no route"`},
+		{"no credentials", alone, set, nil, Observations{Creds: errors.New("no secret")}, `m--self Error "no secret"`},
+		{"neither", alone, set, nil, Observations{Creds: errors.New("no secret"), Apply: errors.New("no device")},
+			`m--self Error "no secret; no device"`},
+		{"credentials are in use, a new version is not", alone, set, nil,
+			Observations{Creds: errors.New("cannot be parsed"), Usable: true}, `m--self Error "cannot be parsed"`},
+		{"being deleted", []v1alpha1.KubeLink{deleted(local), peer}, withMembers, nil, Observations{},
+			`m--self Deleting "waits for the deletion of m--peer, m--third" finalizer`},
+		{"being deleted, and invalid", []v1alpha1.KubeLink{deleted(local)}, invalid, nil, Observations{},
+			`m--self Deleting "waits for the deletion of "`},
+		{"being deleted, and not applied", []v1alpha1.KubeLink{deleted(local)}, withMembers, nil,
+			Observations{Apply: errors.New("apply")}, `m--self Deleting "waits for the deletion of m--peer, m--third"`},
+
+		{"with a member", []v1alpha1.KubeLink{local, peer}, set, []string{"m--self"}, Observations{},
+			`m--self Up "" finalizer`},
+		{"the last member is about to go", []v1alpha1.KubeLink{local, deleted(peer)}, set, nil, Observations{},
+			`m--self Up ""`},
+		{"members of other meshes", []v1alpha1.KubeLink{local, newKubeLink("n--peer", "b.example"), newKubeLink("m", "b")},
+			set, nil, Observations{}, `m--self Up ""`},
+		{"a LocalLink is no member", []v1alpha1.KubeLink{local, newKubeLink("m--too", v1alpha1.EndpointLocal)}, set,
+			[]string{"m--self"}, Observations{}, `m--self Up ""`},
+		{"the default mesh", []v1alpha1.KubeLink{newKubeLink("self", v1alpha1.EndpointLocal), newKubeLink("peer", "b")},
+			mesh.State{Meshes: []mesh.Mesh{{Link: "self"}}}, nil, Observations{}, `self Up "" finalizer`},
+
+		{"served", alone, set, []string{"m--self", "m--peer"}, Observations{}, `m--self Up ""`},
+		{"another broker serves it", alone, set, []string{"m--peer"}, Observations{}, ``},
+		{"this broker serves nothing", alone, set, []string{}, Observations{}, ``},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.want != "" {
+				c.want += "\n"
+			}
+			if got := showOutcomes(LinkOutcomes(c.items, &c.state, c.served, &c.seen)); got != c.want {
+				t.Errorf("got  %swant %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestLinkOutcomesOfPeers(t *testing.T) {
+	usable := mesh.State{
+		Links: []mesh.Link{{Name: "peer", Peer: "peer"}}, Notes: map[string]string{"peer": "note", "other": "not here"},
+	}
+	behind := mesh.State{Links: []mesh.Link{{Name: "peer", Peer: "gw"}}, Notes: map[string]string{"peer": "note"}}
+	broken := usable // one that became invalid after it was usable
+	broken.Problems = map[string]mesh.Problem{"peer": {State: v1alpha1.StateStale, Message: "no mesh"}}
+	statuses := func(all ...link.Status) Observations {
+		seen := Observations{Statuses: map[string]link.Status{}, Usable: true}
+		for _, st := range all {
+			seen.Statuses[st.Link] = st
+		}
+		return seen
+	}
+	noCredentials := statuses(link.Status{Link: "peer", State: link.Up})
+	noCredentials.Usable, noCredentials.Creds = false, errors.New("secret a/b:\nno key")
+	otherErrors := statuses(link.Status{Link: "peer", State: link.Up})
+	otherErrors.Apply, otherErrors.Creds, otherErrors.Announce = errors.New("a"), errors.New("b"), errors.New("c")
+	otherErrors.Notes = map[string][]string{"peer": {"names are old"}}
+	modeNone := Observations{Notes: map[string][]string{"peer": {"names are old"}}}
+	for _, c := range []struct {
+		name  string
+		state mesh.State
+		seen  Observations
+		want  string
+	}{
+		{"broken", broken, statuses(link.Status{Link: "peer", State: link.Up}), `peer Stale "no mesh"`},
+		{"neither usable nor broken: another broker serves it", mesh.State{}, statuses(), ``},
+		{"mode none", usable, modeNone,
+			`peer Idle "mode none: this broker serves names, and carries no traffic; note; names are old"`},
+		{"no credentials", usable, noCredentials, `peer Error "secret a/b:; no key"`},
+		{"the dataplane does not know it yet", usable, statuses(), `peer Idle "note"`},
+		{"never connected", usable, statuses(link.Status{Link: "peer", State: link.Idle, Reason: "dials"}),
+			`peer Idle "dials; note"`},
+		{"connected", usable, statuses(link.Status{Link: "peer", State: link.Up}), `peer Up "note"`},
+		{"connected; errors of this end show at the LocalLink", usable, otherErrors, `peer Up "note; names are old"`},
+		{"lost", usable, statuses(link.Status{Link: "peer", State: link.Down, Reason: "silent"}),
+			`peer Down "silent; note"`},
+		{"behind a gateway", behind, statuses(link.Status{Link: "gw", State: link.Up, Reason: "not shown"}),
+			`peer Up "through gw; note"`},
+		{"behind a lost gateway", behind, statuses(link.Status{Link: "gw", State: link.Down, Reason: "silent"}),
+			`peer Down "gateway gw is Down; silent; note"`},
+		{"behind a new gateway", behind, statuses(link.Status{Link: "gw", State: link.Idle}),
+			`peer Idle "gateway gw is Idle; note"`},
+		{"behind a gateway without status", behind, statuses(link.Status{Link: "peer", State: link.Up}),
+			`peer Idle "note"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.want != "" {
+				c.want += "\n"
+			}
+			items := []v1alpha1.KubeLink{newKubeLink("peer", "b.example")}
+			// That this broker serves a link to a peer is in the State.
+			if got := showOutcomes(LinkOutcomes(items, &c.state, []string{}, &c.seen)); got != c.want {
+				t.Errorf("got  %swant %s", got, c.want)
+			}
+		})
+	}
+}
+
+// The outcomes are in the order of the objects, and refer to them.
+func TestLinkOutcomesOrder(t *testing.T) {
+	items := []v1alpha1.KubeLink{
+		newKubeLink("b", "b.example"), newKubeLink("gone", "c.example"), newKubeLink("a", v1alpha1.EndpointLocal),
+	}
+	s := mesh.State{
+		Meshes: []mesh.Mesh{{Link: "a"}}, Links: []mesh.Link{{Name: "b", Peer: "b"}},
+	}
+	outcomes := LinkOutcomes(items, &s, nil, &Observations{})
+	if len(outcomes) != 2 || outcomes[0].Object != &items[0] || outcomes[1].Object != &items[2] {
+		t.Errorf("got\n%s", showOutcomes(outcomes))
+	}
+}
 
 // What is wrong with names shows at the link, or at the LocalLink for the own ones.
 func TestNoteNames(t *testing.T) {
 	statuses := map[string]apizone.Status{}
-	for zone, err := range map[string]error{"one.kubelink.": errors.New("no\nway"), "two.kubelink.": errors.New("a\nb"), "three.kubelink.": nil, "x.m2.example.": errors.New("c")} {
+	for zone, err := range map[string]error{
+		"one.kubelink.": errors.New("no\nway"), "two.kubelink.": errors.New("a\nb"), "three.kubelink.": nil,
+		"x.m2.example.": errors.New("c"),
+	} {
 		statuses[zone] = apizone.Status{Loaded: zone == "two.kubelink.", Err: err}
 	}
 	s := mesh.State{
 		Meshes: []mesh.Mesh{{Link: "one"}, {Name: "m2", Addresses: mesh.Prefixes{netip.MustParsePrefix("10.0.0.1/24")}}},
 		Zones: []mesh.Zone{
-			{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{Name: "one.kubelink."}, {Name: "two.kubelink.", Link: "two"}, {Name: "three.kubelink.", Link: "three"}}},
+			{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
+				{Name: "one.kubelink."}, {Name: "two.kubelink.", Link: "two"}, {Name: "three.kubelink.", Link: "three"},
+			}},
 			{Domain: "m2.example.", Mesh: "m2", Clusters: []mesh.ClusterZone{{Name: "x.m2.example."}}},
 		},
 		Notes: map[string]string{"two": "before"},
@@ -29,5 +203,39 @@ func TestNoteNames(t *testing.T) {
 	want := map[string]string{"one": "no names: no; way", "two": "before; names may be out of date: a; b"}
 	if fmt.Sprint(notes) != fmt.Sprint(want) {
 		t.Errorf("%v", notes)
+	}
+}
+
+// What a peer announces of its API is no reason to alarm a user while its DNS service is asked instead.
+func TestNoteNamesOfAnnouncedAccess(t *testing.T) {
+	dnsService := netip.MustParseAddrPort("100.64.16.10:53")
+	for _, c := range []struct {
+		name     string
+		upstream netip.AddrPort
+		status   apizone.Status
+		want     string
+	}{
+		{"announced, with a DNS service", dnsService, apizone.Status{Announced: true, Err: errors.New("a\nb")},
+			"names come from the DNS service of the cluster, not from its API server: a; b"},
+		{"announced, without DNS service", netip.AddrPort{}, apizone.Status{Announced: true, Err: errors.New("x")},
+			"no names: x"},
+		{"configured by the user", dnsService, apizone.Status{Err: errors.New("x")}, "no names: x"},
+		{"loaded once", dnsService, apizone.Status{Announced: true, Loaded: true, Err: errors.New("x")},
+			"names may be out of date: x"},
+		{"no error", dnsService, apizone.Status{Announced: true}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cluster := mesh.ClusterZone{Name: "k2.kubelink.", Link: "k2", Upstream: c.upstream}
+			s := mesh.State{Zones: []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{cluster}}}}
+			got := ""
+			NoteNames(&s, map[string]apizone.Status{cluster.Name: c.status}, func(link, text string) {
+				if got += text; link != "k2" {
+					t.Errorf("noted at %q", link)
+				}
+			})
+			if got != c.want {
+				t.Errorf("got %q", got)
+			}
+		})
 	}
 }

@@ -36,7 +36,9 @@ type statuses struct {
 
 func (a *takesStatus) Status() client.SubResourceWriter { return &a.status }
 
-func (w *statuses) Patch(_ context.Context, o client.Object, patch client.Patch, _ ...client.SubResourcePatchOption) error {
+func (w *statuses) Patch(
+	_ context.Context, o client.Object, patch client.Patch, _ ...client.SubResourcePatchOption,
+) error {
 	data, err := patch.Data(o)
 	if w.last = string(data); err != nil {
 		return err
@@ -74,7 +76,8 @@ func TestReportsWaitForLinks(t *testing.T) {
 	kind := schema.GroupResource{Resource: "corednsentries"}
 	api := &takesStatus{}
 	w := newTestWriter(api, func() {})
-	link := &Outcome{Links: []Link{{Object: &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "link", ResourceVersion: "7"}}, State: v1alpha1.StateUp}}}
+	obj := &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "link", ResourceVersion: "7"}}
+	link := &Outcome{Links: []Link{{Object: obj, State: v1alpha1.StateUp}}}
 	for _, c := range []struct {
 		name string
 		then func(name string) error
@@ -110,11 +113,12 @@ func TestReportsWaitForLinks(t *testing.T) {
 	}
 }
 
-// Whoever writes other statuses than we do cannot make us write without end, and other links and names do not wait;
-// what failed was no write.
+// Another program that writes other statuses cannot make the writer write without end, and other links and names do not
+// wait; what failed was no write.
 func TestStatusLimit(t *testing.T) {
 	link := func(name, message string) Link {
-		return Link{Object: &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name), ResourceVersion: "7"}}, State: v1alpha1.StateUp, Message: message}
+		obj := metav1.ObjectMeta{Name: name, UID: types.UID(name), ResourceVersion: "7"}
+		return Link{Object: &v1alpha1.KubeLink{ObjectMeta: obj}, State: v1alpha1.StateUp, Message: message}
 	}
 	entry := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Name: "entry"}}
 	api := &takesStatus{}
@@ -147,7 +151,8 @@ func TestStatusLimit(t *testing.T) {
 	if got != "two entry" || err != nil || w.heldBackBy <= 0 || w.heldBackBy > statusInterval {
 		t.Errorf("%v: %s; looked at again in %v", err, got, w.heldBackBy)
 	}
-	if write(3, nil, link("one", "")); strings.Count(logged.String(), "changes too often") != 1 || !strings.Contains(logged.String(), "link=one") {
+	write(3, nil, link("one", ""))
+	if strings.Count(logged.String(), "changes too often") != 1 || !strings.Contains(logged.String(), "link=one") {
 		t.Errorf("logged %s", &logged)
 	}
 	// A link of that name that is made anew is another one, and the old one is forgotten.
