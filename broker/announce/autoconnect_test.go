@@ -24,7 +24,11 @@ func TestUnknownPeers(t *testing.T) {
 		newLink("local", "192.168.0.11/24", "LocalLink", ""),
 		newLink("b", "192.168.0.12/24", "b.example:443", "100.64.16.0/20"),
 	}
-	enabled, local := true, &mesh.Local{Mode: mesh.Bridge, ServiceCIDRs: mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}, DefaultPort: 80}
+	enabled, local := true, &mesh.Local{
+		Mode:         mesh.Bridge,
+		ServiceCIDRs: mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")},
+		DefaultPort:  80,
+	}
 	state := mesh.Build(mesh.Objects{Links: items}, *local)
 	for _, c := range []struct {
 		name           string

@@ -36,7 +36,13 @@ func fuzzObjects(text string) (entries []coredns.CoreDNSEntry, zones []coredns.H
 			case '^':
 				e.Spec.ZoneRef, z.Spec.ParentRef = v, v
 			case 'n':
-				e.Spec.DNSNames, z.Spec.DomainNames = append(e.Spec.DNSNames, coredns.DNSName(v)), append(z.Spec.DomainNames, coredns.DomainName(v))
+				e.Spec.DNSNames, z.Spec.DomainNames = append(
+					e.Spec.DNSNames,
+					coredns.DNSName(v),
+				), append(
+					z.Spec.DomainNames,
+					coredns.DomainName(v),
+				)
 			case '4':
 				e.Spec.A = append(e.Spec.A, coredns.IPv4Address(v))
 			case '6':
@@ -60,7 +66,12 @@ func fuzzObjects(text string) (entries []coredns.CoreDNSEntry, zones []coredns.H
 			}
 		}
 		name, hosted := strings.CutPrefix(name, "!")
-		meta := metav1.ObjectMeta{Namespace: "ns", Name: name, CreationTimestamp: metav1.Unix(int64(i/2), 0), Annotations: e.Annotations}
+		meta := metav1.ObjectMeta{
+			Namespace:         "ns",
+			Name:              name,
+			CreationTimestamp: metav1.Unix(int64(i/2), 0),
+			Annotations:       e.Annotations,
+		}
 		if hosted {
 			z.ObjectMeta = meta
 			zones = append(zones, z)
@@ -91,22 +102,38 @@ func FuzzGlobal(f *testing.F) {
 		slices.Reverse(entries)
 		slices.Reverse(zones)
 		// The API server sees to it that names are unique.
-		if len(g.Entries) == len(entries) && len(g.HostedZones) == len(zones) && !reflect.DeepEqual(records.Build(entries, zones, served), g) {
+		if len(g.Entries) == len(entries) && len(g.HostedZones) == len(zones) &&
+			!reflect.DeepEqual(records.Build(entries, zones, served), g) {
 			t.Error("another order of the objects makes other names")
 		}
 		globals := map[string]*zone.Global{}
 		newGlobal := func(z records.Zone, serial uint32) *zone.Global {
-			return zone.NewGlobal(strings.TrimPrefix(z.Name, "svc.global."), z, serial, []netip.Addr{netip.MustParseAddr("10.0.0.11")}, globals[z.Name])
+			return zone.NewGlobal(
+				strings.TrimPrefix(z.Name, "svc.global."),
+				z,
+				serial,
+				[]netip.Addr{netip.MustParseAddr("10.0.0.11")},
+				globals[z.Name],
+			)
 		}
 		for _, z := range g.Zones {
 			globals[z.Name] = newGlobal(z, 1)
 		}
 		table := zone.New(nil, []mesh.Zone{
-			{Domain: "kubelink.", Global: mesh.GlobalZone{Name: served[0]}}, {Domain: "other.example.", Global: mesh.GlobalZone{Name: served[1]}},
+			{
+				Domain: "kubelink.",
+				Global: mesh.GlobalZone{Name: served[0]},
+			}, {Domain: "other.example.", Global: mesh.GlobalZone{Name: served[1]}},
 		}, func(link string) zone.Status { return zone.Status{Usable: link == "up", State: "Down", RTT: 1} }, zone.Options{
 			Globals: globals, Networks: []zone.Network{
-				{Prefix: netip.MustParsePrefix("10.1.0.0/16"), Link: "down"}, {Prefix: netip.MustParsePrefix("10.2.0.0/16"), Link: "up"},
-				{Prefix: netip.MustParsePrefix("128.0.0.0/1"), Link: "down"}, {Prefix: netip.MustParsePrefix("f000::/4"), Link: "up"},
+				{
+					Prefix: netip.MustParsePrefix("10.1.0.0/16"),
+					Link:   "down",
+				}, {Prefix: netip.MustParsePrefix("10.2.0.0/16"), Link: "up"},
+				{
+					Prefix: netip.MustParsePrefix("128.0.0.0/1"),
+					Link:   "down",
+				}, {Prefix: netip.MustParsePrefix("f000::/4"), Link: "up"},
 			},
 		})
 
@@ -143,7 +170,8 @@ func FuzzGlobal(f *testing.F) {
 		for _, z := range g.Zones {
 			for _, owner := range z.Owners {
 				for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeTXT, dns.TypeCNAME, dns.TypeSRV, dns.TypeNS, dns.TypeSOA, dns.TypeDS, dns.TypeANY, qtype} {
-					if m := ask(owner.Name, qtype); m == nil || m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeServerFailure && owner.CNAME == "" {
+					if m := ask(owner.Name, qtype); m == nil ||
+						m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeServerFailure && owner.CNAME == "" {
 						t.Errorf("%s %d: %v", owner.Name, qtype, m)
 					}
 				}
@@ -198,8 +226,15 @@ func FuzzGlobal(f *testing.F) {
 func BenchmarkGlobals(b *testing.B) {
 	var entries []coredns.CoreDNSEntry
 	for i := range 10_000 {
-		e := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "e" + string(rune('a'+i%26)) + netip.AddrFrom4([4]byte{0, 0, byte(i >> 8), byte(i)}).String()}}
-		e.Spec.DNSNames = []coredns.DNSName{coredns.DNSName("n" + strings.ReplaceAll(e.Name, ".", "-") + ".svc.global.kubelink")}
+		e := coredns.CoreDNSEntry{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: "ns",
+				Name:      "e" + string(rune('a'+i%26)) + netip.AddrFrom4([4]byte{0, 0, byte(i >> 8), byte(i)}).String(),
+			},
+		}
+		e.Spec.DNSNames = []coredns.DNSName{
+			coredns.DNSName("n" + strings.ReplaceAll(e.Name, ".", "-") + ".svc.global.kubelink"),
+		}
 		e.Spec.A = []coredns.IPv4Address{coredns.IPv4Address(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String())}
 		entries = append(entries, e)
 	}

@@ -25,7 +25,14 @@ func TestDiffering(t *testing.T) {
 	foreign := records.Report{State: "Stale", Message: "elsewhere", Foreign: true}
 	written := func(r records.Report, generation int64) coredns.Status {
 		c := newCondition(r)
-		return coredns.Status{State: r.State, Message: r.Message, RootZone: r.RootZone, EffectiveDomainNames: r.Names, ObservedGeneration: generation, Conditions: []metav1.Condition{c}}
+		return coredns.Status{
+			State:                r.State,
+			Message:              r.Message,
+			RootZone:             r.RootZone,
+			EffectiveDomainNames: r.Names,
+			ObservedGeneration:   generation,
+			Conditions:           []metav1.Condition{c},
+		}
 	}
 	for _, c := range []struct {
 		name        string
@@ -46,18 +53,31 @@ func TestDiffering(t *testing.T) {
 		{"foreign, somebody else said Ok over ours", coredns.Status{State: "Ok"}, foreign, foreign, false},
 		{"foreign, ours so far", written(ok, 2), foreign, ok, true},
 	} {
-		entry := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", Generation: 2}, Status: c.status}
+		entry := coredns.CoreDNSEntry{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", Generation: 2},
+			Status:     c.status,
+		}
 		before := map[types.NamespacedName]records.Report{}
 		if c.before.State != "" {
 			before[key] = c.before
 		}
 		now := map[types.NamespacedName]records.Report{key: c.now}
-		got := differingReports([]coredns.CoreDNSEntry{entry}, nil, &records.Result{Entries: now}, &records.Result{Entries: before})
+		got := differingReports(
+			[]coredns.CoreDNSEntry{entry},
+			nil,
+			&records.Result{Entries: now},
+			&records.Result{Entries: before},
+		)
 		if (len(got) == 1) != c.write {
 			t.Errorf("%s: %+v", c.name, got)
 		}
 		hosted := coredns.HostedZone{ObjectMeta: entry.ObjectMeta, Status: c.status}
-		got = differingReports(nil, []coredns.HostedZone{hosted}, &records.Result{HostedZones: now}, &records.Result{HostedZones: before})
+		got = differingReports(
+			nil,
+			[]coredns.HostedZone{hosted},
+			&records.Result{HostedZones: now},
+			&records.Result{HostedZones: before},
+		)
 		if (len(got) == 1) != c.write {
 			t.Errorf("%s: zone: %+v", c.name, got)
 		}
@@ -122,7 +142,10 @@ func TestSerialIsDue(t *testing.T) {
 	for i := 0; !names.early; i++ { // until two are in one second
 		api.entries = []coredns.CoreDNSEntry{{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x"},
-			Spec:       coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"x." + name}, TXT: []coredns.Text{coredns.Text(fmt.Sprint(i))}},
+			Spec: coredns.CoreDNSEntrySpec{
+				DNSNames: []coredns.DNSName{"x." + name},
+				TXT:      []coredns.Text{coredns.Text(fmt.Sprint(i))},
+			},
 		}}
 		watch.noteChange()
 		<-woken
@@ -146,7 +169,9 @@ func TestSerialIsDue(t *testing.T) {
 func TestGlobalWatchUpdates(t *testing.T) {
 	w := &Watch{wake: func() {}}
 	entry := func(change func(*coredns.CoreDNSEntry)) *coredns.CoreDNSEntry {
-		e := &coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{UID: "1", Generation: 1, Annotations: map[string]string{"a": "b"}}}
+		e := &coredns.CoreDNSEntry{
+			ObjectMeta: metav1.ObjectMeta{UID: "1", Generation: 1, Annotations: map[string]string{"a": "b"}},
+		}
 		change(e)
 		return e
 	}
@@ -177,7 +202,8 @@ func TestGlobalsUnknown(t *testing.T) {
 		t.Errorf("%v %v", err, g.zones)
 	}
 	forbidden := context.Canceled
-	if err := g.setUnknown([]string{name}, forbidden); err != nil || g.zones[name].Missing() != "the names of svc.global.kubelink are not known: context canceled" {
+	if err := g.setUnknown([]string{name}, forbidden); err != nil ||
+		g.zones[name].Missing() != "the names of svc.global.kubelink are not known: context canceled" {
 		t.Errorf("%v %v", err, g.zones)
 	}
 	before := g.zones[name]
@@ -186,7 +212,8 @@ func TestGlobalsUnknown(t *testing.T) {
 	}
 	known := zone.NewGlobal("kubelink.", records.Build(nil, nil, []string{name}).Zones[0], 1, nil, nil)
 	g.zones = map[string]*zone.Global{name: known}
-	if err := g.setUnknown([]string{name, "svc.global.other."}, nil); err == nil || len(g.zones) != 1 || g.zones[name] != known {
+	if err := g.setUnknown([]string{name, "svc.global.other."}, nil); err == nil || len(g.zones) != 1 ||
+		g.zones[name] != known {
 		t.Errorf("%v %v", err, g.zones)
 	}
 }

@@ -9,8 +9,8 @@ type Error struct {
 	latest atomic.Pointer[error] // nil: none yet
 }
 
-// Set replaces the error; nil: the attempt has succeeded. It tells whether the text differs from the one before. That of
-// nil is empty.
+// Set replaces the error; nil: the attempt has succeeded. It tells whether the text differs from the one before. That
+// of nil is empty.
 func (e *Error) Set(err error) (changed bool) {
 	return errorText(err) != errorText(load(e.latest.Swap(&err)))
 }
