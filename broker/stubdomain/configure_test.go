@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -178,8 +179,8 @@ func TestConfigureNotes(t *testing.T) {
 func TestConfigureRepairs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newAPIServer(good)
-		woken := 0
-		dns := s.configurer(&PendingRestart{}, func() { woken++ }, slog.New(slog.DiscardHandler))
+		var woken atomic.Int32
+		dns := s.configurer(&PendingRestart{}, func() { woken.Add(1) }, slog.New(slog.DiscardHandler))
 		configure := func(patches int, domains ...string) {
 			t.Helper()
 			s.patches = nil
@@ -198,13 +199,13 @@ func TestConfigureRepairs(t *testing.T) {
 		s.configMaps[ConfigMap][blocksKey] = "foreign"
 		configure(0, "kubelink", "b.example") // nothing has told it
 		s.changed()
-		if configure(0, "kubelink", "b.example"); woken != 1 {
-			t.Errorf("woken %d times", woken)
+		if configure(0, "kubelink", "b.example"); woken.Load() != 1 {
+			t.Errorf("woken %d times", woken.Load())
 		}
 		time.Sleep(repairPause)
 		synctest.Wait()
-		if configure(1, "kubelink", "b.example"); woken != 2 {
-			t.Errorf("woken %d times", woken)
+		if configure(1, "kubelink", "b.example"); woken.Load() != 2 {
+			t.Errorf("woken %d times", woken.Load())
 		}
 
 		delete(s.configMaps[ConfigMap], blocksKey) // and the event is lost

@@ -5,7 +5,7 @@ package stubdomain
 import (
 	"strings"
 
-	migration "github.com/coredns/corefile-migration/migration/corefile"
+	"github.com/coredns/caddy/caddyfile"
 )
 
 // corefile is what the configurer needs to know of a Corefile. It does not see what the Corefile imports.
@@ -15,28 +15,28 @@ type corefile struct {
 	imports bool   // the Corefile imports server blocks
 }
 
-// readCorefile reads the text of a Corefile.
+// readCorefile looks at the tokens of a Corefile only, so it reads any text. A parser would import what the Corefile
+// imports, or, as that of corefile-migration, panic on a brace in the wrong place.
 func readCorefile(text string) corefile {
 	c := corefile{port: "53"}
-	parsed, err := migration.New(text)
-	if err != nil { // the parser finds no errors today: it reads tokens
-		return c
-	}
-	for _, s := range parsed.Servers {
-		switch s.DomPorts[0] {
-		case "import":
-			c.imports = true
-		case "reload": // one block without braces has its plugins where other Corefiles have blocks
+	depth, line := 0, 0
+	for d := caddyfile.NewDispenser(corefileKey, strings.NewReader(text)); d.Next(); {
+		token, first := d.Val(), d.Line() != line
+		line = d.Line()
+		switch {
+		case token == "{":
+			depth++
+		case token == "}":
+			depth--
+		case token == "reload" && first && depth <= 1: // deeper it is an option of another plugin
 			c.reload = true
-		}
-		for _, zone := range s.DomPorts {
-			zone = strings.TrimSuffix(strings.TrimPrefix(zone, "dns://"), ",")
+		case token == "import" && depth == 0:
+			c.imports = true
+		case depth == 0:
+			zone := strings.TrimSuffix(strings.TrimPrefix(token, "dns://"), ",")
 			if port, ok := strings.CutPrefix(zone, ".:"); ok {
 				c.port = port
 			}
-		}
-		for _, p := range s.Plugins {
-			c.reload = c.reload || p.Name == "reload"
 		}
 	}
 	return c

@@ -1,6 +1,19 @@
 package stubdomain
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
+
+// Any text can be read: a user may save a broken Corefile, and the links must not end by that.
+func FuzzReadCorefile(f *testing.F) {
+	f.Add("{\n errors\n}\n.:53 {\n {\n x\n }\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		if c := readCorefile(text); c.port == "53" && strings.HasPrefix(text, ".:1053 {") {
+			t.Errorf("%+v of %q", c, text)
+		}
+	})
+}
 
 func TestReadCorefile(t *testing.T) {
 	for _, c := range []struct {
@@ -24,6 +37,11 @@ func TestReadCorefile(t *testing.T) {
 		{"reload of another plugin", ".:53 {\n  hosts {\n    reload 5s\n  }\n}\n", corefile{port: "53"}},
 		{"snippet", "(common) {\n  reload\n}\n.:53 {\n  import common\n}\n", corefile{port: "53", reload: true}},
 		{"zones in lines", "example.org:54,\n.:1053 {\n  reload\n}\n", corefile{port: "1053", reload: true}},
+		{"brace without zone", "{\n errors\n reload\n}\n", corefile{port: "53", reload: true}},
+		{"options before zones", "{\n debug\n}\n.:1053 {\n reload\n}\n", corefile{port: "1053", reload: true}},
+		{"brace without plugin", ".:1053 {\n {\n x\n }\n}\n", corefile{port: "1053"}},
+		{"brace that nothing closes", ".:1053 {\n reload", corefile{port: "1053", reload: true}},
+		{"import after a brace", ".:53 {\n errors }\nimport x\n", corefile{port: "53", imports: true}},
 		{"without braces", ".:5353\nreload\n", corefile{port: "5353", reload: true}},
 	} {
 		if got := readCorefile(c.text); got != c.want {
