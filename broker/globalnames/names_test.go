@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -215,5 +217,52 @@ func TestGlobalsUnknown(t *testing.T) {
 	if err := g.setUnknown([]string{name, "svc.global.other."}, nil); err == nil || len(g.zones) != 1 ||
 		g.zones[name] != known {
 		t.Errorf("%v %v", err, g.zones)
+	}
+}
+
+// patchedStatus is an API server that keeps the patch of a status.
+type patchedStatus struct {
+	client.Client
+	status statusWriter
+}
+
+type statusWriter struct {
+	client.SubResourceWriter
+	patch string
+}
+
+func (a *patchedStatus) Status() client.SubResourceWriter { return &a.status }
+
+func (w *statusWriter) Patch(
+	_ context.Context, o client.Object, patch client.Patch, _ ...client.SubResourcePatchOption,
+) error {
+	data, err := patch.Data(o)
+	w.patch = string(data)
+	return err
+}
+
+// A report is written as status and condition of the generation that it is about; the object from the cache stays.
+func TestReportWrite(t *testing.T) {
+	meta := metav1.ObjectMeta{Namespace: "ns", Name: "x", Generation: 2}
+	report := records.Report{
+		State: coredns.StateInvalid, Message: "spec.A is wrong", RootZone: "root", Names: []string{"x.svc.global.kubelink"},
+	}
+	for _, o := range []client.Object{
+		&coredns.CoreDNSEntry{ObjectMeta: meta}, &coredns.HostedZone{ObjectMeta: meta},
+	} {
+		before := o.DeepCopyObject()
+		api := &patchedStatus{}
+		r := &Report{o, report}
+		if err := r.Write(t.Context(), api); err != nil || !reflect.DeepEqual(o, before) || r.Object() != o {
+			t.Errorf("%T: %v, %+v", o, err, o)
+		}
+		for _, want := range []string{
+			`"state":"Invalid"`, `"message":"spec.A is wrong"`, `"rootZone":"root"`, `"observedGeneration":2`,
+			`"effectiveDomainNames":["x.svc.global.kubelink"]`, `"type":"Accepted"`, `"status":"False"`, `"reason":"Invalid"`,
+		} {
+			if !strings.Contains(api.status.patch, want) {
+				t.Errorf("%T: no %s in %s", o, want, api.status.patch)
+			}
+		}
 	}
 }
