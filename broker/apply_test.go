@@ -1,155 +1,178 @@
 package broker
 
 import (
+	"context"
 	"errors"
-	"log/slog"
 	"net/netip"
+	"strings"
+	"sync/atomic"
 	"testing"
-	"testing/synctest"
-	"time"
+
+	"github.com/coredns/coredns/plugin/test"
+	"github.com/coredns/coredns/request"
+	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
-	"github.com/mandelsoft/kubelink/broker/zone"
-
-	"github.com/prometheus/client_golang/prometheus"
 )
-
-// fakeKernel takes a state when the test lets it.
-type fakeKernel struct {
-	let  chan error
-	sets chan kernel.State
-}
-
-func (k *fakeKernel) Set(s kernel.State) error { k.sets <- s; return <-k.let }
-func (k *fakeKernel) Warning() error           { return nil }
-func (k *fakeKernel) Clear() error             { return nil }
-
-func newFakeKernel() *fakeKernel {
-	return &fakeKernel{let: make(chan error, 1), sets: make(chan kernel.State, 4)}
-}
-
-func stateWithRoute(destination string) *mesh.State {
-	return &mesh.State{Routes: []mesh.Route{{
-		Destination: netip.MustParsePrefix(destination), Source: netip.MustParseAddr("192.168.0.11"),
-	}}}
-}
-
-// The reconciler waits for a moment; then the state is reported as not applied, and the reconciler is woken at the end.
-func TestKernelWorkerPatience(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		k, woken := newFakeKernel(), 0
-		w := &kernelWorker{device: "none", log: slog.New(slog.DiscardHandler), done: func() { woken++ }, kernel: k}
-		one, two := stateWithRoute("100.64.16.0/20"), stateWithRoute("100.64.32.0/20")
-
-		k.let <- nil
-		if err := w.setState(one); err != nil {
-			t.Fatal(err)
-		}
-		<-k.sets
-		if err := w.setState(one); err != nil || len(k.sets) > 0 {
-			t.Errorf("the kernel is told the same again: %v", err)
-		}
-
-		began := time.Now()
-		if err := w.setState(two); !errors.Is(err, errKernelBusy) || time.Since(began) != kernelPatience {
-			t.Errorf("%v after %v", err, time.Since(began))
-		}
-		began = time.Now()
-		if err := w.setState(one); !errors.Is(err, errKernelBusy) || time.Since(began) != 0 {
-			t.Errorf("while it is busy: %v after %v", err, time.Since(began))
-		}
-		if woken > 0 {
-			t.Error("woken before the end")
-		}
-		k.let <- errors.New("lock")
-		synctest.Wait()
-		if woken != 1 {
-			t.Errorf("woken %d times", woken)
-		}
-		<-k.sets
-		if err := w.setState(two); err == nil || err.Error() != "lock" || len(k.sets) > 0 {
-			t.Errorf("result of the run: %v", err)
-		}
-		k.let <- nil
-		if err := w.setState(two); err != nil || len(k.sets) != 1 {
-			t.Errorf("the next try: %v", err)
-		}
-		if woken != 1 {
-			t.Error("woken by a run that set has waited for")
-		}
-
-		// What is the same is looked at again at each resync: other programs change it, and no event tells.
-		<-k.sets
-		time.Sleep(resync)
-		k.let <- nil
-		if err := w.setState(two); err != nil || len(k.sets) != 1 {
-			t.Errorf("no resync: %v", err)
-		}
-	})
-}
-
-// close awaits a run.
-func TestKernelWorkerClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		k := newFakeKernel()
-		w := &kernelWorker{device: "none", log: slog.New(slog.DiscardHandler), done: func() {}, kernel: k}
-		if err := w.setState(stateWithRoute("100.64.16.0/20")); !errors.Is(err, errKernelBusy) {
-			t.Fatal(err)
-		}
-		closed := make(chan struct{})
-		go func() { w.close(false); close(closed) }()
-		synctest.Wait()
-		select {
-		case <-closed:
-			t.Fatal("closed while the kernel is being told")
-		default:
-		}
-		k.let <- nil
-		<-closed
-	})
-}
 
 // fakeDataplane has the statuses that a test gives it.
 type fakeDataplane struct {
 	dataplane
-	statuses []link.Status
+	statuses atomic.Pointer[[]link.Status]
 }
 
-func (d *fakeDataplane) Statuses() []link.Status          { return d.statuses }
+func (d *fakeDataplane) setStatus(st link.Status)         { d.statuses.Store(&[]link.Status{st}) }
+func (d *fakeDataplane) Statuses() []link.Status          { return *d.statuses.Load() }
 func (d *fakeDataplane) Collect(chan<- prometheus.Metric) {}
+func (d *fakeDataplane) Configure(link.Settings) error    { return nil }
+func (d *fakeDataplane) Close(bool) error                 { return nil }
 
-// A lost link shows in DNS while a reconciliation waits: telling DNS takes a lock of its own.
-func TestLostLinkDuringReconciliation(t *testing.T) {
+func (d *fakeDataplane) Set([]mesh.Peer, []netip.Prefix) error { return nil }
+
+// linkedState has one link to a cluster with names.
+func linkedState() *mesh.State {
+	return &mesh.State{
+		Links: []mesh.Link{{Name: "kubelink2", Peer: "kubelink2"}},
+		Zones: []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{{
+			Name: "kubelink2.kubelink.", Link: "kubelink2", ClusterDomain: "cluster.local.",
+			Upstream: netip.MustParseAddrPort("127.0.0.1:9"),
+		}}}},
+	}
+}
+
+// answeredState is the state of the link as DNS tells it; empty: there is no table.
+func answeredState(t *testing.T, b *Broker) string {
+	t.Helper()
+	table := b.Table()
+	if table == nil {
+		return ""
+	}
+	const name = "_state.kubelink2.kubelink."
+	match, ok := table.Match(name)
+	if !ok {
+		t.Fatal("no such name")
+	}
+	state := &request.Request{W: &test.ResponseWriter{}, Req: new(dns.Msg).SetQuestion(name, dns.TypeTXT)}
+	reply, err := match.Answer(context.Background(), state)
+	if err != nil || len(reply.Answer) != 1 {
+		t.Fatal(reply, err)
+	}
+	return strings.Join(reply.Answer[0].(*dns.TXT).Txt, " ")
+}
+
+// fakeKernel returns what the test wants.
+type fakeKernel struct {
+	kernelSetter
+	told   chan struct{} // closed when the kernel is being told
+	result chan error
+}
+
+func (k *fakeKernel) Set(kernel.State) error {
+	close(k.told)
+	return <-k.result
+}
+
+// newLinkedBroker has a gateway with fakes for kernel and dataplane, on which one link is Up.
+func newLinkedBroker(t *testing.T) (*Broker, *fakeDataplane) {
+	t.Helper()
 	b, err := New(Config{Local: mesh.Local{Mode: mesh.Bridge, Propagation: mesh.PropagateDNS}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.r.mu.Lock() // a reconciliation that waits
-	defer b.r.mu.Unlock()
-	d := &fakeDataplane{statuses: []link.Status{{Link: "kubelink2", State: link.Up}}}
-	published := make(chan zone.Status, 1)
-	b.names.changeSource(func(from *nameSource) {
-		from.dataplane = d
-		from.state = &mesh.State{Links: []mesh.Link{{Name: "kubelink2", Peer: "kubelink2"}}}
-	})
+	d := &fakeDataplane{}
+	d.setStatus(link.Status{Link: "kubelink2", State: link.Up})
+	b.setGateway(&gateway{dataplane: d, log: b.log})
 	b.names.followLinks()
-	defer b.names.close()
-	await := func(state link.State) {
+	t.Cleanup(func() { b.names.stopFollowing(); b.names.close() })
+	return b, d
+}
+
+// startApply applies the state, and returns when the kernel is being told. The kernel returns result then.
+func startApply(b *Broker) (k *fakeKernel, pending chan error) {
+	k, pending = &fakeKernel{told: make(chan struct{}), result: make(chan error)}, make(chan error)
+	b.r.gateway.kernel = k
+	go func() {
+		err, p := b.r.apply(linkedState(), nil, 0)
+		pending <- errors.Join(err, p)
+	}()
+	<-k.told
+	return k, pending
+}
+
+// publishChange tells of a change of the link and waits until DNS shows it.
+func publishChange(b *Broker) {
+	b.names.linksChanged()
+	for range 2 { // the second signal is taken after the first was published
+		b.names.signal <- struct{}{}
+	}
+}
+
+// A lost link shows in DNS while a reconciliation waits: telling DNS takes a lock of its own.
+func TestLostLinkDuringReconciliation(t *testing.T) {
+	b, d := newLinkedBroker(t)
+	b.r.mu.Lock() // as a reconciliation does
+	defer b.r.mu.Unlock()
+	k, pending := startApply(b)
+	k.result <- nil
+	if err := <-pending; err != nil {
+		t.Fatal(err)
+	}
+	if text := answeredState(t, b); !strings.Contains(text, "state=Up") {
+		t.Fatal(text)
+	}
+	k, pending = startApply(b)
+	d.setStatus(link.Status{Link: "kubelink2", State: link.Down, Reason: "peer is silent"})
+	publishChange(b)
+	if text := answeredState(t, b); !strings.Contains(text, "state=Down") || !strings.Contains(text, "peer is silent") {
+		t.Error(text)
+	}
+	k.result <- nil
+	<-pending
+}
+
+// The names of a new link are answered when the kernel has its routes, and not as soon as it is connected.
+func TestNamesWaitForRoutes(t *testing.T) {
+	b, _ := newLinkedBroker(t)
+	ready := func(when string, want bool) {
 		t.Helper()
-		b.names.linksChanged()
-		for range 2 { // the second signal is taken after the first was published
-			b.names.signal <- struct{}{}
-		}
-		b.names.mu.Lock()
-		published <- b.names.from.linkStatus()("kubelink2")
-		b.names.mu.Unlock()
-		if st := <-published; st.State != string(state) || b.Table() == nil {
-			t.Errorf("%+v", st)
+		if text := answeredState(t, b); strings.Contains(text, "state=Up") != want {
+			t.Errorf("%s: %s", when, text)
 		}
 	}
-	await(link.Up)
-	d.statuses = []link.Status{{Link: "kubelink2", State: link.Down, Reason: "peer is silent"}}
-	await(link.Down)
+	for _, c := range []struct {
+		name   string
+		result error
+		ready  bool // at the end
+	}{
+		{"busy", kernel.ErrBusy, false},
+		{"stuck", kernel.ErrStuck, false},
+		{"done", nil, true},
+		{"busy with another state", kernel.ErrBusy, true},
+	} {
+		before := strings.Contains(answeredState(t, b), "state=Up")
+		k, pending := startApply(b)
+		publishChange(b)
+		ready(c.name+", while the kernel is being told", before)
+		k.result <- c.result
+		if err := <-pending; !errors.Is(err, c.result) || err == nil != (c.result == nil) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		ready(c.name, c.ready)
+	}
+}
+
+// What the kernel does not take in full is tried again, and the names are answered.
+func TestNamesAfterKernelError(t *testing.T) {
+	b, _ := newLinkedBroker(t)
+	k, pending := startApply(b)
+	k.result <- errors.New("no such table")
+	if err := <-pending; err == nil {
+		t.Error("no error")
+	}
+	if text := answeredState(t, b); !strings.Contains(text, "state=Up") {
+		t.Error(text)
+	}
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
-	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/snapshot"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
@@ -132,13 +131,14 @@ func (b *Broker) replaceGateway(cfg Config) error {
 	b.r.gateway.close(false)
 	b.setConfig(cfg)
 	b.setGateway(g)
+	b.names.linksChanged() // events of the gateway that was closed are over
 	return nil
 }
 
 // keepGateway changes the configuration around the dataplane that runs. The controllers stand still afterwards.
 func (b *Broker) keepGateway(cfg Config) error {
 	old, g := b.cfg, b.r.gateway
-	var k kernelSetter
+	var k *kernel.Kernel
 	if g != nil && (cfg.RouteTable != old.RouteTable || cfg.RulePriority != old.RulePriority) {
 		var err error
 		if k, err = kernel.New(cfg.kernelConfig()); err != nil {
@@ -150,7 +150,7 @@ func (b *Broker) keepGateway(cfg Config) error {
 	if g == nil {
 		return nil
 	}
-	g.kernel.forgetState(k)
+	g.kernel.Forget(k)
 	if !old.pkiConfig().Configured() && cfg.pkiConfig().Configured() {
 		// Nothing goes on unencrypted, even if the certificate is not there yet.
 		g.SetCredentials(nil)
@@ -165,6 +165,7 @@ func (b *Broker) Stop() {
 	defer b.lifecycle.Unlock()
 	metricsSource.CompareAndSwap(b, nil)
 	b.stopControllers()
+	b.names.stopFollowing() // what the end of links looks like is not to be shown
 	g := b.r.gateway
 	b.setGateway(nil)
 	g.close(b.cfg.KeepNetwork)
@@ -241,11 +242,8 @@ func (b *Broker) setSnapshot(dir string) error {
 			return err
 		}
 		b.names.replies.Persistent.Store(true)
-		if b.Table() == nil && last != nil {
-			s := mesh.Build(mesh.Objects{Links: last.Links}, b.cfg.Local)
-			globals := b.r.restoreGlobals(last, s.Zones)
-			b.log.Info("answering what an earlier process knew, until the API server is heard", "links", len(s.Links))
-			b.names.publish(func(from *nameSource) { from.state, from.restored, from.globals = &s, true, globals })
+		if last != nil {
+			b.r.restoreNames(last)
 		}
 	} else {
 		b.names.replies.Persistent.Store(false)

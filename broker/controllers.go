@@ -191,16 +191,16 @@ func (c *controllers) noteAPI(old, err error) {
 type watchedKind struct {
 	object client.Object
 	wanted bool
-	wakes  bool           // each change wakes the reconciler
-	cache  cache.ByObject // which of them, and what of them; zero: all
+	wakes  bool            // each change wakes the reconciler
+	cache  *cache.ByObject // which of them, and what of them; nil: all
 }
 
 // watchedKinds are all kinds of objects that the broker reads from the cache.
 func watchedKinds(cfg *Config, secrets cache.ByObject, allSecrets bool) []watchedKind {
-	stripped := cache.ByObject{Transform: cache.TransformStripManagedFields()} // there may be many
+	stripped := &cache.ByObject{Transform: cache.TransformStripManagedFields()} // there may be many
 	return []watchedKind{
-		{&v1alpha1.KubeLink{}, true, true, cache.ByObject{}},
-		{&corev1.Secret{}, cfg.Secret != "" || allSecrets, true, secrets},
+		{&v1alpha1.KubeLink{}, true, true, nil},
+		{&corev1.Secret{}, cfg.Secret != "" || allSecrets, true, &secrets},
 		{&corev1.Service{}, cfg.Service != "", true, selectByName(cfg.Namespace, cfg.Service)},
 		{&corev1.ConfigMap{}, cfg.ConfigureDNS, false, selectByName(stubdomain.Namespace, stubdomain.ConfigMap)},
 		{&coredns.CoreDNSEntry{}, true, false, stripped},
@@ -209,8 +209,8 @@ func watchedKinds(cfg *Config, secrets cache.ByObject, allSecrets bool) []watche
 }
 
 // selectByName selects the one object of that name.
-func selectByName(namespace, name string) cache.ByObject {
-	return cache.ByObject{Namespaces: map[string]cache.Config{
+func selectByName(namespace, name string) *cache.ByObject {
+	return &cache.ByObject{Namespaces: map[string]cache.Config{
 		namespace: {FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)},
 	}}
 }
@@ -227,13 +227,13 @@ func (c *controllers) runManager(ctx context.Context) error {
 		return err
 	}
 	if !allSecrets {
-		secrets = selectByName(c.cfg.Namespace, c.cfg.Secret)
+		secrets = *selectByName(c.cfg.Namespace, c.cfg.Secret)
 	}
 	kinds := watchedKinds(&c.cfg, secrets, allSecrets)
 	byObject := map[client.Object]cache.ByObject{}
 	for _, k := range kinds {
-		if k.wanted {
-			byObject[k.object] = k.cache
+		if k.wanted && k.cache != nil {
+			byObject[k.object] = *k.cache
 		}
 	}
 	watch := globalnames.NewWatch(c.r.waker.wake, c.log)

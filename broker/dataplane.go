@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -33,10 +34,18 @@ type dataplane interface {
 	Close(keepDevice bool) error
 }
 
+// kernelSetter brings states to the kernel, as a kernel.Worker does.
+type kernelSetter interface {
+	Set(kernel.State) error
+	Forget(*kernel.Kernel)
+	Wait()
+	Clear() error
+}
+
 // gateway is a dataplane and the kernel's state around it. There is one in a network namespace.
 type gateway struct {
 	dataplane
-	kernel *kernelWorker
+	kernel kernelSetter
 	log    *slog.Logger
 }
 
@@ -51,7 +60,7 @@ func openGateway(c *Config, events dataplaneEvents, kernelDone func(), log *slog
 	if !c.Mode.CarriesTraffic() {
 		return nil, nil
 	}
-	kernel, err := newKernelWorker(c, kernelDone, log)
+	k, err := kernel.New(c.kernelConfig())
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +68,8 @@ func openGateway(c *Config, events dataplaneEvents, kernelDone func(), log *slog
 	if err != nil {
 		return nil, err
 	}
-	return &gateway{dataplane: d, kernel: kernel, log: log}, nil
+	worker := kernel.NewWorker(k, kernel.WorkerConfig{Device: c.Interface, Repair: resync, Done: kernelDone, Log: log})
+	return &gateway{dataplane: d, kernel: worker, log: log}, nil
 }
 
 func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (dataplane, error) {
@@ -82,11 +92,16 @@ func (g *gateway) close(keep bool) {
 	if g == nil {
 		return
 	}
+	g.kernel.Wait() // links go on until the kernel is done
 	if err := g.Close(keep); err != nil {
 		g.log.Error("cannot close the dataplane", "error", err)
 	}
 	// NAT goes last: a packet that is still on its way must not leave with a foreign source address.
-	g.kernel.close(keep)
+	if !keep {
+		if err := g.kernel.Clear(); err != nil {
+			g.log.Error("cannot remove kernel state", "error", err)
+		}
+	}
 }
 
 // claim makes sure that no other kubelink carries links in this network namespace.

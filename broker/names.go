@@ -36,9 +36,10 @@ type nameSource struct {
 	restored    bool        // an earlier process knew the state; the API server has not confirmed it
 	accesses    []apizone.Access
 	globals     map[string]*zone.Global
-	dataplane   dataplane // nil: this broker carries no traffic
-	carries     bool      // the mode has a dataplane
-	credentials bool      // the dataplane has credentials
+	dataplane   dataplane       // nil: this broker carries no traffic
+	carries     bool            // the mode has a dataplane
+	credentials bool            // the dataplane has credentials
+	routed      map[string]bool // links for which the kernel has routes and NAT
 	nsAddresses []netip.Addr
 	serveStale  time.Duration
 	noStates    bool // there are no names _state.<cluster>.<domain>
@@ -48,7 +49,7 @@ func newPublisher(replies *zone.ReplyCache, apis *apizone.Zones) *publisher {
 	return &publisher{replies: replies, apis: apis, signal: make(chan struct{}, 1)}
 }
 
-// followLinks follows the changes of links until end.
+// followLinks follows the changes of links until stopFollowing.
 func (p *publisher) followLinks() {
 	p.stop, p.done = make(chan struct{}), make(chan struct{})
 	go func() {
@@ -64,16 +65,21 @@ func (p *publisher) followLinks() {
 	}()
 }
 
-// close ends what start began, and takes the table away.
-func (p *publisher) close() {
+// stopFollowing ends what followLinks began.
+func (p *publisher) stopFollowing() {
 	if p.stop != nil {
 		close(p.stop)
 		<-p.done
 		p.stop = nil
 	}
+}
+
+// close takes the table away. Nothing follows links any more.
+func (p *publisher) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.from = nameSource{carries: p.from.carries}
+	from := &p.from
+	from.state, from.restored, from.accesses, from.globals, from.routed = nil, false, nil, nil, nil
 	if t := p.table.Swap(nil); t != nil {
 		t.Close()
 	}
@@ -135,6 +141,14 @@ func (from *nameSource) setConfig(c *Config) {
 	from.serveStale, from.noStates = c.ServeStale, c.NoStateNames
 }
 
+// setRouted notes that the kernel has the routes of the links, or as many of them as it takes.
+func (from *nameSource) setRouted(s *mesh.State) {
+	from.routed = make(map[string]bool, len(s.Links))
+	for _, l := range s.Links {
+		from.routed[l.Name] = true
+	}
+}
+
 // linkStatus tells the zone table which links can be used right now.
 func (from *nameSource) linkStatus() func(link string) zone.Status {
 	if !from.carries {
@@ -150,6 +164,8 @@ func (from *nameSource) linkStatus() func(link string) zone.Status {
 	for _, l := range from.state.Links {
 		st, ok := peers[l.Peer]
 		switch {
+		case ok && st.State == link.Up && !from.routed[l.Name]:
+			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "its routes are being set", Since: st.Since}
 		case ok:
 			links[l.Name] = zone.Status{
 				Usable: st.State == link.Up, State: string(st.State), Reason: st.Reason, Since: st.Since, RTT: st.RTT,

@@ -24,6 +24,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/globalnames"
+	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/onchange"
@@ -31,7 +32,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/snapshot"
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
 	"github.com/mandelsoft/kubelink/broker/writeback"
-	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
 // reconciler is what outlives the runs of the controllers.
@@ -44,7 +44,7 @@ type reconciler struct {
 	snapshot atomic.Pointer[snapshot.Snapshot] // nil: nothing survives
 
 	// mu is held over a reconciliation and guards the fields below. The lifecycle changes them while the controllers
-	// stand still. A reconciliation waits for the kernel for kernelPatience at most, and for nothing else.
+	// stand still. A reconciliation waits a second for the kernel at most, and for nothing else.
 	mu         sync.Mutex
 	cfg        Config
 	api        *rest.Config // of the local API server
@@ -114,18 +114,22 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	credErr := r.refreshCredentials(ctx)
 	accesses := r.secrets.FindAccesses(ctx, state.Zones, r.api)
 	globalErr := r.updateGlobalNames(ctx, state.Zones)
-	err := r.apply(&state, accesses, port)
+	err, pending := r.apply(&state, accesses, port)
 	r.health.change(func(h *health) {
-		h.controllers, h.applied = nil, errors.Join(err, portErr, credErr, globalErr)
+		h.controllers, h.applied = nil, errors.Join(err, pending, portErr, credErr, globalErr)
 	})
 
 	r.snapshot.Load().KeepLinks(list.Items)
-	r.writer.SetOutcome(r.newOutcome(list.Items, &state, errors.Join(err, portErr), credErr))
-	if err != nil && !errors.Is(err, errKernelBusy) { // the kernel's worker wakes the reconciler when it is done
+	r.writer.SetOutcome(r.newOutcome(list.Items, &state, errors.Join(err, portErr), pending, credErr))
+	if err != nil && !errors.Is(err, kernel.ErrStuck) { // the kernel's worker wakes the reconciler when it is done
 		return reconcile.Result{}, err
 	}
 	// Other programs flush chains and reorder hooks, and no event tells.
-	return reconcile.Result{RequeueAfter: min(resync, r.creds.RenewIn())}, nil
+	again := min(resync, r.creds.RenewIn())
+	if pending != nil {
+		again = min(again, kernel.Grace)
+	}
+	return reconcile.Result{RequeueAfter: again}, nil
 }
 
 // setConfig, setAPI and setGateway are for the lifecycle, while the controllers stand still.
@@ -151,10 +155,10 @@ func (r *reconciler) setGateway(g *gateway) {
 
 // newOutcome is all that a reconciliation wants to have written.
 func (r *reconcilerRun) newOutcome(
-	items []v1alpha1.KubeLink, s *mesh.State, applyErr, credErr error,
+	items []v1alpha1.KubeLink, s *mesh.State, applyErr, pending, credErr error,
 ) *writeback.Outcome {
 	seen := &writeback.Observations{
-		Notes: map[string][]string{}, Apply: applyErr, Creds: credErr, Usable: r.creds.Usable(),
+		Notes: map[string][]string{}, Apply: applyErr, Pending: pending, Creds: credErr, Usable: r.creds.Usable(),
 	}
 	note := func(link, text string) {
 		if text != "" {
@@ -305,10 +309,15 @@ func (r *reconciler) setTokenSource(old *Config) {
 	}
 }
 
-// restoreGlobals makes the global names from the objects that an earlier process knew.
-func (r *reconciler) restoreGlobals(o *snapshot.Objects, zones []mesh.Zone) map[string]*zone.Global {
+// restoreNames makes names from the objects that an earlier process knew, unless there are names already.
+func (r *reconciler) restoreNames(o *snapshot.Objects) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.globals.Restore(o.Entries, o.Zones, zones, r.cfg.nsAddresses())
-	return r.globals.Zones()
+	if r.names.table.Load() != nil {
+		return
+	}
+	s := mesh.Build(mesh.Objects{Links: o.Links}, r.cfg.Local)
+	r.globals.Restore(o.Entries, o.Zones, s.Zones, r.cfg.nsAddresses())
+	r.log.Info("answering what an earlier process knew, until the API server is heard", "links", len(s.Links))
+	r.names.publish(func(from *nameSource) { from.state, from.restored, from.globals = &s, true, r.globals.Zones() })
 }

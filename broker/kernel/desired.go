@@ -7,8 +7,9 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/mandelsoft/kubelink/broker/mesh"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // MainTable is the routing table that needs no rule.

@@ -8,8 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mandelsoft/kubelink/broker/mesh"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 func TestValidateRoutes(t *testing.T) {

@@ -17,8 +17,9 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/mandelsoft/kubelink/broker/mesh"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 var update = flag.Bool("update", false, "write testdata/transitions.txt")

@@ -19,11 +19,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // enter takes the goroutine to a new network namespace with its loopback up. The thread is never

@@ -10,8 +10,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/mandelsoft/kubelink/broker/mesh"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 const natTable = "nat"

@@ -19,6 +19,7 @@ type Observations struct {
 	Statuses map[string]link.Status // of peers, by link; nil: this broker carries no traffic
 	Notes    map[string][]string    // by link
 	Apply    error                  // the state could not be applied in full
+	Pending  error                  // a part of the state is still being applied
 	Creds    error                  // the credentials, or a new version of them, cannot be used
 	Usable   bool                   // there are credentials
 	Announce error                  // this cluster does not announce all that it should
@@ -72,7 +73,7 @@ func localState(
 	case failed != nil:
 		return v1alpha1.StateError, OneLine(failed)
 	}
-	return v1alpha1.StateUp, joinTexts(note, OneLine(seen.Announce))
+	return v1alpha1.StateUp, joinTexts(note, OneLine(seen.Pending), OneLine(seen.Announce))
 }
 
 // remoteState is the state of a usable link to another cluster.

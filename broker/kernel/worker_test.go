@@ -1,0 +1,166 @@
+package kernel
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// slowKernel takes a state when the test lets it.
+type slowKernel struct {
+	let  chan error
+	sets chan State
+}
+
+func (k *slowKernel) Set(s State) error { k.sets <- s; return <-k.let }
+func (k *slowKernel) Warning() error    { return nil }
+func (k *slowKernel) Clear() error      { return nil }
+
+// newTestWorker returns a worker on a kernel of the test, and counts the calls of Done.
+func newTestWorker() (*Worker, *slowKernel, *atomic.Int32) {
+	k, woken := &slowKernel{let: make(chan error, 1), sets: make(chan State, 4)}, &atomic.Int32{}
+	w := NewWorker(nil, WorkerConfig{
+		Device: "none", Repair: resync, Done: func() { woken.Add(1) }, Log: slog.New(slog.DiscardHandler),
+	})
+	w.kernel = k
+	return w, k, woken
+}
+
+const resync = 30 * time.Second
+
+func stateWithRoute(destination string) State {
+	return State{Routes: []mesh.Route{{
+		Destination: netip.MustParsePrefix(destination), Source: netip.MustParseAddr("192.168.0.11"),
+	}}}
+}
+
+// Set waits for a moment; then the state counts as not set yet, and the worker calls Done at the end.
+func TestWorkerPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k, woken := newTestWorker()
+		one, two := stateWithRoute("100.64.16.0/20"), stateWithRoute("100.64.32.0/20")
+
+		k.let <- nil
+		if err := w.Set(one); err != nil {
+			t.Fatal(err)
+		}
+		<-k.sets
+		if err := w.Set(one); err != nil || len(k.sets) > 0 {
+			t.Errorf("the kernel is told the same again: %v", err)
+		}
+
+		began := time.Now()
+		if err := w.Set(two); err != ErrBusy || time.Since(began) != patience {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		began = time.Now()
+		if err := w.Set(one); err != ErrBusy || time.Since(began) != 0 {
+			t.Errorf("while it is busy: %v after %v", err, time.Since(began))
+		}
+		time.Sleep(Grace)
+		if err := w.Set(two); err != ErrStuck {
+			t.Errorf("after the grace: %v", err)
+		}
+		if woken.Load() > 0 {
+			t.Error("woken before the end")
+		}
+		k.let <- nil
+		synctest.Wait()
+		<-k.sets
+		if woken.Load() != 1 {
+			t.Errorf("woken %d times", woken.Load())
+		}
+		if err := w.Set(two); err != nil || len(k.sets) > 0 {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+}
+
+// What is the same is told again at each resync: other programs change it, and no event tells. Set does not wait for
+// that.
+func TestWorkerRepairs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k, woken := newTestWorker()
+		one, two := stateWithRoute("100.64.16.0/20"), stateWithRoute("100.64.32.0/20")
+		k.let <- nil
+		if err := w.Set(one); err != nil {
+			t.Fatal(err)
+		}
+		<-k.sets
+		time.Sleep(resync)
+		if err := w.Set(one); err != nil || len(k.sets) != 1 {
+			t.Errorf("a slow repair: %v", err)
+		}
+		if err := w.Set(one); err != nil {
+			t.Errorf("during the repair: %v", err)
+		}
+		if err := w.Set(two); err != ErrBusy {
+			t.Errorf("another state during the repair: %v", err)
+		}
+		k.let <- nil
+		synctest.Wait()
+		if woken.Load() != 1 {
+			t.Errorf("woken %d times", woken.Load())
+		}
+		<-k.sets
+		k.let <- nil
+		if err := w.Set(two); err != nil || len(k.sets) != 1 {
+			t.Errorf("the other state after the repair: %v", err)
+		}
+	})
+}
+
+// A run that fails slowly is tried again later and later, and its error is what Set returns meanwhile. Another
+// state does not wait for that.
+func TestWorkerBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k, _ := newTestWorker()
+		one := stateWithRoute("100.64.16.0/20")
+		pause := 100 * time.Millisecond
+		for range 4 {
+			if err := w.Set(one); err != ErrBusy {
+				t.Fatal(err)
+			}
+			k.let <- errors.New("lock")
+			synctest.Wait()
+			<-k.sets
+			time.Sleep(pause - time.Millisecond)
+			if err := w.Set(one); err == nil || err.Error() != "lock" || len(k.sets) > 0 {
+				t.Errorf("before the end of %v: %v", pause, err)
+			}
+			time.Sleep(time.Millisecond)
+			pause *= 2
+		}
+		if err := w.Set(one); err != ErrBusy {
+			t.Fatal(err)
+		}
+		k.let <- errors.New("lock")
+		synctest.Wait()
+		<-k.sets
+		k.let <- nil
+		if err := w.Set(stateWithRoute("100.64.32.0/20")); err != nil || len(k.sets) != 1 {
+			t.Errorf("another state: %v", err)
+		}
+	})
+}
+
+// A quick failure is told at once, and tried again at the next Set.
+func TestWorkerFails(t *testing.T) {
+	w, k, woken := newTestWorker()
+	for _, err := range []error{errors.New("lock"), errors.New("lock"), nil} {
+		k.let <- err
+		if got := w.Set(stateWithRoute("100.64.16.0/20")); got != err {
+			t.Errorf("%v, want %v", got, err)
+		}
+		<-k.sets
+	}
+	if woken.Load() > 0 {
+		t.Error("woken by a run that Set has waited for")
+	}
+}
