@@ -81,19 +81,28 @@ func pair() *objs {
 func TestBuildPair(t *testing.T) {
 	got := pair().build(cluster1())
 	want := State{
-		Meshes: []Mesh{{Link: "kubelink1", Cluster: "kubelink1", Addresses: pfxs("192.168.0.11/24"), Services: pfxs("100.64.0.0/20"), Domain: "kubelink.", Members: []string{"kubelink2"}}},
-		Links:  []Link{{Name: "kubelink2", Cluster: "kubelink2", Peer: "kubelink2"}},
-		Local:  []netip.Prefix{pfx("10.250.0.0/16"), pfx("100.64.0.0/20"), pfx("100.96.0.0/11"), pfx("192.168.0.0/24")},
+		Meshes: []Mesh{{
+			Link: "kubelink1", Cluster: "kubelink1", Addresses: pfxs("192.168.0.11/24"), Services: pfxs("100.64.0.0/20"),
+			Domain: "kubelink.", Members: []string{"kubelink2"},
+		}},
+		Links: []Link{{Name: "kubelink2", Cluster: "kubelink2", Peer: "kubelink2"}},
+		Local: []netip.Prefix{pfx("10.250.0.0/16"), pfx("100.64.0.0/20"), pfx("100.96.0.0/11"), pfx("192.168.0.0/24")},
 		Peers: []Peer{{
-			Link: "kubelink2", Local: pfxs("192.168.0.11/24"), Services: pfxs("100.64.0.0/20"), Addresses: pfxs("192.168.0.12/24"),
-			Host: "kubelink.two.example", Port: 80,
+			Link: "kubelink2", Local: pfxs("192.168.0.11/24"), Services: pfxs("100.64.0.0/20"),
+			Addresses: pfxs("192.168.0.12/24"), Host: "kubelink.two.example", Port: 80,
 			Networks: []netip.Prefix{pfx("100.64.16.0/20"), pfx("192.168.0.12/32")},
 			Ingress:  []Rule{{pfx("100.64.0.0/20"), true}, {pfx("192.168.0.11/32"), true}},
 		}},
 		Routes: []Route{{pfx("100.64.16.0/20"), ip("192.168.0.11")}, {pfx("192.168.0.0/24"), ip("192.168.0.11")}},
 		Zones: []Zone{{Domain: "kubelink.", Networks: pfxs("192.168.0.0/24"), Clusters: []ClusterZone{
-			{Name: "kubelink1.kubelink.", Addresses: ips("192.168.0.11"), Services: pfxs("100.64.0.0/20"), Upstream: netip.MustParseAddrPort("100.64.0.10:53"), ClusterDomain: "cluster.local."},
-			{Name: "kubelink2.kubelink.", Link: "kubelink2", Addresses: ips("192.168.0.12"), Services: pfxs("100.64.16.0/20"), Upstream: netip.MustParseAddrPort("100.64.16.10:53"), ClusterDomain: "cluster.local."},
+			{
+				Name: "kubelink1.kubelink.", Addresses: ips("192.168.0.11"), Services: pfxs("100.64.0.0/20"),
+				Upstream: netip.MustParseAddrPort("100.64.0.10:53"), ClusterDomain: "cluster.local.",
+			},
+			{
+				Name: "kubelink2.kubelink.", Link: "kubelink2", Addresses: ips("192.168.0.12"), Services: pfxs("100.64.16.0/20"),
+				Upstream: netip.MustParseAddrPort("100.64.16.10:53"), ClusterDomain: "cluster.local.",
+			},
 		}, Global: GlobalZone{Name: "svc.global.kubelink."}}},
 		Problems: map[string]Problem{},
 		Notes:    map[string]string{},
@@ -115,68 +124,251 @@ func TestProblems(t *testing.T) {
 		state  v1alpha1.State
 		says   []string
 	}{
-		{"no mesh", new(objs).add("kubelink2", "192.168.0.12/24", two), nil, "kubelink2", "Stale", []string{"the default mesh has no LocalLink", "create KubeLink <local cluster>"}},
-		{"no such mesh", pair().add("m2--x", "192.168.0.13/24", two), nil, "m2--x", "Stale", []string{"mesh m2 has no LocalLink", "m2--<local cluster>"}},
-		{"local link broken", new(objs).add("kubelink1", "192.168.0.0/24", "LocalLink").add("kubelink2", "192.168.0.12/24", two), nil, "kubelink2", "Stale", []string{"LocalLink kubelink1", "Invalid", "repair"}},
-		{"local address without host part", new(objs).add("kubelink1", "192.168.0.0/24", "LocalLink"), nil, "kubelink1", "Invalid", []string{`spec.clusterAddress "192.168.0.0/24"`, "network"}},
-		{"local address without mask", new(objs).add("kubelink1", "192.168.0.11", "LocalLink"), nil, "kubelink1", "Invalid", []string{`spec.clusterAddress "192.168.0.11"`, "/24"}},
-		{"local address broadcast", new(objs).add("kubelink1", "192.168.0.255/24", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "broadcast"}},
-		{"local address single", new(objs).add("kubelink1", "192.168.0.11/32", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "/32", "no room"}},
-		{"local address loopback", new(objs).add("kubelink1", "127.0.0.1/8", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "loopback"}},
-		{"local address mapped", new(objs).add("kubelink1", "::ffff:192.168.0.11/120", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "its own form"}},
-		{"local address in service network", new(objs).add("kubelink1", "100.64.0.5/24", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "service-cidr", "disjoint"}},
-		{"local address in node network", new(objs).add("kubelink1", "10.250.7.5/24", "LocalLink"), nil, "kubelink1", "Invalid", []string{"spec.clusterAddress", "node-cidr"}},
-		{"local cidr differs", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", cidr("100.65.0.0/20")), nil, "kubelink1", "Invalid", []string{"spec.cidr 100.65.0.0/20", "service-cidr 100.64.0.0/20"}},
-		{"local cidr is the mesh", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", cidr("192.168.0.0/16")), func(l *Local) { l.ServiceCIDRs = nil }, "kubelink1", "Invalid", []string{"spec.cidr", "disjoint"}},
-		{"local gateway", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", via("x")), nil, "kubelink1", "Invalid", []string{"spec.gatewayLink", "remove"}},
-		{"local name without cluster", new(objs).add("m2--", "192.168.0.11/24", "LocalLink"), nil, "m2--", "Invalid", []string{"metadata.name", "<mesh>--<cluster>"}},
-		{"second local link", pair().add("other", "192.168.9.13/24", "LocalLink"), nil, "other", "Stale", []string{"older LocalLink kubelink1", "delete one"}},
-		{"stanza and local link", pair(), func(l *Local) { l.Addresses = pfxs("192.168.0.11/24") }, "kubelink1", "Stale", []string{"link-address 192.168.0.11/24", "remove"}},
-		{"meshes overlap", pair().add("m2--kubelink1", "192.168.0.200/25", "LocalLink"), nil, "m2--kubelink1", "Invalid", []string{"spec.clusterAddress", "overlaps", "the default mesh"}},
-		{"local ingress", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", ingress("!x")), nil, "kubelink1", "Invalid", []string{`spec.ingress "!x"`}},
-		{"local dns ip", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("1.2.3", "")), nil, "kubelink1", "Invalid", []string{`spec.dns.dnsIP "1.2.3"`}},
-		{"local domain", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("", "a..b")), nil, "kubelink1", "Invalid", []string{"spec.dns.baseDomain", "label"}},
-		{"local domain hides the cluster's", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("", "local")), nil, "kubelink1", "Invalid", []string{"spec.dns.baseDomain", "cluster.local."}},
+		{
+			"no mesh", new(objs).add("kubelink2", "192.168.0.12/24", two), nil, "kubelink2", "Stale",
+			[]string{"the default mesh has no LocalLink", "create KubeLink <local cluster>"},
+		},
+		{
+			"no such mesh", pair().add("m2--x", "192.168.0.13/24", two), nil, "m2--x", "Stale",
+			[]string{"mesh m2 has no LocalLink", "m2--<local cluster>"},
+		},
+		{
+			"local link broken",
+			new(objs).add("kubelink1", "192.168.0.0/24", "LocalLink").add("kubelink2", "192.168.0.12/24", two), nil,
+			"kubelink2", "Stale", []string{"LocalLink kubelink1", "Invalid", "repair"},
+		},
+		{
+			"local address without host part", new(objs).add("kubelink1", "192.168.0.0/24", "LocalLink"), nil, "kubelink1",
+			"Invalid", []string{`spec.clusterAddress "192.168.0.0/24"`, "network"},
+		},
+		{
+			"local address without mask", new(objs).add("kubelink1", "192.168.0.11", "LocalLink"), nil, "kubelink1", "Invalid",
+			[]string{`spec.clusterAddress "192.168.0.11"`, "/24"},
+		},
+		{
+			"local address broadcast", new(objs).add("kubelink1", "192.168.0.255/24", "LocalLink"), nil, "kubelink1", "Invalid",
+			[]string{"spec.clusterAddress", "broadcast"},
+		},
+		{
+			"local address single", new(objs).add("kubelink1", "192.168.0.11/32", "LocalLink"), nil, "kubelink1", "Invalid",
+			[]string{"spec.clusterAddress", "/32", "no room"},
+		},
+		{
+			"local address loopback", new(objs).add("kubelink1", "127.0.0.1/8", "LocalLink"), nil, "kubelink1", "Invalid",
+			[]string{"spec.clusterAddress", "loopback"},
+		},
+		{
+			"local address mapped", new(objs).add("kubelink1", "::ffff:192.168.0.11/120", "LocalLink"), nil, "kubelink1",
+			"Invalid", []string{"spec.clusterAddress", "its own form"},
+		},
+		{
+			"local address in service network", new(objs).add("kubelink1", "100.64.0.5/24", "LocalLink"), nil, "kubelink1",
+			"Invalid", []string{"spec.clusterAddress", "service-cidr", "disjoint"},
+		},
+		{
+			"local address in node network", new(objs).add("kubelink1", "10.250.7.5/24", "LocalLink"), nil, "kubelink1",
+			"Invalid", []string{"spec.clusterAddress", "node-cidr"},
+		},
+		{
+			"local cidr differs", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", cidr("100.65.0.0/20")), nil,
+			"kubelink1", "Invalid", []string{"spec.cidr 100.65.0.0/20", "service-cidr 100.64.0.0/20"},
+		},
+		{
+			"local cidr is the mesh", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", cidr("192.168.0.0/16")),
+			func(l *Local) { l.ServiceCIDRs = nil }, "kubelink1", "Invalid", []string{"spec.cidr", "disjoint"},
+		},
+		{
+			"local gateway", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", via("x")), nil, "kubelink1", "Invalid",
+			[]string{"spec.gatewayLink", "remove"},
+		},
+		{
+			"local name without cluster", new(objs).add("m2--", "192.168.0.11/24", "LocalLink"), nil, "m2--", "Invalid",
+			[]string{"metadata.name", "<mesh>--<cluster>"},
+		},
+		{
+			"second local link", pair().add("other", "192.168.9.13/24", "LocalLink"), nil, "other", "Stale",
+			[]string{"older LocalLink kubelink1", "delete one"},
+		},
+		{
+			"stanza and local link", pair(), func(l *Local) { l.Addresses = pfxs("192.168.0.11/24") }, "kubelink1", "Stale",
+			[]string{"link-address 192.168.0.11/24", "remove"},
+		},
+		{
+			"meshes overlap", pair().add("m2--kubelink1", "192.168.0.200/25", "LocalLink"), nil, "m2--kubelink1", "Invalid",
+			[]string{"spec.clusterAddress", "overlaps", "the default mesh"},
+		},
+		{
+			"local ingress", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", ingress("!x")), nil, "kubelink1",
+			"Invalid", []string{`spec.ingress "!x"`},
+		},
+		{
+			"local dns ip", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("1.2.3", "")), nil, "kubelink1",
+			"Invalid", []string{`spec.dns.dnsIP "1.2.3"`},
+		},
+		{
+			"local domain", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("", "a..b")), nil, "kubelink1",
+			"Invalid", []string{"spec.dns.baseDomain", "label"},
+		},
+		{
+			"local domain hides the cluster's", new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("", "local")),
+			nil, "kubelink1", "Invalid", []string{"spec.dns.baseDomain", "cluster.local."},
+		},
 
-		{"name without cluster", pair().add("m2--", "192.168.0.13/24", two), nil, "m2--", "Invalid", []string{"metadata.name"}},
-		{"named as the local cluster", pair(), func(l *Local) { l.Addresses = pfxs("192.168.0.11/24"); l.ClusterName = "kubelink2" }, "kubelink2", "Invalid", []string{"metadata.name", "local cluster"}},
+		{
+			"name without cluster", pair().add("m2--", "192.168.0.13/24", two), nil, "m2--", "Invalid",
+			[]string{"metadata.name"},
+		},
+		{
+			"named as the local cluster", pair(),
+			func(l *Local) { l.Addresses = pfxs("192.168.0.11/24"); l.ClusterName = "kubelink2" }, "kubelink2", "Invalid",
+			[]string{"metadata.name", "local cluster"},
+		},
 		{"address", pair().add("k3", "x", two), nil, "k3", "Invalid", []string{`spec.clusterAddress "x"`}},
-		{"mask", pair().add("k3", "192.168.0.13/16", two), nil, "k3", "Invalid", []string{"spec.clusterAddress 192.168.0.13/16", "use 192.168.0.13/24"}},
-		{"other network", pair().add("k3", "192.168.1.13/24", two), nil, "k3", "Invalid", []string{"spec.clusterAddress 192.168.1.13/24", "192.168.0.0/24"}},
-		{"own address", pair().add("k3", "192.168.0.11/24", two), nil, "k3", "Invalid", []string{"spec.clusterAddress", "local cluster"}},
-		{"same address", pair().add("k3", "192.168.0.12/24", two), nil, "k3", "Invalid", []string{"spec.clusterAddress", "older link kubelink2"}},
-		{"cidr", pair().add("k3", "192.168.0.13/24", two, cidr("100.64.32.1/20")), nil, "k3", "Invalid", []string{`spec.cidr "100.64.32.1/20"`, "did you mean 100.64.32.0/20"}},
-		{"cidr is local", pair().add("k3", "192.168.0.13/24", two, cidr("100.64.8.0/24")), nil, "k3", "Invalid", []string{"spec.cidr", "local service network"}},
-		{"cidr is pods", pair().add("k3", "192.168.0.13/24", two, cidr("100.100.0.0/16")), nil, "k3", "Invalid", []string{"spec.cidr", "pod-cidr"}},
-		{"cidr is mesh", pair().add("k3", "192.168.0.13/24", two, cidr("192.168.0.0/16")), nil, "k3", "Invalid", []string{"spec.cidr", "the default mesh"}},
-		{"cidr is another's", pair().add("k3", "192.168.0.13/24", two, cidr("100.64.24.0/24")), nil, "k3", "Invalid", []string{"spec.cidr 100.64.24.0/24", "older link kubelink2", "100.64.16.0/20"}},
-		{"family", pair().add("k3", "192.168.0.13/24", two, cidr("fd00::/112")), nil, "k3", "Invalid", []string{"spec.cidr", "IP families"}},
-		{"egress", pair().add("k3", "192.168.0.13/24", two, egress("10.1.0.0")), nil, "k3", "Invalid", []string{`spec.egress "10.1.0.0"`}},
-		{"egress default route", pair().add("k3", "192.168.0.13/24", two, egress("0.0.0.0/0")), nil, "k3", "Invalid", []string{"spec.egress 0.0.0.0/0", "default route"}},
-		{"egress is local", pair().add("k3", "192.168.0.13/24", two, egress("10.250.1.0/24")), nil, "k3", "Invalid", []string{"spec.egress", "node-cidr"}},
-		{"egress is local services", pair().add("k3", "192.168.0.13/24", two, egress("100.64.0.0/20")), nil, "k3", "Invalid", []string{"spec.egress", "local service network"}},
-		{"egress is own mesh address", pair().add("k3", "192.168.0.13/24", two, egress("192.168.0.11/32")), nil, "k3", "Invalid", []string{"spec.egress"}},
-		{"egress is the mesh", pair().add("k3", "192.168.0.13/24", two, egress("192.168.0.0/24")), nil, "k3", "Invalid", []string{"spec.egress"}},
-		{"egress is another's", pair().add("k3", "192.168.0.13/24", two, egress("100.64.16.0/20")), nil, "k3", "Invalid", []string{"spec.egress 100.64.16.0/20", "older link kubelink2"}},
-		{"egress is part of another's services", pair().add("k3", "192.168.0.13/24", two, egress("100.64.16.0/24")), nil, "k3", "Invalid", []string{"spec.egress 100.64.16.0/24", "older link kubelink2", "100.64.16.0/20"}},
-		{"egress has its own endpoint", pair().add("k3", "192.168.0.13/24", "172.31.0.3", egress("172.16.0.0/12")), nil, "k3", "Invalid", []string{"172.16.0.0/12", "endpoint 172.31.0.3 of link k3"}},
-		{"egress has another's endpoint", pair().add("k4", "192.168.0.14/24", "172.31.0.4").add("k3", "192.168.0.13/24", two, egress("172.16.0.0/12")), nil, "k3", "Invalid", []string{"172.16.0.0/12", "endpoint 172.31.0.4 of link k4"}},
-		{"endpoint in another's egress", pair().add("k4", "192.168.0.14/24", two, egress("172.16.0.0/12")).add("k3", "192.168.0.13/24", "172.31.0.3"), nil, "k3", "Invalid", []string{"spec.endpoint 172.31.0.3", "172.16.0.0/12", "link k4"}},
-		{"third without mesh", new(objs).add("m--a", "192.168.0.12/24", two).add("m--b", "192.168.0.13/24", two).add("m--c", "192.168.0.14/24", two), nil, "m--c", "Stale", []string{"mesh m has no LocalLink"}},
-		{"ingress", pair().add("k3", "192.168.0.13/24", two, ingress("100.64.0.0/20", "!100.64.0.10")), nil, "k3", "Invalid", []string{`spec.ingress "!100.64.0.10"`}},
+		{
+			"mask", pair().add("k3", "192.168.0.13/16", two), nil, "k3", "Invalid",
+			[]string{"spec.clusterAddress 192.168.0.13/16", "use 192.168.0.13/24"},
+		},
+		{
+			"other network", pair().add("k3", "192.168.1.13/24", two), nil, "k3", "Invalid",
+			[]string{"spec.clusterAddress 192.168.1.13/24", "192.168.0.0/24"},
+		},
+		{
+			"own address", pair().add("k3", "192.168.0.11/24", two), nil, "k3", "Invalid",
+			[]string{"spec.clusterAddress", "local cluster"},
+		},
+		{
+			"same address", pair().add("k3", "192.168.0.12/24", two), nil, "k3", "Invalid",
+			[]string{"spec.clusterAddress", "older link kubelink2"},
+		},
+		{
+			"cidr", pair().add("k3", "192.168.0.13/24", two, cidr("100.64.32.1/20")), nil, "k3", "Invalid",
+			[]string{`spec.cidr "100.64.32.1/20"`, "did you mean 100.64.32.0/20"},
+		},
+		{
+			"cidr is local", pair().add("k3", "192.168.0.13/24", two, cidr("100.64.8.0/24")), nil, "k3", "Invalid",
+			[]string{"spec.cidr", "local service network"},
+		},
+		{
+			"cidr is pods", pair().add("k3", "192.168.0.13/24", two, cidr("100.100.0.0/16")), nil, "k3", "Invalid",
+			[]string{"spec.cidr", "pod-cidr"},
+		},
+		{
+			"cidr is mesh", pair().add("k3", "192.168.0.13/24", two, cidr("192.168.0.0/16")), nil, "k3", "Invalid",
+			[]string{"spec.cidr", "the default mesh"},
+		},
+		{
+			"cidr is another's", pair().add("k3", "192.168.0.13/24", two, cidr("100.64.24.0/24")), nil, "k3", "Invalid",
+			[]string{"spec.cidr 100.64.24.0/24", "older link kubelink2", "100.64.16.0/20"},
+		},
+		{
+			"family", pair().add("k3", "192.168.0.13/24", two, cidr("fd00::/112")), nil, "k3", "Invalid",
+			[]string{"spec.cidr", "IP families"},
+		},
+		{
+			"egress", pair().add("k3", "192.168.0.13/24", two, egress("10.1.0.0")), nil, "k3", "Invalid",
+			[]string{`spec.egress "10.1.0.0"`},
+		},
+		{
+			"egress default route", pair().add("k3", "192.168.0.13/24", two, egress("0.0.0.0/0")), nil, "k3", "Invalid",
+			[]string{"spec.egress 0.0.0.0/0", "default route"},
+		},
+		{
+			"egress is local", pair().add("k3", "192.168.0.13/24", two, egress("10.250.1.0/24")), nil, "k3", "Invalid",
+			[]string{"spec.egress", "node-cidr"},
+		},
+		{
+			"egress is local services", pair().add("k3", "192.168.0.13/24", two, egress("100.64.0.0/20")), nil, "k3", "Invalid",
+			[]string{"spec.egress", "local service network"},
+		},
+		{
+			"egress is own mesh address", pair().add("k3", "192.168.0.13/24", two, egress("192.168.0.11/32")), nil, "k3",
+			"Invalid", []string{"spec.egress"},
+		},
+		{
+			"egress is the mesh", pair().add("k3", "192.168.0.13/24", two, egress("192.168.0.0/24")), nil, "k3", "Invalid",
+			[]string{"spec.egress"},
+		},
+		{
+			"egress is another's", pair().add("k3", "192.168.0.13/24", two, egress("100.64.16.0/20")), nil, "k3", "Invalid",
+			[]string{"spec.egress 100.64.16.0/20", "older link kubelink2"},
+		},
+		{
+			"egress is part of another's services", pair().add("k3", "192.168.0.13/24", two, egress("100.64.16.0/24")), nil,
+			"k3", "Invalid", []string{"spec.egress 100.64.16.0/24", "older link kubelink2", "100.64.16.0/20"},
+		},
+		{
+			"egress has its own endpoint", pair().add("k3", "192.168.0.13/24", "172.31.0.3", egress("172.16.0.0/12")), nil,
+			"k3", "Invalid", []string{"172.16.0.0/12", "endpoint 172.31.0.3 of link k3"},
+		},
+		{
+			"egress has another's endpoint",
+			pair().add("k4", "192.168.0.14/24", "172.31.0.4").add("k3", "192.168.0.13/24", two, egress("172.16.0.0/12")), nil,
+			"k3", "Invalid", []string{"172.16.0.0/12", "endpoint 172.31.0.4 of link k4"},
+		},
+		{
+			"endpoint in another's egress",
+			pair().add("k4", "192.168.0.14/24", two, egress("172.16.0.0/12")).add("k3", "192.168.0.13/24", "172.31.0.3"), nil,
+			"k3", "Invalid", []string{"spec.endpoint 172.31.0.3", "172.16.0.0/12", "link k4"},
+		},
+		{
+			"third without mesh",
+			new(objs).add("m--a", "192.168.0.12/24", two).add("m--b", "192.168.0.13/24", two).
+				add("m--c", "192.168.0.14/24", two), nil, "m--c", "Stale", []string{"mesh m has no LocalLink"},
+		},
+		{
+			"ingress", pair().add("k3", "192.168.0.13/24", two, ingress("100.64.0.0/20", "!100.64.0.10")), nil, "k3", "Invalid",
+			[]string{`spec.ingress "!100.64.0.10"`},
+		},
 		{"endpoint missing", pair().add("k3", "192.168.0.13/24", ""), nil, "k3", "Invalid", []string{"spec.endpoint"}},
-		{"endpoint inbound", pair().add("k3", "192.168.0.13/24", "Inbound"), nil, "k3", "Invalid", []string{"spec.endpoint Inbound", "wireguard"}},
-		{"endpoint port", pair().add("k3", "192.168.0.13/24", "a.example:0"), nil, "k3", "Invalid", []string{`spec.endpoint "a.example:0"`, "1 to 65535"}},
-		{"endpoint host", pair().add("k3", "192.168.0.13/24", "a b"), nil, "k3", "Invalid", []string{"spec.endpoint", "DNS name"}},
-		{"dns ip", pair().add("k3", "192.168.0.13/24", two, dns("x", "")), nil, "k3", "Invalid", []string{`spec.dns.dnsIP "x"`}},
-		{"dns domain of the mesh", pair().add("k3", "192.168.0.13/24", two, dns("", "x.Kubelink")), nil, "k3", "Invalid", []string{`spec.dns.baseDomain "x.Kubelink"`, "mesh domain kubelink", "such as cluster.local"}},
-		{"dns domain", pair().add("k3", "192.168.0.13/24", two, dns("", "-x")), nil, "k3", "Invalid", []string{`spec.dns.baseDomain "-x"`}},
-		{"gateway missing", pair().add("k3", "192.168.0.13/24", "", via("nope")), nil, "k3", "Stale", []string{"spec.gatewayLink nope", "create"}},
-		{"gateway itself", pair().add("k3", "192.168.0.13/24", "", via("k3")), nil, "k3", "Invalid", []string{"spec.gatewayLink", "itself"}},
-		{"gateway local", pair().add("k3", "192.168.0.13/24", "", via("kubelink1")), nil, "k3", "Invalid", []string{"spec.gatewayLink kubelink1", "LocalLink"}},
-		{"gateway of other mesh", pair().add("k3", "192.168.0.13/24", "", via("m2--x")), nil, "k3", "Invalid", []string{"spec.gatewayLink m2--x", "same mesh"}},
-		{"gateway has a gateway", pair().add("k3", "192.168.0.13/24", "", via("kubelink2")).add("k4", "192.168.0.14/24", "", via("k3")), nil, "k4", "Invalid", []string{"spec.gatewayLink k3", "kubelink2"}},
-		{"gateway broken", pair().add("k3", "192.168.0.13/8", two).add("k4", "192.168.0.14/24", "", via("k3")), nil, "k4", "Stale", []string{"spec.gatewayLink k3", "Invalid", "repair"}},
+		{
+			"endpoint inbound", pair().add("k3", "192.168.0.13/24", "Inbound"), nil, "k3", "Invalid",
+			[]string{"spec.endpoint Inbound", "wireguard"},
+		},
+		{
+			"endpoint port", pair().add("k3", "192.168.0.13/24", "a.example:0"), nil, "k3", "Invalid",
+			[]string{`spec.endpoint "a.example:0"`, "1 to 65535"},
+		},
+		{
+			"endpoint host", pair().add("k3", "192.168.0.13/24", "a b"), nil, "k3", "Invalid",
+			[]string{"spec.endpoint", "DNS name"},
+		},
+		{
+			"dns ip", pair().add("k3", "192.168.0.13/24", two, dns("x", "")), nil, "k3", "Invalid",
+			[]string{`spec.dns.dnsIP "x"`},
+		},
+		{
+			"dns domain of the mesh", pair().add("k3", "192.168.0.13/24", two, dns("", "x.Kubelink")), nil, "k3", "Invalid",
+			[]string{`spec.dns.baseDomain "x.Kubelink"`, "mesh domain kubelink", "such as cluster.local"},
+		},
+		{
+			"dns domain", pair().add("k3", "192.168.0.13/24", two, dns("", "-x")), nil, "k3", "Invalid",
+			[]string{`spec.dns.baseDomain "-x"`},
+		},
+		{
+			"gateway missing", pair().add("k3", "192.168.0.13/24", "", via("nope")), nil, "k3", "Stale",
+			[]string{"spec.gatewayLink nope", "create"},
+		},
+		{
+			"gateway itself", pair().add("k3", "192.168.0.13/24", "", via("k3")), nil, "k3", "Invalid",
+			[]string{"spec.gatewayLink", "itself"},
+		},
+		{
+			"gateway local", pair().add("k3", "192.168.0.13/24", "", via("kubelink1")), nil, "k3", "Invalid",
+			[]string{"spec.gatewayLink kubelink1", "LocalLink"},
+		},
+		{
+			"gateway of other mesh", pair().add("k3", "192.168.0.13/24", "", via("m2--x")), nil, "k3", "Invalid",
+			[]string{"spec.gatewayLink m2--x", "same mesh"},
+		},
+		{
+			"gateway has a gateway",
+			pair().add("k3", "192.168.0.13/24", "", via("kubelink2")).add("k4", "192.168.0.14/24", "", via("k3")), nil, "k4",
+			"Invalid", []string{"spec.gatewayLink k3", "kubelink2"},
+		},
+		{
+			"gateway broken", pair().add("k3", "192.168.0.13/8", two).add("k4", "192.168.0.14/24", "", via("k3")), nil, "k4",
+			"Stale", []string{"spec.gatewayLink k3", "Invalid", "repair"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			local := cluster1()
@@ -203,7 +395,8 @@ func TestProblems(t *testing.T) {
 			}
 			// The healthy pair is undisturbed, unless the row is about it.
 			if len(c.objs.list) > 2 && c.object != "kubelink1" && c.object != "kubelink2" {
-				if c.objs.list[1].Name == "kubelink2" && !slices.ContainsFunc(s.Peers, func(p Peer) bool { return p.Link == "kubelink2" }) {
+				isPair := func(p Peer) bool { return p.Link == "kubelink2" }
+				if c.objs.list[1].Name == "kubelink2" && !slices.ContainsFunc(s.Peers, isPair) {
 					t.Errorf("kubelink2 is no longer linked: %+v", s.Peers)
 				}
 			}
@@ -211,7 +404,7 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-func TestFormerNilAddress(t *testing.T) {
+func TestLegacyNilAddress(t *testing.T) {
 	o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", dns("<nil>", "")).
 		add("kubelink2", "192.168.0.12/24", "x.example", cidr("100.64.16.0/20"), dns("<nil>", ""))
 	if s := o.build(cluster1()); len(s.Problems) != 0 || len(s.Peers) != 1 {
@@ -229,7 +422,10 @@ func TestGateway(t *testing.T) {
 		t.Fatalf("%+v", s)
 	}
 	p := s.Peers[0]
-	if want := []netip.Prefix{pfx("100.64.16.0/20"), pfx("100.64.32.0/20"), pfx("192.168.0.12/32"), pfx("192.168.0.13/32")}; !reflect.DeepEqual(p.Networks, want) {
+	want := []netip.Prefix{
+		pfx("100.64.16.0/20"), pfx("100.64.32.0/20"), pfx("192.168.0.12/32"), pfx("192.168.0.13/32"),
+	}
+	if !reflect.DeepEqual(p.Networks, want) {
 		t.Errorf("networks %v", p.Networks)
 	}
 	if s.Links[0].Peer != "kubelink2" || p.Port != 443 {
@@ -253,13 +449,17 @@ func TestTwoMeshes(t *testing.T) {
 		t.Errorf("routes %v", s.Routes)
 	}
 	z := s.Zones[1]
-	if z.Domain != "mesh2.example." || !z.Clusters[1].Equal(ClusterZone{Name: "two.mesh2.example.", Link: "m2--two", Addresses: ips("192.168.9.2"), Services: pfxs("100.64.32.0/20"), Upstream: netip.MustParseAddrPort("100.64.32.53:53"), ClusterDomain: "k8s.example."}) {
+	two := ClusterZone{
+		Name: "two.mesh2.example.", Link: "m2--two", Addresses: ips("192.168.9.2"), Services: pfxs("100.64.32.0/20"),
+		Upstream: netip.MustParseAddrPort("100.64.32.53:53"), ClusterDomain: "k8s.example.",
+	}
+	if z.Domain != "mesh2.example." || !z.Clusters[1].Equal(two) {
 		t.Errorf("zone %+v", z)
 	}
 }
 
 // A domain whose queries do not reach us is told at its LocalLink.
-func TestUnaskedDomain(t *testing.T) {
+func TestUnservedDomain(t *testing.T) {
 	objs := pair().add("m2--one", "192.168.9.1/24", "LocalLink", dns("", "mesh2.example"))
 	for _, c := range []struct {
 		domains []string
@@ -269,7 +469,10 @@ func TestUnaskedDomain(t *testing.T) {
 		{nil, false, ""},
 		{[]string{"kubelink.", "mesh2.example."}, false, ""},
 		{[]string{"kubelink.", "example."}, false, ""},
-		{[]string{"kubelink.", "x.mesh2.example.", "sh2.example."}, false, "no server block of the Corefile answers for mesh2.example: write a block with the key mesh2.example"},
+		{
+			[]string{"kubelink.", "x.mesh2.example.", "sh2.example."}, false,
+			"no server block of the Corefile answers for mesh2.example: write a block with the key mesh2.example",
+		},
 		{[]string{"kubelink."}, true, ""},
 	} {
 		local := cluster1()
@@ -278,7 +481,8 @@ func TestUnaskedDomain(t *testing.T) {
 			local.Propagation = PropagateNone
 		}
 		s := objs.build(local)
-		if note := s.Notes["m2--one"]; !strings.HasPrefix(note, c.says) || (note == "") != (c.says == "") || s.Notes["kubelink1"] != "" {
+		note := s.Notes["m2--one"]
+		if !strings.HasPrefix(note, c.says) || (note == "") != (c.says == "") || s.Notes["kubelink1"] != "" {
 			t.Errorf("%v: %q", c.domains, s.Notes)
 		}
 	}
@@ -313,8 +517,14 @@ func TestGlobalZone(t *testing.T) {
 		{"default", nil, nil, "", "", ""},
 		{"ours", nil, []mod{dns("100.64.0.11", "")}, "", "", ""},
 		{"ours by configuration", func(l *Local) { l.OwnDNS = ip("100.64.0.12") }, []mod{dns("100.64.0.12", "")}, "", "", ""},
-		{"not ours by configuration", func(l *Local) { l.OwnDNS = ip("100.64.0.12") }, []mod{dns("100.64.0.11", "")}, "100.64.0.11:53", "", ""},
-		{"ours by the link's cidr", func(l *Local) { l.ServiceCIDRs = nil }, []mod{cidr("100.65.0.0/20"), dns("100.65.0.11", "")}, "", "", ""},
+		{
+			"not ours by configuration", func(l *Local) { l.OwnDNS = ip("100.64.0.12") }, []mod{dns("100.64.0.11", "")},
+			"100.64.0.11:53", "", "",
+		},
+		{
+			"ours by the link's cidr", func(l *Local) { l.ServiceCIDRs = nil },
+			[]mod{cidr("100.65.0.0/20"), dns("100.65.0.11", "")}, "", "", "",
+		},
 		{"another cluster's", nil, []mod{dns("100.64.16.11", "")}, "100.64.16.11:53", "kubelink2", ""},
 		{"at a mesh address", nil, []mod{dns("192.168.0.12", "")}, "192.168.0.12:53", "kubelink2", ""},
 		{"behind a gateway", nil, []mod{dns("100.64.32.11", "")}, "100.64.32.11:53", "k3", ""},
@@ -353,7 +563,8 @@ func TestGlobalZone(t *testing.T) {
 	local := cluster1()
 	local.Addresses, local.ClusterName, local.MeshDNS = pfxs("192.168.0.11/24"), "kubelink1", ip("10.1.1.1")
 	s := new(objs).add("m2--one", "192.168.9.1/24", "LocalLink", dns("", "mesh2.example")).build(local)
-	if len(s.Notes) != 0 || !s.Zones[0].Global.Upstream.IsValid() || s.Zones[1].Global.Upstream.IsValid() || s.Meshes[0].DNS != local.MeshDNS {
+	if len(s.Notes) != 0 || !s.Zones[0].Global.Upstream.IsValid() || s.Zones[1].Global.Upstream.IsValid() ||
+		s.Meshes[0].DNS != local.MeshDNS {
 		t.Errorf("%+v", s)
 	}
 }
@@ -363,26 +574,38 @@ func TestDomainsClash(t *testing.T) {
 	for _, c := range []struct{ domain, cluster, object, says string }{
 		{"m2.kubelink", "m2", "m2", "no DNS: m2.kubelink is the domain of mesh m2; use another name for the cluster"},
 		{"b.kubelink", "b", "b", "no DNS: b.kubelink is the domain of mesh m2"},
-		{"kubelink1.kubelink", "m2", "m2--here", "no DNS: spec.dns.baseDomain kubelink1.kubelink is the local cluster in the default mesh; set another one"},
-		{"svc.global.kubelink", "m2", "m2--here", "no DNS: spec.dns.baseDomain svc.global.kubelink, and kubelink of the default mesh: one lies in the global names of the other"},
+		{
+			"kubelink1.kubelink", "m2", "m2--here",
+			"no DNS: spec.dns.baseDomain kubelink1.kubelink is the local cluster in the default mesh; set another one",
+		},
+		{
+			"svc.global.kubelink", "m2", "m2--here",
+			"no DNS: spec.dns.baseDomain svc.global.kubelink, and kubelink of the default mesh: " +
+				"one lies in the global names of the other",
+		},
 		{"xm2.kubelink", "m2", "", ""}, {"m2.example", "m2", "", ""}, {"x.m2.kubelink", "m2", "", ""},
 	} {
-		s := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink").add("m2--here", "192.168.9.1/24", "LocalLink", dns("", c.domain)).
+		s := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink").
+			add("m2--here", "192.168.9.1/24", "LocalLink", dns("", c.domain)).
 			add(c.cluster, "192.168.0.12/24", "b.example", cidr("100.64.16.0/20")).build(cluster1())
-		if len(s.Problems) != 0 || len(s.Peers) != 1 || !strings.HasPrefix(s.Notes[c.object], c.says) || len(s.Notes) != len(c.says[:min(1, len(c.says))]) {
+		if len(s.Problems) != 0 || len(s.Peers) != 1 || !strings.HasPrefix(s.Notes[c.object], c.says) ||
+			len(s.Notes) != len(c.says[:min(1, len(c.says))]) {
 			t.Errorf("%+v: %+v, notes %q", c, s.Problems, s.Notes)
 		}
 	}
 	// The other way round: a cluster of a new mesh would be an older mesh.
-	s := new(objs).add("m2--here", "192.168.9.1/24", "LocalLink", dns("", "kubelink1.kubelink")).add("kubelink1", "192.168.0.11/24", "LocalLink").build(cluster1())
-	if len(s.Problems) != 0 || len(s.Zones) != 2 || s.Notes["kubelink1"] != "no DNS for the local cluster: kubelink1.kubelink is the domain of mesh m2; use another name for it" {
+	s := new(objs).add("m2--here", "192.168.9.1/24", "LocalLink", dns("", "kubelink1.kubelink")).
+		add("kubelink1", "192.168.0.11/24", "LocalLink").build(cluster1())
+	if len(s.Problems) != 0 || len(s.Zones) != 2 || s.Notes["kubelink1"] != "no DNS for the local cluster: "+
+		"kubelink1.kubelink is the domain of mesh m2; use another name for it" {
 		t.Errorf("%+v", s)
 	}
 }
 
 // A cluster cannot be called as the global zone.
 func TestGlobalIsReserved(t *testing.T) {
-	s := new(objs).add("Global", "192.168.0.11/24", "LocalLink").add("x.svc.global", "192.168.0.12/24", "b.example", cidr("100.64.16.0/20")).build(cluster1())
+	s := new(objs).add("Global", "192.168.0.11/24", "LocalLink").
+		add("x.svc.global", "192.168.0.12/24", "b.example", cidr("100.64.16.0/20")).build(cluster1())
 	for _, name := range []string{"Global", "x.svc.global"} {
 		if !strings.Contains(s.Notes[name], "global.kubelink is reserved for global names") {
 			t.Errorf("%s: %q", name, s.Notes[name])
@@ -403,7 +626,8 @@ func TestServedLinks(t *testing.T) {
 }
 
 func TestDeletion(t *testing.T) {
-	o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", deleting).add("kubelink2", "192.168.0.12/24", "b.example")
+	o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", deleting).
+		add("kubelink2", "192.168.0.12/24", "b.example")
 	if s := o.build(cluster1()); len(s.Peers) != 1 {
 		t.Errorf("a LocalLink with members goes on working: %+v", s)
 	}
@@ -462,14 +686,30 @@ func TestAPIAccess(t *testing.T) {
 		says     string
 	}{
 		{"secret", false, append(four, apiSecret("", "two")), access("https://100.64.16.1", ""), "100.64.16.10:53", ""},
-		{"namespace", false, append(four, apiSecret("other", "two")), access("https://100.64.16.1", "other"), "100.64.16.10:53", ""},
+		{
+			"namespace", false, append(four, apiSecret("other", "two")), access("https://100.64.16.1", "other"),
+			"100.64.16.10:53", "",
+		},
 		{"IPv6", true, append(six, apiSecret("", "two")), access("https://[fd02::1]", ""), "[fd02::a]:53", ""},
-		{"without DNS service", false, []mod{cidr("100.64.16.0/30"), apiSecret("", "two")}, access("https://100.64.16.1", ""), "", ""},
-		{"DNS service not routed", false, append(four, apiSecret("", "two"), dns("10.1.1.1", "")), access("https://100.64.16.1", ""), "", ""},
+		{
+			"without DNS service", false, []mod{cidr("100.64.16.0/30"), apiSecret("", "two")},
+			access("https://100.64.16.1", ""), "", "",
+		},
+		{
+			"DNS service not routed", false, append(four, apiSecret("", "two"), dns("10.1.1.1", "")),
+			access("https://100.64.16.1", ""), "", "",
+		},
 		{"no secret", false, four, API{}, "100.64.16.10:53", "spec.apiAccess is not set"},
 		{"no name", false, append(four, apiSecret("other", "")), API{}, "100.64.16.10:53", "spec.apiAccess.name is missing"},
-		{"no network", false, []mod{egress("100.64.16.10/32"), dns("100.64.16.10", ""), apiSecret("", "two")}, API{}, "100.64.16.10:53", "spec.cidr is missing"},
-		{"tiny network", false, []mod{cidr("100.64.16.1/32"), egress("100.64.16.10/32"), dns("100.64.16.10", ""), apiSecret("", "two")}, API{}, "100.64.16.10:53", "spec.cidr 100.64.16.1/32 is too small"},
+		{
+			"no network", false, []mod{egress("100.64.16.10/32"), dns("100.64.16.10", ""), apiSecret("", "two")}, API{},
+			"100.64.16.10:53", "spec.cidr is missing",
+		},
+		{
+			"tiny network", false,
+			[]mod{cidr("100.64.16.1/32"), egress("100.64.16.10/32"), dns("100.64.16.10", ""), apiSecret("", "two")}, API{},
+			"100.64.16.10:53", "spec.cidr 100.64.16.1/32 is too small",
+		},
 		{"nothing", false, nil, API{}, "", "set spec.dns.dnsIP"},
 		{"omitted", false, append(four, apiSecret("", "two"), omitDNS), API{}, "", ""},
 	} {
@@ -512,8 +752,12 @@ func TestAPIAccess(t *testing.T) {
 		t.Errorf("%+v", s.Zones)
 	}
 	// What a user has set is said not to be used; what the peer has told nobody asked for.
-	for secret, want := range map[string]string{"two": "spec.apiAccess is not used: it is for dns-propagation kubernetes", AnnouncedSecret + "k2": ""} {
-		s := new(objs).add("k1", "192.168.0.11/24", "LocalLink").add("k2", "192.168.0.12/24", "b.example", append(four, apiSecret("", secret))...).build(cluster1())
+	for secret, want := range map[string]string{
+		"two":                  "spec.apiAccess is not used: it is for dns-propagation kubernetes",
+		AnnouncedSecret + "k2": "",
+	} {
+		s := new(objs).add("k1", "192.168.0.11/24", "LocalLink").
+			add("k2", "192.168.0.12/24", "b.example", append(four, apiSecret("", secret))...).build(cluster1())
 		if s.Zones[0].Clusters[1].API.Use || s.Notes["k2"] != want {
 			t.Errorf("%+v", s)
 		}
@@ -527,20 +771,51 @@ func TestIngress(t *testing.T) {
 		allowed    []string
 		denied     []string
 	}{
-		{"default", nil, nil, []string{"100.64.0.10", "192.168.0.11"}, []string{"10.250.0.1", "100.96.0.1", "192.168.0.12", "8.8.8.8"}},
-		{"own list", nil, []v1alpha1.IngressCIDR{"10.250.0.0/16"}, []string{"10.250.0.1", "192.168.0.11"}, []string{"100.64.0.10"}},
-		{"own denial of the default", nil, []v1alpha1.IngressCIDR{"!100.64.0.10/32"}, []string{"100.64.0.11"}, []string{"100.64.0.10"}},
-		{"most specific", nil, []v1alpha1.IngressCIDR{"100.64.0.0/20", "!100.64.0.0/24", "100.64.0.10/32"}, []string{"100.64.1.1", "100.64.0.10"}, []string{"100.64.0.9"}},
-		{"same prefix", nil, []v1alpha1.IngressCIDR{"100.64.0.0/20", "!100.64.0.0/20"}, []string{"192.168.0.11"}, []string{"100.64.0.9"}},
+		{
+			"default", nil, nil, []string{"100.64.0.10", "192.168.0.11"},
+			[]string{"10.250.0.1", "100.96.0.1", "192.168.0.12", "8.8.8.8"},
+		},
+		{
+			"own list", nil, []v1alpha1.IngressCIDR{"10.250.0.0/16"}, []string{"10.250.0.1", "192.168.0.11"},
+			[]string{"100.64.0.10"},
+		},
+		{
+			"own denial of the default", nil, []v1alpha1.IngressCIDR{"!100.64.0.10/32"}, []string{"100.64.0.11"},
+			[]string{"100.64.0.10"},
+		},
+		{
+			"most specific", nil, []v1alpha1.IngressCIDR{"100.64.0.0/20", "!100.64.0.0/24", "100.64.0.10/32"},
+			[]string{"100.64.1.1", "100.64.0.10"}, []string{"100.64.0.9"},
+		},
+		{
+			"same prefix", nil, []v1alpha1.IngressCIDR{"100.64.0.0/20", "!100.64.0.0/20"}, []string{"192.168.0.11"},
+			[]string{"100.64.0.9"},
+		},
 		{"mesh list", []v1alpha1.IngressCIDR{"100.64.1.0/24"}, nil, []string{"100.64.1.1"}, []string{"100.64.2.1"}},
-		{"mesh list and own", []v1alpha1.IngressCIDR{"100.64.1.0/24"}, []v1alpha1.IngressCIDR{"100.64.2.0/24"}, []string{"100.64.2.1"}, []string{"100.64.1.1"}},
-		{"mesh list and own denial", []v1alpha1.IngressCIDR{"100.64.1.0/24"}, []v1alpha1.IngressCIDR{"!100.64.1.1/32"}, []string{"100.64.1.2"}, []string{"100.64.1.1", "100.64.2.1"}},
-		{"mesh denial holds", []v1alpha1.IngressCIDR{"!100.64.0.10/32"}, []v1alpha1.IngressCIDR{"100.64.0.0/20", "100.64.0.10/32"}, []string{"100.64.0.9"}, []string{"100.64.0.10"}},
-		{"mesh denial of a wide net holds", []v1alpha1.IngressCIDR{"!100.64.0.0/24"}, []v1alpha1.IngressCIDR{"100.64.0.10/32", "100.64.1.0/24"}, []string{"100.64.1.1"}, []string{"100.64.0.10"}},
-		{"mesh exception of a denial", []v1alpha1.IngressCIDR{"!100.64.0.0/24", "100.64.0.8/29"}, []v1alpha1.IngressCIDR{"100.64.0.0/20"}, []string{"100.64.0.10", "100.64.1.1"}, []string{"100.64.0.1"}},
+		{
+			"mesh list and own", []v1alpha1.IngressCIDR{"100.64.1.0/24"}, []v1alpha1.IngressCIDR{"100.64.2.0/24"},
+			[]string{"100.64.2.1"}, []string{"100.64.1.1"},
+		},
+		{
+			"mesh list and own denial", []v1alpha1.IngressCIDR{"100.64.1.0/24"}, []v1alpha1.IngressCIDR{"!100.64.1.1/32"},
+			[]string{"100.64.1.2"}, []string{"100.64.1.1", "100.64.2.1"},
+		},
+		{
+			"mesh denial holds", []v1alpha1.IngressCIDR{"!100.64.0.10/32"},
+			[]v1alpha1.IngressCIDR{"100.64.0.0/20", "100.64.0.10/32"}, []string{"100.64.0.9"}, []string{"100.64.0.10"},
+		},
+		{
+			"mesh denial of a wide net holds", []v1alpha1.IngressCIDR{"!100.64.0.0/24"},
+			[]v1alpha1.IngressCIDR{"100.64.0.10/32", "100.64.1.0/24"}, []string{"100.64.1.1"}, []string{"100.64.0.10"},
+		},
+		{
+			"mesh exception of a denial", []v1alpha1.IngressCIDR{"!100.64.0.0/24", "100.64.0.8/29"},
+			[]v1alpha1.IngressCIDR{"100.64.0.0/20"}, []string{"100.64.0.10", "100.64.1.1"}, []string{"100.64.0.1"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", ingress(c.mesh...)).add("k2", "192.168.0.12/24", "b.example", ingress(c.link...))
+			o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", ingress(c.mesh...)).
+				add("k2", "192.168.0.12/24", "b.example", ingress(c.link...))
 			s := o.build(cluster1())
 			if len(s.Peers) != 1 {
 				t.Fatalf("%+v", s.Problems)
@@ -563,16 +838,21 @@ func TestEgressForms(t *testing.T) {
 	if len(s.Problems) != 0 {
 		t.Fatalf("%+v", s.Problems)
 	}
-	if want := []netip.Prefix{pfx("10.0.0.0/8"), pfx("192.168.0.13/32"), pfx("192.168.0.100/32")}; !reflect.DeepEqual(s.Peers[0].Networks, want) {
+	want := []netip.Prefix{pfx("10.0.0.0/8"), pfx("192.168.0.13/32"), pfx("192.168.0.100/32")}
+	if !reflect.DeepEqual(s.Peers[0].Networks, want) {
 		t.Errorf("%v", s.Peers[0].Networks)
 	}
 }
 
 func TestIPv6(t *testing.T) {
-	local := Local{Mode: Bridge, Propagation: PropagateDNS, MeshDomain: "kubelink.", ServiceCIDRs: pfxs("fd01::/112"), ClusterDomain: "cluster.local.", DefaultPort: 80}
+	local := Local{
+		Mode: Bridge, Propagation: PropagateDNS, MeshDomain: "kubelink.", ServiceCIDRs: pfxs("fd01::/112"),
+		ClusterDomain: "cluster.local.", DefaultPort: 80,
+	}
 	o := new(objs).add("a", "fd00::1/64", "LocalLink").add("b", "fd00::2/64", "[2001:db8::2]:443", cidr("fd02::/112"))
 	s := o.build(local)
-	if len(s.Problems) != 0 || s.Peers[0].Host != "2001:db8::2" || s.Zones[0].Clusters[1].Upstream.String() != "[fd02::a]:53" {
+	if len(s.Problems) != 0 || s.Peers[0].Host != "2001:db8::2" ||
+		s.Zones[0].Clusters[1].Upstream.String() != "[fd02::a]:53" {
 		t.Errorf("%+v", s)
 	}
 }
@@ -613,7 +893,10 @@ func TestNth(t *testing.T) {
 		p    string
 		n    int64
 		want string
-	}{{"100.64.0.0/20", 10, "100.64.0.10"}, {"100.64.0.248/29", 10, "invalid IP"}, {"fd00::/112", 11, "fd00::b"}, {"255.255.255.250/29", 10, "invalid IP"}} {
+	}{
+		{"100.64.0.0/20", 10, "100.64.0.10"}, {"100.64.0.248/29", 10, "invalid IP"},
+		{"fd00::/112", 11, "fd00::b"}, {"255.255.255.250/29", 10, "invalid IP"},
+	} {
 		if got := Nth(pfx(c.p), c.n).String(); got != c.want {
 			t.Errorf("%s %d: %s", c.p, c.n, got)
 		}

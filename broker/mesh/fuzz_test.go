@@ -40,7 +40,8 @@ func randomLocal(d *dice) Local {
 	l.Propagation = pick(d, PropagateDNS, PropagateKubernetes, PropagateNone)
 	l.ServiceCIDRs = pick(d, l.ServiceCIDRs, nil, pfxs("fd01::/112"), Prefixes{pfx("100.64.0.0/20"), pfx("fd01::/112")})
 	if d.roll(3) == 1 {
-		l.Addresses = pick(d, pfxs("192.168.0.11/24"), pfxs("fd00::1/64"), Prefixes{pfx("192.168.0.11/24"), pfx("fd00::1/64")})
+		l.Addresses = pick(d, pfxs("192.168.0.11/24"), pfxs("fd00::1/64"),
+			Prefixes{pfx("192.168.0.11/24"), pfx("fd00::1/64")})
 		l.ClusterName = pick(d, "one", "two", "Global", "")
 	}
 	l.Domains = pick(d, nil, []string{"kubelink."}, []string{})
