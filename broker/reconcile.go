@@ -165,7 +165,7 @@ func (r *reconcilerRun) newOutcome(
 			seen.Notes[link] = append(seen.Notes[link], text)
 		}
 	}
-	writeback.NoteNames(s, r.names.apis.Statuses(), note)
+	apizone.NoteNames(s, r.names.apis.Statuses(), note)
 	_, _, seen.Announce = r.newAnnouncement(s)
 	r.logUnadvertised(seen.Announce)
 	var statuses []link.Status

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
-	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -94,33 +93,6 @@ func remoteState(l mesh.Link, note string, seen *Observations) (v1alpha1.State, 
 		return v1alpha1.StateUp, joinTexts("through "+l.Peer, note)
 	}
 	return v1alpha1.State(st.State), joinTexts(fmt.Sprintf("gateway %s is %s", l.Peer, st.State), st.Reason, note)
-}
-
-// NoteNames notes what is wrong with names that come from API servers, by link.
-func NoteNames(s *mesh.State, statuses map[string]apizone.Status, note func(link, text string)) {
-	links, resolves := map[string]string{}, map[string]bool{} // by zone
-	for _, z := range s.Zones {
-		for _, c := range z.Clusters {
-			links[c.Name], resolves[c.Name] = c.Link, c.Upstream.IsValid()
-			for _, m := range s.Meshes {
-				if c.Link == "" && m.Name == z.Mesh {
-					links[c.Name] = m.Link
-				}
-			}
-		}
-	}
-	for zone, st := range statuses {
-		name := links[zone] // the mesh of the stanza has no link: the log has it
-		switch {
-		case st.Err == nil || name == "":
-		case st.Loaded:
-			note(name, "names may be out of date: "+OneLine(st.Err))
-		case st.Announced && resolves[zone]:
-			note(name, "names come from the DNS service of the cluster, not from its API server: "+OneLine(st.Err))
-		default:
-			note(name, "no names: "+OneLine(st.Err))
-		}
-	}
 }
 
 // hasMembers says whether the mesh of a LocalLink has other links that are not about to go.
