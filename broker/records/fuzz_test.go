@@ -71,8 +71,10 @@ func randomEntry(d *dice, n int) coredns.CoreDNSEntry {
 	e := coredns.CoreDNSEntry{ObjectMeta: randomMeta(d, fmt.Sprint("e", n), 10+n)}
 	s := &e.Spec
 	s.ZoneRef = pick(d, "", "z0", "z1", "z2", "z9")
-	names := []coredns.DNSName{"x.svc.global.kubelink", "y.x.svc.global.kubelink", "svc.global.kubelink", "*.svc.global.kubelink",
-		"a.svc.global.kubelink", "x.a.svc.global.kubelink", "x.svc.global.a.example", "x.example.com", "-"}
+	names := []coredns.DNSName{
+		"x.svc.global.kubelink", "y.x.svc.global.kubelink", "svc.global.kubelink", "*.svc.global.kubelink",
+		"a.svc.global.kubelink", "x.a.svc.global.kubelink", "x.svc.global.a.example", "x.example.com", "-",
+	}
 	if s.ZoneRef != "" {
 		names = []coredns.DNSName{"x", "@", "*", "y.x", "*.x", "x.a.svc.global.kubelink.", "ns.x"}
 	}
