@@ -164,6 +164,19 @@ func TestNamesWaitForRoutes(t *testing.T) {
 	}
 }
 
+// Another gateway has no routes yet, whatever the one before had.
+func TestNamesWaitForRoutesOfNewGateway(t *testing.T) {
+	b, d := newLinkedBroker(t)
+	k, pending := startApply(b)
+	k.result <- nil
+	<-pending
+	b.setGateway(&gateway{dataplane: d, log: b.log})
+	publishChange(b)
+	if text := answeredState(t, b); strings.Contains(text, "state=Up") {
+		t.Error(text)
+	}
+}
+
 // What the kernel does not take in full is tried again, and the names are answered.
 func TestNamesAfterKernelError(t *testing.T) {
 	b, _ := newLinkedBroker(t)

@@ -217,7 +217,7 @@ func (b *Broker) openGateway(cfg *Config) (*gateway, error) {
 func (b *Broker) setGateway(g *gateway) {
 	b.r.setGateway(g)
 	b.names.changeSource(func(from *nameSource) {
-		from.dataplane, from.credentials = nil, false
+		from.dataplane, from.credentials, from.routed = nil, false, nil
 		if g != nil {
 			from.dataplane = g
 		}

@@ -39,7 +39,7 @@ type nameSource struct {
 	dataplane   dataplane       // nil: this broker carries no traffic
 	carries     bool            // the mode has a dataplane
 	credentials bool            // the dataplane has credentials
-	routed      map[string]bool // links for which the kernel has routes and NAT
+	routed      map[string]bool // links for which the kernel has had routes and NAT
 	nsAddresses []netip.Addr
 	serveStale  time.Duration
 	noStates    bool // there are no names _state.<cluster>.<domain>

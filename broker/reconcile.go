@@ -116,7 +116,11 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	globalErr := r.updateGlobalNames(ctx, state.Zones)
 	err, pending := r.apply(&state, accesses, port)
 	r.health.change(func(h *health) {
-		h.controllers, h.applied = nil, errors.Join(err, pending, portErr, credErr, globalErr)
+		failed := errors.Join(err, portErr, credErr, globalErr)
+		if h.applied != nil { // a broker that was ready stays so while the kernel is being told
+			failed = errors.Join(failed, pending)
+		}
+		h.controllers, h.applied = nil, failed
 	})
 
 	r.snapshot.Load().KeepLinks(list.Items)

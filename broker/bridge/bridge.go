@@ -1,7 +1,7 @@
 // Package bridge is the dataplane of bridge mode: a TUN whose packets travel to other clusters in TLS streams over TCP.
 //
 // The path of an outbound packet: tunreader.go (TUN to peer), flows.go (peer to session), queue.go (where it waits),
-// sender.go and batch.go (session to connection), batchconn.go (connection to socket). The path of an inbound packet:
+// sender.go (session to connection), batchconn.go (connection to socket). The path of an inbound packet:
 // receiver.go (connection to TUN or to another peer), iface.go (TUN). Packets are as large as the kernel makes them, up
 // to 64 KiB: offload.go. Connections come from dial.go and listen.go; handshake.go authenticates them, and the hello of
 // hello.go identifies the link.

@@ -183,7 +183,7 @@ func TestNewInstance(t *testing.T) {
 		p := a.router.table.Load().peers[0]
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return len(p.sessions) > 0 &&
+		return len(p.sessions) > 0 && len(p.sessions) <= 2*DefaultStreams() &&
 			!slices.ContainsFunc(p.sessions, func(s *session) bool { return s.instance != b.instance })
 	})
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
