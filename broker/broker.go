@@ -28,7 +28,7 @@ type Broker struct {
 	lifecycle   sync.Mutex // serialises Start, Update and Stop, and guards the fields below
 	cfg         Config
 	api         *rest.Config // of the local API server
-	claim       claim
+	claim       namespaceClaim
 	controllers *controllers // nil: they do not run
 }
 

@@ -104,11 +104,11 @@ func (g *gateway) close(keep bool) {
 	}
 }
 
-// claim makes sure that no other kubelink carries links in this network namespace.
-type claim struct{ listener net.Listener }
+// namespaceClaim makes sure that no other kubelink carries links in this network namespace.
+type namespaceClaim struct{ listener net.Listener }
 
 // acquire takes the claim, unless this process has it already.
-func (c *claim) acquire() error {
+func (c *namespaceClaim) acquire() error {
 	if c.listener != nil {
 		return nil
 	}
@@ -122,7 +122,7 @@ func (c *claim) acquire() error {
 }
 
 // release lets another process take the claim.
-func (c *claim) release() {
+func (c *namespaceClaim) release() {
 	if c.listener != nil {
 		c.listener.Close()
 		c.listener = nil

@@ -12,13 +12,14 @@ import (
 )
 
 var (
-	namedFile = regexp.MustCompile("`([a-z0-9_/.]+\\.go)`")
-	namedCode = regexp.MustCompile("`([A-Za-z]+)`")
-	step      = regexp.MustCompile(`^\d+\. `)
+	namedFile  = regexp.MustCompile("`([a-z0-9_/.]+\\.go)`")
+	namedCode  = regexp.MustCompile("`([A-Za-z]+)`")
+	codeInFile = regexp.MustCompile("`([A-Za-z]+)`\\s+in\\s+`([a-z0-9_/.]+\\.go)`")
+	step       = regexp.MustCompile(`^\d+\. `)
 )
 
-// Every file that README.md names exists, every walk names at most four files, and every function that a step of a walk
-// names is declared in the file of that step.
+// Every file that README.md names exists, every function is declared in the file beside which it stands, and every walk
+// names at most four files.
 func TestReadmeNamesCode(t *testing.T) {
 	text, err := os.ReadFile("README.md")
 	if err != nil {
@@ -27,6 +28,11 @@ func TestReadmeNamesCode(t *testing.T) {
 	for _, m := range namedFile.FindAllStringSubmatch(string(text), -1) {
 		if _, err := os.Stat(m[1]); err != nil {
 			t.Error(err)
+		}
+	}
+	for _, m := range codeInFile.FindAllStringSubmatch(string(text), -1) {
+		if !slices.Contains(declaredNames(t, m[2]), m[1]) {
+			t.Errorf("%s declares no %s", m[2], m[1])
 		}
 	}
 	walks := 0

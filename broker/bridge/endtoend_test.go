@@ -539,7 +539,7 @@ func TestReaderYields(t *testing.T) {
 		}
 		return nil
 	}
-	if err := o.readLoop(q); err != io.EOF {
+	if err := o.readTUN(q); err != io.EOF {
 		t.Error(err)
 	}
 	if !ran.Load() {

@@ -77,8 +77,8 @@ func (b *readBuffer) makeRoom(start int, large bool) {
 	}
 }
 
-// readLoop handles frames until an error. With keepalive, silence is an error.
-func (r *receiver) readLoop() error {
+// readFrames handles frames until an error. With keepalive, silence is an error.
+func (r *receiver) readFrames() error {
 	var (
 		s         = r.session
 		b         = newReadBuffer()

@@ -31,7 +31,7 @@ func TestReadBuffer(t *testing.T) {
 		raw := newBatchConn(c, p.timing.write)
 		s := newSession(p, raw, raw, true, 0, p.featureFlags(), &hello{capable: true, flags: flags})
 		ended := make(chan error)
-		go func() { ended <- s.readLoop() }()
+		go func() { ended <- s.readFrames() }()
 		large := appendFrame(nil, framePacket, packet("192.168.0.12", "100.64.0.1", 64, 60000, 0))
 		small := appendFrame(nil, framePacket, packet("192.168.0.12", "100.64.0.1", 64, 1500, 0))
 		const step = 20 // reads

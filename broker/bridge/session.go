@@ -85,7 +85,7 @@ func (s *session) run() {
 		defer close(served)
 		s.serveEvents()
 	}()
-	s.close(s.readLoop())
+	s.close(s.readFrames())
 	<-served
 }
 

@@ -17,7 +17,7 @@ func readDevice(dev device, f *iface, r *router) error {
 	var readers sync.WaitGroup
 	failed := make(chan error, len(queues))
 	for i, q := range queues {
-		readers.Go(func() { failed <- newTUNReader(i, dev.Offloads(), f, r).readLoop(q) })
+		readers.Go(func() { failed <- newTUNReader(i, dev.Offloads(), f, r).readTUN(q) })
 	}
 	err := <-failed
 	for _, q := range queues { // the other readers would wait for ever
@@ -48,10 +48,10 @@ func newTUNReader(queue int, offloads Offloads, f *iface, r *router) *tunReader 
 	}
 }
 
-// readLoop reads until an error. It takes the packets that are there, and sends a batch to each session that has some,
+// readTUN reads until an error. It takes the packets that are there, and sends a batch to each session that has some,
 // in turns; when nothing is left to be sent it waits for packets. So small packets that come in a burst share records
 // and system calls, and no packet waits for another one that is not there yet.
-func (r *tunReader) readLoop(q tunQueue) error {
+func (r *tunReader) readTUN(q tunQueue) error {
 	read := q.Read
 	for {
 		n, err := read(r.readRoom())

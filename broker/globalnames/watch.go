@@ -23,8 +23,8 @@ import (
 // retryInterval is the pause between two tries to watch a kind that the API server does not know.
 const retryInterval = 5 * time.Second
 
-// watchedKinds are the kinds of objects that global names come from.
-var watchedKinds = []client.Object{&coredns.CoreDNSEntry{}, &coredns.HostedZone{}}
+// nameKinds are the kinds of objects that global names come from.
+var nameKinds = []client.Object{&coredns.CoreDNSEntry{}, &coredns.HostedZone{}}
 
 // Watch watches the objects from when this cluster serves a global zone. It implements manager.Runnable.
 type Watch struct {
@@ -55,7 +55,7 @@ func (w *Watch) Start(ctx context.Context) error {
 	case <-w.wanted:
 	}
 	var known []toolscache.InformerSynced
-	for _, kind := range watchedKinds {
+	for _, kind := range nameKinds {
 		synced, err := w.watchKind(ctx, kind)
 		if synced == nil {
 			return err
@@ -101,7 +101,7 @@ func (w *Watch) noteFailure(err error) {
 // HandleWatchError is the handler for failures of all watches of the cache.
 func (w *Watch) HandleWatchError(ctx context.Context, r *toolscache.Reflector, err error) {
 	toolscache.DefaultWatchErrorHandler(ctx, r, err)
-	for _, kind := range watchedKinds {
+	for _, kind := range nameKinds {
 		if r.TypeDescription() == fmt.Sprintf("%T", kind) {
 			w.noteFailure(err)
 		}

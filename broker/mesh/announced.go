@@ -24,7 +24,6 @@ func (s *State) ClusterDomain(name string) (string, error) {
 
 // clusterDomain refuses names in a mesh domain: two clusters that say so of each other would ask each other without
 // end, as each leads the mesh domain back to kubelink.
-// as each leads the mesh domain back to kubelink.
 func clusterDomain(name string, meshDomains []string) (string, error) {
 	d, err := ParseDomain(name)
 	if err != nil {

@@ -4,7 +4,6 @@ package mesh
 
 // attachGateways finds the links that carry the links with a gateway, once all links are read: a gateway may be younger
 // than the links behind it.
-// behind it.
 func (s *linkSet) attachGateways() {
 	for _, l := range s.sorted() {
 		if l.gateway == "" {

@@ -103,7 +103,6 @@ func (n *naming) setAPI(zone *ClusterZone, spec *v1alpha1.KubeLinkSpec) (err err
 
 // apiAccess finds the API server of another cluster: the first service address, which is routed to the link as the
 // whole of spec.cidr is. The error is why it cannot be used.
-// of spec.cidr is. The error is why it cannot be used.
 func apiAccess(spec *v1alpha1.KubeLinkSpec, services Prefixes) (API, error) {
 	switch {
 	case spec.APIAccess == nil:

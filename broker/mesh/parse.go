@@ -102,7 +102,6 @@ func parseIngress(list []v1alpha1.IngressCIDR) ([]Rule, *Problem) {
 
 // Endpoint parses host[:port]: a DNS name, an IPv4 address or an IPv6 address, which is in brackets when a port
 // follows. The name comes back in lower case without final dot.
-// The name comes back in lower case without final dot.
 func Endpoint(s string, defaultPort uint16) (host string, port uint16, err error) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		return checkHost(a, defaultPort)
@@ -174,7 +173,6 @@ func TrimDot(name string) string { return strings.TrimSuffix(name, ".") }
 
 // parseDNSAddress parses spec.dns.dnsIP; the zero Addr stands for none. The legacy broker wrote the word "<nil>" where
 // it meant none.
-// meant none.
 func parseDNSAddress(dns *v1alpha1.KubeLinkDNS) (netip.Addr, *Problem) {
 	if dns.DNSIP == "" || dns.DNSIP == "<nil>" {
 		return netip.Addr{}, nil

@@ -41,7 +41,6 @@ func (r *reports) addProblem(name string, p *Problem) {
 
 // addNote appends a note to the notes of an object. A mesh that the stanza defines has no object: its name is empty,
 // and the note is dropped.
-// the note is dropped.
 func (r *reports) addNote(name, format string, args ...any) {
 	if name == "" {
 		return

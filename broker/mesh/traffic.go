@@ -37,7 +37,6 @@ func peersOf(links []*linkEntry) []Peer {
 
 // routesOf are the routes to the networks of meshes and links. Addresses of a mesh need no route of their own: the
 // route of the mesh covers them.
-// of the mesh covers them.
 func routesOf(meshes []*meshEntry, links []*linkEntry) []Route {
 	var routes []Route
 	for _, m := range meshes {

@@ -20,7 +20,7 @@ import (
 // The zones must not be modified afterwards. New must not be called concurrently with the same prev.
 func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts Options) *Table {
 	t := newTable(zones, opts)
-	t.status = linkStatus(zones, opts.Networks, status)
+	t.status = collectStatuses(zones, opts.Networks, status)
 	t.wasUsable = make(map[string]bool, len(t.status))
 	for link, s := range t.status {
 		t.wasUsable[link] = s.Usable || prev != nil && prev.wasUsable[link]
@@ -60,8 +60,8 @@ func newTable(zones []mesh.Zone, opts Options) *Table {
 	return t
 }
 
-// linkStatus is the status of each link that zones or networks name.
-func linkStatus(zones []mesh.Zone, networks []Network, status func(link string) Status) map[string]Status {
+// collectStatuses is the status of each link that zones or networks name.
+func collectStatuses(zones []mesh.Zone, networks []Network, status func(link string) Status) map[string]Status {
 	result := make(map[string]Status, len(zones))
 	addLink := func(link string) {
 		if _, known := result[link]; !known && link != "" {
