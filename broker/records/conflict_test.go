@@ -59,12 +59,14 @@ func TestConflicts(t *testing.T) {
 				"x.svc.global.kubelink, which has records of the older entry ns/old; remove the name from one of the two",
 		},
 		{"delegation of a name server", address("x"), ns("x", "x"+at), ""},
+		{"delegation of a name server above names", address("x" + at + ", y.x"), ns("x", "x"+at), hides},
+		{"delegation to a server elsewhere above names", address("y" + at + ", y.x"), ns("x", "y"+at), hides},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := build(t, "ns/old: {"+c.old+"}\nns/young: {"+c.young+"}")
 			old := r.Entries[types.NamespacedName{Namespace: "ns", Name: "old"}]
 			young := r.Entries[types.NamespacedName{Namespace: "ns", Name: "young"}]
-			if old.State != "Ok" || len(old.Names) != 1 {
+			if old.State != "Ok" || len(old.Names) != 1+strings.Count(c.old, at+",") {
 				t.Errorf("the older entry is %+v", old)
 			}
 			if young.Message != c.want || (young.State == "Ok") != (c.want == "") || len(young.Names) == 1 != (c.want == "") {

@@ -90,6 +90,46 @@ func TestZoneMessages(t *testing.T) {
 	}
 }
 
+// An object is foreign if all of its names lie outside. One that is wrong in itself is ours to tell of.
+func TestForeign(t *testing.T) {
+	r := build(t, `
+		zone ns/far: {domainNames: [example.com, example.org]}
+		zone ns/part: {domainNames: [example.com, a.svc.global.kubelink]}
+		zone ns/bad: {domainNames: [example.com, a..b]}
+		ns/far: {dnsNames: [x.example.com], A: [10.0.0.1]}
+		ns/part: {dnsNames: [x.example.com, x.svc.global.kubelink], A: [10.0.0.1]}
+		ns/bad: {dnsNames: [x.example.com, a..b], A: [10.0.0.1]}
+		ns/record: {dnsNames: [x.example.com], A: [x]}
+		ns/zone: {zoneRef: far, dnsNames: [x], A: [10.0.0.1]}`)
+	for name, want := range map[string]bool{"far": true, "part": false, "bad": false, "record": false, "zone": true} {
+		key := types.NamespacedName{Namespace: "ns", Name: name}
+		if report := r.Entries[key]; report.Foreign != want || report.State == "Ok" {
+			t.Errorf("entry %s: %+v", name, report)
+		}
+		if report, there := r.HostedZones[key]; there && (report.Foreign != want || report.State == "Ok") {
+			t.Errorf("zone %s: %+v", name, report)
+		}
+	}
+}
+
+// An entry has as many names as there may be, together with the names of its zone.
+func TestEntryNamesLimit(t *testing.T) {
+	for n, want := range map[int]string{
+		maxEntryNames / 2:   "",
+		maxEntryNames/2 + 1: "spec.dnsNames are 258 names together with those of the zone, and 256 is the most: remove some",
+	} {
+		var names []string
+		for i := range n {
+			names = append(names, fmt.Sprintf("n%d", i))
+		}
+		r := build(t, "zone ns/two: {domainNames: [a.svc.global.kubelink, b.svc.global.kubelink]}\n"+
+			"ns/x: {zoneRef: two, dnsNames: ["+strings.Join(names, ", ")+"], A: [10.0.0.1]}")
+		if report := r.Entries[types.NamespacedName{Namespace: "ns", Name: "x"}]; report.Message != want {
+			t.Errorf("%d names: %+v", n, report)
+		}
+	}
+}
+
 // A zone is resolved after its parent, whichever of the two is older, and names the zone at the root.
 func TestNestedZones(t *testing.T) {
 	text := []string{
