@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -913,4 +914,103 @@ func TestPure(t *testing.T) {
 			t.Errorf("rotated by %d: %+v", i, got)
 		}
 	}
+}
+
+// rich is an input with all kinds of objects: two meshes, a gateway, notes and problems.
+func rich() *objs {
+	return pair().
+		add("k3", "192.168.0.13/24", "c.example", egress("10.8.0.0/16"), ingress("10.0.0.0/8", "!10.1.0.0/16")).
+		add("k4", "192.168.0.14/24", "", cidr("100.64.64.0/20"), via("k3"), ingress("10.0.0.0/8")).
+		addLocal("m2--here", "192.168.9.11/24", dns("", "m2.example"), ingress("10.250.0.0/16")).
+		add("m2--two", "192.168.9.12/24", "two.example", cidr("100.64.80.0/20"), apiSecret("", "two")).
+		add("m2--three", "192.168.9.12/24", "three.example").
+		add("m3--four", "192.168.7.12/24", "four.example").
+		addLocal("other", "192.168.6.11/24").
+		add("gone", "192.168.0.15/24", "gone.example", deleting)
+}
+
+// copyLocal shares nothing with the original.
+func copyLocal(l Local) Local {
+	for _, p := range []*Prefixes{&l.Addresses, &l.ServiceCIDRs, &l.PodCIDRs, &l.NodeCIDRs} {
+		*p = slices.Clone(*p)
+	}
+	l.Domains, l.Served = slices.Clone(l.Domains), slices.Clone(l.Served)
+	return l
+}
+
+// TestArgumentsUnchanged: Build leaves objects and Local as they are, also what they point to.
+func TestArgumentsUnchanged(t *testing.T) {
+	for _, local := range []Local{cluster1(), changed(inStanza), changed(watchAPI), {}} {
+		local.Domains = []string{"z.", "kubelink."}
+		local.Served = []string{"m2--two", "kubelink2", "k4", "k3", "m2--three", "m3--four"}
+		// Space behind the end, into which an append would write.
+		local.PodCIDRs = append(make(Prefixes, 0, 4), pfx("100.112.0.0/12"))
+		objects := Objects{Links: slices.Clone(rich().list)}
+		slices.Reverse(objects.Links)
+		beforeLocal, before := copyLocal(local), copyOf(objects)
+		Build(objects, local)
+		checkEqual(t, "local", local, beforeLocal)
+		checkEqual(t, "space behind the pod networks", local.PodCIDRs[:4], Prefixes{pfx("100.112.0.0/12"), {}, {}, {}})
+		checkEqual(t, "objects", objects, before)
+	}
+}
+
+// TestStatesShareNothing: what a caller does to the lists and maps of a State does not show in the next one.
+func TestStatesShareNothing(t *testing.T) {
+	objects, local := Objects{Links: rich().list}, cluster1()
+	want := Build(objects, local)
+	s := Build(objects, local)
+	clear(s.Problems)
+	s.Notes["kubelink2"] = "changed"
+	for i := range s.Meshes {
+		clear(s.Meshes[i].Members)
+	}
+	for i := range s.Peers {
+		clear(s.Peers[i].Networks)
+		clear(s.Peers[i].Ingress)
+	}
+	for i := range s.Zones {
+		for _, c := range s.Zones[i].Clusters {
+			clear(c.Addresses)
+		}
+		clear(s.Zones[i].Networks)
+		clear(s.Zones[i].Clusters)
+	}
+	clear(s.Local)
+	clear(s.Routes)
+	clear(s.Links)
+	checkEqual(t, "next State", Build(objects, local), want)
+	checkEqual(t, "problems of an empty State", Build(Objects{}, Local{}), State{Problems: map[string]Problem{}, Notes: map[string]string{}})
+}
+
+// TestShuffled: the order of the objects has no meaning, only their age; objects of one second go by name.
+func TestShuffled(t *testing.T) {
+	for _, sameAge := range []bool{false, true} {
+		list := rich().list
+		if sameAge {
+			for i := range list {
+				list[i].CreationTimestamp = list[0].CreationTimestamp
+			}
+		}
+		want := Build(Objects{Links: list}, cluster1())
+		random := rand.New(rand.NewPCG(7, 11))
+		for range 50 {
+			random.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+			if got := Build(Objects{Links: list}, cluster1()); !reflect.DeepEqual(got, want) {
+				t.Fatalf("another order gives\n%+v\nwant\n%+v", got, want)
+			}
+		}
+		older := map[bool]string{false: "m2--three", true: "m2--two"}[sameAge]
+		if _, broken := want.Problems[older]; !broken {
+			t.Errorf("of two links with one address the younger one, or the later name, has a problem: %+v", want.Problems)
+		}
+	}
+}
+
+func TestMembersByMesh(t *testing.T) {
+	members := map[string][]string{}
+	for _, m := range rich().build(cluster1()).Meshes {
+		members[m.Name] = m.Members
+	}
+	checkEqual(t, "members", members, map[string][]string{"": {"k3", "k4", "kubelink2"}, "m2": {"m2--three", "m2--two"}})
 }
