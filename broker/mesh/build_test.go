@@ -980,7 +980,8 @@ func TestStatesShareNothing(t *testing.T) {
 	clear(s.Routes)
 	clear(s.Links)
 	checkEqual(t, "next State", Build(objects, local), want)
-	checkEqual(t, "problems of an empty State", Build(Objects{}, Local{}), State{Problems: map[string]Problem{}, Notes: map[string]string{}})
+	empty := State{Problems: map[string]Problem{}, Notes: map[string]string{}}
+	checkEqual(t, "State of nothing", Build(Objects{}, Local{}), empty)
 }
 
 // TestShuffled: the order of the objects has no meaning, only their age; objects of one second go by name.

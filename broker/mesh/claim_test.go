@@ -70,7 +70,8 @@ func TestClaimList(t *testing.T) {
 	if c, ok := claimList(nil).findAddress(ip("10.1.1.1")); ok {
 		t.Errorf("an empty list has %v", c)
 	}
-	p := append(list[:3:3], claim{pfx("10.1.0.0/16"), "k6", fieldCIDR}).checkFree(claim{pfx("10.1.0.0/16"), "k7", fieldEgress})
+	same := pfx("10.1.0.0/16")
+	p := append(list[:3:3], claim{same, "k6", fieldCIDR}).checkFree(claim{same, "k7", fieldEgress})
 	checkEqual(t, "problem", problemText(p, "Invalid"),
 		"spec.egress 10.1.0.0/16 is already routed to the older link k3 (10.1.0.0/16): a network belongs to one link")
 }

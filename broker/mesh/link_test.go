@@ -109,7 +109,8 @@ func TestLinkProblems(t *testing.T) {
 
 // TestLinkNames: problems of the name, and of the mesh that it names.
 func TestLinkNames(t *testing.T) {
-	const create = " has no LocalLink: create KubeLink %s with endpoint LocalLink and the address of this cluster in the mesh"
+	const create = " has no LocalLink: create KubeLink %s with endpoint LocalLink " +
+		"and the address of this cluster in the mesh"
 	for _, c := range []struct {
 		name, object string
 		objs         *objs
@@ -234,7 +235,8 @@ func TestOlderWins(t *testing.T) {
 	const one = ": a network belongs to one link"
 	loop := "the network %s (spec.cidr, spec.egress) contains the endpoint %s of link %s: " +
 		"its connection would run through a tunnel"
-	inTunnel := "spec.endpoint %s lies in the network %s that is routed to link %s: the connection would run through a tunnel"
+	inTunnel := "spec.endpoint %s lies in the network %s that is routed to link %s: " +
+		"the connection would run through a tunnel"
 	for _, c := range []struct {
 		name             string
 		a, b             []mod

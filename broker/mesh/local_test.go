@@ -89,7 +89,10 @@ func TestServesLink(t *testing.T) {
 		name   string
 		served []string
 		want   bool
-	}{{"all", nil, true}, {"none", []string{}, false}, {"this", []string{"a", "two"}, true}, {"others", []string{"m--two"}, false}} {
+	}{
+		{"all", nil, true}, {"none", []string{}, false},
+		{"this", []string{"a", "two"}, true}, {"another mesh", []string{"m--two"}, false},
+	} {
 		l := Local{Served: c.served}
 		checkEqual(t, c.name, l.servesLink("two"), c.want)
 	}

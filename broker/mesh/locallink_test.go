@@ -186,7 +186,10 @@ func TestMeshDefinitions(t *testing.T) {
 			"Stale: the default mesh is already defined by link-address 192.168.0.11/24, fd00::1/64 of the Corefile: " +
 				"remove that property or this object", "-",
 		},
-		{"stanza and another mesh", inStanza, new(objs).addLocal("m2--here", "192.168.9.11/24"), "m2--here", "", "- m2--here"},
+		{
+			"stanza and another mesh", inStanza, new(objs).addLocal("m2--here", "192.168.9.11/24"),
+			"m2--here", "", "- m2--here",
+		},
 		{
 			"stanza overlaps", inStanza, new(objs).addLocal("m2--here", "192.168.0.11/24"), "m2--here",
 			"Invalid: spec.clusterAddress 192.168.0.11/24: its network overlaps with 192.168.0.0/24 of " +
@@ -296,7 +299,8 @@ func TestLocalLinkNotes(t *testing.T) {
 		{"egress", nil, []mod{egress("10.0.0.0/8")}, "spec.egress has no meaning on a LocalLink"},
 		{"egress is not even parsed", nil, []mod{egress("x")}, "spec.egress has no meaning on a LocalLink"},
 		{"domain", asked, []mod{dns("", "mesh.example")}, missing},
-		{"both", asked, []mod{egress("10.0.0.0/8"), dns("", "mesh.example")}, "spec.egress has no meaning on a LocalLink; " + missing},
+		{"both", asked, []mod{egress("10.0.0.0/8"), dns("", "mesh.example")},
+			"spec.egress has no meaning on a LocalLink; " + missing},
 		{"a problem hides notes", asked, []mod{egress("10.0.0.0/8"), dns("", "mesh.example"), cidr("x")}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -308,19 +312,21 @@ func TestLocalLinkNotes(t *testing.T) {
 
 // A domain belongs to the older mesh; the younger one has links, but no names.
 func TestMeshDomainsClash(t *testing.T) {
-	const set = "; set another one"
+	const (
+		set    = "; set another one"
+		global = " of mesh b: one lies in the global names of the other" + set
+	)
 	for _, c := range []struct{ name, older, younger, want string }{
 		{"same", "mesh.example", "Mesh.Example.", "mesh.example is already used by mesh b" + set},
-		{"in the global names", "mesh.example", "x.global.mesh.example", "x.global.mesh.example, and mesh.example of mesh b: " +
-			"one lies in the global names of the other" + set},
-		{"the global names", "mesh.example", "global.mesh.example", "global.mesh.example, and mesh.example of mesh b: " +
-			"one lies in the global names of the other" + set},
-		{"around the global names", "svc.global.example", "example", "example, and svc.global.example of mesh b: " +
-			"one lies in the global names of the other" + set},
+		{"in the global names", "mesh.example", "x.global.mesh.example", "x.global.mesh.example, and mesh.example" + global},
+		{"the global names", "mesh.example", "global.mesh.example", "global.mesh.example, and mesh.example" + global},
+		{"around the global names", "svc.global.example", "example", "example, and svc.global.example" + global},
 		{"the local cluster", "mesh.example", "here.mesh.example", "here.mesh.example is the local cluster in mesh b" + set},
 		{"another cluster", "mesh.example", "there.mesh.example", ""},
 		{"in the local cluster", "mesh.example", "x.here.mesh.example", ""},
 		{"no domain", "mesh.example", "", ""},
+		{"no older domain", "", "here", ""},
+		{"no older domain, a name like the global ones", "", "x.global", ""},
 		{"another one", "mesh.example", "global.example", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -328,17 +334,14 @@ func TestMeshDomainsClash(t *testing.T) {
 			s := new(objs).addLocal("b--Here", "192.168.0.11/24", dns("", c.older)).
 				addLocal("a--here", "192.168.9.11/24", dns("", c.younger)).
 				add("a--two", "192.168.9.12/24", "b.example", dns("192.168.9.12", "")).build(local)
-			note, zones := "", 2
+			note, younger := "", c.younger
 			if c.want != "" {
-				note, zones = "no DNS: spec.dns.baseDomain "+c.want, 1
-			}
-			if c.younger == "" {
-				zones = 1
+				note, younger = "no DNS: spec.dns.baseDomain "+c.want, ""
 			}
 			checkEqual(t, "note", s.Notes["a--here"], note)
-			checkEqual(t, "zones", len(s.Zones), zones)
+			checkEqual(t, "younger mesh", TrimDot(s.Meshes[0].Domain), strings.ToLower(TrimDot(younger)))
+			checkEqual(t, "older mesh", TrimDot(s.Meshes[1].Domain), c.older)
 			checkEqual(t, "peers", len(s.Peers), 1)
-			checkEqual(t, "older mesh", s.Meshes[1].Domain, strings.ToLower(c.older)+".")
 		})
 	}
 	// A third mesh is held against all of them, and told once.

@@ -283,6 +283,7 @@ func TestParseDomain(t *testing.T) {
 		{"Cluster.LOCAL.", "cluster.local.", ""},
 		{"_tcp.a-b.x9", "_tcp.a-b.x9.", ""},
 		{"0.9", "0.9.", ""},
+		{"az.AZ", "az.az.", ""},
 		{"a--b", "a--b.", ""},
 		{label, label + ".", ""},
 		{longest, longest + ".", ""},

@@ -26,6 +26,9 @@ func TestClusterZoneEqual(t *testing.T) {
 		"Upstream":      func(c *ClusterZone) { c.Upstream = netip.AddrPort{} },
 		"ClusterDomain": func(c *ClusterZone) { c.ClusterDomain = "k8s.example." },
 		"API":           func(c *ClusterZone) { c.API.Namespace = "other" },
+		"API.Server":    func(c *ClusterZone) { c.API.Server = "" },
+		"API.Secret":    func(c *ClusterZone) { c.API.Secret = "three" },
+		"API.Use":       func(c *ClusterZone) { c.API.Use = false },
 	} {
 		other := make()
 		change(&other)

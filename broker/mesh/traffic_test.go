@@ -12,7 +12,8 @@ import (
 func trafficText(s State) string {
 	var b strings.Builder
 	for _, p := range s.Peers {
-		fmt.Fprintf(&b, "peer %s %s at %s:%d, hello %s services %s\n", p.Link, p.Addresses, p.Host, p.Port, p.Local, p.Services)
+		fmt.Fprintf(&b, "peer %s %s at %s:%d", p.Link, p.Addresses, p.Host, p.Port)
+		fmt.Fprintf(&b, ", hello %s services %s\n", p.Local, p.Services)
 		fmt.Fprintf(&b, "  networks %s\n  ingress %s\n", Prefixes(p.Networks), ruleTexts(p.Ingress))
 	}
 	for _, r := range s.Routes {
