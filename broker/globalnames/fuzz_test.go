@@ -87,10 +87,14 @@ func fuzzObjects(text string) (entries []coredns.CoreDNSEntry, zones []coredns.H
 // objects make equal names, and what an object is said to serve is there.
 func FuzzGlobal(f *testing.F) {
 	for _, seed := range []string{
-		"a na.svc.global.kubelink n*.svc.global.kubelink 410.1.0.1 410.2.0.3 6fd00::1 tt ofixed\nb nb.svc.global.kubelink ca.svc.global.kubelink",
-		"!r nsvc.global.kubelink nsvc.global.other.example ma.b@c\n!t ^r nt nu.t\na ^t n@ nx n* 410.2.0.3\ns ^r ns sl/x.t sl/s sl/a.example.\nx ^r nt dn.t.",
-		"a nd.svc.global.kubelink dn.d.svc.global.kubelink dx.example\nb nn.d.svc.global.kubelink 410.2.0.3\nc nc.svc.global.kubelink cx.d.svc.global.kubelink\nl n*.l.svc.global.kubelink cx.l.svc.global.kubelink",
-		"!a ^b na\n!b ^a nb\n!c nsvc.global.kubelink.\ne ^c nx.svc.global.kubelink. nx cx\ne2 ^c ny tback\\\\slash " + strings.Repeat("t", 300),
+		"a na.svc.global.kubelink n*.svc.global.kubelink 410.1.0.1 410.2.0.3 6fd00::1 tt ofixed\n" +
+			"b nb.svc.global.kubelink ca.svc.global.kubelink",
+		"!r nsvc.global.kubelink nsvc.global.other.example ma.b@c\n" +
+			"!t ^r nt nu.t\na ^t n@ nx n* 410.2.0.3\ns ^r ns sl/x.t sl/s sl/a.example.\nx ^r nt dn.t.",
+		"a nd.svc.global.kubelink dn.d.svc.global.kubelink dx.example\n" +
+			"b nn.d.svc.global.kubelink 410.2.0.3\nc nc.svc.global.kubelink cx.d.svc.global.kubelink\nl n*.l.svc.global.kubelink cx.l.svc.global.kubelink",
+		"!a ^b na\n!b ^a nb\n!c nsvc.global.kubelink.\n" +
+			"e ^c nx.svc.global.kubelink. nx cx\ne2 ^c ny tback\\\\slash " + strings.Repeat("t", 300),
 	} {
 		f.Add(seed, "X.y.a.svc.global.kubelink.", dns.TypeA)
 	}
@@ -169,7 +173,10 @@ func FuzzGlobal(f *testing.F) {
 		ask(name, qtype)
 		for _, z := range g.Zones {
 			for _, owner := range z.Owners {
-				for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeTXT, dns.TypeCNAME, dns.TypeSRV, dns.TypeNS, dns.TypeSOA, dns.TypeDS, dns.TypeANY, qtype} {
+				for _, qtype := range []uint16{
+					dns.TypeA, dns.TypeAAAA, dns.TypeTXT, dns.TypeCNAME, dns.TypeSRV, dns.TypeNS, dns.TypeSOA, dns.TypeDS,
+					dns.TypeANY, qtype,
+				} {
 					if m := ask(owner.Name, qtype); m == nil ||
 						m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeServerFailure && owner.CNAME == "" {
 						t.Errorf("%s %d: %v", owner.Name, qtype, m)

@@ -45,7 +45,8 @@ func TestDiffering(t *testing.T) {
 		{"new", coredns.Status{}, ok, records.Report{}, true},
 		{"the same", written(ok, 2), ok, ok, false},
 		{"older generation", written(ok, 1), ok, ok, true},
-		{"of the former system", coredns.Status{State: "Ok", ObservedGeneration: 2, EffectiveDomainNames: ok.Names}, ok, records.Report{}, true},
+		{"of the former system", coredns.Status{State: "Ok", ObservedGeneration: 2, EffectiveDomainNames: ok.Names},
+			ok, records.Report{}, true},
 		{"another message", written(records.Report{State: "Ok", Message: "note", Names: ok.Names}, 2), ok, ok, true},
 		{"other names", written(records.Report{State: "Ok"}, 2), ok, ok, true},
 		{"another zone", written(records.Report{State: "Ok", Names: ok.Names, RootZone: "z"}, 2), ok, ok, true},
@@ -94,7 +95,8 @@ func TestDiffering(t *testing.T) {
 func TestNextSerial(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	for _, c := range []struct{ highest, want uint32 }{
-		{0, 1_800_000_000}, {1_799_999_999, 1_800_000_000}, {1_800_000_000, 1_800_000_000}, {1_800_000_060, 1_800_000_000}, {1_800_000_061, 1_800_000_062},
+		{0, 1_800_000_000}, {1_799_999_999, 1_800_000_000}, {1_800_000_000, 1_800_000_000},
+		{1_800_000_060, 1_800_000_000}, {1_800_000_061, 1_800_000_062},
 	} {
 		if serial := nextSerial(c.highest, now); serial != c.want {
 			t.Errorf("%d: %d", c.highest, serial)
