@@ -240,10 +240,14 @@ func (b *Broker) Launch() error {
 
 // WaitReady waits until the URL of the Deployment's readiness probe answers.
 func (b *Broker) WaitReady(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	return testbed.Until(ctx, "kubelink of "+b.Name, func(ctx context.Context) error {
 		select {
 		case <-b.Process.Done():
-			return fmt.Errorf("it has ended: %w\n%s", b.Process.Wait(ctx), b.Process.Log())
+			// The wait ends: a program that has ended will not get ready.
+			cancel(fmt.Errorf("it has ended: %w\n%s", b.Process.Wait(ctx), b.Process.Log()))
+			return errors.New("there is no process")
 		default:
 		}
 		_, err := b.Host.Get(ctx, "http://127.0.0.1:8181/ready")
