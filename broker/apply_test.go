@@ -1,36 +1,18 @@
 package broker
 
 import (
-	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 
-	"github.com/coredns/coredns/plugin/test"
-	"github.com/coredns/coredns/request"
 	"github.com/miekg/dns"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
-
-// fakeDataplane has the statuses that a test gives it.
-type fakeDataplane struct {
-	dataplane
-	statuses atomic.Pointer[[]link.Status]
-}
-
-func (d *fakeDataplane) setStatus(st link.Status)         { d.statuses.Store(&[]link.Status{st}) }
-func (d *fakeDataplane) Statuses() []link.Status          { return *d.statuses.Load() }
-func (d *fakeDataplane) Collect(chan<- prometheus.Metric) {}
-func (d *fakeDataplane) Configure(link.Settings) error    { return nil }
-func (d *fakeDataplane) Close(bool) error                 { return nil }
-
-func (d *fakeDataplane) Set([]mesh.Peer, []netip.Prefix) error { return nil }
 
 // linkedState has one link to a cluster with names.
 func linkedState() *mesh.State {
@@ -46,21 +28,23 @@ func linkedState() *mesh.State {
 // answeredState is the state of the link as DNS tells it; empty: there is no table.
 func answeredState(t *testing.T, b *Broker) string {
 	t.Helper()
-	table := b.Table()
-	if table == nil {
+	if b.Table() == nil {
 		return ""
 	}
-	const name = "_state.kubelink2.kubelink."
-	match, ok := table.Match(name)
-	if !ok {
-		t.Fatal("no such name")
-	}
-	state := &request.Request{W: &test.ResponseWriter{}, Req: new(dns.Msg).SetQuestion(name, dns.TypeTXT)}
-	reply, err := match.Answer(context.Background(), state)
-	if err != nil || len(reply.Answer) != 1 {
-		t.Fatal(reply, err)
+	reply := query(t, b, "_state.kubelink2.kubelink.", dns.TypeTXT)
+	if len(reply.Answer) != 1 {
+		t.Fatal(reply)
 	}
 	return strings.Join(reply.Answer[0].(*dns.TXT).Txt, " ")
+}
+
+// failureText is why a reply is SERVFAIL; empty if it is not.
+func failureText(m *dns.Msg) string {
+	opt := m.IsEdns0()
+	if m.Rcode != dns.RcodeServerFailure || opt == nil || len(opt.Option) != 1 {
+		return ""
+	}
+	return opt.Option[0].(*dns.EDNS0_EDE).ExtraText
 }
 
 // fakeKernel returns what the test wants.
@@ -129,6 +113,10 @@ func TestLostLinkDuringReconciliation(t *testing.T) {
 	if text := answeredState(t, b); !strings.Contains(text, "state=Down") || !strings.Contains(text, "peer is silent") {
 		t.Error(text)
 	}
+	reply := ask(t, b, "web.default.svc.kubelink2.kubelink.")
+	if text := failureText(reply); !strings.Contains(text, "link kubelink2 is Down: peer is silent") {
+		t.Error(reply)
+	}
 	k.result <- nil
 	<-pending
 }
@@ -187,5 +175,70 @@ func TestNamesAfterKernelError(t *testing.T) {
 	}
 	if text := answeredState(t, b); !strings.Contains(text, "state=Up") {
 		t.Error(text)
+	}
+}
+
+// Effects have an order: names of lost links first, peers before routes, names of new links last.
+func TestApplyOrder(t *testing.T) {
+	const names = "Statuses" // the zone table is made with the states of the links
+	state := &mesh.State{
+		Links:  []mesh.Link{{Name: "kubelink2", Peer: "kubelink2"}},
+		Peers:  []mesh.Peer{{Link: "kubelink2"}},
+		Meshes: []mesh.Mesh{{Addresses: prefixes("192.168.0.11/24")}},
+		Local:  prefixes("100.64.0.0/20"),
+		Routes: []mesh.Route{{
+			Destination: netip.MustParsePrefix("100.64.16.0/20"), Source: netip.MustParseAddr("192.168.0.11"),
+		}},
+	}
+	lost, refused := errors.New("device lost"), errors.New("route refused")
+	for _, c := range []struct {
+		name   string
+		cfg    Config
+		fail   error // of the dataplane
+		kernel error
+		calls  []string
+		dns    string // the address that peers are told; empty: none
+	}{
+		{"unencrypted", Config{}, nil, nil,
+			[]string{"SetCredentials unencrypted", names, "Configure port 7", "Set 1 peers 1 local", "kernel", names}, ""},
+		{"no certificate yet", Config{CertificateConfig: CertificateConfig{CertFile: "none", KeyFile: "none"}}, nil, nil,
+			[]string{names, "Configure port 7", "Set 0 peers 1 local", "kernel", names}, ""},
+		{"parts do not stop each other", Config{}, lost, refused,
+			[]string{"SetCredentials unencrypted", names, "Configure port 7", "Set 1 peers 1 local", "kernel", names}, ""},
+		{"peers are told names", Config{
+			Local:       mesh.Local{ServiceCIDRs: prefixes("100.64.0.0/20"), ClusterDomain: "cluster.local."},
+			NamesConfig: NamesConfig{DNSAdvertisement: true},
+		}, nil, nil,
+			[]string{"SetCredentials unencrypted", names, "Configure port 7", "Set 1 peers 1 local", "kernel", names},
+			"100.64.0.10"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.cfg.Mode, c.cfg.Propagation = mesh.Bridge, mesh.PropagateDNS
+			b, err := New(c.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.names.close()
+			d := &fakeDataplane{fail: c.fail, calls: &[]string{}}
+			k := &recordingKernel{fail: c.kernel, calls: d.calls}
+			b.setGateway(newFakeGateway(d, k))
+			run := &reconcilerRun{reconciler: b.r}
+			if err := run.refreshCredentials(t.Context()); (err != nil) != (c.cfg.CertFile != "") {
+				t.Error(err)
+			}
+			err, pending := b.r.apply(state, nil, 7)
+			if !errors.Is(err, c.fail) || !errors.Is(err, c.kernel) || err != nil && c.fail == nil || pending != nil {
+				t.Errorf("%v, pending %v", err, pending)
+			}
+			if !slices.Equal(*d.calls, c.calls) {
+				t.Errorf("\ngot  %q\nwant %q", *d.calls, c.calls)
+			}
+			if len(k.state.Addresses) != 1 || len(k.state.Routes) != 1 {
+				t.Errorf("the kernel has %+v", k.state)
+			}
+			if got := d.settings.DNS; (got != nil) != (c.dns != "") || got != nil && got.Address.String() != c.dns {
+				t.Errorf("told: %+v", got)
+			}
+		})
 	}
 }

@@ -23,8 +23,13 @@ import (
 
 func ask(t *testing.T, b *Broker, name string) *dns.Msg {
 	t.Helper()
+	return query(t, b, name, dns.TypeA)
+}
+
+func query(t *testing.T, b *Broker, name string, qtype uint16) *dns.Msg {
+	t.Helper()
 	req := new(dns.Msg)
-	req.SetQuestion(name, dns.TypeA)
+	req.SetQuestion(name, qtype)
 	req.SetEdns0(1232, false)
 	table := b.Table()
 	if table == nil {

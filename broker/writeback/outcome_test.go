@@ -58,6 +58,9 @@ func TestLinkOutcomesOfLocalLinks(t *testing.T) {
 		{"notes in their order", alone, noted, nil, Observations{
 			Notes: map[string][]string{"m--self": {"second", "third"}, "m--other": {"not here"}}, Announce: errors.New("a\nb"),
 		}, `m--self Up "first; second; third; a; b"`},
+		{"the kernel is still being told", alone, noted, nil, Observations{
+			Pending: errors.New("busy\nnow"), Announce: errors.New("no token"),
+		}, `m--self Up "first; busy; now; no token"`},
 		{"invalid", alone, invalid, nil, Observations{Apply: errors.New("apply")}, `m--self Invalid "bad"`},
 		{"invalid, with a member", []v1alpha1.KubeLink{local, peer}, invalid, nil, Observations{},
 			`m--self Invalid "bad" finalizer`},

@@ -1,0 +1,176 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+)
+
+func TestWatchedKinds(t *testing.T) {
+	all := NamesConfig{ConfigureDNS: true}
+	always := []string{"*v1alpha1.KubeLink wakes", "*v1alpha1.CoreDNSEntry", "*v1alpha1.HostedZone"}
+	for _, c := range []struct {
+		name       string
+		cfg        Config
+		allSecrets bool
+		want       []string // besides always
+	}{
+		{"nothing is configured", Config{}, false, nil},
+		{"a TLS secret", Config{CertificateConfig: CertificateConfig{Secret: "tls"}}, false, []string{"*v1.Secret wakes"}},
+		{"all secrets", Config{}, true, []string{"*v1.Secret wakes"}},
+		{"a service", Config{GatewayConfig: GatewayConfig{Service: "kubelink"}}, false, []string{"*v1.Service wakes"}},
+		// The configurer decides by itself what is worth a look.
+		{"the cluster's DNS", Config{NamesConfig: all}, false, []string{"*v1.ConfigMap"}},
+		{"all", Config{
+			CertificateConfig: CertificateConfig{Secret: "tls"}, GatewayConfig: GatewayConfig{Service: "kubelink"},
+			NamesConfig: all,
+		}, true, []string{"*v1.Secret wakes", "*v1.Service wakes", "*v1.ConfigMap"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var got []string
+			for _, k := range watchedKinds(&c.cfg, cache.ByObject{}, c.allSecrets) {
+				if !k.wanted {
+					continue
+				}
+				text := fmt.Sprintf("%T", k.object)
+				if k.wakes {
+					text += " wakes"
+				}
+				got = append(got, text)
+			}
+			want := slices.Concat(always, c.want)
+			slices.Sort(got)
+			slices.Sort(want)
+			if !slices.Equal(got, want) {
+				t.Errorf("\ngot  %q\nwant %q", got, want)
+			}
+		})
+	}
+}
+
+// The cache has one object of a kind, where that is all that the broker reads, and has no field owners of many objects.
+func TestWatchedObjects(t *testing.T) {
+	cfg := Config{
+		APIConfig: APIConfig{Namespace: "ns"}, GatewayConfig: GatewayConfig{Service: "kubelink"},
+		NamesConfig: NamesConfig{ConfigureDNS: true},
+	}
+	secrets := selectByName("ns", "tls")
+	want := map[string]string{
+		"*v1.Secret": "ns metadata.name=tls", "*v1.Service": "ns metadata.name=kubelink",
+		"*v1.ConfigMap":          "kube-system metadata.name=coredns-custom",
+		"*v1alpha1.KubeLink":     "all",
+		"*v1alpha1.CoreDNSEntry": "all, stripped",
+		"*v1alpha1.HostedZone":   "all, stripped",
+	}
+	for _, k := range watchedKinds(&cfg, *secrets, true) {
+		got := "all"
+		if k.cache != nil {
+			for namespace, c := range k.cache.Namespaces {
+				got = namespace + " " + c.FieldSelector.String()
+			}
+			if k.cache.Transform != nil {
+				got += ", stripped"
+			}
+		}
+		kind := fmt.Sprintf("%T", k.object)
+		if got != want[kind] {
+			t.Errorf("%s: %s, want %s", kind, got, want[kind])
+		}
+		delete(want, kind)
+	}
+	if len(want) > 0 {
+		t.Errorf("missing: %v", want)
+	}
+}
+
+// probedAPI plays the API server: each probe waits for what the test lets it do.
+type probedAPI struct {
+	probes  chan struct{}
+	replies chan func(*http.Request) (*http.Response, error)
+}
+
+func (a *probedAPI) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Path != "/readyz" {
+		return nil, fmt.Errorf("asked for %s", r.URL.Path)
+	}
+	a.probes <- struct{}{}
+	return (<-a.replies)(r)
+}
+
+// The health follows the API server, and the controllers are told when it is back. One late answer is no failure.
+func TestProbeAPI(t *testing.T) {
+	status := func(code int) func(*http.Request) (*http.Response, error) {
+		return func(r *http.Request) (*http.Response, error) {
+			body := io.NopCloser(strings.NewReader("text"))
+			return &http.Response{StatusCode: code, Header: http.Header{}, Body: body, Request: r}, nil
+		}
+	}
+	refused := func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }
+	late := func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() }
+	synctest.Test(t, func(t *testing.T) {
+		a := &probedAPI{make(chan struct{}), make(chan func(*http.Request) (*http.Response, error))}
+		ctx, end := context.WithCancel(t.Context())
+		c := &controllers{
+			api: &rest.Config{Host: "http://api.example", Transport: a}, health: newHealthState(),
+			log: slog.New(slog.DiscardHandler), back: make(chan struct{}, 1),
+		}
+		c.wg.Go(func() { c.probeAPI(ctx) })
+		<-a.probes
+		for i, step := range []struct {
+			name  string
+			reply func(*http.Request) (*http.Response, error)
+			says  string // why it is not healthy; empty: it is
+			back  bool
+		}{
+			{"healthy from the start", status(200), "", false},
+			{"late once", late, "", false},
+			{"healthy again", status(200), "", false},
+			{"late once more", late, "", false},
+			{"late twice", late, "deadline exceeded", false},
+			{"late for good", late, "deadline exceeded", false},
+			{"back", status(200), "", true},
+			{"refused", refused, "connection refused", false},
+			{"it lives, but forbids to ask", status(403), "", true},
+			{"it lives, but does not know us", status(401), "", false},
+			{"not ready", status(500), "an error on the server", false},
+			{"late while it is not ready", late, "deadline exceeded", false},
+			{"back at last", status(200), "", true},
+		} {
+			a.replies <- step.reply
+			<-a.probes // the next: the broker has noted the result
+			err := c.health.Load().api
+			if (err == nil) != (step.says == "") {
+				t.Errorf("step %d, %s: %v", i, step.name, err)
+			}
+			if err != nil && (!strings.HasPrefix(err.Error(), "API server http://api.example: ") ||
+				!strings.Contains(err.Error(), step.says)) {
+				t.Errorf("step %d, %s: %v", i, step.name, err)
+			}
+			back := false
+			select {
+			case <-c.back:
+				back = true
+			default:
+			}
+			if back != step.back {
+				t.Errorf("step %d, %s: back %v", i, step.name, back)
+			}
+		}
+		end()
+		a.replies <- late
+		c.wg.Wait()
+		if err := c.health.Load().api; err != nil {
+			t.Errorf("the end is no failure: %v", err)
+		}
+	})
+}
