@@ -550,6 +550,30 @@ func TestGlobalAnnotations(t *testing.T) {
 	}
 }
 
+// TestAnnotationNotes has a row for each value of an annotation: the note that says that it has no effect.
+func TestAnnotationNotes(t *testing.T) {
+	const follow, order = coredns.AnnotationFollowLinks, coredns.AnnotationOrder
+	for _, c := range []struct{ name, value, want string }{
+		{follow, "true", ""}, {follow, "false", ""}, {order, "nearest", ""}, {order, "fixed", ""}, {"other", "x", ""},
+		{follow, "no", `annotation ` + follow + ` "no" has no effect: it is "true" or "false"`},
+		{follow, "", `annotation ` + follow + ` "" has no effect: it is "true" or "false"`},
+		{order, "Fixed", `annotation ` + order + ` "Fixed" has no effect: it is "nearest" or "fixed"`},
+	} {
+		entries, _ := globalObjects(t, "ns/x: {dnsNames: [x.svc.global.kubelink], A: [10.0.0.1]}")
+		entries[0].Annotations = map[string]string{c.name: c.value}
+		r := Build(entries, nil, []string{served}).Entries[types.NamespacedName{Namespace: "ns", Name: "x"}]
+		if r.State != "Ok" || r.Message != c.want {
+			t.Errorf("%s %q: %+v", c.name, c.value, r)
+		}
+		// A problem is more than a note.
+		entries[0].Spec.DNSNames = append(entries[0].Spec.DNSNames, "x.example.com")
+		r = Build(entries, nil, []string{served}).Entries[types.NamespacedName{Namespace: "ns", Name: "x"}]
+		if r.State != "Stale" || !strings.HasPrefix(r.Message, "spec.dnsNames") {
+			t.Errorf("%s %q: %+v", c.name, c.value, r)
+		}
+	}
+}
+
 // Names of two meshes, one of them inside of the other, and objects that are about to go.
 func TestGlobalZones(t *testing.T) {
 	entries, zones := globalObjects(t, `
