@@ -33,9 +33,6 @@ func (p Prefixes) SameFamily(a netip.Addr) netip.Prefix {
 // Contains tells whether the address lies in one of the networks.
 func (p Prefixes) Contains(a netip.Addr) bool { return p.SameFamily(a).Contains(a) }
 
-// Overlaps tells whether the network has addresses in common with one of the networks.
-func (p Prefixes) Overlaps(n netip.Prefix) bool { return p.SameFamily(n.Addr()).Overlaps(n) }
-
 // Addrs are the addresses without their masks.
 func (p Prefixes) Addrs() []netip.Addr {
 	var addrs []netip.Addr

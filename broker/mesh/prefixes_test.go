@@ -70,26 +70,3 @@ func TestPrefixesContain(t *testing.T) {
 	}
 	checkEqual(t, "the zero Addr in both", both.Contains(netip.Addr{}), false)
 }
-
-func TestPrefixesOverlap(t *testing.T) {
-	both := Prefixes{pfx("192.168.0.11/24"), pfx("fd00::1/64")}
-	for _, c := range []struct {
-		network    string
-		both, four bool
-	}{
-		{"192.168.0.0/24", true, true},
-		{"192.168.0.200/32", true, true},
-		{"192.168.0.0/16", true, true},
-		{"0.0.0.0/0", true, true},
-		{"192.168.1.0/24", false, false},
-		{"fd00::/65", true, false},
-		{"fd00::/16", true, false},
-		{"::/0", true, false},
-		{"fd01::/64", false, false},
-	} {
-		checkEqual(t, c.network+" and both", both.Overlaps(pfx(c.network)), c.both)
-		checkEqual(t, c.network+" and IPv4", both[:1].Overlaps(pfx(c.network)), c.four)
-		checkEqual(t, c.network+" and none", Prefixes(nil).Overlaps(pfx(c.network)), false)
-	}
-	checkEqual(t, "the zero Prefix and both", both.Overlaps(netip.Prefix{}), false)
-}
