@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -93,32 +92,37 @@ func TestWatchedObjects(t *testing.T) {
 	}
 }
 
-// probedAPI plays the API server: each probe waits for what the test lets it do.
+// probedAPI plays the API server: each probe waits for the status that a test lets it have.
 type probedAPI struct {
 	probes  chan struct{}
-	replies chan func(*http.Request) (*http.Response, error)
+	replies chan int // of HTTP, or one of the constants
 }
+
+const (
+	refused = 0
+	late    = -1
+)
 
 func (a *probedAPI) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Path != "/readyz" {
 		return nil, fmt.Errorf("asked for %s", r.URL.Path)
 	}
 	a.probes <- struct{}{}
-	return (<-a.replies)(r)
+	switch status := <-a.replies; status {
+	case refused:
+		return nil, errors.New("connection refused")
+	case late:
+		<-r.Context().Done()
+		return nil, r.Context().Err()
+	default:
+		return &http.Response{StatusCode: status, Header: http.Header{}, Body: http.NoBody, Request: r}, nil
+	}
 }
 
 // The health follows the API server, and the controllers are told when it is back. One late answer is no failure.
 func TestProbeAPI(t *testing.T) {
-	status := func(code int) func(*http.Request) (*http.Response, error) {
-		return func(r *http.Request) (*http.Response, error) {
-			body := io.NopCloser(strings.NewReader("text"))
-			return &http.Response{StatusCode: code, Header: http.Header{}, Body: body, Request: r}, nil
-		}
-	}
-	refused := func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }
-	late := func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() }
 	synctest.Test(t, func(t *testing.T) {
-		a := &probedAPI{make(chan struct{}), make(chan func(*http.Request) (*http.Response, error))}
+		a := &probedAPI{make(chan struct{}), make(chan int)}
 		ctx, end := context.WithCancel(t.Context())
 		c := &controllers{
 			api: &rest.Config{Host: "http://api.example", Transport: a}, health: newHealthState(),
@@ -128,23 +132,23 @@ func TestProbeAPI(t *testing.T) {
 		<-a.probes
 		for i, step := range []struct {
 			name  string
-			reply func(*http.Request) (*http.Response, error)
+			reply int
 			says  string // why it is not healthy; empty: it is
 			back  bool
 		}{
-			{"healthy from the start", status(200), "", false},
+			{"healthy from the start", 200, "", false},
 			{"late once", late, "", false},
-			{"healthy again", status(200), "", false},
+			{"healthy again", 200, "", false},
 			{"late once more", late, "", false},
 			{"late twice", late, "deadline exceeded", false},
 			{"late for good", late, "deadline exceeded", false},
-			{"back", status(200), "", true},
+			{"back", 200, "", true},
 			{"refused", refused, "connection refused", false},
-			{"it lives, but forbids to ask", status(403), "", true},
-			{"it lives, but does not know us", status(401), "", false},
-			{"not ready", status(500), "an error on the server", false},
+			{"it lives, but forbids to ask", 403, "", true},
+			{"it lives, but does not know us", 401, "", false},
+			{"not ready", 500, "an error on the server", false},
 			{"late while it is not ready", late, "deadline exceeded", false},
-			{"back at last", status(200), "", true},
+			{"back at last", 200, "", true},
 		} {
 			a.replies <- step.reply
 			<-a.probes // the next: the broker has noted the result

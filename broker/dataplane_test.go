@@ -161,7 +161,8 @@ func TestGatewayClose(t *testing.T) {
 		{true, nil, []string{"kernel waits", "Close true"}},
 	} {
 		calls := []string{}
-		newFakeGateway(&fakeDataplane{fail: c.fail, calls: &calls}, &recordingKernel{fail: c.fail, calls: &calls}).close(c.keep)
+		d, k := &fakeDataplane{fail: c.fail, calls: &calls}, &recordingKernel{fail: c.fail, calls: &calls}
+		newFakeGateway(d, k).close(c.keep)
 		if !slices.Equal(calls, c.want) {
 			t.Errorf("keep %v, error %v: %q", c.keep, c.fail, calls)
 		}
