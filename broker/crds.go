@@ -9,6 +9,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -36,28 +37,39 @@ func installCRDs(ctx context.Context, cfg *rest.Config, log *slog.Logger) error 
 		if err := yaml.Unmarshal(data, &crd.Object); err != nil {
 			return fmt.Errorf("%s: %w", f, err)
 		}
-		name := crd.GetName()
-		ctx, cancel := context.WithTimeout(ctx, 2*apiTimeout)
-		defer cancel()
-		apply := client.ApplyConfigurationFromUnstructured(crd)
-		err = c.Apply(ctx, apply, client.FieldOwner("kubelink"), client.ForceOwnership)
-		if apierrors.IsForbidden(err) {
-			log.Warn("no permission to install the CRD: install it by hand, or set disable-deploy-crds", "crd", name)
-			continue
+		if err := installCRD(ctx, c, crd, log); err != nil {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("install CRD %s: %w", name, err)
-		}
-		for !isEstablished(crd) {
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("CRD %s is not served: %w", name, ctx.Err())
-			case <-time.After(50 * time.Millisecond):
-			}
-			if err := c.Get(ctx, client.ObjectKey{Name: name}, crd); err != nil {
-				return fmt.Errorf("CRD %s: %w", name, err)
-			}
-		}
+	}
+	return nil
+}
+
+// installCRD applies one CRD and waits until the API server serves it.
+func installCRD(ctx context.Context, c client.Client, crd *unstructured.Unstructured, log *slog.Logger) error {
+	name := crd.GetName()
+	ctx, cancel := context.WithTimeout(ctx, 2*apiTimeout)
+	defer cancel()
+	apply := client.ApplyConfigurationFromUnstructured(crd)
+	err := c.Apply(ctx, apply, client.FieldOwner("kubelink"), client.ForceOwnership)
+	if apierrors.IsForbidden(err) {
+		log.Warn("no permission to install the CRD: install it by hand, or set disable-deploy-crds", "crd", name)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("install CRD %s: %w", name, err)
+	}
+	if isEstablished(crd) {
+		return nil
+	}
+	err = wait.PollUntilContextCancel(ctx, 50*time.Millisecond, false, func(ctx context.Context) (bool, error) {
+		err := c.Get(ctx, client.ObjectKey{Name: name}, crd)
+		return isEstablished(crd), err
+	})
+	if ctx.Err() != nil {
+		return fmt.Errorf("CRD %s is not served: %w", name, ctx.Err())
+	}
+	if err != nil {
+		return fmt.Errorf("CRD %s: %w", name, err)
 	}
 	return nil
 }
