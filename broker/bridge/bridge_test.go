@@ -193,7 +193,7 @@ func TestRemoval(t *testing.T) {
 	_, a, b := newPair(t)
 	b.set()
 	a.awaitState("b", link.Down)
-	if _, ok := b.Status("a"); ok || len(b.Statuses()) != 0 {
+	if s := b.status("a"); s.Link != "" || len(b.Statuses()) != 0 {
 		t.Error("removed peer has a status")
 	}
 	a.awaitReason("b", "connect b.example:80: refused by peer: tls: bad certificate")

@@ -351,8 +351,12 @@ func (n *node) await(what string, cond func() bool) {
 }
 
 func (n *node) status(name string) link.Status {
-	s, _ := n.Status(name)
-	return s
+	for _, s := range n.Statuses() {
+		if s.Link == name {
+			return s
+		}
+	}
+	return link.Status{}
 }
 
 func (n *node) awaitState(name string, state link.State) link.Status {

@@ -52,16 +52,6 @@ func (b *Bridge) Statuses() []link.Status {
 	return all
 }
 
-// Status returns the status of a link.
-func (b *Bridge) Status(name string) (link.Status, bool) {
-	for _, p := range b.router.table.Load().peers {
-		if p.Link == name {
-			return p.currentStatus(), true
-		}
-	}
-	return link.Status{}, false
-}
-
 // TUN describes the device as it was opened.
 type TUN struct {
 	Interface string
