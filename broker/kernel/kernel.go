@@ -216,8 +216,11 @@ const (
 	Grace = 15 * time.Second
 )
 
+// What Worker.Set returns while the kernel has not taken a new state.
 var (
-	ErrBusy  = errors.New("addresses, routes and iptables chains are being set")
+	// ErrBusy is for the time until Grace.
+	ErrBusy = errors.New("addresses, routes and iptables chains are being set")
+	// ErrStuck is for the time after Grace.
 	ErrStuck = errors.New("addresses, routes and iptables chains are being set since 15 s or more: " +
 		"something on the node may hold the xtables lock (see lsof /run/xtables.lock)")
 )
