@@ -24,12 +24,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
-// Keys of a secret with access to an API.
-const (
-	keyToken = "token"
-	keyCA    = "certificate-authority-data"
-)
-
 const (
 	// secretRefresh is how often the keeper writes secrets that should be there unchanged.
 	secretRefresh = 10 * time.Minute
@@ -124,7 +118,7 @@ func (k *Keeper) keepSecret(
 		WithOwnerReferences(metav1ac.OwnerReference().
 			WithAPIVersion(v1alpha1.GroupVersion.String()).WithKind("KubeLink").WithName(l.Name).WithUID(l.UID)).
 		WithType(corev1.SecretTypeOpaque).
-		WithData(map[string][]byte{keyToken: []byte(access.Token), keyCA: access.CACert})
+		WithData(map[string][]byte{mesh.KeyToken: []byte(access.Token), mesh.KeyCA: access.CACert})
 	err = k.Client.Apply(ctx, secret, client.FieldOwner(fieldOwner))
 	switch {
 	case apierrors.IsForbidden(err):

@@ -85,7 +85,7 @@ func (s *Secrets) setCredentials(ctx context.Context, a *Access, api mesh.API, u
 func secretError(key types.NamespacedName, err error) error {
 	switch {
 	case apierrors.IsNotFound(err):
-		return fmt.Errorf("secret %s does not exist: create it with the keys %s and %s", key, keyToken, keyCAData)
+		return fmt.Errorf("secret %s does not exist: create it with the keys %s and %s", key, mesh.KeyToken, mesh.KeyCA)
 	case apierrors.IsForbidden(err):
 		const remedy = "allow its service account to get, list and watch secrets in its own namespace, or to get this one"
 		return fmt.Errorf("secret %s: the broker may not read it: %s", key, remedy)
@@ -95,13 +95,13 @@ func secretError(key types.NamespacedName, err error) error {
 
 // parseCredentials reads token and CA. The CA is in PEM form, or in base64 of that as in kubeconfigs.
 func parseCredentials(data map[string][]byte) (token, ca string, err error) {
-	token = string(bytes.TrimSpace(data[keyToken]))
+	token = string(bytes.TrimSpace(data[mesh.KeyToken]))
 	if token == "" {
-		return "", "", fmt.Errorf("key %s is missing", keyToken)
+		return "", "", fmt.Errorf("key %s is missing", mesh.KeyToken)
 	}
-	text := bytes.TrimSpace(data[keyCAData])
+	text := bytes.TrimSpace(data[mesh.KeyCA])
 	if len(text) == 0 {
-		return "", "", fmt.Errorf("key %s is missing", keyCAData)
+		return "", "", fmt.Errorf("key %s is missing", mesh.KeyCA)
 	}
 	if block, _ := pem.Decode(text); block == nil {
 		// The decoder passes over line ends.
@@ -110,7 +110,7 @@ func parseCredentials(data map[string][]byte) (token, ca string, err error) {
 		}
 	}
 	if !x509.NewCertPool().AppendCertsFromPEM(text) {
-		return "", "", fmt.Errorf("key %s has no certificate in PEM form, or in base64 of that", keyCAData)
+		return "", "", fmt.Errorf("key %s has no certificate in PEM form, or in base64 of that", mesh.KeyCA)
 	}
 	return token, string(text), nil
 }

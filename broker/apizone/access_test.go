@@ -40,7 +40,7 @@ func TestAPICredentials(t *testing.T) {
 		{"key", "secret", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
 			"key certificate-authority-data has no certificate"},
 	} {
-		token, got, err := parseCredentials(map[string][]byte{keyToken: []byte(c.token), keyCAData: []byte(c.ca)})
+		token, got, err := parseCredentials(map[string][]byte{mesh.KeyToken: []byte(c.token), mesh.KeyCA: []byte(c.ca)})
 		switch {
 		case c.bad == "" && (err != nil || token != "secret" || !strings.Contains(got, strings.TrimSpace(ca))):
 			t.Errorf("%s: %q %q %v", c.name, token, got, err)
@@ -55,7 +55,7 @@ func FuzzAPICredentials(f *testing.F) {
 	f.Add([]byte("token"), []byte(ca))
 	f.Add([]byte("token"), []byte(base64.StdEncoding.EncodeToString([]byte(ca))))
 	f.Fuzz(func(t *testing.T, token, ca []byte) {
-		got, pem, err := parseCredentials(map[string][]byte{keyToken: token, keyCAData: ca})
+		got, pem, err := parseCredentials(map[string][]byte{mesh.KeyToken: token, mesh.KeyCA: ca})
 		if err != nil {
 			return
 		}
@@ -141,9 +141,9 @@ func TestAccess(t *testing.T) {
 	state := mesh.Build(mesh.Objects{Links: items}, self)
 
 	cached, direct := &secretStore{}, &secretStore{}
-	cached.put("kube-system/two", "1", map[string]string{keyToken: "token two", keyCAData: ca})
-	cached.put("kube-system/four", "1", map[string]string{keyCAData: ca})
-	direct.put("other/three", "1", map[string]string{keyToken: "token three", keyCAData: ca})
+	cached.put("kube-system/two", "1", map[string]string{mesh.KeyToken: "token two", mesh.KeyCA: ca})
+	cached.put("kube-system/four", "1", map[string]string{mesh.KeyCA: ca})
+	direct.put("other/three", "1", map[string]string{mesh.KeyToken: "token three", mesh.KeyCA: ca})
 	woken := make(chan struct{}, 10)
 	secrets := NewSecrets(Config{Namespace: "kube-system"}, cached, direct, func() { woken <- struct{}{} })
 	find := func(zone string) Access {
@@ -197,7 +197,7 @@ func TestAccess(t *testing.T) {
 		t.Errorf("three: %v", a.err)
 	}
 	direct.fail(nil)
-	direct.put("other/three", "2", map[string]string{keyToken: "new", keyCAData: ca})
+	direct.put("other/three", "2", map[string]string{mesh.KeyToken: "new", mesh.KeyCA: ca})
 	secrets.readAll(t.Context())
 	<-woken
 	if a := find("three"); a.err != nil || a.token != "new" {
@@ -215,7 +215,7 @@ func TestAccess(t *testing.T) {
 
 	// Without permission to watch the namespace, its secrets are read like the others.
 	secrets.cached = nil
-	direct.put("kube-system/two", "1", map[string]string{keyToken: "direct", keyCAData: ca})
+	direct.put("kube-system/two", "1", map[string]string{mesh.KeyToken: "direct", mesh.KeyCA: ca})
 	find("two")
 	secrets.readAll(t.Context())
 	if a := find("two"); a.err != nil || a.token != "direct" {
@@ -250,7 +250,7 @@ func TestStripSecret(t *testing.T) {
 		name string
 		keys int
 	}{{"tls", 3}, {"other", 2}} {
-		s := &corev1.Secret{Data: map[string][]byte{keyToken: nil, keyCAData: nil, "large": nil}}
+		s := &corev1.Secret{Data: map[string][]byte{mesh.KeyToken: nil, mesh.KeyCA: nil, "large": nil}}
 		s.Name = c.name
 		if got, err := cfg.stripSecret(s); err != nil || len(got.(*corev1.Secret).Data) != c.keys {
 			t.Errorf("%s: %v %v", c.name, got, err)

@@ -22,12 +22,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
-// Keys of a secret for API access.
-const (
-	keyToken  = corev1.ServiceAccountTokenKey
-	keyCAData = "certificate-authority-data"
-)
-
 const (
 	// readInterval is how often the broker reads secrets that are not in the cache.
 	readInterval = 30 * time.Second
@@ -77,7 +71,7 @@ func (c Config) stripSecret(obj any) (any, error) {
 	}
 	s.ManagedFields = nil
 	delete(s.Annotations, corev1.LastAppliedConfigAnnotation)
-	maps.DeleteFunc(s.Data, func(key string, _ []byte) bool { return key != keyToken && key != keyCAData })
+	maps.DeleteFunc(s.Data, func(key string, _ []byte) bool { return key != mesh.KeyToken && key != mesh.KeyCA })
 	return s, nil
 }
 

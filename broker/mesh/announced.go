@@ -55,6 +55,12 @@ func Routed(spec *v1alpha1.KubeLinkSpec, a netip.Addr) error {
 	return errors.New("it is not routed to this link; add it to spec.egress")
 }
 
+// Keys of a secret with access to an API server, announced by a peer or written by a user.
+const (
+	KeyToken = "token"                      // of a service account
+	KeyCA    = "certificate-authority-data" // in PEM form
+)
+
 // AnnouncedSecret begins the names of secrets with access that peers have announced.
 const AnnouncedSecret = "kubelink-api-"
 
