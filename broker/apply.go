@@ -50,7 +50,7 @@ func (r *reconciler) apply(s *mesh.State, accesses []apizone.Access, port uint16
 
 // kernelState is what the kernel is to have of a state.
 func kernelState(s *mesh.State) kernel.State {
-	want := kernel.State{Routes: s.Routes}
+	want := kernel.State{Routes: s.Routes, LocalPorts: s.LocalPorts}
 	for _, m := range s.Meshes {
 		want.Addresses = append(want.Addresses, m.Addresses...)
 	}

@@ -27,8 +27,9 @@ type Config struct {
 
 // State is what a caller wants, of both address families.
 type State struct {
-	Addresses []netip.Prefix // local cluster addresses with the mask of their mesh
-	Routes    []mesh.Route   // all that leaves through the device, mesh ranges included
+	Addresses  []netip.Prefix   // local cluster addresses with the mask of their mesh
+	Routes     []mesh.Route     // all that leaves through the device, mesh ranges included
+	LocalPorts []mesh.LocalPort // of Addresses that are open to what comes in through the device
 }
 
 func (s State) isEmpty() bool { return len(s.Addresses)+len(s.Routes) == 0 }

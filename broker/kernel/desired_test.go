@@ -52,9 +52,9 @@ func TestValidateRoutes(t *testing.T) {
 }
 
 func TestWantedObjects(t *testing.T) {
-	bothFamilies := State{addresses("192.168.0.11/24", "fd00:99::1/64"),
-		routes("192.168.0.0/24 192.168.0.11", "fd00:99::/64 fd00:99::1")}
-	onlyIPv6 := State{bothFamilies.Addresses[1:], bothFamilies.Routes[1:]}
+	bothFamilies := State{Addresses: addresses("192.168.0.11/24", "fd00:99::1/64"),
+		Routes: routes("192.168.0.0/24 192.168.0.11", "fd00:99::/64 fd00:99::1")}
+	onlyIPv6 := State{Addresses: bothFamilies.Addresses[1:], Routes: bothFamilies.Routes[1:]}
 	v4Rule, v6Rule := rule{unix.AF_INET, 32750, 77, Protocol}, rule{unix.AF_INET6, 32750, 77, Protocol}
 	for name, c := range map[string]struct {
 		config Config
@@ -78,8 +78,8 @@ func TestWantedObjects(t *testing.T) {
 		}, []rule{v6Rule}},
 		"main table":              {config, onlyIPv6, link{}, nil, nil},
 		"no device":               {table, bothFamilies, link{}, nil, []rule{v4Rule, v6Rule}},
-		"addresses without route": {table, State{bothFamilies.Addresses, nil}, link{}, nil, nil},
-		"MTU left": {Config{Device: "kubelink", Table: MainTable}, State{bothFamilies.Addresses[:1], nil},
+		"addresses without route": {table, State{Addresses: bothFamilies.Addresses}, link{}, nil, nil},
+		"MTU left": {Config{Device: "kubelink", Table: MainTable}, State{Addresses: bothFamilies.Addresses[:1]},
 			link{3, 1420, false},
 			[]string{"kubelink mtu 1420 up=true", "192.168.0.11/32 dev kubelink noprefixroute=true"}, nil},
 	} {
@@ -109,9 +109,9 @@ func TestUsesFamily(t *testing.T) {
 		route4, route6 bool
 	}{
 		"empty":             {State{}, false, false, false, false},
-		"IPv4 address only": {State{addresses("10.0.0.1/8"), nil}, true, false, false, false},
-		"IPv6 address only": {State{addresses("fd00::1/64"), nil}, false, true, false, false},
-		"IPv6 route only":   {State{nil, routes("fd00::/64 fd00::1")}, false, true, false, true},
+		"IPv4 address only": {State{Addresses: addresses("10.0.0.1/8")}, true, false, false, false},
+		"IPv6 address only": {State{Addresses: addresses("fd00::1/64")}, false, true, false, false},
+		"IPv6 route only":   {State{Routes: routes("fd00::/64 fd00::1")}, false, true, false, true},
 		"both":              {twoMeshes, true, true, true, true},
 	} {
 		s := c.state

@@ -187,15 +187,15 @@ func routes(texts ...string) (list []mesh.Route) {
 }
 
 var (
-	oneMesh = State{addresses("192.168.0.11/24"),
-		routes("192.168.0.0/24 192.168.0.11", "100.64.16.0/20 192.168.0.11", "100.64.32.0/20 192.168.0.11")}
-	oneLink = State{oneMesh.Addresses, oneMesh.Routes[:2]}
+	oneMesh = State{Addresses: addresses("192.168.0.11/24"),
+		Routes: routes("192.168.0.0/24 192.168.0.11", "100.64.16.0/20 192.168.0.11", "100.64.32.0/20 192.168.0.11")}
+	oneLink = State{Addresses: oneMesh.Addresses, Routes: oneMesh.Routes[:2]}
 	// The second mesh speaks IPv6 too, and has a network inside one of the first.
-	twoMeshes = State{append(addresses("10.99.0.1/16", "fd00:99::1/64"), oneMesh.Addresses...),
-		append(routes("10.99.0.0/16 10.99.0.1", "100.64.16.128/25 10.99.0.1", "fd00:99::/64 fd00:99::1",
+	twoMeshes = State{Addresses: append(addresses("10.99.0.1/16", "fd00:99::1/64"), oneMesh.Addresses...),
+		Routes: append(routes("10.99.0.0/16 10.99.0.1", "100.64.16.128/25 10.99.0.1", "fd00:99::/64 fd00:99::1",
 			"fd00:5::/48 fd00:99::1"), oneMesh.Routes...)}
-	otherSource = State{addresses("192.168.0.12/24"),
-		routes("192.168.0.0/24 192.168.0.12", "100.64.16.0/20 192.168.0.12")}
+	otherSource = State{Addresses: addresses("192.168.0.12/24"),
+		Routes: routes("192.168.0.0/24 192.168.0.12", "100.64.16.0/20 192.168.0.12")}
 	config = Config{Device: "kubelink", MTU: 1500, Table: MainTable, RulePriority: 32750}
 	table  = Config{Device: "kubelink", MTU: 1500, Table: 77, RulePriority: 32750}
 )
@@ -259,12 +259,12 @@ func TestTransitions(t *testing.T) {
 			f.fails, f.missing6 = "100.64.32.0/20", true
 		}, oneMesh},
 		{"it works again", func() { f.fails = "" }, oneMesh},
-		{"what cannot be", none, State{oneMesh.Addresses, append(routes("fd00::/64 192.168.0.11",
+		{"what cannot be", none, State{Addresses: oneMesh.Addresses, Routes: append(routes("fd00::/64 192.168.0.11",
 			"100.64.32.1/20 192.168.0.9", "100.64.32.9/20 192.168.0.11"), oneLink.Routes...)}},
 		{"without source NAT no new routes of IPv4, the others go on", func() {
 			f.fails, f.missing6 = "IPv4 nat", false
 			f.routes = f.routes[1:] // that of eth0
-		}, State{twoMeshes.Addresses, slices.Concat(twoMeshes.Routes[:5], twoMeshes.Routes[6:])}},
+		}, State{Addresses: twoMeshes.Addresses, Routes: slices.Concat(twoMeshes.Routes[:5], twoMeshes.Routes[6:])}},
 		{"nor where a killed broker had them on another device", func() {
 			f.routes = append(f.routes,
 				left(254, "100.64.16.0/20", 4),

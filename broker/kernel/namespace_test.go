@@ -238,8 +238,8 @@ func TestNamespace(t *testing.T) {
 	}
 
 	// A destination that somebody else has is named, the others are set.
-	more := State{oneMesh.Addresses,
-		append(routes("100.64.48.0/20 192.168.0.11", "100.64.64.0/20 192.168.0.11"), oneMesh.Routes...)}
+	more := State{Addresses: oneMesh.Addresses,
+		Routes: append(routes("100.64.48.0/20 192.168.0.11", "100.64.64.0/20 192.168.0.11"), oneMesh.Routes...)}
 	err := k.Set(more)
 	if err == nil || !strings.Contains(err.Error(), "not ours: 100.64.48.0/20 dev lo proto 107 table 254") {
 		t.Errorf("error %v", err)
@@ -773,6 +773,6 @@ func benchChange(b *testing.B, n int) {
 	s := many(n + 1)
 	set(b, k, s)
 	for i := 0; b.Loop(); i++ {
-		set(b, k, State{s.Addresses, s.Routes[:n+i%2]})
+		set(b, k, State{Addresses: s.Addresses, Routes: s.Routes[:n+i%2]})
 	}
 }

@@ -50,8 +50,8 @@ func TestRestoreCommands(t *testing.T) {
 }
 
 func TestNATChain(t *testing.T) {
-	s := State{addresses("192.168.0.11/24", "fd00:99::1/64"),
-		routes("0.0.0.0/0 192.168.0.11", "10.0.0.0/8 192.168.0.11", "10.1.0.0/16 10.9.9.9",
+	s := State{Addresses: addresses("192.168.0.11/24", "fd00:99::1/64"),
+		Routes: routes("0.0.0.0/0 192.168.0.11", "10.0.0.0/8 192.168.0.11", "10.1.0.0/16 10.9.9.9",
 			"::/0 fd00:99::1", "fd00:5::/48 fd00:99::1", "fd00:5:0:1::/64 fd00:98::1")}
 	for family, want := range map[int]string{
 		unix.AF_INET: `

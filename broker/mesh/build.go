@@ -49,7 +49,10 @@ func Build(objects Objects, local Local) State {
 // makeState puts together what was read.
 func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
 	meshes, byName := names.meshes.list, links.sorted()
-	s := State{Local: localNetworks(local, meshes), Zones: names.zones(byName), Problems: r.problems, Notes: r.notes}
+	s := State{
+		Local: localNetworks(local, meshes), LocalPorts: local.LocalPorts,
+		Zones: names.zones(byName), Problems: r.problems, Notes: r.notes,
+	}
 	r.dropNotesOfBroken()
 	for _, m := range meshes {
 		s.Meshes = append(s.Meshes, m.Mesh)

@@ -3,6 +3,7 @@ package mesh
 // The local cluster, as the stanza of the Corefile describes it.
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -55,8 +56,22 @@ type Local struct {
 	OwnDNS        netip.Addr // of kubelink's own DNS service; zero: the 11th address of the first of ServiceCIDRs
 	MeshDNS       netip.Addr // of the mesh-global DNS service of the default mesh; zero: none, or this one
 
-	DefaultPort uint16   // of an endpoint without port
-	Served      []string // names of the links to serve; nil: all
+	DefaultPort uint16      // of an endpoint without port
+	Served      []string    // names of the links to serve; nil: all
+	LocalPorts  []LocalPort // of the local cluster addresses that other clusters reach, sorted; no others are open
+}
+
+// LocalPort is a port of the gateway node that is open to other clusters, at the local cluster addresses.
+type LocalPort struct {
+	Protocol string // tcp or udp, as iptables writes it
+	Port     uint16
+}
+
+func (p LocalPort) String() string { return fmt.Sprintf("%s/%d", p.Protocol, p.Port) }
+
+// Compare orders by protocol and port.
+func (p LocalPort) Compare(q LocalPort) int {
+	return cmp.Or(cmp.Compare(p.Protocol, q.Protocol), cmp.Compare(p.Port, q.Port))
 }
 
 // DNSAddress is kubelink's own DNS service in a cluster with these service networks; not valid if they are not known.

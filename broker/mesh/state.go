@@ -10,14 +10,15 @@ import (
 // State is everything that the effects need to know: plain values in a fixed order, so that equal input gives equal
 // State. It is not changed after Build.
 type State struct {
-	Meshes   []Mesh             // by name
-	Links    []Link             // usable links to other clusters, by name
-	Local    []netip.Prefix     // networks of the local cluster, and of its meshes; sorted
-	Peers    []Peer             // links that have a connection of their own, by name
-	Routes   []Route            // what is routed into the mesh, by destination
-	Zones    []Zone             // mesh domains, by domain
-	Problems map[string]Problem // why a KubeLink cannot be used, by name
-	Notes    map[string]string  // what to know of a usable KubeLink, by name
+	Meshes     []Mesh             // by name
+	Links      []Link             // usable links to other clusters, by name
+	Local      []netip.Prefix     // networks of the local cluster, and of its meshes; sorted
+	LocalPorts []LocalPort        // of the local cluster addresses that other clusters reach, sorted
+	Peers      []Peer             // links that have a connection of their own, by name
+	Routes     []Route            // what is routed into the mesh, by destination
+	Zones      []Zone             // mesh domains, by domain
+	Problems   map[string]Problem // why a KubeLink cannot be used, by name
+	Notes      map[string]string  // what to know of a usable KubeLink, by name
 }
 
 // Mesh is one mesh that the local cluster is a member of.

@@ -112,7 +112,7 @@ func checkModeNone(p *parser) error {
 	if p.config.Mode.CarriesTraffic() {
 		return nil
 	}
-	for _, prop := range []string{"auto-connect", "dns-advertisement", "service-account"} {
+	for _, prop := range []string{"auto-connect", "local-ports", "dns-advertisement", "service-account"} {
 		if p.isGiven(prop) {
 			return p.errorAt(prop,
 				"%s in mode none: there are no connections to other clusters; use mode bridge or remove it", prop)

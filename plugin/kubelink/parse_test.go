@@ -97,6 +97,11 @@ func TestProperties(t *testing.T) {
 		{"auto-connect\nsecret tls\nsecret-manage-mode self\ndns-name Kubelink1.Example.", func(c *broker.Config) {
 			c.AutoConnect, c.Secret, c.SecretManageMode, c.DNSName = true, "tls", "self", "kubelink1.example"
 		}},
+		{"local-ports udp/53,TCP/53,tcp/8080,udp/53", func(c *broker.Config) {
+			c.LocalPorts = []mesh.LocalPort{
+				{Protocol: "tcp", Port: 53}, {Protocol: "tcp", Port: 8080}, {Protocol: "udp", Port: 53},
+			}
+		}},
 		{"secret tls\nsecret-manage-mode cert\ndns-name 192.0.2.1", func(c *broker.Config) {
 			c.Secret, c.SecretManageMode, c.DNSName = "tls", "cert", "192.0.2.1"
 		}},
@@ -186,6 +191,13 @@ func TestRefused(t *testing.T) {
 		{"served-links all,a", `served-links all,a: all stands alone`},
 		{"served-links a,,b", `served-links a,,b: link "": not a name of an object`},
 		{"dns-name a_b", `dns-name a_b: neither a DNS name nor an IP address`},
+		{"local-ports 53", `local-ports 53: "53": not tcp/PORT or udp/PORT; use a list such as udp/53,tcp/53`},
+		{"local-ports tcp/53,sctp/9", `"sctp/9": not tcp/PORT or udp/PORT`},
+		{"local-ports tcp/", `"tcp/": not a port: a number from 1 to 65535`},
+		{"local-ports tcp/0", `"tcp/0": not a port`},
+		{"local-ports udp/1-9", `"udp/1-9": not a port`},
+		{"local-ports tcp/53,", `"": not tcp/PORT or udp/PORT`},
+		{"mode none\nlocal-ports tcp/53", `:3 - Error during parsing: local-ports in mode none`},
 		{"secret tls\ncertfile tls.crt", `:3 - Error during parsing: certfile together with secret tls`},
 		{"certfile tls.crt", `:2 - Error during parsing: certfile without keyfile, cacertfile`},
 		{"secret-manage-mode self", `secret-manage-mode self needs secret`},

@@ -100,6 +100,7 @@ var properties = map[string]property{
 	"streams": oneValue(func(p *parser, v string) error {
 		return setNumber(&p.config.Streams, v, 1, bridge.MaxStreams)
 	}),
+	"local-ports":  oneValue(setLocalPorts),
 	"auto-connect": noValue(func(cfg *broker.Config) { cfg.AutoConnect = true }),
 
 	"secret":     oneValue(func(p *parser, v string) error { return setObjectName(&p.config.Secret, v) }),
@@ -192,6 +193,24 @@ func setServedLinks(p *parser, v string) error {
 	// Sorted: another order is no change.
 	slices.Sort(p.config.Served)
 	p.config.Served = slices.Compact(p.config.Served)
+	return nil
+}
+
+func setLocalPorts(p *parser, v string) error {
+	for item := range strings.SplitSeq(v, ",") {
+		protocol, port, _ := strings.Cut(item, "/")
+		l := mesh.LocalPort{Protocol: strings.ToLower(protocol)}
+		if l.Protocol != "tcp" && l.Protocol != "udp" {
+			return fmt.Errorf("%q: not tcp/PORT or udp/PORT; use a list such as udp/53,tcp/53, without blanks", item)
+		}
+		if err := setPort(&l.Port, port); err != nil {
+			return fmt.Errorf("%q: %w", item, err)
+		}
+		p.config.LocalPorts = append(p.config.LocalPorts, l)
+	}
+	// Sorted: another order is no change.
+	slices.SortFunc(p.config.LocalPorts, mesh.LocalPort.Compare)
+	p.config.LocalPorts = slices.Compact(p.config.LocalPorts)
 	return nil
 }
 
