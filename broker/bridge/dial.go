@@ -160,7 +160,7 @@ func (d *dialer) handshake(conn net.Conn, stream int) (*session, *hello, error) 
 		p.refusals.countError(err)
 		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, shortReason(err))
 	}
-	ours, flags, err := p.helloFrame(stream)
+	ours, flags, err := p.helloFrame(stream, nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -187,5 +187,8 @@ func (d *dialer) checkReply(theirs *hello, err error) error {
 	case err != nil:
 		return asRefusal(RefusedHello, err)
 	}
-	return d.peer.checkHello(theirs)
+	if err = d.peer.checkHello(theirs); err == nil {
+		err = d.peer.checkTerms(theirs)
+	}
+	return err
 }

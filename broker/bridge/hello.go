@@ -13,13 +13,14 @@ package bridge
 //
 //	  1  API access: token NUL PEM certificates
 //	  2  DNS: cluster domain NUL IP, 4 or 16 bytes
-//	128  capabilities: flags uint32 BE, instance uint64 BE, streams uint8, stream uint8; later
-//	     fields are appended, and one that is missing is zero
+//	128  capabilities: flags uint32 BE, instance uint64 BE, streams uint8, stream uint8,
+//	     term uint32 BE, followed uint32 BE; later fields are appended, and one that is missing is zero
 //
 // The instance is a random number of the process: sessions with another instance of the same peer are dead, even if
 // they still look alive. Streams is the number of sessions that the sender wants at most; the smaller number of both
-// ends counts. Stream is the number, from 0 on, that the dialler gives to this session. Legacy peers ignore extension
-// 128, and do not send it.
+// ends counts. Stream is the number, from 0 on, that the dialler gives to this session. Term tells which of the brokers
+// of a cluster has the links, and followed is the term of the receiver's cluster that the sender follows: see term.go.
+// Legacy peers ignore extension 128, and do not send it.
 
 import (
 	"encoding/binary"
@@ -48,6 +49,7 @@ type hello struct {
 	instance uint64
 	streams  int
 	stream   int
+	terms    *terms // nil: the sender does not know of terms
 }
 
 // wantedStreams is the number of streams that the sender of the hello wants; 0: it has no streams.
@@ -74,7 +76,12 @@ func (h *hello) appendPayload(b []byte) ([]byte, error) {
 	if h.capable {
 		data := binary.BigEndian.AppendUint32(nil, h.flags)
 		data = binary.BigEndian.AppendUint64(data, h.instance)
-		b = appendExtension(b, extensionCapabilities, append(data, byte(h.streams), byte(h.stream)))
+		data = append(data, byte(h.streams), byte(h.stream))
+		if h.terms != nil {
+			data = binary.BigEndian.AppendUint32(data, h.terms.own)
+			data = binary.BigEndian.AppendUint32(data, h.terms.followed)
+		}
+		b = appendExtension(b, extensionCapabilities, data)
 	}
 	n := len(b) - start
 	if n > maxLegacyPayload {
@@ -165,6 +172,9 @@ func (h *hello) parseExtension(id byte, data []byte) {
 		}
 		if len(data) >= 14 {
 			h.streams, h.stream = int(data[12]), int(data[13])
+		}
+		if len(data) >= 22 {
+			h.terms = &terms{own: binary.BigEndian.Uint32(data[14:]), followed: binary.BigEndian.Uint32(data[18:])}
 		}
 	}
 }

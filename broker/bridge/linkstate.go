@@ -29,6 +29,7 @@ func (p *peer) currentStatus() link.Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := p.status
+	st.Note = p.rivalNote()
 	for i, s := range p.sessions {
 		if s.accepted {
 			st.Accepted++
@@ -94,10 +95,14 @@ func (p *peer) receiveHello(payload []byte) error {
 	if err == nil {
 		err = p.checkHello(h)
 	}
+	if err == nil {
+		err = p.checkTerms(h)
+	}
 	if err != nil {
 		return err
 	}
 	p.mu.Lock()
+	p.followTerm(h)
 	news := p.receiveAnnouncement(&h.Announcement)
 	p.peerStreams = h.wantedStreams()
 	p.mu.Unlock()

@@ -153,9 +153,12 @@ func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello, error) {
 	if err != nil {
 		return p, nil, nil, err
 	}
-	ours, flags, err := p.helloFrame(theirs.stream)
+	ours, flags, err := p.helloFrame(theirs.stream, theirs)
 	if err == nil {
 		_, err = conn.Write(ours)
+	}
+	if refused := p.checkTerms(theirs); err == nil && refused != nil {
+		return p, nil, nil, refused // our hello has told the peer which term we follow
 	}
 	if err == nil && theirs.flags&flagKeepalive != 0 {
 		_, _, err = readFrame(conn) // a ping: see flagKeepalive

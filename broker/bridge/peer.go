@@ -42,6 +42,7 @@ type peer struct {
 	dialNow     bool          // regardless of the back-off
 	flapped     bool          // a session ended soon after its start: back off
 	linkState
+	termState
 }
 
 func newPeer(s *shared, r *router, f *iface, spec *mesh.Peer) *peer {
@@ -65,10 +66,12 @@ func (p *peer) canServe(spec *mesh.Peer) bool {
 // isInitiator tells whether this end dials further streams at once.
 func (p *peer) isInitiator() bool { return p.Local.First().Addr().Less(p.Addresses.First().Addr()) }
 
-// helloFrame returns our hello for this peer as a frame, and the flags in it.
-func (p *peer) helloFrame(stream int) ([]byte, uint32, error) {
+// helloFrame returns our hello for this peer as a frame, and the flags in it. It is the answer to theirs, if that is not
+// nil.
+func (p *peer) helloFrame(stream int, theirs *hello) ([]byte, uint32, error) {
 	h := p.ownHello()
 	h.Address, h.ServiceCIDR, h.stream = p.Local.First(), p.Services.First(), stream
+	h.terms.followed = p.followedTerm(theirs)
 	payload, err := h.appendPayload(nil)
 	if err != nil {
 		return nil, 0, err
@@ -90,17 +93,19 @@ func (p *peer) checkHello(h *hello) error {
 	return nil
 }
 
-// attachSession makes s a session of the peer. It returns false when the peer is closed, or when the credentials or the
-// TUN no longer allow s. As these change before closeSessions is called (under p.mu), no such session remains.
+// attachSession makes s a session of the peer. It returns false when the peer is closed, when the credentials or the
+// TUN no longer allow s, or when another broker of the peer's cluster has a higher term. As credentials and TUN change
+// before closeSessions is called (under p.mu), no such session remains.
 func (p *peer) attachSession(s *session, h *hello) bool {
 	s.raw.SetDeadline(time.Time{})
 	s.raw.startBatching()
 	p.mu.Lock()
-	if p.closed || !p.allowsSession(s) {
+	if p.closed || !p.allowsSession(s) || p.isSuperseded(h) {
 		p.mu.Unlock()
 		s.close(nil)
 		return false
 	}
+	p.followTerm(h)
 	replaced := p.removeReplaced(s)
 	p.sessions = append(p.sessions, s)
 	p.peerStreams = h.wantedStreams()
@@ -180,6 +185,7 @@ func (p *peer) detachSession(s *session, cause error) {
 	p.mu.Lock()
 	before := len(p.sessions)
 	p.sessions = slices.DeleteFunc(p.sessions, func(o *session) bool { return o == s })
+	p.leaveSession(s)
 	if p.closed || before == len(p.sessions) { // replaced
 		p.mu.Unlock()
 		drainSessions(s)

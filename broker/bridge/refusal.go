@@ -28,11 +28,12 @@ const (
 	RefusedHello                      // the hello is malformed, missing or late
 	RefusedUnknown                    // no link has this address; with auto-connect the peer was reported
 	RefusedLimit                      // too many connections that are not authenticated yet, or too many streams
+	RefusedTerm                       // another broker of the same cluster has a higher term
 	NumRefusals
 )
 
 func (r Refusal) String() string {
-	return [...]string{"certificate", "name", "address", "hello", "unknown", "limit"}[r]
+	return [...]string{"certificate", "name", "address", "hello", "unknown", "limit", "term"}[r]
 }
 
 // refusal is an error that refuses a connection.

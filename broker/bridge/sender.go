@@ -301,7 +301,7 @@ func (o *sender) appendControl(frames []byte) ([]byte, error) {
 		frames = appendFrame64(frames, framePong, o.due.pong.Swap(0))
 	}
 	if o.due.update.Load() && o.due.update.Swap(false) {
-		hello, _, err := o.session.peer.helloFrame(o.session.stream)
+		hello, _, err := o.session.peer.helloFrame(o.session.stream, nil)
 		return append(frames, hello...), err
 	}
 	return frames, nil

@@ -95,7 +95,7 @@ func FuzzSession(f *testing.F) {
 		s.flags |= flagOffload | flagUSO
 		ends = append(ends, end{s, judge})
 	}
-	hello, _, err := ends[0].peer.helloFrame(0)
+	hello, _, err := ends[0].peer.helloFrame(0, nil)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -44,6 +44,7 @@ func (s *shared) ownHello() *hello {
 	return &hello{
 		Announcement: link.Announcement{AdvertisedPort: c.AdvertisedPort, DNS: c.DNS, API: c.API},
 		capable:      true, flags: s.featureFlags(), instance: s.instance, streams: c.Streams,
+		terms: &terms{own: c.Term},
 	}
 }
 

@@ -68,12 +68,18 @@ var hellos = []struct {
 		"02 0006 63 00 6440100a" + "80 000e 00000003 0102030405060708 02 01",
 		hello{link.Announcement{Address: address, AdvertisedPort: 80, API: &link.APIInfo{Token: "t", CACert: []byte("PE")},
 			DNS: &link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("100.64.16.10")}}, true, 3, 0x0102030405060708,
-			2, 1}, false},
+			2, 1, nil}, false},
 	{"unknown extension", ip4Hex + maskHex + noneHex + portHex + "0019" + "09 0003 ffffff" +
 		"80 0010 00000001 0000000000000007 0403 aaaa",
-		hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3}, true},
+		hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3, nil}, true},
 	{"capabilities without streams", ip4Hex + maskHex + noneHex + portHex + "000f" + "80 000c 00000001 0000000000000007",
-		hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 0, 0}, true},
+		hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 0, 0, nil}, true},
+	{"capabilities with terms", ip4Hex + maskHex + noneHex + portHex + "0019" +
+		"80 0016 00000001 0000000000000007 0403 00000005 ffffffff",
+		hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3, &terms{5, 1<<32 - 1}}, false},
+	{"one term is cut", ip4Hex + maskHex + noneHex + portHex + "0018" +
+		"80 0015 00000001 0000000000000007 0403 00000005 ffffff",
+		hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3, nil}, true},
 	{"more bytes than said", ip4Hex + maskHex + noneHex + portHex + "0000" + "ffff",
 		hello{Announcement: link.Announcement{Address: address, AdvertisedPort: 80}}, true},
 	{"service network is everything", ip4Hex + maskHex + svcHex + "00000000000000000000000000000000" + portHex + "0000",

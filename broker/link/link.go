@@ -25,6 +25,7 @@ type Status struct {
 	State     State
 	Reason    string        // of State, one line; empty when Up
 	Refused   string        // reason why this end refused the peer's last connection, one line; empty since the link is Up
+	Note      string        // what to know of the link in any State, one line; empty: nothing
 	Since     time.Time     // of State
 	RTT       time.Duration // smoothed round-trip time; 0: unknown
 	Remote    string        // address and port of the peer
@@ -74,6 +75,7 @@ type Settings struct {
 	ListenPort uint16 // on all addresses; 0: any free port
 
 	// This end announces these to its peers.
+	Term           uint32 // of the Lease of the links; peers follow the broker with the highest. 0: there is no Lease
 	AdvertisedPort uint16
 	DNS            *DNSInfo // nil: not announced
 	API            *APIInfo // nil: not announced
