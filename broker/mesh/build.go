@@ -4,36 +4,68 @@ package mesh
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
-// Objects are all objects of the API that a State is made of.
+// Objects are all that a State is made of, besides the stanza: objects of the API, and facts of the gateway node.
 type Objects struct {
 	Links []v1alpha1.KubeLink
+	Host  Host
 }
 
 // Build computes the State. It does not change its arguments. Older objects win over younger ones, so that a mistake in
-// a new object never breaks what works.
+// a new object never breaks what works; what the node has and needs wins over all of them.
 func Build(objects Objects, local Local) State {
-	byAge := sortByAge(objects.Links)
-	r := newReports()
-
-	meshes := newMeshSet(&local, r, membersByMesh(byAge))
-	for _, o := range byAge {
-		if isLocalLink(o) {
-			meshes.addLocalLink(o)
-		}
-	}
-
-	links := newLinkSet(&local, meshes, r)
-	names := &naming{local: &local, meshes: meshes, reports: r}
-	for _, o := range byAge {
-		if isLocalLink(o) || o.DeletionTimestamp != nil || !local.servesLink(o.Name) {
+	in := newInput(objects, &local)
+	// A link whose gateway cannot be used takes no network from others: each such gateway costs another look.
+	for {
+		names, links := in.readObjects()
+		if orphans := links.attachGateways(); len(orphans) > 0 {
+			maps.Copy(in.orphans, orphans)
 			continue
 		}
-		l, p := links.readLink(o)
+		return makeState(&local, names, links, links.reports)
+	}
+}
+
+// input is what Build reads.
+type input struct {
+	local   *Local
+	host    *Host
+	byAge   []*v1alpha1.KubeLink
+	orphans map[string]*Problem // of links whose gateway cannot be used, by name
+}
+
+func newInput(objects Objects, local *Local) *input {
+	host := objects.Host
+	if len(host.Routes) == 0 {
+		host.Routes = local.NodeCIDRs // until the kernel has told its routes
+	}
+	return &input{local, &host, sortByAge(objects.Links), map[string]*Problem{}}
+}
+
+// readObjects reads all objects, older ones first.
+func (in *input) readObjects() (*naming, *linkSet) {
+	r := newReports()
+	meshes := newMeshSet(in.local, in.host, r, membersByMesh(in.byAge))
+	for i, o := range in.byAge {
+		if isLocalLink(o) {
+			meshes.addLocalLink(o, in.byAge[:i])
+		}
+	}
+	links := newLinkSet(in, meshes, r)
+	names := &naming{local: in.local, meshes: meshes, reports: r, taken: map[string]string{}}
+	for _, o := range in.byAge {
+		if !in.isServed(o) {
+			continue
+		}
+		l, p := (*linkEntry)(nil), in.orphans[o.Name]
+		if p == nil {
+			l, p = links.readLink(o)
+		}
 		if p == nil {
 			p = names.readNames(l)
 		}
@@ -42,15 +74,19 @@ func Build(objects Objects, local Local) State {
 		}
 		r.addProblem(o.Name, p)
 	}
-	links.attachGateways()
-	return makeState(&local, names, links, r)
+	return names, links
+}
+
+// isServed tells whether the object is a link to another cluster that stays and that this broker serves.
+func (in *input) isServed(o *v1alpha1.KubeLink) bool {
+	return !isLocalLink(o) && o.DeletionTimestamp == nil && in.local.servesLink(o.Name)
 }
 
 // makeState puts together what was read.
 func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
 	meshes, byName := names.meshes.list, links.sorted()
 	s := State{
-		Local: localNetworks(local, meshes), LocalPorts: local.LocalPorts,
+		Local: localNetworks(local, links.host.Host, meshes), LocalPorts: local.LocalPorts,
 		Zones: names.zones(byName), Problems: r.problems, Notes: r.notes,
 	}
 	r.dropNotesOfBroken()

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
@@ -44,19 +43,31 @@ func (l *linkEntry) routesTo(a netip.Addr) bool {
 // linkSet has the links that can be used so far.
 type linkSet struct {
 	local   *Local
+	host    hostCheck
 	meshes  *meshSet
 	reports *reports
+	objects map[string]*v1alpha1.KubeLink // that are served, usable or not
 	byName  map[string]*linkEntry
-	claims  claimList // of all links, older ones first
+	byAge   []*linkEntry // the same, older ones first
+	claims  claimList    // of all links, older ones first
 }
 
-func newLinkSet(local *Local, meshes *meshSet, r *reports) *linkSet {
-	return &linkSet{local: local, meshes: meshes, reports: r, byName: map[string]*linkEntry{}}
+func newLinkSet(in *input, meshes *meshSet, r *reports) *linkSet {
+	s := &linkSet{
+		local: in.local, host: meshes.host, meshes: meshes, reports: r,
+		objects: map[string]*v1alpha1.KubeLink{}, byName: map[string]*linkEntry{},
+	}
+	for _, o := range in.byAge {
+		if in.isServed(o) {
+			s.objects[o.Name] = o
+		}
+	}
+	return s
 }
 
 func (s *linkSet) addLink(l *linkEntry) {
 	s.claims = append(s.claims, l.claims...)
-	s.byName[l.Name] = l
+	s.byName[l.Name], s.byAge = l, append(s.byAge, l)
 }
 
 // sorted are the links by name.
@@ -95,6 +106,9 @@ func (s *linkSet) readLink(o *v1alpha1.KubeLink) (*linkEntry, *Problem) {
 
 // missingMesh says why there is no mesh of the name.
 func (s *linkSet) missingMesh(mesh string) *Problem {
+	if p := s.meshes.refused; p != nil && mesh == "" {
+		return stale("%s cannot be used: %s", meshTitle(mesh), p.Message)
+	}
 	if name := s.meshes.broken[mesh]; name != "" {
 		return stale("LocalLink %s of %s cannot be used (%s): repair it first",
 			name, meshTitle(mesh), s.reports.problems[name].State)
@@ -158,6 +172,9 @@ func (s *linkSet) readServices(l *linkEntry) *Problem {
 				cidr, n.Masked(), meshTitle(m.Name))
 		}
 	}
+	if p := s.host.checkApart(fieldCIDR, cidr, l.mesh.Services); p != nil {
+		return p
+	}
 	l.services = Prefixes{cidr}
 	l.claims = append(l.claims, claim{cidr, l.Name, fieldCIDR})
 	return nil
@@ -208,7 +225,7 @@ func (s *linkSet) checkEgress(m *meshEntry, n netip.Prefix) *Problem {
 				n, own.Masked(), meshTitle(other.Name))
 		}
 	}
-	return nil
+	return s.host.checkRoute(fieldEgress, n, m.Services)
 }
 
 // checkClaims refuses networks of a family that the mesh has no address of, and networks of older links.
@@ -229,55 +246,4 @@ func (s *linkSet) checkClaims(l *linkEntry) *Problem {
 func readIngress(l *linkEntry) (p *Problem) {
 	l.ingress, p = parseIngress(l.spec.Ingress)
 	return p
-}
-
-// readEndpoint reads spec.gatewayLink or, if there is none, spec.endpoint.
-func (s *linkSet) readEndpoint(l *linkEntry) *Problem {
-	if l.gateway = l.spec.GatewayLink; l.gateway != "" {
-		if !strings.Contains(l.gateway, v1alpha1.MeshSeparator) {
-			l.gateway = ObjectName(l.Mesh, l.gateway)
-		}
-		if len(l.ingress) > 0 {
-			s.reports.addNote(l.Name, "spec.ingress has no effect: "+
-				"packets of this cluster come through %s, whose spec.ingress decides", l.gateway)
-		}
-		return nil
-	}
-	endpoint := l.spec.Endpoint
-	switch {
-	case endpoint == "":
-		return invalid("spec.endpoint is missing: set it to host[:port] of the peer's broker, or set spec.gatewayLink")
-	case endpoint == v1alpha1.EndpointInbound && s.local.Mode == Bridge:
-		return invalid("spec.endpoint Inbound works in mode wireguard only: " +
-			"in mode bridge give the host name in the peer's certificate")
-	case endpoint == v1alpha1.EndpointInbound:
-		return nil
-	}
-	var err error
-	if l.host, l.port, err = Endpoint(endpoint, s.local.DefaultPort); err != nil {
-		return invalid("spec.endpoint %q: %v", endpoint, err)
-	}
-	return nil
-}
-
-// checkLoop refuses what would lead a tunnel's own connection into a tunnel. Of endpoints that are names the addresses
-// are not known here.
-func (s *linkSet) checkLoop(l *linkEntry) *Problem {
-	if a, err := netip.ParseAddr(l.host); err == nil {
-		if c, ok := s.claims.findAddress(a); ok {
-			return invalid("spec.endpoint %s lies in the network %s that is routed to link %s: "+
-				"the connection would run through a tunnel", a, c.prefix, c.owner)
-		}
-	}
-	for _, other := range append([]*linkEntry{l}, s.sorted()...) {
-		a, err := netip.ParseAddr(other.host)
-		if err != nil {
-			continue
-		}
-		if c, ok := l.claims.findAddress(a); ok {
-			return invalid("the network %s (spec.cidr, spec.egress) contains the endpoint %s of link %s: "+
-				"its connection would run through a tunnel", c.prefix, a, other.Name)
-		}
-	}
-	return nil
 }

@@ -23,16 +23,25 @@ func (m *meshEntry) localName() string { return strings.ToLower(m.Cluster) + "."
 // meshSet has the meshes that can be used.
 type meshSet struct {
 	local   *Local
+	host    hostCheck
 	reports *reports
 	members map[string][]string // names of the links to other clusters, by mesh
 	list    []*meshEntry        // by name
 	broken  map[string]string   // the oldest LocalLink that cannot be used, by mesh
+	refused *Problem            // of the mesh that the stanza defines; nil: it can be used
 }
 
 // newMeshSet begins with the mesh that the stanza defines, if it defines one.
-func newMeshSet(local *Local, r *reports, members map[string][]string) *meshSet {
-	s := &meshSet{local: local, reports: r, members: members, broken: map[string]string{}}
-	if len(local.Addresses) > 0 {
+func newMeshSet(local *Local, host *Host, r *reports, members map[string][]string) *meshSet {
+	s := &meshSet{
+		local: local, host: hostCheck{host, local}, reports: r, members: members, broken: map[string]string{},
+	}
+	for _, a := range local.Addresses {
+		if p := s.host.checkApart("link-address", a.Masked(), local.ServiceCIDRs); p != nil && s.refused == nil {
+			s.refused = p
+		}
+	}
+	if len(local.Addresses) > 0 && s.refused == nil {
 		s.addMesh(&meshEntry{Mesh: Mesh{
 			Cluster:   local.ClusterName,
 			Addresses: local.Addresses,
@@ -76,9 +85,13 @@ func (s *meshSet) domains() []string {
 	return domains
 }
 
-// addLocalLink adds the mesh that a LocalLink defines, or reports why it cannot.
-func (s *meshSet) addLocalLink(o *v1alpha1.KubeLink) {
+// addLocalLink adds the mesh that a LocalLink defines, or reports why it cannot. older are the objects that win over
+// it.
+func (s *meshSet) addLocalLink(o *v1alpha1.KubeLink, older []*v1alpha1.KubeLink) {
 	m, p := s.readLocalLink(o)
+	if p == nil && m != nil {
+		p = s.checkEndpoints(m.Addresses.First().Masked(), older)
+	}
 	if p != nil {
 		s.reports.addProblem(o.Name, p)
 		if mesh, _ := LinkName(o.Name); s.broken[mesh] == "" {
@@ -154,7 +167,10 @@ func (s *meshSet) readOwnAddress(text string) (netip.Prefix, *Problem) {
 				address, n.Masked(), meshTitle(other.Name))
 		}
 	}
-	return address, s.local.checkDisjoint("spec.clusterAddress", address)
+	if p := s.local.checkDisjoint(fieldAddress, address); p != nil {
+		return address, p
+	}
+	return address, s.host.checkApart(fieldAddress, address, s.local.ServiceCIDRs)
 }
 
 // readOwnServices reads the service network of the local cluster, which the stanza may have as well.

@@ -19,6 +19,7 @@ type naming struct {
 	local   *Local
 	meshes  *meshSet
 	reports *reports
+	taken   map[string]string // which link has a name of a cluster: two links of two meshes can make the same
 }
 
 // readNames finds out how the names of a link's cluster are resolved. What is missing is noted, and the link works
@@ -66,15 +67,18 @@ func (n *naming) readNames(l *linkEntry) *Problem {
 			"no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP")
 		return nil
 	}
-	l.dns = zone
+	l.dns, n.taken[zone.Name] = zone, l.Name
 	return nil
 }
 
-// clusterName is the sub-domain of a link's cluster; empty if there can be none, which is noted. Which object is older
-// does not matter here: the names of a mesh are more than the names of a cluster.
+// clusterName is the sub-domain of a link's cluster; empty if there can be none, which is noted. Among links the older
+// one has the name. The names of a mesh are more than the names of a cluster, whichever is older.
 func (n *naming) clusterName(l *linkEntry) string {
 	name, err := ParseDomain(l.Cluster + "." + l.mesh.Domain)
 	taken := n.meshes.findDomain(name)
+	local := n.meshes.findFunc(func(m *meshEntry) bool {
+		return m.Domain != "" && m.Cluster != "" && m.localName() == name
+	})
 	switch {
 	case err != nil:
 		n.reports.addNote(l.Name, "no DNS: %s.%s: %v", l.Cluster, l.mesh.Domain, err)
@@ -84,6 +88,12 @@ func (n *naming) clusterName(l *linkEntry) string {
 	case taken != nil:
 		n.reports.addNote(l.Name, "no DNS: %s is the domain of %s; use another name for the cluster, "+
 			"or another spec.dns.baseDomain there", TrimDot(name), meshTitle(taken.Name))
+	case local != nil:
+		n.reports.addNote(l.Name, "no DNS: %s is the local cluster in %s; use another name for the cluster",
+			TrimDot(name), meshTitle(local.Name))
+	case n.taken[name] != "":
+		n.reports.addNote(l.Name, "no DNS: %s is the name of the older link %s; use another name for the cluster",
+			TrimDot(name), n.taken[name])
 	default:
 		return name
 	}

@@ -55,9 +55,12 @@ func routesOf(meshes []*meshEntry, links []*linkEntry) []Route {
 	return routes
 }
 
-// localNetworks are the networks in the local cluster, and the ones that meshes have.
-func localNetworks(local *Local, meshes []*meshEntry) []netip.Prefix {
+// localNetworks are the networks in the local cluster, of its gateway node, and the ones that meshes have.
+func localNetworks(local *Local, host *Host, meshes []*meshEntry) []netip.Prefix {
 	networks := local.networks()
+	for _, n := range host.Networks {
+		networks = append(networks, n.Prefix)
+	}
 	for _, m := range meshes {
 		networks = slices.Concat(networks, m.Addresses.Masked(), m.Services)
 	}

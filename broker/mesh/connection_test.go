@@ -39,7 +39,11 @@ func TestGatewayProblems(t *testing.T) {
 		{"has a gateway", behind("gw").add("k4", "192.168.0.14/24", "", via("k3")), "k4",
 			"Invalid: spec.gatewayLink k3 has a gateway itself (gw): name that one"},
 		{"each other", behind("k4").add("k4", "192.168.0.14/24", "", via("k3")), "k4",
-			"Stale: spec.gatewayLink k3 cannot be used (Invalid): repair that link first"},
+			"Invalid: spec.gatewayLink k3 has a gateway itself (k4): name that one"},
+		{"has a broken gateway", behind("z").add("k4", "192.168.0.14/24", "", via("k3")), "k4",
+			"Invalid: spec.gatewayLink k3 has a gateway itself (z): name that one"},
+		{"the same with names in another order", behind("z").add("a", "192.168.0.14/24", "", via("k3")), "a",
+			"Invalid: spec.gatewayLink k3 has a gateway itself (z): name that one"},
 		{"named mesh, missing", behind("gw").add("m2--k3", "192.168.9.13/24", "", via("nope")), "m2--k3",
 			"Stale: spec.gatewayLink m2--nope does not exist, or is not served: create that link"},
 		{"named mesh, itself", behind("gw").add("m2--k3", "192.168.9.13/24", "", via("k3")), "m2--k3",
@@ -129,4 +133,19 @@ func TestGatewayNote(t *testing.T) {
 		checkEqual(t, "peer", s.Peers[0].Link, "gw")
 		checkEqual(t, "ingress of the peer", ruleTexts(s.Peers[0].Ingress), "100.64.0.0/20 192.168.0.11/32")
 	}
+}
+
+// A link whose gateway cannot be used keeps no network from others, which may be gateways themselves.
+func TestOrphansClaimNothing(t *testing.T) {
+	s := new(objs).addLocal("here", "192.168.0.11/24").
+		add("broken", "192.168.0.12/24", "a b").
+		add("orphan", "192.168.0.13/24", "", via("broken"), cidr("100.64.16.0/20")).
+		add("lost", "192.168.0.14/24", "", via("nowhere"), cidr("100.64.32.0/20")).
+		add("gw", "192.168.0.15/24", "gw.example", cidr("100.64.16.0/20"), egress("100.64.32.0/20")).
+		add("behind", "192.168.0.16/24", "", via("gw"), cidr("100.64.48.0/20")).
+		build(cluster1())
+	checkProblem(t, s, "orphan", "Stale: spec.gatewayLink broken cannot be used (Invalid): repair that link first")
+	checkProblem(t, s, "lost", "Stale: spec.gatewayLink nowhere does not exist, or is not served: create that link")
+	checkProblem(t, s, "gw", "")
+	checkProblem(t, s, "behind", "")
 }
