@@ -37,7 +37,8 @@ type batchConn struct {
 	net.Conn
 	raw     syscall.RawConn // nil: not a socket; flushBatch waits then
 	reader  *rawReader
-	timeout time.Duration // of a write
+	timeout time.Duration   // of a write
+	guard   *handshakeGuard // of the goroutine that reads; nil: the TLS handshake is over
 
 	unsent unsentLimit // of the goroutine that has the right to send
 
@@ -74,6 +75,14 @@ func newBatchConn(conn net.Conn, timeout time.Duration) *batchConn {
 	return c
 }
 
+// endGuard ends the bounds of the handshake.
+func (c *batchConn) endGuard() {
+	if c.guard != nil {
+		c.guard.endTurn()
+		c.guard = nil
+	}
+}
+
 // startBatching lets writes wait for flushBatch from now on.
 func (c *batchConn) startBatching() {
 	c.mu.Lock()
@@ -100,6 +109,13 @@ func (c *batchConn) tuneShortPath() (short bool) {
 
 // Read is for one goroutine.
 func (c *batchConn) Read(b []byte) (int, error) {
+	if c.guard != nil {
+		return c.guard.read(b, c.readSocket)
+	}
+	return c.readSocket(b)
+}
+
+func (c *batchConn) readSocket(b []byte) (int, error) {
 	if c.raw == nil || len(b) == 0 {
 		return c.Conn.Read(b)
 	}

@@ -69,7 +69,7 @@ func Open(config Config) (*Bridge, error) {
 	b := &Bridge{
 		shared: s, router: r, cancel: cancel, peers: map[string]*peer{},
 		iface:    &iface{shared: s, name: config.Interface, openDevice: config.open},
-		listener: &listener{shared: s, router: r},
+		listener: &listener{shared: s, router: r, pending: pendingConns{turns: newTurnQueue()}},
 	}
 	if config.open == nil {
 		b.iface.openDevice = func() (device, error) {

@@ -55,7 +55,7 @@ func withDefaults(s link.Settings) link.Settings {
 // timing is all durations of the bridge, the limit on the use of keys, and the function that dials.
 type timing struct {
 	dial, handshake, write time.Duration // limits; handshake includes the hellos
-	tls                    time.Duration // limit of the TLS handshake of an accepted connection
+	tls, hello             time.Duration // limits of the TLS handshake of an accepted connection, and of each answer after it
 	ping, silence          time.Duration // interval of pings, and the time without any byte after which a peer is dead
 	stale                  time.Duration // packets that waited for longer are dropped
 
@@ -74,7 +74,7 @@ type timing struct {
 
 var defaultTiming = timing{
 	dial: 5 * time.Second, handshake: 10 * time.Second, write: 15 * time.Second,
-	tls:  3 * time.Second,
+	tls: 3 * time.Second, hello: 2 * time.Second,
 	ping: time.Second, silence: 5 * time.Second,
 	stale:   time.Second,
 	backoff: 100 * time.Millisecond, backoffUsed: time.Second, backoffIdle: 5 * time.Second,

@@ -30,17 +30,17 @@ func tlsConfig(c *link.Credentials, remote string, check func(leaf *x509.Certifi
 		// Records of full size from the start: a batch should take few system calls.
 		DynamicRecordSizingDisabled: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			leaf := cs.PeerCertificates[0]
-			pool := x509.NewCertPool()
-			for _, c := range cs.PeerCertificates[1:] {
-				pool.AddCert(c)
+			certs := cs.PeerCertificates
+			if err := checkCerts(certs, remote); err != nil {
+				return err
 			}
-			if _, err := leaf.Verify(x509.VerifyOptions{
-				Roots: c.Roots, Intermediates: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-			}); err != nil {
-				return verifyRefusal(leaf, remote, err)
+			if err := check(certs[0]); err != nil { // the name first: it costs nearly nothing
+				return err
 			}
-			return check(leaf)
+			if err := verifyChain(certs, c.Roots); err != nil {
+				return verifyRefusal(certs[0], remote, err)
+			}
+			return nil
 		},
 	}
 }
@@ -48,26 +48,34 @@ func tlsConfig(c *link.Credentials, remote string, check func(leaf *x509.Certifi
 // verifyRefusal describes why the certificate of remote is not trusted. The error of crypto/x509 for an expired
 // certificate includes the current time, but a reason has to be the same each time.
 func verifyRefusal(leaf *x509.Certificate, remote string, err error) error {
-	var invalid x509.CertificateInvalidError
-	if !errors.As(err, &invalid) || invalid.Reason != x509.Expired {
+	if !isExpired(err) {
 		return newRefusal(RefusedCertificate, "certificate of %s: %w", remote, err)
 	}
+	invalid, _ := errors.AsType[x509.CertificateInvalidError](err)
 	owner, expired := remote, invalid.Cert
 	if expired != leaf {
-		owner = fmt.Sprintf("authority %s, which signed for %s,", expired.Subject, remote)
+		owner = fmt.Sprintf("authority %s, which signed for %s,", cutText(expired.Subject.String(), maxNameText), remote)
 	}
 	return newRefusal(RefusedCertificate, "certificate of %s is valid from %s to %s only, or the clock is wrong",
 		owner, expired.NotBefore.UTC().Format(time.RFC3339), expired.NotAfter.UTC().Format(time.RFC3339))
 }
 
+// isExpired tells whether err says that a certificate is not valid now.
+func isExpired(err error) bool {
+	invalid, ok := errors.AsType[x509.CertificateInvalidError](err)
+	return ok && invalid.Reason == x509.Expired
+}
+
 // dialTLS makes conn a TLS session with host. Without encryption it returns conn.
-func dialTLS(ctx context.Context, c *link.Credentials, conn net.Conn, host, remote string) (net.Conn, error) {
+func dialTLS(ctx context.Context, c *link.Credentials, conn *batchConn, host, remote string) (net.Conn, error) {
 	if c.Unencrypted {
 		return conn, nil
 	}
+	conn.guard = &handshakeGuard{left: maxHandshakeBytes}
+	defer conn.endGuard()
 	secure := tls.Client(conn, tlsConfig(c, remote, func(leaf *x509.Certificate) error {
 		if !certCovers(leaf, host) {
-			return newRefusal(RefusedName, "certificate of %s names %v, not %s", remote, certNames(leaf), host)
+			return newRefusal(RefusedName, "certificate of %s names %s, not %s", remote, quoteNames(certNames(leaf)), host)
 		}
 		return nil
 	}))
@@ -88,14 +96,15 @@ type inboundEnd struct {
 
 // acceptTLS makes conn a TLS session with a peer. A peer is a candidate if the certificate names its endpoint host;
 // there is at least one, unless unknown peers are accepted. Without encryption all peers are candidates.
-func acceptTLS(ctx context.Context, c *link.Credentials, conn net.Conn, remote string, peers []*peer, unknown bool) (
-	inboundEnd, error,
-) {
+func acceptTLS(
+	ctx context.Context, c *link.Credentials, conn *batchConn, remote string, peers []*peer, unknown bool,
+) (inboundEnd, error) {
+	defer conn.endGuard()
 	if c.Unencrypted {
 		return inboundEnd{conn: conn, candidates: peers}, nil
 	}
 	end := inboundEnd{authenticated: true}
-	secure := tls.Server(conn, tlsConfig(c, remote, func(leaf *x509.Certificate) error {
+	config := tlsConfig(c, remote, func(leaf *x509.Certificate) error {
 		end.names = certNames(leaf)
 		for _, p := range peers {
 			if certCovers(leaf, p.Host) {
@@ -103,10 +112,16 @@ func acceptTLS(ctx context.Context, c *link.Credentials, conn net.Conn, remote s
 			}
 		}
 		if len(end.candidates) == 0 && !unknown {
-			return newRefusal(RefusedName, "certificate of %s names %v, which is no link's endpoint", remote, end.names)
+			return newRefusal(RefusedName, "certificate of %s names %s, which is no link's endpoint",
+				remote, quoteNames(end.names))
 		}
 		return nil
-	}))
+	})
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		conn.guard.asked = askedCertificate
+		return nil, nil
+	}
+	secure := tls.Server(conn, config)
 	end.conn = secure
 	err := secure.HandshakeContext(ctx)
 	return end, asRefusal(RefusedCertificate, err)
@@ -122,6 +137,13 @@ func certNames(leaf *x509.Certificate) []string {
 		all = append(all, leaf.Subject.CommonName)
 	}
 	return all
+}
+
+// usableNames are the names, of a certificate, that an endpoint can have; the first maxNameTexts of them.
+func usableNames(names []string) []string {
+	const maxHost = 253 // RFC 1035, as text
+	usable := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return len(n) > maxHost })
+	return usable[:min(len(usable), maxNameTexts)]
 }
 
 // certCovers tells whether a certificate is for host, by the rules of RFC 6125 as x509 implements them, and by its

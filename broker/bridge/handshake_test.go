@@ -197,7 +197,8 @@ func TestExpiredCertificate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		verify := tlsConfig(&link.Credentials{Roots: test.ca.pool}, "b:80", nil).VerifyConnection
+		named := func(*x509.Certificate) error { return nil }
+		verify := tlsConfig(&link.Credentials{Roots: test.ca.pool}, "b:80", named).VerifyConnection
 		if err := verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}); err == nil ||
 			shortReason(err) != test.want {
 			t.Errorf("%v, expected %s", err, test.want)

@@ -56,7 +56,7 @@ func (p *peer) lossReason(cause error) string {
 
 // dialFailed notes the reason why there is no connection, and logs each reason once.
 func (p *peer) dialFailed(err error) {
-	reason := err.Error()
+	reason := cutText(err.Error(), maxReason)
 	p.mu.Lock()
 	down := !p.closed && len(p.sessions) == 0
 	news := down && (p.status.State != link.Down || p.status.Reason != reason)

@@ -4,10 +4,12 @@ package bridge
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -92,8 +94,7 @@ func (l *listener) acceptLoop(socket net.Listener) {
 			}
 			continue
 		}
-		remote := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
-		c := &pendingConn{conn: conn, remote: netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
+		c := newPendingConn(conn)
 		closed := l.pending.addConn(c)
 		if closed != nil {
 			l.refusals.counts[RefusedLimit].Add(1)
@@ -127,24 +128,29 @@ func (l *listener) serveInbound(c *pendingConn) {
 // identifies it: a dialler does so at once, and our hello tells it that it is accepted. With an error, the peer is the
 // refused one, if it is known. Neither a peer nor an error is returned while there are no credentials.
 func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello, error) {
-	remote, start := c.remote, time.Now()
+	remote := c.remote
 	tuneTCP(c.conn)
 	raw := newBatchConn(c.conn, l.timing.write)
-	raw.SetDeadline(start.Add(l.timing.tls))
+	raw.SetDeadline(time.Now().Add(l.timing.tls))
 	creds := l.credentials.Load()
 	if creds == nil {
 		return nil, nil, nil, nil
 	}
 	auto := l.config.Load().AutoConnect && creds.Roots != nil
+	raw.guard = newGuard(&l.pending, c)
 	end, err := acceptTLS(l.ctx, creds, raw, remote.String(), l.router.table.Load().peers, auto)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	conn := end.conn
-	raw.SetDeadline(start.Add(l.timing.handshake))
-	if !creds.Unencrypted {
-		l.pending.markAuthenticated(c)
+	if end.authenticated {
+		limit := 2 * l.config.Load().Streams * max(1, len(end.candidates))
+		name := sha256.Sum256([]byte(strings.Join(end.names, " ")))
+		if l.pending.authenticate(c, name, limit) != nil {
+			l.refusals.counts[RefusedLimit].Add(1)
+		}
 	}
+	conn, answer := end.conn, l.timing.hello+2*measureRTT(c.conn)
+	raw.SetDeadline(time.Now().Add(answer))
 	theirs, err := readHello(conn)
 	if err != nil {
 		return nil, nil, nil, newRefusal(RefusedHello, "hello of %s: %w", remote, err)
@@ -161,6 +167,7 @@ func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello, error) {
 		return p, nil, nil, refused // our hello has told the peer which term we follow
 	}
 	if err == nil && theirs.flags&flagKeepalive != 0 {
+		raw.SetDeadline(time.Now().Add(answer))
 		_, _, err = readFrame(conn) // a ping: see flagKeepalive
 	}
 	if err != nil {
@@ -183,9 +190,10 @@ func (l *listener) identifyPeer(theirs *hello, end inboundEnd, remote netip.Addr
 	switch {
 	case p == nil && end.authenticated:
 		if f := config.OnUnknown; f != nil {
-			f(link.UnknownPeer{Announcement: theirs.Announcement, Names: end.names, Remote: remote})
+			f(link.UnknownPeer{Announcement: theirs.Announcement, Names: usableNames(end.names), Remote: remote})
 		}
-		return nil, newRefusal(RefusedUnknown, "%s %v announces %s: no link for it yet", remote, end.names, theirs.Address)
+		return nil, newRefusal(RefusedUnknown, "%s %s announces %s: no link for it yet",
+			remote, quoteNames(end.names), theirs.Address)
 	case p == nil || err != nil && len(end.candidates) > 1:
 		return nil, newRefusal(RefusedUnknown, "%s announces cluster address %s: no link for it", remote, theirs.Address)
 	case err != nil:

@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/link"
@@ -50,7 +52,7 @@ func TestPendingConns(t *testing.T) {
 	i, a, b := newPair(t)
 	before := a.Stats().Refused[RefusedCertificate]
 	var conns []net.Conn
-	for range maxPendingPerAddr + 4 {
+	for range maxStrangers + 100 {
 		c, err := net.Dial("tcp", a.address())
 		if err != nil {
 			t.Fatal(err)
@@ -58,14 +60,9 @@ func TestPendingConns(t *testing.T) {
 		defer c.Close()
 		conns = append(conns, c)
 	}
-	a.await("refusals", func() bool { return a.Stats().Refused[RefusedLimit] >= 4 })
-	conns[0].SetReadDeadline(time.Now().Add(5 * time.Second))
-	if _, err := conns[0].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the oldest is open: %v", err)
-	}
-	conns[len(conns)-1].SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-	if _, err := conns[len(conns)-1].Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the newest is closed: %v", err)
+	a.await("refusals", func() bool { return a.Stats().Refused[RefusedLimit] >= 100 })
+	if n := a.listener.pending.count(); n > maxStrangers {
+		t.Errorf("%d connections are pending, of %d at most", n, maxStrangers)
 	}
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 	c := i.start("c.example", i.ca.issue(t, "c.example"))
@@ -76,44 +73,110 @@ func TestPendingConns(t *testing.T) {
 	for _, c := range conns {
 		c.Close()
 	}
-	a.await("room", func() bool {
-		a.listener.pending.mu.Lock()
-		defer a.listener.pending.mu.Unlock()
-		return len(a.listener.pending.conns) == 0
-	})
+	a.await("room", func() bool { return a.listener.pending.count() == 0 })
 	if n := a.Stats().Refused[RefusedCertificate] - before; n > 2 { // some are of the start
 		t.Errorf("%d probes count as refused", n)
 	}
 }
 
-func TestMaxPendingConns(t *testing.T) {
-	var s pendingConns
-	enter := func(from byte, proven bool) (n, gone *pendingConn) {
-		n = &pendingConn{conn: null{}, remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, from}), 1),
-			authenticated: proven}
-		return n, s.addConn(n)
+// pendingFrom is a new connection from 10.0.0.from.
+func pendingFrom(from byte) *pendingConn {
+	return &pendingConn{conn: null{}, remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, from}), 1),
+		late: lateAfter}
+}
+
+// Who is late makes room; without a late one, some new ones are dropped, and never a handshake that was begun.
+func TestAdmission(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pendingConns
+		begun := pendingFrom(1)
+		for n := range startDropping {
+			c := pendingFrom(1)
+			if n == 0 {
+				c = begun
+			}
+			if p.addConn(c) != nil {
+				t.Fatalf("connection %d is dropped", n)
+			}
+		}
+		p.awaitAnswer(begun, askedCertificate)
+		dropped := 0
+		for range 4 * maxStrangers {
+			c := pendingFrom(1)
+			switch gone := p.addConn(c); {
+			case gone == c:
+				dropped++
+			case gone != nil:
+				t.Fatal("a connection is closed that is not late")
+			}
+		}
+		if n := p.count(); n > maxStrangers || n < maxStrangers*3/4 || dropped < 2*maxStrangers {
+			t.Errorf("%d are pending, %d were dropped", n, dropped)
+		}
+		// An address with a small part in the flood has a small part in the drops.
+		others := 0
+		for range 1000 {
+			c := pendingFrom(2)
+			if p.addConn(c) == c {
+				others++
+			}
+			p.removeConn(c)
+		}
+		if others > 50 {
+			t.Errorf("%d of 1000 from another address are dropped", others)
+		}
+		time.Sleep(lateAfter / 2)
+		p.startWork(begun)
+		time.Sleep(lateAfter) // is not the peer's time
+		p.awaitAnswer(begun, askedCertificate)
+		for range 100 {
+			if gone := p.addConn(pendingFrom(1)); gone == nil || gone == begun || time.Since(gone.since) <= lateAfter {
+				t.Fatalf("%+v is closed, and not a late one", gone)
+			}
+		}
+		// Byte by byte is late all the same.
+		time.Sleep(lateAfter)
+		for range 3 {
+			p.startWork(begun)
+			p.awaitAnswer(begun, askedCertificate)
+		}
+		var gone []*pendingConn
+		for range maxStrangers {
+			gone = append(gone, p.addConn(pendingFrom(1)))
+		}
+		if !slices.Contains(gone, begun) {
+			t.Error("a connection that is late for longer than others is not closed")
+		}
+	})
+}
+
+// A certificate has few connections that wait for a hello: its own oldest ones make room, and no others.
+func TestPendingOfOneName(t *testing.T) {
+	var p pendingConns
+	member := func(name byte) (c, closed *pendingConn) {
+		c = pendingFrom(1)
+		p.addConn(c)
+		return c, p.authenticate(c, [32]byte{name}, 4)
 	}
-	proven, _ := enter(0, true)
-	first, _ := enter(1, false)
-	second, _ := enter(2, false)
-	for range maxPendingPerAddr - 1 {
-		enter(2, false)
+	honest, _ := member(1)
+	var evil []*pendingConn
+	for n := range 72 {
+		c, closed := member(2)
+		evil = append(evil, c)
+		if n < 4 && closed != nil || n >= 4 && closed != evil[n-4] {
+			t.Fatalf("connection %d closes %v", n, closed)
+		}
 	}
-	if _, gone := enter(2, false); gone != second {
-		t.Errorf("%+v has to go for one of its address", gone)
+	if n := p.count(); n != 5 {
+		t.Errorf("%d are pending", n)
 	}
-	for i := byte(3); len(s.conns) < maxPendingConns; i++ {
-		enter(i, false)
+	for n := range 2 * maxMembers {
+		member(byte(3 + n%200))
 	}
-	if _, gone := enter(200, false); gone != first {
-		t.Errorf("%+v has to go for another address", gone)
+	if n := p.count(); n > maxMembers {
+		t.Errorf("%d are pending, of %d at most", n, maxMembers)
 	}
-	for _, o := range s.conns {
-		s.markAuthenticated(o)
-	}
-	if n, gone := enter(201, false); gone != n || len(s.conns) != maxPendingConns || s.conns[0] != proven {
-		t.Errorf("%+v has to go when all others have certificates", gone)
-	}
+	p.removeConn(honest) // which was closed for the others in the end
 }
 
 // A connection that does not even start TLS is closed sooner than one that sends no hello.

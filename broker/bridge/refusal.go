@@ -10,9 +10,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode"
 
 	"golang.org/x/time/rate"
 )
@@ -46,7 +48,7 @@ func newRefusal(why Refusal, format string, args ...any) error {
 	return &refusal{why, fmt.Errorf(format, args...)}
 }
 
-func (r *refusal) Error() string { return r.err.Error() }
+func (r *refusal) Error() string { return cutText(r.err.Error(), maxReason) }
 func (r *refusal) Unwrap() error { return r.err }
 
 // asRefusal makes err a refusal unless it is one.
@@ -89,9 +91,11 @@ func isAlert(err error) bool {
 	return errors.As(err, &op) && op.Op == "remote error"
 }
 
-// shortReason describes err in few words. The same error gives the same words each time, without addresses and
-// ephemeral ports: each change of a reason is written to the status of the link.
-func shortReason(err error) string {
+// shortReason describes err in few words, in maxReason bytes at most. The same error gives the same words each time,
+// without addresses and ephemeral ports: each change of a reason is written to the status of the link.
+func shortReason(err error) string { return cutText(describeError(err), maxReason) }
+
+func describeError(err error) string {
 	var (
 		r       *refusal
 		name    *net.DNSError
@@ -123,4 +127,36 @@ func shortReason(err error) string {
 		return op.Err.Error()
 	}
 	return err.Error()
+}
+
+const (
+	maxReason    = 1 << 10 // bytes of a text that a user reads
+	maxNameText  = 64      // bytes of a name in it that a peer has chosen,
+	maxNameTexts = 10      // and how many names
+)
+
+// cutText makes one line of a text that a peer has a part in: at most limit bytes, and the rest of it shows as "...".
+func cutText(text string, limit int) string {
+	if len(text) > limit {
+		text = strings.ToValidUTF8(text[:limit-3], "") + "..."
+	}
+	return strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
+			return '?'
+		}
+		return c
+	}, text)
+}
+
+// quoteNames lists the names of a certificate, or as many of them as a user reads.
+func quoteNames(names []string) string {
+	shown := make([]string, 0, maxNameTexts)
+	for _, n := range names[:min(len(names), maxNameTexts)] {
+		shown = append(shown, cutText(n, maxNameText))
+	}
+	text := strings.Join(shown, " ")
+	if more := len(names) - len(shown); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return "[" + text + "]"
 }

@@ -34,6 +34,22 @@ func setUserTimeout(conn *net.TCPConn, d time.Duration) {
 	}
 }
 
+// measureRTT returns the round-trip time that the kernel has measured; 0: not known.
+func measureRTT(conn net.Conn) (rtt time.Duration) {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return 0
+	}
+	if raw, err := tcp.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+				rtt = time.Duration(info.Rtt) * time.Microsecond
+			}
+		})
+	}
+	return rtt
+}
+
 // The kernel may hold as many bytes that it has not sent yet (TCP_NOTSENT_LOWAT) as the path takes in unsentTime,
 // within bounds. Further bytes wait in the queue of the session, where a ping can overtake them.
 const (
