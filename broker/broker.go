@@ -64,11 +64,7 @@ func (b *Broker) Start() error {
 		return err
 	}
 	b.setGateway(g)
-	if err := b.setSnapshot(b.cfg.StateDir); err != nil {
-		g.close(true)
-		b.claim.release()
-		return err
-	}
+	b.setSnapshot(b.cfg.StateDir)
 	b.names.followLinks()
 	b.startControllers(api)
 	metricsSource.Store(b)
@@ -77,7 +73,7 @@ func (b *Broker) Start() error {
 
 // Update changes the configuration of the running broker. Only what the change concerns is
 // restarted: tunnels and answers stay unless it is about them. After an error all is as before.
-func (b *Broker) Update(cfg Config) (err error) {
+func (b *Broker) Update(cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
@@ -97,16 +93,6 @@ func (b *Broker) Update(cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if cfg.StateDir != old.StateDir {
-		if err := b.setSnapshot(cfg.StateDir); err != nil {
-			return err
-		}
-		defer func() {
-			if err != nil {
-				err = errors.Join(err, b.setSnapshot(old.StateDir))
-			}
-		}()
-	}
 	if cfg.Mode != old.Mode || cfg.Interface != old.Interface {
 		err = b.replaceGateway(cfg)
 	} else {
@@ -114,6 +100,9 @@ func (b *Broker) Update(cfg Config) (err error) {
 	}
 	if err != nil {
 		return err
+	}
+	if cfg.StateDir != old.StateDir {
+		b.setSnapshot(cfg.StateDir)
 	}
 	b.r.setTokenSource(&old)
 	b.startControllers(api)
@@ -233,14 +222,11 @@ func (b *Broker) setConfig(cfg Config) {
 
 // setSnapshot keeps what has to survive a restart in another folder; empty: nowhere. Until the API server tells a
 // state, names are what an earlier process knew.
-func (b *Broker) setSnapshot(dir string) error {
+func (b *Broker) setSnapshot(dir string) {
 	var m *snapshot.Snapshot
 	if dir != "" {
 		var last *snapshot.Objects
-		var err error
-		if m, last, err = snapshot.Open(dir, b.names.replies, b.log); err != nil {
-			return err
-		}
+		m, last = snapshot.Open(dir, b.names.replies, b.log)
 		b.names.replies.Persistent.Store(true)
 		if last != nil {
 			b.r.restoreNames(last)
@@ -251,5 +237,4 @@ func (b *Broker) setSnapshot(dir string) error {
 	if old := b.r.snapshot.Swap(m); old != nil {
 		old.Close()
 	}
-	return nil
 }

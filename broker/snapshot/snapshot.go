@@ -7,17 +7,18 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/onchange"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
@@ -44,23 +45,21 @@ type Snapshot struct {
 	stop    chan struct{}
 	done    chan struct{}
 	written []byte // content of the file of objects; belongs to saveChanges
+
+	failure onchange.Error // why the folder cannot be written to, as logged last
 }
 
 // Open reads what an earlier process left; the objects are nil if it left none. Replies go to the given cache, which
-// the snapshot keeps from now on. Only a folder that cannot be used is an error: a file that cannot be read is
-// replaced. The caller ends the snapshot with Close.
-func Open(dir string, replies *zone.ReplyCache, log *slog.Logger) (*Snapshot, *Objects, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("state-dir %s: %w", dir, err)
-	}
+// the snapshot keeps from now on. The snapshot only helps after a restart, so nothing of it is an error: what cannot be
+// read counts as not there, and what cannot be written is logged and tried again. The caller ends the snapshot with
+// Close.
+func Open(dir string, replies *zone.ReplyCache, log *slog.Logger) (*Snapshot, *Objects) {
 	s := &Snapshot{
 		dir: dir, log: log, replies: replies,
 		changed: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	// A folder without write access shows now, and not in half a minute.
-	if err := s.writeFile(probeFile, []byte("kubelink can write here\n")); err != nil {
-		return nil, nil, fmt.Errorf("state-dir %s: %w", dir, err)
-	}
+	s.noteFailure(s.writeFile(probeFile, []byte("kubelink can write here\n")))
 	os.Remove(filepath.Join(dir, probeFile))
 
 	s.readFile(repliesFile, func(data []byte) error { return replies.Load(bytes.NewReader(data)) })
@@ -74,7 +73,7 @@ func Open(dir string, replies *zone.ReplyCache, log *slog.Logger) (*Snapshot, *O
 		return nil
 	})
 	go s.saveChanges()
-	return s, last, nil
+	return s, last
 }
 
 // Keep changes the objects to keep. It does not block. The caller does not change objects afterwards. A nil Snapshot
@@ -153,8 +152,8 @@ func (s *Snapshot) saveObjects() {
 	if err == nil {
 		err = s.writeFile(objectsFile, data)
 	}
+	s.noteFailure(err)
 	if err != nil {
-		s.log.Warn("cannot keep the objects for a restart", "error", err)
 		s.mu.Lock()
 		s.dirty = true
 		s.mu.Unlock()
@@ -169,8 +168,17 @@ func (s *Snapshot) saveReplies() {
 	if err == nil {
 		err = s.writeFile(repliesFile, data.Bytes())
 	}
-	if err != nil {
-		s.log.Warn("cannot keep the answers of clusters for a restart", "error", err)
+	s.noteFailure(err)
+}
+
+// noteFailure logs why a file could not be written, nil: that it was, where that is new.
+func (s *Snapshot) noteFailure(err error) {
+	switch changed := s.failure.Set(err); {
+	case changed && err != nil:
+		s.log.Warn("cannot write to state-dir: the next process will not know what this one knows, trying again",
+			"folder", s.dir, "error", err)
+	case changed:
+		s.log.Info("state-dir is up to date again", "folder", s.dir)
 	}
 }
 
@@ -181,14 +189,17 @@ func (s *Snapshot) readFile(name string, decode func([]byte) error) {
 	if err == nil {
 		err = decode(data)
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 		s.log.Warn("what an earlier process knew cannot be used in full", "file", file, "error", err)
 	}
 }
 
 // writeFile replaces a file as a whole: after a crash there is the old one or the new one. Only the owner can read it,
-// even if an earlier file had other permissions.
+// even if an earlier file had other permissions. A folder that is not there is made.
 func (s *Snapshot) writeFile(name string, data []byte) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
 	f, err := renameio.TempFile(s.dir, filepath.Join(s.dir, name))
 	if err != nil {
 		return err

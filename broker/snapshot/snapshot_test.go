@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
 // Nothing is written where only the state of links has changed, or the order of objects; what could not be written is.
@@ -57,12 +59,51 @@ func TestSnapshotChanges(t *testing.T) {
 		t.Error("written for another order")
 	}
 	s.Keep(entries("c"))
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	dir := s.dir
-	s.dir = filepath.Join(dir, "nowhere")
+	s.dir = filepath.Join(file, "nowhere") // below a file
 	s.saveObjects()
 	s.dir = dir
 	s.saveObjects()
 	if data, err := os.ReadFile(file); err != nil || !strings.Contains(string(data), `"c"`) {
 		t.Errorf("not tried again: %s, %v", data, err)
+	}
+}
+
+// A folder that cannot be used costs nothing but the memory: one warning for as long as it lasts, and when the folder
+// can be used, the files are there.
+func TestUnusableFolder(t *testing.T) {
+	inTheWay := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(inTheWay, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(inTheWay, "state")
+	var text bytes.Buffer // written by this goroutine only, until the end of the snapshot
+	s, last := Open(dir, zone.NewReplyCache(), slog.New(slog.NewTextHandler(&text, nil)))
+	s.Close() // this goroutine saves from here on
+	if last != nil {
+		t.Errorf("an object out of nowhere: %+v", last)
+	}
+	s.Keep(func(o *Objects) { *o = testObjects() })
+	s.saveObjects()
+	s.saveReplies()
+	if n := strings.Count(text.String(), "level=WARN"); n != 1 || !strings.Contains(text.String(), dir) {
+		t.Errorf("%d warnings, want 1 that names %s:\n%s", n, dir, text.String())
+	}
+
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	s.saveObjects()
+	s.saveReplies()
+	if !strings.Contains(text.String(), "up to date again") {
+		t.Errorf("nothing says that the folder can be used:\n%s", text.String())
+	}
+	s, last = Open(dir, zone.NewReplyCache(), s.log)
+	s.Close()
+	if last == nil || len(last.Links) != 1 {
+		t.Errorf("the next process knows %+v", last)
 	}
 }

@@ -184,6 +184,26 @@ func TestStateDir(t *testing.T) {
 	must(t, b.WaitReady(ctx))
 	must(t, f.WaitMesh(ctx))
 
+	// A full disk keeps it from nothing but keeping.
+	must(t, b.Kill(ctx, syscall.SIGTERM))
+	must(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=4k"))
+	full := true
+	empty := func() {
+		if full {
+			full = false
+			must(t, syscall.Unmount(dir, 0))
+		}
+	}
+	t.Cleanup(empty)
+	must(t, os.WriteFile(filepath.Join(dir, "fill"), make([]byte, 4<<10), 0o600))
+	must(t, b.Start(ctx))
+	must(t, f.WaitMesh(ctx))
+	must(t, checkAnswer(ctx, b, serverName(0), servers[0].service))
+	must(t, b.Kill(ctx, syscall.SIGTERM))
+	empty()
+	must(t, b.Start(ctx))
+	must(t, f.WaitMesh(ctx))
+
 	// It does so while a peer is away, too.
 	must(t, b.Kill(ctx, syscall.SIGTERM))
 	must(t, brokers[0].Kill(ctx, syscall.SIGKILL))
