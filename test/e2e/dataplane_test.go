@@ -51,7 +51,7 @@ func countConnections(ctx context.Context, b *fleet.Broker, link string) (n int,
 func waitForOffloads(t *testing.T, b *fleet.Broker, want bool) {
 	t.Helper()
 	within(t, 5*time.Second, "offloads to change", func(ctx context.Context) error {
-		text, err := b.Host.Get(ctx, "http://127.0.0.1:9153/metrics")
+		text, err := b.Host.Get(ctx, fleet.MetricsURL)
 		if err != nil {
 			return err
 		}

@@ -376,7 +376,7 @@ func TestStartWithoutAPIServer(t *testing.T) {
 	within(t, 10*time.Second, "names to say so", func(ctx context.Context) error {
 		return checkFailure(ctx, b, serverName(0), "not ready")
 	})
-	if _, err := b.Host.Get(ctx, "http://127.0.0.1:8181/ready"); err == nil || !strings.Contains(err.Error(), "503") {
+	if _, err := b.Host.Get(ctx, fleet.ReadyURL); err == nil || !strings.Contains(err.Error(), "503") {
 		t.Errorf("ready says %v", err)
 	}
 	if now, err := kernelState(ctx, b); err != nil || now != before {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/mandelsoft/kubelink/test/fleet"
 )
 
 // TestMetricsLint checks the metrics of a broker with links against the conventions of Prometheus.
@@ -21,7 +23,7 @@ func TestMetricsLint(t *testing.T) {
 		_, err := b.Metric(ctx, `coredns_kubelink_link_rtt_seconds{link="kubelink2"}`)
 		return err
 	})
-	text, err := b.Host.Get(ctx, "http://127.0.0.1:9153/metrics")
+	text, err := b.Host.Get(ctx, fleet.MetricsURL)
 	must(t, err)
 	var names []string
 	for line := range strings.Lines(text) {

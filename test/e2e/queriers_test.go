@@ -35,6 +35,9 @@ type querier struct {
 // sizes are the sizes in EDNS. Without EDNS, an answer has 512 bytes at most.
 var sizes = []int{0, 512, 1232, 4096}
 
+// maxUDP is the longest answer by UDP in bytes, whatever a client takes: "bufsize" of deploy/base.
+const maxUDP = 1232
+
 // newQueriers returns the ways to query a DNS server from a pod.
 func newQueriers(from *testbed.Pod, server netip.AddrPort) (all []querier) {
 	for _, size := range sizes {
@@ -48,7 +51,7 @@ func newQueriers(from *testbed.Pod, server netip.AddrPort) (all []querier) {
 				}
 				a := querier{name: fmt.Sprintf("%s %s/%d", client.name, network, size), edns: size > 0}
 				if network == "udp" {
-					a.limit = max(size, dns.MinMsgSize)
+					a.limit = min(max(size, dns.MinMsgSize), maxUDP)
 				}
 				a.query = func(ctx context.Context, questions []dns.Question) ([]*dns.Msg, error) {
 					return client.ask(ctx, from, server, network, size, questions)

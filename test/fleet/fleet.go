@@ -57,6 +57,12 @@ type Options struct {
 	Progress func(string)
 }
 
+// URLs of a broker in its node, as deploy/base has them.
+const (
+	ReadyURL   = "http://127.0.0.1:10532/ready"
+	MetricsURL = "http://127.0.0.1:10533/metrics"
+)
+
 // Binary returns the path of kubelink: the value of the variable KUBELINK, or else the result of make build.
 func Binary() (string, error) {
 	if path := os.Getenv("KUBELINK"); path != "" {
@@ -250,7 +256,7 @@ func (b *Broker) WaitReady(ctx context.Context) error {
 			return errors.New("there is no process")
 		default:
 		}
-		_, err := b.Host.Get(ctx, "http://127.0.0.1:8181/ready")
+		_, err := b.Host.Get(ctx, ReadyURL)
 		return err
 	})
 }
@@ -389,7 +395,7 @@ func (f *Fleet) WaitMesh(ctx context.Context) error {
 // Metric returns a metric of the broker. series is its name with its labels, as Prometheus writes it. A counter
 // without a value yet is 0.
 func (b *Broker) Metric(ctx context.Context, series string) (float64, error) {
-	text, err := b.Host.Get(ctx, "http://127.0.0.1:9153/metrics")
+	text, err := b.Host.Get(ctx, MetricsURL)
 	if err != nil {
 		return 0, err
 	}

@@ -1,0 +1,109 @@
+package deploy
+
+// Tests of what the base opens to the network of the node, and of the bounds of its pod.
+
+import (
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/coredns/caddy/caddyfile"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// readBase reads an object from a file of the base.
+func readBase[T any](t *testing.T, file string) *T {
+	t.Helper()
+	text, err := os.ReadFile("base/" + file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := new(T)
+	if err := yaml.UnmarshalStrict(text, o); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	return o
+}
+
+// pageOf returns the address of a plugin that serves a page, and the text of its block.
+func pageOf(t *testing.T, corefile, plugin string) (netip.AddrPort, string) {
+	t.Helper()
+	blocks, err := caddyfile.Parse("Corefile", strings.NewReader(corefile), nil)
+	if err != nil || len(blocks) != 1 {
+		t.Fatalf("%d server blocks, %v", len(blocks), err)
+	}
+	var words []string
+	for _, token := range blocks[0].Tokens[plugin] {
+		words = append(words, token.Text)
+	}
+	if len(words) < 2 {
+		t.Fatalf("%s has no address: %q", plugin, words)
+	}
+	address, err := netip.ParseAddrPort(words[1])
+	if err != nil {
+		t.Fatalf("%s: %v", plugin, err)
+	}
+	return address, strings.Join(words[2:], " ")
+}
+
+// Pages for kubelet are on the loopback address, on the ports that the Deployment declares and its probes use; and
+// readiness follows what happens after the first yes.
+func TestPages(t *testing.T) {
+	corefile := readBase[corev1.ConfigMap](t, "corefile.yaml").Data["Corefile"]
+	container := readBase[appsv1.Deployment](t, "deployment.yaml").Spec.Template.Spec.Containers[0]
+	for port, plugin := range map[string]string{"health": "health", "ready": "ready", "metrics": "prometheus"} {
+		address, block := pageOf(t, corefile, plugin)
+		i := slices.IndexFunc(container.Ports, func(p corev1.ContainerPort) bool { return p.Name == port })
+		if i < 0 || int32(address.Port()) != container.Ports[i].ContainerPort ||
+			container.Ports[i].HostIP != address.Addr().String() || !address.Addr().IsLoopback() {
+			t.Errorf("%s listens on %s, and the Deployment declares %+v", plugin, address, container.Ports)
+		}
+		if plugin == "ready" && block != "{ monitor continuously }" {
+			t.Errorf("ready has %q", block)
+		}
+	}
+	for port, probe := range map[string]*corev1.Probe{
+		"health": container.LivenessProbe, "ready": container.ReadinessProbe,
+	} {
+		if probe.HTTPGet.Host != "127.0.0.1" || probe.HTTPGet.Port.StrVal != port {
+			t.Errorf("the probe of %s asks %s:%s", port, probe.HTTPGet.Host, probe.HTTPGet.Port.String())
+		}
+	}
+}
+
+// Names are for the cluster and its meshes, in datagrams that are not cut up on their way.
+func TestNamesForTheMesh(t *testing.T) {
+	corefile := readBase[corev1.ConfigMap](t, "corefile.yaml").Data["Corefile"]
+	_, acl, ok := strings.Cut(corefile, "acl {")
+	acl, _, closed := strings.Cut(acl, "}")
+	rules := strings.Split(strings.TrimSpace(acl), "\n")
+	if !ok || !closed || strings.TrimSpace(rules[len(rules)-1]) != "block" || strings.Contains(acl, "0.0.0.0/0") {
+		t.Errorf("the last rule is not to refuse: %q", rules)
+	}
+	if !strings.Contains(corefile, "\n    bufsize 1232\n") {
+		t.Error("there is no bufsize 1232")
+	}
+}
+
+// The pod has bounds: of its memory, of system calls and of rights.
+func TestPodIsBounded(t *testing.T) {
+	pod := readBase[appsv1.Deployment](t, "deployment.yaml").Spec.Template.Spec
+	if p := pod.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
+		t.Errorf("seccomp %+v", p)
+	}
+	container := pod.Containers[0]
+	limit := container.Resources.Limits.Memory().Value()
+	i := slices.IndexFunc(container.Env, func(e corev1.EnvVar) bool { return e.Name == "GOMEMLIMIT" })
+	if limit == 0 || i < 0 || container.Env[i].Value != "400MiB" || limit < 512<<20 {
+		t.Errorf("memory limit %d, variables %+v", limit, container.Env)
+	}
+	c := container.SecurityContext
+	if *c.AllowPrivilegeEscalation || !*c.ReadOnlyRootFilesystem || !slices.Equal(c.Capabilities.Drop, []corev1.Capability{"ALL"}) ||
+		!slices.Equal(c.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "NET_RAW"}) {
+		t.Errorf("%+v", c)
+	}
+}
