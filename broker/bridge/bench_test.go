@@ -157,7 +157,7 @@ func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *ses
 	y.SetReadBuffer(4 << 20)
 	p := b.router.table.Load().peers[0]
 	raw := newBatchConn(x, time.Second)
-	conf := tlsConfig(&link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}, "b",
+	conf := tlsConfig(&link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}, "b", new(authorization),
 		func(*x509.Certificate) error { return nil })
 	near := tls.Server(raw, conf)
 	far = tls.Client(y, conf)
@@ -168,6 +168,7 @@ func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *ses
 	}
 	h := &hello{capable: true, flags: flags, streams: 1}
 	s = newSession(p, near, raw, true, 0, p.featureFlags(), h)
+	s.credentials = b.credentials.Load()
 	if !p.attachSession(s, h) {
 		t.Fatal("not attached")
 	}

@@ -3,8 +3,8 @@
 // The path of an outbound packet: tunreader.go (TUN to peer), flows.go (peer to session), queue.go (where it waits),
 // sender.go (session to connection), batchconn.go (connection to socket). The path of an inbound packet:
 // receiver.go (connection to TUN or to another peer), iface.go (TUN). Packets are as large as the kernel makes them, up
-// to 64 KiB: offload.go. Connections come from dial.go and listen.go; handshake.go authenticates them, and the hello of
-// hello.go identifies the link.
+// to 64 KiB: offload.go. Connections come from dial.go and listen.go; handshake.go authenticates them, and authorize.go
+// sees to it that this holds as long as they live. The hello of hello.go identifies the link.
 //
 // On the path of a packet no goroutine waits for a lock, allocates memory or logs: decisions are read from immutable
 // tables (router.go) behind atomic pointers, and dropped packets are counted (counters.go).
@@ -124,9 +124,9 @@ func (b *Bridge) Configure(settings link.Settings) error {
 	return errors.Join(b.iface.configure(config.MTU != old.MTU), b.listener.movePort())
 }
 
-// SetCredentials sets the credentials for handshakes from now on. Sessions continue, but sessions without certificate
-// end when there is one now. Nil suspends the bridge: all sessions end, and until there are credentials the bridge
-// neither dials nor accepts a peer.
+// SetCredentials sets the credentials for handshakes from now on. Sessions continue whose peer the new roots trust, too;
+// the other sessions end, and so do sessions without certificate when there is one now. Nil suspends the bridge: all
+// sessions end, and until there are credentials the bridge neither dials nor accepts a peer.
 func (b *Bridge) SetCredentials(c *link.Credentials) {
 	old := b.credentials.Swap(c)
 	peers := b.router.table.Load().peers
@@ -143,6 +143,7 @@ func (b *Bridge) SetCredentials(c *link.Credentials) {
 	for _, p := range peers {
 		if !c.Unencrypted {
 			p.closeSessions(errUnencrypted, (*session).isUnencrypted)
+			p.verifySessions(c)
 		}
 		p.dialAtOnce()
 	}

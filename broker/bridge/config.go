@@ -65,7 +65,10 @@ type timing struct {
 	recently, stable                  time.Duration
 	followDelay                       time.Duration // after which the end that is not the initiator dials missing streams
 
-	termMemory       time.Duration // see peer.isSuperseded
+	termMemory time.Duration // see peer.isSuperseded
+	recheck    time.Duration // interval in which a session looks whether its certificates are still valid
+	renewal    time.Duration // within which sessions are replaced after a change of our certificate
+
 	announceInterval time.Duration // in which the announcement of a peer changes once at most
 	maxRecords       int64         // TLS records that are sent with the keys of a session, approximately
 
@@ -79,7 +82,8 @@ var defaultTiming = timing{
 	stale:   time.Second,
 	backoff: 100 * time.Millisecond, backoffUsed: time.Second, backoffIdle: 5 * time.Second,
 	recently: 5 * time.Minute, stable: 3 * time.Second, followDelay: 2 * time.Second,
-	termMemory:       30 * time.Second,
+	termMemory: 30 * time.Second,
+	recheck:    2 * time.Second, renewal: time.Minute,
 	announceInterval: 3 * time.Second,
 	maxRecords:       1 << 24,
 	// The dialer looks the name up each time, and tries IPv6 and IPv4 (RFC 8305).

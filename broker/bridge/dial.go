@@ -155,7 +155,7 @@ func (d *dialer) handshake(conn net.Conn, stream int) (*session, *hello, error) 
 	tuneTCP(conn)
 	raw := newBatchConn(conn, p.timing.write)
 	raw.SetDeadline(time.Now().Add(p.timing.handshake))
-	secure, err := dialTLS(p.ctx, c, raw, p.Host, p.endpoint)
+	secure, auth, err := dialTLS(p.ctx, c, raw, p.Host, p.endpoint)
 	if err != nil {
 		p.refusals.countError(err)
 		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, shortReason(err))
@@ -176,7 +176,9 @@ func (d *dialer) handshake(conn net.Conn, stream int) (*session, *hello, error) 
 		p.refusals.countError(err)
 		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, shortReason(err))
 	}
-	return newSession(p, secure, raw, false, stream, flags, theirs), theirs, nil
+	s := newSession(p, secure, raw, false, stream, flags, theirs)
+	s.authorization = auth
+	return s, theirs, nil
 }
 
 // checkReply returns the reason to refuse the peer, after its hello was read with err.

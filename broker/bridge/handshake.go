@@ -2,9 +2,9 @@ package bridge
 
 // Authentication: TLS 1.3 with certificates on both sides.
 //
-// Each end verifies the chain of the other end against its roots, for any key usage: certificates from ACME services
-// are often for servers only, and here both ends use them. A dialler then requires the host that it has dialled among
-// the names of the certificate; an acceptor requires the endpoint host of a link there.
+// Each end verifies the chain of the other end against its roots, as link.VerifyChain says. A dialler then requires the
+// host that it has dialled among the names of the certificate; an acceptor requires the endpoint host of a link there.
+// authorize.go looks after the chain for as long as the session lives.
 
 import (
 	"context"
@@ -19,8 +19,11 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
-// tlsConfig is common to both sides of the handshake. An error of check ends the handshake.
-func tlsConfig(c *link.Credentials, remote string, check func(leaf *x509.Certificate) error) *tls.Config {
+// tlsConfig is common to both sides of the handshake. An error of check ends the handshake; after it, auth says how long
+// the other end is authorized.
+func tlsConfig(
+	c *link.Credentials, remote string, auth *authorization, check func(leaf *x509.Certificate) error,
+) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		Certificates:           []tls.Certificate{c.Certificate},
@@ -37,9 +40,11 @@ func tlsConfig(c *link.Credentials, remote string, check func(leaf *x509.Certifi
 			if err := check(certs[0]); err != nil { // the name first: it costs nearly nothing
 				return err
 			}
-			if err := verifyChain(certs, c.Roots); err != nil {
+			var err error
+			if auth.until, err = link.VerifyChain(certs, c.Roots, time.Now()); err != nil {
 				return verifyRefusal(certs[0], remote, err)
 			}
+			auth.credentials = c
 			return nil
 		},
 	}
@@ -48,7 +53,7 @@ func tlsConfig(c *link.Credentials, remote string, check func(leaf *x509.Certifi
 // verifyRefusal describes why the certificate of remote is not trusted. The error of crypto/x509 for an expired
 // certificate includes the current time, but a reason has to be the same each time.
 func verifyRefusal(leaf *x509.Certificate, remote string, err error) error {
-	if !isExpired(err) {
+	if !link.IsExpired(err) {
 		return newRefusal(RefusedCertificate, "certificate of %s: %w", remote, err)
 	}
 	invalid, _ := errors.AsType[x509.CertificateInvalidError](err)
@@ -60,30 +65,30 @@ func verifyRefusal(leaf *x509.Certificate, remote string, err error) error {
 		owner, expired.NotBefore.UTC().Format(time.RFC3339), expired.NotAfter.UTC().Format(time.RFC3339))
 }
 
-// isExpired tells whether err says that a certificate is not valid now.
-func isExpired(err error) bool {
-	invalid, ok := errors.AsType[x509.CertificateInvalidError](err)
-	return ok && invalid.Reason == x509.Expired
-}
-
 // dialTLS makes conn a TLS session with host. Without encryption it returns conn.
-func dialTLS(ctx context.Context, c *link.Credentials, conn *batchConn, host, remote string) (net.Conn, error) {
+func dialTLS(ctx context.Context, c *link.Credentials, conn *batchConn, host, remote string) (
+	secured net.Conn, auth authorization, err error,
+) {
 	if c.Unencrypted {
-		return conn, nil
+		return conn, auth, nil
 	}
 	conn.guard = &handshakeGuard{left: maxHandshakeBytes}
 	defer conn.endGuard()
-	secure := tls.Client(conn, tlsConfig(c, remote, func(leaf *x509.Certificate) error {
-		if !certCovers(leaf, host) {
-			return newRefusal(RefusedName, "certificate of %s names %s, not %s", remote, quoteNames(certNames(leaf)), host)
+	config := tlsConfig(c, remote, &auth, func(leaf *x509.Certificate) error {
+		if !link.CertCovers(leaf, host) {
+			names := quoteNames(link.CertNames(leaf))
+			return newRefusal(RefusedName, "certificate of %s names %s, not %s", remote, names, host)
 		}
 		return nil
-	}))
-	err := secure.HandshakeContext(ctx)
+	})
+	// A front end between the two may route by the name. The library sends no IP address as a name (RFC 6066, section 3).
+	config.ServerName = host
+	secure := tls.Client(conn, config)
+	err = secure.HandshakeContext(ctx)
 	if op, ok := errors.AsType[*net.OpError](err); ok && !isAlert(op) {
-		return secure, err // of the connection: neither end refused the other
+		return secure, auth, err // of the connection: neither end refused the other
 	}
-	return secure, asRefusal(RefusedCertificate, err)
+	return secure, auth, asRefusal(RefusedCertificate, err)
 }
 
 // inboundEnd is the other end of an accepted connection after the TLS handshake.
@@ -92,6 +97,7 @@ type inboundEnd struct {
 	candidates    []*peer  // peers that it may be
 	names         []string // of its certificate
 	authenticated bool
+	authorization
 }
 
 // acceptTLS makes conn a TLS session with a peer. A peer is a candidate if the certificate names its endpoint host;
@@ -104,10 +110,10 @@ func acceptTLS(
 		return inboundEnd{conn: conn, candidates: peers}, nil
 	}
 	end := inboundEnd{authenticated: true}
-	config := tlsConfig(c, remote, func(leaf *x509.Certificate) error {
-		end.names = certNames(leaf)
+	config := tlsConfig(c, remote, &end.authorization, func(leaf *x509.Certificate) error {
+		end.names = link.CertNames(leaf)
 		for _, p := range peers {
-			if certCovers(leaf, p.Host) {
+			if link.CertCovers(leaf, p.Host) {
 				end.candidates = append(end.candidates, p)
 			}
 		}
@@ -127,33 +133,9 @@ func acceptTLS(
 	return end, asRefusal(RefusedCertificate, err)
 }
 
-// certNames returns the DNS names and IP addresses of a certificate, or its common name when it has none.
-func certNames(leaf *x509.Certificate) []string {
-	all := slices.Clone(leaf.DNSNames)
-	for _, ip := range leaf.IPAddresses {
-		all = append(all, ip.String())
-	}
-	if len(all) == 0 && leaf.Subject.CommonName != "" {
-		all = append(all, leaf.Subject.CommonName)
-	}
-	return all
-}
-
 // usableNames are the names, of a certificate, that an endpoint can have; the first maxNameTexts of them.
 func usableNames(names []string) []string {
 	const maxHost = 253 // RFC 1035, as text
 	usable := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return len(n) > maxHost })
 	return usable[:min(len(usable), maxNameTexts)]
-}
-
-// certCovers tells whether a certificate is for host, by the rules of RFC 6125 as x509 implements them, and by its
-// common name when it has no other name.
-func certCovers(leaf *x509.Certificate, host string) bool {
-	if cn := leaf.Subject.CommonName; len(leaf.DNSNames)+len(leaf.IPAddresses) == 0 && cn != "" {
-		leaf = &x509.Certificate{DNSNames: []string{cn}}
-		if ip := net.ParseIP(cn); ip != nil {
-			leaf = &x509.Certificate{IPAddresses: []net.IP{ip}}
-		}
-	}
-	return leaf.VerifyHostname(host) == nil
 }

@@ -20,24 +20,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
-func TestReplacedCertificate(t *testing.T) {
-	_, a, b := newPair(t)
-	since := a.status("b").Since
-	other := newAuthority(t) // another CA, even
-	ca, cb := other.issue(t, "cn=a.example"), other.issue(t, "*.example")
-	a.SetCredentials(ca)
-	b.SetCredentials(cb)
-	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
-	if s := a.status("b"); s.Since != since || s.State != link.Up {
-		t.Errorf("status %+v", s)
-	}
-	b.set() // and now the new ones are needed
-	a.awaitState("b", link.Down)
-	b.set(newLink("a", 2, 1, "a.example"))
-	a.awaitState("b", link.Up)
-	a.reach(b, "192.168.0.11", "192.168.0.12")
-}
-
 func TestWrongAuthority(t *testing.T) {
 	i := newInternet(t)
 	a := i.start("a.example", i.ca.issue(t, "a.example"))
@@ -198,7 +180,7 @@ func TestExpiredCertificate(t *testing.T) {
 			t.Fatal(err)
 		}
 		named := func(*x509.Certificate) error { return nil }
-		verify := tlsConfig(&link.Credentials{Roots: test.ca.pool}, "b:80", named).VerifyConnection
+		verify := tlsConfig(&link.Credentials{Roots: test.ca.pool}, "b:80", new(authorization), named).VerifyConnection
 		if err := verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}); err == nil ||
 			shortReason(err) != test.want {
 			t.Errorf("%v, expected %s", err, test.want)

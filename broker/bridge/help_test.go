@@ -275,6 +275,7 @@ func testTiming(i *internet) *timing {
 		dial: 2 * time.Second, handshake: 5 * time.Second, tls: 5 * time.Second, hello: 5 * time.Second, write: 300 * time.Millisecond,
 		ping: 20 * time.Millisecond, silence: cmp.Or(i.silence, 5*time.Second), stale: time.Second,
 		backoff: 2 * time.Millisecond, backoffUsed: 20 * time.Millisecond, backoffIdle: 50 * time.Millisecond,
+		recheck: 20 * time.Millisecond, renewal: 100 * time.Millisecond,
 		recently: time.Minute, stable: 20 * time.Millisecond, followDelay: 10 * time.Millisecond, maxRecords: i.records,
 		dialer: i.dial,
 	}

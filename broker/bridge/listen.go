@@ -173,7 +173,9 @@ func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello, error) {
 	if err != nil {
 		return p, nil, nil, newRefusal(RefusedHello, "peer does not accept our hello: %s", shortReason(err))
 	}
-	return p, newSession(p, conn, raw, true, theirs.stream, flags, theirs), theirs, nil
+	s := newSession(p, conn, raw, true, theirs.stream, flags, theirs)
+	s.authorization = end.authorization
+	return p, s, theirs, nil
 }
 
 // identifyPeer finds the peer with this hello among the candidates. With an error, the peer is the refused one, if it

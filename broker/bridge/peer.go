@@ -33,6 +33,7 @@ type peer struct {
 
 	outbox
 	filter atomic.Pointer[ingressFilter] // of packets from the peer
+	warned atomic.Bool                   // of a wildcard certificate
 
 	mu          sync.Mutex // guards the fields below; no goroutine waits while it holds it
 	closed      bool
@@ -94,8 +95,8 @@ func (p *peer) checkHello(h *hello) error {
 }
 
 // attachSession makes s a session of the peer. It returns false when the peer is closed, when the credentials or the
-// TUN no longer allow s, or when another broker of the peer's cluster has a higher term. As credentials and TUN change
-// before closeSessions is called (under p.mu), no such session remains.
+// TUN have changed since the handshake of s began, or when another broker of the peer's cluster has a higher term. As
+// credentials and TUN change before sessions are looked through (under p.mu), no session remains that they do not allow.
 func (p *peer) attachSession(s *session, h *hello) bool {
 	s.raw.SetDeadline(time.Time{})
 	s.raw.startBatching()
@@ -119,6 +120,7 @@ func (p *peer) attachSession(s *session, h *hello) bool {
 	if first {
 		p.log.Info("link is up", "link", p.Link, "remote", s.raw.RemoteAddr())
 	}
+	p.warnOfWildcard(s)
 	drainSessions(replaced...)
 	s.kickSender()
 	p.wakeup.notify()
@@ -129,7 +131,7 @@ func (p *peer) attachSession(s *session, h *hello) bool {
 // allowsSession tells whether the credentials and the TUN allow s. p.mu is held.
 func (p *peer) allowsSession(s *session) bool {
 	c := p.credentials.Load()
-	return c != nil && (c.Unencrypted || !s.isUnencrypted()) && s.ourFlags == p.featureFlags()
+	return c != nil && (c.Unencrypted || s.credentials == c) && s.ourFlags == p.featureFlags()
 }
 
 var errReplaced = errors.New("replaced by a newer connection")
@@ -169,14 +171,17 @@ func (p *peer) closeSessions(cause error, unwanted func(*session) bool) {
 	}
 }
 
-// retireSession ends a session when its keys are used up: it sends the packets that it has begun, and no more. The only
-// session of the link goes on unless it must end.
-func (p *peer) retireSession(s *session, must bool) {
+// retireSession ends a session that a new one is to replace: it sends the packets that it has begun, and no more. The
+// only session of the link goes on unless it must end.
+func (p *peer) retireSession(s *session, cause error, must bool) {
 	p.mu.Lock()
 	several := len(p.sessions) > 1
 	p.mu.Unlock()
 	if several || must {
-		p.detachSession(s, errKeysUsedUp)
+		p.detachSession(s, cause)
+	}
+	if s.detached.Load() { // the peer closes when it has read the last bytes; a peer that does not is cut off
+		s.raw.SetReadDeadline(time.Now().Add(p.timing.silence))
 	}
 }
 

@@ -24,6 +24,7 @@ var (
 	errSuspended   = errors.New("waiting for the certificate")
 	errStreams     = errors.New("fewer streams are configured")
 	errOffloads    = errors.New("the TUN's offloads changed")
+	errRenewed     = errors.New("its certificates are renewed, a new connection replaces it")
 	errKeysUsedUp  = errors.New("its keys are used up, a new connection replaces it")
 	errSilent      = errors.New("peer is silent")
 	errStuck       = errors.New("peer does not read")
@@ -42,6 +43,7 @@ type session struct {
 	flags      uint32        // and that both ends announced
 	startedAt  time.Duration // in the bridge's time
 	detached   atomic.Bool   // no longer a session of the peer
+	authorization
 
 	sender
 	receiver
@@ -106,6 +108,8 @@ func (s *session) serveEvents() {
 		defer t.Stop()
 		ping = t.C
 	}
+	check := time.NewTimer(s.peer.timing.recheck)
+	defer check.Stop()
 	spent := 0
 	s.kickSender()
 	for {
@@ -115,12 +119,12 @@ func (s *session) serveEvents() {
 		case <-ping:
 			s.due.ping.Store(true)
 			s.kickSender()
+		case <-check.C:
+			s.checkAuthorization(time.Now())
+			check.Reset(s.peer.timing.recheck)
 		case <-s.spentSignal:
 			spent++
-			s.peer.retireSession(s, spent > maxSpentSignals)
-			if s.detached.Load() { // the peer closes when it has read the last bytes; a peer that does not is cut off
-				s.raw.SetReadDeadline(time.Now().Add(s.peer.timing.silence))
-			}
+			s.peer.retireSession(s, errKeysUsedUp, spent > maxSpentSignals)
 		case <-s.turn:
 			s.sendLoop()
 		case <-s.blockedSignal:
