@@ -43,12 +43,11 @@ func Routed(spec *v1alpha1.KubeLinkSpec, a netip.Addr) error {
 	if p, err := ClusterAddress(spec.ClusterAddress); err == nil && p.Addr() == a {
 		return nil
 	}
-	networks := []string{spec.CIDR}
-	for _, e := range spec.Egress {
-		networks = append(networks, string(e))
+	if p, err := parseNetwork(spec.CIDR); err == nil && p.Contains(a) {
+		return nil
 	}
-	for _, n := range networks {
-		if p, err := parseNetwork(n); err == nil && p.Contains(a) {
+	for _, e := range spec.Egress {
+		if p, err := parseEgress(e); err == nil && p.Contains(a) {
 			return nil
 		}
 	}

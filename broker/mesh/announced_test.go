@@ -72,11 +72,11 @@ func TestRoutedBrokenFields(t *testing.T) {
 		"empty":           {},
 		"address":         {ClusterAddress: "10.1.0.0/16"}, // the network, not an address
 		"cidr":            {CIDR: "10.1.0.1/16"},
-		"egress":          {Egress: []v1alpha1.EgressCIDR{"10.1.0.1", "x"}},
+		"egress":          {Egress: []v1alpha1.EgressCIDR{"10.1.0", "x"}},
 		"other addresses": {ClusterAddress: "10.1.0.2/16"}, // the mask is that of the mesh
 	} {
 		checkError(t, name, Routed(spec, ip("10.1.0.1")), "it is not routed to this link; add it to spec.egress")
 	}
-	spec := &v1alpha1.KubeLinkSpec{ClusterAddress: "x", CIDR: "y", Egress: []v1alpha1.EgressCIDR{"z", "10.1.0.1/32"}}
+	spec := &v1alpha1.KubeLinkSpec{ClusterAddress: "x", CIDR: "y", Egress: []v1alpha1.EgressCIDR{"z", "10.1.0.1"}}
 	checkError(t, "one good field", Routed(spec, ip("10.1.0.1")), "")
 }

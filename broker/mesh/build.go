@@ -101,7 +101,7 @@ func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
 		s.Links = append(s.Links, link)
 	}
 	if local.Mode.CarriesTraffic() {
-		s.Peers, s.Routes = peersOf(byName), routesOf(meshes, byName)
+		s.Peers, s.Routes = peersOf(meshes, byName, local.LocalPorts), routesOf(meshes, byName)
 	}
 	return s
 }

@@ -14,14 +14,7 @@ import (
 // readEndpoint reads spec.gatewayLink or, if there is none, spec.endpoint.
 func (s *linkSet) readEndpoint(l *linkEntry) *Problem {
 	if l.gateway = gatewayName(l.Mesh, l.spec); l.gateway != "" {
-		if p := s.checkGateway(l); p != nil {
-			return p
-		}
-		if len(l.ingress) > 0 {
-			s.reports.addNote(l.Name, "spec.ingress has no effect: "+
-				"packets of this cluster come through %s, whose spec.ingress decides", l.gateway)
-		}
-		return nil
+		return s.checkGateway(l)
 	}
 	endpoint := l.spec.Endpoint
 	switch {

@@ -113,28 +113,6 @@ func TestGatewayCarries(t *testing.T) {
 		"Stale: spec.gatewayLink gw does not exist, or is not served: create that link")
 }
 
-// The gateway's rules decide, and the user is told.
-func TestGatewayNote(t *testing.T) {
-	const noDNS = "no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP"
-	for _, c := range []struct {
-		name string
-		objs *objs
-		want string
-	}{
-		{"ingress", behind("gw", ingress("10.0.0.0/8"), omitDNS),
-			"spec.ingress has no effect: packets of this cluster come through gw, whose spec.ingress decides"},
-		{"ingress and names", behind("gw", ingress("10.0.0.0/8")),
-			"spec.ingress has no effect: packets of this cluster come through gw, whose spec.ingress decides; " + noDNS},
-		{"no ingress", behind("gw", cidr("100.64.32.0/20")), ""},
-		{"problem", behind("nope", ingress("10.0.0.0/8")), ""},
-	} {
-		s := c.objs.build(cluster1())
-		checkEqual(t, c.name, s.Notes["k3"], c.want)
-		checkEqual(t, "peer", s.Peers[0].Link, "gw")
-		checkEqual(t, "ingress of the peer", ruleTexts(s.Peers[0].Ingress), "100.64.0.0/20 192.168.0.11/32")
-	}
-}
-
 // A link whose gateway cannot be used keeps no network from others, which may be gateways themselves.
 func TestOrphansClaimNothing(t *testing.T) {
 	s := new(objs).addLocal("here", "192.168.0.11/24").

@@ -38,7 +38,8 @@ func TestTwoFamilies(t *testing.T) {
 		t.Errorf("%+v, routes %v", s.Problems, s.Routes)
 	}
 	wantIngress := []Rule{
-		{pfx("100.64.0.0/20"), true}, {pfx("192.168.0.11/32"), true}, {pfx("fd00::1/128"), true}, {pfx("fd01::/112"), true},
+		{pfx("100.64.0.0/20"), true, false}, {pfx("192.168.0.11/32"), true, true},
+		{pfx("fd00::1/128"), true, true}, {pfx("fd01::/112"), true, false},
 	}
 	for i, want := range []string{"192.168.0.12/24", "fd00::2/64"} {
 		p := s.Peers[i]

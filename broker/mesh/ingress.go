@@ -1,63 +1,119 @@
 package mesh
 
 // Which local destinations packets from a link may reach.
+//
+// Each list that there is must let a packet pass: that of the link, that of its LocalLink, and for a cluster behind a
+// gateway that of the gateway. The default counts where there is no list at all. In a list denials win, whatever the
+// order and the length of its entries, and a list of denials only allows the rest.
 
 import (
 	"net/netip"
 	"slices"
 )
 
-// effectiveIngress combines the rules of a link with the rules of its mesh: the link's own list, else the mesh-wide
-// one, else the local service networks; what the mesh denies stays denied; the local cluster addresses are always
-// allowed. In the result, too, the longest prefix decides.
-func effectiveIngress(own []Rule, m *meshEntry) []Rule {
-	base := withDefault(own, m)
-	allowed := map[netip.Prefix]bool{}
-	for _, r := range slices.Concat(base, m.ingress) {
-		allow, known := decideIngress(base, r.Prefix)
-		meshAllow, meshKnown := decideIngress(m.ingress, r.Prefix)
-		allowed[r.Prefix] = known && allow && (!meshKnown || meshAllow)
+// unroutable are networks to which no list leads: "the rest" is not loopback, where kube-proxy lets packets to
+// NodePorts in (route_localnet), and not the metadata service of a cloud (RFC 6890, section 2.2).
+var unroutable = []Rule{
+	{Prefix: netip.MustParsePrefix("0.0.0.0/8")},
+	{Prefix: netip.MustParsePrefix("127.0.0.0/8")},
+	{Prefix: netip.MustParsePrefix("169.254.0.0/16")},
+	{Prefix: netip.MustParsePrefix("224.0.0.0/4")},
+	{Prefix: netip.MustParsePrefix("255.255.255.255/32")},
+	{Prefix: netip.MustParsePrefix("::/127")},
+	{Prefix: netip.MustParsePrefix("::ffff:0:0/96")},
+	{Prefix: netip.MustParsePrefix("fe80::/10")},
+	{Prefix: netip.MustParsePrefix("ff00::/8")},
+}
+
+// coversUnroutable tells whether a network is so wide that it has unroutable ones in it, as a default route has, or half
+// of one.
+func coversUnroutable(n netip.Prefix) bool {
+	return slices.ContainsFunc(unroutable, func(r Rule) bool { return contains(n, r.Prefix) })
+}
+
+// effectiveIngress are the rules of which the longest prefix decides as lists, as users wrote them, decide together.
+// Empty ones are none. node are the local cluster addresses of all meshes.
+func effectiveIngress(m *meshEntry, node []netip.Addr, lists ...[]Rule) []Rule {
+	lists = slices.DeleteFunc(lists, func(list []Rule) bool { return len(list) == 0 })
+	if len(lists) == 0 {
+		lists = append(lists, defaultIngress(m))
+	}
+	lists = append(lists, unroutable)
+	// Between two of these prefixes there is no other one: all addresses of the longer one are decided the same way.
+	rules := []Rule{{Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0)},
+		{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 0)}}
+	for _, list := range lists {
+		rules = append(rules, list...)
+	}
+	for i, r := range rules {
+		rules[i].Allow = allowsAll(lists, r.Prefix)
+	}
+	for _, a := range node {
+		n := netip.PrefixFrom(a, a.BitLen())
+		own := slices.Contains(m.Addresses.Addrs(), a)
+		allow := allowsAll(lists, n) || own && !deniesAny(lists, n)
+		rules = slices.DeleteFunc(rules, func(r Rule) bool { return r.Prefix == n })
+		rules = append(rules, Rule{Prefix: n, Allow: allow, Node: own || allow})
+	}
+	return dropNeedless(rules)
+}
+
+// defaultIngress is the list where there is none: the local service networks, and the cluster's own addresses.
+func defaultIngress(m *meshEntry) []Rule {
+	var list []Rule
+	for _, n := range m.Services {
+		list = append(list, Rule{Prefix: n, Allow: true})
 	}
 	for _, a := range m.Addresses.Addrs() {
-		allowed[netip.PrefixFrom(a, a.BitLen())] = true
+		list = append(list, Rule{Prefix: netip.PrefixFrom(a, a.BitLen()), Allow: true})
 	}
-	var rules []Rule
-	for n, allow := range allowed {
-		rules = append(rules, Rule{n, allow})
-	}
-	slices.SortFunc(rules, func(a, b Rule) int { return a.Prefix.Compare(b.Prefix) })
-	return rules
+	return list
 }
 
-// withDefault is the link's own list if it allows something. Otherwise the list is empty or has only denials, to be
-// taken from the default: the mesh-wide list, or the local service networks.
-func withDefault(own []Rule, m *meshEntry) []Rule {
-	allows := func(r Rule) bool { return r.Allow }
-	switch {
-	case slices.ContainsFunc(own, allows):
-		return own
-	case slices.ContainsFunc(m.ingress, allows):
-		return slices.Concat(m.ingress, own)
-	}
-	var rules []Rule
-	for _, n := range m.Services {
-		rules = append(rules, Rule{n, true})
-	}
-	return append(rules, own...)
-}
-
-// decideIngress is what rules say about a network: the longest prefix that contains it counts; among equal ones a
-// denial.
-func decideIngress(rules []Rule, n netip.Prefix) (allow, known bool) {
-	bits := -1
-	for _, r := range rules {
-		switch {
-		case r.Prefix.Bits() > n.Bits() || !r.Prefix.Contains(n.Addr()) || r.Prefix.Bits() < bits:
-		case r.Prefix.Bits() == bits:
-			allow = allow && r.Allow
-		default:
-			bits, allow, known = r.Prefix.Bits(), r.Allow, true
+// allowsAll tells whether each of the lists lets all packets to a network pass.
+func allowsAll(lists [][]Rule, n netip.Prefix) bool {
+	for _, list := range lists {
+		allow, denialsOnly := false, true
+		for _, r := range list {
+			denialsOnly = denialsOnly && !r.Allow
+			allow = allow || r.Allow && contains(r.Prefix, n)
+		}
+		if !allow && !denialsOnly {
+			return false
 		}
 	}
-	return allow, known
+	return !deniesAny(lists, n)
+}
+
+// deniesAny tells whether one of the lists has a denial of a network.
+func deniesAny(lists [][]Rule, n netip.Prefix) bool {
+	return slices.ContainsFunc(lists, func(list []Rule) bool {
+		return slices.ContainsFunc(list, func(r Rule) bool { return !r.Allow && contains(r.Prefix, n) })
+	})
+}
+
+// contains tells whether all addresses of a network lie in another one.
+func contains(outer, n netip.Prefix) bool {
+	return outer.Bits() <= n.Bits() && outer.Contains(n.Addr())
+}
+
+// dropNeedless sorts rules and leaves out those that say the same as the network around them, or as no rule: a denial.
+func dropNeedless(rules []Rule) []Rule {
+	// A network comes before the networks in it.
+	slices.SortFunc(rules, func(a, b Rule) int { return a.Prefix.Compare(b.Prefix) })
+	var kept, around []Rule
+	for _, r := range rules {
+		for len(around) > 0 && !contains(around[len(around)-1].Prefix, r.Prefix) {
+			around = around[:len(around)-1]
+		}
+		var outer Rule
+		if len(around) > 0 {
+			outer = around[len(around)-1]
+		}
+		if r.Allow == outer.Allow && r.Node == outer.Node {
+			continue
+		}
+		kept, around = append(kept, r), append(around, r)
+	}
+	return kept
 }

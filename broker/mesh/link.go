@@ -183,7 +183,7 @@ func (s *linkSet) readServices(l *linkEntry) *Problem {
 // readEgress reads spec.egress.
 func (s *linkSet) readEgress(l *linkEntry) *Problem {
 	for _, e := range l.spec.Egress {
-		n, err := parseNetwork(string(e))
+		n, err := parseEgress(e)
 		if err != nil {
 			return invalid("spec.egress %q: %v", string(e), err)
 		}

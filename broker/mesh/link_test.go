@@ -56,8 +56,10 @@ func TestLinkProblems(t *testing.T) {
 		{"cidr of another family", []mod{cidr("fd02::/112")}, "Invalid: spec.cidr fd02::/112 and spec.clusterAddress " +
 			"192.168.0.13/24 are of different IP families: the source address of the mesh cannot be used towards it"},
 
-		{"egress", []mod{egress("10.0.0.0/8", "10.0.0.1/8")},
-			`Invalid: spec.egress "10.0.0.1/8": has host bits; did you mean 10.0.0.0/8?`},
+		{"egress", []mod{egress("10.0.0.0/8", "10.0.0/8")},
+			`Invalid: spec.egress "10.0.0/8": expected a network in CIDR notation, such as 100.64.16.0/20, or an address`},
+		{"egress, loopback", []mod{egress("127.0.0.9/8")},
+			`Invalid: spec.egress "127.0.0.9/8": loopback, link-local and multicast networks cannot be routed`},
 		{"egress, default route", []mod{egress("0.0.0.0/0")}, "Invalid: spec.egress 0.0.0.0/0: a default route would lead " +
 			"the tunnel's own connections into the tunnel; name the networks behind this cluster"},
 		{"egress, default route of IPv6", []mod{egress("::/0")}, "Invalid: spec.egress ::/0: a default route would lead " +
@@ -67,7 +69,7 @@ func TestLinkProblems(t *testing.T) {
 			"the source address of the mesh cannot be used towards it"},
 
 		{"ingress", []mod{ingress("!!10.0.0.0/8")}, `Invalid: spec.ingress "!!10.0.0.0/8": ` +
-			"expected a network in CIDR notation, such as 100.64.16.0/20; a leading ! denies"},
+			"expected a network in CIDR notation, such as 100.64.16.0/20, or an address; a leading ! denies"},
 
 		{"endpoint is missing", []mod{endpoint("")}, "Invalid: spec.endpoint is missing: " +
 			"set it to host[:port] of the peer's broker, or set spec.gatewayLink"},
@@ -336,6 +338,8 @@ func TestEgressNetworks(t *testing.T) {
 		{"single addresses of the mesh", []mod{egress("192.168.0.200/32", "192.168.0.100/32")},
 			"192.168.0.13/32, 192.168.0.100/32, 192.168.0.200/32"},
 		{"twice", []mod{egress("10.0.0.0/8", "10.0.0.0/8")}, "10.0.0.0/8, 192.168.0.13/32"},
+		{"addresses", []mod{egress("192.168.0.101", "10.7.0.9")}, "10.7.0.9/32, 192.168.0.13/32, 192.168.0.101/32"},
+		{"host bits", []mod{egress("10.7.0.9/16", "10.7.200.1/16")}, "10.7.0.0/16, 192.168.0.13/32"},
 		{"the cidr again", []mod{cidr("100.64.32.0/20"), egress("100.64.32.0/20")}, "100.64.32.0/20, 192.168.0.13/32"},
 		{"the address again", []mod{egress("192.168.0.13/32")}, "192.168.0.13/32"},
 		{"a part of the cidr", []mod{cidr("100.64.32.0/20"), egress("100.64.33.0/24")},
@@ -346,6 +350,27 @@ func TestEgressNetworks(t *testing.T) {
 		s := third(c.mods...).build(cluster1())
 		checkProblem(t, s, "k3", "")
 		checkEqual(t, c.name, Prefixes(s.Peers[0].Networks).String(), c.want)
+	}
+}
+
+// A network gets a route of its own unless it lies in that of the mesh, of whose addresses it may be the first.
+func TestEgressRoutes(t *testing.T) {
+	for _, c := range []struct{ egress, want string }{
+		{"192.168.0.100", "100.64.16.0/20, 192.168.0.0/24"},
+		{"192.168.0.128/25", "100.64.16.0/20, 192.168.0.0/24"},
+		{"192.168.0.0/16", "100.64.16.0/20, 192.168.0.0/16, 192.168.0.0/24"},
+		{"192.0.0.0/8", "100.64.16.0/20, 192.0.0.0/8, 192.168.0.0/24"},
+		{"192.168.0.99/23", "100.64.16.0/20, 192.168.0.0/23, 192.168.0.0/24"},
+		{"192.168.1.0/24", "100.64.16.0/20, 192.168.0.0/24, 192.168.1.0/24"},
+	} {
+		s := third(egress(v1alpha1.EgressCIDR(c.egress))).build(cluster1())
+		checkProblem(t, s, "k3", "")
+		var routes Prefixes
+		for _, r := range s.Routes {
+			checkEqual(t, "source", r.Source, ip("192.168.0.11"))
+			routes = append(routes, r.Destination)
+		}
+		checkEqual(t, c.egress, routes.String(), c.want)
 	}
 }
 

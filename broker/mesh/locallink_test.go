@@ -102,8 +102,9 @@ func TestLocalLinkProblems(t *testing.T) {
 				"they must be disjoint",
 		},
 		{
-			"ingress", nil, "192.168.0.11/24", []mod{ingress("100.64.0.0/20", "!100.64.0.1/20")},
-			`Invalid: spec.ingress "!100.64.0.1/20": has host bits; did you mean 100.64.0.0/20?; a leading ! denies`,
+			"ingress", nil, "192.168.0.11/24", []mod{ingress("100.64.0.0/20", "!100.64.0.1/33")},
+			`Invalid: spec.ingress "!100.64.0.1/33": ` +
+				"expected a network in CIDR notation, such as 100.64.16.0/20, or an address; a leading ! denies",
 		},
 		{
 			"dns.dnsIP", nil, "192.168.0.11/24", []mod{dns("dns", "")},

@@ -57,6 +57,9 @@ func ClusterAddress(s string) (netip.Prefix, error) {
 	case a.IsMulticast() || a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast():
 		return p, errors.New("loopback, link-local and multicast addresses cannot be routed; " +
 			"use a private network, such as 192.168.0.12/24")
+	case coversUnroutable(p):
+		return p, fmt.Errorf("the mask /%d covers loopback or multicast addresses, too; use that of the mesh, such as /24",
+			p.Bits())
 	}
 	return p, nil
 }
@@ -80,22 +83,56 @@ func parseNetwork(s string) (netip.Prefix, error) {
 		return p, errors.New("write an IPv4 network in its own form, such as 100.64.16.0/20")
 	case p != p.Masked():
 		return p, fmt.Errorf("has host bits; did you mean %s?", p.Masked())
-	case p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast():
-		return p, errors.New("loopback, link-local and multicast networks cannot be routed")
 	}
-	return p, nil
+	return p, checkRoutable(p)
 }
 
-// parseIngress parses spec.ingress.
+// parseDestination parses a network or a single address. As in objects of the former broker, host bits have no
+// meaning.
+func parseDestination(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if a, e := netip.ParseAddr(s); e == nil && a.Zone() == "" {
+		p, err = netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	switch {
+	case err != nil:
+		return p, errors.New("expected a network in CIDR notation, such as 100.64.16.0/20, or an address")
+	case p.Addr().Is4In6():
+		return p, errors.New("write an IPv4 network in its own form, such as 100.64.16.0/20")
+	}
+	return p.Masked(), nil
+}
+
+// checkRoutable refuses networks that lead to no other host.
+func checkRoutable(p netip.Prefix) error {
+	if p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast() {
+		return errors.New("loopback, link-local and multicast networks cannot be routed")
+	}
+	return nil
+}
+
+// parseEgress parses an entry of spec.egress.
+func parseEgress(e v1alpha1.EgressCIDR) (netip.Prefix, error) {
+	p, err := parseDestination(string(e))
+	if err == nil {
+		err = checkRoutable(p)
+	}
+	return p, err
+}
+
+// parseIngress parses spec.ingress. A denial may be of any network.
 func parseIngress(list []v1alpha1.IngressCIDR) ([]Rule, *Problem) {
 	var rules []Rule
 	for _, e := range list {
 		s, deny := strings.CutPrefix(string(e), "!")
-		n, err := parseNetwork(s)
+		n, err := parseDestination(s)
+		if err == nil && !deny {
+			err = checkRoutable(n)
+		}
 		if err != nil {
 			return nil, invalid("spec.ingress %q: %v; a leading ! denies", string(e), err)
 		}
-		rules = append(rules, Rule{n, !deny})
+		rules = append(rules, Rule{Prefix: n, Allow: !deny})
 	}
 	return rules, nil
 }
@@ -115,8 +152,9 @@ func Endpoint(s string, defaultPort uint16) (host string, port uint16, err error
 		host, port = s[:i], uint16(n)
 	}
 	if inner, ok := strings.CutPrefix(host, "["); ok {
-		a, err := netip.ParseAddr(strings.TrimSuffix(inner, "]"))
-		if err != nil || !a.Is6() {
+		inner, closed := strings.CutSuffix(inner, "]")
+		a, err := netip.ParseAddr(inner)
+		if err != nil || !closed || !a.Is6() {
 			return "", 0, errors.New("in brackets an IPv6 address is expected, such as [2001:db8::1]:443")
 		}
 		return checkHost(a, port)

@@ -56,6 +56,7 @@ func TestClusterAddress(t *testing.T) {
 		mapped     = "write an IPv4 address in its own form, such as 192.168.0.12/24"
 		noRoom     = "the mask /32 leaves no room for other clusters; use that of the mesh, such as /24"
 		noRoom6    = "the mask /128 leaves no room for other clusters; use that of the mesh, such as /24"
+		wide       = "covers loopback or multicast addresses, too; use that of the mesh, such as /24"
 		unroutable = "loopback, link-local and multicast addresses cannot be routed; " +
 			"use a private network, such as 192.168.0.12/24"
 	)
@@ -112,6 +113,14 @@ func TestClusterAddress(t *testing.T) {
 		{"ff02::1/64", unroutable},
 		{"0.0.0.0/31", unroutable},
 		{"::/127", unroutable},
+
+		{"10.0.0.1/0", "the mask /0 " + wide},
+		{"100.64.0.1/1", "the mask /1 " + wide},
+		{"192.168.0.12/2", "the mask /2 " + wide},
+		{"fd00::1/0", "the mask /0 " + wide},
+		{"fd00::1/6", "the mask /6 " + wide},
+		{"10.0.0.1/7", ""},
+		{"fd00::1/7", ""},
 	} {
 		got, err := ClusterAddress(c.in)
 		checkError(t, c.in, err, c.says)
@@ -181,24 +190,25 @@ func TestParseNetwork(t *testing.T) {
 }
 
 func TestParseIngress(t *testing.T) {
-	rules, p := parseIngress([]v1alpha1.IngressCIDR{"10.0.0.0/8", "!10.1.0.0/16", "fd00::/8", "!::/0", "10.0.0.0/8"})
-	want := []Rule{
-		{pfx("10.0.0.0/8"), true}, {pfx("10.1.0.0/16"), false}, {pfx("fd00::/8"), true}, {pfx("::/0"), false},
-		{pfx("10.0.0.0/8"), true},
-	}
-	checkEqual(t, "rules", rules, want)
+	rules, p := parseIngress(ingressList("10.0.0.0/8 !10.1.0.9/16 fd00::/8 !::/0 10.0.0.0/8 100.64.0.7 !fd00::7 " +
+		"10.7.0.9/16 !127.0.0.0/8 !169.254.169.254"))
+	checkEqual(t, "rules", ruleTexts(rules), "10.0.0.0/8 !10.1.0.0/16 fd00::/8 !::/0 10.0.0.0/8 100.64.0.7/32 "+
+		"!fd00::7/128 10.7.0.0/16 !127.0.0.0/8 !169.254.169.254/32")
 	if p != nil {
 		t.Errorf("problem %+v", p)
 	}
-	const form = "expected a network in CIDR notation, such as 100.64.16.0/20"
+	const form = "expected a network in CIDR notation, such as 100.64.16.0/20, or an address"
 	for in, says := range map[v1alpha1.IngressCIDR]string{
-		"":             form,
-		"!":            form,
-		"!!10.0.0.0/8": form,
-		"! 10.0.0.0/8": form,
-		"10.0.0.0/8!":  form,
-		"!10.0.0.1/8":  "has host bits; did you mean 10.0.0.0/8?",
-		"127.0.0.0/8":  "loopback, link-local and multicast networks cannot be routed",
+		"":                form,
+		"!":               form,
+		"!!10.0.0.0/8":    form,
+		"! 10.0.0.0/8":    form,
+		"10.0.0.0/8!":     form,
+		"10.0.0.0/33":     form,
+		"fd00::1%eth0":    form,
+		"::ffff:10.0.0.1": "write an IPv4 network in its own form, such as 100.64.16.0/20",
+		"127.0.0.0/8":     "loopback, link-local and multicast networks cannot be routed",
+		"169.254.169.254": "loopback, link-local and multicast networks cannot be routed",
 	} {
 		rules, p := parseIngress([]v1alpha1.IngressCIDR{"10.0.0.0/8", in})
 		want := "spec.ingress \"" + string(in) + "\": " + says + "; a leading ! denies"
@@ -232,6 +242,9 @@ func TestEndpointErrors(t *testing.T) {
 		{"[]:80", brackets},
 		{"[10.0.0.1]", brackets},
 		{"[a.example]:80", brackets},
+		{"[2001:db8::1:443", brackets},
+		{"[2001:db8::1", brackets},
+		{"[2001:db8::1]]:443", brackets},
 		{"[2001:db8::1]:x", `port "x" is not a number from 1 to 65535`},
 		{"0.0.0.0", dial},
 		{"0.0.0.0:80", dial},

@@ -51,12 +51,22 @@ type Peer struct {
 	Port      uint16         // of the endpoint
 	Networks  []netip.Prefix // what is sent to the peer and may come from it, links behind it included; sorted
 	Ingress   []Rule         // where packets from the peer may go: the longest prefix decides, none denies; sorted
+	Carried   []Carried      // instead of Ingress, where the peer carries other links: these and itself, by name
+	Open      []LocalPort    // ports of the node that Ingress may allow, sorted
+}
+
+// Carried is a link whose packets come through a Peer. Of several links the one with the longest network that contains
+// the source of a packet decides.
+type Carried struct {
+	Networks []netip.Prefix // sources of the link's packets, sorted
+	Ingress  []Rule         // where these may go, as in a Peer
 }
 
 // Rule allows or denies destinations.
 type Rule struct {
 	Prefix netip.Prefix
 	Allow  bool
+	Node   bool // a local cluster address: Allow is for ping and open ports only, and replies come in any case
 }
 
 // Route leads a destination into the mesh. What leaves this way gets the source address Source: as the preferred source

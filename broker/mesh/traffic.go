@@ -9,10 +9,14 @@ import (
 
 // peersOf are the links with a connection of their own. The networks of the links behind a gateway belong to the
 // gateway.
-func peersOf(links []*linkEntry) []Peer {
-	networks := map[string][]netip.Prefix{} // by peer
+func peersOf(meshes []*meshEntry, links []*linkEntry, open []LocalPort) []Peer {
+	var node []netip.Addr
+	for _, m := range meshes {
+		node = append(node, m.Addresses.Addrs()...)
+	}
+	carried := map[string][]*linkEntry{} // by peer
 	for _, l := range links {
-		networks[l.Peer] = append(networks[l.Peer], l.networks()...)
+		carried[l.Peer] = append(carried[l.Peer], l)
 	}
 	var peers []Peer
 	for _, l := range links {
@@ -26,8 +30,21 @@ func peersOf(links []*linkEntry) []Peer {
 			Addresses: l.addresses,
 			Host:      l.host,
 			Port:      l.port,
-			Networks:  networks[l.Name],
-			Ingress:   effectiveIngress(l.ingress, l.mesh),
+			Ingress:   effectiveIngress(l.mesh, node, l.mesh.ingress, l.ingress),
+			Open:      open,
+		}
+		for _, c := range carried[l.Name] {
+			networks := c.networks()
+			p.Networks = append(p.Networks, networks...)
+			if len(carried[l.Name]) == 1 {
+				continue
+			}
+			lists := [][]Rule{l.mesh.ingress, l.ingress}
+			if c != l {
+				lists = append(lists, c.ingress)
+			}
+			slices.SortFunc(networks, netip.Prefix.Compare)
+			p.Carried = append(p.Carried, Carried{networks, effectiveIngress(l.mesh, node, lists...)})
 		}
 		slices.SortFunc(p.Networks, netip.Prefix.Compare)
 		peers = append(peers, p)
@@ -46,7 +63,7 @@ func routesOf(meshes []*meshEntry, links []*linkEntry) []Route {
 	}
 	for _, l := range links {
 		for _, n := range l.networks() {
-			if own := l.mesh.Addresses.SameFamily(n.Addr()); !own.Contains(n.Addr()) {
+			if own := l.mesh.Addresses.SameFamily(n.Addr()); !contains(own, n) {
 				routes = append(routes, Route{n, own.Addr()})
 			}
 		}

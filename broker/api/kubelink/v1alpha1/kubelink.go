@@ -90,6 +90,7 @@ type KubeLinkSpec struct {
 	// +kubebuilder:validation:MaxLength=64
 	// +kubebuilder:validation:XValidation:rule="isCIDR(self)",message="spec.clusterAddress must be the address of the cluster in the mesh with the mask of the mesh, such as 192.168.0.12/24"
 	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= (cidr(self).ip().family() == 4 ? 31 : 127) || !(cidr(self) == cidr(self).masked())",message="spec.clusterAddress has no host part: give the address of the cluster, such as 192.168.0.12/24, not the network"
+	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() > 0",message="the mask /0 of spec.clusterAddress is that of all addresses there are; use that of the mesh, such as /24"
 	ClusterAddress string `json:"clusterAddress"`
 
 	// Endpoint is host[:port] of the peer's broker, or LocalLink, or Inbound (wireguard mode). A link with a gatewayLink
@@ -111,9 +112,10 @@ type KubeLinkSpec struct {
 	// +kubebuilder:validation:MaxItems=256
 	Egress []EgressCIDR `json:"egress,omitempty"`
 
-	// Ingress lists the local destinations that this link may reach. An entry with a leading ! denies. The most specific
-	// entry decides. Default: the local service network. On a LocalLink the list applies to all links of the mesh without
-	// a list of their own, and its denials apply to all links.
+	// Ingress lists the local destinations that this link may reach. An entry with a leading ! denies. Denials win, and
+	// a list of denials only allows the rest. The list of the LocalLink and that of the link must both let a packet pass,
+	// for a cluster behind a gatewayLink also that of the gateway. Default, if there is no list: the local service
+	// network. Of the gateway node itself, lists allow ping only.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
@@ -140,14 +142,14 @@ type KubeLinkSpec struct {
 	DNS *KubeLinkDNS `json:"dns,omitempty"`
 }
 
-// EgressCIDR is a network in CIDR notation.
+// EgressCIDR is a network in CIDR notation, or an address. Host bits have no meaning.
 // +kubebuilder:validation:MaxLength=64
-// +kubebuilder:validation:XValidation:rule="isCIDR(self) && cidr(self) == cidr(self).masked()",message="entries of spec.egress must be networks in CIDR notation without host bits, such as 10.20.0.0/16"
+// +kubebuilder:validation:XValidation:rule="isCIDR(self) || isIP(self)",message="entries of spec.egress must be networks in CIDR notation, such as 10.20.0.0/16, or addresses"
 type EgressCIDR string
 
-// IngressCIDR is a network in CIDR notation. With a leading ! it denies.
+// IngressCIDR is a network in CIDR notation, or an address. With a leading ! it denies. Host bits have no meaning.
 // +kubebuilder:validation:MaxLength=65
-// +kubebuilder:validation:XValidation:rule="self.startsWith('!') ? (isCIDR(self.substring(1)) && cidr(self.substring(1)) == cidr(self.substring(1)).masked()) : (isCIDR(self) && cidr(self) == cidr(self).masked())",message="entries of spec.ingress must be networks in CIDR notation without host bits, such as 100.64.0.0/20, or !100.64.0.10/32 to deny"
+// +kubebuilder:validation:XValidation:rule="self.startsWith('!') ? (isCIDR(self.substring(1)) || isIP(self.substring(1))) : (isCIDR(self) || isIP(self))",message="entries of spec.ingress must be networks in CIDR notation, such as 100.64.0.0/20, or addresses, with a leading ! to deny: !100.64.0.10"
 type IngressCIDR string
 
 // KubeLinkDNS describes a DNS service.
