@@ -17,6 +17,7 @@ const (
 	DropTooBig                   // out: larger than the peer reads
 	DropSource                   // in: its source is not routed to the link
 	DropDestination              // in: destination is neither in ingress nor of another link, or a source route
+	DropNode                     // in: to this node itself, which takes replies, ping and open ports only
 	DropTTL                      // in: to be forwarded, but has no hop left
 	DropMalformed                // in or out: not a valid IP packet
 	DropTUNWrite                 // in: refused by the TUN
@@ -26,7 +27,7 @@ const (
 func (d Drop) String() string {
 	return [...]string{
 		"no-link", "not-connected", "queue-full", "stale", "codel", "too-big",
-		"source", "destination", "ttl", "malformed", "tun-write",
+		"source", "destination", "node", "ttl", "malformed", "tun-write",
 	}[d]
 }
 

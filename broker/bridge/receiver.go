@@ -9,6 +9,7 @@ package bridge
 import (
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -199,15 +200,20 @@ func (r *receiver) receivePacket(room []byte, vnet vnetHeader) {
 		p.counters.drops.add(DropDestination)
 		return
 	}
-	if allowed, _ := p.filter.Load().ingress.Lookup(dst); allowed {
-		if !p.iface.writePacket(int(r.tunQueue.Load()), room, vnet) {
-			p.counters.drops.add(DropTUNWrite)
-		}
-		return
-	}
+	filter := p.filter.Load().ofSource(src)
+	verdict, _ := filter.verdicts.Lookup(dst)
 	next, _ := routes.Lookup(dst)
+	transit := next != nil && next.Local.First() == p.Local.First() // other meshes are strangers to the peer
+	if transit && verdict != denied {
+		// The more specific of ingress and routes decides: a list that allows the rest, or a wide network, leads here
+		// only what is here.
+		route, _, _ := routes.LookupPrefixLPM(netip.PrefixFrom(dst, dst.BitLen()))
+		transit = route.Bits() >= filter.prefixLength(dst)
+	}
 	switch {
-	case next == nil || next == p:
+	case !transit:
+		r.receiveLocal(filter, verdict, room, vnet)
+	case next == p:
 		p.counters.drops.add(DropDestination)
 	case !decrementTTL(packet):
 		p.counters.drops.add(DropTTL)
@@ -215,6 +221,19 @@ func (r *receiver) receivePacket(room []byte, vnet vnetHeader) {
 		next.counters.drops.add(DropNotConnected)
 	default:
 		r.forwardPacket(next, packet, vnet)
+	}
+}
+
+// receiveLocal writes a packet to the TUN if the filter lets it in.
+func (r *receiver) receiveLocal(filter *ingressFilter, v verdict, room []byte, vnet vnetHeader) {
+	p := r.session.peer
+	switch {
+	case v == denied:
+		p.counters.drops.add(DropDestination)
+	case v != allowed && !filter.allowsNode(v, room[vnetSize:], vnet):
+		p.counters.drops.add(DropNode)
+	case !p.iface.writePacket(int(r.tunQueue.Load()), room, vnet):
+		p.counters.drops.add(DropTUNWrite)
 	}
 }
 

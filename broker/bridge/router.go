@@ -6,8 +6,6 @@ import (
 	"sync/atomic"
 
 	"github.com/gaissmai/bart"
-
-	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // router has the routes of all links.
@@ -22,17 +20,4 @@ type router struct {
 type routingTable struct {
 	routes bart.Fast[*peer] // nil: a local network, of no peer
 	peers  []*peer          // all, in the order of Set
-}
-
-// ingressFilter tells to which local addresses packets from one peer may go.
-type ingressFilter struct {
-	ingress bart.Table[bool] // the longest prefix decides; false denies
-}
-
-func newIngressFilter(spec *mesh.Peer) *ingressFilter {
-	f := &ingressFilter{}
-	for _, r := range spec.Ingress {
-		f.ingress.Insert(r.Prefix, r.Allow)
-	}
-	return f
 }

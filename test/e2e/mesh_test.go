@@ -92,6 +92,9 @@ func TestTwoMeshes(t *testing.T) {
 
 	// The third cluster sees the first cluster's address in the second mesh, and the second cluster sees its address in
 	// the default mesh. The node address would hide it, but not for a service of the host itself.
+	for _, b := range []*fleet.Broker{brokers[1], three} {
+		editCorefile(t, ctx, b, "dns-propagation dns", "dns-propagation dns\nlocal-ports tcp/8123")
+	}
 	must(t, three.Gateway().ServeHTTPEcho(8123))
 	seen, err := clients[0].Get(ctx, "http://10.99.0.3:8123/")
 	must(t, err)
