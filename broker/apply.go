@@ -4,6 +4,8 @@ package broker
 
 import (
 	"errors"
+	"net/netip"
+	"slices"
 
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/kernel"
@@ -53,6 +55,10 @@ func kernelState(s *mesh.State) kernel.State {
 	want := kernel.State{Routes: s.Routes, LocalPorts: s.LocalPorts}
 	for _, m := range s.Meshes {
 		want.Addresses = append(want.Addresses, m.Addresses...)
+		want.Services = append(want.Services, m.Services...)
 	}
+	// Several meshes can have the same ones.
+	slices.SortFunc(want.Services, netip.Prefix.Compare)
+	want.Services = slices.Compact(want.Services)
 	return want
 }

@@ -30,6 +30,7 @@ type State struct {
 	Addresses  []netip.Prefix   // local cluster addresses with the mask of their mesh
 	Routes     []mesh.Route     // all that leaves through the device, mesh ranges included
 	LocalPorts []mesh.LocalPort // of Addresses that are open to what comes in through the device
+	Services   []netip.Prefix   // local service networks; an address of the node in one can be that of a service
 }
 
 func (s State) isEmpty() bool { return len(s.Addresses)+len(s.Routes) == 0 }
@@ -41,6 +42,20 @@ func (s State) usesFamily(family int) bool {
 
 func (s State) routesFamily(family int) bool {
 	return slices.ContainsFunc(s.Routes, func(r mesh.Route) bool { return familyOf(r.Source) == family })
+}
+
+// without leaves out families.
+func (s State) without(families map[int]error) State {
+	if len(families) == 0 {
+		return s
+	}
+	s.Addresses = slices.DeleteFunc(slices.Clone(s.Addresses), func(a netip.Prefix) bool {
+		return families[familyOf(a.Addr())] != nil
+	})
+	s.Routes = slices.DeleteFunc(slices.Clone(s.Routes), func(r mesh.Route) bool {
+		return families[familyOf(r.Source)] != nil
+	})
+	return s
 }
 
 // validateRoutes returns the routes that the kernel can have, each once, and an error for each of
@@ -75,6 +90,11 @@ func wantedObjects(c Config, s State, device link) objects {
 	wanted.link.Up = true
 	if c.MTU != 0 {
 		wanted.link.MTU = c.MTU
+	}
+	for _, f := range families {
+		if s.usesFamily(f) {
+			wanted.forwarding = append(wanted.forwarding, forwarding{device.Index, f})
+		}
 	}
 	for _, a := range s.Addresses {
 		// Full-length, for each range comes as a route of its own, with its source.

@@ -65,14 +65,14 @@ func TestWantedObjects(t *testing.T) {
 	}{
 		"nothing": {table, State{}, link{3, 1420, false}, []string{"kubelink mtu 1420 up=false"}, nil},
 		"both families": {table, bothFamilies, link{3, 1420, false}, []string{
-			"kubelink mtu 1500 up=true",
+			"kubelink mtu 1500 up=true forwards IPv4 forwards IPv6",
 			"192.168.0.11/32 dev kubelink noprefixroute=true",
 			"192.168.0.0/24 dev kubelink proto 107 src 192.168.0.11 table 77",
 			"fd00:99::1/128 dev kubelink noprefixroute=true",
 			"fd00:99::/64 dev kubelink proto 107 src fd00:99::1 metric 1024 table 77",
 		}, []rule{v4Rule, v6Rule}},
 		"IPv6 only": {table, onlyIPv6, link{3, 1500, true}, []string{
-			"kubelink mtu 1500 up=true",
+			"kubelink mtu 1500 up=true forwards IPv6",
 			"fd00:99::1/128 dev kubelink noprefixroute=true",
 			"fd00:99::/64 dev kubelink proto 107 src fd00:99::1 metric 1024 table 77",
 		}, []rule{v6Rule}},
@@ -81,7 +81,7 @@ func TestWantedObjects(t *testing.T) {
 		"addresses without route": {table, State{Addresses: bothFamilies.Addresses}, link{}, nil, nil},
 		"MTU left": {Config{Device: "kubelink", Table: MainTable}, State{Addresses: bothFamilies.Addresses[:1]},
 			link{3, 1420, false},
-			[]string{"kubelink mtu 1420 up=true", "192.168.0.11/32 dev kubelink noprefixroute=true"}, nil},
+			[]string{"kubelink mtu 1420 up=true forwards IPv4", "192.168.0.11/32 dev kubelink noprefixroute=true"}, nil},
 	} {
 		got := wantedObjects(c.config, c.state, c.device)
 		if !slices.Equal(got.rules, c.rules) {

@@ -20,7 +20,7 @@ type ownership struct {
 // Protocol; on the device, full-length addresses with noprefixroute; rules with Protocol.
 func divideObjects(found objects, oldDevices []int) ownership {
 	o := ownership{oldDevices: oldDevices}
-	o.ours.link = found.link
+	o.ours.link, o.ours.forwarding = found.link, found.forwarding
 	for _, a := range found.addresses {
 		if a.NoPrefixRoute && a.Prefix.IsSingleIP() {
 			o.ours.addresses = append(o.ours.addresses, a)
@@ -86,6 +86,7 @@ func planChanges(wanted objects, found ownership, noNAT map[int]bool) *plan {
 	if wanted.link != found.ours.link {
 		p.changes = append(p.changes, change{"set", wanted.link})
 	}
+	addChanges(p, "set", minus(wanted.forwarding, found.ours.forwarding))
 	addChanges(p, "add", minus(wanted.addresses, found.ours.addresses))
 	usedDevices := p.addRoutes(wanted.routes, found, noNAT)
 	addChanges(p, "add", missingRules(wanted.rules, found))

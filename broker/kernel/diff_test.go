@@ -72,7 +72,7 @@ func TestPlanChanges(t *testing.T) {
 	a6 := address{3, netip.MustParsePrefix("fd00::1/128"), true}
 	r4, r6 := rule{unix.AF_INET, 9, 77, Protocol}, rule{unix.AF_INET6, 9, 77, Protocol}
 	up, down := link{3, 1500, true}, link{3, 1420, false}
-	all := objects{up, []address{a4, a6}, []route{v4, v6}, []rule{r4, r6}}
+	all := objects{link: up, addresses: []address{a4, a6}, routes: []route{v4, v6}, rules: []rule{r4, r6}}
 	foreign := func(r route) route { r.Protocol, r.Metric = 4, 100; return r }
 
 	for name, c := range map[string]struct {
@@ -98,8 +98,8 @@ func TestPlanChanges(t *testing.T) {
 			ip addr del 10.9.9.9/32 dev kubelink noprefixroute
 			ip addr del fd00::1/128 dev kubelink noprefixroute`},
 		"one family for the other: first add": {
-			objects{up, []address{a6}, []route{v6}, []rule{r6}},
-			ownership{ours: objects{up, []address{a4}, []route{v4}, []rule{r4}}}, nil, `
+			objects{link: up, addresses: []address{a6}, routes: []route{v6}, rules: []rule{r6}},
+			ownership{ours: objects{link: up, addresses: []address{a4}, routes: []route{v4}, rules: []rule{r4}}}, nil, `
 			ip addr add fd00::1/128 dev kubelink noprefixroute
 			ip route add fd00::/64 dev kubelink proto 107 src fd00::1 metric 1024 table 254
 			ip -6 rule add priority 9 table 77 proto 107

@@ -6,6 +6,7 @@ package kernel
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -31,16 +33,19 @@ type fake struct {
 	chains   map[string][]string // by "family table chain"
 	log      []string
 	dumps    int
-	fails    string // commands that contain it
-	missing6 bool   // ip6tables is not installed
+	saves    int
+	fails    string            // commands that contain it
+	missing6 bool              // ip6tables is not installed
+	unread   map[string]string // what iptables-save prints in place of a table, by "family table"; empty: exit status 1
 }
 
 func newFake() *fake {
-	f := &fake{objects: objects{link: link{3, 1420, false}}, chains: map[string][]string{}}
+	f := &fake{objects: objects{link: link{3, 1420, false}}, chains: map[string][]string{}, unread: map[string]string{}}
 	for _, v := range families {
 		f.chains[key(v, "nat", "POSTROUTING")] = []string{"-A POSTROUTING -j KUBE-POSTROUTING"}
 		f.chains[key(v, "filter", "FORWARD")] = []string{"-A FORWARD -j KUBE-FORWARD"}
 		f.chains[key(v, "mangle", "FORWARD")] = []string{"-A FORWARD -j cali-FORWARD"}
+		f.chains[key(v, "mangle", "PREROUTING")] = []string{"-A PREROUTING -j cali-PREROUTING"}
 	}
 	return f
 }
@@ -55,11 +60,15 @@ func (f *fake) DeviceName(index int) string {
 
 func (f *fake) IsIdleTUN(index int) bool { return index == 4 }
 
-func (f *fake) Dump(string) (*objects, error) {
+func (f *fake) Dump(string) *objects {
 	f.dumps++
 	d := f.objects
+	d.forwarding = slices.Clone(d.forwarding)
 	d.addresses, d.routes, d.rules = slices.Clone(d.addresses), slices.Clone(d.routes), slices.Clone(d.rules)
-	return &d, nil
+	for family := range d.failed {
+		d.omitFamily(family)
+	}
+	return &d
 }
 
 func (f *fake) Change(verb string, object any) error {
@@ -76,6 +85,8 @@ func (f *fake) Change(verb string, object any) error {
 		} else {
 			f.link = o
 		}
+	case forwarding:
+		f.forwarding = append(f.forwarding, o)
 	case address:
 		f.addresses, err = changed(f.addresses, verb, o, func(x address) bool { return x == o })
 	case route:
@@ -102,14 +113,36 @@ func changed[T any](list []T, verb string, object T, same func(T) bool) ([]T, er
 	return append(list, object), nil
 }
 
-func (f *fake) ListChain(family int, table, chain string) ([]string, error) {
+func (f *fake) SaveTables(_ context.Context, family int, table string) (string, error) {
+	f.saves++
 	if f.missing6 && family == unix.AF_INET6 {
-		return nil, &exec.Error{Name: "ip6tables", Err: exec.ErrNotFound}
+		return "", &exec.Error{Name: "ip6tables-save", Err: exec.ErrNotFound}
 	}
-	return f.chains[key(family, table, chain)], nil
+	var out strings.Builder
+	for _, t := range []string{"nat", "filter", "mangle"} {
+		text, unread := f.unread[fmt.Sprintf("IPv%d %s", ipVersion(family), t)]
+		if (table == "" || table == t) && unread {
+			if text == "" {
+				return "", errors.New("no such luck")
+			}
+			out.WriteString(text)
+			continue
+		}
+		out.WriteString("*" + t + "\n")
+		for name, rules := range f.chains {
+			if chain, ok := strings.CutPrefix(name, key(family, t, "")); ok && (table == "" || table == t) {
+				out.WriteString(":" + chain + " - [0:0]\n")
+				for _, r := range rules {
+					out.WriteString("[0:0] " + r + "\n")
+				}
+			}
+		}
+		out.WriteString("COMMIT\n")
+	}
+	return out.String(), nil
 }
 
-func (f *fake) RestoreTable(family int, table string, commands []string) error {
+func (f *fake) RestoreTable(_ context.Context, family int, table string, commands []string) error {
 	if f.fails != "" && strings.Contains(fmt.Sprintf("IPv%d %s", ipVersion(family), table), f.fails) {
 		return errors.New("no such luck")
 	}
@@ -126,9 +159,16 @@ func (f *fake) RestoreTable(family int, table string, commands []string) error {
 		case "-A":
 			f.chains[at] = append(f.chains[at], rule)
 		case "-I":
-			f.chains[at] = slices.Insert(f.chains[at], 0, rule)
+			place := 1
+			if n, err := strconv.Atoi(words[2]); err == nil {
+				place, rule = n, "-A "+words[1]+" "+strings.Join(words[3:], " ")
+			}
+			f.chains[at] = slices.Insert(f.chains[at], place-1, rule)
 		case "-D":
 			i := slices.Index(f.chains[at], rule)
+			if i < 0 {
+				return errors.New("no such rule")
+			}
 			f.chains[at] = slices.Delete(f.chains[at], i, i+1)
 		case "-F":
 			f.chains[at] = []string{}
@@ -153,7 +193,11 @@ func (f *fake) String() string {
 	}
 	slices.Sort(lines)
 	if f.link.Index != 0 {
-		lines = append([]string{fmt.Sprintf("%s mtu %d up=%t", f.DeviceName(f.link.Index), f.link.MTU, f.link.Up)}, lines...)
+		first := fmt.Sprintf("%s mtu %d up=%t", f.DeviceName(f.link.Index), f.link.MTU, f.link.Up)
+		for _, o := range f.forwarding {
+			first += fmt.Sprintf(" forwards IPv%d", ipVersion(o.Family))
+		}
+		lines = append([]string{first}, lines...)
 	}
 	var names []string
 	for name := range f.chains {
@@ -202,8 +246,8 @@ var (
 
 func TestTransitions(t *testing.T) {
 	f := newFake()
-	k := &Kernel{config: config, system: f, clean: map[int]bool{}}
-	restart := func(c Config) { k = &Kernel{config: c, system: f, clean: map[int]bool{}} }
+	k := newKernel(config, f)
+	restart := func(c Config) { k = newKernel(c, f) }
 	prefix := netip.MustParsePrefix
 	none := func() {}
 	// left is a route of a killed broker.
@@ -231,16 +275,18 @@ func TestTransitions(t *testing.T) {
 			post := key(unix.AF_INET, "nat", "POSTROUTING")
 			f.chains[post] = append([]string{"-A POSTROUTING -j cali-POSTROUTING"}, f.chains[post]...)
 			forward := key(unix.AF_INET, "filter", "FORWARD")
-			f.chains[forward] = append(f.chains[forward], "-A FORWARD -j KUBELINK-FORWARD")
-			own := key(unix.AF_INET, "nat", "KUBELINK-POSTROUTING")
+			f.chains[forward] = append(f.chains[forward], "-A FORWARD -j KLINK-FORWARD")
+			own := key(unix.AF_INET, "nat", "KLINK-POSTROUTING")
 			f.chains[own] = f.chains[own][1:]
 			mangle := key(unix.AF_INET, "mangle", "FORWARD")
 			f.chains[mangle] = append([]string{"-A FORWARD -j ACCEPT"}, f.chains[mangle]...)
-			mss := key(unix.AF_INET, "mangle", "KUBELINK-MSS")
+			mss := key(unix.AF_INET, "mangle", "KLINK-MSS")
 			f.chains[mss] = f.chains[mss][:1]
 		}, oneMesh},
-		{"the device was replaced", func() { f.link, f.addresses, f.routes = link{3, 1500, false}, nil, nil }, oneLink},
-		{"no device", func() { f.link, f.addresses, f.routes = link{}, nil, nil }, oneMesh},
+		{"the device was replaced", func() {
+			f.link, f.forwarding, f.addresses, f.routes = link{3, 1500, false}, nil, nil, nil
+		}, oneLink},
+		{"no device", func() { f.link, f.forwarding, f.addresses, f.routes = link{}, nil, nil, nil }, oneMesh},
 		{"the device is there, and things of others", func() {
 			f.link = link{3, 1500, true}
 			f.addresses = []address{{3, prefix("10.1.2.3/32"), false}, {3, prefix("fe80::1/64"), false}}
@@ -335,7 +381,7 @@ func TestTransitions(t *testing.T) {
 // for the lock of xtables, up to 10 s for each command.
 func TestWarningDoesNotWait(t *testing.T) {
 	f := &waiting{fake: newFake(), entered: make(chan struct{}), leave: make(chan struct{})}
-	k := &Kernel{config: config, system: f, clean: map[int]bool{}}
+	k := newKernel(config, f)
 	done := make(chan error)
 	go func() { done <- k.Set(oneMesh) }()
 	<-f.entered
@@ -355,10 +401,10 @@ type waiting struct {
 	entered, leave chan struct{}
 }
 
-func (w *waiting) RestoreTable(family int, table string, commands []string) error {
+func (w *waiting) RestoreTable(ctx context.Context, family int, table string, commands []string) error {
 	w.once.Do(func() { close(w.entered) })
 	<-w.leave
-	return w.fake.RestoreTable(family, table, commands)
+	return w.fake.RestoreTable(ctx, family, table, commands)
 }
 
 func TestNew(t *testing.T) {

@@ -6,6 +6,7 @@ package kernel
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -97,9 +98,9 @@ func (c *counted) Change(verb string, object any) error {
 	return c.system.Change(verb, object)
 }
 
-func (c *counted) RestoreTable(family int, table string, commands []string) error {
+func (c *counted) RestoreTable(ctx context.Context, family int, table string, commands []string) error {
 	c.writes++
-	return c.system.RestoreTable(family, table, commands)
+	return c.system.RestoreTable(ctx, family, table, commands)
 }
 
 func open(t testing.TB, c Config) (*Kernel, *counted) {
@@ -157,6 +158,8 @@ func state(t testing.TB) string {
 
 // foreign makes objects of other programs in the places where we have ours.
 const foreign = `
+	sysctl -qw net.ipv4.conf.kubelink.forwarding=1
+	sysctl -qw net.ipv6.conf.kubelink.forwarding=1
 	ip link set kubelink up mtu 1500
 	ip addr add 10.1.2.3/32 dev kubelink
 	ip route add 172.16.0.0/12 dev kubelink proto static
@@ -189,16 +192,19 @@ func TestNamespace(t *testing.T) {
 		"100.64.16.128/25 dev kubelink table 77 proto 107 scope link src 10.99.0.1",
 		"fd00:5::/48 dev kubelink table 77 proto 107 src fd00:99::1 metric 1024",
 		"32750:\tfrom all lookup 77 proto 107\n",
-		"-A FORWARD -s 10.66.0.0/16 -j DROP\n-A FORWARD -m comment --comment kubelink -j KUBELINK-FORWARD\n",
-		"-A POSTROUTING -o kubelink -m comment --comment kubelink -j KUBELINK-POSTROUTING\n" +
+		"-A FORWARD -s 10.66.0.0/16 -j DROP\n-A FORWARD -m comment --comment kubelink -j KLINK-FORWARD\n",
+		"-A POSTROUTING -o kubelink -m comment --comment kubelink -j KLINK-POSTROUTING\n" +
 			"-A POSTROUTING -j KUBE-POSTROUTING\n",
-		"-A KUBELINK-POSTROUTING -s 192.168.0.0/24 -d 100.64.16.0/20 -o kubelink -j ACCEPT\n" +
-			"-A KUBELINK-POSTROUTING -d 100.64.16.0/20 -o kubelink -j SNAT --to-source 192.168.0.11\n",
-		"-A KUBELINK-POSTROUTING -d fd00:5::/48 -o kubelink -j SNAT --to-source fd00:99::1\n",
-		"-A FORWARD -m comment --comment kubelink -j KUBELINK-MSS\n-A FORWARD -s 10.66.0.0/16 -j ACCEPT\n",
-		"-A FORWARD -m comment --comment kubelink -j KUBELINK-MSS\n-A FORWARD -s fd00:66::/64 -j ACCEPT\n",
-		"-A KUBELINK-MSS -i kubelink -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu\n" +
-			"-A KUBELINK-MSS -o kubelink -p tcp",
+		"-A KLINK-POSTROUTING -s 192.168.0.0/24 -d 100.64.16.0/20 -o kubelink -j ACCEPT\n" +
+			"-A KLINK-POSTROUTING -d 100.64.16.0/20 -o kubelink -j SNAT --to-source 192.168.0.11\n",
+		"-A KLINK-POSTROUTING -d fd00:5::/48 -o kubelink -j SNAT --to-source fd00:99::1\n",
+		"-A PREROUTING -i kubelink -m comment --comment kubelink -j KLINK-LOCAL\n",
+		"-A KLINK-LOCAL -m addrtype --dst-type LOCAL,BROADCAST,ANYCAST,MULTICAST -j DROP\n",
+		"-A KLINK-LOCAL -d ff00::/8 -j DROP\n-A KLINK-LOCAL -m addrtype --dst-type LOCAL,ANYCAST -j DROP\n",
+		"-A FORWARD -m comment --comment kubelink -j KLINK-MSS\n-A FORWARD -s 10.66.0.0/16 -j ACCEPT\n",
+		"-A FORWARD -m comment --comment kubelink -j KLINK-MSS\n-A FORWARD -s fd00:66::/64 -j ACCEPT\n",
+		"-A KLINK-MSS -i kubelink -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu\n" +
+			"-A KLINK-MSS -o kubelink -p tcp",
 	} {
 		if !strings.Contains(after, want) {
 			t.Errorf("misses %q", want)
@@ -297,7 +303,7 @@ func TestNoDevice(t *testing.T) {
 	if err := k.Clear(); err != nil {
 		t.Error(err)
 	}
-	if now := state(t); strings.Contains(now, "KUBELINK") || strings.Contains(now, "lookup 77") ||
+	if now := state(t); strings.Contains(now, "KLINK") || strings.Contains(now, "lookup 77") ||
 		!strings.Contains(now, "blackhole") {
 		t.Errorf("Clear left\n%s", now)
 	}
@@ -478,7 +484,11 @@ func TestMSS(t *testing.T) {
 	}
 	start("")
 	pod, far := neighbour(t, node, "cali0"), neighbour(t, node, "kubelink")
-	run(t, `ip link set cali0 mtu 9000 up
+	// This device is no TUN: without these addresses it would need the neighbour discovery of IPv6, which is none of
+	// the packets that a linked cluster may send.
+	run(t, `ip link set kubelink address 02:00:00:00:00:01
+		ip neigh add fd00:5::7 lladdr 02:00:00:00:00:02 dev kubelink
+		ip link set cali0 mtu 9000 up
 		ip addr add 169.254.1.1/32 dev cali0
 		ip addr add fd00:a::1/128 dev cali0 nodad
 		ip route add 100.96.0.5 dev cali0
@@ -494,7 +504,8 @@ func TestMSS(t *testing.T) {
 	})
 	settle(t, netip.MustParseAddr("fd00:a::1"))
 	within(far, func() {
-		start(`ip link set eth0 mtu 9000 up
+		start(`ip link set eth0 address 02:00:00:00:00:02 mtu 9000 up
+			ip neigh add fd00:99::1 lladdr 02:00:00:00:00:01 dev eth0
 			ip addr add 100.64.16.7/32 dev eth0
 			ip addr add fd00:5::7/128 dev eth0 nodad
 			ip route add default via 192.168.0.11 dev eth0 onlink
@@ -502,15 +513,18 @@ func TestMSS(t *testing.T) {
 			ip route add default via fd00:99::1`)
 		settle(t, netip.MustParseAddr("fd00:5::7"))
 	})
+	const port = 7777
+	state := twoMeshes
+	state.LocalPorts = []mesh.LocalPort{{Protocol: "tcp", Port: port}}
 	k, _ := open(t, config)
-	set(t, k, twoMeshes)
+	set(t, k, state)
 
 	// want is of the client's segments and of the server's.
 	check := func(name string, client, server netns.NsHandle, address string, want [2]int) {
 		t.Helper()
 		var listener net.Listener
 		var conns [2]net.Conn
-		within(server, func() { listener, err = net.Listen("tcp", net.JoinHostPort(address, "0")) })
+		within(server, func() { listener, err = net.Listen("tcp", net.JoinHostPort(address, fmt.Sprint(port))) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -550,16 +564,16 @@ func TestMSS(t *testing.T) {
 		check(name+": node to far, IPv6", node, far, "fd00:5::7", [2]int{1440, 1440})
 		check(name+": far to node, IPv6", far, node, "fd00:99::1", [2]int{1440, 1440})
 	}
-	run(t, `iptables -t mangle -F KUBELINK-MSS
-		ip6tables -t mangle -F KUBELINK-MSS`)
+	run(t, `iptables -t mangle -F KLINK-MSS
+		ip6tables -t mangle -F KLINK-MSS`)
 	all("without rules", [2]int{8960, 8960}, [2]int{8940, 8940})
-	set(t, k, twoMeshes)
+	set(t, k, state)
 	all("with rules", [2]int{1460, 1460}, [2]int{1440, 1440})
 	// Each rule is for what one side says; the other's kernel sends what it hears.
 	for rule, v4 := range map[string][2]int{"1": {8960, 1460}, "2": {1460, 8960}} {
-		run(t, "iptables -t mangle -D KUBELINK-MSS "+rule)
+		run(t, "iptables -t mangle -D KLINK-MSS "+rule)
 		check("without rule "+rule+": pod to far", pod, far, "100.64.16.7", v4)
-		set(t, k, twoMeshes)
+		set(t, k, state)
 	}
 }
 
@@ -610,7 +624,8 @@ echo "$input" | exec ` + program + ` "$@"
 		}
 		err := k.Warning()
 		if err == nil ||
-			!strings.Contains(err.Error(), "line 3 failed; it needs the kernel modules xt_TCPMSS and iptable_mangle (") ||
+			!strings.Contains(err.Error(), "line 3 failed; "+
+				"TCP connections of pods with a large MTU rely on path MTU discovery; it needs the kernel modules xt_TCPMSS and iptable_mangle (") ||
 			strings.Contains(err.Error(), "\n") {
 			t.Errorf("error %v", err)
 		}
@@ -619,7 +634,7 @@ echo "$input" | exec ` + program + ` "$@"
 		t.Errorf("%d writes, want the one that fails", w.writes)
 	}
 	if now := state(t); !strings.Contains(now, "100.64.32.0/20 dev kubelink proto 107") ||
-		!strings.Contains(now, "-j KUBELINK-FORWARD") || strings.Contains(now, "KUBELINK-MSS") {
+		!strings.Contains(now, "-j KLINK-FORWARD") || strings.Contains(now, "KLINK-MSS") {
 		t.Errorf("without TCPMSS\n%s", now)
 	}
 	if err := k.Clear(); err != nil {
@@ -630,7 +645,7 @@ echo "$input" | exec ` + program + ` "$@"
 	if err := k.Warning(); err != nil {
 		t.Errorf("warning with TCPMSS: %v", err)
 	}
-	if now := state(t); !strings.Contains(now, "-A KUBELINK-MSS -o kubelink") {
+	if now := state(t); !strings.Contains(now, "-A KLINK-MSS -o kubelink") {
 		t.Errorf("with TCPMSS\n%s", now)
 	}
 }

@@ -1,12 +1,16 @@
 package kernel
 
-// The iptables chains: what should be in them, and the one transaction that makes a table so. All
-// of it is pure.
+// The iptables chains: what should be in them, where their hooks stand, and the one transaction that makes a chain so.
+// All of it is pure.
+//
+// Their names begin with KLINK-: a router of the former system flushes all KUBELINK- chains. Earlier
+// versions of this program had such names; a chain removes its predecessor in the transaction that makes it.
 
 import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -15,23 +19,37 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
-const natTable = "nat"
+const (
+	natTable    = "nat"
+	filterTable = "filter"
+	mangleTable = "mangle"
+)
 
 // chain is one of ours. Rules are in the form that iptables -S prints.
 type chain struct {
 	table, name string
 	hook        string // the rule of a builtin chain that jumps to this one
-	first       bool   // the hook must be the first rule, else it is appended
+	device      string // of the mesh
+	first       bool   // the hook must be the first rule, else it stands behind network policies
 	rules       []string
+	old         predecessor
 	remedy      string // for a chain that a mesh does without where the kernel lacks it
+}
+
+// predecessor is the chain that an earlier version of this program had in place of one.
+type predecessor struct {
+	name string         // empty: there was none
+	rule *regexp.Regexp // what each of its rules looks like; a foreign chain with the same name has other ones
 }
 
 // builtin is the name of the chain that the hook is in.
 func (c chain) builtin() string { return strings.Fields(c.hook)[1] }
 
-// wantedChains returns the chains that one family should have.
-func wantedChains(device string, s State, family int) []chain {
-	return []chain{natChain(device, s, family), forwardChain(device), mssChain(device, family)}
+// wantedChains returns the chains that one family should have. With ipvs, addresses of services are local ones.
+func wantedChains(device string, s State, family int, ipvs bool) []chain {
+	return []chain{
+		natChain(device, s, family), guardChain(device, s, family, ipvs), forwardChain(device), mssChain(device, family),
+	}
 }
 
 // natChain translates sources of packets that leave through the device.
@@ -41,8 +59,10 @@ func wantedChains(device string, s State, family int) []chain {
 // of the device, not the one of the mesh. If another program moves in front of the hook, the next
 // Set moves it back.
 func natChain(device string, s State, family int) chain {
-	c := chain{table: natTable, name: "KUBELINK-POSTROUTING", first: true,
-		hook: "-A POSTROUTING -o " + device + " -m comment --comment kubelink -j KUBELINK-POSTROUTING"}
+	c := chain{table: natTable, name: "KLINK-POSTROUTING", device: device, first: true,
+		hook: "-A POSTROUTING -o " + device + " -m comment --comment kubelink -j KLINK-POSTROUTING",
+		old: predecessor{"KUBELINK-POSTROUTING",
+			regexp.MustCompile(`^(-s \S+ )?(-d \S+ )?-o \S+ -j (ACCEPT|SNAT --to-source \S+)$`)}}
 	meshRanges := map[netip.Addr]netip.Prefix{} // by our address in the mesh
 	for _, a := range s.Addresses {
 		meshRanges[a.Addr()] = a.Masked()
@@ -74,14 +94,70 @@ func longestFirst(routes []mesh.Route) []mesh.Route {
 	})
 }
 
+// guardChain keeps linked clusters away from the node itself. Of what comes in through the device for any address of
+// the node, its own ones outside of the mesh included, only this passes: replies, errors about packets that are
+// known, ping, and LocalPorts at the addresses of the mesh. Its last rules drop and count the rest.
+//
+// The hook is in mangle, which packets pass before the NAT of kube-proxy: later, a node port is already the port of a
+// pod. Connection tracking has seen the packet there, in raw it has not. A peer's connection that was established
+// while the port was open does not go on: only the direction of the reply passes as such.
+//
+// The address of a service is usually none of the node, so these rules do not concern it. It is one where NodeLocal
+// DNSCache has the address of the DNS service, and with IPVS, where kube-proxy refuses ports that no service has.
+func guardChain(device string, s State, family int, ipvs bool) chain {
+	c := chain{table: mangleTable, name: guardName, device: device, first: true,
+		hook: "-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + guardName}
+	ping, node := "-p icmp -m icmp --icmp-type 8", []string{"-m addrtype --dst-type LOCAL,BROADCAST,ANYCAST,MULTICAST"}
+	if family == unix.AF_INET6 { // xt_addrtype knows no BROADCAST there, and with MULTICAST no other type matches
+		ping = "-p ipv6-icmp -m icmp6 --icmpv6-type 128"
+		node = []string{"-d ff00::/8", "-m addrtype --dst-type LOCAL,ANYCAST"}
+	}
+	pass := func(match string) { c.rules = append(c.rules, "-A "+c.name+match+" -j RETURN") }
+	passPort := func(to netip.Prefix, p mesh.LocalPort) {
+		pass(fmt.Sprintf("%s -p %s -m %[2]s --dport %d", matchOption("-d", to), p.Protocol, p.Port))
+	}
+	pass(" -m conntrack --ctstate ESTABLISHED --ctdir REPLY")
+	pass(" -m conntrack --ctstate RELATED")
+	pass(" " + ping + " -m addrtype --dst-type LOCAL")
+	for _, a := range s.Addresses {
+		if familyOf(a.Addr()) != family {
+			continue
+		}
+		for _, p := range s.LocalPorts {
+			passPort(hostPrefix(a.Addr()), p)
+		}
+	}
+	for _, n := range s.Services {
+		switch {
+		case familyOf(n.Addr()) != family:
+		case ipvs:
+			pass(matchOption("-d", n))
+		default:
+			passPort(n, mesh.LocalPort{Protocol: "tcp", Port: 53})
+			passPort(n, mesh.LocalPort{Protocol: "udp", Port: 53})
+		}
+	}
+	for _, match := range node {
+		c.rules = append(c.rules, "-A "+c.name+" "+match+" -j DROP")
+	}
+	return c
+}
+
+const guardName = "KLINK-LOCAL"
+
 // forwardChain accepts packets that are forwarded from and to the device, for hosts where the policy
-// of FORWARD is DROP. Its hook comes last, so that network policies decide before us.
+// of FORWARD is DROP, or its last rule refuses what is left.
+//
+// Its hook stands behind the chains of network policies (cali-FORWARD, KUBE-ROUTER-FORWARD, WEAVE-NPC), which
+// links must not bypass, and before the first rule that refuses all packets. endOfPolicies says where that is. If a
+// policy moves behind the hook, or such a rule before it, the next Set moves the hook.
 func forwardChain(device string) chain {
-	return chain{table: "filter", name: "KUBELINK-FORWARD",
-		hook: "-A FORWARD -m comment --comment kubelink -j KUBELINK-FORWARD",
+	return chain{table: filterTable, name: "KLINK-FORWARD", device: device,
+		hook: "-A FORWARD -m comment --comment kubelink -j KLINK-FORWARD",
+		old:  predecessor{"KUBELINK-FORWARD", regexp.MustCompile(`^-[io] \S+ -j ACCEPT$`)},
 		rules: []string{
-			"-A KUBELINK-FORWARD -i " + device + " -j ACCEPT",
-			"-A KUBELINK-FORWARD -o " + device + " -j ACCEPT"}}
+			"-A KLINK-FORWARD -i " + device + " -j ACCEPT",
+			"-A KLINK-FORWARD -o " + device + " -j ACCEPT"}}
 }
 
 // mssChain lowers the MSS of connections through the device to what fits the smaller of the two
@@ -98,12 +174,15 @@ func mssChain(device string, family int) chain {
 	if family == unix.AF_INET6 {
 		module = "ip6table_mangle"
 	}
-	return chain{table: "mangle", name: "KUBELINK-MSS", first: true,
-		hook: "-A FORWARD -m comment --comment kubelink -j KUBELINK-MSS",
+	return chain{table: mangleTable, name: "KLINK-MSS", device: device, first: true,
+		hook: "-A FORWARD -m comment --comment kubelink -j KLINK-MSS",
+		old: predecessor{"KUBELINK-MSS",
+			regexp.MustCompile(`^-[io] \S+ -p tcp .*-j TCPMSS --clamp-mss-to-pmtu$`)},
 		rules: []string{
-			"-A KUBELINK-MSS -i " + device + clamp,
-			"-A KUBELINK-MSS -o " + device + clamp},
-		remedy: "it needs the kernel modules xt_TCPMSS and " + module + " (with nf_tables, nft_compat): " +
+			"-A KLINK-MSS -i " + device + clamp,
+			"-A KLINK-MSS -o " + device + clamp},
+		remedy: "TCP connections of pods with a large MTU rely on path MTU discovery; it needs the kernel modules " +
+			"xt_TCPMSS and " + module + " (with nf_tables, nft_compat): " +
 			"load them on the node, or give its pods no larger MTU than " + device + " has"}
 }
 
@@ -115,45 +194,122 @@ func matchOption(option string, p netip.Prefix) string {
 	return " " + option + " " + p.String()
 }
 
-// restoreCommands returns what to tell iptables-restore(8), given the rules that the builtin chain
-// and this one have; current is nil where this one does not exist. All of it is one transaction: no
+// restoreCommands returns what to tell iptables-restore(8), given the table as it is. All of it is one transaction: no
 // packet sees less than the old or the new rules.
-func (c chain) restoreCommands(wanted bool, builtin, current []string) (commands []string) {
-	hooks := c.findHooks(builtin)
+func (c chain) restoreCommands(wanted bool, t *ruleTable) (commands []string) {
+	current, exists := t.find(c.name)
+	others, hooks := c.divideBuiltin(t)
+	remove := append(deleteCommands(hooks), c.old.removeCommands(t)...)
 	if !wanted {
-		commands = deleteCommands(hooks)
-		if current != nil {
-			commands = append(commands, "-F "+c.name, "-X "+c.name)
+		if exists {
+			remove = append(remove, "-F "+c.name, "-X "+c.name)
 		}
-		return commands
+		return remove
 	}
-	if current == nil || !slices.Equal(current, c.rules) {
+	if !exists || !slices.EqualFunc(current, c.rules, hasText) {
 		commands = append(commands, ":"+c.name+" - [0:0]") // makes or empties it
 		commands = append(commands, c.rules...)
 	}
-	if len(hooks) == 1 && hooks[0] == c.hook && (!c.first || builtin[0] == c.hook) {
+	place := 0
+	if !c.first {
+		place = t.endOfPolicies(others, c.device)
+	}
+	if len(hooks) == 1 && len(remove) == 1 && hasText(hooks[0], c.hook) && c.isPlaced(t, others, place) {
 		return commands
 	}
-	commands = append(commands, deleteCommands(hooks)...)
-	if c.first {
-		return append(commands, "-I"+strings.TrimPrefix(c.hook, "-A"))
+	commands = append(commands, remove...)
+	rule := strings.TrimPrefix(c.hook, "-A "+c.builtin())
+	switch place {
+	case 0:
+		return append(commands, "-I "+c.builtin()+rule)
+	case len(others):
+		return append(commands, c.hook)
 	}
-	return append(commands, c.hook)
+	return append(commands, fmt.Sprintf("-I %s %d%s", c.builtin(), place+1, rule))
 }
 
-func deleteCommands(rules []string) (commands []string) {
-	for _, r := range rules {
-		commands = append(commands, "-D"+strings.TrimPrefix(r, "-A"))
+// divideBuiltin returns the rules of the builtin chain that are not ours, and the ones that jump to this chain.
+func (c chain) divideBuiltin(t *ruleTable) (others, hooks []chainRule) {
+	builtin, _ := t.find(c.builtin())
+	for _, r := range builtin {
+		switch {
+		case strings.HasSuffix(r.text, " -j "+c.name):
+			hooks = append(hooks, r)
+		case !c.old.hasHook(r):
+			others = append(others, r)
+		}
+	}
+	return others, hooks
+}
+
+// isPlaced tells whether the hook is where it should be among the other rules of its builtin chain: in the place, or
+// before it with no rule in between that decides.
+func (c chain) isPlaced(t *ruleTable, others []chainRule, place int) bool {
+	builtin, _ := t.find(c.builtin())
+	at := slices.IndexFunc(builtin, func(r chainRule) bool { return hasText(r, c.hook) })
+	return at <= place && !t.decides(others[at:place], c.device)
+}
+
+// hasHook tells whether a rule of a builtin chain is the hook of the predecessor.
+func (p predecessor) hasHook(r chainRule) bool {
+	return p.name != "" && strings.HasSuffix(r.text, " -m comment --comment kubelink -j "+p.name)
+}
+
+// removeCommands returns the commands that remove the predecessor, where it is there. A chain with the same name and
+// foreign rules stays, and so does one that foreign rules jump to.
+func (p predecessor) removeCommands(t *ruleTable) (commands []string) {
+	if t == nil || p.name == "" {
+		return nil
+	}
+	rules, exists := t.find(p.name)
+	ours := !slices.ContainsFunc(rules, func(r chainRule) bool {
+		return !p.rule.MatchString(strings.TrimPrefix(r.text, "-A "+p.name+" "))
+	})
+	hooks, used := 0, false
+	for _, chain := range t.chains {
+		for _, r := range chain {
+			if p.hasHook(r) {
+				hooks++
+				commands = append(commands, deleteCommands([]chainRule{r})...)
+			} else if strings.HasSuffix(r.text, " -j "+p.name) || strings.HasSuffix(r.text, " -g "+p.name) {
+				used = true
+			}
+		}
+	}
+	if exists && ours && !used && hooks+len(rules) > 0 {
+		commands = append(commands, "-F "+p.name, "-X "+p.name)
 	}
 	return commands
 }
 
-// findHooks returns the rules of the builtin chain that jump to this one.
-func (c chain) findHooks(builtin []string) (hooks []string) {
-	for _, r := range builtin {
-		if strings.HasSuffix(r, " -j "+c.name) {
-			hooks = append(hooks, r)
+// hasText compares a rule with the text that we give iptables. C libraries abbreviate IPv6 addresses in different
+// ways.
+func hasText(r chainRule, text string) bool {
+	return r.text == text || normalizeAddresses(r.text) == text
+}
+
+// normalizeAddresses writes addresses as netip does.
+func normalizeAddresses(line string) string {
+	words := strings.Split(line, " ")
+	for i, w := range words {
+		if p, err := netip.ParsePrefix(w); err == nil {
+			words[i] = p.String()
+		} else if a, err := netip.ParseAddr(w); err == nil {
+			words[i] = a.String()
 		}
 	}
-	return hooks
+	return strings.Join(words, " ")
+}
+
+func deleteCommands(rules []chainRule) (commands []string) {
+	for _, r := range rules {
+		commands = append(commands, "-D"+strings.TrimPrefix(r.text, "-A"))
+	}
+	return commands
+}
+
+// blindCommands are what removes a chain that cannot be listed, and what at least empties it.
+func (c chain) blindCommands() (remove, empty []string) {
+	empty = []string{"-F " + c.name}
+	return []string{"-D" + strings.TrimPrefix(c.hook, "-A"), empty[0], "-X " + c.name}, empty
 }

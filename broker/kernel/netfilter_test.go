@@ -10,42 +10,61 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// rulesOf makes a table of rules as iptables -S prints them and of chains (":C - [0:0]"), separated by "; ".
+func rulesOf(t testing.TB, rules string) *ruleTable {
+	t.Helper()
+	all, err := parseTables("*T\n" + strings.ReplaceAll(rules, "; ", "\n") + "\nCOMMIT\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all["T"]
+}
+
 func TestRestoreCommands(t *testing.T) {
-	first := chain{name: "C", hook: "-A B -j C", first: true, rules: []string{"-A C -j ACCEPT"}}
+	first := chain{name: "C", hook: "-A B -j C", device: "k", first: true, rules: []string{"-A C -j ACCEPT"}}
 	last := first
 	last.first = false
+	const (
+		own   = ":C - [0:0]; -A C -j ACCEPT; " // the chain is as it should be
+		build = ":C - [0:0]; -A C -j ACCEPT"
+	)
 	for name, c := range map[string]struct {
-		chain            chain
-		wanted           bool
-		builtin, current []string
-		want             []string
+		chain       chain
+		wanted      bool
+		found, want string // rules, and commands
 	}{
-		"all is there, first":                  {first, true, []string{"-A B -j C", "-A B -j X"}, first.rules, nil},
-		"all is there, last":                   {last, true, []string{"-A B -j X", "-A B -j C"}, first.rules, nil},
-		"before foreign rules that came later": {last, true, []string{"-A B -j C", "-A B -j X"}, first.rules, nil},
-		"new, first": {first, true, []string{"-A B -j X"}, nil,
-			[]string{":C - [0:0]", "-A C -j ACCEPT", "-I B -j C"}},
-		"new, last": {last, true, nil, nil, []string{":C - [0:0]", "-A C -j ACCEPT", "-A B -j C"}},
-		"other rules": {first, true, []string{"-A B -j C"}, []string{"-A C -j DROP"},
-			[]string{":C - [0:0]", "-A C -j ACCEPT"}},
-		"empty": {first, true, []string{"-A B -j C"}, []string{},
-			[]string{":C - [0:0]", "-A C -j ACCEPT"}},
-		"no hook": {first, true, nil, first.rules, []string{"-I B -j C"}},
-		"behind": {first, true, []string{"-A B -j X", "-A B -j C"}, first.rules,
-			[]string{"-D B -j C", "-I B -j C"}},
-		"twice": {last, true, []string{"-A B -j C", "-A B -j C"}, first.rules,
-			[]string{"-D B -j C", "-D B -j C", "-A B -j C"}},
-		"old hook": {first, true, []string{"-A B -o k -j C"}, first.rules,
-			[]string{"-D B -o k -j C", "-I B -j C"}},
-		"a chain with a name that ends alike": {first, false, []string{"-A B -j XC"}, nil, nil},
-		"unwanted": {first, false, []string{"-A B -j C", "-A B -j X"}, first.rules,
-			[]string{"-D B -j C", "-F C", "-X C"}},
-		"unwanted, empty":         {first, false, nil, []string{}, []string{"-F C", "-X C"}},
-		"unwanted, and not there": {first, false, []string{"-A B -j X"}, nil, nil},
+		"all is there, first":           {first, true, own + "-A B -j C; -A B -j X", ""},
+		"all is there, last":            {last, true, own + "-A B -j X; -A B -j C", ""},
+		"before rules that only accept": {last, true, own + "-A B -j C; -A B -s 10.0.0.0/8 -j ACCEPT", ""},
+		"new, first":                    {first, true, "-A B -j X", build + "; -I B -j C"},
+		"new, last, nothing else":       {last, true, "", build + "; -I B -j C"},
+		"new, last":                     {last, true, "-A B -j X", build + "; -A B -j C"},
+		"other rules":                   {first, true, "-A C -j DROP; -A B -j C", build},
+		"empty":                         {first, true, ":C - [0:0]; -A B -j C", build},
+		"no hook":                       {first, true, own, "-I B -j C"},
+		"behind":                        {first, true, own + "-A B -j X; -A B -j C", "-D B -j C; -I B -j C"},
+		"twice":                         {last, true, own + "-A B -j C; -A B -j C", "-D B -j C; -D B -j C; -I B -j C"},
+		"old hook":                      {first, true, own + "-A B -o k -j C", "-D B -o k -j C; -I B -j C"},
+		"a chain that ends alike":       {first, false, "-A B -j XC", ""},
+		"unwanted":                      {first, false, own + "-A B -j C; -A B -j X", "-D B -j C; -F C; -X C"},
+		"unwanted, empty":               {first, false, ":C - [0:0]", "-F C; -X C"},
+		"unwanted, and not there":       {first, false, "-A B -j X", ""},
+		"unwanted, an empty table":      {first, false, "", ""},
+		"a policy came later":           {last, true, own + ":P - [0:0]; -A B -j C; -A B -j P", "-D B -j C; -A B -j C"},
+		"a drop of some came later":     {last, true, own + "-A B -j C; -A B -o weave -j DROP", "-D B -j C; -A B -j C"},
+		"behind a reject":               {last, true, own + "-A B -j REJECT; -A B -j C", "-D B -j C; -I B -j C"},
+		"between policy and reject": {last, true, own + "-A B -j P; -A B -j REJECT; -A B -j C",
+			"-D B -j C; -I B 2 -j C"},
+		"before a reject":         {last, true, own + "-A B -j P; -A B -j C; -A B -j REJECT", ""},
+		"a policy after a reject": {last, true, own + ":P - [0:0]; -A B -j C; -A B -j REJECT; -A B -j P", ""},
 	} {
-		if got := c.chain.restoreCommands(c.wanted, c.builtin, c.current); !slices.Equal(got, c.want) {
+		got := c.chain.restoreCommands(c.wanted, rulesOf(t, c.found))
+		if got := strings.Join(got, "; "); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
+	}
+	if got := strings.Join(first.restoreCommands(true, nil), "; "); got != build+"; -I B -j C" {
+		t.Errorf("without the table: %q", got)
 	}
 }
 
@@ -81,16 +100,20 @@ func TestNATChain(t *testing.T) {
 func TestWantedChains(t *testing.T) {
 	for _, family := range families {
 		var got []string
-		for _, c := range wantedChains("k", twoMeshes, family) {
+		for _, c := range wantedChains("k", twoMeshes, family, false) {
 			got = append(got, c.table+" "+c.builtin())
-			if !slices.Equal(c.findHooks([]string{c.hook}), []string{c.hook}) {
+			if others, hooks := c.divideBuiltin(rulesOf(t, c.hook)); len(others) != 0 || len(hooks) != 1 {
 				t.Errorf("IPv%d: hook %q is not one of chain %s", ipVersion(family), c.hook, c.name)
 			}
-			if (c.remedy != "") != (c.table == "mangle") {
+			if strings.HasPrefix(c.name, "KUBELINK-") {
+				t.Errorf("a router of the former system flushes chain %s", c.name)
+			}
+			if (c.remedy != "") != (c.name == "KLINK-MSS") {
 				t.Errorf("IPv%d: chain %s: remedy %q: a mesh does without the MSS only", ipVersion(family), c.name, c.remedy)
 			}
 		}
-		if want := []string{"nat POSTROUTING", "filter FORWARD", "mangle FORWARD"}; !slices.Equal(got, want) {
+		want := []string{"nat POSTROUTING", "mangle PREROUTING", "filter FORWARD", "mangle FORWARD"}
+		if !slices.Equal(got, want) {
 			t.Errorf("IPv%d: chains in %q, want %q", ipVersion(family), got, want)
 		}
 	}

@@ -6,6 +6,7 @@ package kernel
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,15 +24,31 @@ var families = []int{unix.AF_INET, unix.AF_INET6}
 // the device, the routes of all tables, our rules, and foreign rules that do nothing but lead to a
 // table.
 type objects struct {
-	link      link // zero: there is no such device
-	addresses []address
-	routes    []route
-	rules     []rule
+	link       link         // zero: there is no such device
+	forwarding []forwarding // that is on for the device
+	addresses  []address
+	routes     []route
+	rules      []rule
+	ipvs       bool          // addresses of services are local ones
+	failed     map[int]error // families that have no objects here, for the kernel could not tell
+}
+
+// omitFamily takes out what belongs to a family.
+func (o *objects) omitFamily(family int) {
+	o.forwarding = slices.DeleteFunc(o.forwarding, func(x forwarding) bool { return x.Family == family })
+	o.addresses = slices.DeleteFunc(o.addresses, func(a address) bool { return familyOf(a.Prefix.Addr()) == family })
+	o.routes = slices.DeleteFunc(o.routes, func(r route) bool { return familyOf(r.Destination.Addr()) == family })
+	o.rules = slices.DeleteFunc(o.rules, func(r rule) bool { return r.Family == family })
 }
 
 type link struct {
 	Index, MTU int
 	Up         bool
+}
+
+// forwarding says that packets of a family that come in through a device are forwarded.
+type forwarding struct {
+	Index, Family int
 }
 
 type address struct {
@@ -69,6 +86,8 @@ func ipCommand(verb string, object any, name func(int) string) string {
 			return "ip link del " + name(o.Index)
 		}
 		return fmt.Sprintf("ip link %s %s mtu %d up", verb, name(o.Index), o.MTU)
+	case forwarding:
+		return fmt.Sprintf("sysctl net.ipv%d.conf.%s.forwarding=1", ipVersion(o.Family), name(o.Index))
 	case address:
 		return fmt.Sprintf("ip addr %s %s dev %s noprefixroute", verb, o.Prefix, name(o.Index))
 	case route:

@@ -1,33 +1,26 @@
 package kernel
 
-// The real system: rtnetlink(7) through a handle of its own, iptables(8) as commands. This file
+// The real system: rtnetlink(7) through a handle of its own; iptables.go has iptables(8). This file
 // translates and decides nothing.
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
-	"os/exec"
 	"runtime"
-	"strconv"
-	"strings"
+	"slices"
 
-	"github.com/coreos/go-iptables/iptables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-const (
-	lockTimeout     = 10 // seconds to wait for the lock of xtables
-	maxDumpAttempts = 10 // to get a dump that no change interrupts
-)
+const maxDumpAttempts = 10 // to get a dump that no change interrupts
 
 // linux is the kernel of this machine. One call at a time: the Kernel sees to that.
 type linux struct {
-	netlink  *netlink.Handle
-	iptables map[int]*iptables.IPTables // by family, as needed
+	netlink *netlink.Handle
 }
 
 func newSystem() (*linux, error) {
@@ -35,47 +28,66 @@ func newSystem() (*linux, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	l := &linux{handle, map[int]*iptables.IPTables{}}
+	l := &linux{handle}
 	runtime.AddCleanup(l, (*netlink.Handle).Close, handle)
 	return l, nil
 }
 
-func (l *linux) Dump(device string) (o *objects, err error) {
+func (l *linux) Dump(device string) (o *objects) {
 	for range maxDumpAttempts {
-		if o, err = l.dumpObjects(device); !errors.Is(err, netlink.ErrDumpInterrupted) {
+		o = l.dumpObjects(device)
+		if !o.isInterrupted() {
 			break
 		}
 	}
-	return o, err
+	return o
 }
 
-func (l *linux) dumpObjects(device string) (*objects, error) {
-	o := &objects{}
-	if err := l.dumpDevice(device, o); err != nil {
-		return nil, err
+// isInterrupted tells that a change came between the parts of a dump.
+func (o *objects) isInterrupted() bool {
+	return slices.ContainsFunc(slices.Collect(maps.Values(o.failed)), func(err error) bool {
+		return errors.Is(err, netlink.ErrDumpInterrupted)
+	})
+}
+
+func (l *linux) dumpObjects(device string) *objects {
+	o := &objects{failed: map[int]error{}}
+	if err := l.dumpDevices(device, o); err != nil {
+		for _, f := range families {
+			o.failed[f] = err
+		}
+		return o
 	}
 	for _, f := range families {
-		if err := l.dumpRoutes(f, o); err != nil {
-			return nil, fmt.Errorf("routes: %w", err)
-		}
-		if err := l.dumpRules(f, o); err != nil {
-			return nil, fmt.Errorf("rules: %w", err)
+		if err := l.dumpFamily(f, o); err != nil {
+			o.failed[f] = err
+			o.omitFamily(f)
 		}
 	}
-	return o, nil
+	return o
 }
 
-// dumpDevice reads the link and its addresses, if it exists.
-func (l *linux) dumpDevice(name string, o *objects) error {
-	dev, err := l.netlink.LinkByName(name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
+// dumpDevices reads the link and its settings and addresses, if it exists, and looks for IPVS.
+func (l *linux) dumpDevices(name string, o *objects) error {
+	// kube-proxy and kube-router give the addresses of all services to such a device.
+	for _, d := range []string{"kube-ipvs0", "kube-dummy-if"} {
+		dev, err := l.findDevice(d)
+		if err != nil {
+			return err
+		}
+		o.ipvs = o.ipvs || dev != nil
 	}
-	if err != nil {
-		return fmt.Errorf("link: %w", err)
+	dev, err := l.findDevice(name)
+	if dev == nil {
+		return err
 	}
 	attrs := dev.Attrs()
 	o.link = link{attrs.Index, attrs.MTU, attrs.Flags&net.FlagUp != 0}
+	for _, f := range families {
+		if isForwarding(f, attrs.Name) {
+			o.forwarding = append(o.forwarding, forwarding{attrs.Index, f})
+		}
+	}
 	addresses, err := l.netlink.AddrList(dev, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("addresses: %w", err)
@@ -83,6 +95,28 @@ func (l *linux) dumpDevice(name string, o *objects) error {
 	for _, a := range addresses {
 		o.addresses = append(o.addresses,
 			address{a.LinkIndex, toPrefix(a.IPNet), a.Flags&unix.IFA_F_NOPREFIXROUTE != 0})
+	}
+	return nil
+}
+
+// findDevice returns nil for a device that does not exist.
+func (l *linux) findDevice(name string) (netlink.Link, error) {
+	dev, err := l.netlink.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("link %s: %w", name, err)
+	}
+	return dev, nil
+}
+
+func (l *linux) dumpFamily(family int, o *objects) error {
+	if err := l.dumpRoutes(family, o); err != nil {
+		return fmt.Errorf("routes: %w", err)
+	}
+	if err := l.dumpRules(family, o); err != nil {
+		return fmt.Errorf("rules: %w", err)
 	}
 	return nil
 }
@@ -118,6 +152,8 @@ func (l *linux) Change(verb string, object any) error {
 	switch o := object.(type) {
 	case link:
 		return l.changeLink(verb, o)
+	case forwarding:
+		return setForwarding(o, l.DeviceName(o.Index))
 	case address:
 		a := &netlink.Addr{IPNet: toIPNet(o.Prefix), LinkIndex: o.Index, Flags: unix.IFA_F_NOPREFIXROUTE}
 		if o.Prefix.Addr().Is6() {
@@ -166,76 +202,6 @@ func (l *linux) IsIdleTUN(index int) bool {
 	tun, ok := dev.(*netlink.Tuntap)
 	return ok && tun.Mode == netlink.TUNTAP_MODE_TUN &&
 		tun.RawFlags&(unix.IFF_UP|unix.IFF_LOWER_UP) == unix.IFF_UP
-}
-
-func (l *linux) ListChain(family int, table, chain string) ([]string, error) {
-	t, err := l.openIPTables(family)
-	if err != nil {
-		return nil, fmt.Errorf("run iptables: %w", err)
-	}
-	list, err := t.List(table, chain)
-	if failed := (*iptables.Error)(nil); errors.As(err, &failed) && (failed.ExitStatus() == 1 || failed.IsNotExist()) {
-		return nil, nil // the text differs between versions and back ends; no table is 3 with the text
-	}
-	if err != nil {
-		return nil, err
-	}
-	rules := []string{}
-	for _, line := range list {
-		if strings.HasPrefix(line, "-A ") {
-			if family == unix.AF_INET6 {
-				line = normalizeAddresses(line)
-			}
-			rules = append(rules, line)
-		}
-	}
-	return rules, nil
-}
-
-// openIPTables finds out about the command of a family the first time.
-func (l *linux) openIPTables(family int) (*iptables.IPTables, error) {
-	if t := l.iptables[family]; t != nil {
-		return t, nil
-	}
-	protocol := iptables.ProtocolIPv4
-	if family == unix.AF_INET6 {
-		protocol = iptables.ProtocolIPv6
-	}
-	t, err := iptables.New(iptables.IPFamily(protocol), iptables.Timeout(lockTimeout))
-	if err != nil {
-		return nil, err
-	}
-	l.iptables[family] = t
-	return t, nil
-}
-
-// RestoreTable runs iptables-restore, for go-iptables can only change single rules, which would show
-// every state in between and take a process per rule.
-func (l *linux) RestoreTable(family int, table string, commands []string) error {
-	name := "iptables-restore"
-	if family == unix.AF_INET6 {
-		name = "ip6tables-restore"
-	}
-	input := "*" + table + "\n" + strings.Join(commands, "\n") + "\nCOMMIT\n"
-	cmd := exec.Command(name, "--noflush", "--wait", strconv.Itoa(lockTimeout))
-	cmd.Stdin = strings.NewReader(input)
-	if output, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s of table %s: %w: %s", name, table, err, bytes.TrimSpace(output))
-	}
-	return nil
-}
-
-// normalizeAddresses writes addresses as netip does: C libraries abbreviate IPv6 in different ways.
-func normalizeAddresses(line string) string {
-	words := strings.Split(line, " ")
-	for i, w := range words {
-		if p, err := netip.ParsePrefix(w); err == nil {
-			words[i] = p.String()
-		} else if a, err := netip.ParseAddr(w); err == nil {
-			words[i] = a.String()
-		}
-	}
-	return strings.Join(words, " ")
 }
 
 func toNetlinkRule(r rule) *netlink.Rule {

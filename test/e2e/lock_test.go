@@ -121,7 +121,7 @@ func useLegacyIptables(t *testing.T, ctx context.Context, b *fleet.Broker) (ipta
 	restart(ctx, []string{"PATH=" + dir + ":" + os.Getenv("PATH")})
 	iptables = filepath.Join(dir, "iptables")
 	rules, err := b.Host.Run(ctx, iptables, "-w", "-t", "nat", "-S")
-	if must(t, err); !strings.Contains(rules, "KUBELINK-POSTROUTING") {
+	if must(t, err); !strings.Contains(rules, "KLINK-POSTROUTING") {
 		t.Fatalf("the broker does not use the legacy iptables:\n%s", rules)
 	}
 	return iptables
@@ -163,7 +163,7 @@ func holdXtablesLock(t *testing.T, ctx context.Context, b *fleet.Broker, iptable
 	return release
 }
 
-// findIptables returns the id of the iptables process that the broker waits for.
+// findIptables returns the id of the iptables process that the broker waits for. The kernel shortens names of processes.
 func findIptables(b *fleet.Broker) (int, error) {
 	files, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -178,7 +178,7 @@ func findIptables(b *fleet.Broker) (int, error) {
 		pid, rest, _ := strings.Cut(string(stat), " (")
 		name, rest, _ := strings.Cut(rest, ") ")
 		fields := strings.Fields(rest)
-		if name == "iptables" && len(fields) > 1 && fields[1] == strconv.Itoa(b.Process.PID()) {
+		if strings.HasPrefix(name, "iptables") && len(fields) > 1 && fields[1] == strconv.Itoa(b.Process.PID()) {
 			return strconv.Atoi(pid)
 		}
 	}

@@ -1,0 +1,78 @@
+package kernel
+
+// The commands of iptables(8). Their exit statuses mean different things in different versions and back ends; any
+// other than 0 is an error here, and what they print is what there is.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockTime is how long iptables-restore waits for the xtables lock. iptables-save takes no lock.
+const lockTime = 10 * time.Second
+
+// SaveTables prints the counters, too.
+func (l *linux) SaveTables(ctx context.Context, family int, table string) (string, error) {
+	args := []string{"-c"}
+	if table != "" {
+		args = append(args, "-t", table)
+	}
+	return runIPTables(ctx, family, "save", "", args...)
+}
+
+// RestoreTable runs iptables-restore: other commands change single rules, which would show every state in between and
+// take a process per rule.
+func (l *linux) RestoreTable(ctx context.Context, family int, table string, commands []string) error {
+	input := "*" + table + "\n" + strings.Join(commands, "\n") + "\nCOMMIT\n"
+	wait := lockTime
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = max(time.Second, min(wait, time.Until(deadline)-time.Second))
+	}
+	_, err := runIPTables(ctx, family, "restore", input, "--noflush", "--wait", strconv.Itoa(int(wait.Seconds())))
+	return err
+}
+
+// runIPTables runs iptables-save or iptables-restore of a family and returns what it prints.
+func runIPTables(ctx context.Context, family int, tool, input string, args ...string) (string, error) {
+	name := "iptables-" + tool
+	if family == unix.AF_INET6 {
+		name = "ip6tables-" + tool
+	}
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
+	// What the command has started ends with it, a script's child for example.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	switch {
+	case err == nil:
+		return stdout.String(), nil
+	case errors.Is(err, exec.ErrNotFound):
+		return "", fmt.Errorf("run %s: %w", name, err)
+	case ctx.Err() != nil:
+		return "", fmt.Errorf("%s does not end: "+
+			"something on the node may hold the xtables lock (see lsof /run/xtables.lock)", name)
+	}
+	return "", fmt.Errorf("%s: %w: %s", name, err, oneLine(stderr.String()+stdout.String()))
+}
+
+// oneLine makes one line, not too long, of what a command prints.
+func oneLine(text string) string {
+	text = strings.Join(strings.FieldsFunc(text, func(c rune) bool { return c == '\n' || c == '\r' }), "; ")
+	const limit = 300
+	if len(text) > limit {
+		text = text[:limit] + "..."
+	}
+	return text
+}

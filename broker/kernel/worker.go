@@ -1,0 +1,196 @@
+package kernel
+
+// The worker that brings states to the kernel in a goroutine of its own, for a Set may take as long as another program
+// holds the xtables lock.
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"reflect"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/mandelsoft/kubelink/broker/onchange"
+)
+
+const (
+	// patience is how long Worker.Set waits for the kernel. Usually it takes milliseconds.
+	patience = time.Second
+	// Grace is how long the kernel may take for a new state before that counts as an error.
+	Grace = 15 * time.Second
+)
+
+// What Worker.Set returns while the kernel has not taken a new state.
+var (
+	// ErrBusy is for the time until Grace.
+	ErrBusy = errors.New("addresses, routes and iptables chains are being set")
+	// ErrStuck is for the time after Grace.
+	ErrStuck = errors.New("addresses, routes and iptables chains are being set since 15 s or more: " +
+		"something on the node may hold the xtables lock (see lsof /run/xtables.lock)")
+)
+
+// workState is a state for the kernel. The kernel is told again only for a reason: each time costs processes, and
+// links can change often.
+type workState struct {
+	State
+	index int // of the interface
+	at    time.Time
+}
+
+// equals ignores the time.
+func (s *workState) equals(other *workState) bool {
+	return s.index == other.index && reflect.DeepEqual(s.State, other.State)
+}
+
+// setter is what the worker needs of a kernel.Kernel.
+type setter interface {
+	Set(State) error
+	Warning() error
+	Clear() error
+}
+
+// Worker brings the latest state to the kernel.
+type Worker struct {
+	config WorkerConfig
+	warned onchange.Error // warning of the kernel, as logged
+
+	wg sync.WaitGroup // the goroutine of a run
+
+	mu      sync.Mutex // guards the fields below; a run does not hold it
+	kernel  setter
+	last    workState    // what the kernel has; zero: unknown
+	running *workRun     // nil: none
+	failed  workState    // what the last run could not set in full
+	err     error        // why
+	retryAt time.Time    // not before then the worker tries failed again
+	backoff wait.Backoff // of runs that fail slowly
+}
+
+// workRun is one try to tell the kernel.
+type workRun struct {
+	want   workState
+	repair bool // the kernel has had this state before
+	ended  chan struct{}
+	left   bool // Set has not waited for the end; Worker.mu guards it
+}
+
+// slowBackoff is between runs that fail after Set has stopped waiting: 100 ms to 30 s. The controller has a
+// back-off for the other runs.
+var slowBackoff = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Steps: 16, Cap: 30 * time.Second}
+
+// WorkerConfig says how a Worker works.
+type WorkerConfig struct {
+	Device string        // name of the TUN
+	Repair time.Duration // how often the kernel is compared with a state that does not change
+	Done   func()        // called at the end of a run that Set has not waited for; it must not block
+	Log    *slog.Logger
+}
+
+// NewWorker returns a worker that uses k.
+func NewWorker(k *Kernel, config WorkerConfig) *Worker {
+	return &Worker{config: config, kernel: k, backoff: slowBackoff}
+}
+
+// Forget makes the next Set tell the kernel all, by k if that is not nil. It waits for a run.
+func (w *Worker) Forget(k *Kernel) {
+	w.wg.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.last, w.failed, w.err = (workState{}), (workState{}), nil; k != nil {
+		w.kernel = k
+	}
+}
+
+// Set brings a state to the kernel, and repairs it now and then. It waits for a moment; then it returns ErrBusy, after
+// Grace ErrStuck, and calls Done at the end. A repair that takes longer is no error.
+func (w *Worker) Set(s State) error {
+	want := workState{State: s, at: time.Now()}
+	if i, err := net.InterfaceByName(w.config.Device); err == nil {
+		want.index = i.Index
+	}
+	run, err := w.startRun(want)
+	if run == nil {
+		return err
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-run.ended:
+	case <-timer.C:
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running == run {
+		run.left = true
+		return run.report(&want)
+	}
+	return w.err
+}
+
+// startRun starts a run, unless one is running, or there is no reason for one. It returns what is to be said of want
+// then.
+func (w *Worker) startRun(want workState) (*workRun, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running != nil {
+		return nil, w.running.report(&want)
+	}
+	same := !w.last.at.IsZero() && want.equals(&w.last)
+	if same && want.at.Sub(w.last.at) < w.config.Repair-time.Second {
+		return nil, nil
+	}
+	if w.err != nil && want.equals(&w.failed) && want.at.Before(w.retryAt) {
+		return nil, w.err
+	}
+	run := &workRun{want: want, repair: same, ended: make(chan struct{})}
+	w.running = run
+	w.wg.Go(func() { w.tellKernel(run) })
+	return run, nil
+}
+
+// report says what is to be said of a wanted state while the run goes on.
+func (run *workRun) report(want *workState) error {
+	switch {
+	case run.repair && want.equals(&run.want):
+		return nil
+	case time.Since(run.want.at) >= Grace:
+		return ErrStuck
+	}
+	return ErrBusy
+}
+
+// tellKernel is the goroutine of a run.
+func (w *Worker) tellKernel(run *workRun) {
+	err := w.kernel.Set(run.want.State)
+	if warning := w.kernel.Warning(); err == nil && w.warned.Set(warning) && warning != nil {
+		w.config.Log.Warn("the node lacks something that a mesh does without", "error", warning)
+	}
+	w.mu.Lock()
+	if w.err = err; err == nil {
+		w.last, w.failed, w.backoff, w.retryAt = run.want, workState{}, slowBackoff, time.Time{}
+	} else {
+		w.last, w.failed, w.retryAt = workState{}, run.want, time.Time{}
+		if run.left {
+			w.retryAt = time.Now().Add(w.backoff.Step())
+		}
+	}
+	left := run.left
+	w.running = nil
+	close(run.ended)
+	w.mu.Unlock()
+	if left {
+		w.config.Done()
+	}
+}
+
+// Wait waits for the end of a run.
+func (w *Worker) Wait() { w.wg.Wait() }
+
+// Clear removes all that is ours from the kernel, after the end of a run.
+func (w *Worker) Clear() error {
+	w.wg.Wait()
+	return w.kernel.Clear()
+}
