@@ -27,6 +27,9 @@ func main() {
 	if len(os.Args) == 3 && os.Args[1] == wireguardCommand {
 		os.Exit(runWireguard(os.Args[2]))
 	}
+	if len(os.Args) == 4 && os.Args[1] == attackerCommand {
+		os.Exit(runAttacker(os.Args[2], os.Args[3]))
+	}
 	o := parseFlags()
 	os.Exit(testbed.Main(func() int {
 		if err := o.runAll(); err != nil {
@@ -66,7 +69,7 @@ var comparisons = []comparison{
 }
 
 func parseFlags() (o options) {
-	what := []string{"apply"}
+	what := []string{"apply", "attack"}
 	var names, measures []string
 	for _, c := range comparisons {
 		what = append(what, c.section)
@@ -188,6 +191,11 @@ func (o options) runAll() error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 		defer cancel()
 		if err := measureApply(ctx); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(o.what, "attack") {
+		if err := measureAttacks(ctx, o.choice); err != nil {
 			return err
 		}
 	}
