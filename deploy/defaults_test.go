@@ -107,3 +107,12 @@ func TestPodIsBounded(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+// The endpoint for peers keeps their addresses, and needs no other node than that of the pod.
+func TestEndpointForPeers(t *testing.T) {
+	s := readBase[corev1.Service](t, "services.yaml") // the first one
+	if s.Name != "kubelink" || s.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal ||
+		!s.Spec.PublishNotReadyAddresses {
+		t.Errorf("%s: %+v", s.Name, s.Spec)
+	}
+}

@@ -441,7 +441,7 @@ func (b *attackBench) returnHerd(ctx context.Context, configs []*tls.Config, add
 
 // countLinks returns the number of links that are up (1), or not (0).
 func (b *attackBench) countLinks(ctx context.Context, value string) (n int, err error) {
-	text, err := b.hub.Host.Get(ctx, "http://127.0.0.1:9153/metrics")
+	text, err := b.hub.Host.Get(ctx, fleet.MetricsURL)
 	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, "coredns_kubelink_link_up{") && strings.HasSuffix(line, " "+value+"\n") {
 			n++
