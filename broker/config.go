@@ -63,7 +63,8 @@ type CertificateConfig struct {
 	Secret                    string // name of the TLS secret
 	CertFile, KeyFile, CAFile string // instead of Secret
 	SecretManageMode          pki.SecretManageMode
-	DNSName                   string // name or IP address in a managed certificate
+	SystemCAs                 bool   // public CAs, those of the system, are trusted instead of one of the user
+	DNSName                   string // name or IP address that the certificate must have
 }
 
 // NamesConfig says what peers and the cluster's DNS are told of names, and what happens to names when clusters are
@@ -134,7 +135,7 @@ func (c *Config) restConfig() (*rest.Config, error) {
 func (c *Config) pkiConfig() pki.Config {
 	return pki.Config{
 		Namespace: c.Namespace, Secret: c.Secret, CertFile: c.CertFile, KeyFile: c.KeyFile, CAFile: c.CAFile,
-		SecretManageMode: c.SecretManageMode, DNSName: c.DNSName,
+		SecretManageMode: c.SecretManageMode, DNSName: c.DNSName, SystemCAs: c.SystemCAs,
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -45,15 +46,16 @@ type reconciler struct {
 
 	// mu is held over a reconciliation and guards the fields below. The lifecycle changes them while the controllers
 	// stand still. A reconciliation waits a second for the kernel at most, and for nothing else.
-	mu         sync.Mutex
-	cfg        Config
-	api        *rest.Config // of the local API server
-	gateway    *gateway     // nil: the mode carries no traffic
-	told       announcer
-	creds      pki.Store
-	globals    globalnames.Names
-	receiver   announce.Receiver // of what peers announce
-	dnsRestart stubdomain.PendingRestart
+	mu           sync.Mutex
+	cfg          Config
+	api          *rest.Config // of the local API server
+	gateway      *gateway     // nil: the mode carries no traffic
+	told         announcer
+	creds        pki.Store
+	credsProblem onchange.Error // why creds are not what the source has
+	globals      globalnames.Names
+	receiver     announce.Receiver // of what peers announce
+	dnsRestart   stubdomain.PendingRestart
 }
 
 // announcer knows what peers are told of this cluster.
@@ -116,7 +118,11 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	globalErr := r.updateGlobalNames(ctx, state.Zones)
 	err, pending := r.apply(&state, accesses, port)
 	r.health.change(func(h *health) {
-		failed := errors.Join(err, portErr, credErr, globalErr)
+		failed := errors.Join(err, portErr)
+		if !r.creds.Usable() { // with the former credentials, links and names go on
+			failed = errors.Join(failed, credErr)
+		}
+		failed = errors.Join(failed, globalErr)
 		if h.applied != nil { // a broker that was ready stays so while the kernel is being told
 			failed = errors.Join(failed, pending)
 		}
@@ -150,11 +156,12 @@ func (r *reconciler) setAPI(api *rest.Config) {
 	r.api = api
 }
 
-// setGateway also forgets the credentials: the next reconciliation gives them to the gateway.
+// setGateway also sees to it that the next reconciliation gives the credentials to the gateway.
 func (r *reconciler) setGateway(g *gateway) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.gateway, r.creds = g, pki.Store{}
+	r.gateway = g
+	r.creds.Retell()
 }
 
 // newOutcome is all that a reconciliation wants to have written.
@@ -243,16 +250,24 @@ func (r *reconcilerRun) refreshCredentials(ctx context.Context) error {
 	}
 	cfg := r.cfg.pkiConfig()
 	credentials, err := r.creds.Refresh(ctx, r.client, cfg)
+	if r.credsProblem.Set(err) && err != nil {
+		r.log.Warn("certificate cannot be used", "problem", writeback.OneLine(err))
+	}
 	if credentials == nil {
 		return err
 	}
 	r.gateway.SetCredentials(credentials)
-	if !credentials.Unencrypted {
-		r.log.Info("certificate in use from now on", "source", cfg.Location(),
-			"notAfter", credentials.Certificate.Leaf.NotAfter)
+	if leaf := credentials.Certificate.Leaf; leaf != nil {
+		r.log.Info("certificate in use from now on", "source", cfg.Location(), "notAfter", leaf.NotAfter)
+		if names := link.CertNames(leaf); slices.ContainsFunc(names, isWildcard) {
+			r.log.Warn("this is a wildcard certificate: its owner can be every link whose endpoint the wildcard covers; "+
+				"a certificate for the endpoint's host alone is safer", "source", cfg.Location(), "names", names)
+		}
 	}
-	return nil
+	return err
 }
+
+func isWildcard(name string) bool { return strings.HasPrefix(name, "*.") }
 
 // listenPort is broker-port, or the target port of the service's port named bridge.
 func (r *reconcilerRun) listenPort(ctx context.Context) (uint16, error) {

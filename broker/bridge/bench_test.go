@@ -157,7 +157,8 @@ func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *ses
 	y.SetReadBuffer(4 << 20)
 	p := b.router.table.Load().peers[0]
 	raw := newBatchConn(x, time.Second)
-	conf := tlsConfig(&link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}, "b", new(authorization),
+	conf := tlsConfig(
+		&link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}, "b", new(authorization),
 		func(*x509.Certificate) error { return nil })
 	near := tls.Server(raw, conf)
 	far = tls.Client(y, conf)

@@ -124,9 +124,9 @@ func (b *Bridge) Configure(settings link.Settings) error {
 	return errors.Join(b.iface.configure(config.MTU != old.MTU), b.listener.movePort())
 }
 
-// SetCredentials sets the credentials for handshakes from now on. Sessions continue whose peer the new roots trust, too;
-// the other sessions end, and so do sessions without certificate when there is one now. Nil suspends the bridge: all
-// sessions end, and until there are credentials the bridge neither dials nor accepts a peer.
+// SetCredentials sets the credentials for handshakes from now on. Sessions go on if the new roots trust their peer;
+// other ones end, and so do sessions without certificate when there is one now. Nil suspends the bridge: all sessions
+// end, and until there are credentials the bridge neither dials nor accepts a peer.
 func (b *Bridge) SetCredentials(c *link.Credentials) {
 	old := b.credentials.Swap(c)
 	peers := b.router.table.Load().peers

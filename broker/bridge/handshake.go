@@ -19,7 +19,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
-// tlsConfig is common to both sides of the handshake. An error of check ends the handshake; after it, auth says how long
+// tlsConfig is common to both sides of the handshake. An error of check ends the handshake; then auth says how long
 // the other end is authorized.
 func tlsConfig(
 	c *link.Credentials, remote string, auth *authorization, check func(leaf *x509.Certificate) error,

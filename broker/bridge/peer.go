@@ -96,7 +96,7 @@ func (p *peer) checkHello(h *hello) error {
 
 // attachSession makes s a session of the peer. It returns false when the peer is closed, when the credentials or the
 // TUN have changed since the handshake of s began, or when another broker of the peer's cluster has a higher term. As
-// credentials and TUN change before sessions are looked through (under p.mu), no session remains that they do not allow.
+// credentials and TUN change before sessions are looked through (under p.mu), no session remains that is not allowed.
 func (p *peer) attachSession(s *session, h *hello) bool {
 	s.raw.SetDeadline(time.Time{})
 	s.raw.startBatching()

@@ -23,7 +23,8 @@ type Config struct {
 	Secret                    string // name of the TLS secret
 	CertFile, KeyFile, CAFile string // instead of Secret
 	SecretManageMode          SecretManageMode
-	DNSName                   string // name or IP address in a certificate that the broker or the service makes
+	DNSName                   string // name or IP address that the certificate must have
+	SystemCAs                 bool   // the CAs of the system are trusted, and no other
 }
 
 // Configured tells whether links need a certificate.

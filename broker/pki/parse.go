@@ -1,6 +1,6 @@
 package pki
 
-// The content of a TLS secret: keys, PEM, credentials.
+// The content of a TLS secret: its keys, and pairs of certificate and key in PEM form.
 
 import (
 	"crypto"
@@ -8,11 +8,8 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-
-	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 // Keys of the TLS secret.
@@ -22,28 +19,6 @@ const (
 	keyCA    = "ca.crt"
 	keyCAKey = "ca.key" // for certificates that the broker makes itself
 )
-
-// Parse makes credentials of the content of a TLS secret: tls.crt, tls.key and ca.crt in PEM form. Without ca.crt the
-// system's roots are trusted.
-func Parse(data map[string][]byte) (*link.Credentials, error) {
-	for _, key := range []string{keyCert, keyKey} {
-		if len(data[key]) == 0 {
-			return nil, fmt.Errorf("%s is missing", key)
-		}
-	}
-	cert, err := tls.X509KeyPair(data[keyCert], data[keyKey])
-	if err != nil {
-		return nil, fmt.Errorf("%s and %s: %w", keyCert, keyKey, err)
-	}
-	credentials := &link.Credentials{Certificate: cert}
-	if ca := data[keyCA]; len(ca) > 0 { // else the certificate is of a public certificate authority
-		credentials.Roots = x509.NewCertPool()
-		if !credentials.Roots.AppendCertsFromPEM(ca) {
-			return nil, fmt.Errorf("%s has no certificate in PEM form", keyCA)
-		}
-	}
-	return credentials, nil
-}
 
 // readPair reads certificate and key. If both are absent the certificate is nil.
 func readPair(cert, key []byte) (*x509.Certificate, crypto.Signer, error) {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 const (
@@ -59,6 +61,9 @@ func ManageSecret(secret *corev1.Secret, name string, now time.Time) (changed bo
 
 // readAuthority reads the CA of the secret. An empty secret has the zero authority.
 func readAuthority(secret *corev1.Secret) (ca authority, err error) {
+	if _, err = link.ParseBundle(secret.Data[keyCA]); err != nil {
+		return authority{}, fmt.Errorf("%s: %w", keyCA, err)
+	}
 	if ca.cert, ca.key, err = readPair(secret.Data[keyCA], secret.Data[keyCAKey]); err != nil {
 		return authority{}, fmt.Errorf("%s and %s: %w", keyCA, keyCAKey, err)
 	}

@@ -40,7 +40,7 @@ func TestManageSecret(t *testing.T) {
 	if !manage(t, s, "a.example", day0) {
 		t.Error("an empty secret is filled")
 	}
-	if _, err := Parse(s.Data); err != nil {
+	if _, _, err := (Config{DNSName: "a.example"}).judge(s.Data, nil, day0); err != nil {
 		t.Error(err)
 	}
 	if manage(t, s, "a.example", day0.Add(leafLife/2)) {
@@ -110,32 +110,6 @@ func TestManageSecretRefuses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			_, _, err := ManageSecret(&corev1.Secret{Data: c.data}, "a.example", day0)
 			if err == nil || !strings.Contains(err.Error(), c.says) {
-				t.Error(err)
-			}
-		})
-	}
-}
-
-func TestParseCredentials(t *testing.T) {
-	good := &corev1.Secret{}
-	manage(t, good, "a.example", day0)
-	for _, c := range []struct {
-		name string
-		edit func(map[string][]byte)
-		says string
-	}{
-		{"certificate missing", func(d map[string][]byte) { delete(d, keyCert) }, "tls.crt is missing"},
-		{"key missing", func(d map[string][]byte) { delete(d, keyKey) }, "tls.key is missing"},
-		{"no pair", func(d map[string][]byte) { d[keyKey] = good.Data[keyCAKey] }, "tls.crt and tls.key"},
-		{"CA is no PEM", func(d map[string][]byte) { d[keyCA] = []byte("x") }, "ca.crt"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			d := map[string][]byte{}
-			for k, v := range good.Data {
-				d[k] = v
-			}
-			c.edit(d)
-			if _, err := Parse(d); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Error(err)
 			}
 		})

@@ -23,16 +23,28 @@ type Store struct {
 	Secret  *corev1.Secret // to be written, created if it has no resourceVersion; nil: nothing is to be written
 	Request bool           // the certificate service is to be asked (Config.CertificateRequest)
 
-	data        map[string][]byte // of the certificate in use, by key of the secret; nil: none
-	unencrypted bool              // the configuration asks for no certificate
-	renewAt     time.Time         // when the broker is to renew the certificate; zero: never
+	used    *link.Credentials // the credentials in use; nil: none
+	told    bool              // Refresh has returned them
+	cfg     Config            // by which they were accepted
+	data    map[string][]byte // their content, by key of the secret; nil: they are no certificate
+	until   time.Time         // when they expire
+	renewAt time.Time         // when the broker is to renew the certificate; zero: never
 }
 
 // Usable tells whether links may be made.
-func (s *Store) Usable() bool { return s.unencrypted || s.data != nil }
+func (s *Store) Usable() bool { return s.used != nil }
 
 // Unencrypted tells whether links work without authentication and encryption.
-func (s *Store) Unencrypted() bool { return s.unencrypted }
+func (s *Store) Unencrypted() bool { return s.used != nil && s.used.Unencrypted }
+
+// Retell is for another dataplane: the next Refresh returns the credentials in use. Without encryption there are none
+// afterwards.
+func (s *Store) Retell() {
+	if s.Unencrypted() {
+		*s = Store{}
+	}
+	s.told = false
+}
 
 // RenewIn is the time until the broker has to renew the certificate.
 func (s *Store) RenewIn() time.Duration {
@@ -42,34 +54,56 @@ func (s *Store) RenewIn() time.Duration {
 	return max(time.Until(s.renewAt), time.Second)
 }
 
-// Refresh reads the source of a dataplane's certificate. It returns the credentials if they differ from the ones in
-// use, else nil. After an error the ones in use stay in use.
+// Refresh reads the source of a dataplane's certificate. It returns the credentials in use if they are new, or were not
+// told yet, else nil. After an error the ones in use stay in use, and the error tells until when.
 func (s *Store) Refresh(ctx context.Context, reader client.Reader, cfg Config) (*link.Credentials, error) {
 	s.Secret, s.Request, s.renewAt = nil, false, time.Time{}
-	if !cfg.Configured() {
-		if s.unencrypted {
-			return nil, nil
-		}
-		s.unencrypted, s.data = true, nil
-		return &link.Credentials{Unencrypted: true}, nil
-	}
-	s.unencrypted = false // from now on no link works in plain text, even if the certificate is missing
-	data, err := s.readSource(ctx, reader, cfg)
-	if err != nil {
+	err := s.replace(ctx, reader, cfg, time.Now())
+	if s.told || s.used == nil {
 		return nil, err
 	}
-	if reflect.DeepEqual(data, s.data) {
-		return nil, nil
-	}
-	credentials, err := Parse(data)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", cfg.Location(), err)
-	}
-	s.data = data
-	return credentials, nil
+	s.told = true
+	return s.used, err
 }
 
-// readSource reads the files or the secret.
+// replace uses what the source has, if that is good.
+func (s *Store) replace(ctx context.Context, reader client.Reader, cfg Config, now time.Time) error {
+	if !cfg.Configured() {
+		if !s.Unencrypted() {
+			*s = Store{used: &link.Credentials{Unencrypted: true}}
+		}
+		return nil
+	}
+	if s.Unencrypted() { // from now on no link works in plain text, even if the certificate is missing
+		s.used = nil
+	}
+	data, err := s.readSource(ctx, reader, cfg)
+	if err == nil && (s.Secret != nil || reflect.DeepEqual(data, s.data) && cfg == s.cfg) {
+		if now.After(s.until) {
+			err = fmt.Errorf("%s: the certificate, or the CA that signed it, expired at %s and was not renewed: "+
+				"peers refuse it", cfg.Location(), formatTime(s.until))
+		}
+		return err
+	}
+	if err == nil {
+		var next *link.Credentials
+		var until time.Time
+		if next, until, err = cfg.judge(data, s.data, now); err == nil {
+			s.used, s.told, s.cfg, s.data, s.until = next, false, cfg, data, until
+			return nil
+		}
+		err = fmt.Errorf("%s: %w", cfg.Location(), err)
+	}
+	switch {
+	case s.used == nil:
+		return err
+	case now.After(s.until):
+		return fmt.Errorf("%w; the certificate in use expired at %s: peers refuse it", err, formatTime(s.until))
+	}
+	return fmt.Errorf("%w; the certificate in use stays so, it is valid until %s", err, formatTime(s.until))
+}
+
+// readSource reads the files or the secret. With a secret to be written, there is nothing to use yet.
 func (s *Store) readSource(ctx context.Context, reader client.Reader, cfg Config) (map[string][]byte, error) {
 	if cfg.CertFile != "" {
 		return readFiles(cfg)
@@ -81,6 +115,9 @@ func (s *Store) readSource(ctx context.Context, reader client.Reader, cfg Config
 		return nil, err
 	}
 	switch {
+	case cfg.SecretManageMode == ManageSelf && s.hasLostCA(&secret, cfg):
+		return nil, fmt.Errorf("%s has no %s and %s any more, and peers trust this CA: put them back; "+
+			"to have a new CA made, restart kubelink", cfg.Location(), keyCA, keyCAKey)
 	case cfg.SecretManageMode == ManageSelf:
 		if missing {
 			secret = corev1.Secret{Type: corev1.SecretTypeTLS}
@@ -98,6 +135,12 @@ func (s *Store) readSource(ctx context.Context, reader client.Reader, cfg Config
 	return certificateData(&secret), nil
 }
 
+// hasLostCA tells whether the secret has no CA any more, while certificates of one are in use. A new CA would cut this
+// cluster off from all peers.
+func (s *Store) hasLostCA(secret *corev1.Secret, cfg Config) bool {
+	return s.data != nil && s.cfg == cfg && len(secret.Data[keyCA]) == 0 && len(secret.Data[keyCAKey]) == 0
+}
+
 // manageSource renews the content of the secret where needed. A changed secret is used when the cache has it.
 func (s *Store) manageSource(secret *corev1.Secret, cfg Config) (map[string][]byte, error) {
 	changed, renewAt, err := ManageSecret(secret, cfg.DNSName, time.Now())
@@ -112,7 +155,7 @@ func (s *Store) manageSource(secret *corev1.Secret, cfg Config) (map[string][]by
 	if s.data == nil {
 		return nil, fmt.Errorf("%s is being written", cfg.Location())
 	}
-	return s.data, nil
+	return nil, nil
 }
 
 // certificateData leaves out the key of the CA: links do not need it.

@@ -60,9 +60,41 @@ func TestRefreshSelf(t *testing.T) {
 	if c := refresh(t, s, r, cfg, ""); c != nil {
 		t.Error("the same credentials are told again")
 	}
-	r.secret = nil
-	if c := refresh(t, s, r, cfg, ""); c != nil || !s.Usable() || s.Secret == nil {
-		t.Errorf("%v, usable %v, to be written: %v", c, s.Usable(), s.Secret)
+	// A new CA would cut this cluster off from its peers, which trust the one in use.
+	for _, lost := range []*corev1.Secret{nil, {ObjectMeta: r.secret.ObjectMeta}} {
+		r.secret = lost
+		if c := refresh(t, s, r, cfg, "no ca.crt and ca.key any more"); c != nil || !s.Usable() || s.Secret != nil {
+			t.Errorf("%v, usable %v, to be written: %v", c, s.Usable(), s.Secret)
+		}
+	}
+	cfg.DNSName = "b.example" // whatever else has changed, the user has made up his mind
+	if c := refresh(t, s, r, cfg, ""); c != nil || s.Secret == nil {
+		t.Errorf("%v, to be written: %v", c, s.Secret)
+	}
+}
+
+// With mode self a CA that stands in the secret instead of another one is used, and one in a bundle that cannot be read
+// is not.
+func TestRefreshSelfBundle(t *testing.T) {
+	cfg := Config{Namespace: "kube-system", Secret: "tls", SecretManageMode: ManageSelf, DNSName: "a.example"}
+	s, r := &Store{}, &secretReader{}
+	refresh(t, s, r, cfg, "is being written")
+	r.secret = s.Secret
+	refresh(t, s, r, cfg, "")
+	mine, other := r.secret.Data[keyCA], newContent(t, "b.example", time.Now())
+	r.secret.Data[keyCA] = join(cut(mine), other[keyCA])
+	if c := refresh(t, s, r, cfg, "ca.crt: block 2 begins in the middle of a line"); c != nil || !s.Usable() {
+		t.Errorf("%v, usable %v", c, s.Usable())
+	}
+	r.secret.Data[keyCA] = join(mine, other[keyCA])
+	if c := refresh(t, s, r, cfg, ""); c == nil {
+		t.Error("the bundle is not used")
+	}
+	r.secret.Data[keyCA], r.secret.Data[keyCAKey] = other[keyCA], other[keyCAKey]
+	refresh(t, s, r, cfg, "") // a certificate of the other CA is being written
+	r.secret = s.Secret
+	if c := refresh(t, s, r, cfg, ""); c == nil {
+		t.Error("the other CA is not used")
 	}
 }
 
@@ -116,8 +148,10 @@ func TestRefreshFiles(t *testing.T) {
 	if c := refresh(t, s, nil, cfg, ""); c == nil || c.Roots == nil {
 		t.Errorf("%+v", c)
 	}
-	cfg.CAFile = ""
-	if c := refresh(t, s, nil, cfg, ""); c == nil || c.Roots != nil {
+	if err := os.WriteFile(file(keyCA), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c := refresh(t, s, nil, cfg, "cacertfile is missing or empty"); c != nil || !s.Usable() {
 		t.Errorf("%+v", c)
 	}
 	if err := os.Remove(file(keyKey)); err != nil {
@@ -125,6 +159,41 @@ func TestRefreshFiles(t *testing.T) {
 	}
 	if refresh(t, s, nil, cfg, "no such file"); !s.Usable() {
 		t.Error("what was in use is not any more")
+	}
+}
+
+// What replaces something good must be good: else that stays, the error says until when, and another dataplane gets it.
+func TestRefreshKeepsWhatIsGood(t *testing.T) {
+	cfg := Config{Secret: "tls", DNSName: "a.example"}
+	secret := &corev1.Secret{}
+	secret.Name, secret.Data = "tls", newContent(t, "a.example", time.Now())
+	s, r := &Store{}, &secretReader{secret: secret.DeepCopy()}
+	used := refresh(t, s, r, cfg, "")
+	until := "stays so, it is valid until " + formatTime(used.Certificate.Leaf.NotAfter)
+	r.secret.Data[keyCA] = nil
+	refresh(t, s, r, cfg, until)
+	s.Retell()
+	if c := refresh(t, s, r, cfg, until); c != used {
+		t.Errorf("told %v", c)
+	}
+	if c := refresh(t, s, r, cfg, until); c != nil {
+		t.Errorf("told %v again", c)
+	}
+	r.secret = secret.DeepCopy()
+	if c := refresh(t, s, r, cfg, ""); c != nil {
+		t.Errorf("told %v again", c)
+	}
+	cfg.DNSName = "b.example"
+	refresh(t, s, r, cfg, "not dns-name b.example; the certificate in use stays so")
+
+	// The certificate in use expires, and then something else is wrong, too.
+	cfg.DNSName = "a.example"
+	s.until = time.Now().Add(-time.Hour)
+	refresh(t, s, r, cfg, "secret /tls: the certificate, or the CA that signed it, expired at ")
+	r.secret.Data[keyCA] = nil
+	refresh(t, s, r, cfg, "; the certificate in use expired at ")
+	if !s.Usable() {
+		t.Error("not usable") // peers decide
 	}
 }
 

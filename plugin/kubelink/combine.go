@@ -17,6 +17,7 @@ var combinationChecks = []func(p *parser) error{
 	checkDomains,
 	checkCertificateSource,
 	checkManagedSecret,
+	checkSystemCAs,
 	checkModeNone,
 	checkAutoConnect,
 	checkServiceAccount,
@@ -71,7 +72,7 @@ func checkCertificateSource(p *parser) error {
 	for _, f := range certificateFiles {
 		if p.isGiven(f) {
 			files = append(files, f)
-		} else {
+		} else if f != "cacertfile" || !p.config.SystemCAs {
 			missing = append(missing, f)
 		}
 	}
@@ -103,6 +104,25 @@ func checkManagedSecret(p *parser) error {
 			return p.errorAt("secret-manage-mode", "secret-manage-mode %s needs %s: %s",
 				p.config.SecretManageMode, needed.property, needed.purpose)
 		}
+	}
+	return nil
+}
+
+// checkSystemCAs refuses the CAs of the system where there is another one.
+func checkSystemCAs(p *parser) error {
+	const prop = "trust-system-cas"
+	switch {
+	case !p.config.SystemCAs:
+	case !hasCertificate(p):
+		return p.errorAt(prop, prop+" without certificate: there is nothing to trust; "+
+			"add secret, or certfile and keyfile, or remove it")
+	case p.isGiven("cacertfile"):
+		return p.errorAt(prop, prop+" together with cacertfile %s: peers have certificates of public CAs, or of that one; "+
+			"remove the other", p.config.CAFile)
+	case p.config.SecretManageMode == pki.ManageSelf:
+		return p.errorAt(prop, prop+" with secret-manage-mode self: the broker's own CA is no public one; remove it")
+	case p.config.AutoConnect:
+		return p.errorAt(prop, prop+" with auto-connect: every owner of a public certificate could join; remove one of them")
 	}
 	return nil
 }

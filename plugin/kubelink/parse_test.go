@@ -108,6 +108,10 @@ func TestProperties(t *testing.T) {
 		{"certfile tls.crt\nkeyfile tls.key\ncacertfile ca.crt", func(c *broker.Config) {
 			c.CertFile, c.KeyFile, c.CAFile = "tls.crt", "tls.key", "ca.crt"
 		}},
+		{"certfile tls.crt\nkeyfile tls.key\ntrust-system-cas", func(c *broker.Config) {
+			c.CertFile, c.KeyFile, c.SystemCAs = "tls.crt", "tls.key", true
+		}},
+		{"trust-system-cas\nsecret tls", func(c *broker.Config) { c.Secret, c.SystemCAs = "tls", true }},
 		{"route-table 100\nrule-priority 1000", func(c *broker.Config) { c.RouteTable, c.RulePriority = 100, 1000 }},
 		{"dns-propagation dns\ndns-advertisement\ncoredns-service-ip 100.64.0.12", func(c *broker.Config) {
 			c.Propagation, c.DNSAdvertisement, c.OwnDNS = mesh.PropagateDNS, true, addr("100.64.0.12")
@@ -200,6 +204,13 @@ func TestRefused(t *testing.T) {
 		{"mode none\nlocal-ports tcp/53", `:3 - Error during parsing: local-ports in mode none`},
 		{"secret tls\ncertfile tls.crt", `:3 - Error during parsing: certfile together with secret tls`},
 		{"certfile tls.crt", `:2 - Error during parsing: certfile without keyfile, cacertfile`},
+		{"certfile tls.crt\ntrust-system-cas", `:2 - Error during parsing: certfile without keyfile: the`},
+		{"trust-system-cas", `:2 - Error during parsing: trust-system-cas without certificate`},
+		{"certfile tls.crt\nkeyfile tls.crt\ncacertfile tls.crt\ntrust-system-cas",
+			`:5 - Error during parsing: trust-system-cas together with cacertfile`},
+		{"secret tls\ntrust-system-cas\nauto-connect", `:3 - Error during parsing: trust-system-cas with auto-connect`},
+		{"secret tls\ndns-name a.example\nsecret-manage-mode self\ntrust-system-cas",
+			`:5 - Error during parsing: trust-system-cas with secret-manage-mode self`},
 		{"secret-manage-mode self", `secret-manage-mode self needs secret`},
 		{"secret-manage-mode cert\nsecret tls", `secret-manage-mode cert needs dns-name`},
 		{"secret-manage-mode acme", `secret-manage-mode acme: not one of none, self, cert`},

@@ -110,7 +110,8 @@ var properties = map[string]property{
 	"secret-manage-mode": oneValue(func(p *parser, v string) error {
 		return setChoice(&p.config.SecretManageMode, v, pki.ManageNone, pki.ManageSelf, pki.ManageCert)
 	}),
-	"dns-name": oneValue(setDNSName),
+	"dns-name":         oneValue(setDNSName),
+	"trust-system-cas": noValue(func(cfg *broker.Config) { cfg.SystemCAs = true }),
 
 	"route-table": oneValue(func(p *parser, v string) error {
 		if err := setNumber(&p.config.RouteTable, v, 1, 1<<31-1); err != nil {
