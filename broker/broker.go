@@ -116,7 +116,7 @@ func (b *Broker) replaceGateway(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	b.stopControllers()
+	b.stopControllers(nil)
 	b.r.gateway.close(false)
 	b.setConfig(cfg)
 	b.setGateway(g)
@@ -134,7 +134,7 @@ func (b *Broker) keepGateway(cfg Config) error {
 			return err
 		}
 	}
-	b.stopControllers()
+	b.stopControllers(nil)
 	b.setConfig(cfg)
 	if g == nil {
 		return nil
@@ -153,7 +153,7 @@ func (b *Broker) Stop() {
 	b.lifecycle.Lock()
 	defer b.lifecycle.Unlock()
 	metricsSource.CompareAndSwap(b, nil)
-	b.stopControllers()
+	b.stopControllers(errBrokerEnds)
 	b.names.stopFollowing() // what the end of links looks like is not to be shown
 	g := b.r.gateway
 	b.setGateway(nil)
@@ -185,8 +185,9 @@ func (b *Broker) startControllers(api *rest.Config) {
 	b.controllers = startControllers(b.cfg, b.api, b.r, b.health, b.log)
 }
 
-func (b *Broker) stopControllers() {
-	b.controllers.stopAndWait()
+// stopControllers ends the controllers; the cause is nil if others follow.
+func (b *Broker) stopControllers(cause error) {
+	b.controllers.stopAndWait(cause)
 	b.controllers = nil
 }
 

@@ -62,26 +62,29 @@ type controllers struct {
 	r      *reconciler
 	health *healthState
 	log    *slog.Logger
-	stop   context.CancelFunc
+	stop   context.CancelCauseFunc
 	wg     sync.WaitGroup // all goroutines
 	back   chan struct{}  // the API server is back
 }
 
 // startControllers starts the controllers in the background.
 func startControllers(cfg Config, api *rest.Config, r *reconciler, h *healthState, log *slog.Logger) *controllers {
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancelCause(context.Background())
 	c := &controllers{cfg: cfg, api: api, r: r, health: h, log: log, stop: stop, back: make(chan struct{}, 1)}
 	c.wg.Go(func() { c.probeAPI(ctx) })
 	c.wg.Go(func() { c.runManagers(ctx) })
 	return c
 }
 
-// stopAndWait ends the controllers and awaits them.
-func (c *controllers) stopAndWait() {
+// errBrokerEnds is the cause of the end of controllers that no others follow.
+var errBrokerEnds = errors.New("the broker ends")
+
+// stopAndWait ends the controllers and awaits them. The cause is nil if others follow.
+func (c *controllers) stopAndWait(cause error) {
 	if c == nil {
 		return
 	}
-	c.stop()
+	c.stop(cause)
 	c.wg.Wait()
 	c.r.mu.Lock()   // the last reconciliation may outlive its manager
 	c.r.mu.Unlock() //nolint:staticcheck // waiting is all
@@ -252,6 +255,7 @@ func (c *controllers) runManager(ctx context.Context) error {
 	}
 	watch.Cache = mgr.GetCache()
 	run := newReconcilerRun(c.r, &c.cfg, mgr, watch, allSecrets)
+	run.writer.IsLast = func() bool { return context.Cause(ctx) == errBrokerEnds }
 	if err := c.addController(mgr, run, kinds); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -83,6 +84,35 @@ func (w *Writer) writeFinalizer(ctx context.Context, obj *v1alpha1.KubeLink, l L
 		return false, err
 	}
 	return !l.Finalizer && obj.DeletionTimestamp != nil, nil
+}
+
+// shutdownTimeout bounds what is written at the end of the process.
+const shutdownTimeout = 1500 * time.Millisecond
+
+// removeFinalizers removes the finalizers that this writer keeps. The next broker adds them again.
+func (w *Writer) removeFinalizers() {
+	if w.written == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	for _, l := range w.written.Links {
+		if !l.Finalizer {
+			continue
+		}
+		err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // the cache may lack what was written last
+			obj := &v1alpha1.KubeLink{}
+			if err := w.Client.Get(ctx, client.ObjectKeyFromObject(l.Object), obj); err != nil {
+				return client.IgnoreNotFound(err)
+			}
+			_, err := w.writeFinalizer(ctx, obj.DeepCopy(), Link{Object: obj})
+			return client.IgnoreNotFound(err)
+		})
+		if err != nil {
+			w.Log.Warn("cannot take the finalizer off: without a broker, the LocalLink can be deleted only when a user removes it",
+				"link", l.Object.Name, "finalizer", v1alpha1.Finalizer, "error", err)
+		}
+	}
 }
 
 // setStatus sets state, message and conditions of obj.

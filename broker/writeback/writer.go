@@ -65,6 +65,10 @@ type Config struct {
 	// Wake asks for another outcome: a status that was held back may be written now.
 	Wake      func()
 	MaxCreate int // bound of KubeLinks that wait to be created
+	// IsLast says at the end of Start that no other writer follows in this process; nil: one does. The next process may
+	// never come, so the writer takes its finalizers off: without a broker that does so, LocalLinks, and with them the
+	// CRD, could not be deleted.
+	IsLast func() bool
 }
 
 // Writer writes the latest outcome. It implements manager.Runnable.
@@ -77,6 +81,7 @@ type Writer struct {
 	reports []Report // written after pending
 
 	// The fields below belong to the goroutine of Start.
+	written    *Outcome                    // the latest one; nil: none
 	requested  bool                        // this writer has applied the Certificate
 	dnsNote    string                      // latest note of ClusterDNS
 	limits     map[types.UID]*statusBudget // by KubeLink
@@ -134,6 +139,9 @@ func (w *Writer) Start(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			if w.IsLast != nil && w.IsLast() {
+				w.removeFinalizers()
+			}
 			return nil
 		case <-w.signal:
 		case <-retry:
@@ -167,7 +175,7 @@ func (w *Writer) writeAll(ctx context.Context) error {
 	if o == nil {
 		return w.writeReports(ctx)
 	}
-	w.heldBackBy = 0
+	w.heldBackBy, w.written = 0, o
 	err := w.writeOutcome(ctx, o)
 	if err == nil {
 		return w.writeReports(ctx)

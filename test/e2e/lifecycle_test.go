@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -121,6 +122,38 @@ func TestLocalLinkIsKept(t *testing.T) {
 	})
 	must(t, b.Apply(ctx, local))
 	must(t, f.Mesh(ctx))
+}
+
+// When the broker has been removed first, links and CRDs can be deleted all the same: at its end the broker has taken
+// its finalizer off. The next broker finds a cluster as it was before the first one.
+func TestRemoveBrokerFirst(t *testing.T) {
+	ctx := startTest(t, time.Minute)
+	reviveBrokers(t)
+	b := brokers[2]
+	const crd = "kubelinks.kubelink.mandelsoft.org"
+	local, err := b.Link(ctx, b.Name)
+	must(t, err)
+	if !slices.Contains(local.Finalizers, v1alpha1.Finalizer) {
+		t.Fatalf("finalizers %q", local.Finalizers)
+	}
+	start := time.Now()
+	must(t, b.Kill(ctx, syscall.SIGTERM))
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("its end took %s", took)
+	}
+	_, err = b.Kubectl(ctx, "delete", "kubelinks", "--all", "--timeout=10s")
+	must(t, err)
+	_, err = b.Kubectl(ctx, "delete", "crd", crd, "--timeout=10s")
+	must(t, err)
+	must(t, b.Start(ctx))
+	must(t, f.Mesh(ctx))
+	within(t, 5*time.Second, "the finalizer to be there again", func(ctx context.Context) error {
+		local, err := b.Link(ctx, b.Name)
+		if err == nil && !slices.Contains(local.Finalizers, v1alpha1.Finalizer) {
+			err = fmt.Errorf("finalizers %q", local.Finalizers)
+		}
+		return err
+	})
 }
 
 // Brokers use a new certificate from the next handshake on. A running transfer goes on undisturbed.
