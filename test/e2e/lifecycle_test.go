@@ -24,13 +24,15 @@ func kernelState(ctx context.Context, b *fleet.Broker) (string, error) {
 	for _, args := range [][]string{
 		{"ip", "-o", "address"}, {"ip", "route", "show", "table", "all"}, {"ip", "rule"},
 		{"iptables", "-w", "-t", "nat", "-S"}, {"iptables", "-w", "-t", "filter", "-S"},
+		{"iptables", "-w", "-t", "mangle", "-S"},
 	} {
 		out, err := gw.Run(ctx, args[0], args[1:]...)
 		if err != nil {
 			return "", err
 		}
 		for line := range strings.Lines(out) {
-			if strings.Contains(strings.ToLower(line), "kubelink") || strings.Contains(line, "lookup 177") {
+			if strings.Contains(line, "kubelink") || strings.Contains(line, "KLINK-") ||
+				strings.Contains(line, "lookup 177") {
 				// Without a process at its other end, the TUN has no carrier.
 				all.WriteString(strings.ReplaceAll(line, "linkdown ", ""))
 			}
