@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -153,24 +155,20 @@ func checkAccess(a *link.APIInfo) (*link.APIInfo, error) {
 	if len(a.CACert) > MaxCA {
 		return nil, fmt.Errorf("the CA has %d bytes, %d is the limit", len(a.CACert), MaxCA)
 	}
+	certs, err := link.ParseBundle(a.CACert)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("the CA: %w", err)
+	case len(certs) == 0:
+		return nil, errors.New("the CA has no certificate in PEM form")
+	case !slices.ContainsFunc(certs, func(c *x509.Certificate) bool { return time.Now().Before(c.NotAfter) }):
+		return nil, fmt.Errorf("the CA expired at %s", certs[0].NotAfter.UTC().Format(time.RFC3339))
+	}
 	var ca bytes.Buffer
-	for rest := a.CACert; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("the CA has something else in it than certificates: %s", quote(block.Type))
-		}
-		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return nil, fmt.Errorf("the CA: %w", err)
-		}
-		if err := pem.Encode(&ca, &pem.Block{Type: block.Type, Bytes: block.Bytes}); err != nil {
+	for _, c := range certs {
+		if err := pem.Encode(&ca, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}); err != nil {
 			return nil, err
 		}
-	}
-	if ca.Len() == 0 {
-		return nil, errors.New("the CA has no certificate in PEM form")
 	}
 	return &link.APIInfo{Token: a.Token, CACert: ca.Bytes()}, nil
 }

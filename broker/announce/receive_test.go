@@ -22,14 +22,16 @@ import (
 )
 
 // testCA is a certificate in PEM form.
-func testCA(t testing.TB) []byte {
+func testCA(t testing.TB) []byte { return testCAUntil(t, time.Now().Add(time.Hour)) }
+
+func testCAUntil(t testing.TB, end time.Time) []byte {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: end,
 		IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -40,7 +42,7 @@ func testCA(t testing.TB) []byte {
 }
 
 func TestCheckAccess(t *testing.T) {
-	ca := testCA(t)
+	ca, old := testCA(t), testCAUntil(t, time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC))
 	other := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")})
 	for _, c := range []struct {
 		name, token string
@@ -61,6 +63,10 @@ func TestCheckAccess(t *testing.T) {
 		{"no PEM", "t", []byte("hello"), "no certificate", nil},
 		{"large CA", "t", bytes.Repeat(ca, MaxCA/len(ca)+1), "12288 is the limit", nil},
 		{"a key", "t", append(bytes.Clone(ca), other...), "PRIVATE KEY", nil},
+		{"two glued", "t", append(bytes.TrimSpace(ca), ca...), "the CA: block 2 begins in the middle of a line", nil},
+		{"second one cut", "t", append(bytes.Clone(ca), ca[:100]...), "the CA: block 2 is cut or damaged", nil},
+		{"expired", "t", old, "the CA expired at 2020-01-02T03:04:05Z", nil},
+		{"expired one beside a good one", "t", append(bytes.Clone(old), ca...), "", append(bytes.Clone(old), ca...)},
 		{"no certificate in it", "t",
 			pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), "the CA: ", nil},
 	} {

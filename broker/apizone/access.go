@@ -7,15 +7,14 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/x509"
 	"encoding/base64"
-	"encoding/pem"
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -103,13 +102,15 @@ func parseCredentials(data map[string][]byte) (token, ca string, err error) {
 	if len(text) == 0 {
 		return "", "", fmt.Errorf("key %s is missing", mesh.KeyCA)
 	}
-	if block, _ := pem.Decode(text); block == nil {
-		// The decoder passes over line ends.
-		if text, err = base64.StdEncoding.DecodeString(string(text)); err != nil {
-			text = nil
-		}
+	// The decoder passes over line ends.
+	if decoded, err := base64.StdEncoding.DecodeString(string(text)); err == nil {
+		text = decoded
 	}
-	if !x509.NewCertPool().AppendCertsFromPEM(text) {
+	certs, err := link.ParseBundle(text)
+	switch {
+	case err != nil:
+		return "", "", fmt.Errorf("key %s: %w", mesh.KeyCA, err)
+	case len(certs) == 0:
 		return "", "", fmt.Errorf("key %s has no certificate in PEM form, or in base64 of that", mesh.KeyCA)
 	}
 	return token, string(text), nil

@@ -38,7 +38,12 @@ func TestAPICredentials(t *testing.T) {
 		{"base64 of something", "secret", base64.StdEncoding.EncodeToString([]byte("something")),
 			"key certificate-authority-data has no certificate"},
 		{"key", "secret", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-			"key certificate-authority-data has no certificate"},
+			`key certificate-authority-data: block 1 is "PRIVATE KEY", not a certificate`},
+		{"glued", "secret", strings.TrimSpace(ca) + ca, "key certificate-authority-data: block 2 begins in the middle"},
+		{"second one cut", "secret", ca + ca[:200], "key certificate-authority-data: block 2 is cut or damaged"},
+		{"base64 of glued ones", "secret", base64.StdEncoding.EncodeToString([]byte(strings.TrimSpace(ca) + ca)),
+			"key certificate-authority-data: block 2 begins in the middle"},
+		{"byte order mark", "secret", "\xef\xbb\xbf" + ca, "key certificate-authority-data: a byte order mark"},
 	} {
 		token, got, err := parseCredentials(map[string][]byte{mesh.KeyToken: []byte(c.token), mesh.KeyCA: []byte(c.ca)})
 		switch {
