@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -58,6 +59,7 @@ func Open(dir string, replies *zone.ReplyCache, log *slog.Logger) (*Snapshot, *O
 		dir: dir, log: log, replies: replies,
 		changed: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
+	removeUnfinished(dir)
 	// A folder without write access shows now, and not in half a minute.
 	s.noteFailure(s.writeFile(probeFile, []byte("kubelink can write here\n")))
 	os.Remove(filepath.Join(dir, probeFile))
@@ -192,6 +194,24 @@ func (s *Snapshot) readFile(name string, decode func([]byte) error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 		s.log.Warn("what an earlier process knew cannot be used in full", "file", file, "error", err)
 	}
+}
+
+// removeUnfinished removes the files that a process has left that was killed while it wrote: as the library of writeFile
+// names them, and as earlier versions did. Each may be as large as the file that it was to replace.
+func removeUnfinished(dir string) {
+	for _, name := range []string{objectsFile, repliesFile, probeFile} {
+		for _, pattern := range []string{"." + name + "[0-9]*", name + ".new-*"} {
+			files, _ := filepath.Glob(filepath.Join(escapeGlob(dir), pattern)) // the pattern is good
+			for _, file := range files {
+				os.Remove(file)
+			}
+		}
+	}
+}
+
+// escapeGlob makes a pattern that only the path itself matches.
+func escapeGlob(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
 // writeFile replaces a file as a whole: after a crash there is the old one or the new one. Only the owner can read it,

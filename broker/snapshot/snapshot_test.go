@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/renameio/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -106,4 +107,44 @@ func TestUnusableFolder(t *testing.T) {
 	if last == nil || len(last.Links) != 1 {
 		t.Errorf("the next process knows %+v", last)
 	}
+}
+
+// Files that a process did not finish before it was killed are gone after the next start; others stay.
+func TestUnfinishedFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a[b]*")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	kept := map[string]bool{
+		".answers123456": false, ".objects.json1": false, "answers.new-77": false, ".probe9": false,
+		"answers.txt": true, ".answers": true, "other.new-1": true, ".answersX": true,
+	}
+	for name := range kept {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, _ := Open(dir, zone.NewReplyCache(), slog.New(slog.DiscardHandler))
+	s.Close()
+	for name, want := range kept {
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != want {
+			t.Errorf("%s: kept is not %v", name, want)
+		}
+	}
+
+	// What writeFile leaves when it is killed has such a name.
+	f, err := renameio.TempFile(dir, filepath.Join(dir, repliesFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := f.Name()
+	f.Close()
+	if removeUnfinished(dir); fileExists(left) {
+		t.Errorf("%s is left", left)
+	}
+}
+
+func fileExists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
 }
