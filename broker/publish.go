@@ -5,6 +5,7 @@ package broker
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,7 @@ type nameSource struct {
 	credentials bool            // the dataplane has credentials
 	routed      map[string]bool // links for which the kernel has had routes and NAT
 	nsAddresses []netip.Addr
+	hosts       []netip.Prefix // of the local cluster: pods and nodes
 	serveStale  time.Duration
 	noStates    bool // there are no names _state.<cluster>.<domain>
 }
@@ -125,6 +127,9 @@ func (p *publisher) publish(change func(*nameSource)) {
 		Replies:      p.replies,
 		ServeStale:   from.serveStale,
 		NoStateNames: from.noStates,
+		Links:        from.state.Links,
+		Services:     from.state.LocalServices(),
+		Hosts:        from.hosts,
 	}
 	for _, peer := range from.state.Peers {
 		for _, n := range peer.Networks {
@@ -138,6 +143,7 @@ func (p *publisher) publish(change func(*nameSource)) {
 func (from *nameSource) setConfig(c *Config) {
 	from.carries = c.Mode.CarriesTraffic()
 	from.nsAddresses = c.nsAddresses()
+	from.hosts = slices.Concat(c.PodCIDRs, c.NodeCIDRs)
 	from.serveStale, from.noStates = c.ServeStale, c.NoStateNames
 }
 

@@ -21,6 +21,17 @@ type State struct {
 	Notes      map[string]string  // what to know of a usable KubeLink, by name
 }
 
+// LocalServices are the service networks of the local cluster in its meshes, and its addresses there.
+func (s *State) LocalServices() (networks []netip.Prefix) {
+	for i := range s.Meshes {
+		networks = append(networks, s.Meshes[i].Services...)
+		for _, a := range s.Meshes[i].Addresses.Addrs() {
+			networks = append(networks, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return networks
+}
+
 // Mesh is one mesh that the local cluster is a member of.
 type Mesh struct {
 	Name      string     // empty: the default mesh

@@ -88,6 +88,26 @@ func danglingTarget(reply *dns.Msg) (target string, loop bool) {
 	return "", true
 }
 
+// deniedName is the name that a reply denies, or records of: the one that its aliases lead to. It is empty if the reply
+// has records of that name.
+func deniedName(reply *dns.Msg) string {
+	name := reply.Question[0].Name
+	if qtype := reply.Question[0].Qtype; len(reply.Answer) > 0 && (qtype == dns.TypeCNAME || qtype == dns.TypeANY) {
+		return ""
+	}
+	for range maxChain + 1 {
+		next, ended := followRecords(reply.Answer, name)
+		switch {
+		case ended:
+			return ""
+		case next == "":
+			return name
+		}
+		name = next
+	}
+	return ""
+}
+
 // followRecords is where the last CNAME record of a name leads to; empty: there is none. The chain has ended if the
 // name has another record.
 func followRecords(rrs []dns.RR, name string) (next string, ended bool) {

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/coredns/coredns/plugin/pkg/dnsutil"
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
@@ -23,6 +22,8 @@ type Match struct {
 	name    string
 	address netip.Addr // that the name is for, in reverse zones
 	exact   bool       // the node is the name itself, not an ancestor
+
+	reverseZone string // the reverse zone of a name that is none of an address; empty: the name is another one
 }
 
 // Match finds the mesh domain, cluster, global zone or network that the name belongs to. The name is fully qualified
@@ -31,10 +32,7 @@ func (t *Table) Match(name string) (*Match, bool) {
 	if n, exact := t.findNode(name); n != nil {
 		return &Match{node: n, table: t, name: name, exact: exact}, true
 	}
-	if n, addr := t.findReverse(name); n != nil {
-		return &Match{node: n, table: t, name: name, address: addr, exact: true}, true
-	}
-	return nil, false
+	return t.matchReverse(name)
 }
 
 // findNode finds the name itself or, not exact, the nearest name above it that its mesh domain, cluster or global zone
@@ -47,16 +45,6 @@ func (t *Table) findNode(name string) (n *node, exact bool) {
 		}
 	}
 	return nil, false
-}
-
-// findReverse finds the network that the name of an address belongs to.
-func (t *Table) findReverse(name string) (*node, netip.Addr) {
-	addr, err := netip.ParseAddr(dnsutil.ExtractAddressFromReverse(name))
-	if err != nil {
-		return nil, addr
-	}
-	n, _ := t.reverse.Lookup(addr)
-	return n, addr
 }
 
 // Zone is the sub-domain of the cluster, the global zone, or else the mesh domain, that the name belongs to.
@@ -101,7 +89,7 @@ func (m *Match) aboutCluster() *cluster {
 
 // Answer makes the reply to a query for the matched name. It follows aliases to any name that this CoreDNS has an
 // answer for, because a resolver that forwards to it does not. The reply is never nil; the error is for the log, if
-// there is something that an operator should see. A zone transfer is not for Answer.
+// there is something new that an operator should see. A zone transfer is not for Answer.
 //
 // Each query has a goroutine of its own. Its stack grows, by copying, with what the functions of the query need. What
 // is seldom needed therefore has functions of its own here, and some are not inlined.
@@ -122,6 +110,8 @@ func (m *Match) resolveInZone(ctx context.Context, state *request.Request) (*dns
 		return m.domainReply(state), nil
 	case m.cluster != nil:
 		return m.cluster.resolveName(ctx, m, state)
+	case m.reverseZone != "":
+		return m.reverseZoneReply(state), nil
 	case m.reverse != nil && m.reverse.needsService():
 		return m.reverse.cluster.resolveName(ctx, m, state)
 	case m.reverse != nil:
@@ -196,6 +186,8 @@ func (c *cluster) resolveName(ctx context.Context, m *Match, state *request.Requ
 		return reply, nil
 	case forAddress:
 		return c.addressReply(m, state, q, cached), nil
+	case m.isZoneOf(c) && (q.qtype == dns.TypeNS || q.qtype == dns.TypeSOA || q.qtype == dns.TypeANY):
+		return c.zoneReply(state, m.domain), nil
 	case c.answersFromAPI():
 		return c.queryBackend(ctx, m, state, q, cached), nil
 	case c.upstream == nil:
@@ -230,15 +222,15 @@ func (c *cluster) addressReply(m *Match, state *request.Request, q question, cac
 func (c *cluster) queryBackend(
 	ctx context.Context, m *Match, state *request.Request, q question, cached *entry,
 ) *dns.Msg {
-	if m.exact && m.reverse == nil && state.QType() == dns.TypeNS {
-		return m.domain.nsReply(state.Req) // the plugin does not know the name server
-	}
 	reply, err := c.backend.Answer(ctx, state)
 	if err != nil { // the backend has logged it
 		return c.failureReply(state.Req, cached, dns.ExtendedErrorCodeNoReachableAuthority, err.Error())
 	}
-	m.undenyClusterName(reply)
+	m.undenyName(ctx, state, reply)
+	c.setAuthority(reply)
+	omitted := c.leaveOutUnreachable(reply)
 	c.storeReply(state, q, cached, reply)
+	explainOmission(reply, state.Req, omitted)
 	return reply
 }
 
@@ -248,19 +240,22 @@ func (c *cluster) queryService(
 ) (*dns.Msg, error) {
 	answer, code, err := c.queryUpstream(ctx, m, state, q)
 	if err != nil {
-		return c.failureReply(state.Req, cached, code, err.Error()), err
+		return c.failureReply(state.Req, cached, code, err.Error()), c.upstream.pickNews(err)
 	}
-	c.replies.storeReply(q, c.cacheSource(), answer)
-	return c.serviceReply(answer, state.Req), nil
+	m.undenyName(ctx, state, answer)
+	omitted := c.leaveOutUnreachable(answer)
+	c.replies.storeReply(q, c.cacheSource(), answer, omitted)
+	return c.serviceReply(answer, state.Req, omitted), nil
 }
 
 // serviceReply is the reply to a client, made from the answer of the cluster's DNS service.
-func (c *cluster) serviceReply(answer, req *dns.Msg) *dns.Msg {
+func (c *cluster) serviceReply(answer, req *dns.Msg, omitted string) *dns.Msg {
 	r := replyFrom(answer, req)
 	if opt := answer.IsEdns0(); opt != nil && req.IsEdns0() == nil {
 		r.Extra = withoutOPT(slices.Clone(r.Extra))
 	}
 	r.Truncated = answer.Truncated
+	explainOmission(r, req, omitted)
 	switch r.Rcode {
 	case dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented, dns.RcodeFormatError:
 		explainReply(r, req, dns.ExtendedErrorCodeNoReachableAuthority,
@@ -338,7 +333,9 @@ func (c *cluster) rewriteAnswer(m *Match, q question, query, reply *dns.Msg) err
 		return err
 	}
 	reply.Question = []dns.Question{{Name: q.name, Qtype: q.qtype, Qclass: query.Question[0].Qclass}}
-	m.undenyClusterName(reply)
+	if m.reverse == nil && !c.isGlobal {
+		c.setAuthority(reply)
+	}
 	if m.reverse != nil && len(reply.Answer) == 0 &&
 		(reply.Rcode == dns.RcodeSuccess || reply.Rcode == dns.RcodeNameError) {
 		reply.Ns = []dns.RR{m.soaRecord()}
@@ -349,11 +346,43 @@ func (c *cluster) rewriteAnswer(m *Match, q question, query, reply *dns.Msg) err
 	return nil
 }
 
-// undenyClusterName takes back a denial of the cluster's own name, which has an address. The kubernetes plugin of
-// CoreDNS denies its domain for types that it has nothing of, and a resolver that believes that believes that nothing
-// is below (RFC 8020).
-func (m *Match) undenyClusterName(reply *dns.Msg) {
-	if reply.Rcode == dns.RcodeNameError && m.isClusterName() {
+// isZoneOf tells whether the name is that of the cluster's zone.
+func (m *Match) isZoneOf(c *cluster) bool { return m.exact && m.cluster == c && !c.isGlobal }
+
+// undenyName takes back the denial of a name that exists, if only because there are names below it: a resolver that
+// believes the denial believes that there are none (RFC 8020). The kubernetes plugin of CoreDNS denies its own domain for
+// types that it has nothing of, and the names between a service and its ports (_tcp.web.default.svc).
+func (m *Match) undenyName(ctx context.Context, state *request.Request, reply *dns.Msg) {
+	if reply.Rcode == dns.RcodeNameError && len(reply.Answer) == 0 && m.cluster != nil && !m.cluster.isGlobal &&
+		(m.exact || m.hasNamesBelow(ctx, state)) {
 		reply.Rcode = dns.RcodeSuccess
 	}
+}
+
+// hasNamesBelow tells whether the cluster has names below this one, as the schema of Kubernetes has it.
+//
+//go:noinline
+func (m *Match) hasNamesBelow(ctx context.Context, state *request.Request) bool {
+	prefix, _ := cutSuffix(m.name, m.cluster.name)
+	labels := dns.SplitDomainName(prefix)
+	switch {
+	case len(labels) == 1: // dns-version has a TXT record, and is denied for other types
+		return labels[0] == "svc" || labels[0] == "dns-version" ||
+			labels[0] == "pod" && !m.cluster.answersFromAPI() // the API has no pods
+	case len(labels) == 4 && labels[3] == "svc" && labels[0][0] == '_':
+		return m.exists(ctx, state, m.name[len(labels[0])+1:])
+	}
+	return false
+}
+
+// exists tells whether a name of the cluster is not denied.
+func (m *Match) exists(ctx context.Context, state *request.Request, name string) bool {
+	service, ok := m.table.Match(name)
+	if !ok {
+		return false
+	}
+	req := *state.Req
+	req.Question = []dns.Question{{Name: name, Qtype: dns.TypeA, Qclass: state.QClass()}}
+	reply, _ := service.resolveInZone(ctx, &request.Request{W: state.W, Req: &req})
+	return reply.Rcode != dns.RcodeNameError
 }

@@ -117,8 +117,7 @@ func TestCluster(t *testing.T) {
 	var asked atomic.Int64
 	table := New(nil, zones(serve(t, clusterDNS(t, &asked))), up, options)
 	defer table.Close()
-	const soa = "kubelink2.kubelink. 5 IN SOA ns.dns.kubelink2.kubelink. hostmaster.kubelink2.kubelink. 1 7200 1800 " +
-		"86400 30"
+	const soa = "kubelink2.kubelink. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5"
 	for _, tcp := range []bool{false, true} {
 		for _, c := range []struct {
 			name  string
@@ -140,8 +139,20 @@ func TestCluster(t *testing.T) {
 					"web.default.svc.kubelink2.kubelink. web.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.20 / / /"},
 			{"web.default.svc.kubelink2.kubelink.", dns.TypeMX, 0, "/ " + soa + " / /"},
 			{"nobody.kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
-			{"kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
-			{"x.c.other.kubelink.", dns.TypeA, dns.RcodeNameError, "/ / /"}, // the SOA is of another domain
+			{"kubelink2.kubelink.", dns.TypeA, 0, "/ " + soa + " / /"}, // a zone exists
+			{"kubelink2.kubelink.", dns.TypeSOA, 0, soa + " / / /"},
+			{"KubeLink2.kubelink.", dns.TypeNS, 0, "KubeLink2.kubelink. 5 IN NS ns.dns.kubelink. / / " +
+				"ns.dns.kubelink. 5 IN A 100.64.0.11 ns.dns.kubelink. 5 IN AAAA fd00::11 /"},
+			{"svc.kubelink2.kubelink.", dns.TypeA, 0, "/ " + soa + " / /"},
+			{"pod.kubelink2.kubelink.", dns.TypeA, 0, "/ " + soa + " / /"},
+			{"_tcp.web.default.svc.kubelink2.kubelink.", dns.TypeA, 0, "/ " + soa + " / /"},
+			{"_TCP.Web.default.svc.kubelink2.kubelink.", dns.TypeNS, 0, "/ " + soa + " / /"},
+			{"_tcp.nobody.default.svc.kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
+			{"_x._tcp.web.default.svc.kubelink2.kubelink.", dns.TypeSRV, dns.RcodeNameError, "/ " + soa + " / /"},
+			{"tcp.web.default.svc.kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
+			// The SOA record of the cluster is of another domain: ours is in its place.
+			{"x.c.other.kubelink.", dns.TypeA, dns.RcodeNameError,
+				"/ c.other.kubelink. 5 IN SOA ns.dns.other.kubelink. hostmaster.other.kubelink. 7 7200 1800 86400 5 / /"},
 			{"evil.default.svc.kubelink2.kubelink.", dns.TypeA, 0,
 				"evil.default.svc.kubelink2.kubelink. 5 IN A 100.64.16.66 / / /"},
 			{"nobody.evil.default.svc.kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa + " / /"},
@@ -195,7 +206,7 @@ func TestEDNSOptions(t *testing.T) {
 		&dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 24, Address: net.IPv4(192, 0, 2, 0)},
 	}
 	m, err := exchangeQuery(t, table, req, false)
-	if want := `/ / /`; err != nil || sections(m) != want {
+	if want := `/ kubelink2.kubelink. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /`; err != nil || sections(m) != want {
 		t.Errorf("%v: %s, want %s", err, sections(m), want)
 	}
 	if o := m.IsEdns0(); len(o.Option) != 1 || o.Option[0].Option() != dns.EDNS0NSID || !o.Do() {

@@ -3,6 +3,7 @@ package zone
 // How a Table is made, and what it takes over from the one before.
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -52,6 +53,7 @@ func newTable(zones []mesh.Zone, opts Options) *Table {
 	t := &Table{
 		nodes:      make(map[string]*node, names),
 		upstreams:  make(map[netip.AddrPort]*upstream, clusters),
+		enclosing:  map[netip.Prefix]enclosingZone{},
 		zones:      zones,
 		opts:       opts,
 		persistent: opts.Replies != nil && opts.Replies.Persistent.Load(),
@@ -93,6 +95,7 @@ func sameZone(a, b mesh.Zone) bool {
 
 func sameOptions(a, b *Options) bool {
 	return slices.Equal(a.NSAddresses, b.NSAddresses) && slices.Equal(a.Networks, b.Networks) &&
+		slices.Equal(a.Links, b.Links) && slices.Equal(a.Services, b.Services) && slices.Equal(a.Hosts, b.Hosts) &&
 		maps.Equal(a.Backends, b.Backends) && maps.Equal(a.Globals, b.Globals) &&
 		a.Replies == b.Replies && a.ServeStale == b.ServeStale && a.NoStateNames == b.NoStateNames
 }
@@ -111,23 +114,7 @@ func upstreamsOutdated(t *Table) bool {
 // builder makes a table. prev is the one before, or nil.
 type builder struct {
 	table, prev *Table
-}
-
-// addPaths adds the networks that lead to links.
-func (b *builder) addPaths() {
-	for _, n := range b.table.opts.Networks {
-		b.table.paths.Insert(n.Prefix, b.newPath(n.Link))
-	}
-}
-
-// newPath is the path over a link. A link that this process has not tried yet counts as usable where kubelink answers
-// what an earlier process knew.
-func (b *builder) newPath(link string) *Path {
-	p := &Path{link, b.table.status[link]}
-	if p.Status.State == stateIdle && !b.table.wasUsable[link] && b.table.persistent {
-		p.Status.Usable = true
-	}
-	return p
+	carriers    map[string]string // the peer that carries a link; none where another system carries the traffic
 }
 
 // addZone adds all names of a mesh domain.
@@ -173,13 +160,15 @@ func (b *builder) addAncestors(d *meshDomain, name string) {
 
 func (b *builder) addReverse(d *meshDomain, prefix netip.Prefix, r *reverseNet) {
 	b.table.reverse.Insert(prefix, &node{domain: d, reverse: r})
+	b.addEnclosing(d, prefix)
 }
 
 // addCluster adds the sub-domain of a cluster, the name of its state, and its networks.
 func (b *builder) addCluster(d *meshDomain, z *mesh.ClusterZone) {
 	opts := &b.table.opts
 	c := &cluster{
-		name: dns.CanonicalName(z.Name), clusterDomain: dns.CanonicalName(z.ClusterDomain), link: z.Link,
+		name: dns.CanonicalName(z.Name), clusterDomain: dns.CanonicalName(z.ClusterDomain), table: b.table,
+		clusterLink: clusterLink{link: z.Link}, soa: []dns.RR{d.subdomainSOA(dns.CanonicalName(z.Name))},
 		addresses: z.Addresses, networks: z.Services, service: z.Upstream,
 		replies: opts.Replies, maxFresh: maxTTL, maxStale: opts.ServeStale,
 		usesAPI: z.API.Use, backend: opts.Backends[z.Name],
@@ -206,7 +195,8 @@ func (b *builder) addCluster(d *meshDomain, z *mesh.ClusterZone) {
 func (b *builder) addForwardedGlobal(d *meshDomain, z *mesh.GlobalZone) {
 	name := dns.CanonicalName(z.Name)
 	c := &cluster{
-		name: name, clusterDomain: name, link: z.Link, service: z.Upstream,
+		name: name, clusterDomain: name, isGlobal: true, soa: []dns.RR{d.subdomainSOA(name)}, table: b.table,
+		clusterLink: clusterLink{link: z.Link}, service: z.Upstream,
 		replies: b.table.opts.Replies, maxFresh: 0, maxStale: b.table.opts.ServeStale,
 	}
 	b.attachLink(c)
@@ -230,6 +220,8 @@ func (b *builder) attachLink(c *cluster) {
 		c.status = Status{Usable: true}
 		return
 	}
+	c.peer, c.carried = b.carriers[c.link]
+	c.peer = cmp.Or(c.peer, c.link)
 	c.status = b.table.status[c.link]
 	c.wasUsable = b.table.wasUsable[c.link] && (!c.usesAPI || c.backend != nil && !c.backend.Loading())
 }

@@ -121,6 +121,9 @@ func TestSameOptions(t *testing.T) {
 	changes := []func(*Options){
 		func(o *Options) { o.NSAddresses = []netip.Addr{addr} },
 		func(o *Options) { o.Networks = []Network{{netip.PrefixFrom(addr, 24), "k1"}} },
+		func(o *Options) { o.Links = []mesh.Link{{Name: "k1", Peer: "k1"}} },
+		func(o *Options) { o.Services = []netip.Prefix{netip.PrefixFrom(addr, 24)} },
+		func(o *Options) { o.Hosts = []netip.Prefix{netip.PrefixFrom(addr, 24)} },
 		func(o *Options) { o.Backends = map[string]Backend{"c.kubelink.": &backend{}} },
 		func(o *Options) {
 			o.Globals = map[string]*Global{"svc.global.kubelink.": NoGlobal("svc.global.kubelink.", "")}

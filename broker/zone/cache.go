@@ -87,6 +87,7 @@ type entry struct {
 	source   source
 	storedAt time.Time
 	minTTL   uint32   // the shortest of its records, in seconds
+	omitted  string   // what is left out of it; empty: nothing
 	reply    *dns.Msg // its question is in lower case
 
 	aged [maxTTL]atomic.Pointer[dns.Msg] // by seconds of age: the same with TTLs that are shorter by that much
@@ -105,14 +106,14 @@ func (rc *ReplyCache) findEntry(q question) *entry {
 
 // storeReply caches a reply if it is of use to other clients. Its question is in lower case, and nothing may modify it
 // from now on.
-func (rc *ReplyCache) storeReply(q question, from source, reply *dns.Msg) {
+func (rc *ReplyCache) storeReply(q question, from source, reply *dns.Msg, omitted string) {
 	if rc == nil || reply.Truncated || reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
 		return
 	}
 	if reply.Len() > maxEntrySize {
 		return
 	}
-	e := &entry{question: q, source: from, storedAt: time.Now(), minTTL: maxTTL}
+	e := &entry{question: q, source: from, storedAt: time.Now(), minTTL: maxTTL, omitted: omitted}
 	cached := *reply
 	cached.Extra = withoutOPT(append([]dns.RR(nil), reply.Extra...))
 	if opt := reply.IsEdns0(); opt != nil && len(opt.Option) > 0 { // the options are about this one query
@@ -147,7 +148,9 @@ func (e *entry) freshReply(from source, maxAge uint32, req *dns.Msg) *dns.Msg {
 	if age >= min(max(e.minTTL, 1), maxAge) {
 		return nil
 	}
-	return replyFrom(e.agedSections(age), req)
+	reply := replyFrom(e.agedSections(age), req)
+	explainOmission(reply, req, e.omitted)
+	return reply
 }
 
 // staleReply makes the reply to a query from an entry, maybe after its TTL; nil if it is older than maxAge, or of
@@ -238,12 +241,13 @@ func (rc *ReplyCache) Save(to io.Writer) error {
 	return errors.Join(err, w.Flush())
 }
 
-// writeTo writes an entry. One that does not fit a message is left out: the cluster can be asked again.
+// writeTo writes an entry. One that does not fit a message, or does not come out of it again, is left out: the cluster
+// can be asked again.
 func (e *entry) writeTo(w *bufio.Writer) error {
 	m := *e.reply
 	m.Compress = true
 	wire, err := m.Pack()
-	if err != nil || len(wire) > dns.MaxMsgSize {
+	if err != nil || len(wire) > dns.MaxMsgSize || new(dns.Msg).Unpack(wire) != nil {
 		return nil
 	}
 	head := binary.BigEndian.AppendUint64(nil, uint64(e.storedAt.Unix()))
@@ -266,38 +270,55 @@ func parseClusterAddr(b [16]byte) netip.Addr {
 	return netip.AddrFrom16(b).Unmap()
 }
 
-// Load adds what Save wrote. All of it is stale. After an error the entries before it are there.
+// Load adds what Save wrote. All of it is stale. An entry that cannot be used does not keep others from being loaded;
+// the error counts such entries.
 func (rc *ReplyCache) Load(from io.Reader) error {
 	r := bufio.NewReader(from)
 	magic := make([]byte, len(cacheFileMagic))
 	if _, err := io.ReadFull(r, magic); err != nil || string(magic) != cacheFileMagic {
 		return errors.New("not a file of answers of this version")
 	}
+	var firstErr error
+	unusable := 0
 	for n := 1; ; n++ {
-		e, err := readEntry(r)
+		head, wire, err := readEntry(r)
 		if err == io.EOF {
-			return nil
+			break
 		} else if err != nil {
-			return fmt.Errorf("answer %d: %w", n, err)
+			return errors.Join(fmt.Errorf("answer %d: %w", n, err), firstErr)
 		}
-		if time.Since(e.storedAt) < maxStaleAge {
+		e, err := parseEntry(head, wire)
+		switch {
+		case err != nil:
+			if unusable++; firstErr == nil {
+				firstErr = fmt.Errorf("answer %d: %w", n, err)
+			}
+		case time.Since(e.storedAt) < maxStaleAge:
 			rc.cache.Add(e.hashKey(), e)
 		}
 	}
+	if unusable > 0 {
+		return fmt.Errorf("%d answers are left out, the first because of %w", unusable, firstErr)
+	}
+	return nil
 }
 
 // readEntry reads what writeTo wrote. The error is io.EOF if there is nothing more.
-func readEntry(r io.Reader) (*entry, error) {
-	var head [entryHeadSize]byte
+func readEntry(r io.Reader) (head [entryHeadSize]byte, wire []byte, err error) {
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, err
+		return head, nil, err
 	}
-	wire := make([]byte, binary.BigEndian.Uint16(head[25:]))
+	wire = make([]byte, binary.BigEndian.Uint16(head[25:]))
 	if _, err := io.ReadFull(r, wire); err == io.EOF {
-		return nil, io.ErrUnexpectedEOF
+		return head, nil, io.ErrUnexpectedEOF
 	} else if err != nil {
-		return nil, err
+		return head, nil, err
 	}
+	return head, wire, nil
+}
+
+// parseEntry makes an entry of what readEntry read.
+func parseEntry(head [entryHeadSize]byte, wire []byte) (*entry, error) {
 	m := new(dns.Msg)
 	if err := m.Unpack(wire); err != nil {
 		return nil, fmt.Errorf("not a DNS message: %w", err)

@@ -2,6 +2,7 @@ package zone
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -215,7 +216,7 @@ func savedCache(t testing.TB) []byte {
 	m := new(dns.Msg)
 	m.SetQuestion(web, dns.TypeA)
 	m.Answer = []dns.RR{rr(t, web+" 5 IN A 100.64.16.20")}
-	a.storeReply(question{web, dns.TypeA, 0}, source{}, m)
+	a.storeReply(question{web, dns.TypeA, 0}, source{}, m, "")
 	var file bytes.Buffer
 	if err := a.Save(&file); err != nil {
 		t.Fatal(err)
@@ -237,6 +238,47 @@ func TestLoadRefuses(t *testing.T) {
 	b := NewReplyCache()
 	if err := b.Load(strings.NewReader(good)); err != nil || b.findEntry(question{web, dns.TypeA, 0}) == nil {
 		t.Errorf("%v", err)
+	}
+}
+
+// One bad answer spoils nothing: it is neither saved, nor does it keep what follows from being loaded.
+func TestOneBadAnswer(t *testing.T) {
+	a := NewReplyCache()
+	store := func(name string, record dns.RR) {
+		m := new(dns.Msg)
+		m.SetQuestion(name, dns.TypeA)
+		m.Ns = []dns.RR{record}
+		a.storeReply(question{name, dns.TypeA, 0}, source{}, m, "")
+	}
+	for i := range 200 {
+		name := fmt.Sprintf("n%d.%s", i, web)
+		store(name, rr(t, name+" 5 IN NS ns.example."))
+	}
+	store("bad."+web, &dns.SOA{Hdr: rrHeader(web, dns.TypeSOA)}) // as the library reads one without data
+	var file bytes.Buffer
+	if err := a.Save(&file); err != nil {
+		t.Fatal(err)
+	}
+	loaded := func(data []byte) (n int, err error) {
+		b := NewReplyCache()
+		err = b.Load(bytes.NewReader(data))
+		b.cache.Walk(func(map[uint64]*entry, uint64) bool { n++; return true })
+		return n, err
+	}
+	if n, err := loaded(file.Bytes()); n != 200 || err != nil {
+		t.Errorf("%d of 200 answers, %v", n, err)
+	}
+	// One that an earlier version has saved, or that the disk has changed.
+	for at := range 3 {
+		data := bytes.Clone(file.Bytes())
+		from := len(cacheFileMagic)
+		for range 50 * at {
+			from += entryHeadSize + int(binary.BigEndian.Uint16(data[from+25:]))
+		}
+		copy(data[from+entryHeadSize:], bytes.Repeat([]byte{0xff}, 12))
+		if n, err := loaded(data); n != 199 || err == nil || !strings.HasPrefix(err.Error(), "1 answers are left out") {
+			t.Errorf("entry %d is bad: %d of 199 others, %v", 50*at, n, err)
+		}
 	}
 }
 
@@ -292,7 +334,7 @@ func TestSources(t *testing.T) {
 	q, req := question{web, dns.TypeA, 0}, new(dns.Msg).SetQuestion(web, dns.TypeA)
 	one, two := netip.MustParseAddr("100.64.16.0"), netip.MustParseAddr("100.64.32.0")
 	a := NewReplyCache()
-	a.storeReply(q, source{cluster: one, serial: 1}, reply(0, 1))
+	a.storeReply(q, source{cluster: one, serial: 1}, reply(0, 1), "")
 	if e := a.findEntry(q); e.freshReply(source{cluster: one, serial: 1}, maxTTL, req) == nil ||
 		e.freshReply(source{cluster: one, serial: 2}, maxTTL, req) != nil {
 		t.Error("fresh")
@@ -301,7 +343,7 @@ func TestSources(t *testing.T) {
 		t.Error("stale")
 	}
 	a = NewReplyCache()
-	if a.storeReply(q, source{}, reply(5, 200)); a.findEntry(q) != nil {
+	if a.storeReply(q, source{}, reply(5, 200), ""); a.findEntry(q) != nil {
 		t.Error("a large answer is remembered")
 	}
 }

@@ -20,20 +20,30 @@ import (
 type cluster struct {
 	name          string        // <cluster>.D
 	clusterDomain string        // what the cluster itself calls the sub-domain
-	link          string        // empty: the local cluster
+	isGlobal      bool          // a global zone that another cluster serves
+	soa           []dns.RR      // our record of name, for denials
 	addresses     []netip.Addr  // of the cluster in the mesh
 	networks      mesh.Prefixes // of its services
-	status        Status
+	table         *Table
+	clusterLink
 
 	service  netip.AddrPort // its DNS service
 	upstream *upstream      // nil: the address of the DNS service is not known, or the backend has names
 	usesAPI  bool           // names come from its API, by way of backend
 	backend  Backend        // nil: not there yet
 
-	replies   *ReplyCache
-	maxFresh  uint32        // for how long replies count as true at most, in seconds
-	maxStale  time.Duration // for how long replies are given that were true once
-	wasUsable bool          // this process could use the link once, and so reach the DNS service or the API
+	replies  *ReplyCache
+	maxFresh uint32        // for how long replies count as true at most, in seconds
+	maxStale time.Duration // for how long replies are given that were true once
+}
+
+// clusterLink is the link to a cluster.
+type clusterLink struct {
+	link      string // empty: the local cluster
+	peer      string // the link that carries it: itself, or its gateway
+	carried   bool   // by kubelink, and not by another system
+	status    Status
+	wasUsable bool // this process could use the link once, and so reach the DNS service or the API
 }
 
 // Backend answers for a cluster from its API: a kubernetes plugin of CoreDNS. It lives longer than tables.
@@ -75,7 +85,7 @@ func (c *cluster) cacheSource() source {
 // wasReached tells whether this process could ask the cluster once. From then on what an earlier process was told is of
 // no use.
 func (c *cluster) wasReached() bool {
-	return c.wasUsable || c.link == "" && c.upstream != nil && c.upstream.answered.Load()
+	return c.wasUsable || c.link == "" && c.upstream != nil && c.upstream.answers.Load() > 0
 }
 
 // keepsStale tells whether replies are of use after their TTL.
@@ -86,7 +96,7 @@ func (c *cluster) keepsStale() bool {
 // storeReply caches a reply that is not from a DNS service, for the time when kubelink can no longer make it.
 func (c *cluster) storeReply(state *request.Request, q question, cached *entry, reply *dns.Msg) {
 	if c.keepsStale() && state.QName() == q.name && (cached == nil || cached.ageSeconds() > 0) {
-		c.replies.storeReply(q, source{cluster: c.cacheID()}, reply)
+		c.replies.storeReply(q, source{cluster: c.cacheID()}, reply, "")
 	}
 }
 
@@ -112,6 +122,7 @@ func (c *cluster) failureReply(req *dns.Msg, cached *entry, code uint16, text st
 	}
 	if maxAge > 0 {
 		if r := cached.staleReply(c.cacheID(), maxAge, req); r != nil {
+			c.leaveOutUnreachable(r) // routes may be others by now
 			explainReply(r, req, staleCode(r), text)
 			return r
 		}
@@ -123,7 +134,7 @@ func (c *cluster) failureReply(req *dns.Msg, cached *entry, code uint16, text st
 //
 //go:noinline
 func (c *cluster) linkDownReply(req *dns.Msg, cached *entry) *dns.Msg {
-	path := Path{c.link, c.status}
+	path := Path{Link: c.link, Status: c.status}
 	return c.failureReply(req, cached, dns.ExtendedErrorCodeNoReachableAuthority, path.describeProblem())
 }
 
@@ -137,6 +148,37 @@ func (c *cluster) noServiceReply(req *dns.Msg, cached *entry) *dns.Msg {
 	}
 	return c.failureReply(req, cached, dns.ExtendedErrorCodeNoReachableAuthority,
 		fmt.Sprintf("the address of the DNS service of %s is not known", c.displayName()))
+}
+
+// zoneReply is the reply to a query for who serves the cluster's zone: kubelink, and not the DNS service of the cluster,
+// which knows no mesh domain.
+//
+//go:noinline
+func (c *cluster) zoneReply(state *request.Request, d *meshDomain) *dns.Msg {
+	soa := d.subdomainSOA(state.QName())
+	switch state.QType() {
+	case dns.TypeSOA:
+		return authoritativeReply(state.Req, soa, []dns.RR{soa})
+	case dns.TypeNS:
+		return d.nsReply(state.Req)
+	}
+	reply := d.nsReply(state.Req) // ANY
+	reply.Answer = slices.Concat([]dns.RR{soa}, reply.Answer, addressRecords(state.QName(), dns.TypeANY, c.addresses...))
+	return reply
+}
+
+// setAuthority replaces the authority section, in which a cluster may name other servers: a denial has our SOA record.
+func (c *cluster) setAuthority(m *dns.Msg) {
+	if len(m.Ns) == 0 && len(m.Answer) > 0 && m.Rcode == dns.RcodeSuccess {
+		return
+	}
+	m.Ns = nil
+	switch m.Rcode {
+	case dns.RcodeSuccess, dns.RcodeNameError:
+		if name := deniedName(m); name != "" && inDomain(name, c.name) {
+			m.Ns = c.soa
+		}
+	}
 }
 
 // stateLabel and the name of a cluster make the name that shows the state of its link.

@@ -33,6 +33,13 @@ func (d *meshDomain) soaRecord() *dns.SOA {
 	}
 }
 
+// subdomainSOA is the SOA record of a zone in D that this CoreDNS answers for.
+func (d *meshDomain) subdomainSOA(zone string) *dns.SOA {
+	soa := d.soaRecord()
+	soa.Hdr.Name = zone
+	return soa
+}
+
 // reverseSOA is the SOA record for the name of an address. The table knows reverse zones by their addresses only, and
 // takes the name right above for the zone.
 func (d *meshDomain) reverseSOA(name string) *dns.SOA {
@@ -94,6 +101,13 @@ func staleCode(reply *dns.Msg) uint16 {
 func explainReply(reply, req *dns.Msg, code uint16, text string) {
 	if o := reply.IsEdns0(); o == nil || !slices.ContainsFunc(o.Option, isEDE) {
 		addEDE(reply, req, &dns.EDNS0_EDE{InfoCode: code, ExtraText: clipText(text)})
+	}
+}
+
+// explainOmission says what is left out of a reply, if anything is.
+func explainOmission(reply, req *dns.Msg, omitted string) {
+	if omitted != "" {
+		explainReply(reply, req, dns.ExtendedErrorCodeNoReachableAuthority, omitted)
 	}
 }
 

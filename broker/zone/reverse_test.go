@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coredns/coredns/plugin/test"
+	"github.com/coredns/coredns/request"
+
 	"github.com/miekg/dns"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -105,5 +108,88 @@ func TestReverseOfBackend(t *testing.T) {
 	m, err := queryTable(t, table, "20.16.64.100.in-addr.arpa.", dns.TypePTR, false, 1232)
 	if _, text := ede(m); err != nil || m.Rcode != dns.RcodeServerFailure || text != "services is forbidden" {
 		t.Errorf("%v, %v", m, err)
+	}
+}
+
+// Each reverse zone that answers name has a SOA and NS records, and so has the zone above addresses of a network that is
+// no zone itself.
+func TestReverseZones(t *testing.T) {
+	z := clusters(netip.MustParseAddrPort("127.0.0.1:1"))
+	z[0].Networks = append(z[0].Networks, netip.MustParsePrefix("fd00:168::/60"))
+	z[0].Clusters[0].Services = mesh.Prefixes{netip.MustParsePrefix("10.1.2.128/26")}
+	table := New(nil, z, down, options) // who serves a zone does not depend on links
+	defer table.Close()
+	const v6 = "0.0.0.0.0.0.0.0.8.6.1.0.0.0.d.f.ip6.arpa." // fd00:168::/64
+	for zone, want := range map[string]string{             // "": nothing here; "shared": where no other server is asked
+		"0.168.192.in-addr.arpa.":        "zone",
+		"16.64.100.in-addr.arpa.":        "zone",
+		"31.64.100.in-addr.arpa.":        "zone",
+		"2.1.10.in-addr.arpa.":           "zone", // of addresses of ours, and of others
+		"64.100.in-addr.arpa.":           "shared",
+		"32.64.100.in-addr.arpa.":        "denied", // in the one above
+		"x.64.100.in-addr.arpa.":         "denied",
+		"1.40.64.100.in-addr.arpa.":      "denied",
+		"1.2.1.10.in-addr.arpa.":         "denied",
+		"100.in-addr.arpa.":              "",
+		"168.192.in-addr.arpa.":          "",
+		"in-addr.arpa.":                  "",
+		"x.in-addr.arpa.":                "",
+		"065.100.in-addr.arpa.":          "",
+		"1.1.1.10.in-addr.arpa.":         "",
+		"dns-sd.16.64.100.in-addr.arpa.": "NXDOMAIN",
+		"_x.20.16.64.100.in-addr.arpa.":  "NXDOMAIN",
+		`a\.20.16.64.100.in-addr.arpa.`:  "NXDOMAIN",
+		v6:                               "zone",
+		v6[2:]:                           "zone", // /60
+		v6[4:]:                           "",
+		"a." + v6:                        "zone",
+		"10." + v6:                       "NXDOMAIN",
+		"ip6.arpa.":                      "",
+	} {
+		name := zone
+		m, ok := table.Match(name)
+		if _, shared := table.MatchShared(name); want == "shared" || want == "denied" {
+			if ok || !shared {
+				t.Errorf("%s: matched %v, shared %v", name, ok, shared)
+			}
+			m, ok = table.MatchShared(name)
+		}
+		if ok != (want != "") {
+			t.Errorf("%s: %v", name, m)
+		}
+		if !ok {
+			continue
+		}
+		for _, c := range []struct {
+			qtype uint16
+			rr    string
+		}{
+			{dns.TypeSOA, name + " 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5"},
+			{dns.TypeNS, name + " 5 IN NS ns.dns.kubelink."}, {dns.TypePTR, ""}, {dns.TypeA, ""}, {dns.TypeDS, ""},
+		} {
+			req := new(dns.Msg)
+			req.SetQuestion(name, c.qtype)
+			reply, err := m.Answer(t.Context(), &request.Request{W: &test.ResponseWriter{}, Req: req})
+			var got string
+			if len(reply.Answer) > 0 {
+				got = strings.Join(strings.Fields(reply.Answer[0].String()), " ")
+			}
+			rcode := dns.RcodeSuccess
+			if want != "zone" && want != "shared" {
+				rcode, c.rr = dns.RcodeNameError, ""
+			}
+			if err != nil || got != c.rr || reply.Rcode != rcode || !reply.Authoritative {
+				t.Errorf("%s %s: %v %v", name, dns.TypeToString[c.qtype], err, reply)
+			}
+			if got != "" {
+				continue
+			}
+			// The zone that a denial names says that it is one.
+			soa := reply.Ns[0].(*dns.SOA)
+			if of, ok := table.Match(soa.Hdr.Name); (!ok || !of.exact) && want != "shared" && want != "denied" ||
+				!inDomain(name, soa.Hdr.Name) {
+				t.Errorf("%s: denied in the name of %s", name, soa.Hdr.Name)
+			}
+		}
 	}
 }

@@ -28,12 +28,16 @@ type rewriter struct {
 var (
 	errTooLong = errors.New("a name in the answer is longer than 255 octets in")
 	errForeign = errors.New("it answered for a name that is not its own, outside of")
+	errRefers  = errors.New("it refers to other name servers, which kubelink does not ask, for a name in")
 )
 
 // rewriteReply rewrites a whole reply. It fails if a name of the answer or authority section does not fit, and if the
 // question leads to names that the cluster must not answer for: a resolver would take an answer without them for a
 // proof that there are none. All other foreign records are left out.
 func (w *rewriter) rewriteReply(m *dns.Msg) (err error) {
+	if !w.cluster.isGlobal && w.isReferral(m) {
+		return errRefers
+	}
 	chain, intoMesh := w.aliasChain(m.Answer)
 	if intoMesh && m.Rcode == dns.RcodeNameError { // the cluster denies a name that the table has to look up
 		m.Rcode, m.Ns = dns.RcodeSuccess, nil
@@ -51,6 +55,23 @@ func (w *rewriter) rewriteReply(m *dns.Msg) (err error) {
 		m.Authoritative = m.Authoritative && inDomain(rr.Header().Name, w.to)
 	}
 	return nil
+}
+
+// isReferral tells whether the reply has nothing but the name servers of a part of the cluster's domain.
+func (w *rewriter) isReferral(m *dns.Msg) bool {
+	if m.Rcode != dns.RcodeSuccess || m.Authoritative || len(m.Answer) > 0 {
+		return false
+	}
+	refers := false
+	for _, rr := range m.Ns {
+		switch rr.Header().Rrtype {
+		case dns.TypeSOA:
+			return false
+		case dns.TypeNS:
+			refers = refers || inDomain(rr.Header().Name, w.from)
+		}
+	}
+	return refers
 }
 
 // rewritePointers rewrites the reply to the question for the names of an address. Only PTR records in the cluster's own
@@ -150,7 +171,7 @@ func (w *rewriter) rewriteName(s *string) bool {
 }
 
 // rewriteSection rewrites the records in place and drops the ones that cannot survive it: signatures and denials of
-// existence, which cover the names of the cluster, and records with an owner name that is neither in the cluster's
+// existence, which cover the names of the cluster, records of who serves them, and records with an owner name that is neither in the cluster's
 // domain nor on the chain. It caps TTLs. The error is errTooLong if a name did not fit, or else errForeign if a DNAME
 // is about foreign names, or if no record is left because all were foreign. The result is good in any case.
 func (w *rewriter) rewriteSection(rrs []dns.RR, chain []string) (kept []dns.RR, err error) {
@@ -168,6 +189,9 @@ func (w *rewriter) rewriteSection(rrs []dns.RR, chain []string) (kept []dns.RR, 
 			continue
 		}
 		own := inDomain(h.Name, w.from)
+		if own && !w.cluster.isGlobal && (h.Rrtype == dns.TypeNS || h.Rrtype == dns.TypeSOA) {
+			continue // kubelink serves the zone, and says so itself
+		}
 		if !own && !w.onChain(chain, rr) {
 			dropped = true
 			continue

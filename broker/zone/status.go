@@ -1,10 +1,9 @@
 package zone
 
-// What names need to know about links: the status of a link, and the path to an address.
+// What names need to know about links: their status.
 
 import (
 	"fmt"
-	"math"
 	"math/bits"
 	"time"
 )
@@ -44,35 +43,4 @@ func (s Status) describeState() []string {
 		facts = append(facts, "reason="+clipText(s.Reason))
 	}
 	return facts
-}
-
-// Path is the way to an address.
-type Path struct {
-	Link   string // empty: the address is local, or the table knows no network with it; always usable
-	Status Status
-}
-
-// localPath is the way to addresses that are not behind a link.
-var localPath Path
-
-func (p *Path) isUsable() bool { return p.Link == "" || p.Status.Usable }
-
-// describeProblem says why the path is not usable.
-func (p *Path) describeProblem() string {
-	text := fmt.Sprintf("link %s is %s", p.Link, p.Status.State)
-	if p.Status.Reason != "" {
-		text += ": " + p.Status.Reason
-	}
-	return text
-}
-
-// sortDistance orders paths: local ones first, then by round-trip time, unknown times last.
-func (p *Path) sortDistance() int64 {
-	switch {
-	case p.Link == "":
-		return -1
-	case !p.Status.Usable || p.Status.RTT <= 0:
-		return math.MaxInt64
-	}
-	return int64(p.Status.RTT)
 }

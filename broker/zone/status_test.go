@@ -58,10 +58,10 @@ func TestPath(t *testing.T) {
 		problem  string
 	}{
 		{localPath, true, -1, ""},
-		{Path{"k1", Status{Usable: true, State: "Up", RTT: 5}}, true, 5, ""},
-		{Path{"k1", Status{Usable: true, State: "Up"}}, true, math.MaxInt64, ""},
-		{Path{"k1", Status{State: "Down", RTT: 5}}, false, math.MaxInt64, "link k1 is Down"},
-		{Path{"k1", Status{State: "Down", Reason: "closed"}}, false, math.MaxInt64, "link k1 is Down: closed"},
+		{Path{Link: "k1", Status: Status{Usable: true, State: "Up", RTT: 5}}, true, 5, ""},
+		{Path{Link: "k1", Status: Status{Usable: true, State: "Up"}}, true, math.MaxInt64, ""},
+		{Path{Link: "k1", Status: Status{State: "Down", RTT: 5}}, false, math.MaxInt64, "link k1 is Down"},
+		{Path{Link: "k1", Status: Status{State: "Down", Reason: "closed"}}, false, math.MaxInt64, "link k1 is Down: closed"},
 	} {
 		if c.path.isUsable() != c.usable || c.path.sortDistance() != c.distance {
 			t.Errorf("%+v: usable %v, distance %d", c.path, c.path.isUsable(), c.path.sortDistance())

@@ -32,6 +32,12 @@ type Options struct {
 
 	// Networks lead to links: an address in one of them is usable while its link is.
 	Networks []Network
+	// Links say which peer carries which link. None of them has a peer where another system carries the traffic: which
+	// networks that routes is not known.
+	Links []mesh.Link
+	// Services are the service networks and addresses of the local cluster in its meshes, Hosts its networks of pods and
+	// nodes, which other clusters may have as well.
+	Services, Hosts []netip.Prefix
 
 	// Backends are the sources of names for clusters that answer from their API, by the name of the cluster's zone.
 	Backends map[string]Backend
@@ -48,12 +54,6 @@ type Options struct {
 	NoStateNames bool
 }
 
-// Network is a network that is routed to a link.
-type Network struct {
-	Prefix netip.Prefix
-	Link   string
-}
-
 // Table answers for all mesh domains. It is immutable; only the connections to the DNS services of the clusters have
 // state of their own, and they live on in the next Table.
 type Table struct {
@@ -61,6 +61,7 @@ type Table struct {
 	upstreams map[netip.AddrPort]*upstream
 
 	reverse    bart.Table[*node]
+	enclosing  map[netip.Prefix]enclosingZone // of networks that are no reverse zone themselves
 	paths      bart.Table[*Path]
 	wasUsable  map[string]bool            // links that were usable since the process began
 	persistent bool                       // replies survive the process
@@ -83,19 +84,19 @@ type node struct {
 	isApex       bool        // D itself
 }
 
-// pathTo is the path to an address.
-func (t *Table) pathTo(addr netip.Addr) *Path {
-	if p, ok := t.paths.Lookup(addr); ok {
-		return p
-	}
-	return &localPath
+// HasZone tells whether the name is one that Match.Zone gives.
+func (t *Table) HasZone(name string) bool {
+	n := t.nodes[name]
+	return n != nil && (n.isApex || n.cluster != nil || n.global != nil)
 }
 
 // nodeOf is what the name belongs to; nil: nothing that the table knows.
 func (t *Table) nodeOf(name string) *node {
 	n, _ := t.findNode(name)
 	if n == nil {
-		n, _ = t.findReverse(name)
+		if m, ok := t.matchReverse(name); ok {
+			return m.node
+		}
 	}
 	return n
 }

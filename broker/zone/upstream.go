@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,7 +43,8 @@ type upstream struct {
 	serial   uint64 // cached replies hold this, not the upstream
 	proxy    *proxy.Proxy
 	lastErr  atomic.Pointer[error]
-	answered atomic.Bool // at least once
+	answers  atomic.Uint64 // how many there have been
+	failures failureNews
 
 	queries queryGroup
 }
@@ -96,7 +98,8 @@ func (u *upstream) exchangeRetried(ctx context.Context, state *request.Request) 
 			if !state.Match(reply) {
 				return nil, errors.New("answer to another question")
 			}
-			u.answered.Store(true)
+			u.answers.Add(1)
+			dropEmptyRecords(reply)
 			return reply, nil
 		}
 		if ctx.Err() != nil {
@@ -113,6 +116,21 @@ func (u *upstream) exchangeRetried(ctx context.Context, state *request.Request) 
 	return nil, err
 }
 
+// dropEmptyRecords removes records that have come without data, and are nothing without: the library reads them, but
+// a message that it packs them into cannot be read again.
+func dropEmptyRecords(m *dns.Msg) {
+	isEmpty := func(rr dns.RR) bool {
+		switch rr.(type) {
+		case *dns.OPT, *dns.APL, *dns.NULL, *dns.RFC3597:
+			return false
+		}
+		return rr.Header().Rdlength == 0
+	}
+	for _, section := range []*[]dns.RR{&m.Answer, &m.Ns, &m.Extra} {
+		*section = slices.DeleteFunc(*section, isEmpty)
+	}
+}
+
 // exchangeOnce is one try: at most tryTimeout to connect, and as much for the answer. That the other side has closed a
 // pooled connection in the meantime does not count as a try; each is found only once.
 func (u *upstream) exchangeOnce(ctx context.Context, state *request.Request) (*dns.Msg, error) {
@@ -124,6 +142,41 @@ func (u *upstream) exchangeOnce(ctx context.Context, state *request.Request) (*d
 			return reply, err
 		}
 	}
+}
+
+// failureNews tells which failures are news for the log. Any client can have queries fail, as many as it likes.
+type failureNews struct {
+	mu   sync.Mutex // guards said
+	said map[string]toldFailure
+}
+
+// toldFailure is when a failure was told, and how many answers there had been.
+type toldFailure struct {
+	at      time.Time
+	answers uint64
+}
+
+// maxTold bounds the failures that are told apart.
+const maxTold = 16
+
+// pickNews returns a failure of the upstream if the log does not have it: one that is new, or that is there again after
+// answers. Each comes once a second at most.
+func (u *upstream) pickNews(err error) error {
+	f := &u.failures
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now, text := toldFailure{time.Now(), u.answers.Load()}, err.Error()
+	told, known := f.said[text]
+	switch {
+	case known && (told.answers == now.answers || now.at.Sub(told.at) < time.Second):
+		return nil
+	case !known && len(f.said) >= maxTold:
+		return nil
+	case f.said == nil:
+		f.said = map[string]toldFailure{}
+	}
+	f.said[text] = now
+	return err
 }
 
 // briefError leaves out what a reader does not need: the local port and, because callers name it, the address.

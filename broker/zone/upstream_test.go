@@ -2,6 +2,7 @@ package zone
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
@@ -280,4 +281,60 @@ func BenchmarkQueryGroup(b *testing.B) {
 			}
 		}
 	})
+}
+
+// Records without data are left out of an answer: a client could not read a message with them.
+func TestRecordsWithoutData(t *testing.T) {
+	addr := serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
+		m := new(dns.Msg)
+		m.SetReply(r)
+		m.Answer = []dns.RR{&dns.A{Hdr: rrHeader(r.Question[0].Name, dns.TypeA)}, rr(t, r.Question[0].Name+" 5 IN A 100.64.16.20")}
+		if strings.HasPrefix(r.Question[0].Name, "nobody.") {
+			m.Answer, m.Rcode = nil, dns.RcodeNameError
+			m.Ns = []dns.RR{&dns.ANY{Hdr: rrHeader("cluster.local.", dns.TypeSOA)}} // which has no data
+		}
+		m.Extra = []dns.RR{&dns.ANY{Hdr: rrHeader("x.cluster.local.", dns.TypeSRV)}}
+		w.WriteMsg(m)
+	})
+	table := New(nil, zones(addr), up, cachingOptions())
+	defer table.Close()
+	for range 2 {
+		m, err := queryTable(t, table, web, dns.TypeA, false, 0)
+		if err != nil || sections(m) != web+" 5 IN A 100.64.16.20 / / /" {
+			t.Errorf("%v %s", err, sections(m))
+		}
+		m, err = queryTable(t, table, "nobody.svc.kubelink2.kubelink.", dns.TypeA, false, 0)
+		if err != nil || m.Rcode != dns.RcodeNameError || len(m.Ns) != 1 || m.Ns[0].(*dns.SOA).Ns != "ns.dns.kubelink." {
+			t.Errorf("%v %v", err, m)
+		}
+	}
+}
+
+// A failure is told once, and again when it is there again after an answer; several ones are told one by one.
+func TestFailureNews(t *testing.T) {
+	u := &upstream{}
+	first, second := errors.New("i/o timeout"), errors.New("connection refused")
+	told := func(err error) bool { return u.pickNews(err) != nil }
+	for i, want := range []bool{true, false, false} {
+		if told(first) != want || told(second) != want {
+			t.Errorf("%d: not %v", i, want)
+		}
+	}
+	u.answers.Add(1)
+	if told(first) {
+		t.Error("told twice in a second")
+	}
+	u.failures.said[first.Error()] = toldFailure{at: time.Now().Add(-2 * time.Second)}
+	if !told(first) || told(first) {
+		t.Error("not told once when it is back")
+	}
+	lines := 0
+	for i := range 1000 {
+		if told(fmt.Errorf("failure %d", i)) {
+			lines++
+		}
+	}
+	if lines > maxTold {
+		t.Errorf("%d lines for texts of a peer", lines)
+	}
 }

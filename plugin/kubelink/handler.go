@@ -42,11 +42,23 @@ func (k *Kubelink) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 		return k.passToNext(ctx, w, r)
 	}
 	// CoreDNS writes a reply of its own if it gets the rcode of a failure: after WriteMsg the rcode is
-	// success, and the errors plugin logs the error.
-	if e := w.WriteMsg(reply); err == nil {
-		err = e
-	}
+	// success, and the errors plugin logs the error. It does not log that the client is gone: a client
+	// could have that as often as it likes.
+	_ = w.WriteMsg(reply)
 	return dns.RcodeSuccess, err
+}
+
+// maxUDPSize is the size of the longest answer in a datagram: it fits all paths without fragments. An
+// address in a query by UDP may be forged, and must not get forty kilobytes for its forty bytes. Longer
+// answers are truncated, and clients then ask by TCP.
+const maxUDPSize = 1232
+
+// limitSize reduces the size that a client offers, as the bufsize plugin does: also for the questions
+// to clusters.
+func limitSize(r *dns.Msg, proto string) {
+	if opt := r.IsEdns0(); opt != nil && proto == "udp" && opt.UDPSize() > maxUDPSize {
+		opt.SetUDPSize(maxUDPSize)
+	}
 }
 
 // answerQuery makes and counts the reply to a query; nil: the next plugin answers the name. It is apart
@@ -57,9 +69,13 @@ func (k *Kubelink) answerQuery(ctx context.Context, state *request.Request) (*dn
 		return k.replyNotReady(state), nil
 	}
 	match, ok := table.Match(state.Name())
+	if !ok && k.Next == nil {
+		match, ok = table.MatchShared(state.Name())
+	}
 	if !ok {
 		return nil, nil
 	}
+	limitSize(state.Req, state.Proto())
 	if t := state.QType(); t == dns.TypeAXFR || t == dns.TypeIXFR { // one that the transfer plugin did not answer
 		return countReply(match.Zone(), new(dns.Msg).SetRcode(state.Req, dns.RcodeRefused)), nil
 	}

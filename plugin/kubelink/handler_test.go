@@ -35,6 +35,7 @@ import (
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/mandelsoft/kubelink/broker"
@@ -622,6 +623,124 @@ func TestMetrics(t *testing.T) {
 	}
 	if n := value("kubelink2.kubelink.", "SERVFAIL") - before[1]; n != 2 {
 		t.Errorf("%v SERVFAIL", n)
+	}
+}
+
+// The series of a zone go with it.
+func TestMetricsOfWhatIsGone(t *testing.T) {
+	s := useStateSource(t)
+	s.setTable(netip.AddrPort{}, zone.Status{State: "Idle"})
+	_, addr := startCoreDNS(t, ".:0 {\nbind 127.0.0.1\nkubelink\n}")
+	zones := func() (names []string) {
+		t.Helper()
+		families, err := prometheus.DefaultGatherer.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, m := range f.Metric {
+				if f.GetName() == "coredns_kubelink_queries_total" && m.Label[1].GetName() == "zone" {
+					names = append(names, m.Label[1].GetValue())
+				}
+			}
+		}
+		slices.Sort(names)
+		return slices.Compact(names)
+	}
+	exchangeQuery(t, "udp", addr, "x.kubelink2.kubelink.", dns.TypeA, 0)
+	exchangeQuery(t, "udp", addr, "nobody.kubelink.", dns.TypeA, 0)
+	if got := strings.Join(zones(), " "); got != "kubelink. kubelink2.kubelink." {
+		t.Errorf("series of %s", got)
+	}
+	s.table.Store(zone.New(s.table.Load(), []mesh.Zone{{Domain: "kubelink."}}, nil, zone.Options{Serial: 1}))
+	if got := strings.Join(zones(), " "); got != "kubelink." {
+		t.Errorf("after the end of the link: series of %s", got)
+	}
+	s.table.Store(nil) // as after a failed start: what there is, is not known
+	if got := strings.Join(zones(), " "); got != "kubelink." {
+		t.Errorf("without a table: series of %s", got)
+	}
+}
+
+// An answer to a datagram has 1232 bytes at most, whatever size a forged query offers.
+func TestAmplification(t *testing.T) {
+	s := useStateSource(t)
+	var fat records.Owner
+	fat.Name = "fat.svc.global.kubelink."
+	for i := range 200 {
+		fat.TXT = append(fat.TXT, fmt.Sprint(i, strings.Repeat("x", 200)))
+	}
+	_, addr := startCoreDNS(t, ".:0 {\nbind 127.0.0.1\nkubelink {\ndns-propagation dns\n}\nwhoami\n}")
+	s.setGlobal(netip.MustParseAddrPort("127.0.0.1:1"), zone.Status{Usable: true}, fat)
+	for _, c := range []struct {
+		network string
+		size    uint16
+		tc      bool
+	}{{"udp", 65535, true}, {"udp", 4096, true}, {"udp", 512, true}, {"tcp", 65535, false}} {
+		for _, qtype := range []uint16{dns.TypeTXT, dns.TypeANY} {
+			m := exchangeQuery(t, c.network, addr, fat.Name, qtype, c.size)
+			m.Compress = true
+			if n := m.Len(); m.Truncated != c.tc || c.tc && n > 1232 {
+				t.Errorf("%+v: %d bytes, tc %v", c, n, m.Truncated)
+			}
+		}
+	}
+}
+
+// Reverse zones that are ours in part are answered where no other plugin is asked.
+func TestSharedReverseZones(t *testing.T) {
+	s := useStateSource(t)
+	_, addr := startCoreDNS(t, ".:0 {\nbind 127.0.0.1\nkubelink\n}")
+	set := func() {
+		s.table.Store(zone.New(s.table.Load(), []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
+			{Name: "c.kubelink.", Link: "c", Services: mesh.Prefixes{netip.MustParsePrefix("100.64.16.0/20")}}}}},
+			func(string) zone.Status { return zone.Status{} }, zone.Options{Serial: 1}))
+	}
+	set()
+	const soa = "NOERROR 64.100.in-addr.arpa. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 1 7200 1800 86400 5"
+	for name, want := range map[string]string{"64.100.in-addr.arpa.": soa, "1.1.64.100.in-addr.arpa.": "NXDOMAIN",
+		"65.100.in-addr.arpa.": "REFUSED"} {
+		if got := summarizeReply(exchangeQuery(t, "udp", addr, name, dns.TypeSOA, 0)); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+	_, addr = startCoreDNS(t, ".:0 {\nbind 127.0.0.1\nkubelink\nwhoami\n}")
+	m := exchangeQuery(t, "udp", addr, "64.100.in-addr.arpa.", dns.TypeSOA, 0)
+	if m.Rcode != 0 || len(m.Answer) != 0 || len(m.Extra) == 0 { // of whoami
+		t.Errorf("not passed on: %v", m)
+	}
+}
+
+// A DNS service that does not answer costs a line in the log, however many queries there are.
+func TestFailuresInTheLog(t *testing.T) {
+	s := useStateSource(t)
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent := netip.MustParseAddrPort(pc.LocalAddr().String())
+	pc.Close() // queries are refused at once
+	k := &Kubelink{stanza: &stanza{config: defaultConfig()}, lifecycle: sharedLifecycle}
+	if err := sharedLifecycle.applyStanza(k.stanza); err != nil {
+		t.Fatal(err)
+	}
+	s.setTable(silent, zone.Status{Usable: true})
+	defer s.table.Load().Close()
+	lines := map[string]int{}
+	for i := range 10_000 {
+		req := new(dns.Msg)
+		req.SetQuestion(fmt.Sprintf("n%d.kubelink2.kubelink.", i), dns.TypeA)
+		if _, err := k.ServeDNS(t.Context(), &test.ResponseWriter{}, req); err != nil { // the errors plugin logs it
+			lines[err.Error()]++
+		}
+	}
+	for text, n := range lines {
+		if n > 1 {
+			t.Errorf("%d times %s", n, text)
+		}
+	}
+	if len(lines) == 0 || len(lines) > 3 {
+		t.Errorf("lines %v", lines)
 	}
 }
 

@@ -337,7 +337,7 @@ var resolvers = []struct {
 	more string
 }{
 	{"unbound forwarding", 53, "forward", ""},
-	{"unbound iterating", 54, "stub", "use-caps-for-id: yes"},
+	{"unbound iterating", 54, "stub", "use-caps-for-id: yes\n    qname-minimisation-strict: yes"},
 }
 
 // startResolvers starts unbound in a pod, once in each way.

@@ -215,7 +215,8 @@ func aliasService(name, target string) *corev1.Service {
 	}
 }
 
-// createHeadless creates a headless service with endpoints that do not exist. Some have host names.
+// createHeadless creates a headless service with endpoints that do not exist. Some have host names. Their addresses count
+// in other clusters if they are in the service network, which is routed to the cluster.
 func createHeadless(
 	t *testing.T, ctx context.Context, b *fleet.Broker, name string, endpoints ...discoveryv1.Endpoint,
 ) {
@@ -233,9 +234,48 @@ func createHeadless(
 	})
 }
 
+// database is a headless service whose pods have the addresses of pods of other clusters, as pod networks are the same,
+// and an alias of an address, which is none.
+const database = `
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: default}
+spec: {clusterIP: None, ports: [{name: pg, port: 5432}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-1, namespace: default, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+endpoints: [{addresses: ["100.96.1.3"], hostname: db-0}, {addresses: ["100.96.1.2"]}]
+ports: [{name: pg, port: 5432, protocol: TCP}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-6, namespace: default, labels: {kubernetes.io/service-name: db}}
+addressType: IPv6
+endpoints: [{addresses: ["fd00:96::"], conditions: {ready: true}}]
+ports: [{name: pg, port: 5432, protocol: TCP}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ext, namespace: default}
+spec: {type: ExternalName, externalName: 192.0.2.7}
+`
+
+// createDatabase creates the objects of database.
+func createDatabase(t *testing.T, ctx context.Context, b *fleet.Broker) {
+	t.Helper()
+	_, err := b.KubectlInput(ctx, database, "apply", "-f", "-")
+	must(t, err)
+	t.Cleanup(func() {
+		_, err := b.KubectlInput(context.Background(), database, "delete", "--ignore-not-found", "-f", "-")
+		must(t, err)
+	})
+}
+
 // manyEndpoints returns n endpoints, and the records of their addresses.
 func manyEndpoints(n int) (endpoints []discoveryv1.Endpoint, records []string) {
-	addr := netip.MustParseAddr("100.97.0.1")
+	addr := netip.MustParseAddr("100.64.24.1")
 	for range n {
 		endpoints = append(endpoints, discoveryv1.Endpoint{Addresses: []string{addr.String()}})
 		records = append(records, "A "+addr.String())
@@ -258,9 +298,10 @@ func TestResolvers(t *testing.T) {
 
 	first, second := "first", "second"
 	createHeadless(t, ctx, two, "peers",
-		discoveryv1.Endpoint{Addresses: []string{"100.97.1.1"}, Hostname: &first},
-		discoveryv1.Endpoint{Addresses: []string{"100.97.1.2"}, Hostname: &second},
-		discoveryv1.Endpoint{Addresses: []string{"100.97.1.3"}})
+		discoveryv1.Endpoint{Addresses: []string{"100.64.30.1"}, Hostname: &first},
+		discoveryv1.Endpoint{Addresses: []string{"100.64.30.2"}, Hostname: &second},
+		discoveryv1.Endpoint{Addresses: []string{"100.64.30.3"}})
+	createDatabase(t, ctx, two)
 	crowds := map[int][]string{}
 	for _, n := range []int{40, 100, 300} {
 		endpoints, records := manyEndpoints(n)
@@ -388,6 +429,11 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 		r.want.answer = withOwners(r.question, []string{"CNAME nobody.default.svc.kubelink3.kubelink."})
 		return r
 	}
+	leftOut := func(question, addr string) row {
+		r := nodata(question, "kubelink2.kubelink")
+		r.reason = addr
+		return r
+	}
 	rows := []row{
 		// The mesh.
 		answer("kubelink SOA", "SOA ns.dns.kubelink. hostmaster.kubelink. 0 7200 1800 86400 5"),
@@ -418,8 +464,11 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 		nodata("kubelink2.kubelink AAAA", "kubelink"),
 		nodata("kubelink2.kubelink TXT", "kubelink2.kubelink"),
 		nodata("kubelink2.kubelink MX", "kubelink2.kubelink"),
-		answer("kubelink2.kubelink SOA", "SOA ns.dns.kubelink2.kubelink. hostmaster.kubelink2.kubelink. 0 7200 1800 86400 5"),
+		answer("kubelink2.kubelink SOA", "SOA ns.dns.kubelink. hostmaster.kubelink. 0 7200 1800 86400 5"),
+		answer("kubelink2.kubelink NS", "NS ns.dns.kubelink."), // and not its own DNS service, which knows no mesh
+		answer("KubeLink3.kubelink NS", "NS ns.dns.kubelink."),
 		answer("dns-version.kubelink2.kubelink TXT", `TXT "1.1.0"`),
+		nodata("dns-version.kubelink2.kubelink A", "kubelink2.kubelink"),
 		nodata("_state.kubelink2.kubelink A", "kubelink"),
 		nxdomain("x._state.kubelink2.kubelink TXT", "kubelink2.kubelink"),
 
@@ -455,20 +504,28 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 		nodata("svc.kubelink2.kubelink A", "kubelink2.kubelink"),
 		nodata("default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
 		nxdomain("nobody.kubelink2.kubelink A", "kubelink2.kubelink"),
+		nodata("_tcp.server.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"), // there is _http._tcp below
+		nodata("_TCP.server.default.svc.kubelink3.kubelink SRV", "kubelink3.kubelink"),
+		nodata("_tcp.server.default.svc.kubelink1.kubelink NS", "kubelink1.kubelink"),
+		nxdomain("_tcp.nobody.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
 
 		// Their endpoints.
-		answer("peers.default.svc.kubelink2.kubelink A", "A 100.97.1.1", "A 100.97.1.2", "A 100.97.1.3"),
+		leftOut("db.default.svc.kubelink2.kubelink A", "100.96.1.3"),
+		leftOut("db.default.svc.kubelink2.kubelink AAAA", "fd00:96::"),
+		leftOut("db-0.db.default.svc.kubelink2.kubelink A", "100.96.1.3"),
+		leftOut("100-96-1-2.db.default.svc.kubelink2.kubelink A", "100.96.1.2"),
+		answer("peers.default.svc.kubelink2.kubelink A", "A 100.64.30.1", "A 100.64.30.2", "A 100.64.30.3"),
 		nodata("peers.default.svc.kubelink2.kubelink AAAA", "kubelink2.kubelink"),
-		answer("first.peers.default.svc.kubelink2.kubelink A", "A 100.97.1.1"),
-		answer("second.peers.default.svc.kubelink2.kubelink A", "A 100.97.1.2"),
-		answer("100-97-1-3.peers.default.svc.kubelink2.kubelink A", "A 100.97.1.3"),
-		answer("First.Peers.default.svc.kubelink2.kubelink A", "A 100.97.1.1"),
+		answer("first.peers.default.svc.kubelink2.kubelink A", "A 100.64.30.1"),
+		answer("second.peers.default.svc.kubelink2.kubelink A", "A 100.64.30.2"),
+		answer("100-64-30-3.peers.default.svc.kubelink2.kubelink A", "A 100.64.30.3"),
+		answer("First.Peers.default.svc.kubelink2.kubelink A", "A 100.64.30.1"),
 		nxdomain("third.peers.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
-		nxdomain("100-97-1-1.peers.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
+		nxdomain("100-64-30-1.peers.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
 		answer("_http._tcp.peers.default.svc.kubelink2.kubelink SRV",
 			"SRV 0 33 8080 first.peers.default.svc.kubelink2.kubelink.",
 			"SRV 0 33 8080 second.peers.default.svc.kubelink2.kubelink.",
-			"SRV 0 33 8080 100-97-1-3.peers.default.svc.kubelink2.kubelink."),
+			"SRV 0 33 8080 100-64-30-3.peers.default.svc.kubelink2.kubelink."),
 		answer("crowd-40.default.svc.kubelink2.kubelink A", crowds[40]...).largerThan(512),
 		answer("crowd-100.default.svc.kubelink2.kubelink A", crowds[100]...).largerThan(1232),
 		answer("crowd-300.default.svc.kubelink2.kubelink A", crowds[300]...).largerThan(4096),
@@ -512,17 +569,22 @@ func meshTable(of *fleet.Broker, fromAPI bool, crowds map[int][]string) []row {
 		answer(ptr(servers[2].service.String()), "PTR server.default.svc.kubelink3.kubelink."),
 		answer(ptr(two.APIAddress.String()), "PTR kubernetes.default.svc.kubelink2.kubelink."),
 		nodata(strings.Replace(ptr("192.168.0.12"), "PTR", "A", 1), "0.168.192.in-addr.arpa"),
+		answer("0.168.192.in-addr.arpa SOA", "SOA ns.dns.kubelink. hostmaster.kubelink. 0 7200 1800 86400 5"),
+		answer("0.168.192.in-addr.arpa NS", "NS ns.dns.kubelink."),
+		answer("16.64.100.in-addr.arpa SOA", "SOA ns.dns.kubelink. hostmaster.kubelink. 0 7200 1800 86400 5"),
+		answer("64.100.in-addr.arpa SOA", "SOA ns.dns.kubelink. hostmaster.kubelink. 0 7200 1800 86400 5"),
+		answer("64.100.in-addr.arpa NS", "NS ns.dns.kubelink."),
+		nodata("64.100.in-addr.arpa PTR", "64.100.in-addr.arpa"),
+		nxdomain(ptr("100.64.200.1"), "64.100.in-addr.arpa"), // of no cluster
 	}
 	if fromAPI {
 		rows = append(rows,
-			answer("kubelink2.kubelink NS", "NS ns.dns.kubelink."),
 			servfail("itself.default.svc.kubelink2.kubelink A", "circle"),
 			servfail("loop-a.default.svc.kubelink2.kubelink A", "circle"),
 			nxdomain(ptr("100.64.16.250"), "16.64.100.in-addr.arpa"),
 		)
 	} else {
 		rows = append(rows,
-			answer("kubelink2.kubelink NS", "NS kube-dns.kube-system.svc.kubelink2.kubelink."),
 			nodata("itself.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
 			nodata("loop-a.default.svc.kubelink2.kubelink A", "kubelink2.kubelink"),
 			// which has no upstream server
