@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/mandelsoft/kubelink/broker/announce"
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/bridge"
 	"github.com/mandelsoft/kubelink/broker/kernel"
@@ -45,17 +46,18 @@ type APIConfig struct {
 
 // GatewayConfig says how the broker carries links.
 type GatewayConfig struct {
-	NodeIP         string // address of the node, shown as gateway in the status of links
-	BrokerPort     uint16 // TCP port to listen on; the target port of Service overrides it
-	AdvertisedPort uint16 // port that peers are told for auto-connect
-	Service        string // name of the broker's Service; empty: none
-	Interface      string // name of the TUN
-	NoOffload      bool   // the TUN carries single packets
-	Streams        int    // most connections per link; 0: the dataplane's default
-	AutoConnect    bool   // authenticated peers without link get one
-	RouteTable     int    // routing table for our routes; 254 is main
-	RulePriority   int    // of the rule that leads to RouteTable when it is not main
-	KeepNetwork    bool   // leave device, routes and rules in place on shutdown
+	NodeIP         string         // address of the node, shown as gateway in the status of links
+	BrokerPort     uint16         // TCP port to listen on; the target port of Service overrides it
+	AdvertisedPort uint16         // port that peers are told for auto-connect
+	Service        string         // name of the broker's Service; empty: none
+	Interface      string         // name of the TUN
+	NoOffload      bool           // the TUN carries single packets
+	Streams        int            // most connections per link; 0: the dataplane's default
+	AutoConnect    bool           // authenticated peers without link get one
+	AutoNetworks   []netip.Prefix // in which such links may have a service network, sorted
+	RouteTable     int            // routing table for our routes; 254 is main
+	RulePriority   int            // of the rule that leads to RouteTable when it is not main
+	KeepNetwork    bool           // leave device, routes and rules in place on shutdown
 }
 
 // CertificateConfig says where the certificate of links comes from.
@@ -70,6 +72,7 @@ type CertificateConfig struct {
 // NamesConfig says what peers and the cluster's DNS are told of names, and what happens to names when clusters are
 // away.
 type NamesConfig struct {
+	IgnoreAnnounced  bool                 // KubeLinks do not take over what peers are told
 	DNSAdvertisement bool                 // peers are told how this cluster's names are resolved
 	ServiceAccount   types.NamespacedName // peers are told its token; zero: none
 	TokenLifetime    time.Duration        // that the broker asks for
@@ -142,6 +145,14 @@ func (c *Config) pkiConfig() pki.Config {
 // accessConfig is what the credentials for API servers depend on.
 func (c *Config) accessConfig() apizone.Config {
 	return apizone.Config{Namespace: c.Namespace, TLSSecret: c.Secret, Propagation: c.Propagation}
+}
+
+// announcePolicy is what this cluster takes over from peers.
+func (c *Config) announcePolicy(unencrypted bool) *announce.Policy {
+	return &announce.Policy{
+		Local: &c.Local, AutoConnect: c.AutoConnect, Networks: c.AutoNetworks,
+		IgnoreFacts: c.IgnoreAnnounced, Unencrypted: unencrypted,
+	}
 }
 
 func (c *Config) kernelConfig() kernel.Config {

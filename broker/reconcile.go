@@ -186,13 +186,14 @@ func (r *reconcilerRun) newOutcome(
 	for _, st := range statuses {
 		seen.Statuses[st.Link] = st
 	}
-	received := r.receiver.ReceiveAll(items, s, statuses, r.creds.Unencrypted(), r.log)
+	policy := r.cfg.announcePolicy(r.creds.Unencrypted())
+	received := r.receiver.ReceiveAll(items, s, statuses, policy, r.log)
 	for name := range received {
 		note(name, received[name].Note)
 	}
 	out := &writeback.Outcome{
 		Links:  writeback.LinkOutcomes(items, s, r.cfg.Served, seen),
-		Create: r.unknowns.MakeLinks(items, s, &r.cfg.Local, r.cfg.AutoConnect, r.log),
+		Create: r.unknowns.MakeLinks(items, s, policy, r.log),
 		Secret: r.creds.Secret,
 	}
 	for i := range out.Links {

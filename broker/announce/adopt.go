@@ -3,6 +3,7 @@ package announce
 // How a KubeLink takes over what its peer announces. There all the rest of the broker finds it, also after a restart.
 
 import (
+	"cmp"
 	"reflect"
 
 	corev1 "k8s.io/api/core/v1"
@@ -49,6 +50,15 @@ func (f Facts) adopt(l *v1alpha1.KubeLink, secret corev1.SecretReference) (field
 	dns, changed := f.adoptDNS(l, owners)
 	if len(dns) > 0 {
 		spec["dns"] = dns
+	}
+	if is := l.Spec.CIDR; owners.mayWrite(is == "", "spec", "cidr") {
+		if want := cmp.Or(f.cidr, is); want != "" {
+			spec["cidr"] = want
+			changed = changed || want != is
+		}
+	}
+	if f.access != nil && l.Spec.DNS != nil && l.Spec.DNS.OmitDNSPropagation {
+		f.access = nil // there are no names to make of it
 	}
 	if is := l.Spec.APIAccess; owners.mayWrite(is == nil, "spec", "apiAccess") {
 		want := is

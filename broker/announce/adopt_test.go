@@ -32,14 +32,15 @@ func TestAdopt(t *testing.T) {
 		access       bool
 	}{
 		{name: "nothing announced"},
-		{name: "empty link", facts: Facts{"100.64.16.10", "cluster.local", access}, access: true, want: map[string]any{
-			"dns":       map[string]any{"dnsIP": "100.64.16.10", "baseDomain": "cluster.local"},
-			"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
-		}},
+		{name: "empty link", facts: Facts{dnsIP: "100.64.16.10", baseDomain: "cluster.local", access: access}, access: true,
+			want: map[string]any{
+				"dns":       map[string]any{"dnsIP": "100.64.16.10", "baseDomain": "cluster.local"},
+				"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
+			}},
 		{name: "already so", dns: own, api: &secret, ours: allFields,
-			facts: Facts{"100.64.16.10", "cluster.local", access}, access: true},
+			facts: Facts{dnsIP: "100.64.16.10", baseDomain: "cluster.local", access: access}, access: true},
 		{name: "changed", dns: own, api: &secret, ours: allFields,
-			facts: Facts{"100.64.16.11", "cluster.local", access}, access: true, want: map[string]any{
+			facts: Facts{dnsIP: "100.64.16.11", baseDomain: "cluster.local", access: access}, access: true, want: map[string]any{
 				"dns":       map[string]any{"dnsIP": "100.64.16.11", "baseDomain": "cluster.local"},
 				"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
 			}},
@@ -50,24 +51,33 @@ func TestAdopt(t *testing.T) {
 				"apiAccess": map[string]any{"namespace": "kube-system", "name": "kubelink-api-b"},
 			}},
 		{name: "all is the user's", dns: own, api: &corev1.SecretReference{Namespace: "x", Name: "y"}, theirs: allFields,
-			facts: Facts{"100.64.16.11", "c", access}},
+			facts: Facts{dnsIP: "100.64.16.11", baseDomain: "c", access: access}},
 		{name: "one is the user's", dns: &v1alpha1.KubeLinkDNS{DNSIP: "100.64.16.20"}, theirs: ipField,
-			facts: Facts{"100.64.16.11", "c", nil}, want: map[string]any{
+			facts: Facts{dnsIP: "100.64.16.11", baseDomain: "c"}, want: map[string]any{
 				"dns": map[string]any{"baseDomain": "c"},
 			}},
 		{name: "the user took one over", dns: own, ours: `{"f:spec":{"f:dns":{"f:baseDomain":{}}}}`, theirs: ipField,
-			facts: Facts{"100.64.16.11", "c", nil}, want: map[string]any{
+			facts: Facts{dnsIP: "100.64.16.11", baseDomain: "c"}, want: map[string]any{
 				"dns": map[string]any{"baseDomain": "c"},
 			}},
 		{name: "the user applied the same", dns: own, ours: allFields, theirs: ipField,
-			facts: Facts{"100.64.16.11", "cluster.local", nil}},
+			facts: Facts{dnsIP: "100.64.16.11", baseDomain: "cluster.local"}},
 		{name: "the user set it empty", dns: &v1alpha1.KubeLinkDNS{}, theirs: ipField, facts: Facts{dnsIP: "100.64.16.11"}},
-		{name: "nobody knows who set it", dns: own, facts: Facts{"100.64.16.11", "c", nil}},
+		{name: "nobody knows who set it", dns: own, facts: Facts{dnsIP: "100.64.16.11", baseDomain: "c"}},
 		{name: "the user has other fields", dns: &v1alpha1.KubeLinkDNS{OmitDNSPropagation: true},
 			theirs: `{"f:spec":{"f:dns":{".":{},"f:omitDNSPropagation":{}}}}`,
 			facts:  Facts{dnsIP: "100.64.16.11"}, want: map[string]any{
 				"dns": map[string]any{"dnsIP": "100.64.16.11"},
 			}},
+		{name: "no names, no API access", dns: &v1alpha1.KubeLinkDNS{OmitDNSPropagation: true},
+			facts: Facts{dnsIP: "100.64.16.11", access: access}, want: map[string]any{
+				"dns": map[string]any{"dnsIP": "100.64.16.11"},
+			}},
+		{name: "a network of its own", facts: Facts{cidr: "100.64.32.0/20"}, ours: `{"f:spec":{"f:cidr":{}}}`,
+			want: map[string]any{"cidr": "100.64.32.0/20"}},
+		{name: "what it has taken over stays", ours: `{"f:spec":{"f:cidr":{}}}`, facts: Facts{dnsIP: "100.64.16.11"},
+			want: map[string]any{"cidr": "100.64.16.0/20", "dns": map[string]any{"dnsIP": "100.64.16.11"}}},
+		{name: "a network of the user", facts: Facts{cidr: "100.64.32.0/20"}, theirs: `{"f:spec":{"f:cidr":{}}}`},
 		{name: "status does not count", status: ipField,
 			facts: Facts{dnsIP: "100.64.16.11"}, want: map[string]any{"dns": map[string]any{"dnsIP": "100.64.16.11"}}},
 	} {

@@ -1,6 +1,7 @@
 package announce
 
-// auto-connect: KubeLinks for authenticated peers that have none.
+// auto-connect: KubeLinks for authenticated peers that have none. Such a link routes the peer's address in the mesh.
+// The service network that the peer announces it routes only where the stanza allows it.
 
 import (
 	"fmt"
@@ -50,17 +51,33 @@ func (u *UnknownPeers) Add(p link.UnknownPeer) {
 	}
 }
 
+// Policy is what this cluster takes over from peers.
+type Policy struct {
+	Local       *mesh.Local
+	AutoConnect bool           // authenticated peers without link get one
+	Networks    []netip.Prefix // in which such links may have a service network
+	IgnoreFacts bool           // what peers announce of their names and APIs is not taken over
+	Unencrypted bool           // peers are not authenticated
+}
+
+// allowsNetwork tells whether a link made for a peer may have the service network.
+func (p *Policy) allowsNetwork(n netip.Prefix) bool {
+	return slices.ContainsFunc(p.Networks, func(outer netip.Prefix) bool {
+		return n.IsValid() && outer.Bits() <= n.Bits() && outer.Contains(n.Addr())
+	})
+}
+
 // MakeLinks makes links for the peers that belong to one of our meshes and have none. What a peer announces
 // is not trusted: a certificate gets one link, and no link that cannot be used or takes anything from other links.
 func (u *UnknownPeers) MakeLinks(
-	items []v1alpha1.KubeLink, s *mesh.State, local *mesh.Local, enabled bool, log *slog.Logger,
+	items []v1alpha1.KubeLink, s *mesh.State, policy *Policy, log *slog.Logger,
 ) map[string]*v1alpha1.KubeLink {
 	u.mu.Lock()
 	peers := u.peers
 	u.peers = nil
 	u.mu.Unlock()
 	result := map[string]*v1alpha1.KubeLink{}
-	if !enabled || len(peers) == 0 { // auto-connect may have been switched off
+	if !policy.AutoConnect || len(peers) == 0 { // auto-connect may have been switched off
 		return result
 	}
 	items = slices.Clone(items)
@@ -73,11 +90,14 @@ func (u *UnknownPeers) MakeLinks(
 	for _, p := range peers {
 		for i := range s.Meshes {
 			l, ok := newPeerLink(&p, &s.Meshes[i], items)
+			if policy.allowsNetwork(p.ServiceCIDR) {
+				l.Spec.CIDR = p.ServiceCIDR.String()
+			}
 			if !ok || containsLink(items, l.Name) {
 				continue
 			}
 			all := append(items, l)
-			if problem, bad := mesh.Build(mesh.Objects{Links: all}, *local).Problems[l.Name]; bad {
+			if problem, bad := mesh.Build(mesh.Objects{Links: all}, *policy.Local).Problems[l.Name]; bad {
 				log.Warn("a peer that connected by itself gets no link",
 					"names", p.Names, "remote", p.Remote, "problem", problem.Message)
 				continue
@@ -120,12 +140,10 @@ func newPeerLink(p *link.UnknownPeer, m *mesh.Mesh, items []v1alpha1.KubeLink) (
 	}
 	cluster := strings.NewReplacer(".", "-", ":", "-").Replace(p.Address.Addr().StringExpanded())
 	l.Name = mesh.ObjectName(m.Name, cluster)
+	l.Annotations = map[string]string{v1alpha1.AnnotationAutoConnect: "true"}
 	l.CreationTimestamp = metav1.Now() // the youngest link wins over no other one
 	l.Spec.ClusterAddress = p.Address.String()
 	l.Spec.Endpoint = net.JoinHostPort(host, fmt.Sprint(p.AdvertisedPort))
-	if isPrivate(p.ServiceCIDR) {
-		l.Spec.CIDR = p.ServiceCIDR.String()
-	}
 	return l, true
 }
 
@@ -136,17 +154,4 @@ func hasEndpoint(items []v1alpha1.KubeLink, meshName, host string, port uint16) 
 		in, _ := mesh.LinkName(o.Name)
 		return err == nil && other == host && in == meshName
 	})
-}
-
-// isPrivate says whether a network lies in the ranges for private use (RFC 1918, RFC 4193) or for
-// carriers (RFC 6598), from which clusters take their service networks.
-func isPrivate(p netip.Prefix) bool {
-	return slices.ContainsFunc(privateRanges, func(r netip.Prefix) bool {
-		return p.IsValid() && r.Bits() <= p.Bits() && r.Contains(p.Addr())
-	})
-}
-
-var privateRanges = []netip.Prefix{
-	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
-	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,11 +25,13 @@ func TestUnknownPeers(t *testing.T) {
 		newLink("local", "192.168.0.11/24", "LocalLink", ""),
 		newLink("b", "192.168.0.12/24", "b.example:443", "100.64.16.0/20"),
 	}
-	enabled, local := true, &mesh.Local{
+	local := &mesh.Local{
 		Mode:         mesh.Bridge,
 		ServiceCIDRs: mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")},
 		DefaultPort:  80,
 	}
+	policy := &Policy{Local: local, AutoConnect: true, Networks: []netip.Prefix{
+		netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("16.0.0.0/8")}}
 	state := mesh.Build(mesh.Objects{Links: items}, *local)
 	for _, c := range []struct {
 		name           string
@@ -41,7 +44,12 @@ func TestUnknownPeers(t *testing.T) {
 		{"welcome", "192.168.0.13/24", "100.64.32.0/20", 80, []string{"c.example"}, "192-168-0-13", "c.example:80", "100.64.32.0/20"},
 		{"without services", "192.168.0.13/24", "", 8080, []string{"c.example"}, "192-168-0-13", "c.example:8080", ""},
 		{"first name that can be dialled", "192.168.0.13/24", "", 80, []string{"*.example", "c d", "c.example"}, "192-168-0-13", "c.example:80", ""},
-		{"public networks are not taken over", "192.168.0.13/24", "16.0.0.0/4", 80, []string{"c.example"}, "192-168-0-13", "c.example:80", ""},
+		{"around an allowed one", "192.168.0.13/24", "16.0.0.0/4", 80, []string{"c.example"},
+			"192-168-0-13", "c.example:80", ""},
+		{"another network", "192.168.0.13/24", "10.0.0.0/9", 80, []string{"c.example"},
+			"192-168-0-13", "c.example:80", ""},
+		{"any that is allowed", "192.168.0.13/24", "16.7.0.0/16", 80, []string{"c.example"},
+			"192-168-0-13", "c.example:80", "16.7.0.0/16"},
 		{"port 0", "192.168.0.13/24", "", 0, []string{"c.example"}, "", "", ""},
 		{"no name", "192.168.0.13/24", "", 80, nil, "", "", ""},
 		{"wildcard only", "192.168.0.13/24", "", 80, []string{"*.example"}, "", "", ""},
@@ -59,7 +67,7 @@ func TestUnknownPeers(t *testing.T) {
 				p.ServiceCIDR = netip.MustParsePrefix(c.cidr)
 			}
 			u := &UnknownPeers{peers: map[string]link.UnknownPeer{c.address: p}}
-			made := u.MakeLinks(items, &state, local, enabled, slog.New(slog.DiscardHandler))
+			made := u.MakeLinks(items, &state, policy, slog.New(slog.DiscardHandler))
 			if c.link == "" {
 				if len(made) != 0 {
 					t.Errorf("made %v", made)
@@ -69,6 +77,9 @@ func TestUnknownPeers(t *testing.T) {
 			l := made[c.link]
 			if l == nil || l.Spec.Endpoint != c.endpoint || l.Spec.CIDR != c.linkCIDR || l.Spec.ClusterAddress != c.address {
 				t.Errorf("made %+v", made)
+			}
+			if l != nil && !mesh.IsAutoLink(l) {
+				t.Errorf("no mark: %+v", l.ObjectMeta)
 			}
 		})
 	}
@@ -82,18 +93,105 @@ func TestUnknownPeers(t *testing.T) {
 	}
 	for n := range 10 {
 		come(fmt.Sprintf("192.168.0.%d/24", 20+n))
-		if made := u.MakeLinks(items, &state, local, enabled, slog.New(slog.DiscardHandler)); (len(made) == 1) != (n == 0) {
+		if made := u.MakeLinks(items, &state, policy, slog.New(slog.DiscardHandler)); (len(made) == 1) != (n == 0) {
 			t.Errorf("%d: made %v", n, made)
 		}
 	}
 	for i := range u.made {
 		u.made[i].until = time.Now().Add(-time.Second)
 	}
-	if come("192.168.0.40/24"); len(u.MakeLinks(items, &state, local, enabled, slog.New(slog.DiscardHandler))) != 1 {
+	if come("192.168.0.40/24"); len(u.MakeLinks(items, &state, policy, slog.New(slog.DiscardHandler))) != 1 {
 		t.Error("a link that was never created counts for ever")
 	}
-	enabled = false
-	if come("192.168.0.41/24"); len(u.MakeLinks(items, &state, local, enabled, slog.New(slog.DiscardHandler))) != 0 {
+	policy.AutoConnect = false
+	if come("192.168.0.41/24"); len(u.MakeLinks(items, &state, policy, slog.New(slog.DiscardHandler))) != 0 {
 		t.Error("a link is made without auto-connect")
+	}
+}
+
+// TestStrangerTakesNoNetwork: without a list of networks, a peer gets a route to its address only.
+func TestStrangerTakesNoNetwork(t *testing.T) {
+	local := &mesh.Local{Mode: mesh.Bridge, ServiceCIDRs: mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}}
+	me := v1alpha1.KubeLink{}
+	me.Name = "me"
+	me.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.11/24", Endpoint: v1alpha1.EndpointLocal}
+	items := []v1alpha1.KubeLink{me}
+	s := mesh.Build(mesh.Objects{Links: items}, *local)
+	for _, cidr := range []string{"10.0.0.0/8", "10.0.0.0/9", "10.251.0.0/16", "172.16.0.0/12", "192.168.1.0/24",
+		"192.168.128.0/17", "100.64.16.0/20", "100.64.0.0/20", "100.68.0.0/14", "fc00::/8", "2000::/3"} {
+		p := link.UnknownPeer{Names: []string{"evil.example"}}
+		p.Address, p.AdvertisedPort = netip.MustParsePrefix("192.168.0.66/24"), 80
+		p.ServiceCIDR = netip.MustParsePrefix(cidr)
+		u := &UnknownPeers{peers: map[string]link.UnknownPeer{"x": p}}
+		made := u.MakeLinks(items, &s, &Policy{Local: local, AutoConnect: true}, slog.New(slog.DiscardHandler))
+		if len(made) != 1 || made["192-168-0-66"] == nil {
+			t.Errorf("%s: made %v", cidr, made)
+			continue
+		}
+		after := mesh.Build(mesh.Objects{Links: append(items, *made["192-168-0-66"])}, *local)
+		if len(after.Routes) != 1 || after.Routes[0].Destination != netip.MustParsePrefix("192.168.0.0/24") ||
+			len(after.Peers[0].Networks) != 1 {
+			t.Errorf("%s: routes %v, networks %v", cidr, after.Routes, after.Peers[0].Networks)
+		}
+	}
+}
+
+// TestAutoLinkNetwork: a link that was made for a peer takes over the announced network when the stanza allows it.
+// Until then its note says what to do. What a user has set stays.
+func TestAutoLinkNetwork(t *testing.T) {
+	local := &mesh.Local{Mode: mesh.Bridge, ServiceCIDRs: mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}}
+	announced := netip.MustParsePrefix("100.64.32.0/20")
+	for _, c := range []struct {
+		name        string
+		networks    string
+		ignoreFacts bool
+		change      func(l *v1alpha1.KubeLink)
+		want, note  string
+	}{
+		{"no list", "", false, nil, "", "the service network 100.64.32.0/20 that the peer announces is not routed: " +
+			"allow it with auto-connect 100.64.32.0/20 in the Corefile, or set spec.cidr"},
+		{"another network", "100.64.0.0/19", false, nil, "", "allow it with auto-connect 100.64.32.0/20"},
+		{"allowed", "100.64.0.0/16", false, nil, "100.64.32.0/20", ""},
+		{"allowed, names and APIs are not", "100.64.32.0/20", true, nil, "100.64.32.0/20", ""},
+		{"another's", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Name = "d" }, "",
+			"is not routed: spec.cidr 100.64.32.0/20 is already routed to the older link user"},
+		{"a user's link", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Annotations = nil }, "", ""},
+		{"a user's network", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Spec.CIDR = "100.64.48.0/20" }, "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			newLink := func(name, address, endpoint, cidr string) v1alpha1.KubeLink {
+				l := v1alpha1.KubeLink{}
+				l.Name = name
+				l.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: address, Endpoint: endpoint, CIDR: cidr}
+				return l
+			}
+			auto := newLink("auto", "192.168.0.13/24", "c.example:80", "")
+			auto.Annotations = map[string]string{v1alpha1.AnnotationAutoConnect: "true"}
+			if c.change != nil {
+				c.change(&auto)
+			}
+			items := []v1alpha1.KubeLink{newLink("me", "192.168.0.11/24", v1alpha1.EndpointLocal, ""), auto}
+			if c.name == "another's" {
+				items = append(items, newLink("user", "192.168.0.14/24", "d.example:80", "100.64.32.0/20"))
+			}
+			policy := &Policy{Local: local, AutoConnect: true, IgnoreFacts: c.ignoreFacts}
+			if c.networks != "" {
+				policy.Networks = []netip.Prefix{netip.MustParsePrefix(c.networks)}
+			}
+			s := mesh.Build(mesh.Objects{Links: items}, *local)
+			statuses := []link.Status{{Link: auto.Name, Announced: &link.Announcement{ServiceCIDR: announced,
+				DNS: &link.DNSInfo{ClusterDomain: "c.local"}}}}
+			got := new(Receiver).ReceiveAll(items, &s, statuses, policy, slog.New(slog.DiscardHandler))[auto.Name]
+			if got.Facts.cidr != c.want || !strings.Contains(got.Note, c.note) || c.note == "" && got.Note != "" {
+				t.Errorf("%+v", got)
+			}
+			if (got.Facts.baseDomain == "") != c.ignoreFacts {
+				t.Errorf("names: %+v", got)
+			}
+			fields, _ := got.Facts.adopt(&auto, secretName("n", auto.Name))
+			if cidr, _ := fields["cidr"].(string); cidr != c.want {
+				t.Errorf("adopts %v", fields)
+			}
+		})
 	}
 }

@@ -85,7 +85,7 @@ func (k *Keeper) Keep(ctx context.Context, l *v1alpha1.KubeLink, f Facts) (note 
 	}
 	if err == nil {
 		k.Log.Info("the link takes over what its peer announces",
-			"link", l.Name, "dns", spec["dns"], "apiAccess", spec["apiAccess"])
+			"link", l.Name, "cidr", spec["cidr"], "dns", spec["dns"], "apiAccess", spec["apiAccess"])
 	}
 	return note, err
 }

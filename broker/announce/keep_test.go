@@ -42,7 +42,8 @@ func TestKeep(t *testing.T) {
 	conflict := apierrors.NewConflict(resource, "x", nil)
 	invalid := apierrors.NewInvalid(schema.GroupKind{Kind: "KubeLink"}, "b", nil)
 	down := apierrors.NewServiceUnavailable("down")
-	all := Facts{"100.64.16.10", "cluster.local", &link.APIInfo{Token: "t", CACert: []byte("CA")}}
+	all := Facts{dnsIP: "100.64.16.10", baseDomain: "cluster.local",
+		access: &link.APIInfo{Token: "t", CACert: []byte("CA")}}
 	for _, c := range []struct {
 		name    string
 		facts   Facts

@@ -33,6 +33,7 @@ const (
 
 // Facts are what a peer announces and can be used; zero: it does not announce it, or it cannot be used.
 type Facts struct {
+	cidr              string // as in spec.cidr; only of a link made for the peer
 	dnsIP, baseDomain string // as in spec.dns
 	access            *link.APIInfo
 }
@@ -60,12 +61,13 @@ type receivedAnnouncement struct {
 // ReceiveAll checks what the peers of links announce, by name of the link. It logs a note when it changes. Without
 // encryption no API access is used.
 func (r *Receiver) ReceiveAll(
-	links []v1alpha1.KubeLink, s *mesh.State, statuses []link.Status, unencrypted bool, log *slog.Logger,
+	links []v1alpha1.KubeLink, s *mesh.State, statuses []link.Status, policy *Policy, log *slog.Logger,
 ) map[string]Received {
 	announced := map[string]*link.Announcement{}
 	for _, st := range statuses {
 		announced[st.Link] = st.Announced
 	}
+	networks := receiveNetworks(links, announced, policy)
 	all, next := map[string]Received{}, map[string]*receivedAnnouncement{}
 	for i := range links {
 		name := links[i].Name
@@ -74,7 +76,13 @@ func (r *Receiver) ReceiveAll(
 			continue // not served, behind a gateway, or not connected yet
 		}
 		last := r.last[name]
-		got, facts := receiveAnnouncement(last, s, &links[i].Spec, a, unencrypted)
+		got, facts := &receivedAnnouncement{announced: a}, Facts{}
+		if !policy.IgnoreFacts {
+			got, facts = receiveAnnouncement(last, s, &links[i].Spec, a, policy.Unencrypted)
+		}
+		if n, ok := networks[name]; ok {
+			facts.cidr, got.note = n.cidr, joinNotes(n.note, got.note)
+		}
 		if got.note != "" && (last == nil || last.note != got.note) {
 			log.Warn("a peer announces what cannot be used", "link", name, "problem", got.note)
 		}
@@ -82,6 +90,55 @@ func (r *Receiver) ReceiveAll(
 	}
 	r.last = next
 	return all
+}
+
+// receivedNetwork is the service network that a peer announces.
+type receivedNetwork struct {
+	cidr string // as in spec.cidr; empty: it is not taken over
+	note string // why not
+}
+
+// receiveNetworks finds the service networks that peers announce of links which were made for them, where no user has
+// given one. It takes those that the policy allows, and that take nothing from other links.
+func receiveNetworks(
+	links []v1alpha1.KubeLink, announced map[string]*link.Announcement, policy *Policy,
+) map[string]receivedNetwork {
+	networks := map[string]receivedNetwork{}
+	trial := slices.Clone(links)
+	var candidates []*v1alpha1.KubeLink
+	for i := range trial {
+		l := &trial[i]
+		a := announced[l.Name]
+		if a == nil || !a.ServiceCIDR.IsValid() || !mesh.IsAutoLink(l) || l.Spec.CIDR == a.ServiceCIDR.String() ||
+			!readOwnership(l).mayWrite(l.Spec.CIDR == "", "spec", "cidr") {
+			continue
+		}
+		if !policy.allowsNetwork(a.ServiceCIDR) {
+			networks[l.Name] = receivedNetwork{note: fmt.Sprintf("the service network %[1]s that the peer announces is not "+
+				"routed: allow it with auto-connect %[1]s in the Corefile, or set spec.cidr", a.ServiceCIDR)}
+			continue
+		}
+		l.Spec.CIDR = a.ServiceCIDR.String()
+		candidates = append(candidates, l)
+	}
+	if len(candidates) == 0 {
+		return networks
+	}
+	problems := mesh.Build(mesh.Objects{Links: trial}, *policy.Local).Problems
+	for _, l := range candidates {
+		if p, bad := problems[l.Name]; bad {
+			networks[l.Name] = receivedNetwork{note: "the service network that the peer announces is not routed: " +
+				shorten(p.Message)}
+			continue
+		}
+		networks[l.Name] = receivedNetwork{cidr: l.Spec.CIDR}
+	}
+	return networks
+}
+
+// joinNotes joins notes that are not empty.
+func joinNotes(notes ...string) string {
+	return strings.Join(slices.DeleteFunc(notes, func(n string) bool { return n == "" }), "; ")
 }
 
 // receiveAnnouncement checks what the peer of a usable link announces. It takes over from the last result, which may
@@ -117,7 +174,7 @@ func receiveAnnouncement(
 		refuse("access to its API", errors.New(
 			"without certificate anybody could announce it; set secret, or certfile, keyfile and cacertfile"))
 	}
-	got.note = strings.Join(notes, "; ")
+	got.note = joinNotes(notes...)
 	return got, facts
 }
 

@@ -160,7 +160,8 @@ var fragmentCases = []struct {
 	{"first fragment of a SYN, IPv6", ipPacket(true, tcp, fragmentHeader(tcp, 0, true), tcpHeader(22, syn)), false},
 	{"only fragment of a SYN, IPv6", ipPacket(true, tcp, fragmentHeader(tcp, 0, false), tcpHeader(22, syn)), false},
 	{"tiny first fragment, IPv6", ipPacket(true, tcp, fragmentHeader(tcp, 0, true), tcpHeader(22, ack)[:8]), false},
-	{"header in a later fragment, IPv6", ipPacket(true, tcp, fragmentHeader(60, 0, true), []byte{tcp, 9, 0, 0, 0, 0, 0, 0}), false},
+	{"header in a later fragment, IPv6", ipPacket(true, tcp, fragmentHeader(60, 0, true),
+		[]byte{tcp, 9, 0, 0, 0, 0, 0, 0}), false},
 	{"second fragment, IPv6", ipPacket(true, udp, fragmentHeader(udp, 1232, false), make([]byte, 20)), true},
 	{"over the flags, IPv6", ipPacket(true, tcp, fragmentHeader(tcp, 8, false), tcpHeader(22, syn)), false},
 	{"second fragment of ESP, IPv6", ipPacket(true, 50, fragmentHeader(50, 1232, false), make([]byte, 20)), false},
@@ -173,7 +174,8 @@ var fragmentCases = []struct {
 	{"ACK behind options", ipPacket(true, tcp, []byte{60, tcp, 0, 1, 4, 0, 0, 0, 0}, tcpHeader(22, ack)), true},
 	{"SYN behind hop-by-hop options", ipPacket(true, tcp, []byte{0, tcp, 0, 1, 4, 0, 0, 0, 0}, tcpHeader(22, syn)), false},
 	{"SYN behind a routing header", ipPacket(true, tcp, []byte{43, tcp, 0, 4, 0, 0, 0, 0, 0}, tcpHeader(22, syn)), false},
-	{"ACK behind an authentication header", ipPacket(true, tcp, []byte{51, tcp, 4, 0, 0, 0, 0, 0, 0}, tcpHeader(22, ack)), false},
+	{"ACK behind an authentication header",
+		ipPacket(true, tcp, []byte{51, tcp, 4, 0, 0, 0, 0, 0, 0}, tcpHeader(22, ack)), false},
 	{"options that are cut", ipPacket(true, tcp, []byte{60, tcp, 9, 1, 4, 0, 0, 0, 0}, tcpHeader(22, ack)), false},
 }
 
@@ -253,7 +255,8 @@ func TestNodeFilter(t *testing.T) {
 			t.Errorf("%s: received %v", c.name, got)
 		}
 	}
-	room := append(make([]byte, vnetSize), ipPacket(true, tcp, []byte{60, tcp, 0, 1, 4, 0, 0, 0, 0}, tcpHeader(22, syn))...)
+	hidden := ipPacket(true, tcp, []byte{60, tcp, 0, 1, 4, 0, 0, 0, 0}, tcpHeader(22, syn))
+	room := append(make([]byte, vnetSize), hidden...)
 	if n := testing.AllocsPerRun(100, func() { s.receivePacket(room, vnetHeader{}) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}

@@ -106,16 +106,31 @@ func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
 	return s
 }
 
-// sortByAge sorts by age, and by name what was created in the same second.
+// sortByAge sorts by age, and by name what was created in the same second. Links that the broker made for peers count
+// as younger than those of users: a peer cannot take an address or a network before its owner is linked.
 func sortByAge(links []v1alpha1.KubeLink) []*v1alpha1.KubeLink {
 	byAge := make([]*v1alpha1.KubeLink, 0, len(links))
 	for i := range links {
 		byAge = append(byAge, &links[i])
 	}
 	slices.SortFunc(byAge, func(a, b *v1alpha1.KubeLink) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(autoRank(a)-autoRank(b), a.CreationTimestamp.Compare(b.CreationTimestamp.Time),
+			cmp.Compare(a.Name, b.Name))
 	})
 	return byAge
+}
+
+// autoRank is 1 for a link that the broker made for a peer, else 0.
+func autoRank(o *v1alpha1.KubeLink) int {
+	if IsAutoLink(o) {
+		return 1
+	}
+	return 0
+}
+
+// IsAutoLink tells whether the broker made the link for a peer that had none.
+func IsAutoLink(o *v1alpha1.KubeLink) bool {
+	return !isLocalLink(o) && o.Annotations[v1alpha1.AnnotationAutoConnect] == "true"
 }
 
 // membersByMesh are the names of the links to other clusters that are not about to go, usable or not.

@@ -949,3 +949,29 @@ func TestMembersByMesh(t *testing.T) {
 	}
 	checkEqual(t, "members", members, map[string][]string{"": {"k3", "k4", "kubelink2"}, "m2": {"m2--three", "m2--two"}})
 }
+
+// Links that the broker made for peers take nothing from links of users, however old they are.
+func TestAutoLinksAreYounger(t *testing.T) {
+	auto := func(l *v1alpha1.KubeLink) {
+		l.Annotations = map[string]string{v1alpha1.AnnotationAutoConnect: "true"}
+	}
+	for _, c := range []struct{ name, address, cidr, says string }{
+		{"address", "192.168.0.13/24", "100.64.48.0/20",
+			"spec.clusterAddress 192.168.0.13/24 is already used by the older link user"},
+		{"network", "192.168.0.14/24", "100.64.32.0/20", "spec.cidr 100.64.32.0/20 is already routed to the older link user"},
+		{"part of the network", "192.168.0.14/24", "100.64.40.0/21", "is already routed to the older link user"},
+		{"around the network", "192.168.0.14/24", "100.64.32.0/19", "is already routed to the older link user"},
+		{"nothing", "192.168.0.14/24", "100.64.48.0/20", ""},
+	} {
+		s := new(objs).addLocal("here", "192.168.0.11/24").
+			add("auto", c.address, "c.example", cidr(c.cidr), auto).
+			add("user", "192.168.0.13/24", "c.example", cidr("100.64.32.0/20")).build(cluster1())
+		checkProblem(t, s, "user", "")
+		if got := s.Problems["auto"].Message; !strings.Contains(got, c.says) || c.says == "" && got != "" {
+			t.Errorf("%s: %q", c.name, got)
+		}
+	}
+	// The place of the cluster in the mesh is always a user's.
+	s := new(objs).addLocal("here", "192.168.0.11/24", auto).addLocal("other", "192.168.0.11/24").build(cluster1())
+	checkProblem(t, s, "here", "")
+}

@@ -25,8 +25,8 @@ var unroutable = []Rule{
 	{Prefix: netip.MustParsePrefix("ff00::/8")},
 }
 
-// coversUnroutable tells whether a network is so wide that it has unroutable ones in it, as a default route has, or half
-// of one.
+// coversUnroutable tells whether a network is so wide that it has unroutable ones in it, as a default route has, or
+// half of one.
 func coversUnroutable(n netip.Prefix) bool {
 	return slices.ContainsFunc(unroutable, func(r Rule) bool { return contains(n, r.Prefix) })
 }

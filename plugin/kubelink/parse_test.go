@@ -97,6 +97,12 @@ func TestProperties(t *testing.T) {
 		{"auto-connect\nsecret tls\nsecret-manage-mode self\ndns-name Kubelink1.Example.", func(c *broker.Config) {
 			c.AutoConnect, c.Secret, c.SecretManageMode, c.DNSName = true, "tls", "self", "kubelink1.example"
 		}},
+		{"auto-connect 100.64.32.0/19,10.0.0.0/8,10.0.0.0/8\nsecret tls", func(c *broker.Config) {
+			c.AutoConnect, c.Secret = true, "tls"
+			c.AutoNetworks = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.32.0/19")}
+		}},
+		{"accept-announced off", func(c *broker.Config) { c.IgnoreAnnounced = true }},
+		{"accept-announced on", func(*broker.Config) {}},
 		{"local-ports udp/53,TCP/53,tcp/8080,udp/53", func(c *broker.Config) {
 			c.LocalPorts = []mesh.LocalPort{
 				{Protocol: "tcp", Port: 53}, {Protocol: "tcp", Port: 8080}, {Protocol: "udp", Port: 53},
@@ -159,8 +165,15 @@ func TestRefused(t *testing.T) {
 		{"mode", `:2 - Error during parsing: mode has no value`},
 		{"kubeconfig a b c", `:2 - Error during parsing: kubeconfig takes two values at most, but "a b c" are given`},
 		{"mode bridge none", `:2 - Error during parsing: mode takes one value, but "bridge none" are given`},
-		{"auto-connect yes",
-			`:2 - Error during parsing: auto-connect takes no value, but "yes" is given: its presence switches it on`},
+		{"keep-network yes",
+			`:2 - Error during parsing: keep-network takes no value, but "yes" is given: its presence switches it on`},
+		{"auto-connect yes", `:2 - Error during parsing: auto-connect yes: "yes": not a network, such as 100.64.0.0/20; ` +
+			"use a list of networks separated by commas"},
+		{"auto-connect 10.0.0.0/8, 10.0.0.0/8", `auto-connect takes one value`},
+		{"auto-connect 10.0.0.1/8", `"10.0.0.1/8": an address, not a network: did you mean 10.0.0.0/8?`},
+		{"auto-connect 0.0.0.0/0", `"0.0.0.0/0": all addresses there are`},
+		{"accept-announced maybe", `accept-announced maybe: not one of on, off`},
+		{"accept-announced", `accept-announced has no value`},
 		{"mode vpn", `mode vpn: not one of bridge, none`},
 		{"kubeconfig nowhere", `kubeconfig nowhere: stat nowhere: no such file or directory`},
 		{"kubeconfig .", `kubeconfig .: this is a directory, not a file`},

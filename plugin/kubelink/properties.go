@@ -101,7 +101,7 @@ var properties = map[string]property{
 		return setNumber(&p.config.Streams, v, 1, bridge.MaxStreams)
 	}),
 	"local-ports":  oneValue(setLocalPorts),
-	"auto-connect": noValue(func(cfg *broker.Config) { cfg.AutoConnect = true }),
+	"auto-connect": {0, 1, setAutoConnect},
 
 	"secret":     oneValue(func(p *parser, v string) error { return setObjectName(&p.config.Secret, v) }),
 	"certfile":   fileValue(func(cfg *broker.Config) *string { return &cfg.CertFile }),
@@ -134,6 +134,7 @@ var properties = map[string]property{
 	"dns-propagation": oneValue(func(p *parser, v string) error {
 		return setChoice(&p.config.Propagation, v, mesh.PropagateNone, mesh.PropagateDNS, mesh.PropagateKubernetes)
 	}),
+	"accept-announced":   oneValue(func(p *parser, v string) error { return setOff(&p.config.IgnoreAnnounced, v) }),
 	"dns-advertisement":  noValue(func(cfg *broker.Config) { cfg.DNSAdvertisement = true }),
 	"service-account":    oneValue(setServiceAccount),
 	"token-lifetime":     oneValue(setTokenLifetime),
@@ -194,6 +195,24 @@ func setServedLinks(p *parser, v string) error {
 	// Sorted: another order is no change.
 	slices.Sort(p.config.Served)
 	p.config.Served = slices.Compact(p.config.Served)
+	return nil
+}
+
+func setAutoConnect(p *parser, values []string) error {
+	p.config.AutoConnect = true
+	for _, list := range values {
+		for item := range strings.SplitSeq(list, ",") {
+			var n mesh.Prefixes
+			if err := setNetwork(&n, item); err != nil {
+				return fmt.Errorf("%q: %w; use a list of networks separated by commas, without blanks, "+
+					"or no value: then no network is taken over", item, err)
+			}
+			p.config.AutoNetworks = append(p.config.AutoNetworks, n...)
+		}
+	}
+	// Sorted: another order is no change.
+	slices.SortFunc(p.config.AutoNetworks, netip.Prefix.Compare)
+	p.config.AutoNetworks = slices.Compact(p.config.AutoNetworks)
 	return nil
 }
 

@@ -165,7 +165,8 @@ func TestGatewayLink(t *testing.T) {
 	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateStale, "kubelink2", "does not exist"))
 }
 
-// An authenticated peer without link gets a link.
+// An authenticated peer without link gets a link, and a service network only where the Corefile allows it. Whatever the
+// peer takes so, a user's link gets.
 func TestAutoConnect(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	one, three := brokers[0], brokers[2]
@@ -185,10 +186,25 @@ func TestAutoConnect(t *testing.T) {
 	must(t, one.WaitState(ctx, name, v1alpha1.StateUp))
 	l, err := one.Link(ctx, name)
 	must(t, err)
-	if l.Spec.Endpoint != three.FQDN+":80" || l.Spec.ClusterAddress != "192.168.0.13/24" ||
-		l.Spec.CIDR != three.ServiceCIDR.String() {
+	if l.Spec.Endpoint != three.FQDN+":80" || l.Spec.ClusterAddress != "192.168.0.13/24" || l.Spec.CIDR != "" {
 		t.Errorf("%+v", l.Spec)
 	}
+	network := three.ServiceCIDR.String()
+	must(t, one.WaitState(ctx, name, v1alpha1.StateUp, "allow it with auto-connect "+network))
+	must(t, one.SetCorefile(strings.Replace(one.Corefile(), "auto-connect", "auto-connect 100.64.32.0/19", 1)))
+	must(t, one.Reload(ctx))
+	within(t, 10*time.Second, "service network of the link", func(ctx context.Context) error {
+		l, err := one.Link(ctx, name)
+		if err == nil && l.Spec.CIDR != network {
+			err = fmt.Errorf("spec %+v", l.Spec)
+		}
+		return err
+	})
+	waitForReply(t, 2*time.Second, clients[0], servers[2].service)
+	// What the peer has taken so far, it gives to the link that a user makes.
+	must(t, one.Apply(ctx, three.LinkTo()))
+	must(t, one.WaitState(ctx, name, v1alpha1.StateInvalid, "older link kubelink3"))
+	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateUp))
 	waitForReply(t, 2*time.Second, clients[0], servers[2].service)
 	// A peer without a valid certificate gets no link.
 	other, err := testbed.NewCA("somebody else")

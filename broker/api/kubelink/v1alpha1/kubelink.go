@@ -21,6 +21,10 @@ const MeshSeparator = "--"
 // Finalizer keeps a LocalLink until its mesh has no other links.
 const Finalizer = "kubelink.mandelsoft.org/mesh"
 
+// AnnotationAutoConnect with the value "true" marks a KubeLink that the broker made for a peer without link. It counts
+// as younger than links without the annotation: it takes nothing from them, whenever they come.
+const AnnotationAutoConnect = "kubelink.mandelsoft.org/auto-connect"
+
 // State is the one-word summary of an object.
 type State string
 
