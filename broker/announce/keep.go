@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -29,6 +30,10 @@ const (
 	secretRefresh = 10 * time.Minute
 	// secretRetry is how often the keeper tries to write a secret that the API server refuses.
 	secretRetry = time.Minute
+	// A peer may change what it announces as often as it likes. Of each link, the keeper writes adoptBurst changes at
+	// once, and then one in each adoptInterval: the latest one.
+	adoptBurst    = 10
+	adoptInterval = 30 * time.Second
 )
 
 // Applier applies objects on the server side, as a client.Client does.
@@ -43,6 +48,7 @@ type Keeper struct {
 	Log       *slog.Logger
 
 	secrets   map[string]secretAttempt // the last attempts, by link
+	budgets   map[string]*rate.Limiter // of changes, by link
 	forbidden bool                     // it was logged that secrets may not be written
 }
 
@@ -62,6 +68,18 @@ func (k *Keeper) Keep(ctx context.Context, l *v1alpha1.KubeLink, f Facts) (note 
 	}
 	secret := secretName(k.Namespace, l.Name)
 	spec, access := f.adopt(l, secret)
+	if k.differs(l, f, spec, access) {
+		budget := k.budget(l.Name)
+		if budget.Tokens() < 1 {
+			return fmt.Sprintf("the peer changes what it announces too often: kubelink takes over one change in %s",
+				adoptInterval), nil
+		}
+		defer func() {
+			if err == nil { // what failed is tried again at once when the API server is back
+				budget.Allow()
+			}
+		}()
+	}
 	if access {
 		if note, err = k.keepSecret(ctx, l, secret, f.access); err != nil {
 			return "", err
@@ -88,6 +106,23 @@ func (k *Keeper) Keep(ctx context.Context, l *v1alpha1.KubeLink, f Facts) (note 
 			"link", l.Name, "cidr", spec["cidr"], "dns", spec["dns"], "apiAccess", spec["apiAccess"])
 	}
 	return note, err
+}
+
+// differs tells whether a link lacks something of what its peer announces.
+func (k *Keeper) differs(l *v1alpha1.KubeLink, f Facts, spec map[string]any, access bool) bool {
+	last := k.secrets[l.Name]
+	return spec != nil || access && (last.owner != l.UID || !reflect.DeepEqual(last.access, f.access))
+}
+
+// budget bounds the changes of a link.
+func (k *Keeper) budget(link string) *rate.Limiter {
+	if k.budgets[link] == nil {
+		if k.budgets == nil {
+			k.budgets = map[string]*rate.Limiter{}
+		}
+		k.budgets[link] = rate.NewLimiter(rate.Every(adoptInterval), adoptBurst)
+	}
+	return k.budgets[link]
 }
 
 // applySpec applies the fields of the spec. The version makes it fail, and not create or overwrite anything, where the

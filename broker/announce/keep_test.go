@@ -2,8 +2,11 @@ package announce
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -129,6 +132,44 @@ func TestKeepSecretAgain(t *testing.T) {
 			if err != nil || wrote != c.writes || (note != "") != c.note {
 				t.Errorf("%s: applied %q, note %q, %v", c.name, s.applied, note, err)
 			}
+		}
+	})
+}
+
+// A peer that announces another token every three seconds costs the API server a bounded number of writes. In the end
+// the latest token is there.
+func TestKeepIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := &applyServer{}
+		k := &Keeper{Client: api, Namespace: "kubelink", Log: slog.New(slog.DiscardHandler)}
+		l := testLink()
+		start, held := time.Now(), 0
+		token := ""
+		keep := func() string {
+			note, err := k.Keep(t.Context(), l, Facts{access: &link.APIInfo{Token: token, CACert: []byte("CA")}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return note
+		}
+		for n := range 200 {
+			token = fmt.Sprint("token", n)
+			if strings.Contains(keep(), "too often") {
+				held++
+			}
+			time.Sleep(3 * time.Second)
+		}
+		most := adoptBurst + int(time.Since(start)/adoptInterval) + 1
+		secrets := func() []string {
+			return slices.DeleteFunc(slices.Clone(api.applied), func(o string) bool { return !strings.HasPrefix(o, "Secret") })
+		}
+		if n := len(secrets()); n > most || n < adoptBurst || held == 0 {
+			t.Errorf("%d secrets written, %d at most; %d held back", n, most, held)
+		}
+		time.Sleep(adoptInterval)
+		note, all := keep(), secrets()
+		if want := base64.StdEncoding.EncodeToString([]byte(token)); note != "" || !strings.Contains(all[len(all)-1], want) {
+			t.Errorf("note %q, last write %s", note, all[len(all)-1])
 		}
 	})
 }
