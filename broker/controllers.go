@@ -52,7 +52,23 @@ func init() {
 			panic(err)
 		}
 	}
-	ctrl.SetLogger(logr.FromSlogHandler(slog.Default().With("plugin", "kubelink").Handler()))
+	ctrl.SetLogger(logr.FromSlogHandler(warningsOnly{slog.Default().With("plugin", "kubelink").Handler()}))
+}
+
+// warningsOnly logs no information. controller-runtime tells of each start and end of its parts, a dozen lines for each
+// reload; the broker's own lines say what users need of it.
+type warningsOnly struct{ slog.Handler }
+
+func (h warningsOnly) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && h.Handler.Enabled(ctx, level)
+}
+
+func (h warningsOnly) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return warningsOnly{h.Handler.WithAttrs(attrs)}
+}
+
+func (h warningsOnly) WithGroup(name string) slog.Handler {
+	return warningsOnly{h.Handler.WithGroup(name)}
 }
 
 // controllers are the controllers of one configuration. They run until end.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/go-logr/logr"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 )
@@ -177,4 +178,15 @@ func TestProbeAPI(t *testing.T) {
 			t.Errorf("the end is no failure: %v", err)
 		}
 	})
+}
+
+// Of the library's log, only warnings and errors are of use.
+func TestWarningsOnly(t *testing.T) {
+	var text strings.Builder
+	log := logr.FromSlogHandler(warningsOnly{slog.NewTextHandler(&text, nil)}).WithName("a").WithValues("b", "c")
+	log.Info("Starting workers")
+	log.Error(errors.New("no way"), "Reconciler error")
+	if got := text.String(); strings.Contains(got, "Starting") || !strings.Contains(got, "no way") {
+		t.Error(got)
+	}
 }
