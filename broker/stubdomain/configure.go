@@ -111,14 +111,13 @@ func (c *Configurer) Configure(ctx context.Context, stubs []Stub) error {
 	return nil
 }
 
-// configureStubs writes the key, where it differs. The blocks are for the log if there is a note.
+// configureStubs writes the key, where it differs. The blocks are for the log if there is a note. Blocks with which the
+// cluster's DNS could not start are not written, and what is there of them goes.
 func (c *Configurer) configureStubs(ctx context.Context, stubs []Stub) (note, blocks string, err error) {
 	config, known, err := c.readConfig(ctx)
 	if err != nil {
 		return "", "", err
 	}
-	blocks = serverBlocks(stubs, config.port)
-
 	var custom corev1.ConfigMap
 	err = c.Reader.Get(ctx, types.NamespacedName{Namespace: Namespace, Name: ConfigMap}, &custom)
 	if err == nil || apierrors.IsNotFound(err) {
@@ -126,8 +125,18 @@ func (c *Configurer) configureStubs(ctx context.Context, stubs []Stub) (note, bl
 			return "", "", err
 		}
 	}
+	stubs, served := config.dropServed(stubs, custom.Data)
+	blocks = serverBlocks(stubs, config.port)
+	var problem corefileProblem
+	if known {
+		problem = config.checkImports()
+	}
 	if err == nil {
-		err = c.writeBlocks(ctx, &custom, blocks, known && !config.reload)
+		write := blocks
+		if problem.broken {
+			write = ""
+		}
+		err = c.writeBlocks(ctx, &custom, write, known && !config.reload)
 	}
 	if err != nil {
 		if note = explainError(err); note == "" {
@@ -135,11 +144,10 @@ func (c *Configurer) configureStubs(ctx context.Context, stubs []Stub) (note, bl
 		}
 		return note, blocks, nil
 	}
-	if known && !config.imports {
-		return "the Corefile in ConfigMap " + Namespace + "/" + corefileMap + " imports nothing, " + customMap +
-			" has no effect: add the server blocks to that Corefile; the log has them", blocks, nil
+	if problem.text != "" {
+		return problem.text, blocks, nil
 	}
-	return "", "", c.restartPods(ctx)
+	return served, "", c.restartPods(ctx)
 }
 
 // readConfig reads the Corefile of the cluster's DNS. If there is none, or the broker may not read it, it is not

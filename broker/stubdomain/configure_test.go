@@ -144,6 +144,16 @@ func TestConfigureNotes(t *testing.T) {
 		{"no import",
 			func(s *apiServer) { s.configMaps["coredns"]["Corefile"] = noImport },
 			"imports nothing", false, true, true},
+		{"import of other files",
+			func(s *apiServer) { s.configMaps["coredns"]["Corefile"] = noImport + "import custom/*.conf\n" },
+			"does not include key kubelink.server", false, true, true},
+		{"import that would break it",
+			func(s *apiServer) {
+				s.configMaps["coredns"]["Corefile"] = ".:53 {\n  import custom/*\n}\n"
+				s.configMaps[ConfigMap][blocksKey] = "an earlier one"
+			}, "would break it", false, true, true},
+		{"a block of the user", func(s *apiServer) { s.configMaps["coredns"]["Corefile"] = good + "kubelink:53 {\n}\n" },
+			"which stays in force", false, false, true},
 		{"no Corefile", func(s *apiServer) { delete(s.configMaps, "coredns") }, "", false, false, true},
 		{"Corefile forbidden", func(s *apiServer) { s.errors["get coredns"] = forbidden }, "", false, false, true},
 		{"server away", func(s *apiServer) { s.errors["get coredns"] = down }, "", true, false, false},
@@ -167,6 +177,9 @@ func TestConfigureNotes(t *testing.T) {
 			}
 			if (s.changed != nil) != c.watch {
 				t.Errorf("watched: %v", s.changed != nil)
+			}
+			if strings.Contains(c.note, "would break it") && s.configMaps[ConfigMap][blocksKey] != "" {
+				t.Error("the key is there")
 			}
 			if data, ok := s.configMaps[ConfigMap]; ok && data["other"] != "kept" {
 				t.Errorf("a foreign key is changed: %v", data)
