@@ -53,12 +53,12 @@ func Open(config Config) (*Bridge, error) {
 	if config.timing == nil {
 		config.timing = &defaultTiming
 	}
-	s := &shared{log: config.Log, timing: config.timing, start: time.Now()}
+	s := &shared{log: config.Log, timing: config.timing, start: time.Now(), changed: newSignal()}
 	var random [8]byte
 	rand.Read(random[:])
 	s.instance = binary.BigEndian.Uint64(random[:]) | 1 // 0 means "not known"
 	s.config.Store(&config)
-	s.refusals.init(s.log)
+	s.refusals.init(s.log, s.timing.logInterval)
 	if _, err := s.ownHello().appendPayload(nil); err != nil {
 		return nil, err
 	}
@@ -80,6 +80,7 @@ func Open(config Config) (*Bridge, error) {
 	if err := b.iface.open(); err != nil {
 		return nil, err
 	}
+	b.wg.Go(b.reportChanges)
 	b.wg.Go(func() { b.iface.serve(b.readDevice, b.closeOtherOffloads) })
 	return b, nil
 }

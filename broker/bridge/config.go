@@ -22,7 +22,7 @@ type Config struct {
 
 	// The bridge calls Changed when the status of a link has changed; of RTT, only that it has become known. It calls
 	// OnUnknown for an authenticated peer without link, closes the connection, and the peer dials again. It calls both
-	// without holding locks, from any goroutine, and they must not block.
+	// without holding locks, from goroutines of its own, and they must not block.
 	Changed   func()
 	OnUnknown func(link.UnknownPeer)
 
@@ -55,7 +55,7 @@ func withDefaults(s link.Settings) link.Settings {
 // timing is all durations of the bridge, the limit on the use of keys, and the function that dials.
 type timing struct {
 	dial, handshake, write time.Duration // limits; handshake includes the hellos
-	tls, hello             time.Duration // limits of the TLS handshake of an accepted connection, and of each answer after it
+	tls, hello             time.Duration // limits of an accepted connection: TLS handshake, and each answer after it
 	ping, silence          time.Duration // interval of pings, and the time without any byte after which a peer is dead
 	stale                  time.Duration // packets that waited for longer are dropped
 
@@ -70,6 +70,8 @@ type timing struct {
 	renewal    time.Duration // within which sessions are replaced after a change of our certificate
 
 	announceInterval time.Duration // in which the announcement of a peer changes once at most
+	logInterval      time.Duration // in which there is one line about a cause at most
+	changeInterval   time.Duration // between two calls of Config.Changed
 	maxRecords       int64         // TLS records that are sent with the keys of a session, approximately
 
 	dialer func(ctx context.Context, network, address string) (net.Conn, error)
@@ -85,7 +87,8 @@ var defaultTiming = timing{
 	termMemory: 30 * time.Second,
 	recheck:    2 * time.Second, renewal: time.Minute,
 	announceInterval: 3 * time.Second,
-	maxRecords:       1 << 24,
+	logInterval:      time.Second, changeInterval: 20 * time.Millisecond,
+	maxRecords: 1 << 24,
 	// The dialer looks the name up each time, and tries IPv6 and IPv4 (RFC 8305).
 	dialer: (&net.Dialer{}).DialContext,
 }

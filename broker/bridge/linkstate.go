@@ -10,11 +10,36 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
+// linkLines are the limits of the lines about a link in the log, by cause.
+type linkLines struct{ up, down, lost, failed lineLimit }
+
+func newLinkLines(every time.Duration) linkLines {
+	return linkLines{newLineLimit(every), newLineLimit(every), newLineLimit(every), newLineLimit(every)}
+}
+
 // linkState is a part of peer. The lock of the peer guards it.
 type linkState struct {
 	status       link.Status        // without the facts that sessions know
 	lastReceived time.Duration      // when status.Announced was set, in the bridge's time
 	pending      *link.Announcement // the latest announcement, which has to wait; nil: status.Announced is the latest
+
+	whyDown, whyRefused settledReason // status.Reason of a link that is Down, and status.Refused
+}
+
+// linkUp makes the state Up. p.mu is held.
+func (l *linkState) linkUp() {
+	l.status.Reason, l.status.Refused = "", ""
+	l.whyDown.reset()
+	l.whyRefused.reset()
+	l.setState(link.Up)
+}
+
+// linkDown makes the state Down as the connection was lost for a reason; that of the next attempt is shown instead.
+// p.mu is held.
+func (l *linkState) linkDown(reason string) {
+	l.whyDown.reset()
+	l.status.Reason = reason
+	l.setState(link.Down)
 }
 
 // setState sets the state. The lock of the peer is held.
@@ -54,17 +79,17 @@ func (p *peer) lossReason(cause error) string {
 	return "connection lost: " + shortReason(cause)
 }
 
-// dialFailed notes the reason why there is no connection, and logs each reason once.
+// dialFailed notes the reason why there is no connection, and logs each change of the reason that is shown.
 func (p *peer) dialFailed(err error) {
-	reason := cutText(err.Error(), maxReason)
 	p.mu.Lock()
-	down := !p.closed && len(p.sessions) == 0
-	news := down && (p.status.State != link.Down || p.status.Reason != reason)
+	down, news := !p.closed && len(p.sessions) == 0, false
 	if down {
 		p.failed.Store(true)
-		p.status.Reason = reason
+		news = p.whyDown.change(cutText(err.Error(), maxReason)) || p.status.State != link.Down
+		p.status.Reason = p.whyDown.shown
 		p.setState(link.Down)
 	}
+	reason := p.status.Reason
 	p.mu.Unlock()
 	if down {
 		p.dropBacklog(false)
@@ -72,16 +97,16 @@ func (p *peer) dialFailed(err error) {
 	if !news {
 		return
 	}
-	p.log.Warn("link cannot be connected", "link", p.Link, "reason", reason)
+	p.lines.failed.log(p.log.Warn, "link cannot be connected", "link", p.Link, "reason", reason)
 	p.notifyChanged()
 }
 
 // noteRefusal notes that this end refused a connection from the peer. The state remains that of our own attempts.
 func (p *peer) noteRefusal(err error) {
 	p.mu.Lock()
-	news := p.status.Refused != err.Error() && len(p.sessions) == 0
+	news := len(p.sessions) == 0 && p.whyRefused.change(err.Error())
 	if news {
-		p.status.Refused = err.Error()
+		p.status.Refused = p.whyRefused.shown
 	}
 	p.mu.Unlock()
 	if news {

@@ -54,8 +54,10 @@ func TestUpdatedAnnouncement(t *testing.T) {
 func TestFrequentAnnouncements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		changes := 0
-		s := &shared{start: time.Now(), timing: &timing{announceInterval: 3 * time.Second}}
+		s := &shared{start: time.Now(), timing: &timing{announceInterval: 3 * time.Second}, changed: newSignal(),
+			ctx: t.Context()}
 		s.config.Store(&Config{Changed: func() { changes++ }})
+		go s.reportChanges()
 		p := &peer{shared: s, ctx: t.Context()}
 		say := func(port uint16) (news bool) {
 			p.mu.Lock()
@@ -106,9 +108,7 @@ func TestFrequentAnnouncements(t *testing.T) {
 func TestSameAnnouncement(t *testing.T) {
 	_, s := newTestSession(t)
 	p, calls := s.peer, 0
-	config := *p.config.Load()
-	config.Changed = func() { calls++ }
-	p.config.Store(&config)
+	p.changed = newSignal()
 	p.lastReceived = -time.Hour // the one that it began with
 	h := p.ownHello()
 	h.Address = p.Addresses.First()
@@ -121,6 +121,11 @@ func TestSameAnnouncement(t *testing.T) {
 	for range 3 {
 		if err := p.receiveHello(payload); err != nil {
 			t.Fatal(err)
+		}
+		select {
+		case <-p.changed:
+			calls++
+		default:
 		}
 	}
 	if calls != 1 {

@@ -201,7 +201,7 @@ func (l *listener) identifyPeer(theirs *hello, end inboundEnd, remote netip.Addr
 	case err != nil:
 		return p, err
 	case theirs.stream > 0 && theirs.stream >= config.Streams:
-		return p, newRefusal(RefusedLimit, "%s dials stream %d, of %d", remote, theirs.stream, config.Streams)
+		return p, newRefusal(RefusedLimit, "%s dials stream %d, of %d", remote.Addr(), theirs.stream, config.Streams)
 	}
 	return p, nil
 }

@@ -34,6 +34,7 @@ type peer struct {
 	outbox
 	filter atomic.Pointer[ingressFilter] // of packets from the peer
 	warned atomic.Bool                   // of a wildcard certificate
+	lines  linkLines
 
 	mu          sync.Mutex // guards the fields below; no goroutine waits while it holds it
 	closed      bool
@@ -52,6 +53,7 @@ func newPeer(s *shared, r *router, f *iface, spec *mesh.Peer) *peer {
 		endpoint:  net.JoinHostPort(spec.Host, strconv.Itoa(int(spec.Port))),
 		outbox:    outbox{shared: s, counters: new(counters), wakeup: newSignal()},
 		linkState: linkState{status: link.Status{Link: spec.Link, State: link.Idle, Since: time.Now()}},
+		lines:     newLinkLines(s.timing.logInterval),
 	}
 	p.ctx, p.cancel = context.WithCancel(s.ctx)
 	return p
@@ -114,11 +116,10 @@ func (p *peer) attachSession(s *session, h *hello) bool {
 	p.failed.Store(false)
 	first := p.status.State != link.Up
 	p.receiveAnnouncement(&h.Announcement)
-	p.status.Reason, p.status.Refused = "", ""
-	p.setState(link.Up)
+	p.linkUp()
 	p.mu.Unlock()
 	if first {
-		p.log.Info("link is up", "link", p.Link, "remote", s.raw.RemoteAddr())
+		p.lines.up.log(p.log.Info, "link is up", "link", p.Link, "remote", s.raw.RemoteAddr())
 	}
 	p.warnOfWildcard(s)
 	drainSessions(replaced...)
@@ -203,16 +204,15 @@ func (p *peer) detachSession(s *session, cause error) {
 	down := len(p.sessions) == 0
 	if down {
 		p.wanted.Store(int64(now))
-		p.status.Reason = p.lossReason(cause)
-		p.setState(link.Down)
+		p.linkDown(p.lossReason(cause))
 	}
 	reason := p.status.Reason
 	p.mu.Unlock()
 	drainSessions(s)
 	if down {
-		p.log.Warn("link is down", "link", p.Link, "reason", reason)
+		p.lines.down.log(p.log.Warn, "link is down", "link", p.Link, "reason", reason)
 	} else {
-		p.log.Info("one connection of the link is lost, the other connections carry on",
+		p.lines.lost.log(p.log.Info, "one connection of the link is lost, the other connections carry on",
 			"link", p.Link, "reason", shortReason(cause))
 	}
 	p.wakeup.notify()

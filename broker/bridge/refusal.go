@@ -62,13 +62,30 @@ func asRefusal(why Refusal, err error) error {
 
 // refusals counts refused connections, and logs some of them.
 type refusals struct {
-	log     *slog.Logger
-	limiter *rate.Limiter // of log messages
-	counts  [NumRefusals]atomic.Uint64
+	log    *slog.Logger
+	lines  [NumRefusals]lineLimit
+	counts [NumRefusals]atomic.Uint64
 }
 
-func (r *refusals) init(log *slog.Logger) {
-	r.log, r.limiter = log, rate.NewLimiter(rate.Every(time.Second), 10)
+func (r *refusals) init(log *slog.Logger, every time.Duration) {
+	r.log = log
+	for i := range r.lines {
+		r.lines[i] = newLineLimit(every)
+	}
+}
+
+// lineLimit lets one line about a cause through in an interval: peers and strangers cause as many as they like.
+type lineLimit struct{ limiter *rate.Limiter }
+
+func newLineLimit(every time.Duration) lineLimit {
+	return lineLimit{rate.NewLimiter(rate.Every(every), 1)}
+}
+
+// log writes the line, unless there was one a moment ago.
+func (l lineLimit) log(log func(msg string, args ...any), msg string, args ...any) {
+	if l.limiter.Allow() {
+		log(msg, args...)
+	}
 }
 
 // countError counts a connection that failed with err, if err is a refusal. A connection that was closed without a
@@ -80,9 +97,7 @@ func (r *refusals) countError(err error) {
 		return
 	}
 	r.counts[refused.Refusal].Add(1)
-	if r.limiter.Allow() {
-		r.log.Warn("connection refused", "reason", refused.Refusal.String(), "error", err)
-	}
+	r.lines[refused.Refusal].log(r.log.Warn, "connection refused", "reason", refused.Refusal.String(), "error", err)
 }
 
 // isAlert tells whether err is a TLS alert from the peer.

@@ -27,14 +27,35 @@ type shared struct {
 
 	budget   byteBudget
 	refusals refusals
+	changed  signal // wakes reportChanges
 }
 
 // now is the bridge's time: monotonic, since Open.
 func (s *shared) now() time.Duration { return time.Since(s.start) }
 
-func (s *shared) notifyChanged() {
-	if f := s.config.Load().Changed; f != nil {
-		f()
+// notifyChanged has reportChanges call Config.Changed. It never waits.
+func (s *shared) notifyChanged() { s.changed.notify() }
+
+// reportChanges calls Config.Changed after changes, until the bridge is closed. A change is told at once, and several
+// within timing.changeInterval together: a peer that connects and goes as fast as it can causes no more work than that.
+func (s *shared) reportChanges() {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select {
+		case <-s.changed:
+		case <-s.ctx.Done():
+			return
+		}
+		if f := s.config.Load().Changed; f != nil {
+			f()
+		}
+		pause.Reset(s.timing.changeInterval)
+		select {
+		case <-pause.C:
+		case <-s.ctx.Done():
+			return
+		}
 	}
 }
 
