@@ -40,6 +40,7 @@ type kernelSetter interface {
 	Forget(*kernel.Kernel)
 	Wait()
 	Clear() error
+	Refused() uint64
 }
 
 // gateway is a dataplane and the kernel's state around it. There is one in a network namespace.
@@ -85,6 +86,12 @@ func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (datapla
 	default:
 		return nil, fmt.Errorf("mode %s has no dataplane", c.Mode)
 	}
+}
+
+// Collect adds to the metrics of the dataplane what the kernel has dropped.
+func (g *gateway) Collect(ch chan<- prometheus.Metric) {
+	g.dataplane.Collect(ch)
+	ch <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(g.kernel.Refused()))
 }
 
 // close ends the links. With keep, device, routes and rules stay for the next process.

@@ -28,6 +28,8 @@ var (
 	namesDesc = newDesc("cluster_names_up",
 		"Whether the names of the cluster are loaded from its API server and kept up to date (1) or not (0).", "zone")
 	appliedDesc = newDesc("applied", "Whether the last state was applied in full (1) or not (0).")
+	refusedDesc = newDesc("node_refused_packets_total",
+		"Packets of links to the node itself that its kernel dropped: neither ping, nor a reply, nor for an open port.")
 )
 
 // collector collects from the broker that runs.

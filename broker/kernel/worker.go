@@ -50,6 +50,7 @@ type setter interface {
 	Set(State) error
 	Warning() error
 	Clear() error
+	Refused() uint64
 }
 
 // Worker brings the latest state to the kernel.
@@ -184,6 +185,14 @@ func (w *Worker) tellKernel(run *workRun) {
 	if left {
 		w.config.Done()
 	}
+}
+
+// Refused is that of the kernel. It does not wait for a run.
+func (w *Worker) Refused() uint64 {
+	w.mu.Lock()
+	k := w.kernel
+	w.mu.Unlock()
+	return k.Refused()
 }
 
 // Wait waits for the end of a run.

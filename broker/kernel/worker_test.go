@@ -21,6 +21,7 @@ type slowKernel struct {
 func (k *slowKernel) Set(s State) error { k.sets <- s; return <-k.let }
 func (k *slowKernel) Warning() error    { return nil }
 func (k *slowKernel) Clear() error      { return nil }
+func (k *slowKernel) Refused() uint64   { return 7 }
 
 // newTestWorker returns a worker on a kernel of the test, and counts the calls of Done.
 func newTestWorker() (*Worker, *slowKernel, *atomic.Int32) {
@@ -66,6 +67,9 @@ func TestWorkerPatience(t *testing.T) {
 		time.Sleep(Grace)
 		if err := w.Set(two); err != ErrStuck {
 			t.Errorf("after the grace: %v", err)
+		}
+		if n := w.Refused(); n != 7 { // it waits for nothing
+			t.Errorf("%d refused packets", n)
 		}
 		if woken.Load() > 0 {
 			t.Error("woken before the end")

@@ -33,7 +33,7 @@ func TestMetricsLint(t *testing.T) {
 	}
 	for _, name := range []string{
 		"api_up", "applied", "dropped_packets_total", "link_bytes_total", "link_packets_total", "link_rtt_seconds",
-		"link_sessions", "link_up", "links", "queries_total", "refused_connections_total", "tun_info",
+		"link_sessions", "link_up", "links", "node_refused_packets_total", "queries_total", "refused_connections_total", "tun_info",
 	} {
 		if !slices.Contains(names, name) {
 			t.Errorf("no coredns_kubelink_%s in %q", name, names)
