@@ -1,6 +1,6 @@
 package kernel
 
-// Whether the kernel forwards what comes in through the device. The settings of the node are not ours, those of our
+// Whether the kernel forwards what comes in through the device. The settings of the node are not ours, the ones of our
 // device are: Documentation/networking/ip-sysctl.rst of Linux.
 
 import (

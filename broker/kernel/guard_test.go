@@ -93,6 +93,8 @@ func arrivals(t *testing.T, device *os.File, packets []packet, open netip.AddrPo
 	t.Helper()
 	tables := map[bool]string{false: "iptables", true: "ip6tables"}
 	sources := make([]netip.Addr, len(packets))
+	run(t, `iptables -w -Z
+		ip6tables -w -Z`)
 	for i, p := range packets {
 		is6 := netip.MustParseAddr(p.target).Is6()
 		sources[i] = netip.MustParseAddr(fmt.Sprintf("100.64.16.%d", i+1))
@@ -210,5 +212,110 @@ func TestGuard(t *testing.T) {
 	set(t, k, s)
 	if got := k.Refused(); got != before+1 {
 		t.Errorf("%d packets counted, want %d", got, before+1)
+	}
+	successor, _ := open(t, config)
+	if set(t, successor, s); successor.Refused() != 0 {
+		t.Errorf("the next process has counted %d packets", successor.Refused())
+	}
+}
+
+// With IPVS all services' addresses are the node's own, on a device of kube-proxy or kube-router: linked clusters reach
+// them. Which ports they have, kube-proxy knows.
+func TestGuardWithIPVS(t *testing.T) {
+	for _, name := range []string{"kube-ipvs0", "kube-dummy-if"} {
+		inNamespace(t, name, func(t *testing.T) {
+			device := tun(t, "kubelink")
+			k, _ := open(t, config)
+			s := oneMesh
+			s.Services = addresses("10.96.0.0/16", "fd00:96::/112")
+			s.LocalPorts = []mesh.LocalPort{{Protocol: "udp", Port: 9}}
+			packets := []packet{
+				{"a service", "10.96.0.80", unix.IPPROTO_TCP, 4000, 80, true},
+				{"ssh", "192.168.0.11", unix.IPPROTO_TCP, 4000, 22, false},
+			}
+			run(t, fmt.Sprintf(`ip tuntap add dev %s mode tun
+				ip link set %[1]s up
+				ip addr add 10.96.0.80/32 dev %[1]s`, name))
+			set(t, k, s)
+			for i, arrived := range arrivals(t, device, packets, netip.MustParseAddrPort("192.168.0.11:9")) {
+				if arrived != packets[i].open {
+					t.Errorf("%s: arrives %t, want %t", packets[i].name, arrived, packets[i].open)
+				}
+			}
+			run(t, fmt.Sprintf(`ip link del %s
+				ip addr add 10.96.0.80/32 dev lo`, name))
+			set(t, k, s)
+			packets[0].open = false // another program's address now
+			for i, arrived := range arrivals(t, device, packets, netip.MustParseAddrPort("192.168.0.11:9")) {
+				if arrived != packets[i].open {
+					t.Errorf("without IPVS, %s: arrives %t, want %t", packets[i].name, arrived, packets[i].open)
+				}
+			}
+		})
+	}
+}
+
+// What the node has asked is answered. What a peer has begun ends with the port that was open for it.
+func TestGuardKnowsDirections(t *testing.T) {
+	enter(t)
+	device := tun(t, "kubelink")
+	k, _ := open(t, config)
+	s := oneMesh
+	s.LocalPorts = []mesh.LocalPort{{Protocol: "udp", Port: 9}, {Protocol: "udp", Port: 5353}}
+	set(t, k, s)
+	listen := func(port int) *net.UDPConn {
+		t.Helper()
+		conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(192, 168, 0, 11), Port: port})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	far := netip.MustParseAddr("100.64.16.7")
+	send := func(from, to uint16) {
+		t.Helper()
+		p := packet{target: "192.168.0.11", protocol: unix.IPPROTO_UDP, from: from, to: to}
+		if _, err := device.Write(p.encode(far)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	get := func(conn *net.UDPConn) (from string) {
+		t.Helper()
+		_, address, err := conn.ReadFrom(make([]byte, 100))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return address.String()
+	}
+
+	asks, serves := listen(4444), listen(5353)
+	if _, err := asks.WriteToUDPAddrPort([]byte("a question"), netip.AddrPortFrom(far, 53)); err != nil {
+		t.Fatal(err)
+	}
+	received(t, device, far)
+	send(54, 4444) // from another port: no reply
+	send(53, 4444)
+	if got := get(asks); got != "100.64.16.7:53" {
+		t.Errorf("a packet from %s comes first, want the reply", got)
+	}
+
+	send(4000, 5353)
+	if _, err := serves.WriteToUDPAddrPort([]byte("an answer"), netip.MustParseAddrPort(get(serves))); err != nil {
+		t.Fatal(err)
+	}
+	received(t, device, far) // now the connection is established
+	s.LocalPorts = s.LocalPorts[:1]
+	set(t, k, s)
+	send(4000, 5353)
+	open := listen(9)
+	send(4000, 9)
+	get(open)
+	set(t, k, s)
+	if got := k.Refused(); got != 2 {
+		t.Errorf("%d packets refused, want the one that was no reply, and the one to the port that has been closed", got)
 	}
 }

@@ -37,13 +37,15 @@ type Kernel struct {
 	system      system
 	commandTime time.Duration // for all commands of a Set
 
-	setting sync.Mutex         // held over a Set, which runs commands; guards the next two, and the calls of system
-	clean   map[int]bool       // families without chains of ours, as Set has seen
-	made    map[madeChain]bool // our chains that are there, as Set has seen or made them
+	setting   sync.Mutex         // held over a Set, which runs commands; guards the next four, and the calls of system
+	clean     map[int]bool       // families without chains of ours, as Set has seen
+	made      map[madeChain]bool // our chains that are there, as Set has seen or made them
+	lookAgain map[int]time.Time  // at families that are not in use, where that has failed; not before
+	counted   map[int]uint64     // by family: the packets that the guard's chain had counted when Set saw it
 
 	mu      sync.Mutex // guards the fields below; held to read or to assign them only
 	warning error      // of the last Set
-	guarded guardCount
+	refused uint64     // packets
 }
 
 // madeChain names a chain of a family.
@@ -90,7 +92,7 @@ func New(config Config) (*Kernel, error) {
 
 func newKernel(config Config, s system) *Kernel {
 	return &Kernel{config: config, system: s, commandTime: commandTime,
-		clean: map[int]bool{}, made: map[madeChain]bool{}}
+		clean: map[int]bool{}, made: map[madeChain]bool{}, lookAgain: map[int]time.Time{}, counted: map[int]uint64{}}
 }
 
 // Clear removes all that is ours. The device stays, it need not exist.
@@ -104,29 +106,34 @@ func (k *Kernel) Set(s State) error {
 	defer k.setting.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), k.commandTime)
 	defer cancel()
-	routes, errs := validateRoutes(s.Routes)
-	s.Routes = routes
+	failed := &failures{noNAT: map[int]bool{}}
+	s.Routes, failed.errs = validateRoutes(s.Routes)
 	found := k.system.Dump(k.config.Device)
 
 	// The kernel decides about source NAT with the first packet of a connection and keeps to it. So
 	// the chains come before the first packet can leave, and go when none leaves any more.
-	var warnings []error
-	setNetwork := func(noNAT map[int]bool) {
-		failed, warned := k.setNetwork(s, found, noNAT)
-		errs, warnings = append(errs, failed...), append(warnings, warned...)
+	for _, f := range families {
+		if s.usesFamily(f) {
+			k.setChains(ctx, s, f, found.ipvs, failed)
+		}
 	}
-	if s.isEmpty() {
-		setNetwork(nil)
-	}
-	noNAT, failed, warned := k.setChains(ctx, s, found.ipvs)
-	errs, warnings = append(errs, failed...), append(warnings, warned...)
-	if !s.isEmpty() {
-		setNetwork(noNAT)
+	k.setNetwork(s, found, failed)
+	for _, f := range families {
+		if !s.usesFamily(f) {
+			k.removeChains(ctx, s, f, failed)
+		}
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.warning = errors.Join(warnings...)
-	return errors.Join(errs...)
+	k.warning = errors.Join(failed.warnings...)
+	return errors.Join(failed.errs...)
+}
+
+// failures is what a Set could not do.
+type failures struct {
+	errs     []error
+	warnings []error      // about what a mesh does without
+	noNAT    map[int]bool // families without the source NAT that they should have
 }
 
 // Warning tells what the last Set could not do, but a mesh does without; nil: there is nothing. It
@@ -142,48 +149,28 @@ func (k *Kernel) Warning() error {
 func (k *Kernel) Refused() uint64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.guarded.sum
-}
-
-// guardCount sums up what the last rules of the guard's chains count. A chain that is made anew counts from zero.
-type guardCount struct {
-	sum  uint64
-	last map[int]uint64 // by family
-}
-
-func (g *guardCount) add(family int, packets uint64) {
-	if g.last == nil {
-		g.last = map[int]uint64{}
-	}
-	g.sum += packets
-	if packets >= g.last[family] {
-		g.sum -= g.last[family]
-	}
-	g.last[family] = packets
+	return k.refused
 }
 
 // setNetwork sets all that rtnetlink(7) does: it plans the changes to what the kernel has and
-// makes them. The families of noNAT get no new routes. A family that the kernel cannot list stays as it is.
-func (k *Kernel) setNetwork(s State, found *objects, noNAT map[int]bool) (errs, warnings []error) {
+// makes them. The families of noNAT get no new routes. A family that the kernel cannot list stays
+// as it is.
+func (k *Kernel) setNetwork(s State, found *objects, failed *failures) {
 	for _, f := range families {
 		err := found.failed[f]
-		if err == nil {
-			continue
-		}
 		// A kernel without the family has nothing of ours.
-		if s.usesFamily(f) || !errors.Is(err, unix.EAFNOSUPPORT) {
-			errs = append(errs, fmt.Errorf("read the network state of IPv%d: %w", ipVersion(f), err))
+		if err != nil && (s.usesFamily(f) || !errors.Is(err, unix.EAFNOSUPPORT)) {
+			failed.errs = append(failed.errs, fmt.Errorf("read the network state of IPv%d: %w", ipVersion(f), err))
 		}
 	}
 	if found.link.Index == 0 && !s.isEmpty() && len(found.failed) < len(families) {
-		errs = append(errs, fmt.Errorf("device %s does not exist: %d addresses and %d routes are not set",
+		failed.errs = append(failed.errs, fmt.Errorf("device %s does not exist: %d addresses and %d routes are not set",
 			k.config.Device, len(s.Addresses), len(s.Routes)))
 	}
 	wanted := wantedObjects(k.config, s.without(found.failed), found.link)
-	p := planChanges(wanted, divideObjects(*found, k.findOldDevices(*found)), noNAT)
-	errs = append(errs, k.omissions(p)...)
-	failed, warnings := k.makeChanges(p)
-	return append(errs, failed...), warnings
+	p := planChanges(wanted, divideObjects(*found, k.findOldDevices(*found)), failed.noNAT)
+	failed.errs = append(failed.errs, k.omissions(p)...)
+	k.makeChanges(p, failed)
 }
 
 // findOldDevices returns the devices that a killed broker left.
@@ -213,7 +200,7 @@ func (k *Kernel) omissions(p *plan) (errs []error) {
 
 // makeChanges makes all changes of a plan, also where one fails. Forwarding is a warning: what it is needed for can
 // work by a setting of the node.
-func (k *Kernel) makeChanges(p *plan) (errs, warnings []error) {
+func (k *Kernel) makeChanges(p *plan, failed *failures) {
 	for _, c := range p.changes {
 		err := k.system.Change(c.verb, c.object)
 		if err == nil {
@@ -221,45 +208,72 @@ func (k *Kernel) makeChanges(p *plan) (errs, warnings []error) {
 		}
 		err = fmt.Errorf("%s: %w", ipCommand(c.verb, c.object, k.system.DeviceName), err)
 		if _, ok := c.object.(forwarding); ok {
-			warnings = append(warnings, err)
+			failed.warnings = append(failed.warnings, err)
 		} else {
-			errs = append(errs, err)
+			failed.errs = append(failed.errs, err)
 		}
 	}
-	return errs, warnings
 }
 
-// setChains sets the chains of both families. It looks at a family that is not in use for what a
-// killed broker left, until it has seen that there is nothing. It returns the families whose source
-// NAT is not as it should be.
-func (k *Kernel) setChains(ctx context.Context, s State, ipvs bool) (noNAT map[int]bool, errs, warnings []error) {
-	noNAT = map[int]bool{}
-	for _, f := range families {
-		wanted := s.usesFamily(f)
-		if !wanted && k.clean[f] {
+// setChains sets the chains of a family.
+func (k *Kernel) setChains(ctx context.Context, s State, family int, ipvs bool, failed *failures) {
+	k.clean[family] = false
+	found := k.readTables(ctx, family, true)
+	k.countRefused(family, found[mangleTable])
+	for _, c := range wantedChains(k.config.Device, s, family, ipvs) {
+		err := k.setChain(ctx, c, family, found[c.table], true)
+		if err == nil {
 			continue
 		}
-		k.clean[f] = !wanted
-		found := k.readTables(ctx, f, wanted)
-		k.countGuarded(f, found[mangleTable])
-		for _, c := range wantedChains(k.config.Device, s, f, ipvs) {
-			err := k.setChain(ctx, c, f, found[c.table], wanted)
-			if err == nil {
-				continue
-			}
-			k.clean[f] = false
-			noNAT[f] = noNAT[f] || c.table == natTable
-			err = fmt.Errorf("chain %s of IPv%d: %w", c.name, ipVersion(f), err)
-			switch {
-			case !wanted && !k.made[madeChain{f, c.name}]: // as far as Set knows, nothing of ours is there
-			case wanted && c.remedy != "" && !errors.Is(err, exec.ErrNotFound):
-				warnings = append(warnings, fmt.Errorf("%w; %s", err, c.remedy))
-			default:
-				errs = append(errs, err)
-			}
+		failed.noNAT[family] = failed.noNAT[family] || c.table == natTable
+		err = fmt.Errorf("chain %s of IPv%d: %w", c.name, ipVersion(family), err)
+		if c.optional && !errors.Is(err, exec.ErrNotFound) {
+			failed.warnings = append(failed.warnings, err)
+		} else {
+			failed.errs = append(failed.errs, err)
 		}
 	}
-	return noNAT, errs, warnings
+}
+
+// The look at a family that is not in use must not hold up the one that is.
+const (
+	unusedTime  = 2 * time.Second
+	unusedPause = 10 * time.Minute
+)
+
+// removeChains removes the chains of a family that is not in use. It looks for what a killed broker left, until it has
+// seen that there is nothing. If it cannot look, that is an error only where there is something, as far as it knows.
+func (k *Kernel) removeChains(ctx context.Context, s State, family int, failed *failures) {
+	made := k.hasMade(family)
+	if k.clean[family] || !made && time.Now().Before(k.lookAgain[family]) {
+		return
+	}
+	if !made {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, unusedTime)
+		defer cancel()
+	}
+	clean := true
+	found := k.readTables(ctx, family, false)
+	for _, c := range wantedChains(k.config.Device, s, family, false) {
+		err := k.setChain(ctx, c, family, found[c.table], false)
+		clean = clean && err == nil
+		if err != nil && k.made[madeChain{family, c.name}] {
+			failed.errs = append(failed.errs, fmt.Errorf("chain %s of IPv%d: %w", c.name, ipVersion(family), err))
+		}
+	}
+	if k.clean[family] = clean; !clean {
+		k.lookAgain[family] = time.Now().Add(unusedPause)
+	}
+}
+
+func (k *Kernel) hasMade(family int) bool {
+	for c := range k.made {
+		if c.family == family {
+			return true
+		}
+	}
+	return false
 }
 
 // readTables reads all tables of a family. If that fails, it reads each table that has chains of ours, for the fault
@@ -291,7 +305,8 @@ func (k *Kernel) readTables(ctx context.Context, family int, wanted bool) rulese
 	return all
 }
 
-func (k *Kernel) countGuarded(family int, t *ruleTable) {
+// countRefused adds what the guard's chain has counted since the last look.
+func (k *Kernel) countRefused(family int, t *ruleTable) {
 	rules, exists := t.find(guardName)
 	if !exists {
 		return
@@ -302,9 +317,17 @@ func (k *Kernel) countGuarded(family int, t *ruleTable) {
 			packets += r.packets
 		}
 	}
+	before, known := k.counted[family]
+	k.counted[family] = packets
+	if !known { // what the chain of a killed broker has counted
+		return
+	}
+	if packets < before { // another program has set it to zero
+		before = 0
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.guarded.add(family, packets)
+	k.refused += packets - before
 }
 
 // setChain makes a chain and its hook as they are wanted, or removes both.
@@ -321,8 +344,15 @@ func (k *Kernel) setChain(ctx context.Context, c chain, family int, t *ruleTable
 		k.made[key] = true
 	}
 	if commands := c.restoreCommands(wanted, t); len(commands) > 0 {
-		if err := k.system.RestoreTable(ctx, family, c.table, commands); err != nil {
+		err := k.system.RestoreTable(ctx, family, c.table, commands)
+		if err != nil && wanted && c.remedy != "" && ctx.Err() == nil {
+			err = fmt.Errorf("%w; %s", err, c.remedy)
+		}
+		if err != nil {
 			return err
+		}
+		if c.name == guardName && c.isMadeAnew(commands) {
+			k.counted[family] = 0
 		}
 	}
 	if k.made[key] = wanted; !wanted {

@@ -33,7 +33,8 @@ type chain struct {
 	first       bool   // the hook must be the first rule, else it stands behind network policies
 	rules       []string
 	old         predecessor
-	remedy      string // for a chain that a mesh does without where the kernel lacks it
+	remedy      string // where the kernel lacks what the chain needs
+	optional    bool   // a mesh does without it
 }
 
 // predecessor is the chain that an earlier version of this program had in place of one.
@@ -106,7 +107,9 @@ func longestFirst(routes []mesh.Route) []mesh.Route {
 // DNSCache has the address of the DNS service, and with IPVS, where kube-proxy refuses ports that no service has.
 func guardChain(device string, s State, family int, ipvs bool) chain {
 	c := chain{table: mangleTable, name: guardName, device: device, first: true,
-		hook: "-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + guardName}
+		hook: "-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + guardName,
+		remedy: "linked clusters may reach ports of this node; it needs the kernel modules xt_conntrack and xt_addrtype " +
+			"(with nf_tables, nft_compat): load them on the node"}
 	ping, node := "-p icmp -m icmp --icmp-type 8", []string{"-m addrtype --dst-type LOCAL,BROADCAST,ANYCAST,MULTICAST"}
 	if family == unix.AF_INET6 { // xt_addrtype knows no BROADCAST there, and with MULTICAST no other type matches
 		ping = "-p ipv6-icmp -m icmp6 --icmpv6-type 128"
@@ -183,7 +186,8 @@ func mssChain(device string, family int) chain {
 			"-A KLINK-MSS -o " + device + clamp},
 		remedy: "TCP connections of pods with a large MTU rely on path MTU discovery; it needs the kernel modules " +
 			"xt_TCPMSS and " + module + " (with nf_tables, nft_compat): " +
-			"load them on the node, or give its pods no larger MTU than " + device + " has"}
+			"load them on the node, or give its pods no larger MTU than " + device + " has",
+		optional: true}
 }
 
 // matchOption is an option of a rule with a space before it. iptables prints none for all addresses.
@@ -226,6 +230,11 @@ func (c chain) restoreCommands(wanted bool, t *ruleTable) (commands []string) {
 		return append(commands, c.hook)
 	}
 	return append(commands, fmt.Sprintf("-I %s %d%s", c.builtin(), place+1, rule))
+}
+
+// isMadeAnew tells that commands make the chain: it counts from zero then.
+func (c chain) isMadeAnew(commands []string) bool {
+	return slices.Contains(commands, ":"+c.name+" - [0:0]")
 }
 
 // divideBuiltin returns the rules of the builtin chain that are not ours, and the ones that jump to this chain.

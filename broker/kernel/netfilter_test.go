@@ -108,8 +108,8 @@ func TestWantedChains(t *testing.T) {
 			if strings.HasPrefix(c.name, "KUBELINK-") {
 				t.Errorf("a router of the former system flushes chain %s", c.name)
 			}
-			if (c.remedy != "") != (c.name == "KLINK-MSS") {
-				t.Errorf("IPv%d: chain %s: remedy %q: a mesh does without the MSS only", ipVersion(family), c.name, c.remedy)
+			if c.optional != (c.name == "KLINK-MSS") {
+				t.Errorf("IPv%d: chain %s: a mesh does without it: %t", ipVersion(family), c.name, c.optional)
 			}
 		}
 		want := []string{"nat POSTROUTING", "mangle PREROUTING", "filter FORWARD", "mangle FORWARD"}

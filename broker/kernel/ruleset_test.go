@@ -77,32 +77,32 @@ func TestReadEffect(t *testing.T) {
 		"-A F -j REJECT": {target: "REJECT"},
 		"-A F -j REJECT --reject-with icmp-host-prohibited": {target: "REJECT"},
 		"-A F -g X": {target: "X", goes: true},
-		`-A F -m comment --comment "-i eth0 -j DROP \" x" -j ACCEPT`:                 {target: "ACCEPT"},
-		"-A F -p tcp -j REJECT --reject-with tcp-reset":                              {target: "REJECT", proto: true},
-		"-A F ! -p tcp -j DROP":                                                      {target: "DROP", partial: true},
-		"-A F -p tcp -m tcp --dport 22 -j DROP":                                      {target: "DROP", partial: true, proto: true},
-		"-A F -m conntrack --ctstate INVALID -j DROP":                                {target: "DROP", partial: true},
-		"-A F -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT":                  {target: "ACCEPT", partial: true},
-		"-A F -m conntrack --ctstate INVALID,NEW -j DROP":                            {target: "DROP"},
-		"-A F -m state ! --state RELATED,ESTABLISHED -j DROP":                        {target: "DROP"},
-		"-A F -m state ! --state NEW -j DROP":                                        {target: "DROP", partial: true},
-		"-A F -o weave -j DROP":                                                      {target: "DROP", partial: true},
-		"-A F -i kubelink -j DROP":                                                   {target: "DROP", partial: true},
-		"-A F ! -i docker0 -o docker0 -j DROP":                                       {target: "DROP", partial: true},
-		"-A F ! -i docker0 -j DROP":                                                  {target: "DROP"},
-		"-A F ! -i kube+ -j DROP":                                                    {target: "DROP", partial: true},
-		"-A F -s 10.0.0.0/8 -j DROP":                                                 {target: "DROP", partial: true},
-		"-A F -m mark --mark 0x10000/0x10000 -j ACCEPT":                              {target: "ACCEPT", partial: true},
-		"-A F -m limit --limit 5/min -j LOG --log-prefix \"FORWARD DROP \" -i":       {target: "LOG", partial: true},
-		"-A F -m comment --comment cali:wUHhoiAYhphO9Mso -j cali-FORWARD":            {target: "cali-FORWARD"},
-		"-A F -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS":                        {target: "KUBE-NODEPORTS", partial: true},
-		"-A F -p icmp -m icmp --icmp-type 8 -j DROP":                                 {target: "DROP", partial: true, proto: true},
-		"-A F -m physdev --physdev-is-bridged -j ACCEPT":                             {target: "ACCEPT", partial: true},
-		"-A F -m set ! --match-set allowed src -j DROP":                              {target: "DROP", partial: true},
-		"-A F -m conntrack ! --ctstate INVALID -j KUBE-FORWARD":                      {target: "KUBE-FORWARD"},
-		"-A F -m time --timestart 22:00:00 --timestop 06:00:00 --utc -j DROP":        {target: "DROP", partial: true},
-		"-A F -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD":  {target: "KUBE-FORWARD"},
-		"-A F -m conntrack --ctstate NEW -m comment --comment lb -j KUBE-PROXY-FIRE": {target: "KUBE-PROXY-FIRE"},
+		`-A F -m comment --comment "-i eth0 -j DROP \" x" -j ACCEPT`:       {target: "ACCEPT"},
+		"-A F -p tcp -j REJECT --reject-with tcp-reset":                    {target: "REJECT", proto: true},
+		"-A F ! -p tcp -j DROP":                                            {target: "DROP", partial: true},
+		"-A F -p tcp -m tcp --dport 22 -j DROP":                            {target: "DROP", partial: true, proto: true},
+		"-A F -m conntrack --ctstate INVALID -j DROP":                      {target: "DROP", partial: true},
+		"-A F -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT":        {target: "ACCEPT", partial: true},
+		"-A F -m conntrack --ctstate INVALID,NEW -j DROP":                  {target: "DROP"},
+		"-A F -m state ! --state RELATED,ESTABLISHED -j DROP":              {target: "DROP"},
+		"-A F -m state ! --state NEW -j DROP":                              {target: "DROP", partial: true},
+		"-A F -o weave -j DROP":                                            {target: "DROP", partial: true},
+		"-A F -i kubelink -j DROP":                                         {target: "DROP", partial: true},
+		"-A F ! -i docker0 -o docker0 -j DROP":                             {target: "DROP", partial: true},
+		"-A F ! -i docker0 -j DROP":                                        {target: "DROP"},
+		"-A F ! -i kube+ -j DROP":                                          {target: "DROP", partial: true},
+		"-A F -s 10.0.0.0/8 -j DROP":                                       {target: "DROP", partial: true},
+		"-A F -m mark --mark 0x10000/0x10000 -j ACCEPT":                    {target: "ACCEPT", partial: true},
+		"-A F -m limit --limit 5/min -j LOG --log-prefix \"DROP \" -i":     {target: "LOG", partial: true},
+		"-A F -m comment --comment cali:wUHhoi -j cali-FORWARD":            {target: "cali-FORWARD"},
+		"-A F -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS":              {target: "KUBE-NODEPORTS", partial: true},
+		"-A F -p icmp -m icmp --icmp-type 8 -j DROP":                       {target: "DROP", partial: true, proto: true},
+		"-A F -m physdev --physdev-is-bridged -j ACCEPT":                   {target: "ACCEPT", partial: true},
+		"-A F -m set ! --match-set allowed src -j DROP":                    {target: "DROP", partial: true},
+		"-A F -m conntrack ! --ctstate INVALID -j KUBE-FORWARD":            {target: "KUBE-FORWARD"},
+		"-A F -m time --timestart 22:00:00 --utc -j DROP":                  {target: "DROP", partial: true},
+		"-A F -m comment --comment \"kubernetes forward\" -j KUBE-FORWARD": {target: "KUBE-FORWARD"},
+		"-A F -m conntrack --ctstate NEW -m comment --comment lb -j KUBE":  {target: "KUBE"},
 	} {
 		if got := readEffect(rule, "kubelink"); got != want {
 			t.Errorf("%s: %+v, want %+v", rule, got, want)
@@ -112,8 +112,9 @@ func TestReadEffect(t *testing.T) {
 
 // Where the hook of FORWARD belongs, among the rules of real firewalls.
 func TestEndOfPolicies(t *testing.T) {
-	const firewalld = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT; -A FORWARD -i lo -j ACCEPT; " +
-		"-A FORWARD -j FORWARD_direct; -A FORWARD -j FORWARD_ZONES; -A FORWARD -m conntrack --ctstate INVALID -j DROP; " +
+	const firewalld = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT; " +
+		"-A FORWARD -i lo -j ACCEPT; -A FORWARD -j FORWARD_direct; -A FORWARD -j FORWARD_ZONES; " +
+		"-A FORWARD -m conntrack --ctstate INVALID -j DROP; " +
 		"-A FORWARD -j REJECT --reject-with icmp-host-prohibited; :FORWARD_direct - [0:0]; " +
 		"-A FORWARD_ZONES -i eth0 -g FWD_public; -A FORWARD_ZONES -g FWD_public; -A FWD_public -j FWD_public_log; " +
 		":FWD_public_log - [0:0]; -A FWD_public -p icmp -j ACCEPT; "
@@ -121,17 +122,18 @@ func TestEndOfPolicies(t *testing.T) {
 		rules string
 		want  int
 	}{
-		"none":                              {"", 0},
-		"policies only":                     {"-A FORWARD -j cali-FORWARD; -A FORWARD -j KUBE-FORWARD", 2},
-		"firewalld":                         {firewalld, 5},
-		"firewalld, its zone rejects":       {firewalld + "-A FWD_public -j REJECT", 3},
-		"after an ACCEPT nothing counts":    {"-A FORWARD -j X; -A X -j ACCEPT; -A X -j DROP", 1},
-		"a chain that calls itself":         {"-A FORWARD -j X; -A X -j X", 1},
-		"a chain that some packets leave":   {"-A FORWARD -j X; -A X -s 10.0.0.0/8 -j RETURN; -A X -j DROP", 0},
-		"a chain that is left before":       {"-A FORWARD -j X; -A X -j RETURN; -A X -j DROP", 1},
-		"only one protocol is rejected":     {"-A FORWARD -p tcp -j REJECT; -A FORWARD -j X", 2},
-		"logs and protocols before the end": {"-A FORWARD -j X; -A FORWARD -p udp -j DROP; -A FORWARD -j LOG; -A FORWARD -j DROP", 1},
-		"a policy after logs":               {"-A FORWARD -j LOG; -A FORWARD -j X; -A FORWARD -j DROP", 2},
+		"none":                            {"", 0},
+		"policies only":                   {"-A FORWARD -j cali-FORWARD; -A FORWARD -j KUBE-FORWARD", 2},
+		"firewalld":                       {firewalld, 5},
+		"firewalld, its zone rejects":     {firewalld + "-A FWD_public -j REJECT", 3},
+		"after an ACCEPT nothing counts":  {"-A FORWARD -j X; -A X -j ACCEPT; -A X -j DROP", 1},
+		"a chain that calls itself":       {"-A FORWARD -j X; -A X -j X", 1},
+		"a chain that some packets leave": {"-A FORWARD -j X; -A X -s 10.0.0.0/8 -j RETURN; -A X -j DROP", 0},
+		"a chain that is left before":     {"-A FORWARD -j X; -A X -j RETURN; -A X -j DROP", 1},
+		"only one protocol is rejected":   {"-A FORWARD -p tcp -j REJECT; -A FORWARD -j X", 2},
+		"logs and protocols before the end": {"-A FORWARD -j X; -A FORWARD -p udp -j DROP; " +
+			"-A FORWARD -j LOG; -A FORWARD -j DROP", 1},
+		"a policy after logs": {"-A FORWARD -j LOG; -A FORWARD -j X; -A FORWARD -j DROP", 2},
 	} {
 		table := rulesOf(t, c.rules)
 		rules, _ := table.find("FORWARD")

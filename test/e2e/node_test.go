@@ -117,7 +117,8 @@ func TestNodeInTheWay(t *testing.T) {
 	t.Run("no IPv6", func(t *testing.T) {
 		dir := t.TempDir()
 		for _, name := range []string{"ip6tables", "ip6tables-save", "ip6tables-restore"} {
-			script := "#!/bin/sh\necho \"can't initialize ip6tables table: Address family not supported by protocol\" >&2\nexit 3\n"
+			script := "#!/bin/sh\necho \"can't initialize ip6tables table: " +
+				"Address family not supported by protocol\" >&2\nexit 3\n"
 			must(t, os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755))
 		}
 		restart := func(env ...string) {
@@ -133,8 +134,8 @@ func TestNodeInTheWay(t *testing.T) {
 	})
 }
 
-// A linked cluster pings the address of another one and reaches its services, and no port of its gateway node: no port of
-// a process, and no node port.
+// A linked cluster pings the address of another one and reaches its services, and no port of its gateway node: none of a
+// process, and no node port.
 func TestPortsOfTheNode(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b, gw := brokers[0], brokers[0].Gateway()
