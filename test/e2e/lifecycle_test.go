@@ -340,6 +340,12 @@ func TestAPIServerAway(t *testing.T) {
 		if v, err := b.Metric(ctx, "coredns_kubelink_api_up"); err != nil || v != 0 {
 			return fmt.Errorf("api_up is %g, %v", v, err)
 		}
+		if _, err := b.Host.Get(ctx, fleet.ReadyURL); err == nil || !strings.Contains(err.Error(), "503") {
+			return fmt.Errorf("the page of readiness says %v", err)
+		}
+		if !strings.Contains(b.Process.Log(), "Not ready: API server") {
+			return errors.New("the log does not say why")
+		}
 		return nil
 	})
 	// Check names for thirty seconds, twice a second. Meanwhile a peer dies, and its names follow.
