@@ -118,7 +118,7 @@ func TestModeWithoutDataplane(t *testing.T) {
 			}
 			run := &reconcilerRun{reconciler: b.r} // without client: no secret is read
 			if err := run.refreshCredentials(t.Context()); err != nil || b.r.creds.Usable() || b.r.creds.Secret != nil {
-				t.Errorf("credentials %+v, %v", b.r.creds, err)
+				t.Errorf("credentials %+v, %v", b.r.creds.Store, err)
 			}
 			d, err := openDataplane(&cfg, dataplaneEvents{}, b.log)
 			if want := fmt.Sprintf("mode %s has no dataplane", mode); d != nil || err == nil || err.Error() != want {

@@ -46,22 +46,27 @@ type reconciler struct {
 
 	// mu is held over a reconciliation and guards the fields below. The lifecycle changes them while the controllers
 	// stand still. A reconciliation waits a second for the kernel at most, and for nothing else.
-	mu           sync.Mutex
-	cfg          Config
-	api          *rest.Config // of the local API server
-	gateway      *gateway     // nil: the mode carries no traffic
-	told         announcer
-	creds        pki.Store
-	credsProblem onchange.Error // why creds are not what the source has
-	globals      globalnames.Names
-	receiver     announce.Receiver // of what peers announce
-	dnsRestart   stubdomain.PendingRestart
+	mu         sync.Mutex
+	cfg        Config
+	api        *rest.Config // of the local API server
+	gateway    *gateway     // nil: the mode carries no traffic
+	told       announcer
+	creds      credentials
+	globals    globalnames.Names
+	receiver   announce.Receiver // of what peers announce
+	dnsRestart stubdomain.PendingRestart
 }
 
 // announcer knows what peers are told of this cluster.
 type announcer struct {
 	tokens  *announce.TokenSource // peers are told its token; nil: none
 	problem onchange.Error        // why peers are not told all that they should be
+}
+
+// credentials are what is in use of certificates.
+type credentials struct {
+	pki.Store
+	problem onchange.Error // why they are not what the source has
 }
 
 // reconcilerRun is the reconciler in one run of the controllers.
@@ -246,19 +251,19 @@ func (r *reconcilerRun) updateGlobalNames(ctx context.Context, zones []mesh.Zone
 // credentials stay in use. Without dataplane no credentials are needed, and no secret is managed.
 func (r *reconcilerRun) refreshCredentials(ctx context.Context) error {
 	if r.gateway == nil {
-		r.creds = pki.Store{}
+		r.creds = credentials{}
 		return nil
 	}
 	cfg := r.cfg.pkiConfig()
-	credentials, err := r.creds.Refresh(ctx, r.client, cfg)
-	if r.credsProblem.Set(err) && err != nil {
+	fresh, err := r.creds.Refresh(ctx, r.client, cfg)
+	if r.creds.problem.Set(err) && err != nil {
 		r.log.Warn("certificate cannot be used", "problem", writeback.OneLine(err))
 	}
-	if credentials == nil {
+	if fresh == nil {
 		return err
 	}
-	r.gateway.SetCredentials(credentials)
-	if leaf := credentials.Certificate.Leaf; leaf != nil {
+	r.gateway.SetCredentials(fresh)
+	if leaf := fresh.Certificate.Leaf; leaf != nil {
 		r.log.Info("certificate in use from now on", "source", cfg.Location(), "notAfter", leaf.NotAfter)
 		if names := link.CertNames(leaf); slices.ContainsFunc(names, isWildcard) {
 			r.log.Warn("this is a wildcard certificate: its owner can be every link whose endpoint the wildcard covers; "+

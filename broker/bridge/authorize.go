@@ -31,11 +31,8 @@ func (s *session) peerChain() []*x509.Certificate {
 	return secure.ConnectionState().PeerCertificates
 }
 
-// verifySessions ends the sessions whose peer the credentials do not trust.
-func (p *peer) verifySessions(c *link.Credentials) {
-	p.mu.Lock()
-	sessions := slices.Clone(p.sessions)
-	p.mu.Unlock()
+// verifySessions ends the sessions, of one peer, whose certificates the credentials do not trust.
+func verifySessions(sessions []*session, c *link.Credentials) {
 	var chain []*x509.Certificate // that was verified last: most sessions of a peer have the same
 	var until time.Time
 	var err error
@@ -89,8 +86,8 @@ func (s *session) checkAuthorization(now time.Time) {
 }
 
 // warnOfWildcard logs once that the certificate of the peer covers its endpoint host by a wildcard only.
-func (p *peer) warnOfWildcard(s *session) {
-	chain := s.peerChain()
+func (s *session) warnOfWildcard() {
+	p, chain := s.peer, s.peerChain()
 	if len(chain) == 0 {
 		return
 	}

@@ -144,7 +144,7 @@ func (b *Bridge) SetCredentials(c *link.Credentials) {
 	for _, p := range peers {
 		if !c.Unencrypted {
 			p.closeSessions(errUnencrypted, (*session).isUnencrypted)
-			p.verifySessions(c)
+			verifySessions(p.currentSessions(), c)
 		}
 		p.dialAtOnce()
 	}

@@ -121,7 +121,7 @@ func (p *peer) attachSession(s *session, h *hello) bool {
 	if first {
 		p.lines.up.log(p.log.Info, "link is up", "link", p.Link, "remote", s.raw.RemoteAddr())
 	}
-	p.warnOfWildcard(s)
+	s.warnOfWildcard()
 	drainSessions(replaced...)
 	s.kickSender()
 	p.wakeup.notify()
@@ -237,12 +237,15 @@ func (p *peer) updateFlowTable() {
 	p.setFlowTable(newFlowTable(p.sessions, p.flows.Load()))
 }
 
+func (p *peer) currentSessions() []*session {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.sessions)
+}
+
 // sendAnnouncement sends our changed announcement on the sessions with flagUpdates.
 func (p *peer) sendAnnouncement() {
-	p.mu.Lock()
-	sessions := slices.Clone(p.sessions)
-	p.mu.Unlock()
-	for _, s := range sessions {
+	for _, s := range p.currentSessions() {
 		if s.flags&flagUpdates != 0 {
 			s.due.update.Store(true)
 			s.kickSender()

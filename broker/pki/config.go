@@ -38,6 +38,14 @@ func (c Config) Location() string {
 	return "certfile " + c.CertFile
 }
 
+// field is what users know a key of the secret by.
+func (c Config) field(key string) string {
+	if c.CertFile == "" {
+		return key
+	}
+	return map[string]string{keyCert: "certfile", keyKey: "keyfile", keyCA: "cacertfile"}[key]
+}
+
 // CertificateRequest is the object that asks the certificate service to fill the secret
 // (cert.gardener.cloud/v1alpha1).
 func (c Config) CertificateRequest() *unstructured.Unstructured {

@@ -1,7 +1,7 @@
 package pki
 
-// Whether credentials may be used, and so replace the ones in use. Whatever replaces something good must be good: else
-// the broker goes on with what it has, and tells why.
+// Whether credentials may be used, and so replace the ones in use. What replaces something good must be good: else the
+// broker goes on with what it has, and tells why.
 
 import (
 	"crypto/tls"
@@ -17,19 +17,23 @@ import (
 // maxNames bounds how many names of a certificate a message has.
 const maxNames = 5
 
-// judge reads the content of a TLS secret: tls.crt, tls.key and ca.crt in PEM form. It accepts them if all of the text
-// can be read, key and certificate belong together, and a peer with the same CA would accept the certificate now. used
-// is the content in use, nil if there is none. The result is valid until a certificate of its chain expires.
-func (c Config) judge(data, used map[string][]byte, now time.Time) (
-	credentials *link.Credentials, until time.Time, err error,
-) {
-	pair, chain, err := c.readCertificate(data)
+// candidate is the content of a TLS secret, tls.crt, tls.key and ca.crt in PEM form, that may come into use.
+type candidate struct {
+	Config
+	data map[string][]byte
+	used map[string][]byte // the content in use; nil: none
+}
+
+// judge accepts the candidate if all of the text can be read, key and certificate belong together, and a peer with the
+// same CA would accept the certificate now. The result is valid until a certificate of its chain expires.
+func (c candidate) judge(now time.Time) (credentials *link.Credentials, until time.Time, err error) {
+	pair, chain, err := c.readCertificate()
 	if err != nil {
 		return nil, until, err
 	}
 	credentials = &link.Credentials{Certificate: pair}
 	if !c.SystemCAs {
-		if credentials.Roots, err = c.readRoots(data, used); err != nil {
+		if credentials.Roots, err = c.readRoots(); err != nil {
 			return nil, until, err
 		}
 	}
@@ -48,29 +52,29 @@ func (c Config) judge(data, used map[string][]byte, now time.Time) (
 }
 
 // readCertificate reads tls.crt and tls.key. chain is what peers get: the certificate, and authorities that signed.
-func (c Config) readCertificate(data map[string][]byte) (pair tls.Certificate, chain []*x509.Certificate, err error) {
+func (c candidate) readCertificate() (pair tls.Certificate, chain []*x509.Certificate, err error) {
 	for _, key := range []string{keyCert, keyKey} {
-		if len(data[key]) == 0 {
+		if len(c.data[key]) == 0 {
 			return pair, nil, fmt.Errorf("%s is missing", c.field(key))
 		}
 	}
-	if chain, err = link.ParseChain(data[keyCert]); err != nil {
+	if chain, err = link.ParseChain(c.data[keyCert]); err != nil {
 		return pair, nil, fmt.Errorf("%s: %w", c.field(keyCert), err)
 	}
-	if pair, err = tls.X509KeyPair(data[keyCert], data[keyKey]); err != nil {
+	if pair, err = tls.X509KeyPair(c.data[keyCert], c.data[keyKey]); err != nil {
 		return pair, nil, fmt.Errorf("%s and %s: %w", c.field(keyCert), c.field(keyKey), err)
 	}
 	return pair, chain, nil
 }
 
 // readRoots reads ca.crt. A CA that is missing never means that other ones are trusted.
-func (c Config) readRoots(data, used map[string][]byte) (*x509.CertPool, error) {
-	certs, err := link.ParseBundle(data[keyCA])
+func (c candidate) readRoots() (*x509.CertPool, error) {
+	certs, err := link.ParseBundle(c.data[keyCA])
 	bundle := c.field(keyCA)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", bundle, err)
-	case len(certs) == 0 && len(data[keyCA]) == 0:
+	case len(certs) == 0 && len(c.data[keyCA]) == 0:
 		return nil, fmt.Errorf("%s is missing or empty: add the CA of the peers; "+
 			"if their certificates are of public CAs, set trust-system-cas", bundle)
 	case len(certs) == 0:
@@ -84,7 +88,8 @@ func (c Config) readRoots(data, used map[string][]byte) (*x509.CertPool, error) 
 		roots.AddCert(cert)
 	}
 	isCA := func(c *x509.Certificate) bool { return c.IsCA }
-	if before, _ := link.ParseBundle(used[keyCA]); slices.ContainsFunc(before, isCA) && !slices.ContainsFunc(certs, isCA) {
+	before, _ := link.ParseBundle(c.used[keyCA])
+	if slices.ContainsFunc(before, isCA) && !slices.ContainsFunc(certs, isCA) {
 		return nil, fmt.Errorf("%s has no CA any more, only a certificate that signs itself: add the CA of the peers", bundle)
 	}
 	return roots, nil
@@ -115,7 +120,7 @@ func checkOwnSignature(cert *x509.Certificate) error {
 
 // explainChain says why peers would not accept the certificate. The text is the same each time: that of crypto/x509
 // includes the current time.
-func (c Config) explainChain(leaf *x509.Certificate, err error) error {
+func (c candidate) explainChain(leaf *x509.Certificate, err error) error {
 	crt, by := c.field(keyCert), "a CA in "+c.field(keyCA)+": add the CA that signed it"
 	if c.SystemCAs {
 		by = "a public CA that this system knows (trust-system-cas): use another certificate, or set the CA"
@@ -132,14 +137,6 @@ func (c Config) explainChain(leaf *x509.Certificate, err error) error {
 		return fmt.Errorf("%s signs itself, and is not signed by %s", crt, by)
 	}
 	return fmt.Errorf("%s is not signed by %s (%w)", crt, by, err)
-}
-
-// field is what users know a key of the secret by.
-func (c Config) field(key string) string {
-	if c.CertFile == "" {
-		return key
-	}
-	return map[string]string{keyCert: "certfile", keyKey: "keyfile", keyCA: "cacertfile"}[key]
 }
 
 // describeValidity says from when to when a certificate is valid.

@@ -83,7 +83,7 @@ func newEd25519(t testing.TB) crypto.Signer {
 	return key
 }
 
-// join puts PEM texts together. Those that end in a line end stay so.
+// join puts PEM texts together. A line end at an end stays.
 func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 
 // cut is without the final line end.
@@ -185,7 +185,7 @@ func TestJudge(t *testing.T) {
 	} {
 		d := maps.Clone(good)
 		c.edit(d)
-		credentials, until, err := Config{DNSName: "a.example"}.judge(d, good, now)
+		credentials, until, err := candidate{Config{DNSName: "a.example"}, d, good}.judge(now)
 		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: error %v, expected %q", c.name, err, c.says)
 		}
@@ -203,7 +203,7 @@ func TestJudgeExpiredCA(t *testing.T) {
 	d := newContent(t, "a.example", day0)
 	d.issue(t, d, func(c *x509.Certificate) { c.NotAfter = day0.Add(caLife + 48*time.Hour) })
 	for _, age := range []time.Duration{1, 2} {
-		_, _, err := Config{}.judge(d, nil, day0.Add(caLife+age*time.Hour))
+		_, _, err := candidate{data: d}.judge(day0.Add(caLife + age*time.Hour))
 		const want = `the CA "CN=kubelink CA", which signed for tls.crt, is valid from 2025-12-31T23:00:00Z ` +
 			"to 2035-12-30T00:00:00Z only, or the clock is wrong"
 		if err == nil || err.Error() != want {
@@ -217,7 +217,7 @@ func TestJudgeSystemCAs(t *testing.T) {
 	d := newContent(t, "a.example", day0)
 	for _, ca := range [][]byte{nil, d[keyCA], []byte("x")} {
 		d[keyCA] = ca
-		_, _, err := Config{SystemCAs: true}.judge(d, nil, day0)
+		_, _, err := candidate{Config: Config{SystemCAs: true}, data: d}.judge(day0)
 		if err == nil || !strings.Contains(err.Error(), "not signed by a public CA") {
 			t.Error(err)
 		}

@@ -40,7 +40,7 @@ func TestManageSecret(t *testing.T) {
 	if !manage(t, s, "a.example", day0) {
 		t.Error("an empty secret is filled")
 	}
-	if _, _, err := (Config{DNSName: "a.example"}).judge(s.Data, nil, day0); err != nil {
+	if _, _, err := (candidate{Config: Config{DNSName: "a.example"}, data: s.Data}).judge(day0); err != nil {
 		t.Error(err)
 	}
 	if manage(t, s, "a.example", day0.Add(leafLife/2)) {

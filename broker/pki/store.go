@@ -86,13 +86,12 @@ func (s *Store) replace(ctx context.Context, reader client.Reader, cfg Config, n
 		return err
 	}
 	if err == nil {
-		var next *link.Credentials
-		var until time.Time
-		if next, until, err = cfg.judge(data, s.data, now); err == nil {
+		next, until, judged := candidate{cfg, data, s.data}.judge(now)
+		if judged == nil {
 			s.used, s.told, s.cfg, s.data, s.until = next, false, cfg, data, until
 			return nil
 		}
-		err = fmt.Errorf("%s: %w", cfg.Location(), err)
+		err = fmt.Errorf("%s: %w", cfg.Location(), judged)
 	}
 	switch {
 	case s.used == nil:

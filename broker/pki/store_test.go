@@ -67,7 +67,7 @@ func TestRefreshSelf(t *testing.T) {
 			t.Errorf("%v, usable %v, to be written: %v", c, s.Usable(), s.Secret)
 		}
 	}
-	cfg.DNSName = "b.example" // whatever else has changed, the user has made up his mind
+	cfg.DNSName = "b.example" // with another configuration, the user has decided
 	if c := refresh(t, s, r, cfg, ""); c != nil || s.Secret == nil {
 		t.Errorf("%v, to be written: %v", c, s.Secret)
 	}

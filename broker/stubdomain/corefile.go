@@ -40,7 +40,7 @@ type corefileReader struct {
 	caddyfile.Dispenser
 	corefile
 	depth, line int
-	snippet     string              // whose block is being read; empty: none
+	snippet     string              // that is being read; empty: none
 	snippets    map[string][]string // what they import, by name
 }
 
