@@ -319,3 +319,36 @@ func TestServerName(t *testing.T) {
 		l.Close()
 	}
 }
+
+// The session of a legacy peer, without pings and streams, ends in the same way.
+func TestExpiredLegacySession(t *testing.T) {
+	t.Parallel()
+	i := newInternet(t)
+	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	a.set(newLink("b", 1, 2, "b.example"))
+	soon := time.Now().Truncate(time.Second).Add(3 * time.Second)
+	conn, err := net.Dial("tcp", a.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := handshakeAs(i.ca.issueAt(t, time.Now().Add(-time.Hour), soon, "b.example"), conn); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState("b", link.Up)
+	a.awaitState("b", link.Down)
+	if now := time.Now(); now.Before(soon) {
+		t.Errorf("ended %s early", soon.Sub(now))
+	}
+}
+
+// A link whose endpoint becomes another host loses the sessions of the certificate for the former one.
+func TestSessionsOfFormerEndpoint(t *testing.T) {
+	_, a, b := newPair(t)
+	a.set(newLink("b", 1, 2, "c.example"))
+	b.awaitReason("a", "connect a.example:80: ")
+	a.await("end of all sessions", func() bool { s := a.status("b"); return s.Accepted+s.Dialled == 0 })
+	if s := a.status("b"); s.State == link.Up {
+		t.Errorf("status %+v", s)
+	}
+}

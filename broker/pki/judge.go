@@ -9,13 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/link"
 )
-
-// maxNames bounds how many names of a certificate a message has.
-const maxNames = 5
 
 // candidate is the content of a TLS secret, tls.crt, tls.key and ca.crt in PEM form, that may come into use.
 type candidate struct {
@@ -42,8 +40,8 @@ func (c candidate) judge(now time.Time) (credentials *link.Credentials, until ti
 	case now.Before(leaf.NotBefore) || now.After(leaf.NotAfter):
 		return nil, until, fmt.Errorf("%s is %s, or the clock is wrong", crt, describeValidity(leaf))
 	case c.DNSName != "" && !link.CertCovers(leaf, c.DNSName):
-		names := link.CertNames(leaf)
-		return nil, until, fmt.Errorf("%s names %q, not dns-name %s", crt, names[:min(len(names), maxNames)], c.DNSName)
+		names := strings.Join(link.CertNames(leaf), " ")
+		return nil, until, fmt.Errorf("%s names %.200q, not dns-name %s", crt, names, c.DNSName)
 	}
 	if until, err = link.VerifyChain(chain, credentials.Roots, now); err != nil {
 		return nil, until, c.explainChain(leaf, err)

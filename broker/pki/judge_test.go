@@ -166,7 +166,7 @@ func TestJudge(t *testing.T) {
 		{"of another CA", func(d content) { d.issue(t, other, nothing) }, "tls.crt is not signed by a CA in ca.crt"},
 		{"other CA and certificate", func(d content) { maps.Copy(d, other) }, ""},
 		{"other name", func(d content) { d.issue(t, good, func(c *x509.Certificate) { c.DNSNames = []string{"b.example"} }) },
-			`tls.crt names ["b.example"], not dns-name a.example`},
+			`tls.crt names "b.example", not dns-name a.example`},
 		{"wildcard", func(d content) {
 			d.issue(t, good, func(c *x509.Certificate) { c.DNSNames = []string{"*.example"} })
 		}, ""},

@@ -114,6 +114,7 @@ func TestRefreshSecret(t *testing.T) {
 		{ManageNone, nil, "create it with tls.crt", false, false, false},
 		{ManageNone, good, "", false, true, true},
 		{ManageNone, bad, "secret kube-system/tls: ca.crt", false, false, false},
+		{ManageCert, bad, "secret kube-system/tls: ca.crt", true, false, false},
 		{ManageCert, nil, "waiting for the certificate service", true, false, false},
 		{ManageCert, good, "", true, true, true},
 	} {

@@ -73,6 +73,7 @@ type Configurer struct {
 	Wake      func()        // asks for another Configure
 	Log       *slog.Logger
 
+	config  *corefile // of the cluster's DNS, as it was last; nil: not known yet
 	stubs   []Stub
 	checked time.Time   // when there was nothing left to do
 	touched atomic.Bool // the ConfigMap was, since then
@@ -151,14 +152,21 @@ func (c *Configurer) configureStubs(ctx context.Context, stubs []Stub) (note, bl
 }
 
 // readConfig reads the Corefile of the cluster's DNS. If there is none, or the broker may not read it, it is not
-// known.
+// known. Where there was one, that still counts: a user who replaces it may leave it empty, or delete it, for a moment.
 func (c *Configurer) readConfig(ctx context.Context) (config corefile, known bool, err error) {
 	var m corev1.ConfigMap
 	err = c.Reader.Get(ctx, types.NamespacedName{Namespace: Namespace, Name: corefileMap}, &m)
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
 		return corefile{}, false, err
 	}
-	return readCorefile(m.Data[corefileKey]), err == nil, nil
+	if text := m.Data[corefileKey]; strings.TrimSpace(text) != "" {
+		config = readCorefile(text)
+		c.config = &config
+	}
+	if c.config == nil {
+		return readCorefile(""), false, nil
+	}
+	return *c.config, true, nil
 }
 
 // explainError says what the user has to do; empty: the broker is to try again.

@@ -260,3 +260,26 @@ func TestConfigureRestarts(t *testing.T) {
 		}
 	}
 }
+
+// A Corefile that is gone or empty, as while a user replaces it, changes neither port nor anything else.
+func TestConfigureKeepsCorefile(t *testing.T) {
+	for _, corefile := range []map[string]string{nil, {}, {"Corefile": ""}, {"Corefile": "\n"}} {
+		s := newAPIServer(".:8053 {\n  reload\n}\nimport custom/*.server\n")
+		dns := s.configurer(&PendingRestart{}, func() {}, slog.New(slog.DiscardHandler))
+		for _, domain := range []string{"kubelink", "b.example"} {
+			if err := dns.Configure(t.Context(), testStubs(domain)); err != nil || dns.Note() != "" {
+				t.Errorf("%v: %v, note %q", corefile, err, dns.Note())
+			}
+			if text := s.configMaps[ConfigMap][blocksKey]; !strings.Contains(text, domain+":8053 {") {
+				t.Errorf("%v: written %q", corefile, text)
+			}
+			dns.written = time.Time{}
+			if s.configMaps["coredns"] = corefile; corefile == nil {
+				delete(s.configMaps, "coredns")
+			}
+		}
+		if len(s.restarts) > 0 {
+			t.Errorf("%v: restarts %v", corefile, s.restarts)
+		}
+	}
+}

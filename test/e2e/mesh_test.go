@@ -292,6 +292,17 @@ func TestSecretManagedBySelf(t *testing.T) {
 		})
 		must(t, b.Process.WaitLog(ctx, "certificate in use"))
 	}
+	// A secret that loses its CA gets no new one, which no peer would trust.
+	lost := tlsSecret()
+	must(t, brokers[0].Client.Get(ctx, client.ObjectKeyFromObject(lost), lost))
+	kept := lost.DeepCopy().Data
+	lost.Data = nil
+	must(t, brokers[0].Client.Update(ctx, lost))
+	must(t, brokers[0].WaitState(ctx, brokers[0].Name, v1alpha1.StateError, "has no ca.crt and ca.key any more"))
+	must(t, brokers[0].WaitState(ctx, "kubelink2", v1alpha1.StateUp))
+	lost.Data = kept
+	must(t, brokers[0].Client.Update(ctx, lost))
+	must(t, brokers[0].WaitState(ctx, brokers[0].Name, v1alpha1.StateUp))
 	// Without a secret, the broker makes CA and certificate.
 	b := brokers[2]
 	text, err := b.Manifest("overlays/self-signed/rbac.yaml")
