@@ -85,6 +85,9 @@ func (n *naming) clusterName(l *linkEntry) string {
 	case InDomain(name, "global."+l.mesh.Domain):
 		n.reports.addNote(l.Name, "no DNS: %s is reserved for global names; use another name for the cluster",
 			TrimDot(name))
+	case name == "ns.dns."+l.mesh.Domain:
+		n.reports.addNote(l.Name, "no DNS: %s is the name of the mesh's name server; use another name for the cluster",
+			TrimDot(name))
 	case taken != nil:
 		n.reports.addNote(l.Name, "no DNS: %s is the domain of %s; use another name for the cluster, "+
 			"or another spec.dns.baseDomain there", TrimDot(name), meshTitle(taken.Name))

@@ -23,6 +23,8 @@ func TestClusterName(t *testing.T) {
 		{label, label + ".kubelink.", ""},
 		{"global", "", "no DNS: global.kubelink is reserved for global names; use another name for the cluster"},
 		{"x.Global", "", "no DNS: x.global.kubelink is reserved for global names; use another name for the cluster"},
+		{"dns", "dns.kubelink.", ""},
+		{"ns.dns", "", "no DNS: ns.dns.kubelink is the name of the mesh's name server; use another name for the cluster"},
 		{"svc.global", "", "no DNS: svc.global.kubelink is reserved for global names; use another name for the cluster"},
 		{"m2", "", "no DNS: m2.kubelink is the domain of mesh m2; use another name for the cluster, " +
 			"or another spec.dns.baseDomain there"},
@@ -54,6 +56,8 @@ func TestLocalClusterName(t *testing.T) {
 	for _, c := range []struct{ cluster, note string }{
 		{"here", ""},
 		{"global", "no DNS for the local cluster: global.kubelink is reserved for global names; use another name for it"},
+		{"ns.dns", "no DNS for the local cluster: ns.dns.kubelink is the name of the mesh's name server; " +
+			"use another name for it"},
 		{"a.global", "no DNS for the local cluster: a.global.kubelink is reserved for global names; use another name for it"},
 		{"m2", "no DNS for the local cluster: m2.kubelink is the domain of mesh m2; use another name for it"},
 	} {

@@ -55,6 +55,9 @@ func (n *naming) localCluster(m *meshEntry) (ClusterZone, bool) {
 	case InDomain(c.Name, "global."+m.Domain):
 		n.reports.addNote(m.Link, "no DNS for the local cluster: %s is reserved for global names; "+
 			"use another name for it", TrimDot(c.Name))
+	case c.Name == "ns.dns."+m.Domain:
+		n.reports.addNote(m.Link, "no DNS for the local cluster: %s is the name of the mesh's name server; "+
+			"use another name for it", TrimDot(c.Name))
 	case taken != nil:
 		n.reports.addNote(m.Link, "no DNS for the local cluster: %s is the domain of %s; use another name for it",
 			TrimDot(c.Name), meshTitle(taken.Name))
