@@ -18,6 +18,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
+	"github.com/mandelsoft/kubelink/broker/records"
 )
 
 const (
@@ -79,6 +80,7 @@ type NamesConfig struct {
 	ConfigureDNS     bool                 // the cluster's DNS, by the ConfigMap coredns-custom
 	ServeStale       time.Duration        // how long DNS gives answers that were true once; 0: not at all
 	NoStateNames     bool                 // there are no names _state.<cluster>.<domain>
+	GlobalNamespaces []string             // whose objects may have global names; empty: all
 	StateDir         string               // folder for what has to survive a restart; empty: nothing has
 }
 
@@ -168,6 +170,11 @@ func (c *Config) linkSettings(port uint16) link.Settings {
 		AdvertisedPort: c.AdvertisedPort,
 		AutoConnect:    c.AutoConnect,
 	}
+}
+
+// tenancy says which namespaces may have global names.
+func (c *Config) tenancy() records.Tenancy {
+	return records.Tenancy{Home: c.Namespace, Allowed: c.GlobalNamespaces}
 }
 
 // nsAddresses are the addresses of kubelink's own DNS service; none if they are unknown.

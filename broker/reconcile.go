@@ -234,6 +234,7 @@ func (r *reconcilerRun) logUnadvertised(err error) {
 func (r *reconcilerRun) updateGlobalNames(ctx context.Context, zones []mesh.Zone) error {
 	return r.globals.Update(ctx, &globalnames.Refresh{
 		Reader: r.client, Watch: r.watch, Zones: zones, NSAddresses: r.cfg.nsAddresses(), Wake: r.waker.wake,
+		Tenancy: r.cfg.tenancy(),
 		Keep: func(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone) {
 			r.snapshot.Load().Keep(func(o *snapshot.Objects) { o.Entries, o.Zones = entries, zones })
 		},
@@ -342,7 +343,7 @@ func (r *reconciler) restoreNames(o *snapshot.Objects) {
 		return
 	}
 	s := mesh.Build(mesh.Objects{Links: o.Links}, r.cfg.Local)
-	r.globals.Restore(o.Entries, o.Zones, s.Zones, r.cfg.nsAddresses())
+	r.globals.Restore(o.Entries, o.Zones, s.Zones, r.cfg.nsAddresses(), r.cfg.tenancy())
 	r.log.Info("answering what an earlier process knew, until the API server is heard", "links", len(s.Links))
 	r.names.publish(func(from *nameSource) { from.state, from.restored, from.globals = &s, true, r.globals.Zones() })
 }

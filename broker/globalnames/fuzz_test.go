@@ -83,6 +83,9 @@ func fuzzObjects(text string) (entries []coredns.CoreDNSEntry, zones []coredns.H
 	return entries, zones
 }
 
+// tenancy: all objects are in the namespace of kubelink.
+var tenancy = records.Tenancy{Home: "ns"}
+
 // FuzzGlobal leads objects all the way to answers: nothing panics, every answer can be sent, equal
 // objects make equal names, and what an object is said to serve is there.
 func FuzzGlobal(f *testing.F) {
@@ -102,12 +105,12 @@ func FuzzGlobal(f *testing.F) {
 		entries, zones := fuzzObjects(text)
 		const top = "svc.global.kubelink."
 		served := []string{top, "svc.global.other.example."}
-		g := records.Build(entries, zones, served)
+		g := records.Build(entries, zones, served, tenancy)
 		slices.Reverse(entries)
 		slices.Reverse(zones)
 		// The API server sees to it that names are unique.
 		if len(g.Entries) == len(entries) && len(g.HostedZones) == len(zones) &&
-			!reflect.DeepEqual(records.Build(entries, zones, served), g) {
+			!reflect.DeepEqual(records.Build(entries, zones, served, tenancy), g) {
 			t.Error("another order of the objects makes other names")
 		}
 		globals := map[string]*zone.Global{}
@@ -197,7 +200,7 @@ func FuzzGlobal(f *testing.F) {
 			}
 		}
 		// The serial of a zone changes with what is transferred of it, and with nothing else.
-		for _, z := range records.Build(entries[len(entries)/2:], zones, served).Zones {
+		for _, z := range records.Build(entries[len(entries)/2:], zones, served, tenancy).Zones {
 			now := newGlobal(z, 2)
 			for _, apex := range z.Apexes {
 				rrs, _ := now.Transfer(apex.Name, 0)
@@ -247,7 +250,7 @@ func BenchmarkGlobals(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		names := records.Build(entries, nil, []string{"svc.global.kubelink."})
+		names := records.Build(entries, nil, []string{"svc.global.kubelink."}, tenancy)
 		zone.NewGlobal("kubelink.", names.Zones[0], 1, nil, nil)
 		if n := len(differingReports(entries, nil, &names, &records.Result{})); n != len(entries) {
 			b.Fatal(n)

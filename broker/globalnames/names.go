@@ -34,9 +34,9 @@ type Names struct {
 
 // source is what the names were built from; equal sources make the same names.
 type source struct {
-	watch         *Watch // nil: nothing was built yet
-	version       uint64
-	served, addrs string
+	watch                  *Watch // nil: nothing was built yet
+	version                uint64
+	served, addrs, tenancy string
 }
 
 // Refresh says what Update works with.
@@ -45,7 +45,8 @@ type Refresh struct {
 	Watch       *Watch
 	Zones       []mesh.Zone
 	NSAddresses []netip.Addr // of kubelink's DNS service
-	Wake        func()       // called when names are to be updated again
+	Tenancy     records.Tenancy
+	Wake        func() // called when names are to be updated again
 	// Keep gets the objects that new names were built from; nothing may change them.
 	Keep func(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone)
 	// Report gets the statuses that are to be written.
@@ -63,7 +64,7 @@ func (n *Names) Update(ctx context.Context, r *Refresh) error {
 		return nil
 	}
 	r.Watch.request()
-	from := source{r.Watch, r.Watch.version.Load(), fmt.Sprint(served), fmt.Sprint(r.NSAddresses)}
+	from := source{r.Watch, r.Watch.version.Load(), fmt.Sprint(served), fmt.Sprint(r.NSAddresses), r.Tenancy.String()}
 	if !r.Watch.synced.Load() {
 		return n.setUnknown(served, r.Watch.failure.Get())
 	}
@@ -79,7 +80,7 @@ func (n *Names) Update(ctx context.Context, r *Refresh) error {
 		}
 	}
 	r.Keep(entries.Items, hosted.Items)
-	built := records.Build(entries.Items, hosted.Items, served)
+	built := records.Build(entries.Items, hosted.Items, served, r.Tenancy)
 	next := newNames(&built, domains, nextSerial(n.serial, begin), r.NSAddresses, n.zones)
 	next.from, next.serial = from, max(next.serial, n.serial)
 	r.Report(differingReports(entries.Items, hosted.Items, &built, &n.reports))
@@ -109,9 +110,10 @@ func (n *Names) postpone(from source, wake func()) bool {
 // Restore makes the names from the objects that an earlier process knew.
 func (n *Names) Restore(
 	entries []coredns.CoreDNSEntry, hosted []coredns.HostedZone, zones []mesh.Zone, nsAddresses []netip.Addr,
+	tenancy records.Tenancy,
 ) {
 	served, domains := servedHere(zones)
-	built := records.Build(entries, hosted, served)
+	built := records.Build(entries, hosted, served, tenancy)
 	*n = newNames(&built, domains, uint32(time.Now().Unix()), nsAddresses, nil)
 	for name, g := range n.zones {
 		g.MarkStale(fmt.Sprintf(

@@ -214,7 +214,7 @@ func TestGlobalsUnknown(t *testing.T) {
 	if err := g.setUnknown([]string{name}, forbidden); err != nil || g.zones[name] != before {
 		t.Errorf("another one for the same reason: %v", err)
 	}
-	known := zone.NewGlobal("kubelink.", records.Build(nil, nil, []string{name}).Zones[0], 1, nil, nil)
+	known := zone.NewGlobal("kubelink.", records.Build(nil, nil, []string{name}, records.Tenancy{}).Zones[0], 1, nil, nil)
 	g.zones = map[string]*zone.Global{name: known}
 	if err := g.setUnknown([]string{name, "svc.global.other."}, nil); err == nil || len(g.zones) != 1 ||
 		g.zones[name] != known {

@@ -10,15 +10,13 @@ import (
 
 // Build computes the names of the served global zones (svc.global.<domain>). It does not change its arguments. As with
 // links, older objects win over younger ones: a mistake in a new object never breaks what works.
-func Build(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, served []string) Result {
-	names := newNameTree(served, 2*len(entries)+len(zones))
+func Build(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, served []string, tenancy Tenancy) Result {
+	names := newNameTree(served, 2*len(entries)+len(zones), tenancy)
 	hosted := newZoneSet(zones, names)
-	for _, z := range hosted.byAge {
-		hosted.resolveZone(z)
-	}
 	list := entriesByAge(entries)
+	names.claimAll(hosted, list)
 	for _, e := range list {
-		e.placeEntry(names, hosted)
+		e.placeEntry(names)
 	}
 	for _, e := range list {
 		e.reportCNAMELoop(names)

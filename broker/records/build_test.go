@@ -17,6 +17,9 @@ import (
 
 const served = "svc.global.kubelink."
 
+// home is kubelink's namespace in most tests.
+var home = Tenancy{Home: "ns"}
+
 var continued = regexp.MustCompile(`,\n\s*`)
 
 // globalObjects reads objects, each a second younger than the one before: "namespace/name: {spec}" a line, zones with a
@@ -48,7 +51,7 @@ func globalObjects(t testing.TB, text string) (entries []coredns.CoreDNSEntry, z
 
 func build(t testing.TB, text string) Result {
 	entries, zones := globalObjects(t, text)
-	return Build(entries, zones, []string{served})
+	return Build(entries, zones, []string{served}, home)
 }
 
 // dump renders the names of all zones, a record a line.
@@ -463,7 +466,7 @@ func TestGlobalProblems(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			entries, zones := globalObjects(t, c.objects)
-			g := Build(entries, zones, []string{served})
+			g := Build(entries, zones, []string{served}, home)
 			last := c.objects[strings.LastIndex(c.objects, "\n")+1:]
 			key, _, _ := strings.Cut(last, ": ")
 			key, isZone := strings.CutPrefix(key, "zone ")
@@ -488,7 +491,7 @@ func TestGlobalProblems(t *testing.T) {
 				if old.State != coredns.StateOk || len(old.Names) != 1 {
 					t.Errorf("the older entry is %+v", old)
 				}
-				if alone := Build(entries[:1], nil, []string{served}); dump(g) != dump(alone) {
+				if alone := Build(entries[:1], nil, []string{served}, home); dump(g) != dump(alone) {
 					t.Errorf("there is\n%s instead of\n%s", dump(g), dump(alone))
 				}
 			}
@@ -537,7 +540,7 @@ func TestGlobalAnnotations(t *testing.T) {
 	entries[1].Annotations = map[string]string{coredns.AnnotationFollowLinks: "false"}
 	entries[2].Annotations = map[string]string{coredns.AnnotationOrder: "fixed", coredns.AnnotationFollowLinks: "true"}
 	entries[3].Annotations = map[string]string{coredns.AnnotationOrder: "fix"}
-	g := Build(entries, nil, []string{served})
+	g := Build(entries, nil, []string{served}, home)
 	o := g.Zones[0].Owners
 	if !o[0].Addresses[0].AnyLink || !o[0].Addresses[1].AnyLink || o[0].Fixed || o[1].Addresses[0].AnyLink ||
 		!o[1].Fixed || o[2].Fixed {
@@ -561,13 +564,13 @@ func TestAnnotationNotes(t *testing.T) {
 	} {
 		entries, _ := globalObjects(t, "ns/x: {dnsNames: [x.svc.global.kubelink], A: [10.0.0.1]}")
 		entries[0].Annotations = map[string]string{c.name: c.value}
-		r := Build(entries, nil, []string{served}).Entries[types.NamespacedName{Namespace: "ns", Name: "x"}]
+		r := Build(entries, nil, []string{served}, home).Entries[types.NamespacedName{Namespace: "ns", Name: "x"}]
 		if r.State != "Ok" || r.Message != c.want {
 			t.Errorf("%s %q: %+v", c.name, c.value, r)
 		}
 		// A problem is more than a note.
 		entries[0].Spec.DNSNames = append(entries[0].Spec.DNSNames, "x.example.com")
-		r = Build(entries, nil, []string{served}).Entries[types.NamespacedName{Namespace: "ns", Name: "x"}]
+		r = Build(entries, nil, []string{served}, home).Entries[types.NamespacedName{Namespace: "ns", Name: "x"}]
 		if r.State != "Stale" || !strings.HasPrefix(r.Message, "spec.dnsNames") {
 			t.Errorf("%s %q: %+v", c.name, c.value, r)
 		}
@@ -585,7 +588,7 @@ func TestGlobalZones(t *testing.T) {
 	entries[2].DeletionTimestamp = &now
 	g := Build(entries, zones, []string{
 		"svc.global.b.example.", "svc.global.a.example.", "svc.global.svc.global.a.example.",
-	})
+	}, home)
 	want := `svc.global.a.example. SOA  7200 1800 86400 5
 z.svc.global.a.example. SOA  7200 1800 86400 5
 x.z.svc.global.a.example. 10.0.0.1
@@ -614,10 +617,10 @@ func TestGlobalsPure(t *testing.T) {
 		ns/c: {zoneRef: team, dnsNames: [a], CNAME: b}
 		ns/d: {zoneRef: root, dnsNames: [d, e], CNAME: d}
 		ns/e: {zoneRef: root, dnsNames: [team], NS: [ns.team]}`)
-	want := Build(entries, zones, []string{served})
+	want := Build(entries, zones, []string{served}, home)
 	for i := range entries {
 		rotated := append(slices.Clone(zones[i%3:]), zones[:i%3]...)
-		got := Build(append(slices.Clone(entries[i:]), entries[:i]...), rotated, []string{served})
+		got := Build(append(slices.Clone(entries[i:]), entries[:i]...), rotated, []string{served}, home)
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("rotated by %d:\n%+v\n%+v", i, got, want)
 		}
@@ -643,7 +646,7 @@ func TestGlobalBounds(t *testing.T) {
 	for i := range entries {
 		entries[i].Spec.DNSNames = []coredns.DNSName{"same.svc.global.kubelink"}
 	}
-	g := Build(entries, nil, []string{served})
+	g := Build(entries, nil, []string{served}, home)
 	if n := len(g.Zones[0].Owners[0].Addresses); n != maxRecords {
 		t.Errorf("%d addresses", n)
 	}
@@ -657,7 +660,7 @@ func BenchmarkBuild(b *testing.B) {
 	entries := many(10_000)
 	b.ReportAllocs()
 	for b.Loop() {
-		if g := Build(entries, nil, []string{served}); len(g.Zones[0].Owners) != 10_000 {
+		if g := Build(entries, nil, []string{served}, home); len(g.Zones[0].Owners) != 10_000 {
 			b.Fatal(len(g.Zones[0].Owners))
 		}
 	}

@@ -128,7 +128,7 @@ func TestRecordsLimit(t *testing.T) {
 }
 
 func TestNamesLimit(t *testing.T) {
-	tree := newNameTree([]string{served}, maxNames)
+	tree := newNameTree([]string{served}, maxNames, home)
 	for i := range maxNames - 2 {
 		tree.addName(fmt.Sprintf("n%d.", i) + served)
 	}

@@ -17,6 +17,10 @@ type recordEntry struct {
 	object *coredns.CoreDNSEntry
 	key    types.NamespacedName
 	report Report
+
+	bases   []string            // names of the zone that the names are relative to
+	set     *recordSet          // nil: the entry has no names
+	refused map[string]*problem // names that belong to others
 }
 
 // entriesByAge are the entries that are not about to go.
@@ -33,29 +37,48 @@ func entriesByAge(entries []coredns.CoreDNSEntry) []*recordEntry {
 	return list
 }
 
-// placeEntry adds the records of the entry at all of its names.
-func (e *recordEntry) placeEntry(t *nameTree, zones *zoneSet) {
+// claimNames reads the entry, and makes it the owner of its names, as far as they are not those of other namespaces.
+func (e *recordEntry) claimNames(t *nameTree, zones *zoneSet) {
 	e.report.State = coredns.StateOk
-	bases, p := e.zoneNames(zones)
+	var p *problem
+	if e.bases, p = e.zoneNames(zones); p == nil {
+		e.set, p = e.readRecords(len(e.bases))
+	}
 	if p != nil {
 		e.report.addProblem(p)
 		return
 	}
-	set, p := e.readRecords(len(bases))
-	if p != nil {
-		e.report.addProblem(p)
+	for _, s := range e.object.Spec.DNSNames {
+		names, _ := qualifyOwner(string(s), e.bases) // placeEntry reports the error
+		for _, q := range names {
+			if t.servedZone(q.name) == "" {
+				continue
+			}
+			if p := t.claimName(&e.key, q.name, false); p != nil {
+				if e.refused == nil {
+					e.refused = map[string]*problem{}
+				}
+				e.refused[q.name] = p
+			}
+		}
+	}
+}
+
+// placeEntry adds the records of the entry at all of its names.
+func (e *recordEntry) placeEntry(t *nameTree) {
+	if e.set == nil {
 		return
 	}
 	e.report.Foreign = true
 	for _, s := range e.object.Spec.DNSNames {
-		names, err := qualifyOwner(string(s), bases)
+		names, err := qualifyOwner(string(s), e.bases)
 		if err != nil {
 			e.report.addProblem(invalid("spec.dnsNames %q: %v", string(s), err))
 			e.report.Foreign = false
 			continue
 		}
 		for _, q := range names {
-			e.placeName(t, string(s), q, set)
+			e.placeName(t, string(s), q, e.set)
 		}
 	}
 	e.noteAnnotations()
@@ -103,6 +126,10 @@ func (e *recordEntry) placeName(t *nameTree, written string, at qualified, set *
 		return
 	}
 	r.Foreign = false
+	if p := e.refused[at.name]; p != nil {
+		r.addProblem(p)
+		return
+	}
 	o := t.addName(at.name)
 	if o.last == &e.key { // written twice
 		return

@@ -115,7 +115,7 @@ func randomInput(d *dice) input {
 	return in
 }
 
-func (in input) build() Result { return Build(in.entries, in.zones, in.served) }
+func (in input) build() Result { return Build(in.entries, in.zones, in.served, home) }
 
 func (in input) clone() input {
 	c := input{served: slices.Clone(in.served)}

@@ -134,6 +134,10 @@ func (s *zoneSet) claimName(z *zoneEntry, written, name string, apex Apex) {
 		return
 	}
 	r.Foreign = false
+	if p := s.tree.claimName(&z.key, name, true); p != nil {
+		r.addProblem(p)
+		return
+	}
 	o := s.tree.addName(name)
 	switch {
 	case o.zone == &z.key: // written twice

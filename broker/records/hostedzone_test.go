@@ -166,7 +166,7 @@ func TestOlderZoneWins(t *testing.T) {
 		for i, age := range c.ages {
 			zones[i].CreationTimestamp = metav1.Unix(int64(1000+age), 0)
 		}
-		r := Build(nil, zones, []string{served})
+		r := Build(nil, zones, []string{served}, Tenancy{Home: "ns", Allowed: []string{"m"}})
 		if got := r.Zones[0].Apexes; len(got) != 1 || got[0].Retry != c.retry {
 			t.Errorf("ages %v: %+v", c.ages, got)
 		}

@@ -17,11 +17,15 @@ import (
 type nameTree struct {
 	served map[string]bool        // global zones
 	owners map[string]*ownerEntry // by name; also names that have no records, but names below them
+
+	tenancy Tenancy
+	names   map[string]int // how many a namespace owns
 }
 
 // ownerEntry is a name in the making.
 type ownerEntry struct {
 	Owner
+	ownership
 	by    *types.NamespacedName // the oldest entry that has records here
 	last  *types.NamespacedName // the entry that was placed here last
 	apex  *Apex                 // nil: the name is inside of a zone
@@ -34,8 +38,10 @@ type ownerEntry struct {
 func (o *ownerEntry) isDelegated() bool { return len(o.NS) > 0 && o.apex == nil }
 
 // newNameTree makes the tree of the served zones, with room for so many names.
-func newNameTree(served []string, room int) *nameTree {
-	t := &nameTree{served: map[string]bool{}, owners: make(map[string]*ownerEntry, room)}
+func newNameTree(served []string, room int, tenancy Tenancy) *nameTree {
+	t := &nameTree{
+		served: map[string]bool{}, owners: make(map[string]*ownerEntry, room), tenancy: tenancy, names: map[string]int{},
+	}
 	for _, name := range served {
 		t.served[name] = true
 		t.addName(name).apex = &Apex{Name: name, Refresh: 7200, Retry: 1800, Expire: 86400, Minimum: 5}

@@ -9,7 +9,7 @@ import (
 )
 
 func TestServedZone(t *testing.T) {
-	tree := newNameTree([]string{"svc.global.a.", "svc.global.svc.global.a.", "svc.global.b."}, 0)
+	tree := newNameTree([]string{"svc.global.a.", "svc.global.svc.global.a.", "svc.global.b."}, 0, home)
 	for name, want := range map[string]string{
 		"svc.global.a.": "svc.global.a.", "x.y.svc.global.a.": "svc.global.a.", "xsvc.global.a.": "", "global.a.": "",
 		"x.svc.global.svc.global.a.": "svc.global.svc.global.a.", "svc.global.b.": "svc.global.b.", "svc.global.c.": "",
@@ -26,7 +26,7 @@ func TestServedZone(t *testing.T) {
 
 // Each name knows how many names are below it, and which object came first.
 func TestCountBelow(t *testing.T) {
-	tree := newNameTree([]string{"z."}, 0)
+	tree := newNameTree([]string{"z."}, 0, home)
 	tree.countBelow("c.b.a.z.", "entry ns/first")
 	tree.countBelow("d.b.a.z.", "entry ns/second")
 	tree.countBelow("e.z.", "entry ns/third")
@@ -52,14 +52,14 @@ func TestOutsideProblem(t *testing.T) {
 		{[]string{"b."}, `spec.x "y" lies in no zone that is served here: write a name in b`},
 		{[]string{"b.", "a."}, `spec.x "y" lies in no zone that is served here: write a name in a or b`},
 	} {
-		if p := newNameTree(c.served, 0).outsideProblem("spec.x", "y"); p.state != "Stale" || p.message != c.want {
+		if p := newNameTree(c.served, 0, home).outsideProblem("spec.x", "y"); p.state != "Stale" || p.message != c.want {
 			t.Errorf("%q: %+v", c.served, p)
 		}
 	}
 }
 
 func TestMergeRecords(t *testing.T) {
-	tree := newNameTree([]string{served}, 0)
+	tree := newNameTree([]string{served}, 0, home)
 	first, second := types.NamespacedName{Namespace: "ns", Name: "a"}, types.NamespacedName{Namespace: "ns", Name: "b"}
 	r := build(t, "ns/x: {dnsNames: [x.svc.global.kubelink], A: [10.0.0.1, 10.0.0.2, 10.0.0.3]}")
 	addr := r.Zones[0].Owners[0].Addresses
@@ -90,7 +90,7 @@ func TestMergeRecords(t *testing.T) {
 // Aliases are followed as far as DNS follows them, and a loop is one only at the names that are in it.
 func TestCNAMELoop(t *testing.T) {
 	chain := func(n int, end string) *nameTree {
-		tree := newNameTree([]string{"z."}, 0)
+		tree := newNameTree([]string{"z."}, 0, home)
 		for i := range n {
 			next := fmt.Sprintf("n%d.z.", i+1)
 			if i == n-1 {

@@ -67,6 +67,9 @@ func parseAddresses(spec *coredns.CoreDNSEntrySpec, anyLink bool) ([]Address, er
 		if err != nil || !a.Is4() {
 			return nil, fmt.Errorf("spec.A %q: expected an IPv4 address, such as 100.64.16.20", string(s))
 		}
+		if err := checkHost("spec.A", a); err != nil {
+			return nil, err
+		}
 		addresses = append(addresses, Address{a, anyLink})
 	}
 	for _, s := range spec.AAAA {
@@ -77,9 +80,21 @@ func parseAddresses(spec *coredns.CoreDNSEntrySpec, anyLink bool) ([]Address, er
 		case err != nil || a.Zone() != "":
 			return nil, fmt.Errorf("spec.AAAA %q: expected an IPv6 address, such as fd00:64:16::20", string(s))
 		}
+		if err := checkHost("spec.AAAA", a); err != nil {
+			return nil, err
+		}
 		addresses = append(addresses, Address{a, anyLink})
 	}
 	return addresses, nil
+}
+
+// checkHost refuses an address that is another host for each client, or none.
+func checkHost(field string, a netip.Addr) error {
+	if a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() {
+		return fmt.Errorf("%s %s is the address of no host that all clients reach: "+
+			"write one that is the same for all of them", field, a)
+	}
+	return nil
 }
 
 // parseServices parses spec.SRV.

@@ -28,6 +28,16 @@ func TestParseRecords(t *testing.T) {
 		{"AAAA: [10.0.0.1]", `spec.AAAA "10.0.0.1" is an IPv4 address: write 10.0.0.1 into spec.A`},
 		{"AAAA: ['::ffff:10.0.0.1']", `spec.AAAA "::ffff:10.0.0.1" is an IPv4 address: write 10.0.0.1 into spec.A`},
 		{"AAAA: ['fe80::1%eth0']", `spec.AAAA "fe80::1%eth0": expected an IPv6 address, such as fd00:64:16::20`},
+		{"A: [127.0.0.1]", "spec.A 127.0.0.1 is the address of no host that all clients reach: " +
+			"write one that is the same for all of them"},
+		{"A: [10.0.0.1, 0.0.0.0]", "spec.A 0.0.0.0 is the address of no host that all clients reach: " +
+			"write one that is the same for all of them"},
+		{"A: [169.254.169.254]", "spec.A 169.254.169.254 is the address of no host that all clients reach: " +
+			"write one that is the same for all of them"},
+		{"AAAA: ['ff02::1']", "spec.AAAA ff02::1 is the address of no host that all clients reach: " +
+			"write one that is the same for all of them"},
+		{"AAAA: ['::1']", "spec.AAAA ::1 is the address of no host that all clients reach: " +
+			"write one that is the same for all of them"},
 		{"AAAA: [x]", `spec.AAAA "x": expected an IPv6 address, such as fd00:64:16::20`},
 		{
 			"TXT: [" + strings.Repeat("x", 4097) + "]",

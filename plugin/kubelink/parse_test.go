@@ -103,6 +103,9 @@ func TestProperties(t *testing.T) {
 		}},
 		{"accept-announced off", func(c *broker.Config) { c.IgnoreAnnounced = true }},
 		{"accept-announced on", func(*broker.Config) {}},
+		{"global-namespaces prod,default,prod", func(c *broker.Config) {
+			c.GlobalNamespaces = []string{"default", "prod"}
+		}},
 		{"local-ports udp/53,TCP/53,tcp/8080,udp/53", func(c *broker.Config) {
 			c.LocalPorts = []mesh.LocalPort{
 				{Protocol: "tcp", Port: 53}, {Protocol: "tcp", Port: 8080}, {Protocol: "udp", Port: 53},
@@ -208,6 +211,8 @@ func TestRefused(t *testing.T) {
 		{"served-links all,a", `served-links all,a: all stands alone`},
 		{"served-links a,,b", `served-links a,,b: link "": not a name of an object`},
 		{"dns-name a_b", `dns-name a_b: neither a DNS name nor an IP address`},
+		{"global-namespaces prod,", `global-namespaces prod,: "": not a name of a namespace or service`},
+		{"global-namespaces prod default", `global-namespaces`},
 		{"local-ports 53", `local-ports 53: "53": not tcp/PORT or udp/PORT; use a list such as udp/53,tcp/53`},
 		{"local-ports tcp/53,sctp/9", `"sctp/9": not tcp/PORT or udp/PORT`},
 		{"local-ports tcp/", `"tcp/": not a port: a number from 1 to 65535`},

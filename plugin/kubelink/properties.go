@@ -148,7 +148,8 @@ var properties = map[string]property{
 	"serve-stale": oneValue(func(p *parser, v string) error {
 		return setDuration(&p.config.ServeStale, v, time.Second, 72*time.Hour)
 	}),
-	"state-names": oneValue(func(p *parser, v string) error { return setOff(&p.config.NoStateNames, v) }),
+	"global-namespaces": oneValue(setGlobalNamespaces),
+	"state-names":       oneValue(func(p *parser, v string) error { return setOff(&p.config.NoStateNames, v) }),
 	"state-dir": oneValue(func(p *parser, v string) error {
 		p.config.StateDir = p.resolvePath(v)
 		if info, err := os.Stat(p.config.StateDir); err == nil && !info.IsDir() {
@@ -231,6 +232,20 @@ func setLocalPorts(p *parser, v string) error {
 	// Sorted: another order is no change.
 	slices.SortFunc(p.config.LocalPorts, mesh.LocalPort.Compare)
 	p.config.LocalPorts = slices.Compact(p.config.LocalPorts)
+	return nil
+}
+
+func setGlobalNamespaces(p *parser, v string) error {
+	for item := range strings.SplitSeq(v, ",") {
+		var namespace string
+		if err := setLabel(&namespace, item); err != nil {
+			return fmt.Errorf("%q: %w; use a list of namespaces separated by commas, without blanks", item, err)
+		}
+		p.config.GlobalNamespaces = append(p.config.GlobalNamespaces, namespace)
+	}
+	// Sorted: another order is no change.
+	slices.Sort(p.config.GlobalNamespaces)
+	p.config.GlobalNamespaces = slices.Compact(p.config.GlobalNamespaces)
 	return nil
 }
 

@@ -111,7 +111,9 @@ func TestGlobalNames(t *testing.T) {
 	waitForRecords(t, b, "web", dns.TypeA, "A 100.64.0.20", "A 100.64.16.20")
 	waitForRecords(t, b, "_ldap._tcp.directory", dns.TypeSRV, "SRV 10 50 389 web.svc.global.kubelink.")
 	waitForStatus(t, b, newEntry("web", coredns.CoreDNSEntrySpec{}), "Ok", "", "web.svc.global.kubelink")
-	waitForStatus(t, b, newZone("global", coredns.HostedZoneSpec{}), "Ok", "", "svc.global.kubelink")
+	home := newZone("global", coredns.HostedZoneSpec{})
+	home.Namespace = fleet.Namespace
+	waitForStatus(t, b, home, "Ok", "", "svc.global.kubelink")
 	if m, _, err := queryBroker(ctx, b, "udp", globalZone, dns.TypeSOA); err != nil || len(m.Answer) != 1 ||
 		m.Answer[0].(*dns.SOA).Mbox != "hostmaster.example.com." {
 		t.Errorf("SOA %v %v", m, err)
@@ -156,7 +158,7 @@ func TestGlobalNames(t *testing.T) {
 	createForTest(t, ctx, b, orphan)
 	waitForStatus(t, b, orphan, "Stale", `spec.zoneRef "late": there is no such HostedZone in namespace default`)
 	late := newZone("late",
-		coredns.HostedZoneSpec{ParentRef: "global", DomainNames: []coredns.DomainName{"late", "later"}})
+		coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"late.svc.global.kubelink", "later.svc.global.kubelink"}})
 	createForTest(t, ctx, b, late)
 	waitForStatus(t, b, late, "Ok", "", "late.svc.global.kubelink", "later.svc.global.kubelink")
 	waitForStatus(t, b, orphan, "Ok", "", "x.late.svc.global.kubelink", "x.later.svc.global.kubelink",
@@ -182,6 +184,50 @@ func TestGlobalNames(t *testing.T) {
 	if foreign.Status.State != "Ok" {
 		t.Errorf("status %+v", foreign.Status)
 	}
+}
+
+// A name belongs to the namespace that had it first, and the zone itself to kubelink's namespace.
+func TestGlobalNamesHaveOwners(t *testing.T) {
+	ctx := startTest(t, time.Minute)
+	b := brokers[0]
+	db := newEntry("db", coredns.CoreDNSEntrySpec{
+		DNSNames: []coredns.DNSName{"db.svc.global.kubelink"}, A: []coredns.IPv4Address{"100.64.0.20"}})
+	shop := newZone("shop", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"shop.svc.global.kubelink"}})
+	createForTest(t, ctx, b, db)
+	createForTest(t, ctx, b, shop)
+	waitForStatus(t, b, db, "Ok", "", "db.svc.global.kubelink")
+	waitForStatus(t, b, shop, "Ok", "", "shop.svc.global.kubelink")
+	for name, c := range map[string]struct{ dnsName, message string }{
+		"adds":   {"db.svc.global.kubelink", "db.svc.global.kubelink belongs to default/db"},
+		"inside": {"x.shop.svc.global.kubelink", "x.shop.svc.global.kubelink belongs to default/shop"},
+		"wild":   {"*.svc.global.kubelink", "*.svc.global.kubelink is for namespace kubelink"},
+		"apex":   {"svc.global.kubelink", "svc.global.kubelink is for namespace kubelink"},
+	} {
+		e := newEntry(name, coredns.CoreDNSEntrySpec{
+			DNSNames: []coredns.DNSName{coredns.DNSName(c.dnsName)}, A: []coredns.IPv4Address{"6.6.6.6"}})
+		e.Namespace = "kube-public"
+		createForTest(t, ctx, b, e)
+		waitForStatus(t, b, e, "Stale", c.message)
+	}
+	evil := newZone("evil", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"svc.global.kubelink"}, EMail: "a@evil.example"})
+	evil.Namespace = "kube-public"
+	createForTest(t, ctx, b, evil)
+	waitForStatus(t, b, evil, "Stale", "svc.global.kubelink is for namespace kubelink")
+	waitForRecords(t, b, "db", dns.TypeA, "A 100.64.0.20")
+	m, _, err := queryBroker(ctx, b, "udp", globalZone, dns.TypeSOA)
+	must(t, err)
+	if len(m.Answer) != 1 || m.Answer[0].(*dns.SOA).Mbox != "hostmaster.kubelink." {
+		t.Errorf("%v", m)
+	}
+
+	// With global-namespaces, other namespaces have none; and what may have names may have all of them.
+	text := b.Corefile()
+	t.Cleanup(func() { must(t, b.SetCorefile(text)); must(t, b.Reload(context.Background())) })
+	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation", "global-namespaces kube-public\n dns-propagation", 1)))
+	must(t, b.Reload(ctx))
+	waitForStatus(t, b, db, "Stale", "namespace default may have no global names: add it to global-namespaces")
+	waitForStatus(t, b, evil, "Ok", "", "svc.global.kubelink")
+	waitForRecords(t, b, "db", dns.TypeA, "A 6.6.6.6")
 }
 
 // A global zone can be transferred to the servers that the Corefile allows.

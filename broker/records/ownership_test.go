@@ -1,0 +1,208 @@
+package records
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
+)
+
+// TestOwnership has objects of several namespaces, from the oldest to the youngest, and what becomes of the youngest.
+// All older ones are Ok.
+func TestOwnership(t *testing.T) {
+	const (
+		db     = "prod/db: {dnsNames: [db.svc.global.kubelink], A: [100.64.0.20]}\n"
+		shop   = "zone prod/shop: {domainNames: [shop.svc.global.kubelink]}\n"
+		wild   = `prod/wild: {dnsNames: ["*.apps.svc.global.kubelink"], A: [100.64.0.20]}` + "\n"
+		root   = "zone kubelink/root: {domainNames: [svc.global.kubelink]}\n"
+		all    = `kubelink/all: {dnsNames: ["*.svc.global.kubelink"], A: [100.64.0.20]}` + "\n"
+		first  = " belongs to prod/%s, as namespace prod had it first: use another name, or namespace prod"
+		served = "svc.global.kubelink"
+		top    = " is for namespace kubelink: use a name below svc.global.kubelink, or add namespace evil to " +
+			"global-namespaces of kubelink's stanza"
+	)
+	entry := func(namespace, names string) string {
+		return namespace + "/x: {dnsNames: [" + names + "], A: [6.6.6.6]}"
+	}
+	zone := func(namespace, name string) string { return "zone " + namespace + "/x: {domainNames: [" + name + "]}" }
+	for _, c := range []struct {
+		name, objects string
+		allowed       string
+		want          string // the message; empty: Ok
+	}{
+		{"another name", db + entry("evil", "x."+served), "", ""},
+		{"a name of another namespace", db + entry("evil", "db."+served), "", "db." + served + fmt.Sprintf(first, "db")},
+		{"a name of its namespace", db + entry("prod", "db."+served), "", ""},
+		{"an alias of another namespace", db + "evil/x: {dnsNames: [DB." + served + "], CNAME: evil.example}", "",
+			"db." + served + fmt.Sprintf(first, "db")},
+		{"a text", db + "evil/x: {dnsNames: [db." + served + "], TXT: [x]}", "", "db." + served + fmt.Sprintf(first, "db")},
+		{"services", db + "evil/x: {dnsNames: [db." + served + "], SRV: {service: pg, records: [{protocol: TCP, port: 1, " +
+			"host: e.example}]}}", "", "db." + served + fmt.Sprintf(first, "db")},
+		{"services below", db + entry("evil", "_tcp.db."+served), "", "_tcp.db." + served + fmt.Sprintf(first, "db")},
+		{"services far below", db + entry("evil", "_pg._tcp.db."+served), "",
+			"_pg._tcp.db." + served + fmt.Sprintf(first, "db")},
+		{"below a name", db + entry("evil", "a.db."+served), "", ""},
+		{"a delegation", db + "evil/x: {dnsNames: [db." + served + "], NS: [ns.example]}", "",
+			"db." + served + fmt.Sprintf(first, "db")},
+
+		// Zones.
+		{"a zone of a name", db + zone("evil", "db."+served), "", "db." + served + fmt.Sprintf(first, "db")},
+		{"the same zone", shop + zone("evil", "shop."+served), "", "shop." + served + fmt.Sprintf(first, "shop")},
+		{"a name in a zone", shop + entry("evil", "x.shop."+served), "", "x.shop." + served + fmt.Sprintf(first, "shop")},
+		{"a name deep in a zone", shop + entry("evil", "x.y.shop."+served), "",
+			"x.y.shop." + served + fmt.Sprintf(first, "shop")},
+		{"a zone in a zone", shop + zone("evil", "x.shop."+served), "", "x.shop." + served + fmt.Sprintf(first, "shop")},
+		{"a name at a zone", shop + entry("evil", "shop."+served), "", "shop." + served + fmt.Sprintf(first, "shop")},
+		{"a zone above names", "prod/a: {dnsNames: [a.b.shop." + served + "], A: [10.0.0.1]}\n" +
+			zone("evil", "shop."+served), "", "shop." + served + fmt.Sprintf(first, "a")},
+		{"a zone above names of several", "evil/a: {dnsNames: [e.shop." + served + "], A: [10.0.0.1]}\n" +
+			"prod/a: {dnsNames: [a.shop." + served + "], A: [10.0.0.1]}\n" + zone("evil", "shop."+served), "",
+			"shop." + served + fmt.Sprintf(first, "a")},
+		{"a zone beside names", db + zone("evil", "x."+served), "", ""},
+		{"a zone in a zone of its namespace", shop + zone("prod", "x.shop."+served), "", ""},
+
+		// Wildcards.
+		{"a wildcard", db + entry("evil", `"*.x.`+served+`"`), "", ""},
+		{"the same wildcard", wild + entry("evil", `"*.apps.`+served+`"`), "", "*.apps." + served + fmt.Sprintf(first, "wild")},
+		{"a name of a wildcard", wild + entry("evil", "x.apps."+served), "", "x.apps." + served + fmt.Sprintf(first, "wild")},
+		{"the name above a wildcard", wild + entry("evil", "apps."+served), "", ""},
+		{"a wildcard in a wildcard", wild + entry("evil", `"*.x.apps.`+served+`"`), "",
+			"*.x.apps." + served + fmt.Sprintf(first, "wild")},
+		{"a zone of a wildcard", wild + zone("evil", "x.apps."+served), "", "x.apps." + served + fmt.Sprintf(first, "wild")},
+		{"a wildcard below a name", db + entry("evil", `"*.db.`+served+`"`), "", "*.db." + served + fmt.Sprintf(first, "db")},
+		{"a wildcard above a name", "prod/a: {dnsNames: [a.b." + served + "], A: [10.0.0.1]}\n" +
+			entry("evil", `"*.b.`+served+`"`), "", "*.b." + served + fmt.Sprintf(first, "a")},
+		{"a wildcard in a zone", shop + entry("evil", `"*.shop.`+served+`"`), "",
+			"*.shop." + served + fmt.Sprintf(first, "shop")},
+
+		// The served zone.
+		{"the served zone", db + zone("evil", served), "", served + top},
+		{"records of the served zone", db + entry("evil", served), "", served + top},
+		{"its wildcard", db + entry("evil", `"*.`+served+`"`), "", "*." + served + top},
+		{"the served zone for kubelink", db + zone("kubelink", served), "", ""},
+		{"its wildcard for kubelink", db + entry("kubelink", `"*.`+served+`"`), "", ""},
+		{"the served zone, allowed", db + zone("evil", served), "evil,prod", ""},
+		{"a name in the served zone of kubelink", root + all + entry("evil", "x."+served), "", ""},
+		{"a zone in the served zone of kubelink", root + all + zone("evil", "x."+served), "", ""},
+		{"the wildcard of a zone of another", "zone prod/root: {domainNames: [" + served + "]}\n" +
+			entry("evil", `"*.`+served+`"`), "evil,prod", "*." + served + fmt.Sprintf(first, "root")},
+		{"the zone of a wildcard of another", `prod/wild: {dnsNames: ["*.` + served + `"], A: [10.0.0.1]}` + "\n" +
+			zone("evil", served), "evil,prod", served + fmt.Sprintf(first, "wild")},
+
+		// Who may have names at all.
+		{"not allowed", db + entry("evil", "x."+served), "prod", "x." + served + ": namespace evil may have no global names: " +
+			"add it to global-namespaces of kubelink's stanza, or use another namespace"},
+		{"a zone, not allowed", db + zone("evil", "x."+served), "prod", "x." + served + ": namespace evil may have no global " +
+			"names: add it to global-namespaces of kubelink's stanza, or use another namespace"},
+		{"allowed", db + entry("evil", "x."+served), "evil,prod", ""},
+		{"kubelink", db + entry("kubelink", "x."+served), "prod", ""},
+
+		// The age of a name is that of the youngest object that makes it.
+		{"a zone that waits for its parent", "zone evil/x: {parentRef: late, domainNames: [x]}\n" +
+			"prod/a: {dnsNames: [x.db." + served + "], A: [10.0.0.1]}\n" + "zone evil/late: {domainNames: [db." + served + "]}",
+			"", "db." + served + fmt.Sprintf(first, "a")},
+		{"an object that is wrong owns nothing", "evil/a: {dnsNames: [db." + served + "], A: [x]}\n" +
+			"prod/b: {dnsNames: [db." + served + "], A: [10.0.0.1]}\n" + entry("evil", "db."+served), "",
+			"db." + served + fmt.Sprintf(first, "b")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tenancy := Tenancy{Home: "kubelink"}
+			if c.allowed != "" {
+				tenancy.Allowed = strings.Split(c.allowed, ",")
+			}
+			entries, zones := globalObjects(t, c.objects)
+			r := Build(entries, zones, []string{served + "."}, tenancy)
+			last := c.objects[strings.LastIndex(c.objects, "\n")+1:]
+			key, isZone := strings.CutPrefix(last[:strings.Index(last, ":")], "zone ")
+			namespace, name, _ := strings.Cut(key, "/")
+			reports := r.Entries
+			if isZone {
+				reports = r.HostedZones
+			}
+			got := reports[types.NamespacedName{Namespace: namespace, Name: name}]
+			if got.Message != c.want || (got.State == coredns.StateOk) != (c.want == "") ||
+				c.want != "" && (got.State != coredns.StateStale || len(got.Names) != 0 || got.Foreign) {
+				t.Errorf("got  %+v\nwant %s", got, c.want)
+			}
+			if text := dump(r); c.want != "" && (strings.Contains(text, "6.6.6.6") || strings.Contains(text, "evil")) {
+				t.Errorf("it has names:\n%s", text)
+			}
+			for _, o := range []string{"db", "shop", "wild", "root", "all"} {
+				for _, reports := range []map[types.NamespacedName]Report{r.Entries, r.HostedZones} {
+					for key, old := range reports {
+						if key.Name == o && old.State != coredns.StateOk {
+							t.Errorf("%s: %s", key, old.Message)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// A name goes to the next one when its owner goes, and an entry has its other names meanwhile.
+func TestOwnerGoes(t *testing.T) {
+	entries, _ := globalObjects(t, `
+		prod/db: {dnsNames: [db.svc.global.kubelink], A: [10.0.0.1]}
+		evil/x: {dnsNames: [db.svc.global.kubelink, x.svc.global.kubelink], A: [10.0.0.2]}`)
+	key := types.NamespacedName{Namespace: "evil", Name: "x"}
+	r := Build(entries, nil, []string{served}, home).Entries[key]
+	if r.State != coredns.StateStale || !slices.Equal(r.Names, []string{"x.svc.global.kubelink"}) {
+		t.Errorf("%+v", r)
+	}
+	if r = Build(entries[1:], nil, []string{served}, home).Entries[key]; r.State != coredns.StateOk || len(r.Names) != 2 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// An entry in a zone that comes later is as young as the zone: waiting for a name does not get it.
+func TestWaitingForAZone(t *testing.T) {
+	entries, zones := globalObjects(t, `
+		evil/x: {zoneRef: late, dnsNames: [a.b, "@"], A: [6.6.6.6]}
+		prod/db: {dnsNames: [a.b.db.svc.global.kubelink], A: [10.0.0.1]}
+		zone evil/late: {domainNames: [db.svc.global.kubelink]}`)
+	r := Build(entries, zones, []string{served}, home)
+	if text := dump(r); strings.Contains(text, "6.6.6.6") || !strings.Contains(text, "10.0.0.1") {
+		t.Errorf("%s", text)
+	}
+}
+
+// One namespace cannot use up all names, and does not lose the names that it has.
+func TestNamesOfANamespace(t *testing.T) {
+	var entries []coredns.CoreDNSEntry
+	add := func(namespace string, n int) {
+		e := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace, Name: fmt.Sprint("e", len(entries)), CreationTimestamp: metav1.Unix(int64(len(entries)), 0),
+		}}
+		for i := range n {
+			e.Spec.DNSNames = append(e.Spec.DNSNames, coredns.DNSName(fmt.Sprintf("n%d-%d.svc.global.kubelink", len(entries), i)))
+		}
+		e.Spec.A = []coredns.IPv4Address{"10.0.0.1"}
+		entries = append(entries, e)
+	}
+	for n := 0; n < maxNamespaceNames; n += 250 {
+		add("evil", 250)
+	}
+	add("evil", 1)
+	add("prod", 10)
+	add("ns", 10)
+	r := Build(entries, nil, []string{served}, home)
+	count := map[string]int{}
+	for key, report := range r.Entries {
+		count[key.Namespace] += len(report.Names)
+	}
+	if count["evil"] != maxNamespaceNames || count["prod"] != 10 || count["ns"] != 10 {
+		t.Errorf("names %v", count)
+	}
+	last := r.Entries[types.NamespacedName{Namespace: "evil", Name: fmt.Sprint("e", len(entries)-3)}]
+	want := "n200-0.svc.global.kubelink: namespace evil has 50000 global names already, " +
+		"and that is the most of one namespace; remove some"
+	if last.Message != want || last.State != coredns.StateStale {
+		t.Errorf("%+v", last)
+	}
+}
