@@ -60,10 +60,7 @@ func TestLinkLostWhileXtablesIsLocked(t *testing.T) {
 			}
 
 			must(t, brokers[1].Kill(ctx, syscall.SIGKILL))
-			took := within(t, time.Second, "names of the dead peer to fail", func(ctx context.Context) error {
-				return checkFailure(ctx, b, serverName(1), "link kubelink2 is Down")
-			})
-			t.Logf("names failed %s after the peer", took)
+			expectDead(t, b, 1)
 			if now, err := findIptables(b); err != nil || now != waiting {
 				t.Errorf("iptables with process id %d did not wait so long: now %d, %v", waiting, now, err)
 			}
@@ -92,6 +89,61 @@ func TestLinkLostWhileXtablesIsLocked(t *testing.T) {
 			must(t, checkAnswer(ctx, b, serverName(1), servers[1].service))
 		})
 	}
+}
+
+// iptables of the broker never ends, as where nf_tables is stuck. Names and links go on, the LocalLink says it, and the
+// broker ends in the time that a pod has for that.
+func TestIptablesNeverEnds(t *testing.T) {
+	ctx := startTest(t, 2*time.Minute)
+	reviveBrokers(t)
+	b, dir := brokers[0], t.TempDir()
+	stuck := filepath.Join(dir, "stuck")
+	for _, name := range []string{"iptables", "ip6tables"} {
+		for _, suffix := range []string{"-save", "-restore"} {
+			program, err := exec.LookPath(name + suffix)
+			must(t, err)
+			script := "#!/bin/sh\n[ -e " + stuck + " ] && exec sleep infinity\nexec " + program + " \"$@\"\n"
+			must(t, os.WriteFile(filepath.Join(dir, name+suffix), []byte(script), 0o755))
+		}
+	}
+	must(t, b.Kill(ctx, syscall.SIGTERM))
+	b.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH")}
+	t.Cleanup(func() { b.Env = nil })
+	must(t, b.Start(ctx))
+	must(t, f.WaitMesh(ctx))
+
+	check := expectNoFailures(t, clients[0], servers[2].service)
+	must(t, os.WriteFile(stuck, nil, 0o644))
+	tellKernel(t, ctx, b, "10.83.0.0/16")
+	must(t, brokers[1].Kill(ctx, syscall.SIGKILL))
+	expectDead(t, b, 1)
+	must(t, b.WaitState(ctx, "kubelink2", v1alpha1.StateDown))
+	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "iptables-save does not end", "xtables lock"))
+	check()
+
+	began := time.Now()
+	must(t, b.Kill(ctx, syscall.SIGTERM))
+	const limit = 28 * time.Second // a pod has 30 s
+	if took := time.Since(began); took > limit {
+		t.Errorf("the broker took %s to end, want %s", took, limit)
+	}
+	must(t, os.Remove(stuck))
+	b.Env = nil
+	must(t, b.Start(ctx))
+	must(t, brokers[1].Start(ctx))
+	restoreMesh(t)
+}
+
+// expectDead checks that names of a cluster fail within a second after its broker. A query may be under way to it when
+// the link is lost, so none is waited for long.
+func expectDead(t *testing.T, b *fleet.Broker, cluster int) {
+	t.Helper()
+	took := within(t, time.Second, "names of the dead peer to fail", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		defer cancel()
+		return checkFailure(ctx, b, serverName(cluster), fmt.Sprintf("link kubelink%d is Down", cluster+1))
+	})
+	t.Logf("names failed %s after the peer", took)
 }
 
 // useLegacyIptables starts the broker anew with the legacy iptables as iptables, until the test ends, and returns its
@@ -163,7 +215,8 @@ func holdXtablesLock(t *testing.T, ctx context.Context, b *fleet.Broker, iptable
 	return release
 }
 
-// findIptables returns the id of the iptables process that the broker waits for. The kernel shortens names of processes.
+// findIptables returns the id of the iptables-restore process that the broker waits for. The kernel shortens names of
+// processes.
 func findIptables(b *fleet.Broker) (int, error) {
 	files, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -178,7 +231,7 @@ func findIptables(b *fleet.Broker) (int, error) {
 		pid, rest, _ := strings.Cut(string(stat), " (")
 		name, rest, _ := strings.Cut(rest, ") ")
 		fields := strings.Fields(rest)
-		if strings.HasPrefix(name, "iptables") && len(fields) > 1 && fields[1] == strconv.Itoa(b.Process.PID()) {
+		if strings.HasPrefix(name, "iptables-restor") && len(fields) > 1 && fields[1] == strconv.Itoa(b.Process.PID()) {
 			return strconv.Atoi(pid)
 		}
 	}
