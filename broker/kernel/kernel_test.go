@@ -240,6 +240,9 @@ var (
 			"fd00:5::/48 fd00:99::1"), oneMesh.Routes...)}
 	otherSource = State{Addresses: addresses("192.168.0.12/24"),
 		Routes: routes("192.168.0.0/24 192.168.0.12", "100.64.16.0/20 192.168.0.12")}
+	openPorts = State{Addresses: twoMeshes.Addresses, Routes: twoMeshes.Routes,
+		LocalPorts: []mesh.LocalPort{{Protocol: "tcp", Port: 53}, {Protocol: "udp", Port: 53}},
+		Services:   addresses("100.64.0.0/20", "fd00:64::/112")}
 	config = Config{Device: "kubelink", MTU: 1500, Table: MainTable, RulePriority: 32750}
 	table  = Config{Device: "kubelink", MTU: 1500, Table: 77, RulePriority: 32750}
 )
@@ -334,7 +337,24 @@ func TestTransitions(t *testing.T) {
 			f.link, f.routes, f.fails = link{3, 1500, true}, nil, "mangle"
 		}, twoMeshes},
 		{"it has it", func() { f.fails = "" }, twoMeshes},
-		{"clear", none, State{}},
+		{"open ports, and service networks", none, openPorts},
+		{"with IPVS", func() { f.ipvs = true }, openPorts},
+		{"a network policy behind our hook, a REJECT before it", func() {
+			for _, v := range families {
+				forward := key(v, "filter", "FORWARD")
+				f.chains[key(v, "filter", "KUBE-ROUTER-FORWARD")] = []string{}
+				f.chains[forward] = slices.Insert(f.chains[forward], 1, "-A FORWARD -j REJECT --reject-with icmp-port-unreachable")
+			}
+			forward := key(unix.AF_INET6, "filter", "FORWARD")
+			f.chains[forward] = []string{"-A FORWARD -m comment --comment kubelink -j KLINK-FORWARD",
+				"-A FORWARD -j KUBE-ROUTER-FORWARD", "-A FORWARD -j DROP"}
+		}, openPorts},
+		{"iptables cannot read table nat of IPv4 and no table of IPv6: the others go on", func() {
+			f.unread = map[string]string{"IPv4 nat": "# Table `nat' is incompatible, use 'nft' tool.\n",
+				"IPv6 nat": "", "IPv6 filter": "", "IPv6 mangle": ""}
+		}, State{Addresses: openPorts.Addresses, Routes: append(routes("10.9.0.0/16 192.168.0.11"), openPorts.Routes...)}},
+		{"clear all the same, as far as it goes", none, State{}},
+		{"clear", func() { f.unread = map[string]string{} }, State{}},
 	} {
 		step.before()
 		f.log, f.dumps = nil, 0
