@@ -119,6 +119,9 @@ func (m *Match) resolveInZone(ctx context.Context, state *request.Request) (*dns
 	case m.global != nil:
 		return resolveGlobal(m.global, m.table.pathTo, state), nil
 	case m.stateOf != nil:
+		if client, err := netip.ParseAddr(state.IP()); err == nil && m.table.pathTo(client).Link != "" {
+			return refuseState(state.Req), nil
+		}
 		return m.stateOf.stateReply(state, m.domain), nil
 	}
 	return m.domainReply(state), nil

@@ -184,6 +184,14 @@ func (c *cluster) setAuthority(m *dns.Msg) {
 // stateLabel and the name of a cluster make the name that shows the state of its link.
 const stateLabel = "_state."
 
+// refuseState is the reply to a client of another cluster: how this cluster's other links are is not its affair.
+func refuseState(req *dns.Msg) *dns.Msg {
+	reply := new(dns.Msg)
+	reply.SetRcode(req, dns.RcodeRefused)
+	explainReply(reply, req, dns.ExtendedErrorCodeProhibited, "states of links are for clients of this cluster")
+	return reply
+}
+
 // stateReply tells what is known of the link to the cluster, as strings in the form of RFC 1464: "state=Up".
 func (c *cluster) stateReply(state *request.Request, d *meshDomain) *dns.Msg {
 	var rrs []dns.RR

@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coredns/coredns/plugin/test"
+	"github.com/coredns/coredns/request"
+
 	"github.com/miekg/dns"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -114,6 +117,33 @@ func TestStateNames(t *testing.T) {
 	defer off.Close()
 	if m, _ := off.Match("_state.kubelink2.kubelink."); m.stateOf != nil {
 		t.Error("switched off, and there")
+	}
+}
+
+// How links are is for clients of this cluster: not for those of the clusters behind them.
+func TestStateIsForLocalClients(t *testing.T) {
+	o := options
+	o.Networks = []Network{{netip.MustParsePrefix("192.0.2.0/24"), "kubelink2"}, {netip.MustParsePrefix("2001:db8::/64"), "kubelink2"}}
+	table := New(nil, zones(netip.MustParseAddrPort("127.0.0.1:1")), func(string) Status {
+		return Status{Usable: true, State: "Up"}
+	}, o)
+	defer table.Close()
+	for client, rcode := range map[string]int{
+		"192.0.2.7": dns.RcodeRefused, "::ffff:192.0.2.7": dns.RcodeRefused, "2001:db8::1": dns.RcodeRefused,
+		"198.51.100.7": dns.RcodeSuccess, "::1": dns.RcodeSuccess,
+	} {
+		req := new(dns.Msg)
+		req.SetQuestion("_state.kubelink2.kubelink.", dns.TypeTXT)
+		req.SetEdns0(1232, false)
+		w := &test.ResponseWriter{RemoteIP: client}
+		m, _ := table.Match("_state.kubelink2.kubelink.")
+		reply, err := m.Answer(t.Context(), &request.Request{W: w, Req: req})
+		if err != nil || reply.Rcode != rcode || (len(reply.Answer) == 1) != (rcode == dns.RcodeSuccess) {
+			t.Errorf("%s: %v, %v", client, reply, err)
+		}
+		if code, _ := ede(reply); (code == dns.ExtendedErrorCodeProhibited) != (rcode == dns.RcodeRefused) {
+			t.Errorf("%s: Extended DNS Error %d", client, code)
+		}
 	}
 }
 
