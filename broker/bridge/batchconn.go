@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -178,10 +179,42 @@ func (c *batchConn) flushBatch() (done bool, err error) {
 	return true, nil
 }
 
+// unsentBytes is the number of bytes that wait for the kernel.
+func (c *batchConn) unsentBytes() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.batch == nil {
+		return 0
+	}
+	return len(*c.batch) - c.sent
+}
+
+// shrinkBatch moves the bytes that wait for the kernel to memory that is just large enough, and gives the buffer of a
+// batch back: many peers may be slow at once.
+func (c *batchConn) shrinkBatch() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.batch == nil || cap(*c.batch) < batchBufferBytes {
+		return
+	}
+	rest := slices.Clone((*c.batch)[c.sent:])
+	c.recycleBatch()
+	c.batch, c.sent = &rest, 0
+}
+
+// shrinkAfter is how long the kernel accepts nothing until shrinkBatch is worth it.
+const shrinkAfter = 200 * time.Millisecond
+
 // awaitSend waits until the kernel accepts some bytes, for the timeout at most.
 func (c *batchConn) awaitSend() error {
-	c.SetWriteDeadline(time.Now().Add(c.timeout))
+	first := min(c.timeout, shrinkAfter)
+	c.SetWriteDeadline(time.Now().Add(first))
 	err := c.raw.Write(c.awaitWrite)
+	if errors.Is(err, os.ErrDeadlineExceeded) && first < c.timeout {
+		c.shrinkBatch()
+		c.SetWriteDeadline(time.Now().Add(c.timeout - first))
+		err = c.raw.Write(c.awaitWrite)
+	}
 	c.SetWriteDeadline(time.Time{}) // else flushBatch would fail later on
 	if err == nil {
 		err = c.writeErr
@@ -210,10 +243,16 @@ func (c *batchConn) writeSocket(fd uintptr) {
 // removeSent removes the written bytes from the batch. c.mu is held.
 func (c *batchConn) removeSent() {
 	if c.sent += c.written; c.sent == len(*c.batch) {
-		if cap(*c.batch) <= 2*batchBufferBytes { // larger buffers grew for segments that are mostly headers
-			*c.batch = (*c.batch)[:0]
-			batchBuffers.Put(c.batch)
-		}
+		c.recycleBatch()
 		c.batch, c.sent = nil, 0
+	}
+}
+
+// recycleBatch gives the buffer of the batch back, unless it is smaller or larger than usual: it was shrunk, or it grew
+// for segments that are mostly headers. c.mu is held.
+func (c *batchConn) recycleBatch() {
+	if n := cap(*c.batch); n >= batchBufferBytes && n <= 2*batchBufferBytes {
+		*c.batch = (*c.batch)[:0]
+		batchBuffers.Put(c.batch)
 	}
 }

@@ -752,3 +752,35 @@ func TestBatchConnBound(t *testing.T) {
 		}
 	}
 }
+
+// While the peer does not read, its batch takes no more memory than the bytes in it.
+func TestBatchOfSlowPeer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	c := newBatchConn(conn, 2*shrinkAfter)
+	c.startBatching()
+	data := make([]byte, 10000)
+	for done := true; done; {
+		if _, err = c.Write(data); err == nil {
+			done, err = c.flushBatch()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	rest := c.unsentBytes()
+	if err := c.awaitSend(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("awaitSend: %v", err)
+	}
+	if n := c.unsentBytes(); n != rest || rest == 0 || cap(*c.batch) > 2*rest+4096 {
+		t.Errorf("%d bytes wait, %d before, in memory for %d", n, rest, cap(*c.batch))
+	}
+}

@@ -136,7 +136,9 @@ func (o *outbox) addBacklog(buf *buffer) *flowTable {
 	}
 	o.backlog = append(o.backlog, buf)
 	o.backlogBytes += len(buf.data)
-	for o.backlogBytes > maxBacklog || o.ended && len(o.backlog) > 0 {
+	o.shared.budget.held.Add(int64(len(buf.data)))
+	limit := min(maxBacklog, o.shared.budget.sessionLimit())
+	for o.backlogBytes > limit || o.ended && len(o.backlog) > 0 {
 		o.dropOldest(DropNotConnected)
 	}
 	for len(o.backlog) > 0 && o.shared.now()-o.backlog[0].queued > o.shared.timing.stale {
@@ -147,7 +149,9 @@ func (o *outbox) addBacklog(buf *buffer) *flowTable {
 
 // dropOldest drops the oldest packet of the backlog. o.backlogMu is held.
 func (o *outbox) dropOldest(why Drop) {
-	o.backlogBytes -= len(o.backlog[0].data)
+	size := len(o.backlog[0].data)
+	o.backlogBytes -= size
+	o.shared.budget.held.Add(-int64(size))
 	o.backlog[0].free()
 	o.backlog = slices.Delete(o.backlog, 0, 1)
 	o.counters.drops.add(why)
@@ -168,6 +172,7 @@ func (o *outbox) dropBacklog(ended bool) {
 func (o *outbox) setFlowTable(t *flowTable) {
 	o.backlogMu.Lock()
 	defer o.backlogMu.Unlock()
+	o.shared.budget.held.Add(-int64(o.backlogBytes))
 	for _, buf := range o.backlog {
 		t.postPacket(buf, o.shared.now())
 	}

@@ -39,8 +39,8 @@ func (m *mailbox) takeAll() *buffer {
 }
 
 const (
-	maxSessionBytes = 4 << 20  // that the mailbox of a session holds, and its queue,
-	maxBridgeBytes  = 64 << 20 // unless all sessions together hold more than this
+	maxSessionBytes = 4 << 20  // that the mailbox of a session holds, and its queue
+	maxBridgeBytes  = 64 << 20 // that all sessions and peers hold together
 
 	// maxTurnBytes is how much a TUN reader reads before it sends some of it. It is more than a batch: packets should wait
 	// in our queues, where one flow can overtake another one, and not in the queue of the TUN.
@@ -51,20 +51,27 @@ const (
 	minSessionBytes = (maxTurnBytes/maxPayload + 1) * largeBuffer
 )
 
-// byteBudget counts the bytes that wait for all sessions.
+// byteBudget counts the bytes that wait in all mailboxes, queues and backlogs, and in batches that the kernel does not
+// accept yet.
 type byteBudget struct {
 	_    [64]byte // held changes with each packet: fields of the same cache line would become slow
 	held atomic.Int64
 	_    [64]byte
 }
 
-// sessionLimit is the number of bytes that the mailbox of a session may hold now, and its queue. It falls by the bytes
-// that the bridge holds beyond maxBridgeBytes. So if n sessions wait for slow peers, each of them ends up with about
-// maxBridgeBytes/n, whatever n is, while an idle session may take as much at once ("dynamic thresholds", Choudhury and
-// Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
+// sessionLimit is the number of bytes that the queue of a session may hold now while its peer is slow. It falls by the
+// bytes that the bridge holds beyond three quarters of maxBridgeBytes, to minSessionBytes, and from there on with the
+// room that is left: to nothing when there is none. So if n sessions wait for slow peers, each of them ends up with a
+// part of the room, whatever n is ("dynamic thresholds", Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2),
+// 1998).
 func (b *byteBudget) sessionLimit() int {
-	return int(max(minSessionBytes, min(maxSessionBytes, maxBridgeBytes+maxSessionBytes-b.held.Load())))
+	const reserve = maxBridgeBytes / 4
+	room := max(0, maxBridgeBytes-b.held.Load())
+	return int(max(min(room, reserve)*minSessionBytes/reserve, min(maxSessionBytes, room-reserve+maxSessionBytes)))
 }
+
+// burstLimit is the same for a session whose packets are sent at once: it may always take a burst.
+func (b *byteBudget) burstLimit() int { return max(minSessionBytes, b.sessionLimit()) }
 
 // Parameters of FQ-CoDel. The quantum is larger than in RFC 8290, as packets are larger.
 const (
@@ -134,6 +141,13 @@ func (q *queue) pushPacket(buf *buffer, limit int) {
 		q.fresh.push(f)
 	}
 	for q.bytes > limit && q.bytes > size {
+		q.dropFromLongest()
+	}
+}
+
+// trimTo drops packets until the queue holds limit bytes at most.
+func (q *queue) trimTo(limit int) {
+	for q.bytes > limit {
 		q.dropFromLongest()
 	}
 }

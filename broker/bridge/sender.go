@@ -34,6 +34,7 @@ type sender struct {
 	// The goroutine that sends owns these.
 	queue      queue
 	blocked    bool // the kernel accepts no more: see writable
+	unsent     int  // bytes of the batch that it does not accept, which count in the budget
 	batchLimit int  // bytes
 	finished   bool // nothing more will be sent
 	icmp       *rate.Limiter
@@ -70,7 +71,7 @@ func (o *sender) init(s *session, capable bool) {
 // postPacket takes a packet over, and leaves it for the goroutine that sends next. A call of kickSender has to follow.
 func (o *sender) postPacket(buf *buffer) {
 	size, budget := int64(len(buf.data)), &o.session.peer.budget
-	if o.posted.Add(size) > int64(budget.sessionLimit()) { // the goroutine that sends is far behind
+	if o.posted.Add(size) > int64(budget.burstLimit()) { // the goroutine that sends is far behind
 		o.posted.Add(-size)
 		buf.free()
 		o.session.peer.counters.drops.add(DropQueueFull)
@@ -126,10 +127,15 @@ func (o *sender) reclaimTurn() {
 // sendRound sends one batch. It returns true when it has given up the right to send, as there is nothing more to do.
 func (o *sender) sendRound() (ended bool) {
 	o.kicks.Store(1) // kicks from now on raise it further
-	held := o.queue.bytes
+	held := o.queue.bytes + o.unsent
 	held += o.sortMailbox()
 	idle, err := o.sendNext()
-	if left := held - o.queue.bytes; left > 0 {
+	o.unsent = 0
+	if o.blocked && !o.session.hasEnded() {
+		o.unsent = o.session.raw.unsentBytes()
+		o.queue.trimTo(o.session.peer.budget.sessionLimit())
+	}
+	if left := held - o.queue.bytes - o.unsent; left != 0 {
 		o.session.peer.budget.held.Add(-int64(left))
 	}
 	if err != nil {
@@ -149,10 +155,8 @@ func (o *sender) sendNext() (idle bool, err error) {
 	if o.finished || o.blocked && !o.writable.Swap(false) {
 		return true, nil
 	}
-	select {
-	case <-s.done: // packets in the queue go to another session as soon as this one is detached
+	if s.hasEnded() { // packets in the queue go to another session as soon as this one is detached
 		return true, nil
-	default:
 	}
 	more := !detached
 	if more && !o.blocked { // else the rest of the last batch comes first
@@ -182,7 +186,7 @@ func (o *sender) sortMailbox() (moved int) {
 	if buf == nil {
 		return 0
 	}
-	limit := o.session.peer.budget.sessionLimit()
+	limit := o.session.peer.budget.burstLimit() // sendRound trims the queue if the kernel accepts no more
 	for buf != nil {
 		next := buf.next
 		moved += len(buf.data)

@@ -100,6 +100,16 @@ func (s *session) close(cause error) {
 	})
 }
 
+// hasEnded tells whether close was called.
+func (s *session) hasEnded() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // serveEvents sends pings, and does the work of the sender that has to wait, until the end of the session.
 func (s *session) serveEvents() {
 	var ping <-chan time.Time
