@@ -369,7 +369,7 @@ func BenchmarkLink(b *testing.B) {
 				tuns[source] = f
 				c := i.ca.issue(b, host)
 				if !test.tls {
-					c = nil
+					c = unencrypted
 				}
 				return i.start(host, c, func(c *Config) {
 					timing := defaultTiming
