@@ -159,9 +159,12 @@ func (s *linkSet) readServices(l *linkEntry) *Problem {
 	if err != nil {
 		return invalid("spec.cidr %q: %v", l.spec.CIDR, err)
 	}
-	if own := l.mesh.Services.SameFamily(cidr.Addr()); own.Overlaps(cidr) {
-		return invalid("spec.cidr %s overlaps with the local service network %s: "+
-			"the service networks of a mesh must be disjoint", cidr, own)
+	services := s.meshes.services()
+	for _, own := range services {
+		if own.Overlaps(cidr) {
+			return invalid("spec.cidr %s overlaps with the local service network %s: "+
+				"the service networks of a mesh must be disjoint", cidr, own)
+		}
 	}
 	if p := s.local.checkDisjoint(fieldCIDR, cidr); p != nil {
 		return p
@@ -172,7 +175,7 @@ func (s *linkSet) readServices(l *linkEntry) *Problem {
 				cidr, n.Masked(), meshTitle(m.Name))
 		}
 	}
-	if p := s.host.checkApart(fieldCIDR, cidr, l.mesh.Services); p != nil {
+	if p := s.host.checkApart(fieldCIDR, cidr, services); p != nil {
 		return p
 	}
 	l.services = Prefixes{cidr}
@@ -204,14 +207,17 @@ func (s *linkSet) checkEgress(m *meshEntry, n netip.Prefix) *Problem {
 		return invalid("spec.egress %s: a default route would lead the tunnel's own connections into the tunnel; "+
 			"name the networks behind this cluster", n)
 	}
+	services := s.meshes.services()
 	for _, own := range []struct {
 		title    string
 		networks Prefixes
 	}{
-		{"local service network", m.Services}, {"pod-cidr", s.local.PodCIDRs}, {"node-cidr", s.local.NodeCIDRs},
+		{"local service network", services}, {"pod-cidr", s.local.PodCIDRs}, {"node-cidr", s.local.NodeCIDRs},
 	} {
-		if cidr := own.networks.SameFamily(n.Addr()); cidr.Bits() <= n.Bits() && cidr.Overlaps(n) {
-			return invalid("spec.egress %s lies in the %s %s: it would take local traffic away", n, own.title, cidr)
+		for _, cidr := range own.networks {
+			if contains(cidr, n) {
+				return invalid("spec.egress %s lies in the %s %s: it would take local traffic away", n, own.title, cidr)
+			}
 		}
 	}
 	for _, other := range s.meshes.list {
@@ -225,7 +231,7 @@ func (s *linkSet) checkEgress(m *meshEntry, n netip.Prefix) *Problem {
 				n, own.Masked(), meshTitle(other.Name))
 		}
 	}
-	return s.host.checkRoute(fieldEgress, n, m.Services)
+	return s.host.checkRoute(fieldEgress, n, services)
 }
 
 // checkClaims refuses networks of a family that the mesh has no address of, and networks of older links.

@@ -85,12 +85,29 @@ func (s *meshSet) domains() []string {
 	return domains
 }
 
+// services are all networks of services that the local cluster is known to have. A LocalLink that names one protects it
+// in all meshes: there is one local cluster.
+func (s *meshSet) services() Prefixes {
+	services := slices.Clone(s.local.ServiceCIDRs)
+	for _, m := range s.list {
+		for _, n := range m.Services {
+			if !slices.Contains(services, n) {
+				services = append(services, n)
+			}
+		}
+	}
+	return services
+}
+
 // addLocalLink adds the mesh that a LocalLink defines, or reports why it cannot. older are the objects that win over
 // it.
 func (s *meshSet) addLocalLink(o *v1alpha1.KubeLink, older []*v1alpha1.KubeLink) {
 	m, p := s.readLocalLink(o)
 	if p == nil && m != nil {
 		p = s.checkEndpoints(m.Addresses.First().Masked(), older)
+	}
+	if p == nil && m != nil {
+		p = s.checkServices(m, older)
 	}
 	if p != nil {
 		s.reports.addProblem(o.Name, p)
@@ -170,7 +187,14 @@ func (s *meshSet) readOwnAddress(text string) (netip.Prefix, *Problem) {
 	if p := s.local.checkDisjoint(fieldAddress, address); p != nil {
 		return address, p
 	}
-	return address, s.host.checkApart(fieldAddress, address, s.local.ServiceCIDRs)
+	services := s.services()
+	for _, n := range services {
+		if n.Overlaps(address) {
+			return address, invalid("%s %s overlaps with the local service network %s: they must be disjoint",
+				fieldAddress, address, n)
+		}
+	}
+	return address, s.host.checkApart(fieldAddress, address, services)
 }
 
 // readOwnServices reads the service network of the local cluster, which the stanza may have as well.
@@ -193,6 +217,28 @@ func (s *meshSet) readOwnServices(text string, address netip.Prefix) (Prefixes, 
 		return own, nil
 	}
 	return Prefixes{cidr}, nil
+}
+
+// checkServices refuses a service network that lies in the way of older objects of other meshes.
+func (s *meshSet) checkServices(m *meshEntry, older []*v1alpha1.KubeLink) *Problem {
+	for _, own := range m.Services {
+		for _, other := range s.list {
+			if n := other.Addresses.SameFamily(own.Addr()); n.Overlaps(own) {
+				return invalid("spec.cidr %s overlaps with the network %s of %s: they must be disjoint",
+					own, n.Masked(), meshTitle(other.Name))
+			}
+		}
+		for _, o := range older {
+			mesh, _ := LinkName(o.Name)
+			n, err := parseNetwork(o.Spec.CIDR)
+			if err == nil && n.Overlaps(own) && !isLocalLink(o) && o.DeletionTimestamp == nil &&
+				mesh != m.Name && s.findMesh(mesh) != nil && !slices.Contains(s.services(), own) {
+				return invalid("spec.cidr %s overlaps with spec.cidr %s of the older link %s: give the service network of "+
+					"this cluster, or delete that link", own, n, o.Name)
+			}
+		}
+	}
+	return nil
 }
 
 // readMeshDNS reads base domain and DNS service of a mesh; dns may be nil.

@@ -390,3 +390,41 @@ func TestLocalLinkDeletion(t *testing.T) {
 func pairWith(mods ...mod) *objs {
 	return new(objs).addLocal("here", "192.168.0.11/24", mods...).add("k2", "192.168.0.12/24", "b.example")
 }
+
+// A service network that one LocalLink names is that of the local cluster in all meshes.
+func TestServicesOfOneLocalLink(t *testing.T) {
+	const own = "100.65.0.0/20"
+	begin := func() *objs {
+		return new(objs).addLocal("m1--here", "192.168.0.11/24", cidr(own), dns("", "m1.example")).
+			addLocal("m2--here", "192.168.9.11/24", dns("", "m2.example"))
+	}
+	for _, c := range []struct {
+		name string
+		objs *objs
+		link string
+		want string
+	}{
+		{"cidr", begin().add("m2--a", "192.168.9.12/24", "a.example", cidr("100.65.8.0/24")), "m2--a",
+			"Invalid: spec.cidr 100.65.8.0/24 overlaps with the local service network 100.65.0.0/20: " +
+				"the service networks of a mesh must be disjoint"},
+		{"egress", begin().add("m2--a", "192.168.9.12/24", "a.example", egress("100.65.8.9")), "m2--a",
+			"Invalid: spec.egress 100.65.8.9/32 lies in the local service network 100.65.0.0/20: " +
+				"it would take local traffic away"},
+		{"egress around it", begin().add("m2--a", "192.168.9.12/24", "a.example", egress("100.0.0.0/8")), "m2--a", ""},
+		{"address of a third mesh", begin().addLocal("m3--here", "100.65.1.1/24"), "m3--here",
+			"Invalid: spec.clusterAddress 100.65.1.1/24 overlaps with the local service network 100.65.0.0/20: " +
+				"they must be disjoint"},
+		{"the network of another mesh", begin().addLocal("m3--here", "192.168.5.11/24", cidr("192.168.9.0/25")), "m3--here",
+			"Invalid: spec.cidr 192.168.9.0/25 overlaps with the network 192.168.9.0/24 of mesh m2: they must be disjoint"},
+		{"the same network", begin().addLocal("m3--here", "192.168.5.11/24", cidr(own)), "m3--here", ""},
+		{"an older link keeps its network", begin().add("m2--a", "192.168.9.12/24", "a.example", cidr("100.66.0.0/20")).
+			addLocal("m3--here", "192.168.5.11/24", cidr("100.66.0.0/21")), "m3--here",
+			"Invalid: spec.cidr 100.66.0.0/21 overlaps with spec.cidr 100.66.0.0/20 of the older link m2--a: " +
+				"give the service network of this cluster, or delete that link"},
+		{"an older link keeps its network, its own problem", begin().
+			add("m2--a", "192.168.9.12/24", "a.example", cidr("100.66.0.0/20")).
+			addLocal("m3--here", "192.168.5.11/24", cidr("100.66.0.0/21")), "m2--a", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) { checkProblem(t, c.objs.build(changed(noServices)), c.link, c.want) })
+	}
+}

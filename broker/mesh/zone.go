@@ -94,7 +94,7 @@ func (n *naming) globalZone(m *meshEntry, links []*linkEntry) GlobalZone {
 
 // isLocal tells whether an address lies in the local cluster.
 func (n *naming) isLocal(m *meshEntry, a netip.Addr) bool {
-	networks := slices.Concat(m.Services, n.local.networks())
+	networks := slices.Concat(n.meshes.services(), n.local.networks())
 	return slices.Contains(m.Addresses.Addrs(), a) ||
 		slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
 }
