@@ -70,7 +70,7 @@ type MeshServicePort struct {
 	Name string `json:"name,omitempty"`
 	// +optional
 	// +kubebuilder:default=TCP
-	// +kubebuilder:validation:Enum=TCP;UDP
+	// +kubebuilder:validation:Enum=TCP;UDP;tcp;udp
 	Protocol corev1.Protocol `json:"protocol,omitempty"`
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
@@ -94,7 +94,7 @@ type MeshServiceEndpoint struct {
 type MeshServicePortMapping struct {
 	// +optional
 	// +kubebuilder:default=TCP
-	// +kubebuilder:validation:Enum=TCP;UDP
+	// +kubebuilder:validation:Enum=TCP;UDP;tcp;udp
 	Protocol corev1.Protocol `json:"protocol,omitempty"`
 	// Port is a port of spec.ports, by its number or name.
 	Port intstr.IntOrString `json:"port"`

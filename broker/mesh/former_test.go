@@ -1,0 +1,73 @@
+package mesh
+
+// Objects as users of the former system have them: they mean what they meant. test/e2e applies them to an API server.
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+// formerLinks are the KubeLinks of testdata/former.yaml, the older ones first.
+func formerLinks(t *testing.T) *objs {
+	t.Helper()
+	text, err := os.ReadFile("testdata/former.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := new(objs)
+	for doc := range strings.SplitSeq(string(text), "\n---\n") {
+		var l v1alpha1.KubeLink
+		if err := yaml.UnmarshalStrict([]byte(doc), &l); err != nil {
+			if !strings.Contains(doc, "kind: MeshService") {
+				t.Fatal(err)
+			}
+			continue
+		}
+		o.add(l.Name, "", "", func(to *v1alpha1.KubeLink) { to.Spec = l.Spec })
+	}
+	return o
+}
+
+func TestFormerObjects(t *testing.T) {
+	s := formerLinks(t).build(cluster1())
+	problems := map[string]string{
+		"kubelink3": "Invalid: spec.endpoint Inbound works in mode wireguard only: " +
+			"in mode bridge give the host name in the peer's certificate",
+		"nomask": `Invalid: spec.clusterAddress "192.168.0.14": expected the address of the cluster with the mask of the ` +
+			"mesh, such as 192.168.0.12/24", // the API server refuses it
+	}
+	for _, name := range []string{"kubelink1", "kubelink2", "outside20", "kubelink3", "nomask"} {
+		checkProblem(t, s, name, problems[name])
+	}
+	if len(s.Peers) != 2 {
+		t.Fatalf("peers %+v", s.Peers)
+	}
+	cluster, outside := s.Peers[0], s.Peers[1]
+	for _, c := range []struct {
+		peer     Peer
+		networks string
+		reach    string
+	}{
+		{cluster, "100.64.16.0/20, 192.168.0.12/32",
+			"all: 100.64.0.7; ping: 192.168.0.11; nothing: 10.0.0.1 10.1.0.1 100.64.0.1 8.8.8.8"},
+		{outside, "10.7.0.0/16, 192.168.0.20/32, 192.168.0.101/32",
+			"all: 100.64.0.1; ping: 192.168.0.11; nothing: 10.1.0.1"},
+	} {
+		checkEqual(t, "networks of "+c.peer.Link, Prefixes(c.peer.Networks).String(), c.networks)
+		checkReach(t, c.peer.Ingress, c.reach)
+	}
+	checkEqual(t, "host", outside.Host, "203.0.113.20")
+	checkEqual(t, "port", outside.Port, 51820)
+	var routes Prefixes
+	for _, r := range s.Routes {
+		routes = append(routes, r.Destination)
+	}
+	checkEqual(t, "routes", routes.String(), "10.7.0.0/16, 100.64.16.0/20, 192.168.0.0/24")
+	checkEqual(t, "domain", s.Zones[0].Domain, "kubelink.")
+	checkEqual(t, "mesh DNS", s.Meshes[0].DNS, ip("100.64.0.12"))
+}
