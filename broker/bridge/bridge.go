@@ -7,7 +7,7 @@
 // sees to it that this holds as long as they live. The hello of hello.go identifies the link.
 //
 // On the path of a packet no goroutine waits for a lock, allocates memory or logs: decisions are read from immutable
-// tables (router.go) behind atomic pointers, and dropped packets are counted (counters.go).
+// tables (router.go, filter.go) behind atomic pointers, and dropped packets are counted (counters.go).
 package bridge
 
 import (

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -355,6 +356,62 @@ func TestTransit(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%s to %s: %s, want %s", c.src, c.dst, got, c.want)
+		}
+	}
+}
+
+// TestPacketsThatMayNotPass: addresses that no list and no link leads to, with the rules that mesh makes of lists: of
+// none, of denials only, and of everything.
+func TestPacketsThatMayNotPass(t *testing.T) {
+	pfx := netip.MustParsePrefix
+	for _, list := range [][]v1alpha1.IngressCIDR{nil, {"!10.77.0.0/16"}, {"0.0.0.0/0", "::/0"}} {
+		var me, other v1alpha1.KubeLink
+		me.Name, other.Name = "me", "b"
+		me.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.11/24", Endpoint: v1alpha1.EndpointLocal}
+		other.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.12/24", Endpoint: "203.0.113.2", Ingress: list}
+		local := mesh.Local{Mode: mesh.Bridge, ServiceCIDRs: mesh.Prefixes{pfx("100.64.0.0/20")}}
+		state := mesh.Build(mesh.Objects{Links: []v1alpha1.KubeLink{me, other}}, local)
+		tun := newMemTUN()
+		b := newTestBridge(t, tun)
+		if err := b.Set(state.Peers, state.Local); err != nil {
+			t.Fatal(err)
+		}
+		p, raw := b.router.table.Load().peers[0], newBatchConn(null{}, 0)
+		s := newSession(p, raw, raw, true, 0, b.featureFlags(), &hello{capable: true, flags: b.featureFlags(), streams: 1})
+		for _, c := range []struct {
+			name, src, dst string
+			why            Drop
+		}{
+			{"own address", "192.168.0.11", "192.168.0.11", DropSource},
+			{"third cluster", "192.168.0.13", "192.168.0.11", DropSource},
+			{"loopback", "127.0.0.1", "192.168.0.11", DropSource},
+			{"pod", "100.96.0.1", "192.168.0.11", DropSource},
+			{"unspecified", "0.0.0.0", "192.168.0.11", DropSource},
+			{"multicast source", "224.0.0.1", "192.168.0.11", DropSource},
+			{"mapped", "::ffff:192.168.0.12", "::ffff:192.168.0.11", DropSource},
+			{"IPv6", "fd00::12", "fd00::11", DropSource},
+			{"to metadata", "192.168.0.12", "169.254.169.254", DropDestination},
+			{"to loopback", "192.168.0.12", "127.0.0.1", DropDestination},
+			{"to this network", "192.168.0.12", "0.0.0.0", DropDestination},
+			{"to broadcast", "192.168.0.12", "255.255.255.255", DropDestination},
+			{"to multicast", "192.168.0.12", "224.0.0.1", DropDestination},
+			{"to itself", "192.168.0.12", "192.168.0.12", DropDestination},
+			{"to mesh broadcast", "192.168.0.12", "192.168.0.255", DropDestination},
+			{"to third", "192.168.0.12", "192.168.0.13", DropDestination},
+			{"to pod", "192.168.0.12", "100.96.0.1", DropDestination},
+			{"to node", "192.168.0.12", "10.250.0.11", DropDestination},
+		} {
+			before := p.counters.drops[c.why].Load()
+			s.receivePacket(append(make([]byte, vnetSize), packet(c.src, c.dst, 64, 60, 2)...), vnetHeader{})
+			dropped := len(tun.out) == 0 && p.counters.drops[c.why].Load() == before+1
+			for len(tun.out) > 0 {
+				<-tun.out
+			}
+			// A list that allows the rest allows this, too.
+			rest := list != nil && slices.Contains([]string{"to mesh broadcast", "to third", "to pod", "to node"}, c.name)
+			if dropped == rest {
+				t.Errorf("%s, ingress %v: dropped %v", c.name, list, dropped)
+			}
 		}
 	}
 }
