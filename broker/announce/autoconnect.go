@@ -25,7 +25,9 @@ type UnknownPeers struct {
 	mu    sync.Mutex                  // guards peers
 	peers map[string]link.UnknownPeer // by address
 
-	made []madeLink // lately; the cache may not have them yet. It belongs to MakeLinks
+	// The fields below belong to MakeLinks.
+	made   []madeLink // lately; the cache may not have them yet
+	logged time.Time  // when a refused peer was logged
 }
 
 // madeLink counts as a link until the cache has it, or it was not created after all.
@@ -36,8 +38,12 @@ type madeLink struct {
 
 const madeLinkTime = 30 * time.Second
 
-// MaxUnknown bounds the peers that wait for a link. A peer that is left out dials again.
-const MaxUnknown = 256
+// MaxUnknown bounds the peers that wait for a link, and maxUnknownOfName those with the same certificate: one for each
+// mesh that two clusters share. A peer that is left out dials again.
+const (
+	MaxUnknown       = 256
+	maxUnknownOfName = 8
+)
 
 // Add notes a peer. It never blocks.
 func (u *UnknownPeers) Add(p link.UnknownPeer) {
@@ -46,9 +52,30 @@ func (u *UnknownPeers) Add(p link.UnknownPeer) {
 	if u.peers == nil {
 		u.peers = map[string]link.UnknownPeer{}
 	}
-	if len(u.peers) < MaxUnknown {
+	same := 0
+	for _, o := range u.peers {
+		if slices.Equal(o.Names, p.Names) {
+			same++
+		}
+	}
+	if len(u.peers) < MaxUnknown && same < maxUnknownOfName {
 		u.peers[p.Address.String()] = p
 	}
+}
+
+// logRefused logs a peer that gets no link, once per second: peers come again and again. more is the number of the
+// other ones.
+func (u *UnknownPeers) logRefused(p *link.UnknownPeer, problem string, more int, log *slog.Logger) {
+	if time.Since(u.logged) < time.Second {
+		return
+	}
+	u.logged = time.Now()
+	names := make([]string, len(p.Names))
+	for i, n := range p.Names {
+		names[i] = quote(n)
+	}
+	log.Warn("a peer that connected by itself gets no link", "names", names[:min(len(names), 10)], "remote", p.Remote,
+		"problem", shorten(problem), "more", more)
 }
 
 // Policy is what this cluster takes over from peers.
@@ -87,6 +114,8 @@ func (u *UnknownPeers) MakeLinks(
 	for _, m := range u.made {
 		items = append(items, m.KubeLink)
 	}
+	var refused link.UnknownPeer
+	var problems []string
 	for _, p := range peers {
 		for i := range s.Meshes {
 			l, ok := newPeerLink(&p, &s.Meshes[i], items)
@@ -98,8 +127,7 @@ func (u *UnknownPeers) MakeLinks(
 			}
 			all := append(items, l)
 			if problem, bad := mesh.Build(mesh.Objects{Links: all}, *policy.Local).Problems[l.Name]; bad {
-				log.Warn("a peer that connected by itself gets no link",
-					"names", p.Names, "remote", p.Remote, "problem", problem.Message)
+				refused, problems = p, append(problems, problem.Message)
 				continue
 			}
 			items, u.made = all, append(u.made, madeLink{l, time.Now().Add(madeLinkTime)})
@@ -107,6 +135,9 @@ func (u *UnknownPeers) MakeLinks(
 			made.CreationTimestamp = metav1.Time{}
 			result[l.Name] = &made
 		}
+	}
+	if n := len(problems); n > 0 {
+		u.logRefused(&refused, problems[n-1], n-1, log)
 	}
 	return result
 }

@@ -195,3 +195,43 @@ func TestAutoLinkNetwork(t *testing.T) {
 		})
 	}
 }
+
+// One certificate takes few of the places, however many addresses it announces, and peers that get no link cause one
+// line in the log.
+func TestUnknownPeersOfOneCertificate(t *testing.T) {
+	item := v1alpha1.KubeLink{}
+	item.Name = "local"
+	item.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "10.9.0.1/16", Endpoint: "LocalLink"}
+	items := []v1alpha1.KubeLink{item}
+	local := &mesh.Local{Mode: mesh.Bridge, DefaultPort: 80,
+		ServiceCIDRs: mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}}
+	policy := &Policy{Local: local, AutoConnect: true, Networks: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16")}}
+	state := mesh.Build(mesh.Objects{Links: items}, *local)
+	peer := func(n int, cidr string, names ...string) (p link.UnknownPeer) {
+		p.Address = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, byte(n >> 8), byte(n)}), 16)
+		p.ServiceCIDR, p.AdvertisedPort, p.Names = netip.MustParsePrefix(cidr), 80, names
+		return p
+	}
+	var u UnknownPeers
+	for n := range 1000 {
+		u.Add(peer(2+n, "100.64.0.0/20", "evil.example", strings.Repeat("x", 250)))
+	}
+	u.Add(peer(2000, "100.64.16.0/20", "good.example"))
+	if n := len(u.peers); n != maxUnknownOfName+1 {
+		t.Errorf("%d peers wait", n)
+	}
+	var log strings.Builder
+	made := u.MakeLinks(items, &state, policy, slog.New(slog.NewTextHandler(&log, nil)))
+	if len(made) != 1 || made["10-9-7-208"] == nil {
+		t.Errorf("made %v", made)
+	}
+	if text := log.String(); strings.Count(text, "\n") != 1 || len(text) > 1<<10 || !strings.Contains(text, "more=7") {
+		t.Errorf("logged %d bytes: %s", len(text), text)
+	}
+	u.Add(peer(2, "100.64.0.0/20", "evil.example"))
+	before := log.Len()
+	u.MakeLinks(items, &state, policy, slog.New(slog.NewTextHandler(&log, nil)))
+	if log.Len() != before {
+		t.Errorf("logged again at once: %s", log.String()[before:])
+	}
+}

@@ -71,6 +71,7 @@ type timing struct {
 
 	announceInterval time.Duration // in which the announcement of a peer changes once at most
 	logInterval      time.Duration // in which there is one line about a cause at most
+	reportInterval   time.Duration // in which a certificate without link is reported once at most
 	changeInterval   time.Duration // between two calls of Config.Changed
 	maxRecords       int64         // TLS records that are sent with the keys of a session, approximately
 
@@ -87,7 +88,7 @@ var defaultTiming = timing{
 	termMemory: 30 * time.Second,
 	recheck:    2 * time.Second, renewal: time.Minute,
 	announceInterval: 3 * time.Second,
-	logInterval:      time.Second, changeInterval: 20 * time.Millisecond,
+	logInterval:      time.Second, reportInterval: time.Second, changeInterval: 20 * time.Millisecond,
 	maxRecords: 1 << 24,
 	// The dialer looks the name up each time, and tries IPv6 and IPv4 (RFC 8305).
 	dialer: (&net.Dialer{}).DialContext,

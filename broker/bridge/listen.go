@@ -4,12 +4,10 @@ package bridge
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -21,6 +19,7 @@ type listener struct {
 	*shared
 	router  *router
 	pending pendingConns
+	reports unknownReports
 
 	mu     sync.Mutex   // guards the fields below; it is held while a port is opened, but on no path of packets
 	socket net.Listener // nil: not listening
@@ -144,8 +143,7 @@ func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello, error) {
 	}
 	if end.authenticated {
 		limit := 2 * l.config.Load().Streams * max(1, len(end.candidates))
-		name := sha256.Sum256([]byte(strings.Join(end.names, " ")))
-		if l.pending.authenticate(c, name, limit) != nil {
+		if l.pending.authenticate(c, hashNames(end.names), limit) != nil {
 			l.refusals.counts[RefusedLimit].Add(1)
 		}
 	}
@@ -191,7 +189,7 @@ func (l *listener) identifyPeer(theirs *hello, end inboundEnd, remote netip.Addr
 	config := l.config.Load()
 	switch {
 	case p == nil && end.authenticated:
-		if f := config.OnUnknown; f != nil {
+		if f := config.OnUnknown; f != nil && l.reports.allow(hashNames(end.names), l.timing.reportInterval) {
 			f(link.UnknownPeer{Announcement: theirs.Announcement, Names: usableNames(end.names), Remote: remote})
 		}
 		return nil, newRefusal(RefusedUnknown, "%s %s announces %s: no link for it yet",

@@ -156,7 +156,7 @@ func TestPendingOfOneName(t *testing.T) {
 	member := func(name byte) (c, closed *pendingConn) {
 		c = pendingFrom(1)
 		p.addConn(c)
-		return c, p.authenticate(c, [32]byte{name}, 4)
+		return c, p.authenticate(c, nameHash{name}, 4)
 	}
 	honest, _ := member(1)
 	var evil []*pendingConn
@@ -177,6 +177,26 @@ func TestPendingOfOneName(t *testing.T) {
 		t.Errorf("%d are pending, of %d at most", n, maxMembers)
 	}
 	p.removeConn(honest) // which was closed for the others in the end
+}
+
+// A certificate without link is reported once in an interval; the memory for that is bounded.
+func TestUnknownReports(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var u unknownReports
+		if !u.allow(nameHash{1}, time.Second) || u.allow(nameHash{1}, time.Second) || !u.allow(nameHash{2}, time.Second) {
+			t.Error("not once for each")
+		}
+		for n := range 2 * maxReports {
+			u.allow(nameHash{3, byte(n), byte(n >> 8)}, time.Second)
+		}
+		if len(u.last) > maxReports {
+			t.Errorf("remembers %d", len(u.last))
+		}
+		time.Sleep(time.Second)
+		if !u.allow(nameHash{1}, time.Second) || !u.allow(nameHash{9}, time.Second) {
+			t.Error("not again")
+		}
+	})
 }
 
 // A connection that does not even start TLS is closed sooner than one that sends no hello.

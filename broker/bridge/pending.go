@@ -5,10 +5,13 @@ package bridge
 // one. An address is no identity: many peers may share one behind a load balancer.
 
 import (
+	"crypto/sha256"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -54,10 +57,15 @@ type pendingConns struct {
 	members   []*member // with a certificate, the oldest first
 }
 
+// nameHash stands for the names in a certificate.
+type nameHash [sha256.Size]byte
+
+func hashNames(names []string) nameHash { return sha256.Sum256([]byte(strings.Join(names, " "))) }
+
 // member is a connection with a certificate.
 type member struct {
 	*pendingConn
-	name [32]byte // hash of the names in the certificate
+	name nameHash // of its certificate
 }
 
 // addConn adds a connection. If there are many, it closes and returns one: the one that is late for longest, else,
@@ -134,7 +142,7 @@ func (p *pendingConns) startWork(c *pendingConn) {
 
 // authenticate notes that the certificate of a connection was accepted. Of each name there are limit connections at
 // most: the oldest one of the same name is closed, and returned, so that an honest peer that was cut off gets in.
-func (p *pendingConns) authenticate(c *pendingConn, name [32]byte, limit int) (closed *pendingConn) {
+func (p *pendingConns) authenticate(c *pendingConn, name nameHash, limit int) (closed *pendingConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.removeStranger(c)
@@ -180,4 +188,35 @@ func (p *pendingConns) count() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.strangers) + len(p.members)
+}
+
+// maxReports is the number of certificates that unknownReports remembers.
+const maxReports = 512
+
+// unknownReports limits how often a peer without link is reported: each report causes work in the broker.
+type unknownReports struct {
+	mu   sync.Mutex // guards last
+	last map[nameHash]time.Time
+}
+
+// allow tells whether a certificate may be reported again, an interval after the last time. When there are too many
+// certificates in an interval, further ones have to wait.
+func (u *unknownReports) allow(name nameHash, interval time.Duration) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	now := time.Now()
+	if last, ok := u.last[name]; ok && now.Sub(last) < interval {
+		return false
+	}
+	if len(u.last) >= maxReports {
+		maps.DeleteFunc(u.last, func(_ nameHash, last time.Time) bool { return now.Sub(last) >= interval })
+	}
+	if len(u.last) >= maxReports {
+		return false
+	}
+	if u.last == nil {
+		u.last = map[nameHash]time.Time{}
+	}
+	u.last[name] = now
+	return true
 }
