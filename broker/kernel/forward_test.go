@@ -161,6 +161,36 @@ func TestForwardHook(t *testing.T) {
 	}
 }
 
+// The same of IPv6: a REJECT at the end, and a policy that comes later.
+func TestForwardHookIPv6(t *testing.T) {
+	enter(t)
+	device, cali := tun(t, "kubelink"), tun(t, "cali0")
+	run(t, `sysctl -qw net.ipv6.conf.all.forwarding=1
+		ip -6 addr add fd00:a::1/128 dev cali0 nodad
+		ip link set cali0 up
+		ip -6 route add fd00:a::5/128 dev cali0
+		ip6tables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+		ip6tables -A FORWARD -j REJECT --reject-with icmp6-adm-prohibited`)
+	settle(t, netip.MustParseAddr("fd00:a::1"))
+	k, _ := open(t, config)
+	target := netip.MustParseAddr("fd00:a::5")
+	for _, policy := range []string{"", "ip6tables -N POLICY\nip6tables -I FORWARD 3 -j POLICY"} {
+		run(t, policy)
+		set(t, k, twoMeshes)
+		p := packet{target: target.String(), protocol: unix.IPPROTO_UDP, from: 7, to: 7}
+		if _, err := device.Write(p.encode(netip.MustParseAddr("fd00:5::7"))); err != nil {
+			t.Fatal(err)
+		}
+		if got := received(t, cali, target); got.String() != "fd00:5::7" {
+			t.Errorf("the packet comes from %s", got)
+		}
+		rules := run(t, "ip6tables -S FORWARD")
+		if !strings.Contains(rules, "-j KLINK-FORWARD\n-A FORWARD -j REJECT") {
+			t.Errorf("the hook is not before REJECT:\n%s", rules)
+		}
+	}
+}
+
 // Forwarding is off on the node and on for the devices of the CNI: it is set for our device, and again after
 // it was switched off. The node's own setting stays as it is.
 func TestForwarding(t *testing.T) {

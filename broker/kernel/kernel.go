@@ -37,21 +37,20 @@ type Kernel struct {
 	system      system
 	commandTime time.Duration // for all commands of a Set
 
-	setting   sync.Mutex         // held over a Set, which runs commands; guards the next four, and the calls of system
-	clean     map[int]bool       // families without chains of ours, as Set has seen
-	made      map[madeChain]bool // our chains that are there, as Set has seen or made them
-	lookAgain map[int]time.Time  // at families that are not in use, where that has failed; not before
-	counted   map[int]uint64     // by family: the packets that the guard's chain had counted when Set saw it
+	setting sync.Mutex           // held over a Set, which runs commands; guards chains and the calls of system
+	chains  map[int]*knownChains // by family
 
 	mu      sync.Mutex // guards the fields below; held to read or to assign them only
 	warning error      // of the last Set
 	refused uint64     // packets
 }
 
-// madeChain names a chain of a family.
-type madeChain struct {
-	family int
-	name   string
+// knownChains is what Set knows of our chains of a family.
+type knownChains struct {
+	clean     bool            // there are none, as Set has seen
+	made      map[string]bool // the ones that are there, as Set has seen or made them, by name
+	lookAgain time.Time       // not before, if the family is not in use: a look has failed
+	counted   *uint64         // the packets that the guard's chain had counted when Set saw it; nil: not yet
 }
 
 // system is the kernel as Set needs it; linux is the real one.
@@ -91,8 +90,11 @@ func New(config Config) (*Kernel, error) {
 }
 
 func newKernel(config Config, s system) *Kernel {
-	return &Kernel{config: config, system: s, commandTime: commandTime,
-		clean: map[int]bool{}, made: map[madeChain]bool{}, lookAgain: map[int]time.Time{}, counted: map[int]uint64{}}
+	k := &Kernel{config: config, system: s, commandTime: commandTime, chains: map[int]*knownChains{}}
+	for _, f := range families {
+		k.chains[f] = &knownChains{made: map[string]bool{}}
+	}
+	return k
 }
 
 // Clear removes all that is ours. The device stays, it need not exist.
@@ -217,7 +219,7 @@ func (k *Kernel) makeChanges(p *plan, failed *failures) {
 
 // setChains sets the chains of a family.
 func (k *Kernel) setChains(ctx context.Context, s State, family int, ipvs bool, failed *failures) {
-	k.clean[family] = false
+	k.chains[family].clean = false
 	found := k.readTables(ctx, family, true)
 	k.countRefused(family, found[mangleTable])
 	for _, c := range wantedChains(k.config.Device, s, family, ipvs) {
@@ -244,41 +246,32 @@ const (
 // removeChains removes the chains of a family that is not in use. It looks for what a killed broker left, until it has
 // seen that there is nothing. If it cannot look, that is an error only where there is something, as far as it knows.
 func (k *Kernel) removeChains(ctx context.Context, s State, family int, failed *failures) {
-	made := k.hasMade(family)
-	if k.clean[family] || !made && time.Now().Before(k.lookAgain[family]) {
+	known := k.chains[family]
+	if known.clean || len(known.made) == 0 && time.Now().Before(known.lookAgain) {
 		return
 	}
-	if !made {
+	if len(known.made) == 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, unusedTime)
 		defer cancel()
 	}
-	clean := true
-	found := k.readTables(ctx, family, false)
+	known.clean = true
+	found := k.readTables(ctx, family, len(known.made) > 0)
 	for _, c := range wantedChains(k.config.Device, s, family, false) {
 		err := k.setChain(ctx, c, family, found[c.table], false)
-		clean = clean && err == nil
-		if err != nil && k.made[madeChain{family, c.name}] {
+		if err == nil {
+			continue
+		}
+		known.clean, known.lookAgain = false, time.Now().Add(unusedPause)
+		if known.made[c.name] {
 			failed.errs = append(failed.errs, fmt.Errorf("chain %s of IPv%d: %w", c.name, ipVersion(family), err))
 		}
 	}
-	if k.clean[family] = clean; !clean {
-		k.lookAgain[family] = time.Now().Add(unusedPause)
-	}
 }
 
-func (k *Kernel) hasMade(family int) bool {
-	for c := range k.made {
-		if c.family == family {
-			return true
-		}
-	}
-	return false
-}
-
-// readTables reads all tables of a family. If that fails, it reads each table that has chains of ours, for the fault
-// may be in another one.
-func (k *Kernel) readTables(ctx context.Context, family int, wanted bool) ruleset {
+// readTables reads all tables of a family. If that fails, it reads, with each, one after the other of the tables that
+// have chains of ours: the fault may be in another one.
+func (k *Kernel) readTables(ctx context.Context, family int, each bool) ruleset {
 	read := func(table string) (ruleset, error) {
 		output, err := k.system.SaveTables(ctx, family, table)
 		if err != nil {
@@ -293,7 +286,7 @@ func (k *Kernel) readTables(ctx context.Context, family int, wanted bool) rulese
 	all = ruleset{}
 	for _, name := range []string{natTable, filterTable, mangleTable} {
 		all[name] = &ruleTable{err: err}
-		if !wanted || errors.Is(err, exec.ErrNotFound) || ctx.Err() != nil {
+		if !each || errors.Is(err, exec.ErrNotFound) || ctx.Err() != nil {
 			continue
 		}
 		if one, err := read(name); err != nil {
@@ -317,31 +310,31 @@ func (k *Kernel) countRefused(family int, t *ruleTable) {
 			packets += r.packets
 		}
 	}
-	before, known := k.counted[family]
-	k.counted[family] = packets
-	if !known { // what the chain of a killed broker has counted
+	before := k.chains[family].counted
+	k.chains[family].counted = &packets
+	if before == nil { // what the chain of a killed broker has counted
 		return
-	}
-	if packets < before { // another program has set it to zero
-		before = 0
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.refused += packets - before
+	if packets < *before { // another program has set it to zero
+		*before = 0
+	}
+	k.refused += packets - *before
 }
 
 // setChain makes a chain and its hook as they are wanted, or removes both.
 func (k *Kernel) setChain(ctx context.Context, c chain, family int, t *ruleTable, wanted bool) error {
-	key := madeChain{family, c.name}
+	known := k.chains[family]
 	if t != nil && t.err != nil {
 		err := fmt.Errorf("table %s: %w", c.table, t.err)
-		if wanted || !k.made[key] {
+		if wanted || !known.made[c.name] {
 			return err
 		}
 		return k.removeBlindly(ctx, c, family, err)
 	}
 	if _, exists := t.find(c.name); exists {
-		k.made[key] = true
+		known.made[c.name] = true
 	}
 	if commands := c.restoreCommands(wanted, t); len(commands) > 0 {
 		err := k.system.RestoreTable(ctx, family, c.table, commands)
@@ -352,11 +345,13 @@ func (k *Kernel) setChain(ctx context.Context, c chain, family int, t *ruleTable
 			return err
 		}
 		if c.name == guardName && c.isMadeAnew(commands) {
-			k.counted[family] = 0
+			known.counted = new(uint64)
 		}
 	}
-	if k.made[key] = wanted; !wanted {
-		delete(k.made, key)
+	if wanted {
+		known.made[c.name] = true
+	} else {
+		delete(known.made, c.name)
 	}
 	return nil
 }
@@ -366,7 +361,7 @@ func (k *Kernel) removeBlindly(ctx context.Context, c chain, family int, unread 
 	remove, empty := c.blindCommands()
 	err := k.system.RestoreTable(ctx, family, c.table, remove)
 	if err == nil {
-		delete(k.made, madeChain{family, c.name})
+		delete(k.chains[family].made, c.name)
 		return nil
 	}
 	if e := k.system.RestoreTable(ctx, family, c.table, empty); e != nil {
