@@ -75,7 +75,7 @@ type timing struct {
 	changeInterval   time.Duration // between two calls of Config.Changed
 	maxRecords       int64         // TLS records that are sent with the keys of a session, approximately
 
-	dialer func(ctx context.Context, network, address string) (net.Conn, error)
+	dialer func(ctx context.Context, network, address string) (net.Conn, error) // nil: that of package net
 }
 
 var defaultTiming = timing{
@@ -90,6 +90,4 @@ var defaultTiming = timing{
 	announceInterval: 3 * time.Second,
 	logInterval:      time.Second, reportInterval: time.Second, changeInterval: 20 * time.Millisecond,
 	maxRecords: 1 << 24,
-	// The dialer looks the name up each time, and tries IPv6 and IPv4 (RFC 8305).
-	dialer: (&net.Dialer{}).DialContext,
 }

@@ -119,7 +119,7 @@ func (d *dialer) nextDial() (stream int, from time.Duration, ok bool) {
 func (d *dialer) dialStream(stream int) (err error) {
 	p := d.peer
 	ctx, cancel := context.WithTimeout(p.ctx, p.timing.dial)
-	conn, err := p.timing.dialer(ctx, "tcp", p.endpoint)
+	conn, err := p.dialEndpoint(ctx)
 	cancel()
 	if err != nil {
 		return fmt.Errorf("dial %s: %s", p.endpoint, shortReason(err))
