@@ -12,6 +12,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/announce"
 	"github.com/mandelsoft/kubelink/broker/apizone"
+	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/snapshot"
@@ -24,6 +25,7 @@ type Broker struct {
 	names  *publisher
 	health *healthState
 	r      *reconciler
+	server *host.APIServer // where the API server is
 
 	lifecycle   sync.Mutex // serialises Start, Update and Stop, and guards the fields below
 	cfg         Config
@@ -46,7 +48,7 @@ func New(cfg Config) (*Broker, error) {
 	r := &reconciler{log: log, waker: waker, names: names, health: health, cfg: cfg,
 		told: announcer{tokens: announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, log)},
 	}
-	return &Broker{log: log, names: names, health: health, r: r, cfg: cfg}, nil
+	return &Broker{log: log, names: names, health: health, r: r, server: host.NewAPIServer(), cfg: cfg}, nil
 }
 
 // Start opens the dataplane and starts the controllers. An absent API server is no error: the controllers
@@ -182,7 +184,9 @@ func (b *Broker) startControllers(api *rest.Config) {
 		b.api = api
 	}
 	b.r.setAPI(b.api)
-	b.controllers = startControllers(b.cfg, b.api, b.r, b.health, b.log)
+	traced := rest.CopyConfig(b.api)
+	traced.Wrap(b.server.Wrap)
+	b.controllers = startControllers(b.cfg, traced, b.r, b.server, b.log)
 }
 
 // stopControllers ends the controllers; the cause is nil if others follow.
@@ -200,7 +204,7 @@ func (b *Broker) openGateway(cfg *Config) (*gateway, error) {
 	}
 	changed := func() { b.r.waker.wake(); b.names.linksChanged() }
 	onUnknown := func(p link.UnknownPeer) { b.r.unknowns.Add(p); b.r.waker.wake() }
-	return openGateway(cfg, dataplaneEvents{changed, onUnknown}, b.r.waker.wake, b.log)
+	return openGateway(cfg, dataplaneEvents{changed, onUnknown}, b.r.waker.wake, b.server, b.log)
 }
 
 // setGateway makes a gateway, which may be nil, that of the controllers and of DNS. It has no credentials yet.

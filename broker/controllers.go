@@ -38,6 +38,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/globalnames"
+	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
 )
 
@@ -77,6 +78,7 @@ type controllers struct {
 	api    *rest.Config
 	r      *reconciler
 	health *healthState
+	server *host.APIServer
 	log    *slog.Logger
 	stop   context.CancelCauseFunc
 	wg     sync.WaitGroup // all goroutines
@@ -84,9 +86,13 @@ type controllers struct {
 }
 
 // startControllers starts the controllers in the background.
-func startControllers(cfg Config, api *rest.Config, r *reconciler, h *healthState, log *slog.Logger) *controllers {
+func startControllers(
+	cfg Config, api *rest.Config, r *reconciler, server *host.APIServer, log *slog.Logger,
+) *controllers {
 	ctx, stop := context.WithCancelCause(context.Background())
-	c := &controllers{cfg: cfg, api: api, r: r, health: h, log: log, stop: stop, back: make(chan struct{}, 1)}
+	c := &controllers{
+		cfg: cfg, api: api, r: r, health: r.health, server: server, log: log, stop: stop, back: make(chan struct{}, 1),
+	}
 	c.wg.Go(func() { c.probeAPI(ctx) })
 	c.wg.Go(func() { c.runManagers(ctx) })
 	return c
@@ -241,6 +247,9 @@ func (c *controllers) runManager(ctx context.Context) error {
 			return err
 		}
 	}
+	if c.cfg.Mode.CarriesTraffic() { // before the first route is set
+		c.server.AwaitEndpoints(ctx, c.api, c.log)
+	}
 	secrets, allSecrets, err := apizone.CachedSecrets(ctx, c.api, c.cfg.accessConfig(), c.log)
 	if err != nil {
 		return err
@@ -311,6 +320,12 @@ func (c *controllers) addRunnables(mgr ctrl.Manager, run *reconcilerRun) error {
 	if files := c.cfg.pkiConfig(); files.CertFile != "" {
 		runnables = append(runnables, manager.RunnableFunc(func(ctx context.Context) error {
 			files.WatchFiles(ctx, c.r.waker.wake, resync, c.log)
+			return nil
+		}))
+	}
+	if c.cfg.Mode.CarriesTraffic() {
+		runnables = append(runnables, manager.RunnableFunc(func(ctx context.Context) error {
+			c.server.FollowEndpoints(ctx, c.api, c.log)
 			return nil
 		}))
 	}

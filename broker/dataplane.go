@@ -4,6 +4,7 @@ package broker
 // and mesh.Mode.CarriesTraffic knows its mode.
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,7 +12,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -47,7 +50,14 @@ type kernelSetter interface {
 type gateway struct {
 	dataplane
 	kernel kernelSetter
+	host   hostWatcher // nil: nothing is known of the node
 	log    *slog.Logger
+}
+
+// hostWatcher tells what the node has and needs, as a host.Watcher does.
+type hostWatcher interface {
+	Facts([]v1alpha1.KubeLink, []link.Status) mesh.Host
+	Close()
 }
 
 // dataplaneEvents are the callbacks of a dataplane. They must not block.
@@ -57,7 +67,9 @@ type dataplaneEvents struct {
 }
 
 // openGateway opens what the mode needs, nil if it carries no traffic; nothing is connected yet.
-func openGateway(c *Config, events dataplaneEvents, kernelDone func(), log *slog.Logger) (*gateway, error) {
+func openGateway(
+	c *Config, events dataplaneEvents, wake func(), api *host.APIServer, log *slog.Logger,
+) (*gateway, error) {
 	if !c.Mode.CarriesTraffic() {
 		return nil, nil
 	}
@@ -69,8 +81,15 @@ func openGateway(c *Config, events dataplaneEvents, kernelDone func(), log *slog
 	if err != nil {
 		return nil, err
 	}
-	worker := kernel.NewWorker(k, kernel.WorkerConfig{Device: c.Interface, Repair: resync, Done: kernelDone, Log: log})
-	return &gateway{dataplane: d, kernel: worker, log: log}, nil
+	worker := kernel.NewWorker(k, kernel.WorkerConfig{Device: c.Interface, Repair: resync, Done: wake, Log: log})
+	h, err := host.Open(host.Config{
+		Device: c.Interface, Protocol: kernel.Protocol, API: api,
+		Changed: wake, Log: log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, d.Close(true))
+	}
+	return &gateway{dataplane: d, kernel: worker, host: h, log: log}, nil
 }
 
 func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (dataplane, error) {
@@ -98,6 +117,9 @@ func (g *gateway) Collect(ch chan<- prometheus.Metric) {
 func (g *gateway) close(keep bool) {
 	if g == nil {
 		return
+	}
+	if g.host != nil {
+		g.host.Close()
 	}
 	g.kernel.Wait() // links go on until the kernel is done
 	if err := g.Close(keep); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -142,7 +143,7 @@ func TestGatewayErrors(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := Config{Local: mesh.Local{Mode: mesh.Bridge}, GatewayConfig: c.cfg}
-			g, err := openGateway(&cfg, dataplaneEvents{}, func() {}, slog.New(slog.DiscardHandler))
+			g, err := openGateway(&cfg, dataplaneEvents{}, func() {}, host.NewAPIServer(), slog.New(slog.DiscardHandler))
 			if g != nil || err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v, %v", g, err)
 			}

@@ -116,7 +116,8 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	}
 	// The cache has no order.
 	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) })
-	state := mesh.Build(mesh.Objects{Links: list.Items}, r.cfg.Local)
+	objects := r.readObjects(list.Items)
+	state := mesh.Build(objects, r.cfg.Local)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.refreshCredentials(ctx)
 	accesses := r.secrets.FindAccesses(ctx, state.Zones, r.api)
@@ -135,7 +136,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	})
 
 	r.snapshot.Load().KeepLinks(list.Items)
-	r.writer.SetOutcome(r.newOutcome(list.Items, &state, errors.Join(err, portErr), pending, credErr))
+	r.writer.SetOutcome(r.newOutcome(&objects, &state, errors.Join(err, portErr), pending, credErr))
 	if err != nil && !errors.Is(err, kernel.ErrStuck) { // the kernel's worker wakes the reconciler when it is done
 		return reconcile.Result{}, err
 	}
@@ -169,10 +170,21 @@ func (r *reconciler) setGateway(g *gateway) {
 	r.creds.Retell()
 }
 
+// readObjects are what a State is made of.
+func (r *reconciler) readObjects(links []v1alpha1.KubeLink) mesh.Objects {
+	objects := mesh.Objects{Links: links}
+	if g := r.gateway; g != nil && g.host != nil {
+		objects.Host = g.host.Facts(links, g.Statuses())
+		objects.Host.OwnTable = r.cfg.RouteTable != kernel.MainTable
+	}
+	return objects
+}
+
 // newOutcome is all that a reconciliation wants to have written.
 func (r *reconcilerRun) newOutcome(
-	items []v1alpha1.KubeLink, s *mesh.State, applyErr, pending, credErr error,
+	objects *mesh.Objects, s *mesh.State, applyErr, pending, credErr error,
 ) *writeback.Outcome {
+	items := objects.Links
 	seen := &writeback.Observations{
 		Notes: map[string][]string{}, Apply: applyErr, Pending: pending, Creds: credErr, Usable: r.creds.Usable(),
 	}
@@ -198,7 +210,7 @@ func (r *reconcilerRun) newOutcome(
 	}
 	out := &writeback.Outcome{
 		Links:  writeback.LinkOutcomes(items, s, r.cfg.Served, seen),
-		Create: r.unknowns.MakeLinks(items, s, policy, r.log),
+		Create: r.unknowns.MakeLinks(*objects, s, policy, r.log),
 		Secret: r.creds.Secret,
 	}
 	for i := range out.Links {
@@ -342,7 +354,7 @@ func (r *reconciler) restoreNames(o *snapshot.Objects) {
 	if r.names.table.Load() != nil {
 		return
 	}
-	s := mesh.Build(mesh.Objects{Links: o.Links}, r.cfg.Local)
+	s := mesh.Build(r.readObjects(o.Links), r.cfg.Local)
 	r.globals.Restore(o.Entries, o.Zones, s.Zones, r.cfg.nsAddresses(), r.cfg.tenancy())
 	r.log.Info("answering what an earlier process knew, until the API server is heard", "links", len(s.Links))
 	r.names.publish(func(from *nameSource) { from.state, from.restored, from.globals = &s, true, r.globals.Zones() })

@@ -95,9 +95,10 @@ func (p *Policy) allowsNetwork(n netip.Prefix) bool {
 }
 
 // MakeLinks makes links for the peers that belong to one of our meshes and have none. What a peer announces
-// is not trusted: a certificate gets one link, and no link that cannot be used or takes anything from other links.
+// is not trusted: a certificate gets one link, and no link that cannot be used or takes anything from other links or
+// from the node.
 func (u *UnknownPeers) MakeLinks(
-	items []v1alpha1.KubeLink, s *mesh.State, policy *Policy, log *slog.Logger,
+	objects mesh.Objects, s *mesh.State, policy *Policy, log *slog.Logger,
 ) map[string]*v1alpha1.KubeLink {
 	u.mu.Lock()
 	peers := u.peers
@@ -107,7 +108,7 @@ func (u *UnknownPeers) MakeLinks(
 	if !policy.AutoConnect || len(peers) == 0 { // auto-connect may have been switched off
 		return result
 	}
-	items = slices.Clone(items)
+	items := slices.Clone(objects.Links)
 	u.made = slices.DeleteFunc(u.made, func(m madeLink) bool {
 		return time.Now().After(m.until) || containsLink(items, m.Name)
 	})
@@ -126,7 +127,8 @@ func (u *UnknownPeers) MakeLinks(
 				continue
 			}
 			all := append(items, l)
-			if problem, bad := mesh.Build(mesh.Objects{Links: all}, *policy.Local).Problems[l.Name]; bad {
+			objects.Links = all
+			if problem, bad := mesh.Build(objects, *policy.Local).Problems[l.Name]; bad {
 				refused, problems = p, append(problems, problem.Message)
 				continue
 			}

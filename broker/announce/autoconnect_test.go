@@ -67,7 +67,7 @@ func TestUnknownPeers(t *testing.T) {
 				p.ServiceCIDR = netip.MustParsePrefix(c.cidr)
 			}
 			u := &UnknownPeers{peers: map[string]link.UnknownPeer{c.address: p}}
-			made := u.MakeLinks(items, &state, policy, slog.New(slog.DiscardHandler))
+			made := u.MakeLinks(mesh.Objects{Links: items}, &state, policy, slog.New(slog.DiscardHandler))
 			if c.link == "" {
 				if len(made) != 0 {
 					t.Errorf("made %v", made)
@@ -91,20 +91,21 @@ func TestUnknownPeers(t *testing.T) {
 		p.Address, p.AdvertisedPort = netip.MustParsePrefix(address), 80
 		u.peers = map[string]link.UnknownPeer{address: p}
 	}
+	objects, silent := mesh.Objects{Links: items}, slog.New(slog.DiscardHandler)
 	for n := range 10 {
 		come(fmt.Sprintf("192.168.0.%d/24", 20+n))
-		if made := u.MakeLinks(items, &state, policy, slog.New(slog.DiscardHandler)); (len(made) == 1) != (n == 0) {
+		if made := u.MakeLinks(objects, &state, policy, silent); (len(made) == 1) != (n == 0) {
 			t.Errorf("%d: made %v", n, made)
 		}
 	}
 	for i := range u.made {
 		u.made[i].until = time.Now().Add(-time.Second)
 	}
-	if come("192.168.0.40/24"); len(u.MakeLinks(items, &state, policy, slog.New(slog.DiscardHandler))) != 1 {
+	if come("192.168.0.40/24"); len(u.MakeLinks(objects, &state, policy, silent)) != 1 {
 		t.Error("a link that was never created counts for ever")
 	}
 	policy.AutoConnect = false
-	if come("192.168.0.41/24"); len(u.MakeLinks(items, &state, policy, slog.New(slog.DiscardHandler))) != 0 {
+	if come("192.168.0.41/24"); len(u.MakeLinks(objects, &state, policy, silent)) != 0 {
 		t.Error("a link is made without auto-connect")
 	}
 }
@@ -123,7 +124,7 @@ func TestStrangerTakesNoNetwork(t *testing.T) {
 		p.Address, p.AdvertisedPort = netip.MustParsePrefix("192.168.0.66/24"), 80
 		p.ServiceCIDR = netip.MustParsePrefix(cidr)
 		u := &UnknownPeers{peers: map[string]link.UnknownPeer{"x": p}}
-		made := u.MakeLinks(items, &s, &Policy{Local: local, AutoConnect: true}, slog.New(slog.DiscardHandler))
+		made := u.MakeLinks(mesh.Objects{Links: items}, &s, &Policy{Local: local, AutoConnect: true}, slog.New(slog.DiscardHandler))
 		if len(made) != 1 || made["192-168-0-66"] == nil {
 			t.Errorf("%s: made %v", cidr, made)
 			continue
@@ -132,6 +133,29 @@ func TestStrangerTakesNoNetwork(t *testing.T) {
 		if len(after.Routes) != 1 || after.Routes[0].Destination != netip.MustParsePrefix("192.168.0.0/24") ||
 			len(after.Peers[0].Networks) != 1 {
 			t.Errorf("%s: routes %v, networks %v", cidr, after.Routes, after.Peers[0].Networks)
+		}
+	}
+}
+
+// A peer that announces a network of the node gets no link, whatever the stanza allows.
+func TestStrangerTakesNothingFromTheNode(t *testing.T) {
+	local := &mesh.Local{Mode: mesh.Bridge}
+	me := v1alpha1.KubeLink{}
+	me.Name = "me"
+	me.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.11/24", Endpoint: v1alpha1.EndpointLocal}
+	objects := mesh.Objects{Links: []v1alpha1.KubeLink{me}, Host: mesh.Host{
+		Networks: []mesh.HostNetwork{{Prefix: netip.MustParsePrefix("10.250.0.0/16"), Device: "eth0"}},
+		Needs:    []mesh.HostAddress{{Addr: netip.MustParseAddr("10.9.0.2"), Title: "the API server"}},
+	}}
+	s := mesh.Build(objects, *local)
+	policy := &Policy{Local: local, AutoConnect: true, Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+	for cidr, want := range map[string]int{"10.250.1.0/24": 0, "10.240.0.0/12": 0, "10.9.0.0/20": 0, "10.10.0.0/20": 1} {
+		p := link.UnknownPeer{Names: []string{"evil.example"}}
+		p.Address, p.AdvertisedPort = netip.MustParsePrefix("192.168.0.66/24"), 80
+		p.ServiceCIDR = netip.MustParsePrefix(cidr)
+		u := &UnknownPeers{peers: map[string]link.UnknownPeer{"x": p}}
+		if made := u.MakeLinks(objects, &s, policy, slog.New(slog.DiscardHandler)); len(made) != want {
+			t.Errorf("%s: made %v", cidr, made)
 		}
 	}
 }
@@ -221,7 +245,7 @@ func TestUnknownPeersOfOneCertificate(t *testing.T) {
 		t.Errorf("%d peers wait", n)
 	}
 	var log strings.Builder
-	made := u.MakeLinks(items, &state, policy, slog.New(slog.NewTextHandler(&log, nil)))
+	made := u.MakeLinks(mesh.Objects{Links: items}, &state, policy, slog.New(slog.NewTextHandler(&log, nil)))
 	if len(made) != 1 || made["10-9-7-208"] == nil {
 		t.Errorf("made %v", made)
 	}
@@ -230,7 +254,7 @@ func TestUnknownPeersOfOneCertificate(t *testing.T) {
 	}
 	u.Add(peer(2, "100.64.0.0/20", "evil.example"))
 	before := log.Len()
-	u.MakeLinks(items, &state, policy, slog.New(slog.NewTextHandler(&log, nil)))
+	u.MakeLinks(mesh.Objects{Links: items}, &state, policy, slog.New(slog.NewTextHandler(&log, nil)))
 	if log.Len() != before {
 		t.Errorf("logged again at once: %s", log.String()[before:])
 	}

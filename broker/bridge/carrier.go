@@ -12,8 +12,8 @@ import (
 	"syscall"
 )
 
-// dialEndpoint connects to the endpoint of the peer. It looks the name up each time, tries IPv6 and IPv4 (RFC 8305), and
-// passes over addresses that lead into the TUN.
+// dialEndpoint connects to the endpoint of the peer. It looks the name up each time, tries IPv6 and IPv4 (RFC 8305),
+// and passes over addresses that lead into the TUN.
 func (p *peer) dialEndpoint(ctx context.Context) (net.Conn, error) {
 	if dial := p.timing.dialer; dial != nil {
 		return dial(ctx, "tcp", p.endpoint)
