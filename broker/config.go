@@ -24,8 +24,8 @@ import (
 const (
 	// resync is how often the broker compares the kernel's state with what it should be, without any event.
 	resync = 30 * time.Second
-	// apiTimeout bounds one request to the API server: watches aside, none takes long.
-	apiTimeout = 5 * time.Second
+	// tokenTimeout bounds one request about the token that peers are told, for which nothing waits.
+	tokenTimeout = 30 * time.Second
 )
 
 // Config is the stanza of the Corefile with its defaults filled in. It is comparable with
@@ -43,6 +43,7 @@ type APIConfig struct {
 	Kubeconfig, Context string // empty: in-cluster
 	Namespace           string // of secret and service
 	DeployCRDs          bool   // install the CRDs at start
+	ForceCRDs           bool   // replace newer CRDs, too
 }
 
 // GatewayConfig says how the broker carries links.

@@ -8,20 +8,23 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -37,8 +40,11 @@ import (
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/apizone"
+	"github.com/mandelsoft/kubelink/broker/crds"
+	"github.com/mandelsoft/kubelink/broker/deadline"
 	"github.com/mandelsoft/kubelink/broker/globalnames"
 	"github.com/mandelsoft/kubelink/broker/host"
+	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
 )
 
@@ -83,7 +89,19 @@ type controllers struct {
 	stop   context.CancelCauseFunc
 	wg     sync.WaitGroup // all goroutines
 	back   chan struct{}  // the API server is back
+
+	// The fields below are for the managers, one after the other.
+	mapper      meta.RESTMapper // nil: nothing is prepared yet
+	crds        *crds.Installer
+	syncTimeout time.Duration // grows with an API server that is slow
+	synced      atomic.Bool   // the running manager knows the KubeLinks
 }
+
+// A manager that does not know the KubeLinks after syncTimeout is started anew, and the next one has more time.
+const (
+	firstSyncTimeout   = 15 * time.Second
+	longestSyncTimeout = 4 * time.Minute
+)
 
 // startControllers starts the controllers in the background.
 func startControllers(
@@ -92,6 +110,7 @@ func startControllers(
 	ctx, stop := context.WithCancelCause(context.Background())
 	c := &controllers{
 		cfg: cfg, api: api, r: r, health: r.health, server: server, log: log, stop: stop, back: make(chan struct{}, 1),
+		syncTimeout: firstSyncTimeout,
 	}
 	c.wg.Go(func() { c.probeAPI(ctx) })
 	c.wg.Go(func() { c.runManagers(ctx) })
@@ -123,6 +142,9 @@ func (c *controllers) runManagers(ctx context.Context) {
 		restart := errors.Is(err, errAPIBack)
 		if restart || time.Since(started) > time.Minute {
 			delays = backoff
+		}
+		if !restart && !c.synced.Load() {
+			c.syncTimeout = min(2*c.syncTimeout, longestSyncTimeout)
 		}
 		if ctx.Err() != nil || restart {
 			continue
@@ -165,14 +187,15 @@ func (c *controllers) runUntilBack(ctx context.Context) error {
 
 // probeAPI keeps health.api up to date, and tells when the API server is back. Watches notice both late.
 func (c *controllers) probeAPI(ctx context.Context) {
-	cfg := rest.CopyConfig(c.api)
-	cfg.Timeout = probeInterval
-	api, unusable := discovery.NewDiscoveryClientForConfig(cfg)
+	api, unusable := discovery.NewDiscoveryClientForConfig(c.api)
+	limit := deadline.New(probeInterval)
 	slow := false
 	for {
 		err := unusable // for good: a CA that cannot be read, for example
 		if err == nil {
-			err = api.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+			err = limit.Do(ctx, func(ctx context.Context) error {
+				return api.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+			})
 			if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
 				err = nil // it lives; what is missing shows where it is needed
 			}
@@ -182,11 +205,11 @@ func (c *controllers) probeAPI(ctx context.Context) {
 		}
 		old := c.health.Load().api
 		// One answer that is late says nothing of the watches: to start them anew would add to the load that made it late.
-		if slow = err != nil && old == nil && !slow && utilnet.IsTimeout(err); slow {
+		if slow = err != nil && old == nil && !slow && deadline.IsTimeout(err); slow {
 			err = nil
 		}
 		if err != nil {
-			err = fmt.Errorf("API server %s: %w", cfg.Host, err)
+			err = fmt.Errorf("API server %s: %w", c.api.Host, err)
 		}
 		c.noteAPI(old, err)
 		select {
@@ -204,6 +227,9 @@ func (c *controllers) noteAPI(old, err error) {
 		c.log.Warn("API server does not answer; links and names stay as they are", "error", err)
 	case old != nil && err == nil:
 		c.log.Info("API server answers")
+		if deadline.IsTimeout(old) && !c.synced.Load() {
+			break // it was slow and not away: a manager that starts only needs time
+		}
 		select {
 		case c.back <- struct{}{}:
 		default:
@@ -216,7 +242,7 @@ func (c *controllers) noteAPI(old, err error) {
 type watchedKind struct {
 	object client.Object
 	wanted bool
-	wakes  bool            // each change wakes the reconciler
+	helps  bool            // each change wakes the reconciler, but links come up without these objects
 	cache  *cache.ByObject // which of them, and what of them; nil: all
 }
 
@@ -224,7 +250,7 @@ type watchedKind struct {
 func watchedKinds(cfg *Config, secrets cache.ByObject, allSecrets bool) []watchedKind {
 	stripped := &cache.ByObject{Transform: cache.TransformStripManagedFields()} // there may be many
 	return []watchedKind{
-		{&v1alpha1.KubeLink{}, true, true, nil},
+		{&v1alpha1.KubeLink{}, true, false, nil},
 		{&corev1.Secret{}, cfg.Secret != "" || allSecrets, true, &secrets},
 		{&corev1.Service{}, cfg.Service != "", true, selectByName(cfg.Namespace, cfg.Service)},
 		{&corev1.ConfigMap{}, cfg.ConfigureDNS, false, selectByName(stubdomain.Namespace, stubdomain.ConfigMap)},
@@ -240,48 +266,84 @@ func selectByName(namespace, name string) *cache.ByObject {
 	}}
 }
 
+// prepare makes what all managers use.
+func (c *controllers) prepare() error {
+	if c.mapper != nil {
+		return nil
+	}
+	http, err := rest.HTTPClientFor(c.api)
+	if err != nil {
+		return err
+	}
+	note := func(err error) { c.health.change(func(h *health) { h.crds = err }) }
+	if c.crds, err = crds.New(c.api, c.cfg.ForceCRDs, note, c.log); err != nil {
+		return err
+	}
+	c.mapper, err = kubeapi.NewMapper(c.api, http)
+	return err
+}
+
 // runManager runs the controllers until ctx ends or something fails.
 func (c *controllers) runManager(ctx context.Context) error {
+	c.synced.Store(false)
+	if err := c.prepare(); err != nil {
+		return err
+	}
 	if c.cfg.DeployCRDs {
-		if err := installCRDs(ctx, c.api, c.log); err != nil {
+		if err := c.crds.Await(ctx); err != nil {
 			return err
 		}
 	}
 	if c.cfg.Mode.CarriesTraffic() { // before the first route is set
 		c.server.AwaitEndpoints(ctx, c.api, c.log)
 	}
-	secrets, allSecrets, err := apizone.CachedSecrets(ctx, c.api, c.cfg.accessConfig(), c.log)
+	direct, err := client.New(c.api, client.Options{Mapper: c.mapper})
 	if err != nil {
 		return err
 	}
+	secrets, allSecrets := apizone.CachedSecrets(ctx, direct, c.cfg.accessConfig(), c.log)
 	if !allSecrets {
 		secrets = *selectByName(c.cfg.Namespace, c.cfg.Secret)
 	}
 	kinds := watchedKinds(&c.cfg, secrets, allSecrets)
 	byObject := map[client.Object]cache.ByObject{}
+	var helps []client.Object
 	for _, k := range kinds {
 		if k.wanted && k.cache != nil {
 			byObject[k.object] = *k.cache
 		}
+		if k.wanted && k.helps {
+			helps = append(helps, k.object)
+		}
 	}
+	watches := kubeapi.NewWatches(c.r.waker.wake, helps)
 	watch := globalnames.NewWatch(c.r.waker.wake, c.log)
 	mgr, err := ctrl.NewManager(c.api, ctrl.Options{
-		Scheme: scheme,
+		Scheme:         scheme,
+		MapperProvider: func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return c.mapper, nil },
 		// CoreDNS serves metrics and health.
 		Metrics:                server.Options{BindAddress: "0"},
 		HealthProbeBindAddress: "0",
 		// Caches of a dead API server may take for ever to end, and nothing needs their end; end awaits the
 		// last reconciliation.
 		GracefulShutdownTimeout: ptr.To(2 * time.Second),
-		Cache:                   cache.Options{ByObject: byObject, DefaultWatchErrorHandler: watch.HandleWatchError},
+		Cache: cache.Options{
+			ByObject: byObject, NewInformer: kubeapi.NewInformer,
+			DefaultWatchErrorHandler: func(ctx context.Context, r *toolscache.Reflector, err error) {
+				watch.HandleWatchError(ctx, r, err)
+				watches.NoteWatchError(r, err)
+			},
+		},
 	})
 	if err != nil {
 		return err
 	}
 	watch.Cache = mgr.GetCache()
-	run := newReconcilerRun(c.r, &c.cfg, mgr, watch, allSecrets)
+	watches.SetCache(mgr.GetCache())
+	run := newReconcilerRun(c.r, &c.cfg, mgr, watch, watches, allSecrets)
+	run.synced = &c.synced
 	run.writer.IsLast = func() bool { return context.Cause(ctx) == errBrokerEnds }
-	if err := c.addController(mgr, run, kinds); err != nil {
+	if err := c.addController(mgr, run); err != nil {
 		return err
 	}
 	if err := c.addRunnables(mgr, run); err != nil {
@@ -291,32 +353,31 @@ func (c *controllers) runManager(ctx context.Context) error {
 	return mgr.Start(ctx)
 }
 
-// addController adds the controller with its watches.
-func (c *controllers) addController(mgr ctrl.Manager, run *reconcilerRun, kinds []watchedKind) error {
+// addController adds the controller with the watch of KubeLinks.
+func (c *controllers) addController(mgr ctrl.Manager, run *reconcilerRun) error {
 	toKey := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: theKey.Name}}}
 	})
-	builder := ctrl.NewControllerManagedBy(mgr).Named("kubelink").
+	return ctrl.NewControllerManagedBy(mgr).Named("kubelink").
 		WithOptions(controller.Options{
 			// Names are global in a process of controller-runtime, and this controller is started anew.
 			SkipNameValidation:      ptr.To(true),
 			MaxConcurrentReconciles: 1,
-			CacheSyncTimeout:        15 * time.Second, // a kind that may not be watched is reported then
+			CacheSyncTimeout:        c.syncTimeout, // if KubeLinks may not be watched, that is reported then
 			// What an error keeps from being applied is tried again no later than what nothing has touched.
 			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, resync),
 		}).
-		WatchesRawSource(source.Channel(c.r.waker.newChannel(), toKey))
-	for _, k := range kinds {
-		if k.wanted && k.wakes {
-			builder = builder.Watches(k.object, toKey)
-		}
-	}
-	return builder.Complete(run)
+		WatchesRawSource(source.Channel(c.r.waker.newChannel(), toKey)).
+		Watches(&v1alpha1.KubeLink{}, toKey).
+		Complete(run)
 }
 
 // addRunnables adds what runs beside the controller.
 func (c *controllers) addRunnables(mgr ctrl.Manager, run *reconcilerRun) error {
-	runnables := []manager.Runnable{run.writer, run.watch, run.secrets}
+	runnables := []manager.Runnable{run.writer, run.watch, run.watches, run.secrets}
+	if c.cfg.DeployCRDs {
+		runnables = append(runnables, c.crds)
+	}
 	if files := c.cfg.pkiConfig(); files.CertFile != "" {
 		runnables = append(runnables, manager.RunnableFunc(func(ctx context.Context) error {
 			files.WatchFiles(ctx, c.r.waker.wake, resync, c.log)
@@ -330,7 +391,7 @@ func (c *controllers) addRunnables(mgr ctrl.Manager, run *reconcilerRun) error {
 		}))
 	}
 	if tokens := c.r.told.tokens; tokens != nil {
-		api, err := tokens.NewClient(c.api, apiTimeout, c.cfg.Kubeconfig == "")
+		api, err := tokens.NewClient(c.api, tokenTimeout, c.cfg.Kubeconfig == "")
 		if err != nil {
 			return err
 		}

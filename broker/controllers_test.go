@@ -18,7 +18,7 @@ import (
 
 func TestWatchedKinds(t *testing.T) {
 	all := NamesConfig{ConfigureDNS: true}
-	always := []string{"*v1alpha1.KubeLink wakes", "*v1alpha1.CoreDNSEntry", "*v1alpha1.HostedZone"}
+	always := []string{"*v1alpha1.KubeLink", "*v1alpha1.CoreDNSEntry", "*v1alpha1.HostedZone"}
 	for _, c := range []struct {
 		name       string
 		cfg        Config
@@ -26,15 +26,15 @@ func TestWatchedKinds(t *testing.T) {
 		want       []string // besides always
 	}{
 		{"nothing is configured", Config{}, false, nil},
-		{"a TLS secret", Config{CertificateConfig: CertificateConfig{Secret: "tls"}}, false, []string{"*v1.Secret wakes"}},
-		{"all secrets", Config{}, true, []string{"*v1.Secret wakes"}},
-		{"a service", Config{GatewayConfig: GatewayConfig{Service: "kubelink"}}, false, []string{"*v1.Service wakes"}},
+		{"a TLS secret", Config{CertificateConfig: CertificateConfig{Secret: "tls"}}, false, []string{"*v1.Secret helps"}},
+		{"all secrets", Config{}, true, []string{"*v1.Secret helps"}},
+		{"a service", Config{GatewayConfig: GatewayConfig{Service: "kubelink"}}, false, []string{"*v1.Service helps"}},
 		// The configurer decides by itself what is worth a look.
 		{"the cluster's DNS", Config{NamesConfig: all}, false, []string{"*v1.ConfigMap"}},
 		{"all", Config{
 			CertificateConfig: CertificateConfig{Secret: "tls"}, GatewayConfig: GatewayConfig{Service: "kubelink"},
 			NamesConfig: all,
-		}, true, []string{"*v1.Secret wakes", "*v1.Service wakes", "*v1.ConfigMap"}},
+		}, true, []string{"*v1.Secret helps", "*v1.Service helps", "*v1.ConfigMap"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var got []string
@@ -43,8 +43,8 @@ func TestWatchedKinds(t *testing.T) {
 					continue
 				}
 				text := fmt.Sprintf("%T", k.object)
-				if k.wakes {
-					text += " wakes"
+				if k.helps {
+					text += " helps"
 				}
 				got = append(got, text)
 			}
@@ -129,6 +129,7 @@ func TestProbeAPI(t *testing.T) {
 			api: &rest.Config{Host: "http://api.example", Transport: a}, health: newHealthState(),
 			log: slog.New(slog.DiscardHandler), back: make(chan struct{}, 1),
 		}
+		c.synced.Store(true)
 		c.wg.Go(func() { c.probeAPI(ctx) })
 		<-a.probes
 		for i, step := range []struct {
@@ -150,7 +151,13 @@ func TestProbeAPI(t *testing.T) {
 			{"not ready", 500, "an error on the server", false},
 			{"late while it is not ready", late, "deadline exceeded", false},
 			{"back at last", 200, "", true},
+			{"late while a manager starts", late, "", false},
+			{"late again", late, "deadline exceeded", false},
+			{"it was slow, and not away", 200, "", false},
 		} {
+			if strings.Contains(step.name, "manager starts") {
+				c.synced.Store(false)
+			}
 			a.replies <- step.reply
 			<-a.probes // the next: the broker has noted the result
 			err := c.health.Load().api

@@ -12,11 +12,12 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
-// health is why the broker is not ready.
+// health is why the broker is not ready, or not as it should be.
 type health struct {
 	api         error // the API server cannot be reached
 	controllers error // the controllers do not run
 	applied     error // the last state could not be applied in full, or there was none yet
+	crds        error // the CRDs are not up to date, which is no reason not to be ready
 }
 
 var errNoState = errors.New("no state from the API server yet")

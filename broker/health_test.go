@@ -42,7 +42,7 @@ func TestReady(t *testing.T) {
 		{health{api: api}, "api"},
 		{health{controllers: controllers}, "controllers"},
 		{health{applied: applied}, "applied"},
-		{health{api, controllers, applied}, "api\ncontrollers\napplied"},
+		{health{api, controllers, applied, errors.New("crds")}, "api\ncontrollers\napplied"},
 	} {
 		b.health.change(func(h *health) { *h = c.health })
 		got := ""

@@ -27,6 +27,7 @@ var (
 	apiDesc   = newDesc("api_up", "Whether the API server answers (1) or not (0).")
 	namesDesc = newDesc("cluster_names_up",
 		"Whether the names of the cluster are loaded from its API server and kept up to date (1) or not (0).", "zone")
+	crdsDesc    = newDesc("crds_installed", "Whether the CRDs are as this version needs them (1) or could not be installed (0).")
 	appliedDesc = newDesc("applied", "Whether the last state was applied in full (1) or not (0).")
 	refusedDesc = newDesc("node_refused_packets_total",
 		"Packets of links to the node itself that its kernel dropped: neither ping, nor a reply, nor for an open port.")
@@ -47,6 +48,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	h := b.health.Load()
 	sendGauge(ch, apiDesc, boolValue(h.api == nil))
 	sendGauge(ch, appliedDesc, boolValue(h.controllers == nil && h.applied == nil))
+	sendGauge(ch, crdsDesc, boolValue(h.crds == nil))
 	for zone, s := range b.names.apis.Statuses() {
 		sendGauge(ch, namesDesc, boolValue(s.Loaded && s.Err == nil), zone)
 	}

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -26,6 +27,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/globalnames"
 	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/onchange"
@@ -50,6 +52,7 @@ type reconciler struct {
 	cfg        Config
 	api        *rest.Config // of the local API server
 	gateway    *gateway     // nil: the mode carries no traffic
+	port       uint16       // that the service told last; 0: none yet
 	told       announcer
 	creds      credentials
 	globals    globalnames.Names
@@ -72,7 +75,9 @@ type credentials struct {
 // reconcilerRun is the reconciler in one run of the controllers.
 type reconcilerRun struct {
 	*reconciler
-	client  client.Client // reads from the cache: works without API server
+	client  client.Reader // of the cache: works without API server
+	watches *kubeapi.Watches
+	synced  *atomic.Bool // the KubeLinks are known
 	secrets *apizone.Secrets
 	writer  *writeback.Writer
 	watch   *globalnames.Watch
@@ -81,22 +86,23 @@ type reconcilerRun struct {
 }
 
 func newReconcilerRun(
-	r *reconciler, cfg *Config, mgr ctrl.Manager, watch *globalnames.Watch, allSecrets bool,
+	r *reconciler, cfg *Config, mgr ctrl.Manager, watch *globalnames.Watch, watches *kubeapi.Watches, allSecrets bool,
 ) *reconcilerRun {
+	reader, direct := watches.Reader(mgr.GetClient()), kubeapi.Reader{Reader: mgr.GetAPIReader()}
 	var cached client.Reader
 	if allSecrets {
-		cached = mgr.GetClient()
+		cached = reader
 	}
 	return &reconcilerRun{
-		reconciler: r, client: mgr.GetClient(), watch: watch,
-		secrets: apizone.NewSecrets(cfg.accessConfig(), cached, mgr.GetAPIReader(), r.waker.wake),
+		reconciler: r, client: reader, watch: watch, watches: watches,
+		secrets: apizone.NewSecrets(cfg.accessConfig(), cached, direct, r.waker.wake),
 		writer: writeback.NewWriter(writeback.Config{
 			Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("kubelink"), Log: r.log,
 			NodeIP: cfg.NodeIP, Wake: r.waker.wake, MaxCreate: announce.MaxUnknown,
 		}),
 		keeper: &announce.Keeper{Client: mgr.GetClient(), Namespace: cfg.Namespace, Log: r.log},
 		dns: &stubdomain.Configurer{
-			Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Informers: mgr.GetCache(),
+			Client: mgr.GetClient(), Reader: direct, Informers: mgr.GetCache(),
 			Restart: &r.dnsRestart, Interval: resync, Wake: r.waker.wake, Log: r.log,
 		},
 	}
@@ -113,6 +119,12 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	var list v1alpha1.KubeLinkList
 	if err := r.client.List(ctx, &list); err != nil {
 		return reconcile.Result{}, err
+	}
+	if r.synced != nil {
+		r.synced.Store(true)
+	}
+	if !r.watches.Ready() { // it wakes the reconciler
+		return reconcile.Result{}, nil
 	}
 	// The cache has no order.
 	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) })
@@ -299,23 +311,37 @@ func (r *reconcilerRun) listenPort(ctx context.Context) (uint16, error) {
 			append(append([]any{cfg.Service}, args...), cfg.BrokerPort)...)
 	}
 	var svc corev1.Service
-	if err := r.client.Get(ctx, types.NamespacedName{Namespace: cfg.Namespace, Name: cfg.Service}, &svc); err != nil {
+	err := r.client.Get(ctx, types.NamespacedName{Namespace: cfg.Namespace, Name: cfg.Service}, &svc)
+	switch {
+	case err != nil && !apierrors.IsNotFound(err) && r.port != 0:
+		return r.port, fmt.Errorf("service %s: %w; listening on port %d as before", cfg.Service, err, r.port)
+	case err != nil:
 		return refuse(": %w", err)
 	}
+	port, problem := targetPort(&svc)
+	if problem != "" {
+		return refuse("%s", problem)
+	}
+	r.port = port
+	return port, nil
+}
+
+// targetPort is the target port of the port of a service that is named after the mode. problem is why there is none.
+func targetPort(svc *corev1.Service) (port uint16, problem string) {
 	for _, p := range svc.Spec.Ports {
 		switch {
 		case p.Name != string(mesh.Bridge):
 		case p.Protocol != corev1.ProtocolTCP && p.Protocol != "":
-			return refuse(": port bridge is %s, but mode bridge uses TCP", p.Protocol)
+			return 0, fmt.Sprintf(": port bridge is %s, but mode bridge uses TCP", p.Protocol)
 		case p.TargetPort.IntValue() > 0:
-			return uint16(p.TargetPort.IntValue()), nil
+			return uint16(p.TargetPort.IntValue()), ""
 		case p.TargetPort.StrVal != "":
-			return refuse(": target port %q of port bridge is a name; use a number", p.TargetPort.StrVal)
+			return 0, fmt.Sprintf(": target port %q of port bridge is a name; use a number", p.TargetPort.StrVal)
 		default:
-			return uint16(p.Port), nil
+			return uint16(p.Port), ""
 		}
 	}
-	return refuse(" has no port named bridge: add it")
+	return 0, " has no port named bridge: add it"
 }
 
 // newAnnouncement is what this cluster announces, and why a part of it is missing.

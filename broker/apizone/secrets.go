@@ -15,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -27,6 +26,8 @@ const (
 	readInterval = 30 * time.Second
 	// readTimeout bounds the reading of one secret.
 	readTimeout = 5 * time.Second
+	// listTimeout bounds the question whether secrets may be listed.
+	listTimeout = 20 * time.Second
 )
 
 // Config is what the broker's configuration says of secrets.
@@ -37,30 +38,23 @@ type Config struct {
 }
 
 // CachedSecrets is what the cache of a manager is to hold of secrets: with dns-propagation kubernetes, all of the
-// broker's namespace. It is not ok with another dns-propagation, or when the broker is not allowed to list them.
-func CachedSecrets(ctx context.Context, api *rest.Config, cfg Config, log *slog.Logger) (
-	by cache.ByObject, ok bool, err error,
-) {
+// broker's namespace. It is not ok with another dns-propagation, or when the broker cannot list them.
+func CachedSecrets(ctx context.Context, api client.Reader, cfg Config, log *slog.Logger) (by cache.ByObject, ok bool) {
 	if cfg.Propagation != mesh.PropagateKubernetes {
-		return by, false, nil
+		return by, false
 	}
-	c, err := client.New(api, client.Options{})
-	if err != nil {
-		return by, false, err
-	}
-	if err := c.List(ctx, &corev1.SecretList{}, client.InNamespace(cfg.Namespace), client.Limit(1)); err != nil {
-		if !apierrors.IsForbidden(err) {
-			return by, false, err
-		}
-		// Links, and names of other sources, shall not suffer.
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	if err := api.List(ctx, &corev1.SecretList{}, client.InNamespace(cfg.Namespace), client.Limit(1)); err != nil {
+		// Links, and names of other sources, shall not suffer, whatever the reason is.
 		log.Warn("secrets for API access are read one by one: the overlay kubernetes-dns allows to watch them",
 			"error", err)
-		return by, false, nil
+		return by, false
 	}
 	return cache.ByObject{
 		Namespaces: map[string]cache.Config{cfg.Namespace: {}},
 		Transform:  cfg.stripSecret,
-	}, true, nil
+	}, true
 }
 
 // stripSecret keeps of secrets what the broker needs: secrets can be large, and have credentials for other programs.

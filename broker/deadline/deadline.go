@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// First is the limit for a server of which nothing is known.
+	// First is the usual limit for a server of which nothing is known.
 	First = 5 * time.Second
 	// longest is the limit for the slowest server.
 	longest = 80 * time.Second
@@ -19,10 +19,10 @@ const (
 )
 
 // Limit is the limit of the next request. It has one user at a time.
-type Limit struct{ now time.Duration }
+type Limit struct{ first, now time.Duration }
 
-// New returns a limit that begins with First.
-func New() Limit { return Limit{First} }
+// New returns a limit that begins with first, which is First for most requests.
+func New(first time.Duration) Limit { return Limit{first, first} }
 
 // Do makes a request within the limit.
 func (l *Limit) Do(ctx context.Context, request func(context.Context) error) error {
@@ -34,7 +34,7 @@ func (l *Limit) Do(ctx context.Context, request func(context.Context) error) err
 	case err != nil && limited.Err() != nil && ctx.Err() == nil:
 		l.now = min(2*l.now, longest)
 	case err == nil && ample*took < l.now:
-		l.now = max(l.now/2, First)
+		l.now = max(l.now/2, l.first)
 	}
 	return err
 }

@@ -46,7 +46,7 @@ type APIServer struct {
 
 // NewAPIServer returns an APIServer that knows no address yet.
 func NewAPIServer() *APIServer {
-	s := &APIServer{limit: deadline.New(), connected: map[netip.Addr]time.Time{}}
+	s := &APIServer{limit: deadline.New(deadline.First), connected: map[netip.Addr]time.Time{}}
 	s.service, _ = netip.ParseAddr(os.Getenv("KUBERNETES_SERVICE_HOST"))
 	return s
 }

@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/deadline"
 )
 
 var (
@@ -278,15 +279,16 @@ type countingReport struct {
 func (r *countingReport) Object() client.Object                      { return &r.object }
 func (r *countingReport) Write(context.Context, client.Client) error { r.written++; return nil }
 
-// Each request has a time limit of its own, and one link that cannot be written does not keep others from being so.
+// Each request has a time limit of its own, which grows while requests run into it, and one link that cannot be written does not keep others from being so.
 func TestRequestsAreIndependent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &batch{}
-		for range 3 {
+		limit := deadline.New(deadline.First)
+		b := &batch{limit: &limit}
+		for _, want := range []time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Second} {
 			b.run(t.Context(), "wait", func(ctx context.Context) error {
 				began := time.Now()
 				<-ctx.Done()
-				if took := time.Since(began); took != apiTimeout {
+				if took := time.Since(began); took != want {
 					t.Errorf("ended after %v", took)
 				}
 				return errors.New("ended") // no error of the network

@@ -24,10 +24,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/deadline"
 )
-
-// apiTimeout bounds one request to the API server.
-const apiTimeout = 5 * time.Second
 
 // Outcome is all that one reconciliation wants to have written.
 type Outcome struct {
@@ -81,6 +79,7 @@ type Writer struct {
 	reports []Report // written after pending
 
 	// The fields below belong to the goroutine of Start.
+	limit      deadline.Limit              // of requests; each grows with an API server that is slow
 	written    *Outcome                    // the latest one; nil: none
 	requested  bool                        // this writer has applied the Certificate
 	dnsNote    string                      // latest note of ClusterDNS
@@ -90,7 +89,10 @@ type Writer struct {
 
 // NewWriter returns a writer that starts with Start.
 func NewWriter(c Config) *Writer {
-	return &Writer{Config: c, signal: make(chan struct{}, 1), limits: map[types.UID]*statusBudget{}}
+	return &Writer{
+		Config: c, signal: make(chan struct{}, 1),
+		limit: deadline.New(deadline.First), limits: map[types.UID]*statusBudget{},
+	}
 }
 
 // SetOutcome replaces the outcome to be written. It never blocks.
@@ -204,9 +206,7 @@ func (w *Writer) writeReports(ctx context.Context) error {
 			return nil
 		}
 		object := reports[0].Object()
-		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-		err := reports[0].Write(ctx, w.Client)
-		cancel()
+		err := w.limit.Do(ctx, func(ctx context.Context) error { return reports[0].Write(ctx, w.Client) })
 		done := 1
 		switch {
 		case err == nil, isOutdated(err):
@@ -232,17 +232,16 @@ func isOutdated(err error) bool { return apierrors.IsNotFound(err) || apierrors.
 
 // batch runs the requests of one outcome one after the other and collects their errors.
 type batch struct {
-	errs []error
-	dead bool // the API server does not answer: each further request would fail the same way, only later
+	limit *deadline.Limit
+	errs  []error
+	dead  bool // the API server does not answer: each further request would fail the same way, only later
 }
 
 func (b *batch) run(ctx context.Context, what string, request func(context.Context) error) {
 	if b.dead {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	err := request(ctx)
+	err := b.limit.Do(ctx, request)
 	if err != nil && !isOutdated(err) {
 		b.errs = append(b.errs, fmt.Errorf("%s: %w", what, err))
 	}
@@ -252,7 +251,7 @@ func (b *batch) run(ctx context.Context, what string, request func(context.Conte
 }
 
 func (w *Writer) writeOutcome(ctx context.Context, o *Outcome) error {
-	b := &batch{}
+	b := &batch{limit: &w.limit}
 	if s := o.Secret; s != nil {
 		b.run(ctx, "secret "+s.Name, func(ctx context.Context) error {
 			if s.ResourceVersion == "" {

@@ -142,6 +142,7 @@ func TestProperties(t *testing.T) {
 			c.Mode, c.ConfigureDNS, c.Propagation, c.OwnDNS = mesh.None, true, mesh.PropagateDNS, addr("100.64.0.12")
 		}},
 		{"coredns-deployment kubelink-coredns\ncoredns-secret dns", func(*broker.Config) {}},
+		{"force-crd-update", func(c *broker.Config) { c.ForceCRDs = true }},
 		{"disable-deploy-crds\nkeep-network", func(c *broker.Config) { c.DeployCRDs, c.KeepNetwork = false, true }},
 	} {
 		want := defaultConfig()

@@ -158,6 +158,7 @@ var properties = map[string]property{
 		return nil // the broker makes a missing folder
 	}),
 
+	"force-crd-update":    noValue(func(cfg *broker.Config) { cfg.ForceCRDs = true }),
 	"disable-deploy-crds": noValue(func(cfg *broker.Config) { cfg.DeployCRDs = false }),
 	"keep-network":        noValue(func(cfg *broker.Config) { cfg.KeepNetwork = true }),
 }

@@ -25,6 +25,10 @@ const Finalizer = "kubelink.mandelsoft.org/mesh"
 // as younger than links without the annotation: it takes nothing from them, whenever they come.
 const AnnotationAutoConnect = "kubelink.mandelsoft.org/auto-connect"
 
+// CRDVersion is the annotation of the CRDs with their version, a number. Each change of a kind raises it, in the markers
+// of all kinds: a broker never replaces CRDs of a newer one.
+const CRDVersion = "kubelink.mandelsoft.org/crd-version"
+
 // State is the one-word summary of an object.
 type State string
 
@@ -60,6 +64,7 @@ const (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
+// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=1"
 // +kubebuilder:resource:scope=Cluster,path=kubelinks,singular=kubelink,shortName=klink
 // +kubebuilder:printcolumn:name="CIDR",type=string,JSONPath=`.spec.cidr`
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.clusterAddress`

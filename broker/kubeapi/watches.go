@@ -1,0 +1,156 @@
+package kubeapi
+
+// Watches of kinds that help: what they say changes how links work, but links come up without them.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+const (
+	// patience is how long the reconciler waits for kinds that help.
+	patience = 20 * time.Second
+	// retryInterval is the pause between two tries to watch a kind.
+	retryInterval = 5 * time.Second
+)
+
+// Watches watches kinds that help. It implements manager.Runnable. A nil Watches watches none.
+type Watches struct {
+	wake  func()
+	kinds []client.Object
+	cache cache.Cache
+
+	mu      sync.Mutex       // guards the fields below
+	ready   bool             // all kinds are known, or patience is over
+	synced  map[string]bool  // by type
+	failure map[string]error // why a kind is not known, by type
+}
+
+// NewWatches returns watches of kinds that call wake after changes.
+func NewWatches(wake func(), kinds []client.Object) *Watches {
+	w := &Watches{wake: wake, kinds: kinds, synced: map[string]bool{}, failure: map[string]error{}}
+	for _, k := range kinds {
+		w.synced[typeName(k)] = false
+	}
+	return w
+}
+
+// SetCache sets the cache that has the kinds. It comes before Start.
+func (w *Watches) SetCache(c cache.Cache) { w.cache = c }
+
+func typeName(o any) string { return fmt.Sprintf("%T", o) }
+
+// Start watches until ctx ends.
+func (w *Watches) Start(ctx context.Context) error {
+	timer := time.AfterFunc(patience, w.endPatience)
+	defer timer.Stop()
+	var wg sync.WaitGroup
+	for _, k := range w.kinds {
+		wg.Go(func() { w.watchKind(ctx, k) })
+	}
+	wg.Wait()
+	w.endPatience()
+	<-ctx.Done()
+	return nil
+}
+
+// endPatience lets the reconciler go on.
+func (w *Watches) endPatience() {
+	w.mu.Lock()
+	was := w.ready
+	w.ready = true
+	w.mu.Unlock()
+	if !was {
+		w.wake()
+	}
+}
+
+// watchKind returns when the objects of a kind are known, or ctx ends; the informer lives on with the cache.
+func (w *Watches) watchKind(ctx context.Context, kind client.Object) {
+	for ctx.Err() == nil {
+		informer, err := w.cache.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
+		if err == nil {
+			var handler toolscache.ResourceEventHandlerRegistration
+			handler, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+				AddFunc: func(any) { w.wake() }, UpdateFunc: func(_, _ any) { w.wake() }, DeleteFunc: func(any) { w.wake() },
+			})
+			if err == nil {
+				if toolscache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
+					w.noteSynced(typeName(kind))
+				}
+				return
+			}
+		}
+		w.noteFailure(typeName(kind), err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryInterval):
+		}
+	}
+}
+
+func (w *Watches) noteSynced(kind string) {
+	w.mu.Lock()
+	w.synced[kind] = true
+	w.mu.Unlock()
+	w.wake()
+}
+
+func (w *Watches) noteFailure(kind string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failure[kind] = err
+}
+
+// NoteWatchError notes failures of all watches of the cache.
+func (w *Watches) NoteWatchError(r *toolscache.Reflector, err error) {
+	w.noteFailure(r.TypeDescription(), err)
+}
+
+// Ready tells whether the reconciler may go on. wake is called when it may.
+func (w *Watches) Ready() bool {
+	if w == nil {
+		return true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ready
+}
+
+// check returns why objects of a kind cannot be read yet.
+func (w *Watches) check(o runtime.Object) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	kind := typeName(o)
+	synced, watched := w.synced[kind]
+	switch {
+	case !watched || synced:
+		return nil
+	case w.failure[kind] != nil:
+		return fmt.Errorf("it cannot be read: %w", w.failure[kind])
+	}
+	return errors.New("the API server has not told it yet")
+}
+
+// Reader reads the cache and waits for nothing: a kind that is not known yet cannot be read.
+func (w *Watches) Reader(cached client.Reader) client.Reader { return watchedReader{cached, w} }
+
+type watchedReader struct {
+	client.Reader
+	watches *Watches
+}
+
+func (r watchedReader) Get(ctx context.Context, key client.ObjectKey, o client.Object, options ...client.GetOption) error {
+	if err := r.watches.check(o); err != nil {
+		return err
+	}
+	return r.Reader.Get(ctx, key, o, options...)
+}
