@@ -136,7 +136,15 @@ func arrivals(t *testing.T, device *os.File, packets []packet, open netip.AddrPo
 // A linked cluster reaches no port of the gateway node but LocalPorts: not with the address of the cluster, not
 // with another one of the node, not by a node port, and no tunnel of the pod network. Ping and replies arrive.
 func TestGuard(t *testing.T) {
-	enter(t)
+	for backend, prepare := range map[string]func(*testing.T){"nft": func(*testing.T) {}, "legacy": useLegacy} {
+		inNamespace(t, backend, func(t *testing.T) {
+			prepare(t)
+			testGuard(t)
+		})
+	}
+}
+
+func testGuard(t *testing.T) {
 	device := tun(t, "kubelink")
 	tun(t, "cali0")
 	tun(t, "eth0")
@@ -152,7 +160,10 @@ func TestGuard(t *testing.T) {
 		ip addr add fd00:250::5/64 dev eth0 nodad
 		ip addr add 10.96.0.10/32 dev lo
 		iptables -t nat -A PREROUTING -m addrtype --dst-type LOCAL -p udp --dport 30080 -j DNAT --to 100.96.0.5:80
-		iptables -t nat -A PREROUTING -d 10.96.0.80 -p tcp --dport 80 -j DNAT --to 100.96.0.5:80`)
+		iptables -t nat -A PREROUTING -d 10.96.0.80 -p tcp --dport 80 -j DNAT --to 100.96.0.5:80
+		nft add table ip kube-proxy
+		nft add chain ip kube-proxy nat { type nat hook prerouting priority dstnat ; }
+		nft add rule ip kube-proxy nat fib daddr type local udp dport 30081 dnat to 100.96.0.5:80`)
 	s := twoMeshes
 	s.LocalPorts = []mesh.LocalPort{{Protocol: "tcp", Port: 9153}, {Protocol: "udp", Port: 9}}
 	s.Services = addresses("10.96.0.0/16")
@@ -171,6 +182,7 @@ func TestGuard(t *testing.T) {
 		{"a tunnel of IPIP", "192.168.0.11", unix.IPPROTO_IPIP, 0, 0, false},
 		{"a node port", "192.168.0.11", udp, 4000, 30080, false},
 		{"a node port at the node's address", "10.250.0.5", udp, 4000, 30080, false},
+		{"a node port of kube-proxy in nftables mode", "192.168.0.11", udp, 4000, 30081, false},
 		{"kubelet at the node's address", "10.250.0.5", tcp, 4000, 10250, false},
 		{"kubelet at the loopback address", "127.0.0.1", tcp, 4000, 10250, false},
 		{"broadcast in the node's network", "10.250.0.255", udp, 4000, 9, false},
