@@ -68,7 +68,7 @@ func FuzzAPICredentials(f *testing.F) {
 			t.Error("an empty token")
 		}
 		// What is accepted can be used.
-		tr := newTransport(apiSource{server: "https://100.64.16.1", token: got, ca: pem}, func() {})
+		tr := newTransport(apiSource{server: "https://100.64.16.1", token: got, ca: pem}, nil, func() {})
 		if _, err := tr.newConfig(t.Context()); err != nil {
 			t.Error(err)
 		}

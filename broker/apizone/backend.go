@@ -67,7 +67,7 @@ func (b *backend) setAccess(a Access, usable bool) {
 			b.next = nil
 		}
 		if b.next == nil && !inUse && usable {
-			b.next = startInstance(a.apiSource, b.zones.replies, &b.zones.running, b.takeOver, b.errorChanged)
+			b.next = startInstance(a.apiSource, b.zones, b.takeOver, b.errorChanged)
 		}
 	}
 	for _, i := range []*instance{current, b.next} {

@@ -41,17 +41,15 @@ type instance struct {
 // lastNumber is the number of the instance that was started last.
 var lastNumber atomic.Uint64
 
-// startInstance starts to load the names in a goroutine of running, which ends after stop. The instance calls synced
+// startInstance starts to load the names in a goroutine of the zones, which ends after stop. The instance calls synced
 // when all names are there, and errorChanged at each change of transport.currentError; both from its goroutines.
-func startInstance(
-	source apiSource, replies *replyCache, running *sync.WaitGroup, synced func(*instance), errorChanged func(),
-) *instance {
+func startInstance(source apiSource, of *Zones, synced func(*instance), errorChanged func()) *instance {
 	ctx, end := context.WithCancel(context.Background())
 	i := &instance{
 		apiSource: source, number: lastNumber.Add(1), end: end,
-		transport: newTransport(source, errorChanged), replies: replies,
+		transport: newTransport(source, &of.budget, errorChanged), replies: of.replies,
 	}
-	running.Go(func() { i.run(ctx, synced) })
+	of.running.Go(func() { i.run(ctx, synced) })
 	return i
 }
 
@@ -120,6 +118,7 @@ func (i *instance) awaitNames(ctx context.Context) error {
 func (i *instance) stop() {
 	i.end()
 	i.transport.conns.CloseAll()
+	i.transport.limit.release()
 }
 
 // clientConfig gives the plugin a configuration that is not in a file. The plugin calls no other method.

@@ -20,7 +20,7 @@ const maxTTL = 5
 // queries.
 func (i *instance) resolveQuery(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	if e := i.replies.findEntry(i.number, i.index, state); e != nil {
-		return e.newReply(i.index, state.Req), nil
+		return e.newReply(state.Req), nil
 	}
 	return i.resolveUncached(ctx, state)
 }

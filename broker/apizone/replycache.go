@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/coredns/coredns/plugin/kubernetes"
 	"github.com/coredns/coredns/plugin/kubernetes/object"
 	"github.com/coredns/coredns/plugin/pkg/cache"
 	"github.com/coredns/coredns/request"
@@ -26,7 +25,6 @@ type objectIndex interface {
 	SvcIndexReverse(address string) []*object.Service
 	EpIndex(key string) []*object.Endpoints
 	GetNamespaceByName(name string) (*object.Namespace, error)
-	Modified(kubernetes.ModifiedMode) int64
 }
 
 // replyCache is shared by all instances.
@@ -71,27 +69,11 @@ func (c *replyCache) findEntry(instance uint64, index objectIndex, state *reques
 
 // newReply makes a reply to the query. It is not part of findEntry, as the reply would be on the stack there: see
 // zone.Match.Answer.
-func (e *entry) newReply(index objectIndex, req *dns.Msg) *dns.Msg {
+func (e *entry) newReply(req *dns.Msg) *dns.Msg {
 	m := new(dns.Msg).SetReply(req)
 	m.Rcode, m.Authoritative = e.reply.Rcode, true
 	m.Answer, m.Ns, m.Extra = e.reply.Answer, e.reply.Ns, e.reply.Extra
-	if len(m.Ns) > 0 {
-		m.Ns = withSerial(m.Ns, uint32(index.Modified(kubernetes.ModifiedInternal)))
-	}
 	return m
-}
-
-// withSerial is the section with that serial in its SOA record.
-func withSerial(rrs []dns.RR, serial uint32) []dns.RR {
-	for n, rr := range rrs {
-		if soa, ok := rr.(*dns.SOA); ok && soa.Serial != serial {
-			rrs = slices.Clone(rrs)
-			latest := *soa
-			latest.Serial = serial
-			rrs[n] = &latest
-		}
-	}
-	return rrs
 }
 
 // addReply caches a reply. The caller looked up the objects before it made the reply: findEntry sees what has changed

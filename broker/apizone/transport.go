@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,10 +54,13 @@ type transport struct {
 	resumed chan struct{} // not nil while the transport is suspended: closed at the end of that
 }
 
-func newTransport(source apiSource, errorChanged func()) *transport {
+func newTransport(source apiSource, budget *loadBudget, errorChanged func()) *transport {
+	if source.own != nil {
+		budget = nil // the own cluster's names are the first that matter here
+	}
 	return &transport{
 		apiSource: source, errorChanged: errorChanged,
-		conns: connrotation.NewConnectionTracker(), limit: newLoadLimit(), failures: newFailures(),
+		conns: connrotation.NewConnectionTracker(), limit: newLoadLimit(budget), failures: newFailures(),
 	}
 }
 
@@ -155,12 +159,12 @@ type apiRequest struct {
 	nextPage bool
 }
 
-func (t *transport) parseRequest(req *http.Request) apiRequest {
+func parseRequest(req *http.Request) apiRequest {
 	query := req.URL.Query()
 	r := apiRequest{resource: path.Base(req.URL.Path), nextPage: query.Get("continue") != ""}
 	r.watch = query.Get("watch") != ""
 	// Where there were too many objects by list, there are as many by watch.
-	r.list = !r.watch || query.Get("sendInitialEvents") != "" && !t.loaded.Load()
+	r.list = !r.watch || query.Get("sendInitialEvents") != ""
 	return r
 }
 
@@ -175,11 +179,13 @@ func (r apiRequest) failureKind() string {
 // RoundTrip implements http.RoundTripper. All requests are lists and watches: they have no body and can be repeated.
 // It tries again until there is a response that client-go can use, or the request's context ends.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx, r, backoff := req.Context(), t.parseRequest(req), retryBackoff
+	ctx, r, backoff := req.Context(), parseRequest(req), retryBackoff
 	if r.list {
 		if err := t.limit.awaitPause(ctx, r.resource); err != nil {
 			return nil, err
 		}
+	} else if t.limit.isOutdated(r.resource) {
+		return expiredResponse(req), nil
 	}
 	for {
 		if resumed := t.suspension(); resumed != nil {
@@ -211,20 +217,31 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// boundResponse counts the bytes of a list as they are read. A watch without objects means that a list was complete.
-func (t *transport) boundResponse(r apiRequest, resp *http.Response) {
-	switch {
-	case r.list:
-		if !r.nextPage {
-			t.limit.beginList(r.resource)
-		}
-		resp.Body = &boundedBody{ReadCloser: resp.Body, transport: t, resource: r.resource, watch: r.watch}
-	case resp.StatusCode < 300:
-		t.reportFailure(overloadKind+r.resource, "")
+// expiredResponse makes client-go list the objects anew: a watch cannot go on.
+func expiredResponse(req *http.Request) *http.Response {
+	const status = `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Expired","code":410,` +
+		`"message":"so much has changed that the objects are to be listed anew"}`
+	return &http.Response{
+		Status: "410 Gone", StatusCode: http.StatusGone, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: req,
+		Header: http.Header{"Content-Type": {runtime.ContentTypeJSON}}, Body: io.NopCloser(strings.NewReader(status)),
+		ContentLength: int64(len(status)),
 	}
 }
 
-// boundedBody is the body of a response with objects. It ends with an error when there is more to load than maxLoad.
+// boundResponse counts the bytes of a response as they are read. A watch without objects means that a list was
+// complete.
+func (t *transport) boundResponse(r apiRequest, resp *http.Response) {
+	switch {
+	case r.list && !r.nextPage:
+		t.limit.beginList(r.resource)
+	case !r.list && resp.StatusCode < 300:
+		t.reportFailure(overloadKind+r.resource, "")
+	}
+	resp.Body = &boundedBody{ReadCloser: resp.Body, transport: t, resource: r.resource, watch: r.watch}
+}
+
+// boundedBody is the body of a response with objects. It ends with an error when there is more to load than the bounds
+// allow, or when so much has changed that the objects have to be listed anew.
 type boundedBody struct {
 	io.ReadCloser
 	transport *transport
@@ -236,12 +253,15 @@ type boundedBody struct {
 func (b *boundedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if b.watch && b.transport.loaded.Load() { // a watch goes on with what changes
+		if !b.transport.limit.addChanges(b.resource, n) {
+			return 0, errors.New("so much has changed that the objects are to be listed anew")
+		}
 		return n, err
 	}
-	if b.transport.limit.addBytes(b.resource, n) {
+	reason := b.transport.limit.addBytes(b.resource, n)
+	if reason == "" {
 		return n, err
 	}
-	reason := fmt.Sprintf("it has more than %d MiB of %s: this is too much to load", maxLoad>>20, b.resource)
 	b.transport.reportFailure(overloadKind+b.resource, reason)
 	return 0, errors.New(reason)
 }

@@ -16,31 +16,23 @@ import (
 // Which requests bring all objects, and which failures replace each other.
 func TestParseRequest(t *testing.T) {
 	for _, c := range []struct {
-		url    string
-		loaded bool
-		want   apiRequest
-		kind   string
+		url  string
+		want apiRequest
+		kind string
 	}{
-		{"/api/v1/services?limit=500", false, apiRequest{resource: "services", list: true}, "services"},
-		{"/api/v1/services?limit=500", true, apiRequest{resource: "services", list: true}, "services"},
-		{"/api/v1/services?limit=500&continue=x", false,
-			apiRequest{resource: "services", list: true, nextPage: true}, "services"},
-		{"/api/v1/namespaces?watch=true&resourceVersion=7", false,
-			apiRequest{resource: "namespaces", watch: true}, "namespaces watch"},
-		{"/api/v1/services?watch=true&sendInitialEvents=true", false,
-			apiRequest{resource: "services", watch: true, list: true}, "services watch"},
-		{"/api/v1/services?watch=true&sendInitialEvents=true", true,
-			apiRequest{resource: "services", watch: true}, "services watch"},
+		{"/api/v1/services?limit=500", apiRequest{resource: "services", list: true}, "services"},
+		{"/api/v1/services?limit=500&continue=x", apiRequest{resource: "services", list: true, nextPage: true}, "services"},
+		{"/api/v1/namespaces?watch=true&resourceVersion=7", apiRequest{resource: "namespaces", watch: true},
+			"namespaces watch"},
+		{"/api/v1/services?watch=true&sendInitialEvents=true", apiRequest{resource: "services", watch: true, list: true},
+			"services watch"},
 	} {
-		tr := newTransport(apiSource{}, func() {})
-		tr.loaded.Store(c.loaded)
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://127.0.0.1"+c.url, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := tr.parseRequest(req)
-		if got != c.want || got.failureKind() != c.kind {
-			t.Errorf("%s, loaded %v: %+v %s", c.url, c.loaded, got, got.failureKind())
+		if got := parseRequest(req); got != c.want || got.failureKind() != c.kind {
+			t.Errorf("%s: %+v %s", c.url, got, got.failureKind())
 		}
 	}
 }
@@ -96,7 +88,7 @@ func TestJudgeResponse(t *testing.T) {
 // Each change of a failure is told once, and what users see is one line of bounded length.
 func TestReportFailure(t *testing.T) {
 	changes := 0
-	tr := newTransport(apiSource{server: "https://100.64.16.1"}, func() { changes++ })
+	tr := newTransport(apiSource{server: "https://100.64.16.1"}, nil, func() { changes++ })
 	for _, step := range []struct {
 		kind, reason string
 		changes      int
@@ -128,7 +120,7 @@ func TestReportFailure(t *testing.T) {
 // A transport that is suspended sends nothing until it is resumed.
 func TestSuspend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tr, sent := newTransport(apiSource{}, func() {}), 0
+		tr, sent := newTransport(apiSource{}, nil, func() {}), 0
 		tr.base = roundTripFunc(func(*http.Request) (*http.Response, error) {
 			sent++
 			return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil

@@ -17,6 +17,7 @@ type Zones struct {
 	log     *slog.Logger
 	changed func()
 	replies *replyCache
+	budget  loadBudget
 
 	running sync.WaitGroup // the goroutines of all instances
 
