@@ -42,8 +42,8 @@ type ownership struct {
 	stranger *types.NamespacedName // the oldest one of another namespace
 }
 
-// claimAll finds the owner of each name. It also finds the names of the HostedZones: zone names count from when the zone
-// and the zones above it are there, and names in them, too.
+// claimAll finds the owner of each name. It also finds the names of the HostedZones: zone names count from when the
+// zone and the zones above it are there, and names in them, too.
 func (t *nameTree) claimAll(zones *zoneSet, entries []*recordEntry) {
 	type claimant struct {
 		since, own *metav1.ObjectMeta

@@ -25,6 +25,8 @@ func TestOwnership(t *testing.T) {
 		served = "svc.global.kubelink"
 		top    = " is for namespace kubelink: use a name below svc.global.kubelink, or add namespace evil to " +
 			"global-namespaces of kubelink's stanza"
+		forbidden = ": namespace evil may have no global names: add it to global-namespaces of kubelink's stanza, " +
+			"or use another namespace"
 	)
 	entry := func(namespace, names string) string {
 		return namespace + "/x: {dnsNames: [" + names + "], A: [6.6.6.6]}"
@@ -68,7 +70,8 @@ func TestOwnership(t *testing.T) {
 
 		// Wildcards.
 		{"a wildcard", db + entry("evil", `"*.x.`+served+`"`), "", ""},
-		{"the same wildcard", wild + entry("evil", `"*.apps.`+served+`"`), "", "*.apps." + served + fmt.Sprintf(first, "wild")},
+		{"the same wildcard", wild + entry("evil", `"*.apps.`+served+`"`), "",
+			"*.apps." + served + fmt.Sprintf(first, "wild")},
 		{"a name of a wildcard", wild + entry("evil", "x.apps."+served), "", "x.apps." + served + fmt.Sprintf(first, "wild")},
 		{"the name above a wildcard", wild + entry("evil", "apps."+served), "", ""},
 		{"a wildcard in a wildcard", wild + entry("evil", `"*.x.apps.`+served+`"`), "",
@@ -95,10 +98,8 @@ func TestOwnership(t *testing.T) {
 			zone("evil", served), "evil,prod", served + fmt.Sprintf(first, "wild")},
 
 		// Who may have names at all.
-		{"not allowed", db + entry("evil", "x."+served), "prod", "x." + served + ": namespace evil may have no global names: " +
-			"add it to global-namespaces of kubelink's stanza, or use another namespace"},
-		{"a zone, not allowed", db + zone("evil", "x."+served), "prod", "x." + served + ": namespace evil may have no global " +
-			"names: add it to global-namespaces of kubelink's stanza, or use another namespace"},
+		{"not allowed", db + entry("evil", "x."+served), "prod", "x." + served + forbidden},
+		{"a zone, not allowed", db + zone("evil", "x."+served), "prod", "x." + served + forbidden},
 		{"allowed", db + entry("evil", "x."+served), "evil,prod", ""},
 		{"kubelink", db + entry("kubelink", "x."+served), "prod", ""},
 
@@ -118,7 +119,8 @@ func TestOwnership(t *testing.T) {
 			entries, zones := globalObjects(t, c.objects)
 			r := Build(entries, zones, []string{served + "."}, tenancy)
 			last := c.objects[strings.LastIndex(c.objects, "\n")+1:]
-			key, isZone := strings.CutPrefix(last[:strings.Index(last, ":")], "zone ")
+			key, _, _ := strings.Cut(last, ":")
+			key, isZone := strings.CutPrefix(key, "zone ")
 			namespace, name, _ := strings.Cut(key, "/")
 			reports := r.Entries
 			if isZone {
@@ -180,7 +182,8 @@ func TestNamesOfANamespace(t *testing.T) {
 			Namespace: namespace, Name: fmt.Sprint("e", len(entries)), CreationTimestamp: metav1.Unix(int64(len(entries)), 0),
 		}}
 		for i := range n {
-			e.Spec.DNSNames = append(e.Spec.DNSNames, coredns.DNSName(fmt.Sprintf("n%d-%d.svc.global.kubelink", len(entries), i)))
+			name := fmt.Sprintf("n%d-%d.svc.global.kubelink", len(entries), i)
+			e.Spec.DNSNames = append(e.Spec.DNSNames, coredns.DNSName(name))
 		}
 		e.Spec.A = []coredns.IPv4Address{"10.0.0.1"}
 		entries = append(entries, e)

@@ -353,8 +353,8 @@ func (c *cluster) rewriteAnswer(m *Match, q question, query, reply *dns.Msg) err
 func (m *Match) isZoneOf(c *cluster) bool { return m.exact && m.cluster == c && !c.isGlobal }
 
 // undenyName takes back the denial of a name that exists, if only because there are names below it: a resolver that
-// believes the denial believes that there are none (RFC 8020). The kubernetes plugin of CoreDNS denies its own domain for
-// types that it has nothing of, and the names between a service and its ports (_tcp.web.default.svc).
+// believes the denial believes that there are none (RFC 8020). The kubernetes plugin of CoreDNS denies its own domain
+// for types that it has nothing of, and the names between a service and its ports (_tcp.web.default.svc).
 func (m *Match) undenyName(ctx context.Context, state *request.Request, reply *dns.Msg) {
 	if reply.Rcode == dns.RcodeNameError && len(reply.Answer) == 0 && m.cluster != nil && !m.cluster.isGlobal &&
 		(m.exact || m.hasNamesBelow(ctx, state)) {

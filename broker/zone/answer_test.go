@@ -206,7 +206,8 @@ func TestEDNSOptions(t *testing.T) {
 		&dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 24, Address: net.IPv4(192, 0, 2, 0)},
 	}
 	m, err := exchangeQuery(t, table, req, false)
-	if want := `/ kubelink2.kubelink. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /`; err != nil || sections(m) != want {
+	const want = `/ kubelink2.kubelink. 5 IN SOA ns.dns.kubelink. hostmaster.kubelink. 7 7200 1800 86400 5 / /`
+	if err != nil || sections(m) != want {
 		t.Errorf("%v: %s, want %s", err, sections(m), want)
 	}
 	if o := m.IsEdns0(); len(o.Option) != 1 || o.Option[0].Option() != dns.EDNS0NSID || !o.Do() {

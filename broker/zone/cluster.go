@@ -150,8 +150,8 @@ func (c *cluster) noServiceReply(req *dns.Msg, cached *entry) *dns.Msg {
 		fmt.Sprintf("the address of the DNS service of %s is not known", c.displayName()))
 }
 
-// zoneReply is the reply to a query for who serves the cluster's zone: kubelink, and not the DNS service of the cluster,
-// which knows no mesh domain.
+// zoneReply is the reply to a query for who serves the cluster's zone: kubelink, and not the DNS service of the
+// cluster, which knows no mesh domain.
 //
 //go:noinline
 func (c *cluster) zoneReply(state *request.Request, d *meshDomain) *dns.Msg {

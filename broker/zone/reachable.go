@@ -1,8 +1,8 @@
 package zone
 
 // An address in an answer is one that this side can reach. What a cluster says of addresses counts only for networks
-// that are routed to its link: pods have the same addresses in many clusters, and a client would end at a pod of its own
-// cluster. Nor may a peer lead clients to 127.0.0.1, to services of other clusters or to ours (DNS rebinding).
+// that are routed to its link: pods have the same addresses in many clusters, and a client would end at a pod of its
+// own cluster. Nor may a peer lead clients to 127.0.0.1, to services of other clusters or to ours (DNS rebinding).
 //
 // All functions here leave records and sections as they are, because other replies may share them.
 
@@ -58,10 +58,10 @@ func (o *omission) describe(c *cluster) string {
 		text, c.displayName())
 }
 
-// leaveOutUnreachable removes addresses that do not lead to the cluster, and says so; empty: there are none. It replaces
-// sections of the reply, and leaves their records as they are. A reply that has no answer left denies the records, but
-// not the name. For a global name, the links to its addresses may be why: that is a failure, as where the zone is
-// served.
+// leaveOutUnreachable removes addresses that do not lead to the cluster, and says so; empty: there are none. It
+// replaces sections of the reply, and leaves their records as they are. A reply that has no answer left denies the
+// records, but not the name. For a global name, the links to its addresses may be why: that is a failure, as where the
+// zone is served.
 func (c *cluster) leaveOutUnreachable(m *dns.Msg) (omitted string) {
 	if c.link == "" && !c.isGlobal {
 		return ""

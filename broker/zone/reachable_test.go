@@ -181,7 +181,7 @@ func TestReachableAddresses(t *testing.T) {
 			m, err := queryTable(t, mode.table, name, dns.StringToType[qtype], true, 1232)
 			code, text := ede(m)
 			if err != nil || m.Rcode != dns.RcodeSuccess || sections(m) != want {
-				t.Errorf("%s: %s: %v %s\n got %s\nwant %s", mode.name, c.question, err, dns.RcodeToString[m.Rcode], sections(m), want)
+				t.Errorf("%s: %s: %v %v\n got %s\nwant %s", mode.name, c.question, err, m.MsgHdr, sections(m), want)
 			}
 			if (c.omitted == "") != (text == "") || !strings.Contains(text, c.omitted) ||
 				text != "" && code != dns.ExtendedErrorCodeNoReachableAuthority {

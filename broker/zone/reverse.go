@@ -3,8 +3,8 @@ package zone
 // Names of addresses: of clusters in the mesh, and of the services of a cluster; and the zones that these names are in.
 //
 // Each name in in-addr.arpa or ip6.arpa, of the networks that are ours, is a zone: 16.64.100.in-addr.arpa of
-// 100.64.16.0/20, for example. The names of addresses right below are in it. A network whose length is no multiple of 8 (or 4) is not a
-// zone: the one that it lies in is ours in part.
+// 100.64.16.0/20, for example. The names of addresses right below are in it. A network whose length is no multiple of 8
+// (or 4) is not a zone: the one that it lies in is ours in part.
 
 import (
 	"net/netip"
@@ -187,7 +187,7 @@ func (t *Table) MatchShared(name string) (*Match, bool) {
 	return nil, false
 }
 
-// reverseZoneReply makes the reply to a query for a reverse zone, or for a name in it that is not the name of an address.
+// reverseZoneReply makes the reply to a query for a reverse zone, or for a name in it that is none of an address.
 func (m *Match) reverseZoneReply(state *request.Request) *dns.Msg {
 	soa := m.domain.subdomainSOA(m.reverseZone)
 	switch qtype := state.QType(); {

@@ -111,8 +111,8 @@ func TestReverseOfBackend(t *testing.T) {
 	}
 }
 
-// Each reverse zone that answers name has a SOA and NS records, and so has the zone above addresses of a network that is
-// no zone itself.
+// Each reverse zone that answers name has a SOA and NS records, and so has the zone above addresses of a network that
+// is no zone itself.
 func TestReverseZones(t *testing.T) {
 	z := clusters(netip.MustParseAddrPort("127.0.0.1:1"))
 	z[0].Networks = append(z[0].Networks, netip.MustParsePrefix("fd00:168::/60"))

@@ -389,8 +389,13 @@ func FuzzSection(f *testing.F) {
 				if section != &m.Answer && rr.Header().Rrtype != dns.TypeOPT && !inDomain(owner, w.to) {
 					t.Fatalf("not of the cluster: %s", rr)
 				}
-				if rr.Header().Rrtype == dns.TypeOPT {
+				switch rr.Header().Rrtype {
+				case dns.TypeOPT:
 					continue
+				case dns.TypeNS, dns.TypeSOA:
+					if inDomain(owner, w.to) {
+						t.Fatalf("the cluster says who serves it: %s", rr)
+					}
 				}
 				eachName(rr, func(s *string) {
 					if _, in := cutSuffix(*s, "cluster.local."); in && *s != "" {

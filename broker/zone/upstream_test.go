@@ -288,7 +288,8 @@ func TestRecordsWithoutData(t *testing.T) {
 	addr := serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
 		m := new(dns.Msg)
 		m.SetReply(r)
-		m.Answer = []dns.RR{&dns.A{Hdr: rrHeader(r.Question[0].Name, dns.TypeA)}, rr(t, r.Question[0].Name+" 5 IN A 100.64.16.20")}
+		m.Answer = []dns.RR{&dns.A{Hdr: rrHeader(r.Question[0].Name, dns.TypeA)},
+			rr(t, r.Question[0].Name+" 5 IN A 100.64.16.20")}
 		if strings.HasPrefix(r.Question[0].Name, "nobody.") {
 			m.Answer, m.Rcode = nil, dns.RcodeNameError
 			m.Ns = []dns.RR{&dns.ANY{Hdr: rrHeader("cluster.local.", dns.TypeSOA)}} // which has no data

@@ -209,7 +209,8 @@ func TestGlobalNamesHaveOwners(t *testing.T) {
 		createForTest(t, ctx, b, e)
 		waitForStatus(t, b, e, "Stale", c.message)
 	}
-	evil := newZone("evil", coredns.HostedZoneSpec{DomainNames: []coredns.DomainName{"svc.global.kubelink"}, EMail: "a@evil.example"})
+	evil := newZone("evil", coredns.HostedZoneSpec{
+		DomainNames: []coredns.DomainName{"svc.global.kubelink"}, EMail: "a@evil.example"})
 	evil.Namespace = "kube-public"
 	createForTest(t, ctx, b, evil)
 	waitForStatus(t, b, evil, "Stale", "svc.global.kubelink is for namespace kubelink")

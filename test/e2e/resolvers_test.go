@@ -215,8 +215,8 @@ func aliasService(name, target string) *corev1.Service {
 	}
 }
 
-// createHeadless creates a headless service with endpoints that do not exist. Some have host names. Their addresses count
-// in other clusters if they are in the service network, which is routed to the cluster.
+// createHeadless creates a headless service with endpoints that do not exist. Some have host names. Their addresses
+// count in other clusters if they are in the service network, which is routed to the cluster.
 func createHeadless(
 	t *testing.T, ctx context.Context, b *fleet.Broker, name string, endpoints ...discoveryv1.Endpoint,
 ) {
