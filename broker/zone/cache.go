@@ -78,6 +78,7 @@ type source struct {
 	// may be another one.
 	cluster netip.Addr
 	serial  uint64 // of the upstream; 0: the reply is from a file, or not from an upstream
+	routes  uint64 // hash of what was routed where: other addresses may have been left out
 	loaded  bool   // an earlier process got the reply
 }
 

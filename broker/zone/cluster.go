@@ -79,7 +79,7 @@ func (c *cluster) cacheID() netip.Addr {
 
 // cacheSource is the source of replies of the cluster's DNS service.
 func (c *cluster) cacheSource() source {
-	return source{cluster: c.cacheID(), serial: c.upstream.serial}
+	return source{cluster: c.cacheID(), serial: c.upstream.serial, routes: c.table.routes}
 }
 
 // wasReached tells whether this process could ask the cluster once. From then on what an earlier process was told is of

@@ -4,6 +4,7 @@ package zone
 
 import (
 	"fmt"
+	"hash/maphash"
 	"math"
 	"net/netip"
 
@@ -67,6 +68,7 @@ func (b *builder) addPaths() {
 			b.carriers[l.Name] = l.Peer
 		}
 	}
+	t.routes = hashRoutes(t)
 	for i := range t.zones {
 		b.addMeshPaths(&t.zones[i])
 	}
@@ -79,6 +81,25 @@ func (b *builder) addPaths() {
 	for _, n := range t.opts.Networks {
 		t.paths.Insert(n.Prefix, b.newPath(n.Link))
 	}
+}
+
+// hashRoutes is the hash of what isReachable depends on.
+func hashRoutes(t *Table) uint64 {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	for _, l := range t.opts.Links {
+		maphash.WriteComparable(&h, l)
+	}
+	for _, n := range t.opts.Networks {
+		maphash.WriteComparable(&h, n)
+	}
+	for _, networks := range [][]netip.Prefix{t.opts.Hosts, t.opts.Services} {
+		maphash.WriteComparable(&h, len(networks))
+		for _, n := range networks {
+			maphash.WriteComparable(&h, n)
+		}
+	}
+	return h.Sum64()
 }
 
 // addMeshPaths adds what is known by the clusters of a mesh alone: all there is to know where another system carries

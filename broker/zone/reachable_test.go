@@ -201,13 +201,22 @@ func TestReachableAddresses(t *testing.T) {
 		}
 	}
 
-	// A network that is routed from now on counts at once for what is asked anew, and one that is gone for stale answers.
+	// A network that is routed from now on counts at once, also for answers that are cached, and one that is gone for stale
+	// answers.
 	o.Networks = append(o.Networks, Network{netip.MustParsePrefix("100.96.1.2/32"), "kubelink2"})
-	o.ServeStale, o.Replies = maxStaleAge, NewReplyCache()
+	o.ServeStale = maxStaleAge
 	table = New(table, z, up, o)
 	if m, _ := queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); len(m.Answer) != 1 {
 		t.Errorf("a pod that is routed: %s", sections(m))
 	}
+	o.Networks = o.Networks[:len(o.Networks)-1]
+	table = New(table, z, up, o)
+	if m, _ := queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0); len(m.Answer) != 0 {
+		t.Errorf("a pod that is no longer routed: %s", sections(m))
+	}
+	o.Networks = append(o.Networks, Network{netip.MustParsePrefix("100.96.1.2/32"), "kubelink2"})
+	table = New(table, z, up, o)
+	queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 0)
 	o.Networks = o.Networks[:len(o.Networks)-1]
 	table = New(table, z, down, o)
 	m, _ := queryTable(t, table, "db.default.svc.kubelink2.kubelink.", dns.TypeA, false, 1232)

@@ -63,6 +63,7 @@ type Table struct {
 	reverse    bart.Table[*node]
 	enclosing  map[netip.Prefix]enclosingZone // of networks that are no reverse zone themselves
 	paths      bart.Table[*Path]
+	routes     uint64                     // hash of what paths were made from, apart from the states of links
 	wasUsable  map[string]bool            // links that were usable since the process began
 	persistent bool                       // replies survive the process
 	owners     func() map[string]*cluster // subtreeOwners, made by the first call

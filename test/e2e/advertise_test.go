@@ -145,7 +145,7 @@ func TestAdvertisedDNS(t *testing.T) {
 		m := new(dns.Msg).SetReply(q)
 		if q.Question[0].Name == "server.default.svc.other.example." {
 			m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET,
-				Ttl: 5}, A: servers[2].service.AsSlice()}}
+				Ttl: 5}, A: two.APIAddress.AsSlice()}}
 		}
 		w.WriteMsg(m)
 	})}
@@ -164,7 +164,7 @@ func TestAdvertisedDNS(t *testing.T) {
 	change("dns-advertisement", "dns-service-ip "+other.String(), "cluster-domain Other.Example")
 	waitForDNSFacts(t, three, other.String(), "other.example")
 	within(t, 2*time.Second, "names of the other DNS service", func(ctx context.Context) error {
-		return checkAnswer(ctx, three, serverName(1), servers[2].service)
+		return checkAnswer(ctx, three, serverName(1), two.APIAddress)
 	})
 	waitForDNSFacts(t, one, "100.64.16.20", "other.example")
 
