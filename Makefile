@@ -55,7 +55,7 @@ lint: ## go vet, linters, and that generated files are up to date
 # Commands that tests and demo need, and their Debian packages. As root on Debian, make installs missing packages; otherwise
 # it names them. The tests run unbound in namespaces of their own: the service in its package must not make this machine
 # a name server.
-COMMANDS := iptables:iptables ip:iproute2 nsenter:util-linux dig:bind9-dnsutils unbound:unbound
+COMMANDS := iptables:iptables nft:nftables ip:iproute2 sysctl:procps nsenter:util-linux dig:bind9-dnsutils unbound:unbound
 bench: COMMANDS += dnsperf:dnsperf
 system:
 	@missing=; for c in $(COMMANDS); do \

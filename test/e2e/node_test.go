@@ -55,8 +55,10 @@ func TestNodeInTheWay(t *testing.T) {
 		waitForReply(t, 10*time.Second, clients[0], servers[1].service)
 		waitForReply(t, 10*time.Second, clients[1], servers[0].service)
 	}
-	run := func(t *testing.T, name string, args ...string) string {
+	run := func(t *testing.T, name string, args ...string) string { // also when the time of the test is over
 		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
 		out, err := gw.Run(ctx, name, args...)
 		must(t, err)
 		return out
@@ -123,6 +125,8 @@ func TestNodeInTheWay(t *testing.T) {
 		}
 		restart := func(env ...string) {
 			t.Helper()
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
 			must(t, b.Kill(ctx, syscall.SIGTERM))
 			b.Env = env
 			must(t, b.Start(ctx)) // it waits until the broker is ready
