@@ -29,9 +29,9 @@ type Broker struct {
 
 	lifecycle   sync.Mutex // serialises Start, Update and Stop, and guards the fields below
 	cfg         Config
-	api         *rest.Config // of the local API server
-	claim       namespaceClaim
-	controllers *controllers // nil: they do not run
+	api         *rest.Config   // of the local API server
+	claim       namespaceClaim // of openGateway
+	controllers *controllers   // nil: they do not run
 }
 
 // New checks a configuration. It touches nothing of the system.
@@ -48,7 +48,8 @@ func New(cfg Config) (*Broker, error) {
 	r := &reconciler{log: log, waker: waker, names: names, health: health, cfg: cfg,
 		told: announcer{tokens: announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, log)},
 	}
-	return &Broker{log: log, names: names, health: health, r: r, server: host.NewAPIServer(), cfg: cfg}, nil
+	return &Broker{log: log, names: names, health: health, r: r, claim: &kernel.Claim{}, server: host.NewAPIServer(),
+		cfg: cfg}, nil
 }
 
 // Start opens the dataplane and starts the controllers. An absent API server is no error: the controllers
@@ -62,7 +63,7 @@ func (b *Broker) Start() error {
 	}
 	g, err := b.openGateway(&b.cfg)
 	if err != nil {
-		b.claim.release()
+		b.claim.Release()
 		return err
 	}
 	b.setGateway(g)
@@ -160,7 +161,7 @@ func (b *Broker) Stop() {
 	g := b.r.gateway
 	b.setGateway(nil)
 	g.close(b.cfg.KeepNetwork)
-	b.claim.release()
+	b.claim.Release()
 	if m := b.r.snapshot.Swap(nil); m != nil {
 		m.Close()
 	}
@@ -198,7 +199,7 @@ func (b *Broker) stopControllers(cause error) {
 // openGateway opens the dataplane of a configuration and takes the claim that it needs.
 func (b *Broker) openGateway(cfg *Config) (*gateway, error) {
 	if cfg.Mode.CarriesTraffic() {
-		if err := b.claim.acquire(); err != nil {
+		if err := b.claim.Acquire(b.log); err != nil {
 			return nil, err
 		}
 	}

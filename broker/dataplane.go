@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -133,27 +132,8 @@ func (g *gateway) close(keep bool) {
 	}
 }
 
-// namespaceClaim makes sure that no other kubelink carries links in this network namespace.
-type namespaceClaim struct{ listener net.Listener }
-
-// acquire takes the claim, unless this process has it already.
-func (c *namespaceClaim) acquire() error {
-	if c.listener != nil {
-		return nil
-	}
-	// Abstract sockets (unix(7)) belong to the network namespace, as our chains and rules do.
-	l, err := net.Listen("unix", "@kubelink")
-	if err != nil {
-		return fmt.Errorf("another kubelink with a dataplane runs in this network namespace: end it first (%w)", err)
-	}
-	c.listener = l
-	return nil
-}
-
-// release lets another process take the claim.
-func (c *namespaceClaim) release() {
-	if c.listener != nil {
-		c.listener.Close()
-		c.listener = nil
-	}
+// namespaceClaim makes sure that no other kubelink carries links in this network namespace, as a kernel.Claim does.
+type namespaceClaim interface {
+	Acquire(*slog.Logger) error
+	Release()
 }

@@ -68,6 +68,12 @@ func (d *fakeDataplane) setStatus(all ...link.Status) { d.statuses.Store(&all) }
 func (d *fakeDataplane) Collect(chan<- prometheus.Metric) { d.note("Collect") }
 func (d *fakeDataplane) Close(keep bool) error            { d.note("Close %v", keep); return d.fail }
 
+// fakeClaim can always be had.
+type fakeClaim struct{ held bool }
+
+func (c *fakeClaim) Acquire(*slog.Logger) error { c.held = true; return nil }
+func (c *fakeClaim) Release()                   { c.held = false }
+
 // recordingKernel notes what it is told.
 type recordingKernel struct {
 	state kernel.State
@@ -105,9 +111,11 @@ func TestModeWithoutDataplane(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer b.Stop()
+			claim := &fakeClaim{}
+			b.claim = claim
 			g, err := b.openGateway(&cfg)
-			if g != nil || err != nil || b.claim.listener != nil {
-				t.Fatalf("opened %v, %v, claim %v", g, err, b.claim.listener)
+			if g != nil || err != nil || claim.held {
+				t.Fatalf("opened %v, %v, claim %+v", g, err, claim)
 			}
 			b.setGateway(g)
 			if b.names.currentDataplane() != nil {
