@@ -1,0 +1,37 @@
+package lease
+
+// What an Elector has found out.
+
+import "time"
+
+// Role is the part of a broker among the brokers of the same links.
+type Role int
+
+// The roles.
+const (
+	Unknown Role = iota // the API server has not told yet which broker holds the links
+	Holder              // this broker carries the links, and writes to the API
+	Standby             // another broker does
+)
+
+// State is what an Elector knows. It is not changed after it was published.
+type State struct {
+	Role   Role
+	Term   uint32 // of the holder; 0: there is no Lease
+	Holder string // identity of the holder, one line; empty: unknown
+	// Problem is why the Lease cannot be used or renewed, one line; empty: it can, or the API server does not answer yet.
+	Problem string
+
+	confirmed time.Time // until then no other broker can have taken the Lease; zero: there is no Lease to take
+}
+
+// MayWrite tells whether this broker is the one that writes to the API. A holder that was cut off from the API server
+// for a while may have lost its Lease without knowing, so it asks first.
+func (s *State) MayWrite() bool {
+	return s.Role == Holder && (s.confirmed.IsZero() || time.Now().Before(s.confirmed))
+}
+
+// equals ignores until when the role is confirmed.
+func (s *State) equals(other *State) bool {
+	return s.Role == other.Role && s.Term == other.Term && s.Holder == other.Holder && s.Problem == other.Problem
+}
