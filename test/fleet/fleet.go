@@ -173,11 +173,22 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 	if err := b.SetCorefile(edit(cm.Data["Corefile"])); err != nil {
 		return err
 	}
-	b.Host, err = b.Cluster.Pod(ctx, "kubelink", testbed.PodOptions{
-		Namespace: Namespace, Labels: map[string]string{"app": "kubelink"}, ServiceAccount: Account, HostNetwork: true,
-		Env: []string{"NODE_IP=" + b.Gateway().Address.String()},
+	return b.createPod(ctx, "kubelink", b.Gateway())
+}
+
+// createPod makes a pod on a node as the Deployment does.
+func (b *Broker) createPod(ctx context.Context, name string, n *testbed.Node) (err error) {
+	b.Host, err = b.Cluster.Pod(ctx, name, testbed.PodOptions{
+		Namespace: Namespace, Node: n, Labels: map[string]string{"app": "kubelink"}, ServiceAccount: Account, HostNetwork: true,
+		Env: []string{"NODE_IP=" + n.Address.String(), "NODE_NAME=" + n.Name},
 	})
 	return err
+}
+
+// Second returns a second broker of the cluster, on another node and with the same Corefile. It does not run yet.
+func (b *Broker) Second(ctx context.Context, n *testbed.Node) (*Broker, error) {
+	second := &Broker{Cluster: b.Cluster, fleet: b.fleet, corefile: b.corefile, text: b.text}
+	return second, second.createPod(ctx, "kubelink-second", n)
 }
 
 // NewCertificate puts a certificate for the names into the broker's secret. It creates the secret if it does not
@@ -275,7 +286,7 @@ func (b *Broker) Kill(ctx context.Context, signal syscall.Signal) error {
 }
 
 // DNS returns the address of the broker's DNS server in its node.
-func (b *Broker) DNS() netip.AddrPort { return netip.AddrPortFrom(b.Gateway().Address, 1053) }
+func (b *Broker) DNS() netip.AddrPort { return netip.AddrPortFrom(b.Host.Node.Address, 1053) }
 
 // Local returns the LocalLink of the broker's cluster in the default mesh.
 func (b *Broker) Local() *v1alpha1.KubeLink {

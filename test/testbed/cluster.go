@@ -53,7 +53,8 @@ type Node struct {
 	Pods    netip.Prefix // the addresses of its pods
 
 	cluster *Cluster
-	pods    int // number of pods created so far
+	cable   string // the router's end of its cable
+	pods    int    // number of pods created so far
 }
 
 // Gateway returns the node to which the load balancer forwards.
@@ -104,22 +105,45 @@ func (c *Cluster) connectClient(context.Context) error {
 // address.
 func (c *Cluster) createNodes(ctx context.Context) error {
 	for _, n := range c.Nodes {
-		node := &corev1.Node{
-			ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{"kubernetes.io/hostname": n.Name}},
-			Spec:       corev1.NodeSpec{PodCIDR: n.Pods.String(), PodCIDRs: []string{n.Pods.String()}},
-		}
-		if err := c.Client.Create(ctx, node); err != nil {
-			return fmt.Errorf("create node %s: %w", n.Name, err)
-		}
-		node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.Address.String()},
-			{Type: corev1.NodeHostName, Address: n.Name}}
-		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue,
-			Reason: "TestBed", LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}
-		if err := c.Client.Status().Update(ctx, node); err != nil {
-			return fmt.Errorf("set status of node %s: %w", n.Name, err)
+		if err := n.createObject(ctx); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (n *Node) createObject(ctx context.Context) error {
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{"kubernetes.io/hostname": n.Name}},
+		Spec:       corev1.NodeSpec{PodCIDR: n.Pods.String(), PodCIDRs: []string{n.Pods.String()}},
+	}
+	if err := n.cluster.Client.Create(ctx, node); err != nil {
+		return fmt.Errorf("create node %s: %w", n.Name, err)
+	}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.Address.String()},
+		{Type: corev1.NodeHostName, Address: n.Name}}
+	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue,
+		Reason: "TestBed", LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}
+	if err := n.cluster.Client.Status().Update(ctx, node); err != nil {
+		return fmt.Errorf("set status of node %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// AddNode adds a node to the running cluster, and waits until services work on it.
+func (c *Cluster) AddNode(ctx context.Context) (*Node, error) {
+	if err := c.addNode(len(c.Nodes) + 1); err != nil {
+		return nil, err
+	}
+	n := c.Nodes[len(c.Nodes)-1]
+	if err := n.createObject(ctx); err != nil {
+		return nil, err
+	}
+	proxy, err := n.startProxy()
+	if err != nil {
+		return nil, err
+	}
+	return n, n.waitProxy(ctx, proxy)
 }
 
 // Kubeconfig writes the administrator's kubeconfig. It works for programs on the cluster's nodes and pods.

@@ -170,14 +170,7 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 	}
 	var proxies []*Process
 	for _, n := range c.Nodes {
-		proxy, err := n.Start(c.testbed.ctx, "kube-proxy", nil, c.testbed.binaryPath("kube-proxy"),
-			"--kubeconfig="+c.filePath("proxy.kubeconfig"),
-			"--proxy-mode=iptables",
-			"--cluster-cidr="+PodCIDR.String(),
-			"--hostname-override="+n.Name,
-			"--iptables-min-sync-period=100ms",
-			"--conntrack-max-per-core=0", // this setting belongs to the machine
-			"--healthz-bind-address=")
+		proxy, err := n.startProxy()
 		if err != nil {
 			return err
 		}
@@ -198,12 +191,30 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 		}
 	}
 	for i, n := range c.Nodes {
-		if err := proxies[i].waitUntil(ctx, "kube-proxy on "+n.Name,
-			func(ctx context.Context) error { return n.checkService(ctx, c.APIAddress) }); err != nil {
+		if err := n.waitProxy(ctx, proxies[i]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// startProxy starts kube-proxy on the node.
+func (n *Node) startProxy() (*Process, error) {
+	c := n.cluster
+	return n.Start(c.testbed.ctx, "kube-proxy", nil, c.testbed.binaryPath("kube-proxy"),
+		"--kubeconfig="+c.filePath("proxy.kubeconfig"),
+		"--proxy-mode=iptables",
+		"--cluster-cidr="+PodCIDR.String(),
+		"--hostname-override="+n.Name,
+		"--iptables-min-sync-period=100ms",
+		"--conntrack-max-per-core=0", // this setting belongs to the machine
+		"--healthz-bind-address=")
+}
+
+// waitProxy waits until kube-proxy on the node forwards to the API server.
+func (n *Node) waitProxy(ctx context.Context, proxy *Process) error {
+	return proxy.waitUntil(ctx, "kube-proxy on "+n.Name,
+		func(ctx context.Context) error { return n.checkService(ctx, n.cluster.APIAddress) })
 }
 
 // checkService returns nil if kube-proxy on the node forwards the service address to endpoints.

@@ -118,7 +118,8 @@ func (c *Cluster) addNode(j int) error {
 	if err != nil {
 		return err
 	}
-	n := &Node{Host: h, Address: nodeAddress(j), Pods: netip.PrefixFrom(nthAddress(PodCIDR.Addr(), j<<8), 24), cluster: c}
+	n := &Node{Host: h, Address: nodeAddress(j), Pods: netip.PrefixFrom(nthAddress(PodCIDR.Addr(), j<<8), 24), cluster: c,
+		cable: fmt.Sprintf("node%d", j)}
 	// As with calico, the node hides its pods behind its own address when their packets leave the cluster.
 	_, err = n.runWithInput(c.testbed.ctx, fmt.Sprintf(`*nat
 :cali-POSTROUTING - [0:0]
@@ -155,6 +156,14 @@ func (n *Node) wirePod(pod *Host, device string, addr netip.Addr) error {
 		n.addRoute(device, hostPrefix(addr), netip.Addr{}),
 	)
 }
+
+// Unplug takes the node off the network of its cluster, as if it had lost its power. It keeps its routes.
+func (n *Node) Unplug() error {
+	return n.cluster.Router.onLink(n.cable, "unplug", n.cluster.Router.Net.LinkSetDown)
+}
+
+// Plug undoes Unplug.
+func (n *Node) Plug() error { return n.cluster.Router.setUp(n.cable) }
 
 // Disconnect takes the cluster off the internet: its router drops packets silently in both directions.
 func (c *Cluster) Disconnect(ctx context.Context) error { return c.changeUplink(ctx, "-I") }
