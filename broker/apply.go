@@ -9,45 +9,73 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // apply is the one place that orders effects. Independent parts do not stop each other: their errors are joined.
-// pending is kernel.ErrBusy while the kernel is still being told.
+// pending is kernel.ErrBusy while the kernel is still being told. While it is not known which broker holds the links,
+// the gateway stays as it is: the kernel may have what an earlier process left.
 func (r *reconciler) apply(s *mesh.State, accesses []apizone.Access, port uint16) (err, pending error) {
 	publish := func(from *nameSource) {
-		from.state, from.restored, from.accesses, from.globals = s, false, accesses, r.globals.Zones()
-		from.credentials = r.creds.Usable()
+		from.state, from.restored = s, r.holder.Role == lease.Unknown
+		from.accesses, from.globals = accesses, r.globals.Zones()
+		from.elsewhere, from.credentials = r.holder.elsewhere, r.creds.Usable()
 	}
 	// Names of links that go are the first to go: no client shall wait for what is being taken down.
 	r.names.publish(publish)
-	var errs []error
-	if g := r.gateway; g != nil {
-		// Peers come before routes: dialling starts at once, and the first routed packet finds a link. NAT comes
-		// before addresses and routes (kernel.Set sees to that), so that no packet leaves with a foreign source
-		// address. On removal the order is harmless: what is still routed for an instant is answered with
-		// unreachable.
-		settings := r.cfg.linkSettings(port)
-		settings.DNS, settings.API, _ = r.newAnnouncement(s) // what is missing is told by the LocalLinks
-		errs = append(errs, g.Configure(settings))
-		peers := s.Peers
-		if !r.creds.Usable() {
-			peers = nil // better no link than one without authentication
-		}
-		errs = append(errs, g.Set(peers, s.Local))
-		switch err := g.kernel.Set(kernelState(s)); err {
-		case kernel.ErrBusy:
-			pending = err
-		case kernel.ErrStuck:
-			errs = append(errs, err)
-		default:
-			errs = append(errs, err)
-			r.names.changeSource(func(from *nameSource) { from.setRouted(s) })
-		}
+	switch {
+	case r.gateway == nil || r.holder.Role == lease.Unknown:
+	case r.holder.Role == lease.Standby:
+		err, pending = r.leaveLinks(s)
+	default:
+		err, pending = r.carryLinks(s, port)
 	}
 	// Names of links that have come are the last: a client that gets an answer can use it.
 	r.names.publish(publish)
-	return errors.Join(errs...), pending
+	return err, pending
+}
+
+// carryLinks makes the gateway carry the links.
+func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error) {
+	// Peers come before routes: dialling starts at once, and the first routed packet finds a link. NAT comes
+	// before addresses and routes (kernel.Set sees to that), so that no packet leaves with a foreign source
+	// address. On removal the order is harmless: what is still routed for an instant is answered with
+	// unreachable.
+	g := r.gateway
+	settings := r.cfg.linkSettings(port)
+	settings.Term = r.holder.Term
+	settings.DNS, settings.API, _ = r.newAnnouncement(s) // what is missing is told by the LocalLinks
+	errs := []error{g.Configure(settings)}
+	peers := s.Peers
+	if !r.creds.Usable() {
+		peers = nil // better no link than one without authentication
+	}
+	errs = append(errs, g.Set(peers, s.Local))
+	err, pending = r.setKernel(kernelState(s), func(from *nameSource) { from.setRouted(s) })
+	return errors.Join(append(errs, err)...), pending
+}
+
+// leaveLinks makes the gateway leave the links to the broker that holds them: addresses, routes and NAT of this node
+// would only lead packets to where they are refused.
+func (r *reconciler) leaveLinks(s *mesh.State) (err, pending error) {
+	r.gateway.SetCredentials(nil)
+	failed := r.gateway.Set(nil, s.Local)
+	err, pending = r.setKernel(kernel.State{}, func(from *nameSource) { from.routed = nil })
+	return errors.Join(failed, err), pending
+}
+
+// setKernel brings a state to the kernel, and tells DNS when the kernel has it.
+func (r *reconciler) setKernel(want kernel.State, done func(*nameSource)) (err, pending error) {
+	switch err := r.gateway.kernel.Set(want); err {
+	case kernel.ErrBusy:
+		return nil, err
+	case kernel.ErrStuck:
+		return err, nil
+	default:
+		r.names.changeSource(done)
+		return err, nil
+	}
 }
 
 // kernelState is what the kernel is to have of a state.

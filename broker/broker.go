@@ -3,6 +3,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"reflect"
@@ -14,6 +15,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/snapshot"
 	"github.com/mandelsoft/kubelink/broker/zone"
@@ -43,13 +45,14 @@ func New(cfg Config) (*Broker, error) {
 	waker := &waker{}
 	apis := apizone.New(log, waker.wake)
 	names := newPublisher(zone.NewReplyCache(), apis)
-	names.from.setConfig(&cfg)
 	health := newHealthState()
-	r := &reconciler{log: log, waker: waker, names: names, health: health, cfg: cfg,
+	r := &reconciler{log: log, waker: waker, names: names, health: health,
 		told: announcer{tokens: announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, log)},
 	}
-	return &Broker{log: log, names: names, health: health, r: r, claim: &kernel.Claim{}, server: host.NewAPIServer(),
-		cfg: cfg}, nil
+	r.election = lease.NewElector(log, waker.wake)
+	b := &Broker{log: log, names: names, health: health, r: r, claim: &kernel.Claim{}, server: host.NewAPIServer()}
+	b.setConfig(cfg)
+	return b, nil
 }
 
 // Start opens the dataplane and starts the controllers. An absent API server is no error: the controllers
@@ -162,6 +165,11 @@ func (b *Broker) Stop() {
 	b.setGateway(nil)
 	g.close(b.cfg.KeepNetwork)
 	b.claim.Release()
+	if !b.cfg.KeepNetwork { // else the next process on this node is to go on
+		ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+		defer cancel()
+		b.r.election.Release(ctx)
+	}
 	if m := b.r.snapshot.Swap(nil); m != nil {
 		m.Close()
 	}
@@ -222,6 +230,9 @@ func (b *Broker) setGateway(g *gateway) {
 // setConfig makes a configuration that of the broker, of the controllers and of DNS.
 func (b *Broker) setConfig(cfg Config) {
 	b.cfg = cfg
+	if cfg.LeaseDuration == 0 {
+		b.r.election.Omit(cfg.NodeName)
+	}
 	b.r.setConfig(cfg)
 	b.names.changeSource(func(from *nameSource) { from.setConfig(&cfg) })
 }

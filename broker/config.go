@@ -3,6 +3,7 @@ package broker
 // The configuration: the stanza of the Corefile, what is checked of it, and what the parts of the broker take from it.
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/bridge"
 	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
@@ -26,6 +28,8 @@ const (
 	resync = 30 * time.Second
 	// tokenTimeout bounds one request about the token that peers are told, for which nothing waits.
 	tokenTimeout = 30 * time.Second
+	// releaseTimeout bounds the last request of a process: it gives the Lease back.
+	releaseTimeout = 2 * time.Second
 )
 
 // Config is the stanza of the Corefile with its defaults filled in. It is comparable with
@@ -36,6 +40,7 @@ type Config struct {
 	GatewayConfig
 	CertificateConfig
 	NamesConfig
+	LeaseConfig
 }
 
 // APIConfig says how the broker uses the API server of its cluster.
@@ -85,6 +90,15 @@ type NamesConfig struct {
 	StateDir         string               // folder for what has to survive a restart; empty: nothing has
 }
 
+// LeaseConfig says how the broker finds out whether another one carries the same links.
+type LeaseConfig struct {
+	NodeName           string        // identity of the holder of the Lease
+	LeaseName          string        // empty: derived from the links that are served
+	LeaseDuration      time.Duration // 0: there is no Lease, this broker carries the links
+	LeaseRenewDeadline time.Duration // 0: two thirds of LeaseDuration
+	LeaseRetryPeriod   time.Duration // 0: two fifteenths of LeaseDuration
+}
+
 // Validate checks what can be checked without the system. Messages name properties.
 func (c *Config) Validate() error {
 	type network struct {
@@ -116,7 +130,37 @@ func (c *Config) Validate() error {
 			}
 		}
 	}
+	return c.validateLease()
+}
+
+// validateLease checks the durations of the Lease.
+func (c *Config) validateLease() error {
+	l := c.leaseConfig()
+	switch {
+	case l.Duration == 0:
+		return nil
+	case l.RenewDeadline >= l.Duration:
+		return fmt.Errorf("lease-renew-deadline %s is not shorter than lease-duration %s: another broker would take the "+
+			"links of one that still tries to renew", l.RenewDeadline, l.Duration)
+	case l.RetryPeriod*2 > l.RenewDeadline:
+		return fmt.Errorf("lease-retry-period %s is longer than half of lease-renew-deadline %s: one failure in between "+
+			"must cost nothing", l.RetryPeriod, l.RenewDeadline)
+	}
 	return nil
+}
+
+// leaseConfig says which Lease decides whether this broker carries the links. Brokers that serve other links have
+// another one, and so has a broker that serves names only.
+func (c *Config) leaseConfig() lease.Config {
+	name := c.LeaseName
+	if name == "" {
+		name = lease.Name(c.Mode.CarriesTraffic(), c.Served)
+	}
+	return lease.Config{
+		Namespace: c.Namespace, Name: name, Identity: c.NodeName, Duration: c.LeaseDuration,
+		RenewDeadline: cmp.Or(c.LeaseRenewDeadline, c.LeaseDuration*2/3),
+		RetryPeriod:   cmp.Or(c.LeaseRetryPeriod, c.LeaseDuration*2/15),
+	}
 }
 
 // restConfig finds the API server.
@@ -162,7 +206,7 @@ func (c *Config) kernelConfig() kernel.Config {
 	return kernel.Config{Device: c.Interface, MTU: bridge.DefaultMTU, Table: c.RouteTable, RulePriority: c.RulePriority}
 }
 
-// linkSettings are the settings that the dataplane gets. It announces no names and no API yet.
+// linkSettings are the settings that the dataplane gets. It announces no names, no API and no term yet.
 func (c *Config) linkSettings(port uint16) link.Settings {
 	return link.Settings{
 		NoOffload:      c.NoOffload,

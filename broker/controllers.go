@@ -113,6 +113,11 @@ func startControllers(
 		syncTimeout: firstSyncTimeout,
 	}
 	c.wg.Go(func() { c.probeAPI(ctx) })
+	c.wg.Go(func() {
+		if err := r.election.Run(ctx, api, cfg.leaseConfig()); err != nil { // managers fail for the same reason, and say it
+			log.Warn("cannot look at the Lease of the links", "error", err)
+		}
+	})
 	c.wg.Go(func() { c.runManagers(ctx) })
 	return c
 }

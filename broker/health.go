@@ -20,6 +20,8 @@ type health struct {
 	crds        error // the CRDs are not up to date, which is no reason not to be ready
 }
 
+var errNoHolder = errors.New("the API server has not told yet which broker holds the links")
+
 var errNoState = errors.New("no state from the API server yet")
 
 // healthState is the health right now. Readers take no lock.

@@ -8,6 +8,7 @@ import (
 	"github.com/coredns/coredns/plugin"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -28,6 +29,8 @@ var (
 	namesDesc = newDesc("cluster_names_up",
 		"Whether the names of the cluster are loaded from its API server and kept up to date (1) or not (0).", "zone")
 	crdsDesc    = newDesc("crds_installed", "Whether the CRDs are as this version needs them (1) or could not be installed (0).")
+	leaderDesc  = newDesc("leader", "Whether this broker holds the links (1) or another broker of the cluster does (0).")
+	termDesc    = newDesc("term", "Term of the broker that holds the links: the number of transitions of its Lease.")
 	appliedDesc = newDesc("applied", "Whether the last state was applied in full (1) or not (0).")
 	refusedDesc = newDesc("node_refused_packets_total",
 		"Packets of links to the node itself that its kernel dropped: neither ping, nor a reply, nor for an open port.")
@@ -49,6 +52,9 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	sendGauge(ch, apiDesc, boolValue(h.api == nil))
 	sendGauge(ch, appliedDesc, boolValue(h.controllers == nil && h.applied == nil))
 	sendGauge(ch, crdsDesc, boolValue(h.crds == nil))
+	holder := b.r.election.State()
+	sendGauge(ch, leaderDesc, boolValue(holder.Role == lease.Holder))
+	sendGauge(ch, termDesc, float64(holder.Term))
 	for zone, s := range b.names.apis.Statuses() {
 		sendGauge(ch, namesDesc, boolValue(s.Loaded && s.Err == nil), zone)
 	}

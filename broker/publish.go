@@ -37,10 +37,11 @@ type nameSource struct {
 	restored    bool        // an earlier process knew the state; the API server has not confirmed it
 	accesses    []apizone.Access
 	globals     map[string]*zone.Global
-	dataplane   dataplane       // nil: this broker carries no traffic
-	carries     bool            // the mode has a dataplane
-	credentials bool            // the dataplane has credentials
-	routed      map[string]bool // links for which the kernel has had routes and NAT
+	dataplane   dataplane              // nil: this broker carries no traffic
+	carries     bool                   // the mode has a dataplane
+	credentials bool                   // the dataplane has credentials
+	elsewhere   map[string]zone.Status // links that another broker of the cluster carries; nil: this one does
+	routed      map[string]bool        // links for which the kernel has had routes and NAT
 	nsAddresses []netip.Addr
 	hosts       []netip.Prefix // of the local cluster: pods and nodes
 	serveStale  time.Duration
@@ -82,6 +83,7 @@ func (p *publisher) close() {
 	defer p.mu.Unlock()
 	from := &p.from
 	from.state, from.restored, from.accesses, from.globals, from.routed = nil, false, nil, nil, nil
+	from.elsewhere = nil
 	if t := p.table.Swap(nil); t != nil {
 		t.Close()
 	}
@@ -159,6 +161,9 @@ func (from *nameSource) setRouted(s *mesh.State) {
 func (from *nameSource) linkStatus() func(link string) zone.Status {
 	if !from.carries {
 		return func(string) zone.Status { return zone.Status{Usable: true} } // another system carries the traffic
+	}
+	if from.elsewhere != nil {
+		return func(link string) zone.Status { return from.elsewhere[link] }
 	}
 	peers := map[string]link.Status{}
 	if from.dataplane != nil {

@@ -28,6 +28,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/globalnames"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/kubeapi"
+	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/onchange"
@@ -35,6 +36,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/snapshot"
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
 	"github.com/mandelsoft/kubelink/broker/writeback"
+	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
 // reconciler is what outlives the runs of the controllers.
@@ -43,6 +45,7 @@ type reconciler struct {
 	waker    *waker
 	names    *publisher
 	health   *healthState
+	election *lease.Elector // whether this broker holds the links
 	unknowns announce.UnknownPeers
 	snapshot atomic.Pointer[snapshot.Snapshot] // nil: nothing survives
 
@@ -50,6 +53,7 @@ type reconciler struct {
 	// stand still. A reconciliation waits a second for the kernel at most, and for nothing else.
 	mu         sync.Mutex
 	cfg        Config
+	holder     holder
 	api        *rest.Config // of the local API server
 	gateway    *gateway     // nil: the mode carries no traffic
 	port       uint16       // that the service told last; 0: none yet
@@ -58,6 +62,12 @@ type reconciler struct {
 	globals    globalnames.Names
 	receiver   announce.Receiver // of what peers announce
 	dnsRestart stubdomain.PendingRestart
+}
+
+// holder is the broker that holds the links, as a reconciliation sees it.
+type holder struct {
+	*lease.State
+	elsewhere map[string]zone.Status // links that another broker carries; nil: this one does
 }
 
 // announcer knows what peers are told of this cluster.
@@ -98,7 +108,8 @@ func newReconcilerRun(
 		secrets: apizone.NewSecrets(cfg.accessConfig(), cached, direct, r.waker.wake),
 		writer: writeback.NewWriter(writeback.Config{
 			Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("kubelink"), Log: r.log,
-			NodeIP: cfg.NodeIP, Wake: r.waker.wake, MaxCreate: announce.MaxUnknown,
+			NodeIP: cfg.NodeIP, NodeName: cfg.NodeName, Wake: r.waker.wake, MaxCreate: announce.MaxUnknown,
+			MayWrite: func() bool { return r.election.State().MayWrite() },
 		}),
 		keeper: &announce.Keeper{Client: mgr.GetClient(), Namespace: cfg.Namespace, Log: r.log},
 		dns: &stubdomain.Configurer{
@@ -128,6 +139,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	}
 	// The cache has no order.
 	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) })
+	r.setHolder(list.Items)
 	objects := r.readObjects(list.Items)
 	state := mesh.Build(objects, r.cfg.Local)
 	port, portErr := r.listenPort(ctx)
@@ -141,6 +153,9 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 			failed = errors.Join(failed, credErr)
 		}
 		failed = errors.Join(failed, globalErr)
+		if r.holder.Role == lease.Unknown {
+			failed = errors.Join(failed, errNoHolder)
+		}
 		if h.applied != nil { // a broker that was ready stays so while the kernel is being told
 			failed = errors.Join(failed, pending)
 		}
@@ -160,12 +175,20 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	return reconcile.Result{RequeueAfter: again}, nil
 }
 
+// setHolder finds out which broker holds the links.
+func (r *reconciler) setHolder(items []v1alpha1.KubeLink) {
+	r.holder = holder{State: r.election.State()}
+	if r.holder.Role == lease.Standby {
+		r.holder.elsewhere = r.holder.LinkStatuses(items)
+	}
+}
+
 // setConfig, setAPI and setGateway are for the lifecycle, while the controllers stand still.
 
 func (r *reconciler) setConfig(cfg Config) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.cfg = cfg
+	r.cfg, r.holder = cfg, holder{State: r.election.State()}
 }
 
 func (r *reconciler) setAPI(api *rest.Config) {
@@ -197,6 +220,10 @@ func (r *reconcilerRun) newOutcome(
 	objects *mesh.Objects, s *mesh.State, applyErr, pending, credErr error,
 ) *writeback.Outcome {
 	items := objects.Links
+	if h := r.holder; h.Role == lease.Standby {
+		links := writeback.StandbyOutcomes(items, r.cfg.Served, r.cfg.NodeName, h.Holder, h.Term)
+		return &writeback.Outcome{Links: links, Standby: true}
+	}
 	seen := &writeback.Observations{
 		Notes: map[string][]string{}, Apply: applyErr, Pending: pending, Creds: credErr, Usable: r.creds.Usable(),
 	}
@@ -208,12 +235,16 @@ func (r *reconcilerRun) newOutcome(
 	apizone.NoteNames(s, r.names.apis.Statuses(), note)
 	_, _, seen.Announce = r.newAnnouncement(s)
 	r.logUnadvertised(seen.Announce)
+	for _, m := range s.Meshes {
+		note(m.Link, r.holder.Problem)
+	}
 	var statuses []link.Status
 	if r.gateway != nil {
 		statuses, seen.Statuses = r.gateway.Statuses(), map[string]link.Status{}
 	}
 	for _, st := range statuses {
 		seen.Statuses[st.Link] = st
+		note(st.Link, st.Note)
 	}
 	policy := r.cfg.announcePolicy(r.creds.Unencrypted())
 	received := r.receiver.ReceiveAll(items, s, statuses, policy, r.log)
@@ -227,6 +258,7 @@ func (r *reconcilerRun) newOutcome(
 	}
 	for i := range out.Links {
 		l := &out.Links[i]
+		l.Term = r.holder.Term
 		if facts := received[l.Object.Name].Facts; facts != (announce.Facts{}) {
 			l.Adopt = func(ctx context.Context) (string, error) { return r.keeper.Keep(ctx, l.Object, facts) }
 		}
@@ -273,10 +305,15 @@ func (r *reconcilerRun) updateGlobalNames(ctx context.Context, zones []mesh.Zone
 }
 
 // refreshCredentials hands new credentials to the dataplane. A source that is unusable is reported, and the last usable
-// credentials stay in use. Without dataplane no credentials are needed, and no secret is managed.
+// credentials stay in use. Without dataplane, and while another broker holds the links, no credentials are needed, and
+// no secret is managed.
 func (r *reconcilerRun) refreshCredentials(ctx context.Context) error {
-	if r.gateway == nil {
+	switch {
+	case r.gateway == nil:
 		r.creds = credentials{}
+		return nil
+	case r.holder.Role != lease.Holder:
+		r.creds.Retell() // when this broker takes the links
 		return nil
 	}
 	cfg := r.cfg.pkiConfig()

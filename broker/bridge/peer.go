@@ -69,8 +69,8 @@ func (p *peer) canServe(spec *mesh.Peer) bool {
 // isInitiator tells whether this end dials further streams at once.
 func (p *peer) isInitiator() bool { return p.Local.First().Addr().Less(p.Addresses.First().Addr()) }
 
-// helloFrame returns our hello for this peer as a frame, and the flags in it. It is the answer to theirs, if that is not
-// nil.
+// helloFrame returns our hello for this peer as a frame, and the flags in it. It is the answer to theirs, if that is
+// not nil.
 func (p *peer) helloFrame(stream int, theirs *hello) ([]byte, uint32, error) {
 	h := p.ownHello()
 	h.Address, h.ServiceCIDR, h.stream = p.Local.First(), p.Services.First(), stream

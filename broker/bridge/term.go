@@ -2,10 +2,10 @@ package bridge
 
 // Which one of several brokers of a cluster has a link.
 //
-// The brokers of a cluster share a Lease. The number of its transitions is the term of the broker that holds it; the hello
-// tells it to peers. A peer follows the highest term: it ends the sessions of a broker with a lower one, refuses its new
-// connections, and tells it why. That needs no API server at either end. A term counts for the link whose certificate
-// the sender has, and for no other link: a hostile peer can only lose its own.
+// The brokers of a cluster share a Lease. The number of its transitions is the term of the broker that holds it; the
+// hello tells it to peers. A peer follows the highest term: it ends the sessions of a broker with a lower one, refuses
+// its new connections, and tells it why. That needs no API server at either end. A term counts for the link whose
+// certificate the sender has, and for no other link: a hostile peer can only lose its own.
 
 import (
 	"fmt"

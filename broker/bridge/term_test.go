@@ -17,8 +17,8 @@ func withTerm(term uint32) func(*Config) { return func(c *Config) { c.Term = ter
 // withMemory changes how long a bridge remembers a term.
 func withMemory(d time.Duration) func(*Config) { return func(c *Config) { c.timing.termMemory = d } }
 
-// twins are two brokers of one cluster a, with the same certificate, and a bridge b that is linked with both. b can dial
-// none of them.
+// twins are two brokers of one cluster a, with the same certificate, and a bridge b that is linked with both. b can
+// dial none of them.
 type twins struct {
 	i         *internet
 	b, a1, a2 *node
@@ -52,17 +52,18 @@ func (w *twins) awaitDials(n int) {
 // A peer follows the broker with the higher term, whoever came first, and tells the other one. No session changes while
 // that one goes on to dial.
 func TestHighestTerm(t *testing.T) {
+	const superseded = "superseded by term 4: the peer follows another broker of this cluster, this one has term "
 	for _, c := range []struct {
 		name         string
 		term1, term2 uint32
 		says         string // the broker with the lower term
 		note         string // the peer
 	}{
-		{"the newer broker", 3, 4, "superseded by term 4: the peer follows another broker of this cluster, this one has term 3",
+		{"the newer broker", 3, 4, superseded + "3",
 			"a second broker of the cluster claims this link with term 3; the link follows the broker with term 4"},
-		{"the older broker", 4, 3, "superseded by term 4: the peer follows another broker of this cluster, this one has term 3",
+		{"the older broker", 4, 3, superseded + "3",
 			"a second broker of the cluster claims this link with term 3; the link follows the broker with term 4"},
-		{"one without Lease", 4, 0, "superseded by term 4: the peer follows another broker of this cluster, this one has term 0",
+		{"one without Lease", 4, 0, superseded + "0",
 			"a second broker of the cluster claims this link with term 0; the link follows the broker with term 4"},
 		{"far terms", 1, math.MaxUint32, "superseded by term 4294967295", "with term 1;"},
 	} {

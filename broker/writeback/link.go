@@ -31,11 +31,15 @@ const (
 // statusBudget bounds the writes to the status of one KubeLink.
 type statusBudget struct {
 	*rate.Limiter
-	told bool // the log says that it is bounded
+	told      bool      // the log says that it is bounded
+	emptiedAt time.Time // when the list of standbys was emptied
 }
 
 // writeLink writes finalizer, announced facts and status of one link, where they differ.
 func (w *Writer) writeLink(ctx context.Context, l Link) error {
+	if l.Standby != nil {
+		return w.writeStandby(ctx, l)
+	}
 	obj := l.Object.DeepCopy()
 	gone, err := w.writeFinalizer(ctx, obj, l)
 	if gone || err != nil {
@@ -91,7 +95,7 @@ const shutdownTimeout = 1500 * time.Millisecond
 
 // removeFinalizers removes the finalizers that this writer keeps. The next broker adds them again.
 func (w *Writer) removeFinalizers() {
-	if w.written == nil {
+	if w.written == nil || !w.MayWrite() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
@@ -119,7 +123,8 @@ func (w *Writer) removeFinalizers() {
 func (w *Writer) setStatus(obj *v1alpha1.KubeLink, l Link) {
 	st := &obj.Status
 	st.State, st.Message, st.ObservedGeneration = l.State, l.Message, obj.Generation
-	st.Gateway = w.NodeIP
+	st.Gateway, st.Term = w.NodeIP, int64(l.Term)
+	w.removeStandbys(obj)
 	accepted, ready := metav1.ConditionTrue, metav1.ConditionFalse
 	if l.State == v1alpha1.StateInvalid || l.State == v1alpha1.StateStale {
 		accepted = metav1.ConditionFalse
@@ -139,13 +144,19 @@ func (w *Writer) setStatus(obj *v1alpha1.KubeLink, l Link) {
 	}
 }
 
-// allowStatus says whether the status of obj may be written now. Else the writer comes back to it.
-func (w *Writer) allowStatus(obj *v1alpha1.KubeLink, l Link) bool {
+// budgetOf returns the budget of obj.
+func (w *Writer) budgetOf(obj *v1alpha1.KubeLink) *statusBudget {
 	budget := w.limits[obj.UID]
 	if budget == nil {
 		budget = &statusBudget{Limiter: rate.NewLimiter(rate.Every(statusInterval), statusBurst)}
 		w.limits[obj.UID] = budget
 	}
+	return budget
+}
+
+// allowStatus says whether the status of obj may be written now. Else the writer comes back to it.
+func (w *Writer) allowStatus(obj *v1alpha1.KubeLink, l Link) bool {
+	budget := w.budgetOf(obj)
 	tokens := budget.Tokens()
 	if tokens >= 1 {
 		if tokens > statusBurst/2 {

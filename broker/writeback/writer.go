@@ -35,6 +35,9 @@ type Outcome struct {
 	Certificate *unstructured.Unstructured    // the request to the certificate service; nil: none
 	// ClusterDNS configures the cluster's DNS; nil: not wanted. What only a user can mend is its note.
 	ClusterDNS func(context.Context) (note string, err error)
+	// Standby says that another broker holds the links: Links have only what this one says of itself, and nothing else is
+	// written.
+	Standby bool
 }
 
 // Link is what users are to see of one KubeLink.
@@ -43,6 +46,8 @@ type Link struct {
 	State     v1alpha1.State
 	Message   string
 	Finalizer bool // the LocalLink has members
+	Term      uint32
+	Standby   *v1alpha1.Standby // all that is written: this broker does not hold the links; nil: it does
 	// Adopt writes what the peer announced to the KubeLink; nil: it announced nothing. What only a user can mend is its
 	// note.
 	Adopt func(context.Context) (note string, err error)
@@ -60,6 +65,9 @@ type Config struct {
 	Recorder events.EventRecorder
 	Log      *slog.Logger
 	NodeIP   string // shown as the gateway of links
+	NodeName string // of this broker among the standbys
+	// MayWrite tells whether this broker still holds the links, else what has to be written waits; nil: it does.
+	MayWrite func() bool
 	// Wake asks for another outcome: a status that was held back may be written now.
 	Wake      func()
 	MaxCreate int // bound of KubeLinks that wait to be created
@@ -89,6 +97,9 @@ type Writer struct {
 
 // NewWriter returns a writer that starts with Start.
 func NewWriter(c Config) *Writer {
+	if c.MayWrite == nil {
+		c.MayWrite = func() bool { return true }
+	}
 	return &Writer{
 		Config: c, signal: make(chan struct{}, 1),
 		limit: deadline.New(deadline.First), limits: map[types.UID]*statusBudget{},
@@ -172,6 +183,10 @@ func (w *Writer) Start(ctx context.Context) error {
 func (w *Writer) writeAll(ctx context.Context) error {
 	w.mu.Lock()
 	o := w.pending
+	if !(o != nil && o.Standby) && !w.MayWrite() {
+		w.mu.Unlock()
+		return nil
+	}
 	w.pending = nil
 	w.mu.Unlock()
 	if o == nil {

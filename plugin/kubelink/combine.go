@@ -22,6 +22,7 @@ var combinationChecks = []func(p *parser) error{
 	checkAutoConnect,
 	checkServiceAccount,
 	checkConfigureDNS,
+	checkLease,
 	checkConfig,
 }
 
@@ -171,6 +172,20 @@ func checkConfigureDNS(p *parser) error {
 		return p.errorAt("coredns-configure", "coredns-configure needs coredns-service-ip, or service-cidr whose "+
 			"11th address it is: the address of the service by which the cluster's DNS reaches kubelink")
 	}
+	return nil
+}
+
+// checkLease refuses properties of a Lease together with omit-lease.
+func checkLease(p *parser) error {
+	if !p.isGiven("omit-lease") {
+		return nil
+	}
+	for _, prop := range []string{"lease-name", "lease-duration", "lease-renew-deadline", "lease-retry-period"} {
+		if p.isGiven(prop) {
+			return p.errorAt(prop, "%s together with omit-lease: there is no Lease then; remove one of them", prop)
+		}
+	}
+	p.config.LeaseDuration = 0
 	return nil
 }
 

@@ -34,13 +34,22 @@ func TestDefaults(t *testing.T) {
 		},
 		CertificateConfig: broker.CertificateConfig{SecretManageMode: "none"},
 		NamesConfig:       broker.NamesConfig{TokenLifetime: 24 * time.Hour},
+		LeaseConfig:       broker.LeaseConfig{NodeName: "node1", LeaseDuration: 15 * time.Second},
 	}
+	t.Setenv("NODE_NAME", "node1")
 	for _, input := range []string{
 		"kubelink", "kubelink {\n}", "kubelink {\nipip none\nserved-links all\nmode bridge\n}",
 	} {
 		if got, err := parseStanza(input); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %v\n got %+v\nwant %+v", input, err, got, want)
 		}
+	}
+
+	// Outside of a pod, the host has the name of the node.
+	t.Setenv("NODE_NAME", "")
+	host, _ := os.Hostname()
+	if got, err := parseStanza("kubelink"); err != nil || got.NodeName != host {
+		t.Errorf("node %q, %v, want %q", got.NodeName, err, host)
 	}
 
 	// In a pod.
@@ -251,6 +260,17 @@ func TestRefused(t *testing.T) {
 		{"service-account a/b/c", `service-account a/b/c: not a name of an object`},
 		{"service-account /c", `service-account /c: namespace "": not a name of a namespace`},
 		{"service-account Names", `service-account Names: not a name of an object`},
+		{"omit-lease\nlease-duration 15s", `:3 - Error during parsing: lease-duration together with omit-lease`},
+		{"omit-lease yes", `omit-lease takes no value`},
+		{"lease-name A_b", `lease-name A_b: `},
+		{"lease-duration 900ms", `lease-duration 900ms: not a duration from 1s to 1h0m0s`},
+		{"lease-duration 2500ms", `lease-duration 2500ms: not a number of whole seconds`},
+		{"lease-duration 2h", `lease-duration 2h: not a duration from 1s to 1h0m0s`},
+		{"lease-renew-deadline 15s", `:2 - Error during parsing: lease-renew-deadline 15s is not shorter than lease-duration 15s`},
+		{"lease-duration 3s\nlease-renew-deadline 4s",
+			`:3 - Error during parsing: lease-renew-deadline 4s is not shorter than lease-duration 3s`},
+		{"lease-retry-period 6s",
+			`:2 - Error during parsing: lease-retry-period 6s is longer than half of lease-renew-deadline 10s`},
 		{"token-lifetime 1h", `:2 - Error during parsing: token-lifetime without service-account`},
 		{"token-lifetime 5m", `token-lifetime 5m: the API server issues tokens for 10m and more`},
 		{"token-lifetime 2000000h", `token-lifetime 2000000h: the API server issues tokens for 10m and more, up to 2^32 s`},

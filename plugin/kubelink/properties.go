@@ -17,6 +17,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker"
 	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
 )
@@ -157,6 +158,22 @@ var properties = map[string]property{
 		}
 		return nil // the broker makes a missing folder
 	}),
+
+	"lease-name": oneValue(func(p *parser, v string) error { return setObjectName(&p.config.LeaseName, v) }),
+	"lease-duration": oneValue(func(p *parser, v string) error {
+		err := setDuration(&p.config.LeaseDuration, v, time.Second, lease.MaxDuration)
+		if err == nil && p.config.LeaseDuration%time.Second != 0 {
+			err = errors.New("not a number of whole seconds: a Lease has no others")
+		}
+		return err
+	}),
+	"lease-renew-deadline": oneValue(func(p *parser, v string) error {
+		return setDuration(&p.config.LeaseRenewDeadline, v, 100*time.Millisecond, lease.MaxDuration)
+	}),
+	"lease-retry-period": oneValue(func(p *parser, v string) error {
+		return setDuration(&p.config.LeaseRetryPeriod, v, 50*time.Millisecond, lease.MaxDuration)
+	}),
+	"omit-lease": noValue(func(*broker.Config) {}), // checkLease switches it off
 
 	"force-crd-update":    noValue(func(cfg *broker.Config) { cfg.ForceCRDs = true }),
 	"disable-deploy-crds": noValue(func(cfg *broker.Config) { cfg.DeployCRDs = false }),

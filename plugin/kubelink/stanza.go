@@ -49,6 +49,7 @@ func defaultConfig() broker.Config {
 		},
 		CertificateConfig: broker.CertificateConfig{SecretManageMode: pki.ManageNone},
 		NamesConfig:       broker.NamesConfig{TokenLifetime: 24 * time.Hour},
+		LeaseConfig:       broker.LeaseConfig{NodeName: nodeName(), LeaseDuration: 15 * time.Second},
 	}
 	if ns, err := os.ReadFile(namespaceFile); err == nil {
 		if ns := strings.TrimSpace(string(ns)); ns != "" {
@@ -56,6 +57,19 @@ func defaultConfig() broker.Config {
 		}
 	}
 	return cfg
+}
+
+// nodeName is the name of the node: the value of the variable NODE_NAME, or else the name of the host, which a pod in
+// the network of its node has from it.
+func nodeName() string {
+	if name := os.Getenv("NODE_NAME"); name != "" {
+		return name
+	}
+	name, err := os.Hostname()
+	if err != nil || name == "" {
+		return "unknown"
+	}
+	return name
 }
 
 // parseBlock reads the stanza of one server block.

@@ -192,6 +192,18 @@ type KubeLinkStatus struct {
 	// Gateway is the address of the node with the broker that serves this link.
 	// +optional
 	Gateway string `json:"gateway,omitempty"`
+	// Term is the number of the Lease with which that broker holds its links. Each broker that takes the links has a higher
+	// one, and peers follow the highest. Without Lease there is none.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Term int64 `json:"term,omitempty"`
+	// Standbys are the brokers that take the links when the Lease ends, on LocalLinks. Each enters itself. The list is
+	// emptied now and then, and a broker that lives enters itself again.
+	// +optional
+	// +listType=map
+	// +listMapKey=node
+	// +kubebuilder:validation:MaxItems=64
+	Standbys []Standby `json:"standbys,omitempty"`
 	// PublicKey is the local WireGuard key, on LocalLinks.
 	// +optional
 	PublicKey string `json:"publicKey,omitempty"`
@@ -202,6 +214,15 @@ type KubeLinkStatus struct {
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Standby is a broker that holds no links, and answers DNS.
+type Standby struct {
+	// Node is the name of its node.
+	Node string `json:"node"`
+	// Message says in one line which broker holds the links.
+	// +optional
+	Message string `json:"message,omitempty"`
 }
 
 // KubeLinkList is a list of KubeLinks.

@@ -1,0 +1,71 @@
+package writeback
+
+// Who writes what when several brokers serve the same links: the holder writes all, a standby only its own entry in the
+// list of standbys of each LocalLink.
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+const (
+	// standbyInterval is how often the holder empties the list of standbys: a broker that is gone with its node leaves its
+	// entry, and one that lives enters itself again.
+	standbyInterval = 10 * time.Minute
+	maxStandbys     = 64 // as the CRD says
+)
+
+// StandbyOutcomes is what a standby on a node says at the LocalLinks that it serves.
+func StandbyOutcomes(items []v1alpha1.KubeLink, served []string, node, holder string, term uint32) []Link {
+	standby := &v1alpha1.Standby{Node: node, Message: fmt.Sprintf(
+		"%s holds the links with term %d: this broker answers DNS, and takes the links when that Lease ends", holder, term)}
+	var outcomes []Link
+	for i := range items {
+		obj := &items[i]
+		if obj.Spec.Endpoint == v1alpha1.EndpointLocal && (served == nil || slices.Contains(served, obj.Name)) {
+			outcomes = append(outcomes, Link{Object: obj, Standby: standby})
+		}
+	}
+	return outcomes
+}
+
+// writeStandby writes the entry of this broker.
+func (w *Writer) writeStandby(ctx context.Context, l Link) error {
+	obj := l.Object.DeepCopy()
+	st := &obj.Status
+	isOwn := func(s v1alpha1.Standby) bool { return s.Node == l.Standby.Node }
+	if i := slices.IndexFunc(st.Standbys, isOwn); i >= 0 {
+		st.Standbys[i] = *l.Standby
+	} else if len(st.Standbys) < maxStandbys {
+		st.Standbys = append(st.Standbys, *l.Standby)
+	}
+	if equality.Semantic.DeepEqual(l.Object.Status, *st) || !w.allowStatus(obj, l) {
+		return nil
+	}
+	patch := client.MergeFromWithOptions(l.Object.DeepCopy(), client.MergeFromWithOptimisticLock{})
+	if err := w.Client.Status().Patch(ctx, obj, patch); err != nil {
+		return err
+	}
+	w.limits[obj.UID].Allow()
+	return nil
+}
+
+// removeStandbys removes the entry of this broker, which holds the links, and now and then all.
+func (w *Writer) removeStandbys(obj *v1alpha1.KubeLink) {
+	budget, now := w.budgetOf(obj), time.Now()
+	isOwn := func(s v1alpha1.Standby) bool { return s.Node == w.NodeName }
+	if now.Sub(budget.emptiedAt) > standbyInterval {
+		budget.emptiedAt = now
+		isOwn = func(v1alpha1.Standby) bool { return true }
+	}
+	if obj.Status.Standbys = slices.DeleteFunc(obj.Status.Standbys, isOwn); len(obj.Status.Standbys) == 0 {
+		obj.Status.Standbys = nil
+	}
+}
