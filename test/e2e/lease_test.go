@@ -1,0 +1,342 @@
+package e2e
+
+// Two brokers of a cluster, each on a node of its own: one holds the links.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
+)
+
+// leaseDuration is that of the brokers under test.
+const leaseDuration = 3 * time.Second
+
+// twoBrokers are the brokers of a cluster, and a server on the node of the second one.
+type twoBrokers struct {
+	first, second *fleet.Broker
+	server        *server
+	peer          *fleet.Broker // of another cluster
+	client        *testbed.Pod  // in the other cluster
+}
+
+// lease returns the holder of the Lease and its term.
+func (w *twoBrokers) lease(ctx context.Context) (holder string, term int, err error) {
+	l := &coordinationv1.Lease{}
+	err = w.first.Client.Get(ctx, client.ObjectKey{Namespace: fleet.Namespace, Name: "kubelink"}, l)
+	return ptr.Deref(l.Spec.HolderIdentity, ""), int(ptr.Deref(l.Spec.LeaseTransitions, 0)), err
+}
+
+// ups is how often the peer has had the link Up.
+func (w *twoBrokers) ups() int {
+	up := regexp.MustCompile(`link is up.*link=` + w.first.Name)
+	return len(up.FindAllString(w.peer.Process.Log(), -1))
+}
+
+// waitRole waits until a broker holds the links, or stands by, with a term.
+func (w *twoBrokers) waitRole(t *testing.T, limit time.Duration, b *fleet.Broker, leader bool, term int) {
+	t.Helper()
+	within(t, limit, fmt.Sprintf("the broker on %s to lead: %v, term %d", b.Host.Node.Name, leader, term),
+		func(ctx context.Context) error {
+			got, err1 := b.Metric(ctx, "coredns_kubelink_leader")
+			number, err2 := b.Metric(ctx, "coredns_kubelink_term")
+			if want := map[bool]float64{true: 1}[leader]; err1 != nil || err2 != nil || got != want || int(number) != term {
+				return fmt.Errorf("leader %g, term %g, %v, %v", got, number, err1, err2)
+			}
+			return nil
+		})
+}
+
+// waitGateway waits until the status of all KubeLinks says which broker holds them.
+func (w *twoBrokers) waitGateway(t *testing.T, ctx context.Context, b *fleet.Broker, term int) {
+	t.Helper()
+	for _, other := range brokers {
+		within(t, 5*time.Second, "status of "+other.Name, func(ctx context.Context) error {
+			l, err := w.first.Link(ctx, other.Name)
+			if err == nil && (l.Status.Gateway != b.Host.Node.Address.String() || int(l.Status.Term) != term ||
+				l.Status.State != v1alpha1.StateUp) {
+				err = fmt.Errorf("%+v", l.Status)
+			}
+			return err
+		})
+	}
+}
+
+// waitStandby waits until the LocalLink says which broker stands by for which holder.
+func (w *twoBrokers) waitStandby(t *testing.T, standby, holder *fleet.Broker, term int) {
+	t.Helper()
+	want := fmt.Sprintf("%s holds the links with term %d:", holder.Host.Node.Name, term)
+	within(t, 5*time.Second, "LocalLink to name the standby", func(ctx context.Context) error {
+		l, err := w.first.Link(ctx, w.first.Name)
+		if err != nil {
+			return err
+		}
+		all := l.Status.Standbys
+		if len(all) != 1 || all[0].Node != standby.Host.Node.Name || !strings.HasPrefix(all[0].Message, want) {
+			return fmt.Errorf("%+v", all)
+		}
+		return nil
+	})
+}
+
+// checkNoKernelState fails the test if the node of a broker has addresses, routes or NAT of the mesh.
+func checkNoKernelState(t *testing.T, b *fleet.Broker) {
+	t.Helper()
+	within(t, 5*time.Second, "node without addresses, routes and NAT", func(ctx context.Context) error {
+		out, err := b.Host.Node.Run(ctx, "sh", "-c", "ip -o address show; ip route show table all; iptables-save")
+		if err == nil && (strings.Contains(out, "192.168.0.") || strings.Contains(out, "KLINK-")) {
+			err = errors.New(out)
+		}
+		return err
+	})
+}
+
+// during fails the test when the condition is not met all the time.
+func during(t *testing.T, d time.Duration, what string, condition func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*d)
+	defer cancel()
+	for start := time.Now(); time.Since(start) < d; {
+		tick := time.After(100 * time.Millisecond)
+		if err := condition(ctx); err != nil {
+			t.Fatalf("%s: after %s: %v", what, time.Since(start), err)
+		}
+		<-tick
+	}
+}
+
+// startTwoBrokers starts the second broker beside the first one.
+func startTwoBrokers(t *testing.T, ctx context.Context) *twoBrokers {
+	t.Helper()
+	w := &twoBrokers{first: brokers[2], peer: brokers[0], client: clients[0], server: &server{}}
+	text := w.first.Corefile()
+	must(t, w.first.SetCorefile(strings.Replace(text, "dns-propagation dns", fmt.Sprintf(
+		"dns-propagation dns\n            lease-duration %s", leaseDuration), 1)))
+	must(t, w.first.Reload(ctx))
+	node, err := w.first.AddNode(ctx)
+	must(t, err)
+	w.server.pod, err = w.first.Pod(ctx, "server-second", testbed.PodOptions{Node: node})
+	must(t, err)
+	must(t, w.server.pod.ServeHTTPEcho(httpPort))
+	w.server.service, err = w.first.Service(ctx, "server-second", map[string]string{"app": "server-second"},
+		[]corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(httpPort)}}, testbed.ServiceOptions{})
+	must(t, err)
+	w.second, err = w.first.Second(ctx, node)
+	must(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		w.first.Gateway().Plug()
+		must(t, w.second.Host.Delete(ctx))
+		must(t, w.server.pod.Delete(ctx))
+		must(t, w.first.SetCorefile(text))
+		select {
+		case <-w.first.Process.Done():
+			must(t, w.first.Start(ctx))
+		default:
+			must(t, w.first.Reload(ctx))
+		}
+		must(t, f.WaitMesh(ctx))
+	})
+	return w
+}
+
+func TestTwoBrokers(t *testing.T) {
+	ctx := startTest(t, 4*time.Minute)
+	w := startTwoBrokers(t, ctx)
+	node1, _, err := w.lease(ctx)
+	must(t, err)
+	if want := w.first.Gateway().Name; node1 != want {
+		t.Fatalf("%s holds the Lease, not %s", node1, want)
+	}
+	must(t, w.second.Start(ctx))
+	steps := []struct {
+		name string
+		run  func(*testing.T, context.Context, *twoBrokers, int)
+	}{
+		{"the second one stands by", testStandby},
+		{"the first one is restarted", testHolderRestarts},
+		{"the API server is away", testHolderWithoutAPI},
+		{"the first one and its node are gone", testHolderGone},
+		{"the first one comes back", testHolderReturns},
+		{"the holder is cut off from the API server", testHolderCutOff},
+		{"the holder ends in order", testHolderEnds},
+	}
+	for _, step := range steps {
+		_, term, err := w.lease(ctx)
+		must(t, err)
+		if !t.Run(step.name, func(t *testing.T) { step.run(t, ctx, w, term) }) {
+			t.Logf("--- first\n%s\n--- second\n%s", w.first.Process.Log(), w.second.Process.Log())
+			return
+		}
+	}
+}
+
+// Who holds the links is said, and nothing flaps.
+func testStandby(t *testing.T, ctx context.Context, w *twoBrokers, term int) {
+	w.waitRole(t, 5*time.Second, w.first, true, term)
+	w.waitRole(t, 5*time.Second, w.second, false, term)
+	w.waitGateway(t, ctx, w.first, term)
+	w.waitStandby(t, w.second, w.first, term)
+	checkNoKernelState(t, w.second)
+	must(t, checkAnswer(ctx, w.second, serverName(2), servers[2].service))
+	must(t, checkAnswer(ctx, w.second, "kubelink3.kubelink.", w.first.MeshAddress.Addr()))
+	m, _, err := queryBroker(ctx, w.second, "udp", "_state.kubelink1.kubelink.", dns.TypeTXT)
+	must(t, err)
+	if text := fmt.Sprint(m.Answer); !strings.Contains(text, "state=Up") || !strings.Contains(text, node(w.first)) {
+		t.Errorf("state of a link at the standby: %s", text)
+	}
+	check := expectNoFailures(t, w.client, w.server.service)
+	defer check()
+	before, ups := w.statuses(t, ctx), w.ups()
+	during(t, 3*leaseDuration, "two brokers", func(ctx context.Context) error {
+		holder, now, err := w.lease(ctx)
+		if err == nil && (holder != node(w.first) || now != term || w.ups() != ups) {
+			err = fmt.Errorf("%s holds the Lease with term %d; the link was up %d times, before %d", holder, now, w.ups(), ups)
+		}
+		return err
+	})
+	if after := w.statuses(t, ctx); after != before {
+		t.Errorf("the status was\n%s\nis\n%s", before, after)
+	}
+}
+
+func node(b *fleet.Broker) string { return b.Host.Node.Name }
+
+// statuses are the status of the LocalLink here, and of the link to this cluster at the peer, without times of
+// messages.
+func (w *twoBrokers) statuses(t *testing.T, ctx context.Context) string {
+	t.Helper()
+	here, err := w.first.Link(ctx, w.first.Name)
+	must(t, err)
+	there, err := w.peer.Link(ctx, w.first.Name)
+	must(t, err)
+	return fmt.Sprintf("%s %+v\n%s %+v", here.ResourceVersion, here.Status, there.ResourceVersion, there.Status)
+}
+
+// A killed process on the node of the holder has the Lease back at once.
+func testHolderRestarts(t *testing.T, ctx context.Context, w *twoBrokers, term int) {
+	must(t, w.first.Kill(ctx, syscall.SIGKILL))
+	must(t, w.first.Start(ctx))
+	w.waitRole(t, 3*time.Second, w.first, true, term+1)
+	waitForReply(t, 3*time.Second, w.client, w.server.service)
+	w.waitRole(t, 3*time.Second, w.second, false, term+1)
+	if strings.Contains(w.second.Process.Log(), "this broker holds the links") {
+		t.Error("the other broker had the links")
+	}
+	w.waitStandby(t, w.second, w.first, term+1)
+}
+
+// Without API server the holder goes on, and no other broker takes over, also when the API server is back.
+func testHolderWithoutAPI(t *testing.T, ctx context.Context, w *twoBrokers, term int) {
+	check := expectNoFailures(t, w.client, w.server.service)
+	defer check()
+	ups := w.ups()
+	nobodyTakes := func(ctx context.Context) error {
+		first, err1 := w.first.Metric(ctx, "coredns_kubelink_leader")
+		second, err2 := w.second.Metric(ctx, "coredns_kubelink_leader")
+		if err1 != nil || err2 != nil || first != 1 || second != 0 || w.ups() != ups {
+			return fmt.Errorf("leader %g and %g, %v, %v; the link was up %d times, before %d", first, second, err1, err2,
+				w.ups(), ups)
+		}
+		return nil
+	}
+	must(t, w.first.StopAPIServer(ctx))
+	during(t, 4*leaseDuration, "the API server is away", nobodyTakes)
+	must(t, w.first.StartAPIServer(ctx))
+	during(t, 2*leaseDuration, "the API server is back", nobodyTakes)
+	within(t, 10*time.Second, "Lease to be renewed", func(ctx context.Context) error {
+		holder, now, err := w.lease(ctx)
+		if err == nil && (holder != node(w.first) || now != term) {
+			err = fmt.Errorf("%s holds it with term %d", holder, now)
+		}
+		return err
+	})
+	if !strings.Contains(w.first.Process.Log(), "cannot be renewed") {
+		t.Error("the holder does not say that it could not renew")
+	}
+}
+
+// When the holder and its node are gone, the other broker carries the links within lease-duration and 5 s.
+func testHolderGone(t *testing.T, ctx context.Context, w *twoBrokers, term int) {
+	must(t, w.first.Gateway().Unplug())
+	must(t, w.first.Kill(ctx, syscall.SIGKILL))
+	took := waitForReply(t, leaseDuration+5*time.Second, w.client, w.server.service)
+	t.Logf("requests pass again after %s", took)
+	w.waitRole(t, time.Second, w.second, true, term+1)
+	w.waitGateway(t, ctx, w.second, term+1)
+	must(t, checkAnswer(ctx, w.second, serverName(0), servers[0].service))
+}
+
+// A broker that comes back stands by, and takes away what its predecessor has left on the node.
+func testHolderReturns(t *testing.T, ctx context.Context, w *twoBrokers, term int) {
+	check := expectNoFailures(t, w.client, w.server.service)
+	defer check()
+	must(t, w.first.Gateway().Plug())
+	must(t, w.first.Start(ctx))
+	w.waitRole(t, 5*time.Second, w.first, false, term)
+	w.waitStandby(t, w.first, w.second, term)
+	checkNoKernelState(t, w.first)
+	w.waitRole(t, time.Second, w.second, true, term)
+}
+
+// A holder that cannot renew, and goes on, is superseded by the broker that takes the Lease: peers tell it, without any
+// API server. Nothing flaps, and when it is back it stands by.
+func testHolderCutOff(t *testing.T, ctx context.Context, w *twoBrokers, term int) {
+	api := []string{"OUTPUT", "-p", "tcp", "--dport", "6443", "-j", "DROP"}
+	_, err := w.second.Host.Node.Iptables(ctx, append([]string{"-I"}, api...)...)
+	must(t, err)
+	w.waitRole(t, leaseDuration+10*time.Second, w.first, true, term+1)
+	waitForReply(t, 3*time.Second, w.client, w.server.service)
+	check := expectNoFailures(t, w.client, w.server.service)
+	must(t, w.second.Process.WaitLog(ctx, fmt.Sprintf("superseded by term %d", term+1)))
+	w.waitRole(t, time.Second, w.second, true, term) // as far as it knows
+	w.waitGateway(t, ctx, w.first, term+1)
+	within(t, 5*time.Second, "peer to tell of a second broker", func(ctx context.Context) error {
+		l, err := w.peer.Link(ctx, w.first.Name)
+		want := fmt.Sprintf("a second broker of the cluster claims this link with term %d", term)
+		if err == nil && (l.Status.State != v1alpha1.StateUp || !strings.Contains(l.Status.Message, want)) {
+			err = fmt.Errorf("%+v", l.Status)
+		}
+		return err
+	})
+	ups := w.ups()
+	during(t, leaseDuration, "the superseded broker dials on", func(context.Context) error {
+		if w.ups() != ups {
+			return errors.New("the link has gone and come")
+		}
+		return nil
+	})
+	_, err = w.second.Host.Node.Iptables(ctx, append([]string{"-D"}, api...)...)
+	must(t, err)
+	w.waitRole(t, 15*time.Second, w.second, false, term+1)
+	w.waitStandby(t, w.second, w.first, term+1)
+	checkNoKernelState(t, w.second)
+	check()
+	w.waitGateway(t, ctx, w.first, term+1)
+}
+
+// A broker that ends in order gives the Lease back: the other one does not wait for its end.
+func testHolderEnds(t *testing.T, ctx context.Context, w *twoBrokers, term int) {
+	must(t, w.first.Kill(ctx, syscall.SIGTERM))
+	took := waitForReply(t, leaseDuration, w.client, w.server.service)
+	t.Logf("requests pass again after %s", took)
+	w.waitRole(t, time.Second, w.second, true, term+1)
+	must(t, w.first.Start(ctx))
+	w.waitRole(t, 5*time.Second, w.first, false, term+1)
+}
