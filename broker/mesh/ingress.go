@@ -58,6 +58,18 @@ func effectiveIngress(m *meshEntry, node []netip.Addr, lists ...[]Rule) []Rule {
 	return dropNeedless(rules)
 }
 
+// noteDenied tells of the first entry of a list that a denial of the same list leaves nothing of.
+func (r *reports) noteDenied(object string, list []Rule) {
+	for _, allow := range list {
+		i := slices.IndexFunc(list, func(deny Rule) bool { return !deny.Allow && contains(deny.Prefix, allow.Prefix) })
+		if allow.Allow && i >= 0 {
+			r.addNote(object, "%s of spec.ingress has no effect: !%s denies it, whatever the order of the list",
+				allow.Prefix, list[i].Prefix)
+			return
+		}
+	}
+}
+
 // defaultIngress is the list where there is none: the local service networks, and the cluster's own addresses.
 func defaultIngress(m *meshEntry) []Rule {
 	var list []Rule

@@ -208,3 +208,22 @@ func TestIngressOrder(t *testing.T) {
 		checkEqual(t, "rules", ruleTexts(got), "100.64.0.0/20 !100.64.1.0/24 192.168.0.11/32 fd00::/8")
 	}
 }
+
+// An entry that lies in a denial of its list has no effect, and a note says so.
+func TestDeniedEntryNote(t *testing.T) {
+	for _, c := range []struct{ list, want string }{
+		{"10.0.0.0/8 !10.1.0.0/16", ""},
+		{"!10.0.0.0/8", ""},
+		{"!10.0.0.0/8 11.0.0.0/8", ""},
+		{"!10.0.0.0/8 10.1.0.9/16 10.2.0.0/16",
+			"10.1.0.0/16 of spec.ingress has no effect: !10.0.0.0/8 denies it, whatever the order of the list"},
+		{"10.1.0.0/16 !10.1.0.0/16",
+			"10.1.0.0/16 of spec.ingress has no effect: !10.1.0.0/16 denies it, whatever the order of the list"},
+	} {
+		list := ingress(ingressList(c.list)...)
+		s := new(objs).addLocal("here", "192.168.0.11/24", list).
+			add("k2", "192.168.0.12/24", "b.example", list, omitDNS).build(cluster1())
+		checkEqual(t, "note of the link", s.Notes["k2"], c.want)
+		checkEqual(t, "note of the LocalLink", s.Notes["here"], c.want)
+	}
+}

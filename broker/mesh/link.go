@@ -95,7 +95,7 @@ func (s *linkSet) readLink(o *v1alpha1.KubeLink) (*linkEntry, *Problem) {
 	}
 	l := &linkEntry{Link: Link{Name: o.Name, Mesh: mesh, Cluster: cluster, Peer: o.Name}, spec: &o.Spec, mesh: m}
 	for _, read := range []func(*linkEntry) *Problem{
-		s.readAddress, s.readServices, s.readEgress, s.checkClaims, readIngress, s.readEndpoint, s.checkLoop,
+		s.readAddress, s.readServices, s.readEgress, s.checkClaims, s.readIngress, s.readEndpoint, s.checkLoop,
 	} {
 		if p := read(l); p != nil {
 			return nil, p
@@ -249,7 +249,8 @@ func (s *linkSet) checkClaims(l *linkEntry) *Problem {
 }
 
 // readIngress reads spec.ingress.
-func readIngress(l *linkEntry) (p *Problem) {
+func (s *linkSet) readIngress(l *linkEntry) (p *Problem) {
 	l.ingress, p = parseIngress(l.spec.Ingress)
+	s.reports.noteDenied(l.Name, l.ingress)
 	return p
 }

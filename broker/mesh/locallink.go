@@ -153,6 +153,7 @@ func (s *meshSet) readLocalLink(o *v1alpha1.KubeLink) (*meshEntry, *Problem) {
 	if m.ingress, p = parseIngress(o.Spec.Ingress); p != nil {
 		return nil, p
 	}
+	s.reports.noteDenied(o.Name, m.ingress)
 	if p := s.readMeshDNS(m, o.Spec.DNS); p != nil {
 		return nil, p
 	}
