@@ -288,19 +288,27 @@ func (c *controllers) prepare() error {
 	return err
 }
 
+// awaitAPI asks the API server for what has to be known before the first route is set.
+func (c *controllers) awaitAPI(ctx context.Context) (err error) {
+	var wg sync.WaitGroup
+	if c.cfg.Mode.CarriesTraffic() {
+		wg.Go(func() { c.server.AwaitEndpoints(ctx, c.api, c.log) })
+	}
+	if c.cfg.DeployCRDs {
+		err = c.crds.Await(ctx)
+	}
+	wg.Wait()
+	return err
+}
+
 // runManager runs the controllers until ctx ends or something fails.
 func (c *controllers) runManager(ctx context.Context) error {
 	c.synced.Store(false)
 	if err := c.prepare(); err != nil {
 		return err
 	}
-	if c.cfg.DeployCRDs {
-		if err := c.crds.Await(ctx); err != nil {
-			return err
-		}
-	}
-	if c.cfg.Mode.CarriesTraffic() { // before the first route is set
-		c.server.AwaitEndpoints(ctx, c.api, c.log)
+	if err := c.awaitAPI(ctx); err != nil {
+		return err
 	}
 	direct, err := client.New(c.api, client.Options{Mapper: c.mapper})
 	if err != nil {

@@ -29,6 +29,9 @@ import (
 	"github.com/mandelsoft/kubelink/deploy"
 )
 
+// maxAttempts bounds how often Await asks a slow API server.
+const maxAttempts = 4
+
 const (
 	kubeLinks   = "kubelinks" // resource without which there are no links
 	kubeLinkCRD = kubeLinks + ".kubelink.mandelsoft.org"
@@ -70,6 +73,9 @@ func New(cfg *rest.Config, force bool, note func(error), log *slog.Logger) (*Ins
 // Await returns when the API server serves KubeLinks. It installs their CRD if it must; the error is why it cannot.
 func (i *Installer) Await(ctx context.Context) error {
 	served, err := i.isServed(ctx)
+	for attempt := 1; deadline.IsTimeout(err) && attempt < maxAttempts; attempt++ { // the next one has more time
+		served, err = i.isServed(ctx)
+	}
 	if served || err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package testbed
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -69,6 +70,14 @@ func (c *Cluster) issueCertificates(context.Context) (err error) {
 	}
 	return nil
 }
+
+// ServingCertificate returns the certificate of the API server, which is good for 127.0.0.1, too.
+func (c *Cluster) ServingCertificate() (tls.Certificate, error) {
+	return tls.LoadX509KeyPair(c.filePath("pki/serving.crt"), c.filePath("pki/serving.key"))
+}
+
+// APIServerURL is where the API server listens on the node LAN.
+func APIServerURL() string { return apiURL }
 
 func (c *Cluster) writeKubeconfig(name string, user clientcmdapi.AuthInfo) (string, error) {
 	config := clientcmdapi.Config{
