@@ -4,12 +4,14 @@ package apizone
 // length, as the text may be another cluster's.
 
 import (
+	"bufio"
 	"crypto/x509"
 	"errors"
 	"io"
 	"maps"
 	"net"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -48,6 +50,30 @@ func judgeResponse(s *apiSource, resp *http.Response, err error) (reason string,
 	default: // a redirection, too: an API server must not send the broker to other servers
 		return readStatus(resp), true
 	}
+}
+
+// listVersion is in each list.
+var listVersion = regexp.MustCompile(`"resourceVersion": ?"[^"]`)
+
+// judgeList says why a response cannot be a list of an API server: a short text without the version of the list, such as
+// {}. It would be taken for an empty list, and all names of the cluster would be gone.
+func judgeList(resp *http.Response) (reason string, retry bool) {
+	const shortest = 512 // bytes of a text that is worth a look
+	isText := strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json")
+	if resp.StatusCode != http.StatusOK || !isText {
+		return "", false
+	}
+	body := bufio.NewReaderSize(resp.Body, shortest)
+	start, err := body.Peek(shortest)
+	if err == io.EOF && !listVersion.Match(start) {
+		resp.Body.Close()
+		return "it answers without resourceVersion, which is not believed", true
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{body, resp.Body}
+	return "", false
 }
 
 // readStatus reads the message of an error response. It takes the body.

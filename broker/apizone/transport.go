@@ -204,6 +204,9 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			continue // suspend has closed its connection
 		}
 		reason, retry := judgeResponse(&t.apiSource, resp, err)
+		if !retry && !r.watch {
+			reason, retry = judgeList(resp)
+		}
 		t.reportFailure(r.failureKind(), reason)
 		if !retry {
 			t.boundResponse(r, resp)

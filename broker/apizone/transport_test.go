@@ -1,8 +1,10 @@
 package apizone
 
 import (
+	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"math"
 	"net/http"
 	"strings"
@@ -10,7 +12,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // Which requests bring all objects, and which failures replace each other.
@@ -157,3 +164,64 @@ func TestSuspend(t *testing.T) {
 type roundTripFunc func(*http.Request) (*http.Response, error)
 
 func (f roundTripFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// What cannot be a list is asked for again, and what can be one is passed on as it is.
+func TestJudgeList(t *testing.T) {
+	const jsonText = "application/json"
+	long := `{"items":[` + strings.Repeat(" ", 600) + `]}`
+	for _, c := range []struct {
+		body, kind string
+		status     int
+		retry      bool
+	}{
+		{"{}", jsonText, 200, true},
+		{"", jsonText, 200, true},
+		{`{"kind":"ServiceList","metadata":{},"items":[]}`, jsonText, 200, true},
+		{`{"kind":"ServiceList","metadata":{"resourceVersion":""},"items":null}`, jsonText, 200, true},
+		{`{"kind":"ServiceList","metadata":{"resourceVersion":"7"},"items":[]}`, jsonText, 200, false},
+		{long, jsonText, 200, false},
+		{"k8s\x00", "application/vnd.kubernetes.protobuf", 200, false},
+		{"{}", jsonText, 410, false},
+	} {
+		resp := &http.Response{
+			StatusCode: c.status, Header: http.Header{"Content-Type": {c.kind}}, Body: io.NopCloser(strings.NewReader(c.body)),
+		}
+		reason, retry := judgeList(resp)
+		if retry != c.retry || (reason != "") != c.retry {
+			t.Errorf("%.80s: %s, %v", c.body, reason, retry)
+		}
+		if rest, err := io.ReadAll(resp.Body); !retry && (err != nil || string(rest) != c.body) {
+			t.Errorf("%.80s: read %.80s, %v", c.body, rest, err)
+		}
+	}
+}
+
+// An API server that cannot say whether secrets may be listed holds up nothing.
+func TestCachedSecrets(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for _, c := range []struct {
+		propagation mesh.Propagation
+		err         error
+		ok          bool
+	}{
+		{mesh.PropagateDNS, nil, false},
+		{mesh.PropagateKubernetes, nil, true},
+		{mesh.PropagateKubernetes, apierrors.NewForbidden(schema.GroupResource{}, "", nil), false},
+		{mesh.PropagateKubernetes, apierrors.NewInternalError(errors.New("a webhook refuses")), false},
+		{mesh.PropagateKubernetes, context.DeadlineExceeded, false},
+	} {
+		by, ok := CachedSecrets(t.Context(), failingReader{err: c.err}, Config{Namespace: "ns", Propagation: c.propagation}, log)
+		if ok != c.ok || (len(by.Namespaces) == 1) != c.ok {
+			t.Errorf("%s, %v: %v %v", c.propagation, c.err, by, ok)
+		}
+	}
+}
+
+type failingReader struct {
+	client.Reader
+	err error
+}
+
+func (r failingReader) List(context.Context, client.ObjectList, ...client.ListOption) error {
+	return r.err
+}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -336,3 +337,42 @@ func TestConnectionsAreNoted(t *testing.T) {
 		t.Errorf("noted %v", s.needs())
 	}
 }
+
+// An API server that is slow is waited for, and one that answers with errors is not waited for long.
+func TestAwaitEndpoints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(d time.Duration, code int) *rest.Config {
+			return &rest.Config{Host: "http://api.example", Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+				select {
+				case <-r.Context().Done():
+					return nil, r.Context().Err()
+				case <-time.After(d):
+				}
+				body := `{"kind":"EndpointSlice","apiVersion":"discovery.k8s.io/v1","endpoints":[{"addresses":["10.250.0.2"]}]}`
+				return &http.Response{
+					StatusCode: code, Header: http.Header{"Content-Type": {"application/json"}}, Request: r,
+					Body: io.NopCloser(strings.NewReader(body)),
+				}, nil
+			})}
+		}
+		for _, c := range []struct {
+			delay  time.Duration
+			code   int
+			known  int
+			within time.Duration
+		}{
+			{0, 200, 1, time.Second}, {8 * time.Second, 200, 1, 20 * time.Second}, {time.Hour, 200, 0, 2 * time.Minute},
+			{0, 500, 0, 10 * time.Second},
+		} {
+			s, start := NewAPIServer(), time.Now()
+			s.AwaitEndpoints(t.Context(), slow(c.delay, c.code), slog.New(slog.DiscardHandler))
+			if took := time.Since(start); len(s.needs()) != c.known || took > c.within {
+				t.Errorf("delay %s, status %d: %d addresses after %s", c.delay, c.code, len(s.needs()), took)
+			}
+		}
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
