@@ -17,7 +17,7 @@ import (
 
 const (
 	// patience is how long the reconciler waits for kinds that help.
-	patience = 20 * time.Second
+	patience = 15 * time.Second
 	// retryInterval is the pause between two tries to watch a kind.
 	retryInterval = 5 * time.Second
 )
@@ -27,6 +27,8 @@ type Watches struct {
 	wake  func()
 	kinds []client.Object
 	cache cache.Cache
+	once  sync.Once
+	asked chan struct{} // closed when Ready is called for the first time
 
 	mu      sync.Mutex       // guards the fields below
 	ready   bool             // all kinds are known, or patience is over
@@ -36,7 +38,9 @@ type Watches struct {
 
 // NewWatches returns watches of kinds that call wake after changes.
 func NewWatches(wake func(), kinds []client.Object) *Watches {
-	w := &Watches{wake: wake, kinds: kinds, synced: map[string]bool{}, failure: map[string]error{}}
+	w := &Watches{
+		wake: wake, kinds: kinds, asked: make(chan struct{}), synced: map[string]bool{}, failure: map[string]error{},
+	}
 	for _, k := range kinds {
 		w.synced[typeName(k)] = false
 	}
@@ -48,8 +52,14 @@ func (w *Watches) SetCache(c cache.Cache) { w.cache = c }
 
 func typeName(o any) string { return fmt.Sprintf("%T", o) }
 
-// Start watches until ctx ends.
+// Start watches until ctx ends. It begins when the reconciler asks: the controller starts when all kinds are known that
+// the cache has by then.
 func (w *Watches) Start(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-w.asked:
+	}
 	timer := time.AfterFunc(patience, w.endPatience)
 	defer timer.Stop()
 	var wg sync.WaitGroup
@@ -120,6 +130,7 @@ func (w *Watches) Ready() bool {
 	if w == nil {
 		return true
 	}
+	w.once.Do(func() { close(w.asked) })
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.ready
