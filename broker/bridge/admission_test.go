@@ -177,7 +177,7 @@ func TestIdleMember(t *testing.T) {
 	}
 }
 
-// A peer that says nothing after its certificate is cut off soon, and one that says its hello late, too.
+// A peer that says nothing after its certificate is cut off soon.
 func TestLateHello(t *testing.T) {
 	i := newInternet(t)
 	a := i.start("a.example", i.ca.issue(t, "a.example"), func(c *Config) { c.timing.hello = 50 * time.Millisecond })
@@ -188,6 +188,22 @@ func TestLateHello(t *testing.T) {
 		t.Errorf("ended after %s", took)
 	}
 	a.await("refusal", func() bool { return a.Stats().Refused[RefusedHello] > 0 })
+	// A hello alone is not all: the ping has to follow that a keepalive begins with.
+	begin = time.Now()
+	a.stranger(i.ca.issue(t, "b.example"), func(s *tls.Conn) {
+		h := hello{Announcement: link.Announcement{Address: netip.MustParsePrefix("192.168.0.12/24")},
+			capable: true, flags: flagKeepalive}
+		payload, err := h.appendPayload(nil)
+		if err != nil {
+			t.Error(err)
+		}
+		s.Write(appendFrame(nil, frameHello, payload))
+		io.Copy(io.Discard, s)
+	})
+	if took := time.Since(begin); took > 4*time.Second || a.ups.Load() != 0 {
+		t.Errorf("without a ping it ended after %s, and was up %d times", took, a.ups.Load())
+	}
+	a.await("refusal", func() bool { return a.Stats().Refused[RefusedHello] > 1 })
 }
 
 // Texts of a machine in the middle and of strangers: what a user reads is a line of at most 1 KB.
@@ -201,7 +217,7 @@ func TestLongTexts(t *testing.T) {
 	authority.NotBefore, authority.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 	expired := sign(t, elliptic.P256(), authority, nil)
 	names := &x509.Certificate{DNSNames: []string{"b.example"}}
-	for n := range maxCertNames - 1 {
+	for n := range link.MaxCertNames - 1 {
 		names.DNSNames = append(names.DNSNames, fmt.Sprintf("%s%d.example", strings.Repeat("y", 60), n))
 	}
 	unknown := sign(t, elliptic.P256(), authorityNamed(long), nil)

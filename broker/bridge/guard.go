@@ -3,15 +3,27 @@ package bridge
 // The bounds of one TLS handshake: the bytes that the peer sends, and its turns on the processors.
 
 import (
+	"fmt"
 	"runtime"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
+
+// maxHandshakeBytes is what a peer sends until it is authenticated: its certificates, and the rest of the handshake.
+const maxHandshakeBytes = link.MaxCertBytes + 8<<10
+
+var errHandshakeTooLong = fmt.Errorf("more than %d bytes before the end of the handshake: send at most %d "+
+	"certificates with %d bytes, and no root certificate", maxHandshakeBytes, link.MaxCerts, link.MaxCertBytes)
 
 // turnQueue gives turns on the processors to the handshakes of accepted connections, in the order in which they ask. A
 // handshake that waits for its peer has none. Each value is a turn, and says from when on it is free: a turn rests for
-// as long as it was used. So handshakes take a quarter of the processors at most, and packets have the rest, whatever
-// strangers do.
+// as long as it was used, up to maxRest. So handshakes take about a quarter of the processors, and packets have the
+// rest, for all that strangers do.
 type turnQueue chan time.Time
+
+// maxRest is more than any part of a handshake takes on a processor. On a busy machine a turn may last for longer.
+const maxRest = 5 * time.Millisecond
 
 func newTurnQueue() turnQueue {
 	n := max(1, runtime.GOMAXPROCS(0)/2)
@@ -30,7 +42,7 @@ func (q turnQueue) takeTurn() time.Time {
 
 func (q turnQueue) endTurn(began time.Time) {
 	now := time.Now()
-	q <- now.Add(now.Sub(began))
+	q <- now.Add(min(now.Sub(began), maxRest))
 }
 
 // handshakeGuard bounds a handshake. It belongs to the goroutine of the handshake.

@@ -34,8 +34,8 @@ func tlsConfig(
 		DynamicRecordSizingDisabled: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			certs := cs.PeerCertificates
-			if err := checkCerts(certs, remote); err != nil {
-				return err
+			if err := link.CheckBounds(certs); err != nil {
+				return newRefusal(RefusedCertificate, "%s sends %w", remote, err)
 			}
 			if err := check(certs[0]); err != nil { // the name first: it costs nearly nothing
 				return err

@@ -43,6 +43,9 @@ func (c candidate) judge(now time.Time) (credentials *link.Credentials, until ti
 		names := strings.Join(link.CertNames(leaf), " ")
 		return nil, until, fmt.Errorf("%s names %.200q, not dns-name %s", crt, names, c.DNSName)
 	}
+	if err := link.CheckBounds(chain); err != nil { // peers would refuse it
+		return nil, until, fmt.Errorf("%s has %w", crt, err)
+	}
 	if until, err = link.VerifyChain(chain, credentials.Roots, now); err != nil {
 		return nil, until, c.explainChain(leaf, err)
 	}

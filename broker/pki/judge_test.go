@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
@@ -170,6 +171,16 @@ func TestJudge(t *testing.T) {
 		{"wildcard", func(d content) {
 			d.issue(t, good, func(c *x509.Certificate) { c.DNSNames = []string{"*.example"} })
 		}, ""},
+		{"more certificates than peers look at", func(d content) {
+			d[keyCert] = join(d[keyCert], d[keyCA], d[keyCA], d[keyCA], d[keyCA], d[keyCA])
+		}, "tls.crt has 6 certificates, at most 5 are accepted"},
+		{"more names than peers look at", func(d content) {
+			d.issue(t, good, func(c *x509.Certificate) {
+				for n := range 100 {
+					c.DNSNames = append(c.DNSNames, fmt.Sprintf("x%d.example", n))
+				}
+			})
+		}, "tls.crt has a certificate with 101 names"},
 		{"for code", func(d content) {
 			d.issue(t, good, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} })
 		}, "neither for servers nor for clients"},

@@ -99,7 +99,7 @@ func TestCertificateBounds(t *testing.T) {
 		func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	a.set(newLink("b", 1, 2, "b.example"))
 	parents := []*signer{{i.ca.cert, i.ca.key}}
-	for n := range maxCerts {
+	for n := range link.MaxCerts {
 		parents = append(parents, sign(t, elliptic.P256(), authorityNamed(fmt.Sprint("CA", n)), parents[n]))
 	}
 	leaf := func(names int, parent *signer) *signer {
@@ -117,22 +117,22 @@ func TestCertificateBounds(t *testing.T) {
 		return all
 	}
 	large := authorityNamed("large")
-	large.ExtraExtensions = []pkix.Extension{{Id: []int{1, 2, 3, 4}, Value: make([]byte, maxCertBytes)}}
+	large.ExtraExtensions = []pkix.Extension{{Id: []int{1, 2, 3, 4}, Value: make([]byte, link.MaxCertBytes)}}
 	huge := authorityNamed("huge")
-	huge.ExtraExtensions = []pkix.Extension{{Id: []int{1, 2, 3, 4}, Value: make([]byte, 3*maxCertBytes)}}
+	huge.ExtraExtensions = []pkix.Extension{{Id: []int{1, 2, 3, 4}, Value: make([]byte, 3*link.MaxCertBytes)}}
 	for _, test := range []struct {
 		what  string
 		chain []*signer
 		want  string // empty: gets in
 	}{
-		{"5 certificates", below(maxCerts - 1), ""},
-		{"6 certificates", below(maxCerts), "sends 6 certificates, at most 5 are accepted"},
+		{"5 certificates", below(link.MaxCerts - 1), ""},
+		{"6 certificates", below(link.MaxCerts), "sends 6 certificates, at most 5 are accepted"},
 		{"over 16 KiB", []*signer{leaf(1, parents[0]), sign(t, elliptic.P256(), large, parents[0])},
 			"at most 16384 are accepted"},
 		{"over 24 KiB", []*signer{leaf(1, parents[0]), sign(t, elliptic.P256(), huge, parents[0])},
 			"more than 24576 bytes before the end of the handshake"},
-		{"100 names", []*signer{leaf(maxCertNames, parents[0])}, ""},
-		{"101 names", []*signer{leaf(maxCertNames+1, parents[0])}, "has 101 names, at most 100 are accepted"},
+		{"100 names", []*signer{leaf(link.MaxCertNames, parents[0])}, ""},
+		{"101 names", []*signer{leaf(link.MaxCertNames+1, parents[0])}, "a certificate with 101 names, at most 100 are accepted"},
 	} {
 		creds := chainOf(test.chain...)
 		if test.want != "" {
@@ -201,7 +201,7 @@ func TestHostileChainCost(t *testing.T) {
 	slow := &signer{}
 	*slow = *sign(t, elliptic.P521(), authorityNamed("CA"), nil)
 	hostile := []*signer{sign(t, elliptic.P256(), &x509.Certificate{DNSNames: []string{"b"}}, slow)}
-	for n := range maxCerts - 1 {
+	for n := range link.MaxCerts - 1 {
 		c := authorityNamed("CA")
 		c.DNSNames = []string{fmt.Sprint("x", n)} // else they count as the same one
 		c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(int64(n)), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
@@ -216,11 +216,11 @@ func TestHostileChainCost(t *testing.T) {
 		hostile = append(hostile, &signer{parsed, slow.key})
 	}
 	honest := []*signer{{ca.cert, ca.key}}
-	for n := range maxCerts {
+	for n := range link.MaxCerts {
 		honest = append(honest, sign(t, elliptic.P256(), authorityNamed(fmt.Sprint("CA", n)), honest[n]))
 	}
 	honest = honest[1:]
-	chain := make([]*x509.Certificate, 0, maxCerts)
+	chain := make([]*x509.Certificate, 0, link.MaxCerts)
 	for n := len(honest) - 1; n >= 0; n-- {
 		chain = append(chain, honest[n].cert)
 	}
