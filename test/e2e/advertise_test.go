@@ -428,3 +428,20 @@ func TestServiceAccount(t *testing.T) {
 	must(t, checkAccess(ctx, clients[0], fixed))
 	checkLinks()
 }
+
+// With accept-announced off a cluster takes over nothing that its peers announce, until it is on again.
+func TestAcceptAnnounced(t *testing.T) {
+	ctx := startTest(t, 2*time.Minute)
+	one, two, three := brokers[0], brokers[1], brokers[2]
+	editCorefile(t, ctx, one, "dns-propagation dns", "dns-propagation dns\naccept-announced off")
+	advertise(t, ctx, "dns-advertisement")
+	waitForDNSFacts(t, three, two.DNSAddress.String(), "cluster.local")
+	must(t, one.WaitState(ctx, two.Name, v1alpha1.StateUp))
+	waitForReply(t, 5*time.Second, clients[0], servers[1].service)
+	if l, err := one.Link(ctx, two.Name); err != nil || l.Spec.DNS != nil {
+		t.Errorf("taken over: %+v, %v", l.Spec.DNS, err)
+	}
+	must(t, one.SetCorefile(strings.Replace(one.Corefile(), "accept-announced off", "accept-announced on", 1)))
+	must(t, one.Reload(ctx))
+	waitForDNSFacts(t, one, two.DNSAddress.String(), "cluster.local")
+}

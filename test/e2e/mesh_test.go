@@ -148,6 +148,16 @@ func TestGatewayLink(t *testing.T) {
 		after < before+100 {
 		t.Errorf("the gateway forwarded %g packets, %v", after-before, err)
 	}
+	// The list of the link behind the gateway decides on the packets of its cluster alone.
+	service := servers[0].service.String()
+	setIngress(t, ctx, one, three.Name, "!"+service)
+	waitForOutcome(t, "request", false, func(ctx context.Context) error {
+		_, err := clients[2].Get(ctx, "http://"+service+"/")
+		return err
+	})
+	waitForReply(t, 2*time.Second, clients[1], servers[0].service)
+	setIngress(t, ctx, one, three.Name)
+	waitForReply(t, 2*time.Second, clients[2], servers[0].service)
 	// The third cluster drops packets through the gateway after it has lost its link to their source.
 	must(t, three.Remove(ctx, "kubelink1"))
 	within(t, 3*time.Second, "filter of the third cluster", func(ctx context.Context) error {

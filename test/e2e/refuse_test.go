@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -37,6 +38,52 @@ func refusedSeries(reason string) string {
 
 func droppedSeries(link, reason string) string {
 	return fmt.Sprintf(`coredns_kubelink_dropped_packets_total{link=%q,reason=%q}`, link, reason)
+}
+
+// tcpSegment is a segment without payload.
+func tcpSegment(port uint16, flags byte) []byte {
+	b := make([]byte, 20)
+	binary.BigEndian.PutUint16(b, 40000)
+	binary.BigEndian.PutUint16(b[2:], port)
+	b[12], b[13] = 5<<4, flags
+	return b
+}
+
+// ipv4Packet is a packet of any protocol. field has flags and offset of a fragment.
+func ipv4Packet(from, to netip.Addr, protocol byte, field uint16, payload []byte) []byte {
+	b := peer.UDP(netip.AddrPortFrom(from, 1), netip.AddrPortFrom(to, 1), payload)
+	b = append(b[:20], payload...)
+	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+	binary.BigEndian.PutUint16(b[6:], field)
+	b[9] = protocol // the checksum is wrong: the filter decides before the kernel verifies it
+	return b
+}
+
+// sendToNode sends packets to the gateway node itself that are neither ping nor replies: each is dropped and counted.
+func sendToNode(t *testing.T, p *peer.Peer, from netip.AddrPort) {
+	inner := peer.UDP(from, netip.AddrPortFrom(servers[0].service, udpPort), []byte("evil"))
+	for _, c := range []struct {
+		name     string
+		protocol byte
+		field    uint16 // flags and offset of a fragment
+		payload  []byte
+	}{
+		{"SYN to SSH", 6, 0, tcpSegment(22, 0x02)},
+		{"SYN to the kubelet", 6, 0, tcpSegment(10250, 0x02)},
+		{"SYN with FIN", 6, 0, tcpSegment(22, 0x03)},
+		{"flags in a later fragment", 6, 0x2000, tcpSegment(22, 0x10)[:8]},
+		{"a fragment over the flags", 6, 1, tcpSegment(22, 0x02)},
+		{"IPIP", 4, 0, inner},
+		{"GRE", 47, 0, append([]byte{0, 0, 8, 0}, inner...)},
+		{"ESP", 50, 0, make([]byte, 32)},
+		{"ICMP redirect", 1, 0, []byte{5, 1, 0, 0, 192, 168, 0, 12}},
+		{"ICMP timestamp", 1, 0, []byte{13, 0, 0, 0, 0, 1, 0, 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			packet := ipv4Packet(from.Addr(), brokers[0].MeshAddress.Addr(), c.protocol, c.field, c.payload)
+			expectCount(t, droppedSeries(brokers[2].Name, "node"), func() { must(t, p.Send(peer.Packet, packet)) })
+		})
+	}
 }
 
 // The broker refuses a peer without the right to connect before any packet, and counts it. The healthy link goes on.
@@ -141,6 +188,7 @@ func TestInboundFilter(t *testing.T) {
 				func() { must(t, p.Send(peer.Packet, peer.UDP(c.from, c.to, []byte("evil")))) })
 		})
 	}
+	sendToNode(t, p, self)
 	t.Run("malformed", func(t *testing.T) {
 		expectCount(t, droppedSeries(third.Name, "malformed"), func() { must(t, p.Send(peer.Packet, []byte{0x45, 0, 0})) })
 	})
