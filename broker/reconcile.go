@@ -247,7 +247,7 @@ func (r *reconcilerRun) newOutcome(
 		note(st.Link, st.Note)
 	}
 	policy := r.cfg.announcePolicy(r.creds.Unencrypted())
-	received := r.receiver.ReceiveAll(items, s, statuses, policy, r.log)
+	received := r.receiver.ReceiveAll(*objects, s, statuses, policy, r.log)
 	for name := range received {
 		note(name, received[name].Note)
 	}

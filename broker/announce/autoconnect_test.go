@@ -179,6 +179,8 @@ func TestAutoLinkNetwork(t *testing.T) {
 		{"allowed, names and APIs are not", "100.64.32.0/20", true, nil, "100.64.32.0/20", ""},
 		{"another's", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Name = "d" }, "",
 			"is not routed: spec.cidr 100.64.32.0/20 is already routed to the older link user"},
+		{"the node's", "100.64.0.0/16", false, nil, "", "is not routed: spec.cidr 100.64.32.0/20 covers what the gateway node " +
+			"reaches outside of the mesh: the default gateway 100.64.33.1"},
 		{"a user's link", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Annotations = nil }, "", ""},
 		{"a user's network", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Spec.CIDR = "100.64.48.0/20" }, "", ""},
 	} {
@@ -202,10 +204,14 @@ func TestAutoLinkNetwork(t *testing.T) {
 			if c.networks != "" {
 				policy.Networks = []netip.Prefix{netip.MustParsePrefix(c.networks)}
 			}
-			s := mesh.Build(mesh.Objects{Links: items}, *local)
+			objects := mesh.Objects{Links: items}
+			if c.name == "the node's" {
+				objects.Host.Needs = []mesh.HostAddress{{Addr: netip.MustParseAddr("100.64.33.1"), Title: "the default gateway"}}
+			}
+			s := mesh.Build(objects, *local)
 			statuses := []link.Status{{Link: auto.Name, Announced: &link.Announcement{ServiceCIDR: announced,
 				DNS: &link.DNSInfo{ClusterDomain: "c.local"}}}}
-			got := new(Receiver).ReceiveAll(items, &s, statuses, policy, slog.New(slog.DiscardHandler))[auto.Name]
+			got := new(Receiver).ReceiveAll(objects, &s, statuses, policy, slog.New(slog.DiscardHandler))[auto.Name]
 			if got.Facts.cidr != c.want || !strings.Contains(got.Note, c.note) || c.note == "" && got.Note != "" {
 				t.Errorf("%+v", got)
 			}

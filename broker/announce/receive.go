@@ -61,13 +61,13 @@ type receivedAnnouncement struct {
 // ReceiveAll checks what the peers of links announce, by name of the link. It logs a note when it changes. Without
 // encryption no API access is used.
 func (r *Receiver) ReceiveAll(
-	links []v1alpha1.KubeLink, s *mesh.State, statuses []link.Status, policy *Policy, log *slog.Logger,
+	objects mesh.Objects, s *mesh.State, statuses []link.Status, policy *Policy, log *slog.Logger,
 ) map[string]Received {
 	announced := map[string]*link.Announcement{}
 	for _, st := range statuses {
 		announced[st.Link] = st.Announced
 	}
-	networks := receiveNetworks(links, announced, policy)
+	links, networks := objects.Links, receiveNetworks(objects, announced, policy)
 	all, next := map[string]Received{}, map[string]*receivedAnnouncement{}
 	for i := range links {
 		name := links[i].Name
@@ -99,12 +99,12 @@ type receivedNetwork struct {
 }
 
 // receiveNetworks finds the service networks that peers announce of links which were made for them, where no user has
-// given one. It takes those that the policy allows, and that take nothing from other links.
+// given one. It takes those that the policy allows, and that take nothing from other links and from the node.
 func receiveNetworks(
-	links []v1alpha1.KubeLink, announced map[string]*link.Announcement, policy *Policy,
+	objects mesh.Objects, announced map[string]*link.Announcement, policy *Policy,
 ) map[string]receivedNetwork {
 	networks := map[string]receivedNetwork{}
-	trial := slices.Clone(links)
+	trial := slices.Clone(objects.Links)
 	var candidates []*v1alpha1.KubeLink
 	for i := range trial {
 		l := &trial[i]
@@ -124,7 +124,8 @@ func receiveNetworks(
 	if len(candidates) == 0 {
 		return networks
 	}
-	problems := mesh.Build(mesh.Objects{Links: trial}, *policy.Local).Problems
+	objects.Links = trial
+	problems := mesh.Build(objects, *policy.Local).Problems
 	for _, l := range candidates {
 		if p, bad := problems[l.Name]; bad {
 			networks[l.Name] = receivedNetwork{note: "the service network that the peer announces is not routed: " +
