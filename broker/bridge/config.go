@@ -69,13 +69,19 @@ type timing struct {
 	recheck    time.Duration // interval in which a session looks whether its certificates are still valid
 	renewal    time.Duration // within which sessions are replaced after a change of our certificate
 
-	announceInterval time.Duration // in which the announcement of a peer changes once at most
-	logInterval      time.Duration // in which there is one line about a cause at most
-	reportInterval   time.Duration // in which a certificate without link is reported once at most
-	changeInterval   time.Duration // between two calls of Config.Changed
-	maxRecords       int64         // TLS records that are sent with the keys of a session, approximately
+	intervals
+
+	maxRecords int64 // TLS records that are sent with the keys of a session, approximately
 
 	dialer func(ctx context.Context, network, address string) (net.Conn, error) // nil: that of package net
+}
+
+// intervals are the times in which a peer or a stranger causes something once at most.
+type intervals struct {
+	announceInterval time.Duration // its announcement changes
+	logInterval      time.Duration // a line about one cause
+	reportInterval   time.Duration // a certificate without link is reported
+	changeInterval   time.Duration // a call of Config.Changed
 }
 
 var defaultTiming = timing{
@@ -87,7 +93,9 @@ var defaultTiming = timing{
 	recently: 5 * time.Minute, stable: 3 * time.Second, followDelay: 2 * time.Second,
 	termMemory: 30 * time.Second,
 	recheck:    2 * time.Second, renewal: time.Minute,
-	announceInterval: 3 * time.Second,
-	logInterval:      time.Second, reportInterval: time.Second, changeInterval: 20 * time.Millisecond,
+	intervals: intervals{
+		announceInterval: 3 * time.Second, logInterval: time.Second, reportInterval: time.Second,
+		changeInterval: 20 * time.Millisecond,
+	},
 	maxRecords: 1 << 24,
 }

@@ -91,7 +91,7 @@ func (n *node) handshakeWith(creds *link.Credentials) {
 	}
 }
 
-// What is too much is refused by its number, whatever it is and whoever signed it; what is just not too much gets in.
+// What is too much is refused by its number, whatever is in it and signed it; what is just not too much gets in.
 func TestCertificateBounds(t *testing.T) {
 	i := newInternet(t)
 	var log syncBuffer
@@ -132,7 +132,8 @@ func TestCertificateBounds(t *testing.T) {
 		{"over 24 KiB", []*signer{leaf(1, parents[0]), sign(t, elliptic.P256(), huge, parents[0])},
 			"more than 24576 bytes before the end of the handshake"},
 		{"100 names", []*signer{leaf(link.MaxCertNames, parents[0])}, ""},
-		{"101 names", []*signer{leaf(link.MaxCertNames+1, parents[0])}, "a certificate with 101 names, at most 100 are accepted"},
+		{"101 names", []*signer{leaf(link.MaxCertNames+1, parents[0])},
+			"a certificate with 101 names, at most 100 are accepted"},
 	} {
 		creds := chainOf(test.chain...)
 		if test.want != "" {

@@ -272,7 +272,8 @@ type node struct {
 
 func testTiming(i *internet) *timing {
 	return &timing{
-		dial: 2 * time.Second, handshake: 5 * time.Second, tls: 5 * time.Second, hello: 5 * time.Second, write: 300 * time.Millisecond,
+		dial: 2 * time.Second, handshake: 5 * time.Second, write: 300 * time.Millisecond,
+		tls: 5 * time.Second, hello: 5 * time.Second,
 		ping: 20 * time.Millisecond, silence: cmp.Or(i.silence, 5*time.Second), stale: time.Second,
 		backoff: 2 * time.Millisecond, backoffUsed: 20 * time.Millisecond, backoffIdle: 50 * time.Millisecond,
 		recheck: 20 * time.Millisecond, renewal: 100 * time.Millisecond,

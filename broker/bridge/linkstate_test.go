@@ -54,8 +54,8 @@ func TestUpdatedAnnouncement(t *testing.T) {
 func TestFrequentAnnouncements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		changes := 0
-		s := &shared{start: time.Now(), timing: &timing{announceInterval: 3 * time.Second}, changed: newSignal(),
-			ctx: t.Context()}
+		s := &shared{start: time.Now(), changed: newSignal(), ctx: t.Context(),
+			timing: &timing{intervals: intervals{announceInterval: 3 * time.Second}}}
 		s.config.Store(&Config{Changed: func() { changes++ }})
 		go s.reportChanges()
 		p := &peer{shared: s, ctx: t.Context()}

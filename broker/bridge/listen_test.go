@@ -85,7 +85,7 @@ func pendingFrom(from byte) *pendingConn {
 		late: lateAfter}
 }
 
-// Who is late makes room; without a late one, some new ones are dropped, and never a handshake that was begun.
+// A late connection makes room; without a late one, some new ones are dropped, and never a handshake that was begun.
 func TestAdmission(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p pendingConns

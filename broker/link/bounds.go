@@ -1,6 +1,6 @@
 package link
 
-// The bounds of what an end looks at of a peer that is not authenticated yet: everybody who reaches the port can have
+// The bounds of what an end looks at of a peer that is not authenticated yet: every host that reaches the port can have
 // that work done.
 
 import (
