@@ -1,0 +1,185 @@
+package broker
+
+// What a broker does with its gateway, and what it answers, while it holds the links and while another one does.
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/lease"
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// roleStep is a reconciliation with a role.
+type roleStep struct {
+	role  lease.Role
+	calls []string // to dataplane and kernel
+	state string   // of the link in DNS
+}
+
+// A broker that does not know its role touches nothing, a standby has neither peers nor routes, and one that takes the
+// links has all, in the order of any other reconciliation.
+func TestRoles(t *testing.T) {
+	const names = "Statuses"
+	carry := []string{"SetCredentials unencrypted", names, "Configure port 7", "Set 1 peers 1 local", "kernel", names}
+	again := carry[1:]
+	leave := []string{"SetCredentials none", "Set 0 peers 1 local", "kernel"}
+	const up, elsewhere = "state=Up", "state=Up reason=the broker on node9 carries the link"
+	unknown := "state=Idle reason=kubelink has just started, and the API server has not told the links yet"
+	for _, c := range []struct {
+		name  string
+		steps []roleStep
+	}{
+		{"holder from the start", []roleStep{
+			{lease.Unknown, []string{names, names}, unknown}, {lease.Holder, carry, up}, {lease.Holder, again, up}}},
+		{"standby, then holder", []roleStep{
+			{lease.Unknown, []string{names, names}, unknown}, {lease.Standby, leave, elsewhere}, {lease.Standby, leave, elsewhere},
+			{lease.Holder, carry, up}}},
+		{"holder, then standby, and back", []roleStep{
+			{lease.Holder, carry, up}, {lease.Standby, leave, elsewhere}, {lease.Holder, carry, up}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b, err := New(Config{Local: mesh.Local{Mode: mesh.Bridge, Propagation: mesh.PropagateDNS}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.names.close()
+			d := &fakeDataplane{calls: &[]string{}}
+			k := &recordingKernel{calls: d.calls}
+			b.setGateway(newFakeGateway(d, k))
+			run := &reconcilerRun{reconciler: b.r}
+			state := linkedState()
+			state.Peers, state.Local = []mesh.Peer{{Link: "kubelink2"}}, prefixes("100.64.0.0/20")
+			state.Meshes = []mesh.Mesh{{Addresses: prefixes("192.168.0.11/24")}}
+			state.Routes = []mesh.Route{{
+				Destination: netip.MustParsePrefix("100.64.16.0/20"), Source: netip.MustParseAddr("192.168.0.11"),
+			}}
+			item := *kubeLink("kubelink2", "192.168.0.12/24", "b.example", "100.64.16.0/20")
+			item.Status.State = v1alpha1.StateUp
+			for i, step := range c.steps {
+				*d.calls = nil
+				if d.setStatus(); step.role == lease.Holder {
+					d.setStatus(link.Status{Link: "kubelink2", State: link.Up})
+				}
+				b.r.holder = holder{State: &lease.State{Role: step.role, Term: uint32(i + 1), Holder: "node9"}}
+				if step.role == lease.Standby {
+					b.r.holder.elsewhere = b.r.holder.LinkStatuses([]v1alpha1.KubeLink{item})
+				}
+				if err := run.refreshCredentials(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err, pending := b.r.apply(state, nil, 7); err != nil || pending != nil {
+					t.Fatal(err, pending)
+				}
+				if !slices.Equal(*d.calls, step.calls) {
+					t.Errorf("step %d:\ngot  %q\nwant %q", i, *d.calls, step.calls)
+				}
+				if got := answeredState(t, b); got != step.state {
+					t.Errorf("step %d: DNS: %s, want %s", i, got, step.state)
+				}
+				if n := len(k.state.Addresses) + len(k.state.Routes); n != map[lease.Role]int{lease.Holder: 2}[step.role] {
+					t.Errorf("step %d: the kernel has %+v", i, k.state)
+				}
+				if step.role == lease.Holder && d.settings.Term != uint32(i+1) {
+					t.Errorf("step %d: peers are told term %d", i, d.settings.Term)
+				}
+			}
+		})
+	}
+}
+
+// The outcome of a standby is its own entry. A holder says what is wrong with its Lease, and what peers say of a second
+// broker.
+func TestOutcomeByRole(t *testing.T) {
+	b, err := New(Config{Local: mesh.Local{Mode: mesh.Bridge}, LeaseConfig: LeaseConfig{NodeName: "node1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &fakeDataplane{}
+	d.setStatus(link.Status{Link: "kubelink2", State: link.Up, Note: "two brokers"})
+	b.setGateway(newFakeGateway(d, &recordingKernel{}))
+	objects := mesh.Objects{Links: []v1alpha1.KubeLink{
+		*kubeLink("kubelink1", "192.168.0.11/24", v1alpha1.EndpointLocal, "100.64.0.0/20"),
+		*kubeLink("kubelink2", "192.168.0.12/24", "b.example", "100.64.16.0/20")}}
+	state := mesh.Build(objects, b.cfg.Local)
+	run := newTestRun(b, newFakeAPIServer())
+	b.r.holder = holder{State: &lease.State{Role: lease.Standby, Term: 4, Holder: "node9"}}
+	out := run.newOutcome(&objects, &state, nil, nil, nil)
+	if !out.Standby || len(out.Links) != 1 || out.Links[0].Standby.Node != "node1" || out.Secret != nil || out.Create != nil ||
+		!strings.HasPrefix(out.Links[0].Standby.Message, "node9 holds the links with term 4") {
+		t.Errorf("standby: %+v", out)
+	}
+	b.r.holder = holder{State: &lease.State{Role: lease.Holder, Term: 5, Holder: "node1", Problem: "cannot be renewed"}}
+	if err := run.refreshCredentials(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	out = run.newOutcome(&objects, &state, nil, nil, nil)
+	if out.Standby || len(out.Links) != 2 {
+		t.Fatalf("holder: %+v", out)
+	}
+	for i, want := range []string{"cannot be renewed", "two brokers"} {
+		if l := out.Links[i]; l.Message != want || l.Term != 5 || l.Standby != nil {
+			t.Errorf("holder: %s %+v", l.Object.Name, l)
+		}
+	}
+}
+
+// Brokers with other links have another Lease, whatever the order of the list is; so has one that carries no traffic.
+func TestLeaseConfig(t *testing.T) {
+	names := map[string]bool{}
+	for _, c := range []struct {
+		mode   mesh.Mode
+		served []string
+		want   string // empty: another one than all before
+	}{
+		{mesh.Bridge, nil, "kubelink"}, {mesh.None, nil, "kubelink-names"}, {mesh.Bridge, []string{"one"}, ""},
+		{mesh.Bridge, []string{"one", "two"}, ""}, {mesh.None, []string{"one"}, ""},
+	} {
+		cfg := Config{Local: mesh.Local{Mode: c.mode, Served: c.served}, LeaseConfig: LeaseConfig{LeaseDuration: 15e9}}
+		l := cfg.leaseConfig()
+		if c.want != "" && l.Name != c.want || names[l.Name] || !strings.HasPrefix(l.Name, "kubelink") {
+			t.Errorf("mode %s, links %q: Lease %s", c.mode, c.served, l.Name)
+		}
+		names[l.Name] = true
+		if l.RenewDeadline != 10*time.Second || l.RetryPeriod != 2*time.Second {
+			t.Errorf("%+v", l)
+		}
+	}
+	cfg := Config{LeaseConfig: LeaseConfig{LeaseName: "mine", LeaseDuration: 15e9, LeaseRenewDeadline: 8e9, LeaseRetryPeriod: 1e9}}
+	if l := cfg.leaseConfig(); l.Name != "mine" || l.RenewDeadline != 8e9 || l.RetryPeriod != 1e9 {
+		t.Errorf("%+v", l)
+	}
+}
+
+// A broker without Lease leads, one that does not know yet does not.
+func TestCollectLeader(t *testing.T) {
+	for _, c := range []struct {
+		cfg  LeaseConfig
+		want string
+	}{{LeaseConfig{}, "1"}, {LeaseConfig{LeaseDuration: 15e9}, "0"}} {
+		b, err := New(Config{LeaseConfig: c.cfg})
+		if err != nil {
+			t.Fatal(err)
+		}
+		metricsSource.Store(b)
+		want := `# HELP coredns_kubelink_leader Whether this broker holds the links (1) or another broker of the cluster does (0).
+# TYPE coredns_kubelink_leader gauge
+coredns_kubelink_leader ` + c.want + `
+# HELP coredns_kubelink_term Term of the broker that holds the links: the number of transitions of its Lease.
+# TYPE coredns_kubelink_term gauge
+coredns_kubelink_term 0
+`
+		if err := testutil.CollectAndCompare(collector{}, strings.NewReader(want), "coredns_kubelink_leader",
+			"coredns_kubelink_term"); err != nil {
+			t.Error(err)
+		}
+		metricsSource.Store(nil)
+	}
+}
