@@ -31,7 +31,7 @@ func TestRoles(t *testing.T) {
 	carry := []string{"SetCredentials unencrypted", names, "Configure port 7", "Set 1 peers 1 local", "kernel", names}
 	again := carry[1:]
 	leave := []string{"SetCredentials none", "Set 0 peers 1 local", "kernel"}
-	const up, elsewhere = "state=Up", "state=Up reason=the broker on node9 carries the link"
+	const up, elsewhere = "state=Up", "state=Up reason=the broker on node9 carries the link, and this node has no route to it"
 	unknown := "state=Idle reason=kubelink has just started, and the API server has not told the links yet"
 	for _, c := range []struct {
 		name  string
@@ -70,7 +70,7 @@ func TestRoles(t *testing.T) {
 				}
 				b.r.holder = holder{State: &lease.State{Role: step.role, Term: uint32(i + 1), Holder: "node9"}}
 				if step.role == lease.Standby {
-					b.r.holder.elsewhere = b.r.holder.LinkStatuses([]v1alpha1.KubeLink{item})
+					b.r.holder.elsewhere = b.r.holder.LinkStatuses(&mesh.Objects{Links: []v1alpha1.KubeLink{item}}, state)
 				}
 				if err := run.refreshCredentials(t.Context()); err != nil {
 					t.Fatal(err)

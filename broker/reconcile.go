@@ -139,9 +139,9 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	}
 	// The cache has no order.
 	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) })
-	r.setHolder(list.Items)
 	objects := r.readObjects(list.Items)
 	state := mesh.Build(objects, r.cfg.Local)
+	r.setHolder(&objects, &state)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.refreshCredentials(ctx)
 	accesses := r.secrets.FindAccesses(ctx, state.Zones, r.api)
@@ -176,10 +176,10 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 }
 
 // setHolder finds out which broker holds the links.
-func (r *reconciler) setHolder(items []v1alpha1.KubeLink) {
+func (r *reconciler) setHolder(objects *mesh.Objects, s *mesh.State) {
 	r.holder = holder{State: r.election.State()}
 	if r.holder.Role == lease.Standby {
-		r.holder.elsewhere = r.holder.LinkStatuses(items)
+		r.holder.elsewhere = r.holder.LinkStatuses(objects, s)
 	}
 }
 

@@ -8,20 +8,31 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
-// LinkStatuses are the states of the links as DNS tells them. The names of a cluster are asked for when its link is Up
-// at the holder: whether there is a way to it depends on the routes of this node.
-func (s *State) LinkStatuses(items []v1alpha1.KubeLink) map[string]zone.Status {
-	statuses := make(map[string]zone.Status, len(items))
-	for i := range items {
-		l := &items[i]
-		reason := fmt.Sprintf("the broker on %s carries the link", s.Holder)
-		if l.Status.Message != "" {
-			reason += ": " + l.Status.Message
+// LinkStatuses are the states of the links as DNS tells them. A standby asks a cluster for names when its link is Up at
+// the holder, and when this node has a route there: on the default route, questions would leave for the outside world.
+func (s *State) LinkStatuses(objects *mesh.Objects, state *mesh.State) map[string]zone.Status {
+	routed := map[string]bool{}
+	for _, z := range state.Zones {
+		for _, c := range z.Clusters {
+			routed[c.Link] = c.Upstream.IsValid() && objects.Host.HasRoute(c.Upstream.Addr())
 		}
-		status := zone.Status{State: string(l.Status.State), Reason: reason, Usable: l.Status.State == v1alpha1.StateUp}
+	}
+	statuses := make(map[string]zone.Status, len(objects.Links))
+	for i := range objects.Links {
+		l := &objects.Links[i]
+		up := l.Status.State == v1alpha1.StateUp
+		status := zone.Status{State: string(l.Status.State), Usable: up && routed[l.Name],
+			Reason: fmt.Sprintf("the broker on %s carries the link", s.Holder)}
+		if up && !status.Usable {
+			status.Reason += ", and this node has no route to it"
+		}
+		if l.Status.Message != "" {
+			status.Reason += ": " + l.Status.Message
+		}
 		if status.State == "" {
 			status.State = string(v1alpha1.StateIdle)
 		}

@@ -33,6 +33,9 @@ type HostAddress struct {
 	Title string
 }
 
+// HasRoute tells whether a route of the node leads to the address, other than a default route.
+func (h *Host) HasRoute(a netip.Addr) bool { return h.longestRoute(a) > 0 }
+
 // takes tells whether a route to n would lead packets to the address into a mesh. The longest route decides.
 func (h *Host) takes(n netip.Prefix, a netip.Addr) bool {
 	return n.Contains(a) && (h.OwnTable || n.Bits() >= h.longestRoute(a))

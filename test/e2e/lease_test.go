@@ -201,6 +201,7 @@ func testStandby(t *testing.T, ctx context.Context, w *twoBrokers, term int) {
 	if text := fmt.Sprint(m.Answer); !strings.Contains(text, "state=Up") || !strings.Contains(text, node(w.first)) {
 		t.Errorf("state of a link at the standby: %s", text)
 	}
+	must(t, checkFailure(ctx, w.second, serverName(0), "this node has no route to it")) // at once
 	check := expectNoFailures(t, w.client, w.server.service)
 	defer check()
 	before, ups := w.statuses(t, ctx), w.ups()
