@@ -498,3 +498,29 @@ func TestAnotherLease(t *testing.T) {
 		}
 	})
 }
+
+// Brokers of disjoint groups of links have a Lease each, and know nothing of each other.
+func TestTwoGroups(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		groups := map[string][]string{"a": {"one", "two"}, "b": {"three"}}
+		leases := map[string]*fakeAPI{}
+		for name, served := range groups {
+			c := w.start(name, "node-"+name)
+			c.stop()
+			cfg := testConfig("node-" + name)
+			cfg.Name = Name(true, served)
+			c.api = &fakeAPI{}
+			leases[cfg.Name] = c.api
+			c.resume(cfg)
+		}
+		time.Sleep(time.Minute)
+		for name := range groups {
+			if s := w.all[name].State(); s.Role != Holder || s.Holder != "node-"+name {
+				t.Errorf("%s: %+v", name, s)
+			}
+		}
+		if len(leases) != 2 || Name(true, nil) == Name(true, []string{}) || Name(true, nil) == Name(false, nil) {
+			t.Error("groups share a Lease")
+		}
+	})
+}
