@@ -21,9 +21,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/mandelsoft/kubelink/broker/deadline"
 )
 
-// Config says which Lease decides. With RenewDeadline the holder says that it cannot renew; no request takes longer.
+// Config says which Lease decides. After RenewDeadline the holder says that it cannot renew. A request takes as long,
+// and longer when the API server is slow.
 type Config struct {
 	Namespace, Name string
 	Identity        string // of this broker's node
@@ -56,6 +59,7 @@ type Elector struct {
 	config     Config
 	api        leases // nil: Run was not called yet
 	disconnect func()
+	limit      deadline.Limit // of the requests of a step
 	memory
 }
 
@@ -104,7 +108,7 @@ func (e *Elector) run(ctx context.Context, api leases, disconnect func(), c Conf
 		cancel()
 		e.memory = memory{}
 	}
-	e.config, e.api, e.disconnect = c, api, disconnect
+	e.config, e.api, e.disconnect, e.limit = c, api, disconnect, deadline.New(c.RenewDeadline)
 	for ctx.Err() == nil && c.Duration > 0 {
 		timer := time.NewTimer(e.step(ctx))
 		select {
@@ -129,18 +133,10 @@ func (e *Elector) Release(ctx context.Context) {
 
 // step renews the Lease, or looks at it, and returns how long to wait for the next step.
 func (e *Elector) step(ctx context.Context) (pause time.Duration) {
-	request, cancel := context.WithTimeout(ctx, e.config.RenewDeadline)
-	defer cancel()
 	if e.triedAt.IsZero() {
 		e.triedAt = time.Now()
 	}
-	var err error
-	if e.held {
-		err = e.write(request, e.lease, e.term)
-	}
-	if !e.held || isOutdated(err) || apierrors.IsNotFound(err) {
-		err = e.look(request)
-	}
+	err := e.limit.Do(ctx, e.renewOrLook)
 	switch {
 	case ctx.Err() != nil:
 		return 0
@@ -149,7 +145,7 @@ func (e *Elector) step(ctx context.Context) (pause time.Duration) {
 	case err != nil:
 		e.unchanged, e.readAt = 0, time.Time{}
 		e.noteFailure(err)
-		if request.Err() != nil { // the holder is to be sooner back than a standby has waited
+		if deadline.IsTimeout(err) { // the holder is to be sooner back than a standby has waited
 			e.disconnect()
 			return 0
 		}
@@ -157,6 +153,17 @@ func (e *Elector) step(ctx context.Context) (pause time.Duration) {
 		return max(e.config.RetryPeriod/10, min(e.config.RetryPeriod, e.remaining()))
 	}
 	return e.config.RetryPeriod
+}
+
+// renewOrLook renews the Lease that this process holds, or looks at it.
+func (e *Elector) renewOrLook(ctx context.Context) error {
+	if e.held {
+		err := e.write(ctx, e.lease, e.term)
+		if !isOutdated(err) && !apierrors.IsNotFound(err) {
+			return err
+		}
+	}
+	return e.look(ctx)
 }
 
 // isOutdated says that another program has changed or made the Lease meanwhile.

@@ -31,7 +31,8 @@ type fakeAPI struct {
 	mu      sync.Mutex
 	lease   *coordinationv1.Lease
 	version int
-	away    bool  // it does not answer
+	away    bool // it does not answer
+	delay   time.Duration
 	refuse  error // of each request
 	noWrite error // of each write
 	writes  int
@@ -39,14 +40,24 @@ type fakeAPI struct {
 
 func (f *fakeAPI) begin(ctx context.Context, write bool) error {
 	f.mu.Lock()
-	away, refuse := f.away, f.refuse
+	away, refuse, delay := f.away, f.refuse, f.delay
 	if write && refuse == nil {
 		refuse = f.noWrite
 	}
 	f.mu.Unlock()
-	if away {
-		<-ctx.Done()
+	switch {
+	case away: // a connection is not made
+		delay = 10 * time.Second
+	case delay == 0:
+		return refuse
+	}
+	select {
+	case <-ctx.Done():
 		return ctx.Err()
+	case <-time.After(delay):
+	}
+	if away {
+		return context.DeadlineExceeded
 	}
 	return refuse
 }
@@ -523,4 +534,28 @@ func TestTwoGroups(t *testing.T) {
 			t.Error("groups share a Lease")
 		}
 	})
+}
+
+// Behind a slow API server, the first broker gets the Lease late, keeps it, and may write now and then.
+func TestSlowAPIServer(t *testing.T) {
+	for _, delay := range []time.Duration{3 * time.Second, 8 * time.Second, 12 * time.Second} {
+		simulate(t, func(t *testing.T, w *world) {
+			w.api.delay = delay
+			a := w.start("a", "node1")
+			if took := w.awaitHolder("a"); took > 8*delay {
+				t.Errorf("%s per request: held after %s", delay, took)
+			}
+			b := w.start("b", "node2")
+			wrote := 0
+			for range 600 {
+				time.Sleep(time.Second)
+				if a.State().MayWrite() {
+					wrote++
+				}
+			}
+			if wrote < 60 || a.takes != 1 || a.demoted != 0 || b.takes != 0 {
+				t.Errorf("%s per request: may write in %d of 600 s; a %+v, b %+v", delay, wrote, a, b)
+			}
+		})
+	}
 }
