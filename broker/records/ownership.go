@@ -2,6 +2,8 @@ package records
 
 // Who may have a name. A namespace must not add to the names of another one, hide them, or use up all names: a name
 // belongs to the namespace of the oldest object that has it. A HostedZone and a wildcard take all names below theirs.
+// An object that has a name already, as its status says, comes before all that want it: an older object that is changed
+// must not take it.
 
 import (
 	"cmp"
@@ -47,26 +49,98 @@ type ownership struct {
 func (t *nameTree) claimAll(zones *zoneSet, entries []*recordEntry) {
 	type claimant struct {
 		since, own *metav1.ObjectMeta
-		rank       int // zones before entries
-		claim      func()
+		rank       int    // zones before entries
+		keep       func() // claims the names that the object has
+		claim      func() // claims all names of the object
 	}
 	list := make([]claimant, 0, len(zones.byAge)+len(entries))
 	for _, z := range zones.byAge {
-		list = append(list, claimant{zones.sinceWhen(z), &z.object.ObjectMeta, 0, func() { zones.resolveZone(z) }})
+		list = append(list, claimant{zones.sinceWhen(z), &z.object.ObjectMeta, 0,
+			func() { zones.keepNames(z) }, func() { zones.resolveZone(z) }})
 	}
 	for _, e := range entries {
 		since := &e.object.ObjectMeta
 		if z := zones.findZone(e.key.Namespace, e.object.Spec.ZoneRef); z != nil && e.object.Spec.ZoneRef != "" {
 			since = younger(since, zones.sinceWhen(z))
 		}
-		list = append(list, claimant{since, &e.object.ObjectMeta, 1, func() { e.claimNames(t, zones) }})
+		list = append(list, claimant{since, &e.object.ObjectMeta, 1,
+			func() { e.keepNames(t, zones) }, func() { e.claimNames(t, zones) }})
 	}
 	slices.SortStableFunc(list, func(a, b claimant) int {
 		return cmp.Or(compareAge(a.since, b.since), cmp.Compare(a.rank, b.rank), compareAge(a.own, b.own))
 	})
 	for _, c := range list {
+		c.keep()
+	}
+	for _, c := range list {
 		c.claim()
 	}
+}
+
+// keepNames makes the zone the owner of the names that it has and still wants.
+func (s *zoneSet) keepNames(z *zoneEntry) {
+	if has := z.object.Status.EffectiveDomainNames; len(has) > 0 {
+		for _, name := range s.wantedNames(z, len(s.byAge)) {
+			s.tree.keepName(&z.key, name, true, has)
+		}
+	}
+}
+
+// keepNames makes the entry the owner of the names that it has and still wants.
+func (e *recordEntry) keepNames(t *nameTree, zones *zoneSet) {
+	has := e.object.Status.EffectiveDomainNames
+	if len(has) == 0 {
+		return
+	}
+	var bases []string
+	if ref := e.object.Spec.ZoneRef; ref != "" {
+		z := zones.findZone(e.key.Namespace, ref)
+		if z == nil {
+			return
+		}
+		bases = zones.wantedNames(z, len(zones.byAge))
+	}
+	if _, p := e.readRecords(len(bases)); p != nil || e.object.Spec.ZoneRef != "" && len(bases) == 0 {
+		return
+	}
+	for _, s := range e.object.Spec.DNSNames {
+		names, _ := qualifyOwner(string(s), bases) // placeEntry reports the error
+		for _, q := range names {
+			t.keepName(&e.key, q.name, false, has)
+		}
+	}
+}
+
+// keepName claims a name that the object has.
+func (t *nameTree) keepName(object *types.NamespacedName, name string, zone bool, has []string) {
+	if t.servedZone(name) != "" && slices.Contains(has, mesh.TrimDot(name)) {
+		t.claimName(object, name, zone) // a problem shows when it claims all its names
+	}
+}
+
+// wantedNames are the names of a HostedZone, whether it gets them or not; none if it has no good ones. The zones above
+// are as many as depth at most.
+func (s *zoneSet) wantedNames(z *zoneEntry, depth int) (names []string) {
+	var parents []string
+	if ref := z.object.Spec.ParentRef; ref != "" {
+		parent := s.findZone(z.key.Namespace, ref)
+		if parent == nil || depth == 0 {
+			return nil
+		}
+		if parents = s.wantedNames(parent, depth-1); len(parents) == 0 {
+			return nil
+		}
+	}
+	if _, p := z.readApex(len(parents)); p != nil {
+		return nil
+	}
+	for _, d := range z.object.Spec.DomainNames {
+		qualified, _ := qualifyName(string(d), parents) // resolveZone reports the error
+		for _, q := range qualified {
+			names = append(names, q.name)
+		}
+	}
+	return names
 }
 
 // sinceWhen is the youngest of the zone and the zones above: without any of them, the zone has no names.

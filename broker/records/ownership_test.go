@@ -209,3 +209,40 @@ func TestNamesOfANamespace(t *testing.T) {
 		t.Errorf("%+v", last)
 	}
 }
+
+// An object keeps a name that its status says it has: an older one of another namespace that wants the name later does
+// not get it. A status without a wish, or with a wish for what is not allowed, gives nothing.
+func TestNamesAreKept(t *testing.T) {
+	entries, zones := globalObjects(t, `
+		evil/x: {dnsNames: [x.svc.global.kubelink, db.svc.global.kubelink, a.shop.svc.global.kubelink], A: [6.6.6.6]}
+		zone evil/z: {domainNames: [team.svc.global.kubelink]}
+		prod/db: {dnsNames: [db.svc.global.kubelink], A: [10.0.0.1]}
+		zone prod/root: {domainNames: [shop.svc.global.kubelink]}
+		zone prod/team: {parentRef: root, domainNames: [team.shop.svc.global.kubelink.]}
+		prod/rel: {zoneRef: root, dnsNames: [a], A: [10.0.0.2]}
+		prod/team: {dnsNames: [db.team.svc.global.kubelink], A: [10.0.0.3]}`)
+	has := func(o *coredns.Status, names ...string) { o.EffectiveDomainNames = names }
+	has(&entries[0].Status, "x.svc.global.kubelink", "gone.svc.global.kubelink", "*.svc.global.kubelink")
+	has(&entries[1].Status, "db.svc.global.kubelink")
+	has(&entries[2].Status, "a.shop.svc.global.kubelink")
+	has(&entries[3].Status, "db.team.svc.global.kubelink")
+	has(&zones[1].Status, "shop.svc.global.kubelink")
+	r := Build(entries, zones, []string{served}, Tenancy{Home: "kubelink"})
+	names := func(r Report) string { return strings.Join(r.Names, " ") }
+	for key, want := range map[string]string{
+		"evil/x": "x.svc.global.kubelink", "prod/db": "db.svc.global.kubelink", "prod/rel": "a.shop.svc.global.kubelink",
+		"prod/team": "db.team.svc.global.kubelink",
+	} {
+		namespace, name, _ := strings.Cut(key, "/")
+		if got := names(r.Entries[types.NamespacedName{Namespace: namespace, Name: name}]); got != want {
+			t.Errorf("%s has %s, want %s", key, got, want)
+		}
+	}
+	z := r.HostedZones[types.NamespacedName{Namespace: "evil", Name: "z"}]
+	if z.State != coredns.StateStale || names(z) != "" {
+		t.Errorf("a zone above a name of another namespace: %+v", z)
+	}
+	if text := dump(r); strings.Count(text, "6.6.6.6") != 1 {
+		t.Errorf("%s", text)
+	}
+}

@@ -31,8 +31,8 @@ func sameLinks(a, b []v1alpha1.KubeLink) bool {
 	})
 }
 
-// encode makes the content of the file. It leaves out what names do not need: statuses, and secrets above all. The
-// same objects always have the same content. The receiver's lists belong to a cache: encode changes copies.
+// encode makes the content of the file. It leaves out what names do not need: most of the statuses, and secrets above
+// all. The same objects always have the same content. The receiver's lists belong to a cache: encode changes copies.
 func (o Objects) encode() ([]byte, error) {
 	kept := Objects{Links: slices.Clone(o.Links), Entries: slices.Clone(o.Entries), Zones: slices.Clone(o.Zones)}
 	for i := range kept.Links {
@@ -43,11 +43,11 @@ func (o Objects) encode() ([]byte, error) {
 	}
 	for i := range kept.Entries {
 		stripMeta(&kept.Entries[i].ObjectMeta)
-		kept.Entries[i].Status = coredns.Status{}
+		kept.Entries[i].Status = stripStatus(&kept.Entries[i].Status)
 	}
 	for i := range kept.Zones {
 		stripMeta(&kept.Zones[i].ObjectMeta)
-		kept.Zones[i].Status = coredns.Status{}
+		kept.Zones[i].Status = stripStatus(&kept.Zones[i].Status)
 	}
 	// The cache lists them in no order.
 	slices.SortFunc(kept.Entries, func(a, b coredns.CoreDNSEntry) int {
@@ -57,6 +57,11 @@ func (o Objects) encode() ([]byte, error) {
 		return compareNames(&a.ObjectMeta, &b.ObjectMeta)
 	})
 	return json.Marshal(kept)
+}
+
+// stripStatus keeps the names that an object has: no other one takes them.
+func stripStatus(s *coredns.Status) coredns.Status {
+	return coredns.Status{EffectiveDomainNames: s.EffectiveDomainNames}
 }
 
 // stripMeta removes what changes without the spec, and the copy of the spec that kubectl keeps.

@@ -196,8 +196,8 @@ func (s *Snapshot) readFile(name string, decode func([]byte) error) {
 	}
 }
 
-// removeUnfinished removes the files that a process has left that was killed while it wrote: as the library of writeFile
-// names them, and as earlier versions did. Each may be as large as the file that it was to replace.
+// removeUnfinished removes the files that a process has left that was killed while it wrote: as the library of
+// writeFile names them, and as earlier versions did. Each may be as large as the file that it was to replace.
 func removeUnfinished(dir string) {
 	for _, name := range []string{objectsFile, repliesFile, probeFile} {
 		for _, pattern := range []string{"." + name + "[0-9]*", name + ".new-*"} {
