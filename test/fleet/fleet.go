@@ -419,3 +419,19 @@ func (b *Broker) Metric(ctx context.Context, series string) (float64, error) {
 	}
 	return 0, nil
 }
+
+// WaitChecked waits until the broker has checked its node twice from now on.
+func (b *Broker) WaitChecked(ctx context.Context) error {
+	const series = "coredns_kubelink_node_checks_total"
+	before, err := b.Metric(ctx, series)
+	if err != nil {
+		return err
+	}
+	return testbed.Until(ctx, "checks of the node", func(ctx context.Context) error {
+		now, err := b.Metric(ctx, series)
+		if err == nil && now < before+2 {
+			err = fmt.Errorf("%v of 2", now-before)
+		}
+		return err
+	})
+}

@@ -1,0 +1,42 @@
+package nodecheck
+
+// The kernel tells of changes of routes, rules, devices, addresses and their settings (rtnetlink(7)).
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// watchKernel calls changed when something has changed, until ctx ends. wg has its goroutines.
+func watchKernel(ctx context.Context, wg *sync.WaitGroup, changed func()) error {
+	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV4_NETCONF,
+		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV6_NETCONF)
+	if err != nil {
+		return fmt.Errorf("subscribe to rtnetlink: %w", err)
+	}
+	// A second is how long an end may take: Close does not interrupt a receive.
+	if err := socket.SetReceiveTimeout(&unix.Timeval{Sec: 1}); err != nil {
+		socket.Close()
+		return fmt.Errorf("subscribe to rtnetlink: %w", err)
+	}
+	wg.Go(func() {
+		defer socket.Close()
+		for ctx.Err() == nil {
+			_, _, err := socket.Receive()
+			switch {
+			case err == nil, errors.Is(err, unix.ENOBUFS): // more than the socket holds: something has changed
+				changed()
+			case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+			default:
+				return
+			}
+		}
+	})
+	return nil
+}
