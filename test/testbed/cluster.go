@@ -3,6 +3,7 @@ package testbed
 // This file defines a cluster: its names and addresses, the order in which it boots, and the access to its API.
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -52,9 +53,11 @@ type Node struct {
 	Address netip.Addr
 	Pods    netip.Prefix // the addresses of its pods
 
-	cluster *Cluster
-	cable   string // the router's end of its cable
-	pods    int    // number of pods created so far
+	cluster   *Cluster
+	cable     string // the router's end of its cable
+	pods      int    // number of pods created so far
+	proxy     *Process
+	proxyMode string
 }
 
 // Gateway returns the node to which the load balancer forwards.
@@ -139,11 +142,10 @@ func (c *Cluster) AddNode(ctx context.Context) (*Node, error) {
 	if err := n.createObject(ctx); err != nil {
 		return nil, err
 	}
-	proxy, err := n.startProxy()
-	if err != nil {
+	if err := n.startProxy(cmp.Or(c.testbed.opts.ProxyMode, ProxyIPTables)); err != nil {
 		return nil, err
 	}
-	return n, n.waitProxy(ctx, proxy)
+	return n, n.waitProxy(ctx)
 }
 
 // Kubeconfig writes the administrator's kubeconfig. It works for programs on the cluster's nodes and pods.

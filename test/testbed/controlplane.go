@@ -4,6 +4,7 @@ package testbed
 // on each node. Each has its own certificate and the rights that Kubernetes gives it.
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -177,13 +178,10 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var proxies []*Process
 	for _, n := range c.Nodes {
-		proxy, err := n.startProxy()
-		if err != nil {
+		if err := n.startProxy(cmp.Or(c.testbed.opts.ProxyMode, ProxyIPTables)); err != nil {
 			return err
 		}
-		proxies = append(proxies, proxy)
 	}
 
 	// Without these objects the API server accepts no pod.
@@ -199,35 +197,70 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 			}
 		}
 	}
-	for i, n := range c.Nodes {
-		if err := n.waitProxy(ctx, proxies[i]); err != nil {
+	for _, n := range c.Nodes {
+		if err := n.waitProxy(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// The modes of kube-proxy.
+const (
+	ProxyIPTables = "iptables"
+	ProxyNFTables = "nftables"
+)
+
 // startProxy starts kube-proxy on the node.
-func (n *Node) startProxy() (*Process, error) {
-	c := n.cluster
-	return n.Start(c.testbed.ctx, "kube-proxy", nil, c.testbed.binaryPath("kube-proxy"),
-		"--kubeconfig="+c.filePath("proxy.kubeconfig"),
-		"--proxy-mode=iptables",
-		"--cluster-cidr="+PodCIDR.String(),
-		"--hostname-override="+n.Name,
+func (n *Node) startProxy(mode string) (err error) {
+	b := n.cluster.testbed
+	n.proxyMode = mode
+	n.proxy, err = n.Start(b.ctx, "kube-proxy", nil, b.binaryPath("kube-proxy"), append(n.proxyFlags(),
 		"--iptables-min-sync-period=100ms",
-		"--conntrack-max-per-core=0", // this setting belongs to the machine
-		"--healthz-bind-address=")
+		"--healthz-bind-address=")...)
+	return err
 }
 
-// waitProxy waits until kube-proxy on the node forwards to the API server.
-func (n *Node) waitProxy(ctx context.Context, proxy *Process) error {
-	return proxy.waitUntil(ctx, "kube-proxy on "+n.Name,
+func (n *Node) proxyFlags() []string {
+	return []string{
+		"--kubeconfig=" + n.cluster.filePath("proxy.kubeconfig"),
+		"--proxy-mode=" + n.proxyMode,
+		"--cluster-cidr=" + PodCIDR.String(),
+		"--hostname-override=" + n.Name,
+		"--conntrack-max-per-core=0", // this setting belongs to the machine
+	}
+}
+
+// waitProxy waits until kube-proxy forwards the first service of the cluster.
+func (n *Node) waitProxy(ctx context.Context) error {
+	return n.proxy.waitUntil(ctx, "kube-proxy on "+n.Name,
 		func(ctx context.Context) error { return n.checkService(ctx, n.cluster.APIAddress) })
+}
+
+// SetProxyMode starts kube-proxy of the node anew in another mode, without what the former mode has left.
+func (n *Node) SetProxyMode(ctx context.Context, mode string) error {
+	if err := n.proxy.stop(ctx); err != nil {
+		return err
+	}
+	b := n.cluster.testbed
+	if _, err := n.Run(ctx, b.binaryPath("kube-proxy"), append(n.proxyFlags(), "--cleanup")...); err != nil {
+		return err
+	}
+	if err := n.startProxy(mode); err != nil {
+		return err
+	}
+	return n.waitProxy(ctx)
 }
 
 // checkService returns nil if kube-proxy on the node forwards the service address to endpoints.
 func (n *Node) checkService(ctx context.Context, service netip.Addr) error {
+	if n.proxyMode == ProxyNFTables {
+		services, err := n.Run(ctx, "nft", "list", "map", "ip", "kube-proxy", "service-ips")
+		if err == nil && !strings.Contains(services, service.String()+" ") {
+			err = fmt.Errorf("kube-proxy on %s does not know %s", n.Name, service)
+		}
+		return err
+	}
 	rules, err := n.Iptables(ctx, "-t", "nat", "-S", "KUBE-SERVICES")
 	if err != nil {
 		return err

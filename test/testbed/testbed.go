@@ -28,6 +28,7 @@ type Options struct {
 	CoreDNS string
 	// folder of the control plane's binaries; empty: where test/controlplane/build.sh puts them
 	ControlPlane string
+	ProxyMode    string                        // of kube-proxy; empty: ProxyIPTables
 	AddToScheme  []func(*runtime.Scheme) error // more types for the clusters' clients
 	Progress     func(string)                  // called with each step
 }
