@@ -11,6 +11,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
 // apply is the one place that orders effects. Independent parts do not stop each other: their errors are joined.
@@ -52,7 +53,10 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 		peers = nil // better no link than one without authentication
 	}
 	errs = append(errs, g.Set(peers, s.Local))
-	err, pending = r.setKernel(kernelState(s), func(from *nameSource) { from.setRouted(s) })
+	err, pending = r.setKernel(kernelState(s), func(from *nameSource) {
+		from.setRouted(s)
+		r.checkNode(s)
+	})
 	return errors.Join(append(errs, err)...), pending
 }
 
@@ -61,8 +65,18 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 func (r *reconciler) leaveLinks(s *mesh.State) (err, pending error) {
 	r.gateway.SetCredentials(nil)
 	failed := r.gateway.Set(nil, s.Local)
-	err, pending = r.setKernel(kernel.State{}, func(from *nameSource) { from.routed = nil })
+	err, pending = r.setKernel(kernel.State{}, func(from *nameSource) {
+		from.routed = nil
+		r.checkNode(&mesh.State{})
+	})
 	return errors.Join(failed, err), pending
+}
+
+// checkNode says for which state packets have to pass on this node.
+func (r *reconciler) checkNode(s *mesh.State) {
+	r.gateway.check.Set(nodecheck.Target{
+		State: s, Device: r.cfg.Interface, Table: r.cfg.RouteTable, Pods: r.cfg.PodCIDRs,
+	})
 }
 
 // setKernel brings a state to the kernel, and tells DNS when the kernel has it.

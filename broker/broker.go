@@ -17,6 +17,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/nodecheck"
 	"github.com/mandelsoft/kubelink/broker/snapshot"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
@@ -179,10 +180,11 @@ func (b *Broker) Stop() {
 // Table is what DNS answers come from: nil until the first state is known. It takes no lock.
 func (b *Broker) Table() *zone.Table { return b.names.table.Load() }
 
-// Ready is nil when the API server answers and all that it says is applied, else why not.
+// Ready is nil when the API server answers, all that it says is applied, and nothing on the node keeps packets from
+// passing; else why not.
 func (b *Broker) Ready() error {
 	h := b.health.Load()
-	return errors.Join(h.api, h.controllers, h.applied)
+	return errors.Join(h.api, h.controllers, h.applied, h.node.Problem())
 }
 
 func (b *Broker) startControllers(api *rest.Config) {
@@ -213,18 +215,23 @@ func (b *Broker) openGateway(cfg *Config) (*gateway, error) {
 	}
 	changed := func() { b.r.waker.wake(); b.names.linksChanged() }
 	onUnknown := func(p link.UnknownPeer) { b.r.unknowns.Add(p); b.r.waker.wake() }
-	return openGateway(cfg, dataplaneEvents{changed, onUnknown}, b.r.waker.wake, b.server, b.log)
+	checked := func(report *nodecheck.Report) {
+		b.health.change(func(h *health) { h.node = report })
+		changed()
+	}
+	return openGateway(cfg, dataplaneEvents{changed, onUnknown, checked}, b.r.waker.wake, b.server, b.log)
 }
 
 // setGateway makes a gateway, which may be nil, that of the controllers and of DNS. It has no credentials yet.
 func (b *Broker) setGateway(g *gateway) {
 	b.r.setGateway(g)
 	b.names.changeSource(func(from *nameSource) {
-		from.dataplane, from.credentials, from.routed = nil, false, nil
+		from.dataplane, from.check, from.credentials, from.routed = nil, nil, false, nil
 		if g != nil {
-			from.dataplane = g
+			from.dataplane, from.check = g, g.check
 		}
 	})
+	b.health.change(func(h *health) { h.node = nil })
 }
 
 // setConfig makes a configuration that of the broker, of the controllers and of DNS.

@@ -17,6 +17,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
 // dataplane carries links. Its methods may be called concurrently; none but Close waits for a peer.
@@ -49,7 +50,8 @@ type kernelSetter interface {
 type gateway struct {
 	dataplane
 	kernel kernelSetter
-	host   hostWatcher // nil: nothing is known of the node
+	host   hostWatcher        // nil: nothing is known of the node
+	check  *nodecheck.Checker // nil: nothing checks the node
 	log    *slog.Logger
 }
 
@@ -63,6 +65,7 @@ type hostWatcher interface {
 type dataplaneEvents struct {
 	changed   func()
 	onUnknown func(link.UnknownPeer)
+	checked   func(*nodecheck.Report)
 }
 
 // openGateway opens what the mode needs, nil if it carries no traffic; nothing is connected yet.
@@ -88,7 +91,17 @@ func openGateway(
 	if err != nil {
 		return nil, errors.Join(err, d.Close(true))
 	}
-	return &gateway{dataplane: d, kernel: worker, host: h, log: log}, nil
+	g := &gateway{dataplane: d, kernel: worker, host: h, log: log}
+	g.check, err = nodecheck.Start(nodecheck.Config{
+		Statuses: d.Statuses,
+		Repair:   func() { worker.Forget(nil); wake() },
+		Changed:  events.checked,
+		Log:      log,
+	})
+	if err != nil {
+		log.Warn("nothing checks whether packets pass on this node", "error", err)
+	}
+	return g, nil
 }
 
 func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (dataplane, error) {
@@ -120,6 +133,7 @@ func (g *gateway) close(keep bool) {
 	if g.host != nil {
 		g.host.Close()
 	}
+	g.check.Stop()
 	g.kernel.Wait() // links go on until the kernel is done
 	if err := g.Close(keep); err != nil {
 		g.log.Error("cannot close the dataplane", "error", err)

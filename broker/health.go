@@ -10,14 +10,16 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
 // health is why the broker is not ready, or not as it should be.
 type health struct {
-	api         error // the API server cannot be reached
-	controllers error // the controllers do not run
-	applied     error // the last state could not be applied in full, or there was none yet
-	crds        error // the CRDs are not up to date, which is no reason not to be ready
+	api         error             // the API server cannot be reached
+	controllers error             // the controllers do not run
+	applied     error             // the last state could not be applied in full, or there was none yet
+	crds        error             // the CRDs are not up to date, which is no reason not to be ready
+	node        *nodecheck.Report // whether packets pass; nil: not known
 }
 
 var errNoHolder = errors.New("the API server has not told yet which broker holds the links")

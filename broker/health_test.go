@@ -3,6 +3,9 @@ package broker
 import (
 	"errors"
 	"testing"
+
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
 // wake never blocks, whether controllers run or not, and one event stands for all.
@@ -42,7 +45,11 @@ func TestReady(t *testing.T) {
 		{health{api: api}, "api"},
 		{health{controllers: controllers}, "controllers"},
 		{health{applied: applied}, "applied"},
-		{health{api, controllers, applied, errors.New("crds")}, "api\ncontrollers\napplied"},
+		{health{node: &nodecheck.Report{}}, ""},
+		{health{node: &nodecheck.Report{Findings: link.Findings{{Link: "b", Text: "a route", Remedy: "remove it"}}}},
+			"link b: a route: remove it"},
+		{health{api: api, controllers: controllers, applied: applied, crds: errors.New("crds")},
+			"api\ncontrollers\napplied"},
 	} {
 		b.health.change(func(h *health) { *h = c.health })
 		got := ""

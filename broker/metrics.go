@@ -10,6 +10,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
 // metricsSource is the running broker.
@@ -34,6 +35,7 @@ var (
 	appliedDesc = newDesc("applied", "Whether the last state was applied in full (1) or not (0).")
 	refusedDesc = newDesc("node_refused_packets_total",
 		"Packets of links to the node itself that its kernel dropped: neither ping, nor a reply, nor for an open port.")
+	findingsDesc = newDesc("node_findings", "Things on the node that keep packets of links from passing.", "reason")
 )
 
 // collector collects from the broker that runs.
@@ -57,6 +59,15 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	sendGauge(ch, termDesc, float64(holder.Term))
 	for zone, s := range b.names.apis.Statuses() {
 		sendGauge(ch, namesDesc, boolValue(s.Loaded && s.Err == nil), zone)
+	}
+	if h.node != nil {
+		found := map[string]int{}
+		for _, f := range h.node.Findings {
+			found[f.Reason]++
+		}
+		for _, reason := range nodecheck.Reasons {
+			sendGauge(ch, findingsDesc, float64(found[reason]), reason)
+		}
 	}
 	d := b.names.currentDataplane()
 	if d == nil {

@@ -4,6 +4,7 @@ package broker
 // of its own, so that the loss of a link shows in DNS at once, even while the reconciler waits.
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/nodecheck"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
@@ -38,6 +40,7 @@ type nameSource struct {
 	accesses    []apizone.Access
 	globals     map[string]*zone.Global
 	dataplane   dataplane              // nil: this broker carries no traffic
+	check       *nodecheck.Checker     // nil: nothing checks the node
 	carries     bool                   // the mode has a dataplane
 	credentials bool                   // the dataplane has credentials
 	elsewhere   map[string]zone.Status // links that another broker of the cluster carries; nil: this one does
@@ -171,12 +174,19 @@ func (from *nameSource) linkStatus() func(link string) zone.Status {
 			peers[st.Link] = st
 		}
 	}
+	report := cmp.Or(from.check.Report(), &nodecheck.Report{})
 	links := make(map[string]zone.Status, len(from.state.Links))
 	for _, l := range from.state.Links {
 		st, ok := peers[l.Peer]
 		switch {
 		case ok && st.State == link.Up && !from.routed[l.Name]:
 			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "its routes are being set", Since: st.Since}
+		case ok && st.State == link.Up && len(report.Findings.About(l.Peer)) > 0:
+			// Names go on: a check can be wrong, and what it has found may concern pods only.
+			links[l.Name] = zone.Status{
+				Usable: true, State: string(v1alpha1.StateError), Reason: report.Findings.About(l.Peer).String(),
+				Since: st.Since, RTT: st.RTT,
+			}
 		case ok:
 			links[l.Name] = zone.Status{
 				Usable: st.State == link.Up, State: string(st.State), Reason: st.Reason, Since: st.Since, RTT: st.RTT,

@@ -233,6 +233,11 @@ func (r *reconcilerRun) newOutcome(
 		}
 	}
 	apizone.NoteNames(s, r.names.apis.Statuses(), note)
+	if r.gateway != nil {
+		if report := r.gateway.check.Report(); report != nil {
+			seen.Checked, seen.Findings, seen.Unchecked = true, report.Findings, report.Incomplete
+		}
+	}
 	_, _, seen.Announce = r.newAnnouncement(s)
 	r.logUnadvertised(seen.Announce)
 	for _, m := range s.Meshes {

@@ -68,6 +68,8 @@ func (w *Writer) writeLink(ctx context.Context, l Link) error {
 	w.limits[obj.UID].Allow() // a failed write wakes nothing and costs nothing
 	if before.Status.State != l.State {
 		w.announceState(obj, l)
+	} else {
+		w.announceForwarding(before, obj)
 	}
 	return adoptErr
 }
@@ -141,6 +143,10 @@ func (w *Writer) setStatus(obj *v1alpha1.KubeLink, l Link) {
 			c.Reason, c.Message = "Valid", ""
 		}
 		meta.SetStatusCondition(&st.Conditions, c)
+	}
+	if l.Forwarding.Type != "" {
+		l.Forwarding.ObservedGeneration = obj.Generation
+		meta.SetStatusCondition(&st.Conditions, l.Forwarding)
 	}
 }
 

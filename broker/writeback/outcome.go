@@ -22,6 +22,10 @@ type Observations struct {
 	Creds    error                  // the credentials, or a new version of them, cannot be used
 	Usable   bool                   // there are credentials
 	Announce error                  // this cluster does not announce all that it should
+
+	Checked   bool          // the node was checked
+	Findings  link.Findings // what keeps packets from passing
+	Unchecked error         // why a part of the node could not be checked
 }
 
 // LinkOutcomes says for each KubeLink what users are to see of it. KubeLinks for which another broker may speak, or
@@ -38,7 +42,8 @@ func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, served []string, see
 	var outcomes []Link
 	for i := range items {
 		obj := &items[i]
-		out := Link{Object: obj}
+		none := func(string) bool { return false }
+		out := Link{Object: obj, Forwarding: (&Observations{}).forwarding(none)}
 		problem, broken := s.Problems[obj.Name]
 		note := joinTexts(append([]string{s.Notes[obj.Name]}, seen.Notes[obj.Name]...)...)
 		if obj.Spec.Endpoint == v1alpha1.EndpointLocal {
@@ -46,11 +51,16 @@ func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, served []string, see
 				continue
 			}
 			out.Finalizer = problem.State != v1alpha1.StateStale && hasMembers(items, obj.Name)
-			out.State, out.Message = localState(obj, meshes[obj.Name].Members, note, problem, seen)
+			members := meshes[obj.Name].Members
+			out.State, out.Message = localState(obj, members, note, problem, seen)
+			if !broken {
+				out.Forwarding = seen.forwarding(func(peer string) bool { return slices.Contains(members, peer) })
+			}
 		} else if l, usable := links[obj.Name]; broken {
 			out.State, out.Message = problem.State, problem.Message
 		} else if usable {
 			out.State, out.Message = remoteState(l, note, seen)
+			out.Forwarding = seen.forwarding(func(peer string) bool { return peer == l.Peer })
 		} else {
 			continue
 		}
@@ -64,15 +74,20 @@ func localState(
 	obj *v1alpha1.KubeLink, members []string, note string, problem mesh.Problem, seen *Observations,
 ) (v1alpha1.State, string) {
 	failed := errors.Join(seen.Creds, seen.Apply)
+	isMember := func(peer string) bool { return slices.Contains(members, peer) }
 	switch {
 	case obj.DeletionTimestamp != nil:
 		return v1alpha1.StateDeleting, "waits for the deletion of " + strings.Join(members, ", ")
 	case problem.State != "":
 		return problem.State, problem.Message
 	case failed != nil:
-		return v1alpha1.StateError, OneLine(failed)
+		return v1alpha1.StateError, joinTexts(OneLine(failed), seen.Findings.Select(isMember).String())
+	case len(seen.Findings.About("")) > 0:
+		return v1alpha1.StateError, joinTexts(seen.Findings.Select(isMember).String(), note)
 	}
-	return v1alpha1.StateUp, joinTexts(note, OneLine(seen.Pending), OneLine(seen.Announce))
+	// What one link lacks is no fault of the mesh.
+	return v1alpha1.StateUp,
+		joinTexts(seen.Findings.Select(isMember).String(), note, OneLine(seen.Pending), OneLine(seen.Announce))
 }
 
 // remoteState is the state of a usable link to another cluster.
@@ -84,9 +99,13 @@ func remoteState(l mesh.Link, note string, seen *Observations) (v1alpha1.State, 
 		return v1alpha1.StateError, OneLine(seen.Creds)
 	}
 	st, ok := seen.Statuses[l.Peer]
+	found := seen.Findings.About(l.Peer)
+	note = joinTexts(found.String(), note)
 	switch {
 	case !ok:
 		return v1alpha1.StateIdle, note
+	case st.State == link.Up && len(found) > 0:
+		return v1alpha1.StateError, note
 	case l.Peer == l.Name:
 		return v1alpha1.State(st.State), joinTexts(st.Reason, note)
 	case st.State == link.Up:

@@ -17,6 +17,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -48,6 +49,8 @@ type Link struct {
 	Finalizer bool // the LocalLink has members
 	Term      uint32
 	Standby   *v1alpha1.Standby // all that is written: this broker does not hold the links; nil: it does
+	// Forwarding says what the check of the node has found; zero: nothing is said.
+	Forwarding metav1.Condition
 	// Adopt writes what the peer announced to the KubeLink; nil: it announced nothing. What only a user can mend is its
 	// note.
 	Adopt func(context.Context) (note string, err error)

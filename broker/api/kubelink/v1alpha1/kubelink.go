@@ -38,7 +38,7 @@ const (
 	StateInvalid State = "Invalid"
 	// StateStale: the object is fine, but its mesh or its gateway link is not.
 	StateStale State = "Stale"
-	// StateError: the local end of the link failed.
+	// StateError: the local end of the link failed, or something on the gateway node keeps its packets from passing.
 	StateError State = "Error"
 	// StateIdle: there is no connection yet.
 	StateIdle State = "Idle"
@@ -56,6 +56,9 @@ const (
 	ConditionAccepted = "Accepted"
 	// ConditionReady is true when the link carries traffic. For a LocalLink: when its mesh is set up.
 	ConditionReady = "Ready"
+	// ConditionForwarding is false when something on the gateway node keeps packets of pods from passing. Its reason is
+	// the kind, its message what is wrong and what to do. For a LocalLink: when it does so for a link of the mesh.
+	ConditionForwarding = "Forwarding"
 )
 
 // KubeLink describes the link of the local cluster to another cluster of a mesh. With the endpoint LocalLink it
