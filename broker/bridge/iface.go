@@ -4,7 +4,9 @@ package bridge
 // when its offloads are to change.
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,9 +34,15 @@ type iface struct {
 	keep   bool // when closed: the device stays
 }
 
-// open opens the device for the first time.
+// open opens the device for the first time. A process that may not do so has none: names do not need it, and the state
+// of the links says what is missing.
 func (f *iface) open() error {
 	dev, err := f.openDevice()
+	if errors.Is(err, os.ErrPermission) {
+		f.log.Error("links carry nothing", "error", err)
+		f.setDevice(noDevice{})
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -91,6 +99,7 @@ func (f *iface) awaitDevice(pause time.Duration) device {
 			return dev
 		}
 		f.log.Warn("TUN is still missing", "error", err)
+		f.failure.Store(&err)
 	}
 }
 
