@@ -86,15 +86,24 @@ func withoutCounters(text string) string {
 // parseSaved parses one table as iptables-save prints it.
 func parseSaved(command, table, text string) (bases []baseChain) {
 	chains, policies := map[string][]rule{}, map[string]action{}
+	var declared []string
 	for line := range strings.Lines(text) {
 		words := splitWords(strings.TrimSpace(line))
 		switch {
 		case len(words) >= 2 && strings.HasPrefix(words[0], ":"):
+			declared = append(declared, words[0][1:])
 			policies[words[0][1:]] = map[string]action{"ACCEPT": accept, "DROP": drop}[words[1]]
 		case len(words) >= 2 && words[0] == "-A":
 			r := parseRule(words[2:])
 			r.text = fmt.Sprintf("%s, table %s: rule \"%s\"", command, table, strings.TrimSpace(line))
 			chains[words[1]] = append(chains[words[1]], r)
+		}
+	}
+	for _, rules := range chains {
+		for i := range rules {
+			if r := &rules[i]; r.chain != "" && !slices.Contains(declared, r.chain) {
+				r.action, r.chain = unclear, "" // a target that is not known
+			}
 		}
 	}
 	for _, h := range legacyHooks {
