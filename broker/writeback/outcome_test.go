@@ -46,6 +46,8 @@ func TestLinkOutcomesOfLocalLinks(t *testing.T) {
 	noted := set
 	noted.Notes = map[string]string{"m--self": "first"}
 	withMembers := mesh.State{Meshes: []mesh.Mesh{{Link: "m--self", Members: []string{"m--peer", "m--third"}}}}
+	onNode := link.Findings{{Reason: "ForwardingOff", Text: "off", Remedy: "switch it on"}}
+	ofMember := link.Findings{{Link: "m--peer", Reason: "ForeignRoute", Text: "a route", Remedy: "remove it"}}
 	for _, c := range []struct {
 		name   string
 		items  []v1alpha1.KubeLink
@@ -68,6 +70,12 @@ func TestLinkOutcomesOfLocalLinks(t *testing.T) {
 			`m--self Stale "another"`},
 		{"state not applied", alone, noted, nil, Observations{Apply: errors.New("no device\nno route")},
 			`m--self Error "no device; no route"`},
+		{"something on the node stands in the way", alone, noted, nil, Observations{Findings: onNode},
+			`m--self Error "off: switch it on; first"`},
+		{"something stands in the way of a member", alone, withMembers, nil, Observations{Findings: ofMember},
+			`m--self Up "link m--peer: a route: remove it"`},
+		{"something stands in the way of a link of another mesh", alone, set, nil, Observations{Findings: ofMember},
+			`m--self Up ""`},
 		{"no credentials", alone, set, nil, Observations{Creds: errors.New("no secret")}, `m--self Error "no secret"`},
 		{"neither", alone, set, nil, Observations{Creds: errors.New("no secret"), Apply: errors.New("no device")},
 			`m--self Error "no secret; no device"`},
@@ -125,6 +133,11 @@ func TestLinkOutcomesOfPeers(t *testing.T) {
 	otherErrors := statuses(link.Status{Link: "peer", State: link.Up})
 	otherErrors.Apply, otherErrors.Creds, otherErrors.Announce = errors.New("a"), errors.New("b"), errors.New("c")
 	otherErrors.Notes = map[string][]string{"peer": {"names are old"}}
+	obstructed := func(peer string, st link.Status) Observations {
+		seen := statuses(st)
+		seen.Findings = link.Findings{{Link: peer, Reason: "ForeignRoute", Text: "a route", Remedy: "remove it"}}
+		return seen
+	}
 	modeNone := Observations{Notes: map[string][]string{"peer": {"names are old"}}}
 	for _, c := range []struct {
 		name  string
@@ -142,6 +155,17 @@ func TestLinkOutcomesOfPeers(t *testing.T) {
 			`peer Idle "dials; note"`},
 		{"connected", usable, statuses(link.Status{Link: "peer", State: link.Up}), `peer Up "note"`},
 		{"connected; errors of this end show at the LocalLink", usable, otherErrors, `peer Up "note; names are old"`},
+		{"connected, and something on the node is in the way", usable,
+			obstructed("", link.Status{Link: "peer", State: link.Up}), `peer Error "a route: remove it; note"`},
+		{"connected, and a route is in the way", usable,
+			obstructed("peer", link.Status{Link: "peer", State: link.Up}), `peer Error "link peer: a route: remove it; note"`},
+		{"connected, and a route is in the way of another link", usable,
+			obstructed("other", link.Status{Link: "peer", State: link.Up}), `peer Up "note"`},
+		{"lost, and a route is in the way", usable,
+			obstructed("peer", link.Status{Link: "peer", State: link.Down, Reason: "silent"}),
+			`peer Down "silent; link peer: a route: remove it; note"`},
+		{"a route is in the way of its gateway", behind,
+			obstructed("gw", link.Status{Link: "gw", State: link.Up}), `peer Error "link gw: a route: remove it; note"`},
 		{"lost", usable, statuses(link.Status{Link: "peer", State: link.Down, Reason: "silent"}),
 			`peer Down "silent; note"`},
 		{"behind a gateway", behind, statuses(link.Status{Link: "gw", State: link.Up, Reason: "not shown"}),

@@ -120,16 +120,12 @@ func TestOwnFilterPasses(t *testing.T) {
 	must(t, checkUp(ctx, b))
 }
 
-// A process without a capability says so.
+// A process without a capability says so, and still serves names.
 func TestMissingCapability(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]
 	binary, err := fleet.Binary()
 	must(t, err)
-	script := filepath.Join(t.TempDir(), "kubelink")
-	must(t, os.WriteFile(script, []byte("#!/bin/sh\nexec setpriv --bounding-set -net_raw "+binary+" \"$@\"\n"), 0o755))
-	must(t, b.Kill(ctx, syscall.SIGTERM))
-	b.Binary = script
 	restore := func(ctx context.Context) error {
 		b.Binary = ""
 		if err := b.Kill(ctx, syscall.SIGTERM); err != nil {
@@ -142,10 +138,26 @@ func TestMissingCapability(t *testing.T) {
 			restore(context.Background())
 		}
 	})
-	must(t, b.Launch())
-	c := nodeCase{reason: "MissingCapability", wholeNode: true,
-		texts: []string{"lacks the capability NET_RAW", "add [NET_RAW] to securityContext.capabilities.add"}}
-	within(t, 2*findTime, "finding", func(ctx context.Context) error { return checkFinding(ctx, b, &c) })
+	for _, name := range []string{"NET_RAW", "NET_ADMIN"} {
+		script := filepath.Join(t.TempDir(), "kubelink")
+		text := "#!/bin/sh\nexec setpriv --bounding-set -" + strings.ToLower(name) + " " + binary + " \"$@\"\n"
+		must(t, os.WriteFile(script, []byte(text), 0o755))
+		must(t, b.Kill(ctx, syscall.SIGTERM))
+		b.Binary = script
+		must(t, b.Launch())
+		within(t, 2*findTime, "finding of "+name, func(ctx context.Context) error {
+			_, condition, err := forwarding(ctx, b, b.Name)
+			if err != nil {
+				return err
+			}
+			for _, text := range []string{"lacks the capability " + name, "add [" + name + "] to securityContext.capabilities.add"} {
+				if condition.Reason != "MissingCapability" || !strings.Contains(condition.Message, text) {
+					return fmt.Errorf("condition %+v, want %q", condition, text)
+				}
+			}
+			return checkAnswer(ctx, b, serverName(0), servers[0].service)
+		})
+	}
 	must(t, restore(ctx))
 }
 
