@@ -24,6 +24,66 @@ type roleStep struct {
 	state string   // of the link in DNS
 }
 
+// roleTest is a broker with one link.
+type roleTest struct {
+	*Broker
+	dataplane *fakeDataplane
+	kernel    *recordingKernel
+	state     *mesh.State
+}
+
+func newRoleTest(t *testing.T) *roleTest {
+	t.Helper()
+	b, err := New(Config{Local: mesh.Local{Mode: mesh.Bridge, Propagation: mesh.PropagateDNS}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.names.close)
+	d := &fakeDataplane{calls: &[]string{}}
+	r := &roleTest{b, d, &recordingKernel{calls: d.calls}, linkedState()}
+	b.setGateway(newFakeGateway(d, r.kernel))
+	r.state.Peers, r.state.Local = []mesh.Peer{{Link: "kubelink2"}}, prefixes("100.64.0.0/20")
+	r.state.Meshes = []mesh.Mesh{{Addresses: prefixes("192.168.0.11/24")}}
+	r.state.Routes = []mesh.Route{{
+		Destination: netip.MustParsePrefix("100.64.16.0/20"), Source: netip.MustParseAddr("192.168.0.11"),
+	}}
+	return r
+}
+
+// reconcile takes a step with a term.
+func (r *roleTest) reconcile(t *testing.T, term uint32, step *roleStep) {
+	t.Helper()
+	d, item := r.dataplane, *kubeLink("kubelink2", "192.168.0.12/24", "b.example", "100.64.16.0/20")
+	item.Status.State = v1alpha1.StateUp
+	*d.calls = nil
+	if d.setStatus(); step.role == lease.Holder {
+		d.setStatus(link.Status{Link: "kubelink2", State: link.Up})
+	}
+	r.r.holder = holder{State: &lease.State{Role: step.role, Term: term, Holder: "node9"}}
+	if step.role == lease.Standby {
+		r.r.holder.elsewhere = r.r.holder.LinkStatuses(&mesh.Objects{Links: []v1alpha1.KubeLink{item}}, r.state)
+	}
+	if err := (&reconcilerRun{reconciler: r.r}).refreshCredentials(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err, pending := r.r.apply(r.state, nil, 7); err != nil || pending != nil {
+		t.Fatal(err, pending)
+	}
+	if !slices.Equal(*d.calls, step.calls) {
+		t.Errorf("term %d:\ngot  %q\nwant %q", term, *d.calls, step.calls)
+	}
+	if got := answeredState(t, r.Broker); got != step.state {
+		t.Errorf("term %d: DNS: %s, want %s", term, got, step.state)
+	}
+	has := len(r.kernel.state.Addresses) + len(r.kernel.state.Routes)
+	if want := map[lease.Role]int{lease.Holder: 2}[step.role]; has != want {
+		t.Errorf("term %d: the kernel has %+v", term, r.kernel.state)
+	}
+	if step.role == lease.Holder && d.settings.Term != term {
+		t.Errorf("peers are told term %d, not %d", d.settings.Term, term)
+	}
+}
+
 // A broker that does not know its role touches nothing, a standby has neither peers nor routes, and one that takes the
 // links has all, in the order of any other reconciliation.
 func TestRoles(t *testing.T) {
@@ -31,7 +91,8 @@ func TestRoles(t *testing.T) {
 	carry := []string{"SetCredentials unencrypted", names, "Configure port 7", "Set 1 peers 1 local", "kernel", names}
 	again := carry[1:]
 	leave := []string{"SetCredentials none", "Set 0 peers 1 local", "kernel"}
-	const up, elsewhere = "state=Up", "state=Up reason=the broker on node9 carries the link, and this node has no route to it"
+	const up = "state=Up"
+	const elsewhere = "state=Up reason=the broker on node9 carries the link, and this node has no route to it"
 	unknown := "state=Idle reason=kubelink has just started, and the API server has not told the links yet"
 	for _, c := range []struct {
 		name  string
@@ -40,56 +101,15 @@ func TestRoles(t *testing.T) {
 		{"holder from the start", []roleStep{
 			{lease.Unknown, []string{names, names}, unknown}, {lease.Holder, carry, up}, {lease.Holder, again, up}}},
 		{"standby, then holder", []roleStep{
-			{lease.Unknown, []string{names, names}, unknown}, {lease.Standby, leave, elsewhere}, {lease.Standby, leave, elsewhere},
-			{lease.Holder, carry, up}}},
+			{lease.Unknown, []string{names, names}, unknown}, {lease.Standby, leave, elsewhere},
+			{lease.Standby, leave, elsewhere}, {lease.Holder, carry, up}}},
 		{"holder, then standby, and back", []roleStep{
 			{lease.Holder, carry, up}, {lease.Standby, leave, elsewhere}, {lease.Holder, carry, up}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b, err := New(Config{Local: mesh.Local{Mode: mesh.Bridge, Propagation: mesh.PropagateDNS}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer b.names.close()
-			d := &fakeDataplane{calls: &[]string{}}
-			k := &recordingKernel{calls: d.calls}
-			b.setGateway(newFakeGateway(d, k))
-			run := &reconcilerRun{reconciler: b.r}
-			state := linkedState()
-			state.Peers, state.Local = []mesh.Peer{{Link: "kubelink2"}}, prefixes("100.64.0.0/20")
-			state.Meshes = []mesh.Mesh{{Addresses: prefixes("192.168.0.11/24")}}
-			state.Routes = []mesh.Route{{
-				Destination: netip.MustParsePrefix("100.64.16.0/20"), Source: netip.MustParseAddr("192.168.0.11"),
-			}}
-			item := *kubeLink("kubelink2", "192.168.0.12/24", "b.example", "100.64.16.0/20")
-			item.Status.State = v1alpha1.StateUp
+			r := newRoleTest(t)
 			for i, step := range c.steps {
-				*d.calls = nil
-				if d.setStatus(); step.role == lease.Holder {
-					d.setStatus(link.Status{Link: "kubelink2", State: link.Up})
-				}
-				b.r.holder = holder{State: &lease.State{Role: step.role, Term: uint32(i + 1), Holder: "node9"}}
-				if step.role == lease.Standby {
-					b.r.holder.elsewhere = b.r.holder.LinkStatuses(&mesh.Objects{Links: []v1alpha1.KubeLink{item}}, state)
-				}
-				if err := run.refreshCredentials(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-				if err, pending := b.r.apply(state, nil, 7); err != nil || pending != nil {
-					t.Fatal(err, pending)
-				}
-				if !slices.Equal(*d.calls, step.calls) {
-					t.Errorf("step %d:\ngot  %q\nwant %q", i, *d.calls, step.calls)
-				}
-				if got := answeredState(t, b); got != step.state {
-					t.Errorf("step %d: DNS: %s, want %s", i, got, step.state)
-				}
-				if n := len(k.state.Addresses) + len(k.state.Routes); n != map[lease.Role]int{lease.Holder: 2}[step.role] {
-					t.Errorf("step %d: the kernel has %+v", i, k.state)
-				}
-				if step.role == lease.Holder && d.settings.Term != uint32(i+1) {
-					t.Errorf("step %d: peers are told term %d", i, d.settings.Term)
-				}
+				r.reconcile(t, uint32(i+1), &step)
 			}
 		})
 	}
@@ -112,8 +132,8 @@ func TestOutcomeByRole(t *testing.T) {
 	run := newTestRun(b, newFakeAPIServer())
 	b.r.holder = holder{State: &lease.State{Role: lease.Standby, Term: 4, Holder: "node9"}}
 	out := run.newOutcome(&objects, &state, nil, nil, nil)
-	if !out.Standby || len(out.Links) != 1 || out.Links[0].Standby.Node != "node1" || out.Secret != nil || out.Create != nil ||
-		!strings.HasPrefix(out.Links[0].Standby.Message, "node9 holds the links with term 4") {
+	if !out.Standby || len(out.Links) != 1 || out.Links[0].Standby.Node != "node1" || out.Secret != nil ||
+		out.Create != nil || !strings.HasPrefix(out.Links[0].Standby.Message, "node9 holds the links with term 4") {
 		t.Errorf("standby: %+v", out)
 	}
 	b.r.holder = holder{State: &lease.State{Role: lease.Holder, Term: 5, Holder: "node1", Problem: "cannot be renewed"}}
@@ -152,7 +172,9 @@ func TestLeaseConfig(t *testing.T) {
 			t.Errorf("%+v", l)
 		}
 	}
-	cfg := Config{LeaseConfig: LeaseConfig{LeaseName: "mine", LeaseDuration: 15e9, LeaseRenewDeadline: 8e9, LeaseRetryPeriod: 1e9}}
+	cfg := Config{LeaseConfig: LeaseConfig{
+		LeaseName: "mine", LeaseDuration: 15e9, LeaseRenewDeadline: 8e9, LeaseRetryPeriod: 1e9,
+	}}
 	if l := cfg.leaseConfig(); l.Name != "mine" || l.RenewDeadline != 8e9 || l.RetryPeriod != 1e9 {
 		t.Errorf("%+v", l)
 	}
@@ -169,7 +191,8 @@ func TestCollectLeader(t *testing.T) {
 			t.Fatal(err)
 		}
 		metricsSource.Store(b)
-		want := `# HELP coredns_kubelink_leader Whether this broker holds the links (1) or another broker of the cluster does (0).
+		const help = "Whether this broker holds the links (1) or another broker of the cluster does (0)."
+		want := "# HELP coredns_kubelink_leader " + help + `
 # TYPE coredns_kubelink_leader gauge
 coredns_kubelink_leader ` + c.want + `
 # HELP coredns_kubelink_term Term of the broker that holds the links: the number of transitions of its Lease.

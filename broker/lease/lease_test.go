@@ -255,123 +255,128 @@ func TestTakeover(t *testing.T) {
 	}
 }
 
+// names are the expected states of brokers, by name.
+type names map[string]struct {
+	role   Role
+	term   uint32
+	holder string
+}
+
+// events are what can happen to a Lease that a on node1 holds, while b on node2 stands by; and how it is 5 s later.
+var events = []struct {
+	name  string
+	event func(*world)
+	want  names
+}{
+	{"a process that is killed has its Lease back at once", func(w *world) {
+		w.all["a"].stop()
+		w.start("a", "node1")
+	}, names{"a": {Holder, 2, "node1"}, "b": {Standby, 2, "node1"}}},
+	{"an orderly end gives it back", func(w *world) {
+		w.all["a"].stop()
+		w.all["a"].Release(context.Background())
+		time.Sleep(2 * time.Second)
+		w.expect("b", Holder, 2, "node2")
+		w.start("a", "node1")
+	}, names{"a": {Standby, 2, "node2"}, "b": {Holder, 2, "node2"}}},
+	{"a reload keeps it", func(w *world) {
+		w.all["a"].stop()
+		cfg := testConfig("node1")
+		cfg.RetryPeriod = time.Second
+		w.all["a"].resume(cfg)
+	}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
+	{"the API server is away for a minute", func(w *world) {
+		w.api.change(func() { w.api.away = true })
+		time.Sleep(time.Minute)
+		w.expect("a", Holder, 1, "node1")
+		w.expect("b", Standby, 1, "node1")
+		if w.all["a"].State().MayWrite() || !strings.Contains(w.all["a"].State().Problem, "cannot be renewed") {
+			w.t.Errorf("%+v", w.all["a"].State())
+		}
+		w.api.change(func() { w.api.away = false })
+		time.Sleep(time.Minute)
+	}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
+	{"the API server is away for a day, often", func(w *world) {
+		for n := range 100 {
+			w.api.change(func() { w.api.away = true })
+			time.Sleep(14*time.Minute + time.Duration(n)*97*time.Millisecond)
+			w.api.change(func() { w.api.away = false })
+			time.Sleep(25 * time.Second)
+		}
+	}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
+	{"nobody can write for a while", func(w *world) {
+		w.api.change(func() { w.api.noWrite = apierrors.NewInternalError(errors.New("no space")) })
+		time.Sleep(time.Minute)
+		w.api.change(func() { w.api.noWrite = nil })
+	}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
+	{"nobody may use it any more", func(w *world) {
+		w.api.change(func() { w.api.refuse = apierrors.NewForbidden(leaseResource, "kubelink", errors.New("no")) })
+		time.Sleep(time.Hour)
+		if !w.all["a"].State().MayWrite() || w.all["b"].State().MayWrite() {
+			w.t.Errorf("%+v, %+v", w.all["a"].State(), w.all["b"].State())
+		}
+		w.api.change(func() { w.api.refuse = nil })
+	}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
+	{"a user deletes it", func(w *world) {
+		w.api.change(func() { w.api.lease = nil })
+	}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
+	{"a user deletes it when the holder is gone", func(w *world) {
+		w.all["a"].stop()
+		w.api.change(func() { w.api.lease = nil })
+		w.awaitHolder("b")
+		w.start("a", "node1")
+	}, names{"a": {Standby, 2, "node2"}, "b": {Holder, 2, "node2"}}},
+	{"a user annotates it", func(w *world) {
+		w.api.edit(func(l *coordinationv1.Lease) { l.Annotations = nil })
+	}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
+	{"a user lowers the term", func(w *world) {
+		w.api.edit(func(l *coordinationv1.Lease) { l.Spec.LeaseTransitions = nil })
+	}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
+	{"a user takes it away", func(w *world) {
+		w.api.edit(func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = ptr.To("node9") })
+		time.Sleep(5 * time.Second)
+		w.expect("a", Standby, 1, "node9")
+		for w.all["a"].State().Role != Holder && w.all["b"].State().Role != Holder {
+			time.Sleep(time.Second)
+		}
+	}, nil},
+	{"garbage", func(w *world) {
+		w.all["a"].stop()
+		w.api.edit(func(l *coordinationv1.Lease) {
+			l.Spec = coordinationv1.LeaseSpec{HolderIdentity: ptr.To("x\n" + strings.Repeat("é", 500)),
+				LeaseDurationSeconds: ptr.To(int32(math.MaxInt32)), LeaseTransitions: ptr.To(int32(math.MaxInt32)),
+				RenewTime: ptr.To(metav1.NewMicroTime(time.Now().Add(1000 * time.Hour)))}
+		})
+		time.Sleep(3 * time.Second)
+		if s := w.all["b"].State(); s.Role != Standby || len(s.Holder) > 253 || strings.Contains(s.Holder, "\n") {
+			w.t.Errorf("%+v", s)
+		}
+		if took := w.awaitHolder("b"); took > 20*time.Second {
+			w.t.Errorf("took over after %s", took)
+		}
+		w.start("a", "node1")
+	}, names{"a": {Standby, 1, "node2"}, "b": {Holder, 1, "node2"}}},
+	{"a second process with the same identity", func(w *world) {
+		w.start("twin", "node1")
+		time.Sleep(time.Minute)
+		w.expect("twin", Holder, 2, "node1")
+		if n := w.all["a"].demoted; n != 1 {
+			w.t.Errorf("%d times demoted", n)
+		}
+	}, names{"a": {Standby, 2, "another process of node1"}, "b": {Standby, 2, "node1"}}},
+	{"the clocks are a year off", func(w *world) {
+		for range 40 {
+			w.api.edit(func(l *coordinationv1.Lease) {
+				l.Spec.RenewTime = ptr.To(metav1.NewMicroTime(l.Spec.RenewTime.AddDate(-1, 0, 0)))
+			})
+			time.Sleep(1700 * time.Millisecond)
+		}
+	}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
+}
+
 // What happens to the Lease, and which broker holds it then.
 func TestEvents(t *testing.T) {
-	type names map[string]struct {
-		role   Role
-		term   uint32
-		holder string
-	}
-	for _, c := range []struct {
-		name  string
-		event func(*world)
-		want  names // of a on node1, and b on node2
-	}{
-		{"a process that is killed has its Lease back at once", func(w *world) {
-			w.all["a"].stop()
-			w.start("a", "node1")
-		}, names{"a": {Holder, 2, "node1"}, "b": {Standby, 2, "node1"}}},
-		{"an orderly end gives it back", func(w *world) {
-			w.all["a"].stop()
-			w.all["a"].Release(context.Background())
-			time.Sleep(2 * time.Second)
-			w.expect("b", Holder, 2, "node2")
-			w.start("a", "node1")
-		}, names{"a": {Standby, 2, "node2"}, "b": {Holder, 2, "node2"}}},
-		{"a reload keeps it", func(w *world) {
-			w.all["a"].stop()
-			cfg := testConfig("node1")
-			cfg.RetryPeriod = time.Second
-			w.all["a"].resume(cfg)
-		}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
-		{"the API server is away for a minute", func(w *world) {
-			w.api.change(func() { w.api.away = true })
-			time.Sleep(time.Minute)
-			w.expect("a", Holder, 1, "node1")
-			w.expect("b", Standby, 1, "node1")
-			if w.all["a"].State().MayWrite() || !strings.Contains(w.all["a"].State().Problem, "cannot be renewed") {
-				w.t.Errorf("%+v", w.all["a"].State())
-			}
-			w.api.change(func() { w.api.away = false })
-			time.Sleep(time.Minute)
-		}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
-		{"the API server is away for a day, often", func(w *world) {
-			for n := range 100 {
-				w.api.change(func() { w.api.away = true })
-				time.Sleep(14*time.Minute + time.Duration(n)*97*time.Millisecond)
-				w.api.change(func() { w.api.away = false })
-				time.Sleep(25 * time.Second)
-			}
-		}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
-		{"nobody can write for a while", func(w *world) {
-			w.api.change(func() { w.api.noWrite = apierrors.NewInternalError(errors.New("no space")) })
-			time.Sleep(time.Minute)
-			w.api.change(func() { w.api.noWrite = nil })
-		}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
-		{"nobody may use it any more", func(w *world) {
-			w.api.change(func() { w.api.refuse = apierrors.NewForbidden(leaseResource, "kubelink", errors.New("no")) })
-			time.Sleep(time.Hour)
-			if !w.all["a"].State().MayWrite() || w.all["b"].State().MayWrite() {
-				w.t.Errorf("%+v, %+v", w.all["a"].State(), w.all["b"].State())
-			}
-			w.api.change(func() { w.api.refuse = nil })
-		}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
-		{"a user deletes it", func(w *world) {
-			w.api.change(func() { w.api.lease = nil })
-		}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
-		{"a user deletes it when the holder is gone", func(w *world) {
-			w.all["a"].stop()
-			w.api.change(func() { w.api.lease = nil })
-			w.awaitHolder("b")
-			w.start("a", "node1")
-		}, names{"a": {Standby, 2, "node2"}, "b": {Holder, 2, "node2"}}},
-		{"a user annotates it", func(w *world) {
-			w.api.edit(func(l *coordinationv1.Lease) { l.Annotations = nil })
-		}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
-		{"a user lowers the term", func(w *world) {
-			w.api.edit(func(l *coordinationv1.Lease) { l.Spec.LeaseTransitions = nil })
-		}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
-		{"a user takes it away", func(w *world) {
-			w.api.edit(func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = ptr.To("node9") })
-			time.Sleep(5 * time.Second)
-			w.expect("a", Standby, 1, "node9")
-			for w.all["a"].State().Role != Holder && w.all["b"].State().Role != Holder {
-				time.Sleep(time.Second)
-			}
-		}, nil},
-		{"garbage", func(w *world) {
-			w.all["a"].stop()
-			w.api.edit(func(l *coordinationv1.Lease) {
-				l.Spec = coordinationv1.LeaseSpec{HolderIdentity: ptr.To("x\n" + strings.Repeat("é", 500)),
-					LeaseDurationSeconds: ptr.To(int32(math.MaxInt32)), LeaseTransitions: ptr.To(int32(math.MaxInt32)),
-					RenewTime: ptr.To(metav1.NewMicroTime(time.Now().Add(1000 * time.Hour)))}
-			})
-			time.Sleep(3 * time.Second)
-			if s := w.all["b"].State(); s.Role != Standby || len(s.Holder) > 253 || strings.Contains(s.Holder, "\n") {
-				w.t.Errorf("%+v", s)
-			}
-			if took := w.awaitHolder("b"); took > 20*time.Second {
-				w.t.Errorf("took over after %s", took)
-			}
-			w.start("a", "node1")
-		}, names{"a": {Standby, 1, "node2"}, "b": {Holder, 1, "node2"}}},
-		{"a second process with the same identity", func(w *world) {
-			w.start("twin", "node1")
-			time.Sleep(time.Minute)
-			w.expect("twin", Holder, 2, "node1")
-			if n := w.all["a"].demoted; n != 1 {
-				w.t.Errorf("%d times demoted", n)
-			}
-		}, names{"a": {Standby, 2, "another process of node1"}, "b": {Standby, 2, "node1"}}},
-		{"the clocks are a year off", func(w *world) {
-			for range 40 {
-				w.api.edit(func(l *coordinationv1.Lease) {
-					l.Spec.RenewTime = ptr.To(metav1.NewMicroTime(l.Spec.RenewTime.AddDate(-1, 0, 0)))
-				})
-				time.Sleep(1700 * time.Millisecond)
-			}
-		}, names{"a": {Holder, 1, "node1"}, "b": {Standby, 1, "node1"}}},
-	} {
+	for _, c := range events {
 		t.Run(c.name, func(t *testing.T) {
 			simulate(t, func(t *testing.T, w *world) {
 				w.start("a", "node1")

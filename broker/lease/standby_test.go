@@ -25,7 +25,8 @@ func TestLinkStatuses(t *testing.T) {
 		want    zone.Status
 	}{
 		{"up, routed", "Up", "", []string{all, route}, zone.Status{Usable: true, State: "Up", Reason: elsewhere}},
-		{"up, noted", "Up", "a note", []string{route}, zone.Status{Usable: true, State: "Up", Reason: elsewhere + ": a note"}},
+		{"up, noted", "Up", "a note", []string{route},
+			zone.Status{Usable: true, State: "Up", Reason: elsewhere + ": a note"}},
 		{"up, no route", "Up", "", []string{none},
 			zone.Status{State: "Up", Reason: elsewhere + ", and this node has no route to it"}},
 		{"up, default route", "Up", "", []string{all},

@@ -48,7 +48,8 @@ func TestStandbyWritesItself(t *testing.T) {
 	for range 3 { // once is enough
 		local := storedLocalLink(t, api)
 		api.writes = nil
-		w.SetOutcome(&Outcome{Standby: true, Links: StandbyOutcomes([]v1alpha1.KubeLink{*local, peer}, nil, "node2", "node1", 4)})
+		links := StandbyOutcomes([]v1alpha1.KubeLink{*local, peer}, nil, "node2", "node1", 4)
+		w.SetOutcome(&Outcome{Standby: true, Links: links})
 		if err := w.writeAll(t.Context()); err != nil {
 			t.Fatal(err)
 		}
