@@ -220,9 +220,8 @@ func (r *reconcilerRun) newOutcome(
 	objects *mesh.Objects, s *mesh.State, applyErr, pending, credErr error,
 ) *writeback.Outcome {
 	items := objects.Links
-	if h := r.holder; h.Role == lease.Standby {
-		links := writeback.StandbyOutcomes(items, r.cfg.Served, r.cfg.NodeName, h.Holder, h.Term)
-		return &writeback.Outcome{Links: links, Standby: true}
+	if r.holder.Role == lease.Standby {
+		return r.standbyOutcome(items)
 	}
 	seen := &writeback.Observations{
 		Notes: map[string][]string{}, Apply: applyErr, Pending: pending, Creds: credErr, Usable: r.creds.Usable(),
@@ -282,6 +281,12 @@ func (r *reconcilerRun) newOutcome(
 		}
 	}
 	return out
+}
+
+// standbyOutcome is what a broker writes that does not hold the links.
+func (r *reconciler) standbyOutcome(items []v1alpha1.KubeLink) *writeback.Outcome {
+	links := writeback.StandbyOutcomes(items, r.cfg.Served, r.cfg.NodeName, r.holder.Holder, r.holder.Term)
+	return &writeback.Outcome{Links: links, Standby: true}
 }
 
 // logUnadvertised logs why this cluster does not announce all that it should, when that changes.

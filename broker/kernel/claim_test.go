@@ -64,7 +64,7 @@ func TestClaim(t *testing.T) {
 		says   string
 	}{
 		{"it ends", os.Geteuid(), true, true, "", "another kubelink carries links in this network namespace: waiting"},
-		{"it stays", os.Geteuid(), true, false, "another kubelink with a dataplane runs in this network namespace, process ",
+		{"it stays", os.Geteuid(), true, false, "another kubelink with a dataplane runs in this network namespace",
 			"waiting for its end"},
 		{"another user has the socket", other, true, false, "", "a process that is no kubelink has the socket"},
 		{"nothing listens", os.Geteuid(), false, false, "", "a process that is no kubelink has the socket"},

@@ -86,7 +86,7 @@ func NewElector(log *slog.Logger, changed func()) *Elector {
 func (e *Elector) State() *State { return e.state.Load() }
 
 // Omit says that there is no Lease: this broker holds the links from now on.
-func (e *Elector) Omit(identity string) { e.publish(State{Role: Holder, Holder: identity}) }
+func (e *Elector) Omit(identity string) { e.publishState(State{Role: Holder, Holder: identity}) }
 
 // Run takes part in the election until ctx ends. What it has found out stays for the next Run: a holder goes on
 // holding. Without Lease it gives back the one that this process held.
@@ -110,7 +110,7 @@ func (e *Elector) run(ctx context.Context, api leases, disconnect func(), c Conf
 	}
 	e.config, e.api, e.disconnect, e.limit = c, api, disconnect, deadline.New(c.RenewDeadline)
 	for ctx.Err() == nil && c.Duration > 0 {
-		timer := time.NewTimer(e.step(ctx))
+		timer := time.NewTimer(e.takeStep(ctx))
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
@@ -125,14 +125,14 @@ func (e *Elector) Release(ctx context.Context) {
 		return
 	}
 	e.held = false
-	if _, err := e.api.Update(ctx, released(e.lease), metav1.UpdateOptions{}); err != nil {
+	if _, err := e.api.Update(ctx, releaseLease(e.lease), metav1.UpdateOptions{}); err != nil {
 		e.log.Warn("cannot give the Lease of the links back: another broker takes it when it has expired",
 			"lease", e.config.Name, "error", err)
 	}
 }
 
-// step renews the Lease, or looks at it, and returns how long to wait for the next step.
-func (e *Elector) step(ctx context.Context) (pause time.Duration) {
+// takeStep renews the Lease, or looks at it, and returns how long to wait for the next step.
+func (e *Elector) takeStep(ctx context.Context) (pause time.Duration) {
 	if e.triedAt.IsZero() {
 		e.triedAt = time.Now()
 	}
@@ -150,7 +150,7 @@ func (e *Elector) step(ctx context.Context) (pause time.Duration) {
 			return 0
 		}
 	case !e.held:
-		return max(e.config.RetryPeriod/10, min(e.config.RetryPeriod, e.remaining()))
+		return max(e.config.RetryPeriod/10, min(e.config.RetryPeriod, e.remainingWait()))
 	}
 	return e.config.RetryPeriod
 }
@@ -158,19 +158,19 @@ func (e *Elector) step(ctx context.Context) (pause time.Duration) {
 // renewOrLook renews the Lease that this process holds, or looks at it.
 func (e *Elector) renewOrLook(ctx context.Context) error {
 	if e.held {
-		err := e.write(ctx, e.lease, e.term)
+		err := e.writeLease(ctx, e.lease, e.term)
 		if !isOutdated(err) && !apierrors.IsNotFound(err) {
 			return err
 		}
 	}
-	return e.look(ctx)
+	return e.readLease(ctx)
 }
 
 // isOutdated says that another program has changed or made the Lease meanwhile.
 func isOutdated(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) }
 
-// look reads the Lease, and takes it if it is to be had.
-func (e *Elector) look(ctx context.Context) error {
+// readLease reads the Lease, and takes it if it is to be had.
+func (e *Elector) readLease(ctx context.Context) error {
 	l, err := e.api.Get(ctx, e.config.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		l, err = nil, nil
@@ -179,12 +179,12 @@ func (e *Elector) look(ctx context.Context) error {
 		return err
 	}
 	first, lost, owner := !e.decided, e.held && l == nil, ownerOf(l, e.config.Identity, e.instance)
-	e.observe(l)
+	e.observeLease(l)
 	switch {
 	case owner == self, lost: // a Lease that was deleted is made again as it was
-		return e.write(ctx, l, max(1, e.term))
-	case owner == vacant && (l != nil || first), owner == earlier && first, e.remaining() <= 0:
-		err := e.write(ctx, l, nextTerm(e.term))
+		return e.writeLease(ctx, l, max(1, e.term))
+	case owner == vacant && (l != nil || first), owner == earlier && first, e.remainingWait() <= 0:
+		err := e.writeLease(ctx, l, nextTerm(e.term))
 		if err != nil && !isOutdated(err) {
 			e.unchanged = 0 // the holder could not renew it either
 		}
@@ -195,13 +195,13 @@ func (e *Elector) look(ctx context.Context) error {
 	if owner == earlier {
 		holder = "another process of " + holder
 	}
-	e.publish(State{Role: Standby, Term: e.term, Holder: holder})
+	e.publishState(State{Role: Standby, Term: e.term, Holder: holder})
 	return nil
 }
 
-// observe notes what the Lease says, and for how long it has said so. A pause of this process does not count as time in
-// which it could read the Lease.
-func (e *Elector) observe(l *coordinationv1.Lease) {
+// observeLease notes what the Lease says, and for how long it has said so. A pause of this process does not count as
+// time in which it could read the Lease.
+func (e *Elector) observeLease(l *coordinationv1.Lease) {
 	now := time.Now()
 	switch {
 	case !sameRecord(l, e.lease):
@@ -223,15 +223,15 @@ func sameRecord(a, b *coordinationv1.Lease) bool {
 	return equality.Semantic.DeepEqual(a.Spec, b.Spec)
 }
 
-// remaining is the time until a standby may take the Lease.
-func (e *Elector) remaining() time.Duration {
+// remainingWait is the time until a standby may take the Lease.
+func (e *Elector) remainingWait() time.Duration {
 	return durationOf(e.lease, e.config.Duration) - e.unchanged
 }
 
-// write writes the Lease l, nil: it makes one, as that of this process with a term.
-func (e *Elector) write(ctx context.Context, l *coordinationv1.Lease, term uint32) (err error) {
+// writeLease writes the Lease l, nil: it makes one, as that of this process with a term.
+func (e *Elector) writeLease(ctx context.Context, l *coordinationv1.Lease, term uint32) (err error) {
 	now := time.Now()
-	wanted := claimed(l, &e.config, e.instance, term, now)
+	wanted := claimLease(l, &e.config, e.instance, term, now)
 	if l == nil {
 		wanted, err = e.api.Create(ctx, wanted, metav1.CreateOptions{})
 	} else {
@@ -241,7 +241,7 @@ func (e *Elector) write(ctx context.Context, l *coordinationv1.Lease, term uint3
 		return err
 	}
 	e.lease, e.decided, e.held, e.term, e.unchanged, e.readAt, e.renewedAt = wanted, true, true, term, 0, now, now
-	e.publish(State{Role: Holder, Term: term, Holder: e.config.Identity, confirmed: now.Add(e.config.Duration)})
+	e.publishState(State{Role: Holder, Term: term, Holder: e.config.Identity, confirmed: now.Add(e.config.Duration)})
 	return nil
 }
 
@@ -254,23 +254,23 @@ func (e *Elector) noteFailure(err error) {
 	answered := refused || apierrors.ReasonForError(err) != metav1.StatusReasonUnknown
 	switch {
 	case s.Role == Unknown && (refused || answered && now.Sub(e.triedAt) > e.config.Duration):
-		e.publish(State{Role: Holder, Holder: e.config.Identity, Problem: fmt.Sprintf(
+		e.publishState(State{Role: Holder, Holder: e.config.Identity, Problem: fmt.Sprintf(
 			"Lease %s cannot be used: %v: this broker carries the links without it, and does not notice another one; "+
 				"allow it as deploy/base/rbac.yaml does, or set omit-lease", e.config.Name, err)})
 	case e.held && s.Problem == "" && now.Sub(e.renewedAt) > e.config.RenewDeadline:
 		s.Problem = fmt.Sprintf("Lease %s cannot be renewed: %v: this broker goes on, but another one may take the links",
 			e.config.Name, err)
-		e.publish(s)
+		e.publishState(s)
 	}
 	if e.held && refused { // by an API server that answers: no other broker gets further
 		s = *e.state.Load()
 		s.confirmed = now.Add(e.config.Duration)
-		e.publish(s)
+		e.publishState(s)
 	}
 }
 
-// publish makes s the State, and tells if it differs.
-func (e *Elector) publish(s State) {
+// publishState makes s the State, and tells if it differs.
+func (e *Elector) publishState(s State) {
 	old := e.state.Swap(&s)
 	if s.equals(old) && s.MayWrite() == old.MayWrite() {
 		return

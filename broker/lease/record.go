@@ -101,9 +101,9 @@ func holderName(l *coordinationv1.Lease) string {
 	return name
 }
 
-// claimed returns the Lease, which may be nil, as a process that holds it with this term writes it. It keeps what other
-// programs have written besides.
-func claimed(l *coordinationv1.Lease, c *Config, instance string, term uint32, now time.Time) *coordinationv1.Lease {
+// claimLease returns the Lease, which may be nil, as a process that holds it with this term writes it. It keeps what
+// other programs have written besides.
+func claimLease(l *coordinationv1.Lease, c *Config, instance string, term uint32, now time.Time) *coordinationv1.Lease {
 	if l = l.DeepCopy(); l == nil {
 		l = &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: c.Namespace, Name: c.Name}}
 	}
@@ -119,8 +119,8 @@ func claimed(l *coordinationv1.Lease, c *Config, instance string, term uint32, n
 	return l
 }
 
-// released returns the Lease without holder. The term stays, so that the next one is higher.
-func released(l *coordinationv1.Lease) *coordinationv1.Lease {
+// releaseLease returns the Lease without holder. The term stays, so that the next one is higher.
+func releaseLease(l *coordinationv1.Lease) *coordinationv1.Lease {
 	l = l.DeepCopy()
 	l.Spec.HolderIdentity = nil
 	delete(l.Annotations, instanceAnnotation)
