@@ -8,7 +8,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -364,13 +363,22 @@ func TestTransit(t *testing.T) {
 // none, of denials only, and of everything.
 func TestPacketsThatMayNotPass(t *testing.T) {
 	pfx := netip.MustParsePrefix
-	for _, list := range [][]v1alpha1.IngressCIDR{nil, {"!10.77.0.0/16"}, {"0.0.0.0/0", "::/0"}} {
-		var me, other v1alpha1.KubeLink
+	for kind := range 3 {
+		var objects mesh.Objects
+		objects.Links = slices.Grow(objects.Links, 2)[:2]
+		me, other := &objects.Links[0], &objects.Links[1]
 		me.Name, other.Name = "me", "b"
-		me.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.11/24", Endpoint: v1alpha1.EndpointLocal}
-		other.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.12/24", Endpoint: "203.0.113.2", Ingress: list}
+		me.Spec.ClusterAddress, me.Spec.Endpoint = "192.168.0.11/24", "LocalLink"
+		other.Spec.ClusterAddress, other.Spec.Endpoint = "192.168.0.12/24", "203.0.113.2"
+		switch kind {
+		case 1:
+			other.Spec.Ingress = append(other.Spec.Ingress, "!10.77.0.0/16")
+		case 2:
+			other.Spec.Ingress = append(other.Spec.Ingress, "0.0.0.0/0", "::/0")
+		}
+		list := other.Spec.Ingress
 		local := mesh.Local{Mode: mesh.Bridge, ServiceCIDRs: mesh.Prefixes{pfx("100.64.0.0/20")}}
-		state := mesh.Build(mesh.Objects{Links: []v1alpha1.KubeLink{me, other}}, local)
+		state := mesh.Build(objects, local)
 		tun := newMemTUN()
 		b := newTestBridge(t, tun)
 		if err := b.Set(state.Peers, state.Local); err != nil {

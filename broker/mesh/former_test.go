@@ -3,24 +3,23 @@ package mesh
 // Objects as users of the former system have them: they mean what they meant. test/e2e applies them to an API server.
 
 import (
-	"os"
+	_ "embed"
 	"strings"
 	"testing"
 
-	"sigs.k8s.io/yaml"
+	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
+//go:embed testdata/former.yaml
+var formerObjects string
+
 // formerLinks are the KubeLinks of testdata/former.yaml, the older ones first.
 func formerLinks(t *testing.T) *objs {
 	t.Helper()
-	text, err := os.ReadFile("testdata/former.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
 	o := new(objs)
-	for doc := range strings.SplitSeq(string(text), "\n---\n") {
+	for doc := range strings.SplitSeq(formerObjects, "\n---\n") {
 		var l v1alpha1.KubeLink
 		if err := yaml.UnmarshalStrict([]byte(doc), &l); err != nil {
 			if !strings.Contains(doc, "kind: MeshService") {
