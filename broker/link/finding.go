@@ -9,7 +9,7 @@ import (
 
 // Finding is something on the node that keeps packets from passing between pods and links.
 type Finding struct {
-	Link   string // the peer whose packets do not pass; empty: all of them
+	Link   string // the peer that packets do not reach, or do not come from; empty: all peers
 	Reason string // the kind, in the form of the reason of a condition
 	Text   string // what is wrong, on one line
 	Remedy string // what to do, on one line
@@ -47,7 +47,7 @@ func (f Findings) String() string {
 	return text.String()
 }
 
-// Select returns those about the node, and those about links that the function selects.
+// Select returns the ones about the node, and the ones about links that the function selects.
 func (f Findings) Select(selected func(link string) bool) (some Findings) {
 	for _, one := range f {
 		if one.Link == "" || selected(one.Link) {
@@ -57,7 +57,7 @@ func (f Findings) Select(selected func(link string) bool) (some Findings) {
 	return some
 }
 
-// About returns those about the node, and those about one peer.
+// About returns the ones about the node, and the ones about one peer.
 func (f Findings) About(peer string) Findings {
 	return f.Select(func(link string) bool { return link == peer })
 }

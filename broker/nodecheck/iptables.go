@@ -48,7 +48,7 @@ func (s savedTables) text() string {
 	return all.String()
 }
 
-// saveLegacy reads the legacy iptables of one family. A table that nobody has used is not touched: to look at it would
+// saveLegacy reads the legacy iptables of one family. A table that is not in use is not touched: to look at it would
 // make it.
 func saveLegacy(ctx context.Context, family int) (tables savedTables, err error) {
 	command, names := "iptables-legacy", "/proc/thread-self/net/ip_tables_names"

@@ -204,7 +204,7 @@ func (d *nftRule) addExpression(e expr.Any) {
 	case *expr.Counter, *expr.Log, *expr.Notrack, *expr.SecMark, *expr.CtHelper, *expr.CtTimeout, *expr.FlowOffload:
 	case *expr.Queue, *expr.Redir, *expr.SynProxy:
 		d.action = unclear
-	default: // limits, ranges, hashes and whatever is new
+	default: // limits, ranges, hashes and all that is new
 		d.addCondition(constantAnswer(maybe))
 	}
 }

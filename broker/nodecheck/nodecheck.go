@@ -48,7 +48,7 @@ var Reasons = []string{MissingCapability, DeviceMissing, ForwardingOff, ReverseP
 
 // Report is the result of a check. It is not changed later.
 type Report struct {
-	Findings link.Findings // those about the node first
+	Findings link.Findings // the ones about the node first
 	// Incomplete is why a part could not be checked; nil: all was.
 	Incomplete error
 }

@@ -49,7 +49,7 @@ const (
 	drop                  // and reject
 	back                  // RETURN
 	jump                  // to a chain, and back
-	go2                   // to a chain, whose end is that of this one
+	go2                   // to a chain, at the end of which this one ends
 	to                    // translates an address, and ends the base chain
 	unclear               // may do anything
 )

@@ -150,7 +150,8 @@ func TestMissingCapability(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			for _, text := range []string{"lacks the capability " + name, "add [" + name + "] to securityContext.capabilities.add"} {
+			remedy := "add [" + name + "] to securityContext.capabilities.add"
+			for _, text := range []string{"lacks the capability " + name, remedy} {
 				if condition.Reason != "MissingCapability" || !strings.Contains(condition.Message, text) {
 					return fmt.Errorf("condition %+v, want %q", condition, text)
 				}
