@@ -79,6 +79,13 @@ func TestPendingConns(t *testing.T) {
 	}
 }
 
+// count returns the number of connections.
+func (p *pendingConns) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.strangers) + len(p.members)
+}
+
 // pendingFrom is a new connection from 10.0.0.from.
 func pendingFrom(from byte) *pendingConn {
 	return &pendingConn{conn: null{}, remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, from}), 1),

@@ -183,13 +183,6 @@ func (p *pendingConns) removeMember(c *pendingConn) {
 	p.members = slices.DeleteFunc(p.members, func(m *member) bool { return m.pendingConn == c })
 }
 
-// count returns the number of connections.
-func (p *pendingConns) count() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.strangers) + len(p.members)
-}
-
 // maxReports is the number of certificates that unknownReports remembers.
 const maxReports = 512
 
