@@ -157,11 +157,12 @@ func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *ses
 	y.SetReadBuffer(4 << 20)
 	p := b.router.table.Load().peers[0]
 	raw := newBatchConn(x, time.Second)
-	conf := tlsConfig(
-		&link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}, "b", new(authorization),
-		func(*x509.Certificate) error { return nil })
-	near := tls.Server(raw, conf)
-	far = tls.Client(y, conf)
+	creds := &link.Credentials{Certificate: ca.issue(t, "b").Certificate, Roots: ca.pool}
+	conf := func() *tls.Config {
+		return tlsConfig(creds, "b", new(authorization), func(*x509.Certificate) error { return nil })
+	}
+	near := tls.Server(raw, conf())
+	far = tls.Client(y, conf())
 	errs := make(chan error, 1)
 	go func() { errs <- far.Handshake() }()
 	if err := errors.Join(near.Handshake(), <-errs); err != nil {

@@ -106,9 +106,13 @@ func TestFrequentAnnouncements(t *testing.T) {
 
 // What is announced again, and is the same, is no change.
 func TestSameAnnouncement(t *testing.T) {
-	_, s := newTestSession(t)
-	p, calls := s.peer, 0
-	p.changed = newSignal()
+	_, session := newTestSession(t)
+	calls := 0
+	s := &shared{start: time.Now(), log: quiet, changed: newSignal(), ctx: t.Context()} // nothing else takes its signals
+	s.timing = session.peer.timing
+	s.config.Store(session.peer.config.Load())
+	p := newPeer(s, session.peer.router, session.peer.iface, &session.peer.Peer)
+	defer p.close()
 	p.lastReceived = -time.Hour // the one that it began with
 	h := p.ownHello()
 	h.Address = p.Addresses.First()
