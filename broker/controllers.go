@@ -264,6 +264,20 @@ func watchedKinds(cfg *Config, secrets cache.ByObject, allSecrets bool) []watche
 	}
 }
 
+// selectObjects returns what the cache is to have of objects, and the kinds that help.
+func selectObjects(kinds []watchedKind) (byObject map[client.Object]cache.ByObject, helps []client.Object) {
+	byObject = map[client.Object]cache.ByObject{}
+	for _, k := range kinds {
+		if k.wanted && k.cache != nil {
+			byObject[k.object] = *k.cache
+		}
+		if k.wanted && k.helps {
+			helps = append(helps, k.object)
+		}
+	}
+	return byObject, helps
+}
+
 // selectByName selects the one object of that name.
 func selectByName(namespace, name string) *cache.ByObject {
 	return &cache.ByObject{Namespaces: map[string]cache.Config{
@@ -318,17 +332,7 @@ func (c *controllers) runManager(ctx context.Context) error {
 	if !allSecrets {
 		secrets = *selectByName(c.cfg.Namespace, c.cfg.Secret)
 	}
-	kinds := watchedKinds(&c.cfg, secrets, allSecrets)
-	byObject := map[client.Object]cache.ByObject{}
-	var helps []client.Object
-	for _, k := range kinds {
-		if k.wanted && k.cache != nil {
-			byObject[k.object] = *k.cache
-		}
-		if k.wanted && k.helps {
-			helps = append(helps, k.object)
-		}
-	}
+	byObject, helps := selectObjects(watchedKinds(&c.cfg, secrets, allSecrets))
 	watches := kubeapi.NewWatches(c.r.waker.wake, helps)
 	watch := globalnames.NewWatch(c.r.waker.wake, c.log)
 	mgr, err := ctrl.NewManager(c.api, ctrl.Options{

@@ -29,7 +29,8 @@ var (
 	apiDesc   = newDesc("api_up", "Whether the API server answers (1) or not (0).")
 	namesDesc = newDesc("cluster_names_up",
 		"Whether the names of the cluster are loaded from its API server and kept up to date (1) or not (0).", "zone")
-	crdsDesc    = newDesc("crds_installed", "Whether the CRDs are as this version needs them (1) or could not be installed (0).")
+	crdsDesc = newDesc("crds_installed",
+		"Whether the CRDs are as this version needs them (1) or could not be installed (0).")
 	leaderDesc  = newDesc("leader", "Whether this broker holds the links (1) or another broker of the cluster does (0).")
 	termDesc    = newDesc("term", "Term of the broker that holds the links: the number of transitions of its Lease.")
 	appliedDesc = newDesc("applied", "Whether the last state was applied in full (1) or not (0).")

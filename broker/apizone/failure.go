@@ -55,8 +55,8 @@ func judgeResponse(s *apiSource, resp *http.Response, err error) (reason string,
 // listVersion is in each list.
 var listVersion = regexp.MustCompile(`"resourceVersion": ?"[^"]`)
 
-// judgeList says why a response cannot be a list of an API server: a short text without the version of the list, such as
-// {}. It would be taken for an empty list, and all names of the cluster would be gone.
+// judgeList says why a response cannot be a list of an API server: a short text without the version of the list, such
+// as {}. It would be taken for an empty list, and all names of the cluster would be gone.
 func judgeList(resp *http.Response) (reason string, retry bool) {
 	const shortest = 512 // bytes of a text that is worth a look
 	isText := strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json")

@@ -210,7 +210,8 @@ func TestCachedSecrets(t *testing.T) {
 		{mesh.PropagateKubernetes, apierrors.NewInternalError(errors.New("a webhook refuses")), false},
 		{mesh.PropagateKubernetes, context.DeadlineExceeded, false},
 	} {
-		by, ok := CachedSecrets(t.Context(), failingReader{err: c.err}, Config{Namespace: "ns", Propagation: c.propagation}, log)
+		cfg := Config{Namespace: "ns", Propagation: c.propagation}
+		by, ok := CachedSecrets(t.Context(), failingReader{err: c.err}, cfg, log)
 		if ok != c.ok || (len(by.Namespaces) == 1) != c.ok {
 			t.Errorf("%s, %v: %v %v", c.propagation, c.err, by, ok)
 		}

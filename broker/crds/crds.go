@@ -1,5 +1,5 @@
 // Package crds brings the CustomResourceDefinitions of kubelink to the API server. They help, but decide nothing: with
-// ones that are served already, links come up, whatever becomes of the new ones.
+// the ones that are served already, links come up, also where the new ones cannot be installed.
 package crds
 
 import (
@@ -65,8 +65,8 @@ func New(cfg *rest.Config, force bool, note func(error), log *slog.Logger) (*Ins
 		return nil, err
 	}
 	return &Installer{
-		Force: force, Note: note, Log: log, api: d.RESTClient(), crds: crds.Resource(resource), limit: deadline.New(deadline.First),
-		reported: map[string]bool{},
+		Force: force, Note: note, Log: log, api: d.RESTClient(), crds: crds.Resource(resource),
+		limit: deadline.New(deadline.First), reported: map[string]bool{},
 	}, nil
 }
 
@@ -79,13 +79,13 @@ func (i *Installer) Await(ctx context.Context) error {
 	if served || err != nil {
 		return err
 	}
-	all, err := definitions()
+	all, err := readDefinitions()
 	if err != nil {
 		return err
 	}
 	for _, crd := range all {
 		if crd.GetName() == kubeLinkCRD {
-			err = errors.Join(err, i.install(ctx, crd))
+			err = errors.Join(err, i.installCRD(ctx, crd))
 		}
 	}
 	return err
@@ -112,10 +112,10 @@ const (
 	longestRetry = 2 * time.Minute
 )
 
-// Start brings all CRDs up to date. It tries again until it succeeds, ctx ends, or there is no permission. It implements
-// manager.Runnable.
+// Start brings all CRDs up to date. It tries again until it succeeds, ctx ends, or there is no permission. It
+// implements manager.Runnable.
 func (i *Installer) Start(ctx context.Context) error {
-	all, err := definitions()
+	all, err := readDefinitions()
 	if err != nil {
 		return err
 	}
@@ -123,13 +123,13 @@ func (i *Installer) Start(ctx context.Context) error {
 	for ctx.Err() == nil {
 		var errs []error
 		for _, crd := range all {
-			errs = append(errs, i.install(ctx, crd.DeepCopy()))
+			errs = append(errs, i.installCRD(ctx, crd.DeepCopy()))
 		}
 		err := errors.Join(errs...)
 		if ctx.Err() != nil {
 			return nil
 		}
-		i.report(err)
+		i.reportResult(err)
 		if err == nil || !slices.ContainsFunc(errs, func(e error) bool { return e != nil && !apierrors.IsForbidden(e) }) {
 			return nil
 		}
@@ -141,8 +141,8 @@ func (i *Installer) Start(ctx context.Context) error {
 	return nil
 }
 
-// report tells how the last attempt ended, when that is news.
-func (i *Installer) report(err error) {
+// reportResult tells how the last attempt ended, when that is news.
+func (i *Installer) reportResult(err error) {
 	i.Note(err)
 	switch before := i.problem.Get(); {
 	case !i.problem.Set(err):
@@ -155,8 +155,9 @@ func (i *Installer) report(err error) {
 	}
 }
 
-// install applies one CRD (server-side apply), unless a newer one is there, and waits until the API server serves it.
-func (i *Installer) install(ctx context.Context, crd *unstructured.Unstructured) error {
+// installCRD applies one CRD (server-side apply), unless a newer one is there, and waits until the API server serves
+// it.
+func (i *Installer) installCRD(ctx context.Context, crd *unstructured.Unstructured) error {
 	name := crd.GetName()
 	var present *unstructured.Unstructured
 	err := i.limit.Do(ctx, func(ctx context.Context) (err error) {
@@ -166,7 +167,7 @@ func (i *Installer) install(ctx context.Context, crd *unstructured.Unstructured)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("read CRD %s: %w", name, err)
 	}
-	if ours, theirs := version(crd), version(present); err == nil && theirs > ours && !i.Force {
+	if ours, theirs := readVersion(crd), readVersion(present); err == nil && theirs > ours && !i.Force {
 		if !i.reported[name] {
 			i.reported[name] = true
 			i.Log.Warn("the CRD is of a newer kubelink and stays as it is: update this kubelink, or set force-crd-update",
@@ -201,8 +202,8 @@ func (i *Installer) awaitEstablished(ctx context.Context, crd *unstructured.Unst
 	return nil
 }
 
-// definitions are the CRDs of this version.
-func definitions() ([]*unstructured.Unstructured, error) {
+// readDefinitions returns the CRDs of this version.
+func readDefinitions() ([]*unstructured.Unstructured, error) {
 	files, err := fs.Glob(deploy.CRDs, "crds/*.yaml")
 	if err != nil {
 		return nil, err
@@ -222,9 +223,9 @@ func definitions() ([]*unstructured.Unstructured, error) {
 	return all, nil
 }
 
-// version is the version of a CRD: that of kubelink's kinds, which grows with each change of them. One without a version
-// is older than all versions; nil is none.
-func version(crd *unstructured.Unstructured) int {
+// readVersion returns the version of a CRD: that of kubelink's kinds, which grows with each change of them. A CRD
+// without a version is older than all versions; nil is none.
+func readVersion(crd *unstructured.Unstructured) int {
 	if crd == nil {
 		return 0
 	}

@@ -96,12 +96,12 @@ func newInstaller(t *testing.T, s *stub, force bool) (*Installer, *[]error, *str
 
 // Each CRD has the version; all have the same.
 func TestDefinitions(t *testing.T) {
-	all, err := definitions()
+	all, err := readDefinitions()
 	if err != nil || len(all) != len(names) {
 		t.Fatalf("%d CRDs, %v", len(all), err)
 	}
 	for _, crd := range all {
-		if v := version(crd); v < 1 || v != version(all[0]) || !slices.Contains(names, crd.GetName()) {
+		if v := readVersion(crd); v < 1 || v != readVersion(all[0]) || !slices.Contains(names, crd.GetName()) {
 			t.Errorf("%s has version %d", crd.GetName(), v)
 		}
 	}

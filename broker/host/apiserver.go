@@ -1,7 +1,7 @@
 package host
 
-// The addresses of the API server of the cluster: those that this process connects to, and those behind the service
-// kubernetes, to which the node translates the address of the service.
+// The addresses of the API server of the cluster: the ones that this process connects to, and the ones behind the
+// service kubernetes, to which the node translates the address of the service.
 
 import (
 	"context"
@@ -67,8 +67,8 @@ func (s *APIServer) unfollow(w *Watcher) {
 	}
 }
 
-// needs are the addresses as facts.
-func (s *APIServer) needs() (needs []mesh.HostAddress) {
+// listNeeds returns the addresses as facts.
+func (s *APIServer) listNeeds() (needs []mesh.HostAddress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	addresses := slices.Concat(s.endpoints, slices.Collect(maps.Keys(s.connected)))
@@ -120,7 +120,7 @@ func (t *tracer) RoundTrip(request *http.Request) (*http.Response, error) {
 func (t *tracer) WrappedRoundTripper() http.RoundTripper { return t.RoundTripper }
 
 // ReadEndpoints reads the endpoints of the service kubernetes. Without the permission for that, the API server tells an
-// address of its own to everybody.
+// address of its own to all clients.
 func (s *APIServer) ReadEndpoints(ctx context.Context, cfg *rest.Config) error {
 	client, err := discoveryv1.NewForConfig(cfg)
 	if err != nil {
@@ -190,19 +190,19 @@ func (s *APIServer) AwaitEndpoints(ctx context.Context, cfg *rest.Config, log *s
 		if err == nil {
 			return
 		}
-		pause(ctx, time.Second)
+		waitFor(ctx, time.Second)
 	}
 }
 
 // FollowEndpoints reads the endpoints now and then until ctx ends.
 func (s *APIServer) FollowEndpoints(ctx context.Context, cfg *rest.Config, log *slog.Logger) {
 	for ctx.Err() == nil {
-		pause(ctx, refreshInterval)
+		waitFor(ctx, refreshInterval)
 		s.AwaitEndpoints(ctx, cfg, log)
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) {
+func waitFor(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

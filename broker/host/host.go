@@ -75,7 +75,7 @@ func Open(config Config) (*Watcher, error) {
 	config.API.follow(w)
 	w.wg.Go(func() { k.awaitEvents(w.requestRefresh) })
 	w.wg.Go(w.refreshLoop)
-	w.wg.Go(func() { w.names.run(w.stop) })
+	w.wg.Go(func() { w.names.lookUpNames(w.stop) })
 	return w, nil
 }
 
@@ -83,7 +83,7 @@ func Open(config Config) (*Watcher, error) {
 func (w *Watcher) Close() {
 	w.config.API.unfollow(w)
 	close(w.stop)
-	w.kernel.close()
+	w.kernel.endEvents()
 	w.wg.Wait()
 }
 
@@ -122,7 +122,7 @@ func (w *Watcher) setLinks(links []v1alpha1.KubeLink, statuses []link.Status) {
 // and go. w.mu is held.
 func (w *Watcher) makeFacts() mesh.Host {
 	h := mesh.Host{
-		Networks: w.found.networks, Needs: slices.Concat(w.config.API.needs(), w.found.needs),
+		Networks: w.found.networks, Needs: slices.Concat(w.config.API.listNeeds(), w.found.needs),
 		Endpoints: w.names.addresses(), Remotes: maps.Clone(w.remotes),
 	}
 	routes := map[netip.Prefix]bool{}
@@ -195,7 +195,7 @@ func (w *Watcher) refreshLoop() {
 
 // readKernel looks at the kernel and at resolv.conf. What was known stays if the kernel cannot be read.
 func (w *Watcher) readKernel() {
-	found, err := w.kernel.read()
+	found, err := w.kernel.readFacts()
 	if w.problem.Set(err) && err != nil {
 		w.config.Log.Warn("cannot read the routes of the node: links are not compared with them", "error", err)
 	}

@@ -225,7 +225,7 @@ func TestResolver(t *testing.T) {
 			return nil, errors.New("no such host")
 		}
 		stop, done := make(chan struct{}), make(chan struct{})
-		go func() { defer close(done); r.run(stop) }()
+		go func() { defer close(done); r.lookUpNames(stop) }()
 		check := func(n int32, want ...string) {
 			t.Helper()
 			synctest.Wait()
@@ -307,7 +307,7 @@ func TestReadEndpoints(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 			var got []string
-			for _, n := range s.needs() {
+			for _, n := range s.listNeeds() {
 				got = append(got, n.Addr.String())
 			}
 			if strings.Join(got, " ") != c.want {
@@ -322,7 +322,7 @@ func TestConnectionsAreNoted(t *testing.T) {
 	s := NewAPIServer()
 	s.service = ip("100.64.0.1")
 	dialled := func(address string) bool {
-		return slices.ContainsFunc(s.needs(), func(n mesh.HostAddress) bool { return n.Addr.String() == address })
+		return slices.ContainsFunc(s.listNeeds(), func(n mesh.HostAddress) bool { return n.Addr.String() == address })
 	}
 	dialer := net.Dialer{Control: func(_, _ string, _ syscall.RawConn) error { return errors.New("not in a test") }}
 	client := http.Client{Transport: s.Wrap(&http.Transport{DialContext: dialer.DialContext})}
@@ -334,7 +334,7 @@ func TestConnectionsAreNoted(t *testing.T) {
 	}
 	s.noteConnection("[::ffff:198.51.100.1]:443")
 	if !dialled("192.0.2.7") || !dialled("198.51.100.1") || dialled("100.64.0.1") || dialled("127.0.0.1") {
-		t.Errorf("noted %v", s.needs())
+		t.Errorf("noted %v", s.listNeeds())
 	}
 }
 
@@ -342,7 +342,7 @@ func TestConnectionsAreNoted(t *testing.T) {
 func TestAwaitEndpoints(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := func(d time.Duration, code int) *rest.Config {
-			return &rest.Config{Host: "http://api.example", Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			answer := roundTripper(func(r *http.Request) (*http.Response, error) {
 				select {
 				case <-r.Context().Done():
 					return nil, r.Context().Err()
@@ -353,7 +353,8 @@ func TestAwaitEndpoints(t *testing.T) {
 					StatusCode: code, Header: http.Header{"Content-Type": {"application/json"}}, Request: r,
 					Body: io.NopCloser(strings.NewReader(body)),
 				}, nil
-			})}
+			})
+			return &rest.Config{Host: "http://api.example", Transport: answer}
 		}
 		for _, c := range []struct {
 			delay  time.Duration
@@ -366,8 +367,8 @@ func TestAwaitEndpoints(t *testing.T) {
 		} {
 			s, start := NewAPIServer(), time.Now()
 			s.AwaitEndpoints(t.Context(), slow(c.delay, c.code), slog.New(slog.DiscardHandler))
-			if took := time.Since(start); len(s.needs()) != c.known || took > c.within {
-				t.Errorf("delay %s, status %d: %d addresses after %s", c.delay, c.code, len(s.needs()), took)
+			if took := time.Since(start); len(s.listNeeds()) != c.known || took > c.within {
+				t.Errorf("delay %s, status %d: %d addresses after %s", c.delay, c.code, len(s.listNeeds()), took)
 			}
 		}
 	})

@@ -57,7 +57,7 @@ func (k *kernel) subscribe() (err error) {
 	return err
 }
 
-// awaitEvents calls changed after events until close. What an event says does not matter: some may be lost.
+// awaitEvents calls changed after events until endEvents. What an event says does not matter: some may be lost.
 func (k *kernel) awaitEvents(changed func()) {
 	for k.events != nil {
 		_, _, err := k.events.Receive()
@@ -68,15 +68,15 @@ func (k *kernel) awaitEvents(changed func()) {
 	}
 }
 
-// close ends awaitEvents. The last read may still use the handle: the garbage collector closes it.
-func (k *kernel) close() {
+// endEvents ends awaitEvents. The last read may still use the handle: the garbage collector closes it.
+func (k *kernel) endEvents() {
 	if k.events != nil {
 		k.events.Close()
 	}
 }
 
-// read looks at the kernel.
-func (k *kernel) read() (facts *kernelFacts, err error) {
+// readFacts looks at the kernel.
+func (k *kernel) readFacts() (facts *kernelFacts, err error) {
 	for range maxDumpAttempts {
 		if facts, err = k.readOnce(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break

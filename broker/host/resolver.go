@@ -63,8 +63,8 @@ func (r *resolver) addresses() map[string][]netip.Addr {
 	return addresses
 }
 
-// run looks names up until stop is closed.
-func (r *resolver) run(stop <-chan struct{}) {
+// lookUpNames looks names up until stop is closed.
+func (r *resolver) lookUpNames(stop <-chan struct{}) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {

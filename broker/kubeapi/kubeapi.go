@@ -22,8 +22,8 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
-// NewMapper returns a mapper that knows the resources of the broker's own kinds. For other kinds it asks the API server,
-// with several requests, when they are needed.
+// NewMapper returns a mapper that knows the resources of the broker's own kinds. For other kinds it asks the API
+// server, with several requests, when they are needed.
 func NewMapper(cfg *rest.Config, client *http.Client) (meta.RESTMapper, error) {
 	known := meta.NewDefaultRESTMapper(nil)
 	known.Add(v1alpha1.GroupVersion.WithKind("KubeLink"), meta.RESTScopeRoot)

@@ -159,7 +159,9 @@ type watchedReader struct {
 	watches *Watches
 }
 
-func (r watchedReader) Get(ctx context.Context, key client.ObjectKey, o client.Object, options ...client.GetOption) error {
+func (r watchedReader) Get(
+	ctx context.Context, key client.ObjectKey, o client.Object, options ...client.GetOption,
+) error {
 	if err := r.watches.check(o); err != nil {
 		return err
 	}
