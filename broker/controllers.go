@@ -51,6 +51,9 @@ import (
 // probeInterval is how often the broker asks the API server whether it is there, which `ready` shows.
 const probeInterval = 2 * time.Second
 
+// longestProbe is how long an answer to that may take where the API server is slow.
+const longestProbe = 20 * time.Second
+
 var scheme = runtime.NewScheme()
 
 func init() {
@@ -193,7 +196,7 @@ func (c *controllers) runUntilBack(ctx context.Context) error {
 // probeAPI keeps health.api up to date, and tells when the API server is back. Watches notice both late.
 func (c *controllers) probeAPI(ctx context.Context) {
 	api, unusable := discovery.NewDiscoveryClientForConfig(c.api)
-	limit := deadline.New(probeInterval)
+	limit := deadline.NewBounded(probeInterval, longestProbe)
 	slow := false
 	for {
 		err := unusable // for good: a CA that cannot be read, for example

@@ -25,33 +25,35 @@ func TestLimit(t *testing.T) {
 			})
 		}
 		for _, step := range []struct {
-			takes time.Duration
-			fails bool
-			limit time.Duration // afterwards
+			pause, takes time.Duration
+			fails        bool
+			limit        time.Duration // afterwards
 		}{
-			{time.Second, false, 5 * time.Second},
-			{8 * time.Second, true, 10 * time.Second},
-			{8 * time.Second, false, 10 * time.Second},
-			{2 * time.Hour, true, 20 * time.Second},
-			{2 * time.Hour, true, 40 * time.Second},
-			{2 * time.Hour, true, 80 * time.Second},
-			{2 * time.Hour, true, 80 * time.Second},
-			{19 * time.Second, false, 40 * time.Second},
-			{time.Second, false, 20 * time.Second},
-			{time.Second, false, 10 * time.Second},
-			{time.Second, false, 5 * time.Second},
-			{time.Second, false, 5 * time.Second},
+			{0, time.Second, false, 5 * time.Second},
+			{0, 8 * time.Second, true, 10 * time.Second},
+			{0, 0, false, 10 * time.Second}, // it was none
+			{0, 8 * time.Second, false, 10 * time.Second},
+			{4 * time.Minute, 8 * time.Second, false, 10 * time.Second},
+			{4 * time.Minute, 8 * time.Second, false, 10 * time.Second},
+			{0, 2 * time.Hour, true, 20 * time.Second},
+			{0, 2 * time.Hour, true, 40 * time.Second},
+			{0, 2 * time.Hour, true, 80 * time.Second},
+			{0, 2 * time.Hour, true, 80 * time.Second},
+			{0, time.Second, false, 80 * time.Second},
+			{calm, time.Second, false, 5 * time.Second},
+			{0, 8 * time.Second, true, 10 * time.Second},
 		} {
+			time.Sleep(step.pause)
 			err := ask(t.Context(), step.takes)
 			if IsTimeout(err) != step.fails || l.now != step.limit {
-				t.Errorf("%s: %v, limit %s; want %s", step.takes, err, l.now, step.limit)
+				t.Errorf("%s after %s: %v, limit %s; want %s", step.takes, step.pause, err, l.now, step.limit)
 			}
 		}
 		// An error of the server, and the end of the caller, say nothing about its speed.
 		l.Do(t.Context(), func(context.Context) error { return errors.New("no") })
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := ask(ctx, time.Hour); err == nil || l.now != First {
+		if err := ask(ctx, time.Hour); err == nil || l.now != 2*First {
 			t.Errorf("%v, limit %s", err, l.now)
 		}
 	})

@@ -233,7 +233,9 @@ func TestAPIFaults(t *testing.T) {
 		slow := slowly(8 * time.Second)
 		p.fault.Store(&slow) // watches go on
 		must(t, b.Apply(ctx, brokers[1].LinkTo()))
-		must(t, b.WaitState(ctx, "kubelink2", v1alpha1.StateUp)) // the status of this generation is written
+		late, cancel := context.WithTimeout(ctx, 50*time.Second)
+		defer cancel()
+		must(t, b.WaitState(late, "kubelink2", v1alpha1.StateUp)) // the status of this generation is written
 		text := b.Corefile()
 		must(t, b.SetCorefile(strings.Replace(text, "service kubelink\n", "service kubelink\n force-crd-update\n", 1)))
 		defer func() { must(t, b.SetCorefile(text)) }()
