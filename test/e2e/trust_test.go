@@ -5,9 +5,14 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
+	"net"
+	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -138,3 +143,84 @@ func TestEndOfTrust(t *testing.T) {
 	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "expired at", "was not renewed"))
 	must(t, a.WaitState(ctx, "kubelink3", v1alpha1.StateUp))
 }
+
+// A front end that routes TLS by the server name, as an ingress controller with TLS passthrough does, can stand before a
+// broker.
+func TestFrontByServerName(t *testing.T) {
+	ctx := startTest(t, time.Minute)
+	defer restoreMesh(t)
+	a, b := brokers[0], brokers[1]
+	front, err := b.Router.Listen("tcp", ":8443")
+	must(t, err)
+	var served sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		front.Close()
+		cancel()
+		served.Wait()
+	}()
+	names := make(chan string, 100)
+	served.Go(func() {
+		for {
+			conn, err := front.Accept()
+			if err != nil {
+				return
+			}
+			served.Go(func() {
+				defer context.AfterFunc(ctx, func() { conn.Close() })()
+				defer conn.Close()
+				hello, name := readServerName(conn)
+				names <- name
+				if name != b.FQDN {
+					return
+				}
+				back, err := b.Router.Dial("tcp", netip.AddrPortFrom(b.Gateway().Address, testbed.BrokerPort).String())
+				if err != nil {
+					return
+				}
+				defer context.AfterFunc(ctx, func() { back.Close() })()
+				defer back.Close()
+				back.Write(hello)
+				go io.Copy(back, conn)
+				io.Copy(conn, back)
+			})
+		}
+	})
+	away := a.LinkTo()
+	away.Spec.Endpoint = a.FQDN + ":9" // nothing listens there: only the first cluster connects
+	must(t, b.Apply(ctx, away))
+	through := b.LinkTo()
+	through.Spec.Endpoint = b.FQDN + ":8443"
+	must(t, a.Apply(ctx, through))
+	select {
+	case name := <-names:
+		if name != b.FQDN {
+			t.Errorf("server name %q, expected %q", name, b.FQDN)
+		}
+	case <-ctx.Done():
+		t.Fatal("no connection")
+	}
+	must(t, a.WaitState(ctx, "kubelink2", v1alpha1.StateUp))
+	waitForReply(t, 5*time.Second, clients[0], servers[1].service)
+}
+
+// readServerName reads a ClientHello, and the name in it.
+func readServerName(conn net.Conn) (hello []byte, name string) {
+	var read bytes.Buffer
+	tls.Server(recordedConn{conn, io.TeeReader(conn, &read)}, &tls.Config{
+		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+			name = h.ServerName
+			return nil, errors.New("this is all that a front end wants to know")
+		},
+	}).Handshake()
+	return read.Bytes(), name
+}
+
+// recordedConn is a connection to which nothing is written.
+type recordedConn struct {
+	net.Conn
+	reader io.Reader
+}
+
+func (c recordedConn) Read(b []byte) (int, error)  { return c.reader.Read(b) }
+func (c recordedConn) Write(b []byte) (int, error) { return len(b), nil }
