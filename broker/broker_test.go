@@ -152,8 +152,8 @@ func TestLifecycleWithoutAPIServer(t *testing.T) {
 	}
 }
 
-// A gateway that stays brings all to the kernel again. From when a certificate is configured, it carries no link without
-// one.
+// A gateway that stays brings all to the kernel again. From when a certificate is configured, it carries no link
+// without one.
 func TestKeepGateway(t *testing.T) {
 	unencrypted := Config{Local: mesh.Local{Mode: mesh.Bridge}}
 	secured := unencrypted

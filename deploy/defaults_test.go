@@ -102,7 +102,8 @@ func TestPodIsBounded(t *testing.T) {
 		t.Errorf("memory limit %d, variables %+v", limit, container.Env)
 	}
 	c := container.SecurityContext
-	if *c.AllowPrivilegeEscalation || !*c.ReadOnlyRootFilesystem || !slices.Equal(c.Capabilities.Drop, []corev1.Capability{"ALL"}) ||
+	if *c.AllowPrivilegeEscalation || !*c.ReadOnlyRootFilesystem ||
+		!slices.Equal(c.Capabilities.Drop, []corev1.Capability{"ALL"}) ||
 		!slices.Equal(c.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "NET_RAW"}) {
 		t.Errorf("%+v", c)
 	}

@@ -41,9 +41,11 @@ func TestUnknownPeers(t *testing.T) {
 		link, endpoint string // of the link that is made
 		linkCIDR       string
 	}{
-		{"welcome", "192.168.0.13/24", "100.64.32.0/20", 80, []string{"c.example"}, "192-168-0-13", "c.example:80", "100.64.32.0/20"},
+		{"welcome", "192.168.0.13/24", "100.64.32.0/20", 80, []string{"c.example"},
+			"192-168-0-13", "c.example:80", "100.64.32.0/20"},
 		{"without services", "192.168.0.13/24", "", 8080, []string{"c.example"}, "192-168-0-13", "c.example:8080", ""},
-		{"first name that can be dialled", "192.168.0.13/24", "", 80, []string{"*.example", "c d", "c.example"}, "192-168-0-13", "c.example:80", ""},
+		{"first name that can be dialled", "192.168.0.13/24", "", 80, []string{"*.example", "c d", "c.example"},
+			"192-168-0-13", "c.example:80", ""},
 		{"around an allowed one", "192.168.0.13/24", "16.0.0.0/4", 80, []string{"c.example"},
 			"192-168-0-13", "c.example:80", ""},
 		{"another network", "192.168.0.13/24", "10.0.0.0/9", 80, []string{"c.example"},
@@ -124,7 +126,8 @@ func TestStrangerTakesNoNetwork(t *testing.T) {
 		p.Address, p.AdvertisedPort = netip.MustParsePrefix("192.168.0.66/24"), 80
 		p.ServiceCIDR = netip.MustParsePrefix(cidr)
 		u := &UnknownPeers{peers: map[string]link.UnknownPeer{"x": p}}
-		made := u.MakeLinks(mesh.Objects{Links: items}, &s, &Policy{Local: local, AutoConnect: true}, slog.New(slog.DiscardHandler))
+		policy := &Policy{Local: local, AutoConnect: true}
+		made := u.MakeLinks(mesh.Objects{Links: items}, &s, policy, slog.New(slog.DiscardHandler))
 		if len(made) != 1 || made["192-168-0-66"] == nil {
 			t.Errorf("%s: made %v", cidr, made)
 			continue
@@ -179,8 +182,8 @@ func TestAutoLinkNetwork(t *testing.T) {
 		{"allowed, names and APIs are not", "100.64.32.0/20", true, nil, "100.64.32.0/20", ""},
 		{"another's", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Name = "d" }, "",
 			"is not routed: spec.cidr 100.64.32.0/20 is already routed to the older link user"},
-		{"the node's", "100.64.0.0/16", false, nil, "", "is not routed: spec.cidr 100.64.32.0/20 covers what the gateway node " +
-			"reaches outside of the mesh: the default gateway 100.64.33.1"},
+		{"the node's", "100.64.0.0/16", false, nil, "",
+			"is not routed: spec.cidr 100.64.32.0/20 covers what the gateway node reaches outside of the mesh: the default gateway 100.64.33.1"},
 		{"a user's link", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Annotations = nil }, "", ""},
 		{"a user's network", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Spec.CIDR = "100.64.48.0/20" }, "", ""},
 	} {

@@ -17,8 +17,8 @@ type settledReason struct {
 
 // change notes that an attempt failed for a reason, and tells whether this one is shown from now on, instead of another
 // one: when it is the first; when it is new and comes twice in a row; or when the last attempts did not fail for the
-// shown reason any more. So reasons that take turns leave what is shown as it is, and so does a peer that makes up another
-// reason each time, most of the time.
+// shown reason any more. So reasons that take turns leave what is shown as it is, and so does a peer that makes up
+// another reason each time, most of the time.
 func (s *settledReason) change(reason string) bool {
 	earlier := slices.Clone(s.last)
 	for len(earlier) > 0 && earlier[len(earlier)-1] == reason {

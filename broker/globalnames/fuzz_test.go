@@ -95,7 +95,8 @@ func FuzzGlobal(f *testing.F) {
 		"!r nsvc.global.kubelink nsvc.global.other.example ma.b@c\n" +
 			"!t ^r nt nu.t\na ^t n@ nx n* 410.2.0.3\ns ^r ns sl/x.t sl/s sl/a.example.\nx ^r nt dn.t.",
 		"a nd.svc.global.kubelink dn.d.svc.global.kubelink dx.example\n" +
-			"b nn.d.svc.global.kubelink 410.2.0.3\nc nc.svc.global.kubelink cx.d.svc.global.kubelink\nl n*.l.svc.global.kubelink cx.l.svc.global.kubelink",
+			"b nn.d.svc.global.kubelink 410.2.0.3\nc nc.svc.global.kubelink cx.d.svc.global.kubelink\n" +
+			"l n*.l.svc.global.kubelink cx.l.svc.global.kubelink",
 		"!a ^b na\n!b ^a nb\n!c nsvc.global.kubelink.\n" +
 			"e ^c nx.svc.global.kubelink. nx cx\ne2 ^c ny tback\\\\slash " + strings.Repeat("t", 300),
 	} {

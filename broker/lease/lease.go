@@ -241,7 +241,8 @@ func (e *Elector) writeLease(ctx context.Context, l *coordinationv1.Lease, term 
 		return err
 	}
 	e.lease, e.decided, e.held, e.term, e.unchanged, e.readAt, e.renewedAt = wanted, true, true, term, 0, now, now
-	e.publishState(State{Role: Holder, Term: term, Holder: e.config.Identity, confirmed: time.Now().Add(e.config.Duration)})
+	confirmed := time.Now().Add(e.config.Duration)
+	e.publishState(State{Role: Holder, Term: term, Holder: e.config.Identity, confirmed: confirmed})
 	return nil
 }
 

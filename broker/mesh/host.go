@@ -115,8 +115,8 @@ func (c hostCheck) usedPart(network netip.Prefix) netip.Prefix {
 	return network
 }
 
-// endpointAddresses are the addresses under which the peer of a link is known: that of the endpoint, or the ones that the
-// name of the endpoint has, and where the peer was connected last. host is the host of the endpoint.
+// endpointAddresses are the addresses under which the peer of a link is known: that of the endpoint, or the ones that
+// the name of the endpoint has, and where the peer was connected last. host is the host of the endpoint.
 func (h *Host) endpointAddresses(link, host string) []netip.Addr {
 	var addresses []netip.Addr
 	if a, err := netip.ParseAddr(host); err == nil {

@@ -63,8 +63,8 @@ func endpointRemedy(l *look, address netip.Addr, match *netlink.Route) string {
 	return fmt.Sprintf("remove the route (ip route del %s)", l.routeText(match))
 }
 
-// refreshEndpoints brings the addresses of endpoints up to date: the ones of connections come first, names that were never
-// connected are looked up.
+// refreshEndpoints brings the addresses of endpoints up to date: the ones of connections come first, names that were
+// never connected are looked up.
 func (n *node) refreshEndpoints(ctx context.Context, peers []mesh.Peer, statuses []link.Status) {
 	remotes := map[string]netip.Addr{}
 	for _, s := range statuses {

@@ -115,7 +115,8 @@ func (w *Writer) removeFinalizers() {
 			return client.IgnoreNotFound(err)
 		})
 		if err != nil {
-			w.Log.Warn("cannot take the finalizer off: without a broker, the LocalLink can be deleted only when a user removes it",
+			w.Log.Warn("cannot take the finalizer off: "+
+				"without a broker, the LocalLink can be deleted only when a user removes it",
 				"link", l.Object.Name, "finalizer", v1alpha1.Finalizer, "error", err)
 		}
 	}

@@ -279,7 +279,8 @@ type countingReport struct {
 func (r *countingReport) Object() client.Object                      { return &r.object }
 func (r *countingReport) Write(context.Context, client.Client) error { r.written++; return nil }
 
-// Each request has a time limit of its own, which grows while requests run into it, and one link that cannot be written does not keep others from being so.
+// Each request has a time limit of its own, which grows while requests run into it, and one link that cannot be
+// written does not keep other ones from being so.
 func TestRequestsAreIndependent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := deadline.New(deadline.First)

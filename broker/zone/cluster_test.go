@@ -123,7 +123,10 @@ func TestStateNames(t *testing.T) {
 // How links are is for clients of this cluster: not for those of the clusters behind them.
 func TestStateIsForLocalClients(t *testing.T) {
 	o := options
-	o.Networks = []Network{{netip.MustParsePrefix("192.0.2.0/24"), "kubelink2"}, {netip.MustParsePrefix("2001:db8::/64"), "kubelink2"}}
+	o.Networks = []Network{
+		{netip.MustParsePrefix("192.0.2.0/24"), "kubelink2"},
+		{netip.MustParsePrefix("2001:db8::/64"), "kubelink2"},
+	}
 	table := New(nil, zones(netip.MustParseAddrPort("127.0.0.1:1")), func(string) Status {
 		return Status{Usable: true, State: "Up"}
 	}, o)

@@ -201,8 +201,8 @@ func TestReachableAddresses(t *testing.T) {
 		}
 	}
 
-	// A network that is routed from now on counts at once, also for answers that are cached, and one that is gone for stale
-	// answers.
+	// A network that is routed from now on counts at once, also for answers that are cached, and one that is gone for
+	// stale answers.
 	o.Networks = append(o.Networks, Network{netip.MustParsePrefix("100.96.1.2/32"), "kubelink2"})
 	o.ServeStale = maxStaleAge
 	table = New(table, z, up, o)

@@ -172,9 +172,9 @@ func (w *rewriter) rewriteName(s *string) bool {
 
 // rewriteSection rewrites the records in place and drops the ones that cannot survive it: signatures and denials of
 // existence, which cover the names of the cluster, records of who serves them, and records with an owner name that is
-// neither in the cluster's domain nor on the chain. It caps TTLs. The error is errTooLong if a name did not fit, or else
-// errForeign if a DNAME is about foreign names, or if no record is left because all were foreign. The result is good in
-// any case.
+// neither in the cluster's domain nor on the chain. It caps TTLs. The error is errTooLong if a name did not fit, or
+// else errForeign if a DNAME is about foreign names, or if no record is left because all were foreign. The result is
+// good in any case.
 func (w *rewriter) rewriteSection(rrs []dns.RR, chain []string) (kept []dns.RR, err error) {
 	kept = rrs[:0]
 	dropped := false

@@ -39,7 +39,8 @@ func TestDirectives(t *testing.T) {
 		return i
 	}
 	for _, before := range []string{
-		"metadata", "reload", "ready", "prometheus", "errors", "log", "rewrite", "acl", "cache", "template", "transfer", "hosts",
+		"metadata", "reload", "ready", "prometheus", "errors", "log", "rewrite", "acl", "cache", "template", "transfer",
+		"hosts",
 	} {
 		if at(before) > at("kubelink") {
 			t.Errorf("%s is after kubelink", before)

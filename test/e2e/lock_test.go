@@ -27,8 +27,8 @@ const (
 	lockHeld = 8 * time.Second
 )
 
-// While the broker's iptables waits for the lock of xtables, a peer dies. The names of its cluster fail within a second,
-// as at any other time, and the healthy link carries on.
+// While the broker's iptables waits for the lock of xtables, a peer dies. The names of its cluster fail within a
+// second, as at any other time, and the healthy link carries on.
 func TestLinkLostWhileXtablesIsLocked(t *testing.T) {
 	ctx := startTest(t, 4*time.Minute)
 	b := brokers[0]

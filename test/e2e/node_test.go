@@ -138,8 +138,8 @@ func TestNodeInTheWay(t *testing.T) {
 	})
 }
 
-// A linked cluster pings the address of another one and reaches its services, and no port of its gateway node: none of a
-// process, and no node port.
+// A linked cluster pings the address of another one and reaches its services, and no port of its gateway node: none of
+// a process, and no node port.
 func TestPortsOfTheNode(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b, gw := brokers[0], brokers[0].Gateway()

@@ -144,8 +144,8 @@ func TestEndOfTrust(t *testing.T) {
 	must(t, a.WaitState(ctx, "kubelink3", v1alpha1.StateUp))
 }
 
-// A front end that routes TLS by the server name, as an ingress controller with TLS passthrough does, can stand before a
-// broker.
+// A front end that routes TLS by the server name, as an ingress controller with TLS passthrough does, can stand before
+// a broker.
 func TestFrontByServerName(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	defer restoreMesh(t)

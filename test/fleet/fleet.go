@@ -179,7 +179,8 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 // createPod makes a pod on a node as the Deployment does.
 func (b *Broker) createPod(ctx context.Context, name string, n *testbed.Node) (err error) {
 	b.Host, err = b.Cluster.Pod(ctx, name, testbed.PodOptions{
-		Namespace: Namespace, Node: n, Labels: map[string]string{"app": "kubelink"}, ServiceAccount: Account, HostNetwork: true,
+		Namespace: Namespace, Node: n, Labels: map[string]string{"app": "kubelink"},
+		ServiceAccount: Account, HostNetwork: true,
 		Env: []string{"NODE_IP=" + n.Address.String(), "NODE_NAME=" + n.Name},
 	})
 	return err
