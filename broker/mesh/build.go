@@ -44,7 +44,7 @@ func newInput(objects Objects, local *Local) *input {
 	if len(host.Routes) == 0 {
 		host.Routes = local.NodeCIDRs // until the kernel has told its routes
 	}
-	return &input{local, &host, sortByAge(objects.Links), map[string]*Problem{}}
+	return &input{local, &host, sortByGateway(sortByAge(objects.Links)), map[string]*Problem{}}
 }
 
 // readObjects reads all objects, older ones first.
@@ -118,6 +118,31 @@ func sortByAge(links []v1alpha1.KubeLink) []*v1alpha1.KubeLink {
 			cmp.Compare(a.Name, b.Name))
 	})
 	return byAge
+}
+
+// sortByGateway sorts links behind the gateways that they need, and leaves the order else: a link works only from when
+// its gateway is there, and takes nothing from links that have worked before.
+func sortByGateway(byAge []*v1alpha1.KubeLink) []*v1alpha1.KubeLink {
+	places := make(map[string]int, len(byAge))
+	for i, o := range byAge {
+		places[o.Name] = i
+	}
+	since := func(o *v1alpha1.KubeLink) int { // the place of the younger one of the two
+		mesh, _ := LinkName(o.Name)
+		return max(places[o.Name], places[gatewayName(mesh, &o.Spec)])
+	}
+	sorted := slices.Clone(byAge)
+	slices.SortStableFunc(sorted, func(a, b *v1alpha1.KubeLink) int {
+		order := since(a) - since(b)
+		switch since(a) { // a gateway stands before the older links that have waited for it
+		case places[a.Name]:
+			return cmp.Or(order, -1)
+		case places[b.Name]:
+			return cmp.Or(order, 1)
+		}
+		return order
+	})
+	return sorted
 }
 
 // autoRank is 1 for a link that the broker made for a peer, else 0.
