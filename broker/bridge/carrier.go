@@ -4,25 +4,11 @@ package bridge
 // what the kernel makes of the address only the kernel knows.
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
-	"syscall"
 )
-
-// dialEndpoint connects to the endpoint of the peer. It looks the name up each time, tries IPv6 and IPv4 (RFC 8305),
-// and passes over addresses that lead into the TUN.
-func (p *peer) dialEndpoint(ctx context.Context) (net.Conn, error) {
-	if dial := p.timing.dialer; dial != nil {
-		return dial(ctx, "tcp", p.endpoint)
-	}
-	d := net.Dialer{ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
-		return p.router.table.Load().checkCarrier(address)
-	}}
-	return d.DialContext(ctx, "tcp", p.endpoint)
-}
 
 // checkCarrier refuses an address and port to which the kernel takes a route of a link.
 func (t *routingTable) checkCarrier(address string) error {

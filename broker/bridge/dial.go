@@ -119,7 +119,7 @@ func (d *dialer) nextDial() (stream int, from time.Duration, ok bool) {
 func (d *dialer) dialStream(stream int) (err error) {
 	p := d.peer
 	ctx, cancel := context.WithTimeout(p.ctx, p.timing.dial)
-	conn, err := p.dialEndpoint(ctx)
+	conn, err := d.dialEndpoint(ctx)
 	cancel()
 	if err != nil {
 		return fmt.Errorf("dial %s: %s", p.endpoint, shortReason(err))
@@ -142,6 +142,19 @@ func (d *dialer) dialStream(stream int) (err error) {
 		p.detachSession(s, s.cause)
 	})
 	return nil
+}
+
+// dialEndpoint connects to the endpoint of the peer. It looks the name up each time, tries IPv6 and IPv4 (RFC 8305),
+// and passes over addresses that lead into the TUN.
+func (d *dialer) dialEndpoint(ctx context.Context) (net.Conn, error) {
+	p := d.peer
+	if dial := p.timing.dialer; dial != nil {
+		return dial(ctx, "tcp", p.endpoint)
+	}
+	system := net.Dialer{ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		return p.router.table.Load().checkCarrier(address)
+	}}
+	return system.DialContext(ctx, "tcp", p.endpoint)
 }
 
 // handshake makes a dialled connection a session. It returns neither a session nor an error when the bridge was
