@@ -52,12 +52,26 @@ type hello struct {
 	terms    *terms // nil: the sender does not know of terms
 }
 
+// terms are what a hello tells of Leases.
+type terms struct {
+	own      uint32 // of the sender; 0: it has no Lease
+	followed uint32 // of the receiver's cluster, that the sender follows; 0: none, or it is not to be told
+}
+
 // wantedStreams is the number of streams that the sender of the hello wants; 0: it has no streams.
 func (h *hello) wantedStreams() int {
 	if h.flags&flagStreams == 0 {
 		return 0
 	}
 	return max(1, h.streams)
+}
+
+// ownTerm is the term of the sender; 0: it has none.
+func (h *hello) ownTerm() uint32 {
+	if h.terms == nil {
+		return 0
+	}
+	return h.terms.own
 }
 
 // appendPayload appends the payload of the hello frame to b.

@@ -13,12 +13,6 @@ import (
 	"time"
 )
 
-// terms are what a hello tells of Leases.
-type terms struct {
-	own      uint32 // of the sender; 0: it has no Lease
-	followed uint32 // of the receiver's cluster, that the sender follows; 0: none, or it is not to be told
-}
-
 const (
 	maxEarlierBrokers = 4           // that a peer remembers
 	rivalMemory       = time.Minute // how long users are told of a second broker
@@ -32,14 +26,6 @@ type termState struct {
 	earlier  []uint64      // instances of the brokers before it, the latest one last
 	rival    string        // what users are told of a second broker
 	rivalAt  time.Duration // when it was noticed last, in the bridge's time
-}
-
-// ownTerm is the term of the sender; 0: it has none.
-func (h *hello) ownTerm() uint32 {
-	if h.terms == nil {
-		return 0
-	}
-	return h.terms.own
 }
 
 // followedTerm is the term that our hello tells the sender of another hello; nil: the peer has not sent it yet.
