@@ -8,6 +8,8 @@ package bridge
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -20,6 +22,21 @@ type authorization struct {
 	credentials *link.Credentials // of this end, in the handshake; nil: without TLS
 	until       time.Time         // when a certificate of the peer's chain expires
 	replaceAt   time.Time         // when a new session is to replace this one; zero: our certificate is the same
+}
+
+// verifyRefusal describes why the certificate of remote is not trusted. The error of crypto/x509 for an expired
+// certificate includes the current time, but a reason has to be the same each time.
+func verifyRefusal(leaf *x509.Certificate, remote string, err error) error {
+	if !link.IsExpired(err) {
+		return newRefusal(RefusedCertificate, "certificate of %s: %w", remote, err)
+	}
+	invalid, _ := errors.AsType[x509.CertificateInvalidError](err)
+	owner, expired := remote, invalid.Cert
+	if expired != leaf {
+		owner = fmt.Sprintf("authority %s, which signed for %s,", cutText(expired.Subject.String(), maxNameText), remote)
+	}
+	return newRefusal(RefusedCertificate, "certificate of %s is valid from %s to %s only, or the clock is wrong",
+		owner, expired.NotBefore.UTC().Format(time.RFC3339), expired.NotAfter.UTC().Format(time.RFC3339))
 }
 
 // peerChain returns the certificates of the peer; nil: without TLS.

@@ -11,7 +11,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
 	"slices"
 	"time"
@@ -48,21 +47,6 @@ func tlsConfig(
 			return nil
 		},
 	}
-}
-
-// verifyRefusal describes why the certificate of remote is not trusted. The error of crypto/x509 for an expired
-// certificate includes the current time, but a reason has to be the same each time.
-func verifyRefusal(leaf *x509.Certificate, remote string, err error) error {
-	if !link.IsExpired(err) {
-		return newRefusal(RefusedCertificate, "certificate of %s: %w", remote, err)
-	}
-	invalid, _ := errors.AsType[x509.CertificateInvalidError](err)
-	owner, expired := remote, invalid.Cert
-	if expired != leaf {
-		owner = fmt.Sprintf("authority %s, which signed for %s,", cutText(expired.Subject.String(), maxNameText), remote)
-	}
-	return newRefusal(RefusedCertificate, "certificate of %s is valid from %s to %s only, or the clock is wrong",
-		owner, expired.NotBefore.UTC().Format(time.RFC3339), expired.NotAfter.UTC().Format(time.RFC3339))
 }
 
 // dialTLS makes conn a TLS session with host. Without encryption it returns conn.
