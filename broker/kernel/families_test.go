@@ -179,6 +179,26 @@ func TestFamiliesAreIndependent(t *testing.T) {
 	}
 }
 
+// A version that lacks what this package needs is named; another failure with the same status is not blamed on it.
+func TestOldVersion(t *testing.T) {
+	for version, want := range map[string]string{
+		"v1.6.1":             "iptables-restore (iptables 1.6.1 is too old: install 1.6.2 or newer): exit status 2",
+		"v1.6.2":             "iptables-restore: exit status 2",
+		"v1.8.9 (nf_tables)": "iptables-restore: exit status 2",
+		"none of yours":      "iptables-restore: exit status 2",
+	} {
+		inNamespace(t, version, func(t *testing.T) {
+			tun(t, "kubelink")
+			fakeCommands(t, map[string]string{
+				"iptables-restore": `echo "unrecognized option '--wait'" >&2; exit 2`,
+				"iptables":         `echo "iptables ` + version + `"`,
+			})
+			k, _ := open(t, config)
+			wantErrors(t, version, k.Set(oneMesh), want)
+		})
+	}
+}
+
 // What was set is not forgotten because it cannot be read for a time: the error stays until it is removed.
 func TestRemovalIsTriedAgain(t *testing.T) {
 	enter(t)

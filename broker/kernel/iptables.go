@@ -9,11 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-iptables/iptables"
 	"golang.org/x/sys/unix"
 )
 
@@ -64,7 +66,35 @@ func runIPTables(ctx context.Context, family int, tool, input string, args ...st
 		return "", fmt.Errorf("%s does not end: "+
 			"something on the node may hold the xtables lock (see lsof /run/xtables.lock)", name)
 	}
-	return "", fmt.Errorf("%s: %w: %s", name, err, oneLine(stderr.String()+stdout.String()))
+	return "", fmt.Errorf("%s%s: %w: %s", name, describeOldVersion(family, err), err, oneLine(stderr.String()+stdout.String()))
+}
+
+// Versions before 1.6.2 have no iptables-restore --wait (kube-proxy knows the same bound). They end with the status
+// PARAMETER_PROBLEM of xtables.h, as for any option that they do not know.
+var (
+	oldestVersion    = [3]int{1, 6, 2}
+	parameterProblem = 2
+)
+
+// describeOldVersion says after a failure that the version may be the reason; empty: it is not.
+func describeOldVersion(family int, err error) string {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok || exit.ExitCode() != parameterProblem {
+		return ""
+	}
+	proto := iptables.ProtocolIPv4
+	if family == unix.AF_INET6 {
+		proto = iptables.ProtocolIPv6
+	}
+	tool, err := iptables.New(iptables.IPFamily(proto))
+	if err != nil {
+		return ""
+	}
+	v1, v2, v3 := tool.GetIptablesVersion()
+	if version := [3]int{v1, v2, v3}; slices.Compare(version[:], oldestVersion[:]) < 0 {
+		return fmt.Sprintf(" (iptables %d.%d.%d is too old: install 1.6.2 or newer)", v1, v2, v3)
+	}
+	return ""
 }
 
 // oneLine makes one line, not too long, of what a command prints.
