@@ -98,7 +98,7 @@ func TestPodIsBounded(t *testing.T) {
 	container := pod.Containers[0]
 	limit := container.Resources.Limits.Memory().Value()
 	i := slices.IndexFunc(container.Env, func(e corev1.EnvVar) bool { return e.Name == "GOMEMLIMIT" })
-	if limit == 0 || i < 0 || container.Env[i].Value != "400MiB" || limit < 512<<20 {
+	if limit == 0 || i < 0 || container.Env[i].Value != "900MiB" || limit < 1<<30 {
 		t.Errorf("memory limit %d, variables %+v", limit, container.Env)
 	}
 	c := container.SecurityContext
