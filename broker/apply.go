@@ -4,8 +4,6 @@ package broker
 
 import (
 	"errors"
-	"net/netip"
-	"slices"
 
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/kernel"
@@ -21,7 +19,7 @@ func (r *reconciler) apply(s *mesh.State, accesses []apizone.Access, port uint16
 	publish := func(from *nameSource) {
 		from.state, from.restored = s, r.holder.Role == lease.Unknown
 		from.accesses, from.globals = accesses, r.globals.Zones()
-		from.elsewhere, from.credentials = r.holder.elsewhere, r.creds.Usable()
+		from.elsewhere, from.credentials = r.holder.Elsewhere, r.creds.Usable()
 	}
 	// Names of links that go are the first to go: no client shall wait for what is being taken down.
 	r.names.publish(publish)
@@ -53,7 +51,7 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 		peers = nil // better no link than one without authentication
 	}
 	errs = append(errs, g.Set(peers, s.Local))
-	err, pending = r.setKernel(kernelState(s), func(from *nameSource) {
+	err, pending = r.setKernel(kernel.NewState(s), func(from *nameSource) {
 		from.setRouted(s)
 		r.checkNode(s)
 	})
@@ -90,17 +88,4 @@ func (r *reconciler) setKernel(want kernel.State, done func(*nameSource)) (err, 
 		r.names.changeSource(done)
 		return err, nil
 	}
-}
-
-// kernelState is what the kernel is to have of a state.
-func kernelState(s *mesh.State) kernel.State {
-	want := kernel.State{Routes: s.Routes, LocalPorts: s.LocalPorts}
-	for _, m := range s.Meshes {
-		want.Addresses = append(want.Addresses, m.Addresses...)
-		want.Services = append(want.Services, m.Services...)
-	}
-	// Several meshes can have the same ones.
-	slices.SortFunc(want.Services, netip.Prefix.Compare)
-	want.Services = slices.Compact(want.Services)
-	return want
 }

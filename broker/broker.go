@@ -48,7 +48,7 @@ func New(cfg Config) (*Broker, error) {
 	names := newPublisher(zone.NewReplyCache(), apis)
 	health := newHealthState()
 	r := &reconciler{log: log, waker: waker, names: names, health: health,
-		told: announcer{tokens: announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, log)},
+		peers: announcer{tokens: announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, log)},
 	}
 	r.election = lease.NewElector(log, waker.wake)
 	b := &Broker{log: log, names: names, health: health, r: r, claim: &kernel.Claim{}, server: host.NewAPIServer()}
@@ -194,10 +194,7 @@ func (b *Broker) startControllers(api *rest.Config) {
 	if !reflect.DeepEqual(api, b.api) { // else what uses it goes on
 		b.api = api
 	}
-	b.r.setAPI(b.api)
-	traced := rest.CopyConfig(b.api)
-	traced.Wrap(b.server.Wrap)
-	b.controllers = startControllers(b.cfg, traced, b.r, b.server, b.log)
+	b.controllers = startControllers(b.cfg, b.api, b.r, b.server, b.log)
 }
 
 // stopControllers ends the controllers; the cause is nil if others follow.
@@ -214,7 +211,7 @@ func (b *Broker) openGateway(cfg *Config) (*gateway, error) {
 		}
 	}
 	changed := func() { b.r.waker.wake(); b.names.linksChanged() }
-	onUnknown := func(p link.UnknownPeer) { b.r.unknowns.Add(p); b.r.waker.wake() }
+	onUnknown := func(p link.UnknownPeer) { b.r.peers.unknowns.Add(p); b.r.waker.wake() }
 	checked := func(report *nodecheck.Report) {
 		b.health.change(func(h *health) { h.node = report })
 		changed()

@@ -84,7 +84,8 @@ func (h warningsOnly) WithGroup(name string) slog.Handler {
 // controllers are the controllers of one configuration. They run until end.
 type controllers struct {
 	cfg    Config
-	api    *rest.Config
+	local  *rest.Config // of the API server
+	api    *rest.Config // the same, but server notes the addresses that it connects to
 	r      *reconciler
 	health *healthState
 	server *host.APIServer
@@ -110,14 +111,17 @@ const (
 func startControllers(
 	cfg Config, api *rest.Config, r *reconciler, server *host.APIServer, log *slog.Logger,
 ) *controllers {
+	traced := rest.CopyConfig(api)
+	traced.Wrap(server.Wrap)
 	ctx, stop := context.WithCancelCause(context.Background())
 	c := &controllers{
-		cfg: cfg, api: api, r: r, health: r.health, server: server, log: log, stop: stop, back: make(chan struct{}, 1),
-		syncTimeout: firstSyncTimeout,
+		cfg: cfg, local: api, api: traced, r: r, health: r.health, server: server, log: log, stop: stop,
+		back: make(chan struct{}, 1), syncTimeout: firstSyncTimeout,
 	}
 	c.wg.Go(func() { c.probeAPI(ctx) })
 	c.wg.Go(func() {
-		if err := r.election.Run(ctx, api, cfg.leaseConfig()); err != nil { // managers fail for the same reason, and say it
+		// Managers fail for the same reason, and say it.
+		if err := r.election.Run(ctx, traced, cfg.leaseConfig()); err != nil {
 			log.Warn("cannot look at the Lease of the links", "error", err)
 		}
 	})
@@ -360,7 +364,7 @@ func (c *controllers) runManager(ctx context.Context) error {
 	}
 	watch.Cache = mgr.GetCache()
 	watches.SetCache(mgr.GetCache())
-	run := newReconcilerRun(c.r, &c.cfg, mgr, watch, watches, allSecrets)
+	run := newReconcilerRun(c.r, &c.cfg, c.local, mgr, watch, watches, allSecrets)
 	run.synced = &c.synced
 	run.writer.IsLast = func() bool { return context.Cause(ctx) == errBrokerEnds }
 	if err := c.addController(mgr, run); err != nil {
@@ -410,7 +414,7 @@ func (c *controllers) addRunnables(mgr ctrl.Manager, run *reconcilerRun) error {
 			return nil
 		}))
 	}
-	if tokens := c.r.told.tokens; tokens != nil {
+	if tokens := c.r.peers.tokens; tokens != nil {
 		api, err := tokens.NewClient(c.api, tokenTimeout, c.cfg.Kubeconfig == "")
 		if err != nil {
 			return err

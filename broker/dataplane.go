@@ -18,6 +18,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/nodecheck"
+	"github.com/mandelsoft/kubelink/broker/writeback"
 )
 
 // dataplane carries links. Its methods may be called concurrently; none but Close waits for a peer.
@@ -123,6 +124,19 @@ func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (datapla
 func (g *gateway) Collect(ch chan<- prometheus.Metric) {
 	g.dataplane.Collect(ch)
 	ch <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(g.kernel.Refused()))
+}
+
+// observe adds what the gateway says of links and returns their states: none if the gateway is nil.
+func (g *gateway) observe(seen *writeback.Observations) []link.Status {
+	if g == nil {
+		return nil
+	}
+	if report := g.check.Report(); report != nil {
+		seen.Checked, seen.Findings, seen.Unchecked = true, report.Findings, report.Incomplete
+	}
+	statuses := g.Statuses()
+	seen.SetStatuses(statuses)
+	return statuses
 }
 
 // close ends the links. With keep, device, routes and rules stay for the next process.

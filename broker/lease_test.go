@@ -59,10 +59,8 @@ func (r *roleTest) reconcile(t *testing.T, term uint32, step *roleStep) {
 	if d.setStatus(); step.role == lease.Holder {
 		d.setStatus(link.Status{Link: "kubelink2", State: link.Up})
 	}
-	r.r.holder = holder{State: &lease.State{Role: step.role, Term: term, Holder: "node9"}}
-	if step.role == lease.Standby {
-		r.r.holder.elsewhere = r.r.holder.LinkStatuses(&mesh.Objects{Links: []v1alpha1.KubeLink{item}}, r.state)
-	}
+	seen := &lease.State{Role: step.role, Term: term, Holder: "node9"}
+	r.r.holder = seen.ViewLinks(&mesh.Objects{Links: []v1alpha1.KubeLink{item}}, r.state)
 	if err := (&reconcilerRun{reconciler: r.r}).refreshCredentials(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -130,13 +128,14 @@ func TestOutcomeByRole(t *testing.T) {
 		*kubeLink("kubelink2", "192.168.0.12/24", "b.example", "100.64.16.0/20")}}
 	state := mesh.Build(objects, b.cfg.Local)
 	run := newTestRun(b, newFakeAPIServer())
-	b.r.holder = holder{State: &lease.State{Role: lease.Standby, Term: 4, Holder: "node9"}}
+	b.r.holder = lease.View{State: &lease.State{Role: lease.Standby, Term: 4, Holder: "node9"}}
 	out := run.newOutcome(&objects, &state, nil, nil, nil)
 	if !out.Standby || len(out.Links) != 1 || out.Links[0].Standby.Node != "node1" || out.Secret != nil ||
 		out.Create != nil || !strings.HasPrefix(out.Links[0].Standby.Message, "node9 holds the links with term 4") {
 		t.Errorf("standby: %+v", out)
 	}
-	b.r.holder = holder{State: &lease.State{Role: lease.Holder, Term: 5, Holder: "node1", Problem: "cannot be renewed"}}
+	held := &lease.State{Role: lease.Holder, Term: 5, Holder: "node1", Problem: "cannot be renewed"}
+	b.r.holder = lease.View{State: held}
 	if err := run.refreshCredentials(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
-	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
 // metricsSource is the running broker.
@@ -61,14 +60,8 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	for zone, s := range b.names.apis.Statuses() {
 		sendGauge(ch, namesDesc, boolValue(s.Loaded && s.Err == nil), zone)
 	}
-	if h.node != nil {
-		found := map[string]int{}
-		for _, f := range h.node.Findings {
-			found[f.Reason]++
-		}
-		for _, reason := range nodecheck.Reasons {
-			sendGauge(ch, findingsDesc, float64(found[reason]), reason)
-		}
+	for reason, n := range h.node.CountReasons() {
+		sendGauge(ch, findingsDesc, float64(n), reason)
 	}
 	d := b.names.currentDataplane()
 	if d == nil {

@@ -4,7 +4,6 @@ package broker
 // of its own, so that the loss of a link shows in DNS at once, even while the reconciler waits.
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 	"sync"
@@ -174,17 +173,17 @@ func (from *nameSource) linkStatus() func(link string) zone.Status {
 			peers[st.Link] = st
 		}
 	}
-	report := cmp.Or(from.check.Report(), &nodecheck.Report{})
+	report := from.check.Report()
 	links := make(map[string]zone.Status, len(from.state.Links))
 	for _, l := range from.state.Links {
 		st, ok := peers[l.Peer]
 		switch {
 		case ok && st.State == link.Up && !from.routed[l.Name]:
 			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "its routes are being set", Since: st.Since}
-		case ok && st.State == link.Up && len(report.Findings.About(l.Peer)) > 0:
+		case ok && st.State == link.Up && len(report.About(l.Peer)) > 0:
 			// Names go on: a check can be wrong, and what it has found may concern pods only.
 			links[l.Name] = zone.Status{
-				Usable: true, State: string(v1alpha1.StateError), Reason: report.Findings.About(l.Peer).String(),
+				Usable: true, State: string(v1alpha1.StateError), Reason: report.About(l.Peer).String(),
 				Since: st.Since, RTT: st.RTT,
 			}
 		case ok:

@@ -6,15 +6,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -36,7 +32,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/snapshot"
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
 	"github.com/mandelsoft/kubelink/broker/writeback"
-	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
 // reconciler is what outlives the runs of the controllers.
@@ -45,35 +40,28 @@ type reconciler struct {
 	waker    *waker
 	names    *publisher
 	health   *healthState
-	election *lease.Elector // whether this broker holds the links
-	unknowns announce.UnknownPeers
+	election *lease.Elector                    // whether this broker holds the links
 	snapshot atomic.Pointer[snapshot.Snapshot] // nil: nothing survives
 
 	// mu is held over a reconciliation and guards the fields below. The lifecycle changes them while the controllers
 	// stand still. A reconciliation waits a second for the kernel at most, and for nothing else.
 	mu         sync.Mutex
 	cfg        Config
-	holder     holder
-	api        *rest.Config // of the local API server
-	gateway    *gateway     // nil: the mode carries no traffic
-	port       uint16       // that the service told last; 0: none yet
-	told       announcer
+	holder     lease.View // as the last reconciliation saw it
+	gateway    *gateway   // nil: the mode carries no traffic
+	port       kubeapi.ServicePort
+	peers      announcer
 	creds      credentials
 	globals    globalnames.Names
-	receiver   announce.Receiver // of what peers announce
 	dnsRestart stubdomain.PendingRestart
 }
 
-// holder is the broker that holds the links, as a reconciliation sees it.
-type holder struct {
-	*lease.State
-	elsewhere map[string]zone.Status // links that another broker carries; nil: this one does
-}
-
-// announcer knows what peers are told of this cluster.
+// announcer knows what this cluster and its peers tell each other.
 type announcer struct {
-	tokens  *announce.TokenSource // peers are told its token; nil: none
-	problem onchange.Error        // why peers are not told all that they should be
+	tokens   *announce.TokenSource // peers are told its token; nil: none
+	problem  onchange.Error        // why peers are not told all that they should be
+	receiver announce.Receiver     // of what they announce
+	unknowns announce.UnknownPeers // the ones without a link; it has a lock of its own
 }
 
 // credentials are what is in use of certificates.
@@ -86,6 +74,7 @@ type credentials struct {
 type reconcilerRun struct {
 	*reconciler
 	client  client.Reader // of the cache: works without API server
+	api     *rest.Config  // of the local API server
 	watches *kubeapi.Watches
 	synced  *atomic.Bool // the KubeLinks are known
 	secrets *apizone.Secrets
@@ -96,7 +85,8 @@ type reconcilerRun struct {
 }
 
 func newReconcilerRun(
-	r *reconciler, cfg *Config, mgr ctrl.Manager, watch *globalnames.Watch, watches *kubeapi.Watches, allSecrets bool,
+	r *reconciler, cfg *Config, api *rest.Config, mgr ctrl.Manager, watch *globalnames.Watch, watches *kubeapi.Watches,
+	allSecrets bool,
 ) *reconcilerRun {
 	reader, direct := watches.Reader(mgr.GetClient()), kubeapi.Reader{Reader: mgr.GetAPIReader()}
 	var cached client.Reader
@@ -104,7 +94,7 @@ func newReconcilerRun(
 		cached = reader
 	}
 	return &reconcilerRun{
-		reconciler: r, client: reader, watch: watch, watches: watches,
+		reconciler: r, client: reader, api: api, watch: watch, watches: watches,
 		secrets: apizone.NewSecrets(cfg.accessConfig(), cached, direct, r.waker.wake),
 		writer: writeback.NewWriter(writeback.Config{
 			Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("kubelink"), Log: r.log,
@@ -141,7 +131,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) })
 	objects := r.readObjects(list.Items)
 	state := mesh.Build(objects, r.cfg.Local)
-	r.setHolder(&objects, &state)
+	r.holder = r.election.State().ViewLinks(&objects, &state)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.refreshCredentials(ctx)
 	accesses := r.secrets.FindAccesses(ctx, state.Zones, r.api)
@@ -175,26 +165,12 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	return reconcile.Result{RequeueAfter: again}, nil
 }
 
-// setHolder finds out which broker holds the links.
-func (r *reconciler) setHolder(objects *mesh.Objects, s *mesh.State) {
-	r.holder = holder{State: r.election.State()}
-	if r.holder.Role == lease.Standby {
-		r.holder.elsewhere = r.holder.LinkStatuses(objects, s)
-	}
-}
-
-// setConfig, setAPI and setGateway are for the lifecycle, while the controllers stand still.
+// setConfig and setGateway are for the lifecycle, while the controllers stand still.
 
 func (r *reconciler) setConfig(cfg Config) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.cfg, r.holder = cfg, holder{State: r.election.State()}
-}
-
-func (r *reconciler) setAPI(api *rest.Config) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.api = api
+	r.cfg, r.holder = cfg, lease.View{State: r.election.State()}
 }
 
 // setGateway also sees to it that the next reconciliation gives the credentials to the gateway.
@@ -223,41 +199,22 @@ func (r *reconcilerRun) newOutcome(
 	if r.holder.Role == lease.Standby {
 		return r.standbyOutcome(items)
 	}
-	seen := &writeback.Observations{
-		Notes: map[string][]string{}, Apply: applyErr, Pending: pending, Creds: credErr, Usable: r.creds.Usable(),
-	}
-	note := func(link, text string) {
-		if text != "" {
-			seen.Notes[link] = append(seen.Notes[link], text)
-		}
-	}
-	apizone.NoteNames(s, r.names.apis.Statuses(), note)
-	if r.gateway != nil {
-		if report := r.gateway.check.Report(); report != nil {
-			seen.Checked, seen.Findings, seen.Unchecked = true, report.Findings, report.Incomplete
-		}
-	}
+	seen := &writeback.Observations{Apply: applyErr, Pending: pending, Creds: credErr, Usable: r.creds.Usable()}
 	_, _, seen.Announce = r.newAnnouncement(s)
 	r.logUnadvertised(seen.Announce)
+	apizone.NoteNames(s, r.names.apis.Statuses(), seen.AddNote)
 	for _, m := range s.Meshes {
-		note(m.Link, r.holder.Problem)
+		seen.AddNote(m.Link, r.holder.Problem)
 	}
-	var statuses []link.Status
-	if r.gateway != nil {
-		statuses, seen.Statuses = r.gateway.Statuses(), map[string]link.Status{}
-	}
-	for _, st := range statuses {
-		seen.Statuses[st.Link] = st
-		note(st.Link, st.Note)
-	}
+	statuses := r.gateway.observe(seen)
 	policy := r.cfg.announcePolicy(r.creds.Unencrypted())
-	received := r.receiver.ReceiveAll(*objects, s, statuses, policy, r.log)
+	received := r.peers.receiver.ReceiveAll(*objects, s, statuses, policy, r.log)
 	for name := range received {
-		note(name, received[name].Note)
+		seen.AddNote(name, received[name].Note)
 	}
 	out := &writeback.Outcome{
 		Links:  writeback.LinkOutcomes(items, s, r.cfg.Served, seen),
-		Create: r.unknowns.MakeLinks(*objects, s, policy, r.log),
+		Create: r.peers.unknowns.MakeLinks(*objects, s, policy, r.log),
 		Secret: r.creds.Secret,
 	}
 	for i := range out.Links {
@@ -271,14 +228,7 @@ func (r *reconcilerRun) newOutcome(
 		out.Certificate = r.cfg.pkiConfig().CertificateRequest()
 	}
 	if r.cfg.ConfigureDNS {
-		var stubs []stubdomain.Stub
-		if own := r.cfg.nsAddresses(); len(own) > 0 {
-			stubs = stubdomain.Stubs(s.Zones, own[0])
-		}
-		out.ClusterDNS = func(ctx context.Context) (string, error) {
-			err := r.dns.Configure(ctx, stubs)
-			return r.dns.Note(), err
-		}
+		out.ClusterDNS = r.dns.NewTask(s.Zones, r.cfg.nsAddresses())
 	}
 	return out
 }
@@ -291,7 +241,7 @@ func (r *reconciler) standbyOutcome(items []v1alpha1.KubeLink) *writeback.Outcom
 
 // logUnadvertised logs why this cluster does not announce all that it should, when that changes.
 func (r *reconcilerRun) logUnadvertised(err error) {
-	if r.told.problem.Set(err) && err != nil {
+	if r.peers.problem.Set(err) && err != nil {
 		r.log.Warn("peers are not told all that they should be", "problem", writeback.OneLine(err))
 	}
 }
@@ -335,17 +285,9 @@ func (r *reconcilerRun) refreshCredentials(ctx context.Context) error {
 		return err
 	}
 	r.gateway.SetCredentials(fresh)
-	if leaf := fresh.Certificate.Leaf; leaf != nil {
-		r.log.Info("certificate in use from now on", "source", cfg.Location(), "notAfter", leaf.NotAfter)
-		if names := link.CertNames(leaf); slices.ContainsFunc(names, isWildcard) {
-			r.log.Warn("this is a wildcard certificate: its owner can be every link whose endpoint the wildcard covers; "+
-				"a certificate for the endpoint's host alone is safer", "source", cfg.Location(), "names", names)
-		}
-	}
+	cfg.LogUse(fresh, r.log)
 	return err
 }
-
-func isWildcard(name string) bool { return strings.HasPrefix(name, "*.") }
 
 // listenPort is broker-port, or the target port of the service's port named bridge.
 func (r *reconcilerRun) listenPort(ctx context.Context) (uint16, error) {
@@ -353,42 +295,8 @@ func (r *reconcilerRun) listenPort(ctx context.Context) (uint16, error) {
 	if cfg.Service == "" || !cfg.Mode.CarriesTraffic() {
 		return cfg.BrokerPort, nil
 	}
-	refuse := func(format string, args ...any) (uint16, error) {
-		return cfg.BrokerPort, fmt.Errorf("service %s"+format+"; listening on broker-port %d",
-			append(append([]any{cfg.Service}, args...), cfg.BrokerPort)...)
-	}
-	var svc corev1.Service
-	err := r.client.Get(ctx, types.NamespacedName{Namespace: cfg.Namespace, Name: cfg.Service}, &svc)
-	switch {
-	case err != nil && !apierrors.IsNotFound(err) && r.port != 0:
-		return r.port, fmt.Errorf("service %s: %w; listening on port %d as before", cfg.Service, err, r.port)
-	case err != nil:
-		return refuse(": %w", err)
-	}
-	port, problem := targetPort(&svc)
-	if problem != "" {
-		return refuse("%s", problem)
-	}
-	r.port = port
-	return port, nil
-}
-
-// targetPort is the target port of the port of a service that is named after the mode. problem is why there is none.
-func targetPort(svc *corev1.Service) (port uint16, problem string) {
-	for _, p := range svc.Spec.Ports {
-		switch {
-		case p.Name != string(mesh.Bridge):
-		case p.Protocol != corev1.ProtocolTCP && p.Protocol != "":
-			return 0, fmt.Sprintf(": port bridge is %s, but mode bridge uses TCP", p.Protocol)
-		case p.TargetPort.IntValue() > 0:
-			return uint16(p.TargetPort.IntValue()), ""
-		case p.TargetPort.StrVal != "":
-			return 0, fmt.Sprintf(": target port %q of port bridge is a name; use a number", p.TargetPort.StrVal)
-		default:
-			return uint16(p.Port), ""
-		}
-	}
-	return 0, " has no port named bridge: add it"
+	service := types.NamespacedName{Namespace: cfg.Namespace, Name: cfg.Service}
+	return r.port.Find(ctx, r.client, service, cfg.BrokerPort)
 }
 
 // newAnnouncement is what this cluster announces, and why a part of it is missing.
@@ -402,21 +310,21 @@ func (r *reconciler) newAnnouncement(s *mesh.State) (dns *link.DNSInfo, api *lin
 		}
 		dns, problem = announce.NameLookup(r.cfg.ClusterDomain, address)
 	}
-	api, err := r.told.tokens.Access()
+	api, err := r.peers.tokens.Access()
 	return dns, api, errors.Join(problem, err)
 }
 
 // setTokenSource follows a change of the configuration. Peers are told the token of the same account until
 // there is a new one.
 func (r *reconciler) setTokenSource(old *Config) {
-	cfg, before := &r.cfg, r.told.tokens
+	cfg, before := &r.cfg, r.peers.tokens
 	same := cfg.ServiceAccount == old.ServiceAccount && cfg.Kubeconfig == old.Kubeconfig && cfg.Context == old.Context
 	if same && cfg.TokenLifetime == old.TokenLifetime {
 		return
 	}
-	r.told.tokens = announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, r.log)
+	r.peers.tokens = announce.NewTokenSource(cfg.ServiceAccount, cfg.TokenLifetime, r.log)
 	if same && before != nil {
-		r.told.tokens.Adopt(before)
+		r.peers.tokens.Adopt(before)
 	}
 }
 

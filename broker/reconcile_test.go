@@ -116,10 +116,10 @@ func TestSetTokenSource(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			old, before := b.r.cfg, b.r.told.tokens
+			old, before := b.r.cfg, b.r.peers.tokens
 			c.change(&b.r.cfg)
 			b.r.setTokenSource(&old)
-			if after := b.r.told.tokens; (after == before) != c.same || (after == nil) != c.none {
+			if after := b.r.peers.tokens; (after == before) != c.same || (after == nil) != c.none {
 				t.Errorf("source %p, before %p", after, before)
 			}
 		})

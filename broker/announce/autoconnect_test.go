@@ -183,7 +183,8 @@ func TestAutoLinkNetwork(t *testing.T) {
 		{"another's", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Name = "d" }, "",
 			"is not routed: spec.cidr 100.64.32.0/20 is already routed to the older link user"},
 		{"the node's", "100.64.0.0/16", false, nil, "",
-			"is not routed: spec.cidr 100.64.32.0/20 covers what the gateway node reaches outside of the mesh: the default gateway 100.64.33.1"},
+			"is not routed: spec.cidr 100.64.32.0/20 covers what the gateway node reaches " +
+				"outside of the mesh: the default gateway 100.64.33.1"},
 		{"a user's link", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Annotations = nil }, "", ""},
 		{"a user's network", "100.64.0.0/16", false, func(l *v1alpha1.KubeLink) { l.Spec.CIDR = "100.64.48.0/20" }, "", ""},
 	} {

@@ -33,6 +33,19 @@ type State struct {
 	Services   []netip.Prefix   // local service networks; an address of the node in one can be that of a service
 }
 
+// NewState returns what the kernel is to have of a state of the meshes.
+func NewState(s *mesh.State) State {
+	want := State{Routes: s.Routes, LocalPorts: s.LocalPorts}
+	for _, m := range s.Meshes {
+		want.Addresses = append(want.Addresses, m.Addresses...)
+		want.Services = append(want.Services, m.Services...)
+	}
+	// Several meshes can have the same ones.
+	slices.SortFunc(want.Services, netip.Prefix.Compare)
+	want.Services = slices.Compact(want.Services)
+	return want
+}
+
 func (s State) isEmpty() bool { return len(s.Addresses)+len(s.Routes) == 0 }
 
 func (s State) usesFamily(family int) bool {

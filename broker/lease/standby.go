@@ -12,9 +12,23 @@ import (
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
-// LinkStatuses are the states of the links as DNS tells them. A standby asks a cluster for names when its link is Up at
+// View is what one reconciliation sees of the brokers of the links.
+type View struct {
+	*State
+	Elsewhere map[string]zone.Status // links that another broker carries; nil: this one does
+}
+
+// ViewLinks returns the State with what it says of links.
+func (s *State) ViewLinks(objects *mesh.Objects, state *mesh.State) View {
+	if s.Role != Standby {
+		return View{State: s}
+	}
+	return View{State: s, Elsewhere: s.linkStatuses(objects, state)}
+}
+
+// linkStatuses are the states of the links as DNS tells them. A standby asks a cluster for names when its link is Up at
 // the holder, and when this node has a route there: on the default route, questions would leave for the outside world.
-func (s *State) LinkStatuses(objects *mesh.Objects, state *mesh.State) map[string]zone.Status {
+func (s *State) linkStatuses(objects *mesh.Objects, state *mesh.State) map[string]zone.Status {
 	routed := map[string]bool{}
 	for _, z := range state.Zones {
 		for _, c := range z.Clusters {

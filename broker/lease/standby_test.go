@@ -44,7 +44,7 @@ func TestLinkStatuses(t *testing.T) {
 		state := &mesh.State{Zones: []mesh.Zone{{Clusters: []mesh.ClusterZone{
 			{Link: ""}, {Link: "peer", Upstream: netip.MustParseAddrPort("100.64.16.10:53")}}}}}
 		c.want.Since = since
-		if got := (&State{Role: Standby, Holder: "node1"}).LinkStatuses(objects, state); got["peer"] != c.want {
+		if got := (&State{Role: Standby, Holder: "node1"}).linkStatuses(objects, state); got["peer"] != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got["peer"], c.want)
 		}
 	}

@@ -61,6 +61,29 @@ func (r *Report) Problem() error {
 	return errors.New(r.Findings.String())
 }
 
+// About returns the findings about a link; of a nil Report none.
+func (r *Report) About(name string) link.Findings {
+	if r == nil {
+		return nil
+	}
+	return r.Findings.About(name)
+}
+
+// CountReasons counts the findings by reason, of all Reasons; a nil Report has no reason.
+func (r *Report) CountReasons() map[string]int {
+	if r == nil {
+		return nil
+	}
+	count := map[string]int{}
+	for _, reason := range Reasons {
+		count[reason] = 0
+	}
+	for _, f := range r.Findings {
+		count[f.Reason]++
+	}
+	return count
+}
+
 // Target is what is to be checked.
 type Target struct {
 	State  *mesh.State

@@ -4,7 +4,13 @@
 package pki
 
 import (
+	"log/slog"
+	"slices"
+	"strings"
+
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 // SecretManageMode says which party writes the TLS secret.
@@ -45,6 +51,21 @@ func (c Config) field(key string) string {
 	}
 	return map[string]string{keyCert: "certfile", keyKey: "keyfile", keyCA: "cacertfile"}[key]
 }
+
+// LogUse logs which certificate is in use from now on; without certificate, nothing.
+func (c Config) LogUse(credentials *link.Credentials, log *slog.Logger) {
+	leaf := credentials.Certificate.Leaf
+	if leaf == nil {
+		return
+	}
+	log.Info("certificate in use from now on", "source", c.Location(), "notAfter", leaf.NotAfter)
+	if names := link.CertNames(leaf); slices.ContainsFunc(names, isWildcard) {
+		log.Warn("this is a wildcard certificate: its owner can be every link whose endpoint the wildcard covers; "+
+			"a certificate for the endpoint's host alone is safer", "source", c.Location(), "names", names)
+	}
+}
+
+func isWildcard(name string) bool { return strings.HasPrefix(name, "*.") }
 
 // CertificateRequest is the object that asks the certificate service to fill the secret
 // (cert.gardener.cloud/v1alpha1).

@@ -77,16 +77,13 @@ type Configurer struct {
 	stubs   []Stub
 	checked time.Time   // when there was nothing left to do
 	touched atomic.Bool // the ConfigMap was, since then
-	note    string
-	written time.Time // when the key was
+	note    string      // why the cluster's DNS is not configured, and the remedy; one line, empty: it is
+	written time.Time   // when the key was
 	watched bool
 }
 
-// Note says why the cluster's DNS is not configured, and what the user has to do; one line, empty: it is configured.
-func (c *Configurer) Note() string { return c.note }
-
 // Configure makes the cluster's DNS send the stub domains to their servers. An error is worth another try. What only
-// the user can heal is in the Note.
+// the user can heal is in the note.
 func (c *Configurer) Configure(ctx context.Context, stubs []Stub) error {
 	same := slices.Equal(stubs, c.stubs)
 	if !c.touched.Swap(false) && same && time.Since(c.checked) < c.Interval-time.Second {

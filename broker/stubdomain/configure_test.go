@@ -166,11 +166,11 @@ func TestConfigureNotes(t *testing.T) {
 			var log bytes.Buffer
 			dns := s.configurer(&PendingRestart{}, func() {}, slog.New(slog.NewTextHandler(&log, nil)))
 			err := dns.Configure(t.Context(), testStubs("kubelink"))
-			if note := dns.Note(); (err != nil) != c.fails || (note == "") != (c.note == "") || !strings.Contains(note, c.note) {
+			if note := dns.note; (err != nil) != c.fails || (note == "") != (c.note == "") || !strings.Contains(note, c.note) {
 				t.Errorf("note %q, %v", note, err)
 			}
-			if len(dns.Note()) > 2*maxNote || strings.Contains(dns.Note(), "\n") {
-				t.Errorf("the note is no line: %q", dns.Note())
+			if len(dns.note) > 2*maxNote || strings.Contains(dns.note, "\n") {
+				t.Errorf("the note is no line: %q", dns.note)
 			}
 			if got := strings.Contains(log.String(), "forward . 100.64.0.11"); got != c.blocks {
 				t.Errorf("logged: %s", log.String())
@@ -267,8 +267,8 @@ func TestConfigureKeepsCorefile(t *testing.T) {
 		s := newAPIServer(".:8053 {\n  reload\n}\nimport custom/*.server\n")
 		dns := s.configurer(&PendingRestart{}, func() {}, slog.New(slog.DiscardHandler))
 		for _, domain := range []string{"kubelink", "b.example"} {
-			if err := dns.Configure(t.Context(), testStubs(domain)); err != nil || dns.Note() != "" {
-				t.Errorf("%v: %v, note %q", corefile, err, dns.Note())
+			if err := dns.Configure(t.Context(), testStubs(domain)); err != nil || dns.note != "" {
+				t.Errorf("%v: %v, note %q", corefile, err, dns.note)
 			}
 			if text := s.configMaps[ConfigMap][blocksKey]; !strings.Contains(text, domain+":8053 {") {
 				t.Errorf("%v: written %q", corefile, text)

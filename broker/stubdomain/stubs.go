@@ -4,6 +4,7 @@
 package stubdomain
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -29,6 +30,19 @@ func Stubs(zones []mesh.Zone, own netip.Addr) []Stub {
 		}
 	}
 	return stubs
+}
+
+// NewTask returns what configures the cluster's DNS for zones. Its note says what only the user can heal, on one line;
+// empty: nothing. Kubelink has the first one of the addresses own; without any, there are no stub domains.
+func (c *Configurer) NewTask(zones []mesh.Zone, own []netip.Addr) func(context.Context) (note string, err error) {
+	var stubs []Stub
+	if len(own) > 0 {
+		stubs = Stubs(zones, own[0])
+	}
+	return func(ctx context.Context) (string, error) {
+		err := c.Configure(ctx, stubs)
+		return c.note, err
+	}
 }
 
 // serverBlocks returns the text for the Corefile; empty if there are no stubs. It has no cache: names follow links,

@@ -6,6 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
@@ -34,7 +35,7 @@ func (seen *Observations) forwarding(selected func(peer string) bool) metav1.Con
 
 // announceForwarding makes an event when something else stands in the way of packets, or nothing any more. A new state
 // has an event of its own, which says it, too.
-func (w *Writer) announceForwarding(before, obj *v1alpha1.KubeLink) {
+func announceForwarding(recorder events.EventRecorder, before, obj *v1alpha1.KubeLink) {
 	was := meta.FindStatusCondition(before.Status.Conditions, v1alpha1.ConditionForwarding)
 	is := meta.FindStatusCondition(obj.Status.Conditions, v1alpha1.ConditionForwarding)
 	if is == nil {
@@ -43,8 +44,8 @@ func (w *Writer) announceForwarding(before, obj *v1alpha1.KubeLink) {
 	wasFalse := was != nil && was.Status == metav1.ConditionFalse
 	switch {
 	case is.Status == metav1.ConditionFalse && (!wasFalse || was.Message != is.Message):
-		w.Recorder.Eventf(obj, nil, corev1.EventTypeWarning, is.Reason, "Check", "%s", is.Message)
+		recorder.Eventf(obj, nil, corev1.EventTypeWarning, is.Reason, "Check", "%s", is.Message)
 	case is.Status == metav1.ConditionTrue && wasFalse:
-		w.Recorder.Eventf(obj, nil, corev1.EventTypeNormal, "Forwarding", "Check", "nothing stands in the way of packets")
+		recorder.Eventf(obj, nil, corev1.EventTypeNormal, "Forwarding", "Check", "nothing stands in the way of packets")
 	}
 }

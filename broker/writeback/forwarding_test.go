@@ -45,7 +45,6 @@ func TestForwardingCondition(t *testing.T) {
 // There is one event for each change of what stands in the way, and one when nothing does any more.
 func TestForwardingEvents(t *testing.T) {
 	recorder := events.NewFakeRecorder(10)
-	w := &Writer{Config: Config{Recorder: recorder}}
 	last := &v1alpha1.KubeLink{}
 	for _, c := range []struct {
 		status  metav1.ConditionStatus
@@ -63,7 +62,7 @@ func TestForwardingEvents(t *testing.T) {
 		now := &v1alpha1.KubeLink{}
 		now.Status.Conditions = []metav1.Condition{
 			{Type: v1alpha1.ConditionForwarding, Status: c.status, Reason: "ForeignRoute", Message: c.message}}
-		w.announceForwarding(last, now)
+		announceForwarding(recorder, last, now)
 		last = now
 		got := ""
 		select {

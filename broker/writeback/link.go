@@ -69,9 +69,24 @@ func (w *Writer) writeLink(ctx context.Context, l Link) error {
 	if before.Status.State != l.State {
 		w.announceState(obj, l)
 	} else {
-		w.announceForwarding(before, obj)
+		announceForwarding(w.Recorder, before, obj)
 	}
 	return adoptErr
+}
+
+// writeStandby writes the entry of this broker.
+func (w *Writer) writeStandby(ctx context.Context, l Link) error {
+	obj := l.Object.DeepCopy()
+	enterStandby(obj, l.Standby)
+	if equality.Semantic.DeepEqual(l.Object.Status, obj.Status) || !w.allowStatus(obj, l) {
+		return nil
+	}
+	patch := client.MergeFromWithOptions(l.Object.DeepCopy(), client.MergeFromWithOptimisticLock{})
+	if err := w.Client.Status().Patch(ctx, obj, patch); err != nil {
+		return err
+	}
+	w.limits[obj.UID].Allow()
+	return nil
 }
 
 // writeFinalizer adds or removes the finalizer. It says whether the object is gone by that.
@@ -127,7 +142,7 @@ func (w *Writer) setStatus(obj *v1alpha1.KubeLink, l Link) {
 	st := &obj.Status
 	st.State, st.Message, st.ObservedGeneration = l.State, l.Message, obj.Generation
 	st.Gateway, st.Term = w.NodeIP, int64(l.Term)
-	w.removeStandbys(obj)
+	removeStandbys(obj, w.NodeName, w.budgetOf(obj))
 	accepted, ready := metav1.ConditionTrue, metav1.ConditionFalse
 	if l.State == v1alpha1.StateInvalid || l.State == v1alpha1.StateStale {
 		accepted = metav1.ConditionFalse

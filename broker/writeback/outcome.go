@@ -28,6 +28,26 @@ type Observations struct {
 	Unchecked error         // why a part of the node could not be checked
 }
 
+// AddNote adds a note to a link; an empty text is none.
+func (seen *Observations) AddNote(link, text string) {
+	if text == "" {
+		return
+	}
+	if seen.Notes == nil {
+		seen.Notes = map[string][]string{}
+	}
+	seen.Notes[link] = append(seen.Notes[link], text)
+}
+
+// SetStatuses says that this broker carries traffic, and how links are. Their notes are added.
+func (seen *Observations) SetStatuses(statuses []link.Status) {
+	seen.Statuses = map[string]link.Status{}
+	for _, st := range statuses {
+		seen.Statuses[st.Link] = st
+		seen.AddNote(st.Link, st.Note)
+	}
+}
+
 // LinkOutcomes says for each KubeLink what users are to see of it. KubeLinks for which another broker may speak, or
 // which are about to go, are left out.
 func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, served []string, seen *Observations) []Link {

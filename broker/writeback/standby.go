@@ -4,13 +4,9 @@ package writeback
 // list of standbys of each LocalLink.
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"time"
-
-	"k8s.io/apimachinery/pkg/api/equality"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
@@ -36,31 +32,21 @@ func StandbyOutcomes(items []v1alpha1.KubeLink, served []string, node, holder st
 	return outcomes
 }
 
-// writeStandby writes the entry of this broker.
-func (w *Writer) writeStandby(ctx context.Context, l Link) error {
-	obj := l.Object.DeepCopy()
+// enterStandby enters a standby in the list of a KubeLink.
+func enterStandby(obj *v1alpha1.KubeLink, standby *v1alpha1.Standby) {
 	st := &obj.Status
-	isOwn := func(s v1alpha1.Standby) bool { return s.Node == l.Standby.Node }
+	isOwn := func(s v1alpha1.Standby) bool { return s.Node == standby.Node }
 	if i := slices.IndexFunc(st.Standbys, isOwn); i >= 0 {
-		st.Standbys[i] = *l.Standby
+		st.Standbys[i] = *standby
 	} else if len(st.Standbys) < maxStandbys {
-		st.Standbys = append(st.Standbys, *l.Standby)
+		st.Standbys = append(st.Standbys, *standby)
 	}
-	if equality.Semantic.DeepEqual(l.Object.Status, *st) || !w.allowStatus(obj, l) {
-		return nil
-	}
-	patch := client.MergeFromWithOptions(l.Object.DeepCopy(), client.MergeFromWithOptimisticLock{})
-	if err := w.Client.Status().Patch(ctx, obj, patch); err != nil {
-		return err
-	}
-	w.limits[obj.UID].Allow()
-	return nil
 }
 
-// removeStandbys removes the entry of this broker, which holds the links, and now and then all.
-func (w *Writer) removeStandbys(obj *v1alpha1.KubeLink) {
-	budget, now := w.budgetOf(obj), time.Now()
-	isOwn := func(s v1alpha1.Standby) bool { return s.Node == w.NodeName }
+// removeStandbys removes the entry of the node that holds the links, and now and then all.
+func removeStandbys(obj *v1alpha1.KubeLink, node string, budget *statusBudget) {
+	now := time.Now()
+	isOwn := func(s v1alpha1.Standby) bool { return s.Node == node }
 	if now.Sub(budget.emptiedAt) > standbyInterval {
 		budget.emptiedAt = now
 		isOwn = func(v1alpha1.Standby) bool { return true }
