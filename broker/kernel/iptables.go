@@ -66,7 +66,8 @@ func runIPTables(ctx context.Context, family int, tool, input string, args ...st
 		return "", fmt.Errorf("%s does not end: "+
 			"something on the node may hold the xtables lock (see lsof /run/xtables.lock)", name)
 	}
-	return "", fmt.Errorf("%s%s: %w: %s", name, describeOldVersion(family, err), err, oneLine(stderr.String()+stdout.String()))
+	said := oneLine(stderr.String() + stdout.String())
+	return "", fmt.Errorf("%s%s: %w: %s", name, describeOldVersion(family, err), err, said)
 }
 
 // Versions before 1.6.2 have no iptables-restore --wait (kube-proxy knows the same bound). They end with the status
