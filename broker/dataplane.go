@@ -95,7 +95,7 @@ func openGateway(
 	g := &gateway{dataplane: d, kernel: worker, host: h, log: log}
 	g.check, err = nodecheck.Start(nodecheck.Config{
 		Statuses: d.Statuses,
-		Repair:   func() { worker.Forget(nil); wake() },
+		Repair:   func() { worker.CompareSoon(); wake() },
 		Changed:  events.checked,
 		Log:      log,
 	})

@@ -105,6 +105,16 @@ func (w *Worker) Forget(k *Kernel) {
 	}
 }
 
+// CompareSoon makes the next Set compare the kernel with the state, whenever that was done last. A run that goes on does
+// so anyway: it is not awaited.
+func (w *Worker) CompareSoon() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.retryAt = (time.Time{}); !w.last.at.IsZero() {
+		w.last.at = w.last.at.Add(-w.config.Repair)
+	}
+}
+
 // Set brings a state to the kernel, and repairs it now and then. It waits for a moment; then it returns ErrBusy, after
 // Grace ErrStuck, and calls Done at the end. A repair that takes longer is no error.
 func (w *Worker) Set(s State) error {

@@ -168,3 +168,32 @@ func TestWorkerFails(t *testing.T) {
 		t.Error("woken by a run that Set has waited for")
 	}
 }
+
+// What somebody else has changed is repaired at once when the worker is told to compare, also in another goroutine while
+// the kernel is being told.
+func TestWorkerComparesSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k, _ := newTestWorker()
+		one := stateWithRoute("100.64.16.0/20")
+		w.CompareSoon() // there is no state yet
+		for n := range 3 {
+			k.let <- nil
+			if err := w.Set(one); err != nil || len(k.sets) != 1 {
+				t.Errorf("round %d: told %d times, %v", n, len(k.sets), err)
+			}
+			<-k.sets
+			w.CompareSoon()
+		}
+		go w.CompareSoon()
+		if err := w.Set(one); err != nil { // the kernel does not take it yet: the repair goes on
+			t.Error(err)
+		}
+		w.CompareSoon()
+		k.let <- nil
+		synctest.Wait()
+		if len(k.sets) != 1 {
+			t.Errorf("told %d times", len(k.sets))
+		}
+		w.Wait()
+	})
+}
