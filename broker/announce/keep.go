@@ -32,7 +32,7 @@ const (
 	secretRetry = time.Minute
 	// A peer may change what it announces as often as it likes. Of each link, the keeper writes adoptBurst changes at
 	// once, and then one in each adoptInterval: the latest one.
-	adoptBurst    = 10
+	adoptBurst    = 30
 	adoptInterval = 30 * time.Second
 )
 
