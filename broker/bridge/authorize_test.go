@@ -3,6 +3,7 @@ package bridge
 // Authorization: which certificates let a peer in, and for how long.
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -47,15 +48,25 @@ func trust(c *link.Credentials, all ...*authority) *link.Credentials {
 	return &link.Credentials{Certificate: c.Certificate, Roots: roots}
 }
 
-// awaitNewSessions waits until all sessions of n and its first peer were made with the credentials of now.
-func (n *node) awaitNewSessions() {
+// awaitNewSessions waits until all sessions of n and its first peer were made with the credentials of now, at both ends.
+// other is the node of that peer, and n is its first peer.
+func (n *node) awaitNewSessions(other *node) {
 	n.t.Helper()
-	p := n.router.table.Load().peers[0]
+	p, theirs := n.router.table.Load().peers[0], other.router.table.Load().peers[0]
+	credentials := p.credentials.Load()
 	n.await("sessions with the new certificate", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return len(p.sessions) > 0 && !slices.ContainsFunc(p.sessions, func(s *session) bool {
-			return s.credentials != p.credentials.Load()
+			return s.credentials != credentials
+		})
+	})
+	other.await("the same at the other end", func() bool {
+		theirs.mu.Lock()
+		defer theirs.mu.Unlock()
+		return len(theirs.sessions) > 0 && !slices.ContainsFunc(theirs.sessions, func(s *session) bool {
+			chain := s.peerChain()
+			return len(chain) == 0 || !bytes.Equal(chain[0].Raw, credentials.Certificate.Certificate[0])
 		})
 	})
 }
@@ -70,10 +81,10 @@ func TestReplaceAuthority(t *testing.T) {
 	a.SetCredentials(trust(a.credentials.Load(), old, next))
 	b.SetCredentials(trust(b.credentials.Load(), old, next))
 	a.SetCredentials(trust(credsA, old, next))
-	a.awaitNewSessions()
+	a.awaitNewSessions(b)
 	a.pass(b, "192.168.0.11", "192.168.0.12", 1)
 	b.SetCredentials(trust(credsB, old, next))
-	b.awaitNewSessions()
+	b.awaitNewSessions(a)
 	a.SetCredentials(trust(credsA, next))
 	b.SetCredentials(trust(credsB, next))
 	a.pass(b, "192.168.0.11", "192.168.0.12", 2)
@@ -174,7 +185,7 @@ func renewBeforeExpiry(t *testing.T, life time.Duration) bool {
 	b.awaitState("a", link.Up)
 	sinceA, sinceB := a.status("b").Since, b.status("a").Since
 	b.SetCredentials(i.ca.issue(t, "b.example"))
-	b.awaitNewSessions()
+	b.awaitNewSessions(a)
 	if time.Until(end) < life/4 {
 		return false
 	}
