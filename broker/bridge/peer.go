@@ -172,13 +172,16 @@ func (p *peer) closeSessions(cause error, unwanted func(*session) bool) {
 	}
 }
 
-// retireSession ends a session that a new one is to replace: it sends the packets that it has begun, and no more. The
-// only session of the link goes on unless it must end.
+// retireSession ends a session that a new one is to replace: it sends the packets that it has begun, and no more. Unless
+// it must end, it goes on while there is no other one that has lived for a while: the peer may not have that one yet.
 func (p *peer) retireSession(s *session, cause error, must bool) {
 	p.mu.Lock()
-	several := len(p.sessions) > 1
+	now := p.now()
+	another := slices.ContainsFunc(p.sessions, func(o *session) bool {
+		return o != s && now-o.startedAt > p.timing.stable
+	})
 	p.mu.Unlock()
-	if several || must {
+	if another || must {
 		p.detachSession(s, cause)
 	}
 	if s.detached.Load() { // the peer closes when it has read the last bytes; a peer that does not is cut off
