@@ -181,7 +181,9 @@ func (h *Host) close() {
 	}
 	if h.netns.IsOpen() {
 		netns.DeleteNamed(h.Name)
+		h.mu.Lock() // a transport may still dial for a request that is over
 		h.netns.Close()
+		h.mu.Unlock()
 	}
 }
 
@@ -239,7 +241,10 @@ func (h *Host) Sysctl(settings ...string) error {
 // leave the work to other goroutines.
 func (h *Host) Do(f func() error) error {
 	return onThread(func() error {
-		if err := netns.Set(h.netns); err != nil {
+		h.mu.Lock()
+		err := netns.Set(h.netns)
+		h.mu.Unlock()
+		if err != nil {
 			return fmt.Errorf("enter %s: %w", h.Name, err)
 		}
 		return f()
