@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -47,7 +48,8 @@ type Snapshot struct {
 	done    chan struct{}
 	written []byte // content of the file of objects; belongs to saveChanges
 
-	failure onchange.Error // why the folder cannot be written to, as logged last
+	objectsErr, repliesErr error          // why a file could not be written last
+	failure                onchange.Error // one of them, as logged last
 }
 
 // Open reads what an earlier process left; the objects are nil if it left none. Replies go to the given cache, which
@@ -61,7 +63,8 @@ func Open(dir string, replies *zone.ReplyCache, log *slog.Logger) (*Snapshot, *O
 	}
 	removeUnfinished(dir)
 	// A folder without write access shows now, and not in half a minute.
-	s.noteFailure(s.writeFile(probeFile, []byte("kubelink can write here\n")))
+	s.repliesErr = s.writeFile(probeFile, []byte("kubelink can write here\n"))
+	s.noteFailure()
 	os.Remove(filepath.Join(dir, probeFile))
 
 	s.readFile(repliesFile, func(data []byte) error { return replies.Load(bytes.NewReader(data)) })
@@ -154,7 +157,8 @@ func (s *Snapshot) saveObjects() {
 	if err == nil {
 		err = s.writeFile(objectsFile, data)
 	}
-	s.noteFailure(err)
+	s.objectsErr = err
+	s.noteFailure()
 	if err != nil {
 		s.mu.Lock()
 		s.dirty = true
@@ -170,11 +174,23 @@ func (s *Snapshot) saveReplies() {
 	if err == nil {
 		err = s.writeFile(repliesFile, data.Bytes())
 	}
-	s.noteFailure(err)
+	s.repliesErr = err
+	s.noteFailure()
 }
 
-// noteFailure logs why a file could not be written, nil: that it was, where that is new.
-func (s *Snapshot) noteFailure(err error) {
+// noteFailure logs why a file could not be written, or that all were, where that is new: on a full disk one of them may
+// fit.
+func (s *Snapshot) noteFailure() {
+	err := s.objectsErr
+	if err == nil {
+		err = s.repliesErr
+	}
+	// The names of temporary files differ from one attempt to the next.
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		err = fmt.Errorf("%s: %w", path.Op, path.Err)
+	} else if link, ok := errors.AsType[*os.LinkError](err); ok {
+		err = fmt.Errorf("%s: %w", link.Op, link.Err)
+	}
 	switch changed := s.failure.Set(err); {
 	case changed && err != nil:
 		s.log.Warn("cannot write to state-dir: the next process will not know what this one knows, trying again",

@@ -148,3 +148,37 @@ func fileExists(name string) bool {
 	_, err := os.Stat(name)
 	return err == nil
 }
+
+// A file that can be written does not hide the other one, which cannot: that would be two lines of the log each time.
+func TestOneFileFails(t *testing.T) {
+	dir := t.TempDir()
+	inTheWay := filepath.Join(dir, repliesFile)
+	if err := os.Mkdir(inTheWay, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	s := &Snapshot{
+		dir: dir, log: slog.New(slog.NewTextHandler(&text, nil)), replies: zone.NewReplyCache(),
+		changed: make(chan struct{}, 1),
+	}
+	save := func(name string) {
+		s.Keep(func(o *Objects) {
+			o.Entries = []coredns.CoreDNSEntry{{ObjectMeta: metav1.ObjectMeta{Name: name}}}
+		})
+		s.saveObjects()
+		s.saveReplies()
+	}
+	save("a")
+	save("b")
+	save("c")
+	if n := strings.Count(text.String(), "\n"); n != 1 {
+		t.Errorf("%d lines:\n%s", n, text.String())
+	}
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	save("d")
+	if !strings.Contains(text.String(), "up to date again") {
+		t.Errorf("nothing says that all is written:\n%s", text.String())
+	}
+}
