@@ -60,6 +60,11 @@ type secretAttempt struct {
 	note   string // why the API server refused it
 }
 
+// isFor tells whether it was the attempt to write this access for this KubeLink.
+func (a secretAttempt) isFor(l *v1alpha1.KubeLink, access *link.APIInfo) bool {
+	return a.owner == l.UID && reflect.DeepEqual(a.access, access)
+}
+
 // Keep writes the facts of a link, where they differ. The note says what the API server refuses: another attempt would
 // end the same way.
 func (k *Keeper) Keep(ctx context.Context, l *v1alpha1.KubeLink, f Facts) (note string, err error) {
@@ -110,8 +115,7 @@ func (k *Keeper) Keep(ctx context.Context, l *v1alpha1.KubeLink, f Facts) (note 
 
 // differs tells whether a link lacks something of what its peer announces.
 func (k *Keeper) differs(l *v1alpha1.KubeLink, f Facts, spec map[string]any, access bool) bool {
-	last := k.secrets[l.Name]
-	return spec != nil || access && (last.owner != l.UID || !reflect.DeepEqual(last.access, f.access))
+	return spec != nil || access && !k.secrets[l.Name].isFor(l, f.access)
 }
 
 // budget bounds the changes of a link.
@@ -145,7 +149,7 @@ func (k *Keeper) keepSecret(
 	if last.note != "" {
 		pause = secretRetry
 	}
-	if reflect.DeepEqual(last.access, access) && last.owner == l.UID && time.Since(last.at) < pause {
+	if last.isFor(l, access) && time.Since(last.at) < pause {
 		return last.note, nil
 	}
 	secret := corev1ac.Secret(ref.Name, ref.Namespace).
