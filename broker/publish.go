@@ -177,13 +177,14 @@ func (from *nameSource) linkStatus() func(link string) zone.Status {
 	links := make(map[string]zone.Status, len(from.state.Links))
 	for _, l := range from.state.Links {
 		st, ok := peers[l.Peer]
+		found := report.About(l.Peer)
 		switch {
 		case ok && st.State == link.Up && !from.routed[l.Name]:
 			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "its routes are being set", Since: st.Since}
-		case ok && st.State == link.Up && len(report.About(l.Peer)) > 0:
+		case ok && st.State == link.Up && len(found) > 0:
 			// Names go on: a check can be wrong, and what it has found may concern pods only.
 			links[l.Name] = zone.Status{
-				Usable: true, State: string(v1alpha1.StateError), Reason: report.About(l.Peer).String(),
+				Usable: true, State: string(v1alpha1.StateError), Reason: found.String(),
 				Since: st.Since, RTT: st.RTT,
 			}
 		case ok:
