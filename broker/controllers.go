@@ -6,23 +6,19 @@ package broker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
@@ -48,12 +44,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
 )
 
-// probeInterval is how often the broker asks the API server whether it is there, which `ready` shows.
-const probeInterval = 2 * time.Second
-
-// longestProbe is how long an answer to that may take where the API server is slow.
-const longestProbe = 20 * time.Second
-
 var scheme = runtime.NewScheme()
 
 func init() {
@@ -62,23 +52,7 @@ func init() {
 			panic(err)
 		}
 	}
-	ctrl.SetLogger(logr.FromSlogHandler(warningsOnly{slog.Default().With("plugin", "kubelink").Handler()}))
-}
-
-// warningsOnly logs no information. controller-runtime tells of each start and end of its parts, a dozen lines for each
-// reload; the broker's own lines say what users need of it.
-type warningsOnly struct{ slog.Handler }
-
-func (h warningsOnly) Enabled(ctx context.Context, level slog.Level) bool {
-	return level >= slog.LevelWarn && h.Handler.Enabled(ctx, level)
-}
-
-func (h warningsOnly) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return warningsOnly{h.Handler.WithAttrs(attrs)}
-}
-
-func (h warningsOnly) WithGroup(name string) slog.Handler {
-	return warningsOnly{h.Handler.WithGroup(name)}
+	ctrl.SetLogger(kubeapi.LibraryLog(slog.Default().With("plugin", "kubelink").Handler()))
 }
 
 // controllers are the controllers of one configuration. They run until end.
@@ -118,7 +92,7 @@ func startControllers(
 		cfg: cfg, local: api, api: traced, r: r, health: r.health, server: server, log: log, stop: stop,
 		back: make(chan struct{}, 1), syncTimeout: firstSyncTimeout,
 	}
-	c.wg.Go(func() { c.probeAPI(ctx) })
+	c.wg.Go(func() { kubeapi.Probe(ctx, c.api, c.health.Load().api, c.noteAPI) })
 	c.wg.Go(func() {
 		// Managers fail for the same reason, and say it.
 		if err := r.election.Run(ctx, traced, cfg.leaseConfig()); err != nil {
@@ -197,44 +171,9 @@ func (c *controllers) runUntilBack(ctx context.Context) error {
 	return err
 }
 
-// probeAPI keeps health.api up to date, and tells when the API server is back. Watches notice both late.
-func (c *controllers) probeAPI(ctx context.Context) {
-	api, unusable := discovery.NewDiscoveryClientForConfig(c.api)
-	limit := deadline.NewBounded(probeInterval, longestProbe)
-	slow := false
-	for {
-		err := unusable // for good: a CA that cannot be read, for example
-		if err == nil {
-			err = limit.Do(ctx, func(ctx context.Context) error {
-				return api.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
-			})
-			if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
-				err = nil // it lives; what is missing shows where it is needed
-			}
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		old := c.health.Load().api
-		// One answer that is late says nothing of the watches: to start them anew would add to the load that made it late.
-		if slow = err != nil && old == nil && !slow && deadline.IsTimeout(err); slow {
-			err = nil
-		}
-		if err != nil {
-			err = fmt.Errorf("API server %s: %w", c.api.Host, err)
-		}
-		c.noteAPI(old, err)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(probeInterval):
-		}
-	}
-}
-
-// noteAPI notes that the API server answers (nil), or why not.
-func (c *controllers) noteAPI(old, err error) {
-	switch {
+// noteAPI notes that the API server answers (nil), or why not. When it is back, the watches notice that late.
+func (c *controllers) noteAPI(err error) {
+	switch old := c.health.Load().api; {
 	case old == nil && err != nil:
 		c.log.Warn("API server does not answer; links and names stay as they are", "error", err)
 	case old != nil && err == nil:

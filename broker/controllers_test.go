@@ -11,7 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"github.com/go-logr/logr"
+	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 )
@@ -130,7 +130,7 @@ func TestProbeAPI(t *testing.T) {
 			log: slog.New(slog.DiscardHandler), back: make(chan struct{}, 1),
 		}
 		c.synced.Store(true)
-		c.wg.Go(func() { c.probeAPI(ctx) })
+		c.wg.Go(func() { kubeapi.Probe(ctx, c.api, nil, c.noteAPI) })
 		<-a.probes
 		for i, step := range []struct {
 			name  string
@@ -185,15 +185,4 @@ func TestProbeAPI(t *testing.T) {
 			t.Errorf("the end is no failure: %v", err)
 		}
 	})
-}
-
-// Of the library's log, only warnings and errors are of use.
-func TestWarningsOnly(t *testing.T) {
-	var text strings.Builder
-	log := logr.FromSlogHandler(warningsOnly{slog.NewTextHandler(&text, nil)}).WithName("a").WithValues("b", "c")
-	log.Info("Starting workers")
-	log.Error(errors.New("no way"), "Reconciler error")
-	if got := text.String(); strings.Contains(got, "Starting") || !strings.Contains(got, "no way") {
-		t.Error(got)
-	}
 }
