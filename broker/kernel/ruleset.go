@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/mandelsoft/kubelink/broker/iptsave"
 )
 
 // ruleset is the tables of one family by name. One that is missing has no rules.
@@ -108,7 +110,7 @@ func (e effect) refuses() bool { return e.target == "DROP" || e.target == "REJEC
 // readEffect reads a rule. Conditions that all packets of new connections through the device meet do not count: a
 // state list with NEW in it, or a device that is not this one.
 func readEffect(text, device string) (e effect) {
-	words := splitWords(text)
+	words := iptsave.Words(text)
 	negated := false
 	for i := 2; i < len(words); i++ {
 		value := ""
@@ -147,36 +149,6 @@ func readEffect(text, device string) (e effect) {
 func matchesDevice(pattern, device string) bool {
 	prefix, wild := strings.CutSuffix(pattern, "+")
 	return pattern == device || wild && strings.HasPrefix(device, prefix)
-}
-
-// splitWords splits a rule as a shell does. iptables-save writes quotes around a comment with blanks.
-func splitWords(text string) (words []string) {
-	var word strings.Builder
-	inWord, quoted, escaped := false, false, false
-	for _, c := range text {
-		switch {
-		case escaped:
-			word.WriteRune(c)
-			escaped = false
-		case c == '\\':
-			escaped, inWord = true, true
-		case c == '"':
-			quoted, inWord = !quoted, true
-		case c == ' ' && !quoted:
-			if inWord {
-				words = append(words, word.String())
-				word.Reset()
-			}
-			inWord = false
-		default:
-			word.WriteRune(c)
-			inWord = true
-		}
-	}
-	if inWord {
-		words = append(words, word.String())
-	}
-	return words
 }
 
 // refusesAll tells whether no packet of a new connection through the device leaves a chain but refused.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/iptsave"
 	"golang.org/x/sys/unix"
 )
 
@@ -88,7 +89,7 @@ func parseSaved(command, table, text string) (bases []baseChain) {
 	chains, policies := map[string][]rule{}, map[string]action{}
 	var declared []string
 	for line := range strings.Lines(text) {
-		words := splitWords(strings.TrimSpace(line))
+		words := iptsave.Words(strings.TrimSpace(line))
 		switch {
 		case len(words) >= 2 && strings.HasPrefix(words[0], ":"):
 			declared = append(declared, words[0][1:])
@@ -138,34 +139,6 @@ func iptablesRemedy(command, table, chain string, h hook) func(string) string {
 		}
 		return in + "; " + out
 	}
-}
-
-// splitWords splits a line at blanks, and keeps what is in quotes together.
-func splitWords(line string) (words []string) {
-	var word strings.Builder
-	quoted, started := false, false
-	for i := 0; i < len(line); i++ {
-		switch c := line[i]; {
-		case c == '\\' && quoted && i+1 < len(line):
-			i++
-			word.WriteByte(line[i])
-		case c == '"':
-			quoted, started = !quoted, true
-		case c == ' ' && !quoted:
-			if started {
-				words = append(words, word.String())
-			}
-			word.Reset()
-			started = false
-		default:
-			word.WriteByte(c)
-			started = true
-		}
-	}
-	if started {
-		words = append(words, word.String())
-	}
-	return words
 }
 
 // parseRule parses the options of a rule. What it does not know may hold or not.

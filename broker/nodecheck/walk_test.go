@@ -2,7 +2,6 @@ package nodecheck
 
 import (
 	"net/netip"
-	"reflect"
 	"strings"
 	"testing"
 )
@@ -116,14 +115,6 @@ func TestFindSource(t *testing.T) {
 				t.Errorf("source %s, want %s", got, c.want)
 			}
 		})
-	}
-}
-
-func TestSplitWords(t *testing.T) {
-	got := splitWords(`-A X  -m comment --comment "a \"b\" c" -j LOG --log-prefix ""`)
-	want := []string{"-A", "X", "-m", "comment", "--comment", `a "b" c`, "-j", "LOG", "--log-prefix", ""}
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("%q", got)
 	}
 }
 
