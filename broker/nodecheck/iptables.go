@@ -208,7 +208,7 @@ func parseMatch(option, value string) (c condition, ok bool) {
 // targetAction is what a target does. Chains have names that are no target's.
 func targetAction(option, target string) (action, string) {
 	if option == "-g" {
-		return go2, target
+		return goTo, target
 	}
 	switch target {
 	case "ACCEPT":
@@ -218,7 +218,7 @@ func targetAction(option, target string) (action, string) {
 	case "RETURN":
 		return back, ""
 	case "SNAT", "MASQUERADE":
-		return to, ""
+		return translate, ""
 	case "MARK", "CONNMARK", "LOG", "NFLOG", "CT", "NOTRACK", "TCPMSS", "CHECKSUM", "TRACE", "SET", "TOS", "DSCP",
 		"CLASSIFY", "AUDIT", "SECMARK", "CONNSECMARK", "HL", "TTL", "ECN", "IDLETIMER", "LED", "RATEEST", "TCPOPTSTRIP":
 		return next, ""

@@ -198,7 +198,7 @@ func (d *nftRule) addExpression(e expr.Any) {
 	case *expr.Reject:
 		d.action = drop
 	case *expr.Masq:
-		d.action = to
+		d.action = translate
 	case *expr.NAT:
 		d.addNAT(e)
 	case *expr.Counter, *expr.Log, *expr.Notrack, *expr.SecMark, *expr.CtHelper, *expr.CtTimeout, *expr.FlowOffload:
@@ -503,7 +503,7 @@ func (d *nftRule) addNAT(e *expr.NAT) {
 		d.action = unclear
 		return
 	}
-	d.action = to
+	d.action = translate
 	low := d.useRegister(e.RegAddrMin)(&packet{})
 	high := low
 	if e.RegAddrMax != 0 && e.RegAddrMax != e.RegAddrMin {
@@ -536,7 +536,7 @@ func verdictAction(v *expr.Verdict) (action, string) {
 	case expr.VerdictJump:
 		return jump, v.Chain
 	case expr.VerdictGoto:
-		return go2, v.Chain
+		return goTo, v.Chain
 	case expr.VerdictContinue, expr.VerdictBreak:
 		return next, ""
 	}

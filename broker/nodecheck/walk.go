@@ -44,23 +44,23 @@ type condition func(*packet) answer
 type action int
 
 const (
-	next    action = iota // goes on with the next rule: counters, logs
-	accept                // ends the base chain
-	drop                  // and reject
-	back                  // RETURN
-	jump                  // to a chain, and back
-	go2                   // to a chain, at the end of which this one ends
-	to                    // translates an address, and ends the base chain
-	unclear               // may do anything
+	next      action = iota // goes on with the next rule: counters, logs
+	accept                  // ends the base chain
+	drop                    // and reject
+	back                    // RETURN
+	jump                    // to a chain, and back
+	goTo                    // to a chain, at the end of which this one ends
+	translate               // translates an address, and ends the base chain
+	unclear                 // may do anything
 )
 
 // rule is one rule of a chain.
 type rule struct {
 	conditions []condition
 	action     action
-	chain      string     // of jump and go2
+	chain      string     // of jump and goTo
 	marks      bool       // changes the mark, or may
-	source     netip.Addr // of action to: the new source; not valid: that of the device (masquerade), or not known
+	source     netip.Addr // of translate: the new source; not valid: that of the device (masquerade), or not known
 	text       string     // for messages: where the rule stands, and how it reads
 	// choose decides by the packet what the rule does, instead of action and chain, and whether it does anything.
 	choose func(*packet) (action, string, answer)
@@ -156,7 +156,7 @@ func (w *walk) takeAction(r *rule, act action, chain string, a answer, depth int
 	switch act {
 	case accept:
 		sub.passes = true
-	case to:
+	case translate:
 		sub.passes = true
 		if r.source.IsValid() {
 			sub.sources = []netip.Addr{r.source}
@@ -167,20 +167,20 @@ func (w *walk) takeAction(r *rule, act action, chain string, a answer, depth int
 		sub.drops = true
 	case back:
 		o.ends = true
-	case jump, go2:
+	case jump, goTo:
 		sub = w.walkChain(chain, depth+1)
 		sub.unsettle = sub.unsettle || a != yes && (sub.passes || sub.drops)
-		o.ends = o.ends || act == go2 && sub.ends
+		o.ends = o.ends || act == goTo && sub.ends
 	case unclear:
 		sub.passes, sub.unsettle = true, true
 	default:
 		return false
 	}
-	if act == accept || act == to || act == drop {
+	if act == accept || act == translate || act == drop {
 		sub.culprit = r
 	}
 	o.addOutcome(&sub, a)
-	return act == go2 || act != unclear && !(act == jump && sub.ends)
+	return act == goTo || act != unclear && !(act == jump && sub.ends)
 }
 
 // addOutcome adds what may happen by one rule. What is certain first is the culprit.
