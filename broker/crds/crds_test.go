@@ -77,7 +77,7 @@ func crdText(name, version string) string {
 
 var names = []string{
 	"corednsentries.coredns.mandelsoft.org", "hostedzones.coredns.mandelsoft.org",
-	"kubelinks.kubelink.mandelsoft.org", "meshservices.kubelink.mandelsoft.org",
+	"kubelinks.kubelink.mandelsoft.org", "linkgateways.kubelink.mandelsoft.org", "meshservices.kubelink.mandelsoft.org",
 }
 
 func newInstaller(t *testing.T, s *stub, force bool) (*Installer, *[]error, *strings.Builder) {

@@ -18,7 +18,8 @@ var GroupVersion = schema.GroupVersion{Group: "kubelink.mandelsoft.org", Version
 
 // AddToScheme registers the kinds of this package.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion, &KubeLink{}, &KubeLinkList{}, &MeshService{}, &MeshServiceList{})
+	s.AddKnownTypes(GroupVersion, &KubeLink{}, &KubeLinkList{}, &MeshService{}, &MeshServiceList{},
+		&LinkGateway{}, &LinkGatewayList{})
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil
 }
