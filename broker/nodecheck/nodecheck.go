@@ -27,6 +27,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/netchange"
 )
 
 // The reasons of findings.
@@ -146,7 +147,7 @@ func Start(c Config) (*Checker, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	k := &Checker{config: c, node: n, stop: stop, signal: make(chan struct{}, 1)}
-	if err := watchKernel(ctx, &k.wg, k.wake); err != nil {
+	if err := netchange.Watch(ctx, &k.wg, k.wake); err != nil {
 		c.Log.Warn("changes of routes and devices are noticed late", "interval", interval, "error", err)
 	}
 	k.wg.Go(func() { k.run(ctx) })

@@ -1,6 +1,5 @@
-package nodecheck
-
-// The kernel tells of changes of routes, rules, devices, addresses and their settings (rtnetlink(7)).
+// Package netchange tells when routes, rules, devices, addresses or their settings have changed (rtnetlink(7)).
+package netchange
 
 import (
 	"context"
@@ -12,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watchKernel calls changed when something has changed, until ctx ends. wg has its goroutines.
-func watchKernel(ctx context.Context, wg *sync.WaitGroup, changed func()) error {
+// Watch calls changed when something has changed, until ctx ends. wg has its goroutine, which takes a second to end. It
+// watches the network namespace of the calling thread.
+func Watch(ctx context.Context, wg *sync.WaitGroup, changed func()) error {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV4_NETCONF,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV6_NETCONF)
