@@ -86,7 +86,7 @@ func openGateway(
 	}
 	worker := kernel.NewWorker(k, kernel.WorkerConfig{Device: c.Interface, Repair: resync, Done: wake, Log: log})
 	h, err := host.Open(host.Config{
-		Device: c.Interface, Protocol: kernel.Protocol, API: api,
+		Device: c.Interface, Protocols: []int{kernel.Protocol, kernel.RouterProtocol}, API: api,
 		Changed: wake, Log: log,
 	})
 	if err != nil {

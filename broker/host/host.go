@@ -29,12 +29,12 @@ const (
 
 // Config says what the watcher watches.
 type Config struct {
-	Device   string // name of the device of the meshes, which does not count
-	Protocol int    // that marks routes of the meshes, which do not count
-	Resolv   string // path of resolv.conf(5); empty: /etc/resolv.conf
-	API      *APIServer
-	Changed  func() // called when Facts would tell something else; it must not block
-	Log      *slog.Logger
+	Device    string // name of the device of the meshes, which does not count
+	Protocols []int  // that mark routes of the meshes, which do not count
+	Resolv    string // path of resolv.conf(5); empty: /etc/resolv.conf
+	API       *APIServer
+	Changed   func() // called when Facts would tell something else; it must not block
+	Log       *slog.Logger
 }
 
 // Watcher watches the node. Its methods may be called concurrently.
@@ -59,7 +59,7 @@ func Open(config Config) (*Watcher, error) {
 	if config.Resolv == "" {
 		config.Resolv = "/etc/resolv.conf"
 	}
-	k, err := openKernel(config.Device, config.Protocol)
+	k, err := openKernel(config.Device, config.Protocols)
 	if err != nil {
 		return nil, err
 	}

@@ -73,7 +73,7 @@ func open(t *testing.T, resolv string, api *APIServer) (*Watcher, chan struct{})
 	}
 	changes := make(chan struct{}, 100)
 	w, err := Open(Config{
-		Device: "kubelink", Protocol: 107, Resolv: path, API: api, Log: slog.New(slog.DiscardHandler),
+		Device: "kubelink", Protocols: []int{107, 114}, Resolv: path, API: api, Log: slog.New(slog.DiscardHandler),
 		Changed: func() { changes <- struct{}{} },
 	})
 	if err != nil {
@@ -153,9 +153,10 @@ func TestFactsOfTheKernel(t *testing.T) {
 	}
 	checkFacts(t, w.Facts(links, nil), want)
 
-	// A change in the kernel is told; a pod that comes is none, nor is a route of ours.
+	// A change in the kernel is told; a pod that comes is none, nor is a route of the broker or of a router.
 	run(t, `ip route add 100.96.0.7/32 dev eth0
 		ip route add 100.64.16.0/20 dev kubelink proto 107
+		ip route add 10.77.0.0/24 via 10.250.0.9 proto 114
 		ip link add cni0 type veth peer name farcni
 		ip link set cni0 up
 		ip link set farcni up

@@ -36,18 +36,18 @@ type kernelFacts struct {
 
 // kernel reads the network stack of one network namespace.
 type kernel struct {
-	device   string
-	protocol netlink.RouteProtocol
-	handle   *netlink.Handle
-	events   *nl.NetlinkSocket // nil: there are none
+	device    string
+	protocols []int
+	handle    *netlink.Handle
+	events    *nl.NetlinkSocket // nil: there are none
 }
 
-func openKernel(device string, protocol int) (*kernel, error) {
+func openKernel(device string, protocols []int) (*kernel, error) {
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	return &kernel{device: device, protocol: netlink.RouteProtocol(protocol), handle: handle}, nil
+	return &kernel{device: device, protocols: protocols, handle: handle}, nil
 }
 
 // subscribe asks the kernel for events about links, addresses and routes.
@@ -143,7 +143,7 @@ func (k *kernel) readRoutes(family, own int, facts *kernelFacts) error {
 	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
 	return k.handle.RouteListFilteredIter(family, all, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
 		decides := tables[r.Table] && (r.Table != unix.RT_TABLE_LOCAL || r.Type == unix.RTN_LOCAL)
-		if !decides || r.Protocol == k.protocol || r.LinkIndex == own {
+		if !decides || slices.Contains(k.protocols, int(r.Protocol)) || r.LinkIndex == own {
 			return true
 		}
 		destination := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
@@ -182,7 +182,7 @@ func (k *kernel) readTables(family int) (map[int]bool, error) {
 	for _, r := range rules {
 		plain := netlink.NewRule()
 		plain.Family, plain.Priority, plain.Table, plain.Protocol = family, r.Priority, r.Table, r.Protocol
-		if r == *plain && r.Protocol != uint8(k.protocol) {
+		if r == *plain && !slices.Contains(k.protocols, int(r.Protocol)) {
 			tables[r.Table] = true
 		}
 	}

@@ -27,20 +27,26 @@ func divideObjects(found objects, oldDevices []int) ownership {
 		}
 	}
 	for _, r := range found.routes {
-		if isMarked(r) && (r.Index == found.link.Index || slices.Contains(oldDevices, r.Index)) {
+		switch {
+		case isMarked(r) && (r.Index == found.link.Index || slices.Contains(oldDevices, r.Index)):
 			o.ours.routes = append(o.ours.routes, r)
-		} else {
+		case r.Protocol != RouterProtocol: // whose metric lets ours win
 			o.foreign.routes = append(o.foreign.routes, r)
 		}
 	}
-	for _, r := range found.rules {
-		if r.Protocol == Protocol {
+	o.divideRules(found.rules, Protocol)
+	return o
+}
+
+// divideRules divides rules: ours have the protocol.
+func (o *ownership) divideRules(found []rule, protocol int) {
+	for _, r := range found {
+		if r.Protocol == protocol {
 			o.ours.rules = append(o.ours.rules, r)
 		} else {
 			o.foreign.rules = append(o.foreign.rules, r)
 		}
 	}
-	return o
 }
 
 // isMarked says that a route has our Protocol and a device. One without a device is not ours, for
@@ -112,10 +118,13 @@ func addChanges[T any](p *plan, verb string, list []T) {
 // because their routes do. No packet gets through an old device, but without its route the packets
 // would take the default route.
 func (p *plan) addRoutes(wanted []route, found ownership, noNAT map[int]bool) (usedDevices map[int]bool) {
-	ours, foreign := routesByKey(found.ours.routes), routesByKey(found.foreign.routes)
+	ours, foreign := routesByKey(found.ours.routes), map[place]route{}
+	for _, r := range found.foreign.routes {
+		foreign[r.place()] = r
+	}
 	usedDevices = map[int]bool{}
 	for _, r := range wanted {
-		other, taken := foreign[r.key()]
+		other, taken := foreign[r.place()]
 		old, exists := ours[r.key()]
 		family := familyOf(r.Source)
 		switch {
@@ -138,7 +147,9 @@ func (p *plan) addRoutes(wanted []route, found ownership, noNAT map[int]bool) (u
 func missingRules(wanted []rule, found ownership) []rule {
 	existing := slices.Clone(found.ours.rules)
 	for _, r := range found.foreign.rules {
-		r.Protocol = Protocol
+		if len(wanted) > 0 {
+			r.Protocol = wanted[0].Protocol
+		}
 		existing = append(existing, r)
 	}
 	return minus(wanted, existing)

@@ -17,6 +17,8 @@
 // netfilter.go compares the chains; system.go tells the kernel. This file has the steps in their
 // order, worker.go the goroutine that takes them: iptables-restore may wait for the xtables lock,
 // which kube-proxy or another program on the node may hold.
+//
+// A router has Routes on every node, which routes.go sets in the same way.
 package kernel
 
 import (

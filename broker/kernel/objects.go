@@ -17,6 +17,10 @@ import (
 // that the kernel only stores it.
 const Protocol = 'k'
 
+// RouterProtocol marks the routes and rules of a node's router in the same way: `ip route show table all proto 114`.
+// Broker and router share the network namespace of the gateway node. Neither has the other's objects in its way.
+const RouterProtocol = 'r'
+
 // families are the address families that Set serves; an object's family is one of them.
 var families = []int{unix.AF_INET, unix.AF_INET6}
 
@@ -64,15 +68,26 @@ type route struct {
 	Index           int // of the device; 0: several or none
 	Metric          int
 	Protocol        int
+	Type            int  // RTN_UNREACHABLE and the like; 0: RTN_UNICAST
+	OnLink          bool // the kernel does not ask whether Gateway is on the network of the device
+	MTU             int  // in bytes; 0: that of the device
 }
 
-// routeKey is what Set wants at most one route for.
-type routeKey struct {
+// place is where Set wants at most one route, and none that is foreign.
+type place struct {
 	table       int
 	destination netip.Prefix
 }
 
-func (r route) key() routeKey { return routeKey{r.Table, r.Destination} }
+func (r route) place() place { return place{r.Table, r.Destination} }
+
+// routeKey is what the kernel has at most one route for, as far as Set makes them.
+type routeKey struct {
+	place
+	metric int
+}
+
+func (r route) key() routeKey { return routeKey{r.place(), r.Metric} }
 
 type rule struct {
 	Family, Priority, Table, Protocol int
@@ -99,9 +114,14 @@ func ipCommand(verb string, object any, name func(int) string) string {
 	return fmt.Sprintf("%s %v", verb, object)
 }
 
+// typeWords are the types of routes that lead nowhere, as ip(8) names them.
+var typeWords = map[int]string{
+	unix.RTN_BLACKHOLE: "blackhole ", unix.RTN_UNREACHABLE: "unreachable ", unix.RTN_PROHIBIT: "prohibit ",
+}
+
 // text is the route as ip(8) prints it.
 func (r route) text(name func(int) string) string {
-	text := r.Destination.String()
+	text := typeWords[r.Type] + r.Destination.String()
 	if r.Gateway.IsValid() {
 		text += " via " + r.Gateway.String()
 	}
@@ -114,6 +134,12 @@ func (r route) text(name func(int) string) string {
 	}
 	if r.Metric != 0 {
 		text += fmt.Sprintf(" metric %d", r.Metric)
+	}
+	if r.OnLink {
+		text += " onlink"
+	}
+	if r.MTU != 0 {
+		text += fmt.Sprintf(" mtu %d", r.MTU)
 	}
 	return text + fmt.Sprintf(" table %d", r.Table)
 }

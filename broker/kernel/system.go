@@ -77,6 +77,9 @@ func (l *linux) dumpDevices(name string, o *objects) error {
 		}
 		o.ipvs = o.ipvs || dev != nil
 	}
+	if name == "" { // a router has none
+		return nil
+	}
 	dev, err := l.findDevice(name)
 	if dev == nil {
 		return err
@@ -125,15 +128,38 @@ func (l *linux) dumpFamily(family int, o *objects) error {
 func (l *linux) dumpRoutes(family int, o *objects) error {
 	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
 	return l.netlink.RouteListFilteredIter(family, all, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
-		source, _ := netip.AddrFromSlice(r.Src)
-		gateway, _ := netip.AddrFromSlice(r.Gw)
-		o.routes = append(o.routes,
-			route{r.Table, toPrefix(r.Dst), source, gateway, r.LinkIndex, r.Priority, int(r.Protocol)})
+		o.routes = append(o.routes, toRoute(&r))
 		return true
 	})
 }
 
-// dumpRules reads our rules, and the foreign ones without any condition.
+func toRoute(r *netlink.Route) route {
+	source, _ := netip.AddrFromSlice(r.Src)
+	gateway, _ := netip.AddrFromSlice(r.Gw)
+	result := route{Table: r.Table, Destination: toPrefix(r.Dst), Source: source, Gateway: gateway, Index: r.LinkIndex,
+		Metric: r.Priority, Protocol: int(r.Protocol), Type: r.Type, OnLink: r.Flags&int(netlink.FLAG_ONLINK) != 0, MTU: r.MTU}
+	switch r.Type {
+	case unix.RTN_UNICAST:
+		result.Type = 0
+	case unix.RTN_UNREACHABLE:
+		result.Index = 0 // IPv6 names the loopback device
+	}
+	return result
+}
+
+func toNetlinkRoute(r route) *netlink.Route {
+	n := &netlink.Route{Table: r.Table, Dst: toIPNet(r.Destination), Src: r.Source.AsSlice(), Gw: r.Gateway.AsSlice(),
+		LinkIndex: r.Index, Priority: r.Metric, Protocol: netlink.RouteProtocol(r.Protocol), Type: r.Type, MTU: r.MTU}
+	if r.OnLink {
+		n.Flags = int(netlink.FLAG_ONLINK)
+	}
+	if !r.Gateway.IsValid() && r.Type == 0 {
+		n.Scope = netlink.SCOPE_LINK
+	}
+	return n
+}
+
+// dumpRules reads the rules of broker and router, and the foreign ones without any condition.
 func (l *linux) dumpRules(family int, o *objects) error {
 	rules, err := l.netlink.RuleList(family)
 	if err != nil {
@@ -141,7 +167,7 @@ func (l *linux) dumpRules(family int, o *objects) error {
 	}
 	for _, r := range rules {
 		unconditional := rule{family, r.Priority, r.Table, int(r.Protocol)}
-		if r == *toNetlinkRule(unconditional) || r.Protocol == Protocol {
+		if r == *toNetlinkRule(unconditional) || r.Protocol == Protocol || r.Protocol == RouterProtocol {
 			o.rules = append(o.rules, unconditional)
 		}
 	}
@@ -162,10 +188,8 @@ func (l *linux) Change(verb string, object any) error {
 		return map[string]func(netlink.Link, *netlink.Addr) error{
 			"add": l.netlink.AddrAdd, "del": l.netlink.AddrDel}[verb](nil, a)
 	case route:
-		r := &netlink.Route{Table: o.Table, Dst: toIPNet(o.Destination), Src: o.Source.AsSlice(), LinkIndex: o.Index,
-			Priority: o.Metric, Protocol: netlink.RouteProtocol(o.Protocol), Scope: netlink.SCOPE_LINK}
-		return map[string]func(*netlink.Route) error{
-			"add": l.netlink.RouteAdd, "replace": l.netlink.RouteReplace, "del": l.netlink.RouteDel}[verb](r)
+		return map[string]func(*netlink.Route) error{"add": l.netlink.RouteAdd, "replace": l.netlink.RouteReplace,
+			"del": l.netlink.RouteDel}[verb](toNetlinkRoute(o))
 	case rule:
 		return map[string]func(*netlink.Rule) error{
 			"add": l.netlink.RuleAdd, "del": l.netlink.RuleDel}[verb](toNetlinkRule(o))
@@ -190,6 +214,24 @@ func (l *linux) DeviceName(index int) string {
 		return fmt.Sprintf("if%d", index)
 	}
 	return dev.Attrs().Name
+}
+
+func (l *linux) FindWay(to netip.Addr) (Way, error) {
+	routes, err := l.netlink.RouteGet(to.AsSlice())
+	if err == nil && len(routes) == 0 {
+		err = unix.ENETUNREACH
+	}
+	if err != nil {
+		return Way{}, fmt.Errorf("look up the route to %s: %w", to, err)
+	}
+	r := &routes[0]
+	dev, err := l.netlink.LinkByIndex(r.LinkIndex)
+	if err != nil {
+		return Way{}, fmt.Errorf("look up the device of the route to %s: %w", to, err)
+	}
+	gateway, _ := netip.AddrFromSlice(r.Gw)
+	return Way{Index: r.LinkIndex, Device: dev.Attrs().Name, Local: r.Type == unix.RTN_LOCAL, Gateway: gateway.Unmap(),
+		MTU: dev.Attrs().MTU}, nil
 }
 
 func (l *linux) IsIdleTUN(index int) bool {
