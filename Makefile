@@ -5,22 +5,27 @@ CONTROLPLANE  := .cache/controlplane-$(K8S_VERSION)
 CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VERSION       := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+REVISION      := $(shell git rev-parse HEAD 2>/dev/null)
 # The race detector's runtime needs libgcc, which only the external linker brings.
 RACE_LDFLAGS  := -ldflags=-linkmode=external
 FUZZTIME      ?= 5m
 ARGS          ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help build controlplane demo test bench fuzz generate lint system FORCE
+.PHONY: help build image controlplane demo test bench fuzz generate lint system FORCE
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-build: bin/kubelink ## bin/kubelink
+PROGRAMS := $(patsubst cmd/%,bin/%,$(wildcard cmd/kubelink*))
+build: $(PROGRAMS) ## the programs, into bin
 
 # go build finds out what is out of date better than make.
-bin/kubelink: FORCE
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $@ ./cmd/kubelink
+$(PROGRAMS): FORCE
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $@ ./cmd/$(@F)
+
+image: build ## bin/kubelink-image.tar for "ctr images import" and "docker load"; needs Debian's tools, but no engine
+	go run ./deploy/image -version "$(VERSION)" -revision "$(REVISION)" $(PROGRAMS)
 
 controlplane: ## etcd and Kubernetes for the test bed, built once
 	test/controlplane/build.sh
@@ -55,7 +60,8 @@ lint: ## go vet, linters, and that generated files are up to date
 # Commands that tests and demo need, and their Debian packages. As root on Debian, make installs missing packages; otherwise
 # it names them. The tests run unbound in namespaces of their own: the service in its package must not make this machine
 # a name server.
-COMMANDS := iptables:iptables nft:nftables ip:iproute2 sysctl:procps nsenter:util-linux dig:bind9-dnsutils unbound:unbound
+COMMANDS := iptables:iptables nft:nftables ip:iproute2 sysctl:procps nsenter:util-linux dig:bind9-dnsutils unbound:unbound \
+  runc:runc dpkg-deb:dpkg
 bench: COMMANDS += dnsperf:dnsperf
 system:
 	@missing=; for c in $(COMMANDS); do \
