@@ -66,6 +66,24 @@ func verifySessions(sessions []*session, c *link.Credentials) {
 	}
 }
 
+// verifyAgain tells whether the credentials of now, which it returns, trust the peer of a session that is not attached
+// yet. verified are those that did already; nil: none, or without TLS.
+func (s *session) verifyAgain(verified *link.Credentials) (c *link.Credentials, trusted bool) {
+	c = s.peer.credentials.Load()
+	switch chain := s.peerChain(); {
+	case c == nil:
+		return c, false
+	case c.Unencrypted || c == verified:
+		return c, true
+	case chain == nil:
+		return c, false
+	default:
+		until, err := link.VerifyChain(chain, c.Roots, time.Now())
+		s.until = until
+		return c, err == nil
+	}
+}
+
 // setVerified notes how the peer's chain was verified, and ends the session after an error.
 func (s *session) setVerified(until time.Time, err error) {
 	p := s.peer

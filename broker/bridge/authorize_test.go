@@ -204,22 +204,44 @@ func renewBeforeExpiry(t *testing.T, life time.Duration) bool {
 	return true
 }
 
-// A handshake that began before the credentials changed makes no session.
+// A handshake that began before the credentials changed makes a session only if they trust the peer.
 func TestHandshakeOfOldCredentials(t *testing.T) {
-	_, a, b := newPair(t)
-	p := a.router.table.Load().peers[0]
-	conn, err := net.Dial("tcp", b.address())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	s, theirs, err := newDialer(p).handshake(conn, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.SetCredentials(newAuthority(t).issue(t, "a.example"))
-	if p.attachSession(s, theirs) {
-		t.Error("a session of an authority that is no longer trusted")
+	for _, c := range []struct {
+		name   string
+		change func(t *testing.T, i *internet, a *node)
+		trusts bool
+	}{
+		{"another CA", func(t *testing.T, _ *internet, a *node) {
+			a.SetCredentials(newAuthority(t).issue(t, "a.example"))
+		}, false},
+		{"a renewed certificate", func(t *testing.T, i *internet, a *node) {
+			a.SetCredentials(i.ca.issue(t, "a.example"))
+		}, true},
+		{"one more CA", func(t *testing.T, i *internet, a *node) {
+			a.SetCredentials(trust(a.credentials.Load(), i.ca, newAuthority(t)))
+		}, true},
+		{"another CA, and back", func(t *testing.T, i *internet, a *node) {
+			a.SetCredentials(newAuthority(t).issue(t, "a.example"))
+			a.SetCredentials(i.ca.issue(t, "a.example"))
+		}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			i, a, b := newPair(t)
+			p := a.router.table.Load().peers[0]
+			conn, err := net.Dial("tcp", b.address())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			s, theirs, err := newDialer(p).handshake(conn, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.change(t, i, a)
+			if trusts := p.attachSession(s, theirs); trusts != c.trusts {
+				t.Errorf("the session is accepted: %v, want %v", trusts, c.trusts)
+			}
+		})
 	}
 }
 

@@ -96,14 +96,21 @@ func (p *peer) checkHello(h *hello) error {
 	return nil
 }
 
-// attachSession makes s a session of the peer. It returns false when the peer is closed, when the credentials or the
-// TUN have changed since the handshake of s began, or when another broker of the peer's cluster has a higher term. As
-// credentials and TUN change before sessions are looked through (under p.mu), no session remains that is not allowed.
+// attachSession makes s a session of the peer. It returns false when the peer is closed, when the credentials have
+// changed since the handshake of s began and do not trust the peer, when the TUN has changed, or when another broker of
+// the peer's cluster has a higher term. As credentials and TUN change before sessions are looked through (under p.mu),
+// no session remains that is not allowed.
 func (p *peer) attachSession(s *session, h *hello) bool {
 	s.raw.SetDeadline(time.Time{})
 	s.raw.startBatching()
+	verified, trusted := s.verifyAgain(s.credentials)
 	p.mu.Lock()
-	if p.closed || !p.allowsSession(s) || p.isSuperseded(h) {
+	for trusted && p.credentials.Load() != verified { // certificates are not verified under the lock
+		p.mu.Unlock()
+		verified, trusted = s.verifyAgain(verified)
+		p.mu.Lock()
+	}
+	if p.closed || !trusted || s.ourFlags != p.featureFlags() || p.isSuperseded(h) {
 		p.mu.Unlock()
 		s.close(nil)
 		return false
@@ -127,12 +134,6 @@ func (p *peer) attachSession(s *session, h *hello) bool {
 	p.wakeup.notify()
 	p.notifyChanged()
 	return true
-}
-
-// allowsSession tells whether the credentials and the TUN allow s. p.mu is held.
-func (p *peer) allowsSession(s *session) bool {
-	c := p.credentials.Load()
-	return c != nil && (c.Unencrypted || s.credentials == c) && s.ourFlags == p.featureFlags()
 }
 
 var errReplaced = errors.New("replaced by a newer connection")
