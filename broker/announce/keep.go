@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"strings"
 	"time"
@@ -124,9 +125,16 @@ func (k *Keeper) budget(link string) *rate.Limiter {
 		if k.budgets == nil {
 			k.budgets = map[string]*rate.Limiter{}
 		}
+		k.forgetIdle()
 		k.budgets[link] = rate.NewLimiter(rate.Every(adoptInterval), adoptBurst)
 	}
 	return k.budgets[link]
+}
+
+// forgetIdle forgets what is as good as not known: so nothing stays of links that are gone.
+func (k *Keeper) forgetIdle() {
+	maps.DeleteFunc(k.budgets, func(_ string, b *rate.Limiter) bool { return b.Tokens() >= adoptBurst })
+	maps.DeleteFunc(k.secrets, func(_ string, a secretAttempt) bool { return time.Since(a.at) >= secretRefresh })
 }
 
 // applySpec applies the fields of the spec. The version makes it fail, and not create or overwrite anything, where the

@@ -173,3 +173,21 @@ func TestKeepIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// Links come and go: nothing is kept of those that are gone.
+func TestKeepForgetsLinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &Keeper{Client: &applyServer{}, Namespace: "kubelink", Log: slog.New(slog.DiscardHandler)}
+		for n := range 500 {
+			l := testLink()
+			l.Name = fmt.Sprint("link", n)
+			if _, err := k.Keep(t.Context(), l, Facts{access: &link.APIInfo{Token: "t", CACert: []byte("CA")}}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+		}
+		if budgets, secrets := len(k.budgets), len(k.secrets); budgets > 20 || secrets > 20 {
+			t.Errorf("of 500 links, one in a minute, %d budgets and %d secrets are kept", budgets, secrets)
+		}
+	})
+}
