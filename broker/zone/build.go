@@ -4,6 +4,7 @@ package zone
 
 import (
 	"cmp"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -39,6 +40,7 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 		b.addZone(&zones[i])
 	}
 	b.nestDomains()
+	b.loseLinks()
 	b.stopUnused()
 	return t
 }
@@ -231,14 +233,11 @@ func (b *builder) attachLink(c *cluster) {
 // that died with the link.
 func (b *builder) pickUpstream(c *cluster) *upstream {
 	t := b.table
-	if u := t.upstreams[c.service]; u != nil {
-		return u
-	}
-	var u *upstream
-	if b.prev != nil && !b.linkCameBack(c) {
+	u := t.upstreams[c.service]
+	if u == nil && b.prev != nil && !b.linkCameBack(c) {
 		u = b.prev.upstreams[c.service]
 	}
-	if u == nil {
+	if u == nil || u.isLost() && c.status.Usable {
 		u = newUpstream(c.service, c.clusterDomain)
 	}
 	t.upstreams[c.service] = u
@@ -248,6 +247,25 @@ func (b *builder) pickUpstream(c *cluster) *upstream {
 func (b *builder) linkCameBack(c *cluster) bool {
 	before := b.prev.nodes[c.name]
 	return before != nil && before.cluster != nil && c.status.Usable && !before.cluster.status.Usable
+}
+
+// loseLinks makes what waits for a DNS service fail where no usable link leads to it any more.
+func (b *builder) loseLinks() {
+	unusable := map[*upstream]*cluster{}
+	for _, n := range b.table.nodes {
+		if c := n.cluster; c != nil && c.upstream != nil && !c.status.Usable {
+			unusable[c.upstream] = c
+		}
+	}
+	for _, n := range b.table.nodes {
+		if c := n.cluster; c != nil && c.status.Usable {
+			delete(unusable, c.upstream)
+		}
+	}
+	for u, c := range unusable {
+		path := Path{Link: c.link, Status: c.status}
+		u.loseLink(errors.New(path.describeProblem()))
+	}
 }
 
 // nestDomains connects a mesh domain that lies in another one with the nearest domain above.

@@ -47,6 +47,8 @@ type upstream struct {
 	failures failureNews
 
 	queries queryGroup
+	lost    chan struct{} // closed when no link leads to the service any more
+	whyLost error         // set before lost is closed
 }
 
 // lastSerial is the serial of the newest upstream.
@@ -60,7 +62,26 @@ func newUpstream(addr netip.AddrPort, clusterDomain string) *upstream {
 	p.GetHealthchecker().SetDomain(clusterDomain)
 	p.GetHealthchecker().SetRecursionDesired(false)
 	p.Start(healthInterval)
-	return &upstream{serial: lastSerial.Add(1), proxy: p}
+	return &upstream{serial: lastSerial.Add(1), proxy: p, lost: make(chan struct{})}
+}
+
+// isLost tells whether loseLink was called.
+func (u *upstream) isLost() bool {
+	select {
+	case <-u.lost:
+		return true
+	default:
+		return false
+	}
+}
+
+// loseLink makes queries fail for good, those that wait for an answer, too. The link that comes back gets another
+// upstream. There must be one caller at a time.
+func (u *upstream) loseLink(why error) {
+	if !u.isLost() {
+		u.whyLost = why
+		close(u.lost)
+	}
 }
 
 // stopChecks ends the health checks. Connections are closed later: see upstream.
@@ -77,9 +98,34 @@ func (u *upstream) exchangeShared(ctx context.Context, state *request.Request) (
 	if err != nil {
 		return nil, err
 	}
-	return u.queries.runOnce(state.Proto()+string(wire), func() (*dns.Msg, error) {
-		return u.exchangeRetried(context.WithoutCancel(ctx), state)
-	})
+	key := state.Proto() + string(wire)
+	result := make(chan exchangeResult, 1)
+	go func() { // nothing ends the library's read but its deadline
+		var r exchangeResult
+		defer func() {
+			r.panicked = recover()
+			result <- r
+		}()
+		r.reply, r.err = u.queries.runOnce(key, func() (*dns.Msg, error) {
+			return u.exchangeRetried(context.WithoutCancel(ctx), state)
+		})
+	}()
+	select {
+	case <-u.lost:
+		return nil, u.whyLost
+	case r := <-result:
+		if r.panicked != nil {
+			panic(r.panicked) // CoreDNS recovers in the goroutine of the query
+		}
+		return r.reply, r.err
+	}
+}
+
+// exchangeResult is what a goroutine of exchangeShared has got.
+type exchangeResult struct {
+	reply    *dns.Msg
+	err      error
+	panicked any
 }
 
 // exchangeRetried sends a query at most maxTries times.

@@ -147,6 +147,45 @@ func TestAskingIsBounded(t *testing.T) {
 	}
 }
 
+// A query that waits for its answer while the link dies fails at once, and says why.
+func TestLinkDiesUnderQuery(t *testing.T) {
+	for _, tcp := range []bool{false, true} {
+		asked := make(chan struct{}, 8)
+		silent := serve(t, dns.HandlerFunc(func(dns.ResponseWriter, *dns.Msg) { asked <- struct{}{} }))
+		remote := zones(silent)[:1]
+		remote[0].Clusters = remote[0].Clusters[2:3] // kubelink2 alone
+		table := New(nil, remote, up, options)
+		type answer struct {
+			m    *dns.Msg
+			took time.Duration
+		}
+		answers := make(chan answer)
+		var died atomic.Int64
+		for range 3 {
+			go func() {
+				m, _ := queryTable(t, table, "x.kubelink2.kubelink.", dns.TypeA, tcp, 1232)
+				answers <- answer{m, time.Duration(time.Now().UnixNano() - died.Load())}
+			}()
+		}
+		<-asked
+		died.Store(time.Now().UnixNano())
+		down := func(string) Status { return Status{State: "Down", Reason: "no answer"} }
+		lost := New(table, remote, down, options)
+		for range 3 {
+			a := <-answers
+			if code, text := ede(a.m); a.m.Rcode != dns.RcodeServerFailure || code != 23 ||
+				!strings.Contains(text, "link kubelink2 is Down: no answer") || a.took > 500*time.Millisecond {
+				t.Errorf("tcp %v: after %v: %v", tcp, a.took, a.m)
+			}
+		}
+		back := New(lost, remote, up, options)
+		if back.upstreams[silent].isLost() {
+			t.Error("the link is back, its DNS service is not")
+		}
+		back.Close()
+	}
+}
+
 // Equal queries share one call, and each caller gets a reply of its own.
 func TestQueryGroupShares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
