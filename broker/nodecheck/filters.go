@@ -147,10 +147,10 @@ func (j *judge) judgeNetwork(n *network, p *pod) (found link.Findings) {
 		})
 	}
 	out := &packet{in: p.device, src: p.address, dst: n.host()}
-	c, r := findDrop(chains, prerouting, prerouting, out)
+	c, r := findDrop(chains, ingress, prerouting, out)
 	out.out = device
 	if c == nil {
-		c, r = findDrop(chains, forward, postrouting, out)
+		c, r = findDrop(chains, forward, egress, out)
 	}
 	if c != nil {
 		add(PacketFilter, "packets of pods to %s are dropped: ", c, r)
@@ -170,13 +170,22 @@ func (j *judge) judgeNetwork(n *network, p *pod) (found link.Findings) {
 		add(SourceNAT, "packets of pods to %s are masqueraded before kubelink sees them, and peers drop them: ", c, r)
 	}
 	in := &packet{in: device, src: n.host(), dst: j.serviceAddress(n)}
-	if c, r = findDrop(chains, prerouting, prerouting, in); c == nil {
+	if c, r = findDrop(chains, ingress, prerouting, in); c == nil {
 		// kube-proxy marks packets to services, and has translated the destination.
 		in.out, in.dst, in.marked, in.dnat = p.device, p.address, true, true
-		c, r = findDrop(chains, forward, postrouting, in)
+		c, r = findDrop(chains, forward, egress, in)
 	}
 	if c != nil {
 		add(PacketFilter, "packets from %s are dropped: ", c, r)
+	}
+	// The broker asks for names itself. The other hooks are those of pods' packets.
+	const names = ", so that names of links cannot be asked for: "
+	if c, r = findDrop(chains, output, output, &packet{out: device, src: n.source, dst: n.host()}); c != nil {
+		add(PacketFilter, "packets of the node to %s are dropped"+names, c, r)
+	}
+	reply := &packet{in: device, src: n.host(), dst: n.source, answer: true}
+	if c, r = findDrop(chains, input, input, reply); c != nil {
+		add(PacketFilter, "answers to the node from %s are dropped"+names, c, r)
 	}
 	return found
 }

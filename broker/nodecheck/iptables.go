@@ -28,6 +28,13 @@ var legacyHooks = []struct {
 }{
 	{"raw", "PREROUTING", prerouting, -300},
 	{"mangle", "PREROUTING", prerouting, -150},
+	{"mangle", "INPUT", input, -150},
+	{"filter", "INPUT", input, 0},
+	{"security", "INPUT", input, 50},
+	{"raw", "OUTPUT", output, -300},
+	{"mangle", "OUTPUT", output, -150},
+	{"filter", "OUTPUT", output, 0},
+	{"security", "OUTPUT", output, 50},
 	{"mangle", "FORWARD", forward, -150},
 	{"filter", "FORWARD", forward, 0},
 	{"security", "FORWARD", forward, 50},
@@ -132,9 +139,9 @@ func iptablesRemedy(command, table, chain string, h hook) func(string) string {
 		in := fmt.Sprintf("%s%s -I %s -i %s -j ACCEPT", command, option, chain, device)
 		out := fmt.Sprintf("%s%s -I %s -o %s -j ACCEPT", command, option, chain, device)
 		switch h {
-		case prerouting:
+		case prerouting, input:
 			return in
-		case postrouting:
+		case output, postrouting:
 			return out
 		}
 		return in + "; " + out
@@ -286,10 +293,10 @@ func matchAddress(value string, of func(*packet) netip.Addr) condition {
 	}
 }
 
-// matchState matches the state of the connection, which is a new one.
+// matchState matches the state of the connection.
 func matchState(states []string) condition {
 	return func(p *packet) answer {
-		if slices.Contains(states, "NEW") {
+		if slices.Contains(states, p.state()) {
 			return yes
 		}
 		if slices.Contains(states, "SNAT") || p.dnat && slices.Contains(states, "DNAT") {

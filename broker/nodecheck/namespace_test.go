@@ -217,12 +217,32 @@ nft add rule inet fw forward ct state vmap '{ established : accept, related : ac
 nft add rule inet fw forward iifname vmap '{ "lo" : accept, "kubelink" : accept }'
 nft add rule inet fw forward oifname '{ "kubelink", "docker0" }' accept
 `},
-		{"a set that may have our networks", gateway + routes + chains("iptables-nft") + `
+		{"a set that has our networks", gateway + routes + chains("iptables-nft") + `
 nft add table inet fw
-nft add set inet fw allowed '{ type ipv4_addr; flags interval; }'
+nft add set inet fw allowed '{ type ipv4_addr; flags interval; elements = { 100.64.0.0/18, 192.168.0.0/24 }; }'
 nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'
 nft add rule inet fw forward ip saddr @allowed accept
 nft add rule inet fw forward ip daddr @allowed accept
+`},
+		{"a set that may have our networks", gateway + routes + chains("iptables-nft") + `
+nft add table inet fw
+nft add set inet fw allowed '{ type ipv4_addr; flags dynamic, timeout; timeout 1h; }'
+nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'
+nft add rule inet fw forward ip saddr @allowed accept
+nft add rule inet fw forward ip daddr @allowed accept
+`},
+		{"the node accepts answers only", gateway + routes + chains("iptables-nft") + `
+iptables-nft -P INPUT DROP
+iptables-nft -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+iptables-legacy -A INPUT -m state --state ESTABLISHED -j ACCEPT
+iptables-legacy -A INPUT -j REJECT
+nft add table inet fw
+nft add chain inet fw input '{ type filter hook input priority 10; policy drop; }'
+nft add rule inet fw input ct state vmap '{ established : accept, related : accept, invalid : drop }'
+nft add chain inet fw output '{ type filter hook output priority 10; policy drop; }'
+nft add rule inet fw output oifname '{ "kubelink", "eth0" }' accept
+nft add table netdev dev
+nft add chain netdev dev in '{ type filter hook ingress device eth0 priority 0; policy drop; }'
 `},
 	} {
 		t.Run(c.name, func(t *testing.T) {

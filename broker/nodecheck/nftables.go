@@ -18,12 +18,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nftHooks are the hooks that a forwarded packet passes, by the number of the kernel.
-var nftHooks = map[nftables.ChainHook]hook{
-	*nftables.ChainHookPrerouting:  prerouting,
-	*nftables.ChainHookForward:     forward,
-	*nftables.ChainHookPostrouting: postrouting,
-}
+// Hooks by the number of the kernel (linux/netfilter.h). Tables of devices have numbers of their own.
+var (
+	nftHooks = map[nftables.ChainHook]hook{
+		*nftables.ChainHookPrerouting:  prerouting,
+		*nftables.ChainHookInput:       input,
+		*nftables.ChainHookForward:     forward,
+		*nftables.ChainHookOutput:      output,
+		*nftables.ChainHookPostrouting: postrouting,
+		5:                              ingress, // NF_INET_INGRESS
+	}
+	nftDeviceHooks = map[nftables.ChainHook]hook{
+		*nftables.ChainHookIngress: ingress,
+		*nftables.ChainHookEgress:  egress,
+	}
+)
 
 // nftGeneration is a number that changes with each change of the rules.
 func nftGeneration() (uint32, error) {
@@ -51,13 +60,21 @@ type nftReader struct {
 	family int
 	device func(name string) (index uint32)
 	sets   map[string][]*nftables.Set // by family and table
+	values map[string]setValues       // of sets, by family, table and name
 	err    error                      // the first one: what is missing may accept or drop
+}
+
+// setValues are the elements of a set.
+type setValues struct {
+	elements []nftables.SetElement
+	known    bool // else it may contain anything
 }
 
 // readNFTables returns the base chains of nftables that packets of one family pass. fault returns an error of reading
 // rules later.
 func readNFTables(family int, device func(string) uint32) (chains []baseChain, fault func() error, err error) {
-	r := &nftReader{family: family, device: device, sets: map[string][]*nftables.Set{}}
+	r := &nftReader{family: family, device: device, sets: map[string][]*nftables.Set{},
+		values: map[string]setValues{}}
 	if r.conn, err = nftables.New(); err != nil {
 		return nil, nil, fmt.Errorf("nftables: %w", err)
 	}
@@ -69,17 +86,73 @@ func readNFTables(family int, device func(string) uint32) (chains []baseChain, f
 	if err != nil {
 		return nil, nil, fmt.Errorf("list the chains of nftables: %w", err)
 	}
+	devices, err := nftDevices()
+	if err != nil {
+		return nil, nil, err
+	}
 	for _, c := range all {
-		if c.Hooknum == nil || c.Table.Family != own && c.Table.Family != nftables.TableFamilyINet {
+		hooks := nftHooks
+		switch {
+		case c.Hooknum == nil:
+			continue
+		case c.Table.Family == nftables.TableFamilyNetdev:
+			hooks = nftDeviceHooks
+		case c.Table.Family != own && c.Table.Family != nftables.TableFamilyINet:
 			continue
 		}
-		h, ok := nftHooks[*c.Hooknum]
+		h, ok := hooks[*c.Hooknum]
 		if !ok || c.Type == nftables.ChainTypeNAT && h != postrouting {
 			continue
 		}
-		chains = append(chains, r.newBase(c, h))
+		b := r.newBase(c, h)
+		b.devices = devices[nftName(c.Table, c.Name)]
+		chains = append(chains, b)
 	}
 	return chains, func() error { return r.err }, nil
+}
+
+// nftDevices returns the devices of chains that have some, by the names of the chains: the library does not tell them.
+func nftDevices() (map[string][]string, error) {
+	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP)
+	request.AddRawData([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0})
+	replies, err := request.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return nil, fmt.Errorf("devices of the chains of nftables: %w", err)
+	}
+	devices := map[string][]string{}
+	for _, reply := range replies {
+		if len(reply) < 4 {
+			continue
+		}
+		chain := nftAttributes(reply[4:])
+		family, name := nftables.TableFamily(reply[0]), cString(chain[unix.NFTA_CHAIN_TABLE])
+		key := nftName(&nftables.Table{Family: family, Name: name}, cString(chain[unix.NFTA_CHAIN_NAME]))
+		hook := nftAttributes(chain[unix.NFTA_CHAIN_HOOK])
+		if name := hook[unix.NFTA_HOOK_DEV]; name != nil {
+			devices[key] = append(devices[key], cString(name))
+		}
+		list, _ := nl.ParseRouteAttr(hook[nftaHookDevs])
+		for _, name := range list {
+			devices[key] = append(devices[key], cString(name.Value))
+		}
+	}
+	return devices, nil
+}
+
+// cString is a text of the kernel, without what ends it.
+func cString(text []byte) string { return string(bytes.TrimRight(text, "\x00")) }
+
+// nftaHookDevs is NFTA_HOOK_DEVS of linux/netfilter/nf_tables.h: the devices of a chain that has several.
+const nftaHookDevs = 4
+
+// nftAttributes returns attributes by type; none of a text that is none.
+func nftAttributes(text []byte) map[uint16][]byte {
+	list, _ := nl.ParseRouteAttr(text)
+	attributes := map[uint16][]byte{}
+	for _, a := range list {
+		attributes[a.Attr.Type&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER)] = a.Value
+	}
+	return attributes
 }
 
 func (r *nftReader) newBase(c *nftables.Chain, h hook) baseChain {
@@ -109,7 +182,7 @@ func (r *nftReader) newBase(c *nftables.Chain, h hook) baseChain {
 	b.remedy = func(device string) string {
 		var commands []string
 		for _, key := range []string{"iifname", "oifname"} {
-			if h == prerouting && key == "oifname" || h == postrouting && key == "iifname" {
+			if h <= input && key == "oifname" || (h == output || h >= postrouting) && key == "iifname" {
 				continue
 			}
 			commands = append(commands, fmt.Sprintf("nft insert rule %s %s %s accept", name, key, device))
@@ -136,7 +209,7 @@ func iptablesCommand(c *nftables.Chain) (string, bool) {
 // nftName is a chain as nft names it.
 func nftName(t *nftables.Table, chain string) string {
 	family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6",
-		nftables.TableFamilyINet: "inet"}[t.Family]
+		nftables.TableFamilyINet: "inet", nftables.TableFamilyNetdev: "netdev"}[t.Family]
 	return fmt.Sprintf("%s %s %s", family, t.Name, chain)
 }
 
@@ -204,21 +277,20 @@ func (d *nftRule) addExpression(e expr.Any) {
 	case *expr.Counter, *expr.Log, *expr.Notrack, *expr.SecMark, *expr.CtHelper, *expr.CtTimeout, *expr.FlowOffload:
 	case *expr.Queue, *expr.Redir, *expr.SynProxy:
 		d.action = unclear
-	default: // limits, ranges, hashes and all that is new
+	default: // limits, hashes and all that is new; it may have changed a register
+		clear(d.registers)
 		d.addCondition(constantAnswer(maybe))
 	}
 }
 
 func (d *nftRule) addCondition(c condition) { d.conditions = append(d.conditions, c) }
 
-// useRegister takes the content of a register. It is used once: an expression that is not known may have replaced it.
+// useRegister is the content of a register.
 func (d *nftRule) useRegister(register uint32) field {
-	f := d.registers[register]
-	delete(d.registers, register)
-	if f == nil {
-		return func(*packet) []byte { return nil }
+	if f := d.registers[register]; f != nil {
+		return f
 	}
-	return f
+	return func(*packet) []byte { return nil }
 }
 
 func (d *nftRule) addMeta(e *expr.Meta) {
@@ -271,7 +343,7 @@ func deviceBytes(name string) []byte {
 	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
 }
 
-// addPayload reads addresses and the protocol of the network header.
+// addPayload reads addresses and the protocol of the network header, and the flags of TCP.
 func (d *nftRule) addPayload(e *expr.Payload) {
 	if e.OperationType != expr.PayloadLoad {
 		return
@@ -288,6 +360,8 @@ func (d *nftRule) addPayload(e *expr.Payload) {
 	}
 	d.registers[e.DestRegister] = func(p *packet) []byte {
 		switch {
+		case e.Base == expr.PayloadBaseTransportHeader && e.Offset == 13 && e.Len == 1:
+			return []byte{p.tcpFlags()}
 		case e.Base != expr.PayloadBaseNetworkHeader:
 		case e.Offset == source:
 			return cut(p.src)
@@ -307,6 +381,9 @@ func (d *nftRule) addConntrack(e *expr.Ct) {
 	d.registers[e.Register] = func(p *packet) []byte {
 		switch {
 		case e.Key == expr.CtKeySTATE:
+			if p.answer {
+				return binary.NativeEndian.AppendUint32(nil, expr.CtStateBitESTABLISHED)
+			}
 			return binary.NativeEndian.AppendUint32(nil, expr.CtStateBitNEW)
 		case e.Key == expr.CtKeySTATUS && !p.dnat:
 			return make([]byte, 4)
@@ -356,7 +433,7 @@ func (d *nftRule) addComparison(e *expr.Cmp) {
 	})
 }
 
-// addLookup looks into the sets that stand in a rule. Sets with names, which can be large, may contain anything.
+// addLookup looks into a set.
 func (d *nftRule) addLookup(e *expr.Lookup) {
 	f := d.useRegister(e.SourceRegister)
 	elements, ok := d.reader.readSet(d.table, e.SetName)
@@ -374,10 +451,10 @@ func (d *nftRule) addLookup(e *expr.Lookup) {
 	if isMap && e.DestRegister == unix.NFT_REG_VERDICT {
 		d.choose = func(p *packet) (action, string, answer) {
 			element, found := find(p)
-			if found != yes || element.VerdictData == nil {
+			if found != yes {
 				return unclear, "", found
 			}
-			a, chain := verdictAction(element.VerdictData)
+			a, chain := verdictAction(mapVerdict(element))
 			return a, chain, yes
 		}
 		return
@@ -413,24 +490,42 @@ func findElement(elements []nftables.SetElement, value []byte) (*nftables.SetEle
 	return nil, no
 }
 
-// readSet reads the elements of a set that belongs to one rule.
+// mapVerdict is the verdict that an element of a verdict map stands for. The library leaves it as attributes.
+func mapVerdict(e *nftables.SetElement) *expr.Verdict {
+	if e.VerdictData != nil {
+		return e.VerdictData
+	}
+	attributes := nftAttributes(e.Val)
+	code := attributes[unix.NFTA_VERDICT_CODE]
+	if len(code) != 4 {
+		return &expr.Verdict{Kind: expr.VerdictQueue} // it may be anything
+	}
+	return &expr.Verdict{Kind: expr.VerdictKind(int32(binary.BigEndian.Uint32(code))),
+		Chain: cString(attributes[unix.NFTA_VERDICT_CHAIN])}
+}
+
+// maxSetElements bounds the sets that packets are compared with.
+const maxSetElements = 4096
+
+// readSet reads the elements of a set. One that packets or time change, or that is large, may contain anything.
 func (r *nftReader) readSet(t *nftables.Table, name string) ([]nftables.SetElement, bool) {
-	if !strings.HasPrefix(name, "__") {
-		return nil, false
+	key := nftName(t, name)
+	if v, ok := r.values[key]; ok {
+		return v.elements, v.known
 	}
-	key := nftName(t, "")
-	sets, ok := r.sets[key]
-	if !ok {
-		sets, _ = r.conn.GetSets(t)
-		r.sets[key] = sets
+	var v setValues
+	table := nftName(t, "")
+	if _, ok := r.sets[table]; !ok {
+		r.sets[table], _ = r.conn.GetSets(t)
 	}
-	for _, s := range sets {
-		if s.Name == name && !s.Concatenation {
+	for _, s := range r.sets[table] {
+		if s.Name == name && !s.Concatenation && !s.Dynamic && !s.HasTimeout {
 			elements, err := r.conn.GetSetElements(s)
-			return elements, err == nil
+			v = setValues{elements, err == nil && len(elements) <= maxSetElements}
 		}
 	}
-	return nil, false
+	r.values[key] = v
+	return v.elements, v.known
 }
 
 // matchExtension matches by an extension of iptables.
@@ -439,12 +534,12 @@ func (d *nftRule) matchExtension(e *expr.Match) condition {
 	case *xt.Comment:
 		return constantAnswer(yes)
 	case *xt.ConntrackMtinfo3:
-		// XT_CONNTRACK_STATE alone: bit 3 of the state mask is NEW (linux/netfilter/xt_conntrack.h).
+		// XT_CONNTRACK_STATE alone, with the bits of linux/netfilter/xt_conntrack.h.
 		if info.MatchFlags != 1 {
 			return constantAnswer(maybe)
 		}
 		var states []string
-		for bit, name := range map[uint16]string{8: "NEW", 64: "SNAT", 128: "DNAT"} {
+		for bit, name := range map[uint16]string{2: "ESTABLISHED", 8: "NEW", 64: "SNAT", 128: "DNAT"} {
 			if info.StateMask&bit != 0 {
 				states = append(states, name)
 			}

@@ -311,10 +311,18 @@ func (l *look) addRoute(n *network, to netip.Addr, whose string, err error, matc
 	case specific || match.Table == unix.RT_TABLE_LOCAL:
 		l.addFinding(n.link, ForeignRoute, text, fmt.Sprintf("remove the route (ip route del %s), "+
 			"or take %s out of the networks of the link", l.routeText(match), n.prefix))
+	case isRefused(err) && match.Dst == nil:
+		l.addFinding(n.link, ForeignRoute, text+" (a rule refuses them)", "remove the rule of type prohibit, unreachable or "+
+			"blackhole (see ip rule), or set route-table (such as 107) and a rule-priority below that of the rule")
 	default:
 		l.addFinding(n.link, RouteMissing, text,
 			"kubelink sets its route again; if this stays, "+lookFor)
 	}
+}
+
+// isRefused tells whether a rule or a route without device refuses packets: prohibit, unreachable, blackhole.
+func isRefused(err error) bool {
+	return errors.Is(err, unix.EACCES) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL)
 }
 
 // checkIn asks for the way of a packet from a network to a pod.

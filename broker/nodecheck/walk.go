@@ -35,6 +35,23 @@ type packet struct {
 	src, dst netip.Addr
 	marked   bool // a rule may have changed the mark of the packet, which was 0
 	dnat     bool // a rule may have translated the destination
+	answer   bool // it is the answer to the one that opens the connection
+}
+
+// state is the state of its connection.
+func (p *packet) state() string {
+	if p.answer {
+		return "ESTABLISHED"
+	}
+	return "NEW"
+}
+
+// tcpFlags are SYN, and ACK of an answer (RFC 9293, section 3.1).
+func (p *packet) tcpFlags() byte {
+	if p.answer {
+		return 0x12
+	}
+	return 0x02
 }
 
 // condition is a part of a rule.
@@ -77,20 +94,25 @@ func (r *rule) matches(p *packet) answer {
 	return a
 }
 
-// Hooks that a forwarded packet passes, in this order.
+// Hooks. A forwarded packet passes all but input and output, in this order.
 type hook int
 
 const (
-	prerouting hook = iota
+	ingress hook = iota // of a device
+	prerouting
+	input  // to the node itself
+	output // from the node itself
 	forward
 	postrouting
+	egress // of a device
 )
 
 // baseChain is a chain that the kernel calls.
 type baseChain struct {
 	hook     hook
 	priority int
-	nat      bool // only the first packet of a connection comes here
+	nat      bool     // only the first packet of a connection comes here
+	devices  []string // of ingress and egress
 	name     string
 	policy   action // accept or drop
 	text     string // for messages
@@ -215,12 +237,23 @@ func sortChains(chains []baseChain) {
 	})
 }
 
+// concerns tells whether the chain sees packets of the devices of this one.
+func (c *baseChain) concerns(p *packet) bool {
+	switch c.hook {
+	case ingress:
+		return slices.Contains(c.devices, p.in)
+	case egress:
+		return slices.Contains(c.devices, p.out)
+	}
+	return true
+}
+
 // findDrop walks through all base chains of some hooks that do not translate. It returns the chain in which the packet
 // is certainly dropped, and the rule; nil: there is none.
 func findDrop(chains []baseChain, from, through hook, p *packet) (*baseChain, *rule) {
 	for i := range chains {
 		c := &chains[i]
-		if c.nat || c.hook < from || c.hook > through {
+		if c.nat || c.hook < from || c.hook > through || !c.concerns(p) {
 			continue
 		}
 		if o := c.walkBase(p); o.drops && !o.passes {
