@@ -76,7 +76,7 @@ func (r *Receiver) ReceiveAll(
 			continue // not served, behind a gateway, or not connected yet
 		}
 		last := r.last[name]
-		got, facts := &receivedAnnouncement{announced: a}, Facts{}
+		got, facts := &receivedAnnouncement{}, Facts{} // it knows nothing of a: the policy may change
 		if !policy.IgnoreFacts {
 			got, facts = receiveAnnouncement(last, s, &links[i].Spec, a, policy.Unencrypted)
 		}

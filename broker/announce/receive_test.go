@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"log/slog"
 	"math/big"
 	"net/netip"
 	"reflect"
@@ -141,6 +142,20 @@ func TestReceiveAnnouncement(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What was ignored is taken over as soon as the policy wants it, although the peer announces nothing new.
+func TestReceiveAfterIgnoring(t *testing.T) {
+	announced := &link.Announcement{API: &link.APIInfo{Token: "t", CACert: testCA(t)}}
+	objects, r := mesh.Objects{Links: []v1alpha1.KubeLink{*testLink()}}, &Receiver{}
+	for _, ignore := range []bool{false, true, false} {
+		policy := &Policy{Local: &mesh.Local{}, IgnoreFacts: ignore}
+		got := r.ReceiveAll(objects, &mesh.State{}, []link.Status{{Link: "b", Announced: announced}}, policy,
+			slog.New(slog.DiscardHandler))["b"]
+		if (got.Facts.access == nil) != ignore || got.Note != "" {
+			t.Errorf("with IgnoreFacts %v: %+v", ignore, got)
+		}
 	}
 }
 
