@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/coredns/caddy"
@@ -69,10 +70,16 @@ func (p *parser) parseProperty() error {
 	values := p.c.RemainingArgs()
 	given := strings.Join(values, " ")
 	switch {
+	case len(values) < prop.minValues && prop.list != "":
+		return p.errorAt(key, "%s has no value: give a list such as %s, without blanks", key, prop.list)
 	case len(values) < prop.minValues:
 		return p.errorAt(key, "%s has no value", key)
+	case slices.Contains(values, ""):
+		return p.errorAt(key, "%s has an empty value: if it is a variable such as {$NODE_IP}, set it in the environment", key)
 	case len(values) > prop.maxValues && prop.maxValues == 0:
 		return p.errorAt(key, "%s takes no value, but %q is given: its presence switches it on", key, given)
+	case len(values) > prop.maxValues && prop.list != "":
+		return p.errorAt(key, "%s takes one list without blanks, such as %s, but %q are given", key, prop.list, given)
 	case len(values) > prop.maxValues:
 		allowed := map[int]string{1: "one value", 2: "two values at most"}[prop.maxValues]
 		return p.errorAt(key, "%s takes %s, but %q are given", key, allowed, given)

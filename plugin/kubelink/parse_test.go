@@ -182,7 +182,10 @@ func TestRefused(t *testing.T) {
 			`:2 - Error during parsing: keep-network takes no value, but "yes" is given: its presence switches it on`},
 		{"auto-connect yes", `:2 - Error during parsing: auto-connect yes: "yes": not a network, such as 100.64.0.0/20; ` +
 			"use a list of networks separated by commas"},
-		{"auto-connect 10.0.0.0/8, 10.0.0.0/8", `auto-connect takes one value`},
+		{"auto-connect 10.0.0.0/8, 10.0.0.0/8", `auto-connect takes one list without blanks, such as 100.64.0.0/16,`},
+		{"global-namespaces a b", `global-namespaces takes one list without blanks, such as default,prod, but "a b" are given`},
+		{"local-ports", `local-ports has no value: give a list such as udp/53,tcp/53, without blanks`},
+		{`node-ip ""`, `node-ip has an empty value: if it is a variable such as {$NODE_IP}, set it in the environment`},
 		{"auto-connect 10.0.0.1/8", `"10.0.0.1/8": an address, not a network: did you mean 10.0.0.0/8?`},
 		{"auto-connect 0.0.0.0/0", `"0.0.0.0/0": all addresses there are`},
 		{"accept-announced maybe", `accept-announced maybe: not one of on, off`},
@@ -283,7 +286,7 @@ func TestRefused(t *testing.T) {
 		{"dns-propagation dns\ncoredns-configure\nservice-cidr 100.64.0.0/30",
 			`:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
 		// Later.
-		{"mode wireguard", `mode wireguard is not in this version: use bridge`},
+		{"mode wireguard", `mode wireguard: it is not in this version: use bridge`},
 		{"dns-propagation all", `dns-propagation all: not one of none, dns, kubernetes`},
 		{"ipip shared", `ipip shared: IPIP tunnels are not in this version`},
 		{"meshdns-service-ip everywhere", `meshdns-service-ip everywhere: not an IP address`},

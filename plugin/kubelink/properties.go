@@ -26,11 +26,20 @@ import (
 type property struct {
 	minValues, maxValues int
 	set                  func(p *parser, values []string) error // the error says what is wrong with the values
+	list                 string                                 // an example of a value that is a list; empty: it is none
 }
 
 // oneValue is a property with one value.
 func oneValue(set func(p *parser, value string) error) property {
-	return property{1, 1, func(p *parser, values []string) error { return set(p, values[0]) }}
+	return property{minValues: 1, maxValues: 1,
+		set: func(p *parser, values []string) error { return set(p, values[0]) }}
+}
+
+// oneList is a property with one value, a list.
+func oneList(example string, set func(p *parser, value string) error) property {
+	prop := oneValue(set)
+	prop.list = example
+	return prop
 }
 
 // fileValue is a property with one value, a file that must exist.
@@ -43,19 +52,19 @@ func fileValue(field func(cfg *broker.Config) *string) property {
 
 // noValue is a property that switches something by its presence.
 func noValue(set func(cfg *broker.Config)) property {
-	return property{0, 0, func(p *parser, _ []string) error { set(&p.config); return nil }}
+	return property{set: func(p *parser, _ []string) error { set(&p.config); return nil }}
 }
 
 // noEffect is a property of the legacy broker that has lost its meaning.
 func noEffect(prop, why string) property {
-	return property{0, 1, func(p *parser, _ []string) error {
+	return property{maxValues: 1, set: func(p *parser, _ []string) error {
 		log.Warningf("%s:%d: %s has no effect and can be removed: %s", p.c.File(), p.c.Line(), prop, why)
 		return nil
 	}}
 }
 
 var properties = map[string]property{
-	"kubeconfig": {1, 2, func(p *parser, v []string) (err error) {
+	"kubeconfig": {minValues: 1, maxValues: 2, set: func(p *parser, v []string) (err error) {
 		if len(v) == 2 {
 			p.config.Context = v[1]
 		}
@@ -88,7 +97,7 @@ var properties = map[string]property{
 
 	"mode": oneValue(func(p *parser, v string) error {
 		if v == "wireguard" {
-			return errors.New("mode wireguard is not in this version: use bridge")
+			return errors.New("it is not in this version: use bridge")
 		}
 		return setChoice(&p.config.Mode, v, mesh.Bridge, mesh.None)
 	}),
@@ -96,13 +105,13 @@ var properties = map[string]property{
 	"advertised-port": oneValue(func(p *parser, v string) error { return setPort(&p.config.AdvertisedPort, v) }),
 	"service":         oneValue(func(p *parser, v string) error { return setLabel(&p.config.Service, v) }),
 	"ifce-name":       oneValue(setInterface),
-	"served-links":    oneValue(setServedLinks),
+	"served-links":    oneList("kubelink2,kubelink3", setServedLinks),
 	"offload":         oneValue(func(p *parser, v string) error { return setOff(&p.config.NoOffload, v) }),
 	"streams": oneValue(func(p *parser, v string) error {
 		return setNumber(&p.config.Streams, v, 1, bridge.MaxStreams)
 	}),
-	"local-ports":  oneValue(setLocalPorts),
-	"auto-connect": {0, 1, setAutoConnect},
+	"local-ports":  oneList("udp/53,tcp/53", setLocalPorts),
+	"auto-connect": {maxValues: 1, set: setAutoConnect, list: "100.64.0.0/16,100.65.0.0/16"},
 
 	"secret":     oneValue(func(p *parser, v string) error { return setObjectName(&p.config.Secret, v) }),
 	"certfile":   fileValue(func(cfg *broker.Config) *string { return &cfg.CertFile }),
@@ -149,7 +158,7 @@ var properties = map[string]property{
 	"serve-stale": oneValue(func(p *parser, v string) error {
 		return setDuration(&p.config.ServeStale, v, time.Second, 72*time.Hour)
 	}),
-	"global-namespaces": oneValue(setGlobalNamespaces),
+	"global-namespaces": oneList("default,prod", setGlobalNamespaces),
 	"state-names":       oneValue(func(p *parser, v string) error { return setOff(&p.config.NoStateNames, v) }),
 	"state-dir": oneValue(func(p *parser, v string) error {
 		p.config.StateDir = p.resolvePath(v)
