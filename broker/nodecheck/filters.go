@@ -3,6 +3,7 @@ package nodecheck
 // What rules do to packets between pods and links: both back ends of iptables, and native nftables.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,9 +142,9 @@ func isGeneral(f link.Finding, verdicts []link.Findings) bool {
 func (j *judge) judgeNetwork(n *network, p *pod) (found link.Findings) {
 	device, chains := j.target.Device, j.chains
 	add := func(reason string, format string, c *baseChain, r *rule) {
-		remedy := c.remedy(device)
 		found = append(found, link.Finding{
-			Link: n.link, Reason: reason, Text: format + escapeFormat(r.text), Remedy: remedy + " (or remove that rule)",
+			Link: n.link, Reason: reason, Text: format + escapeFormat(r.text),
+			Remedy: fmt.Sprintf("%s (or %s)", c.remedy(device), cmp.Or(r.undo, "remove that rule")),
 		})
 	}
 	out := &packet{in: p.device, src: p.address, dst: n.host()}

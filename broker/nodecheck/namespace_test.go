@@ -268,16 +268,17 @@ func TestFindings(t *testing.T) {
 	}{
 		{"policy DROP in the other back end", healthy + "iptables-legacy -P FORWARD DROP", "", PacketFilter,
 			[]string{"iptables-legacy, table filter: chain FORWARD has the policy DROP",
-				"iptables-legacy -I FORWARD -o kubelink -j ACCEPT"},
+				"iptables-legacy -I FORWARD -o kubelink -j ACCEPT (or set the policy to ACCEPT)"},
 			"iptables-legacy -I FORWARD -i kubelink -j ACCEPT; iptables-legacy -I FORWARD -o kubelink -j ACCEPT"},
 		{"REJECT in the other back end", healthy + `
 iptables-legacy -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 iptables-legacy -A FORWARD -p icmp -j ACCEPT
 iptables-legacy -A FORWARD -j REJECT --reject-with icmp-host-prohibited`, "", PacketFilter,
-			[]string{`rule "-A FORWARD -j REJECT`, "iptables-legacy -I FORWARD"},
+			[]string{`rule "-A FORWARD -j REJECT`, "iptables-legacy -I FORWARD", "(or remove that rule)"},
 			"iptables-legacy -D FORWARD -j REJECT --reject-with icmp-host-prohibited"},
 		{"REJECT before our hook", healthy + "iptables-nft -I FORWARD -j REJECT", "", PacketFilter,
-			[]string{"nftables: chain ip filter FORWARD, rule with handle", "iptables-nft -I FORWARD -i kubelink -j ACCEPT"},
+			[]string{"nftables: chain ip filter FORWARD, rule with handle", "iptables-nft -I FORWARD -i kubelink -j ACCEPT",
+				"(or remove that rule, which nft -a list chain ip filter FORWARD shows)"},
 			"iptables-nft -D FORWARD -j REJECT"},
 		{"our hook is missing, policy DROP", healthy + "iptables-nft -P FORWARD DROP\n" +
 			"iptables-nft -D FORWARD -m comment --comment kubelink -j KL-FORWARD", "", PacketFilter,

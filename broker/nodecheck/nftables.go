@@ -230,6 +230,7 @@ func (r *nftReader) readChain(t *nftables.Table, chain string) []rule {
 		}
 		rules[i] = d.rule
 		rules[i].text = fmt.Sprintf("nftables: chain %s, rule with handle %d", nftName(t, chain), f.Handle)
+		rules[i].undo = fmt.Sprintf("remove that rule, which nft -a list chain %s shows", nftName(t, chain))
 	}
 	return rules
 }

@@ -79,6 +79,7 @@ type rule struct {
 	marks      bool       // changes the mark, or may
 	source     netip.Addr // of translate: the new source; not valid: that of the device (masquerade), or not known
 	text       string     // for messages: where the rule stands, and how it reads
+	undo       string     // for messages: what helps besides accepting packets before it; empty: to remove the rule
 	// choose decides by the packet what the rule does, instead of action and chain, and whether it does anything.
 	choose func(*packet) (action, string, answer)
 }
@@ -222,7 +223,8 @@ func (c *baseChain) walkBase(p *packet) outcome {
 	if o.ends && c.policy == drop {
 		o.drops = true
 		if o.culprit == nil {
-			o.culprit = &rule{action: drop, text: c.text + " has the policy DROP, and no rule that accepts them"}
+			o.culprit = &rule{action: drop, text: c.text + " has the policy DROP, and no rule that accepts them",
+				undo: "set the policy to ACCEPT"}
 		}
 	} else if o.ends {
 		o.passes = true
