@@ -27,6 +27,9 @@ type authorization struct {
 // verifyRefusal describes why the certificate of remote is not trusted. The error of crypto/x509 for an expired
 // certificate includes the current time, but a reason has to be the same each time.
 func verifyRefusal(leaf *x509.Certificate, remote string, err error) error {
+	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
+		return newRefusal(RefusedCertificate, "certificate of %s: %w: both clusters need the same CA (ca.crt)", remote, err)
+	}
 	if !link.IsExpired(err) {
 		return newRefusal(RefusedCertificate, "certificate of %s: %w", remote, err)
 	}

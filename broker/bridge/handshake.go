@@ -61,7 +61,8 @@ func dialTLS(ctx context.Context, c *link.Credentials, conn *batchConn, host, re
 	config := tlsConfig(c, remote, &auth, func(leaf *x509.Certificate) error {
 		if !link.CertCovers(leaf, host) {
 			names := quoteNames(link.CertNames(leaf))
-			return newRefusal(RefusedName, "certificate of %s names %s, not %s", remote, names, host)
+			return newRefusal(RefusedName, "certificate of %s names %s, not %s: "+
+				"give the peer a certificate of that name, or put one of its names into spec.endpoint", remote, names, host)
 		}
 		return nil
 	})

@@ -29,6 +29,7 @@ func TestWrongAuthority(t *testing.T) {
 	b.set(newLink("a", 2, 1, "a.example"))
 	c.set(newLink("a", 3, 1, "a.example"))
 	a.awaitReason("b", "connect b.example:80: certificate of b.example:80: x509: certificate signed by unknown authority")
+	a.awaitReason("b", ": both clusters need the same CA (ca.crt)")
 	b.awaitReason("a", "x509: certificate signed by unknown authority")
 	a.await("counter", func() bool { return a.Stats().Refused[RefusedCertificate] > 2 })
 	a.awaitState("c", link.Up)
@@ -42,7 +43,8 @@ func TestWrongName(t *testing.T) {
 	b := i.start("b.example", i.ca.issue(t, "x.example", "10.0.0.1"))
 	a.set(newLink("b", 1, 2, "b.example"))
 	b.set(newLink("a", 2, 1, "a.example"))
-	a.awaitReason("b", "certificate of b.example:80 names [x.example 10.0.0.1], not b.example")
+	a.awaitReason("b", "certificate of b.example:80 names [x.example 10.0.0.1], not b.example: "+
+		"give the peer a certificate of that name, or put one of its names into spec.endpoint")
 	b.awaitReason("a", "connect a.example:80: refused by peer: tls: bad certificate")
 	if s := a.Stats(); s.Refused[RefusedName] == 0 {
 		t.Errorf("refused %v", s.Refused)
