@@ -75,6 +75,7 @@ func runDemo() int {
 		printIndented(fmt.Sprintf("# kubectl in %s\n%s get kubelinks -o wide", b.Name, b.KubectlCommand()))
 	}
 	printIndented("# a shell in the pod client of kubelink1\n" + client.Enter("bash"))
+	printIndented("# a shell on the gateway node of kubelink1\n" + client.Node.Enter("bash"))
 	<-ctx.Done()
 	printStep("cleaning up")
 	return 0
