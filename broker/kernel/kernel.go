@@ -49,10 +49,10 @@ type Kernel struct {
 
 // knownChains is what Set knows of our chains of a family.
 type knownChains struct {
-	clean     bool            // there are none, as Set has seen
-	made      map[string]bool // the ones that are there, as Set has seen or made them, by name
-	lookAgain time.Time       // not before, if the family is not in use: a look has failed
-	counted   *uint64         // the packets that the guard's chain had counted when Set saw it; nil: not yet
+	clean     bool              // there are none, as Set has seen
+	made      map[string]bool   // the ones that are there, as Set has seen or made them, by name
+	lookAgain time.Time         // not before, if the family is not in use: a look has failed
+	counted   map[string]uint64 // the packets that a chain had refused when Set saw it, by name
 }
 
 // system is the kernel as Set needs it; linux is the real one.
@@ -94,7 +94,7 @@ func New(config Config) (*Kernel, error) {
 func newKernel(config Config, s system) *Kernel {
 	k := &Kernel{config: config, system: s, commandTime: commandTime, chains: map[int]*knownChains{}}
 	for _, f := range families {
-		k.chains[f] = &knownChains{made: map[string]bool{}}
+		k.chains[f] = &knownChains{made: map[string]bool{}, counted: map[string]uint64{}}
 	}
 	return k
 }
@@ -118,13 +118,13 @@ func (k *Kernel) Set(s State) error {
 	// the chains come before the first packet can leave, and go when none leaves any more.
 	for _, f := range families {
 		if s.usesFamily(f) {
-			k.setChains(ctx, s, f, found.ipvs, failed)
+			k.setChains(ctx, wantedChains(k.config.Device, s, f, found.ipvs), f, failed)
 		}
 	}
 	k.setNetwork(s, found, failed)
 	for _, f := range families {
 		if !s.usesFamily(f) {
-			k.removeChains(ctx, s, f, failed)
+			k.removeChains(ctx, wantedChains(k.config.Device, s, f, false), f, failed)
 		}
 	}
 	k.mu.Lock()
@@ -220,11 +220,11 @@ func (k *Kernel) makeChanges(p *plan, failed *failures) {
 }
 
 // setChains sets the chains of a family.
-func (k *Kernel) setChains(ctx context.Context, s State, family int, ipvs bool, failed *failures) {
+func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, failed *failures) {
 	k.chains[family].clean = false
 	found := k.readTables(ctx, family, true)
-	k.countRefused(family, found[mangleTable])
-	for _, c := range wantedChains(k.config.Device, s, family, ipvs) {
+	for _, c := range chains {
+		k.countRefused(family, c, found[c.table])
 		err := k.setChain(ctx, c, family, found[c.table], true)
 		if err == nil {
 			continue
@@ -247,7 +247,7 @@ const (
 
 // removeChains removes the chains of a family that is not in use. It looks for what a killed broker left, until it has
 // seen that there is nothing. If it cannot look, that is an error only where there is something, as far as it knows.
-func (k *Kernel) removeChains(ctx context.Context, s State, family int, failed *failures) {
+func (k *Kernel) removeChains(ctx context.Context, chains []chain, family int, failed *failures) {
 	known := k.chains[family]
 	if known.clean || len(known.made) == 0 && time.Now().Before(known.lookAgain) {
 		return
@@ -259,7 +259,7 @@ func (k *Kernel) removeChains(ctx context.Context, s State, family int, failed *
 	}
 	known.clean = true
 	found := k.readTables(ctx, family, len(known.made) > 0)
-	for _, c := range wantedChains(k.config.Device, s, family, false) {
+	for _, c := range chains {
 		err := k.setChain(ctx, c, family, found[c.table], false)
 		if err == nil {
 			continue
@@ -300,10 +300,10 @@ func (k *Kernel) readTables(ctx context.Context, family int, each bool) ruleset 
 	return all
 }
 
-// countRefused adds what the guard's chain has counted since the last look.
-func (k *Kernel) countRefused(family int, t *ruleTable) {
-	rules, exists := t.find(guardName)
-	if !exists {
+// countRefused adds what a chain that counts has refused since the last look.
+func (k *Kernel) countRefused(family int, c chain, t *ruleTable) {
+	rules, exists := t.find(c.name)
+	if !exists || !c.counts {
 		return
 	}
 	var packets uint64
@@ -312,17 +312,17 @@ func (k *Kernel) countRefused(family int, t *ruleTable) {
 			packets += r.packets
 		}
 	}
-	before := k.chains[family].counted
-	k.chains[family].counted = &packets
-	if before == nil { // what the chain of a killed broker has counted
+	before, seen := k.chains[family].counted[c.name]
+	k.chains[family].counted[c.name] = packets
+	if !seen { // what the chain of a killed broker has counted
 		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if packets < *before { // another program has set it to zero
-		*before = 0
+	if packets < before { // another program has set it to zero
+		before = 0
 	}
-	k.refused += packets - *before
+	k.refused += packets - before
 }
 
 // setChain makes a chain and its hook as they are wanted, or removes both.
@@ -346,8 +346,8 @@ func (k *Kernel) setChain(ctx context.Context, c chain, family int, t *ruleTable
 		if err != nil {
 			return err
 		}
-		if c.name == guardName && c.isMadeAnew(commands) {
-			known.counted = new(uint64)
+		if c.counts && c.isMadeAnew(commands) {
+			known.counted[c.name] = 0
 		}
 	}
 	if wanted {

@@ -35,6 +35,7 @@ type chain struct {
 	old         predecessor
 	remedy      string // where the kernel lacks what the chain needs
 	optional    bool   // a mesh does without it
+	counts      bool   // the packets that its rules drop are refused ones
 }
 
 // predecessor is the chain that an earlier version of this program had in place of one.
@@ -106,7 +107,7 @@ func longestFirst(routes []mesh.Route) []mesh.Route {
 // The address of a service is usually none of the node, so these rules do not concern it. It is one where NodeLocal
 // DNSCache has the address of the DNS service, and with IPVS, where kube-proxy refuses ports that no service has.
 func guardChain(device string, s State, family int, ipvs bool) chain {
-	c := chain{table: mangleTable, name: guardName, device: device, first: true,
+	c := chain{table: mangleTable, name: guardName, device: device, first: true, counts: true,
 		hook: "-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + guardName,
 		remedy: "linked clusters may reach ports of this node; it needs the kernel modules xt_conntrack and xt_addrtype " +
 			"(with nf_tables, nft_compat): load them on the node"}
@@ -252,12 +253,21 @@ func (c chain) divideBuiltin(t *ruleTable) (others, hooks []chainRule) {
 }
 
 // isPlaced tells whether the hook is where it should be among the other rules of its builtin chain: in the place, or
-// before it with no rule in between that decides.
+// before it with no rule in between that decides. Hooks of ours do not count: they would else change places for ever.
 func (c chain) isPlaced(t *ruleTable, others []chainRule, place int) bool {
 	builtin, _ := t.find(c.builtin())
 	at := slices.IndexFunc(builtin, func(r chainRule) bool { return hasText(r, c.hook) })
-	return at <= place && !t.decides(others[at:place], c.device)
+	foreign := func(rules []chainRule) []chainRule {
+		return slices.DeleteFunc(slices.Clone(rules), func(r chainRule) bool { return ourHook.MatchString(r.text) })
+	}
+	if at > place {
+		return len(foreign(others[place:at])) == 0
+	}
+	return !t.decides(foreign(others[at:place]), c.device)
 }
+
+// ourHook is what ends each rule that jumps to a chain of ours, also of another process.
+var ourHook = regexp.MustCompile(` -m comment --comment kubelink -j K[A-Z]+-[A-Z-]+$`)
 
 // hasHook tells whether a rule of a builtin chain is the hook of the predecessor.
 func (p predecessor) hasHook(r chainRule) bool {
