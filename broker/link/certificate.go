@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +22,10 @@ const pemCertificate = "CERTIFICATE"
 var (
 	pemBegin, pemEnd = []byte("-----BEGIN"), []byte("-----END")
 	byteOrderMark    = []byte("\xef\xbb\xbf")
+
+	// bareBase64 is how each certificate begins (X.690: a sequence with a length of two bytes) whose BEGIN and END lines
+	// are missing or damaged.
+	bareBase64 = regexp.MustCompile(`(?m)^[ \t]*MII[A-Za-z0-9+/]{40,}`)
 )
 
 // ParseBundle parses a list of certificates in PEM form (RFC 7468). Each block has to be a certificate that can be
@@ -70,6 +75,8 @@ func checkGap(text []byte, from, begin, n int) error {
 	switch gap := text[from:begin]; {
 	case bytes.Contains(gap, pemEnd):
 		return fmt.Errorf("block %d has an END line without BEGIN line: it is damaged, copy it anew", n)
+	case bareBase64.Match(gap):
+		return fmt.Errorf("block %d has neither BEGIN nor END line: it is damaged, copy it anew", n)
 	case begin == len(text):
 		return nil
 	case bytes.HasSuffix(gap, byteOrderMark):

@@ -79,6 +79,8 @@ func TestParseBundle(t *testing.T) {
 		{"wrong base64", join(a, bytes.Replace(b, []byte("MII"), []byte("M!I"), 1)), "block 2 is cut or damaged"},
 		{"wrong ASN.1", join(a, bytes.Replace(b, []byte("MII"), []byte("NII"), 1)), "block 2: x509: "},
 		{"a dash lost", join(a, bytes.Replace(b, []byte("-----BEGIN"), []byte("----BEGIN"), 1)), "END line without BEGIN"},
+		{"a dash lost twice", join(a, bytes.ReplaceAll(b, []byte("-----"), []byte("----")), c), "block 2 has neither BEGIN"},
+		{"last one without BEGIN and END", join(a, b[28:len(b)-27]), "block 2 has neither BEGIN nor END line"},
 		{"other END", join(a, bytes.Replace(b, []byte("END C"), []byte("END D"), 1)), "block 2 is cut or damaged"},
 		{"key", join(a, key), `block 2 is "PRIVATE KEY", not a certificate`},
 		{"OpenSSL's trusted certificate", bytes.ReplaceAll(a, []byte("CERTIFICATE"), []byte("TRUSTED CERTIFICATE")),
