@@ -6,6 +6,7 @@ package nodecheck
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -116,7 +117,7 @@ func nftDevices() (map[string][]string, error) {
 	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP)
 	request.AddRawData([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0})
 	replies, err := request.Execute(unix.NETLINK_NETFILTER, 0)
-	if err != nil {
+	if err != nil && !errors.Is(err, nl.ErrDumpInterrupted) { // rules have changed, so the next look sees the rest
 		return nil, fmt.Errorf("devices of the chains of nftables: %w", err)
 	}
 	devices := map[string][]string{}
