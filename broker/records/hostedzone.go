@@ -5,6 +5,7 @@ package records
 import (
 	"slices"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
@@ -18,6 +19,10 @@ type zoneEntry struct {
 	visiting, resolved bool
 	names              []string // in force
 	report             Report
+
+	since      *metav1.ObjectMeta // as sinceWhen says; nil: not known yet
+	wants      []string           // as wantedNames says
+	wantsKnown bool
 }
 
 // zoneSet has the HostedZones that are not about to go.

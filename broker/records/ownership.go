@@ -80,7 +80,7 @@ func (t *nameTree) claimAll(zones *zoneSet, entries []*recordEntry) {
 // keepNames makes the zone the owner of the names that it has and still wants.
 func (s *zoneSet) keepNames(z *zoneEntry) {
 	if has := z.object.Status.EffectiveDomainNames; len(has) > 0 {
-		for _, name := range s.wantedNames(z, len(s.byAge)) {
+		for _, name := range s.wantedNames(z) {
 			s.tree.keepName(&z.key, name, true, has)
 		}
 	}
@@ -98,7 +98,7 @@ func (e *recordEntry) keepNames(t *nameTree, zones *zoneSet) {
 		if z == nil {
 			return
 		}
-		bases = zones.wantedNames(z, len(zones.byAge))
+		bases = zones.wantedNames(z)
 	}
 	if _, p := e.readRecords(len(bases)); p != nil || e.object.Spec.ZoneRef != "" && len(bases) == 0 {
 		return
@@ -118,16 +118,24 @@ func (t *nameTree) keepName(object *types.NamespacedName, name string, zone bool
 	}
 }
 
-// wantedNames are the names of a HostedZone, whether it gets them or not; none if it has no good ones. The zones above
-// are as many as depth at most.
-func (s *zoneSet) wantedNames(z *zoneEntry, depth int) (names []string) {
+// wantedNames are the names of a HostedZone, whether it gets them or not; none if it has no good ones, or a circle is
+// above it.
+func (s *zoneSet) wantedNames(z *zoneEntry) []string {
+	if !z.wantsKnown {
+		z.wantsKnown = true
+		z.wants = s.findWantedNames(z)
+	}
+	return z.wants
+}
+
+func (s *zoneSet) findWantedNames(z *zoneEntry) (names []string) {
 	var parents []string
 	if ref := z.object.Spec.ParentRef; ref != "" {
 		parent := s.findZone(z.key.Namespace, ref)
-		if parent == nil || depth == 0 {
+		if parent == nil {
 			return nil
 		}
-		if parents = s.wantedNames(parent, depth-1); len(parents) == 0 {
+		if parents = s.wantedNames(parent); len(parents) == 0 {
 			return nil
 		}
 	}
@@ -143,19 +151,18 @@ func (s *zoneSet) wantedNames(z *zoneEntry, depth int) (names []string) {
 	return names
 }
 
-// sinceWhen is the youngest of the zone and the zones above: without any of them, the zone has no names.
+// sinceWhen is the youngest of the zone and the zones above: without any of them, the zone has no names. In a circle,
+// where no zone has names, it is some zone of it.
 func (s *zoneSet) sinceWhen(z *zoneEntry) *metav1.ObjectMeta {
-	since := &z.object.ObjectMeta
-	for range s.byAge { // in a circle, no zone has names
-		if z.object.Spec.ParentRef == "" {
-			break
+	if z.since == nil {
+		z.since = &z.object.ObjectMeta
+		if ref := z.object.Spec.ParentRef; ref != "" {
+			if parent := s.findZone(z.key.Namespace, ref); parent != nil {
+				z.since = younger(z.since, s.sinceWhen(parent))
+			}
 		}
-		if z = s.findZone(z.key.Namespace, z.object.Spec.ParentRef); z == nil {
-			break
-		}
-		since = younger(since, &z.object.ObjectMeta)
 	}
-	return since
+	return z.since
 }
 
 func younger(a, b *metav1.ObjectMeta) *metav1.ObjectMeta {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -244,5 +245,38 @@ func TestNamesAreKept(t *testing.T) {
 	}
 	if text := dump(r); strings.Count(text, "6.6.6.6") != 1 {
 		t.Errorf("%s", text)
+	}
+}
+
+// Ten thousand HostedZones of one namespace, nested or in a circle, cost about what as many side by side cost: each
+// zone is looked at once.
+func TestNestedZonesAreCheap(t *testing.T) {
+	const n = 10_000
+	build := func(parent func(i int) int) time.Duration {
+		zones := make([]coredns.HostedZone, n)
+		for i := range zones {
+			z := &zones[i]
+			z.Namespace, z.Name = "evil", fmt.Sprint("z", i)
+			z.CreationTimestamp = metav1.Unix(int64(i), 0)
+			z.Spec.DomainNames = []coredns.DomainName{coredns.DomainName(fmt.Sprintf("a%d.svc.global.kubelink", i))}
+			if p := parent(i); p >= 0 {
+				z.Spec.DomainNames[0] = "a"
+				z.Spec.ParentRef = fmt.Sprint("z", p)
+			}
+			z.Status.EffectiveDomainNames = []string{"a.svc.global.kubelink"}
+		}
+		begin := time.Now()
+		Build(nil, zones, []string{"svc.global.kubelink."}, Tenancy{Home: "kubelink"})
+		return time.Since(begin)
+	}
+	flat := build(func(int) int { return -1 })
+	for name, parent := range map[string]func(int) int{
+		"nested":     func(i int) int { return i - 1 },
+		"a circle":   func(i int) int { return (i + 1) % n },
+		"in reverse": func(i int) int { return (i+2)%(n+1) - 1 },
+	} {
+		if took := build(parent); took > 20*flat+time.Second {
+			t.Errorf("%s: %v, side by side %v", name, took, flat)
+		}
 	}
 }
