@@ -171,7 +171,7 @@ func (i *Installer) installCRD(ctx context.Context, crd *unstructured.Unstructur
 		if !i.reported[name] {
 			i.reported[name] = true
 			i.Log.Warn("the CRD is of a newer kubelink and stays as it is: update this kubelink, or set force-crd-update",
-				"crd", name, "version", theirs, "own version", ours)
+				"crd", name, "version", present.GetAnnotations()[v1alpha1.CRDVersion], "own version", ours)
 		}
 		return nil
 	}
@@ -224,14 +224,19 @@ func readDefinitions() ([]*unstructured.Unstructured, error) {
 }
 
 // readVersion returns the version of a CRD: that of kubelink's kinds, which grows with each change of them. A CRD
-// without a version is older than all versions; nil is none.
+// without a version is older than all versions, nil is none, and one with a version that cannot be read is newer: a
+// later kubelink may write it in another way.
 func readVersion(crd *unstructured.Unstructured) int {
 	if crd == nil {
 		return 0
 	}
-	n, err := strconv.Atoi(crd.GetAnnotations()[v1alpha1.CRDVersion])
-	if err != nil {
+	text := crd.GetAnnotations()[v1alpha1.CRDVersion]
+	if text == "" {
 		return 0
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return math.MaxInt
 	}
 	return n
 }

@@ -114,8 +114,8 @@ func TestVersions(t *testing.T) {
 		force   bool
 		applied bool
 	}{
-		{"", false, true}, {"x", false, true}, {"0", false, true}, {"1", false, true},
-		{"2", false, false}, {"10", false, false}, {"10", true, true},
+		{"", false, true}, {"0", false, true}, {"1", false, true},
+		{"2", false, false}, {"10", false, false}, {"10", true, true}, {"2.1", false, false}, {"2.1", true, true},
 	} {
 		s := &stub{served: true, versions: map[string]string{names[1]: c.version}}
 		i, notes, log := newInstaller(t, s, c.force)
