@@ -12,6 +12,7 @@ import (
 	"github.com/coredns/caddy/caddyfile"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/yaml"
 )
 
@@ -27,6 +28,32 @@ func readBase[T any](t *testing.T, file string) *T {
 		t.Fatalf("%s: %v", file, err)
 	}
 	return o
+}
+
+// nodeMode builds the Deployment of a broker that uses the network of its node.
+func nodeMode(t *testing.T) *corev1.PodSpec {
+	t.Helper()
+	fs := loadFolder(t)
+	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(fs, "/deploy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range resources.Resources() {
+		if r.GetKind() != "Deployment" {
+			continue
+		}
+		text, err := r.AsYAML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var d appsv1.Deployment
+		if err := yaml.UnmarshalStrict(text, &d); err != nil {
+			t.Fatal(err)
+		}
+		return &d.Spec.Template.Spec
+	}
+	t.Fatal("there is no Deployment")
+	return nil
 }
 
 // pageOf returns the address of a plugin that serves a page, and the text of its block.
@@ -53,8 +80,13 @@ func pageOf(t *testing.T, corefile, plugin string) (netip.AddrPort, string) {
 // Pages for kubelet are on the loopback address, on the ports that the Deployment declares and its probes use; and
 // readiness follows what happens after the first yes.
 func TestPages(t *testing.T) {
+	container := nodeMode(t).Containers[0]
+	i := slices.IndexFunc(container.Env, func(e corev1.EnvVar) bool { return e.Name == "PAGES_IP" })
+	if i < 0 {
+		t.Fatalf("no address of pages: %+v", container.Env)
+	}
 	corefile := readBase[corev1.ConfigMap](t, "corefile.yaml").Data["Corefile"]
-	container := readBase[appsv1.Deployment](t, "deployment.yaml").Spec.Template.Spec.Containers[0]
+	corefile = strings.ReplaceAll(corefile, "{$PAGES_IP}", container.Env[i].Value)
 	for port, plugin := range map[string]string{"health": "health", "ready": "ready", "metrics": "prometheus"} {
 		address, block := pageOf(t, corefile, plugin)
 		i := slices.IndexFunc(container.Ports, func(p corev1.ContainerPort) bool { return p.Name == port })
@@ -79,7 +111,7 @@ func TestPages(t *testing.T) {
 func TestNamesForTheMesh(t *testing.T) {
 	corefile := readBase[corev1.ConfigMap](t, "corefile.yaml").Data["Corefile"]
 	_, acl, ok := strings.Cut(corefile, "acl {")
-	acl, _, closed := strings.Cut(acl, "}")
+	acl, _, closed := strings.Cut(acl, "\n    }")
 	rules := strings.Split(strings.TrimSpace(acl), "\n")
 	if !ok || !closed || strings.TrimSpace(rules[len(rules)-1]) != "block" || strings.Contains(acl, "0.0.0.0/0") {
 		t.Errorf("the last rule is not to refuse: %q", rules)
@@ -91,7 +123,7 @@ func TestNamesForTheMesh(t *testing.T) {
 
 // The pod has bounds: of its memory, of system calls and of rights.
 func TestPodIsBounded(t *testing.T) {
-	pod := readBase[appsv1.Deployment](t, "deployment.yaml").Spec.Template.Spec
+	pod := nodeMode(t)
 	if p := pod.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
 		t.Errorf("seccomp %+v", p)
 	}

@@ -3,13 +3,16 @@
 package deploy
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/kustomize/api/krusty"
@@ -43,38 +46,50 @@ func parseObject(t *testing.T, source string, text []byte) *object {
 	return o
 }
 
-// optional are the files that kustomizations have as comments: a user enables them.
-var optional = []string{"overlays/advertisement/token-secret.yaml", "overlays/coredns-configure/restart.yaml"}
+// baseObjects are the objects of the base.
+var baseObjects = []string{
+	"Namespace /kubelink", "ResourceQuota kubelink/kubelink", "ServiceAccount kubelink/kubelink", "ClusterRole /kubelink",
+	"ClusterRoleBinding /kubelink", "Role kubelink/kubelink", "RoleBinding kubelink/kubelink",
+	"ConfigMap kubelink/kubelink", "Deployment kubelink/kubelink", "Service kubelink/kubelink",
+	"Service kubelink/kubelink-dns",
+}
 
-// kustomizations are the folders with a kustomization, and the objects that each one has.
-var kustomizations = map[string][]string{
-	"base": {
-		"Namespace /kubelink", "ResourceQuota kubelink/kubelink", "ServiceAccount kubelink/kubelink", "ClusterRole /kubelink",
-		"ClusterRoleBinding /kubelink", "Role kubelink/kubelink", "RoleBinding kubelink/kubelink",
-		"ConfigMap kubelink/kubelink", "Deployment kubelink/kubelink", "Service kubelink/kubelink",
-		"Service kubelink/kubelink-dns",
-	},
-	"overlays/advertisement": {
+// components are the objects that each component adds.
+var components = map[string][]string{
+	"node-mode": {},
+	"advertisement": {
 		"ServiceAccount kubelink/kubelink-names", "ClusterRole /kubelink-names", "ClusterRoleBinding /kubelink-names",
 		"Role kubelink/kubelink-advertisement", "RoleBinding kubelink/kubelink-advertisement",
 	},
-	"overlays/certificate": {"Role kubelink/kubelink-certificate", "RoleBinding kubelink/kubelink-certificate"},
-	"overlays/coredns-configure": {
+	"token-secret": {
+		"Secret kubelink/kubelink-names", "Role kubelink/kubelink-token-secret", "RoleBinding kubelink/kubelink-token-secret",
+	},
+	"certificate": {"Role kubelink/kubelink-certificate", "RoleBinding kubelink/kubelink-certificate"},
+	"coredns-configure": {
 		"Role kube-system/kubelink-coredns-configure", "RoleBinding kube-system/kubelink-coredns-configure",
 	},
-	"overlays/kubernetes-dns": {
+	"coredns-restart": {
+		"Role kube-system/kubelink-coredns-restart", "RoleBinding kube-system/kubelink-coredns-restart",
+	},
+	"kubernetes-dns": {
 		"ServiceAccount kubelink/kubelink-dns", "ClusterRole /kubelink-dns", "ClusterRoleBinding /kubelink-dns",
 		"ClusterRoleBinding /kubelink-own-names", "Role kubelink/kubelink-api-access",
 		"RoleBinding kubelink/kubelink-api-access",
 	},
-	"overlays/self-signed": {"Role kubelink/kubelink-self-signed", "RoleBinding kubelink/kubelink-self-signed"},
+	"self-signed": {"Role kubelink/kubelink-self-signed", "RoleBinding kubelink/kubelink-self-signed"},
+	"values":      {},
 }
+
+const (
+	valuesObject = "ConfigMap kubelink/kubelink-values" // of values.yaml
+	lastOne      = "values"                             // the component that has to be the last one
+)
 
 // loadFolder returns a file system in memory that has the manifests in the folder /deploy.
 func loadFolder(t *testing.T) filesys.FileSystem {
 	t.Helper()
 	fs := filesys.MakeFsInMemory()
-	for _, pattern := range []string{"base/*.yaml", "overlays/*/*.yaml"} {
+	for _, pattern := range []string{"kustomization.yaml", "values.yaml", "base/*.yaml", "components/*/*.yaml"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: %d files, %v", pattern, len(files), err)
@@ -109,6 +124,25 @@ func build(t *testing.T, fs filesys.FileSystem, folder string) (all []*object) {
 	return all
 }
 
+// buildWith builds values, base and components.
+func buildWith(t *testing.T, names ...string) []*object {
+	t.Helper()
+	// kustomize reads files below the folder of a kustomization only, so values.yaml is a copy.
+	text := "resources: [values.yaml, ../deploy/base]\ncomponents:\n"
+	for _, name := range append(names, lastOne) {
+		text += "  - ../deploy/components/" + name + "\n"
+	}
+	fs := loadFolder(t)
+	values, err := fs.ReadFile("/deploy/values.yaml")
+	if err == nil {
+		err = errors.Join(fs.WriteFile("/own/values.yaml", values), fs.WriteFile("/own/kustomization.yaml", []byte(text)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return build(t, fs, "/own")
+}
+
 // names are kind, namespace and name of objects, sorted.
 func names(all []*object) (names []string) {
 	for _, o := range all {
@@ -118,77 +152,95 @@ func names(all []*object) (names []string) {
 	return names
 }
 
-// manifests are the objects of the base, of all overlays, and of the files that are optional there.
-func manifests(t *testing.T) (all []*object) {
-	t.Helper()
-	fs := loadFolder(t)
-	for folder := range kustomizations {
-		all = append(all, build(t, fs, "/deploy/"+folder)...)
+// objectsOf are the names of the objects of the base, of values.yaml and of components, sorted.
+func objectsOf(chosen ...string) []string {
+	all := append(slices.Clone(baseObjects), valuesObject)
+	for _, c := range chosen {
+		all = append(all, components[c]...)
 	}
-	for _, file := range optional {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for part := range strings.SplitSeq(string(text), "\n---\n") {
-			all = append(all, parseObject(t, file, []byte(part)))
-		}
-	}
+	slices.Sort(all)
 	return all
 }
 
-// TestKustomize builds each kustomization.
-func TestKustomize(t *testing.T) {
-	folders, err := filepath.Glob("overlays/*")
+// manifests are the objects of the base and of all components.
+func manifests(t *testing.T) []*object {
+	t.Helper()
+	return buildWith(t, slices.Sorted(maps.Keys(components))...)
+}
+
+// TestComponents builds the base with each component, with all of them, and as it is installed.
+func TestComponents(t *testing.T) {
+	folders, err := filepath.Glob("components/*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, folder := range append(folders, "base") {
-		want, known := kustomizations[folder]
-		if !known {
+	for _, folder := range folders {
+		name := filepath.Base(folder)
+		if _, known := components[name]; !known {
 			t.Errorf("%s: this test does not know its objects", folder)
 			continue
 		}
-		slices.Sort(want)
-		if got := names(build(t, loadFolder(t), "/deploy/"+folder)); !slices.Equal(got, want) {
+		if got, want := names(buildWith(t, name)), objectsOf(name); !slices.Equal(got, want) {
 			t.Errorf("%s has %q, not %q", folder, got, want)
 		}
 	}
+	all := slices.Sorted(maps.Keys(components))
+	if got, want := names(manifests(t)), objectsOf(all...); !slices.Equal(got, want) {
+		t.Errorf("all components have %q, not %q", got, want)
+	}
+	if got, want := names(build(t, loadFolder(t), "/deploy")), objectsOf("node-mode"); !slices.Equal(got, want) {
+		t.Errorf("deploy has %q, not %q", got, want)
+	}
 }
 
-// Every file belongs to a kustomization, or is optional in one.
-func TestKustomizeHasAllFiles(t *testing.T) {
-	built := manifests(t)
-	count := 0
-	for _, pattern := range []string{"base/*.yaml", "overlays/*/*.yaml"} {
-		files, _ := filepath.Glob(pattern)
-		for _, file := range files {
-			if filepath.Base(file) == "kustomization.yaml" {
-				continue
-			}
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for part := range strings.SplitSeq(string(text), "\n---\n") {
-				o := parseObject(t, file, []byte(part))
-				count++
-				if !slices.ContainsFunc(built, func(b *object) bool {
-					return b.TypeMeta == o.TypeMeta && b.Metadata.Namespace == o.Metadata.Namespace &&
-						b.Metadata.Name == o.Metadata.Name
-				}) {
-					t.Errorf("%s is in no kustomization", o)
-				}
+// Each component, and no other, is a line of the kustomization that users apply, and a row of the README.
+func TestComponentsAreListed(t *testing.T) {
+	text, err := os.ReadFile("kustomization.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var listed []string
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimPrefix(strings.TrimSpace(line), "# ")
+		if name, ok := strings.CutPrefix(line, "- components/"); ok {
+			name, _, _ = strings.Cut(name, " ")
+			listed = append(listed, name)
+			if !strings.Contains(string(readme), "\n| ["+name+"](components/"+name+") |") {
+				t.Errorf("README.md has no row of %s", name)
 			}
 		}
 	}
-	if count != len(built) {
-		t.Errorf("the files have %d objects, the kustomizations %d", count, len(built))
+	if len(listed) == 0 || listed[len(listed)-1] != lastOne {
+		t.Errorf("the last component is not %s: %q", lastOne, listed)
+	}
+	slices.Sort(listed)
+	if want := slices.Sorted(maps.Keys(components)); !slices.Equal(listed, want) {
+		t.Errorf("kustomization.yaml has %q, not %q", listed, want)
 	}
 }
 
-// A user may list base and overlays in one kustomization: the example of the README, and all together. The files that
-// are optional in overlays can be enabled.
+// Every file of the base and of the components belongs to its kustomization.
+func TestKustomizeHasAllFiles(t *testing.T) {
+	for _, pattern := range []string{"base/*.yaml", "components/*/*.yaml"} {
+		files, _ := filepath.Glob(pattern)
+		for _, file := range files {
+			text, err := os.ReadFile(filepath.Join(filepath.Dir(file), "kustomization.yaml"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			name := filepath.Base(file)
+			if name != "kustomization.yaml" && !strings.Contains(string(text), " "+name+"\n") {
+				t.Errorf("%s is in no kustomization", file)
+			}
+		}
+	}
+}
+
+// A user may have a kustomization of their own: the example of the README.
 func TestOwnKustomization(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
@@ -199,55 +251,71 @@ func TestOwnKustomization(t *testing.T) {
 	if !ok || !closed || !strings.Contains(example, "kind: Kustomization") {
 		t.Fatal("README.md has no example of a kustomization")
 	}
-	all := "resources:\n"
-	for folder := range kustomizations {
-		all += "  - ../deploy/" + folder + "\n"
+	fs := loadFolder(t)
+	values, err := fs.ReadFile("/deploy/values.yaml")
+	if err == nil {
+		err = errors.Join(fs.WriteFile("/own/values.yaml", values), fs.WriteFile("/own/kustomization.yaml", []byte(example)))
 	}
-	for _, c := range []struct {
-		name, text string
-		folders    []string
-	}{
-		{"README", example, []string{"base", "overlays/self-signed", "overlays/coredns-configure"}},
-		{"all", all, nil},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			fs := loadFolder(t)
-			if err := fs.WriteFile("/own/kustomization.yaml", []byte(c.text)); err != nil {
-				t.Fatal(err)
-			}
-			var want []string
-			for folder, objects := range kustomizations {
-				if c.folders == nil || slices.Contains(c.folders, folder) {
-					want = append(want, objects...)
-				}
-			}
-			slices.Sort(want)
-			if got := names(build(t, fs, "/own")); !slices.Equal(got, want) {
-				t.Errorf("has %q, not %q", got, want)
-			}
-		})
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Run("optional files", func(t *testing.T) {
-		for _, file := range optional {
-			fs := loadFolder(t)
-			folder := filepath.Dir(file)
-			path := "/deploy/" + folder + "/kustomization.yaml"
-			text, err := fs.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			enabled := strings.Replace(string(text), "# - "+filepath.Base(file), "- "+filepath.Base(file), 1)
-			if enabled == string(text) {
-				t.Errorf("%s: %s is not there as a comment", path, filepath.Base(file))
-			}
-			if err := fs.WriteFile(path, []byte(enabled)); err != nil {
-				t.Fatal(err)
-			}
-			if got, before := len(build(t, fs, "/deploy/"+folder)), len(kustomizations[folder]); got <= before {
-				t.Errorf("%s: %d objects with %s, %d without", folder, got, filepath.Base(file), before)
-			}
+	want := objectsOf("node-mode", "self-signed", "coredns-configure")
+	if got := names(build(t, fs, "/own")); !slices.Equal(got, want) {
+		t.Errorf("has %q, not %q", got, want)
+	}
+}
+
+// Values have one place. No manifest of the base or of a component has a value to change, and each value arrives.
+func TestValuesHaveOnePlace(t *testing.T) {
+	files, err := filepath.Glob("*/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, err := filepath.Glob("components/*/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, more...) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
+		if !strings.HasPrefix(file, "examples/") && strings.Contains(string(text), "change-me") {
+			t.Errorf("%s has a value to change", file)
+		}
+	}
+	text, err := os.ReadFile("values.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values corev1.ConfigMap
+	if err := yaml.UnmarshalStrict(text, &values); err != nil {
+		t.Fatal(err)
+	}
+	fs := loadFolder(t)
+	for key := range values.Data {
+		values.Data[key] = "value-of-" + key
+	}
+	changed, err := yaml.Marshal(values)
+	if err == nil {
+		err = fs.WriteFile("/deploy/values.yaml", changed)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(fs, "/deploy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	built, err := resources.AsYaml()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, value := range values.Data {
+		if n := strings.Count(string(built), value+"\n"); n < 2 { // the first one is in the ConfigMap itself
+			t.Errorf("the value %s arrives nowhere", key)
+		}
+	}
 }
 
 func TestNamespace(t *testing.T) {

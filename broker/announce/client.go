@@ -81,7 +81,7 @@ func (c *Client) requestToken(ctx context.Context) (string, time.Duration, error
 		return "", 0, errors.New("it does not exist: create it, or name another one")
 	case apierrors.IsForbidden(err):
 		return "", 0, errors.New("kubelink may not ask for its token: " +
-			"allow it to create serviceaccounts/token of that name, as deploy/overlays/advertisement does")
+			"allow it to create serviceaccounts/token of that name, as deploy/components/advertisement does")
 	case err != nil:
 		return "", 0, fmt.Errorf("ask for its token: %w", err)
 	}
@@ -126,7 +126,7 @@ func (c *Client) checkToken(ctx context.Context, token string) (bool, error) {
 		err := api.RESTClient().Get().AbsPath(kind.path).Param("limit", "1").Do(ctx).Error()
 		if apierrors.IsForbidden(err) {
 			return true, fmt.Errorf("it may not list %s, so peers get no names from it: "+
-				"bind it to a ClusterRole as deploy/overlays/advertisement does", kind.name)
+				"bind it to a ClusterRole as deploy/components/advertisement does", kind.name)
 		}
 		if err != nil {
 			return true, err

@@ -170,12 +170,12 @@ func (k *Keeper) keepSecret(
 	switch {
 	case apierrors.IsForbidden(err):
 		note = fmt.Sprintf("the peer announces access to its API, but kubelink may not keep it: "+
-			"allow it to create and patch secrets in namespace %s, as deploy/overlays/advertisement does, "+
+			"allow it to create and patch secrets in namespace %s, as deploy/components/advertisement does, "+
 			"or set spec.apiAccess", ref.Namespace)
 		if !k.forbidden {
 			k.forbidden = true
 			k.Log.Warn("peers announce access to their API, but kubelink may not keep it: "+
-				"allow it to create and patch secrets, as deploy/overlays/advertisement does, "+
+				"allow it to create and patch secrets, as deploy/components/advertisement does, "+
 				"or set spec.apiAccess of the links", "namespace", ref.Namespace)
 		}
 	case apierrors.IsConflict(err), apierrors.IsInvalid(err):

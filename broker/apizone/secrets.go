@@ -47,7 +47,7 @@ func CachedSecrets(ctx context.Context, api client.Reader, cfg Config, log *slog
 	defer cancel()
 	if err := api.List(ctx, &corev1.SecretList{}, client.InNamespace(cfg.Namespace), client.Limit(1)); err != nil {
 		// Links, and names of other sources, shall not suffer, whatever the reason is.
-		log.Warn("secrets for API access are read one by one: the overlay kubernetes-dns allows to watch them",
+		log.Warn("secrets for API access are read one by one: the component kubernetes-dns allows to watch them",
 			"error", err)
 		return by, false
 	}

@@ -174,7 +174,7 @@ func explainError(err error) string {
 			"else add the server blocks to that Corefile; the log has them"
 	case apierrors.IsForbidden(err):
 		return "kubelink may not read and write " + customMap +
-			": allow it, as deploy/overlays/coredns-configure does, " +
+			": allow it, as deploy/components/coredns-configure does, " +
 			"or add the server blocks to the Corefile of the cluster's DNS; the log has them"
 	case apierrors.IsInvalid(err): // it is immutable, for example
 		text := strings.ReplaceAll(err.Error(), "\n", "; ")

@@ -270,7 +270,7 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	ctx := startTest(t, 5*time.Minute)
 	one, two, three := brokers[0], brokers[1], brokers[2]
 	for _, b := range []*fleet.Broker{one, two} {
-		applyForTest(t, ctx, b, "overlays/advertisement/rbac.yaml")
+		applyForTest(t, ctx, b, "components/advertisement/rbac.yaml")
 	}
 	checkLinks := expectStableLinks(t, ctx)
 	change := advertise(t, ctx, "dns-advertisement", "service-account kubelink/kubelink-names")
@@ -306,7 +306,7 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	if n := strings.Count(three.Process.Log(), "peers announce access to their API"); n != 1 {
 		t.Errorf("%d warnings", n)
 	}
-	applyForTest(t, ctx, three, "overlays/advertisement/rbac.yaml")
+	applyForTest(t, ctx, three, "components/advertisement/rbac.yaml")
 
 	// A new token because of the configuration, and another one because the old one died with its account.
 	change("dns-advertisement", "service-account kubelink/kubelink-names", "token-lifetime 10m")
@@ -317,7 +317,7 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 	_, err := two.Kubectl(ctx, "-n", fleet.Namespace, "delete", "serviceaccount", "kubelink-names")
 	must(t, err)
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp, "service-account kubelink/kubelink-names", "does not exist"))
-	applyForTest(t, ctx, two, "overlays/advertisement/rbac.yaml")
+	applyForTest(t, ctx, two, "components/advertisement/rbac.yaml")
 	third := waitForAPISecret(t, time.Minute, one, string(second.Data["token"]))
 	must(t, checkAccess(ctx, clients[0], third))
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp))
@@ -362,12 +362,12 @@ func TestAdvertisedAPIAccess(t *testing.T) {
 func TestAdvertisedAPIAccessWithoutRights(t *testing.T) {
 	ctx := startTest(t, 4*time.Minute)
 	one, two := brokers[0], brokers[1]
-	const rbac = "overlays/advertisement/rbac.yaml"
+	const rbac = "components/advertisement/rbac.yaml"
 	applyForTest(t, ctx, one, rbac)
 	applyForTest(t, ctx, two, rbac)
 	_, err := two.Kubectl(ctx, "delete", "clusterrolebinding", "kubelink-names")
 	must(t, err)
-	applyFiles(t, ctx, one, "overlays/kubernetes-dns/account.yaml", "overlays/kubernetes-dns/rbac.yaml")
+	applyFiles(t, ctx, one, "components/kubernetes-dns/account.yaml", "components/kubernetes-dns/rbac.yaml")
 	editCorefile(t, ctx, one, "dns-propagation dns", "dns-propagation kubernetes")
 	advertise(t, ctx, "service-account kubelink/kubelink-names")
 	waitForAPISecret(t, 10*time.Second, one, "")
@@ -394,20 +394,20 @@ func TestAdvertisedAPIAccessWithoutRights(t *testing.T) {
 func TestServiceAccount(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	one, two := brokers[0], brokers[1]
-	applyForTest(t, ctx, one, "overlays/advertisement/rbac.yaml")
+	applyForTest(t, ctx, one, "components/advertisement/rbac.yaml")
 	checkLinks := expectStableLinks(t, ctx)
 	advertise(t, ctx, "service-account kubelink/kubelink-names")
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp, "service-account kubelink/kubelink-names",
 		"may not ask for its token", "serviceaccounts/token"))
 	must(t, two.WaitReady(ctx))
-	applyForTest(t, ctx, two, "overlays/advertisement/rbac.yaml")
+	applyForTest(t, ctx, two, "components/advertisement/rbac.yaml")
 	asked := waitForAPISecret(t, time.Minute, one, "")
 	within(t, 10*time.Second, "the token to be accepted",
 		func(ctx context.Context) error { return checkAccess(ctx, clients[0], asked) })
 	must(t, two.WaitState(ctx, two.Name, v1alpha1.StateUp))
 
 	// The broker has seen that it may not list secrets. It tries again after ten minutes, or with another configuration.
-	applyForTest(t, ctx, two, "overlays/advertisement/token-secret.yaml")
+	applyForTest(t, ctx, two, "components/token-secret/token-secret.yaml")
 	made := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "kubelink-names"}}
 	must(t, two.WaitFor(ctx, made, func() error {
 		if len(made.Data["token"]) == 0 {

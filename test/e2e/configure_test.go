@@ -56,8 +56,8 @@ func TestConfigureClusterDNS(t *testing.T) {
 	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateUp,
 		"coredns-configure: kubelink may not read and write ConfigMap kube-system/coredns-custom"))
 	must(t, b.WaitReady(ctx))
-	applyForTest(t, ctx, b, "overlays/coredns-configure/rbac.yaml")
-	applyForTest(t, ctx, b, "overlays/coredns-configure/restart.yaml")
+	applyForTest(t, ctx, b, "components/coredns-configure/rbac.yaml")
+	applyForTest(t, ctx, b, "components/coredns-restart/rbac.yaml")
 	missing := "coredns-configure: ConfigMap kube-system/coredns-custom does not exist: create it"
 	within(t, 75*time.Second, "the message that it does not exist", func(ctx context.Context) error {
 		return b.WaitState(ctx, b.Name, v1alpha1.StateUp, missing)

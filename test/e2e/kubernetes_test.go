@@ -29,8 +29,8 @@ import (
 // the API of the second cluster.
 func useAPIServers(t *testing.T, ctx context.Context) {
 	t.Helper()
-	applyFiles(t, ctx, brokers[1], "overlays/kubernetes-dns/account.yaml")
-	applyFiles(t, ctx, brokers[0], "overlays/kubernetes-dns/account.yaml", "overlays/kubernetes-dns/rbac.yaml")
+	applyFiles(t, ctx, brokers[1], "components/kubernetes-dns/account.yaml")
+	applyFiles(t, ctx, brokers[0], "components/kubernetes-dns/account.yaml", "components/kubernetes-dns/rbac.yaml")
 	writeAccessSecret(t, ctx, "kubelink2-api", map[string]string{
 		"token":                      createToken(t, ctx, brokers[1], "kubelink-dns"),
 		"certificate-authority-data": readRootCA(t, ctx, brokers[1]),
@@ -304,7 +304,7 @@ func TestKubernetesDNSCredentials(t *testing.T) {
 	waitForMessage(t, 5*time.Second, "kubelink3", "no names: "+forbidden[0])
 	must(t, checkAnswer(ctx, one, serverName(1), servers[1].service))
 	must(t, checkAnswer(ctx, one, serverName(0), servers[0].service))
-	applyFiles(t, ctx, three, "overlays/kubernetes-dns/account.yaml")
+	applyFiles(t, ctx, three, "components/kubernetes-dns/account.yaml")
 	_, err := three.Kubectl(ctx, "create", "clusterrolebinding", "nobody", "--clusterrole=kubelink-dns",
 		"--serviceaccount=kubelink:nobody")
 	must(t, err)

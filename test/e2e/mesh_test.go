@@ -279,7 +279,7 @@ func TestSecretManagedBySelf(t *testing.T) {
 		restoreMesh(t)
 	})
 	for _, b := range brokers[:2] {
-		text, err := b.Manifest("overlays/self-signed/rbac.yaml")
+		text, err := b.Manifest("components/self-signed/rbac.yaml")
 		must(t, err)
 		_, err = b.KubectlInput(ctx, text, "apply", "-f", "-")
 		must(t, err)
@@ -315,7 +315,7 @@ func TestSecretManagedBySelf(t *testing.T) {
 	must(t, brokers[0].WaitState(ctx, brokers[0].Name, v1alpha1.StateUp))
 	// Without a secret, the broker makes CA and certificate.
 	b := brokers[2]
-	text, err := b.Manifest("overlays/self-signed/rbac.yaml")
+	text, err := b.Manifest("components/self-signed/rbac.yaml")
 	must(t, err)
 	_, err = b.KubectlInput(ctx, text, "apply", "-f", "-")
 	must(t, err)
@@ -346,7 +346,7 @@ func TestSecretManagedBySelf(t *testing.T) {
 func TestSecretManagedByCertificateServiceOfTheTest(t *testing.T) {
 	ctx := startTest(t, 2*time.Minute)
 	b := brokers[2]
-	text, err := b.Manifest("overlays/certificate/rbac.yaml")
+	text, err := b.Manifest("components/certificate/rbac.yaml")
 	must(t, err)
 	_, err = b.KubectlInput(ctx, text+certificateCRD, "apply", "-f", "-")
 	must(t, err)

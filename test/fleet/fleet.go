@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -126,7 +128,7 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	return f, nil
 }
 
-// Manifest reads a file of deploy and sets the values that are marked for change.
+// Manifest reads a file of deploy and sets the values that kustomize sets for users.
 func (b *Broker) Manifest(file string) (string, error) {
 	root, err := testbed.Repository()
 	if err != nil {
@@ -137,10 +139,25 @@ func (b *Broker) Manifest(file string) (string, error) {
 		return "", err
 	}
 	return strings.NewReplacer(
-		"100.64.0.0/20 # change-me", b.ServiceCIDR.String(),
-		"100.64.0.11 # change-me", b.MeshDNSAddress.String(),
+		"{$SERVICE_CIDR}", b.ServiceCIDR.String(), "{$POD_CIDR}", testbed.PodCIDR.String(),
+		"{$NODE_CIDR}", testbed.NodeCIDR.String(), "{$MESH_CIDR}", b.MeshAddress.Masked().String(),
+		"{$PAGES_IP}", "127.0.0.1", "{$ENDPOINT}", b.FQDN,
+		`clusterIP: ""`, "clusterIP: "+b.MeshDNSAddress.String(),
 	).Replace(string(data)), nil
 }
+
+// corefileOf is the Corefile in a ConfigMap, with what it imports in its place.
+func corefileOf(cm *corev1.ConfigMap) string {
+	var properties strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(cm.Data)) {
+		if strings.HasSuffix(key, ".properties") {
+			properties.WriteString(strings.TrimSuffix(cm.Data[key], "\n"))
+		}
+	}
+	return importLine.ReplaceAllString(cm.Data["Corefile"], "${1}"+properties.String()+"\n")
+}
+
+var importLine = regexp.MustCompile(`(?m)^( *)import .*\n`)
 
 // install applies the manifests, issues the certificate, and makes the pod that the Deployment would make.
 func (b *Broker) install(ctx context.Context, edit func(string) string) error {
@@ -170,7 +187,7 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 	}
 	b.corefile = filepath.Join(dir, "Corefile")
 	// The tests request reloads with a signal: so they need not wait for the interval of the plugin reload.
-	if err := b.SetCorefile(edit(cm.Data["Corefile"])); err != nil {
+	if err := b.SetCorefile(edit(corefileOf(&cm))); err != nil {
 		return err
 	}
 	return b.createPod(ctx, "kubelink", b.Gateway())
