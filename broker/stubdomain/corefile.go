@@ -60,8 +60,8 @@ func (r *corefileReader) readToken() {
 		if r.NextArg() {
 			r.addImport(r.Val())
 		}
-	case r.depth == 0 && strings.HasPrefix(token, "("):
-		r.snippet = strings.Trim(token, "()")
+	case r.depth == 0 && strings.HasPrefix(token, "(") && strings.HasSuffix(token, ")"):
+		r.snippet = strings.TrimSuffix(token[1:], ")")
 		r.snippets[r.snippet] = nil
 	case r.depth == 0:
 		r.addZone(strings.TrimSuffix(token, ","))

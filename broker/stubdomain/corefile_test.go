@@ -9,6 +9,7 @@ import (
 // Any text can be read: a user may save a broken Corefile, and the links must not end by that.
 func FuzzReadCorefile(f *testing.F) {
 	f.Add("{\n errors\n}\n.:53 {\n {\n x\n }\n")
+	f.Add("(x") // no snippet: there is no closing parenthesis
 	f.Fuzz(func(t *testing.T, text string) {
 		c := readCorefile("import x\n" + text)
 		if len(c.imports) == 0 && !strings.Contains(text, "(x)") || c.port == "" && !strings.Contains(text, ".:") {
