@@ -332,7 +332,8 @@ func TestNodeRoutesFamilies(t *testing.T) {
 	r.system = withoutIPv6{r.system}
 	setRoutes(t, r, via(t, r, "100.64.16.0/20", "10.250.0.6"))
 	written, errs := r.Set([]NodeRoute{via(t, r, "100.64.16.0/20", "10.250.0.6"), via(t, r, "fd00:16::/64", "")})
-	if written != 0 || len(errs) != 1 || !strings.Contains(errs[0].Error(), "read the routes of IPv6: address family not") {
+	if written != 0 || len(errs) != 1 ||
+		!strings.Contains(errs[0].Error(), "read the routes of IPv6: address family not") {
 		t.Errorf("%d changes, errors %v", written, errs)
 	}
 	wantMarked(t, "100.64.16.0/20 via 10.250.0.6 dev eth0 metric 101")

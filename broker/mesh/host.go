@@ -56,6 +56,13 @@ func (h *Host) longestRoute(a netip.Addr) int {
 type hostCheck struct {
 	*Host
 	local *Local
+	title string // of the node
+}
+
+// CheckRoute refuses a network whose route would take something away from a node that is not the gateway; nil: it takes
+// nothing.
+func (h *Host) CheckRoute(n netip.Prefix) *Problem {
+	return hostCheck{h, &Local{}, "this node"}.checkRoute("network", n, nil)
 }
 
 // checkRoute refuses a network whose route would take something away from the node. A network that is wider than one of
@@ -102,8 +109,8 @@ func (c hostCheck) checkNetwork(
 	if more := len(covered) - maxCovered; more > 0 {
 		covered = append(covered[:maxCovered:maxCovered], fmt.Sprintf("%d more", more))
 	}
-	return invalid("%s %s covers what the gateway node reaches outside of the mesh: %s; %s",
-		field, n, strings.Join(covered, ", "), remedy)
+	return invalid("%s %s covers what %s reaches outside of the mesh: %s; %s",
+		field, n, c.title, strings.Join(covered, ", "), remedy)
 }
 
 // usedPart is the part of a network of the node in which there is something: node-cidr may say so.

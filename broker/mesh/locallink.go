@@ -34,7 +34,7 @@ type meshSet struct {
 // newMeshSet begins with the mesh that the stanza defines, if it defines one.
 func newMeshSet(local *Local, host *Host, r *reports, members map[string][]string) *meshSet {
 	s := &meshSet{
-		local: local, host: hostCheck{host, local}, reports: r, members: members, broken: map[string]string{},
+		local: local, host: hostCheck{host, local, "the gateway node"}, reports: r, members: members, broken: map[string]string{},
 	}
 	for _, a := range local.Addresses {
 		if p := s.host.checkApart("link-address", a.Masked(), local.ServiceCIDRs); p != nil && s.refused == nil {

@@ -120,6 +120,25 @@ func parseEgress(e v1alpha1.EgressCIDR) (netip.Prefix, error) {
 	return p, err
 }
 
+// Networks are all that a link names: the range of its mesh, and of a link to another cluster cidr and egress. What
+// cannot be parsed is left out.
+func Networks(spec *v1alpha1.KubeLinkSpec) (networks []netip.Prefix) {
+	add := func(p netip.Prefix, err error) {
+		if err == nil {
+			networks = append(networks, p.Masked())
+		}
+	}
+	add(ClusterAddress(spec.ClusterAddress))
+	if spec.Endpoint == v1alpha1.EndpointLocal {
+		return networks
+	}
+	add(parseNetwork(spec.CIDR))
+	for _, e := range spec.Egress {
+		add(parseEgress(e))
+	}
+	return networks
+}
+
 // parseIngress parses spec.ingress. A denial may be of any network.
 func parseIngress(list []v1alpha1.IngressCIDR) ([]Rule, *Problem) {
 	var rules []Rule

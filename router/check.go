@@ -1,0 +1,160 @@
+package router
+
+// Do packets of pods take our routes? The kernel is asked for the packet of a pod on this node: its answer counts
+// rules, the reverse path filter and forwarding.
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/link"
+)
+
+// maxChecked bounds the routes that a look asks for: rules and sysctls concern all alike.
+const maxChecked = 32
+
+// pod is a pod of this node, or a network of its pods.
+type pod struct {
+	address netip.Addr
+	index   int // of the device that leads there
+}
+
+// checkPackets asks for the ways of packets of a pod.
+func (n *node) checkPackets(routes []kernel.NodeRoute) (findings link.Findings) {
+	pods := n.findPods()
+	names := map[int]string{}
+	checked := 0
+	for _, r := range routes {
+		p, ok := pods[r.Destination.Addr().Is4()]
+		if !ok || checked == maxChecked {
+			continue
+		}
+		checked++
+		if names[p.index] == "" {
+			names[p.index] = n.deviceName(p.index)
+		}
+		f := n.checkPacket(&r, p, names[p.index])
+		if f != nil && !hasReason(findings, f.Reason) {
+			findings = append(findings, *f)
+		}
+	}
+	return findings
+}
+
+func hasReason(findings link.Findings, reason string) bool {
+	for _, f := range findings {
+		if f.Reason == reason {
+			return true
+		}
+	}
+	return false
+}
+
+// findPods returns a pod of each family, by Is4: the end of a route that leads straight to one.
+func (n *node) findPods() map[bool]pod {
+	pods := map[bool]pod{}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		see := func(r netlink.Route) bool {
+			if r.Dst == nil || len(r.Gw) > 0 || r.LinkIndex == 0 || r.Type != unix.RTN_UNICAST {
+				return true
+			}
+			a, _ := netip.AddrFromSlice(r.Dst.IP)
+			bits, size := r.Dst.Mask.Size()
+			for _, p := range n.pods {
+				if a = a.Unmap(); p.Contains(a) && bits >= p.Bits() {
+					pods[a.Is4()] = pod{podAddress(a, bits, size), r.LinkIndex}
+					return false
+				}
+			}
+			return true
+		}
+		main := &netlink.Route{Table: unix.RT_TABLE_MAIN}
+		_ = n.netlink.RouteListFilteredIter(family, main, netlink.RT_FILTER_TABLE, see) // the next look sees more
+	}
+	return pods
+}
+
+// podAddress is an address in a network of pods that is probably none of the node, which has the first one.
+func podAddress(a netip.Addr, bits, size int) netip.Addr {
+	if bits == size {
+		return a
+	}
+	return a.Next().Next()
+}
+
+func (n *node) deviceName(index int) string {
+	dev, err := n.netlink.LinkByIndex(index)
+	if err != nil {
+		return fmt.Sprintf("if%d", index)
+	}
+	return dev.Attrs().Name
+}
+
+// checkPacket asks for the way of a packet of a pod to the first address of a route. nil: it takes the route.
+func (n *node) checkPacket(r *kernel.NodeRoute, p pod, device string) *link.Finding {
+	to := r.Destination.Addr()
+	if !r.Destination.IsSingleIP() {
+		to = to.Next()
+	}
+	found, err := n.netlink.RouteGetWithOptions(to.AsSlice(),
+		&netlink.RouteGetOptions{IifIndex: p.index, SrcAddr: p.address.AsSlice()})
+	if err == nil && len(found) == 0 {
+		err = unix.ENETUNREACH
+	}
+	if err != nil {
+		return n.explain(err, r, p, device)
+	}
+	via := net.IP(r.Gateway.AsSlice())
+	if r.Gateway.IsValid() && found[0].LinkIndex == r.Index && (found[0].Gw.Equal(via) || to == r.Gateway) {
+		return nil
+	}
+	way := "dev " + n.deviceName(found[0].LinkIndex)
+	if len(found[0].Gw) > 0 {
+		way = "via " + found[0].Gw.String() + " " + way
+	}
+	return &link.Finding{Reason: PacketsTakenAway,
+		Text: fmt.Sprintf("packets of pods (%s, device %s) to %s (for example %s) leave %s (table %d)", p.address, device,
+			r.Destination, to, way, found[0].Table),
+		Remedy: "look at ip rule and ip route get; set --route-table (such as 107) and a --rule-priority below that of " +
+			"the rule in the way, so that the routes of kubelink come first"}
+}
+
+// explain says why the kernel has no way for a packet. Where the route leads nowhere, that is right.
+func (n *node) explain(err error, r *kernel.NodeRoute, p pod, device string) *link.Finding {
+	family := "ipv4"
+	if p.address.Is6() {
+		family = "ipv6"
+	}
+	switch {
+	case !r.Gateway.IsValid():
+		return nil
+	case errors.Is(err, unix.EHOSTUNREACH) && readSetting(family, device, "forwarding") == "0":
+		return &link.Finding{Reason: ForwardingOff,
+			Text:   fmt.Sprintf("forwarding is off for packets of pods (device %s)", device),
+			Remedy: fmt.Sprintf("sysctl -w net.%s.conf.all.forwarding=1", family)}
+	case (errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EINVAL)) &&
+		(readSetting(family, "all", "rp_filter") == "1" || readSetting(family, device, "rp_filter") == "1"):
+		return &link.Finding{Reason: ReversePathFilter,
+			Text: fmt.Sprintf("the strict reverse path filter of device %s drops packets of pods (%s), "+
+				"because answers would leave another way", device, p.address),
+			Remedy: fmt.Sprintf("sysctl -w net.ipv4.conf.%s.rp_filter=2 (loose)", device)}
+	}
+	return &link.Finding{Reason: PacketsTakenAway,
+		Text:   fmt.Sprintf("packets of pods (%s, device %s) to %s do not leave: %v", p.address, device, r.Destination, err),
+		Remedy: "look at ip rule for what is before the routes of kubelink"}
+}
+
+// readSetting reads a setting of a device; empty: there is none.
+func readSetting(family, device, name string) string {
+	text, _ := os.ReadFile(filepath.Join("/proc/sys/net", family, "conf", device, name))
+	return strings.TrimSpace(string(text))
+}

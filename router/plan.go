@@ -1,0 +1,390 @@
+package router
+
+// Which routes this node should have. All of it is pure: objects of the API and facts of the node in, routes and
+// findings out.
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// The reasons of findings. They are also the reasons of Events, and labels of a metric.
+const (
+	ForeignRoute      = "ForeignRoute"      // another program has a route where one of ours should be
+	GatewayNotOnLink  = "GatewayNotOnLink"  // no network of this node leads straight to the gateway
+	GatewayAddress    = "GatewayAddress"    // the gateway has no address of the family
+	NetworkRefused    = "NetworkRefused"    // a route to the network would take something away from this node
+	TunnelMissing     = "TunnelMissing"     // the tunnel to the gateway is not there
+	RouteNotSet       = "RouteNotSet"       // the kernel refuses a route
+	PacketsTakenAway  = "PacketsTakenAway"  // packets of pods to a mesh leave another way
+	ReversePathFilter = "ReversePathFilter" // the kernel drops packets because of their source
+	ForwardingOff     = "ForwardingOff"     // the kernel does not forward
+	AccessDenied      = "AccessDenied"      // the API server refuses to tell what the router needs
+)
+
+// reasons are all of them.
+var reasons = []string{ForeignRoute, GatewayNotOnLink, GatewayAddress, NetworkRefused, TunnelMissing, RouteNotSet,
+	PacketsTakenAway, ReversePathFilter, ForwardingOff, AccessDenied}
+
+// objects are what the API server tells.
+type objects struct {
+	gateways []*v1alpha1.LinkGateway
+	links    []*v1alpha1.KubeLink
+	former   []formerEndpoint // of the service of a former broker
+}
+
+// formerEndpoint is an address behind the service of a former broker.
+type formerEndpoint struct {
+	address netip.Addr
+	node    string // name; empty: not known
+}
+
+// facts are what the node tells.
+type facts struct {
+	name   string                  // of the node; empty: not known
+	ways   map[netip.Addr]lookup   // to the addresses of gateways
+	host   mesh.Host               // what the node reaches outside of the meshes
+	apart  map[netip.Prefix]string // networks of the cluster that no mesh gets: what they are
+	ipip   *tunnel                 // nil: the node uses none
+	noIPIP *link.Finding           // why the tunnel that the node should use is not there; nil: it is, or is not needed
+}
+
+// lookup is what the kernel says of an address.
+type lookup struct {
+	way kernel.Way
+	err error
+}
+
+// tunnel is a device that takes packets to the gateway, whatever is between the nodes.
+type tunnel struct {
+	index int
+	mtu   int // in bytes
+}
+
+// routing is what a node should have.
+type routing struct {
+	routes   []kernel.NodeRoute
+	findings link.Findings
+	unknown  []netip.Prefix // unreachable, for no gateway leads there
+	leaders  []leader
+}
+
+// leader is a gateway, as the API server tells of it.
+type leader struct {
+	name     string // as messages call it
+	node     string
+	nodeIPs  []netip.Addr
+	podIPs   []netip.Addr
+	networks []netip.Prefix
+	mtu      int
+	vxlan    *v1alpha1.GatewayVXLAN
+}
+
+// addresses are all of the gateway.
+func (l *leader) addresses() []netip.Addr { return slices.Concat(l.nodeIPs, l.podIPs) }
+
+// findLeaders returns the gateways, the one that has precedence first. A former broker counts while there is no
+// LinkGateway: it leads the links whose status names its node.
+func findLeaders(o *objects, apart map[netip.Prefix]string) (leaders []leader) {
+	sorted := slices.SortedFunc(slices.Values(o.gateways), func(a, b *v1alpha1.LinkGateway) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+	})
+	for _, g := range sorted {
+		l := leader{name: "LinkGateway " + g.Name, node: g.Spec.Node, mtu: int(g.Spec.MTU), vxlan: g.Spec.VXLAN,
+			nodeIPs: parseAddresses(g.Spec.NodeIPs), podIPs: parseAddresses(g.Spec.PodIPs)}
+		for _, n := range g.Spec.Networks {
+			if p, err := netip.ParsePrefix(string(n)); err == nil {
+				l.networks = append(l.networks, p.Masked())
+			}
+		}
+		leaders = append(leaders, l)
+	}
+	if len(leaders) > 0 {
+		return leaders
+	}
+	return findFormerLeaders(o, apart)
+}
+
+// findFormerLeaders returns a gateway for each node that the status of a link names.
+func findFormerLeaders(o *objects, apart map[netip.Prefix]string) []leader {
+	byNode := map[netip.Addr]*leader{}
+	for _, k := range o.links {
+		a, err := netip.ParseAddr(k.Status.Gateway)
+		if err != nil || !claims(k) {
+			continue
+		}
+		l := byNode[a]
+		if l == nil {
+			l = &leader{name: "the former broker on node " + a.String(), nodeIPs: []netip.Addr{a}}
+			byNode[a] = l
+		}
+		l.networks = append(l.networks, mesh.Networks(&k.Spec)...)
+	}
+	// A broker whose endpoint is no address of a node runs in a pod. With several endpoints, none is known.
+	if len(o.former) == 1 && len(byNode) == 1 && !containsAddress(apart, titleNodes, o.former[0].address) {
+		for _, l := range byNode {
+			l.podIPs, l.node = []netip.Addr{o.former[0].address}, o.former[0].node
+		}
+	}
+	var leaders []leader
+	for _, a := range slices.SortedFunc(maps.Keys(byNode), netip.Addr.Compare) {
+		leaders = append(leaders, *byNode[a])
+	}
+	return leaders
+}
+
+// claims tells whether the networks of a link are a matter of routes: a broker refuses links that could harm.
+func claims(k *v1alpha1.KubeLink) bool {
+	switch k.Status.State {
+	case v1alpha1.StateInvalid, v1alpha1.StateStale, v1alpha1.StateDeleting:
+		return false
+	}
+	return k.DeletionTimestamp == nil
+}
+
+func parseAddresses(texts []v1alpha1.GatewayIP) (addresses []netip.Addr) {
+	for _, t := range texts {
+		if a, err := netip.ParseAddr(string(t)); err == nil {
+			addresses = append(addresses, a.Unmap())
+		}
+	}
+	return addresses
+}
+
+// What networks of the cluster are.
+const (
+	titleNodes = "the network of the nodes (node-cidr)"
+	titlePods  = "the network of the pods (pod-cidr)"
+)
+
+func containsAddress(networks map[netip.Prefix]string, title string, a netip.Addr) bool {
+	for n, t := range networks {
+		if t == title && n.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// makeRouting decides which routes the node should have.
+func makeRouting(o *objects, f *facts) *routing {
+	r := &routing{leaders: findLeaders(o, f.apart)}
+	services := ownServices(o.links)
+	covered := map[netip.Prefix]bool{}
+	for i := range r.leaders {
+		l := &r.leaders[i]
+		way := findHops(l, f)
+		for _, n := range l.networks {
+			if covered[n] {
+				continue // an older gateway leads there
+			}
+			covered[n] = true
+			for _, part := range r.admit(n, l.name, f) {
+				r.addRoute(part, &way)
+			}
+		}
+		r.findings = append(r.findings, way.findings...)
+	}
+	r.addUnknown(o, covered, services, f)
+	slices.SortFunc(r.routes, func(a, b kernel.NodeRoute) int { return a.Destination.Compare(b.Destination) })
+	r.routes = slices.CompactFunc(r.routes, func(a, b kernel.NodeRoute) bool { return a.Destination == b.Destination })
+	return r
+}
+
+// ownServices are the service networks of this cluster.
+func ownServices(links []*v1alpha1.KubeLink) (networks []netip.Prefix) {
+	for _, k := range links {
+		if p, err := netip.ParsePrefix(k.Spec.CIDR); err == nil && k.Spec.Endpoint == v1alpha1.EndpointLocal {
+			networks = append(networks, p.Masked())
+		}
+	}
+	return networks
+}
+
+// admit returns the parts of a network that a route may lead to. A network that is wider than one of this cluster
+// leaves that one out; a network that covers what the node needs is refused.
+func (r *routing) admit(n netip.Prefix, from string, f *facts) (parts []netip.Prefix) {
+	refuse := func(text, remedy string) {
+		r.findings = append(r.findings, link.Finding{Reason: NetworkRefused,
+			Text: fmt.Sprintf("%s: %s", from, text), Remedy: remedy})
+	}
+	parts = []netip.Prefix{n}
+	for _, apart := range slices.SortedFunc(maps.Keys(f.apart), netip.Prefix.Compare) {
+		var left []netip.Prefix
+		for _, p := range parts {
+			left = append(left, subtract(p, apart)...)
+		}
+		if parts = left; len(parts) == 0 {
+			refuse(fmt.Sprintf("%s is in %s, %s", n, f.apart[apart], apart),
+				"name only networks that belong to the other cluster")
+			return nil
+		}
+	}
+	return slices.DeleteFunc(parts, func(p netip.Prefix) bool {
+		problem := f.host.CheckRoute(p)
+		if problem != nil {
+			refuse(problem.Message, "there is no route to it on this node")
+		}
+		return problem != nil
+	})
+}
+
+// subtract returns what is left of a network without another one.
+func subtract(n, other netip.Prefix) []netip.Prefix {
+	switch {
+	case !n.Overlaps(other):
+		return []netip.Prefix{n}
+	case n.Bits() >= other.Bits():
+		return nil
+	}
+	low := netip.PrefixFrom(n.Addr(), n.Bits()+1).Masked()
+	bytes := n.Addr().AsSlice()
+	bytes[n.Bits()/8] |= 1 << (7 - n.Bits()%8)
+	address, _ := netip.AddrFromSlice(bytes)
+	high := netip.PrefixFrom(address, n.Bits()+1)
+	return append(subtract(low, other), subtract(high, other)...)
+}
+
+// hops are the ways to a gateway, by family.
+type hops struct {
+	own      bool                      // the node is the gateway and has the routes of the broker
+	via      map[bool]kernel.NodeRoute // by Is4, without destination
+	missing  map[bool]bool             // families that findings tell of
+	leader   *leader
+	findings link.Findings
+}
+
+// addRoute adds the route to a network. Where there is no way to the gateway, the network is unreachable.
+func (r *routing) addRoute(n netip.Prefix, h *hops) {
+	if h.own {
+		return
+	}
+	is4 := n.Addr().Is4()
+	route, ok := h.via[is4]
+	if !ok && !h.missing[is4] {
+		h.missing[is4] = true
+		h.findings = append(h.findings, link.Finding{Reason: GatewayAddress,
+			Text:   fmt.Sprintf("%s has no %s address of its node, but leads to %s", h.leader.name, familyName(is4), n),
+			Remedy: "give the node such an address, or name networks of the other family only"})
+	}
+	route.Destination = n
+	r.routes = append(r.routes, route)
+}
+
+func familyName(is4 bool) string {
+	if is4 {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// findHops finds the ways to a gateway.
+func findHops(l *leader, f *facts) hops {
+	h := hops{leader: l, via: map[bool]kernel.NodeRoute{}, missing: map[bool]bool{}}
+	here := l.node != "" && l.node == f.name
+	for _, a := range l.nodeIPs {
+		here = here || f.ways[a].way.Local
+	}
+	next := l.nodeIPs
+	if here {
+		next = slices.DeleteFunc(slices.Clone(l.podIPs), func(a netip.Addr) bool { return f.ways[a].way.Local })
+		if h.own = len(next) == 0; h.own {
+			return h
+		}
+	}
+	for _, a := range next {
+		route, finding := findHop(l, a, here, f)
+		if finding != nil {
+			h.missing[a.Is4()] = true
+			h.findings = append(h.findings, *finding)
+			continue
+		}
+		h.via[a.Is4()] = route
+	}
+	return h
+}
+
+// findHop finds the way to an address of a gateway.
+func findHop(l *leader, a netip.Addr, here bool, f *facts) (kernel.NodeRoute, *link.Finding) {
+	t, finding := findTunnel(l, a, here, f)
+	if finding != nil {
+		return kernel.NodeRoute{}, finding
+	}
+	if t != nil {
+		return kernel.NodeRoute{Gateway: a, Index: t.index, OnLink: true, MTU: lowerMTU(l.mtu, t.mtu)}, nil
+	}
+	found, ok := f.ways[a]
+	what, remedy := "node", "set --ipip=shared or --ipip=configure here and the property ipip in the Corefile"
+	if here {
+		what, remedy = "pod", "look at the routes of the pod network on this node"
+	}
+	switch {
+	case !ok || found.err != nil:
+		return kernel.NodeRoute{}, &link.Finding{Reason: GatewayNotOnLink,
+			Text: fmt.Sprintf("%s: no way to its %s %s: %v", l.name, what, a, found.err), Remedy: remedy}
+	case found.way.Gateway.IsValid():
+		return kernel.NodeRoute{}, &link.Finding{Reason: GatewayNotOnLink, Text: fmt.Sprintf(
+			"%s: its %s %s is not on a network of this node, but behind %s (device %s), which knows no mesh",
+			l.name, what, a, found.way.Gateway, found.way.Device), Remedy: remedy}
+	}
+	// The kernel says that it reaches a pod without a gateway: so onlink, also where no network of the device has it.
+	return kernel.NodeRoute{Gateway: a, Index: found.way.Index, OnLink: here, MTU: lowerMTU(l.mtu, found.way.MTU)}, nil
+}
+
+// findTunnel tells through which tunnel packets to an address of a gateway go; nil: through none.
+func findTunnel(l *leader, a netip.Addr, here bool, f *facts) (*tunnel, *link.Finding) {
+	switch {
+	case l.vxlan != nil:
+		return nil, &link.Finding{Reason: TunnelMissing,
+			Text: fmt.Sprintf("%s wants packets in a VXLAN (VNI %d, port %d), which this router has not",
+				l.name, l.vxlan.VNI, l.vxlan.Port),
+			Remedy: "take a newer kubelink-router, or the property ipip vxlan out of the Corefile"}
+	case here || !a.Is4():
+		return nil, nil // IPIP is a tunnel between nodes, for IPv4
+	}
+	return f.ipip, f.noIPIP
+}
+
+// lowerMTU is the MTU of a route; 0: that of its device will do.
+func lowerMTU(gateway, device int) int {
+	if gateway > 0 && gateway < device {
+		return gateway
+	}
+	return 0
+}
+
+// addUnknown makes the networks of links unreachable to which no gateway leads: they must not take the default route.
+func (r *routing) addUnknown(o *objects, covered map[netip.Prefix]bool, services []netip.Prefix, f *facts) {
+	known := func(n netip.Prefix) bool {
+		for c := range covered {
+			if c.Bits() <= n.Bits() && c.Contains(n.Addr()) {
+				return true
+			}
+		}
+		return slices.ContainsFunc(services, n.Overlaps)
+	}
+	for _, k := range o.links {
+		if !claims(k) {
+			continue
+		}
+		for _, n := range mesh.Networks(&k.Spec) {
+			if covered[n] || known(n) {
+				continue
+			}
+			covered[n] = true
+			r.unknown = append(r.unknown, n)
+			for _, part := range r.admit(n, "KubeLink "+k.Name, f) {
+				r.routes = append(r.routes, kernel.NodeRoute{Destination: part})
+			}
+		}
+	}
+	slices.SortFunc(r.unknown, netip.Prefix.Compare)
+}

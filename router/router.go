@@ -1,0 +1,259 @@
+// Package router leads packets for the meshes from one node of a cluster to the gateway: kubelink-router runs it on
+// each node. The API server says where the gateway is, and the kernel gets a route for each network of the meshes.
+//
+// What the node should have is a pure function of objects and facts (plan.go); watch.go follows the objects, node.go
+// looks at the node, and kernel.Routes finds the difference and sets it. This file has the loop. A router that ends
+// leaves the routes: the next one adopts them.
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/netchange"
+)
+
+// Config says what a router does. Run needs all but what says otherwise.
+type Config struct {
+	REST      *rest.Config // of the API server
+	Namespace string       // of LinkGateways, of Service, and of DaemonSet
+	Service   string       // of a former broker
+	DaemonSet string       // that runs the router; with it, the routes go
+	Node      string       // name; empty: not known, then there are no Events
+	NodeIP    netip.Addr   // invalid: the last address of an interface in NodeCIDRs
+	NodeCIDRs []netip.Prefix
+	PodCIDRs  []netip.Prefix // may be empty: then there is no check of packets of pods
+	Device    string         // of a broker on this node
+	IPIP      string         // one of IPIPNone, IPIPShared and IPIPConfigure
+	Table     int            // routing table; 0: main
+	Priority  int            // of the rule that leads to Table
+	Datafile  string         // of a former router; empty: none
+	Listen    string         // address of the HTTP server; empty: none
+	Log       *slog.Logger
+}
+
+const (
+	// repairInterval is how often the node is compared without any event.
+	repairInterval = 30 * time.Second
+	// settleTime is how long the router waits for further events after a first one that it has served at once.
+	settleTime = 50 * time.Millisecond
+	// restFactor bounds the share of time that the router works while events go on.
+	restFactor = 4
+)
+
+// Router is the router of one node.
+type Router struct {
+	config Config
+	routes *kernel.Routes
+	node   *node
+	api    *watcher
+	events *events
+	former *formerFile
+	wake   chan struct{}
+
+	status   atomic.Pointer[Status] // of the last look; nil: none yet
+	lookedAt atomic.Int64           // time of its end, in ns since 1970
+}
+
+// Status is what a look at node and API has found. It is not changed later.
+type Status struct {
+	Findings link.Findings
+	Waiting  string // what the router waits for before it sets routes; empty: nothing
+	Routes   int    // that are wanted
+	Unknown  []netip.Prefix
+	Gateways []string // where packets go, one line for each gateway
+	Took     time.Duration
+	Written  int // changes
+}
+
+// Ready is an error that says why the routes of the node are not what they should be; nil: they are.
+func (s *Status) Ready() error {
+	switch {
+	case s == nil:
+		return errors.New("the router has not looked at the node yet")
+	case s.Waiting != "":
+		return errors.New(s.Waiting)
+	case len(s.Findings) > 0:
+		return errors.New(s.Findings.String())
+	}
+	return nil
+}
+
+// Run sets the routes of this node until ctx ends. Then it leaves them, unless the API server says that the DaemonSet
+// is gone, or is being deleted. An error means that the router could not start.
+func Run(ctx context.Context, c Config) error {
+	former, err := readFormerFile(c.Datafile)
+	if err != nil {
+		return err
+	}
+	routes, err := kernel.OpenRoutes(kernel.RoutesConfig{Table: c.Table, RulePriority: c.Priority,
+		Former: former.destinations, Nodes: c.NodeCIDRs})
+	if err != nil {
+		return err
+	}
+	r := &Router{config: c, routes: routes, former: former, wake: make(chan struct{}, 1)}
+	r.lookedAt.Store(time.Now().UnixNano())
+	if r.node, err = openNode(&c, r.signal); err != nil {
+		return err
+	}
+	defer r.node.close()
+	if r.api, err = newWatcher(&r.config, r.node.server, r.signal); err != nil {
+		return err
+	}
+	server, err := listen(c.Listen, r)
+	if err != nil {
+		return err
+	}
+	r.events = newEvents(r.api, c.Node, c.Log)
+
+	// The parts end before the routes go, if they go: nothing sets them again.
+	working, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	if err := netchange.Watch(working, &wg, r.signal); err != nil {
+		c.Log.Warn("changes of routes and devices are noticed late", "interval", repairInterval, "error", err)
+	}
+	r.api.start(working, &wg)
+	wg.Go(func() { r.events.run(working) })
+	wg.Go(func() { server.run(working, c.Log) })
+	daemonSet := newDaemonSet(&r.config, r.api)
+	wg.Go(func() { daemonSet.look(working) })
+	c.Log.Info("kubelink-router has started", "node", c.Node, "node-ip", r.node.address, "ipip", c.IPIP)
+	r.work(working)
+	stop()
+	wg.Wait()
+	if daemonSet.isGone() {
+		c.Log.Info("the DaemonSet is gone or is being deleted: routes are removed", "daemonset", c.DaemonSet)
+		return r.clear()
+	}
+	c.Log.Info("kubelink-router ends, routes stay")
+	return nil
+}
+
+// Cleanup removes all that a router has set on this node.
+func Cleanup(c Config) error {
+	routes, err := kernel.OpenRoutes(kernel.RoutesConfig{})
+	if err != nil {
+		return err
+	}
+	return errors.Join(routes.Clear(), newIPIP(c.IPIP, netip.Addr{}).release())
+}
+
+// clear removes all that the router has set.
+func (r *Router) clear() error { return errors.Join(r.routes.Clear(), r.node.ipip.release()) }
+
+// signal asks for a look. It never blocks.
+func (r *Router) signal() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// work looks after each event, and now and then, until ctx ends.
+func (r *Router) work(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.wake:
+		case <-timer.C:
+		}
+		s := r.look()
+		r.publish(s)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(max(settleTime, restFactor*s.Took)):
+		}
+		timer.Reset(repairInterval)
+	}
+}
+
+// look makes the routes of the node what they should be. While the API server has not told what there is, the routes of
+// a former start stay.
+func (r *Router) look() *Status {
+	start := time.Now()
+	s := &Status{}
+	o, waiting, denied := r.api.read()
+	if s.Waiting = waiting; waiting != "" {
+		s.Took = time.Since(start)
+		return s
+	}
+	want := makeRouting(o, r.node.readFacts(r.routes, findLeaders(o, r.node.apart)))
+	var errs []error
+	s.Written, errs = r.routes.Set(want.routes)
+	s.Findings = slices.Concat(denied, want.findings, findingsOf(errs))
+	if len(errs) == 0 {
+		s.Findings = append(s.Findings, r.node.checkPackets(want.routes)...)
+		r.former.done(r.config.Log)
+	}
+	s.Routes, s.Unknown = len(want.routes), want.unknown
+	for i := range want.leaders {
+		s.Gateways = append(s.Gateways, describeLeader(&want.leaders[i]))
+	}
+	s.Took = time.Since(start)
+	return s
+}
+
+func describeLeader(l *leader) string {
+	text := fmt.Sprintf("%s: node %s %v", l.name, l.node, l.nodeIPs)
+	if len(l.podIPs) > 0 {
+		text += fmt.Sprintf(", pod %v", l.podIPs)
+	}
+	return fmt.Sprintf("%s, %d networks", text, len(l.networks))
+}
+
+// findingsOf makes findings of errors of the kernel.
+func findingsOf(errs []error) (findings link.Findings) {
+	for _, err := range errs {
+		f := link.Finding{Reason: RouteNotSet, Text: err.Error(), Remedy: "it is tried again"}
+		if foreign := (&kernel.ForeignRouteError{}); errors.As(err, &foreign) {
+			f = link.Finding{Reason: ForeignRoute,
+				Text: fmt.Sprintf("packets to %s take a route that is not kubelink's: %s", foreign.Destination, foreign.Route),
+				Remedy: fmt.Sprintf("remove it (ip route del %s), or take %s out of the networks of the links",
+					foreign.Route, foreign.Destination)}
+		}
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+// publish logs what is new, and makes Events of it.
+func (r *Router) publish(s *Status) {
+	r.lookedAt.Store(time.Now().UnixNano())
+	last := r.status.Swap(s)
+	if last == nil {
+		last = &Status{}
+	}
+	log := r.config.Log
+	for _, f := range s.Findings {
+		if !slices.Contains(last.Findings, f) {
+			log.Warn("packets to the meshes do not all pass", "reason", f.Reason, "problem", f.Text, "remedy", f.Remedy)
+		}
+	}
+	if last.Ready() != nil && s.Ready() == nil {
+		log.Info("the routes of this node are what they should be", "routes", s.Routes, "unreachable", len(s.Unknown))
+	}
+	if s.Waiting != "" && s.Waiting != last.Waiting {
+		log.Info("routes stay as they are", "reason", s.Waiting)
+	}
+	if s.Written > 0 || !slices.Equal(s.Gateways, last.Gateways) {
+		log.Info("routes are set", "changes", s.Written, "routes", s.Routes, "gateways", s.Gateways, "took", s.Took)
+	}
+	r.events.report(s.Findings)
+	countLook(s)
+}

@@ -1,0 +1,138 @@
+package router
+
+// The HTTP server: health, readiness and metrics.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+const (
+	// maxLookAge is how old the last look may be of a router that is healthy: it looks every 30 s.
+	maxLookAge  = 2 * time.Minute
+	requestTime = 10 * time.Second
+)
+
+// metrics of the router. A process has one.
+var (
+	registry = prometheus.NewRegistry()
+	looks    = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "kubelink", Subsystem: "router",
+		Name: "look_seconds", Help: "Time to compare the routes of the node with the wanted ones, and to set them.",
+		Buckets: []float64{.001, .003, .01, .03, .1, .3, 1, 3}})
+	changes = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "kubelink", Subsystem: "router",
+		Name: "route_changes_total", Help: "Routes and rules that the router has added, replaced or removed."})
+	wanted = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "kubelink", Subsystem: "router",
+		Name: "routes", Help: "Routes that this node should have, by where they lead: to a gateway or nowhere."},
+		[]string{"to"})
+	problems = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "kubelink", Subsystem: "router",
+		Name: "findings", Help: "What is in the way of packets to the meshes on this node, by reason."}, []string{"reason"})
+	ready = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "kubelink", Subsystem: "router",
+		Name: "ready", Help: "1: the routes of this node are what they should be."})
+	lastLook = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "kubelink", Subsystem: "router",
+		Name: "last_look_timestamp_seconds", Help: "When the router looked at the node last (Unix time)."})
+)
+
+func init() {
+	registry.MustRegister(looks, changes, wanted, problems, ready, lastLook,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+}
+
+// countLook brings a look to the metrics.
+func countLook(s *Status) {
+	looks.Observe(s.Took.Seconds())
+	changes.Add(float64(s.Written))
+	wanted.WithLabelValues("unreachable").Set(float64(len(s.Unknown)))
+	wanted.WithLabelValues("gateway").Set(float64(max(0, s.Routes-len(s.Unknown))))
+	count := map[string]int{}
+	for _, f := range s.Findings {
+		count[f.Reason]++
+	}
+	for _, reason := range reasons {
+		problems.WithLabelValues(reason).Set(float64(count[reason]))
+	}
+	ready.Set(0)
+	if s.Ready() == nil {
+		ready.Set(1)
+	}
+	lastLook.SetToCurrentTime()
+}
+
+// server is the HTTP server.
+type server struct {
+	http     *http.Server
+	listener net.Listener // nil: none
+}
+
+// listen opens the port.
+func listen(address string, r *Router) (*server, error) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", r.serveHealth)
+	mux.HandleFunc("GET /readyz", r.serveReady)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	s := &server{http: &http.Server{Handler: mux, ReadTimeout: requestTime, WriteTimeout: requestTime}}
+	if address == "" {
+		return s, nil
+	}
+	var err error
+	if s.listener, err = net.Listen("tcp", address); err != nil {
+		return nil, &FlagError{"server-port-http", address, "the port cannot be opened: " + err.Error(),
+			"choose a free port of the node, or another --bind-address-http"}
+	}
+	return s, nil
+}
+
+// run serves until ctx ends.
+func (s *server) run(ctx context.Context, log *slog.Logger) {
+	if s.listener == nil {
+		return
+	}
+	stop := context.AfterFunc(ctx, func() { s.http.Close() })
+	defer stop()
+	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		log.Error("health and metrics are not served any more", "error", err)
+	}
+}
+
+// serveHealth says whether the loop goes on.
+func (r *Router) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	if age := time.Since(time.Unix(0, r.lookedAt.Load())); age > maxLookAge {
+		http.Error(w, fmt.Sprintf("the router has not looked at the node for %s", age.Round(time.Second)),
+			http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
+}
+
+// serveReady says whether the routes are what they should be, and where they lead.
+func (r *Router) serveReady(w http.ResponseWriter, _ *http.Request) {
+	s := r.status.Load()
+	if err := s.Ready(); err != nil {
+		text := err.Error()
+		if s != nil && s.Waiting == "" {
+			var lines []string
+			for _, f := range s.Findings {
+				lines = append(lines, f.Reason+": "+f.String())
+			}
+			text = strings.Join(lines, "\n")
+		}
+		http.Error(w, text, http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintf(w, "ok: %d routes\n", s.Routes)
+	for _, line := range s.Gateways {
+		fmt.Fprintln(w, line)
+	}
+	if len(s.Unknown) > 0 {
+		fmt.Fprintf(w, "unreachable, as no gateway is known: %v\n", s.Unknown)
+	}
+}
