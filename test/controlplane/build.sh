@@ -1,27 +1,58 @@
 #!/bin/sh
-# Builds the control plane's programs (etcd, Kubernetes) from their Go modules, unless they are there, into
-# .cache/controlplane-<version> of the repository. Takes minutes the first time.
+# Builds what the test bed's clusters run from Go modules, unless it is there, into .cache of the repository:
+#   controlplane-<version of Kubernetes>                  etcd and Kubernetes
+#   nodes-<version of Kubernetes>-<version of containerd> what real nodes need besides: kubelet, scheduler, containerd
+# Takes minutes the first time.
 set -eu
 cd "$(dirname "$0")"
 
-version=$(sed -n 's,^[[:space:]]*k8s.io/kubernetes \(v[^ ]*\).*,\1,p' go.mod | head -n 1)
-[ -n "$version" ] || { echo "$0: go.mod does not require k8s.io/kubernetes" >&2; exit 1; }
 cache=$PWD/../../.cache
-target=$cache/controlplane-$version
-[ ! -d "$target" ] || exit 0
-
 mkdir -p "$cache"
-new=$(mktemp -d "$cache/controlplane-new.XXXXXX")
+new=
 trap 'rm -rf "$new"' EXIT
 trap 'exit 1' INT TERM HUP
-echo "building Kubernetes $version (once, some minutes)"
-CGO_ENABLED=0 go build -o "$new/" -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$version" \
-	go.etcd.io/etcd/server/v3 \
-	k8s.io/kubernetes/cmd/kube-apiserver \
-	k8s.io/kubernetes/cmd/kube-controller-manager \
-	k8s.io/kubernetes/cmd/kube-proxy \
-	k8s.io/kubernetes/cmd/kubectl
-mv "$new/server" "$new/etcd"
-chmod 755 "$new"
-# The rename is atomic. If two builds run at the same time, the second one keeps the result of the first.
-mv -T "$new" "$target" 2>/dev/null || [ -x "$target/etcd" ]
+
+# version MODULE FILE prints the version that a go.mod requires.
+version() {
+	v=$(sed -n "s,^[[:space:]]*$1 \(v[^ ]*\).*,\1,p" "$2" | head -n 1)
+	[ -n "$v" ] || { echo "$0: $2 does not require $1" >&2; exit 1; }
+	echo "$v"
+}
+
+# keep FOLDER gives the new folder its name. The rename is atomic. If two builds run at the same time, the second one
+# keeps the result of the first.
+keep() {
+	chmod 755 "$new"
+	mv -T "$new" "$1" 2>/dev/null || [ -d "$1" ]
+}
+
+kubernetes=$(version k8s.io/kubernetes go.mod)
+containerd=$(version github.com/containerd/containerd/v2 containerd/go.mod)
+export CGO_ENABLED=0
+flags="-s -w -X k8s.io/component-base/version.gitVersion=$kubernetes"
+
+target=$cache/controlplane-$kubernetes
+if [ ! -d "$target" ]; then
+	echo "building Kubernetes $kubernetes (once, some minutes)"
+	new=$(mktemp -d "$cache/controlplane-new.XXXXXX")
+	go build -o "$new/" -ldflags "$flags" \
+		go.etcd.io/etcd/server/v3 \
+		k8s.io/kubernetes/cmd/kube-apiserver \
+		k8s.io/kubernetes/cmd/kube-controller-manager \
+		k8s.io/kubernetes/cmd/kube-proxy \
+		k8s.io/kubernetes/cmd/kubectl
+	mv "$new/server" "$new/etcd"
+	keep "$target"
+fi
+
+target=$cache/nodes-$kubernetes-$containerd
+if [ ! -d "$target" ]; then
+	echo "building kubelet $kubernetes and containerd $containerd (once, some minutes)"
+	new=$(mktemp -d "$cache/nodes-new.XXXXXX")
+	go build -o "$new/" -ldflags "$flags" k8s.io/kubernetes/cmd/kubelet k8s.io/kubernetes/cmd/kube-scheduler
+	(cd containerd && go build -o "$new/" -tags "no_btrfs no_devmapper no_zfs no_aufs" -ldflags "-s -w" \
+		github.com/containerd/containerd/v2/cmd/containerd \
+		github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2 \
+		github.com/containerd/containerd/v2/cmd/ctr)
+	keep "$target"
+fi

@@ -3,7 +3,6 @@ package testbed
 // This file defines a cluster: its names and addresses, the order in which it boots, and the access to its API.
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -42,6 +41,7 @@ type Cluster struct {
 	Config *rest.Config     // the same; its connections start inside of the cluster
 
 	testbed   *Testbed
+	opts      ClusterOptions
 	pki       pki
 	apiserver *Process
 	customDNS map[string]string // files that the cluster DNS imports; nil: not written yet
@@ -58,6 +58,8 @@ type Node struct {
 	pods      int    // number of pods created so far
 	proxy     *Process
 	proxyMode string
+	cni       string   // how pods are connected to a real node; empty: the node is light
+	kubelet   *Process // of a real node
 }
 
 // Gateway returns the node to which the load balancer forwards.
@@ -74,7 +76,7 @@ func (c *Cluster) boot(ctx context.Context) error {
 		{"API server", c.StartAPIServer},
 		{"API client", c.connectClient},
 		{"nodes", c.createNodes},
-		{"controllers", c.startControllers},
+		{"controllers and nodes", c.startPrograms},
 		{"cluster DNS", c.startDNS},
 	} {
 		c.testbed.reportProgress("%s: %s", c.Name, step.what)
@@ -123,6 +125,9 @@ func (n *Node) createObject(ctx context.Context) error {
 	if err := n.cluster.Client.Create(ctx, node); err != nil {
 		return fmt.Errorf("create node %s: %w", n.Name, err)
 	}
+	if n.isReal() {
+		return nil // kubelet writes the status
+	}
 	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.Address.String()},
 		{Type: corev1.NodeHostName, Address: n.Name}}
 	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue,
@@ -142,7 +147,15 @@ func (c *Cluster) AddNode(ctx context.Context) (*Node, error) {
 	if err := n.createObject(ctx); err != nil {
 		return nil, err
 	}
-	if err := n.startProxy(cmp.Or(c.testbed.opts.ProxyMode, ProxyIPTables)); err != nil {
+	if n.isReal() {
+		if err := n.startRuntime(ctx); err != nil {
+			return nil, err
+		}
+		if err := n.startKubelet(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := n.startProxy(c.proxyMode()); err != nil {
 		return nil, err
 	}
 	return n, n.waitProxy(ctx)

@@ -28,7 +28,7 @@ const corefile = `.:53 {
         fallthrough in-addr.arpa ip6.arpa
         ttl 5
     }
-    reload 2s 1s
+    reload 2s 1s%s
 }
 import %s/*.server
 `
@@ -51,7 +51,11 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 		return err
 	}
 	labels := map[string]string{"k8s-app": "kube-dns"}
-	text := fmt.Sprintf(corefile, c.filePath(customDNS))
+	internet := ""
+	if c.opts.isReal() {
+		internet = "\n    forward . " + routerAddress.String()
+	}
+	text := fmt.Sprintf(corefile, internet, c.filePath(customDNS))
 	if err := os.WriteFile(c.filePath("Corefile"), []byte(text), 0o644); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -58,6 +59,7 @@ func (c *Cluster) issueCertificates(context.Context) (err error) {
 	for _, u := range []struct{ file, user, group string }{
 		{"admin", "admin", "system:masters"},
 		{"controllers", "system:kube-controller-manager", ""},
+		{"scheduler", "system:kube-scheduler", ""},
 		{"proxy", "system:kube-proxy", ""},
 	} {
 		cert, key, err := c.pki.ca.issueUser(u.user, u.group)
@@ -122,7 +124,8 @@ func (c *Cluster) StartAPIServer(ctx context.Context) (err error) {
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file="+c.filePath("pki/sa.crt"),
 		"--service-account-signing-key-file="+c.filePath("pki/sa.key"),
-		"--authorization-mode=RBAC",
+		"--authorization-mode=Node,RBAC",
+		"--kubelet-preferred-address-types=InternalIP",
 		"--allow-privileged=true",
 		"--profiling=false")
 	if err != nil {
@@ -160,6 +163,14 @@ func (c *Cluster) StopAPIServer(ctx context.Context) error {
 	return c.apiserver.stop(ctx)
 }
 
+// startPrograms starts all that a cluster has besides its API.
+func (c *Cluster) startPrograms(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.startControllers(ctx) })
+	g.Go(func() error { return c.startNodes(ctx) })
+	return g.Wait()
+}
+
 // startControllers starts the programs that act on the API's objects: the controllers, and kube-proxy on every node.
 func (c *Cluster) startControllers(ctx context.Context) error {
 	controllers, err := c.ControlPlane.Start(c.testbed.ctx, "controllers", nil,
@@ -170,16 +181,13 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 		"--use-service-account-credentials",
 		"--service-account-private-key-file="+c.filePath("pki/sa.key"),
 		"--root-ca-file="+c.filePath("pki/ca.crt"),
-		// Without kubelet there must be no node lifecycle controller.
-		"--controllers="+strings.Join([]string{
-			"endpoints-controller", "endpointslice-controller", "serviceaccount-controller", "serviceaccount-token-controller",
-			"root-ca-certificate-publisher-controller", "namespace-controller", "garbage-collector-controller",
-		}, ","))
+		"--flex-volume-plugin-dir="+c.filePath("plugins"),
+		"--controllers="+strings.Join(c.controllers(), ","))
 	if err != nil {
 		return err
 	}
 	for _, n := range c.Nodes {
-		if err := n.startProxy(cmp.Or(c.testbed.opts.ProxyMode, ProxyIPTables)); err != nil {
+		if err := n.startProxy(c.proxyMode()); err != nil {
 			return err
 		}
 	}
@@ -210,6 +218,23 @@ const (
 	ProxyIPTables = "iptables"
 	ProxyNFTables = "nftables"
 )
+
+// controllers returns which controllers the cluster has.
+func (c *Cluster) controllers() []string {
+	if c.opts.isReal() {
+		return []string{"*", "-node-ipam-controller", "-node-route-controller", "-service-lb-controller",
+			"-cloud-node-lifecycle-controller"}
+	}
+	// Without kubelet there must be no node lifecycle controller.
+	return []string{
+		"endpoints-controller", "endpointslice-controller", "serviceaccount-controller", "serviceaccount-token-controller",
+		"root-ca-certificate-publisher-controller", "namespace-controller", "garbage-collector-controller",
+	}
+}
+
+func (c *Cluster) proxyMode() string {
+	return cmp.Or(c.opts.ProxyMode, c.testbed.opts.ProxyMode, ProxyIPTables)
+}
 
 // startProxy starts kube-proxy on the node.
 func (n *Node) startProxy(mode string) (err error) {

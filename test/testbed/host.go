@@ -188,12 +188,7 @@ func (h *Host) close() {
 }
 
 // netnsPath returns the path of the network namespace.
-func (h *Host) netnsPath() string {
-	if h.on != nil {
-		return h.on.netnsPath()
-	}
-	return "/run/netns/" + h.Name
-}
+func (h *Host) netnsPath() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(h.netns)) }
 
 // mntPath returns the path of the mount namespace.
 func (h *Host) mntPath() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.mnt.Fd()) }

@@ -13,7 +13,8 @@ package testbed
 //	worker  runs what the program is for
 //
 // Nothing outlives them: processes die with the PID namespace, files are on a tmpfs of the mount namespace, and
-// links, addresses and rules belong to network namespaces that no other process holds.
+// links, addresses and rules belong to network namespaces that no other process holds. For control groups, see
+// cgroup.go.
 
 import (
 	"errors"
@@ -37,6 +38,9 @@ const (
 
 	// workDir holds all files of the test bed. It lies on the tmpfs that only the test bed sees.
 	workDir = "/run/testbed"
+
+	rootEnter = "-m -u -i -n -p"
+	userEnter = "-U --preserve-credentials " + rootEnter
 )
 
 // The main goroutine stays on the process' first thread. /proc/self describes that thread. A thread that visits other
@@ -71,6 +75,7 @@ func Enter(command ...string) string {
 func runOuter() (int, error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
+	sweepCgroups()
 
 	// Root without the capability (as in most containers) gets a user namespace, like any other user.
 	cmd := isolatedCommand(os.Geteuid() != 0)
@@ -89,6 +94,7 @@ func runOuter() (int, error) {
 		cmd.Process.Kill()
 	}()
 	err = cmd.Wait() // returns when every process inside has ended
+	sweepCgroups()
 	if cmd.ProcessState == nil {
 		return 0, err
 	}
@@ -98,7 +104,7 @@ func runOuter() (int, error) {
 func isolatedCommand(user bool) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), stageVar+"=init", enterVar+"=-m -u -i -n -p")
+	cmd.Env = append(os.Environ(), stageVar+"=init", enterVar+"="+rootEnter)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
@@ -106,7 +112,7 @@ func isolatedCommand(user bool) *exec.Cmd {
 		Setpgid:    true, // a Ctrl-C arrives once, from the outer process, and not from the terminal, too
 	}
 	if user {
-		cmd.Env = append(cmd.Env, enterVar+"=-U --preserve-credentials -m -u -i -n -p")
+		cmd.Env = append(cmd.Env, enterVar+"="+userEnter)
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}

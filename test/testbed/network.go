@@ -55,8 +55,9 @@ func (b *Testbed) wireCluster(i int) (_ *Cluster, err error) {
 		MeshDNSAddress: nthAddress(services.Addr(), 11),
 		testbed:        b,
 	}
-	gateway := nodeAddress(1)
-
+	if i <= len(b.opts.Clusters) {
+		c.opts = b.opts.Clusters[i-1]
+	}
 	if c.Router, err = b.newHost(name+"-router", resolver{}, nil, forwarding...); err != nil {
 		return nil, err
 	}
@@ -75,12 +76,10 @@ func (b *Testbed) wireCluster(i int) (_ *Cluster, err error) {
 	}
 	// The last rule is for nodes that use the load balancer of their own cluster.
 	_, err = c.Router.runWithInput(b.ctx, fmt.Sprintf(`*nat
--A PREROUTING -d %[1]s -p tcp --dport 80 -j DNAT --to-destination %[2]s:%[3]d
--A PREROUTING -d %[1]s -p udp --dport %[4]d -j DNAT --to-destination %[2]s:%[4]d
--A POSTROUTING -o public -j MASQUERADE
--A POSTROUTING -s %[5]s -d %[2]s -m conntrack --ctstate DNAT -j MASQUERADE
+%s-A POSTROUTING -o public -j MASQUERADE
+-A POSTROUTING -s %[2]s -d %[2]s -m conntrack --ctstate DNAT -j MASQUERADE
 COMMIT
-`, c.PublicAddress, gateway, BrokerPort, WireguardPort, NodeCIDR), "iptables-restore", "--wait")
+`, c.loadBalancerRules(), NodeCIDR), "iptables-restore", "--wait")
 	if err != nil {
 		return nil, err
 	}
@@ -96,9 +95,24 @@ COMMIT
 	return c, nil
 }
 
+// loadBalancerRules lead to the gateway node. In a cluster with real nodes, the load balancer makes its rules by the
+// services.
+func (c *Cluster) loadBalancerRules() string {
+	if c.opts.isReal() {
+		return ""
+	}
+	return fmt.Sprintf(`-A PREROUTING -d %[1]s -p tcp --dport 80 -j DNAT --to-destination %[2]s:%[3]d
+-A PREROUTING -d %[1]s -p udp --dport %[4]d -j DNAT --to-destination %[2]s:%[4]d
+`, c.PublicAddress, nodeAddress(1), BrokerPort, WireguardPort)
+}
+
 // attachHost makes a host on the cluster's node LAN.
 func (c *Cluster) attachHost(name string, addr netip.Addr) (*Host, error) {
-	h, err := c.testbed.newHost(c.Name+"-"+name, resolver{}, nil, forwarding...)
+	dns := resolver{}
+	if c.opts.isReal() {
+		dns.server = routerAddress // see serveInternetNames
+	}
+	h, err := c.testbed.newHost(c.Name+"-"+name, dns, nil, forwarding...)
 	if err != nil {
 		return nil, err
 	}
@@ -119,17 +133,9 @@ func (c *Cluster) addNode(j int) error {
 		return err
 	}
 	n := &Node{Host: h, Address: nodeAddress(j), Pods: netip.PrefixFrom(nthAddress(PodCIDR.Addr(), j<<8), 24), cluster: c,
-		cable: fmt.Sprintf("node%d", j)}
-	// As with calico, the node hides its pods behind its own address when their packets leave the cluster.
-	_, err = n.runWithInput(c.testbed.ctx, fmt.Sprintf(`*nat
-:cali-POSTROUTING - [0:0]
-:cali-nat-outgoing - [0:0]
--A POSTROUTING -j cali-POSTROUTING
--A cali-POSTROUTING -j cali-nat-outgoing
--A cali-nat-outgoing -s %[1]s ! -d %[1]s -j MASQUERADE
-COMMIT
-`, PodCIDR), "iptables-restore", "--wait")
-	if err != nil {
+		cable: fmt.Sprintf("node%d", j), cni: c.opts.PodNetwork}
+	// The node hides its pods behind its own address when their packets leave the cluster.
+	if _, err := n.runWithInput(c.testbed.ctx, n.masquerade(), "iptables-restore", "--wait"); err != nil {
 		return err
 	}
 	for _, other := range c.Nodes {
@@ -140,6 +146,32 @@ COMMIT
 	}
 	c.Nodes = append(c.Nodes, n)
 	return nil
+}
+
+// masquerade returns the rules that hide pods behind their node, for iptables-restore: those of Flannel, or those of
+// Calico.
+func (n *Node) masquerade() string {
+	if n.cni == Bridge {
+		return fmt.Sprintf(`*nat
+:FLANNEL-POSTRTG - [0:0]
+-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
+-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN
+-A FLANNEL-POSTRTG -s %[2]s -d %[1]s -j RETURN
+-A FLANNEL-POSTRTG -s %[1]s -d %[2]s -j RETURN
+-A FLANNEL-POSTRTG ! -s %[1]s -d %[2]s -j RETURN
+-A FLANNEL-POSTRTG -s %[1]s ! -d 224.0.0.0/4 -j MASQUERADE --random-fully
+-A FLANNEL-POSTRTG ! -s %[1]s -d %[1]s -j MASQUERADE --random-fully
+COMMIT
+`, PodCIDR, n.Pods)
+	}
+	return fmt.Sprintf(`*nat
+:cali-POSTROUTING - [0:0]
+:cali-nat-outgoing - [0:0]
+-A POSTROUTING -j cali-POSTROUTING
+-A cali-POSTROUTING -j cali-nat-outgoing
+-A cali-nat-outgoing -s %[1]s ! -d %[1]s -j MASQUERADE
+COMMIT
+`, PodCIDR)
 }
 
 // wirePod connects a pod to its node. The pod has a /32 address and reaches all other addresses through a gateway

@@ -27,6 +27,7 @@ type PodOptions struct {
 	ServiceAccount string            // default: default; the pod has its token where in-cluster configuration looks for it
 	HostNetwork    bool              // use the node's network
 	Env            []string          // for the pod's programs
+	Args           []string          // of the program of PodImage, on a real node
 
 	Hostname, Subdomain string // for its name below a headless service
 }
@@ -63,7 +64,11 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 			p.remove(ctx)
 		}
 	}()
-	if err := p.makeHost(name, opts); err != nil {
+	start := p.makeHost
+	if p.Node.isReal() {
+		start = p.runContainer
+	}
+	if err := start(ctx, name, opts); err != nil {
 		return nil, err
 	}
 	names := map[string]netip.Addr{name: p.Address}
@@ -81,24 +86,18 @@ func (c *Cluster) Pod(ctx context.Context, name string, opts PodOptions) (_ *Pod
 		"KUBERNETES_SERVICE_HOST=" + c.APIAddress.String(),
 		"KUBERNETES_SERVICE_PORT=443",
 	}, opts.Env...)
-	if err := p.createObject(ctx, name, opts); err != nil {
-		return nil, err
+	if !p.Node.isReal() {
+		if err := p.createObject(ctx, name, opts); err != nil {
+			return nil, err
+		}
 	}
 	return p, nil
 }
 
 // makeHost makes the pod's host and connects it to the node, or to the node's network with HostNetwork.
-func (p *Pod) makeHost(name string, opts PodOptions) (err error) {
+func (p *Pod) makeHost(_ context.Context, name string, opts PodOptions) (err error) {
 	c, n := p.cluster, p.Node
-	dns := resolver{server: c.DNSAddress,
-		search: []string{opts.Namespace + ".svc.cluster.local", "svc.cluster.local", "cluster.local"}}
-	if c.testbed.opts.CoreDNS == "" {
-		dns = resolver{}
-	}
-	hostName := fmt.Sprintf("%s-%s", c.Name, name)
-	if opts.Namespace != metav1.NamespaceDefault {
-		hostName = fmt.Sprintf("%s-%s-%s", c.Name, opts.Namespace, name)
-	}
+	dns, hostName := resolverOf(c, opts.Namespace), hostNameOfPod(c, opts.Namespace, name)
 	if opts.HostNetwork {
 		p.Address = n.Address
 		p.Host, err = c.testbed.newHost(hostName, dns, n.Host)
@@ -118,10 +117,24 @@ func (p *Pod) makeHost(name string, opts PodOptions) (err error) {
 	return n.wirePod(p.Host, p.device, p.Address)
 }
 
-// createObject creates the pod's object and writes the status that kubelet would write.
-func (p *Pod) createObject(ctx context.Context, name string, opts PodOptions) error {
-	c, n := p.cluster, p.Node
-	object := &corev1.Pod{
+// resolverOf returns what pods of a namespace have in their resolv.conf.
+func resolverOf(c *Cluster, namespace string) resolver {
+	if c.testbed.opts.CoreDNS == "" {
+		return resolver{}
+	}
+	return resolver{server: c.DNSAddress,
+		search: []string{namespace + ".svc.cluster.local", "svc.cluster.local", "cluster.local"}}
+}
+
+func hostNameOfPod(c *Cluster, namespace, name string) string {
+	if namespace == metav1.NamespaceDefault {
+		return c.Name + "-" + name
+	}
+	return c.Name + "-" + namespace + "-" + name
+}
+
+func newPodObject(name string, n *Node, opts PodOptions) *corev1.Pod {
+	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: opts.Namespace, Name: name, Labels: opts.Labels},
 		Spec: corev1.PodSpec{
 			NodeName:           n.Name,
@@ -132,6 +145,12 @@ func (p *Pod) createObject(ctx context.Context, name string, opts PodOptions) er
 			Containers:         []corev1.Container{{Name: "main", Image: "test-bed"}},
 		},
 	}
+}
+
+// createObject creates the pod's object and writes the status that kubelet would write.
+func (p *Pod) createObject(ctx context.Context, name string, opts PodOptions) error {
+	c, n := p.cluster, p.Node
+	object := newPodObject(name, n, opts)
 	if err := c.Client.Create(ctx, object); err != nil {
 		return err
 	}

@@ -31,7 +31,11 @@ func (r resolver) resolvConf() string {
 	if !r.server.IsValid() {
 		return ""
 	}
-	return fmt.Sprintf("nameserver %s\nsearch %s\noptions ndots:%d\n", r.server, strings.Join(r.search, " "), ndots)
+	text := fmt.Sprintf("nameserver %s\n", r.server)
+	if len(r.search) > 0 {
+		text += fmt.Sprintf("search %s\noptions ndots:%d\n", strings.Join(r.search, " "), ndots)
+	}
+	return text
 }
 
 // Lookup resolves a name as programs on the host do: numeric, /etc/hosts, then DNS with the search list. It returns

@@ -130,9 +130,13 @@ func (p *Process) stop(ctx context.Context) error {
 	}
 }
 
-// waitUntil is Until for a condition that needs the program. The end of the program is an error, which contains the
-// end of its log.
+// waitUntil is Until for a condition that needs the program.
 func (p *Process) waitUntil(ctx context.Context, what string, condition func(context.Context) error) error {
+	return p.whileRunning(ctx, func(ctx context.Context) error { return Until(ctx, what, condition) })
+}
+
+// whileRunning calls f, whose context ends with the program. Its errors contain the end of the program's log.
+func (p *Process) whileRunning(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -142,7 +146,7 @@ func (p *Process) waitUntil(ctx context.Context, what string, condition func(con
 		case <-ctx.Done():
 		}
 	}()
-	if err := Until(ctx, what, condition); err != nil {
+	if err := f(ctx); err != nil {
 		return fmt.Errorf("%w\n%s", err, lastLines(p.Log(), 20))
 	}
 	return nil

@@ -4,6 +4,7 @@ package testbed
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,9 @@ type Options struct {
 	Nodes int // nodes per cluster; 0 is 1
 	// path of a CoreDNS binary with the kubernetes plugin; empty: clusters have no DNS
 	CoreDNS string
+	// of each cluster; clusters without options have light nodes
+	Clusters []ClusterOptions
+	Images   []string // archives (docker save) of images that real nodes have
 	// folder of the control plane's binaries; empty: where test/controlplane/build.sh puts them
 	ControlPlane string
 	ProxyMode    string                        // of kube-proxy; empty: ProxyIPTables
@@ -33,16 +37,32 @@ type Options struct {
 	Progress     func(string)                  // called with each step
 }
 
+// ClusterOptions are properties of one cluster.
+type ClusterOptions struct {
+	// PointToPoint or Bridge: its nodes are real, with kubelet and containerd, and this is how pods are connected.
+	// Empty: its nodes are light, network namespaces without containers. Real nodes need root.
+	PodNetwork string
+	ProxyMode  string // of kube-proxy; empty: as Options say
+	MTU        int    // of its nodes and pods, bytes; 0: 1500
+}
+
+func (o ClusterOptions) isReal() bool { return o.PodNetwork != "" }
+
+func (o ClusterOptions) mtu() int { return cmp.Or(o.MTU, 1500) }
+
 // Testbed is a number of clusters and the internet that connects them. A process can have one at a time.
 type Testbed struct {
 	Clusters []*Cluster
 	CA       *CA // the clusters do not trust it, unless a test makes them
 
-	opts     Options
-	binaries string
-	ctx      context.Context // ends with the test bed
-	cancel   context.CancelFunc
-	internet *Host
+	opts         Options
+	binaries     string
+	nodeBinaries string          // of what real nodes need besides
+	podImage     string          // archive of PodImage
+	runtimes     chan struct{}   // closed when the runtimes of all real nodes run
+	ctx          context.Context // ends with the test bed
+	cancel       context.CancelFunc
+	internet     *Host
 
 	mu        sync.Mutex
 	hosts     []*Host
@@ -59,7 +79,7 @@ func New(ctx context.Context, n int, opts Options) (_ *Testbed, err error) {
 	if !inUse.TryLock() {
 		return nil, errors.New("test bed: this process has one already")
 	}
-	b := &Testbed{opts: opts, binaries: opts.ControlPlane}
+	b := &Testbed{opts: opts, binaries: opts.ControlPlane, runtimes: make(chan struct{})}
 	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -85,7 +105,11 @@ func New(ctx context.Context, n int, opts Options) (_ *Testbed, err error) {
 	if err := b.wireNetworks(n); err != nil {
 		return nil, err
 	}
+	if err := b.prepareRealNodes(); err != nil {
+		return nil, err
+	}
 	g, bootCtx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.startRuntimes(bootCtx) })
 	for _, c := range b.Clusters {
 		g.Go(func() error { return c.boot(bootCtx) })
 	}
@@ -117,6 +141,13 @@ func (b *Testbed) wireNetworks(n int) (err error) {
 			return err
 		}
 	}
+	for _, c := range b.Clusters {
+		if c.opts.isReal() {
+			if err := c.serveInternetNames(names); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
@@ -133,9 +164,13 @@ func (b *Testbed) Close() error {
 	for _, p := range processes {
 		errs = append(errs, p.stop(ctx))
 	}
+	for _, n := range b.realNodes() {
+		errs = append(errs, n.stopRealNode(ctx))
+	}
 	for _, h := range slices.Backward(hosts) {
 		h.close()
 	}
+	removeCgroups()
 	for _, dir := range []string{"cluster", "host", "log"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(workDir, dir)), os.MkdirAll(filepath.Join(workDir, dir), 0o755))
 	}
@@ -181,24 +216,41 @@ func (b *Testbed) DumpLogs(w io.Writer, lines int) {
 	}
 }
 
-// ControlPlaneFolder returns the folder to which test/controlplane/build.sh writes the binaries: in .cache of the
-// repository, by version.
+// ControlPlaneFolder returns the folder to which test/controlplane/build.sh writes the binaries of control planes: in
+// .cache of the repository, by version.
 func ControlPlaneFolder() (string, error) {
 	root, err := Repository()
 	if err != nil {
 		return "", err
 	}
-	mod, err := os.Open(filepath.Join(root, "test", "controlplane", "go.mod"))
+	kubernetes, err := requiredVersion(root, "go.mod", "k8s.io/kubernetes")
+	return filepath.Join(root, ".cache", "controlplane-"+kubernetes), err
+}
+
+// nodesFolder is ControlPlaneFolder for the binaries of real nodes.
+func nodesFolder() (string, error) {
+	root, err := Repository()
+	if err != nil {
+		return "", err
+	}
+	kubernetes, err1 := requiredVersion(root, "go.mod", "k8s.io/kubernetes")
+	containerd, err2 := requiredVersion(root, "containerd/go.mod", "github.com/containerd/containerd/v2")
+	return filepath.Join(root, ".cache", "nodes-"+kubernetes+"-"+containerd), errors.Join(err1, err2)
+}
+
+// requiredVersion returns the version of a module that a go.mod below test/controlplane requires.
+func requiredVersion(root, file, module string) (string, error) {
+	mod, err := os.Open(filepath.Join(root, "test", "controlplane", file))
 	if err != nil {
 		return "", err
 	}
 	defer mod.Close()
 	for lines := bufio.NewScanner(mod); lines.Scan(); {
-		if fields := strings.Fields(lines.Text()); len(fields) >= 2 && fields[0] == "k8s.io/kubernetes" {
-			return filepath.Join(root, ".cache", "controlplane-"+fields[1]), nil
+		if fields := strings.Fields(lines.Text()); len(fields) >= 2 && fields[0] == module {
+			return fields[1], nil
 		}
 	}
-	return "", fmt.Errorf("%s: no k8s.io/kubernetes", mod.Name())
+	return "", fmt.Errorf("%s: no %s", mod.Name(), module)
 }
 
 // Repository returns the root folder of the sources: the nearest one above the working directory that has the control

@@ -1,0 +1,111 @@
+package realnodes
+
+// Tests of the test bed's real nodes: that they are what usual nodes are, and that nothing of them stays behind.
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/test/testbed"
+)
+
+func TestRealNodes(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	t.Cleanup(cancel)
+	before := listTraces(t)
+	start := time.Now()
+	b, err := testbed.New(ctx, 2, testbed.Options{
+		Nodes: 2,
+		Clusters: []testbed.ClusterOptions{
+			{PodNetwork: testbed.PointToPoint},
+			{PodNetwork: testbed.Bridge, ProxyMode: testbed.ProxyNFTables},
+		},
+		Progress: func(what string) { t.Logf("%5.1fs %s", time.Since(start).Seconds(), what) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		check(t, b.Close())
+		if after := listTraces(t); !slices.Equal(before, after) {
+			t.Errorf("before the test bed there was\n%s\nand after it\n%s", strings.Join(before, "\n"),
+				strings.Join(after, "\n"))
+		}
+	})
+	b.DumpOnFailure(t)
+	for _, c := range b.Clusters {
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
+			checkCluster(t, ctx, c)
+		})
+	}
+}
+
+// checkCluster deploys servers, and asks them from pods of all nodes.
+func checkCluster(t *testing.T, ctx context.Context, c *testbed.Cluster) {
+	server := must(c.Deploy(ctx, "server", 1, c.Nodes[1]))(t)[0]
+	if server.Node != c.Nodes[1] || !server.Node.Pods.Contains(server.Address) {
+		t.Errorf("%s has %s on %s", server.Name, server.Address, server.Node.Name)
+	}
+	web := testbed.TCPPort(80)
+	web.TargetPort.IntVal = 8080
+	addr := must(c.Service(ctx, "web", map[string]string{"app": "server"}, []corev1.ServicePort{web},
+		testbed.ServiceOptions{}))(t)
+	clients := must(c.Deploy(ctx, "client", 2))(t)
+	if clients[0].Node == clients[1].Node {
+		t.Errorf("all clients are on %s", clients[0].Node.Name)
+	}
+	clients = append(clients, must(c.Pod(ctx, "direct", testbed.PodOptions{}))(t)) // as on light nodes
+	for _, client := range clients {
+		for _, url := range []string{fmt.Sprintf("http://%s:8080", server.Address), fmt.Sprintf("http://%s", addr)} {
+			if seen := must(client.Get(ctx, url))(t); seen != client.Address.String() {
+				t.Errorf("%s: %s saw client %s, not %s", client.Name, url, seen, client.Address)
+			}
+			seen := must(c.Exec(ctx, "default", client.Object.Name, "/pod", "get", url))(t)
+			if seen != client.Address.String() {
+				t.Errorf("in the container of %s: %s saw client %s, not %s", client.Name, url, seen, client.Address)
+			}
+		}
+		log := must(c.Logs(ctx, "default", server.Object.Name))(t)
+		if want := "request from " + client.Address.String(); !strings.Contains(log, want) {
+			t.Errorf("no %q in the log of the server:\n%s", want, log)
+		}
+		must(client.Ping(ctx, server.Address))(t)
+		check(t, client.Delete(ctx))
+	}
+	check(t, testbed.Until(ctx, "the deleted pod to be gone", func(ctx context.Context) error {
+		err := c.Client.Get(ctx, client.ObjectKey{Namespace: "default", Name: "direct"}, &corev1.Pod{})
+		if client.IgnoreNotFound(err) == nil && err != nil {
+			return nil
+		}
+		return fmt.Errorf("still there (%v)", err)
+	}))
+}
+
+// listTraces lists what nodes leave on a machine when they do not clean up: processes, mounts, control groups and
+// files.
+func listTraces(t *testing.T) []string {
+	mounts := string(must(os.ReadFile("/proc/self/mounts"))(t))
+	traces := []string{"mounts: " + mounts}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/*testbed*", "/sys/fs/cgroup/*testbed*", "/sys/fs/cgroup/*/k8s.io",
+		"/sys/fs/cgroup/*/kubepods*", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/cni", "/var/log/pods",
+		"/var/log/containers", "/etc/cni", "/opt/cni", "/opt/containerd", "/usr/libexec/kubernetes", "/run/containerd",
+		"/run/netns/*"} {
+		traces = append(traces, must(filepath.Glob(pattern))(t)...)
+	}
+	for _, file := range must(filepath.Glob("/proc/[0-9]*/comm"))(t) {
+		if name, err := os.ReadFile(file); err == nil && strings.HasPrefix(string(name), "containerd") {
+			traces = append(traces, "a process of containerd")
+		}
+	}
+	return traces
+}
