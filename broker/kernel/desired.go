@@ -31,6 +31,14 @@ type State struct {
 	Routes     []mesh.Route     // all that leaves through the device, mesh ranges included
 	LocalPorts []mesh.LocalPort // of Addresses that are open to what comes in through the device
 	Services   []netip.Prefix   // local service networks; an address of the node in one can be that of a service
+	Pod        Pod
+}
+
+// Pod says that the network namespace is that of a pod, in which only the broker runs (pod mode). The zero Pod: it is
+// that of a node.
+type Pod struct {
+	Is     bool
+	Device string // the pod's own interface; empty: not known
 }
 
 // NewState returns what the kernel is to have of a state of the meshes.
@@ -94,8 +102,9 @@ func validateRoutes(routes []mesh.Route) (valid []mesh.Route, errs []error) {
 }
 
 // wantedObjects returns the objects that Set wants to see of ours. Without a device there are no
-// addresses and routes; the rules need none.
-func wantedObjects(c Config, s State, device link) objects {
+// addresses and routes; the rules need none. pod is the index of the pod's own interface, 0: there is none. What comes
+// in through it is to be forwarded, too; of a node, that is its own setting.
+func wantedObjects(c Config, s State, device link, pod int) objects {
 	wanted := objects{link: device, rules: wantedRules(c, s)}
 	if device.Index == 0 || s.isEmpty() {
 		return wanted
@@ -107,6 +116,9 @@ func wantedObjects(c Config, s State, device link) objects {
 	for _, f := range families {
 		if s.usesFamily(f) {
 			wanted.forwarding = append(wanted.forwarding, forwarding{device.Index, f})
+		}
+		if s.usesFamily(f) && pod != 0 {
+			wanted.forwarding = append(wanted.forwarding, forwarding{pod, f})
 		}
 	}
 	for _, a := range s.Addresses {

@@ -83,7 +83,7 @@ func TestWantedObjects(t *testing.T) {
 			link{3, 1420, false},
 			[]string{"kubelink mtu 1420 up=true forwards IPv4", "192.168.0.11/32 dev kubelink noprefixroute=true"}, nil},
 	} {
-		got := wantedObjects(c.config, c.state, c.device)
+		got := wantedObjects(c.config, c.state, c.device, 0)
 		if !slices.Equal(got.rules, c.rules) {
 			t.Errorf("%s: rules %v, want %v", name, got.rules, c.rules)
 		}

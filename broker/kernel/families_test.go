@@ -487,6 +487,17 @@ func TestDisabledIPv6(t *testing.T) {
 	set(t, k, twoMeshes)
 }
 
+// makeSettingsReadOnly makes /proc/sys read-only for the calling thread, in a mount namespace of its own.
+func makeSettingsReadOnly(t *testing.T) {
+	t.Helper()
+	if err := errors.Join(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
+		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""),
+		unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The files of settings are read-only, as in a container without privileges: rtnetlink sets forwarding of IPv4. For
 // IPv6 there is a warning with the remedy, which goes when that is done.
 func TestReadOnlySettings(t *testing.T) {
@@ -494,12 +505,7 @@ func TestReadOnlySettings(t *testing.T) {
 	tun(t, "kubelink")
 	run(t, `sysctl -qw net.ipv4.ip_forward=0
 		sysctl -qw net.ipv6.conf.all.forwarding=0`)
-	if err := errors.Join(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
-		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
-		unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""),
-		unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")); err != nil {
-		t.Fatal(err)
-	}
+	makeSettingsReadOnly(t)
 	k, _ := open(t, config)
 	set(t, k, oneMesh)
 	wantErrors(t, "IPv4", k.Warning())

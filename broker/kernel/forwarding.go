@@ -44,7 +44,8 @@ func setForwarding(o forwarding, device string) error {
 	}
 	for _, s := range settings {
 		if err := os.WriteFile(settingFile(o.Family, device, s), []byte("1"), 0); err != nil {
-			return fmt.Errorf("%w: run sysctl -w net.ipv6.conf.all.forwarding=1 on the node", err)
+			return fmt.Errorf("%w: run sysctl -w net.ipv6.conf.all.forwarding=1 on the node; in a pod without hostNetwork, "+
+				"let kubelet set it (securityContext.sysctls)", err)
 		}
 	}
 	return nil

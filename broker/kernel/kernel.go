@@ -57,7 +57,7 @@ type knownChains struct {
 
 // system is the kernel as Set needs it; linux is the real one.
 type system interface {
-	Dump(device string) *objects          // all that Set may own or collide with
+	Dump(device, pod string) *objects     // all that Set may own or collide with; pod: as in Pod.Device
 	Change(verb string, object any) error // what a change says
 	DeviceName(index int) string          // or a text in place of one that does not exist
 	IsIdleTUN(index int) bool             // a TUN device that no process holds open
@@ -112,7 +112,7 @@ func (k *Kernel) Set(s State) error {
 	defer cancel()
 	failed := &failures{noNAT: map[int]bool{}}
 	s.Routes, failed.errs = validateRoutes(s.Routes)
-	found := k.system.Dump(k.config.Device)
+	found := k.system.Dump(k.config.Device, s.Pod.Device)
 
 	// The kernel decides about source NAT with the first packet of a connection and keeps to it. So
 	// the chains come before the first packet can leave, and go when none leaves any more.
@@ -171,7 +171,7 @@ func (k *Kernel) setNetwork(s State, found *objects, failed *failures) {
 		failed.errs = append(failed.errs, fmt.Errorf("device %s does not exist: %d addresses and %d routes are not set",
 			k.config.Device, len(s.Addresses), len(s.Routes)))
 	}
-	wanted := wantedObjects(k.config, s.without(found.failed), found.link)
+	wanted := wantedObjects(k.config, s.without(found.failed), found.link, found.pod)
 	p := planChanges(wanted, divideObjects(*found, k.findOldDevices(*found)), failed.noNAT)
 	failed.errs = append(failed.errs, k.omissions(p)...)
 	k.makeChanges(p, failed)

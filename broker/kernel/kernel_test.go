@@ -60,7 +60,7 @@ func (f *fake) DeviceName(index int) string {
 
 func (f *fake) IsIdleTUN(index int) bool { return index == 4 }
 
-func (f *fake) Dump(string) *objects {
+func (f *fake) Dump(_, _ string) *objects {
 	f.dumps++
 	d := f.objects
 	d.forwarding = slices.Clone(d.forwarding)

@@ -60,9 +60,17 @@ func wantedChains(device string, s State, family int, ipvs bool) []chain {
 // the CNI and kube-proxy masquerade there what leaves a cluster, and MASQUERADE takes any address
 // of the device, not the one of the mesh. If another program moves in front of the hook, the next
 // Set moves it back.
+//
+// In a pod, it also translates what leaves another way: the network of pods takes no packets from other addresses than
+// the pod's. Its last rules are about all packets, then, so the hook has no device. Packets of the pod itself have its
+// address already; on the loopback device a translation would harm them.
 func natChain(device string, s State, family int) chain {
+	out := " -o " + device
+	if s.Pod.Is {
+		out = ""
+	}
 	c := chain{table: natTable, name: "KLINK-POSTROUTING", device: device, first: true,
-		hook: "-A POSTROUTING -o " + device + " -m comment --comment kubelink -j KLINK-POSTROUTING",
+		hook: "-A POSTROUTING" + out + " -m comment --comment kubelink -j KLINK-POSTROUTING",
 		old: predecessor{"KUBELINK-POSTROUTING",
 			regexp.MustCompile(`^(-s \S+ )?(-d \S+ )?-o \S+ -j (ACCEPT|SNAT --to-source \S+)$`)}}
 	meshRanges := map[netip.Addr]netip.Prefix{} // by our address in the mesh
@@ -84,6 +92,11 @@ func natChain(device string, s State, family int) chain {
 		c.rules = append(c.rules,
 			fmt.Sprintf("-A %s%s%s -o %s -j ACCEPT", c.name, from, to, device),
 			fmt.Sprintf("-A %s%s -o %s -j SNAT --to-source %s", c.name, to, device, r.Source))
+	}
+	if s.Pod.Is {
+		for _, rule := range []string{" -o " + device + " -j RETURN", " -o lo -j RETURN", " -j MASQUERADE"} {
+			c.rules = append(c.rules, "-A "+c.name+rule)
+		}
 	}
 	return c
 }

@@ -29,7 +29,8 @@ var families = []int{unix.AF_INET, unix.AF_INET6}
 // table.
 type objects struct {
 	link       link         // zero: there is no such device
-	forwarding []forwarding // that is on for the device
+	pod        int          // index of the pod's own interface; 0: there is none
+	forwarding []forwarding // that is on for both
 	addresses  []address
 	routes     []route
 	rules      []rule

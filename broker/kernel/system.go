@@ -33,9 +33,9 @@ func newSystem() (*linux, error) {
 	return l, nil
 }
 
-func (l *linux) Dump(device string) (o *objects) {
+func (l *linux) Dump(device, pod string) (o *objects) {
 	for range maxDumpAttempts {
-		o = l.dumpObjects(device)
+		o = l.dumpObjects(device, pod)
 		if !o.isInterrupted() {
 			break
 		}
@@ -50,9 +50,9 @@ func (o *objects) isInterrupted() bool {
 	})
 }
 
-func (l *linux) dumpObjects(device string) *objects {
+func (l *linux) dumpObjects(device, pod string) *objects {
 	o := &objects{failed: map[int]error{}}
-	if err := l.dumpDevices(device, o); err != nil {
+	if err := errors.Join(l.dumpPod(pod, o), l.dumpDevices(device, o)); err != nil {
 		for _, f := range families {
 			o.failed[f] = err
 		}
@@ -65,6 +65,28 @@ func (l *linux) dumpObjects(device string) *objects {
 		}
 	}
 	return o
+}
+
+// dumpPod reads the settings of the pod's own interface, if it exists.
+func (l *linux) dumpPod(name string, o *objects) error {
+	if name == "" {
+		return nil
+	}
+	dev, err := l.findDevice(name)
+	if dev != nil {
+		o.pod = dev.Attrs().Index
+		o.addForwarding(dev.Attrs())
+	}
+	return err
+}
+
+// addForwarding adds what is on for a device.
+func (o *objects) addForwarding(device *netlink.LinkAttrs) {
+	for _, f := range families {
+		if isForwarding(f, device.Name) {
+			o.forwarding = append(o.forwarding, forwarding{device.Index, f})
+		}
+	}
 }
 
 // dumpDevices reads the link and its settings and addresses, if it exists, and looks for IPVS.
@@ -86,11 +108,7 @@ func (l *linux) dumpDevices(name string, o *objects) error {
 	}
 	attrs := dev.Attrs()
 	o.link = link{attrs.Index, attrs.MTU, attrs.Flags&net.FlagUp != 0}
-	for _, f := range families {
-		if isForwarding(f, attrs.Name) {
-			o.forwarding = append(o.forwarding, forwarding{attrs.Index, f})
-		}
-	}
+	o.addForwarding(attrs)
 	addresses, err := l.netlink.AddrList(dev, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("addresses: %w", err)
