@@ -122,7 +122,8 @@ func (w *Watcher) setLinks(links []v1alpha1.KubeLink, statuses []link.Status) {
 // and go. w.mu is held.
 func (w *Watcher) makeFacts() mesh.Host {
 	h := mesh.Host{
-		Networks: w.found.networks, Needs: slices.Concat(w.config.API.listNeeds(), w.found.needs),
+		Networks: w.found.networks, Addresses: w.found.addresses,
+		Needs:     slices.Concat(w.config.API.listNeeds(), w.found.needs),
 		Endpoints: w.names.addresses(), Remotes: maps.Clone(w.remotes),
 	}
 	routes := map[netip.Prefix]bool{}

@@ -120,7 +120,7 @@ const lan = `
 	ip link add off type veth peer name faroff
 	ip addr add 172.18.0.1/16 dev off
 	ip link add uplink type veth peer name farlink
-	ip link set uplink up
+	ip link set uplink up mtu 1400
 	ip link set farlink up
 	ip addr add 10.128.0.5/32 dev uplink
 	ip rule add priority 100 table 100
@@ -141,6 +141,11 @@ func TestFactsOfTheKernel(t *testing.T) {
 	want := mesh.Host{
 		Networks: []mesh.HostNetwork{
 			{Prefix: pfx("10.250.0.0/16"), Device: "eth0"}, {Prefix: pfx("fd10::/64"), Device: "eth0"},
+		},
+		Addresses: []mesh.HostInterface{ // of devices without carrier, too
+			{Addr: ip("10.128.0.5"), Device: "uplink", MTU: 1400}, {Addr: ip("10.250.0.11"), Device: "eth0", MTU: 1500},
+			{Addr: ip("10.250.0.12"), Device: "eth0", MTU: 1500}, {Addr: ip("172.17.0.1"), Device: "docker0", MTU: 1500},
+			{Addr: ip("172.18.0.1"), Device: "off", MTU: 1500}, {Addr: ip("fd10::11"), Device: "eth0", MTU: 1500},
 		},
 		Routes: []netip.Prefix{
 			pfx("10.9.0.0/16"), pfx("10.77.0.0/16"), pfx("10.128.0.5/32"), pfx("10.250.0.0/16"), pfx("fd10::/64"),

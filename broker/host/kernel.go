@@ -3,11 +3,13 @@ package host
 // What the kernel knows of the node, by rtnetlink(7).
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/gaissmai/bart"
 	"github.com/miekg/dns"
@@ -29,9 +31,10 @@ const maxDumpAttempts = 10 // to get a dump that no change interrupts
 
 // kernelFacts is one look at the kernel.
 type kernelFacts struct {
-	networks []mesh.HostNetwork
-	needs    []mesh.HostAddress
-	routes   bart.Lite // destinations of the routes of the tables that decide, ours left out
+	networks  []mesh.HostNetwork
+	addresses []mesh.HostInterface
+	needs     []mesh.HostAddress
+	routes    bart.Lite // destinations of the routes of the tables that decide, ours left out
 }
 
 // kernel reads the network stack of one network namespace.
@@ -106,25 +109,32 @@ func (k *kernel) readOnce() (*kernelFacts, error) {
 	}
 	slices.SortFunc(facts.networks, func(a, b mesh.HostNetwork) int { return a.Prefix.Compare(b.Prefix) })
 	facts.networks = slices.Compact(facts.networks)
+	slices.SortFunc(facts.addresses, func(a, b mesh.HostInterface) int {
+		return cmp.Or(a.Addr.Compare(b.Addr), strings.Compare(a.Device, b.Device))
+	})
 	return facts, nil
 }
 
-// readAddresses reads the networks of a device. Nothing is behind a device that is down or has no carrier, such as the
-// bridge of a container engine that runs no container.
+// readAddresses reads the addresses and the networks of a device. Nothing is behind a device that is down or has no
+// carrier, such as the bridge of a container engine that runs no container.
 func (k *kernel) readAddresses(l netlink.Link, facts *kernelFacts) error {
 	attrs := l.Attrs()
-	const works = unix.IFF_UP | unix.IFF_LOWER_UP
-	if attrs.RawFlags&works != works || attrs.Flags&net.FlagLoopback != 0 {
+	if attrs.Flags&net.FlagLoopback != 0 {
 		return nil
 	}
+	const works = unix.IFF_UP | unix.IFF_LOWER_UP
+	isWorking := attrs.RawFlags&works == works
 	addresses, err := k.handle.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return err
 	}
 	for _, a := range addresses {
 		p := toPrefix(a.IPNet)
+		if isRoutable(p.Addr()) && l.Type() != "dummy" {
+			facts.addresses = append(facts.addresses, mesh.HostInterface{Addr: p.Addr(), Device: attrs.Name, MTU: attrs.MTU})
+		}
 		switch {
-		case !isRoutable(p.Addr()):
+		case !isRoutable(p.Addr()), !isWorking:
 		case !p.IsSingleIP():
 			facts.networks = append(facts.networks, mesh.HostNetwork{Prefix: p.Masked(), Device: attrs.Name})
 		case l.Type() != "dummy": // which holds addresses of services, for example

@@ -14,6 +14,7 @@ import (
 // itself is among them. The zero Host: nothing is known.
 type Host struct {
 	Networks  []HostNetwork           // of its devices
+	Addresses []HostInterface         // of its devices, also of those without carrier; sorted
 	Routes    []netip.Prefix          // destinations of its routes, networks included
 	Needs     []HostAddress           // addresses that it must reach
 	Endpoints map[string][]netip.Addr // addresses of the endpoints of links, by the host name of the endpoint
@@ -25,6 +26,13 @@ type Host struct {
 type HostNetwork struct {
 	Prefix netip.Prefix
 	Device string
+}
+
+// HostInterface is an address of a device.
+type HostInterface struct {
+	Addr   netip.Addr
+	Device string
+	MTU    int // of the device
 }
 
 // HostAddress is an address with what it is, such as "the default gateway".
