@@ -242,7 +242,7 @@ func (e *Elector) writeLease(ctx context.Context, l *coordinationv1.Lease, term 
 	}
 	e.lease, e.decided, e.held, e.term, e.unchanged, e.readAt, e.renewedAt = wanted, true, true, term, 0, now, now
 	confirmed := time.Now().Add(e.config.Duration)
-	e.publishState(State{Role: Holder, Term: term, Holder: e.config.Identity, confirmed: confirmed})
+	e.publishState(State{Role: Holder, Term: term, Holder: e.config.Identity, renewed: now, confirmed: confirmed})
 	return nil
 }
 

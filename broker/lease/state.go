@@ -22,6 +22,7 @@ type State struct {
 	// Problem is why the Lease cannot be used or renewed, one line; empty: it can, or the API server does not answer yet.
 	Problem string
 
+	renewed   time.Time // when this broker has made sure last that it holds the Lease; zero: never
 	confirmed time.Time // until then no other broker can have taken the Lease; zero: there is no Lease to take
 }
 
@@ -29,6 +30,15 @@ type State struct {
 // for a while may have lost its Lease without knowing, so it asks first.
 func (s *State) MayWrite() bool {
 	return s.Role == Holder && (s.confirmed.IsZero() || time.Now().Before(s.confirmed))
+}
+
+// HeldSince tells whether this broker has made sure after t that it holds the links. Without Lease, none is needed for
+// that; with one that cannot be used, the broker never is sure.
+func (s *State) HeldSince(t time.Time) bool {
+	if s.confirmed.IsZero() {
+		return s.Role == Holder && s.Problem == ""
+	}
+	return s.MayWrite() && s.renewed.After(t)
 }
 
 // equals ignores until when the role is confirmed.
