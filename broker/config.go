@@ -18,6 +18,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/linkgateway"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
 	"github.com/mandelsoft/kubelink/broker/records"
@@ -54,6 +55,8 @@ type APIConfig struct {
 // GatewayConfig says how the broker carries links.
 type GatewayConfig struct {
 	NodeIP         string         // address of the node, shown as gateway in the status of links
+	PodName        string         // of the broker's pod, which without hostNetwork is also the name of its host
+	PodIPs         []netip.Addr   // of the broker's pod; empty: not known
 	BrokerPort     uint16         // TCP port to listen on; the target port of Service overrides it
 	AdvertisedPort uint16         // port that peers are told for auto-connect
 	Service        string         // name of the broker's Service; empty: none
@@ -199,6 +202,14 @@ func (c *Config) announcePolicy(unencrypted bool) *announce.Policy {
 	return &announce.Policy{
 		Local: &c.Local, AutoConnect: c.AutoConnect, Networks: c.AutoNetworks,
 		IgnoreFacts: c.IgnoreAnnounced, Unencrypted: unencrypted,
+	}
+}
+
+// placeConfig is what is known of the place of the gateway without asking the kernel.
+func (c *Config) placeConfig() linkgateway.Config {
+	nodeIP, _ := netip.ParseAddr(c.NodeIP)
+	return linkgateway.Config{
+		Node: c.NodeName, NodeIP: nodeIP, Pod: c.PodName, PodIPs: c.PodIPs, NodeCIDRs: c.NodeCIDRs, PodCIDRs: c.PodCIDRs,
 	}
 }
 

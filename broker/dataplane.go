@@ -16,6 +16,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/linkgateway"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/nodecheck"
 	"github.com/mandelsoft/kubelink/broker/writeback"
@@ -53,6 +54,7 @@ type gateway struct {
 	kernel kernelSetter
 	host   hostWatcher        // nil: nothing is known of the node
 	check  *nodecheck.Checker // nil: nothing checks the node
+	place  linkgateway.Locator
 	log    *slog.Logger
 }
 

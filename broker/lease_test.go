@@ -3,6 +3,8 @@ package broker
 // What a broker does with its gateway, and what it answers, while it holds the links and while another one does.
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,8 +14,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/linkgateway"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -203,5 +207,56 @@ coredns_kubelink_term 0
 			t.Error(err)
 		}
 		metricsSource.Store(nil)
+	}
+}
+
+// Only the broker that holds the links says where the gateway is, and not before the kernel has the routes.
+func TestWritePlaceByRole(t *testing.T) {
+	b, err := New(Config{Local: mesh.Local{Mode: mesh.Bridge}, APIConfig: APIConfig{Namespace: "kubelink"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.setGateway(newFakeGateway(&fakeDataplane{}, &recordingKernel{}))
+	b.r.gateway.place.Place = linkgateway.Place{Node: "node1", MTU: 9000}
+	api := newFakeAPIServer()
+	run := newTestRun(b, api)
+	run.places.Namespace = "kubelink"
+	changes, err := api.Watch(t.Context(), &v1alpha1.LinkGatewayList{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer changes.Stop()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- run.places.Start(ctx) }()
+	state := &mesh.State{Meshes: []mesh.Mesh{{Addresses: prefixes("192.168.0.11/24")}}}
+	for _, c := range []struct {
+		role    lease.Role
+		term    uint32
+		pending error
+		says    string // empty: nothing is written
+	}{
+		{lease.Unknown, 0, nil, ""},
+		{lease.Standby, 4, nil, ""},
+		{lease.Holder, 5, kernel.ErrBusy, ""},
+		{lease.Holder, 6, nil, "kubelink node1 6 [192.168.0.0/24] 1500"},
+		{lease.Standby, 7, nil, ""},
+		{lease.Holder, 8, nil, "kubelink node1 8 [192.168.0.0/24] 1500"},
+	} {
+		b.r.holder = lease.View{State: &lease.State{Role: c.role, Term: c.term}}
+		run.writePlace(state, c.pending)
+		if c.says == "" {
+			continue
+		}
+		o := (<-changes.ResultChan()).Object.(*v1alpha1.LinkGateway)
+		if says := fmt.Sprint(o.Name, " ", o.Spec.Node, " ", o.Spec.Term, " ", o.Spec.Networks, " ", o.Spec.MTU); says != c.says {
+			t.Errorf("%s, not %s", says, c.says)
+		}
+	}
+	b.setGateway(nil) // mode none
+	run.writePlace(state, nil)
+	stop()
+	if err := <-ended; err != nil || len(changes.ResultChan()) > 0 {
+		t.Errorf("%v, %d further changes", err, len(changes.ResultChan()))
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
@@ -26,6 +27,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/linkgateway"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/onchange"
 	"github.com/mandelsoft/kubelink/broker/pki"
@@ -79,6 +81,7 @@ type reconcilerRun struct {
 	synced  *atomic.Bool // the KubeLinks are known
 	secrets *apizone.Secrets
 	writer  *writeback.Writer
+	places  *linkgateway.Writer // of the LinkGateway
 	watch   *globalnames.Watch
 	keeper  *announce.Keeper       // of what peers announce
 	dns     *stubdomain.Configurer // of the cluster's DNS
@@ -100,6 +103,11 @@ func newReconcilerRun(
 			Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("kubelink"), Log: r.log,
 			NodeIP: cfg.NodeIP, NodeName: cfg.NodeName, Wake: r.waker.wake, MaxCreate: announce.MaxUnknown,
 			MayWrite: func() bool { return r.election.State().MayWrite() },
+		}),
+		places: linkgateway.NewWriter(linkgateway.WriterConfig{
+			Reader: direct, Client: mgr.GetClient(), Namespace: cfg.Namespace, Log: r.log, Wake: r.waker.wake,
+			MayWrite:  func() bool { return r.election.State().MayWrite() },
+			HeldSince: func(t time.Time) bool { return r.election.State().HeldSince(t) },
 		}),
 		keeper: &announce.Keeper{Client: mgr.GetClient(), Namespace: cfg.Namespace, Log: r.log},
 		dns: &stubdomain.Configurer{
@@ -152,6 +160,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 		h.controllers, h.applied = nil, failed
 	})
 
+	r.writePlace(&state, pending)
 	r.snapshot.Load().KeepLinks(list.Items)
 	r.writer.SetOutcome(r.newOutcome(&objects, &state, errors.Join(err, portErr), pending, credErr))
 	if err != nil && !errors.Is(err, kernel.ErrStuck) { // the kernel's worker wakes the reconciler when it is done
@@ -163,6 +172,18 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 		again = min(again, kernel.Grace)
 	}
 	return reconcile.Result{RequeueAfter: again}, nil
+}
+
+// writePlace says to the API where the gateway is. While the kernel is still being told, packets of other nodes would
+// find no route here.
+func (r *reconcilerRun) writePlace(s *mesh.State, pending error) {
+	name := r.cfg.leaseConfig().Name
+	if r.gateway == nil || r.holder.Role != lease.Holder {
+		r.places.Set(name, nil, nil)
+	} else if pending == nil {
+		spec, err := linkgateway.NewSpec(&r.gateway.place.Place, s, r.holder.Term, r.cfg.kernelConfig().MTU)
+		r.places.Set(name, spec, err)
+	}
 }
 
 // setConfig and setGateway are for the lifecycle, while the controllers stand still.
@@ -187,6 +208,7 @@ func (r *reconciler) readObjects(links []v1alpha1.KubeLink) mesh.Objects {
 	if g := r.gateway; g != nil && g.host != nil {
 		objects.Host = g.host.Facts(links, g.Statuses())
 		objects.Host.OwnTable = r.cfg.RouteTable != kernel.MainTable
+		g.place.Locate(r.cfg.placeConfig(), &objects.Host)
 	}
 	return objects
 }
@@ -205,6 +227,9 @@ func (r *reconcilerRun) newOutcome(
 	apizone.NoteNames(s, r.names.apis.Statuses(), seen.AddNote)
 	for _, m := range s.Meshes {
 		seen.AddNote(m.Link, r.holder.Problem)
+		if err := r.places.Problem(); err != nil {
+			seen.AddNote(m.Link, writeback.OneLine(err))
+		}
 	}
 	statuses := r.gateway.observe(seen)
 	policy := r.cfg.announcePolicy(r.creds.Unencrypted())

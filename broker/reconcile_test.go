@@ -24,6 +24,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/globalnames"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/linkgateway"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
 	"github.com/mandelsoft/kubelink/broker/writeback"
@@ -134,6 +135,10 @@ func newTestRun(b *Broker, api client.WithWatch) *reconcilerRun {
 		secrets: apizone.NewSecrets(b.cfg.accessConfig(), nil, api, b.r.waker.wake),
 		writer: writeback.NewWriter(writeback.Config{
 			Client: api, Recorder: &events.FakeRecorder{}, Log: log, Wake: b.r.waker.wake, MaxCreate: announce.MaxUnknown,
+		}),
+		places: linkgateway.NewWriter(linkgateway.WriterConfig{Reader: api, Client: api, Log: log, Wake: b.r.waker.wake,
+			MayWrite:  func() bool { return true },
+			HeldSince: func(time.Time) bool { return true },
 		}),
 		keeper: &announce.Keeper{Client: api, Log: log},
 		dns:    &stubdomain.Configurer{Client: api, Reader: api, Restart: &b.r.dnsRestart, Interval: resync, Log: log},

@@ -28,7 +28,8 @@ func NewMapper(cfg *rest.Config, client *http.Client) (meta.RESTMapper, error) {
 	known := meta.NewDefaultRESTMapper(nil)
 	known.Add(v1alpha1.GroupVersion.WithKind("KubeLink"), meta.RESTScopeRoot)
 	known.Add(v1alpha1.GroupVersion.WithKind("MeshService"), meta.RESTScopeNamespace)
-	known.Add(v1alpha1.GroupVersion.WithKind("LinkGateway"), meta.RESTScopeNamespace)
+	known.AddSpecific(v1alpha1.GroupVersion.WithKind("LinkGateway"), v1alpha1.GroupVersion.WithResource("linkgateways"),
+		v1alpha1.GroupVersion.WithResource("linkgateway"), meta.RESTScopeNamespace)
 	known.AddSpecific(coredns.GroupVersion.WithKind("CoreDNSEntry"), coredns.GroupVersion.WithResource("corednsentries"),
 		coredns.GroupVersion.WithResource("corednsentry"), meta.RESTScopeNamespace)
 	known.Add(coredns.GroupVersion.WithKind("HostedZone"), meta.RESTScopeNamespace)

@@ -39,6 +39,7 @@ func TestMapper(t *testing.T) {
 	for kind, want := range map[schema.GroupVersionKind]string{
 		v1alpha1.GroupVersion.WithKind("KubeLink"):         "kubelinks root",
 		v1alpha1.GroupVersion.WithKind("MeshService"):      "meshservices namespace",
+		v1alpha1.GroupVersion.WithKind("LinkGateway"):      "linkgateways namespace",
 		coredns.GroupVersion.WithKind("CoreDNSEntry"):      "corednsentries namespace",
 		coredns.GroupVersion.WithKind("HostedZone"):        "hostedzones namespace",
 		corev1.SchemeGroupVersion.WithKind("Secret"):       "secrets namespace",

@@ -1,6 +1,6 @@
-// Package writeback is the one writer to the API server: status and events of KubeLinks, their finalizers, the managed
-// TLS secret, the Certificate, and the KubeLinks of peers that connected by themselves. The reconciler tells it the
-// whole outcome and goes on; the latest outcome wins. So the reconciler never waits for the API server.
+// Package writeback writes to the API server: status and events of KubeLinks, their finalizers, the managed TLS secret,
+// the Certificate, and the KubeLinks of peers that connected by themselves. The reconciler tells it the whole outcome
+// and goes on; the latest outcome wins. So the reconciler never waits for the API server.
 package writeback
 
 import (

@@ -3,7 +3,9 @@ package kubelink
 // The stanza of a Corefile: its defaults, and how the stanzas of several server blocks become one.
 
 import (
+	"cmp"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -46,6 +48,8 @@ func defaultConfig() broker.Config {
 			Interface:      "kubelink",
 			RouteTable:     254,
 			RulePriority:   32750,
+			PodName:        cmp.Or(os.Getenv("POD_NAME"), hostName()),
+			PodIPs:         podIPs(),
 		},
 		CertificateConfig: broker.CertificateConfig{SecretManageMode: pki.ManageNone},
 		NamesConfig:       broker.NamesConfig{TokenLifetime: 24 * time.Hour},
@@ -65,11 +69,25 @@ func nodeName() string {
 	if name := os.Getenv("NODE_NAME"); name != "" {
 		return name
 	}
+	return hostName()
+}
+
+func hostName() string {
 	name, err := os.Hostname()
 	if err != nil || name == "" {
 		return "unknown"
 	}
 	return name
+}
+
+// podIPs are the addresses of the pod: the value of the variable POD_IP, a list with commas as status.podIPs has it.
+func podIPs() (all []netip.Addr) {
+	for text := range strings.SplitSeq(os.Getenv("POD_IP"), ",") {
+		if a, err := netip.ParseAddr(text); err == nil {
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 // parseBlock reads the stanza of one server block.

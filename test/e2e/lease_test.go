@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,6 +32,7 @@ const leaseDuration = 3 * time.Second
 type twoBrokers struct {
 	first, second *fleet.Broker
 	server        *server
+	places        chan placeChange
 	peer          *fleet.Broker // of another cluster
 	client        *testbed.Pod  // in the other cluster
 }
@@ -74,6 +76,69 @@ func (w *twoBrokers) waitGateway(t *testing.T, ctx context.Context, b *fleet.Bro
 			}
 			return err
 		})
+	}
+}
+
+// followPlaces notes when the LinkGateway says what, until the test ends; also when the API server was away.
+func (w *twoBrokers) followPlaces(t *testing.T) {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	w.places = make(chan placeChange, 1000)
+	ended := make(chan struct{})
+	t.Cleanup(func() { stop(); <-ended })
+	follow := func(ctx context.Context) error {
+		all := &v1alpha1.LinkGatewayList{}
+		changes, err := w.first.Client.Watch(ctx, all, client.InNamespace(fleet.Namespace))
+		if err != nil {
+			return err
+		}
+		defer changes.Stop()
+		for e := range changes.ResultChan() {
+			if o, ok := e.Object.(*v1alpha1.LinkGateway); ok {
+				w.places <- placeChange{o, time.Now()}
+			}
+		}
+		return errors.New("the watch has ended")
+	}
+	go func() {
+		defer close(ended)
+		testbed.Until(ctx, "end of the test", follow)
+	}()
+}
+
+// placeChange is a change of the LinkGateway.
+type placeChange struct {
+	object *v1alpha1.LinkGateway
+	at     time.Time
+}
+
+// waitPlace waits until the LinkGateway names the node of a broker. That may take a time after the broker got the Lease.
+func (w *twoBrokers) waitPlace(t *testing.T, limit time.Duration, b *fleet.Broker, term int) {
+	t.Helper()
+	timeout := time.After(20 * time.Second)
+	for {
+		var c placeChange
+		select {
+		case c = <-w.places:
+		case <-timeout:
+			t.Fatalf("no LinkGateway names %s with term %d", node(b), term)
+		}
+		s := c.object.Spec
+		if s.Node != node(b) || int(s.Term) != term {
+			t.Logf("LinkGateway names %s with term %d", s.Node, s.Term)
+			continue
+		}
+		l := &coordinationv1.Lease{}
+		must(t, w.first.Client.Get(context.Background(), client.ObjectKey{Namespace: fleet.Namespace, Name: "kubelink"}, l))
+		took := c.at.Sub(l.Spec.AcquireTime.Time)
+		t.Logf("LinkGateway names %s %s after the Lease", node(b), took)
+		networks := []v1alpha1.GatewayNetwork{"100.64.0.0/20", "100.64.16.0/20", "192.168.0.0/24"} // of the mesh, of both peers
+		addresses := []v1alpha1.GatewayIP{v1alpha1.GatewayIP(b.Host.Node.Address.String())}
+		if c.object.Name != "kubelink" || took > limit || !slices.Equal(s.Networks, networks) ||
+			!slices.Equal(s.NodeIPs, addresses) || s.Pod != "" || s.PodIPs != nil || s.MTU != 1500 {
+			t.Errorf("after %s: LinkGateway %s says %+v", took, c.object.Name, s)
+		}
+		return
 	}
 }
 
@@ -164,6 +229,7 @@ func TestTwoBrokers(t *testing.T) {
 	if want := w.first.Gateway().Name; node1 != want {
 		t.Fatalf("%s holds the Lease, not %s", node1, want)
 	}
+	w.followPlaces(t)
 	must(t, w.second.Start(ctx))
 	steps := []struct {
 		name string
@@ -235,6 +301,7 @@ func testHolderRestarts(t *testing.T, ctx context.Context, w *twoBrokers, term i
 	must(t, w.first.Kill(ctx, syscall.SIGKILL))
 	must(t, w.first.Start(ctx))
 	w.waitRole(t, 3*time.Second, w.first, true, term+1)
+	w.waitPlace(t, time.Second, w.first, term+1)
 	waitForReply(t, 3*time.Second, w.client, w.server.service)
 	w.waitRole(t, 3*time.Second, w.second, false, term+1)
 	if strings.Contains(w.second.Process.Log(), "this broker holds the links") {
@@ -280,6 +347,7 @@ func testHolderGone(t *testing.T, ctx context.Context, w *twoBrokers, term int) 
 	took := waitForReply(t, leaseDuration+5*time.Second, w.client, w.server.service)
 	t.Logf("requests pass again after %s", took)
 	w.waitRole(t, time.Second, w.second, true, term+1)
+	w.waitPlace(t, time.Second, w.second, term+1)
 	w.waitGateway(t, ctx, w.second, term+1)
 	must(t, checkAnswer(ctx, w.second, serverName(0), servers[0].service))
 }
@@ -305,6 +373,7 @@ func testHolderCutOff(t *testing.T, ctx context.Context, w *twoBrokers, term int
 	w.waitRole(t, leaseDuration+10*time.Second, w.first, true, term+1)
 	waitForReply(t, 3*time.Second, w.client, w.server.service)
 	check := expectNoFailures(t, w.client, w.server.service)
+	w.waitPlace(t, time.Second, w.first, term+1)
 	must(t, w.second.Process.WaitLog(ctx, fmt.Sprintf("superseded by term %d", term+1)))
 	w.waitRole(t, time.Second, w.second, true, term) // as far as it knows
 	w.waitGateway(t, ctx, w.first, term+1)
@@ -338,6 +407,19 @@ func testHolderEnds(t *testing.T, ctx context.Context, w *twoBrokers, term int) 
 	took := waitForReply(t, leaseDuration, w.client, w.server.service)
 	t.Logf("requests pass again after %s", took)
 	w.waitRole(t, time.Second, w.second, true, term+1)
+	w.waitPlace(t, time.Second, w.second, term+1)
 	must(t, w.first.Start(ctx))
 	w.waitRole(t, 5*time.Second, w.first, false, term+1)
+	must(t, w.checkTable(ctx))
+}
+
+// checkTable checks what users see of the LinkGateway.
+func (w *twoBrokers) checkTable(ctx context.Context) error {
+	table, err := w.first.Kubectl(ctx, "get", "linkgateways", "-n", fleet.Namespace)
+	want := regexp.MustCompile(`^NAME +NODE +ADDRESS +POD +TERM +AGE\nkubelink +` + regexp.QuoteMeta(node(w.second)) + ` +` +
+		regexp.QuoteMeta(w.second.Host.Node.Address.String()) + ` +\d+ +\d+`)
+	if err == nil && !want.MatchString(table) {
+		err = errors.New(table)
+	}
+	return err
 }
