@@ -51,11 +51,13 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 		peers = nil // better no link than one without authentication
 	}
 	errs = append(errs, g.Set(peers, s.Local))
-	err, pending = r.setKernel(kernel.NewState(s), func(from *nameSource) {
+	want := kernel.NewState(s)
+	want.Pod = kernel.Pod{Is: g.place.InPod, Device: g.place.Device}
+	err, pending = r.setKernel(want, func(from *nameSource) {
 		from.setRouted(s)
 		r.checkNode(s)
 	})
-	return errors.Join(append(errs, err)...), pending
+	return errors.Join(append(errs, err, g.place.Problem)...), pending
 }
 
 // leaveLinks makes the gateway leave the links to the broker that holds them: addresses, routes and NAT of this node
@@ -74,6 +76,7 @@ func (r *reconciler) leaveLinks(s *mesh.State) (err, pending error) {
 func (r *reconciler) checkNode(s *mesh.State) {
 	r.gateway.check.Set(nodecheck.Target{
 		State: s, Device: r.cfg.Interface, Table: r.cfg.RouteTable, Pods: r.cfg.PodCIDRs,
+		Pod: r.gateway.place.OwnInterface(),
 	})
 }
 

@@ -4,9 +4,7 @@ package bridge
 // when its offloads are to change.
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,8 +36,8 @@ type iface struct {
 // of the links says what is missing.
 func (f *iface) open() error {
 	dev, err := f.openDevice()
-	if errors.Is(err, os.ErrPermission) {
-		f.log.Error("links carry nothing", "error", err)
+	if isMissing(err) {
+		f.noteFailure(err)
 		f.setDevice(noDevice{})
 		return nil
 	}
@@ -61,7 +59,9 @@ func (f *iface) serve(read func(device) error, reopened func()) {
 			return
 		}
 		pause := minReopenPause
-		if f.reopen.Swap(false) {
+		if _, missing := dev.(noDevice); missing { // open has noted why
+			f.notifyChanged()
+		} else if f.reopen.Swap(false) {
 			f.log.Info("TUN is opened again with other offloads", "interface", f.name)
 			pause = 0
 		} else {
@@ -98,9 +98,19 @@ func (f *iface) awaitDevice(pause time.Duration) device {
 		if err == nil {
 			return dev
 		}
-		f.log.Warn("TUN is still missing", "error", err)
-		f.failure.Store(&err)
+		if f.noteFailure(err) {
+			f.notifyChanged()
+		}
 	}
+}
+
+// noteFailure notes why there is no device, and logs it when that is news.
+func (f *iface) noteFailure(err error) (news bool) {
+	last := f.failure.Swap(&err)
+	if news = last == nil || (*last).Error() != err.Error(); news {
+		f.log.Error("links carry nothing: the TUN is missing", "interface", f.name, "error", err)
+	}
+	return news
 }
 
 // setDevice replaces the device, unless the interface is closed: close takes care of the device that it finds.

@@ -110,10 +110,32 @@ func describeOpenError(name string, err error) error {
 	case errors.Is(err, syscall.EINVAL):
 		return fmt.Errorf("open TUN %s: a device of another kind has this name: remove it (ip link del %s) "+
 			"or choose another ifce-name", name, name)
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("open TUN %s: %w: needs /dev/net/tun and the capability NET_ADMIN", name, err)
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("open TUN %s: %w: let the container have /dev/net/tun of the node (volume hostPath, type CharDevice), "+
+			"as deploy/base/deployment.yaml does", name, err)
+	case errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO):
+		return fmt.Errorf("open TUN %s: %w: the kernel has no TUN: load the module tun on the node (modprobe tun)", name, err)
+	case errors.Is(err, os.ErrPermission) && isOpenError(err):
+		return fmt.Errorf("open TUN %s: %w: the container runtime forbids the device: runc 1.2.0 to 1.2.3 does, update it; "+
+			"else allow character device 10:200, or let the container be privileged", name, err)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("open TUN %s: %w: the process lacks the capability NET_ADMIN: add it to "+
+			"securityContext.capabilities.add of the container, as deploy/base/deployment.yaml does", name, err)
 	}
 	return fmt.Errorf("open TUN %s: %w", name, err)
+}
+
+// isOpenError tells whether it is /dev/net/tun that cannot be opened.
+func isOpenError(err error) bool {
+	var call *os.SyscallError
+	var path *os.PathError
+	return errors.As(err, &call) && call.Syscall == "open" || errors.As(err, &path)
+}
+
+// isMissing tells whether err says that this process has no TUN for now. Names do not need one.
+func isMissing(err error) bool {
+	return errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENODEV) ||
+		errors.Is(err, syscall.ENXIO)
 }
 
 // lacksOffloads tells whether err comes from a kernel without offloads. Other errors may be temporary.

@@ -35,6 +35,14 @@ type Place struct {
 	Problem error        // pod mode: what is missing; nil: nothing
 }
 
+// OwnInterface is the pod's own interface, with the node as what is behind it. Of a node it is the zero HostInterface.
+func (p *Place) OwnInterface() mesh.HostInterface {
+	if p.Device == "" || len(p.NodeIPs) == 0 {
+		return mesh.HostInterface{}
+	}
+	return mesh.HostInterface{Addr: p.NodeIPs[0], Device: p.Device, MTU: p.MTU}
+}
+
 // Locator finds the place again and again. It has one user at a time.
 type Locator struct {
 	Place  // as found last

@@ -91,11 +91,14 @@ type Target struct {
 	Device string        // the network interface
 	Table  int           // that has our routes
 	Pods   mesh.Prefixes // networks of pods; empty: not known
+	// Pod is the interface through which packets of pods come where this is a pod itself (pod mode), and an address behind
+	// it; zero: this is a node.
+	Pod mesh.HostInterface
 }
 
 // equals ignores what a check does not look at.
 func (t *Target) equals(o *Target) bool {
-	return t.Device == o.Device && t.Table == o.Table && slices.Equal(t.Pods, o.Pods) &&
+	return t.Device == o.Device && t.Table == o.Table && slices.Equal(t.Pods, o.Pods) && t.Pod == o.Pod &&
 		reflect.DeepEqual(t.State.Peers, o.State.Peers) && reflect.DeepEqual(t.State.Routes, o.State.Routes)
 }
 

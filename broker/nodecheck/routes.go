@@ -173,6 +173,9 @@ func (l *look) readRoutes(family int, networks []network) (inside []foreign, err
 	if errors.Is(err, netlink.ErrDumpInterrupted) {
 		err = nil // the next look sees the rest
 	}
+	if p := l.target.Pod; p.Device != "" && familyOf(p.Addr) == family {
+		candidates = []pod{{p.Addr, int(l.indexOfDevice(p.Device)), p.Device}}
+	}
 	l.addPods(candidates)
 	return inside, err
 }
@@ -239,6 +242,10 @@ func (l *look) checkForwarding(family int, pods []pod) {
 	if family == unix.AF_INET6 {
 		forced, _ := readSysctl("ipv6", l.target.Device, "force_forwarding") // since Linux 6.17
 		if all, ok := readSysctl("ipv6", "all", "forwarding"); ok && all == 0 && forced != 1 {
+			if l.target.Pod.Device != "" {
+				l.addFinding("", ForwardingOff, "forwarding of IPv6 is off in the pod", podRemedy("net.ipv6.conf.all.forwarding"))
+				return
+			}
 			l.addFinding("", ForwardingOff, "forwarding of IPv6 is off on the node",
 				"sysctl -w net.ipv6.conf.all.forwarding=1 (a router accepts router advertisements with accept_ra=2 only)")
 		}
@@ -250,10 +257,20 @@ func (l *look) checkForwarding(family int, pods []pod) {
 			if d.device == l.target.Device {
 				whose = "from links"
 			}
-			l.addFinding("", ForwardingOff, fmt.Sprintf("forwarding of IPv4 is off for packets %s (device %s)", whose, d.device),
-				fmt.Sprintf("sysctl -w net.ipv4.ip_forward=1, or net.ipv4.conf.%s.forwarding=1 for this device only", d.device))
+			remedy := fmt.Sprintf("sysctl -w net.ipv4.ip_forward=1, or net.ipv4.conf.%s.forwarding=1 for this device only", d.device)
+			if l.target.Pod.Device != "" {
+				remedy = "kubelink sets it again; if this stays: " + podRemedy("net.ipv4.ip_forward")
+			}
+			l.addFinding("", ForwardingOff,
+				fmt.Sprintf("forwarding of IPv4 is off for packets %s (device %s)", whose, d.device), remedy)
 		}
 	}
+}
+
+// podRemedy is how a setting gets into a pod, which cannot write its own /proc/sys.
+func podRemedy(setting string) string {
+	return fmt.Sprintf("set %s=1 with securityContext.sysctls of the pod, which kubelet allows with "+
+		"--allowed-unsafe-sysctls, or with the CNI plugin tuning; or use hostNetwork", setting)
 }
 
 // checkBoth asks for the ways to a network and back.
