@@ -68,7 +68,7 @@ type Routes struct {
 
 // routeSystem is the kernel as Routes needs it.
 type routeSystem interface {
-	Dump(device string) *objects
+	Dump(device, pod string) *objects
 	Change(verb string, object any) error
 	DeviceName(index int) string
 	FindWay(to netip.Addr) (Way, error)
@@ -110,7 +110,7 @@ func (r *Routes) Clear() error {
 func (r *Routes) Set(want []NodeRoute) (written int, errs []error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	found := r.system.Dump("")
+	found := r.system.Dump("", "")
 	for _, f := range families {
 		used := slices.ContainsFunc(want, func(n NodeRoute) bool { return familyOf(n.Destination.Addr()) == f })
 		if err := found.failed[f]; err != nil && (used || !errors.Is(err, unix.EAFNOSUPPORT)) {

@@ -341,8 +341,8 @@ func TestNodeRoutesFamilies(t *testing.T) {
 
 type withoutIPv6 struct{ routeSystem }
 
-func (s withoutIPv6) Dump(device string) *objects {
-	o := s.routeSystem.Dump(device)
+func (s withoutIPv6) Dump(device, pod string) *objects {
+	o := s.routeSystem.Dump(device, pod)
 	o.failed = map[int]error{unix.AF_INET6: unix.EAFNOSUPPORT}
 	o.omitFamily(unix.AF_INET6)
 	return o
