@@ -4,6 +4,7 @@ package broker
 // and mesh.Mode.CarriesTraffic knows its mode.
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -46,6 +47,7 @@ type kernelSetter interface {
 	Wait()
 	Clear() error
 	Refused() uint64
+	Backends() []kernel.Backend
 }
 
 // gateway is a dataplane and the kernel's state around it. There is one in a network namespace.
@@ -122,10 +124,14 @@ func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (datapla
 	}
 }
 
-// Collect adds to the metrics of the dataplane what the kernel has dropped.
+// Collect adds to the metrics of the dataplane what the kernel has dropped, and which iptables it uses.
 func (g *gateway) Collect(ch chan<- prometheus.Metric) {
 	g.dataplane.Collect(ch)
 	ch <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(g.kernel.Refused()))
+	for _, b := range g.kernel.Backends() {
+		ch <- prometheus.MustNewConstMetric(backendDesc, prometheus.GaugeValue, 1,
+			fmt.Sprintf("IPv%d", b.Family), cmp.Or(b.Name, "unknown"))
+	}
 }
 
 // observe adds what the gateway says of links and returns their states: none if the gateway is nil.

@@ -2,7 +2,23 @@
 // both do, for different questions.
 package iptsave
 
-import "strings"
+import (
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// LegacyTables returns the tables of the legacy iptables that are in use in the network namespace of the thread.
+// iptables-legacy-save makes another table when it is asked for it.
+func LegacyTables(family int) []string {
+	names := "/proc/thread-self/net/ip_tables_names"
+	if family == unix.AF_INET6 {
+		names = "/proc/thread-self/net/ip6_tables_names"
+	}
+	list, _ := os.ReadFile(names) // absent: the kernel has no legacy iptables, or the process may not see it
+	return strings.Fields(string(list))
+}
 
 // Words splits a rule as a shell does: iptables-save writes quotes around a value with blanks, and a backslash before
 // quotes in it.

@@ -29,7 +29,7 @@ func NewChains() (*Chains, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Chains{newKernel(Config{}, s)}, nil
+	return &Chains{newKernel(Config{}, s, findBackends())}, nil
 }
 
 // Set makes the chains of a family (unix.AF_INET or unix.AF_INET6) as they are wanted, or removes them; then their
@@ -45,12 +45,11 @@ func (c *Chains) Set(family int, chains []Chain, wanted bool) (warning, err erro
 	for i, x := range chains {
 		inner[i] = x.complete()
 	}
-	failed := &failures{noNAT: map[int]bool{}}
+	failed := newFailures()
 	if wanted {
 		k.setChains(ctx, inner, family, failed)
-	} else {
-		k.removeChains(ctx, inner, family, failed)
 	}
+	k.clearBackends(ctx, inner, family, wanted, failed)
 	return errors.Join(failed.warnings...), errors.Join(failed.errs...)
 }
 

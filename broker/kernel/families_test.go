@@ -16,11 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fakeCommands puts scripts into PATH until the test ends. In a script, REAL is the command itself.
+// fakeCommands puts scripts into PATH until the test ends, in place of commands of the back end nft. In a script, REAL
+// is the command itself.
 func fakeCommands(t *testing.T, scripts map[string]string) {
 	t.Helper()
 	dir := t.TempDir()
 	for name, script := range scripts {
+		name = strings.Replace(name, "tables", "tables-nft", 1)
 		program, err := exec.LookPath(name)
 		if err != nil {
 			t.Fatal(err)
@@ -182,10 +184,10 @@ func TestFamiliesAreIndependent(t *testing.T) {
 // A version that lacks what this package needs is named; another failure with the same status is not blamed on it.
 func TestOldVersion(t *testing.T) {
 	for version, want := range map[string]string{
-		"v1.6.1":             "iptables-restore (iptables 1.6.1 is too old: install 1.6.2 or newer): exit status 2",
-		"v1.6.2":             "iptables-restore: exit status 2",
-		"v1.8.9 (nf_tables)": "iptables-restore: exit status 2",
-		"none of yours":      "iptables-restore: exit status 2",
+		"v1.6.1":             "iptables-nft-restore (iptables 1.6.1 is too old: install 1.6.2 or newer): exit status 2",
+		"v1.6.2":             "iptables-nft-restore: exit status 2",
+		"v1.8.9 (nf_tables)": "iptables-nft-restore: exit status 2",
+		"none of yours":      "iptables-nft-restore: exit status 2",
 	} {
 		inNamespace(t, version, func(t *testing.T) {
 			tun(t, "kubelink")
@@ -229,7 +231,7 @@ func TestKernelWithoutFamily(t *testing.T) {
 	}
 	f := newFake()
 	f.failed = map[int]error{unix.AF_INET6: fmt.Errorf("rules: %w", unix.EAFNOSUPPORT)}
-	k = newKernel(table, f)
+	k = newKernel(table, f, []string{""})
 	wantErrors(t, "nobody wants IPv6", k.Set(oneMesh))
 	if len(f.routes) != 3 || len(f.addresses) != 1 || len(f.rules) != 1 {
 		t.Errorf("IPv4 is not set:\n%s", f)
@@ -262,7 +264,7 @@ func TestTablesAreIndependent(t *testing.T) {
 			k, _ := open(t, config)
 			for range 2 {
 				wantErrors(t, "Set", errors.Join(k.Set(oneMesh), k.Warning()),
-					append(want, "iptables-save: exit status 3: iptables-save: can't initialize table "+table)...)
+					append(want, "iptables-nft-save: exit status 3: iptables-save: can't initialize table "+table)...)
 			}
 			t.Setenv("PATH", path)
 			for _, other := range []string{"nat", "filter", "mangle"} {
@@ -277,17 +279,18 @@ func TestTablesAreIndependent(t *testing.T) {
 
 // A command that never ends costs the time of one Set, whichever it is, and is named. What it has started ends, too.
 func TestCommandsThatDoNotEnd(t *testing.T) {
-	for _, name := range []string{"iptables-save", "iptables-restore"} {
+	for _, name := range []string{"iptables-nft-save", "iptables-nft-restore"} {
 		inNamespace(t, name, func(t *testing.T) {
 			tun(t, "kubelink")
 			path := os.Getenv("PATH")
 			pids := filepath.Join(t.TempDir(), "pids")
-			fakeCommands(t, map[string]string{name: "sleep 1000 & echo $! >> " + pids + "; wait"})
+			script := "sleep 1000 & echo $! >> " + pids + "; wait"
+			fakeCommands(t, map[string]string{strings.Replace(name, "-nft", "", 1): script})
 			k, _ := open(t, config)
 			k.commandTime = time.Second
 			began := time.Now()
 			wantErrors(t, "Set", k.Set(oneMesh), name+" does not end: something on the node may hold the xtables lock")
-			if took := time.Since(began); took > 5*time.Second {
+			if took := time.Since(began); took > 10*time.Second {
 				t.Errorf("Set took %s", took)
 			}
 			list, err := os.ReadFile(pids)
@@ -300,6 +303,7 @@ func TestCommandsThatDoNotEnd(t *testing.T) {
 					return err != nil || strings.Contains(string(stat), ") Z ")
 				})
 			}
+			k.commandTime = commandTime
 			t.Setenv("PATH", path)
 			set(t, k, oneMesh)
 		})
@@ -457,7 +461,7 @@ func TestNoAddrtype(t *testing.T) {
 		case $input in *addrtype*) echo "iptables-restore: line 5 failed" >&2; exit 1;; esac
 		echo "$input" | exec REAL "$@"`})
 	k, _ := open(t, config)
-	wantErrors(t, "Set", k.Set(oneMesh), "chain KLINK-LOCAL of IPv4: iptables-restore: exit status 1: ",
+	wantErrors(t, "Set", k.Set(oneMesh), "chain KLINK-LOCAL of IPv4: iptables-nft-restore: exit status 1: ",
 		"line 5 failed; linked clusters may reach ports of this node; "+
 			"it needs the kernel modules xt_conntrack and xt_addrtype")
 	now := run(t, "iptables-save\nip route show proto 107")

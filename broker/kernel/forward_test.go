@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// useLegacy has the legacy iptables run as iptables until the test ends.
+// useLegacy has the legacy iptables run as iptables until the test ends, on a node whose kubelet uses it, too.
 func useLegacy(t *testing.T) {
 	t.Helper()
 	legacy, err := exec.LookPath("xtables-legacy-multi")
@@ -32,6 +32,7 @@ func useLegacy(t *testing.T) {
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(dir, "lock")) // the lock of this machine is not ours
+	run(t, "iptables -t mangle -N KUBE-IPTABLES-HINT\nip6tables -t mangle -N KUBE-IPTABLES-HINT")
 }
 
 // inNamespace runs a test in a namespace and with a thread of its own.

@@ -16,39 +16,40 @@ import (
 	"time"
 
 	"github.com/coreos/go-iptables/iptables"
-	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/iptsave"
 )
 
 // lockTime is how long iptables-restore waits for the xtables lock. iptables-save takes no lock.
 const lockTime = 10 * time.Second
 
 // SaveTables prints the counters, too.
-func (l *linux) SaveTables(ctx context.Context, family int, table string) (string, error) {
+func (l *linux) SaveTables(ctx context.Context, tools toolset, table string) (string, error) {
+	if tools.backend == legacyBackend && table == "" && len(iptsave.LegacyTables(tools.family)) == 0 {
+		return "", nil
+	}
 	args := []string{"-c"}
 	if table != "" {
 		args = append(args, "-t", table)
 	}
-	return runIPTables(ctx, family, "save", "", args...)
+	return runIPTables(ctx, tools, "save", "", args...)
 }
 
 // RestoreTable runs iptables-restore: other commands change single rules, which would show every state in between and
 // take a process per rule.
-func (l *linux) RestoreTable(ctx context.Context, family int, table string, commands []string) error {
+func (l *linux) RestoreTable(ctx context.Context, tools toolset, table string, commands []string) error {
 	input := "*" + table + "\n" + strings.Join(commands, "\n") + "\nCOMMIT\n"
 	wait := lockTime
 	if deadline, ok := ctx.Deadline(); ok {
 		wait = max(time.Second, min(wait, time.Until(deadline)-time.Second))
 	}
-	_, err := runIPTables(ctx, family, "restore", input, "--noflush", "--wait", strconv.Itoa(int(wait.Seconds())))
+	_, err := runIPTables(ctx, tools, "restore", input, "--noflush", "--wait", strconv.Itoa(int(wait.Seconds())))
 	return err
 }
 
 // runIPTables runs iptables-save or iptables-restore of a family and returns what it prints.
-func runIPTables(ctx context.Context, family int, tool, input string, args ...string) (string, error) {
-	name := "iptables-" + tool
-	if family == unix.AF_INET6 {
-		name = "ip6tables-" + tool
-	}
+func runIPTables(ctx context.Context, tools toolset, tool, input string, args ...string) (string, error) {
+	name := tools.command(tool)
 	cmd := exec.CommandContext(ctx, name, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
@@ -67,7 +68,7 @@ func runIPTables(ctx context.Context, family int, tool, input string, args ...st
 			"something on the node may hold the xtables lock (see lsof /run/xtables.lock)", name)
 	}
 	said := oneLine(stderr.String() + stdout.String())
-	return "", fmt.Errorf("%s%s: %w: %s", name, describeOldVersion(family, err), err, said)
+	return "", fmt.Errorf("%s%s: %w: %s", name, describeOldVersion(tools, err), err, said)
 }
 
 // Versions before 1.6.2 have no iptables-restore --wait (kube-proxy knows the same bound). They end with the status
@@ -78,16 +79,12 @@ var (
 )
 
 // describeOldVersion says after a failure that the version may be the reason; empty: it is not.
-func describeOldVersion(family int, err error) string {
+func describeOldVersion(tools toolset, err error) string {
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	if !ok || exit.ExitCode() != parameterProblem {
 		return ""
 	}
-	proto := iptables.ProtocolIPv4
-	if family == unix.AF_INET6 {
-		proto = iptables.ProtocolIPv6
-	}
-	tool, err := iptables.New(iptables.IPFamily(proto))
+	tool, err := iptables.New(iptables.Path(tools.command("")))
 	if err != nil {
 		return ""
 	}

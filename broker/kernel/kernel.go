@@ -14,9 +14,10 @@
 //
 // From a State to commands: desired.go says which objects are wanted, netfilter.go which chains;
 // diff.go compares the objects with what the kernel has, ruleset.go reads what iptables has,
-// netfilter.go compares the chains; system.go tells the kernel. This file has the steps in their
-// order, worker.go the goroutine that takes them: iptables-restore may wait for the xtables lock,
-// which kube-proxy or another program on the node may hold.
+// netfilter.go compares the chains; backend.go says which iptables they belong to; system.go tells
+// the kernel. This file has the steps in their order, worker.go the goroutine that takes them:
+// iptables-restore may wait for the xtables lock, which kube-proxy or another program on the node
+// may hold.
 //
 // A router has Routes on every node, which routes.go sets in the same way.
 package kernel
@@ -38,16 +39,19 @@ type Kernel struct {
 	config      Config
 	system      system
 	commandTime time.Duration // for all commands of a Set
+	backends    []string      // of iptables, that are installed
 
-	setting sync.Mutex           // held over a Set, which runs commands; guards chains and the calls of system
-	chains  map[int]*knownChains // by family
+	setting  sync.Mutex // held over a Set, which runs commands; guards chains, selected and the calls of system
+	chains   map[toolset]*knownChains
+	selected map[int]Backend // by family, of the ones that meshes use or have used
 
 	mu      sync.Mutex // guards the fields below; held to read or to assign them only
 	warning error      // of the last Set
 	refused uint64     // packets
+	used    []Backend  // not changed later
 }
 
-// knownChains is what Set knows of our chains of a family.
+// knownChains is what Set knows of our chains of a family in a back end.
 type knownChains struct {
 	clean     bool              // there are none, as Set has seen
 	made      map[string]bool   // the ones that are there, as Set has seen or made them, by name
@@ -62,9 +66,9 @@ type system interface {
 	DeviceName(index int) string          // or a text in place of one that does not exist
 	IsIdleTUN(index int) bool             // a TUN device that no process holds open
 	// SaveTables returns what iptables-save -c prints of a table; empty: of all.
-	SaveTables(ctx context.Context, family int, table string) (string, error)
+	SaveTables(ctx context.Context, tools toolset, table string) (string, error)
 	// RestoreTable makes all changes or none, in one transaction.
-	RestoreTable(ctx context.Context, family int, table string, commands []string) error
+	RestoreTable(ctx context.Context, tools toolset, table string, commands []string) error
 }
 
 // commandTime is for all commands of iptables that a Set runs, also where they wait for the xtables lock. Usually they
@@ -88,15 +92,20 @@ func New(config Config) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newKernel(config, s), nil
+	return newKernel(config, s, findBackends()), nil
 }
 
-func newKernel(config Config, s system) *Kernel {
-	k := &Kernel{config: config, system: s, commandTime: commandTime, chains: map[int]*knownChains{}}
-	for _, f := range families {
-		k.chains[f] = &knownChains{made: map[string]bool{}, counted: map[string]uint64{}}
+func newKernel(config Config, s system, backends []string) *Kernel {
+	return &Kernel{config: config, system: s, commandTime: commandTime, backends: backends,
+		chains: map[toolset]*knownChains{}, selected: map[int]Backend{}}
+}
+
+// known returns what is known of our chains.
+func (k *Kernel) known(tools toolset) *knownChains {
+	if k.chains[tools] == nil {
+		k.chains[tools] = &knownChains{made: map[string]bool{}, counted: map[string]uint64{}}
 	}
-	return k
+	return k.chains[tools]
 }
 
 // Clear removes all that is ours. The device stays, it need not exist.
@@ -110,7 +119,7 @@ func (k *Kernel) Set(s State) error {
 	defer k.setting.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), k.commandTime)
 	defer cancel()
-	failed := &failures{noNAT: map[int]bool{}}
+	failed := newFailures()
 	s.Routes, failed.errs = validateRoutes(s.Routes)
 	found := k.system.Dump(k.config.Device, s.Pod.Device)
 
@@ -122,14 +131,16 @@ func (k *Kernel) Set(s State) error {
 		}
 	}
 	k.setNetwork(s, found, failed)
+	var used []Backend
 	for _, f := range families {
-		if !s.usesFamily(f) {
-			k.removeChains(ctx, wantedChains(k.config.Device, s, f, false), f, failed)
+		k.clearBackends(ctx, wantedChains(k.config.Device, s, f, false), f, s.usesFamily(f), failed)
+		if s.usesFamily(f) {
+			used = append(used, k.selected[f])
 		}
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.warning = errors.Join(failed.warnings...)
+	k.warning, k.used = errors.Join(failed.warnings...), used
 	return errors.Join(failed.errs...)
 }
 
@@ -138,7 +149,10 @@ type failures struct {
 	errs     []error
 	warnings []error      // about what a mesh does without
 	noNAT    map[int]bool // families without the source NAT that they should have
+	noChain  map[int]bool // families without one of the chains: the ones in another back end stay
 }
+
+func newFailures() *failures { return &failures{noNAT: map[int]bool{}, noChain: map[int]bool{}} }
 
 // Warning tells what the last Set could not do, but a mesh does without; nil: there is nothing. It
 // does not wait for a Set that runs.
@@ -219,13 +233,13 @@ func (k *Kernel) makeChanges(p *plan, failed *failures) {
 	}
 }
 
-// setChains sets the chains of a family.
+// setChains sets the chains of a family, in the back end that the node uses.
 func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, failed *failures) {
-	k.chains[family].clean = false
-	found := k.readTables(ctx, family, true)
+	tools, found := k.selectTools(ctx, family, failed)
+	k.known(tools).clean = false
 	for _, c := range chains {
-		k.countRefused(family, c, found[c.table])
-		err := k.setChain(ctx, c, family, found[c.table], true)
+		k.countRefused(tools, c, found[c.table])
+		err := k.setChain(ctx, c, tools, found[c.table], true)
 		if err == nil {
 			continue
 		}
@@ -234,21 +248,32 @@ func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, fail
 		if c.optional && !errors.Is(err, exec.ErrNotFound) {
 			failed.warnings = append(failed.warnings, err)
 		} else {
+			failed.noChain[family] = true
 			failed.errs = append(failed.errs, err)
 		}
 	}
 }
 
-// The look at a family that is not in use must not hold up the one that is.
+// clearBackends removes the chains of a family from the back ends that are not in use: from all if the family is not.
+func (k *Kernel) clearBackends(ctx context.Context, chains []chain, family int, inUse bool, failed *failures) {
+	for _, b := range k.backends {
+		if !inUse || b != k.selected[family].Name && !failed.noChain[family] {
+			k.removeChains(ctx, chains, toolset{family, b}, failed)
+		}
+	}
+}
+
+// The look at a family or a back end that is not in use must not hold up the one that is.
 const (
 	unusedTime  = 2 * time.Second
 	unusedPause = 10 * time.Minute
 )
 
-// removeChains removes the chains of a family that is not in use. It looks for what a killed broker left, until it has
-// seen that there is nothing. If it cannot look, that is an error only where there is something, as far as it knows.
-func (k *Kernel) removeChains(ctx context.Context, chains []chain, family int, failed *failures) {
-	known := k.chains[family]
+// removeChains removes the chains of a back end that is not in use. It looks for what a killed broker left, until it
+// has seen that there is nothing. If it cannot look, that is an error only where there is something, as far as it
+// knows.
+func (k *Kernel) removeChains(ctx context.Context, chains []chain, tools toolset, failed *failures) {
+	known := k.known(tools)
 	if known.clean || len(known.made) == 0 && time.Now().Before(known.lookAgain) {
 		return
 	}
@@ -258,24 +283,24 @@ func (k *Kernel) removeChains(ctx context.Context, chains []chain, family int, f
 		defer cancel()
 	}
 	known.clean = true
-	found := k.readTables(ctx, family, len(known.made) > 0)
+	found := k.readTables(ctx, tools, len(known.made) > 0)
 	for _, c := range chains {
-		err := k.setChain(ctx, c, family, found[c.table], false)
+		err := k.setChain(ctx, c, tools, found[c.table], false)
 		if err == nil {
 			continue
 		}
 		known.clean, known.lookAgain = false, time.Now().Add(unusedPause)
 		if known.made[c.name] {
-			failed.errs = append(failed.errs, fmt.Errorf("chain %s of IPv%d: %w", c.name, ipVersion(family), err))
+			failed.errs = append(failed.errs, fmt.Errorf("chain %s of IPv%d: %w", c.name, ipVersion(tools.family), err))
 		}
 	}
 }
 
 // readTables reads all tables of a family. If that fails, it reads, with each, one after the other of the tables that
 // have chains of ours: the fault may be in another one.
-func (k *Kernel) readTables(ctx context.Context, family int, each bool) ruleset {
+func (k *Kernel) readTables(ctx context.Context, tools toolset, each bool) ruleset {
 	read := func(table string) (ruleset, error) {
-		output, err := k.system.SaveTables(ctx, family, table)
+		output, err := k.system.SaveTables(ctx, tools, table)
 		if err != nil {
 			return nil, err
 		}
@@ -301,7 +326,7 @@ func (k *Kernel) readTables(ctx context.Context, family int, each bool) ruleset 
 }
 
 // countRefused adds what a chain that counts has refused since the last look.
-func (k *Kernel) countRefused(family int, c chain, t *ruleTable) {
+func (k *Kernel) countRefused(tools toolset, c chain, t *ruleTable) {
 	rules, exists := t.find(c.name)
 	if !exists || !c.counts {
 		return
@@ -312,8 +337,8 @@ func (k *Kernel) countRefused(family int, c chain, t *ruleTable) {
 			packets += r.packets
 		}
 	}
-	before, seen := k.chains[family].counted[c.name]
-	k.chains[family].counted[c.name] = packets
+	before, seen := k.known(tools).counted[c.name]
+	k.known(tools).counted[c.name] = packets
 	if !seen { // what the chain of a killed broker has counted
 		return
 	}
@@ -326,20 +351,20 @@ func (k *Kernel) countRefused(family int, c chain, t *ruleTable) {
 }
 
 // setChain makes a chain and its hook as they are wanted, or removes both.
-func (k *Kernel) setChain(ctx context.Context, c chain, family int, t *ruleTable, wanted bool) error {
-	known := k.chains[family]
+func (k *Kernel) setChain(ctx context.Context, c chain, tools toolset, t *ruleTable, wanted bool) error {
+	known := k.known(tools)
 	if t != nil && t.err != nil {
 		err := fmt.Errorf("table %s: %w", c.table, t.err)
 		if wanted || !known.made[c.name] {
 			return err
 		}
-		return k.removeBlindly(ctx, c, family, err)
+		return k.removeBlindly(ctx, c, tools, err)
 	}
 	if _, exists := t.find(c.name); exists {
 		known.made[c.name] = true
 	}
 	if commands := c.restoreCommands(wanted, t); len(commands) > 0 {
-		err := k.system.RestoreTable(ctx, family, c.table, commands)
+		err := k.system.RestoreTable(ctx, tools, c.table, commands)
 		if err != nil && wanted && c.remedy != "" && ctx.Err() == nil {
 			err = fmt.Errorf("%w; %s", err, c.remedy)
 		}
@@ -359,14 +384,14 @@ func (k *Kernel) setChain(ctx context.Context, c chain, family int, t *ruleTable
 }
 
 // removeBlindly removes a chain of a table that cannot be read. If that cannot be, an empty chain does no harm.
-func (k *Kernel) removeBlindly(ctx context.Context, c chain, family int, unread error) error {
+func (k *Kernel) removeBlindly(ctx context.Context, c chain, tools toolset, unread error) error {
 	remove, empty := c.blindCommands()
-	err := k.system.RestoreTable(ctx, family, c.table, remove)
+	err := k.system.RestoreTable(ctx, tools, c.table, remove)
 	if err == nil {
-		delete(k.chains[family].made, c.name)
+		delete(k.known(tools).made, c.name)
 		return nil
 	}
-	if e := k.system.RestoreTable(ctx, family, c.table, empty); e != nil {
+	if e := k.system.RestoreTable(ctx, tools, c.table, empty); e != nil {
 		return errors.Join(unread, err, e)
 	}
 	return fmt.Errorf("%w; until then the chain stays, without rules", unread)

@@ -113,7 +113,8 @@ func changed[T any](list []T, verb string, object T, same func(T) bool) ([]T, er
 	return append(list, object), nil
 }
 
-func (f *fake) SaveTables(_ context.Context, family int, table string) (string, error) {
+func (f *fake) SaveTables(_ context.Context, tools toolset, table string) (string, error) {
+	family := tools.family
 	f.saves++
 	if f.missing6 && family == unix.AF_INET6 {
 		return "", &exec.Error{Name: "ip6tables-save", Err: exec.ErrNotFound}
@@ -142,7 +143,8 @@ func (f *fake) SaveTables(_ context.Context, family int, table string) (string, 
 	return out.String(), nil
 }
 
-func (f *fake) RestoreTable(_ context.Context, family int, table string, commands []string) error {
+func (f *fake) RestoreTable(_ context.Context, tools toolset, table string, commands []string) error {
+	family := tools.family
 	if f.fails != "" && strings.Contains(fmt.Sprintf("IPv%d %s", ipVersion(family), table), f.fails) {
 		return errors.New("no such luck")
 	}
@@ -249,8 +251,8 @@ var (
 
 func TestTransitions(t *testing.T) {
 	f := newFake()
-	k := newKernel(config, f)
-	restart := func(c Config) { k = newKernel(c, f) }
+	k := newKernel(config, f, []string{""})
+	restart := func(c Config) { k = newKernel(c, f, []string{""}) }
 	prefix := netip.MustParsePrefix
 	none := func() {}
 	// left is a route of a killed broker.
@@ -401,7 +403,7 @@ func TestTransitions(t *testing.T) {
 // for the lock of xtables, up to 10 s for each command.
 func TestWarningDoesNotWait(t *testing.T) {
 	f := &waiting{fake: newFake(), entered: make(chan struct{}), leave: make(chan struct{})}
-	k := newKernel(config, f)
+	k := newKernel(config, f, []string{""})
 	done := make(chan error)
 	go func() { done <- k.Set(oneMesh) }()
 	<-f.entered
@@ -421,10 +423,10 @@ type waiting struct {
 	entered, leave chan struct{}
 }
 
-func (w *waiting) RestoreTable(ctx context.Context, family int, table string, commands []string) error {
+func (w *waiting) RestoreTable(ctx context.Context, tools toolset, table string, commands []string) error {
 	w.once.Do(func() { close(w.entered) })
 	<-w.leave
-	return w.fake.RestoreTable(ctx, family, table, commands)
+	return w.fake.RestoreTable(ctx, tools, table, commands)
 }
 
 func TestNew(t *testing.T) {

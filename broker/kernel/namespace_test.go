@@ -98,9 +98,9 @@ func (c *counted) Change(verb string, object any) error {
 	return c.system.Change(verb, object)
 }
 
-func (c *counted) RestoreTable(ctx context.Context, family int, table string, commands []string) error {
+func (c *counted) RestoreTable(ctx context.Context, tools toolset, table string, commands []string) error {
 	c.writes++
-	return c.system.RestoreTable(ctx, family, table, commands)
+	return c.system.RestoreTable(ctx, tools, table, commands)
 }
 
 func open(t testing.TB, c Config) (*Kernel, *counted) {
@@ -600,23 +600,12 @@ func neighbour(t *testing.T, node netns.NsHandle, device string) netns.NsHandle 
 func TestNoTCPMSS(t *testing.T) {
 	enter(t)
 	tun(t, "kubelink")
-	path, dir := os.Getenv("PATH"), t.TempDir()
-	for _, name := range []string{"iptables-restore", "ip6tables-restore"} {
-		program, err := exec.LookPath(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		script := `#!/bin/sh
-input=$(cat)
-case $input in *TCPMSS*) echo "iptables-restore: line 3 failed" >&2; exit 1;; esac
-echo "$input" | exec ` + program + ` "$@"
-`
-		if err := os.WriteFile(dir+"/"+name, []byte(script), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	path := os.Getenv("PATH")
 	k, w := open(t, config)
-	t.Setenv("PATH", dir+":"+path)
+	script := `input=$(cat)
+		case $input in *TCPMSS*) echo "iptables-restore: line 3 failed" >&2; exit 1;; esac
+		echo "$input" | exec REAL "$@"`
+	fakeCommands(t, map[string]string{"iptables-restore": script, "ip6tables-restore": script})
 	for range 2 {
 		w.writes = 0
 		if err := k.Set(oneMesh); err != nil {

@@ -5,9 +5,11 @@ package kernel
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,12 +53,14 @@ type setter interface {
 	Warning() error
 	Clear() error
 	Refused() uint64
+	Backends() []Backend
 }
 
 // Worker brings the latest state to the kernel.
 type Worker struct {
 	config WorkerConfig
 	warned onchange.Error // warning of the kernel, as logged
+	logged []Backend      // of the kernel
 
 	wg sync.WaitGroup // the goroutine of a run
 
@@ -176,8 +180,9 @@ func (run *workRun) report(want *workState) error {
 // tellKernel is the goroutine of a run.
 func (w *Worker) tellKernel(run *workRun) {
 	err := w.kernel.Set(run.want.State)
+	w.logBackends()
 	if warning := w.kernel.Warning(); err == nil && w.warned.Set(warning) && warning != nil {
-		w.config.Log.Warn("the node lacks something that a mesh does without", "error", warning)
+		w.config.Log.Warn("the node is not as it should be, a mesh works nevertheless", "error", warning)
 	}
 	w.mu.Lock()
 	if w.err = err; err == nil {
@@ -197,12 +202,28 @@ func (w *Worker) tellKernel(run *workRun) {
 	}
 }
 
+// logBackends logs in which iptables the chains are, when that has changed.
+func (w *Worker) logBackends() {
+	all := w.kernel.Backends()
+	for _, b := range all {
+		if !slices.Contains(w.logged, b) {
+			w.config.Log.Info("iptables chains are in the back end that the node uses",
+				"family", fmt.Sprintf("IPv%d", b.Family), "backend", b.Name, "reason", b.Reason)
+		}
+	}
+	w.logged = all
+}
+
 // Refused is that of the kernel. It does not wait for a run.
-func (w *Worker) Refused() uint64 {
+func (w *Worker) Refused() uint64 { return w.currentKernel().Refused() }
+
+// Backends are those of the kernel. It does not wait for a run.
+func (w *Worker) Backends() []Backend { return w.currentKernel().Backends() }
+
+func (w *Worker) currentKernel() setter {
 	w.mu.Lock()
-	k := w.kernel
-	w.mu.Unlock()
-	return k.Refused()
+	defer w.mu.Unlock()
+	return w.kernel
 }
 
 // Wait waits for the end of a run.

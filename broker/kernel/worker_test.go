@@ -18,10 +18,11 @@ type slowKernel struct {
 	sets chan State
 }
 
-func (k *slowKernel) Set(s State) error { k.sets <- s; return <-k.let }
-func (k *slowKernel) Warning() error    { return nil }
-func (k *slowKernel) Clear() error      { return nil }
-func (k *slowKernel) Refused() uint64   { return 7 }
+func (k *slowKernel) Set(s State) error   { k.sets <- s; return <-k.let }
+func (k *slowKernel) Warning() error      { return nil }
+func (k *slowKernel) Clear() error        { return nil }
+func (k *slowKernel) Refused() uint64     { return 7 }
+func (k *slowKernel) Backends() []Backend { return nil }
 
 // newTestWorker returns a worker on a kernel of the test, and counts the calls of Done.
 func newTestWorker() (*Worker, *slowKernel, *atomic.Int32) {

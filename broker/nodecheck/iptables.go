@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -56,15 +55,13 @@ func (s savedTables) text() string {
 	return all.String()
 }
 
-// saveLegacy reads the legacy iptables of one family. A table that is not in use is not touched: to look at it would
-// make it.
+// saveLegacy reads the legacy iptables of one family.
 func saveLegacy(ctx context.Context, family int) (tables savedTables, err error) {
-	command, names := "iptables-legacy", "/proc/thread-self/net/ip_tables_names"
+	command := "iptables-legacy"
 	if family == unix.AF_INET6 {
-		command, names = "ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names"
+		command = "ip6tables-legacy"
 	}
-	list, _ := os.ReadFile(names) // absent: the kernel has no legacy iptables, or the process may not see it
-	for _, table := range strings.Fields(string(list)) {
+	for _, table := range iptsave.LegacyTables(family) {
 		ctx, cancel := context.WithTimeout(ctx, saveTimeout)
 		out, err := exec.CommandContext(ctx, command+"-save", "-t", table).Output()
 		cancel()

@@ -98,7 +98,7 @@ func TestIptablesNeverEnds(t *testing.T) {
 	reviveBrokers(t)
 	b, dir := brokers[0], t.TempDir()
 	stuck := filepath.Join(dir, "stuck")
-	for _, name := range []string{"iptables", "ip6tables"} {
+	for _, name := range []string{"iptables-nft", "ip6tables-nft"} {
 		for _, suffix := range []string{"-save", "-restore"} {
 			program, err := exec.LookPath(name + suffix)
 			must(t, err)
@@ -118,7 +118,7 @@ func TestIptablesNeverEnds(t *testing.T) {
 	must(t, brokers[1].Kill(ctx, syscall.SIGKILL))
 	expectDead(t, b, 1)
 	must(t, b.WaitState(ctx, "kubelink2", v1alpha1.StateDown))
-	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "iptables-save does not end", "xtables lock"))
+	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, "iptables-nft-save does not end", "xtables lock"))
 	check()
 
 	began := time.Now()
@@ -146,36 +146,44 @@ func expectDead(t *testing.T, b *fleet.Broker, cluster int) {
 	t.Logf("names failed %s after the peer", took)
 }
 
-// useLegacyIptables starts the broker anew with the legacy iptables as iptables, until the test ends, and returns its
-// path.
+// useLegacyIptables makes the gateway's node one whose kubelet uses the legacy iptables, until the test ends, and
+// returns its name. The broker moves its chains, and no request is lost.
 func useLegacyIptables(t *testing.T, ctx context.Context, b *fleet.Broker) (iptables string) {
 	t.Helper()
-	legacy, err := exec.LookPath("xtables-legacy-multi")
-	must(t, err)
-	dir := t.TempDir()
-	for _, name := range []string{"iptables", "ip6tables"} {
-		for _, suffix := range []string{"", "-restore", "-save"} {
-			must(t, os.Symlink(legacy, filepath.Join(dir, name+suffix)))
-		}
-	}
-	restart := func(ctx context.Context, env []string) {
+	iptables = "iptables-legacy"
+	check := expectNoFailures(t, clients[0], servers[2].service)
+	hint := func(ctx context.Context, option string) {
 		t.Helper()
-		must(t, b.Kill(ctx, syscall.SIGTERM)) // which removes its chains
-		b.Env = env
-		must(t, b.Start(ctx))
-		must(t, f.WaitMesh(ctx))
+		_, err := b.Host.Run(ctx, iptables, "-w", "-t", "mangle", option, "KUBE-IPTABLES-HINT")
+		must(t, err)
 	}
+	hint(ctx, "-N")
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		restart(ctx, nil)
+		hint(ctx, "-X")
+		must(t, b.Kill(ctx, syscall.SIGTERM))
+		must(t, b.Start(ctx))
+		must(t, f.WaitMesh(ctx))
 	})
-	restart(ctx, []string{"PATH=" + dir + ":" + os.Getenv("PATH")})
-	iptables = filepath.Join(dir, "iptables")
-	rules, err := b.Host.Run(ctx, iptables, "-w", "-t", "nat", "-S")
-	if must(t, err); !strings.Contains(rules, "KLINK-POSTROUTING") {
-		t.Fatalf("the broker does not use the legacy iptables:\n%s", rules)
+	tellKernel(t, ctx, b, "10.78.0.0/16")
+	within(t, 5*time.Second, "the chains to move", func(ctx context.Context) error {
+		legacy, err := b.Host.Run(ctx, "iptables-legacy-save")
+		if err != nil {
+			return err
+		}
+		nft, err := b.Host.Run(ctx, "iptables-nft-save")
+		if err == nil && (!strings.Contains(legacy, "-j KLINK-POSTROUTING") || strings.Contains(nft, "KLINK-")) {
+			err = fmt.Errorf("legacy:\n%s\nnft:\n%s", legacy, nft)
+		}
+		return err
+	})
+	metrics, err := b.Host.Get(ctx, fleet.MetricsURL)
+	const want = `coredns_kubelink_iptables_backend_info{backend="legacy",family="IPv4"} 1`
+	if must(t, err); !strings.Contains(metrics, want) {
+		t.Errorf("the metrics lack %s", want)
 	}
+	check()
 	return iptables
 }
 
@@ -229,9 +237,13 @@ func findIptables(b *fleet.Broker) (int, error) {
 		}
 		// The format is "PID (NAME) STATE PARENT ...", proc_pid_stat(5).
 		pid, rest, _ := strings.Cut(string(stat), " (")
-		name, rest, _ := strings.Cut(rest, ") ")
+		_, rest, _ = strings.Cut(rest, ") ")
 		fields := strings.Fields(rest)
-		if strings.HasPrefix(name, "iptables-restor") && len(fields) > 1 && fields[1] == strconv.Itoa(b.Process.PID()) {
+		if len(fields) < 2 || fields[1] != strconv.Itoa(b.Process.PID()) {
+			continue
+		}
+		command, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
+		if strings.HasPrefix(string(command), "iptables-legacy-restore\x00") {
 			return strconv.Atoi(pid)
 		}
 	}

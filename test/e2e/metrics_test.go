@@ -25,8 +25,8 @@ func TestMetricsLint(t *testing.T) {
 			return err
 		}
 		for _, name := range []string{
-			"api_up", "applied", "dropped_packets_total", "link_bytes_total", "link_packets_total", "link_rtt_seconds",
-			"link_sessions", "link_up", "links", "node_refused_packets_total", "queries_total",
+			"api_up", "applied", "dropped_packets_total", "iptables_backend_info", "link_bytes_total", "link_packets_total",
+			"link_rtt_seconds", "link_sessions", "link_up", "links", "node_refused_packets_total", "queries_total",
 			"refused_connections_total", "tun_info",
 		} {
 			if !strings.Contains(text, "# TYPE coredns_kubelink_"+name+" ") {

@@ -118,7 +118,7 @@ func TestNodeInTheWay(t *testing.T) {
 	})
 	t.Run("no IPv6", func(t *testing.T) {
 		dir := t.TempDir()
-		for _, name := range []string{"ip6tables", "ip6tables-save", "ip6tables-restore"} {
+		for _, name := range []string{"ip6tables-nft", "ip6tables-nft-save", "ip6tables-nft-restore"} {
 			script := "#!/bin/sh\necho \"can't initialize ip6tables table: " +
 				"Address family not supported by protocol\" >&2\nexit 3\n"
 			must(t, os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755))
