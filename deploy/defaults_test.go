@@ -3,8 +3,10 @@ package deploy
 // Tests of what the base opens to the network of the node, and of the bounds of its pod.
 
 import (
+	"maps"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +15,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
 )
 
@@ -31,10 +34,12 @@ func readBase[T any](t *testing.T, file string) *T {
 }
 
 // nodeMode builds the Deployment of a broker that uses the network of its node.
-func nodeMode(t *testing.T) *corev1.PodSpec {
+func nodeMode(t *testing.T) *corev1.PodSpec { return buildPod(t, loadFolder(t), "/deploy") }
+
+// buildPod builds the Deployment of a kustomization.
+func buildPod(t *testing.T, fs filesys.FileSystem, folder string) *corev1.PodSpec {
 	t.Helper()
-	fs := loadFolder(t)
-	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(fs, "/deploy")
+	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(fs, folder)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,5 +152,38 @@ func TestEndpointForPeers(t *testing.T) {
 	if s.Name != "kubelink" || s.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal ||
 		!s.Spec.PublishNotReadyAddresses {
 		t.Errorf("%s: %+v", s.Name, s.Spec)
+	}
+}
+
+// A pod with a network of its own opens no ports of the node, tells its pages where kubelet asks, and has the rights that
+// it has in the network of the node.
+func TestPodMode(t *testing.T) {
+	pod := buildPod(t, kustomizationWith(t, "pod-mode"), "/own")
+	container := pod.Containers[0]
+	sources := map[string]string{}
+	for _, e := range container.Env {
+		if e.ValueFrom != nil && e.ValueFrom.FieldRef != nil {
+			sources[e.Name] = e.ValueFrom.FieldRef.FieldPath
+		}
+	}
+	want := map[string]string{"NODE_NAME": "spec.nodeName", "NODE_IP": "status.hostIP", "PAGES_IP": "status.podIP",
+		"POD_NAME": "metadata.name", "POD_IP": "status.podIPs"}
+	if !maps.Equal(sources, want) {
+		t.Errorf("variables %v, not %v", sources, want)
+	}
+	for _, p := range container.Ports {
+		if p.HostPort != 0 || p.HostIP != "" {
+			t.Errorf("%+v is a port of the node", p)
+		}
+	}
+	for _, probe := range []*corev1.Probe{container.ReadinessProbe, container.LivenessProbe} {
+		if probe.HTTPGet.Host != "" {
+			t.Errorf("a probe asks %s", probe.HTTPGet.Host)
+		}
+	}
+	node := nodeMode(t)
+	if pod.HostNetwork || !node.HostNetwork || !reflect.DeepEqual(container.SecurityContext, node.Containers[0].SecurityContext) ||
+		!reflect.DeepEqual(pod.Volumes, node.Volumes) {
+		t.Errorf("pod mode has %+v, node mode %+v", pod, node)
 	}
 }

@@ -57,6 +57,7 @@ var baseObjects = []string{
 // components are the objects that each component adds.
 var components = map[string][]string{
 	"node-mode": {},
+	"pod-mode":  {},
 	"advertisement": {
 		"ServiceAccount kubelink/kubelink-names", "ClusterRole /kubelink-names", "ClusterRoleBinding /kubelink-names",
 		"Role kubelink/kubelink-advertisement", "RoleBinding kubelink/kubelink-advertisement",
@@ -127,6 +128,13 @@ func build(t *testing.T, fs filesys.FileSystem, folder string) (all []*object) {
 // buildWith builds values, base and components.
 func buildWith(t *testing.T, names ...string) []*object {
 	t.Helper()
+	return build(t, kustomizationWith(t, names...), "/own")
+}
+
+// kustomizationWith returns a file system that also has a kustomization with values, base and components, in the folder
+// /own.
+func kustomizationWith(t *testing.T, names ...string) filesys.FileSystem {
+	t.Helper()
 	// kustomize reads files below the folder of a kustomization only, so values.yaml is a copy.
 	text := "resources: [values.yaml, ../deploy/base]\ncomponents:\n"
 	for _, name := range append(names, lastOne) {
@@ -140,7 +148,7 @@ func buildWith(t *testing.T, names ...string) []*object {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return build(t, fs, "/own")
+	return fs
 }
 
 // names are kind, namespace and name of objects, sorted.

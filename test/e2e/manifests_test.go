@@ -17,7 +17,7 @@ import (
 
 // componentChoices are the components of deploy. A user takes one of each row; "": none.
 var componentChoices = [][]string{
-	{"node-mode"},
+	{"node-mode", "pod-mode"},
 	{"", "self-signed", "certificate"},
 	{"", "coredns-configure", "coredns-configure coredns-restart"},
 	{"", "kubernetes-dns"},
