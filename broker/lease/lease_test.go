@@ -564,3 +564,35 @@ func TestSlowAPIServer(t *testing.T) {
 		})
 	}
 }
+
+// HeldSince needs a renewal after the time. Without Lease there is none to renew; with one that cannot be used, the
+// broker is never sure.
+func TestHeldSince(t *testing.T) {
+	simulate(t, func(t *testing.T, w *world) {
+		before := time.Now()
+		time.Sleep(time.Second)
+		a := w.start("a", "node1")
+		w.awaitHolder("a")
+		if now := time.Now(); !a.State().HeldSince(before) || a.State().HeldSince(now.Add(time.Second)) {
+			t.Errorf("holder: %+v", a.State())
+		}
+		cut := time.Now()
+		w.api.change(func() { w.api.away = true })
+		time.Sleep(5 * time.Second)
+		if a.State().HeldSince(cut.Add(time.Second)) || !a.State().MayWrite() {
+			t.Errorf("cut off for a moment: %+v", a.State())
+		}
+		time.Sleep(time.Minute)
+		if a.State().HeldSince(before) {
+			t.Errorf("cut off: %+v", a.State())
+		}
+	})
+	for _, c := range []struct {
+		state State
+		want  bool
+	}{{State{Role: Holder}, true}, {State{Role: Holder, Problem: "no role"}, false}, {State{Role: Standby, Term: 3}, false}} {
+		if got := c.state.HeldSince(time.Now()); got != c.want {
+			t.Errorf("%+v: %v", c.state, got)
+		}
+	}
+}

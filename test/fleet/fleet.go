@@ -209,6 +209,20 @@ func (b *Broker) Second(ctx context.Context, n *testbed.Node) (*Broker, error) {
 	return second, second.createPod(ctx, "kubelink-second", n)
 }
 
+// InPod returns a broker of the cluster in a pod with a network of its own (pod mode), and with the same Corefile. It
+// does not run yet.
+func (b *Broker) InPod(ctx context.Context, name string, n *testbed.Node) (p *Broker, err error) {
+	p = &Broker{Cluster: b.Cluster, fleet: b.fleet, corefile: b.corefile, text: b.text}
+	p.Host, err = b.Cluster.Pod(ctx, name, testbed.PodOptions{
+		Namespace: Namespace, Node: n, Labels: map[string]string{"app": "kubelink"}, ServiceAccount: Account,
+		Env: []string{"NODE_IP=" + n.Address.String(), "NODE_NAME=" + n.Name, "POD_NAME=" + name},
+	})
+	if err == nil {
+		p.Env = []string{"POD_IP=" + p.Host.Address.String()}
+	}
+	return p, err
+}
+
 // NewCertificate puts a certificate for the names into the broker's secret. It creates the secret if it does not
 // exist.
 func (b *Broker) NewCertificate(ctx context.Context, ca *testbed.CA, names ...string) error {
@@ -303,8 +317,8 @@ func (b *Broker) Kill(ctx context.Context, signal syscall.Signal) error {
 	}
 }
 
-// DNS returns the address of the broker's DNS server in its node.
-func (b *Broker) DNS() netip.AddrPort { return netip.AddrPortFrom(b.Host.Node.Address, 1053) }
+// DNS returns the address of the broker's DNS server in its node, or in its pod.
+func (b *Broker) DNS() netip.AddrPort { return netip.AddrPortFrom(b.Host.Address, 1053) }
 
 // Local returns the LocalLink of the broker's cluster in the default mesh.
 func (b *Broker) Local() *v1alpha1.KubeLink {
