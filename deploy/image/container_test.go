@@ -131,8 +131,8 @@ func (s *sandbox) run(input string, args ...string) string {
 func TestContainer(t *testing.T) {
 	s := newSandbox(t)
 	for _, name := range programs(t) {
-		if out := s.run("", "/"+name, "-version"); !strings.Contains(out, "v1.2.3+test") {
-			t.Errorf("%s -version: %s", name, out)
+		if out := s.run("", "/"+name, "--version"); !strings.Contains(out, "v1.2.3+test") {
+			t.Errorf("%s --version: %s", name, out)
 		}
 	}
 	const rule = "-A KLINK-TEST -p tcp -m tcp --dport 80 -j ACCEPT\n"

@@ -287,12 +287,15 @@ func TestRootFileSystem(t *testing.T) {
 	}
 }
 
-// The Dockerfile has the same release, and takes the same packages.
+// The Dockerfile has the same release, and takes the same packages and programs.
 func TestDockerfile(t *testing.T) {
 	text := string(read(t, "../../Dockerfile"))
 	script := regexp.MustCompile(`sed -n '(.*)' /tmp/packages.txt`).FindStringSubmatch(text)
 	if !strings.Contains(text, "FROM debian:"+release+"-slim\n") || script == nil {
 		t.Fatalf("it has no %s or no sed:\n%s", release, text)
+	}
+	if want := "COPY bin/" + strings.Join(programs(t), " bin/") + " /\n"; !strings.Contains(text, want) {
+		t.Errorf("it has no %q", want)
 	}
 	out, err := exec.Command("sed", "-n", script[1], "packages.txt").Output()
 	if err != nil {
