@@ -31,6 +31,9 @@ type State struct {
 	Routes     []mesh.Route     // all that leaves through the device, mesh ranges included
 	LocalPorts []mesh.LocalPort // of Addresses that are open to what comes in through the device
 	Services   []netip.Prefix   // local service networks; an address of the node in one can be that of a service
+	// Masquerade gives packets from the networks of Routes that leave a node by any other device the address of that
+	// device: the network of nodes drops foreign addresses. Those of OverlayDevice keep theirs. A pod needs no such word.
+	Masquerade bool
 	Pod        Pod
 }
 
@@ -40,6 +43,9 @@ type Pod struct {
 	Is     bool
 	Device string // the pod's own interface; empty: not known
 }
+
+// OverlayDevice is the name of the VXLAN device that leads from the gateway to nodes.
+const OverlayDevice = "klvxlan-gw"
 
 // NewState returns what the kernel is to have of a state of the meshes.
 func NewState(s *mesh.State) State {

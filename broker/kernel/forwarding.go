@@ -51,54 +51,31 @@ func setForwarding(o forwarding, device string) error {
 	return nil
 }
 
-// PrepareDevice makes the kernel forward what comes in through a device of ours, also where it would send packets to
-// their source another way: the reverse path filter of the device becomes loose (RFC 3704, section 2.4), which counts
-// where the one of all devices is strict, too. It writes only what is not so yet.
+// PrepareDevice makes the kernel forward what comes in through a device of ours. It writes only where that is not so.
 func PrepareDevice(index int, device string, family int) error {
-	if family == unix.AF_INET6 { // it has no reverse path filter
-		if isForwarding(family, device) {
-			return nil
-		}
-		return setForwarding(forwarding{index, family}, device)
-	}
-	wanted := map[int]uint32{}
-	if !isForwarding(family, device) {
-		wanted[inetConfForwarding] = 1
-	}
-	if value, err := os.ReadFile(settingFile(family, device, "rp_filter")); err != nil ||
-		string(bytes.TrimSpace(value)) != "2" {
-		wanted[inetConfReversePath] = 2
-	}
-	if len(wanted) == 0 {
+	if isForwarding(family, device) {
 		return nil
 	}
-	return setInetConf(index, wanted)
+	return setForwarding(forwarding{index, family}, device)
 }
 
-func setForwarding4(index int) error {
-	return setInetConf(index, map[int]uint32{inetConfForwarding: 1})
-}
-
-// setInetConf uses rtnetlink(7), for a container without privileges cannot write files below /proc/sys. There is no
+// setForwarding4 uses rtnetlink(7), for a container without privileges cannot write files below /proc/sys. There is no
 // such way for IPv6.
-func setInetConf(index int, settings map[int]uint32) error {
+func setForwarding4(index int) error {
 	request := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	message := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	message.Index = int32(index)
 	request.AddData(message)
 	perFamily := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	config := perFamily.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil)
-	for setting, value := range settings {
-		config.AddRtAttr(setting, nl.Uint32Attr(value))
-	}
+	config.AddRtAttr(inetConfForwarding, nl.Uint32Attr(1))
 	request.AddData(perFamily)
 	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
 	return err
 }
 
-// IFLA_INET_CONF of linux/if_link.h, and IPV4_DEVCONF_FORWARDING and IPV4_DEVCONF_RP_FILTER of linux/ip.h.
+// IFLA_INET_CONF of linux/if_link.h and IPV4_DEVCONF_FORWARDING of linux/ip.h.
 const (
-	inetConf            = 1
-	inetConfForwarding  = 1
-	inetConfReversePath = 8
+	inetConf           = 1
+	inetConfForwarding = 1
 )

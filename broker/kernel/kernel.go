@@ -239,8 +239,8 @@ func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, fail
 	k.known(tools).clean = false
 	for _, c := range chains {
 		k.countRefused(tools, c, found[c.table])
-		err := k.setChain(ctx, c, tools, found[c.table], true)
-		if err == nil {
+		err := k.setChain(ctx, c, tools, found[c.table], !c.unwanted)
+		if err == nil || c.unwanted && !k.known(tools).made[c.name] {
 			continue
 		}
 		failed.noNAT[family] = failed.noNAT[family] || c.table == natTable

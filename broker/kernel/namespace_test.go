@@ -267,7 +267,9 @@ func TestNamespaceTransitions(t *testing.T) {
 	enter(t)
 	tun(t, "kubelink")
 	run(t, foreign)
-	states := []State{{}, oneMesh, twoMeshes, oneLink, otherSource}
+	masquerading := twoMeshes
+	masquerading.Masquerade = true
+	states := []State{{}, oneMesh, twoMeshes, oneLink, otherSource, masquerading}
 	fresh := make([]string, len(states))
 	for i, s := range states {
 		k, _ := open(t, table)

@@ -35,6 +35,7 @@ type chain struct {
 	old         predecessor
 	remedy      string // where the kernel lacks what the chain needs
 	optional    bool   // a mesh does without it
+	unwanted    bool   // it is removed
 	counts      bool   // the packets that its rules drop are refused ones
 }
 
@@ -50,7 +51,7 @@ func (c chain) builtin() string { return strings.Fields(c.hook)[1] }
 // wantedChains returns the chains that one family should have. With ipvs, addresses of services are local ones.
 func wantedChains(device string, s State, family int, ipvs bool) []chain {
 	return []chain{
-		natChain(device, s, family), guardChain(device, s, family, ipvs), forwardChain(device), mssChain(device, family),
+		natChain(device, s, family), masqueradeChain(device, s, family), guardChain(device, s, family, ipvs), forwardChain(device), mssChain(device, family),
 	}
 }
 
@@ -94,8 +95,25 @@ func natChain(device string, s State, family int) chain {
 			fmt.Sprintf("-A %s%s -o %s -j SNAT --to-source %s", c.name, to, device, r.Source))
 	}
 	if s.Pod.Is {
-		for _, rule := range []string{" -o " + device + " -j RETURN", " -o lo -j RETURN", " -j MASQUERADE"} {
+		for _, rule := range []string{" -o " + device + " -j RETURN", " -o " + OverlayDevice + " -j RETURN",
+			" -o lo -j RETURN", " -j MASQUERADE"} {
 			c.rules = append(c.rules, "-A "+c.name+rule)
+		}
+	}
+	return c
+}
+
+// masqueradeChain is for a gateway in a network that drops foreign addresses. It goes by the source: the
+// dataplane lets in packets with a source that is routed to their link only, and the hook sees no input device.
+func masqueradeChain(device string, s State, family int) chain {
+	c := chain{table: natTable, name: "KLINK-MASQUERADE", device: device, first: true,
+		hook: "-A POSTROUTING -m comment --comment kubelink -j KLINK-MASQUERADE", unwanted: !s.Masquerade}
+	for _, out := range []string{device, OverlayDevice} {
+		c.rules = append(c.rules, "-A "+c.name+" -o "+out+" -j RETURN")
+	}
+	for _, r := range longestFirst(s.Routes) {
+		if familyOf(r.Source) == family {
+			c.rules = append(c.rules, "-A "+c.name+matchOption("-s", r.Destination)+" -j MASQUERADE")
 		}
 	}
 	return c

@@ -112,7 +112,7 @@ func TestWantedChains(t *testing.T) {
 				t.Errorf("IPv%d: chain %s: a mesh does without it: %t", ipVersion(family), c.name, c.optional)
 			}
 		}
-		want := []string{"nat POSTROUTING", "mangle PREROUTING", "filter FORWARD", "mangle FORWARD"}
+		want := []string{"nat POSTROUTING", "nat POSTROUTING", "mangle PREROUTING", "filter FORWARD", "mangle FORWARD"}
 		if !slices.Equal(got, want) {
 			t.Errorf("IPv%d: chains in %q, want %q", ipVersion(family), got, want)
 		}
@@ -121,5 +121,22 @@ func TestWantedChains(t *testing.T) {
 		if c := mssChain("k", family); !strings.Contains(c.remedy, module) {
 			t.Errorf("IPv%d: remedy %q does not name%s", ipVersion(family), c.remedy, module)
 		}
+	}
+}
+
+// What links send and what leaves by another device has the address of that device, where Masquerade says so.
+func TestMasquerade(t *testing.T) {
+	s := oneMesh
+	if c := masqueradeChain("kubelink", s, unix.AF_INET); !c.unwanted {
+		t.Error("the chain is wanted without Masquerade")
+	}
+	s.Masquerade = true
+	c := masqueradeChain("kubelink", s, unix.AF_INET)
+	want := []string{"-A KLINK-MASQUERADE -o kubelink -j RETURN", "-A KLINK-MASQUERADE -o klvxlan-gw -j RETURN"}
+	for _, r := range longestFirst(s.Routes) {
+		want = append(want, "-A KLINK-MASQUERADE -s "+r.Destination.String()+" -j MASQUERADE")
+	}
+	if c.unwanted || !slices.Equal(c.rules, want) {
+		t.Errorf("rules %q, want %q", c.rules, want)
 	}
 }

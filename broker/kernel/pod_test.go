@@ -49,7 +49,8 @@ func TestPod(t *testing.T) {
 	}
 	rules := run(t, "iptables -t nat -S")
 	if !strings.Contains(rules, "-A POSTROUTING -m comment --comment kubelink -j KLINK-POSTROUTING\n") ||
-		!strings.Contains(rules, "-A KLINK-POSTROUTING -o kubelink -j RETURN\n-A KLINK-POSTROUTING -o lo -j RETURN\n"+
+		!strings.Contains(rules, "-A KLINK-POSTROUTING -o kubelink -j RETURN\n-A KLINK-POSTROUTING -o klvxlan-gw -j RETURN\n"+
+			"-A KLINK-POSTROUTING -o lo -j RETURN\n"+
 			"-A KLINK-POSTROUTING -j MASQUERADE\n") {
 		t.Error(rules)
 	}
