@@ -94,9 +94,25 @@ func findNodeIP(networks []netip.Prefix) (found netip.Addr, err error) {
 	return found, nil
 }
 
+// addresses are that of the node, and the one of the other family that is in a network of nodes.
+func (n *node) addresses() []netip.Addr {
+	addresses := []netip.Addr{n.address}
+	var others []netip.Prefix
+	for p, title := range n.apart {
+		if title == titleNodes && p.Addr().Is4() != n.address.Is4() {
+			others = append(others, p)
+		}
+	}
+	if other, err := findNodeIP(others); err == nil {
+		addresses = append(addresses, other)
+	}
+	return addresses
+}
+
 // readFacts looks at the node: at the ways to the gateways, and what no mesh may take away.
 func (n *node) readFacts(routes *kernel.Routes, leaders []leader) *facts {
-	f := &facts{name: n.name, ways: map[netip.Addr]lookup{}, host: n.host.Facts(nil, nil), apart: n.apart}
+	f := &facts{name: n.name, ways: map[netip.Addr]lookup{}, host: n.host.Facts(nil, nil), apart: n.apart,
+		addresses: n.addresses()}
 	for i := range leaders {
 		for _, a := range leaders[i].addresses() {
 			if _, known := f.ways[a]; !known {

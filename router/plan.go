@@ -55,6 +55,10 @@ type facts struct {
 	apart  map[netip.Prefix]string // networks of the cluster that no mesh gets: what they are
 	ipip   *tunnel                 // nil: the node uses none
 	noIPIP *link.Finding           // why the tunnel that the node should use is not there; nil: it is, or is not needed
+
+	addresses []netip.Addr // of the node, one per family at most
+	overlay   *tunnel      // nil: there is no VXLAN device
+	noOverlay error        // what is wrong with it; nil: nothing
 }
 
 // lookup is what the kernel says of an address.
@@ -286,22 +290,39 @@ func familyName(is4 bool) string {
 	return "IPv6"
 }
 
+// isHere tells whether the gateway is on this node.
+func (l *leader) isHere(f *facts) bool {
+	return l.node != "" && l.node == f.name ||
+		slices.ContainsFunc(l.nodeIPs, func(a netip.Addr) bool { return f.ways[a].way.Local })
+}
+
+// nextAddresses returns the addresses of the gateway that packets go to from this node. own: this is its node and has
+// the routes of the broker.
+func (l *leader) nextAddresses(f *facts) (next []netip.Addr, own bool) {
+	here := l.isHere(f)
+	if here || l.vxlan != nil { // other nodes reach a pod through the overlay, too
+		next = slices.DeleteFunc(slices.Clone(l.podIPs), func(a netip.Addr) bool { return f.ways[a].way.Local })
+	}
+	if len(next) > 0 {
+		return next, false
+	}
+	return l.nodeIPs, here
+}
+
 // findHops finds the ways to a gateway.
 func findHops(l *leader, f *facts) hops {
 	h := hops{leader: l, via: map[bool]kernel.NodeRoute{}, missing: map[bool]bool{}}
-	here := l.node != "" && l.node == f.name
-	for _, a := range l.nodeIPs {
-		here = here || f.ways[a].way.Local
-	}
-	next := l.nodeIPs
-	if here {
-		next = slices.DeleteFunc(slices.Clone(l.podIPs), func(a netip.Addr) bool { return f.ways[a].way.Local })
-		if h.own = len(next) == 0; h.own {
-			return h
-		}
+	next, own := l.nextAddresses(f)
+	switch {
+	case own:
+		h.own = true
+		return h
+	case l.vxlan != nil:
+		h.findOverlayHops(next, f)
+		return h
 	}
 	for _, a := range next {
-		route, finding := findHop(l, a, here, f)
+		route, finding := findHop(l, a, l.isHere(f), f)
 		if finding != nil {
 			h.missing[a.Is4()] = true
 			h.findings = append(h.findings, *finding)
@@ -314,7 +335,7 @@ func findHops(l *leader, f *facts) hops {
 
 // findHop finds the way to an address of a gateway.
 func findHop(l *leader, a netip.Addr, here bool, f *facts) (kernel.NodeRoute, *link.Finding) {
-	t, finding := findTunnel(l, a, here, f)
+	t, finding := findTunnel(a, here, f)
 	if finding != nil {
 		return kernel.NodeRoute{}, finding
 	}
@@ -340,14 +361,8 @@ func findHop(l *leader, a netip.Addr, here bool, f *facts) (kernel.NodeRoute, *l
 }
 
 // findTunnel tells through which tunnel packets to an address of a gateway go; nil: through none.
-func findTunnel(l *leader, a netip.Addr, here bool, f *facts) (*tunnel, *link.Finding) {
-	switch {
-	case l.vxlan != nil:
-		return nil, &link.Finding{Reason: TunnelMissing,
-			Text: fmt.Sprintf("%s wants packets in a VXLAN (VNI %d, port %d), which this router has not",
-				l.name, l.vxlan.VNI, l.vxlan.Port),
-			Remedy: "take a newer kubelink-router, or the property ipip vxlan out of the Corefile"}
-	case here || !a.Is4():
+func findTunnel(a netip.Addr, here bool, f *facts) (*tunnel, *link.Finding) {
+	if here || !a.Is4() {
 		return nil, nil // IPIP is a tunnel between nodes, for IPv4
 	}
 	return f.ipip, f.noIPIP

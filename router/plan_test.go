@@ -38,6 +38,12 @@ func inPod(g *v1alpha1.LinkGateway, address string) *v1alpha1.LinkGateway {
 	return g
 }
 
+// inVXLAN makes the gateway one that packets reach in a VXLAN.
+func inVXLAN(g *v1alpha1.LinkGateway) *v1alpha1.LinkGateway {
+	g.Spec.VXLAN = &v1alpha1.GatewayVXLAN{VNI: 107, Port: 8780}
+	return g
+}
+
 // kubeLink makes a link to a cluster in the mesh 192.168.0.0/24.
 func kubeLink(name, cidr string, change ...func(*v1alpha1.KubeLink)) *v1alpha1.KubeLink {
 	k := &v1alpha1.KubeLink{Spec: v1alpha1.KubeLinkSpec{CIDR: cidr, ClusterAddress: "192.168.0.12/24", Endpoint: "k2"}}
@@ -60,7 +66,7 @@ func ledBy(address string) func(*v1alpha1.KubeLink) {
 
 // node3 are the facts of node 3 in a network of nodes on device 2, with a pod on device 7. Node 9 is behind a router.
 func node3(change ...func(*facts)) *facts {
-	f := &facts{name: "node3", ways: map[netip.Addr]lookup{},
+	f := &facts{name: "node3", ways: map[netip.Addr]lookup{}, addresses: []netip.Addr{netip.MustParseAddr("10.250.0.3")},
 		apart: map[netip.Prefix]string{netip.MustParsePrefix("10.250.0.0/16"): titleNodes,
 			netip.MustParsePrefix("100.96.0.0/11"): titlePods},
 		host: mesh.Host{Networks: []mesh.HostNetwork{{Prefix: netip.MustParsePrefix("172.17.0.0/16"), Device: "docker0"}}}}
@@ -81,8 +87,8 @@ func node3(change ...func(*facts)) *facts {
 func TestMakeRouting(t *testing.T) {
 	withMTU := gateway(1, "100.64.16.0/20")
 	withMTU.Spec.MTU = 1380
-	withVXLAN := gateway(1, "100.64.16.0/20")
-	withVXLAN.Spec.VXLAN = &v1alpha1.GatewayVXLAN{VNI: 107, Port: 8780}
+	withVXLAN := inVXLAN(gateway(1, "100.64.16.0/20"))
+	vxlanDevice := func(f *facts) { f.overlay = &tunnel{index: 9, mtu: 1450} }
 	dual := gateway(1, "100.64.16.0/20", "fd00:16::/64")
 	dual.Spec.NodeIPs = append(dual.Spec.NodeIPs, "fd00:250::1")
 	tunl0 := func(f *facts) { f.ipip = &tunnel{index: 5, mtu: 1440} }
@@ -121,7 +127,19 @@ func TestMakeRouting(t *testing.T) {
 			node3(tunl0), "192.168.0.0/24 via 100.96.3.5 dev 7 onlink", ""},
 		"IPIP is not there yet": {objects{gateways: list{gateway(1, "192.168.0.0/24")}},
 			node3(noTunl0), "unreachable 192.168.0.0/24", TunnelMissing},
-		"VXLAN": {objects{gateways: list{withVXLAN}}, node3(), "unreachable 100.64.16.0/20", TunnelMissing},
+		"VXLAN":                  {objects{gateways: list{withVXLAN}}, node3(vxlanDevice), "100.64.16.0/20 via 10.250.0.1 dev 9 onlink", ""},
+		"VXLAN without a device": {objects{gateways: list{withVXLAN}}, node3(), "unreachable 100.64.16.0/20", TunnelMissing},
+		"VXLAN, gateway behind a router": {objects{gateways: list{inVXLAN(gateway(9, "192.168.0.0/24"))}},
+			node3(vxlanDevice), "192.168.0.0/24 via 10.250.0.9 dev 9 onlink", ""},
+		"VXLAN, gateway on another node in a pod": {
+			objects{gateways: list{inVXLAN(inPod(gateway(1, "192.168.0.0/24"), "100.96.1.5"))}},
+			node3(vxlanDevice), "192.168.0.0/24 via 100.96.1.5 dev 9 onlink", ""},
+		"VXLAN, gateway here in a pod": {
+			objects{gateways: list{inVXLAN(inPod(gateway(3, "192.168.0.0/24"), "100.96.3.5"))}},
+			node3(vxlanDevice), "192.168.0.0/24 via 100.96.3.5 dev 9 onlink", ""},
+		"VXLAN, gateway here": {objects{gateways: list{inVXLAN(gateway(3, "192.168.0.0/24"))}}, node3(vxlanDevice), "", ""},
+		"VXLAN, no address of the family": {objects{gateways: list{inVXLAN(gateway(1, "fd00:16::/64"))}},
+			node3(vxlanDevice), "unreachable fd00:16::/64", GatewayAddress},
 		"no address of the family": {objects{gateways: list{gateway(1, "100.64.16.0/20", "fd00:16::/64")}},
 			node3(), "100.64.16.0/20 via 10.250.0.1 dev 2\nunreachable fd00:16::/64", GatewayAddress},
 		"no way of the family": {objects{gateways: list{dual}}, node3(),

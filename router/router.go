@@ -22,6 +22,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/netchange"
+	"github.com/mandelsoft/kubelink/broker/overlay"
 )
 
 // Config says what a router does. Run needs all but what says otherwise.
@@ -56,6 +57,7 @@ const (
 type Router struct {
 	config Config
 	routes *kernel.Routes
+	vxlan  *vxlan
 	node   *node
 	api    *watcher
 	events *events
@@ -74,7 +76,8 @@ type Status struct {
 	Unknown  []netip.Prefix
 	Gateways []string // where packets go, one line for each gateway
 	Took     time.Duration
-	Written  int // changes
+	Written  int    // changes
+	Dropped  uint64 // VXLAN packets since the last look that came from no gateway, or that pods sent
 }
 
 // Ready is an error that says why the routes of the node are not what they should be; nil: they are.
@@ -102,7 +105,11 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	r := &Router{config: c, routes: routes, former: former, wake: make(chan struct{}, 1)}
+	end, err := overlay.New(overlay.Node)
+	if err != nil {
+		return err
+	}
+	r := &Router{config: c, routes: routes, vxlan: &vxlan{end: end}, former: former, wake: make(chan struct{}, 1)}
 	r.lookedAt.Store(time.Now().UnixNano())
 	if r.node, err = openNode(&c, r.signal); err != nil {
 		return err
@@ -147,11 +154,17 @@ func Cleanup(c Config) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(routes.Clear(), newIPIP(c.IPIP, netip.Addr{}).release())
+	end, err := overlay.New(overlay.Node)
+	if err != nil {
+		return err
+	}
+	return errors.Join(routes.Clear(), end.Clear(), newIPIP(c.IPIP, netip.Addr{}).release())
 }
 
 // clear removes all that the router has set.
-func (r *Router) clear() error { return errors.Join(r.routes.Clear(), r.node.ipip.release()) }
+func (r *Router) clear() error {
+	return errors.Join(r.routes.Clear(), r.vxlan.remove(), r.node.ipip.release())
+}
 
 // signal asks for a look. It never blocks.
 func (r *Router) signal() {
@@ -193,11 +206,21 @@ func (r *Router) look() *Status {
 		s.Took = time.Since(start)
 		return s
 	}
-	want := makeRouting(o, r.node.readFacts(r.routes, findLeaders(o, r.node.apart)))
+	leaders := findLeaders(o, r.node.apart)
+	f := r.node.readFacts(r.routes, leaders)
+	through, refused := wantedOverlay(leaders, f)
+	if len(through.Peers) > 0 { // the device comes before the routes through it, and goes after them
+		f.overlay, f.noOverlay = r.vxlan.prepare(through)
+	}
+	want := makeRouting(o, f)
 	var errs []error
 	s.Written, errs = r.routes.Set(want.routes)
-	s.Findings = slices.Concat(denied, want.findings, findingsOf(errs))
-	if len(errs) == 0 {
+	if len(through.Peers) == 0 {
+		errs = append(errs, r.vxlan.remove())
+	}
+	s.Findings = slices.Concat(denied, refused, want.findings, findingsOf(errs))
+	s.Dropped = r.vxlan.dropped()
+	if errors.Join(errs...) == nil {
 		s.Findings = append(s.Findings, r.node.checkPackets(want.routes)...)
 		r.former.done(r.config.Log)
 	}
@@ -220,6 +243,9 @@ func describeLeader(l *leader) string {
 // findingsOf makes findings of errors of the kernel.
 func findingsOf(errs []error) (findings link.Findings) {
 	for _, err := range errs {
+		if err == nil {
+			continue
+		}
 		f := link.Finding{Reason: RouteNotSet, Text: err.Error(), Remedy: "it is tried again"}
 		if foreign := (&kernel.ForeignRouteError{}); errors.As(err, &foreign) {
 			f = link.Finding{Reason: ForeignRoute,

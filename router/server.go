@@ -38,12 +38,15 @@ var (
 		Name: "findings", Help: "What is in the way of packets to the meshes on this node, by reason."}, []string{"reason"})
 	ready = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "kubelink", Subsystem: "router",
 		Name: "ready", Help: "1: the routes of this node are what they should be."})
+	dropped = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "kubelink", Subsystem: "router",
+		Name: "vxlan_dropped_packets_total",
+		Help: "VXLAN packets of the overlay that this node has dropped: they came from no gateway, or pods sent them."})
 	lastLook = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "kubelink", Subsystem: "router",
 		Name: "last_look_timestamp_seconds", Help: "When the router looked at the node last (Unix time)."})
 )
 
 func init() {
-	registry.MustRegister(looks, changes, wanted, problems, ready, lastLook,
+	registry.MustRegister(looks, changes, wanted, problems, ready, dropped, lastLook,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }
 
@@ -51,6 +54,7 @@ func init() {
 func countLook(s *Status) {
 	looks.Observe(s.Took.Seconds())
 	changes.Add(float64(s.Written))
+	dropped.Add(float64(s.Dropped))
 	wanted.WithLabelValues("unreachable").Set(float64(len(s.Unknown)))
 	wanted.WithLabelValues("gateway").Set(float64(max(0, s.Routes-len(s.Unknown))))
 	count := map[string]int{}

@@ -88,7 +88,8 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 		"DaemonSet that runs the router: when it is deleted, the routes go; empty: they stay",
 		parseText(&c.DaemonSet))
 	add("ipip", "MODE", c.IPIP, "IPIP between nodes: none; shared (through tunl0, which another program makes); "+
-		"configure (the router makes tunl0, MTU 1440 bytes)", o.parseIPIP)
+		"configure (the router makes tunl0, MTU 1440 bytes); whether there is a VXLAN, the broker says (property ipip)",
+		o.parseIPIP)
 	add("route-table", "NUMBER", strconv.Itoa(c.Table),
 		"routing table for the routes; 254 is the main table", parseTable(&c.Table))
 	add("rule-priority", "NUMBER", strconv.Itoa(c.Priority),
@@ -183,8 +184,12 @@ func (o *options) parseIPIP(s string) error {
 	case router.IPIPNone, router.IPIPShared, router.IPIPConfigure:
 		o.config.IPIP = s
 		return nil
+	case "vxlan": // the LinkGateway says it
+		o.config.IPIP = router.IPIPNone
+		return nil
 	}
-	return errors.New("want none, shared or configure")
+	return errors.New("want none, shared or configure; " +
+		"for a VXLAN, set the property ipip vxlan in the Corefile of the broker")
 }
 
 // parseLevel takes the levels of the former program, too.
