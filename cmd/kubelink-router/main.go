@@ -29,18 +29,21 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-func main() {
+func main() { os.Exit(runCommand()) }
+
+// runCommand returns the exit code.
+func runCommand() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := newCommand().ExecuteContext(ctx)
 	if err == nil {
-		return
+		return 0
 	}
 	fmt.Fprintln(os.Stderr, "kubelink-router:", err)
 	if bad := (&router.FlagError{}); errors.As(err, &usageError{}) || errors.As(err, &bad) {
-		os.Exit(exitUsage)
+		return exitUsage
 	}
-	os.Exit(exitFailed)
+	return exitFailed
 }
 
 func newCommand() *cobra.Command {

@@ -45,13 +45,13 @@ func main() {
 	c.binaries = flag.Args()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
 	var err error
 	if *update {
 		err = updatePackages(ctx, c.packages, c.cache)
 	} else {
 		err = c.run(ctx)
 	}
+	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
 		os.Exit(1)
