@@ -36,7 +36,7 @@ demo: system build controlplane ## two clusters, linked; ARGS=--once ends by its
 	go build -o bin/demo ./test/demo
 	bin/demo $(ARGS)
 
-test: system build controlplane ## everything, under the race detector
+test: system build controlplane $(if $(ROOT),image) ## everything, under the race detector
 	CGO_ENABLED=1 go build -race -o bin/kubelink-race $(RACE_LDFLAGS) ./cmd/kubelink
 	go test -race $(RACE_LDFLAGS) ./broker/... ./cmd/... ./deploy/... ./plugin/... ./router/...
 	KUBELINK=$(CURDIR)/bin/kubelink-race go test -race $(RACE_LDFLAGS) -p 1 -timeout 40m \

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
@@ -81,6 +82,9 @@ func Binary() (string, error) {
 	return path, nil
 }
 
+// kinds are ours.
+var kinds = []func(*runtime.Scheme) error{v1alpha1.AddToScheme, coredns.AddToScheme}
+
 // New boots n clusters and starts kubelink in each. There are no links yet.
 func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	binary, err := Binary()
@@ -90,36 +94,41 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	b, err := testbed.New(ctx, n, testbed.Options{
 		Nodes:       opts.Nodes,
 		CoreDNS:     binary,
-		AddToScheme: []func(*runtime.Scheme) error{v1alpha1.AddToScheme, coredns.AddToScheme},
+		AddToScheme: kinds,
 		Progress:    opts.Progress,
 	})
 	if err != nil {
 		return nil, err
 	}
+	return installAll(b, opts.Progress, func(i int, br *Broker) error {
+		if err := br.install(ctx, func(s string) string {
+			if opts.Edit != nil {
+				return opts.Edit(i, s)
+			}
+			return s
+		}); err != nil {
+			return err
+		}
+		return br.Start(ctx)
+	})
+}
+
+// installAll installs the brokers of all clusters at the same time.
+func installAll(b *testbed.Testbed, progress func(string), install func(i int, br *Broker) error) (*Fleet, error) {
 	f := &Fleet{Testbed: b}
-	errs := make([]error, n)
-	done := make(chan struct{})
+	errs := make([]error, len(b.Clusters))
+	var done sync.WaitGroup
 	for i, c := range b.Clusters {
 		br := &Broker{Cluster: c, fleet: f}
 		f.Brokers = append(f.Brokers, br)
-		go func() {
-			defer func() { done <- struct{}{} }()
-			if opts.Progress != nil {
-				opts.Progress("installing kubelink in " + c.Name)
+		done.Go(func() {
+			if progress != nil {
+				progress("installing kubelink in " + c.Name)
 			}
-			if errs[i] = br.install(ctx, func(s string) string {
-				if opts.Edit != nil {
-					return opts.Edit(i, s)
-				}
-				return s
-			}); errs[i] == nil {
-				errs[i] = br.Start(ctx)
-			}
-		}()
+			errs[i] = install(i, br)
+		})
 	}
-	for range n {
-		<-done
-	}
+	done.Wait()
 	if err := errors.Join(errs...); err != nil {
 		b.DumpLogs(os.Stderr, 30)
 		b.Close()

@@ -4,6 +4,7 @@ package realnodes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/test/testbed"
@@ -47,6 +50,61 @@ func TestRealNodes(t *testing.T) {
 			t.Parallel()
 			checkCluster(t, ctx, c)
 		})
+	}
+	// From the other cluster, and after the server of this one has another node.
+	for i, c := range b.Clusters {
+		t.Run("load balancer of "+c.Name, func(t *testing.T) {
+			t.Parallel()
+			checkLoadBalancer(t, ctx, c, b.Clusters[1-i])
+		})
+	}
+}
+
+// checkLoadBalancer asks two services of type LoadBalancer from another cluster. One keeps the client's address and leads
+// to nodes with an endpoint only. Both follow their endpoint to another node.
+func checkLoadBalancer(t *testing.T, ctx context.Context, c, other *testbed.Cluster) {
+	labels := map[string]string{"app": "balanced"}
+	for port, policy := range map[int32]corev1.ServiceExternalTrafficPolicy{
+		8001: corev1.ServiceExternalTrafficPolicyLocal, 8002: corev1.ServiceExternalTrafficPolicyCluster,
+	} {
+		check(t, c.Client.Create(ctx, &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: strings.ToLower(string(policy))},
+			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Selector: labels, ExternalTrafficPolicy: policy,
+				Ports: []corev1.ServicePort{{Port: port, TargetPort: intstr.FromInt32(8080)}}},
+		}))
+	}
+	for _, n := range c.Nodes {
+		must(c.Deploy(ctx, "balanced", 1, n))(t)
+		// Not sooner: connections of before may be with a node that has no endpoint any more.
+		check(t, testbed.Until(ctx, "the load balancer to lead to "+n.Name, func(ctx context.Context) error {
+			rules, err := c.Router.Iptables(ctx, "-t", "nat", "-S", "LOAD-BALANCER")
+			if err != nil {
+				return err
+			}
+			_, rule, _ := strings.Cut(rules, "--dport 8001 ")
+			rule, rest, _ := strings.Cut(rule, "\n")
+			if !strings.Contains(rule, " "+n.Address.String()+":") || strings.Contains(rest, "--dport 8001 ") {
+				return errors.New(rules)
+			}
+			return nil
+		}))
+		seen := must(other.Nodes[1].Get(ctx, fmt.Sprintf("http://%s:8001", c.FQDN)))(t)
+		if seen != other.PublicAddress.String() {
+			t.Errorf("externalTrafficPolicy Local, server on %s: it saw %s, not %s", n.Name, seen, other.PublicAddress)
+		}
+		for range 4 { // of both nodes
+			seen := must(other.Nodes[1].Get(ctx, fmt.Sprintf("http://%s:8002", c.FQDN)))(t)
+			if seen == other.PublicAddress.String() {
+				t.Errorf("externalTrafficPolicy Cluster, server on %s: no node has hidden %s", n.Name, seen)
+			}
+		}
+		_, err := c.Kubectl(ctx, "delete", "deployment", "balanced", "--cascade=foreground", "--wait")
+		check(t, err)
+	}
+	service := &corev1.Service{}
+	check(t, c.Client.Get(ctx, client.ObjectKey{Namespace: "default", Name: "local"}, service))
+	if in := service.Status.LoadBalancer.Ingress; len(in) != 1 || in[0].IP != c.PublicAddress.String() {
+		t.Errorf("status %+v", service.Status)
 	}
 }
 

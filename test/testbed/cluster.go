@@ -77,6 +77,7 @@ func (c *Cluster) boot(ctx context.Context) error {
 		{"API client", c.connectClient},
 		{"nodes", c.createNodes},
 		{"controllers and nodes", c.startPrograms},
+		{"load balancer", c.startLoadBalancer},
 		{"cluster DNS", c.startDNS},
 	} {
 		c.testbed.reportProgress("%s: %s", c.Name, step.what)

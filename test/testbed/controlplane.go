@@ -240,9 +240,13 @@ func (c *Cluster) proxyMode() string {
 func (n *Node) startProxy(mode string) (err error) {
 	b := n.cluster.testbed
 	n.proxyMode = mode
+	healthz := ""
+	if n.isReal() {
+		healthz = "0.0.0.0:10256" // the health check of services with externalTrafficPolicy Local is a part of it
+	}
 	n.proxy, err = n.Start(b.ctx, "kube-proxy", nil, b.binaryPath("kube-proxy"), append(n.proxyFlags(),
 		"--iptables-min-sync-period=100ms",
-		"--healthz-bind-address=")...)
+		"--healthz-bind-address="+healthz)...)
 	return err
 }
 

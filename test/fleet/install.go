@@ -1,0 +1,143 @@
+package fleet
+
+// This file installs kubelink as users do, in clusters with real nodes: an image, a kustomization of deploy, kubectl.
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/mandelsoft/kubelink/test/testbed"
+)
+
+// InstallOptions say what is installed on which clusters.
+type InstallOptions struct {
+	Nodes      int                      // per cluster
+	Clusters   []testbed.ClusterOptions // with real nodes
+	Components []string                 // of deploy; values is added
+	// Edit changes the kustomization and the values of a cluster (from 0), which are files by name. It may add files.
+	Edit     func(cluster int, files map[string]string)
+	Progress func(string)
+}
+
+// Install boots clusters with real nodes, and installs kubelink in each. There are no links yet.
+func Install(ctx context.Context, opts InstallOptions) (*Fleet, error) {
+	binary, err := Binary()
+	if err != nil {
+		return nil, err
+	}
+	archive, image, err := findImage()
+	if err != nil {
+		return nil, err
+	}
+	b, err := testbed.New(ctx, len(opts.Clusters), testbed.Options{
+		Nodes:       opts.Nodes,
+		CoreDNS:     binary,
+		Clusters:    opts.Clusters,
+		Images:      []string{archive},
+		AddToScheme: kinds,
+		Progress:    opts.Progress,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return installAll(b, opts.Progress, func(i int, br *Broker) error {
+		files, err := br.kustomization(image, opts.Components)
+		if err != nil {
+			return err
+		}
+		if opts.Edit != nil {
+			opts.Edit(i, files)
+		}
+		return br.ApplyFiles(ctx, files)
+	})
+}
+
+// findImage returns the archive that make image writes, or the one that the variable KUBELINK_IMAGE names, and what the
+// image is called.
+func findImage() (archive, image string, err error) {
+	root, err := testbed.Repository()
+	if err != nil {
+		return "", "", err
+	}
+	if archive = os.Getenv("KUBELINK_IMAGE"); archive == "" {
+		archive = filepath.Join(root, "bin", "kubelink-image.tar")
+	}
+	manifest, err := tarball.LoadManifest(func() (io.ReadCloser, error) { return os.Open(archive) })
+	if err != nil {
+		return "", "", fmt.Errorf("%w: run make image first", err)
+	}
+	// kubelet would look for a newer image of the tag latest.
+	for _, tag := range manifest[0].RepoTags {
+		if !strings.HasSuffix(tag, ":latest") {
+			return archive, tag, nil
+		}
+	}
+	return "", "", fmt.Errorf("%s: no tag but latest", archive)
+}
+
+// kustomization returns the files that deploy/README.md tells users to write, with the values of the cluster.
+func (b *Broker) kustomization(image string, components []string) (map[string]string, error) {
+	root, err := testbed.Repository()
+	if err != nil {
+		return nil, err
+	}
+	deploy, err := filepath.Rel(b.installFolder(), filepath.Join(root, "deploy"))
+	if err != nil {
+		return nil, err
+	}
+	text := "resources: [values.yaml, " + deploy + "/base]\ncomponents:\n"
+	for _, name := range append(slices.Clone(components), "values") {
+		text += "  - " + deploy + "/components/" + name + "\n"
+	}
+	values := fmt.Sprintf(`apiVersion: v1
+kind: ConfigMap
+metadata: {name: kubelink-values, namespace: kubelink}
+data:
+  image: %s
+  service-cidr: %s
+  pod-cidr: %s
+  node-cidr: %s
+  mesh-cidr: %s
+  dns-service-ip: %s
+  endpoint: %s
+`, image, b.ServiceCIDR, testbed.PodCIDR, testbed.NodeCIDR, b.MeshAddress.Masked(), b.MeshDNSAddress, b.FQDN)
+	return map[string]string{"kustomization.yaml": text, "values.yaml": values}, nil
+}
+
+func (b *Broker) installFolder() string { return filepath.Join(os.TempDir(), "install-"+b.Name) }
+
+// ApplyFiles applies a kustomization, makes the broker's certificate, and waits for the broker.
+func (b *Broker) ApplyFiles(ctx context.Context, files map[string]string) error {
+	dir := b.installFolder()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	if _, err := b.Kubectl(ctx, "apply", "-k", dir); err != nil {
+		return err
+	}
+	if err := b.NewCertificate(ctx, b.fleet.CA, b.FQDN); err != nil {
+		return err
+	}
+	return b.FindPod(ctx)
+}
+
+// FindPod waits until the Deployment has one pod, which is ready, and makes it the broker's Host.
+func (b *Broker) FindPod(ctx context.Context) error {
+	pods, err := b.PodsOf(ctx, 1, Namespace, map[string]string{"app": "kubelink"})
+	if err == nil {
+		b.Host = pods[0]
+	}
+	return err
+}
