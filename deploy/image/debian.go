@@ -5,13 +5,13 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,13 +27,13 @@ const (
 	architecture  = "amd64"
 )
 
-// debianMirror is where the packages come from if this system's apt does not know them. The checksums of the list are
-// what we trust, so the lists of the mirror need no signature.
-func debianMirror() string {
-	if mirror := os.Getenv("DEBIAN_MIRROR"); mirror != "" {
-		return mirror
-	}
-	return "http://deb.debian.org/debian"
+// debianSources is where the packages come from if this system's apt does not know them. The checksums of the list are
+// what we trust, so the lists of a mirror need no signature.
+func debianSources() string {
+	mirror := cmp.Or(os.Getenv("DEBIAN_MIRROR"), "http://deb.debian.org/debian")
+	security := cmp.Or(os.Getenv("DEBIAN_SECURITY_MIRROR"), "http://deb.debian.org/debian-security")
+	const line = "deb [trusted=yes check-valid-until=no] %s %s main\n"
+	return fmt.Sprintf(line, mirror, release) + fmt.Sprintf(line, security, release+"-security")
 }
 
 // debianPackage is one line of the list.
@@ -105,28 +105,28 @@ func fetchPackages(ctx context.Context, packages []*debianPackage, cache string)
 
 // download has apt-get download packages into a directory: by the lists of this system, else by lists of our own.
 func download(ctx context.Context, dir, cache string, packages []string) error {
-	if err := runAPT(ctx, dir, append([]string{"download"}, packages...)); err == nil {
+	if err := runAPT(ctx, dir, nil, "download", packages...); err == nil {
 		return nil
 	}
 	lists, err := updateLists(ctx, cache)
 	if err != nil {
 		return err
 	}
-	if err := runAPT(ctx, dir, append(append(lists, "download"), packages...)); err != nil {
-		return fmt.Errorf("%w\n%s may have newer versions: take them with \"go run ./deploy/image -update\", or name a "+
+	if err := runAPT(ctx, dir, lists, "download", packages...); err != nil {
+		return fmt.Errorf("%w\nDebian may have newer versions: take them with \"go run ./deploy/image -update\", or name a "+
 			"mirror with the old ones, for example "+
-			"DEBIAN_MIRROR=http://snapshot.debian.org/archive/debian/20261101T000000Z", err, debianMirror())
+			"DEBIAN_MIRROR=http://snapshot.debian.org/archive/debian/20261101T000000Z", err)
 	}
 	return nil
 }
 
 // updateLists makes lists of packages in the cache, and returns the options of apt-get that use them.
 func updateLists(ctx context.Context, cache string) (options []string, err error) {
-	dir := filepath.Join(cache, "apt-"+url.QueryEscape(debianMirror()))
+	sources := debianSources()
+	dir := filepath.Join(cache, fmt.Sprintf("apt-%x", sha256.Sum256([]byte(sources))))
 	if err := os.MkdirAll(filepath.Join(dir, "lists", "partial"), 0o755); err != nil {
 		return nil, err
 	}
-	sources := fmt.Sprintf("deb [trusted=yes check-valid-until=no] %s %s main\n", debianMirror(), release)
 	file := filepath.Join(dir, "sources.list")
 	if err := os.WriteFile(file, []byte(sources), 0o644); err != nil {
 		return nil, err
@@ -137,20 +137,20 @@ func updateLists(ctx context.Context, cache string) (options []string, err error
 		"Dir::Etc::sourcelist":                               file, "Dir::Etc::sourceparts": "-", "Dir::State::lists": filepath.Join(dir, "lists"),
 		"Dir::Cache": dir, "Dir::State::status": os.DevNull,
 	} {
-		options = append(options, "-o", name+"="+value)
+		options = append(options, "-o"+name+"="+value)
 	}
 	slices.Sort(options)
-	return options, runAPT(ctx, dir, append(options, "update"))
+	return options, runAPT(ctx, dir, options, "update")
 }
 
 // runAPT runs apt-get in a directory.
-func runAPT(ctx context.Context, dir string, args []string) error {
+func runAPT(ctx context.Context, dir string, options []string, verb string, packages ...string) error {
 	// Root may use directories that the user _apt may not.
-	args = append([]string{"-q", "-o", "APT::Sandbox::User=root"}, args...)
-	cmd := exec.CommandContext(ctx, "apt-get", args...)
+	args := append([]string{"-q", "-oAPT::Sandbox::User=root"}, options...)
+	cmd := exec.CommandContext(ctx, "apt-get", append(append(args, verb), packages...)...)
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("apt-get %s: %w\n%s", args[len(args)-1], err, out)
+		return fmt.Errorf("apt-get %s: %w\n%s", verb, err, bytes.TrimSpace(out))
 	}
 	return nil
 }
@@ -197,15 +197,19 @@ func updatePackages(ctx context.Context, file, cache string) error {
 	if err != nil {
 		return err
 	}
+	args := append(options, "show", "--no-all-versions")
 	for _, p := range packages {
-		cmd := exec.CommandContext(ctx, "apt-cache", append(options, "show", "--no-all-versions", p.name)...)
-		out, err := cmd.Output()
-		if err != nil {
-			return fmt.Errorf("apt-cache show %s: %w", p.name, err)
-		}
-		version, checksum := controlField(out, "Version"), controlField(out, "SHA256")
-		line := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(p.name) + `=.*$`)
-		text = line.ReplaceAllLiteral(text, []byte(p.name+"="+version+" "+checksum))
+		args = append(args, p.name)
+	}
+	out, err := exec.CommandContext(ctx, "apt-cache", args...).Output()
+	if err != nil {
+		return fmt.Errorf("apt-cache show: %w", err)
+	}
+	for _, found := range bytes.Split(bytes.TrimSpace(out), []byte("\n\n")) {
+		name := controlField(found, "Package")
+		line := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + `=.*$`)
+		text = line.ReplaceAllLiteral(text,
+			[]byte(name+"="+controlField(found, "Version")+" "+controlField(found, "SHA256")))
 	}
 	return writeFile(file, text)
 }
