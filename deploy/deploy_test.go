@@ -58,6 +58,11 @@ var baseObjects = []string{
 var components = map[string][]string{
 	"node-mode": {},
 	"pod-mode":  {},
+	"router": {
+		"ServiceAccount kubelink/kubelink-router", "ClusterRole /kubelink-router", "ClusterRoleBinding /kubelink-router",
+		"Role kubelink/kubelink-router", "RoleBinding kubelink/kubelink-router", "Role default/kubelink-router",
+		"RoleBinding default/kubelink-router", "DaemonSet kubelink/kubelink-router", "ResourceQuota kubelink/kubelink-router",
+	},
 	"advertisement": {
 		"ServiceAccount kubelink/kubelink-names", "ClusterRole /kubelink-names", "ClusterRoleBinding /kubelink-names",
 		"Role kubelink/kubelink-advertisement", "RoleBinding kubelink/kubelink-advertisement",
@@ -196,7 +201,7 @@ func TestComponents(t *testing.T) {
 	if got, want := names(manifests(t)), objectsOf(all...); !slices.Equal(got, want) {
 		t.Errorf("all components have %q, not %q", got, want)
 	}
-	if got, want := names(build(t, loadFolder(t), "/deploy")), objectsOf("node-mode"); !slices.Equal(got, want) {
+	if got, want := names(build(t, loadFolder(t), "/deploy")), objectsOf("node-mode", "router"); !slices.Equal(got, want) {
 		t.Errorf("deploy has %q, not %q", got, want)
 	}
 }
@@ -332,8 +337,13 @@ func TestNamespace(t *testing.T) {
 	for _, name := range []string{"kubelink-coredns-configure", "kubelink-coredns-restart"} {
 		elsewhere["Role/"+name], elsewhere["RoleBinding/"+name] = "kube-system", "kube-system"
 	}
+	router := map[string]int{} // its roles are in two namespaces: Events about nodes are in default
 	for _, o := range manifests(t) {
 		want := namespace
+		if o.Metadata.Name == "kubelink-router" && (o.Kind == "Role" || o.Kind == "RoleBinding") {
+			router[o.Metadata.Namespace]++
+			continue
+		}
 		if ns, ok := elsewhere[o.Kind+"/"+o.Metadata.Name]; ok {
 			want = ns
 		}
@@ -349,6 +359,9 @@ func TestNamespace(t *testing.T) {
 				t.Errorf("%s: subject %s %s/%s", o, s.Kind, s.Namespace, s.Name)
 			}
 		}
+	}
+	if !maps.Equal(router, map[string]int{namespace: 2, metav1.NamespaceDefault: 2}) {
+		t.Errorf("roles of the router are in %v", router)
 	}
 }
 
