@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -30,6 +31,8 @@ type daemonSet struct {
 	namespace string
 	name      string
 
+	log *slog.Logger
+
 	mu  sync.Mutex // guards uid
 	uid types.UID  // as the router has seen it; empty: not yet
 }
@@ -40,7 +43,7 @@ func newDaemonSet(c *Config, w *watcher) *daemonSet {
 	if err != nil || c.DaemonSet == "" {
 		return &daemonSet{}
 	}
-	return &daemonSet{client: client, namespace: c.Namespace, name: c.DaemonSet}
+	return &daemonSet{client: client, namespace: c.Namespace, name: c.DaemonSet, log: c.Log}
 }
 
 // look looks until it has seen the DaemonSet. One that was never there cannot be gone: the router may run otherwise.
@@ -51,6 +54,7 @@ func (d *daemonSet) look(ctx context.Context) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.uid = m.UID
+			d.log.Info("the DaemonSet has been seen: with it, the routes go", "daemonset", d.name)
 			return
 		}
 		if apierrors.IsForbidden(err) || apierrors.IsNotFound(err) {

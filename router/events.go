@@ -90,7 +90,7 @@ func (e *events) write(ctx context.Context, f link.Finding) error {
 		note = note[:maxNote] + "..."
 	}
 	event := &eventsv1.Event{
-		ObjectMeta:          metav1.ObjectMeta{GenerateName: component + ".", Namespace: metav1.NamespaceDefault},
+		ObjectMeta:          metav1.ObjectMeta{GenerateName: component + "-", Namespace: metav1.NamespaceDefault},
 		EventTime:           metav1.NowMicro(),
 		ReportingController: component, ReportingInstance: component + "-" + e.node,
 		Action: "SetRoutes", Reason: f.Reason, Type: corev1.EventTypeWarning, Note: note,

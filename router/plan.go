@@ -140,7 +140,10 @@ func findFormerLeaders(o *objects, apart map[netip.Prefix]string) []leader {
 	}
 	var leaders []leader
 	for _, a := range slices.SortedFunc(maps.Keys(byNode), netip.Addr.Compare) {
-		leaders = append(leaders, *byNode[a])
+		l := byNode[a]
+		slices.SortFunc(l.networks, netip.Prefix.Compare)
+		l.networks = slices.Compact(l.networks)
+		leaders = append(leaders, *l)
 	}
 	return leaders
 }

@@ -136,6 +136,10 @@ func Run(ctx context.Context, c Config) error {
 	wg.Go(func() { server.run(working, c.Log) })
 	daemonSet := newDaemonSet(&r.config, r.api)
 	wg.Go(func() { daemonSet.look(working) })
+	wg.Go(func() {
+		r.node.server.AwaitEndpoints(working, r.api.config, c.Log)
+		r.node.server.FollowEndpoints(working, r.api.config, c.Log)
+	})
 	c.Log.Info("kubelink-router has started", "node", c.Node, "node-ip", r.node.address, "ipip", c.IPIP)
 	r.work(working)
 	stop()

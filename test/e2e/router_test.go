@@ -1,0 +1,297 @@
+package e2e
+
+// Pods on nodes that are not the gateway: a router leads their packets there.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
+)
+
+const routerFiles = "components/router/rbac.yaml"
+
+// farNode is a second node of a cluster, with a router, and a pod that is client and server.
+type farNode struct {
+	broker  *fleet.Broker
+	router  *fleet.Router
+	pod     *testbed.Pod
+	service netip.Addr
+	peer    int // another cluster
+}
+
+// startFarNode adds a node to a cluster. There is no router yet.
+func startFarNode(t *testing.T, ctx context.Context, b *fleet.Broker, peer int) *farNode {
+	t.Helper()
+	applyForTest(t, ctx, b, routerFiles)
+	n, err := b.AddNode(ctx)
+	must(t, err)
+	w := &farNode{broker: b, peer: peer}
+	name := "far-" + n.Name[strings.LastIndex(n.Name, "-")+1:]
+	w.pod, err = b.Pod(ctx, name, testbed.PodOptions{Node: n})
+	must(t, err)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "far") })
+	mux.HandleFunc("/bulk", serveBulk)
+	must(t, w.pod.ServeHTTP(httpPort, mux))
+	must(t, w.pod.ServeUDPEcho(udpPort))
+	w.service, err = b.Service(ctx, name, map[string]string{"app": name}, []corev1.ServicePort{
+		{Name: "http", Port: 80, TargetPort: intstr.FromInt32(httpPort)}, testbed.UDPPort(udpPort)}, testbed.ServiceOptions{})
+	must(t, err)
+	w.router, err = b.NodeRouter(ctx, n)
+	must(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		must(t, w.router.Host.Delete(ctx))
+		must(t, w.pod.Delete(ctx))
+	})
+	return w
+}
+
+// routes are the routes of a router on its node.
+func routesOf(ctx context.Context, n *testbed.Node) (string, error) {
+	return n.Run(ctx, "ip", "route", "show", "table", "all", "proto", "114")
+}
+
+// waitRoutes waits until the routes of a node have all texts, and returns how long that took.
+func waitRoutes(t *testing.T, limit time.Duration, n *testbed.Node, texts ...string) time.Duration {
+	t.Helper()
+	return within(t, limit, "routes of "+n.Name, func(ctx context.Context) error {
+		got, err := routesOf(ctx, n)
+		for _, text := range texts {
+			if err == nil && !strings.Contains(got, text) {
+				err = fmt.Errorf("no %q in\n%s\n", text, got)
+			}
+		}
+		return err
+	})
+}
+
+func TestRouter(t *testing.T) {
+	ctx := startTest(t, 5*time.Minute)
+	w := startFarNode(t, ctx, brokers[1], 0)
+	short, cancel := context.WithTimeout(ctx, time.Second)
+	_, err := w.pod.Get(short, "http://"+servers[w.peer].service.String()+"/")
+	cancel()
+	if err == nil {
+		t.Fatal("a pod that is not on the gateway node reaches another cluster without router")
+	}
+	must(t, w.router.Launch())
+	must(t, w.router.WaitReady(ctx))
+	for _, step := range []struct {
+		name string
+		run  func(*testing.T, context.Context, *farNode)
+	}{
+		{"traffic", testFarTraffic},
+		{"the router is killed, and ends", testRouterEnds},
+		{"the API server is away", testRouterWithoutAPI},
+		{"a route is removed", testRouteRemoved},
+		{"a foreign route", testForeignRoute},
+		{"rights", testRouterRights},
+		{"a link goes and comes back", testLinkGoes},
+		{"the DaemonSet is deleted", testDaemonSetDeleted},
+	} {
+		if !t.Run(step.name, func(t *testing.T) { step.run(t, ctx, w) }) {
+			t.Logf("--- router\n%s", w.router.Process.Log())
+			return
+		}
+	}
+}
+
+// Both ways, by address and name, TCP and UDP, and 100 MiB.
+func testFarTraffic(t *testing.T, ctx context.Context, w *farNode) {
+	gateway := w.broker.Gateway().Address.String()
+	waitRoutes(t, 5*time.Second, w.router.Host.Node, "192.168.0.0/24 via "+gateway, "metric 101",
+		brokers[w.peer].ServiceCIDR.String()+" via "+gateway)
+	for _, host := range []string{servers[w.peer].service.String(), strings.TrimSuffix(serverName(w.peer), ".")} {
+		seen, err := w.pod.Get(ctx, "http://"+host+"/")
+		must(t, err)
+		checkClientAddress(t, seen)
+	}
+	for from, to := range map[*testbed.Pod]netip.Addr{w.pod: servers[w.peer].service, clients[w.peer]: w.service} {
+		start := time.Now()
+		must(t, transfer(ctx, from, to, 100<<20, 0))
+		t.Logf("100 MiB to %s: %s", from.Name, formatMbit(100<<23/time.Since(start).Seconds()))
+		conn, err := from.DialContext(ctx, "udp", netip.AddrPortFrom(to, udpPort).String())
+		must(t, err)
+		conn.SetDeadline(time.Now().Add(2 * time.Second))
+		_, err = conn.Write(make([]byte, 1400))
+		must(t, err)
+		_, err = conn.Read(make([]byte, 64))
+		must(t, err)
+		conn.Close()
+	}
+	_, err := w.pod.Ping(ctx, brokers[w.peer].MeshAddress.Addr())
+	must(t, err)
+}
+
+// Routes stay, and the next router adopts them: it writes nothing.
+func testRouterEnds(t *testing.T, ctx context.Context, w *farNode) {
+	check := expectNoFailures(t, w.pod, servers[w.peer].service)
+	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		before, err := routesOf(ctx, w.router.Host.Node)
+		must(t, err)
+		must(t, w.router.Kill(ctx, signal))
+		must(t, w.router.Launch())
+		must(t, w.router.WaitReady(ctx))
+		after, err := routesOf(ctx, w.router.Host.Node)
+		must(t, err)
+		page, err := w.router.Host.Get(ctx, w.router.URL("metrics"))
+		must(t, err)
+		if before != after || !strings.Contains(page, "\nkubelink_router_route_changes_total 0\n") {
+			t.Errorf("%s: routes\n%s, before\n%s", signal, after, before)
+		}
+	}
+	check()
+}
+
+// Without API server all stays, also with a router that starts then.
+func testRouterWithoutAPI(t *testing.T, ctx context.Context, w *farNode) {
+	check := expectNoFailures(t, w.pod, servers[w.peer].service)
+	before, err := routesOf(ctx, w.router.Host.Node)
+	must(t, err)
+	must(t, w.broker.StopAPIServer(ctx))
+	must(t, w.router.Kill(ctx, syscall.SIGTERM))
+	must(t, w.router.Launch())
+	within(t, 10*time.Second, "router to wait", func(ctx context.Context) error {
+		if _, err := w.router.Host.Get(ctx, w.router.URL("healthz")); err != nil {
+			return err
+		}
+		_, err := w.router.Host.Get(ctx, w.router.URL("readyz"))
+		if err == nil || !strings.Contains(err.Error(), "the API server has not told of") {
+			return fmt.Errorf("readyz: %w", err)
+		}
+		return nil
+	})
+	during(t, 2*time.Second, "routes without API server", func(ctx context.Context) error {
+		after, err := routesOf(ctx, w.router.Host.Node)
+		if err == nil && after != before {
+			err = errors.New(after)
+		}
+		return err
+	})
+	must(t, w.broker.StartAPIServer(ctx))
+	ready, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	must(t, w.router.WaitReady(ready))
+	check()
+}
+
+// What another program removes comes back.
+func testRouteRemoved(t *testing.T, ctx context.Context, w *farNode) {
+	n, network := w.router.Host.Node, brokers[w.peer].ServiceCIDR.String()
+	_, err := n.Run(ctx, "ip", "route", "del", network, "proto", "114")
+	must(t, err)
+	t.Logf("back after %s", waitRoutes(t, 2*time.Second, n, network+" via"))
+}
+
+// A foreign route stays, is named in readyz and in an Event at the Node, and the rest is set.
+func testForeignRoute(t *testing.T, ctx context.Context, w *farNode) {
+	n, network := w.router.Host.Node, brokers[w.peer].ServiceCIDR.String()
+	_, err := n.Run(ctx, "ip", "route", "add", "prohibit", network, "metric", "50")
+	must(t, err)
+	within(t, 5*time.Second, "readyz to name the route", func(ctx context.Context) error {
+		_, err := w.router.Host.Get(ctx, w.router.URL("readyz"))
+		if err == nil || !strings.Contains(err.Error(), "prohibit "+network) {
+			return fmt.Errorf("readyz: %w", err)
+		}
+		return nil
+	})
+	within(t, 5*time.Second, "Event at the Node", func(ctx context.Context) error {
+		var list eventsv1.EventList
+		if err := w.broker.Client.List(ctx, &list); err != nil {
+			return err
+		}
+		for _, e := range list.Items {
+			if e.Regarding.Kind == "Node" && e.Regarding.Name == n.Name && e.Reason == "ForeignRoute" &&
+				strings.Contains(e.Note, "prohibit "+network) {
+				return nil
+			}
+		}
+		return fmt.Errorf("%d others", len(list.Items))
+	})
+	_, err = w.pod.Ping(ctx, brokers[w.peer].MeshAddress.Addr()) // the route to the mesh
+	must(t, err)
+	out, err := n.Run(ctx, "ip", "route", "show", "type", "prohibit")
+	must(t, err)
+	if !strings.Contains(out, network) {
+		t.Error("the foreign route is gone")
+	}
+	_, err = n.Run(ctx, "ip", "route", "del", "prohibit", network, "metric", "50")
+	must(t, err)
+	must(t, w.router.WaitReady(ctx))
+	waitForReply(t, 5*time.Second, w.pod, servers[w.peer].service)
+}
+
+// What the router may not do is refused.
+func testRouterRights(t *testing.T, ctx context.Context, w *farNode) {
+	as := "--as=system:serviceaccount:" + fleet.Namespace + ":" + fleet.RouterAccount
+	for question, want := range map[string]string{
+		"list kubelinks": "yes", "watch linkgateways -n kubelink": "yes", "get daemonsets/kubelink-router -n kubelink": "yes",
+		"get endpoints/kubelink -n kubelink": "yes", "create events.events.k8s.io -n default": "yes",
+		"patch kubelinks": "no", "list linkgateways -A": "no", "update linkgateways -n kubelink": "no",
+		"get secrets -n kubelink": "no", "list nodes": "no", "list pods -n kubelink": "no",
+		"get endpoints/other -n kubelink": "no", "get daemonsets/other -n kubelink": "no",
+		"delete daemonsets/kubelink-router -n kubelink": "no", "create events.events.k8s.io -n kubelink": "no",
+		"list configmaps -n kubelink": "no", "list endpointslices -A": "no",
+	} {
+		out, err := w.broker.Kubectl(ctx, append([]string{"auth", "can-i", as}, strings.Fields(question)...)...)
+		if got := strings.TrimSpace(out); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %q (%v), want %s", question, got, err, want)
+		}
+	}
+}
+
+// A network that no gateway leads to is unreachable at once, and does not take the default route.
+func testLinkGoes(t *testing.T, ctx context.Context, w *farNode) {
+	far := newKubeLink("nowhere", "192.168.0.77/24", "x.example", withCIDR("100.77.0.0/20"))
+	must(t, w.broker.Apply(ctx, far))
+	took := waitRoutes(t, 3*time.Second, w.router.Host.Node, "100.77.0.0/20")
+	must(t, w.broker.Remove(ctx, far.Name))
+	within(t, 3*time.Second, "route to go", func(ctx context.Context) error {
+		got, err := routesOf(ctx, w.router.Host.Node)
+		if err == nil && strings.Contains(got, "100.77.0.0/20") {
+			err = errors.New(got)
+		}
+		return err
+	})
+	t.Logf("a route for a new link after %s", took)
+}
+
+// The routes go with the DaemonSet, not with a pod of it.
+func testDaemonSetDeleted(t *testing.T, ctx context.Context, w *farNode) {
+	n := w.router.Host.Node
+	text, err := w.broker.Manifest("components/router/daemonset.yaml")
+	must(t, err)
+	text, _, _ = strings.Cut(text, "\n---\n")
+	_, err = w.broker.KubectlInput(ctx, text, "apply", "-f", "-")
+	must(t, err)
+	must(t, w.router.Kill(ctx, syscall.SIGTERM))
+	must(t, w.router.Launch())
+	must(t, w.router.WaitReady(ctx))
+	must(t, w.router.Process.WaitLog(ctx, "DaemonSet has been seen"))
+	must(t, w.router.Kill(ctx, syscall.SIGTERM)) // the pod is replaced
+	waitRoutes(t, time.Second, n, "192.168.0.0/24 via")
+	must(t, w.router.Launch())
+	must(t, w.router.WaitReady(ctx))
+	must(t, w.router.Process.WaitLog(ctx, "DaemonSet has been seen"))
+	_, err = w.broker.KubectlInput(ctx, text, "delete", "-f", "-")
+	must(t, err)
+	must(t, w.router.Kill(ctx, syscall.SIGTERM))
+	if got, err := routesOf(ctx, n); err != nil || got != "" {
+		t.Errorf("routes %q, %v", got, err)
+	}
+}
