@@ -18,6 +18,7 @@ import (
 // componentChoices are the components of deploy. A user takes one of each row; "": none.
 var componentChoices = [][]string{
 	{"node-mode", "pod-mode"},
+	{"", "router"},
 	{"", "self-signed", "certificate"},
 	{"", "coredns-configure", "coredns-configure coredns-restart"},
 	{"", "kubernetes-dns"},

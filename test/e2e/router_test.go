@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,7 +18,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
@@ -293,5 +297,157 @@ func testDaemonSetDeleted(t *testing.T, ctx context.Context, w *farNode) {
 	must(t, w.router.Kill(ctx, syscall.SIGTERM))
 	if got, err := routesOf(ctx, n); err != nil || got != "" {
 		t.Errorf("routes %q, %v", got, err)
+	}
+}
+
+// cpuTime is the CPU time that a process has used, in seconds: fields 14 and 15 of proc(5), in 1/100 s.
+func cpuTime(t *testing.T, p *testbed.Process) float64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+	must(t, err)
+	_, rest, _ := strings.Cut(string(text), ") ")
+	words := strings.Fields(rest)
+	user, err1 := strconv.Atoi(words[11])
+	kernel, err2 := strconv.Atoi(words[12])
+	must(t, errors.Join(err1, err2))
+	return float64(user+kernel) / 100
+}
+
+// manyLinks is a mesh with 250 links of three networks each, and its gateway. No broker runs.
+const manyLinks = 250
+
+func createManyLinks(t *testing.T, ctx context.Context, b *fleet.Broker, node *testbed.Node) *v1alpha1.LinkGateway {
+	t.Helper()
+	g := &v1alpha1.LinkGateway{Spec: v1alpha1.LinkGatewaySpec{Node: node.Name,
+		NodeIPs: []v1alpha1.GatewayIP{v1alpha1.GatewayIP(node.Address.String())}}}
+	g.Namespace, g.Name = fleet.Namespace, "many"
+	for i := range manyLinks {
+		l := newKubeLink(fmt.Sprintf("many--c%d", i), fmt.Sprintf("10.200.1.%d/16", i+1), "x.example",
+			func(s *v1alpha1.KubeLinkSpec) {
+				s.CIDR = fmt.Sprintf("10.64.%d.0/24", i)
+				s.Egress = []v1alpha1.EgressCIDR{v1alpha1.EgressCIDR(fmt.Sprintf("10.65.%d.0/24", i)),
+					v1alpha1.EgressCIDR(fmt.Sprintf("10.66.%d.0/24", i))}
+			})
+		must(t, b.Client.Create(ctx, l))
+		for _, n := range append([]v1alpha1.EgressCIDR{v1alpha1.EgressCIDR(l.Spec.CIDR)}, l.Spec.Egress...) {
+			g.Spec.Networks = append(g.Spec.Networks, v1alpha1.GatewayNetwork(n))
+		}
+	}
+	g.Spec.Networks = append(g.Spec.Networks, "10.200.0.0/16")
+	must(t, b.Client.Create(ctx, g))
+	return g
+}
+
+// countRoutes waits until a node has so many routes of a router to the many links via an address.
+func countRoutes(t *testing.T, limit time.Duration, n *testbed.Node, via string, want int) time.Duration {
+	t.Helper()
+	return within(t, limit, fmt.Sprintf("%d routes via %s", want, via), func(ctx context.Context) error {
+		got, err := routesOf(ctx, n)
+		count := 0
+		for line := range strings.Lines(got) {
+			if strings.HasPrefix(line, "10.") && strings.Contains(line, " via "+via+" ") {
+				count++
+			}
+		}
+		if err == nil && count != want {
+			err = fmt.Errorf("%d", count)
+		}
+		return err
+	})
+}
+
+// With 250 links of three networks each, the routes are there soon, follow the gateway soon, and cost little.
+func TestRouterManyLinks(t *testing.T) {
+	ctx := startTest(t, 4*time.Minute)
+	b := brokers[1]
+	w := startFarNode(t, ctx, b, 0)
+	must(t, b.Kill(ctx, syscall.SIGTERM)) // it would dial all of them
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		for i := range manyLinks {
+			l := newKubeLink(fmt.Sprintf("many--c%d", i), "", "", nil)
+			must(t, client.IgnoreNotFound(b.Client.Delete(ctx, l)))
+		}
+		g := &v1alpha1.LinkGateway{}
+		g.Namespace, g.Name = fleet.Namespace, "many"
+		must(t, client.IgnoreNotFound(b.Client.Delete(ctx, g)))
+		must(t, b.Start(ctx))
+		must(t, f.WaitMesh(ctx))
+	})
+	g := createManyLinks(t, ctx, b, b.Gateway())
+	const routes = 3*manyLinks + 1
+	n := w.router.Host.Node
+	start := time.Now()
+	must(t, w.router.Launch())
+	countRoutes(t, 5*time.Second, n, b.Gateway().Address.String(), routes)
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("%d routes after %s", routes, took)
+	} else {
+		t.Logf("%d routes after %s", routes, took)
+	}
+	must(t, w.router.WaitReady(ctx))
+	patch := client.MergeFrom(g.DeepCopy())
+	g.Spec.Node, g.Spec.NodeIPs = "elsewhere", []v1alpha1.GatewayIP{"10.250.0.99"}
+	must(t, b.Client.Patch(ctx, g, patch))
+	if took := countRoutes(t, 5*time.Second, n, "10.250.0.99", routes); took > time.Second {
+		t.Errorf("the routes follow the gateway after %s", took)
+	} else {
+		t.Logf("the routes follow the gateway after %s", took)
+	}
+	before, idle := cpuTime(t, w.router.Process), 20*time.Second
+	<-time.After(idle)
+	used := cpuTime(t, w.router.Process) - before
+	memory, err := residentMemory(w.router.Process)
+	must(t, err)
+	t.Logf("%.2f s of CPU in %s idle, %d MB resident", used, idle, memory>>20)
+	if used > 0.5*idle.Minutes() || memory > 40<<20 {
+		t.Errorf("want at most 0.5 s of CPU in a minute, and 40 MB")
+	}
+}
+
+// The broker moves to another node: pods of both nodes go on.
+func TestRouterFollowsBroker(t *testing.T) {
+	ctx := startTest(t, 4*time.Minute)
+	two := startTwoBrokers(t, ctx)
+	applyForTest(t, ctx, two.first, routerFiles)
+	nodes := []*testbed.Node{two.first.Gateway(), two.second.Host.Node}
+	for _, n := range nodes {
+		r, err := two.first.NodeRouter(ctx, n)
+		must(t, err)
+		t.Cleanup(func() { must(t, r.Host.Delete(context.Background())) })
+		must(t, r.Launch())
+		must(t, r.WaitReady(ctx))
+		defer func() {
+			if t.Failed() {
+				t.Logf("--- router on %s\n%s", n.Name, r.Process.Log())
+			}
+			_ = r.Kill(ctx, syscall.SIGTERM)
+			_, err := n.Run(ctx, "ip", "route", "flush", "proto", "114")
+			must(t, err)
+		}()
+	}
+	waitRoutes(t, 3*time.Second, nodes[1], "192.168.0.0/24 via "+nodes[0].Address.String())
+	must(t, two.second.Start(ctx))
+	to := servers[0].service
+	pods := []*testbed.Pod{clients[2], two.server.pod}
+	for i, move := range []struct{ from, to *fleet.Broker }{{two.first, two.second}, {two.second, two.first}} {
+		for _, p := range pods {
+			waitForReply(t, 5*time.Second, p, to)
+		}
+		start := time.Now()
+		must(t, move.from.Kill(ctx, syscall.SIGTERM))
+		far := nodes[i]
+		via := waitRoutes(t, 15*time.Second, far, "192.168.0.0/24 via "+move.to.Host.Node.Address.String())
+		var waited []string
+		for _, p := range pods {
+			waitForReply(t, 15*time.Second, p, to)
+			waited = append(waited, fmt.Sprintf("%s after %s", p.Name, time.Since(start).Round(time.Millisecond)))
+		}
+		t.Logf("routes of %s after %s, requests: %s", far.Name, via.Round(time.Millisecond), strings.Join(waited, ", "))
+		if time.Since(start) > 5*time.Second {
+			t.Errorf("pods wait %s", time.Since(start))
+		}
+		must(t, move.from.Start(ctx))
 	}
 }
