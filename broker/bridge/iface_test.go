@@ -4,8 +4,13 @@ package bridge
 
 import (
 	"io"
+	"log/slog"
+	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -105,5 +110,69 @@ func TestMissingTUN(t *testing.T) {
 	o.iface.setDevice(noDevice{})
 	if tun := b.TUN(); tun != (TUN{Interface: "null"}) {
 		t.Errorf("%+v", tun)
+	}
+}
+
+// A process that has no TUN at its start serves without one, and says why and what to do, once. It takes the TUN as soon as
+// it can be had.
+func TestTUNMissingAtStart(t *testing.T) {
+	log := &syncBuffer{}
+	next, changed := make(chan device, 1), make(chan struct{}, 100)
+	b, err := Open(Config{
+		Interface: "kubelink", Log: slog.New(slog.NewTextHandler(log, nil)), Changed: func() { changed <- struct{}{} },
+		open: func() (device, error) {
+			select {
+			case d := <-next:
+				return d, nil
+			default:
+				return nil, describeOpenError("kubelink", os.NewSyscallError("open", unix.ENOENT))
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close(false)
+	err = b.Set(nil, nil)
+	if err == nil || !strings.Contains(err.Error(), "let the container have /dev/net/tun of the node") {
+		t.Errorf("error %v", err)
+	}
+	next <- newMemTUN()
+	for timeout := time.After(10 * time.Second); b.Set(nil, nil) != nil; {
+		select {
+		case <-changed:
+		case <-timeout:
+			t.Fatal(b.Set(nil, nil))
+		}
+	}
+	if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
+		t.Errorf("%d errors: %s", n, log)
+	}
+}
+
+// Why a TUN cannot be opened is told with the remedy. Some reasons may go without a restart, and names need no TUN.
+func TestOpenErrors(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		err     error
+		says    string
+		missing bool
+	}{
+		{"no device file", os.NewSyscallError("open", unix.ENOENT), "volume hostPath, type CharDevice", true},
+		{"no module", os.NewSyscallError("open", unix.ENODEV), "modprobe tun", true},
+		{"no driver", os.NewSyscallError("open", unix.ENXIO), "modprobe tun", true},
+		{"forbidden by the runtime", os.NewSyscallError("open", unix.EPERM), "the container runtime forbids the device", true},
+		{"forbidden, without offloads", &os.PathError{Op: "open", Path: "/dev/net/tun", Err: unix.EPERM},
+			"the container runtime forbids the device", true},
+		{"no capability", os.NewSyscallError("TUNSETIFF", unix.EPERM), "capability NET_ADMIN", true},
+		{"no capability, without offloads", unix.EPERM, "capability NET_ADMIN", true},
+		{"in use", os.NewSyscallError("TUNSETIFF", unix.EBUSY), "in use by another process", false},
+		{"another kind", os.NewSyscallError("TUNSETIFF", unix.EINVAL), "ip link del kubelink", false},
+	} {
+		err := describeOpenError("kubelink", c.err)
+		if !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "open TUN kubelink") ||
+			isMissing(err) != c.missing {
+			t.Errorf("%s: %v, missing %v", c.name, err, isMissing(err))
+		}
 	}
 }

@@ -369,3 +369,59 @@ nft add rule ip mynat post oifname '!=' lo masquerade
 		})
 	}
 }
+
+// inPod is the network of a pod: all but itself is behind one address of the node, and nothing is forwarded by default.
+const inPod = `
+ip link set lo up
+ip tuntap add mode tun kubelink
+ip link set kubelink up
+ip addr add 192.168.0.11/32 dev kubelink noprefixroute
+ip link add pod0 type veth peer name cali0
+ip link set pod0 up; ip link set cali0 up
+ip addr add 100.96.1.7/32 dev pod0
+ip route add 169.254.1.1 dev pod0
+ip route add default via 169.254.1.1 dev pod0
+sysctl -qw net.ipv4.ip_forward=0
+sysctl -qw net.ipv4.conf.kubelink.forwarding=1
+sysctl -qw net.ipv4.conf.pod0.forwarding=1
+` + routes + `
+iptables -t nat -N KL-POSTROUTING
+iptables -t nat -A KL-POSTROUTING -s 192.168.0.0/24 -o kubelink -j ACCEPT
+iptables -t nat -A KL-POSTROUTING -o kubelink -j SNAT --to-source 192.168.0.11
+iptables -t nat -A KL-POSTROUTING -o lo -j RETURN
+iptables -t nat -A KL-POSTROUTING -j MASQUERADE
+iptables -t nat -I POSTROUTING -m comment --comment kubelink -j KL-POSTROUTING
+`
+
+// In a pod, packets of other pods come through its own interface. Remedies are what a user can do to a pod.
+func TestFindingsInPod(t *testing.T) {
+	for _, c := range []struct {
+		name, script, reason string
+		texts                []string
+	}{
+		{"healthy", "", "", nil},
+		{"forwarding is off", "sysctl -qw net.ipv4.conf.pod0.forwarding=0", ForwardingOff,
+			[]string{"from pods (device pod0)", "set net.ipv4.ip_forward=1 with securityContext.sysctls of the pod"}},
+		{"a foreign route", "ip route add 100.64.16.128/25 dev pod0", ForeignRoute, []string{"100.64.16.128/25 dev pod0"}},
+		{"no NAT", "iptables -t nat -F KL-POSTROUTING", SourceNAT, []string{"192.168.0.11"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inNamespace(t, func(t *testing.T) {
+				sh(t, inPod+c.script)
+				target := testTarget()
+				target.Pod = mesh.HostInterface{Addr: netip.MustParseAddr("10.250.0.3"), Device: "pod0"}
+				found := checkNode(t, target)
+				i := slices.IndexFunc(found, func(f link.Finding) bool { return f.Reason == c.reason })
+				if (i >= 0) != (c.reason != "") || c.reason == "" && len(found) > 0 {
+					t.Errorf("findings %v, want reason %q", found, c.reason)
+					return
+				}
+				for _, text := range c.texts {
+					if !strings.Contains(found[i].String(), text) {
+						t.Errorf("%q does not contain %q", found[i].String(), text)
+					}
+				}
+			})
+		})
+	}
+}
