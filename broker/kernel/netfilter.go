@@ -51,7 +51,8 @@ func (c chain) builtin() string { return strings.Fields(c.hook)[1] }
 // wantedChains returns the chains that one family should have. With ipvs, addresses of services are local ones.
 func wantedChains(device string, s State, family int, ipvs bool) []chain {
 	return []chain{
-		natChain(device, s, family), masqueradeChain(device, s, family), guardChain(device, s, family, ipvs), forwardChain(device), mssChain(device, family),
+		natChain(device, s, family), masqueradeChain(device, s, family), guardChain(device, s, family, ipvs),
+		forwardChain(device, s, family), mssChain(device, family),
 	}
 }
 
@@ -186,13 +187,24 @@ const guardName = "KLINK-LOCAL"
 // Its hook stands behind the chains of network policies (cali-FORWARD, KUBE-ROUTER-FORWARD, WEAVE-NPC), which
 // links must not bypass, and before the first rule that refuses all packets. endOfPolicies says where that is. If a
 // policy moves behind the hook, or such a rule before it, the next Set moves the hook.
-func forwardChain(device string) chain {
-	return chain{table: filterTable, name: "KLINK-FORWARD", device: device,
+//
+// In a pod, nothing else is forwarded: for a network without route, such as that of a link that has just gone, the pod
+// would send packets back to its node, which has sent them.
+func forwardChain(device string, s State, family int) chain {
+	c := chain{table: filterTable, name: "KLINK-FORWARD", device: device,
 		hook: "-A FORWARD -m comment --comment kubelink -j KLINK-FORWARD",
 		old:  predecessor{"KUBELINK-FORWARD", regexp.MustCompile(`^-[io] \S+ -j ACCEPT$`)},
 		rules: []string{
 			"-A KLINK-FORWARD -i " + device + " -j ACCEPT",
 			"-A KLINK-FORWARD -o " + device + " -j ACCEPT"}}
+	if s.Pod.Is {
+		unreachable := "icmp-net-unreachable"
+		if family == unix.AF_INET6 {
+			unreachable = "icmp6-no-route"
+		}
+		c.rules = append(c.rules, "-A KLINK-FORWARD -j REJECT --reject-with "+unreachable)
+	}
+	return c
 }
 
 // mssChain lowers the MSS of connections through the device to what fits the smaller of the two

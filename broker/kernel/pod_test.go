@@ -5,6 +5,7 @@ package kernel
 import (
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -47,6 +48,17 @@ func TestPod(t *testing.T) {
 			t.Errorf("%s: arrives from %s, not %s", c.name, got, c.want)
 		}
 	}
+	// What is for a network without route does not go back to the node that has sent it.
+	stray, next := netip.MustParseAddr("100.64.99.9"), netip.MustParseAddr("100.96.2.6")
+	for from, to := range map[*os.File]netip.Addr{own: stray, mesh: next} {
+		if _, err := from.Write(udp4(podAddress, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rules := run(t, "iptables -vnxL KLINK-FORWARD"); !regexp.MustCompile(`\n +1 +28 +REJECT `).MatchString(rules) {
+		t.Errorf("the packet is not refused: %s", rules)
+	}
+	received(t, own, next)
 	rules := run(t, "iptables -t nat -S")
 	if !strings.Contains(rules, "-A POSTROUTING -m comment --comment kubelink -j KLINK-POSTROUTING\n") ||
 		!strings.Contains(rules, "-A KLINK-POSTROUTING -o kubelink -j RETURN\n-A KLINK-POSTROUTING -o klvxlan-gw -j RETURN\n"+
