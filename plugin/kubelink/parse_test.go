@@ -31,12 +31,15 @@ func TestDefaults(t *testing.T) {
 		APIConfig: broker.APIConfig{Namespace: "kube-system", DeployCRDs: true},
 		GatewayConfig: broker.GatewayConfig{
 			BrokerPort: 8088, AdvertisedPort: 80, Interface: "kubelink", RouteTable: 254, RulePriority: 32750,
+			PodName: "kubelink-abc", PodIPs: []netip.Addr{netip.MustParseAddr("100.96.1.7"), netip.MustParseAddr("fd00::7")},
 		},
 		CertificateConfig: broker.CertificateConfig{SecretManageMode: "none"},
 		NamesConfig:       broker.NamesConfig{TokenLifetime: 24 * time.Hour},
 		LeaseConfig:       broker.LeaseConfig{NodeName: "node1", LeaseDuration: 15 * time.Second},
 	}
 	t.Setenv("NODE_NAME", "node1")
+	t.Setenv("POD_NAME", "kubelink-abc")
+	t.Setenv("POD_IP", "100.96.1.7,fd00::7")
 	for _, input := range []string{
 		"kubelink", "kubelink {\n}", "kubelink {\nipip none\nserved-links all\nmode bridge\n}",
 	} {
@@ -45,11 +48,13 @@ func TestDefaults(t *testing.T) {
 		}
 	}
 
-	// Outside of a pod, the host has the name of the node.
-	t.Setenv("NODE_NAME", "")
+	// Outside of a pod, the host has the name of the node, and without the variable POD_NAME that of the pod.
+	for _, name := range []string{"NODE_NAME", "POD_NAME", "POD_IP"} {
+		t.Setenv(name, "")
+	}
 	host, _ := os.Hostname()
-	if got, err := parseStanza("kubelink"); err != nil || got.NodeName != host {
-		t.Errorf("node %q, %v, want %q", got.NodeName, err, host)
+	if got, err := parseStanza("kubelink"); err != nil || got.NodeName != host || got.PodName != host || got.PodIPs != nil {
+		t.Errorf("node %q, pod %q %v, %v, want %q", got.NodeName, got.PodName, got.PodIPs, err, host)
 	}
 
 	// In a pod.
