@@ -371,10 +371,10 @@ func testHolderCutOff(t *testing.T, ctx context.Context, w *twoBrokers, term int
 	_, err := w.second.Host.Node.Iptables(ctx, append([]string{"-I"}, api...)...)
 	must(t, err)
 	w.waitRole(t, leaseDuration+10*time.Second, w.first, true, term+1)
+	w.waitPlace(t, time.Second, w.first, term+1)
+	must(t, w.second.Process.WaitLog(ctx, fmt.Sprintf("superseded by term %d", term+1))) // peers have changed over
 	waitForReply(t, 3*time.Second, w.client, w.server.service)
 	check := expectNoFailures(t, w.client, w.server.service)
-	w.waitPlace(t, time.Second, w.first, term+1)
-	must(t, w.second.Process.WaitLog(ctx, fmt.Sprintf("superseded by term %d", term+1)))
 	w.waitRole(t, time.Second, w.second, true, term) // as far as it knows
 	w.waitGateway(t, ctx, w.first, term+1)
 	within(t, 5*time.Second, "peer to tell of a second broker", func(ctx context.Context) error {
