@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,7 +32,7 @@ func TestRealNodes(t *testing.T) {
 		Nodes: 2,
 		Clusters: []testbed.ClusterOptions{
 			{PodNetwork: testbed.PointToPoint},
-			{PodNetwork: testbed.Bridge, ProxyMode: testbed.ProxyNFTables},
+			{PodNetwork: testbed.Bridge, ProxyMode: testbed.ProxyNFTables, MTU: 9000},
 		},
 		Progress: func(what string) { t.Logf("%5.1fs %s", time.Since(start).Seconds(), what) },
 	})
@@ -51,7 +53,13 @@ func TestRealNodes(t *testing.T) {
 			checkCluster(t, ctx, c)
 		})
 	}
-	// From the other cluster, and after the server of this one has another node.
+	// In the cluster itself, and from the other one, and after the server of this one has another node.
+	for _, c := range b.Clusters {
+		t.Run("changes of "+c.Name, func(t *testing.T) {
+			t.Parallel()
+			checkChanges(t, ctx, c)
+		})
+	}
 	for i, c := range b.Clusters {
 		t.Run("load balancer of "+c.Name, func(t *testing.T) {
 			t.Parallel()
@@ -92,7 +100,16 @@ func checkLoadBalancer(t *testing.T, ctx context.Context, c, other *testbed.Clus
 		if seen != other.PublicAddress.String() {
 			t.Errorf("externalTrafficPolicy Local, server on %s: it saw %s, not %s", n.Name, seen, other.PublicAddress)
 		}
-		for range 4 { // of both nodes
+		cluster := &corev1.Service{}
+		check(t, c.Client.Get(ctx, client.ObjectKey{Namespace: "default", Name: "cluster"}, cluster))
+		for _, each := range c.Nodes {
+			url := fmt.Sprintf("http://%s:%d", each.Address, cluster.Spec.Ports[0].NodePort)
+			check(t, testbed.Until(ctx, "kube-proxy to know the server", func(ctx context.Context) error {
+				_, err := c.Router.Get(ctx, url)
+				return err
+			}))
+		}
+		for range 4 { // some on each node
 			seen := must(other.Nodes[1].Get(ctx, fmt.Sprintf("http://%s:8002", c.FQDN)))(t)
 			if seen == other.PublicAddress.String() {
 				t.Errorf("externalTrafficPolicy Cluster, server on %s: no node has hidden %s", n.Name, seen)
@@ -123,6 +140,10 @@ func checkCluster(t *testing.T, ctx context.Context, c *testbed.Cluster) {
 		t.Errorf("all clients are on %s", clients[0].Node.Name)
 	}
 	clients = append(clients, must(c.Pod(ctx, "direct", testbed.PodOptions{}))(t)) // as on light nodes
+	eth0 := must(clients[0].Net.LinkByName("eth0"))(t)
+	if want := map[string]int{"kubelink1": 1500, "kubelink2": 9000}[c.Name]; eth0.Attrs().MTU != want {
+		t.Errorf("pods of %s have MTU %d, not %d", c.Name, eth0.Attrs().MTU, want)
+	}
 	for _, client := range clients {
 		for _, url := range []string{fmt.Sprintf("http://%s:8080", server.Address), fmt.Sprintf("http://%s", addr)} {
 			if seen := must(client.Get(ctx, url))(t); seen != client.Address.String() {
@@ -146,6 +167,65 @@ func checkCluster(t *testing.T, ctx context.Context, c *testbed.Cluster) {
 			return nil
 		}
 		return fmt.Errorf("still there (%v)", err)
+	}))
+}
+
+// checkChanges looks at what tests do to pods and nodes.
+func checkChanges(t *testing.T, ctx context.Context, c *testbed.Cluster) {
+	labels := map[string]string{"app": "moved"}
+	p := must(c.Deploy(ctx, "moved", 1))(t)[0]
+	check(t, p.KillContainer(ctx))
+	check(t, c.WaitFor(ctx, p.Object, func() error {
+		s := p.Object.Status.ContainerStatuses
+		if len(s) != 1 || s[0].RestartCount != 1 || !s[0].Ready {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	}))
+	if seen := must(p.Node.Get(ctx, fmt.Sprintf("http://%s:8080", p.Address)))(t); seen == "" {
+		t.Error("the new container does not answer")
+	}
+	check(t, p.Node.Drain(ctx, "app=moved"))
+	if moved := must(c.PodsOf(ctx, 1, "default", labels))(t)[0]; moved.Node == p.Node {
+		t.Errorf("the pod of the drained node is on %s", moved.Node.Name)
+	}
+	check(t, p.Node.Uncordon(ctx))
+
+	check(t, c.FilterNodeNetwork(ctx))
+	check(t, p.Node.FilterPodNetwork(ctx))
+	stranger := must(c.Pod(ctx, "stranger", testbed.PodOptions{Node: p.Node}))(t)
+	foreign := netip.MustParseAddr("192.168.9.9")
+	for _, from := range []*testbed.Host{stranger.Host, p.Node.Host} {
+		_, err := from.Run(ctx, "ip", "address", "add", foreign.String()+"/32", "dev", "eth0")
+		check(t, err)
+		for _, n := range c.Nodes {
+			sendFrom(t, from, foreign, netip.AddrPortFrom(n.Address, 9))
+		}
+	}
+	for what, drops := range map[string]func(context.Context) (int, error){
+		"node network": c.NodeNetworkDrops, "pod network": p.Node.PodNetworkDrops,
+	} {
+		check(t, testbed.Until(ctx, what+" to drop foreign packets", func(ctx context.Context) error {
+			n, err := drops(ctx)
+			if err == nil && n == 0 {
+				err = errors.New("none was dropped")
+			}
+			return err
+		}))
+	}
+}
+
+// sendFrom sends a datagram with a source address.
+func sendFrom(t *testing.T, h *testbed.Host, from netip.Addr, to netip.AddrPort) {
+	t.Helper()
+	check(t, h.Do(func() error {
+		conn, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(to))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = conn.Write([]byte("foreign"))
+		return err
 	}))
 }
 

@@ -103,7 +103,9 @@ func (b *loadBalancer) balance(ctx context.Context) {
 func (b *loadBalancer) goodNodes(ctx context.Context, s *corev1.Service) []netip.Addr {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
+	b.cluster.testbed.mu.Lock()
 	nodes := b.cluster.Nodes
+	b.cluster.testbed.mu.Unlock()
 	is := make([]bool, len(nodes))
 	var checks sync.WaitGroup
 	for i, n := range nodes {

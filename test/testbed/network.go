@@ -120,6 +120,8 @@ func (c *Cluster) attachHost(name string, addr netip.Addr) (*Host, error) {
 		return nil, err
 	}
 	return h, errors.Join(
+		h.setMTU("eth0", c.opts.mtu()),
+		c.Router.setMTU(name, c.opts.mtu()),
 		c.Router.addToBridge(name, "lan"),
 		h.addAddress("eth0", netip.PrefixFrom(addr, NodeCIDR.Bits())),
 		h.addRoute("eth0", netip.Prefix{}, routerAddress),
@@ -144,7 +146,9 @@ func (c *Cluster) addNode(j int) error {
 			return err
 		}
 	}
-	c.Nodes = append(c.Nodes, n)
+	c.testbed.mu.Lock()
+	defer c.testbed.mu.Unlock()
+	c.Nodes = append(c.Nodes, n) // the load balancer reads them
 	return nil
 }
 
@@ -243,6 +247,10 @@ func (h *Host) onLink(name, action string, f func(netlink.Link) error) error {
 
 func (h *Host) setUp(name string) error {
 	return h.onLink(name, "set up", h.Net.LinkSetUp)
+}
+
+func (h *Host) setMTU(name string, mtu int) error {
+	return h.onLink(name, "set MTU of", func(l netlink.Link) error { return h.Net.LinkSetMTU(l, mtu) })
 }
 
 func (h *Host) addToBridge(name, bridge string) error {

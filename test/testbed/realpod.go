@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -184,8 +185,28 @@ func (n *Node) containerPID(ctx context.Context, pod *corev1.Pod) (pid int, err 
 	})
 }
 
-// PID returns the process of the container of a pod on a real node.
-func (p *Pod) PID(ctx context.Context) (int, error) { return p.Node.containerPID(ctx, p.Object) }
+// KillContainer kills the program of a pod on a real node, as the kernel does that is out of memory. Kubelet starts it
+// again, and the pod keeps its network.
+func (p *Pod) KillContainer(ctx context.Context) error {
+	pid, err := p.Node.containerPID(ctx, p.Object)
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(pid, syscall.SIGKILL)
+}
+
+// Drain lets no new pods come to the node, and evicts the ones that a label selector matches, as `kubectl drain` does.
+func (n *Node) Drain(ctx context.Context, selector string) error {
+	_, err := n.cluster.Kubectl(ctx, "drain", n.Name, "--pod-selector="+selector, "--ignore-daemonsets",
+		"--delete-emptydir-data")
+	return err
+}
+
+// Uncordon undoes Drain: pods may come again.
+func (n *Node) Uncordon(ctx context.Context) error {
+	_, err := n.cluster.Kubectl(ctx, "uncordon", n.Name)
+	return err
+}
 
 func checkPodReady(pod *corev1.Pod) error {
 	for _, condition := range pod.Status.Conditions {
