@@ -3,6 +3,7 @@ package broker
 // The order of effects.
 
 import (
+	"cmp"
 	"errors"
 
 	"github.com/mandelsoft/kubelink/broker/apizone"
@@ -53,11 +54,14 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 	errs = append(errs, g.Set(peers, s.Local))
 	want := kernel.NewState(s)
 	want.Pod = kernel.Pod{Is: g.place.InPod, Device: g.place.Device}
+	want.Masquerade = r.cfg.VXLAN.Wanted && !g.place.InPod
 	err, pending = r.setKernel(want, func(from *nameSource) {
 		from.setRouted(s)
 		r.checkNode(s)
 	})
-	return errors.Join(append(errs, err, g.place.Problem)...), pending
+	// The overlay comes last: it leads to addresses that exist by now.
+	failed, busy := r.setOverlay(s)
+	return errors.Join(append(errs, err, g.place.Problem, failed)...), cmp.Or(pending, busy)
 }
 
 // leaveLinks makes the gateway leave the links to the broker that holds them: addresses, routes and NAT of this node
@@ -69,7 +73,8 @@ func (r *reconciler) leaveLinks(s *mesh.State) (err, pending error) {
 		from.routed = nil
 		r.checkNode(&mesh.State{})
 	})
-	return errors.Join(failed, err), pending
+	unset, busy := r.leaveOverlay()
+	return errors.Join(failed, err, unset), cmp.Or(pending, busy)
 }
 
 // checkNode says for which state packets have to pass on this node.

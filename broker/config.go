@@ -65,9 +65,16 @@ type GatewayConfig struct {
 	Streams        int            // most connections per link; 0: the dataplane's default
 	AutoConnect    bool           // authenticated peers without link get one
 	AutoNetworks   []netip.Prefix // in which such links may have a service network, sorted
+	VXLAN          VXLAN          // between nodes and the gateway
 	RouteTable     int            // routing table for our routes; 254 is main
 	RulePriority   int            // of the rule that leads to RouteTable when it is not main
 	KeepNetwork    bool           // leave device, routes and rules in place on shutdown
+}
+
+// VXLAN says how packets get from nodes to the gateway and back: in a network of their own, or not.
+type VXLAN struct {
+	Wanted    bool
+	VNI, Port int // 0: that of the overlay
 }
 
 // CertificateConfig says where the certificate of links comes from.

@@ -41,6 +41,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/globalnames"
 	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kubeapi"
+	"github.com/mandelsoft/kubelink/broker/linkgateway"
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
 )
 
@@ -204,6 +205,7 @@ func watchedKinds(cfg *Config, secrets cache.ByObject, allSecrets bool) []watche
 		{&v1alpha1.KubeLink{}, true, false, nil},
 		{&corev1.Secret{}, cfg.Secret != "" || allSecrets, true, &secrets},
 		{&corev1.Service{}, cfg.Service != "", true, selectByName(cfg.Namespace, cfg.Service)},
+		{&corev1.Node{}, cfg.VXLAN.Wanted && cfg.Mode.CarriesTraffic(), true, &cache.ByObject{Transform: linkgateway.ReduceNode}},
 		{&corev1.ConfigMap{}, cfg.ConfigureDNS, false, selectByName(stubdomain.Namespace, stubdomain.ConfigMap)},
 		{&coredns.CoreDNSEntry{}, true, false, stripped},
 		{&coredns.HostedZone{}, true, false, stripped},

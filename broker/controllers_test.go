@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 
 	"github.com/mandelsoft/kubelink/broker/kubeapi"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 )
@@ -29,6 +30,9 @@ func TestWatchedKinds(t *testing.T) {
 		{"a TLS secret", Config{CertificateConfig: CertificateConfig{Secret: "tls"}}, false, []string{"*v1.Secret helps"}},
 		{"all secrets", Config{}, true, []string{"*v1.Secret helps"}},
 		{"a service", Config{GatewayConfig: GatewayConfig{Service: "kubelink"}}, false, []string{"*v1.Service helps"}},
+		{"an overlay", Config{
+			GatewayConfig: GatewayConfig{VXLAN: VXLAN{Wanted: true}}, Local: mesh.Local{Mode: mesh.Bridge},
+		}, false, []string{"*v1.Node helps"}},
 		// The configurer decides by itself what is worth a look.
 		{"the cluster's DNS", Config{NamesConfig: all}, false, []string{"*v1.ConfigMap"}},
 		{"all", Config{
@@ -69,6 +73,7 @@ func TestWatchedObjects(t *testing.T) {
 		"*v1.Secret": "ns metadata.name=tls", "*v1.Service": "ns metadata.name=kubelink",
 		"*v1.ConfigMap":          "kube-system metadata.name=coredns-custom",
 		"*v1alpha1.KubeLink":     "all",
+		"*v1.Node":               "all, stripped",
 		"*v1alpha1.CoreDNSEntry": "all, stripped",
 		"*v1alpha1.HostedZone":   "all, stripped",
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/linkgateway"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/nodecheck"
+	"github.com/mandelsoft/kubelink/broker/overlay"
 	"github.com/mandelsoft/kubelink/broker/writeback"
 )
 
@@ -57,7 +58,16 @@ type gateway struct {
 	host   hostWatcher        // nil: nothing is known of the node
 	check  *nodecheck.Checker // nil: nothing checks the node
 	place  linkgateway.Locator
+	nodes  overlaySetter // packets come from nodes, and go to them, through it; nil: it cannot be
 	log    *slog.Logger
+}
+
+// overlaySetter brings states of the overlay to the kernel, as an overlay.Worker does.
+type overlaySetter interface {
+	Set(overlay.State) (err, pending error)
+	Counters() overlay.Counters
+	Wait()
+	Clear() error
 }
 
 // hostWatcher tells what the node has and needs, as a host.Watcher does.
@@ -84,6 +94,10 @@ func openGateway(
 	if err != nil {
 		return nil, err
 	}
+	end, err := overlay.New(overlay.Gateway)
+	if err != nil {
+		return nil, err
+	}
 	d, err := openDataplane(c, events, log)
 	if err != nil {
 		return nil, err
@@ -96,7 +110,7 @@ func openGateway(
 	if err != nil {
 		return nil, errors.Join(err, d.Close(true))
 	}
-	g := &gateway{dataplane: d, kernel: worker, host: h, log: log}
+	g := &gateway{dataplane: d, kernel: worker, host: h, nodes: overlay.NewWorker(end, resync, wake), log: log}
 	g.check, err = nodecheck.Start(nodecheck.Config{
 		Statuses: d.Statuses,
 		Repair:   func() { worker.CompareSoon(); wake() },
@@ -128,6 +142,9 @@ func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (datapla
 func (g *gateway) Collect(ch chan<- prometheus.Metric) {
 	g.dataplane.Collect(ch)
 	ch <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(g.kernel.Refused()))
+	if g.nodes != nil {
+		ch <- prometheus.MustNewConstMetric(vxlanDesc, prometheus.CounterValue, float64(g.nodes.Counters().Dropped))
+	}
 	for _, b := range g.kernel.Backends() {
 		ch <- prometheus.MustNewConstMetric(backendDesc, prometheus.GaugeValue, 1,
 			fmt.Sprintf("IPv%d", b.Family), cmp.Or(b.Name, "unknown"))
@@ -157,15 +174,27 @@ func (g *gateway) close(keep bool) {
 	}
 	g.check.Stop()
 	g.kernel.Wait() // links go on until the kernel is done
+	if g.nodes != nil {
+		g.nodes.Wait()
+	}
 	if err := g.Close(keep); err != nil {
 		g.log.Error("cannot close the dataplane", "error", err)
 	}
 	// NAT goes last: a packet that is still on its way must not leave with a foreign source address.
 	if !keep {
-		if err := g.kernel.Clear(); err != nil {
+		if err := g.clear(); err != nil {
 			g.log.Error("cannot remove kernel state", "error", err)
 		}
 	}
+}
+
+// clear removes all of ours from the kernel.
+func (g *gateway) clear() error {
+	err := g.kernel.Clear()
+	if g.nodes != nil {
+		err = errors.Join(err, g.nodes.Clear())
+	}
+	return err
 }
 
 // namespaceClaim makes sure that no other kubelink carries links in this network namespace, as a kernel.Claim does.

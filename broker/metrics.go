@@ -35,6 +35,8 @@ var (
 	appliedDesc = newDesc("applied", "Whether the last state was applied in full (1) or not (0).")
 	refusedDesc = newDesc("node_refused_packets_total",
 		"Packets of links to the node itself that its kernel dropped: neither ping, nor a reply, nor for an open port.")
+	vxlanDesc = newDesc("vxlan_dropped_packets_total",
+		"VXLAN packets to the gateway that its kernel dropped: they came from no node, or from a link or a pod.")
 	backendDesc = newDesc("iptables_backend_info",
 		"Back end of iptables that has the chains of kubelink: nft or legacy. The value is 1.", "family", "backend")
 	findingsDesc = newDesc("node_findings", "Things on the node that keep packets of links from passing.", "reason")

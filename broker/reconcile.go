@@ -46,11 +46,12 @@ type reconciler struct {
 	snapshot atomic.Pointer[snapshot.Snapshot] // nil: nothing survives
 
 	// mu is held over a reconciliation and guards the fields below. The lifecycle changes them while the controllers
-	// stand still. A reconciliation waits a second for the kernel at most, and for nothing else.
+	// stand still. A reconciliation waits two seconds for the kernel at most, and for nothing else.
 	mu         sync.Mutex
 	cfg        Config
 	holder     lease.View // as the last reconciliation saw it
 	gateway    *gateway   // nil: the mode carries no traffic
+	nodes      clusterNodes
 	port       kubeapi.ServicePort
 	peers      announcer
 	creds      credentials
@@ -137,6 +138,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	}
 	// The cache has no order.
 	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) })
+	r.nodes.read(ctx, r.client, &r.cfg)
 	objects := r.readObjects(list.Items)
 	state := mesh.Build(objects, r.cfg.Local)
 	r.holder = r.election.State().ViewLinks(&objects, &state)
@@ -182,6 +184,9 @@ func (r *reconcilerRun) writePlace(s *mesh.State, pending error) {
 		r.places.Set(name, nil, nil)
 	} else if pending == nil {
 		spec, err := linkgateway.NewSpec(&r.gateway.place.Place, s, r.holder.Term, r.cfg.kernelConfig().MTU)
+		if v := r.cfg.VXLAN; v.Wanted {
+			spec.VXLAN = &v1alpha1.GatewayVXLAN{VNI: int32(v.vni()), Port: int32(v.port())}
+		}
 		r.places.Set(name, spec, err)
 	}
 }

@@ -82,6 +82,7 @@ var components = map[string][]string{
 		"ClusterRoleBinding /kubelink-own-names", "Role kubelink/kubelink-api-access",
 		"RoleBinding kubelink/kubelink-api-access",
 	},
+	"vxlan":       {"ClusterRole /kubelink-vxlan", "ClusterRoleBinding /kubelink-vxlan"},
 	"self-signed": {"Role kubelink/kubelink-self-signed", "RoleBinding kubelink/kubelink-self-signed"},
 	"values":      {},
 }

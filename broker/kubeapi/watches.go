@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -137,10 +138,11 @@ func (w *Watches) Ready() bool {
 }
 
 // check returns why objects of a kind cannot be read yet.
-func (w *Watches) check(o runtime.Object) error {
+func (w *Watches) check(o runtime.Object) error { return w.checkKind(typeName(o)) }
+
+func (w *Watches) checkKind(kind string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	kind := typeName(o)
 	synced, watched := w.synced[kind]
 	switch {
 	case !watched || synced:
@@ -157,6 +159,14 @@ func (w *Watches) Reader(cached client.Reader) client.Reader { return watchedRea
 type watchedReader struct {
 	client.Reader
 	watches *Watches
+}
+
+// List checks the kind of the members.
+func (r watchedReader) List(ctx context.Context, list client.ObjectList, options ...client.ListOption) error {
+	if err := r.watches.checkKind(strings.TrimSuffix(typeName(list), "List")); err != nil {
+		return err
+	}
+	return r.Reader.List(ctx, list, options...)
 }
 
 func (r watchedReader) Get(

@@ -22,6 +22,7 @@ var combinationChecks = []func(p *parser) error{
 	checkAutoConnect,
 	checkServiceAccount,
 	checkConfigureDNS,
+	checkVXLAN,
 	checkLease,
 	checkConfig,
 }
@@ -171,6 +172,23 @@ func checkConfigureDNS(p *parser) error {
 	case cfg.ConfigureDNS && !p.isGiven("coredns-service-ip") && !mesh.Nth(cfg.ServiceCIDRs.First(), 11).IsValid():
 		return p.errorAt("coredns-configure", "coredns-configure needs coredns-service-ip, or service-cidr whose "+
 			"11th address it is: the address of the service by which the cluster's DNS reaches kubelink")
+	}
+	return nil
+}
+
+// checkVXLAN refuses an overlay without what it needs, and settings of one that is not wanted.
+func checkVXLAN(p *parser) error {
+	cfg := &p.config
+	for _, name := range []string{"vxlan-vni", "vxlan-port"} {
+		if p.isGiven(name) && !cfg.VXLAN.Wanted {
+			return p.errorAt(name, "%s without ipip vxlan: there is no VXLAN; add ipip vxlan or remove it", name)
+		}
+	}
+	switch {
+	case cfg.VXLAN.Wanted && !cfg.Mode.CarriesTraffic():
+		return p.errorAt("ipip", "ipip vxlan with mode none: this broker carries no packets; remove one of them")
+	case cfg.VXLAN.Wanted && len(cfg.NodeCIDRs) == 0:
+		return p.errorAt("ipip", "ipip vxlan needs node-cidr: VXLAN packets come from addresses of nodes only")
 	}
 	return nil
 }

@@ -293,7 +293,13 @@ func TestRefused(t *testing.T) {
 		// Later.
 		{"mode wireguard", `mode wireguard: it is not in this version: use bridge`},
 		{"dns-propagation all", `dns-propagation all: not one of none, dns, kubernetes`},
-		{"ipip shared", `ipip shared: IPIP tunnels are not in this version`},
+		{"ipip shared", `ipip shared: IPIP is a matter of kubelink-router (flag --ipip): use none or vxlan`},
+		{"ipip gre", `ipip gre: use none or vxlan, or remove the property`},
+		{"ipip vxlan", `:2 - Error during parsing: ipip vxlan needs node-cidr`},
+		{"node-cidr 10.250.0.0/16\nipip vxlan\nmode none", `:3 - Error during parsing: ipip vxlan with mode none`},
+		{"vxlan-port 9000", `:2 - Error during parsing: vxlan-port without ipip vxlan`},
+		{"vxlan-vni 16777216", `vxlan-vni 16777216: not a number from 1 to 16777215`},
+		{"vxlan-port 65535", `vxlan-port 65535: not a number from 1024 to 65534`},
 		{"meshdns-service-ip everywhere", `meshdns-service-ip everywhere: not an IP address`},
 	} {
 		_, err := parseStanza("kubelink {\n" + c.input + "\n}")

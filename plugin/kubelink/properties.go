@@ -135,11 +135,19 @@ var properties = map[string]property{
 	// The rule for the main table has priority 32766: a rule after it would have no effect.
 	"rule-priority": oneValue(func(p *parser, v string) error { return setNumber(&p.config.RulePriority, v, 1, 32765) }),
 	"ipip": oneValue(func(p *parser, v string) error {
-		if v != "none" {
-			return errors.New("IPIP tunnels are not in this version: use none, or remove the property")
+		switch v {
+		case "none":
+			return nil
+		case "vxlan":
+			p.config.VXLAN.Wanted = true
+			return nil
+		case "shared", "configure":
+			return errors.New("IPIP is a matter of kubelink-router (flag --ipip): use none or vxlan, or remove the property")
 		}
-		return nil
+		return errors.New("use none or vxlan, or remove the property")
 	}),
+	"vxlan-vni":  oneValue(func(p *parser, v string) error { return setNumber(&p.config.VXLAN.VNI, v, 1, 1<<24-1) }),
+	"vxlan-port": oneValue(func(p *parser, v string) error { return setNumber(&p.config.VXLAN.Port, v, 1024, 65534) }),
 
 	"dns-propagation": oneValue(func(p *parser, v string) error {
 		return setChoice(&p.config.Propagation, v, mesh.PropagateNone, mesh.PropagateDNS, mesh.PropagateKubernetes)

@@ -19,6 +19,7 @@ import (
 var componentChoices = [][]string{
 	{"node-mode", "pod-mode"},
 	{"", "router"},
+	{"", "vxlan"},
 	{"", "self-signed", "certificate"},
 	{"", "coredns-configure", "coredns-configure coredns-restart"},
 	{"", "kubernetes-dns"},

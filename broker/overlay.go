@@ -1,0 +1,68 @@
+package broker
+
+// The overlay between the gateway and the nodes, as the configuration wants it.
+
+import (
+	"cmp"
+	"context"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/linkgateway"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/overlay"
+)
+
+func (v *VXLAN) vni() int  { return cmp.Or(v.VNI, overlay.DefaultVNI) }
+func (v *VXLAN) port() int { return cmp.Or(v.Port, overlay.DefaultPort) }
+
+// clusterNodes are the nodes as read last.
+type clusterNodes struct {
+	list []linkgateway.Node
+	err  error // why they are not known; nil: they are
+}
+
+// read reads them, if the overlay needs them.
+func (n *clusterNodes) read(ctx context.Context, reader client.Reader, c *Config) {
+	n.list, n.err = nil, nil
+	if c.VXLAN.Wanted && c.Mode.CarriesTraffic() {
+		n.list, n.err = linkgateway.ReadNodes(ctx, reader, c.NodeCIDRs)
+	}
+}
+
+// setOverlay sets the overlay to all nodes, or removes it. While the nodes are not known, it stays as it is.
+func (r *reconciler) setOverlay(s *mesh.State) (err, pending error) {
+	g := r.gateway
+	switch {
+	case g.nodes == nil:
+		return nil, nil
+	case !r.cfg.VXLAN.Wanted || len(s.Meshes) == 0:
+		return g.nodes.Set(overlay.State{})
+	case r.nodes.err != nil:
+		return r.nodes.err, nil
+	}
+	want := overlay.State{
+		VNI: r.cfg.VXLAN.vni(), Port: r.cfg.VXLAN.port(), TUN: r.cfg.Interface, NodeNetworks: r.cfg.NodeCIDRs,
+		Addresses: g.place.NodeIPs,
+	}
+	if g.place.InPod {
+		want.Addresses = g.place.PodIPs
+	}
+	for _, m := range s.Meshes {
+		for _, a := range m.Addresses {
+			want.Local = append(want.Local, a.Addr())
+		}
+	}
+	for _, n := range r.nodes.list {
+		want.Peers = append(want.Peers, overlay.Peer{Name: "node " + n.Name, Addresses: n.NodeIPs})
+	}
+	return g.nodes.Set(want)
+}
+
+// leaveOverlay removes it: another broker is the gateway.
+func (r *reconciler) leaveOverlay() (err, pending error) {
+	if r.gateway.nodes == nil {
+		return nil, nil
+	}
+	return r.gateway.nodes.Set(overlay.State{})
+}
