@@ -1,5 +1,5 @@
-// Package iptsave reads the rules that iptables-save(8) prints. The kernel's part of the broker and the check of the node
-// both do, for different questions.
+// Package iptsave reads the rules that iptables-save(8) prints. The kernel's part of the broker and the check of the
+// node both do, for different questions.
 package iptsave
 
 import (

@@ -1,9 +1,12 @@
 package kernel
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -14,15 +17,16 @@ import (
 
 // slowKernel takes a state when the test lets it.
 type slowKernel struct {
-	let  chan error
-	sets chan State
+	let      chan error
+	sets     chan State
+	backends []Backend
 }
 
 func (k *slowKernel) Set(s State) error   { k.sets <- s; return <-k.let }
 func (k *slowKernel) Warning() error      { return nil }
 func (k *slowKernel) Clear() error        { return nil }
 func (k *slowKernel) Refused() uint64     { return 7 }
-func (k *slowKernel) Backends() []Backend { return nil }
+func (k *slowKernel) Backends() []Backend { return k.backends }
 
 // newTestWorker returns a worker on a kernel of the test, and counts the calls of Done.
 func newTestWorker() (*Worker, *slowKernel, *atomic.Int32) {
@@ -196,5 +200,28 @@ func TestWorkerComparesSoon(t *testing.T) {
 			t.Errorf("told %d times", len(k.sets))
 		}
 		w.Wait()
+	})
+}
+
+// The log says in which back end of iptables the chains are, once, and when that changes.
+func TestWorkerLogsBackend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k, _ := newTestWorker()
+		var log bytes.Buffer
+		w.config.Log = slog.New(slog.NewTextHandler(&log, nil))
+		for i, step := range []struct {
+			backend, want string
+			times         int
+		}{{"nft", "backend=nft reason=kubelet", 1}, {"nft", "backend=nft", 1}, {"legacy", "backend=legacy", 1}} {
+			k.backends = []Backend{{4, step.backend, "kubelet"}}
+			k.let <- nil
+			if err := w.Set(stateWithRoute(fmt.Sprintf("100.64.%d.0/24", i))); err != nil {
+				t.Fatal(err)
+			}
+			<-k.sets
+			if n := strings.Count(log.String(), "family=IPv4 "+step.want); n != step.times {
+				t.Errorf("step %d: %d lines with %q:\n%s", i, n, step.want, log.String())
+			}
+		}
 	})
 }

@@ -19,8 +19,8 @@ import (
 // source is where the code is.
 const source = "https://github.com/mandelsoft/kubelink"
 
-// labels are the annotations of the OCI image specification. Docker shows them as labels.
-func (c *config) labels() map[string]string {
+// imageLabels are the annotations of the OCI image specification. Docker shows them as labels.
+func (c *config) imageLabels() map[string]string {
 	return map[string]string{
 		"org.opencontainers.image.title":       "kubelink",
 		"org.opencontainers.image.description": "links Kubernetes clusters, and names what it links",
@@ -30,8 +30,8 @@ func (c *config) labels() map[string]string {
 	}
 }
 
-// assemble makes the image: a layer with Debian's files, which rarely changes, and one with the programs.
-func (c *config) assemble(base, programs tree) (v1.Image, error) {
+// assembleImage makes the image: a layer with Debian's files, which rarely changes, and one with the programs.
+func (c *config) assembleImage(base, programs tree) (v1.Image, error) {
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	img, err := mutate.ConfigFile(img, &v1.ConfigFile{
 		Architecture: architecture, OS: "linux", Created: v1.Time{Time: epoch},
@@ -41,7 +41,7 @@ func (c *config) assemble(base, programs tree) (v1.Image, error) {
 			Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 			User:       "0:0", // main.go says why
 			WorkingDir: "/",
-			Labels:     c.labels(),
+			Labels:     c.imageLabels(),
 		},
 	})
 	if err != nil {
@@ -51,7 +51,7 @@ func (c *config) assemble(base, programs tree) (v1.Image, error) {
 		files tree
 		what  string
 	}{{base, "packages of Debian " + release}, {programs, "kubelink " + c.version}} {
-		layer, err := part.files.layer()
+		layer, err := part.files.makeLayer()
 		if err != nil {
 			return nil, err
 		}
@@ -61,18 +61,13 @@ func (c *config) assemble(base, programs tree) (v1.Image, error) {
 			return nil, err
 		}
 	}
-	return mutate.Annotations(img, c.labels()).(v1.Image), nil
+	return mutate.Annotations(img, c.imageLabels()).(v1.Image), nil
 }
 
 // packArchive returns the image as an OCI layout in a tar, with the file manifest.json of docker-archive: docker save
 // writes the same since version 25.
 func packArchive(img v1.Image, names []string) ([]byte, error) {
 	files := tree{}
-	addBlob := func(digest v1.Hash, content []byte) string {
-		name := "blobs/" + digest.Algorithm + "/" + digest.Hex
-		files.addFile(name, 0o644, content)
-		return name
-	}
 	manifest, err := partial.Descriptor(img)
 	if err != nil {
 		return nil, err
@@ -81,7 +76,7 @@ func packArchive(img v1.Image, names []string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	addBlob(manifest.Digest, raw)
+	files.addBlob(manifest.Digest, raw)
 	layers, err := img.Layers()
 	if err != nil {
 		return nil, err
@@ -92,7 +87,7 @@ func packArchive(img v1.Image, names []string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		docker.Layers = append(docker.Layers, addBlob(digest, content))
+		docker.Layers = append(docker.Layers, files.addBlob(digest, content))
 	}
 	configName, err := img.ConfigName()
 	if err != nil {
@@ -102,7 +97,7 @@ func packArchive(img v1.Image, names []string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	docker.Config = addBlob(configName, configFile)
+	docker.Config = files.addBlob(configName, configFile)
 
 	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
 	for _, name := range names {
@@ -125,7 +120,14 @@ func packArchive(img v1.Image, names []string) ([]byte, error) {
 		}
 		files.addFile(name, 0o644, content)
 	}
-	return files.pack()
+	return files.packFiles()
+}
+
+// addBlob adds what an index or a manifest names by its digest.
+func (t tree) addBlob(digest v1.Hash, content []byte) (name string) {
+	name = "blobs/" + digest.Algorithm + "/" + digest.Hex
+	t.addFile(name, 0o644, content)
+	return name
 }
 
 func readLayer(l v1.Layer) (v1.Hash, []byte, error) {

@@ -16,7 +16,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 )
 
@@ -39,9 +38,10 @@ func debianSources() string {
 // debianPackage is one line of the list.
 type debianPackage struct {
 	name, version string
-	checksum      string // SHA-256 of the file, in hexadecimal digits
-	file          string // after fetchPackages
-	control       []byte // its control file, after debianRoot
+	checksum      string   // SHA-256 of the file, in hexadecimal digits
+	file          string   // after fetchPackages
+	control       []byte   // its control file, after makeRoot
+	licences      []string // as Debian names them, after makeRoot
 }
 
 var packageLine = regexp.MustCompile(`^([a-z0-9][a-z0-9+.-]+)=(\S+)\s+([0-9a-f]{64})$`)
@@ -92,7 +92,7 @@ func fetchPackages(ctx context.Context, packages []*debianPackage, cache string)
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := download(ctx, dir, cache, missing); err != nil {
+	if err := downloadPackages(ctx, dir, cache, missing); err != nil {
 		return err
 	}
 	for _, p := range packages {
@@ -103,8 +103,8 @@ func fetchPackages(ctx context.Context, packages []*debianPackage, cache string)
 	return nil
 }
 
-// download has apt-get download packages into a directory: by the lists of this system, else by lists of our own.
-func download(ctx context.Context, dir, cache string, packages []string) error {
+// downloadPackages has apt-get download packages into a directory: by the lists of this system, else by lists of our own.
+func downloadPackages(ctx context.Context, dir, cache string, packages []string) error {
 	if err := runAPT(ctx, dir, nil, "download", packages...); err == nil {
 		return nil
 	}
@@ -113,8 +113,8 @@ func download(ctx context.Context, dir, cache string, packages []string) error {
 		return err
 	}
 	if err := runAPT(ctx, dir, lists, "download", packages...); err != nil {
-		return fmt.Errorf("%w\nDebian may have newer versions: take them with \"go run ./deploy/image -update\", or name a "+
-			"mirror with the old ones, for example "+
+		return fmt.Errorf("%w\nDebian may have newer versions: take them with \"go run ./deploy/image -update\", or name "+
+			"a mirror with the old ones, for example "+
 			"DEBIAN_MIRROR=http://snapshot.debian.org/archive/debian/20261101T000000Z", err)
 	}
 	return nil
@@ -131,15 +131,12 @@ func updateLists(ctx context.Context, cache string) (options []string, err error
 	if err := os.WriteFile(file, []byte(sources), 0o644); err != nil {
 		return nil, err
 	}
-	for name, value := range map[string]string{
-		"APT::Architecture": architecture, "APT::Architectures": architecture,
-		"Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false", // descriptions for graphical shells
-		"Dir::Etc::sourcelist":                               file, "Dir::Etc::sourceparts": "-", "Dir::State::lists": filepath.Join(dir, "lists"),
-		"Dir::Cache": dir, "Dir::State::status": os.DevNull,
-	} {
-		options = append(options, "-o"+name+"="+value)
+	options = []string{
+		"-oAPT::Architecture=" + architecture, "-oAPT::Architectures=" + architecture,
+		"-oAcquire::IndexTargets::deb::DEP-11::DefaultEnabled=false", // descriptions for graphical shells
+		"-oDir::Etc::sourcelist=" + file, "-oDir::Etc::sourceparts=-",
+		"-oDir::State::lists=" + filepath.Join(dir, "lists"), "-oDir::State::status=" + os.DevNull, "-oDir::Cache=" + dir,
 	}
-	slices.Sort(options)
 	return options, runAPT(ctx, dir, options, "update")
 }
 
@@ -227,27 +224,30 @@ func controlField(control []byte, name string) string {
 // bundle is the file in which programs look for CA certificates. Debian makes it when it installs their package.
 const bundle = "etc/ssl/certs/ca-certificates.crt"
 
-// debianRoot returns the files of the packages, and what Debian makes of them when it installs them.
-func debianRoot(ctx context.Context, packages []*debianPackage) (tree, error) {
+// makeRoot returns the files of the packages, and what Debian makes of them when it installs them.
+func makeRoot(ctx context.Context, packages []*debianPackage) (tree, error) {
 	root, certificates := tree{}, tree{}
 	for _, p := range packages {
-		if err := p.unpack(ctx, root, certificates); err != nil {
+		if err := p.unpackFiles(ctx, root, certificates); err != nil {
 			return nil, fmt.Errorf("package %s: %w", p.name, err)
 		}
 		// Scanners of images look for packages there, and for the release in os-release.
 		root.addFile("var/lib/dpkg/status.d/"+p.name, 0o644, p.control)
 	}
+	for _, p := range packages {
+		p.licences = p.findLicences(root)
+	}
 	root.addFile("etc/os-release", 0o644, []byte(fmt.Sprintf("PRETTY_NAME=\"packages of Debian %s\"\nID=debian\n"+
 		"VERSION_ID=\"%[1]s\"\nVERSION_CODENAME=%s\n", releaseNumber, release)))
 
 	var all bytes.Buffer
-	for _, name := range certificates.sorted() {
+	for _, name := range certificates.sortedNames() {
 		all.Write(bytes.TrimSpace(certificates[name].content))
 		all.WriteByte('\n')
 	}
 	root.addFile(bundle, 0o644, all.Bytes())
 
-	// kubelink chooses the back end; these are for users who look with kubectl exec.
+	// kubelink chooses the back end; these are for a look with kubectl exec.
 	for _, name := range []string{"iptables", "ip6tables"} {
 		for _, suffix := range []string{"", "-save", "-restore"} {
 			root.addLink("usr/sbin/"+name+suffix, name+"-nft"+suffix)
@@ -278,8 +278,8 @@ func isNeeded(h *tar.Header, name string) bool {
 	return !unneeded.MatchString(name)
 }
 
-// unpack reads the control file, and adds the files to root or, CA certificates, to certificates.
-func (p *debianPackage) unpack(ctx context.Context, root, certificates tree) (err error) {
+// unpackFiles reads the control file, and adds the files to root or, CA certificates, to certificates.
+func (p *debianPackage) unpackFiles(ctx context.Context, root, certificates tree) (err error) {
 	if p.control, err = exec.CommandContext(ctx, "dpkg-deb", "--field", p.file).Output(); err != nil {
 		return fmt.Errorf("dpkg-deb --field %s: %w", p.file, err)
 	}

@@ -61,7 +61,7 @@ func buildImage(t *testing.T) *config {
 				return
 			}
 		}
-		built.err = newConfig(t, built.dir).run(t.Context())
+		built.err = newConfig(t, built.dir).makeImage(t.Context())
 	})
 	if built.err != nil {
 		t.Fatal(built.err)
@@ -112,7 +112,7 @@ func TestSameInputSameDigest(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := second.run(t.Context()); err != nil {
+	if err := second.makeImage(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for _, files := range [][2]string{{first.image, second.image}, {first.sbom, second.sbom}} {
@@ -125,7 +125,7 @@ func TestSameInputSameDigest(t *testing.T) {
 		t.Errorf("digest %s, want %s", same, want)
 	}
 	second.version = "v1.2.4"
-	if err := second.run(t.Context()); err != nil {
+	if err := second.makeImage(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if other := digestOf(t, second); other == same {
@@ -141,8 +141,9 @@ func digestOf(t *testing.T, c *config) v1.Hash {
 		t.Fatal(err)
 	}
 	for i, m := range index.Manifests {
-		if name := m.Annotations["io.containerd.image.name"]; name != c.names()[i] || m.Digest != index.Manifests[0].Digest {
-			t.Errorf("index: %s has the name %s, want %s", m.Digest, name, c.names()[i])
+		name := m.Annotations["io.containerd.image.name"]
+		if name != c.imageNames()[i] || m.Digest != index.Manifests[0].Digest {
+			t.Errorf("index: %s has the name %s, want %s", m.Digest, name, c.imageNames()[i])
 		}
 	}
 	return index.Manifests[0].Digest
@@ -212,7 +213,7 @@ func TestConfig(t *testing.T) {
 	if e := file.Config.Entrypoint; len(e) != 1 || e[0] != "/kubelink" || !file.Created.Equal(epoch) {
 		t.Errorf("entrypoint %q, created %s", e, file.Created)
 	}
-	if got, want := c.names()[0], "docker.io/library/kubelink:v1.2.3-test"; got != want {
+	if got, want := c.imageNames()[0], "docker.io/library/kubelink:v1.2.3-test"; got != want {
 		t.Errorf("name %s, want %s", got, want)
 	}
 }
@@ -401,7 +402,7 @@ func TestRefusedInput(t *testing.T) {
 		t.Errorf("a package with another checksum: %v", err)
 	}
 	c.binaries = nil
-	if err := c.run(t.Context()); err == nil || !strings.Contains(err.Error(), "no binaries") {
+	if err := c.makeImage(t.Context()); err == nil || !strings.Contains(err.Error(), "no binaries") {
 		t.Errorf("without binaries: %v", err)
 	}
 }

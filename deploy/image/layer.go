@@ -42,11 +42,11 @@ func (t tree) addLink(name, target string) {
 	t[name] = treeEntry{kind: tar.TypeSymlink, mode: 0o777, target: target}
 }
 
-// sorted returns the names; a directory comes before what is in it.
-func (t tree) sorted() []string { return slices.Sorted(maps.Keys(t)) }
+// sortedNames returns the names; a directory comes before what is in it.
+func (t tree) sortedNames() []string { return slices.Sorted(maps.Keys(t)) }
 
-// pack writes the tree as a tar. The same tree gives the same bytes.
-func (t tree) pack() ([]byte, error) {
+// packFiles writes the tree as a tar. The same tree gives the same bytes.
+func (t tree) packFiles() ([]byte, error) {
 	t = maps.Clone(t)
 	for name := range maps.Clone(t) {
 		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
@@ -57,7 +57,7 @@ func (t tree) pack() ([]byte, error) {
 	}
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
-	for _, name := range t.sorted() {
+	for _, name := range t.sortedNames() {
 		e := t[name]
 		h := &tar.Header{Typeflag: e.kind, Name: name, Linkname: e.target, Mode: e.mode, Size: int64(len(e.content)),
 			ModTime: epoch, Format: tar.FormatPAX}
@@ -77,9 +77,9 @@ func (t tree) pack() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// layer makes a layer of the tree.
-func (t tree) layer() (v1.Layer, error) {
-	content, err := t.pack()
+// makeLayer makes a layer of the tree.
+func (t tree) makeLayer() (v1.Layer, error) {
+	content, err := t.packFiles()
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,7 @@
 //
 // The processes of the image run as root, without capabilities but NET_ADMIN and NET_RAW. Another user cannot have
 // them: Kubernetes gives added capabilities to root only, and allowPrivilegeEscalation: false, which deploy/base sets,
-// makes the kernel ignore those of a file. The legacy iptables also demands to be root.
+// makes the kernel ignore capabilities of a file. The legacy iptables also demands to be root.
 package main
 
 import (
@@ -49,7 +49,7 @@ func main() {
 	if *update {
 		err = updatePackages(ctx, c.packages, c.cache)
 	} else {
-		err = c.run(ctx)
+		err = c.makeImage(ctx)
 	}
 	stop()
 	if err != nil {
@@ -58,8 +58,8 @@ func main() {
 	}
 }
 
-// run writes the image and its bill of materials.
-func (c *config) run(ctx context.Context) error {
+// makeImage writes the image and its bill of materials.
+func (c *config) makeImage(ctx context.Context) error {
 	if len(c.binaries) == 0 {
 		return errors.New("no binaries: name the files, for example bin/kubelink")
 	}
@@ -75,7 +75,7 @@ func (c *config) run(ctx context.Context) error {
 	if err := fetchPackages(ctx, packages, c.cache); err != nil {
 		return err
 	}
-	base, err := debianRoot(ctx, packages)
+	base, err := makeRoot(ctx, packages)
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (c *config) run(ctx context.Context) error {
 		binaries = append(binaries, b)
 		programs.addFile(b.name, 0o755, b.content)
 	}
-	img, err := c.assemble(base, programs)
+	img, err := c.assembleImage(base, programs)
 	if err != nil {
 		return err
 	}
@@ -97,26 +97,26 @@ func (c *config) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	archive, err := packArchive(img, c.names())
+	archive, err := packArchive(img, c.imageNames())
 	if err != nil {
 		return err
 	}
-	sbom, err := c.billOfMaterials(ctx, digest, binaries, packages, base)
+	sbom, err := listMaterials(ctx, c.version, digest, binaries, packages)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(writeFile(c.sbom, sbom), writeFile(c.image, archive)); err != nil {
 		return err
 	}
-	fmt.Printf("%s: %s, %d MB, %s\n", c.image, digest, len(archive)>>20, strings.Join(c.names(), ", "))
+	fmt.Printf("%s: %s, %d MB, %s\n", c.image, digest, len(archive)>>20, strings.Join(c.imageNames(), ", "))
 	return nil
 }
 
 // notInTag are the characters that a tag cannot have, + of a semantic version for example.
 var notInTag = regexp.MustCompile(`[^A-Za-z0-9_.-]`)
 
-// names are the references of the image.
-func (c *config) names() []string {
+// imageNames are the references of the image.
+func (c *config) imageNames() []string {
 	return []string{"docker.io/library/kubelink:" + notInTag.ReplaceAllString(c.version, "-"),
 		"docker.io/library/kubelink:latest"}
 }

@@ -81,7 +81,7 @@ func TestMirror(t *testing.T) {
 	if err != nil || len(packages) != 1 || packages[0].version != "2.0-1" {
 		t.Fatalf("%s: %v", read(t, list), err)
 	}
-	root, err := debianRoot(t.Context(), packages)
+	root, err := makeRoot(t.Context(), packages)
 	if err != nil {
 		t.Fatal(err)
 	}

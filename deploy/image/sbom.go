@@ -58,11 +58,11 @@ func readBinary(file string) (b binary, err error) {
 	return b, nil
 }
 
-// billOfMaterials describes the image in the JSON format of CycloneDX, without a time.
-func (c *config) billOfMaterials(
-	ctx context.Context, digest v1.Hash, binaries []binary, packages []*debianPackage, root tree,
+// listMaterials describes the image in the JSON format of CycloneDX, without a time.
+func listMaterials(
+	ctx context.Context, version string, digest v1.Hash, binaries []binary, packages []*debianPackage,
 ) ([]byte, error) {
-	image := cdx.Component{BOMRef: "image", Type: cdx.ComponentTypeContainer, Name: "kubelink", Version: c.version,
+	image := cdx.Component{BOMRef: "image", Type: cdx.ComponentTypeContainer, Name: "kubelink", Version: version,
 		PackageURL:         "pkg:oci/kubelink@" + strings.ReplaceAll(digest.String(), ":", "%3A"),
 		ExternalReferences: &[]cdx.ExternalReference{{Type: cdx.ERTypeVCS, URL: source}}}
 	contents := cdx.Dependency{Ref: image.BOMRef, Dependencies: &[]string{}}
@@ -70,15 +70,15 @@ func (c *config) billOfMaterials(
 	var dependencies []cdx.Dependency
 	modules := map[string]cdx.Component{}
 	for _, b := range binaries {
-		p := programComponent(b, c.version)
-		uses := moduleComponents(b.info)
+		p := describeProgram(b, version)
+		uses := describeModules(b.info)
 		maps.Copy(modules, uses)
 		refs := slices.Sorted(maps.Keys(uses))
 		components = append(components, p)
 		dependencies = append(dependencies, cdx.Dependency{Ref: p.BOMRef, Dependencies: &refs})
 		*contents.Dependencies = append(*contents.Dependencies, p.BOMRef)
 	}
-	licences, err := moduleLicences(ctx, modules)
+	licences, err := findModuleLicences(ctx, modules)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (c *config) billOfMaterials(
 		components = append(components, m)
 	}
 	for _, p := range packages {
-		d := p.component(root)
+		d := p.describePackage()
 		components = append(components, d)
 		*contents.Dependencies = append(*contents.Dependencies, d.BOMRef)
 	}
@@ -103,21 +103,21 @@ func (c *config) billOfMaterials(
 	return out.Bytes(), err
 }
 
-func programComponent(b binary, version string) cdx.Component {
+func describeProgram(b binary, version string) cdx.Component {
 	sum := sha256.Sum256(b.content)
 	return cdx.Component{BOMRef: b.name, Type: cdx.ComponentTypeApplication, Name: b.info.Path, Version: version,
 		PackageURL: goPackageURL(b.info.Main.Path, version),
 		Hashes:     &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA256, Value: hex.EncodeToString(sum[:])}}}
 }
 
-// stdlib is how scanners call the packages of Go itself, whose licence is stdlibLicence.
+// stdlib is how scanners call the packages of Go itself; their licence is stdlibLicence.
 const (
 	stdlib        = "stdlib"
 	stdlibLicence = "BSD-3-Clause"
 )
 
-// moduleComponents returns what a program is built of by reference.
-func moduleComponents(info *debug.BuildInfo) map[string]cdx.Component {
+// describeModules returns what a program is built of by reference.
+func describeModules(info *debug.BuildInfo) map[string]cdx.Component {
 	all := map[string]cdx.Component{}
 	add := func(name, version, sum string) {
 		url := goPackageURL(name, version)
@@ -141,18 +141,13 @@ func goPackageURL(module, version string) string {
 	return "pkg:golang/" + module + "@" + strings.ReplaceAll(version, "+", "%2B")
 }
 
-// component describes a package. Its copyright file names licences as Debian does.
-func (p *debianPackage) component(root tree) cdx.Component {
+func (p *debianPackage) describePackage() cdx.Component {
 	url := fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s&distro=debian-%s", p.name, strings.ReplaceAll(p.version, "+", "%2B"),
 		controlField(p.control, "Architecture"), releaseNumber)
 	c := cdx.Component{BOMRef: url, Type: cdx.ComponentTypeLibrary, Name: p.name, Version: p.version, PackageURL: url,
 		Hashes: &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA256, Value: p.checksum}}}
-	doc := "usr/share/doc/" + p.name
-	if e := root[doc]; e.target != "" {
-		doc = filepath.Join("usr/share/doc", e.target)
-	}
 	var names cdx.Licenses
-	for _, name := range debianLicences(root[doc+"/copyright"].content) {
+	for _, name := range p.licences {
 		names = append(names, cdx.LicenseChoice{License: &cdx.License{Name: name}})
 	}
 	if len(names) > 0 {
@@ -167,8 +162,13 @@ var licenceField = regexp.MustCompile(`(?m)^License: *(\S.*?) *$`)
 // commonLicence is what other copyright files say instead.
 var commonLicence = regexp.MustCompile(`/usr/share/common-licenses/([A-Za-z0-9.-]*[A-Za-z0-9])`)
 
-// debianLicences returns the names of licences in a copyright file, sorted.
-func debianLicences(copyright []byte) []string {
+// findLicences returns the names of licences in the copyright file of a package, sorted.
+func (p *debianPackage) findLicences(root tree) []string {
+	doc := "usr/share/doc/" + p.name
+	if e := root[doc]; e.target != "" {
+		doc = filepath.Join("usr/share/doc", e.target)
+	}
+	copyright := root[doc+"/copyright"].content
 	found := licenceField.FindAllSubmatch(copyright, -1)
 	if len(found) == 0 {
 		found = commonLicence.FindAllSubmatch(copyright, -1)
@@ -180,8 +180,8 @@ func debianLicences(copyright []byte) []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// moduleLicences returns the licences of modules, as far as the cache of go has the modules, by PATH@VERSION.
-func moduleLicences(ctx context.Context, modules map[string]cdx.Component) (map[string]*cdx.Licenses, error) {
+// findModuleLicences returns the licences of modules, as far as the cache of go has the modules, by PATH@VERSION.
+func findModuleLicences(ctx context.Context, modules map[string]cdx.Component) (map[string]*cdx.Licenses, error) {
 	args := []string{"list", "-m", "-json"}
 	for _, m := range modules {
 		if m.Name != stdlib {
