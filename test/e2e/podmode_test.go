@@ -1,7 +1,6 @@
 package e2e
 
-// The broker of the third cluster in a pod of its own (pod mode). The tests set the routes of the nodes as a router does: by
-// what the LinkGateway says.
+// The broker of the third cluster in a pod of its own (pod mode). Routers lead packets of all nodes to it.
 
 import (
 	"context"
@@ -30,6 +29,7 @@ type podMode struct {
 	other   *testbed.Node // not the gateway node
 	clients []*testbed.Pod
 	server  *server // on the other node
+	routers []*fleet.Router
 }
 
 // startPodMode ends the broker of the third cluster and starts one in a pod.
@@ -49,11 +49,23 @@ func startPodMode(t *testing.T, ctx context.Context) *podMode {
 	w.server.service, err = b.Service(ctx, "server-pod-mode", map[string]string{"app": "server-pod-mode"},
 		[]corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(httpPort)}}, testbed.ServiceOptions{})
 	must(t, err)
+	applyForTest(t, ctx, b, routerFiles)
+	for _, n := range []*testbed.Node{b.Gateway(), w.other} {
+		r, err := b.NodeRouter(ctx, n)
+		must(t, err)
+		must(t, r.Launch())
+		w.routers = append(w.routers, r)
+	}
 	must(t, b.Kill(ctx, syscall.SIGTERM))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		w.clearRoutes(ctx)
+		w.clearPort(ctx)
+		for _, r := range w.routers {
+			must(t, r.Kill(ctx, syscall.SIGTERM))
+			must(t, r.Cleanup(ctx))
+			must(t, r.Host.Delete(ctx))
+		}
 		must(t, errors.Join(w.broker.Host.Delete(ctx), away.Delete(ctx), w.server.pod.Delete(ctx)))
 		must(t, b.Start(ctx))
 		must(t, f.WaitMesh(ctx))
@@ -67,7 +79,7 @@ func (w *podMode) replace(t *testing.T, ctx context.Context, name string) {
 	t.Helper()
 	b := brokers[2]
 	if w.broker != nil {
-		w.clearRoutes(ctx)
+		w.clearPort(ctx)
 		must(t, w.broker.Kill(ctx, syscall.SIGTERM))
 		must(t, w.broker.Host.Delete(ctx))
 	}
@@ -76,12 +88,12 @@ func (w *podMode) replace(t *testing.T, ctx context.Context, name string) {
 	must(t, err)
 	must(t, w.broker.Host.Sysctl("net.ipv4.ip_forward=0")) // as in pods of most nodes
 	must(t, w.broker.Launch())
-	w.setRoutes(t, ctx)
+	w.waitGateway(t, ctx)
 }
 
-// setRoutes waits for the LinkGateway of the broker's pod, and sets the routes of all nodes by it. The node of the pod
-// also leads connections of peers to it, as a service does.
-func (w *podMode) setRoutes(t *testing.T, ctx context.Context) {
+// waitGateway waits for the LinkGateway of the broker's pod, and for the routes of all nodes. The node of the pod leads
+// connections of peers to it, as a service does.
+func (w *podMode) waitGateway(t *testing.T, ctx context.Context) {
 	t.Helper()
 	spec := v1alpha1.LinkGatewaySpec{}
 	pod, gateway := w.broker.Host.Address.String(), w.broker.Host.Node
@@ -97,28 +109,22 @@ func (w *podMode) setRoutes(t *testing.T, ctx context.Context) {
 		!strings.HasPrefix(spec.Pod, "kubelink-pod-") || len(spec.Networks) != 3 || spec.MTU != 1500 {
 		t.Errorf("LinkGateway says %+v", spec)
 	}
-	way, err := gateway.Run(ctx, "ip", "-o", "route", "get", pod)
-	must(t, err)
-	_, device, _ := strings.Cut(way, " dev ")
 	for _, network := range spec.Networks {
-		_, err := gateway.Run(ctx, "ip", "route", "replace", string(network), "via", pod, "dev", strings.Fields(device)[0],
-			"onlink", "proto", "114", "metric", "101")
-		must(t, err)
-		_, err = w.other.Run(ctx, "ip", "route", "replace", string(network), "via", gateway.Address.String(),
-			"proto", "114", "metric", "101")
-		must(t, err)
+		waitRoutes(t, time.Second, gateway, string(network)+" via "+pod)
+		waitRoutes(t, time.Second, w.other, string(network)+" via "+gateway.Address.String())
 	}
-	_, err = gateway.Iptables(ctx, "-t", "nat", "-I", "PREROUTING", "-d", gateway.Address.String(), "-p", "tcp",
+	for _, r := range w.routers {
+		must(t, r.WaitReady(ctx))
+	}
+	_, err := gateway.Iptables(ctx, "-t", "nat", "-I", "PREROUTING", "-d", gateway.Address.String(), "-p", "tcp",
 		"--dport", "8088", "-m", "comment", "--comment", "pod-mode", "-j", "DNAT", "--to-destination", pod+":8088")
 	must(t, err)
 }
 
-// clearRoutes removes what setRoutes has set.
-func (w *podMode) clearRoutes(ctx context.Context) {
-	for _, n := range []*testbed.Node{brokers[2].Gateway(), w.other} {
-		n.Run(ctx, "ip", "route", "flush", "proto", "114")
-		n.Run(ctx, "sh", "-c", "iptables -t nat -S PREROUTING | sed -n 's/^-A \\(.*pod-mode.*\\)/iptables -t nat -D \\1/p' | sh")
-	}
+// clearPort removes the way of connections to the pod.
+func (w *podMode) clearPort(ctx context.Context) {
+	brokers[2].Gateway().Run(ctx, "sh", "-c",
+		"iptables -t nat -S PREROUTING | sed -n 's/^-A \\(.*pod-mode.*\\)/iptables -t nat -D \\1/p' | sh")
 }
 
 // checkTraffic sends requests from and to pods of all nodes.
@@ -247,7 +253,7 @@ func testPodLacks(t *testing.T, ctx context.Context, w *podMode) {
 			must(t, w.broker.Reload(ctx))
 		}
 		w.waitUp(t, ctx)
-		w.setRoutes(t, ctx)
+		w.waitGateway(t, ctx)
 		w.checkTraffic(t, ctx)
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {

@@ -422,9 +422,11 @@ func TestRouterFollowsBroker(t *testing.T) {
 			if t.Failed() {
 				t.Logf("--- router on %s\n%s", n.Name, r.Process.Log())
 			}
-			_ = r.Kill(ctx, syscall.SIGTERM)
-			_, err := n.Run(ctx, "ip", "route", "flush", "proto", "114")
-			must(t, err)
+			must(t, r.Kill(ctx, syscall.SIGTERM))
+			must(t, r.Cleanup(ctx))
+			if got, err := routesOf(ctx, n); err != nil || got != "" {
+				t.Errorf("cleanup left %q, %v", got, err)
+			}
 		}()
 	}
 	waitRoutes(t, 3*time.Second, nodes[1], "192.168.0.0/24 via "+nodes[0].Address.String())

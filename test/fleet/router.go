@@ -94,3 +94,13 @@ func (r *Router) Kill(ctx context.Context, signal syscall.Signal) error {
 		return ctx.Err()
 	}
 }
+
+// Cleanup removes what routers have set on the node.
+func (r *Router) Cleanup(ctx context.Context) error {
+	binary, err := RouterBinary()
+	if err != nil {
+		return err
+	}
+	_, err = r.Host.Run(ctx, binary, "--cleanup")
+	return err
+}
