@@ -387,3 +387,23 @@ func TestSecrets(t *testing.T) {
 		}
 	}
 }
+
+// The router gets what it needs for chains with the component vxlan, and not without.
+func TestVXLANRouter(t *testing.T) {
+	for with, want := range map[string]bool{"": false, "vxlan": true} {
+		fs := kustomizationWith(t, strings.Fields("router "+with)...)
+		resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(fs, "/own")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range resources.Resources() {
+			if r.GetKind() != "DaemonSet" {
+				continue
+			}
+			text := r.MustYaml()
+			if got := strings.Contains(text, "NET_RAW") && strings.Contains(text, "path: /run/xtables.lock"); got != want {
+				t.Errorf("component %q: the DaemonSet has rights and lock for iptables: %v", with, got)
+			}
+		}
+	}
+}

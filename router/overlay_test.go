@@ -53,7 +53,8 @@ func TestWantedOverlay(t *testing.T) {
 	}
 }
 
-// The routes go through the device in both families, a second look writes nothing, and what is not wanted any more goes.
+// The routes go through the device in both families, a second look writes nothing, and what is not wanted any more
+// goes.
 func TestNamespaceOverlay(t *testing.T) {
 	runtime.LockOSThread() // the thread ends with the goroutine
 	ns, err := netns.New()
@@ -98,7 +99,8 @@ func TestNamespaceOverlay(t *testing.T) {
 		}
 	}
 	for command, want := range map[string]string{
-		"ip -4 route get 100.64.16.9": "via 10.250.0.1 dev klvxlan", "ip -6 route get fd00:16::9": "via fe80::26b:afa:1 dev klvxlan",
+		"ip -4 route get 100.64.16.9":                      "via 10.250.0.1 dev klvxlan",
+		"ip -6 route get fd00:16::9":                       "via fe80::26b:afa:1 dev klvxlan",
 		"bridge fdb show dev klvxlan":                      "02:6b:0a:fa:00:01 dst 10.250.0.1 port 8780 self permanent",
 		"ip -6 neigh show dev klvxlan nud permanent":       "fe80::26b:afa:1 lladdr 02:6b:0a:fa:00:01 PERMANENT",
 		"iptables -t nat -S KLROUTER-VXLAN-NAT | tail -1":  "-o klvxlan -j SNAT --to-source 10.250.0.3",
@@ -115,7 +117,8 @@ func TestNamespaceOverlay(t *testing.T) {
 	if err := (&vxlan{end: end}).remove(); err != nil {
 		t.Error(err)
 	}
-	if got := run("ip link; iptables-save; ip6tables-save"); strings.Contains(got, "klvxlan") || strings.Contains(got, "KLROUTER") {
-		t.Errorf("left: %s", got)
+	left := run("ip link; iptables-save; ip6tables-save")
+	if strings.Contains(left, "klvxlan") || strings.Contains(left, "KLROUTER") {
+		t.Errorf("left: %s", left)
 	}
 }

@@ -2,8 +2,8 @@ package overlay
 
 // The iptables chains of an end. All of it is pure.
 //
-// The filters of VXLAN packets are in INPUT and FORWARD, where the NAT of kube-proxy is done: a service whose endpoint is
-// the VXLAN port of a node is no way in. They are in mangle, so that no other program accepts before.
+// The filters of VXLAN packets are in INPUT and FORWARD, where the NAT of kube-proxy is done: a service whose endpoint
+// is the VXLAN port of a node is no way in. They are in mangle, so that no other program accepts before.
 
 import (
 	"fmt"

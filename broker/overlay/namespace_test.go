@@ -1,8 +1,8 @@
 package overlay
 
 // The overlay between real network namespaces: two nodes on a bridge that drops all addresses but theirs, a pod behind
-// each, and a gateway on the first node or in a pod of it. What it sends to its TUN comes out of one in the namespace "mesh". These
-// tests need to be root.
+// each, and a gateway on the first node or in a pod of it. What it sends to its TUN comes out of one in the namespace
+// "mesh". These tests need to be root.
 
 import (
 	"encoding/binary"
@@ -100,7 +100,8 @@ func (w *world) address(name string) netip.Addr {
 		"node1": {"10.250.0.1", "fd00:a::1"}, "node2": {"10.250.0.2", "fd00:a::2"}, "stranger": {"10.250.0.3", "fd00:a::3"},
 		"pod1": {"100.96.1.5", "fd00:b:1::5"}, "pod2": {"100.96.2.5", "fd00:b:2::5"},
 		"gateway": {"100.96.1.7", "fd00:b:1::7"},
-		"cluster": {"192.168.0.11", "fd00:c::b"}, "mesh": {"192.168.0.5", "fd00:c::5"}, "remote": {"100.64.16.9", "fd00:d:1::9"},
+		"cluster": {"192.168.0.11", "fd00:c::b"},
+		"mesh":    {"192.168.0.5", "fd00:c::5"}, "remote": {"100.64.16.9", "fd00:d:1::9"},
 		"service2": {"100.64.0.2", "fd00:d::2"}, "host2": {"100.64.0.3", "fd00:d::3"},
 	}
 	a, known := addresses[name]
@@ -187,11 +188,13 @@ func (w *world) build(podMode bool) {
 	w.run("lan", fmt.Sprintf("nft 'table bridge f { chain c { type filter hook forward priority 0; policy drop; "+
 		"ether type arp accept; icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept; "+
 		"%[1]s saddr %[2]s %[1]s daddr %[2]s accept; %[1]s saddr { %[3]s } %[1]s daddr { %[3]s } accept; "+
-		"%[1]s saddr %[2]s %[1]s daddr { %[3]s } accept; %[1]s saddr { %[3]s } %[1]s daddr %[2]s accept; }; }'", ip, nodes, pods))
+		"%[1]s saddr %[2]s %[1]s daddr { %[3]s } accept; %[1]s saddr { %[3]s } %[1]s daddr %[2]s accept; }; }'",
+		ip, nodes, pods))
 	w.addPod("pod1", "node1")
 	w.addPod("pod2", "node2")
-	w.run("node1", fmt.Sprintf("ip route add %s via %s", w.choose("100.96.2.0/24", "fd00:b:2::/48"), w.address("node2")))
-	w.run("node2", fmt.Sprintf("ip route add %s via %s", w.choose("100.96.1.0/24", "fd00:b:1::/48"), w.address("node1")))
+	pods1, pods2 := w.choose("100.96.1.0/24", "fd00:b:1::/48"), w.choose("100.96.2.0/24", "fd00:b:2::/48")
+	w.run("node1", fmt.Sprintf("ip route add %s via %s", pods2, w.address("node2")))
+	w.run("node2", fmt.Sprintf("ip route add %s via %s", pods1, w.address("node1")))
 	cluster := w.choose("100.96.0.0/11", "fd00:b::/32")
 	for _, node := range []string{"node1", "node2"} { // what pods send to other networks has the address of the node
 		w.run(node, fmt.Sprintf("%s -t nat -A POSTROUTING -s %s ! -d %[2]s -j MASQUERADE", w.iptables(), cluster))

@@ -8,14 +8,14 @@
 // gateway leads what comes from the meshes for the address of a node back into the overlay, by a routing table of its
 // own. The routes of nodes to the gateway are not set here: they lead to Device, via the gateway's address.
 //
-// No packet of the overlay is learned from: peers, their addresses and their MAC addresses are set here. VXLAN knows no
-// keys. So the filters, which come before the device, take VXLAN packets only from addresses of peers that come in the
-// way that leads to these peers, and no packet to these ports from a pod or a link leaves this node for another one.
-// What remains: a network that lets one machine send with the address of another. See filter.go.
+// Nothing is learned from packets: peers, their addresses and their MAC addresses are set here. VXLAN knows no keys. So
+// the filters, which come before the device, take VXLAN packets only from addresses of peers that come in the way that
+// leads to these peers, and no packet to these ports from a pod or a link leaves this node for another one. What
+// remains: a network that lets one machine send with the address of another. See filter.go.
 //
-// From a State to commands: plan.go says what is wanted, filter.go which chains; system.go compares with what the kernel
-// has, and tells it. Set is told the whole, also adopts what a killed process left, and touches only what is ours: the
-// device with our name and alias, rules and routes with Protocol, chains with our names.
+// From a State to commands: plan.go says what is wanted, filter.go which chains; system.go compares with what the
+// kernel has, and tells it. Set is told the whole, also adopts what a killed process left, and touches only what is
+// ours: the device with our name and alias, rules and routes with Protocol, chains with our names.
 package overlay
 
 import (

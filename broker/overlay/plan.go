@@ -190,8 +190,8 @@ func NextHop(own, peer []netip.Addr, family int) netip.Addr {
 	return netip.Addr{}
 }
 
-// nextHops are the addresses of a peer as gateway of routes. Linux takes a gateway whose address is on another device for
-// IPv4 only, so in IPv6 it is a link-local one, made of the MAC address.
+// nextHops are the addresses of a peer as gateway of routes. Linux takes a gateway whose address is on another device
+// for IPv4 only, so in IPv6 it is a link-local one, made of the MAC address.
 func nextHops(address netip.Addr, inner []netip.Addr) (hops []netip.Addr) {
 	for _, a := range inner {
 		if a.Is6() {

@@ -87,8 +87,8 @@ func (s *system) findUplinks(own string) (names []string, err error) {
 	return names, nil
 }
 
-// setDevice makes the device as it is wanted, and returns its index. Where it cannot be changed it is made anew. It makes
-// none without filters.
+// setDevice makes the device as it is wanted, and returns its index. Where it cannot be changed it is made anew. It
+// makes none without filters.
 func (s *system) setDevice(p *plan, filtered bool) (int, error) {
 	if len(p.peers) == 0 {
 		return 0, errors.New("the overlay has no peer that it can reach")
@@ -170,8 +170,8 @@ func (s *system) adjustDevice(found, wanted *netlink.Vxlan) error {
 	return nil
 }
 
-// findDevice returns our device; nil: there is none. Without alias it is ours if its MAC address is: a process was killed
-// before it could set the alias.
+// findDevice returns our device; nil: there is none. Without alias it is ours if its MAC address is: a process was
+// killed before it could set the alias.
 func (s *system) findDevice(name string) (*netlink.Vxlan, error) {
 	found, err := s.netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -184,8 +184,8 @@ func (s *system) findDevice(name string) (*netlink.Vxlan, error) {
 	if ok && (device.Alias == alias || device.Alias == "" && strings.HasPrefix(device.HardwareAddr.String(), "02:6b:")) {
 		return device, nil
 	}
-	return nil, fmt.Errorf("there is a device %s that is not kubelink's (a %s device): rename it (ip link set %s name NAME)",
-		name, found.Type(), name)
+	return nil, fmt.Errorf("there is a device %s that is not kubelink's (a %s device): "+
+		"rename it (ip link set %s name NAME)", name, found.Type(), name)
 }
 
 // removeDevice leaves a foreign device.
