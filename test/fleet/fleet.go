@@ -49,7 +49,8 @@ type Broker struct {
 	Binary  string   // of the program; empty: the result of the function Binary; for the next start
 
 	fleet    *Fleet
-	corefile string // path
+	pages    netip.Addr // address of the pages ready and metrics; zero: 127.0.0.1
+	corefile string     // path
 	text     string
 }
 
@@ -308,7 +309,7 @@ func (b *Broker) WaitReady(ctx context.Context) error {
 			return errors.New("there is no process")
 		default:
 		}
-		_, err := b.Host.Get(ctx, ReadyURL)
+		_, err := b.Host.Get(ctx, b.pageURL(ReadyURL))
 		return err
 	})
 }
@@ -444,10 +445,18 @@ func (f *Fleet) WaitMesh(ctx context.Context) error {
 	return nil
 }
 
+// pageURL is the URL of a page at the address that the broker has.
+func (b *Broker) pageURL(url string) string {
+	if !b.pages.IsValid() {
+		return url
+	}
+	return strings.Replace(url, "127.0.0.1", b.pages.String(), 1)
+}
+
 // Metric returns a metric of the broker. series is its name with its labels, as Prometheus writes it. A counter
 // without a value yet is 0.
 func (b *Broker) Metric(ctx context.Context, series string) (float64, error) {
-	text, err := b.Host.Get(ctx, MetricsURL)
+	text, err := b.Host.Get(ctx, b.pageURL(MetricsURL))
 	if err != nil {
 		return 0, err
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -137,7 +138,10 @@ func (b *Broker) ApplyFiles(ctx context.Context, files map[string]string) error 
 func (b *Broker) FindPod(ctx context.Context) error {
 	pods, err := b.PodsOf(ctx, 1, Namespace, map[string]string{"app": "kubelink"})
 	if err == nil {
-		b.Host = pods[0]
+		b.Host, b.pages = pods[0], netip.Addr{}
+		if !b.Host.Object.Spec.HostNetwork {
+			b.pages = b.Host.Address
+		}
 	}
 	return err
 }
