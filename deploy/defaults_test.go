@@ -155,8 +155,8 @@ func TestEndpointForPeers(t *testing.T) {
 	}
 }
 
-// A pod with a network of its own opens no ports of the node, tells its pages where kubelet asks, and has the rights that
-// it has in the network of the node.
+// A pod with a network of its own opens no ports of the node, tells its pages where kubelet asks, and has the rights
+// that it has in the network of the node.
 func TestPodMode(t *testing.T) {
 	pod := buildPod(t, kustomizationWith(t, "pod-mode"), "/own")
 	container := pod.Containers[0]
@@ -182,8 +182,8 @@ func TestPodMode(t *testing.T) {
 		}
 	}
 	node := nodeMode(t)
-	if pod.HostNetwork || !node.HostNetwork || !reflect.DeepEqual(container.SecurityContext, node.Containers[0].SecurityContext) ||
-		!reflect.DeepEqual(pod.Volumes, node.Volumes) {
+	if pod.HostNetwork || !node.HostNetwork ||
+		!reflect.DeepEqual(container.SecurityContext, node.Containers[0].SecurityContext) || !reflect.DeepEqual(pod.Volumes, node.Volumes) {
 		t.Errorf("pod mode has %+v, node mode %+v", pod, node)
 	}
 }

@@ -113,8 +113,8 @@ func TestMissingTUN(t *testing.T) {
 	}
 }
 
-// A process that has no TUN at its start serves without one, and says why and what to do, once. It takes the TUN as soon as
-// it can be had.
+// A process that has no TUN at its start serves without one, and says why and what to do, once. It takes the TUN as
+// soon as it can be had.
 func TestTUNMissingAtStart(t *testing.T) {
 	log := &syncBuffer{}
 	next, changed := make(chan device, 1), make(chan struct{}, 100)
@@ -161,7 +161,8 @@ func TestOpenErrors(t *testing.T) {
 		{"no device file", os.NewSyscallError("open", unix.ENOENT), "volume hostPath, type CharDevice", true},
 		{"no module", os.NewSyscallError("open", unix.ENODEV), "modprobe tun", true},
 		{"no driver", os.NewSyscallError("open", unix.ENXIO), "modprobe tun", true},
-		{"forbidden by the runtime", os.NewSyscallError("open", unix.EPERM), "the container runtime forbids the device", true},
+		{"forbidden by the runtime", os.NewSyscallError("open", unix.EPERM),
+			"the container runtime forbids the device", true},
 		{"forbidden, without offloads", &os.PathError{Op: "open", Path: "/dev/net/tun", Err: unix.EPERM},
 			"the container runtime forbids the device", true},
 		{"no capability", os.NewSyscallError("TUNSETIFF", unix.EPERM), "capability NET_ADMIN", true},

@@ -111,8 +111,8 @@ func describeOpenError(name string, err error) error {
 		return fmt.Errorf("open TUN %s: a device of another kind has this name: remove it (ip link del %s) "+
 			"or choose another ifce-name", name, name)
 	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("open TUN %s: %w: let the container have /dev/net/tun of the node (volume hostPath, type CharDevice), "+
-			"as deploy/base/deployment.yaml does", name, err)
+		return fmt.Errorf("open TUN %s: %w: let the container have /dev/net/tun of the node (volume hostPath, "+
+			"type CharDevice), as deploy/base/deployment.yaml does", name, err)
 	case errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO):
 		return fmt.Errorf("open TUN %s: %w: the kernel has no TUN: load the module tun on the node (modprobe tun)", name, err)
 	case errors.Is(err, os.ErrPermission) && isOpenError(err):

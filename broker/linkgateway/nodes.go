@@ -38,7 +38,7 @@ func ReadNodes(ctx context.Context, reader client.Reader, nodeCIDRs mesh.Prefixe
 		for _, a := range list.Items[i].Status.Addresses {
 			ip, err := netip.ParseAddr(a.Address)
 			if ip = ip.Unmap(); err == nil && a.Type == corev1.NodeInternalIP && nodeCIDRs.Contains(ip) {
-				add(&n.NodeIPs, ip)
+				addAddress(&n.NodeIPs, ip)
 			}
 		}
 		if len(n.NodeIPs) > 0 {

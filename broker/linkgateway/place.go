@@ -1,5 +1,5 @@
-// Package linkgateway says where the gateway of the links is: on a node, or in a pod of it (pod mode). It writes that to
-// the API, as a LinkGateway, for the other nodes.
+// Package linkgateway says where the gateway of the links is: on a node, or in a pod of it (pod mode). It writes that
+// to the API, as a LinkGateway, for the other nodes.
 package linkgateway
 
 import (
@@ -56,7 +56,7 @@ func (l *Locator) Locate(c Config, h *mesh.Host) {
 	if !reflect.DeepEqual(c, l.config) {
 		l.config, l.onNode = c, nil
 	}
-	l.Place = locate(c, h.Addresses)
+	l.Place = findPlace(c, h.Addresses)
 	switch {
 	case !l.InPod && len(h.Addresses) > 0:
 		l.onNode = new(l.Place)
@@ -65,15 +65,15 @@ func (l *Locator) Locate(c Config, h *mesh.Host) {
 	}
 }
 
-// locate finds the place by the addresses of interfaces.
-func locate(c Config, interfaces []mesh.HostInterface) Place {
+// findPlace finds the place by the addresses of interfaces.
+func findPlace(c Config, interfaces []mesh.HostInterface) Place {
 	p := Place{Node: c.Node}
-	add(&p.NodeIPs, c.NodeIP)
+	addAddress(&p.NodeIPs, c.NodeIP)
 	isOwn := false // an address of the node
 	for _, i := range interfaces {
 		if c.NodeCIDRs.Contains(i.Addr) || i.Addr == c.NodeIP {
 			isOwn = true
-			add(&p.NodeIPs, i.Addr)
+			addAddress(&p.NodeIPs, i.Addr)
 		}
 	}
 	if isOwn || len(c.NodeCIDRs) == 0 || len(interfaces) == 0 {
@@ -82,11 +82,11 @@ func locate(c Config, interfaces []mesh.HostInterface) Place {
 	}
 	p.InPod, p.Pod = true, c.Pod
 	for _, a := range c.PodIPs {
-		add(&p.PodIPs, a)
+		addAddress(&p.PodIPs, a)
 	}
 	for _, i := range interfaces {
 		if c.PodCIDRs.Contains(i.Addr) {
-			add(&p.PodIPs, i.Addr)
+			addAddress(&p.PodIPs, i.Addr)
 		}
 	}
 	for _, i := range interfaces {
@@ -99,8 +99,8 @@ func locate(c Config, interfaces []mesh.HostInterface) Place {
 	return p
 }
 
-// add adds an address, unless there is one of its family.
-func add(all *[]netip.Addr, a netip.Addr) {
+// addAddress adds an address, unless there is one of its family.
+func addAddress(all *[]netip.Addr, a netip.Addr) {
 	if a.IsValid() && !slices.ContainsFunc(*all, func(b netip.Addr) bool { return a.Is4() == b.Is4() }) {
 		*all = append(*all, a)
 	}

@@ -54,7 +54,8 @@ func TestLocate(t *testing.T) {
 		{"node with a wrong node-cidr", func(c *Config) { c.NodeCIDRs = cidrs("10.0.0.0/24") }, node,
 			"[10.250.0.5] [] - 9001", nil},
 		{"node with both families", func(c *Config) { c.NodeCIDRs = cidrs("10.250.0.0/16", "fd01::/64") },
-			interfaces("10.250.0.4 lan 1400", "10.250.0.5 ens5 1500", "fd01::5 ens6 1450"), "[10.250.0.5 fd01::5] [] - 1450", nil},
+			interfaces("10.250.0.4 lan 1400", "10.250.0.5 ens5 1500", "fd01::5 ens6 1450"),
+			"[10.250.0.5 fd01::5] [] - 1450", nil},
 		{"nothing is known", nil, nil, "[10.250.0.5] [] - 0", nil},
 		{"pod", nil, pod, "[10.250.0.5] [100.96.1.7] eth0 1450", nil},
 		{"pod with both families", func(c *Config) { c.PodIPs = []netip.Addr{ip("fd00::7"), ip("100.96.1.7")} }, pod,
@@ -63,21 +64,21 @@ func TestLocate(t *testing.T) {
 			"[10.250.0.5] [100.96.1.7] pod0 8900", nil},
 		{"pod without node-ip", func(c *Config) { c.NodeIP = netip.Addr{} }, pod, "[] [100.96.1.7] eth0 1450",
 			[]string{"no interface has an address in node-cidr 10.250.0.0/16", "node-ip is missing", "status.hostIP"}},
-		{"pod with a foreign node-ip", func(c *Config) { c.NodeIP = ip("10.9.9.9") }, pod, "[10.9.9.9] [100.96.1.7] eth0 1450",
-			[]string{"node-ip 10.9.9.9 does not lie in it"}},
+		{"pod with a foreign node-ip", func(c *Config) { c.NodeIP = ip("10.9.9.9") }, pod,
+			"[10.9.9.9] [100.96.1.7] eth0 1450", []string{"node-ip 10.9.9.9 does not lie in it"}},
 		{"pod without pod-cidr", func(c *Config) { c.PodCIDRs = nil }, pod, "[10.250.0.5] [] - 0",
 			[]string{"pod-cidr is missing"}},
 		{"pod with a wrong pod-cidr", func(c *Config) { c.PodCIDRs = cidrs("10.96.0.0/16") }, pod, "[10.250.0.5] [] - 0",
 			[]string{"pod-cidr 10.96.0.0/16 has none of its addresses (100.96.1.7 of eth0, fd00::7 of eth0)"}},
-		{"pod without anything", func(c *Config) { *c = Config{Node: "p", Pod: "p", NodeCIDRs: c.NodeCIDRs} }, pod, "[] [] - 0",
-			[]string{"node-ip is missing", "pod-cidr is missing", "variable NODE_NAME"}},
+		{"pod without anything", func(c *Config) { *c = Config{Node: "p", Pod: "p", NodeCIDRs: c.NodeCIDRs} }, pod,
+			"[] [] - 0", []string{"node-ip is missing", "pod-cidr is missing", "variable NODE_NAME"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := config()
 			if c.change != nil {
 				c.change(&cfg)
 			}
-			p := locate(cfg, c.interfaces)
+			p := findPlace(cfg, c.interfaces)
 			device := p.Device
 			if device == "" {
 				device = "-"
@@ -137,7 +138,8 @@ func TestNewSpec(t *testing.T) {
 	}
 	pod := Place{Node: "node1", InPod: true, Pod: "kubelink-abc", PodIPs: []netip.Addr{ip("100.96.1.7")}, MTU: 1450}
 	got, err = NewSpec(&pod, &mesh.State{}, 0, 1500)
-	want = &v1alpha1.LinkGatewaySpec{Node: "node1", Pod: "kubelink-abc", PodIPs: []v1alpha1.GatewayIP{"100.96.1.7"}, MTU: 1450}
+	want = &v1alpha1.LinkGatewaySpec{Node: "node1", Pod: "kubelink-abc", MTU: 1450,
+		PodIPs: []v1alpha1.GatewayIP{"100.96.1.7"}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}

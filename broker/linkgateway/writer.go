@@ -68,8 +68,8 @@ func NewWriter(c WriterConfig) *Writer {
 	return &Writer{WriterConfig: c, signal: make(chan struct{}, 1), limit: deadline.New(deadline.First)}
 }
 
-// Set says what the LinkGateway of a name is to say, and why that is not all. nil: another broker holds the links, or it
-// is not known which one does. It never blocks.
+// Set says what the LinkGateway of a name is to say, and why that is not all. nil: another broker holds the links, or
+// it is not known which one does. It never blocks.
 func (w *Writer) Set(name string, want *v1alpha1.LinkGatewaySpec, lack error) {
 	w.mu.Lock()
 	same := w.name == name && equality.Semantic.DeepEqual(w.want, want)
@@ -105,7 +105,7 @@ func (w *Writer) Start(ctx context.Context) error {
 		case <-w.signal:
 		case <-timer.C:
 		}
-		pause, err := w.update(ctx)
+		pause, err := w.updateObject(ctx)
 		if err != nil && ctx.Err() == nil {
 			pause = delays.Step()
 		} else {
@@ -115,8 +115,8 @@ func (w *Writer) Start(ctx context.Context) error {
 	}
 }
 
-// update brings the object up to date, and returns the time until the next look.
-func (w *Writer) update(ctx context.Context) (pause time.Duration, err error) {
+// updateObject brings the object up to date, and returns the time until the next look.
+func (w *Writer) updateObject(ctx context.Context) (pause time.Duration, err error) {
 	w.mu.Lock()
 	name, want := w.name, w.want
 	w.mu.Unlock()
@@ -129,15 +129,15 @@ func (w *Writer) update(ctx context.Context) (pause time.Duration, err error) {
 	var yields error
 	err = w.limit.Do(ctx, func(ctx context.Context) error {
 		var err error
-		yields, err = w.write(ctx, key, want)
+		yields, err = w.writeObject(ctx, key, want)
 		if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) { // another program was faster: look at it
-			yields, err = w.write(ctx, key, want)
+			yields, err = w.writeObject(ctx, key, want)
 		}
 		return err
 	})
 	switch {
 	case ctx.Err() != nil:
-	case err == nil && want.Term > 0 && yields != nil && time.Since(w.seen) < grace: // usually the Lease is renewed by then
+	case err == nil && want.Term > 0 && yields != nil && time.Since(w.seen) < grace: // the Lease is about to be renewed
 	case err == nil:
 		w.failing = time.Time{}
 		w.noteProblem(yields)
@@ -175,19 +175,21 @@ func (w *Writer) noteProblem(err error) {
 	w.Wake()
 }
 
-// write writes the object, unless it is right already. The first result is why it leaves the object to another broker;
-// nil: it does not. After a change of what is wanted, it knows the version of the object and needs no look.
-func (w *Writer) write(ctx context.Context, key client.ObjectKey, want *v1alpha1.LinkGatewaySpec) (yields, err error) {
+// writeObject writes the object, unless it is right already. The first result is why it leaves the object to another
+// broker; nil: it does not. After a change of what is wanted, it knows the version of the object and needs no look.
+func (w *Writer) writeObject(
+	ctx context.Context, key client.ObjectKey, want *v1alpha1.LinkGatewaySpec,
+) (yields, err error) {
 	last := w.written
 	if last != nil && last.Name == key.Name && !equality.Semantic.DeepEqual(&last.Spec, want) {
 		w.written = nil // after an error, it looks
-		return nil, w.put(ctx, last, key, want)
+		return nil, w.putObject(ctx, last, key, want)
 	}
 	now := &v1alpha1.LinkGateway{}
 	err = w.Reader.Get(ctx, key, now)
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil, w.put(ctx, nil, key, want)
+		return nil, w.putObject(ctx, nil, key, want)
 	case err != nil:
 		return nil, err
 	case equality.Semantic.DeepEqual(&now.Spec, want):
@@ -197,12 +199,12 @@ func (w *Writer) write(ctx context.Context, key client.ObjectKey, want *v1alpha1
 	if yields = w.yieldTo(now, want, last != nil); yields != nil {
 		return yields, nil
 	}
-	return nil, w.put(ctx, now, key, want)
+	return nil, w.putObject(ctx, now, key, want)
 }
 
 // yieldTo tells why this broker leaves an object as another one has written it. The higher term wins. But terms begin
-// anew where a Lease was deleted: who makes sure after it has seen the object that it holds the Lease, overwrites
-// it. Brokers without Lease do not know of each other: the one whose state has changed last wins.
+// anew where a Lease was deleted: a broker that makes sure, after it has seen the object, that it holds the Lease
+// overwrites it. Brokers without Lease do not know of each other: the one whose state has changed last wins.
 func (w *Writer) yieldTo(now *v1alpha1.LinkGateway, want *v1alpha1.LinkGatewaySpec, wrote bool) error {
 	if now.Spec.Term < want.Term || now.Spec.Term == want.Term && now.Spec.Node == want.Node {
 		return nil
@@ -221,8 +223,8 @@ func (w *Writer) yieldTo(now *v1alpha1.LinkGateway, want *v1alpha1.LinkGatewaySp
 		"it writes when it has renewed its Lease", now.Namespace, now.Name, now.Spec.Node, now.Spec.Term, want.Term)
 }
 
-// put makes the object, or updates the one that was there.
-func (w *Writer) put(
+// putObject makes the object, or updates the one that was there.
+func (w *Writer) putObject(
 	ctx context.Context, before *v1alpha1.LinkGateway, key client.ObjectKey, want *v1alpha1.LinkGatewaySpec,
 ) (err error) {
 	start := time.Now()
@@ -248,7 +250,8 @@ func (w *Writer) put(
 			"term", want.Term, "former node", former, "took", time.Since(start).Round(time.Millisecond))
 	}
 	if after.ResourceVersion == "" {
-		return errors.New("the answer has no resourceVersion, which is not believed: see what answers in place of the API server")
+		return errors.New("the answer has no resourceVersion, which is not believed: " +
+			"see what answers in place of the API server")
 	}
 	w.written, w.other = after, nil
 	return nil

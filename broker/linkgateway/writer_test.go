@@ -48,7 +48,9 @@ func simulate(t *testing.T, test func(t *testing.T, w *world)) {
 		note := func(verb string) error { w.ops = append(w.ops, verb); return w.fail[verb] }
 		w.api = fake.NewClientBuilder().WithScheme(scheme).Build()
 		watched := interceptor.NewClient(w.api, interceptor.Funcs{
-			Get: func(c context.Context, a client.WithWatch, k client.ObjectKey, o client.Object, opt ...client.GetOption) error {
+			Get: func(
+				c context.Context, a client.WithWatch, k client.ObjectKey, o client.Object, opt ...client.GetOption,
+			) error {
 				if err := note("get"); err != nil {
 					return err
 				}
@@ -201,7 +203,8 @@ func TestOtherWriters(t *testing.T) {
 				if got := w.text(t); got != wanted {
 					t.Errorf("%s, not %s", got, wanted)
 				}
-				if err := w.Problem(); (err != nil) != (c.problem != "") || err != nil && !strings.Contains(err.Error(), c.problem) {
+				err := w.Problem()
+				if (err != nil) != (c.problem != "") || err != nil && !strings.Contains(err.Error(), c.problem) {
 					t.Errorf("problem %v", err)
 				}
 				if warned := strings.Count(w.log.String(), "level=WARN"); warned > 1 || (warned == 1) != (c.problem != "") {
@@ -212,7 +215,7 @@ func TestOtherWriters(t *testing.T) {
 	}
 }
 
-// At its start a broker takes over what others have left, but not from one that has a Lease when its own cannot be used.
+// At its start a broker takes over what another one has left, but not from one with a Lease when its own cannot be used.
 func TestTakeOver(t *testing.T) {
 	for _, c := range []struct {
 		name      string
@@ -250,7 +253,8 @@ func TestFailures(t *testing.T) {
 		says       string
 	}{
 		{"no CRD", "create", apierrors.NewNotFound(resource, ""), "install the CRDs"},
-		{"no permission", "create", apierrors.NewForbidden(resource, key.Name, errors.New("no role")), "deploy/base/rbac.yaml"},
+		{"no permission", "create", apierrors.NewForbidden(resource, key.Name, errors.New("no role")),
+			"deploy/base/rbac.yaml"},
 		{"no answer", "get", context.DeadlineExceeded, "deadline"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

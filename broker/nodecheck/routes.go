@@ -257,7 +257,8 @@ func (l *look) checkForwarding(family int, pods []pod) {
 			if d.device == l.target.Device {
 				whose = "from links"
 			}
-			remedy := fmt.Sprintf("sysctl -w net.ipv4.ip_forward=1, or net.ipv4.conf.%s.forwarding=1 for this device only", d.device)
+			remedy := fmt.Sprintf("sysctl -w net.ipv4.ip_forward=1, or net.ipv4.conf.%s.forwarding=1 for this device only",
+				d.device)
 			if l.target.Pod.Device != "" {
 				remedy = "kubelink sets it again; if this stays: " + podRemedy("net.ipv4.ip_forward")
 			}

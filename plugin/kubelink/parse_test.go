@@ -53,7 +53,8 @@ func TestDefaults(t *testing.T) {
 		t.Setenv(name, "")
 	}
 	host, _ := os.Hostname()
-	if got, err := parseStanza("kubelink"); err != nil || got.NodeName != host || got.PodName != host || got.PodIPs != nil {
+	got, err := parseStanza("kubelink")
+	if err != nil || got.NodeName != host || got.PodName != host || got.PodIPs != nil {
 		t.Errorf("node %q, pod %q %v, %v, want %q", got.NodeName, got.PodName, got.PodIPs, err, host)
 	}
 

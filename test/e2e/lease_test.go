@@ -112,7 +112,8 @@ type placeChange struct {
 	at     time.Time
 }
 
-// waitPlace waits until the LinkGateway names the node of a broker. That may take a time after the broker got the Lease.
+// waitPlace waits until the LinkGateway names the node of a broker, which may be a while after the broker got the
+// Lease.
 func (w *twoBrokers) waitPlace(t *testing.T, limit time.Duration, b *fleet.Broker, term int) {
 	t.Helper()
 	timeout := time.After(20 * time.Second)
@@ -132,7 +133,7 @@ func (w *twoBrokers) waitPlace(t *testing.T, limit time.Duration, b *fleet.Broke
 		must(t, w.first.Client.Get(context.Background(), client.ObjectKey{Namespace: fleet.Namespace, Name: "kubelink"}, l))
 		took := c.at.Sub(l.Spec.AcquireTime.Time)
 		t.Logf("LinkGateway names %s %s after the Lease", node(b), took)
-		networks := []v1alpha1.GatewayNetwork{"100.64.0.0/20", "100.64.16.0/20", "192.168.0.0/24"} // of the mesh, of both peers
+		networks := []v1alpha1.GatewayNetwork{"100.64.0.0/20", "100.64.16.0/20", "192.168.0.0/24"} // of peers and mesh
 		addresses := []v1alpha1.GatewayIP{v1alpha1.GatewayIP(b.Host.Node.Address.String())}
 		if c.object.Name != "kubelink" || took > limit || !slices.Equal(s.Networks, networks) ||
 			!slices.Equal(s.NodeIPs, addresses) || s.Pod != "" || s.PodIPs != nil || s.MTU != 1500 {
@@ -416,8 +417,8 @@ func testHolderEnds(t *testing.T, ctx context.Context, w *twoBrokers, term int) 
 // checkTable checks what users see of the LinkGateway.
 func (w *twoBrokers) checkTable(ctx context.Context) error {
 	table, err := w.first.Kubectl(ctx, "get", "linkgateways", "-n", fleet.Namespace)
-	want := regexp.MustCompile(`^NAME +NODE +ADDRESS +POD +TERM +AGE\nkubelink +` + regexp.QuoteMeta(node(w.second)) + ` +` +
-		regexp.QuoteMeta(w.second.Host.Node.Address.String()) + ` +\d+ +\d+`)
+	want := regexp.MustCompile(`^NAME +NODE +ADDRESS +POD +TERM +AGE\nkubelink +` +
+		regexp.QuoteMeta(node(w.second)) + ` +` + regexp.QuoteMeta(w.second.Host.Node.Address.String()) + ` +\d+ +\d+`)
 	if err == nil && !want.MatchString(table) {
 		err = errors.New(table)
 	}

@@ -105,7 +105,8 @@ func (w *podMode) waitGateway(t *testing.T, ctx context.Context) {
 		}
 		return err
 	}))
-	if spec.Node != gateway.Name || !slices.Equal(spec.NodeIPs, []v1alpha1.GatewayIP{v1alpha1.GatewayIP(gateway.Address.String())}) ||
+	nodeIPs := []v1alpha1.GatewayIP{v1alpha1.GatewayIP(gateway.Address.String())}
+	if spec.Node != gateway.Name || !slices.Equal(spec.NodeIPs, nodeIPs) ||
 		!strings.HasPrefix(spec.Pod, "kubelink-pod-") || len(spec.Networks) != 3 || spec.MTU != 1500 {
 		t.Errorf("LinkGateway says %+v", spec)
 	}
@@ -200,8 +201,8 @@ func TestPodMode(t *testing.T) {
 	t.Run("what a pod lacks", func(t *testing.T) { testPodLacks(t, ctx, w) })
 }
 
-// testPodLacks takes away what pod mode needs: it is named with the remedy, names are served, and it is enough to give it
-// back.
+// testPodLacks takes away what pod mode needs: it is named with the remedy, names are served, and it is enough to give
+// it back.
 func testPodLacks(t *testing.T, ctx context.Context, w *podMode) {
 	text := w.broker.Corefile()
 	defer func() { must(t, w.broker.SetCorefile(text)) }()
@@ -212,7 +213,8 @@ func testPodLacks(t *testing.T, ctx context.Context, w *podMode) {
 		undo    string
 		want    []string
 	}{
-		{"node-ip", "node-ip", "", "", []string{"no interface has an address in node-cidr 10.250.0.0/16", "node-ip is missing"}},
+		{"node-ip", "node-ip", "", "",
+			[]string{"no interface has an address in node-cidr 10.250.0.0/16", "node-ip is missing"}},
 		{"pod-cidr", "pod-cidr", "", "", []string{"pod-cidr is missing"}},
 		{"the device", "", "mount -t tmpfs none /dev/net", "umount /dev/net",
 			[]string{"open TUN kubelink", "/dev/net/tun", "volume hostPath, type CharDevice"}},
