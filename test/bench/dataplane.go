@@ -38,6 +38,7 @@ const (
 	bridgeBefore = "bridge-before" // the same with the binary of -before
 	wireguardGo  = "wireguard"     // wireguard-go
 	plainTUNLink = "plain-tun"     // kubelink without offloads
+	anotherLink  = "another-node"  // kubelink with its defaults, and a client on a node that is not the gateway's
 )
 
 // dataplaneMeasures are the values of the flag -measures, in the order in which the bench takes them.
@@ -68,6 +69,7 @@ func (o choice) newPace() pace {
 // contender is a path between the clusters.
 type contender struct {
 	name    string
+	client  *testbed.Pod
 	to      netip.Addr             // address of the server for the client
 	device  string                 // of the tunnel
 	enter   func() error           // prepares the contender for its turn
@@ -89,8 +91,9 @@ type dataplane struct {
 	pace
 	fleet                     *fleet.Fleet
 	one, two                  *fleet.Broker
-	client, server            *testbed.Pod
-	streams, datagrams, echos socket // the server's
+	client, server            *testbed.Pod // the client on the gateway node
+	another                   *anotherNode // nil: no contender needs it
+	streams, datagrams, echos socket       // the server's
 	contenders                []*contender
 	running                   brokerSetup
 	guess                     map[string]float64
@@ -110,7 +113,7 @@ func measureDataplane(ctx context.Context, o choice) (*results, error) {
 	}
 	defer f.Close()
 	p := &dataplane{choice: o, pace: o.newPace(), fleet: f, one: f.Brokers[0], two: f.Brokers[1],
-		running: brokerSetup{offload: true}, guess: map[string]float64{}, results: newResults(&dataplaneLayout, o.rounds),
+		guess: map[string]float64{}, results: newResults(&dataplaneLayout, o.rounds),
 		quiet: quiet{patience: 2 * time.Minute}}
 	if o.quick {
 		p.quiet.patience = 20 * time.Second
@@ -180,7 +183,7 @@ func (p *dataplane) setUp(ctx context.Context) (err error) {
 func (p *dataplane) newContender(
 	ctx context.Context, name string, linked netip.Addr, service func(name string) (netip.Addr, error),
 ) (c *contender, err error) {
-	c = &contender{name: name, enter: func() error { return nil },
+	c = &contender{name: name, client: p.client, enter: func() error { return nil },
 		state:   func() (string, error) { return "", nil },
 		tunnels: func() []*testbed.Process { return nil }}
 	switch c.name {
@@ -203,16 +206,44 @@ func (p *dataplane) newContender(
 			c.enter = func() error { return w.restart(ctx) }
 		}
 	default:
-		c.to, c.device, c.profile = linked, "kubelink", brokerProfile
-		setup := brokerSetup{offload: c.name != plainTUNLink}
-		if c.name == bridgeBefore {
-			setup.binary = p.before
-		}
-		c.enter = func() error { return p.enterBrokers(ctx, setup) }
-		c.state = func() (string, error) { return p.linksUp(ctx) }
-		c.tunnels = func() []*testbed.Process { return []*testbed.Process{p.one.Process, p.two.Process} }
+		err = p.setLink(ctx, c, linked)
 	}
-	return c, nil
+	return c, err
+}
+
+// setLink makes a contender one of kubelink's. linked is the address of the service behind the link.
+func (p *dataplane) setLink(ctx context.Context, c *contender, linked netip.Addr) (err error) {
+	c.to, c.device, c.profile = linked, "kubelink", brokerProfile
+	c.tunnels = func() []*testbed.Process { return []*testbed.Process{p.one.Process, p.two.Process} }
+	var setup brokerSetup
+	c.enter = func() error { return p.enterBrokers(ctx, setup) }
+	c.state = func() (string, error) { return p.linksUp(ctx) }
+	switch c.name {
+	case bridgeBefore:
+		setup.binary = p.before
+	case plainTUNLink:
+		setup.property = offloadOff
+	case anotherLink:
+		if p.another == nil {
+			if p.another, err = startAnotherNode(ctx, p.one); err != nil {
+				return err
+			}
+		}
+		c.client = p.another.client
+		c.enter = func() error {
+			if err := p.enterBrokers(ctx, setup); err != nil {
+				return err
+			}
+			return p.another.waitForRoute(ctx, c.to, nodeDevice)
+		}
+		c.state = func() (string, error) {
+			if err := p.another.checkRouter(); err != nil {
+				return "", err
+			}
+			return p.linksUp(ctx)
+		}
+	}
+	return nil
 }
 
 // listen opens the server's sockets.
@@ -254,8 +285,8 @@ func (p *dataplane) publishServer(ctx context.Context) error {
 
 // brokerSetup is how the brokers run.
 type brokerSetup struct {
-	offload bool
-	binary  string // empty: the present one
+	property string // line of the stanza; empty: kubelink with its defaults
+	binary   string // empty: the present one
 }
 
 // enterBrokers restarts both brokers, unless they run so already. With -before it always restarts them: a new process
@@ -264,17 +295,15 @@ func (p *dataplane) enterBrokers(ctx context.Context, setup brokerSetup) error {
 	if p.before == "" && setup == p.running {
 		return nil
 	}
+	before := p.running
 	p.running = setup
 	g, starting := errgroup.WithContext(ctx)
 	for _, b := range p.fleet.Brokers {
-		const stanza = "\n    kubelink {\n"
-		text := strings.Replace(b.Corefile(), "        "+offloadOff+"\n", "", 1)
-		if !setup.offload {
-			text = strings.Replace(text, stanza, stanza+"        "+offloadOff+"\n", 1)
-		}
-		if strings.Contains(text, offloadOff) == setup.offload {
+		text := b.Corefile()
+		if !strings.Contains(text, before.stanza()) {
 			return errors.New("the Corefile has no such stanza")
 		}
+		text = strings.Replace(text, before.stanza(), setup.stanza(), 1)
 		if err := b.SetCorefile(text); err != nil {
 			return err
 		}
@@ -290,6 +319,15 @@ func (p *dataplane) enterBrokers(ctx context.Context, setup brokerSetup) error {
 		return err
 	}
 	return p.fleet.WaitMesh(ctx)
+}
+
+// stanza is the begin of kubelink's stanza in a Corefile.
+func (s brokerSetup) stanza() string {
+	text := "\n    kubelink {\n"
+	if s.property != "" {
+		text += "        " + s.property + "\n"
+	}
+	return text
 }
 
 // linksUp returns since when the links are up, or an error when a link is not up.
@@ -323,7 +361,7 @@ func (p *dataplane) measureContender(ctx context.Context, c *contender, round in
 	}
 	// The link that is shown as Up may be the link of the process before the restart.
 	if err := testbed.Until(ctx, "the path", func(context.Context) error {
-		_, err := measureEchoes(p.client.Host, netip.AddrPortFrom(c.to, echoPort), 10*time.Millisecond, 50*time.Millisecond)
+		_, err := measureEchoes(c.client.Host, netip.AddrPortFrom(c.to, echoPort), 10*time.Millisecond, 50*time.Millisecond)
 		return err
 	}); err != nil {
 		return err
@@ -461,7 +499,7 @@ type stagedResult struct {
 
 // measureStreams measures streams in one direction, and with a single stream the CPU time per byte.
 func (p *dataplane) measureStreams(ctx context.Context, c *contender, n int, d direction) (uint64, error) {
-	all, err := openFlows(p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), n, d)
+	all, err := openFlows(c.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), n, d)
 	if err != nil {
 		return 0, err
 	}
@@ -508,7 +546,7 @@ func (p *dataplane) measureStreams(ctx context.Context, c *contender, n int, d d
 
 func (p *dataplane) datagramRate(ctx context.Context, c *contender) error {
 	for _, d := range []direction{up, down} {
-		w, err := openDatagrams(p.client.Host, p.datagrams, netip.AddrPortFrom(c.to, datagramPort), d)
+		w, err := openDatagrams(c.client.Host, p.datagrams, netip.AddrPortFrom(c.to, datagramPort), d)
 		if err != nil {
 			return err
 		}
@@ -525,7 +563,7 @@ func (p *dataplane) datagramRate(ctx context.Context, c *contender) error {
 }
 
 func (p *dataplane) requestRate(ctx context.Context, c *contender) error {
-	rate, err := measureRequests(ctx, p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), p.warmUp,
+	rate, err := measureRequests(ctx, c.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), p.warmUp,
 		p.pace.requests)
 	if err == nil {
 		p.stageResult(resultRequests, rate/1000)
@@ -536,7 +574,7 @@ func (p *dataplane) requestRate(ctx context.Context, c *contender) error {
 const echoInterval = 2 * time.Millisecond
 
 func (p *dataplane) roundTrip(c *contender) error {
-	e, err := measureEchoes(p.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.idle)
+	e, err := measureEchoes(c.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.idle)
 	if err != nil {
 		return err
 	}
@@ -550,14 +588,14 @@ func (p *dataplane) roundTrip(c *contender) error {
 
 // roundTripUnderLoad measures the round-trip time beside one stream that uploads.
 func (p *dataplane) roundTripUnderLoad(ctx context.Context, c *contender) (uint64, error) {
-	all, err := openFlows(p.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), 1, up)
+	all, err := openFlows(c.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), 1, up)
 	if err != nil {
 		return 0, err
 	}
 	defer all.close()
 	var e echoes
 	if err := all.runDuring(ctx, p.warmUp, func() (err error) {
-		e, err = measureEchoes(p.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.pace.load)
+		e, err = measureEchoes(c.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.pace.load)
 		return err
 	}); err != nil {
 		return 0, err
@@ -598,8 +636,12 @@ func (p *dataplane) printProcesses() {
 			fmt.Printf("  %-10s %s: PID %d inside of the test bed\n", c.name, t.Name, t.PID())
 		}
 	}
-	for _, h := range []*testbed.Host{p.client.Host, p.one.Gateway().Host, p.two.Gateway().Host, p.server.Host} {
-		fmt.Printf("  %-22s %s\n", h.Name, h.Enter())
+	hosts := []*testbed.Host{p.client.Host, p.one.Gateway().Host, p.two.Gateway().Host, p.server.Host}
+	if p.another != nil {
+		hosts = append(hosts, p.another.client.Host, p.another.router.Host.Node.Host)
+	}
+	for _, h := range hosts {
+		fmt.Printf("  %-24s %s\n", h.Name, h.Enter())
 	}
 	fmt.Println()
 }

@@ -35,6 +35,7 @@ var dataplaneLayout = layout{
 		{bridgeBefore, "kubelink before", "", ""},
 		{wireguardGo, "wireguard-go", "#bc4c00", "#f0883e"},
 		{plainTUNLink, "kubelink, plain TUN", "#6fb1f7", "#1f4f8f"},
+		{anotherLink, "from another node", "", ""},
 	},
 	present: map[string]string{bridgeBefore: bridgeLink},
 	tables:  func(r *results) []table { return []table{r.dataplaneTable()} },
@@ -62,6 +63,8 @@ var dataplaneLayout = layout{
 		{what: resultLoadMedian, of: bridgeLink, to: wireguardGo, bound: 0.5, atMost: true},
 		{what: resultTunnelCPU(up), of: bridgeLink, to: wireguardGo, bound: 0.6, atMost: true},
 		{what: resultTunnelCPU(down), of: bridgeLink, to: wireguardGo, bound: 0.6, atMost: true},
+		{what: resultStream(1, up), of: anotherLink, to: bridgeLink, bound: 0.8},
+		{what: resultStream(1, down), of: anotherLink, to: bridgeLink, bound: 0.8},
 	},
 }
 

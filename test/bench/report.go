@@ -35,15 +35,14 @@ func (result) formatValue(v float64) string {
 }
 
 // entrant is a contender as tables and plots show it: its title, and the colours of its bars in light and in dark
-// mode.
+// mode. Plots do not show entrants without colours.
 type entrant struct{ name, title, light, dark string }
 
 // layout defines how to show the results of a benchmark.
 type layout struct {
 	section  string    // section of the README, and name of the plot
 	entrants []entrant // in the order of tables
-	// present has, for each contender with the binary of -before, the one with the present binary. Plots do not show the
-	// former: they have no colours.
+	// present has, for each contender with the binary of -before, the one with the present binary.
 	present  map[string]string
 	tables   func(*results) []table
 	panels   []panel

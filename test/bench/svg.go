@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -42,6 +43,9 @@ const (
 func (l *layout) plotStyle() string {
 	fills := func(colour func(entrant) string) (css string) {
 		for _, e := range l.entrants {
+			if colour(e) == "" {
+				continue
+			}
 			css += fmt.Sprintf(".%s { fill: %s; } ", e.name, colour(e))
 		}
 		return strings.TrimSpace(css)
@@ -78,7 +82,7 @@ func (r *results) drawPlot() string {
 			}
 		}
 	}
-	names, titles := r.entrantsWith(whats...)
+	names, titles := r.drawnEntrants(whats...)
 	const legend = 28.0
 	rows := (len(shown) + plotColumns - 1) / plotColumns
 	width := plotColumns*panelWidth + (plotColumns+1)*margin
@@ -103,6 +107,17 @@ func (r *results) drawPlot() string {
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
+}
+
+// drawnEntrants returns the entrants with colours that have any of these results.
+func (r *results) drawnEntrants(whats ...result) (names, titles []string) {
+	all, allTitles := r.entrantsWith(whats...)
+	for i, name := range all {
+		if slices.ContainsFunc(r.entrants, func(e entrant) bool { return e.name == name && e.light != "" }) {
+			names, titles = append(names, name), append(titles, allTitles[i])
+		}
+	}
+	return names, titles
 }
 
 func (r *results) drawPanel(b *strings.Builder, p panel, names []string) {
