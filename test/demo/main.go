@@ -3,13 +3,15 @@
 //
 //	demo          stays up until Ctrl-C
 //	demo --once   ends by itself; exit code 0 if all worked
+//
+// As root, the clusters have real nodes, and kubelink is installed from deploy. Otherwise nodes and pods are network
+// namespaces only.
 package main
 
 import (
 	"context"
 	"flag"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -17,11 +19,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/miekg/dns"
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
-
-	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
@@ -51,9 +48,10 @@ func runDemo() int {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	f, client, err := showMesh(ctx)
-	if f != nil {
-		defer f.Close()
+	d := &demo{real: testbed.AllowsRealNodes()}
+	err := d.show(ctx)
+	if d.Fleet != nil {
+		defer d.Close()
 	}
 	if err != nil {
 		if ctx.Err() != nil {
@@ -61,8 +59,8 @@ func runDemo() int {
 			return 130
 		}
 		fmt.Fprintln(os.Stderr, "\ndemo failed:", err)
-		if f != nil {
-			f.DumpLogs(os.Stderr, 20)
+		if d.Fleet != nil {
+			d.DumpLogs(os.Stderr, 20)
 		}
 		return 1
 	}
@@ -71,111 +69,12 @@ func runDemo() int {
 		return 0
 	}
 	printStep("the clusters stay up until Ctrl-C. From another terminal, as the same user:")
-	for _, b := range f.Brokers {
+	for _, b := range d.Brokers {
 		printIndented(fmt.Sprintf("# kubectl in %s\n%s get kubelinks -o wide", b.Name, b.KubectlCommand()))
 	}
-	printIndented("# a shell in the pod client of kubelink1\n" + client.Enter("bash"))
-	printIndented("# a shell on the gateway node of kubelink1\n" + client.Node.Enter("bash"))
+	printIndented("# a shell in the network of the client of kubelink1\n" + d.client.Enter("bash"))
+	printIndented("# a shell on the gateway node of kubelink1\n" + d.Brokers[0].Host.Node.Enter("bash"))
 	<-ctx.Done()
 	printStep("cleaning up")
 	return 0
-}
-
-func showMesh(ctx context.Context) (*fleet.Fleet, *testbed.Pod, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
-	defer cancel()
-	printStep("booting two Kubernetes clusters with the same node network %s and pod network %s", testbed.NodeCIDR,
-		testbed.PodCIDR)
-	f, err := fleet.New(ctx, 2, fleet.Options{Progress: func(s string) { printStep("%s", s) }})
-	if err != nil {
-		return nil, nil, err
-	}
-	one, two := f.Brokers[0], f.Brokers[1]
-	for _, b := range f.Brokers {
-		printStep("%s: services %s, mesh address %s, endpoint %s", b.Name, b.ServiceCIDR, b.MeshAddress, b.FQDN)
-	}
-
-	printStep("a web server in kubelink2, a client in kubelink1")
-	server, err := two.Pod(ctx, "echo", testbed.PodOptions{})
-	if err != nil {
-		return f, nil, err
-	}
-	if err := server.ServeHTTPEcho(8080); err != nil {
-		return f, nil, err
-	}
-	ip, err := two.Service(ctx, "echo", map[string]string{"app": "echo"},
-		[]corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)}}, testbed.ServiceOptions{})
-	if err != nil {
-		return f, nil, err
-	}
-	client, err := one.Pod(ctx, "client", testbed.PodOptions{})
-	if err != nil {
-		return f, nil, err
-	}
-	if err := showLinks(ctx, f); err != nil {
-		return f, nil, err
-	}
-	return f, client, showTraffic(ctx, two, client, ip)
-}
-
-// showLinks links the clusters and prints the links.
-func showLinks(ctx context.Context, f *fleet.Fleet) error {
-	printStep("applying the KubeLinks")
-	applied := time.Now()
-	if err := f.Mesh(ctx); err != nil {
-		return err
-	}
-	printStep("all links are Up after %d ms", time.Since(applied).Milliseconds())
-	for _, b := range f.Brokers {
-		table, err := b.Kubectl(ctx, "get", "kubelinks")
-		if err != nil {
-			return err
-		}
-		printStep("%s$ kubectl get kubelinks", b.Name)
-		printIndented(table)
-	}
-	return nil
-}
-
-// showTraffic looks up the server's name, sends a request to it and pings the other cluster. ip is the service's
-// address.
-func showTraffic(ctx context.Context, two *fleet.Broker, client *testbed.Pod, ip netip.Addr) error {
-	name := "echo.default.svc.kubelink2.kubelink."
-	var answer *dns.Msg
-	if err := testbed.Until(ctx, name, func(ctx context.Context) (err error) {
-		if answer, err = client.Query(ctx, name, dns.TypeA); err != nil {
-			return err
-		}
-		if len(answer.Answer) == 0 {
-			return fmt.Errorf("%s", dns.RcodeToString[answer.Rcode])
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	printStep("client of kubelink1$ dig %s", name)
-	printIndented(answer.Answer[0].String())
-	if a, ok := answer.Answer[0].(*dns.A); !ok || a.A.String() != ip.String() {
-		return fmt.Errorf("%s should be %s", name, ip)
-	}
-
-	url := "http://" + strings.TrimSuffix(name, ".") + "/"
-	body, err := client.Get(ctx, url)
-	if err != nil {
-		return err
-	}
-	printStep("client of kubelink1$ curl %s", url)
-	printIndented(fmt.Sprintf("the server in kubelink2 saw client address %s (the client's own is %s)", body,
-		client.Address))
-	if body == client.Address.String() {
-		return fmt.Errorf("the pod's own address crossed the mesh")
-	}
-
-	rtt, err := client.Ping(ctx, two.MeshAddress.Addr())
-	if err != nil {
-		return err
-	}
-	printStep("client of kubelink1$ ping %s", two.MeshAddress.Addr())
-	printIndented(fmt.Sprintf("answered after %.2f ms", float64(rtt.Microseconds())/1000))
-	return nil
 }

@@ -16,12 +16,15 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
+// AllowsRealNodes says whether this process may start real nodes: it is root, and of the machine itself.
+func AllowsRealNodes() bool { return os.Getuid() == 0 && os.Getenv(enterVar) == rootEnter }
+
 // prepareRealNodes looks whether this machine can have the real nodes that are to be started, if any.
 func (b *Testbed) prepareRealNodes() (err error) {
 	if len(b.realNodes()) == 0 {
 		return nil
 	}
-	if os.Getuid() != 0 || os.Getenv(enterVar) != rootEnter {
+	if !AllowsRealNodes() {
 		return errors.New("real nodes need root: light nodes (no PodNetwork) do not")
 	}
 	if b.nodeBinaries, err = nodesFolder(); err != nil {
