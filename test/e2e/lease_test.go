@@ -112,34 +112,40 @@ type placeChange struct {
 	at     time.Time
 }
 
-// waitPlace waits until the LinkGateway names the node of a broker, which may be a while after the broker got the
-// Lease.
-func (w *twoBrokers) waitPlace(t *testing.T, limit time.Duration, b *fleet.Broker, term int) {
+// nextPlace waits until the LinkGateway names the node of a broker and a number of networks. It returns it, and how long
+// after the broker got the Lease that is.
+func (w *twoBrokers) nextPlace(t *testing.T, b *fleet.Broker, term, networks int) (*v1alpha1.LinkGateway, time.Duration) {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(30 * time.Second)
 	for {
 		var c placeChange
 		select {
 		case c = <-w.places:
 		case <-timeout:
-			t.Fatalf("no LinkGateway names %s with term %d", node(b), term)
+			t.Fatalf("no LinkGateway names %s with term %d and %d networks", node(b), term, networks)
 		}
-		s := c.object.Spec
-		if s.Node != node(b) || int(s.Term) != term {
-			t.Logf("LinkGateway names %s with term %d", s.Node, s.Term)
+		if s := c.object.Spec; s.Node != node(b) || int(s.Term) != term || len(s.Networks) != networks {
+			t.Logf("LinkGateway names %s with term %d and %d networks", s.Node, s.Term, len(s.Networks))
 			continue
 		}
 		l := &coordinationv1.Lease{}
 		must(t, w.first.Client.Get(context.Background(), client.ObjectKey{Namespace: fleet.Namespace, Name: "kubelink"}, l))
 		took := c.at.Sub(l.Spec.AcquireTime.Time)
-		t.Logf("LinkGateway names %s %s after the Lease", node(b), took)
-		networks := []v1alpha1.GatewayNetwork{"100.64.0.0/20", "100.64.16.0/20", "192.168.0.0/24"} // of peers and mesh
-		addresses := []v1alpha1.GatewayIP{v1alpha1.GatewayIP(b.Host.Node.Address.String())}
-		if c.object.Name != "kubelink" || took > limit || !slices.Equal(s.Networks, networks) ||
-			!slices.Equal(s.NodeIPs, addresses) || s.Pod != "" || s.PodIPs != nil || s.MTU != 1500 {
-			t.Errorf("after %s: LinkGateway %s says %+v", took, c.object.Name, s)
-		}
-		return
+		t.Logf("LinkGateway names %s and %d networks %s after the Lease", node(b), networks, took)
+		return c.object, took
+	}
+}
+
+// waitPlace waits until the LinkGateway names the node of a broker, which may be a while after the broker got the
+// Lease.
+func (w *twoBrokers) waitPlace(t *testing.T, limit time.Duration, b *fleet.Broker, term int) {
+	t.Helper()
+	networks := []v1alpha1.GatewayNetwork{"100.64.0.0/20", "100.64.16.0/20", "192.168.0.0/24"} // of peers and mesh
+	addresses := []v1alpha1.GatewayIP{v1alpha1.GatewayIP(b.Host.Node.Address.String())}
+	o, took := w.nextPlace(t, b, term, len(networks))
+	if s := o.Spec; o.Name != "kubelink" || took > limit || !slices.Equal(s.Networks, networks) ||
+		!slices.Equal(s.NodeIPs, addresses) || s.Pod != "" || s.PodIPs != nil || s.MTU != 1500 {
+		t.Errorf("after %s: LinkGateway %s says %+v", took, o.Name, s)
 	}
 }
 
@@ -243,6 +249,7 @@ func TestTwoBrokers(t *testing.T) {
 		{"the first one comes back", testHolderReturns},
 		{"the holder is cut off from the API server", testHolderCutOff},
 		{"the holder ends in order", testHolderEnds},
+		{"the holder of many links ends in order", testHolderOfManyLinks},
 	}
 	for _, step := range steps {
 		_, term, err := w.lease(ctx)
@@ -423,4 +430,42 @@ func (w *twoBrokers) checkTable(ctx context.Context) error {
 		err = errors.New(table)
 	}
 	return err
+}
+
+// With 250 links of three networks each, the other nodes learn within a second where the gateway is: they do not wait for
+// the statuses of the links.
+func testHolderOfManyLinks(t *testing.T, ctx context.Context, w *twoBrokers, term int) {
+	links := []*v1alpha1.KubeLink{newKubeLink("many--here", "10.200.0.1/16", v1alpha1.EndpointLocal, nil)}
+	for i := range manyLinks {
+		links = append(links, newKubeLink(fmt.Sprintf("many--c%d", i), fmt.Sprintf("10.200.1.%d/16", i+1),
+			fmt.Sprintf("192.0.2.%d", i+1), func(s *v1alpha1.KubeLinkSpec) {
+				s.CIDR = fmt.Sprintf("10.64.%d.0/24", i)
+				s.Egress = []v1alpha1.EgressCIDR{v1alpha1.EgressCIDR(fmt.Sprintf("10.65.%d.0/24", i)),
+					v1alpha1.EgressCIDR(fmt.Sprintf("10.66.%d.0/24", i))}
+			}))
+	}
+	defer func() {
+		for _, l := range slices.Backward(links) {
+			must(t, client.IgnoreNotFound(w.first.Client.Delete(ctx, l)))
+		}
+		must(t, w.first.Remove(ctx, links[0].Name))
+	}()
+	for _, l := range links {
+		must(t, w.first.Client.Create(ctx, l))
+	}
+	const networks = 3 + 1 + 3*manyLinks
+	w.nextPlace(t, w.second, term, networks)
+	must(t, w.second.Kill(ctx, syscall.SIGTERM))
+	if _, took := w.nextPlace(t, w.first, term+1, networks); took > time.Second {
+		t.Errorf("LinkGateway names %s %s after the Lease", node(w.first), took)
+	}
+	var all v1alpha1.KubeLinkList
+	must(t, w.first.Client.List(ctx, &all))
+	written := 0
+	for i := range all.Items {
+		if int(all.Items[i].Status.Term) == term+1 {
+			written++
+		}
+	}
+	t.Logf("by then %d of %d statuses are written", written, len(all.Items))
 }
