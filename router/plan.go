@@ -27,12 +27,13 @@ const (
 	PacketsTakenAway  = "PacketsTakenAway"  // packets of pods to a mesh leave another way
 	ReversePathFilter = "ReversePathFilter" // the kernel drops packets because of their source
 	ForwardingOff     = "ForwardingOff"     // the kernel does not forward
+	AddressesDropped  = "AddressesDropped"  // packets with addresses of meshes do not arrive at the gateway
 	AccessDenied      = "AccessDenied"      // the API server refuses to tell what the router needs
 )
 
 // reasons are all of them.
 var reasons = []string{ForeignRoute, GatewayNotOnLink, GatewayAddress, NetworkRefused, TunnelMissing, RouteNotSet,
-	PacketsTakenAway, ReversePathFilter, ForwardingOff, AccessDenied}
+	PacketsTakenAway, ReversePathFilter, ForwardingOff, AddressesDropped, AccessDenied}
 
 // objects are what the API server tells.
 type objects struct {

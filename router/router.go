@@ -61,6 +61,7 @@ type Router struct {
 	node   *node
 	api    *watcher
 	events *events
+	prober *prober
 	former *formerFile
 	wake   chan struct{}
 
@@ -123,6 +124,7 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	r.events = newEvents(r.api, c.Node, c.Log)
+	r.prober = newProber(r.signal)
 
 	// The parts end before the routes go, if they go: nothing sets them again.
 	working, stop := context.WithCancel(ctx)
@@ -133,6 +135,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	r.api.start(working, &wg)
 	wg.Go(func() { r.events.run(working) })
+	wg.Go(func() { r.prober.run(working) })
 	wg.Go(func() { server.run(working, c.Log) })
 	daemonSet := newDaemonSet(&r.config, r.api)
 	wg.Go(func() { daemonSet.look(working) })
@@ -228,6 +231,7 @@ func (r *Router) look() *Status {
 		s.Findings = append(s.Findings, r.node.checkPackets(want.routes)...)
 		r.former.done(r.config.Log)
 	}
+	s.Findings = append(s.Findings, r.prober.set(probeTargets(want, f))...)
 	s.Routes, s.Unknown = len(want.routes), want.unknown
 	for i := range want.leaders {
 		s.Gateways = append(s.Gateways, describeLeader(&want.leaders[i]))
