@@ -102,8 +102,8 @@ func (t *probeTarget) probe(ctx context.Context) *link.Finding {
 	}
 	return &link.Finding{Reason: AddressesDropped, Text: fmt.Sprintf("%s answers at %s, but packets to the meshes do not "+
 		"arrive there (for example to %s): the network in between drops addresses of meshes", t.name, t.address, t.mesh),
-		Remedy: "set the property ipip vxlan in the Corefile of the broker (component vxlan), or let the network take other " +
-			"addresses than those of nodes and pods (source/destination check, port security)"}
+		Remedy: "set the property ipip vxlan in the Corefile of the broker (component vxlan), or let the network take " +
+			"other addresses than those of nodes and pods (source/destination check, port security)"}
 }
 
 // answers tells whether a kernel on the way to an address says that a packet has no hop left, or that nobody listens.
