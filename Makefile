@@ -14,7 +14,7 @@ FUZZTIME      ?= 5m
 ARGS          ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help build image controlplane demo test bench fuzz generate lint system FORCE
+.PHONY: help build image controlplane demo test matrix bench fuzz generate lint system FORCE
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ test: system build controlplane $(if $(ROOT),image) ## everything, under the rac
 	KUBELINK=$(CURDIR)/bin/kubelink-race go test -race $(RACE_LDFLAGS) -p 1 -timeout 40m \
 	  $(if $(ROOT),./test/...,$$(go list ./test/... | grep -v /test/realnodes$$))
 	@$(if $(ROOT),:,echo left out for want of root: $$(grep -hoE '^func Test[A-Z]\w*' test/realnodes/*_test.go | cut -c6-))
+
+matrix: system build controlplane image ## as root: kubelink on real nodes, in all combinations
+	KUBELINK_MATRIX=all go test -timeout 40m -run TestMatrix -v ./test/realnodes
 
 bench: system build controlplane ## measure
 	go test -run '^$$' -bench . -benchmem ./broker/...

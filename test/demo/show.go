@@ -51,11 +51,14 @@ func (d *demo) bootClusters(ctx context.Context) (err error) {
 	if d.real {
 		printIndented("Each has two nodes with kubelet and containerd. kubectl apply -k installs kubelink from deploy,\n" +
 			"with the components node-mode and router, and the image of make image.")
+		components := []string{"node-mode", "router"}
 		d.Fleet, err = fleet.Install(ctx, fleet.InstallOptions{
-			Nodes:      2,
-			Clusters:   []testbed.ClusterOptions{{PodNetwork: testbed.PointToPoint}, {PodNetwork: testbed.Bridge}},
-			Components: []string{"node-mode", "router"},
-			Progress:   progress,
+			Nodes: 2,
+			Clusters: []fleet.Installation{
+				{ClusterOptions: testbed.ClusterOptions{PodNetwork: testbed.PointToPoint}, Components: components},
+				{ClusterOptions: testbed.ClusterOptions{PodNetwork: testbed.Bridge}, Components: components},
+			},
+			Progress: progress,
 		})
 	} else {
 		if err := checkTUN(); err != nil {

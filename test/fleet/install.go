@@ -17,11 +17,17 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
+// Installation is a cluster with real nodes, and the components of deploy that are installed there. The component values
+// is added.
+type Installation struct {
+	testbed.ClusterOptions
+	Components []string
+}
+
 // InstallOptions say what is installed on which clusters.
 type InstallOptions struct {
-	Nodes      int                      // per cluster
-	Clusters   []testbed.ClusterOptions // with real nodes
-	Components []string                 // of deploy; values is added
+	Nodes    int // per cluster
+	Clusters []Installation
 	// Edit changes the kustomization and the values of a cluster (from 0), which are files by name. It may add files.
 	Edit     func(cluster int, files map[string]string)
 	Progress func(string)
@@ -37,10 +43,14 @@ func Install(ctx context.Context, opts InstallOptions) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := testbed.New(ctx, len(opts.Clusters), testbed.Options{
+	var clusters []testbed.ClusterOptions
+	for _, c := range opts.Clusters {
+		clusters = append(clusters, c.ClusterOptions)
+	}
+	b, err := testbed.New(ctx, len(clusters), testbed.Options{
 		Nodes:       opts.Nodes,
 		CoreDNS:     binary,
-		Clusters:    opts.Clusters,
+		Clusters:    clusters,
 		Images:      []string{archive},
 		AddToScheme: kinds,
 		Progress:    opts.Progress,
@@ -49,7 +59,7 @@ func Install(ctx context.Context, opts InstallOptions) (*Fleet, error) {
 		return nil, err
 	}
 	return installAll(b, opts.Progress, func(i int, br *Broker) error {
-		files, err := br.kustomization(image, opts.Components)
+		files, err := br.kustomization(image, opts.Clusters[i].Components)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -64,7 +65,7 @@ func serveEcho(ctx context.Context, tcp, udp string) error {
 	}
 }
 
-// newHandler answers with the client's address. Path /bytes/N has N bytes of zeros.
+// newHandler answers with the client's address. Path /bytes/N has the first N bytes of ChaCha8 with a seed of zeros.
 func newHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -78,16 +79,9 @@ func newHandler() http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		io.CopyN(w, zeros{}, n)
+		io.CopyN(w, rand.NewChaCha8([32]byte{}), n)
 	})
 	return mux
-}
-
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) {
-	clear(p)
-	return len(p), nil
 }
 
 func answerDatagrams(c net.PacketConn) error {

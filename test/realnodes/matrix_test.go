@@ -1,0 +1,144 @@
+package realnodes
+
+// Tests of kubelink as users install it, on real nodes, in all combinations of where the broker runs and of pod networks.
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
+)
+
+// allVar is set by `make matrix`: all rows are tested. `make test` tests the rows that have each pair of values.
+const allVar = "KUBELINK_MATRIX"
+
+// matrix has two clusters in each row, so that two combinations share a test bed.
+var matrix = []struct {
+	name     string
+	pairwise bool
+	clusters []fleet.Installation
+}{
+	{"node mode on ptp, pod mode on a bridge", true, []fleet.Installation{
+		install("node-mode", testbed.PointToPoint, testbed.ProxyIPTables, 1500),
+		install("pod-mode", testbed.Bridge, testbed.ProxyNFTables, 9000),
+	}},
+	{"node mode on a bridge, pod mode on ptp", false, []fleet.Installation{
+		install("node-mode", testbed.Bridge, testbed.ProxyNFTables, 9000),
+		install("pod-mode", testbed.PointToPoint, testbed.ProxyIPTables, 1500),
+	}},
+}
+
+func install(mode, podNetwork, proxyMode string, mtu int) fleet.Installation {
+	return fleet.Installation{
+		ClusterOptions: testbed.ClusterOptions{PodNetwork: podNetwork, ProxyMode: proxyMode, MTU: mtu},
+		Components:     []string{mode, "router"},
+	}
+}
+
+func TestMatrix(t *testing.T) {
+	for _, row := range matrix {
+		if row.pairwise || os.Getenv(allVar) != "" {
+			t.Run(row.name, func(t *testing.T) { checkRow(t, row.clusters) })
+		}
+	}
+}
+
+func checkRow(t *testing.T, clusters []fleet.Installation) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	start := time.Now()
+	progress := func(what string) { t.Logf("%5.1fs %s", time.Since(start).Seconds(), what) }
+	f, err := fleet.Install(ctx, fleet.InstallOptions{Nodes: 2, Clusters: clusters, Progress: progress})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { check(t, f.Close()) })
+	f.DumpOnFailure(t)
+	progress("kubelink is installed")
+	check(t, f.Mesh(ctx))
+	progress("links are up")
+	var services []netip.Addr
+	for _, b := range f.Brokers {
+		must(b.Deploy(ctx, "server", 2))(t)
+		services = append(services, must(b.Service(ctx, "web", map[string]string{"app": "server"},
+			[]corev1.ServicePort{{Name: "web", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(8080)},
+				{Name: "datagrams", Protocol: corev1.ProtocolUDP, Port: 5353}}, testbed.ServiceOptions{}))(t))
+	}
+	for i, b := range f.Brokers {
+		for _, client := range must(b.Deploy(ctx, "client", 2))(t) {
+			t.Run(fmt.Sprintf("%s, gateway %s", client.Node.Name, b.Host.Node.Name), func(t *testing.T) {
+				t.Parallel()
+				peer := f.Brokers[1-i]
+				t.Run("remote", func(t *testing.T) { checkRemote(t, ctx, client, peer, services[1-i]) })
+				t.Run("local", func(t *testing.T) { checkLocal(t, ctx, client, b, peer, services[i]) })
+			})
+		}
+	}
+}
+
+// checkRemote asks the services of another cluster from a pod.
+func checkRemote(t *testing.T, ctx context.Context, client *testbed.Pod, peer *fleet.Broker, service netip.Addr) {
+	name := fmt.Sprintf("http://web.default.svc.%s.kubelink", peer.Name)
+	// The router of this node may still have to set its routes.
+	check(t, testbed.Until(ctx, "the way to "+peer.Name, func(ctx context.Context) error {
+		_, err := client.Ping(ctx, peer.MeshAddress.Addr())
+		return err
+	}))
+	must(client.Get(ctx, fmt.Sprintf("http://%s", service)))(t)
+	must(client.Get(ctx, name))(t)
+	must(askDatagram(client, service))(t)
+	body := must(client.HTTPClient().Get(name + "/bytes/100000000"))(t)
+	defer body.Body.Close()
+	got, want := sha256.New(), sha256.New()
+	if n := must(io.Copy(got, body.Body))(t); n != 1e8 {
+		t.Errorf("%d bytes of %s", n, body.Request.URL)
+	}
+	io.CopyN(want, rand.NewChaCha8([32]byte{}), 1e8)
+	if string(got.Sum(nil)) != string(want.Sum(nil)) {
+		t.Error("100 MB have another checksum")
+	}
+}
+
+// checkLocal looks whether what a pod reaches without kubelink is as before.
+func checkLocal(t *testing.T, ctx context.Context, client *testbed.Pod, own, peer *fleet.Broker, service netip.Addr) {
+	if seen := must(client.Get(ctx, fmt.Sprintf("http://%s", service)))(t); seen != client.Address.String() {
+		t.Errorf("a service of the own cluster saw %s, not %s", seen, client.Address)
+	}
+	must(askDatagram(client, service))(t)
+	must(client.Ping(ctx, peer.PublicAddress))(t) // the internet
+	for _, n := range own.Nodes {
+		must(client.Ping(ctx, n.Address))(t)
+	}
+	for _, p := range must(own.PodsOf(ctx, 2, "default", map[string]string{"app": "server"}))(t) {
+		if seen := must(client.Get(ctx, fmt.Sprintf("http://%s:8080", p.Address)))(t); seen != client.Address.String() {
+			t.Errorf("pod %s saw %s, not %s", p.Name, seen, client.Address)
+		}
+	}
+}
+
+// askDatagram asks the UDP server of a service for the address that it sees.
+func askDatagram(client *testbed.Pod, service netip.Addr) (string, error) {
+	conn, err := client.Dial("udp", netip.AddrPortFrom(service, 5353).String())
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := conn.Write([]byte("who am I?")); err != nil {
+		return "", err
+	}
+	buffer := make([]byte, 100)
+	n, err := conn.Read(buffer)
+	return string(buffer[:n]), err
+}
