@@ -90,7 +90,11 @@ func checkTUN() error {
 
 // startPods starts client and server: on real nodes far from the gateways.
 func (d *demo) startPods(ctx context.Context) (err error) {
-	printStep("a client in kubelink1, a web server in kubelink2")
+	where := ""
+	if d.real {
+		where = ", both on the node that is not the gateway"
+	}
+	printStep("a client in kubelink1, a web server in kubelink2%s", where)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		d.client, err = d.startPod(ctx, d.Brokers[0], "client")
@@ -143,6 +147,12 @@ func (d *demo) linkClusters(ctx context.Context) error {
 		return err
 	}
 	printStep("all links are Up after %d ms", time.Since(applied).Milliseconds())
+	for _, b := range d.Brokers { // after the first start of a broker it may take seconds
+		_, err := b.Kubectl(ctx, "-n", fleet.Namespace, "wait", "--for=create", "linkgateway/kubelink", "--timeout=30s")
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -221,7 +231,7 @@ func (d *demo) showState(ctx context.Context) error {
 
 // query waits until a name has an answer for the client, and returns its first record.
 func (d *demo) query(ctx context.Context, name string, kind uint16) (answer dns.RR, err error) {
-	return answer, testbed.Until(ctx, name, func(ctx context.Context) error {
+	err = testbed.Until(ctx, name, func(ctx context.Context) error {
 		reply, err := d.client.Query(ctx, name+".", kind)
 		if err != nil {
 			return err
@@ -232,12 +242,19 @@ func (d *demo) query(ctx context.Context, name string, kind uint16) (answer dns.
 		answer = reply.Answer[0]
 		return nil
 	})
+	return answer, err
 }
 
-// fetch requests a URL from the client: on a real node, in its container.
-func (d *demo) fetch(ctx context.Context, url string) (string, error) {
-	if d.real {
-		return d.Brokers[0].Exec(ctx, "default", d.client.Object.Name, "/pod", "get", url)
-	}
-	return d.client.Get(ctx, url)
+// fetch requests a URL from the client, on a real node in its container, until it has an answer: routes of nodes follow
+// the LinkGateway within a second.
+func (d *demo) fetch(ctx context.Context, url string) (body string, err error) {
+	err = testbed.Until(ctx, url, func(ctx context.Context) (err error) {
+		if d.real {
+			body, err = d.Brokers[0].Exec(ctx, "default", d.client.Object.Name, "/pod", "get", url)
+		} else {
+			body, err = d.client.Get(ctx, url)
+		}
+		return err
+	})
+	return body, err
 }
