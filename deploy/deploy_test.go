@@ -273,7 +273,7 @@ func TestOwnKustomization(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := objectsOf("node-mode", "self-signed", "coredns-configure")
+	want := objectsOf("node-mode", "router", "self-signed", "coredns-configure")
 	if got := names(build(t, fs, "/own")); !slices.Equal(got, want) {
 		t.Errorf("has %q, not %q", got, want)
 	}
