@@ -5,6 +5,7 @@ package realnodes
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -23,20 +24,28 @@ import (
 // allVar is set by `make matrix`: all rows are tested. `make test` tests the rows that have each pair of values.
 const allVar = "KUBELINK_MATRIX"
 
-// matrix has two clusters in each row, so that two combinations share a test bed.
-var matrix = []struct {
-	name     string
-	pairwise bool
-	clusters []fleet.Installation
-}{
-	{"node mode on ptp, pod mode on a bridge", true, []fleet.Installation{
+// A row has two clusters, so that two combinations share a test bed. With vxlan, their networks are strict: they drop
+// addresses that are not those of nodes and pods.
+type row struct {
+	name          string
+	pairwise      bool
+	overlay       string // a component; empty: none
+	first, second fleet.Installation
+}
+
+var matrix = []row{
+	{"node mode on ptp, pod mode on a bridge", true, "",
 		install("node-mode", testbed.PointToPoint, testbed.ProxyIPTables, 1500),
-		install("pod-mode", testbed.Bridge, testbed.ProxyNFTables, 9000),
-	}},
-	{"node mode on a bridge, pod mode on ptp", false, []fleet.Installation{
+		install("pod-mode", testbed.Bridge, testbed.ProxyNFTables, 9000)},
+	{"vxlan, node mode on a bridge, pod mode on ptp", true, "vxlan",
 		install("node-mode", testbed.Bridge, testbed.ProxyNFTables, 9000),
-		install("pod-mode", testbed.PointToPoint, testbed.ProxyIPTables, 1500),
-	}},
+		install("pod-mode", testbed.PointToPoint, testbed.ProxyIPTables, 1500)},
+	{"node mode on a bridge, pod mode on ptp", false, "",
+		install("node-mode", testbed.Bridge, testbed.ProxyIPTables, 1500),
+		install("pod-mode", testbed.PointToPoint, testbed.ProxyIPTables, 9000)},
+	{"vxlan, node mode on ptp, pod mode on a bridge", false, "vxlan",
+		install("node-mode", testbed.PointToPoint, testbed.ProxyIPTables, 9000),
+		install("pod-mode", testbed.Bridge, testbed.ProxyIPTables, 1500)},
 }
 
 func install(mode, podNetwork, proxyMode string, mtu int) fleet.Installation {
@@ -47,14 +56,29 @@ func install(mode, podNetwork, proxyMode string, mtu int) fleet.Installation {
 }
 
 func TestMatrix(t *testing.T) {
-	for _, row := range matrix {
-		if row.pairwise || os.Getenv(allVar) != "" {
-			t.Run(row.name, func(t *testing.T) { checkRow(t, row.clusters) })
+	for _, r := range matrix {
+		if r.pairwise || os.Getenv(allVar) != "" {
+			t.Run(r.name, r.check)
 		}
 	}
 }
 
-func checkRow(t *testing.T, clusters []fleet.Installation) {
+// makeStrict makes the networks of a cluster drop foreign addresses.
+func makeStrict(ctx context.Context, c *testbed.Cluster) error {
+	errs := []error{c.FilterNodeNetwork(ctx)}
+	for _, n := range c.Nodes {
+		errs = append(errs, n.FilterPodNetwork(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+func (r row) check(t *testing.T) {
+	clusters := []fleet.Installation{r.first, r.second}
+	if r.overlay != "" {
+		for i := range clusters {
+			clusters[i].Components = append(clusters[i].Components, r.overlay)
+		}
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	start := time.Now()
@@ -66,6 +90,11 @@ func checkRow(t *testing.T, clusters []fleet.Installation) {
 	t.Cleanup(func() { check(t, f.Close()) })
 	f.DumpOnFailure(t)
 	progress("kubelink is installed")
+	if r.overlay != "" {
+		for _, c := range f.Clusters {
+			check(t, makeStrict(ctx, c))
+		}
+	}
 	check(t, f.Mesh(ctx))
 	progress("links are up")
 	var services []netip.Addr
