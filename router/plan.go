@@ -27,7 +27,7 @@ const (
 	PacketsTakenAway  = "PacketsTakenAway"  // packets of pods to a mesh leave another way
 	ReversePathFilter = "ReversePathFilter" // the kernel drops packets because of their source
 	ForwardingOff     = "ForwardingOff"     // the kernel does not forward
-	AddressesDropped  = "AddressesDropped"  // packets with addresses of meshes do not arrive at the gateway
+	AddressesDropped  = "AddressesDropped"  // packets with addresses of meshes do not pass to the gateway
 	AccessDenied      = "AccessDenied"      // the API server refuses to tell what the router needs
 )
 

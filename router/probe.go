@@ -1,8 +1,10 @@
 package router
 
-// Do packets with addresses of meshes arrive at the gateway? Networks of nodes, or of pods, may drop them. The router
-// sends a packet for a mesh that dies at the gateway, whose kernel says so (ICMP time exceeded, RFC 792), from its own
-// address to that of this node: these pass. It needs no right and no answer of a peer.
+// Do packets with addresses of meshes pass between this node and the gateway? Networks of nodes, or of pods, may drop
+// them. The router sends a packet to the address of this cluster in a mesh, which the gateway has: its kernel answers
+// that nobody listens (RFC 792), from this address. Where the router does not know it, for a mesh that is defined in a
+// Corefile, it takes another one of the mesh. The packet dies at the gateway, whose kernel says so from its own
+// address: that tells of packets to meshes only. Neither needs a right, or an answer of a peer.
 
 import (
 	"context"
@@ -16,6 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -30,7 +34,7 @@ const (
 type probeTarget struct {
 	name    string
 	address netip.Addr // of the gateway
-	mesh    netip.Addr // the gateway leads there
+	mesh    netip.Addr // of the gateway in a mesh, or the gateway leads there
 }
 
 // prober asks in a goroutine of its own: no answer takes a while.
@@ -94,14 +98,14 @@ func (p *prober) run(ctx context.Context) {
 	}
 }
 
-// probe returns a finding where the gateway answers at its own address, and nothing for a mesh arrives there. A gateway
-// that does not answer at all proves nothing.
+// probe returns a finding where the gateway answers at its address in this cluster, and not at that of a mesh. A
+// gateway that does not answer at all proves nothing.
 func (t *probeTarget) probe(ctx context.Context) *link.Finding {
 	if answers(ctx, t.mesh) || !answers(ctx, t.address) {
 		return nil
 	}
-	return &link.Finding{Reason: AddressesDropped, Text: fmt.Sprintf("%s answers at %s, but packets to the meshes do not "+
-		"arrive there (for example to %s): the network in between drops addresses of meshes", t.name, t.address, t.mesh),
+	return &link.Finding{Reason: AddressesDropped, Text: fmt.Sprintf("%s answers at %s, but not at %s: "+
+		"the network in between drops packets with addresses of meshes", t.name, t.address, t.mesh),
 		Remedy: "set the property ipip vxlan in the Corefile of the broker (component vxlan), or let the network take " +
 			"other addresses than those of nodes and pods (source/destination check, port security)"}
 }
@@ -157,8 +161,9 @@ func sendProbe(conn *net.UDPConn, is4 bool) error {
 	return err
 }
 
-// probeTargets are the gateways that routes lead to, each with a network of its own.
-func probeTargets(r *routing, f *facts) (targets []probeTarget) {
+// probeTargets are the gateways that routes lead to, each with an address of a mesh.
+func probeTargets(r *routing, f *facts, links []*v1alpha1.KubeLink) (targets []probeTarget) {
+	own := clusterAddresses(links)
 	for _, n := range r.routes {
 		known := func(t probeTarget) bool { return t.address == n.Gateway }
 		if !n.Gateway.IsValid() || f.overlay != nil && n.Index == f.overlay.index || slices.ContainsFunc(targets, known) {
@@ -168,6 +173,12 @@ func probeTargets(r *routing, f *facts) (targets []probeTarget) {
 		if !n.Destination.IsSingleIP() {
 			t.mesh = t.mesh.Next()
 		}
+		for _, a := range own {
+			leads := func(o kernel.NodeRoute) bool { return o.Gateway == n.Gateway && o.Destination.Contains(a) }
+			if slices.ContainsFunc(r.routes, leads) {
+				t.mesh = a
+			}
+		}
 		for i := range r.leaders {
 			if slices.Contains(r.leaders[i].addresses(), n.Gateway) {
 				t.name = r.leaders[i].name
@@ -176,4 +187,14 @@ func probeTargets(r *routing, f *facts) (targets []probeTarget) {
 		targets = append(targets, t)
 	}
 	return targets
+}
+
+// clusterAddresses are the addresses of this cluster in meshes.
+func clusterAddresses(links []*v1alpha1.KubeLink) (addresses []netip.Addr) {
+	for _, k := range links {
+		if p, err := netip.ParsePrefix(k.Spec.ClusterAddress); err == nil && k.Spec.Endpoint == v1alpha1.EndpointLocal {
+			addresses = append(addresses, p.Addr())
+		}
+	}
+	return addresses
 }

@@ -19,11 +19,14 @@ func TestProbeTargets(t *testing.T) {
 	o := &objects{gateways: list{gateway(1, "192.168.0.0/24", "100.64.16.0/20"), gateway(4, "100.64.32.7/32"),
 		inVXLAN(gateway(5, "100.64.48.0/20")), gateway(3, "100.64.64.0/20")}}
 	f.overlay = &tunnel{index: 9, mtu: 1450}
+	own := kubeLink("local", "100.64.0.0/20", local)
+	own.Spec.ClusterAddress = "192.168.0.11/24"
+	o.links = append(o.links, own, kubeLink("k2", "100.64.16.0/20"))
 	got := ""
-	for _, x := range probeTargets(makeRouting(o, f), f) {
+	for _, x := range probeTargets(makeRouting(o, f), f, o.links) {
 		got += fmt.Sprintf("%s at %s, to %s\n", x.name, x.address, x.mesh)
 	}
-	want := "LinkGateway g1 at 10.250.0.1, to 100.64.16.1\nLinkGateway g4 at 10.250.0.4, to 100.64.32.7\n"
+	want := "LinkGateway g1 at 10.250.0.1, to 192.168.0.11\nLinkGateway g4 at 10.250.0.4, to 100.64.32.7\n"
 	if got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
@@ -59,11 +62,14 @@ func TestNamespaceProbe(t *testing.T) {
 		run(name, fmt.Sprintf("ip link set eth0 up; ip addr add 10.250.0.%d/24 dev eth0; "+
 			"ip addr add fd00:a::%[1]d/64 dev eth0 nodad", i+1))
 	}
+	run("gateway", "ip addr add 192.168.0.11/32 dev lo; ip addr add fd00:c::b/128 dev lo nodad")
 	run("node", "ip route add 192.168.0.0/24 via 10.250.0.1; ip route add fd00:c::/64 via fd00:a::1")
 	const table = "nft 'table bridge f { chain c { type filter hook forward priority 0; ip daddr != 10.250.0.0/24 drop; " +
 		"ip6 daddr fd00:c::/64 drop; }; }'"
 	for _, c := range []struct{ name, before, after, want string }{
 		{"all passes", "true", "true", ""},
+		{"sources are dropped", "nft 'table bridge f { chain c { type filter hook forward priority 0; " +
+			"ip saddr 192.168.0.0/24 drop; ip6 saddr fd00:c::/64 drop; }; }'", "nft delete table bridge f", AddressesDropped},
 		{"addresses are dropped", table, "nft delete table bridge f", AddressesDropped},
 		{"the gateway is away", "ip link set gateway down", "ip link set gateway up", ""},
 		{"the gateway is silent", "nft 'table bridge f { chain c { type filter hook forward priority 0; " +
@@ -72,8 +78,8 @@ func TestNamespaceProbe(t *testing.T) {
 	} {
 		run("lan", c.before)
 		for _, target := range []probeTarget{
-			{"LinkGateway g1", netip.MustParseAddr("10.250.0.1"), netip.MustParseAddr("192.168.0.1")},
-			{"LinkGateway g1", netip.MustParseAddr("fd00:a::1"), netip.MustParseAddr("fd00:c::1")},
+			{"LinkGateway g1", netip.MustParseAddr("10.250.0.1"), netip.MustParseAddr("192.168.0.11")},
+			{"LinkGateway g1", netip.MustParseAddr("fd00:a::1"), netip.MustParseAddr("fd00:c::b")},
 		} {
 			run("node", "true") // this thread is there now
 			reason := ""

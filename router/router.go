@@ -231,7 +231,7 @@ func (r *Router) look() *Status {
 		s.Findings = append(s.Findings, r.node.checkPackets(want.routes)...)
 		r.former.done(r.config.Log)
 	}
-	s.Findings = append(s.Findings, r.prober.set(probeTargets(want, f))...)
+	s.Findings = append(s.Findings, r.prober.set(probeTargets(want, f, o.links))...)
 	s.Routes, s.Unknown = len(want.routes), want.unknown
 	for i := range want.leaders {
 		s.Gateways = append(s.Gateways, describeLeader(&want.leaders[i]))

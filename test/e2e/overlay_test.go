@@ -35,19 +35,26 @@ func dropForeign(t *testing.T, ctx context.Context, b *fleet.Broker) {
 	})
 }
 
+// waitDropped waits until a router says that the network drops addresses, and what to do.
+func waitDropped(t *testing.T, limit time.Duration, r *fleet.Router) {
+	t.Helper()
+	took := within(t, limit, "router to say why", func(ctx context.Context) error {
+		_, err := r.Host.Get(ctx, r.URL("readyz"))
+		if err == nil || !strings.Contains(err.Error(), "AddressesDropped") || !strings.Contains(err.Error(), "ipip vxlan") {
+			return fmt.Errorf("readyz: %w", err)
+		}
+		return nil
+	})
+	t.Logf("%s: found after %s", r.Host.Node.Name, took)
+}
+
 func TestOverlay(t *testing.T) {
 	ctx := startTest(t, 5*time.Minute)
 	b := brokers[1]
 	dropForeign(t, ctx, b)
 	w := startFarNode(t, ctx, b, 0)
 	must(t, w.router.Launch())
-	t.Logf("found after %s", within(t, 10*time.Second, "router to say why", func(ctx context.Context) error {
-		_, err := w.router.Host.Get(ctx, w.router.URL("readyz"))
-		if err == nil || !strings.Contains(err.Error(), "AddressesDropped") || !strings.Contains(err.Error(), "ipip vxlan") {
-			return fmt.Errorf("readyz: %w", err)
-		}
-		return nil
-	}))
+	waitDropped(t, 10*time.Second, w.router)
 	// The other way round, kube-proxy has masqueraded what comes from outside of the cluster.
 	short, cancel := context.WithTimeout(ctx, time.Second)
 	_, err := w.pod.Get(short, "http://"+servers[w.peer].service.String()+"/")
@@ -193,7 +200,8 @@ func TestOverlayPodMode(t *testing.T) {
 		_, err := gateway.Iptables(context.Background(), append([]string{"-t", "raw", "-D"}, rule...)...)
 		must(t, errors.Join(err, w.broker.SetCorefile(text)))
 	})
-	for _, c := range w.clients {
+	for i, c := range w.clients {
+		waitDropped(t, 40*time.Second, w.routers[i]) // it asks every 30 s
 		short, cancel := context.WithTimeout(ctx, time.Second)
 		_, err := c.Get(short, "http://"+servers[0].service.String()+"/")
 		cancel()
