@@ -66,7 +66,10 @@ func startPodMode(t *testing.T, ctx context.Context) *podMode {
 			must(t, r.Cleanup(ctx))
 			must(t, r.Host.Delete(ctx))
 		}
-		must(t, errors.Join(w.broker.Host.Delete(ctx), away.Delete(ctx), w.server.pod.Delete(ctx)))
+		service := &corev1.Service{}
+		service.Namespace, service.Name = "default", "server-pod-mode"
+		must(t, errors.Join(w.broker.Host.Delete(ctx), away.Delete(ctx), w.server.pod.Delete(ctx),
+			b.Client.Delete(ctx, service)))
 		must(t, b.Start(ctx))
 		must(t, f.WaitMesh(ctx))
 	})
