@@ -35,7 +35,7 @@ func (n *node) checkPackets(routes []kernel.NodeRoute) (findings link.Findings) 
 	checked := 0
 	for _, r := range routes {
 		p, ok := pods[r.Destination.Addr().Is4()]
-		if !ok || checked == maxChecked {
+		if !ok || r.Fallback || checked == maxChecked {
 			continue
 		}
 		checked++

@@ -74,7 +74,8 @@ func TestCheckPackets(t *testing.T) {
 		"all is well": {"", "", nil},
 		"a rule for packets of pods": {"ip rule add priority 100 from 100.96.0.0/11 lookup 100\n" +
 			"ip route add default via 10.250.0.8 table 100", PacketsTakenAway,
-			[]string{"100.96.3.5, device cali1", "100.64.16.0/20 (for example 100.64.16.1) leave via 10.250.0.8 dev eth0 (table 100)"}},
+			[]string{"100.96.3.5, device cali1",
+				"100.64.16.0/20 (for example 100.64.16.1) leave via 10.250.0.8 dev eth0 (table 100)"}},
 		"a rule that drops": {"ip rule add priority 100 from 100.96.0.0/11 to 100.64.16.0/20 prohibit", PacketsTakenAway,
 			[]string{"packets of pods (100.96.3.5, device cali1) to 100.64.16.0/20 do not leave"}},
 		"forwarding is off": {"sysctl -qw net.ipv4.ip_forward=0", ForwardingOff, []string{"device cali1"}},
@@ -95,7 +96,8 @@ func TestCheckPackets(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := []kernel.NodeRoute{
-				{Destination: netip.MustParsePrefix("100.64.16.0/20"), Gateway: netip.MustParseAddr("10.250.0.1"), Index: way.Index},
+				{Destination: netip.MustParsePrefix("100.64.16.0/20"), Gateway: netip.MustParseAddr("10.250.0.1"),
+					Index: way.Index},
 				{Destination: netip.MustParsePrefix("100.64.32.0/20")},
 			}
 			if _, errs := routes.Set(want); len(errs) > 0 {

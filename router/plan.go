@@ -84,6 +84,7 @@ type routing struct {
 
 // leader is a gateway, as the API server tells of it.
 type leader struct {
+	former   bool   // it has said nothing itself, and its routes have no mark
 	name     string // as messages call it
 	node     string
 	nodeIPs  []netip.Addr
@@ -128,7 +129,7 @@ func findFormerLeaders(o *objects, apart map[netip.Prefix]string) []leader {
 		}
 		l := byNode[a]
 		if l == nil {
-			l = &leader{name: "the former broker on node " + a.String(), nodeIPs: []netip.Addr{a}}
+			l = &leader{former: true, name: "the former broker on node " + a.String(), nodeIPs: []netip.Addr{a}}
 			byNode[a] = l
 		}
 		l.networks = append(l.networks, mesh.Networks(&k.Spec)...)
@@ -273,6 +274,9 @@ type hops struct {
 // addRoute adds the route to a network. Where there is no way to the gateway, the network is unreachable.
 func (r *routing) addRoute(n netip.Prefix, h *hops) {
 	if h.own {
+		if !h.leader.former { // until the broker has its routes, and when it is killed
+			r.routes = append(r.routes, kernel.NodeRoute{Destination: n, Fallback: true})
+		}
 		return
 	}
 	is4 := n.Addr().Is4()
@@ -401,7 +405,7 @@ func (r *routing) addUnknown(o *objects, covered map[netip.Prefix]bool, services
 			covered[n] = true
 			r.unknown = append(r.unknown, n)
 			for _, part := range r.admit(n, "KubeLink "+k.Name, f) {
-				r.routes = append(r.routes, kernel.NodeRoute{Destination: part})
+				r.routes = append(r.routes, kernel.NodeRoute{Destination: part, Fallback: true})
 			}
 		}
 	}

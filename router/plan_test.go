@@ -104,9 +104,10 @@ func TestMakeRouting(t *testing.T) {
 			node3(), "100.64.16.0/20 via 10.250.0.1 dev 2\n192.168.0.0/24 via 10.250.0.1 dev 2", ""},
 		"MTU of the gateway": {objects{gateways: list{withMTU}}, node3(),
 			"100.64.16.0/20 via 10.250.0.1 dev 2 mtu 1380", ""},
-		"gateway here, node mode": {objects{gateways: list{gateway(3, "192.168.0.0/24")}}, node3(), "", ""},
+		"gateway here, node mode": {objects{gateways: list{gateway(3, "192.168.0.0/24")}}, node3(),
+			"fallback 192.168.0.0/24", ""},
 		"gateway here, known by its address only": {objects{gateways: list{gateway(3, "192.168.0.0/24")}},
-			node3(func(f *facts) { f.name = "" }), "", ""},
+			node3(func(f *facts) { f.name = "" }), "fallback 192.168.0.0/24", ""},
 		"gateway here, pod mode": {
 			objects{gateways: list{inPod(gateway(3, "192.168.0.0/24"), "100.96.3.5")}},
 			node3(), "192.168.0.0/24 via 100.96.3.5 dev 7 onlink", ""},
@@ -114,7 +115,8 @@ func TestMakeRouting(t *testing.T) {
 			objects{gateways: list{inPod(gateway(1, "192.168.0.0/24"), "100.96.1.5")}},
 			node3(), "192.168.0.0/24 via 10.250.0.1 dev 2", ""},
 		"pod with the network of its node": {
-			objects{gateways: list{inPod(gateway(3, "192.168.0.0/24"), "10.250.0.3")}}, node3(), "", ""},
+			objects{gateways: list{inPod(gateway(3, "192.168.0.0/24"), "10.250.0.3")}}, node3(),
+			"fallback 192.168.0.0/24", ""},
 		"pod not known to the kernel": {
 			objects{gateways: list{inPod(gateway(3, "192.168.0.0/24"), "100.96.3.6")}},
 			node3(), "unreachable 192.168.0.0/24", GatewayNotOnLink},
@@ -138,7 +140,8 @@ func TestMakeRouting(t *testing.T) {
 		"VXLAN, gateway here in a pod": {
 			objects{gateways: list{inVXLAN(inPod(gateway(3, "192.168.0.0/24"), "100.96.3.5"))}},
 			node3(vxlanDevice), "192.168.0.0/24 via 100.96.3.5 dev 9 onlink", ""},
-		"VXLAN, gateway here": {objects{gateways: list{inVXLAN(gateway(3, "192.168.0.0/24"))}}, node3(vxlanDevice), "", ""},
+		"VXLAN, gateway here": {objects{gateways: list{inVXLAN(gateway(3, "192.168.0.0/24"))}}, node3(vxlanDevice),
+			"fallback 192.168.0.0/24", ""},
 		"VXLAN, no address of the family": {objects{gateways: list{inVXLAN(gateway(1, "fd00:16::/64"))}},
 			node3(vxlanDevice), "unreachable fd00:16::/64", GatewayAddress},
 		"no address of the family": {objects{gateways: list{gateway(1, "100.64.16.0/20", "fd00:16::/64")}},
@@ -151,7 +154,7 @@ func TestMakeRouting(t *testing.T) {
 				"192.168.0.12/32 via 10.250.0.2 dev 2", ""},
 		"this node is the older of them": {objects{gateways: list{
 			gateway(1, "192.168.0.0/24", "100.64.16.0/20"), gateway(3, "192.168.0.0/24")}}, node3(),
-			"100.64.16.0/20 via 10.250.0.1 dev 2", ""},
+			"100.64.16.0/20 via 10.250.0.1 dev 2\nfallback 192.168.0.0/24", ""},
 		"networks that this cluster has": {objects{gateways: list{
 			gateway(1, "10.250.7.0/24", "100.96.0.0/12", "172.17.1.0/24", "100.64.16.0/20")}}, node3(),
 			"100.64.16.0/20 via 10.250.0.1 dev 2", NetworkRefused + " " + NetworkRefused + " " + NetworkRefused},
@@ -159,17 +162,17 @@ func TestMakeRouting(t *testing.T) {
 			node3(), "100.64.0.0/11 via 10.250.0.1 dev 2", ""},
 		"no gateway": {objects{links: []*v1alpha1.KubeLink{kubeLink("k1", "100.64.0.0/20", local),
 			kubeLink("k2", "100.64.16.0/20", state(v1alpha1.StateDown)), kubeLink("k3", "100.64.0.0/21")}}, node3(),
-			"unreachable 100.64.16.0/20\nunreachable 192.168.0.0/24", ""},
+			"fallback 100.64.16.0/20\nfallback 192.168.0.0/24", ""},
 		"a link that the gateway does not lead to": {objects{gateways: list{gateway(1, "192.168.0.0/16")},
 			links: []*v1alpha1.KubeLink{kubeLink("k2", "100.64.16.0/20")}}, node3(),
-			"unreachable 100.64.16.0/20\n192.168.0.0/16 via 10.250.0.1 dev 2", ""},
+			"fallback 100.64.16.0/20\n192.168.0.0/16 via 10.250.0.1 dev 2", ""},
 		"links that the broker refuses": {objects{links: []*v1alpha1.KubeLink{
 			kubeLink("a", "8.8.8.0/24", state(v1alpha1.StateInvalid)), kubeLink("b", "8.8.9.0/24", state(v1alpha1.StateStale))}},
 			node3(), "", ""},
 		"former broker on another node": {objects{links: []*v1alpha1.KubeLink{
 			kubeLink("k2", "100.64.16.0/20", ledBy("10.250.0.1")), kubeLink("k3", "100.64.32.0/20", ledBy("10.250.0.2")),
 			kubeLink("k4", "100.64.48.0/20")}}, node3(), "100.64.16.0/20 via 10.250.0.1 dev 2\n" +
-			"100.64.32.0/20 via 10.250.0.2 dev 2\nunreachable 100.64.48.0/20\n192.168.0.0/24 via 10.250.0.1 dev 2", ""},
+			"100.64.32.0/20 via 10.250.0.2 dev 2\nfallback 100.64.48.0/20\n192.168.0.0/24 via 10.250.0.1 dev 2", ""},
 		"former broker here, node mode": {objects{
 			links:  []*v1alpha1.KubeLink{kubeLink("k2", "100.64.16.0/20", ledBy("10.250.0.3"))},
 			former: []formerEndpoint{{netip.MustParseAddr("10.250.0.3"), "node3"}}}, node3(), "", ""},
@@ -179,7 +182,7 @@ func TestMakeRouting(t *testing.T) {
 			"100.64.16.0/20 via 100.96.3.5 dev 7 onlink\n192.168.0.0/24 via 100.96.3.5 dev 7 onlink", ""},
 		"a LinkGateway ends the time of former brokers": {objects{gateways: list{gateway(1, "192.168.0.0/24")},
 			links: []*v1alpha1.KubeLink{kubeLink("k2", "100.64.16.0/20", ledBy("10.250.0.2"))}}, node3(),
-			"unreachable 100.64.16.0/20\n192.168.0.0/24 via 10.250.0.1 dev 2", ""},
+			"fallback 100.64.16.0/20\n192.168.0.0/24 via 10.250.0.1 dev 2", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := makeRouting(&c.objects, c.facts)
@@ -204,6 +207,9 @@ func TestMakeRouting(t *testing.T) {
 }
 
 func routeText(n kernel.NodeRoute) string {
+	if n.Fallback {
+		return "fallback " + n.Destination.String()
+	}
 	if !n.Gateway.IsValid() {
 		return "unreachable " + n.Destination.String()
 	}

@@ -73,7 +73,7 @@ type Router struct {
 type Status struct {
 	Findings link.Findings
 	Waiting  string // what the router waits for before it sets routes; empty: nothing
-	Routes   int    // that are wanted
+	Routes   int    // that lead to a gateway
 	Unknown  []netip.Prefix
 	Gateways []string // where packets go, one line for each gateway
 	Took     time.Duration
@@ -232,12 +232,22 @@ func (r *Router) look() *Status {
 		r.former.done(r.config.Log)
 	}
 	s.Findings = append(s.Findings, r.prober.set(probeTargets(want, f, o.links))...)
-	s.Routes, s.Unknown = len(want.routes), want.unknown
+	s.Routes, s.Unknown = countGateways(want.routes), want.unknown
 	for i := range want.leaders {
 		s.Gateways = append(s.Gateways, describeLeader(&want.leaders[i]))
 	}
 	s.Took = time.Since(start)
 	return s
+}
+
+// countGateways is the number of routes that lead to a gateway.
+func countGateways(routes []kernel.NodeRoute) (n int) {
+	for _, r := range routes {
+		if r.Gateway.IsValid() {
+			n++
+		}
+	}
+	return n
 }
 
 func describeLeader(l *leader) string {

@@ -56,7 +56,7 @@ func countLook(s *Status) {
 	changes.Add(float64(s.Written))
 	dropped.Add(float64(s.Dropped))
 	wanted.WithLabelValues("unreachable").Set(float64(len(s.Unknown)))
-	wanted.WithLabelValues("gateway").Set(float64(max(0, s.Routes-len(s.Unknown))))
+	wanted.WithLabelValues("gateway").Set(float64(s.Routes))
 	count := map[string]int{}
 	for _, f := range s.Findings {
 		count[f.Reason]++

@@ -36,6 +36,7 @@ type NodeRoute struct {
 	Index       int        // of the device that leads to Gateway
 	OnLink      bool       // Gateway need not be in a network of the device
 	MTU         int        // in bytes; 0: that of the device
+	Fallback    bool       // it is set only where a broker on this node has no route to the destination
 }
 
 // ForeignRouteError says that a route of another program is where a wanted one should be.
@@ -117,7 +118,7 @@ func (r *Routes) Set(want []NodeRoute) (written int, errs []error) {
 			errs = append(errs, fmt.Errorf("read the routes of IPv%d: %w", ipVersion(f), err))
 		}
 	}
-	p := planChanges(r.wantedObjects(want, found.failed), r.divideRoutes(found), nil)
+	p := planChanges(r.wantedObjects(want, found), r.divideRoutes(found), nil)
 	for _, c := range p.conflicts {
 		errs = append(errs, &ForeignRouteError{c.wanted.Destination, c.foreign.text(r.system.DeviceName)})
 	}
@@ -132,11 +133,11 @@ func (r *Routes) Set(want []NodeRoute) (written int, errs []error) {
 }
 
 // wantedObjects returns the objects that Set wants to see of ours, without the families that failed.
-func (r *Routes) wantedObjects(want []NodeRoute, failed map[int]error) (wanted objects) {
-	used := map[int]bool{}
+func (r *Routes) wantedObjects(want []NodeRoute, found *objects) (wanted objects) {
+	used, broker := map[int]bool{}, brokerRoutes(found)
 	for _, n := range want {
 		family := familyOf(n.Destination.Addr())
-		if failed[family] != nil {
+		if found.failed[family] != nil || n.Fallback && broker.lead(n.Destination) {
 			continue
 		}
 		used[family] = true
@@ -153,6 +154,33 @@ func (r *Routes) wantedObjects(want []NodeRoute, failed map[int]error) (wanted o
 		}
 	}
 	return wanted
+}
+
+// destinations are those of routes.
+type destinations map[netip.Prefix]bool
+
+// brokerRoutes are the destinations of a broker's own routes.
+func brokerRoutes(found *objects) destinations {
+	d := destinations{}
+	for _, x := range found.routes {
+		if isMarked(x) {
+			d[x.Destination] = true
+		}
+	}
+	return d
+}
+
+// lead tells whether a route leads to a network.
+func (d destinations) lead(n netip.Prefix) bool {
+	if d[n] {
+		return true
+	}
+	for p := range d {
+		if p.Bits() < n.Bits() && p.Contains(n.Addr()) {
+			return true
+		}
+	}
+	return false
 }
 
 // divideRoutes divides what the kernel has. A broker's routes are in the way of none: they win by their metric.

@@ -219,10 +219,22 @@ func TestNodeRoutesBesideBroker(t *testing.T) {
 		}
 		want = append(want, n)
 	}
-	setRoutes(t, r, want...)
+	var fallback []NodeRoute
+	for _, n := range want {
+		fallback = append(fallback, NodeRoute{Destination: n.Destination, Fallback: true})
+	}
+	part := fallback[0]
+	part.Destination = netip.PrefixFrom(part.Destination.Addr(), part.Destination.Bits()+1)
+	if n := setRoutes(t, r, append(fallback, part)...); n != len(want)+1 {
+		t.Errorf("%d routes where there is no broker", n)
+	}
 	k, _ := open(t, config)
 	set(t, k, twoMeshes)
-	if n := setRoutes(t, r, want...); n != 0 {
+	if n := setRoutes(t, r, append(fallback, part)...); n != len(want)+1 {
+		t.Errorf("%d changes because the broker has routes", n)
+	}
+	wantMarked(t, "")
+	if n := setRoutes(t, r, want...); n != len(want) {
 		t.Errorf("%d changes because of the broker", n)
 	}
 	for _, x := range twoMeshes.Routes {

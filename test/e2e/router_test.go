@@ -430,9 +430,20 @@ func TestRouterFollowsBroker(t *testing.T) {
 		}()
 	}
 	waitRoutes(t, 3*time.Second, nodes[1], "192.168.0.0/24 via "+nodes[0].Address.String())
-	must(t, two.second.Start(ctx))
 	to := servers[0].service
 	pods := []*testbed.Pod{clients[2], two.server.pod}
+	// A broker that is killed takes its routes along: then the mesh is unreachable, also on its node.
+	must(t, two.first.Kill(ctx, syscall.SIGKILL))
+	waitRoutes(t, time.Second, nodes[0], "unreachable 192.168.0.0/24", "unreachable "+brokers[0].ServiceCIDR.String())
+	must(t, two.first.Start(ctx))
+	within(t, 5*time.Second, "routes of the broker only", func(ctx context.Context) error {
+		got, err := routesOf(ctx, nodes[0])
+		if err == nil && got != "" {
+			err = errors.New(got)
+		}
+		return err
+	})
+	must(t, two.second.Start(ctx))
 	for i, move := range []struct{ from, to *fleet.Broker }{{two.first, two.second}, {two.second, two.first}} {
 		for _, p := range pods {
 			waitForReply(t, 5*time.Second, p, to)
