@@ -111,7 +111,7 @@ func (n *node) checkPacket(r *kernel.NodeRoute, p pod, device string) *link.Find
 		err = unix.ENETUNREACH
 	}
 	if err != nil {
-		return n.explain(err, r, p, device)
+		return n.explainError(err, r, p, device)
 	}
 	via := net.IP(r.Gateway.AsSlice())
 	if r.Gateway.IsValid() && found[0].LinkIndex == r.Index && (found[0].Gw.Equal(via) || to == r.Gateway) {
@@ -128,8 +128,8 @@ func (n *node) checkPacket(r *kernel.NodeRoute, p pod, device string) *link.Find
 			"the rule in the way, so that the routes of kubelink come first"}
 }
 
-// explain says why the kernel has no way for a packet. Where the route leads nowhere, that is right.
-func (n *node) explain(err error, r *kernel.NodeRoute, p pod, device string) *link.Finding {
+// explainError says why the kernel has no way for a packet. Where the route leads nowhere, that is right.
+func (n *node) explainError(err error, r *kernel.NodeRoute, p pod, device string) *link.Finding {
 	family := "ipv4"
 	if p.address.Is6() {
 		family = "ipv6"

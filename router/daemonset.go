@@ -39,17 +39,18 @@ type daemonSet struct {
 
 // newDaemonSet returns the DaemonSet of the configuration.
 func newDaemonSet(c *Config, w *watcher) *daemonSet {
-	client, err := w.client(appsv1.SchemeGroupVersion, "/apis")
+	client, err := w.newClient(appsv1.SchemeGroupVersion, "/apis")
 	if err != nil || c.DaemonSet == "" {
 		return &daemonSet{}
 	}
 	return &daemonSet{client: client, namespace: c.Namespace, name: c.DaemonSet, log: c.Log}
 }
 
-// look looks until it has seen the DaemonSet. One that was never there cannot be gone: the router may run otherwise.
-func (d *daemonSet) look(ctx context.Context) {
+// awaitFirst looks until it has seen the DaemonSet. One that was never there cannot be gone: the router may run
+// otherwise.
+func (d *daemonSet) awaitFirst(ctx context.Context) {
 	for d.client != nil {
-		m, err := d.get(ctx)
+		m, err := d.readMetadata(ctx)
 		if err == nil {
 			d.mu.Lock()
 			defer d.mu.Unlock()
@@ -78,15 +79,15 @@ func (d *daemonSet) isGone() bool {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
-	m, err := d.get(ctx)
+	m, err := d.readMetadata(ctx)
 	if err != nil {
 		return apierrors.IsNotFound(err)
 	}
 	return m.UID == d.uid && m.DeletionTimestamp != nil
 }
 
-// get reads the metadata.
-func (d *daemonSet) get(ctx context.Context) (*metav1.ObjectMeta, error) {
+// readMetadata reads the metadata.
+func (d *daemonSet) readMetadata(ctx context.Context) (*metav1.ObjectMeta, error) {
 	text, err := d.client.Get().Namespace(d.namespace).Resource("daemonsets").Name(d.name).Do(ctx).Raw()
 	if err != nil {
 		return nil, err

@@ -33,20 +33,20 @@ type events struct {
 	node   string
 	log    *slog.Logger
 	queue  chan link.Finding
-	told   map[link.Finding]time.Time // by report only
+	told   map[link.Finding]time.Time // by reportFindings only
 	failed onchange.Error
 }
 
 func newEvents(w *watcher, node string, log *slog.Logger) *events {
 	e := &events{node: node, log: log, queue: make(chan link.Finding, maxEvents), told: map[link.Finding]time.Time{}}
-	if client, err := w.client(eventsv1.SchemeGroupVersion, "/apis"); err == nil && node != "" {
+	if client, err := w.newClient(eventsv1.SchemeGroupVersion, "/apis"); err == nil && node != "" {
 		e.client = client
 	}
 	return e
 }
 
-// report makes an Event of each finding that is new, or old and goes on. It does not block.
-func (e *events) report(findings link.Findings) {
+// reportFindings makes an Event of each finding that is new, or old and goes on. It does not block.
+func (e *events) reportFindings(findings link.Findings) {
 	told := map[link.Finding]time.Time{}
 	for _, f := range findings {
 		at, known := e.told[f]
@@ -63,8 +63,8 @@ func (e *events) report(findings link.Findings) {
 	e.told = told
 }
 
-// run writes Events until ctx ends.
-func (e *events) run(ctx context.Context) {
+// writeAll writes Events until ctx ends.
+func (e *events) writeAll(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -73,7 +73,7 @@ func (e *events) run(ctx context.Context) {
 			if e.client == nil {
 				continue
 			}
-			err := e.write(ctx, f)
+			err := e.writeEvent(ctx, f)
 			if e.failed.Set(err) && err != nil && ctx.Err() == nil {
 				e.log.Warn("cannot write Events at the node", "error", err)
 			}
@@ -81,8 +81,8 @@ func (e *events) run(ctx context.Context) {
 	}
 }
 
-// write writes an Event. The uid of a node in Events is its name, as kubelet has it.
-func (e *events) write(ctx context.Context, f link.Finding) error {
+// writeEvent writes an Event. The uid of a node in Events is its name, as kubelet has it.
+func (e *events) writeEvent(ctx context.Context, f link.Finding) error {
 	ctx, cancel := context.WithTimeout(ctx, eventTime)
 	defer cancel()
 	note := f.String()

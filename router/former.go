@@ -54,9 +54,9 @@ func readFormerFile(path string) (*formerFile, error) {
 	return f, nil
 }
 
-// done gives the file its other name: what it lists is taken over. A file that cannot be renamed is read again at the
-// next start.
-func (f *formerFile) done(log *slog.Logger) {
+// renameFile gives the file its other name: what it lists is taken over. A file that cannot be renamed is read again
+// at the next start.
+func (f *formerFile) renameFile(log *slog.Logger) {
 	if f.path == "" {
 		return
 	}

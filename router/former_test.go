@@ -15,7 +15,7 @@ func TestFormerFile(t *testing.T) {
 	if err != nil || len(none.destinations) > 0 {
 		t.Errorf("no file: %v, %v", none, err)
 	}
-	none.done(slog.New(slog.DiscardHandler))
+	none.renameFile(slog.New(slog.DiscardHandler))
 	if err := os.WriteFile(path, []byte("# managed\n100.64.16.0/20\n\n192.168.0.0/24 # mesh\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -23,7 +23,7 @@ func TestFormerFile(t *testing.T) {
 	if err != nil || fmt.Sprint(f.destinations) != "[100.64.16.0/20 192.168.0.0/24]" {
 		t.Errorf("%v, %v", f, err)
 	}
-	f.done(slog.New(slog.DiscardHandler))
+	f.renameFile(slog.New(slog.DiscardHandler))
 	if _, err := os.Stat(path + ".former"); err != nil {
 		t.Error(err)
 	}

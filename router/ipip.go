@@ -51,14 +51,14 @@ type ipipState struct {
 
 func newIPIP(mode string, address netip.Addr) *ipip { return &ipip{mode, address, ipipKernel{}} }
 
-// prepare returns the tunnel as it can be used; nil: the node uses none.
-func (t *ipip) prepare() (*tunnel, error) {
+// prepareTunnel returns the tunnel as it can be used; nil: the node uses none.
+func (t *ipip) prepareTunnel() (*tunnel, error) {
 	if t.mode != IPIPShared && t.mode != IPIPConfigure {
 		return nil, nil
 	}
 	s, err := t.system.Find()
 	if err == nil && t.mode == IPIPConfigure {
-		s, err = t.configure(s)
+		s, err = t.configureDevice(s)
 	}
 	switch {
 	case err != nil:
@@ -73,8 +73,8 @@ func (t *ipip) prepare() (*tunnel, error) {
 	return &tunnel{index: s.index, mtu: s.mtu}, nil
 }
 
-// configure makes the device what it should be. An address that it has stays.
-func (t *ipip) configure(s *ipipState) (*ipipState, error) {
+// configureDevice makes the device what it should be. An address that it has stays.
+func (t *ipip) configureDevice(s *ipipState) (*ipipState, error) {
 	var err error
 	if s == nil {
 		if err = t.system.Create(); err != nil {
@@ -97,8 +97,8 @@ func (t *ipip) configure(s *ipipState) (*ipipState, error) {
 	return t.system.Find()
 }
 
-// remedy is what to do when there is no tunnel.
-func (t *ipip) remedy() string {
+// tellRemedy says what to do when there is no tunnel.
+func (t *ipip) tellRemedy() string {
 	if t.mode == IPIPShared {
 		return "the router waits for the program that makes it (such as Calico with IPIP); " +
 			"if there is none, set --ipip=configure"
@@ -106,8 +106,8 @@ func (t *ipip) remedy() string {
 	return "load the kernel module ipip, or set the property ipip vxlan in the Corefile"
 }
 
-// release takes away what the router has set on the device.
-func (t *ipip) release() error {
+// releaseDevice takes away what the router has set on the device.
+func (t *ipip) releaseDevice() error {
 	s, err := t.system.Find()
 	if err != nil || s == nil || s.alias != ipipAlias {
 		return err

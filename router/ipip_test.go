@@ -78,12 +78,12 @@ func TestIPIPWithFakeKernel(t *testing.T) {
 				c.system.state = &s
 			}
 			for range 2 { // the second time nothing is done
-				got, err := tunnel.prepare()
+				got, err := tunnel.prepareTunnel()
 				text := fmt.Sprint(got)
 				if err != nil {
 					text = err.Error()
 				}
-				if text != c.tunnel || tunnel.remedy() == "" {
+				if text != c.tunnel || tunnel.tellRemedy() == "" {
 					t.Errorf("tunnel %s, want %s", text, c.tunnel)
 				}
 			}
@@ -91,7 +91,7 @@ func TestIPIPWithFakeKernel(t *testing.T) {
 				t.Errorf("log %s, want %s", got, c.log)
 			}
 			c.system.log = nil
-			if err := tunnel.release(); err != nil {
+			if err := tunnel.releaseDevice(); err != nil {
 				t.Error(err)
 			}
 			if got := strings.Join(c.system.log, ","); got != c.release {

@@ -56,7 +56,7 @@ func openNode(c *Config, changed func()) (*node, error) {
 	return n, nil
 }
 
-func (n *node) close() {
+func (n *node) closeHandles() {
 	n.host.Close()
 	n.netlink.Close()
 }
@@ -114,7 +114,7 @@ func (n *node) readFacts(routes *kernel.Routes, leaders []leader) *facts {
 	f := &facts{name: n.name, ways: map[netip.Addr]lookup{}, host: n.host.Facts(nil, nil), apart: n.apart,
 		addresses: n.addresses()}
 	for i := range leaders {
-		for _, a := range leaders[i].addresses() {
+		for _, a := range leaders[i].allAddresses() {
 			if _, known := f.ways[a]; !known {
 				way, err := routes.FindWay(a)
 				f.ways[a] = lookup{way, err}
@@ -122,9 +122,9 @@ func (n *node) readFacts(routes *kernel.Routes, leaders []leader) *facts {
 		}
 	}
 	if len(leaders) > 0 {
-		t, err := n.ipip.prepare()
+		t, err := n.ipip.prepareTunnel()
 		if f.ipip = t; err != nil {
-			f.noIPIP = &link.Finding{Reason: TunnelMissing, Text: err.Error(), Remedy: n.ipip.remedy()}
+			f.noIPIP = &link.Finding{Reason: TunnelMissing, Text: err.Error(), Remedy: n.ipip.tellRemedy()}
 		}
 	}
 	return f

@@ -94,8 +94,8 @@ type leader struct {
 	vxlan    *v1alpha1.GatewayVXLAN
 }
 
-// addresses are all of the gateway.
-func (l *leader) addresses() []netip.Addr { return slices.Concat(l.nodeIPs, l.podIPs) }
+// allAddresses are all of the gateway.
+func (l *leader) allAddresses() []netip.Addr { return slices.Concat(l.nodeIPs, l.podIPs) }
 
 // findLeaders returns the gateways, the one that has precedence first. A former broker counts while there is no
 // LinkGateway: it leads the links whose status names its node.
@@ -124,7 +124,7 @@ func findFormerLeaders(o *objects, apart map[netip.Prefix]string) []leader {
 	byNode := map[netip.Addr]*leader{}
 	for _, k := range o.links {
 		a, err := netip.ParseAddr(k.Status.Gateway)
-		if err != nil || !claims(k) {
+		if err != nil || !claimsNetworks(k) {
 			continue
 		}
 		l := byNode[a]
@@ -150,8 +150,8 @@ func findFormerLeaders(o *objects, apart map[netip.Prefix]string) []leader {
 	return leaders
 }
 
-// claims tells whether the networks of a link are a matter of routes: a broker refuses links that could harm.
-func claims(k *v1alpha1.KubeLink) bool {
+// claimsNetworks tells whether the networks of a link are a matter of routes: a broker refuses links that could harm.
+func claimsNetworks(k *v1alpha1.KubeLink) bool {
 	switch k.Status.State {
 	case v1alpha1.StateInvalid, v1alpha1.StateStale, v1alpha1.StateDeleting:
 		return false
@@ -196,7 +196,7 @@ func makeRouting(o *objects, f *facts) *routing {
 				continue // an older gateway leads there
 			}
 			covered[n] = true
-			for _, part := range r.admit(n, l.name, f) {
+			for _, part := range r.admitNetwork(n, l.name, f) {
 				r.addRoute(part, &way)
 			}
 		}
@@ -218,9 +218,9 @@ func ownServices(links []*v1alpha1.KubeLink) (networks []netip.Prefix) {
 	return networks
 }
 
-// admit returns the parts of a network that a route may lead to. A network that is wider than one of this cluster
-// leaves that one out; a network that covers what the node needs is refused.
-func (r *routing) admit(n netip.Prefix, from string, f *facts) (parts []netip.Prefix) {
+// admitNetwork returns the parts of a network that a route may lead to. A network that is wider than one of this
+// cluster leaves that one out; a network that covers what the node needs is refused.
+func (r *routing) admitNetwork(n netip.Prefix, from string, f *facts) (parts []netip.Prefix) {
 	refuse := func(text, remedy string) {
 		r.findings = append(r.findings, link.Finding{Reason: NetworkRefused,
 			Text: fmt.Sprintf("%s: %s", from, text), Remedy: remedy})
@@ -229,7 +229,7 @@ func (r *routing) admit(n netip.Prefix, from string, f *facts) (parts []netip.Pr
 	for _, apart := range slices.SortedFunc(maps.Keys(f.apart), netip.Prefix.Compare) {
 		var left []netip.Prefix
 		for _, p := range parts {
-			left = append(left, subtract(p, apart)...)
+			left = append(left, subtractNetwork(p, apart)...)
 		}
 		if parts = left; len(parts) == 0 {
 			refuse(fmt.Sprintf("%s is in %s, %s", n, f.apart[apart], apart),
@@ -246,8 +246,8 @@ func (r *routing) admit(n netip.Prefix, from string, f *facts) (parts []netip.Pr
 	})
 }
 
-// subtract returns what is left of a network without another one.
-func subtract(n, other netip.Prefix) []netip.Prefix {
+// subtractNetwork returns what is left of a network without another one.
+func subtractNetwork(n, other netip.Prefix) []netip.Prefix {
 	switch {
 	case !n.Overlaps(other):
 		return []netip.Prefix{n}
@@ -259,7 +259,7 @@ func subtract(n, other netip.Prefix) []netip.Prefix {
 	bytes[n.Bits()/8] |= 1 << (7 - n.Bits()%8)
 	address, _ := netip.AddrFromSlice(bytes)
 	high := netip.PrefixFrom(address, n.Bits()+1)
-	return append(subtract(low, other), subtract(high, other)...)
+	return append(subtractNetwork(low, other), subtractNetwork(high, other)...)
 }
 
 // hops are the ways to a gateway, by family.
@@ -274,7 +274,7 @@ type hops struct {
 // addRoute adds the route to a network. Where there is no way to the gateway, the network is unreachable.
 func (r *routing) addRoute(n netip.Prefix, h *hops) {
 	if h.own {
-		if !h.leader.former { // until the broker has its routes, and when it is killed
+		if !h.leader.former { // until the broker has its routes, and when they are gone
 			r.routes = append(r.routes, kernel.NodeRoute{Destination: n, Fallback: true})
 		}
 		return
@@ -395,7 +395,7 @@ func (r *routing) addUnknown(o *objects, covered map[netip.Prefix]bool, services
 		return slices.ContainsFunc(services, n.Overlaps)
 	}
 	for _, k := range o.links {
-		if !claims(k) {
+		if !claimsNetworks(k) {
 			continue
 		}
 		for _, n := range mesh.Networks(&k.Spec) {
@@ -404,7 +404,7 @@ func (r *routing) addUnknown(o *objects, covered map[netip.Prefix]bool, services
 			}
 			covered[n] = true
 			r.unknown = append(r.unknown, n)
-			for _, part := range r.admit(n, "KubeLink "+k.Name, f) {
+			for _, part := range r.admitNetwork(n, "KubeLink "+k.Name, f) {
 				r.routes = append(r.routes, kernel.NodeRoute{Destination: part, Fallback: true})
 			}
 		}

@@ -235,7 +235,7 @@ func TestSubtract(t *testing.T) {
 		{"fd00::/16", "10.0.0.0/8", "[fd00::/16]"},
 	} {
 		n, other := netip.MustParsePrefix(c.n), netip.MustParsePrefix(c.other)
-		got := subtract(n, other)
+		got := subtractNetwork(n, other)
 		if text := fmt.Sprint(got); c.want != "" && text != c.want {
 			t.Errorf("%s without %s: %s, want %s", n, other, text, c.want)
 		}

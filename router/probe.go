@@ -180,7 +180,7 @@ func probeTargets(r *routing, f *facts, links []*v1alpha1.KubeLink) (targets []p
 			}
 		}
 		for i := range r.leaders {
-			if slices.Contains(r.leaders[i].addresses(), n.Gateway) {
+			if slices.Contains(r.leaders[i].allAddresses(), n.Gateway) {
 				t.name = r.leaders[i].name
 			}
 		}

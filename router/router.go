@@ -112,44 +112,44 @@ func Run(ctx context.Context, c Config) error {
 	}
 	r := &Router{config: c, routes: routes, vxlan: &vxlan{end: end}, former: former, wake: make(chan struct{}, 1)}
 	r.lookedAt.Store(time.Now().UnixNano())
-	if r.node, err = openNode(&c, r.signal); err != nil {
+	if r.node, err = openNode(&c, r.requestLook); err != nil {
 		return err
 	}
-	defer r.node.close()
-	if r.api, err = newWatcher(&r.config, r.node.server, r.signal); err != nil {
+	defer r.node.closeHandles()
+	if r.api, err = newWatcher(&r.config, r.node.server, r.requestLook); err != nil {
 		return err
 	}
-	server, err := listen(c.Listen, r)
+	server, err := openServer(c.Listen, r)
 	if err != nil {
 		return err
 	}
 	r.events = newEvents(r.api, c.Node, c.Log)
-	r.prober = newProber(r.signal)
+	r.prober = newProber(r.requestLook)
 
 	// The parts end before the routes go, if they go: nothing sets them again.
 	working, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
-	if err := netchange.Watch(working, &wg, r.signal); err != nil {
+	if err := netchange.Watch(working, &wg, r.requestLook); err != nil {
 		c.Log.Warn("changes of routes and devices are noticed late", "interval", repairInterval, "error", err)
 	}
-	r.api.start(working, &wg)
-	wg.Go(func() { r.events.run(working) })
+	r.api.startInformers(working, &wg)
+	wg.Go(func() { r.events.writeAll(working) })
 	wg.Go(func() { r.prober.run(working) })
-	wg.Go(func() { server.run(working, c.Log) })
+	wg.Go(func() { server.serve(working, c.Log) })
 	daemonSet := newDaemonSet(&r.config, r.api)
-	wg.Go(func() { daemonSet.look(working) })
+	wg.Go(func() { daemonSet.awaitFirst(working) })
 	wg.Go(func() {
 		r.node.server.AwaitEndpoints(working, r.api.config, c.Log)
 		r.node.server.FollowEndpoints(working, r.api.config, c.Log)
 	})
 	c.Log.Info("kubelink-router has started", "node", c.Node, "node-ip", r.node.address, "ipip", c.IPIP)
-	r.work(working)
+	r.lookAgain(working)
 	stop()
 	wg.Wait()
 	if daemonSet.isGone() {
 		c.Log.Info("the DaemonSet is gone or is being deleted: routes are removed", "daemonset", c.DaemonSet)
-		return r.clear()
+		return r.removeAll()
 	}
 	c.Log.Info("kubelink-router ends, routes stay")
 	return nil
@@ -165,24 +165,24 @@ func Cleanup(c Config) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(routes.Clear(), end.Clear(), newIPIP(c.IPIP, netip.Addr{}).release())
+	return errors.Join(routes.Clear(), end.Clear(), newIPIP(c.IPIP, netip.Addr{}).releaseDevice())
 }
 
-// clear removes all that the router has set.
-func (r *Router) clear() error {
-	return errors.Join(r.routes.Clear(), r.vxlan.remove(), r.node.ipip.release())
+// removeAll removes all that the router has set.
+func (r *Router) removeAll() error {
+	return errors.Join(r.routes.Clear(), r.vxlan.remove(), r.node.ipip.releaseDevice())
 }
 
-// signal asks for a look. It never blocks.
-func (r *Router) signal() {
+// requestLook asks for a look. It never blocks.
+func (r *Router) requestLook() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
 	}
 }
 
-// work looks after each event, and now and then, until ctx ends.
-func (r *Router) work(ctx context.Context) {
+// lookAgain looks after each event, and now and then, until ctx ends.
+func (r *Router) lookAgain(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -192,8 +192,8 @@ func (r *Router) work(ctx context.Context) {
 		case <-r.wake:
 		case <-timer.C:
 		}
-		s := r.look()
-		r.publish(s)
+		s := r.lookOnce()
+		r.publishStatus(s)
 		select {
 		case <-ctx.Done():
 			return
@@ -203,12 +203,12 @@ func (r *Router) work(ctx context.Context) {
 	}
 }
 
-// look makes the routes of the node what they should be. While the API server has not told what there is, the routes of
-// a former start stay.
-func (r *Router) look() *Status {
+// lookOnce makes the routes of the node what they should be. While the API server has not told what there is, the
+// routes of a former start stay.
+func (r *Router) lookOnce() *Status {
 	start := time.Now()
 	s := &Status{}
-	o, waiting, denied := r.api.read()
+	o, waiting, denied := r.api.readObjects()
 	if s.Waiting = waiting; waiting != "" {
 		s.Took = time.Since(start)
 		return s
@@ -229,7 +229,7 @@ func (r *Router) look() *Status {
 	s.Dropped = r.vxlan.dropped()
 	if errors.Join(errs...) == nil {
 		s.Findings = append(s.Findings, r.node.checkPackets(want.routes)...)
-		r.former.done(r.config.Log)
+		r.former.renameFile(r.config.Log)
 	}
 	s.Findings = append(s.Findings, r.prober.set(probeTargets(want, f, o.links))...)
 	s.Routes, s.Unknown = countGateways(want.routes), want.unknown
@@ -276,8 +276,8 @@ func findingsOf(errs []error) (findings link.Findings) {
 	return findings
 }
 
-// publish logs what is new, and makes Events of it.
-func (r *Router) publish(s *Status) {
+// publishStatus logs what is new, and makes Events of it.
+func (r *Router) publishStatus(s *Status) {
 	r.lookedAt.Store(time.Now().UnixNano())
 	last := r.status.Swap(s)
 	if last == nil {
@@ -298,6 +298,6 @@ func (r *Router) publish(s *Status) {
 	if s.Written > 0 || !slices.Equal(s.Gateways, last.Gateways) {
 		log.Info("routes are set", "changes", s.Written, "routes", s.Routes, "gateways", s.Gateways, "took", s.Took)
 	}
-	r.events.report(s.Findings)
+	r.events.reportFindings(s.Findings)
 	countLook(s)
 }

@@ -77,8 +77,8 @@ type server struct {
 	listener net.Listener // nil: none
 }
 
-// listen opens the port.
-func listen(address string, r *Router) (*server, error) {
+// openServer opens the port.
+func openServer(address string, r *Router) (*server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", r.serveHealth)
 	mux.HandleFunc("GET /readyz", r.serveReady)
@@ -95,8 +95,8 @@ func listen(address string, r *Router) (*server, error) {
 	return s, nil
 }
 
-// run serves until ctx ends.
-func (s *server) run(ctx context.Context, log *slog.Logger) {
+// serve serves until ctx ends.
+func (s *server) serve(ctx context.Context, log *slog.Logger) {
 	if s.listener == nil {
 		return
 	}

@@ -65,11 +65,11 @@ func newWatcher(c *Config, server *host.APIServer, changed func()) (*watcher, er
 		}
 	}
 	w.codecs = serializer.NewCodecFactory(types)
-	own, err := w.client(v1alpha1.GroupVersion, "/apis")
+	own, err := w.newClient(v1alpha1.GroupVersion, "/apis")
 	if err != nil {
 		return nil, err
 	}
-	core, err := w.client(corev1.SchemeGroupVersion, "/api")
+	core, err := w.newClient(corev1.SchemeGroupVersion, "/api")
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func newWatcher(c *Config, server *host.APIServer, changed func()) (*watcher, er
 		one := &kind{title: k.resource, optional: k.optional, changed: changed}
 		from := cache.NewListWatchFromClient(k.from, k.resource, k.namespace, k.selector)
 		one.informer = kubeapi.NewInformer(from, k.object, 0, cache.Indexers{})
-		if err := one.prepare(k.reduce); err != nil {
+		if err := one.prepareInformer(k.reduce); err != nil {
 			return nil, err
 		}
 		w.kinds = append(w.kinds, one)
@@ -98,8 +98,8 @@ func newWatcher(c *Config, server *host.APIServer, changed func()) (*watcher, er
 	return w, nil
 }
 
-// client returns a client for a group.
-func (w *watcher) client(group schema.GroupVersion, path string) (*rest.RESTClient, error) {
+// newClient returns a client for a group.
+func (w *watcher) newClient(group schema.GroupVersion, path string) (*rest.RESTClient, error) {
 	c := rest.CopyConfig(w.config)
 	c.GroupVersion, c.APIPath = &group, path
 	c.NegotiatedSerializer = w.codecs.WithoutConversion()
@@ -109,8 +109,8 @@ func (w *watcher) client(group schema.GroupVersion, path string) (*rest.RESTClie
 	return rest.RESTClientFor(c)
 }
 
-// prepare says what the informer keeps, and whom it tells.
-func (k *kind) prepare(reduce cache.TransformFunc) error {
+// prepareInformer says what the informer keeps, and what it calls.
+func (k *kind) prepareInformer(reduce cache.TransformFunc) error {
 	if err := k.informer.SetTransform(reduce); err != nil {
 		return err
 	}
@@ -160,9 +160,9 @@ func (k *kind) noteError(err error) {
 	k.changed()
 }
 
-// state tells what is known of a kind: whether the API server has told all, and if not, whether the router may go on
-// without, and why it has not told.
-func (k *kind) state() (synced, without bool, err error) {
+// tellState tells what is known of a kind: whether the API server has told all, and if not, whether the router may go
+// on without, and why it has not told.
+func (k *kind) tellState() (synced, without bool, err error) {
 	if k.informer.HasSynced() {
 		return true, false, nil
 	}
@@ -172,8 +172,8 @@ func (k *kind) state() (synced, without bool, err error) {
 	return false, without, k.err
 }
 
-// start starts the informers.
-func (w *watcher) start(ctx context.Context, wg *sync.WaitGroup) {
+// startInformers starts the informers.
+func (w *watcher) startInformers(ctx context.Context, wg *sync.WaitGroup) {
 	for _, k := range w.kinds {
 		wg.Go(func() { k.informer.RunWithContext(ctx) })
 		wg.Go(func() {
@@ -184,12 +184,12 @@ func (w *watcher) start(ctx context.Context, wg *sync.WaitGroup) {
 	}
 }
 
-// read returns the objects. waiting says what the API server has not told yet; empty: nothing. denied are findings
-// about what it refuses to tell.
-func (w *watcher) read() (o *objects, waiting string, denied link.Findings) {
+// readObjects returns the objects. waiting says what the API server has not told yet; empty: nothing. denied are
+// findings about what it refuses to tell.
+func (w *watcher) readObjects() (o *objects, waiting string, denied link.Findings) {
 	o = &objects{}
 	for _, k := range w.kinds {
-		synced, without, err := k.state()
+		synced, without, err := k.tellState()
 		switch {
 		case without && apierrors.IsForbidden(err):
 			denied = append(denied, link.Finding{Reason: AccessDenied,
@@ -202,14 +202,14 @@ func (w *watcher) read() (o *objects, waiting string, denied link.Findings) {
 			return nil, fmt.Sprintf("the API server has not told of %s yet", k.title), nil
 		}
 		for _, one := range k.informer.GetStore().List() {
-			o.add(one)
+			o.addObject(one)
 		}
 	}
 	return o, "", denied
 }
 
-// add adds an object of any of the kinds.
-func (o *objects) add(object any) {
+// addObject adds an object of any of the kinds.
+func (o *objects) addObject(object any) {
 	switch x := object.(type) {
 	case *v1alpha1.LinkGateway:
 		o.gateways = append(o.gateways, x)

@@ -108,7 +108,7 @@ func TestWatcher(t *testing.T) {
 			}
 			ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 			var wg sync.WaitGroup
-			w.start(ctx, &wg)
+			w.startInformers(ctx, &wg)
 			defer wg.Wait()
 			defer stop()
 			awaitObjects(ctx, t, w, changed, c.waiting, c.objects, c.reasons)
@@ -122,7 +122,7 @@ func awaitObjects(
 ) {
 	t.Helper()
 	for {
-		o, why, denied := w.read()
+		o, why, denied := w.readObjects()
 		got := ""
 		if o != nil {
 			got = fmt.Sprint(len(o.gateways), len(o.links), len(o.former))

@@ -432,8 +432,10 @@ func TestRouterFollowsBroker(t *testing.T) {
 	waitRoutes(t, 3*time.Second, nodes[1], "192.168.0.0/24 via "+nodes[0].Address.String())
 	to := servers[0].service
 	pods := []*testbed.Pod{clients[2], two.server.pod}
-	// A broker that is killed takes its routes along: then the mesh is unreachable, also on its node.
+	// The routes of the broker go with its interface: then the mesh is unreachable, also on its node.
 	must(t, two.first.Kill(ctx, syscall.SIGKILL))
+	_, err := nodes[0].Run(ctx, "ip", "link", "del", "kubelink")
+	must(t, err)
 	waitRoutes(t, time.Second, nodes[0], "unreachable 192.168.0.0/24", "unreachable "+brokers[0].ServiceCIDR.String())
 	must(t, two.first.Start(ctx))
 	within(t, 5*time.Second, "routes of the broker only", func(ctx context.Context) error {
