@@ -22,9 +22,10 @@ const (
 	// eventInterval is how often an Event says again what goes on: an API server forgets Events after an hour.
 	eventInterval = 50 * time.Minute
 	// maxEvents bounds the Events that wait for the API server, and the ones of a look.
-	maxEvents = 16
-	maxNote   = 1000 // bytes; the API server takes 1024
-	eventTime = 10 * time.Second
+	maxEvents   = 16
+	maxNote     = 1000 // bytes; the API server takes 1024
+	maxInstance = 128  // bytes that the API server takes
+	eventTime   = 10 * time.Second
 )
 
 // events writes Events in a goroutine of its own: the API server may be away.
@@ -53,6 +54,9 @@ func (e *events) reportFindings(findings link.Findings) {
 		if known && time.Since(at) < eventInterval {
 			told[f] = at
 			continue
+		}
+		if len(told) == maxListed {
+			break
 		}
 		select {
 		case e.queue <- f:
@@ -92,7 +96,7 @@ func (e *events) writeEvent(ctx context.Context, f link.Finding) error {
 	event := &eventsv1.Event{
 		ObjectMeta:          metav1.ObjectMeta{GenerateName: component + "-", Namespace: metav1.NamespaceDefault},
 		EventTime:           metav1.NowMicro(),
-		ReportingController: component, ReportingInstance: component + "-" + e.node,
+		ReportingController: component, ReportingInstance: e.node[:min(len(e.node), maxInstance)],
 		Action: "SetRoutes", Reason: f.Reason, Type: corev1.EventTypeWarning, Note: note,
 		Regarding: corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: e.node, UID: types.UID(e.node)},
 	}

@@ -49,6 +49,8 @@ const (
 	repairInterval = 30 * time.Second
 	// settleTime is how long the router waits for further events after a first one that it has served at once.
 	settleTime = 50 * time.Millisecond
+	// maxListed bounds the findings that the log, Events and a page list. The metric counts all.
+	maxListed = 32
 	// restFactor bounds the share of time that the router works while events go on.
 	restFactor = 4
 )
@@ -284,7 +286,7 @@ func (r *Router) publishStatus(s *Status) {
 		last = &Status{}
 	}
 	log := r.config.Log
-	for _, f := range s.Findings {
+	for _, f := range s.Findings[:min(len(s.Findings), maxListed)] {
 		if !slices.Contains(last.Findings, f) {
 			log.Warn("packets to the meshes do not all pass", "reason", f.Reason, "problem", f.Text, "remedy", f.Remedy)
 		}

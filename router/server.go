@@ -124,8 +124,11 @@ func (r *Router) serveReady(w http.ResponseWriter, _ *http.Request) {
 		text := err.Error()
 		if s != nil && s.Waiting == "" {
 			var lines []string
-			for _, f := range s.Findings {
+			for _, f := range s.Findings[:min(len(s.Findings), maxListed)] {
 				lines = append(lines, f.Reason+": "+f.String())
+			}
+			if more := len(s.Findings) - len(lines); more > 0 {
+				lines = append(lines, fmt.Sprintf("and %d more", more))
 			}
 			text = strings.Join(lines, "\n")
 		}
