@@ -68,8 +68,8 @@ func TestRealNodes(t *testing.T) {
 	}
 }
 
-// checkLoadBalancer asks two services of type LoadBalancer from another cluster. One keeps the client's address and leads
-// to nodes with an endpoint only. Both follow their endpoint to another node.
+// checkLoadBalancer asks two services of type LoadBalancer from another cluster. One keeps the client's address and
+// leads to nodes with an endpoint only. Both follow their endpoint to another node.
 func checkLoadBalancer(t *testing.T, ctx context.Context, c, other *testbed.Cluster) {
 	labels := map[string]string{"app": "balanced"}
 	for port, policy := range map[int32]corev1.ServiceExternalTrafficPolicy{

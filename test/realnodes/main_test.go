@@ -1,5 +1,5 @@
-// Package realnodes tests on real nodes: with kubelet and containerd. It needs root, so that `make test` calls it as root
-// only and else names its tests.
+// Package realnodes tests on real nodes: with kubelet and containerd. It needs root, so that `make test` calls it as
+// root only and else names its tests.
 package realnodes
 
 import (

@@ -1,6 +1,7 @@
 package realnodes
 
-// Tests of kubelink as users install it, on real nodes, in all combinations of where the broker runs and of pod networks.
+// Tests of kubelink as users install it, on real nodes, in all combinations of where the broker runs, of pod networks
+// and of overlays.
 
 import (
 	"context"
@@ -104,14 +105,41 @@ func (r row) check(t *testing.T) {
 			[]corev1.ServicePort{{Name: "web", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(8080)},
 				{Name: "datagrams", Protocol: corev1.ProtocolUDP, Port: 5353}}, testbed.ServiceOptions{}))(t))
 	}
+	clients := [][]*testbed.Pod{
+		must(f.Brokers[0].Deploy(ctx, "client", 2))(t),
+		must(f.Brokers[1].Deploy(ctx, "client", 2))(t),
+	}
+	t.Run("pods", func(t *testing.T) { // it ends when its parallel tests have ended
+		for i, b := range f.Brokers {
+			for _, client := range clients[i] {
+				t.Run(fmt.Sprintf("%s, gateway %s", client.Node.Name, b.Host.Node.Name), func(t *testing.T) {
+					t.Parallel()
+					peer := f.Brokers[1-i]
+					t.Run("remote", func(t *testing.T) { checkRemote(t, ctx, client, peer, services[1-i]) })
+					t.Run("local", func(t *testing.T) { checkLocal(t, ctx, client, b, peer, services[i]) })
+				})
+			}
+		}
+	})
+	if r.overlay == "" {
+		t.Run("strict networks need an overlay", func(t *testing.T) { checkStrict(t, ctx, f, clients) })
+	}
+}
+
+// checkStrict makes networks strict that have no overlay: packets to the meshes get lost between the nodes.
+func checkStrict(t *testing.T, ctx context.Context, f *fleet.Fleet, clients [][]*testbed.Pod) {
 	for i, b := range f.Brokers {
-		for _, client := range must(b.Deploy(ctx, "client", 2))(t) {
-			t.Run(fmt.Sprintf("%s, gateway %s", client.Node.Name, b.Host.Node.Name), func(t *testing.T) {
-				t.Parallel()
-				peer := f.Brokers[1-i]
-				t.Run("remote", func(t *testing.T) { checkRemote(t, ctx, client, peer, services[1-i]) })
-				t.Run("local", func(t *testing.T) { checkLocal(t, ctx, client, b, peer, services[i]) })
-			})
+		check(t, makeStrict(ctx, b.Cluster))
+		for _, client := range clients[i] {
+			if client.Node == b.Host.Node {
+				continue
+			}
+			if rtt, err := client.Ping(ctx, f.Brokers[1-i].MeshAddress.Addr()); err == nil {
+				t.Errorf("%s reaches the mesh in %s", client.Name, rtt)
+			}
+		}
+		if n := must(b.NodeNetworkDrops(ctx))(t); n == 0 {
+			t.Errorf("the node network of %s has dropped nothing", b.Name)
 		}
 	}
 }
