@@ -87,7 +87,7 @@ func testForged(t *testing.T, podMode bool) {
 	// A service with the VXLAN port of a node as endpoint.
 	w.run(w.gateway, "iptables -t nat -I PREROUTING -p udp -d 100.64.0.9 -j DNAT --to-destination "+node2.String()+":8781")
 
-	udp := func(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+	udp := netip.AddrPortFrom
 	type test struct {
 		name, from     string
 		source, target netip.AddrPort

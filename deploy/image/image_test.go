@@ -83,7 +83,7 @@ func programs(t *testing.T) (names []string) {
 
 // newConfig is a command line for programs in a directory.
 func newConfig(t *testing.T, dir string) *config {
-	c := &config{packages: "packages.txt", cache: "../../.cache/packages", version: "v1.2.3+test", revision: "abc",
+	c := &config{packages: "packages.txt", newer: true, cache: "../../.cache/packages", version: "v1.2.3+test", revision: "abc",
 		image: filepath.Join(dir, "image.tar"), sbom: filepath.Join(dir, "image.cdx.json")}
 	for _, name := range programs(t) {
 		c.binaries = append(c.binaries, filepath.Join(dir, name))
@@ -334,7 +334,7 @@ func TestBillOfMaterials(t *testing.T) {
 		t.Errorf("the licences of %q are not known: add what theirs say to knownLicences", without)
 	}
 	want := map[string]string{"github.com/mandelsoft/kubelink/cmd/kubelink": c.version}
-	packages, err := readPackages(c.packages)
+	packages, err := c.findPackages(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

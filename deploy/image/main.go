@@ -24,6 +24,7 @@ import (
 // config is what the command line says.
 type config struct {
 	packages string   // file with the list of packages
+	newer    bool     // take newer packages where Debian has replaced one of the list
 	cache    string   // directory with downloaded packages
 	image    string   // file to write: an OCI layout that is a docker-archive, too
 	sbom     string   // file to write: CycloneDX in JSON
@@ -40,6 +41,7 @@ func main() {
 	flag.StringVar(&c.sbom, "sbom", "bin/kubelink-image.cdx.json", "bill of materials to write (CycloneDX)")
 	flag.StringVar(&c.version, "version", "unknown", "version of kubelink")
 	flag.StringVar(&c.revision, "revision", "", "commit of kubelink")
+	flag.BoolVar(&c.newer, "newer", false, "take newer packages where Debian has replaced one of the list, and say so")
 	update := flag.Bool("update", false, "write the list of packages anew, with the versions that Debian has now")
 	flag.Parse()
 	c.binaries = flag.Args()
@@ -58,6 +60,32 @@ func main() {
 	}
 }
 
+// findPackages returns the packages of the list; they are in the cache. Debian's mirrors drop a version when there is a
+// newer one: with newer, the image can still be made, but is another one.
+func (c *config) findPackages(ctx context.Context) ([]*debianPackage, error) {
+	packages, err := readPackages(c.packages)
+	if err != nil {
+		return nil, err
+	}
+	err = fetchPackages(ctx, packages, c.cache)
+	if err == nil || !c.newer {
+		return packages, err
+	}
+	fmt.Fprintln(os.Stderr, "image: it gets newer packages than the list has, for:", err)
+	text, err := os.ReadFile(c.packages)
+	if err != nil {
+		return nil, err
+	}
+	list := filepath.Join(c.cache, "newer.txt")
+	if err := errors.Join(writeFile(list, text), updatePackages(ctx, list, c.cache)); err != nil {
+		return nil, err
+	}
+	if packages, err = readPackages(list); err != nil {
+		return nil, err
+	}
+	return packages, fetchPackages(ctx, packages, c.cache)
+}
+
 // makeImage writes the image and its bill of materials.
 func (c *config) makeImage(ctx context.Context) error {
 	if len(c.binaries) == 0 {
@@ -68,11 +96,8 @@ func (c *config) makeImage(ctx context.Context) error {
 			return fmt.Errorf("%w: run it on Debian or Ubuntu, or use the Dockerfile", err)
 		}
 	}
-	packages, err := readPackages(c.packages)
+	packages, err := c.findPackages(ctx)
 	if err != nil {
-		return err
-	}
-	if err := fetchPackages(ctx, packages, c.cache); err != nil {
 		return err
 	}
 	base, err := makeRoot(ctx, packages)

@@ -69,6 +69,13 @@ func TestMirror(t *testing.T) {
 		!strings.Contains(err.Error(), `take them with "go run ./deploy/image -update"`) {
 		t.Errorf("an old version: %v", err)
 	}
+	c := &config{packages: list, newer: true, cache: cache}
+	if packages, err := c.findPackages(t.Context()); err != nil || len(packages) != 1 || packages[0].version != "2.0-1" {
+		t.Errorf("a newer version: %v, %v", packages, err)
+	}
+	if text := string(read(t, list)); !strings.Contains(text, "=1.0-1 ") {
+		t.Errorf("the list has changed: %s", text)
+	}
 	setList("2.0-1")
 	if _, err := fetch(); err == nil || !strings.Contains(err.Error(), "as in the list: do not use it") {
 		t.Errorf("a wrong checksum: %v", err)
