@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -115,6 +116,12 @@ func (o *Overlay) Clear() error { return o.Set(State{}) }
 // Counters does not wait for a Set.
 func (o *Overlay) Counters() Counters { return Counters{o.chains.Refused()} }
 
+// otherPeers returns the peers without this end. The only node of a cluster has none.
+func (s *State) otherPeers() []Peer {
+	own := func(a netip.Addr) bool { return slices.Contains(s.Addresses, a) }
+	return slices.DeleteFunc(slices.Clone(s.Peers), func(p Peer) bool { return slices.ContainsFunc(p.Addresses, own) })
+}
+
 // MTU is that of the device in bytes; 0: there is none. It does not wait for a Set.
 func (o *Overlay) MTU() int { return int(o.mtu.Load()) }
 
@@ -123,7 +130,7 @@ func (o *Overlay) MTU() int { return int(o.mtu.Load()) }
 func (o *Overlay) Set(s State) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(s.Peers) == 0 {
+	if s.Peers = s.otherPeers(); len(s.Peers) == 0 {
 		return o.remove()
 	}
 	if err := s.validate(); err != nil {

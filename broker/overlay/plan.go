@@ -97,9 +97,6 @@ func (o *Overlay) makePlan(s State) (*plan, []error) {
 	var errs []error
 	macs := map[string]string{}
 	for _, wanted := range s.Peers {
-		if slices.ContainsFunc(wanted.Addresses, func(a netip.Addr) bool { return slices.Contains(s.Addresses, a) }) {
-			continue
-		}
 		found, mtu, err := p.findPeer(wanted, ways)
 		if other, taken := macs[found.mac.String()]; err == nil && taken {
 			err = fmt.Errorf("its address gives the same MAC address %s as that of %s: give one of them another address",

@@ -36,6 +36,19 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// The only node of a cluster is no peer of its own: there is no overlay, and no error.
+func TestOnlyNode(t *testing.T) {
+	s := State{VNI: 107, Port: 8780, Addresses: addrs("10.250.0.1", "fd00:a::1"),
+		Peers: []Peer{{Name: "node1", Addresses: addrs("10.250.0.1")}}}
+	if err := (&Overlay{}).Set(s); err != nil {
+		t.Error(err)
+	}
+	s.Peers = append(s.Peers, Peer{Name: "node2", Addresses: addrs("10.250.0.2")})
+	if others := s.otherPeers(); len(others) != 1 || others[0].Name != "node2" || len(s.Peers) != 2 {
+		t.Errorf("others %v of %v", others, s.Peers)
+	}
+}
+
 func TestNextHop(t *testing.T) {
 	v4, v6, dual := addrs("10.250.0.1"), addrs("fd00:a::1"), addrs("10.250.0.2", "fd00:a::2")
 	for _, x := range []struct {
