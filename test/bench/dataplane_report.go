@@ -36,6 +36,7 @@ var dataplaneLayout = layout{
 		{wireguardGo, "wireguard-go", "#bc4c00", "#f0883e"},
 		{plainTUNLink, "kubelink, plain TUN", "#6fb1f7", "#1f4f8f"},
 		{anotherLink, "from another node", "", ""},
+		{vxlanLink, "from another node, VXLAN", "", ""},
 	},
 	present: map[string]string{bridgeBefore: bridgeLink},
 	tables:  func(r *results) []table { return []table{r.dataplaneTable()} },
@@ -65,6 +66,8 @@ var dataplaneLayout = layout{
 		{what: resultTunnelCPU(down), of: bridgeLink, to: wireguardGo, bound: 0.6, atMost: true},
 		{what: resultStream(1, up), of: anotherLink, to: bridgeLink, bound: 0.8},
 		{what: resultStream(1, down), of: anotherLink, to: bridgeLink, bound: 0.8},
+		{what: resultStream(1, up), of: vxlanLink, to: bridgeLink, bound: 0.8},
+		{what: resultStream(1, down), of: vxlanLink, to: bridgeLink, bound: 0.8},
 	},
 }
 
