@@ -103,6 +103,9 @@ func TestPages(t *testing.T) {
 			t.Errorf("ready has %q", block)
 		}
 	}
+	if p := container.StartupProbe; p.HTTPGet.Host != "127.0.0.1" || p.HTTPGet.Port.StrVal != "health" {
+		t.Errorf("the startup probe asks %+v", p.HTTPGet)
+	}
 	for port, probe := range map[string]*corev1.Probe{
 		"health": container.LivenessProbe, "ready": container.ReadinessProbe,
 	} {
