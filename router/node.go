@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -17,25 +18,31 @@ import (
 
 // node is the node of the router.
 type node struct {
-	name    string
-	address netip.Addr
-	apart   map[netip.Prefix]string // networks of the cluster that no mesh gets
-	pods    []netip.Prefix
-	host    *host.Watcher
-	server  *host.APIServer
-	ipip    *ipip
-	netlink *netlink.Handle
+	name     string
+	address  netip.Addr
+	ownTable bool                    // the kernel looks at our routes before those of the node
+	apart    map[netip.Prefix]string // networks of the cluster that no mesh gets
+	pods     []netip.Prefix
+	host     *host.Watcher
+	server   *host.APIServer
+	ipip     *ipip
+	netlink  *netlink.Handle
 }
 
 // openNode looks at the node, and calls changed when what it reaches outside of the meshes changes.
 func openNode(c *Config, changed func()) (*node, error) {
 	n := &node{name: c.Node, address: c.NodeIP, pods: c.PodCIDRs, apart: map[netip.Prefix]string{},
-		server: host.NewAPIServer()}
+		server: host.NewAPIServer(), ownTable: c.Table != 0 && c.Table != kernel.MainTable}
 	for _, p := range c.NodeCIDRs {
 		n.apart[p] = titleNodes
 	}
 	for _, p := range c.PodCIDRs {
 		n.apart[p] = titlePods
+	}
+	// A process of the node looks for a route to a service before kube-proxy translates the address: where it is
+	// unreachable, neither router nor broker would hear of a remedy.
+	if a, err := netip.ParseAddr(os.Getenv("KUBERNETES_SERVICE_HOST")); err == nil {
+		n.apart[netip.PrefixFrom(a, a.BitLen())] = titleAPI
 	}
 	var err error
 	if !n.address.IsValid() {
@@ -113,6 +120,7 @@ func (n *node) addresses() []netip.Addr {
 func (n *node) readFacts(routes *kernel.Routes, leaders []leader) *facts {
 	f := &facts{name: n.name, ways: map[netip.Addr]lookup{}, host: n.host.Facts(nil, nil), apart: n.apart,
 		addresses: n.addresses()}
+	f.host.OwnTable = n.ownTable
 	for i := range leaders {
 		for _, a := range leaders[i].allAddresses() {
 			if _, known := f.ways[a]; !known {

@@ -172,7 +172,21 @@ func parseAddresses(texts []v1alpha1.GatewayIP) (addresses []netip.Addr) {
 const (
 	titleNodes = "the network of the nodes (node-cidr)"
 	titlePods  = "the network of the pods (pod-cidr)"
+	titleAPI   = "the service of the API server"
 )
+
+// reserved are networks that lead to no other cluster. Where one of them is routed, it leads to the platform below the
+// node, such as the server of its credentials at 169.254.169.254.
+var reserved = map[netip.Prefix]string{
+	netip.MustParsePrefix("0.0.0.0/8"):          "the network of addresses without meaning",
+	netip.MustParsePrefix("127.0.0.0/8"):        "the loopback network",
+	netip.MustParsePrefix("169.254.0.0/16"):     "the link-local network",
+	netip.MustParsePrefix("224.0.0.0/4"):        "the multicast network",
+	netip.MustParsePrefix("255.255.255.255/32"): "the broadcast address",
+	netip.MustParsePrefix("::/127"):             "the network of the loopback address",
+	netip.MustParsePrefix("fe80::/10"):          "the link-local network",
+	netip.MustParsePrefix("ff00::/8"):           "the multicast network",
+}
 
 func containsAddress(networks map[netip.Prefix]string, title string, a netip.Addr) bool {
 	for n, t := range networks {
@@ -225,16 +239,22 @@ func (r *routing) admitNetwork(n netip.Prefix, from string, f *facts) (parts []n
 		r.findings = append(r.findings, link.Finding{Reason: NetworkRefused,
 			Text: fmt.Sprintf("%s: %s", from, text), Remedy: remedy})
 	}
+	const remedy = "name only networks that belong to the other cluster"
+	if n.Bits() == 0 { // not even in parts
+		refuse(fmt.Sprintf("%s is the default route of this node", n), remedy)
+		return nil
+	}
 	parts = []netip.Prefix{n}
-	for _, apart := range slices.SortedFunc(maps.Keys(f.apart), netip.Prefix.Compare) {
-		var left []netip.Prefix
-		for _, p := range parts {
-			left = append(left, subtractNetwork(p, apart)...)
-		}
-		if parts = left; len(parts) == 0 {
-			refuse(fmt.Sprintf("%s is in %s, %s", n, f.apart[apart], apart),
-				"name only networks that belong to the other cluster")
-			return nil
+	for _, networks := range []map[netip.Prefix]string{f.apart, reserved} {
+		for _, apart := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
+			var left []netip.Prefix
+			for _, p := range parts {
+				left = append(left, subtractNetwork(p, apart)...)
+			}
+			if parts = left; len(parts) == 0 {
+				refuse(fmt.Sprintf("%s is in %s, %s", n, networks[apart], apart), remedy)
+				return nil
+			}
 		}
 	}
 	return slices.DeleteFunc(parts, func(p netip.Prefix) bool {

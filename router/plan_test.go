@@ -160,6 +160,23 @@ func TestMakeRouting(t *testing.T) {
 			"100.64.16.0/20 via 10.250.0.1 dev 2", NetworkRefused + " " + NetworkRefused + " " + NetworkRefused},
 		"a network wider than one of this cluster": {objects{gateways: list{gateway(1, "100.64.0.0/10")}},
 			node3(), "100.64.0.0/11 via 10.250.0.1 dev 2", ""},
+		"default routes": {objects{gateways: list{gateway(1, "0.0.0.0/0", "::/0")}}, node3(), "",
+			NetworkRefused + " " + NetworkRefused},
+		"a default route of a link that no broker has seen yet": {objects{links: []*v1alpha1.KubeLink{
+			kubeLink("k2", "100.64.16.0/20", func(k *v1alpha1.KubeLink) { k.Spec.Egress = []v1alpha1.EgressCIDR{"0.0.0.0/0"} }),
+		}}, node3(), "fallback 100.64.16.0/20\nfallback 192.168.0.0/24", NetworkRefused},
+		"networks that lead to no cluster": {objects{gateways: list{gateway(1, "127.0.0.0/8", "169.254.169.254/32",
+			"224.0.0.0/4", "255.255.255.255/32", "::1/128", "fe80::/64", "ff02::/16", "169.0.0.0/8")}},
+			node3(func(f *facts) { f.apart[netip.MustParsePrefix("169.0.0.0/9")] = titleAPI }),
+			"169.128.0.0/10 via 10.250.0.1 dev 2\n169.192.0.0/11 via 10.250.0.1 dev 2\n" +
+				"169.224.0.0/12 via 10.250.0.1 dev 2\n169.240.0.0/13 via 10.250.0.1 dev 2\n" +
+				"169.248.0.0/14 via 10.250.0.1 dev 2\n169.252.0.0/15 via 10.250.0.1 dev 2\n" +
+				"169.255.0.0/16 via 10.250.0.1 dev 2", strings.TrimSpace(strings.Repeat(NetworkRefused+" ", 7))},
+		"wider than a network of the node, in the main table": {objects{gateways: list{gateway(1, "172.16.0.0/12")}},
+			node3(), "172.16.0.0/12 via 10.250.0.1 dev 2", ""},
+		"wider than a network of the node, in a table that comes first": {
+			objects{gateways: list{gateway(1, "172.16.0.0/12")}},
+			node3(func(f *facts) { f.host.OwnTable = true }), "", NetworkRefused},
 		"no gateway": {objects{links: []*v1alpha1.KubeLink{kubeLink("k1", "100.64.0.0/20", local),
 			kubeLink("k2", "100.64.16.0/20", state(v1alpha1.StateDown)), kubeLink("k3", "100.64.0.0/21")}}, node3(),
 			"fallback 100.64.16.0/20\nfallback 192.168.0.0/24", ""},
