@@ -204,8 +204,8 @@ func (k *Kernel) findOldDevices(found objects) (indexes []int) {
 // omissions returns an error for each wanted object that a plan leaves out.
 func (k *Kernel) omissions(p *plan) (errs []error) {
 	for _, c := range p.conflicts {
-		errs = append(errs, fmt.Errorf("%s: there is a route that is not ours: %s",
-			ipCommand("add", c.wanted, k.system.DeviceName), c.foreign.text(k.system.DeviceName)))
+		errs = append(errs, fmt.Errorf("%s: %w", ipCommand("add", c.wanted, k.system.DeviceName),
+			&ForeignRouteError{c.wanted.Destination, c.foreign.text(k.system.DeviceName)}))
 	}
 	for _, f := range families {
 		if n := p.withheld[f]; n > 0 {

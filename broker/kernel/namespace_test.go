@@ -247,7 +247,7 @@ func TestNamespace(t *testing.T) {
 	more := State{Addresses: oneMesh.Addresses,
 		Routes: append(routes("100.64.48.0/20 192.168.0.11", "100.64.64.0/20 192.168.0.11"), oneMesh.Routes...)}
 	err := k.Set(more)
-	if err == nil || !strings.Contains(err.Error(), "not ours: 100.64.48.0/20 dev lo proto 107 table 254") {
+	if err == nil || !strings.Contains(err.Error(), "not kubelink's: 100.64.48.0/20 dev lo proto 107 table 254") {
 		t.Errorf("error %v", err)
 	}
 	if now := state(t); !strings.Contains(now, "100.64.64.0/20 dev kubelink proto 107") ||
@@ -344,7 +344,7 @@ func TestOldDevice(t *testing.T) {
 		killed, _ := open(t, c)
 		set(t, killed, twoMeshes)
 		if err := k.Set(oneMesh); c.Table == 0 && (err == nil ||
-			!strings.Contains(err.Error(), "not ours: 192.168.0.0/24 dev old proto 107")) {
+			!strings.Contains(err.Error(), "not kubelink's: 192.168.0.0/24 dev old proto 107")) {
 			t.Errorf("with the old device open: error %v", err)
 		}
 		set(t, killed, twoMeshes)
