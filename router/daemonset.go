@@ -6,8 +6,10 @@ package router
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,16 +83,29 @@ func (d *daemonSet) isGone() bool {
 	defer cancel()
 	m, err := d.readMetadata(ctx)
 	if err != nil {
-		return apierrors.IsNotFound(err)
+		return d.isAbsence(err)
 	}
 	return m.UID == d.uid && m.DeletionTimestamp != nil
 }
 
+// isAbsence tells whether an API server says that it has no such object. What stands before it, such as a load balancer
+// without a back end, may answer 404, too: client-go marks that, for it is no Status.
+func (d *daemonSet) isAbsence(err error) bool {
+	status, ok := errors.AsType[*apierrors.StatusError](err)
+	if !ok || !apierrors.IsNotFound(err) || status.ErrStatus.Details == nil {
+		return false
+	}
+	details := status.ErrStatus.Details
+	unexpected := func(c metav1.StatusCause) bool { return c.Type == metav1.CauseTypeUnexpectedServerResponse }
+	return details.Kind == "daemonsets" && details.Name == d.name && !slices.ContainsFunc(details.Causes, unexpected)
+}
+
 // readMetadata reads the metadata.
 func (d *daemonSet) readMetadata(ctx context.Context) (*metav1.ObjectMeta, error) {
-	text, err := d.client.Get().Namespace(d.namespace).Resource("daemonsets").Name(d.name).Do(ctx).Raw()
+	result := d.client.Get().Namespace(d.namespace).Resource("daemonsets").Name(d.name).Do(ctx)
+	text, err := result.Raw()
 	if err != nil {
-		return nil, err
+		return nil, result.Error() // which Raw does not read from the answer
 	}
 	var o metav1.PartialObjectMetadata
 	if err := json.Unmarshal(text, &o); err != nil || o.Name != d.name || o.UID == "" {
