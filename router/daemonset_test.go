@@ -24,9 +24,11 @@ func TestDaemonSetIsGone(t *testing.T) {
 		text string
 		gone bool
 	}{
-		"there":                                 {http.StatusOK, fmt.Sprintf(object, ""), false},
-		"being deleted":                         {http.StatusOK, fmt.Sprintf(object, `,"deletionTimestamp":"2026-01-01T00:00:00Z"`), true},
-		"not there":                             {http.StatusNotFound, fmt.Sprintf(status, "NotFound", 404, details), true},
+		"there": {http.StatusOK, fmt.Sprintf(object, ""), false},
+		"being deleted": {http.StatusOK,
+			fmt.Sprintf(object, `,"deletionTimestamp":"2026-01-01T00:00:00Z"`), true},
+		"not there": {http.StatusNotFound,
+			fmt.Sprintf(status, "NotFound", 404, details), true},
 		"kind unknown":                          {http.StatusNotFound, fmt.Sprintf(status, "NotFound", 404, ""), false},
 		"forbidden":                             {http.StatusForbidden, fmt.Sprintf(status, "Forbidden", 403, details), false},
 		"a load balancer without an API server": {http.StatusNotFound, "default backend - 404", false},

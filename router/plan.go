@@ -28,12 +28,13 @@ const (
 	ReversePathFilter = "ReversePathFilter" // the kernel drops packets because of their source
 	ForwardingOff     = "ForwardingOff"     // the kernel does not forward
 	AddressesDropped  = "AddressesDropped"  // packets with addresses of meshes do not pass to the gateway
+	TwoGateways       = "TwoGateways"       // two gateways lead to one link
 	AccessDenied      = "AccessDenied"      // the API server refuses to tell what the router needs
 )
 
 // reasons are all of them.
 var reasons = []string{ForeignRoute, GatewayNotOnLink, GatewayAddress, NetworkRefused, TunnelMissing, RouteNotSet,
-	PacketsTakenAway, ReversePathFilter, ForwardingOff, AddressesDropped, AccessDenied}
+	PacketsTakenAway, ReversePathFilter, ForwardingOff, AddressesDropped, TwoGateways, AccessDenied}
 
 // objects are what the API server tells.
 type objects struct {
@@ -202,14 +203,17 @@ func makeRouting(o *objects, f *facts) *routing {
 	r := &routing{leaders: findLeaders(o, f.apart)}
 	services := ownServices(o.links)
 	covered := map[netip.Prefix]bool{}
+	claims := newClaims(o.links)
 	for i := range r.leaders {
 		l := &r.leaders[i]
 		way := findHops(l, f)
 		for _, n := range l.networks {
-			if covered[n] {
-				continue // an older gateway leads there
+			if covered[n] { // an older gateway leads there
+				r.findings = append(r.findings, claims.compare(n, l)...)
+				continue
 			}
 			covered[n] = true
+			claims.leaders[n] = l
 			for _, part := range r.admitNetwork(n, l.name, f) {
 				r.addRoute(part, &way)
 			}
@@ -220,6 +224,42 @@ func makeRouting(o *objects, f *facts) *routing {
 	slices.SortFunc(r.routes, func(a, b kernel.NodeRoute) int { return a.Destination.Compare(b.Destination) })
 	r.routes = slices.CompactFunc(r.routes, func(a, b kernel.NodeRoute) bool { return a.Destination == b.Destination })
 	return r
+}
+
+// claims are which gateway leads to which network. Several may lead to a mesh, but one to a link.
+type claims struct {
+	links   map[netip.Prefix]bool // networks of links, without those of meshes
+	leaders map[netip.Prefix]*leader
+	told    map[[2]*leader]bool
+}
+
+func newClaims(links []*v1alpha1.KubeLink) *claims {
+	c := &claims{map[netip.Prefix]bool{}, map[netip.Prefix]*leader{}, map[[2]*leader]bool{}}
+	for _, k := range links {
+		own, err := mesh.ClusterAddress(k.Spec.ClusterAddress)
+		for _, n := range mesh.Networks(&k.Spec) {
+			if claimsNetworks(k) && (err != nil || n != own.Masked()) {
+				c.links[n] = true
+			}
+		}
+	}
+	return c
+}
+
+// compare returns a finding where an older gateway leads to a network of a link, once for two gateways. The older one
+// may be what a broker has left that had another lease-name or other served-links.
+func (c *claims) compare(n netip.Prefix, younger *leader) link.Findings {
+	older := c.leaders[n]
+	two := [2]*leader{older, younger}
+	if older == nil || older == younger || !c.links[n] || c.told[two] {
+		return nil
+	}
+	c.told[two] = true
+	return link.Findings{{Reason: TwoGateways, Text: fmt.Sprintf(
+		"%s (node %.60s) and the younger %s (node %.60s) both lead to %s of a link: packets go to the older one",
+		older.name, older.node, younger.name, younger.node, n),
+		Remedy: "delete the older one if no broker has this lease-name any more; else let one broker serve the link " +
+			"(served-links)"}}
 }
 
 // ownServices are the service networks of this cluster.
