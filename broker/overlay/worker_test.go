@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,11 +14,11 @@ import (
 type fakeEnd struct {
 	takes time.Duration
 	err   error
-	sets  int
+	sets  atomic.Int32
 }
 
 func (f *fakeEnd) Set(State) error {
-	f.sets++
+	f.sets.Add(1)
 	time.Sleep(f.takes)
 	return f.err
 }
@@ -26,14 +27,14 @@ func (f *fakeEnd) Counters() Counters { return Counters{} }
 
 func TestWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		woken := 0
+		var woken atomic.Int32
 		f := &fakeEnd{}
-		w := &Worker{end: f, repair: 30 * time.Second, done: func() { woken++ }}
-		expect := func(s State, wantErr, wantPending error, sets, wakes int) {
+		w := &Worker{end: f, repair: 30 * time.Second, done: func() { woken.Add(1) }}
+		expect := func(s State, wantErr, wantPending error, sets, wakes int32) {
 			t.Helper()
 			err, pending := w.Set(s)
-			if err != wantErr || pending != wantPending || f.sets != sets || woken != wakes {
-				t.Errorf("error %v, pending %v, %d sets, woken %d times", err, pending, f.sets, woken)
+			if err != wantErr || pending != wantPending || f.sets.Load() != sets || woken.Load() != wakes {
+				t.Errorf("error %v, pending %v, %d sets, woken %d times", err, pending, f.sets.Load(), woken.Load())
 			}
 		}
 		one, two := State{VNI: 1}, State{VNI: 2}
