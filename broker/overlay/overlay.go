@@ -62,7 +62,7 @@ func (r Role) Device() string {
 // State is what a caller wants. Without Peers there is no overlay.
 type State struct {
 	VNI          int            // VXLAN network identifier, 1 to 16777215
-	Port         int            // UDP port of gateways, 1 to 65534; nodes have the next one
+	Port         int            // UDP port of gateways, 1024 to 65534; nodes have the next one
 	Addresses    []netip.Addr   // of this node, or of the gateway's pod; at most one per family
 	Peers        []Peer         // one with an address of this end is left out
 	NodeNetworks []netip.Prefix // no pod and no link may send VXLAN packets there
@@ -138,6 +138,11 @@ func (o *Overlay) Set(s State) error {
 	}
 	o.used = true
 	p, errs := o.makePlan(s)
+	if len(p.peers) > 0 {
+		if err := o.system.checkPort(p); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+	}
 	// The device takes packets as soon as it is up: filters come first. Without them there is no new device.
 	unfiltered := o.setFilters(p)
 	errs = append(errs, unfiltered...)

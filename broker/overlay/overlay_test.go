@@ -244,6 +244,7 @@ func TestNamespaceForeign(t *testing.T) {
 			if err := o.Set(w.states()["node2"]); err == nil || !strings.Contains(err.Error(), x.want) {
 				t.Errorf("%s: error %v", x.name, err)
 			}
+			w.wantNoFilters("node2", x.name)
 			if err := o.Clear(); err != nil {
 				t.Errorf("%s: %v", x.name, err)
 			}
@@ -262,8 +263,17 @@ func TestNamespaceForeign(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
+	w.wantNoFilters("node2", "a port of another program")
 	if now := w.run("node2", "ip link"); strings.Contains(now, "klvxlan") {
 		t.Errorf("half a device is left:\n%s", now)
+	}
+}
+
+// wantNoFilters makes sure that no filter drops packets of the program that has the port.
+func (w *world) wantNoFilters(node, why string) {
+	w.t.Helper()
+	if now := w.run(node, "iptables-save"); strings.Contains(now, "VXLAN") {
+		w.t.Errorf("%s: filters are set:\n%s", why, now)
 	}
 }
 

@@ -63,8 +63,8 @@ func (s State) validate() error {
 	if s.VNI < 1 || s.VNI >= 1<<24 {
 		return fmt.Errorf("vxlan-vni %d: want 1 to %d", s.VNI, 1<<24-1)
 	}
-	if s.Port < 1 || s.Port > 65534 {
-		return fmt.Errorf("vxlan-port %d: want 1 to 65534; the next port is taken, too", s.Port)
+	if s.Port < 1024 || s.Port > 65534 { // the filters are no means to close a port of the system
+		return fmt.Errorf("vxlan-port %d: want 1024 to 65534; the next port is taken, too", s.Port)
 	}
 	if len(s.Addresses) == 0 {
 		return fmt.Errorf("the overlay has no address of this node: is node-ip right?")

@@ -27,7 +27,8 @@ func TestValidate(t *testing.T) {
 	}{
 		{State{VNI: 0, Port: 8780, Addresses: good.Addresses}, "vxlan-vni 0: want 1 to 16777215"},
 		{State{VNI: 1 << 24, Port: 8780, Addresses: good.Addresses}, "vxlan-vni 16777216: want 1 to 16777215"},
-		{State{VNI: 107, Port: 65535, Addresses: good.Addresses}, "vxlan-port 65535: want 1 to 65534"},
+		{State{VNI: 107, Port: 65535, Addresses: good.Addresses}, "vxlan-port 65535: want 1024 to 65534"},
+		{State{VNI: 107, Port: 52, Addresses: good.Addresses}, "vxlan-port 52: want 1024 to 65534"},
 		{State{VNI: 107, Port: 8780}, "no address of this node"},
 	} {
 		if err := x.state.validate(); err == nil || !strings.Contains(err.Error(), x.want) {

@@ -115,19 +115,36 @@ func (s *system) setDevice(p *plan, filtered bool) (int, error) {
 	return found.Index, s.adjustDevice(found, wanted)
 }
 
-// addDevice makes the device. It says which other device or program has the port.
-func (s *system) addDevice(wanted *netlink.Vxlan) (int, error) {
-	const remedy = "choose another one with the property vxlan-port, or vxlan-vni, of kubelink"
+const portRemedy = "choose another one with the property vxlan-port, or vxlan-vni, of kubelink"
+
+// checkPort says which other device or program has the name or the port of the device. Filters would drop its packets.
+func (s *system) checkPort(p *plan) error {
+	found, err := s.findDevice(p.device)
+	if err != nil || found != nil && found.Port == p.listenPort() {
+		return err
+	}
 	links, err := s.netlink.LinkList()
 	if err != nil {
-		return 0, fmt.Errorf("list devices: %w", err)
+		return fmt.Errorf("list devices: %w", err)
 	}
 	for _, l := range links {
-		if other, ok := l.(*netlink.Vxlan); ok && other.Port == wanted.Port {
-			return 0, fmt.Errorf("UDP port %d of device %s is that of the VXLAN device %s (VNI %d), which is not kubelink's: %s",
-				wanted.Port, wanted.Name, other.Name, other.VxlanId, remedy)
+		if other, ok := l.(*netlink.Vxlan); ok && other.Port == p.listenPort() {
+			return fmt.Errorf("UDP port %d of device %s is that of the VXLAN device %s (VNI %d), which is not kubelink's: %s",
+				p.listenPort(), p.device, other.Name, other.VxlanId, portRemedy)
 		}
 	}
+	socket, err := net.ListenUDP("udp", &net.UDPAddr{Port: p.listenPort()})
+	if err == nil {
+		return socket.Close()
+	}
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("UDP port %d is that of another program: %s", p.listenPort(), portRemedy)
+	}
+	return nil // the device may get it
+}
+
+// addDevice makes the device.
+func (s *system) addDevice(wanted *netlink.Vxlan) (int, error) {
 	if err := s.netlink.LinkAdd(wanted); err != nil {
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			err = fmt.Errorf("%w: load the kernel module vxlan on the node", err)
@@ -142,7 +159,7 @@ func (s *system) addDevice(wanted *netlink.Vxlan) (int, error) {
 	err = s.adjustDevice(made.(*netlink.Vxlan), wanted)
 	if err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
-			err = fmt.Errorf("UDP port %d is that of another program: %s", wanted.Port, remedy)
+			err = fmt.Errorf("UDP port %d is that of another program: %s", wanted.Port, portRemedy)
 		}
 		return 0, errors.Join(err, s.netlink.LinkDel(made))
 	}
