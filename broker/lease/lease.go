@@ -20,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 
 	"github.com/mandelsoft/kubelink/broker/deadline"
@@ -47,6 +49,7 @@ type leases interface {
 	Get(context.Context, string, metav1.GetOptions) (*coordinationv1.Lease, error)
 	Create(context.Context, *coordinationv1.Lease, metav1.CreateOptions) (*coordinationv1.Lease, error)
 	Update(context.Context, *coordinationv1.Lease, metav1.UpdateOptions) (*coordinationv1.Lease, error)
+	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
 }
 
 // Elector takes part in the election. Run and Release are not called at the same time; the other methods may be.
@@ -110,12 +113,40 @@ func (e *Elector) run(ctx context.Context, api leases, disconnect func(), c Conf
 	}
 	e.config, e.api, e.disconnect, e.limit = c, api, disconnect, deadline.New(c.RenewDeadline)
 	for ctx.Err() == nil && c.Duration > 0 {
-		timer := time.NewTimer(e.takeStep(ctx))
+		pause, cancel := context.WithTimeout(ctx, e.takeStep(ctx))
+		if e.decided && !e.held && e.awaitReturn(pause) {
+			cancel()
+		}
+		<-pause.Done()
+		cancel()
+	}
+}
+
+// awaitReturn waits until the holder gives the Lease back: a standby takes it at once. false: ctx has ended, or a watch
+// is not possible.
+func (e *Elector) awaitReturn(ctx context.Context) bool {
+	opts := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", e.config.Name).String()}
+	if e.lease != nil {
+		opts.ResourceVersion = e.lease.ResourceVersion
+	}
+	changes, err := e.api.Watch(ctx, opts)
+	if err != nil {
+		return false
+	}
+	defer changes.Stop()
+	for {
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
+			return false
+		case event, open := <-changes.ResultChan():
+			l, ok := event.Object.(*coordinationv1.Lease)
+			if !open || !ok {
+				return false
+			}
+			if event.Type == watch.Modified && ownerOf(l, e.config.Identity, e.instance) == vacant {
+				return true
+			}
 		}
-		timer.Stop()
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/utils/ptr"
 )
 
@@ -35,7 +36,29 @@ type fakeAPI struct {
 	delay   time.Duration
 	refuse  error // of each request
 	noWrite error // of each write
+	noWatch error // of each watch
 	writes  int
+	watches map[*watch.RaceFreeFakeWatcher]bool
+}
+
+func (f *fakeAPI) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+	if err := f.begin(ctx, false); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.noWatch != nil {
+		return nil, f.noWatch
+	}
+	w := watch.NewRaceFreeFake()
+	if f.lease != nil && f.lease.ResourceVersion != opts.ResourceVersion {
+		w.Modify(f.lease.DeepCopy())
+	}
+	if f.watches == nil {
+		f.watches = map[*watch.RaceFreeFakeWatcher]bool{}
+	}
+	f.watches[w] = true
+	return w, nil
 }
 
 func (f *fakeAPI) begin(ctx context.Context, write bool) error {
@@ -111,6 +134,13 @@ func (f *fakeAPI) store(l *coordinationv1.Lease) *coordinationv1.Lease {
 	f.writes++
 	f.lease = l.DeepCopy()
 	f.lease.ResourceVersion = fmt.Sprint(f.version)
+	for w := range f.watches {
+		if w.IsStopped() {
+			delete(f.watches, w)
+		} else {
+			w.Modify(f.lease.DeepCopy())
+		}
+	}
 	return f.lease.DeepCopy()
 }
 
@@ -273,6 +303,17 @@ var events = []struct {
 		w.start("a", "node1")
 	}, names{"a": {Holder, 2, "node1"}, "b": {Standby, 2, "node1"}}},
 	{"an orderly end gives it back", func(w *world) {
+		w.all["a"].stop()
+		w.all["a"].Release(context.Background())
+		if took := w.awaitHolder("b"); took > 20*time.Millisecond {
+			w.t.Errorf("took over after %s", took)
+		}
+		w.expect("b", Holder, 2, "node2")
+		w.start("a", "node1")
+	}, names{"a": {Standby, 2, "node2"}, "b": {Holder, 2, "node2"}}},
+	{"an orderly end gives it back, and the other one may not watch", func(w *world) {
+		w.api.change(func() { w.api.noWatch = apierrors.NewForbidden(leaseResource, "", nil) })
+		time.Sleep(3 * time.Second) // until the present watch has ended
 		w.all["a"].stop()
 		w.all["a"].Release(context.Background())
 		time.Sleep(2 * time.Second)
