@@ -144,6 +144,24 @@ func (b *Broker) ApplyFiles(ctx context.Context, files map[string]string) error 
 	return b.FindPod(ctx)
 }
 
+// Uninstall removes what Install has applied, as deploy/README.md tells users. The links are gone already.
+func (b *Broker) Uninstall(ctx context.Context) error {
+	root, err := testbed.Repository()
+	if err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"-n", Namespace, "delete", "daemonset", "kubelink-router", "--cascade=foreground", "--ignore-not-found"},
+		{"delete", "-k", b.installFolder(), "--ignore-not-found"},
+		{"delete", "-f", filepath.Join(root, "deploy", "crds")},
+	} {
+		if _, err := b.Kubectl(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // FindPod waits until the Deployment has one pod, which is ready, and makes it the broker's Host.
 func (b *Broker) FindPod(ctx context.Context) error {
 	pods, err := b.PodsOf(ctx, 1, Namespace, map[string]string{"app": "kubelink"})

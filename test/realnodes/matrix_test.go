@@ -16,6 +16,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/mandelsoft/kubelink/test/fleet"
@@ -80,7 +81,7 @@ func (r row) check(t *testing.T) {
 			clusters[i].Components = append(clusters[i].Components, r.overlay)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	start := time.Now()
 	progress := func(what string) { t.Logf("%5.1fs %s", time.Since(start).Seconds(), what) }
@@ -98,43 +99,66 @@ func (r row) check(t *testing.T) {
 	}
 	check(t, f.Mesh(ctx))
 	progress("links are up")
-	var services []netip.Addr
+	w := deployWorld(t, ctx, f)
+	t.Run("pods", w.checkPods) // it ends when its parallel tests have ended
+	t.Run("the broker moves", w.moveBrokers)
+	if r.overlay == "" {
+		t.Run("routers are killed", w.killRouters)
+		t.Run("the DaemonSet is rolled", w.rollRouters)
+		t.Run("the API servers are away", w.stopAPIServers)
+		t.Run("strict networks need an overlay", w.checkStrict)
+	}
+	t.Run("removal", w.checkRemoval)
+}
+
+// world is a fleet with servers and clients in pods: two of each in each cluster, on two nodes.
+type world struct {
+	ctx      context.Context
+	fleet    *fleet.Fleet
+	services []netip.Addr // of the servers, for each cluster
+	clients  [][]*testbed.Pod
+}
+
+// internetPort is that of a server of the internet.
+const internetPort = 9999
+
+func deployWorld(t *testing.T, ctx context.Context, f *fleet.Fleet) *world {
+	w := &world{ctx: ctx, fleet: f}
 	for _, b := range f.Brokers {
 		must(b.Deploy(ctx, "server", 2))(t)
-		services = append(services, must(b.Service(ctx, "web", map[string]string{"app": "server"},
+		w.services = append(w.services, must(b.Service(ctx, "web", map[string]string{"app": "server"},
 			[]corev1.ServicePort{{Name: "web", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(8080)},
 				{Name: "datagrams", Protocol: corev1.ProtocolUDP, Port: 5353}}, testbed.ServiceOptions{}))(t))
+		must(b.Kubectl(ctx, "patch", "service", "web", "-p", `{"spec":{"type":"NodePort"}}`))(t)
+		w.clients = append(w.clients, must(b.Deploy(ctx, "client", 2))(t))
+		check(t, b.Router.ServeHTTPEcho(internetPort))
 	}
-	clients := [][]*testbed.Pod{
-		must(f.Brokers[0].Deploy(ctx, "client", 2))(t),
-		must(f.Brokers[1].Deploy(ctx, "client", 2))(t),
-	}
-	t.Run("pods", func(t *testing.T) { // it ends when its parallel tests have ended
-		for i, b := range f.Brokers {
-			for _, client := range clients[i] {
-				t.Run(fmt.Sprintf("%s, gateway %s", client.Node.Name, b.Host.Node.Name), func(t *testing.T) {
-					t.Parallel()
-					peer := f.Brokers[1-i]
-					t.Run("remote", func(t *testing.T) { checkRemote(t, ctx, client, peer, services[1-i]) })
-					t.Run("local", func(t *testing.T) { checkLocal(t, ctx, client, b, peer, services[i]) })
-				})
-			}
+	return w
+}
+
+func (w *world) checkPods(t *testing.T) {
+	for i, b := range w.fleet.Brokers {
+		for _, client := range w.clients[i] {
+			t.Run(fmt.Sprintf("%s, gateway %s", client.Node.Name, b.Host.Node.Name), func(t *testing.T) {
+				t.Parallel()
+				peer := w.fleet.Brokers[1-i]
+				t.Run("remote", func(t *testing.T) { checkRemote(t, w.ctx, client, peer, w.services[1-i]) })
+				t.Run("local", func(t *testing.T) { checkLocal(t, w.ctx, client, b, peer, w.services[i]) })
+			})
 		}
-	})
-	if r.overlay == "" {
-		t.Run("strict networks need an overlay", func(t *testing.T) { checkStrict(t, ctx, f, clients) })
 	}
 }
 
 // checkStrict makes networks strict that have no overlay: packets to the meshes get lost between the nodes.
-func checkStrict(t *testing.T, ctx context.Context, f *fleet.Fleet, clients [][]*testbed.Pod) {
-	for i, b := range f.Brokers {
+func (w *world) checkStrict(t *testing.T) {
+	ctx, brokers := w.ctx, w.fleet.Brokers
+	for i, b := range brokers {
 		check(t, makeStrict(ctx, b.Cluster))
-		for _, client := range clients[i] {
+		for _, client := range w.clients[i] {
 			if client.Node == b.Host.Node {
 				continue
 			}
-			if rtt, err := client.Ping(ctx, f.Brokers[1-i].MeshAddress.Addr()); err == nil {
+			if rtt, err := client.Ping(ctx, brokers[1-i].MeshAddress.Addr()); err == nil {
 				t.Errorf("%s reaches the mesh in %s", client.Name, rtt)
 			}
 		}
@@ -174,8 +198,20 @@ func checkLocal(t *testing.T, ctx context.Context, client *testbed.Pod, own, pee
 	}
 	must(askDatagram(client, service))(t)
 	must(client.Ping(ctx, peer.PublicAddress))(t) // the internet
+	seen := must(client.Get(ctx, fmt.Sprintf("http://%s:%d", peer.PublicAddress, internetPort)))(t)
+	if seen != own.PublicAddress.String() {
+		t.Errorf("a server of the internet saw %s, not %s", seen, own.PublicAddress)
+	}
+	web := &corev1.Service{}
+	check(t, own.Client.Get(ctx, types.NamespacedName{Namespace: "default", Name: "web"}, web))
 	for _, n := range own.Nodes {
 		must(client.Ping(ctx, n.Address))(t)
+		url := fmt.Sprintf("http://%s:%d", n.Address, web.Spec.Ports[0].NodePort)
+		for _, from := range []*testbed.Host{client.Host, own.Router} { // node ports, also from outside of the cluster
+			for range 4 { // some on each node
+				must(from.Get(ctx, url))(t)
+			}
+		}
 	}
 	for _, p := range must(own.PodsOf(ctx, 2, "default", map[string]string{"app": "server"}))(t) {
 		if seen := must(client.Get(ctx, fmt.Sprintf("http://%s:8080", p.Address)))(t); seen != client.Address.String() {

@@ -1,0 +1,275 @@
+package realnodes
+
+// What requests across the mesh lose while kubelink's own pods, and what they depend on, change: the broker moves,
+// routers end, API servers are away. In the end, kubelink is removed.
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
+)
+
+const (
+	requestInterval = 50 * time.Millisecond
+	longestMove     = 2 * time.Second  // so long requests may fail while a broker moves
+	apiServersAway  = 30 * time.Second // so long the test has them stopped
+)
+
+// requests of one pod, each on a connection of its own.
+type requests struct {
+	name    string
+	results []result
+}
+
+type result struct {
+	start time.Time
+	took  time.Duration
+	err   error
+}
+
+// askAll has each client ask the service of the other cluster again and again. A request may take as long as the limit.
+// The returned function ends that.
+func askAll(clients [][]*testbed.Pod, services []netip.Addr, limit time.Duration) (stop func() []*requests) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var all []*requests
+	var ends sync.WaitGroup
+	for i := range clients {
+		for _, client := range clients[i] {
+			r := &requests{name: client.Name + " on " + client.Node.Name}
+			all = append(all, r)
+			url := "http://" + services[1-i].String()
+			ends.Go(func() { r.ask(ctx, client, url, limit) })
+		}
+	}
+	return func() []*requests {
+		cancel()
+		ends.Wait()
+		return all
+	}
+}
+
+// ask starts a request at each interval, also while others have no answer yet. It ends with the last answer.
+func (r *requests) ask(ctx context.Context, client *testbed.Pod, url string, limit time.Duration) {
+	ticker := time.NewTicker(requestInterval)
+	defer ticker.Stop()
+	var mu sync.Mutex // guards r.results
+	var ends sync.WaitGroup
+	defer ends.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case start := <-ticker.C:
+			ends.Go(func() {
+				limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+				defer cancel()
+				_, err := client.Get(limited, url)
+				mu.Lock()
+				defer mu.Unlock()
+				r.results = append(r.results, result{start, time.Since(start), err})
+			})
+		}
+	}
+}
+
+// outage is the longest time in which no request has started that was answered. It returns also the number of requests
+// that failed, and why the first of them did.
+func (r *requests) outage() (longest time.Duration, failed int, err error) {
+	slices.SortFunc(r.results, func(a, b result) int { return a.start.Compare(b.start) })
+	var since time.Time
+	for _, each := range r.results {
+		switch {
+		case each.err == nil:
+			since = time.Time{}
+			continue
+		case since.IsZero():
+			since = each.start
+		}
+		failed++
+		err = cmp.Or(err, each.err)
+		longest = max(longest, each.start.Sub(since)+requestInterval)
+	}
+	return longest, failed, err
+}
+
+// slowest is the time of the request that took longest.
+func (r *requests) slowest() (d time.Duration) {
+	for _, each := range r.results {
+		d = max(d, each.took)
+	}
+	return d
+}
+
+// checkOutages fails the test if requests have failed for longer than allowed.
+func checkOutages(t *testing.T, what string, all []*requests, allowed time.Duration) {
+	t.Helper()
+	for _, r := range all {
+		long, failed, err := r.outage()
+		t.Logf("%s, %s: %d of %d requests failed, for %d ms; the slowest took %d ms", what, r.name, failed, len(r.results),
+			long.Milliseconds(), r.slowest().Milliseconds())
+		if long > allowed || len(r.results) == 0 {
+			t.Errorf("%s, %s: requests failed for %s, first: %v", what, r.name, long, err)
+		}
+	}
+}
+
+// killRouters of all nodes, as the kernel does that is out of memory. Kubelet starts them again.
+func (w *world) killRouters(t *testing.T) {
+	ctx := w.ctx
+	stop := askAll(w.clients, w.services, 10*time.Second)
+	killed := map[*testbed.Pod]*fleet.Broker{}
+	for _, b := range w.fleet.Brokers {
+		for _, p := range must(b.PodsOf(ctx, len(b.Nodes), fleet.Namespace, map[string]string{"app": "kubelink-router"}))(t) {
+			check(t, p.KillContainer(ctx))
+			killed[p] = b
+		}
+	}
+	for p, b := range killed {
+		before := p.Object.Status.ContainerStatuses[0].RestartCount
+		check(t, b.WaitFor(ctx, p.Object, func() error {
+			s := p.Object.Status.ContainerStatuses
+			if len(s) != 1 || s[0].RestartCount <= before || !s[0].Ready {
+				return fmt.Errorf("%+v", s)
+			}
+			return nil
+		}))
+	}
+	checkOutages(t, "routers killed", stop(), 0)
+}
+
+func (w *world) rollRouters(t *testing.T) {
+	ctx := w.ctx
+	stop := askAll(w.clients, w.services, 10*time.Second)
+	for _, command := range []string{"restart", "status"} {
+		for _, b := range w.fleet.Brokers {
+			must(b.Kubectl(ctx, "-n", fleet.Namespace, "rollout", command, "daemonset/kubelink-router"))(t)
+		}
+	}
+	checkOutages(t, "DaemonSet rolled", stop(), 0)
+}
+
+// moveBrokers drains the node of each broker. A request has failed if there is no answer within a second.
+func (w *world) moveBrokers(t *testing.T) {
+	ctx := w.ctx
+	for _, b := range w.fleet.Brokers {
+		from := b.Host.Node
+		stop := askAll(w.clients, w.services, time.Second)
+		check(t, from.Drain(ctx, "app=kubelink"))
+		check(t, b.FindPod(ctx))
+		check(t, w.fleet.WaitMesh(ctx))
+		// The old pod may take its time to end. What it then does must not harm, either.
+		check(t, testbed.Until(ctx, "the end of the old pod", func(ctx context.Context) error {
+			pods, err := b.Kubectl(ctx, "-n", fleet.Namespace, "get", "pods", "-l", "app=kubelink", "-o", "name")
+			if err == nil && len(strings.Fields(pods)) != 1 {
+				err = errors.New(pods)
+			}
+			return err
+		}))
+		for i := range w.clients {
+			for _, client := range w.clients[i] {
+				must(client.Get(ctx, "http://"+w.services[1-i].String()))(t)
+			}
+		}
+		all := stop()
+		check(t, from.Uncordon(ctx))
+		if b.Host.Node == from {
+			t.Fatalf("the broker of %s is still on %s", b.Name, from.Name)
+		}
+		checkOutages(t, "broker of "+b.Name+" moved to "+b.Host.Node.Name, all, longestMove)
+	}
+}
+
+func (w *world) stopAPIServers(t *testing.T) {
+	ctx := w.ctx
+	stop := askAll(w.clients, w.services, 10*time.Second)
+	for _, c := range w.fleet.Clusters {
+		check(t, c.StopAPIServer(ctx))
+	}
+	<-time.After(apiServersAway)
+	for _, c := range w.fleet.Clusters {
+		check(t, c.StartAPIServer(ctx))
+	}
+	check(t, w.fleet.WaitMesh(ctx))
+	checkOutages(t, fmt.Sprintf("API servers away for %s", apiServersAway), stop(), 0)
+}
+
+// checkRemoval removes kubelink from all clusters: nothing of it stays on any node.
+func (w *world) checkRemoval(t *testing.T) {
+	ctx := w.ctx
+	for _, c := range w.fleet.Clusters {
+		for _, n := range c.Nodes {
+			if got := must(listOurs(ctx, n))(t); len(got) == 0 {
+				t.Errorf("%s has nothing of kubelink that could be removed", n.Name)
+			}
+		}
+	}
+	start := time.Now()
+	for _, b := range w.fleet.Brokers { // links of all clusters go before any broker goes
+		must(b.Kubectl(ctx, "delete", "kubelinks", "--all"))(t)
+	}
+	t.Logf("links are gone after %.1f s", time.Since(start).Seconds())
+	var g errgroup.Group
+	for _, b := range w.fleet.Brokers {
+		g.Go(func() error { return b.Uninstall(ctx) })
+	}
+	check(t, g.Wait())
+	t.Logf("all is removed after %.1f s", time.Since(start).Seconds())
+	for _, b := range w.fleet.Brokers {
+		for _, n := range b.Nodes {
+			if got := must(listOurs(ctx, n))(t); len(got) > 0 {
+				t.Errorf("%s still has\n%s", n.Name, strings.Join(got, "\n"))
+			}
+		}
+		kinds := must(b.Kubectl(ctx, "get", "crds,namespaces,clusterroles,clusterrolebindings", "-o", "name"))(t)
+		if strings.Contains(kinds, "kubelink") {
+			t.Errorf("%s still has\n%s", b.Name, kinds)
+		}
+	}
+}
+
+// listOurs lists what broker and router have in the kernel of a node: routes and rules with their protocols, chains,
+// devices.
+func listOurs(ctx context.Context, n *testbed.Node) (ours []string, err error) {
+	for _, command := range []string{
+		"ip route show table all proto 107", "ip route show table all proto 114", "ip route show table all proto 118",
+		"ip -6 route show table all proto 107", "ip -6 route show table all proto 114",
+		"ip -6 route show table all proto 118", "ip -details rule", "ip -6 -details rule", "ip -o link",
+		"iptables-legacy-save", "iptables-nft-save", "ip6tables-legacy-save", "ip6tables-nft-save",
+	} {
+		words := strings.Fields(command)
+		out, err := n.Run(ctx, words[0], words[1:]...)
+		if err != nil && !strings.Contains(command, " table all ") { // no such table
+			return nil, err
+		}
+		for line := range strings.Lines(out) {
+			if isOurs(command, line) {
+				ours = append(ours, command+": "+strings.TrimSpace(line))
+			}
+		}
+	}
+	return ours, nil
+}
+
+func isOurs(command, line string) bool {
+	if strings.Contains(command, " route ") {
+		return true
+	}
+	for _, mark := range []string{"KLINK", "KLROUTER", ": kubelink", ": klvxlan", "proto 107", "proto 114", "proto 118"} {
+		if strings.Contains(line, mark) {
+			return true
+		}
+	}
+	return false
+}
