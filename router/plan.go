@@ -447,8 +447,8 @@ func lowerMTU(gateway, device int) int {
 // addUnknown makes the networks of links unreachable to which no gateway leads: they must not take the default route.
 func (r *routing) addUnknown(o *objects, covered map[netip.Prefix]bool, services []netip.Prefix, f *facts) {
 	known := func(n netip.Prefix) bool {
-		for c := range covered {
-			if c.Bits() <= n.Bits() && c.Contains(n.Addr()) {
+		for bits := n.Bits(); bits >= 0; bits-- {
+			if wider, _ := n.Addr().Prefix(bits); covered[wider] {
 				return true
 			}
 		}
@@ -459,7 +459,7 @@ func (r *routing) addUnknown(o *objects, covered map[netip.Prefix]bool, services
 			continue
 		}
 		for _, n := range mesh.Networks(&k.Spec) {
-			if covered[n] || known(n) {
+			if known(n) {
 				continue
 			}
 			covered[n] = true

@@ -251,6 +251,21 @@ func routeText(n kernel.NodeRoute) string {
 	return text
 }
 
+// TestManyNetworks: links of 10,000 networks that no gateway leads to. The log says
+// what a look costs: it compares none with all others.
+func TestManyNetworks(t *testing.T) {
+	o := &objects{gateways: list{gateway(1, "23.0.0.0/16")}}
+	for i := range 10000 {
+		o.links = append(o.links, kubeLink(fmt.Sprintf("k%d", i), fmt.Sprintf("23.%d.%d.0/24", i/256, i%256)))
+	}
+	start := time.Now()
+	r := makeRouting(o, node3())
+	if want := 10000 - 256 + 2; len(r.routes) != want { // the first 256 are of the gateway, and there is the mesh
+		t.Errorf("%d routes, want %d", len(r.routes), want)
+	}
+	t.Logf("%d routes after %s", len(r.routes), time.Since(start))
+}
+
 func TestSubtract(t *testing.T) {
 	for _, c := range []struct{ n, other, want string }{
 		{"10.0.0.0/8", "11.0.0.0/8", "[10.0.0.0/8]"},

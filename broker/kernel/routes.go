@@ -172,11 +172,8 @@ func brokerRoutes(found *objects) destinations {
 
 // lead tells whether a route leads to a network.
 func (d destinations) lead(n netip.Prefix) bool {
-	if d[n] {
-		return true
-	}
-	for p := range d {
-		if p.Bits() < n.Bits() && p.Contains(n.Addr()) {
+	for bits := n.Bits(); bits >= 0; bits-- {
+		if wider, _ := n.Addr().Prefix(bits); d[wider] {
 			return true
 		}
 	}
