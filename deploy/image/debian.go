@@ -26,13 +26,25 @@ const (
 	architecture  = "amd64"
 )
 
+// keyring has the keys of Debian, where its package debian-archive-keyring is installed.
+const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
 // debianSources is where the packages come from if this system's apt does not know them. The checksums of the list are
-// what we trust, so the lists of a mirror need no signature.
+// what we trust: with a list that is written anew (flags update and newer) they are as good as the signature of the
+// mirror's lists, which needs the keyring. A directory of this machine has none.
 func debianSources() string {
-	mirror := cmp.Or(os.Getenv("DEBIAN_MIRROR"), "http://deb.debian.org/debian")
-	security := cmp.Or(os.Getenv("DEBIAN_SECURITY_MIRROR"), "http://deb.debian.org/debian-security")
-	const line = "deb [trusted=yes check-valid-until=no] %s %s main\n"
-	return fmt.Sprintf(line, mirror, release) + fmt.Sprintf(line, security, release+"-security")
+	text := ""
+	for _, source := range []struct{ mirror, suite string }{
+		{cmp.Or(os.Getenv("DEBIAN_MIRROR"), "http://deb.debian.org/debian"), release},
+		{cmp.Or(os.Getenv("DEBIAN_SECURITY_MIRROR"), "http://deb.debian.org/debian-security"), release + "-security"},
+	} {
+		trust := "signed-by=" + keyring
+		if _, err := os.Stat(keyring); err != nil || strings.HasPrefix(source.mirror, "file:") {
+			trust = "trusted=yes"
+		}
+		text += fmt.Sprintf("deb [%s check-valid-until=no] %s %s main\n", trust, source.mirror, source.suite)
+	}
+	return text
 }
 
 // debianPackage is one line of the list.

@@ -4,6 +4,8 @@ package main
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,6 +46,26 @@ func makeMirror(t *testing.T, name, version string) {
 	write("dists/"+release+"-security/main/binary-"+architecture+"/Packages", "")
 	t.Setenv("DEBIAN_MIRROR", "file:"+dir)
 	t.Setenv("DEBIAN_SECURITY_MIRROR", "file:"+dir)
+}
+
+// TestUnsignedMirror: a list that is written anew does not take checksums of a mirror on the network that Debian has not
+// signed, where Debian's keys are installed.
+func TestUnsignedMirror(t *testing.T) {
+	const name = "kubelink-test-package"
+	makeMirror(t, name, "2.0-1")
+	server := httptest.NewServer(http.FileServer(http.Dir(strings.TrimPrefix(os.Getenv("DEBIAN_MIRROR"), "file:"))))
+	defer server.Close()
+	t.Setenv("DEBIAN_MIRROR", server.URL)
+	t.Setenv("DEBIAN_SECURITY_MIRROR", server.URL)
+	list := filepath.Join(t.TempDir(), "packages.txt")
+	if err := os.WriteFile(list, []byte(name+"=1.0-1 "+strings.Repeat("0", 64)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, noKeys := os.Stat(keyring)
+	err := updatePackages(t.Context(), list, t.TempDir())
+	if refused := err != nil && strings.Contains(err.Error(), "does not have a Release file"); refused != (noKeys == nil) {
+		t.Errorf("keys of Debian: %v; error %v", noKeys, err)
+	}
 }
 
 func TestMirror(t *testing.T) {
