@@ -106,7 +106,7 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	add("bind-address-http", "IP", "", "address for server-port-http (default: all)", parseBind(&o.bind))
 	add("log-level", "LEVEL", "info", "debug, info, warn or error", o.parseLevel)
 	fs.BoolVar(&o.cleanup, "cleanup", false,
-		"remove routes, rules and tunnel address that a router has set on this node, and end")
+		"remove what a router has set on this node (routes, rules, address of tunl0, VXLAN device, iptables chains), and end")
 	addFormerFlags(fs)
 }
 
@@ -264,7 +264,11 @@ func (o *options) connect() (*rest.Config, error) {
 // run is the program.
 func (o *options) run(ctx context.Context, fs *pflag.FlagSet) error {
 	if o.cleanup {
-		return router.Cleanup(o.config)
+		if err := router.Cleanup(o.config); err != nil {
+			return err
+		}
+		fmt.Println("nothing of a router is left on this node; a router that runs sets it again")
+		return nil
 	}
 	if err := o.complete(fs); err != nil {
 		return err

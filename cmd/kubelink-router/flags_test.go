@@ -139,6 +139,15 @@ func TestBadValues(t *testing.T) {
 	}
 }
 
+// A word that belongs to no flag is a bad value, too.
+func TestStrayWord(t *testing.T) {
+	c := newCommand()
+	c.SetArgs([]string{"--node-cidr=10.250.0.0/16", "shared"})
+	if err := c.Execute(); !errors.As(err, &usageError{}) || !strings.Contains(err.Error(), `"shared" belongs to no flag`) {
+		t.Errorf("error %v", err)
+	}
+}
+
 // Help explains each flag, and hides what means nothing.
 func TestHelp(t *testing.T) {
 	c := newCommand()

@@ -53,12 +53,13 @@ func newCommand() *cobra.Command {
 		Short: "Lead packets for the meshes from this node to the gateway",
 		Long: `kubelink-router sets a route on its node for each network of the meshes: via the node of the gateway, or, on
 that node, to the pod of the gateway. Without a gateway these networks are unreachable. Routes and rules have the
-protocol 114 (ip route show table all proto 114); nothing else is touched. They stay when the process ends, and go
-with the DaemonSet or with --cleanup. It needs CAP_NET_ADMIN in the network namespace of the node.
+protocol 114 (ip route show table all proto 114). Where the gateway wants a VXLAN, there are the device klvxlan and
+chains KLROUTER-VXLAN-*, too. Nothing else is touched. All that stays when the process ends, and goes with the
+DaemonSet or with --cleanup. It needs CAP_NET_ADMIN in the network namespace of the node.
 
 Flags also have the form --router.NAME, which wins. Flags of a former router that mean nothing here, and flags of
 the form --broker.NAME, are accepted with a warning.`,
-		Args:          cobra.NoArgs,
+		Args:          refuseArguments,
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -72,4 +73,13 @@ the form --broker.NAME, are accepted with a warning.`,
 		return usageError{fmt.Errorf("%w; see kubelink-router --help", err)}
 	})
 	return c
+}
+
+// refuseArguments says what is wrong with a word that belongs to no flag.
+func refuseArguments(_ *cobra.Command, words []string) error {
+	if len(words) == 0 {
+		return nil
+	}
+	return usageError{fmt.Errorf("%q belongs to no flag: leave it out, or write --NAME=VALUE; "+
+		"see kubelink-router --help", words[0])}
 }
