@@ -73,7 +73,9 @@ func runDemo() int {
 		printIndented(fmt.Sprintf("# kubectl in %s\n%s get kubelinks -o wide", b.Name, b.KubectlCommand()))
 	}
 	printIndented("# a shell in the network of the client of kubelink1\n" + d.client.Enter("bash"))
-	printIndented("# a shell on the gateway node of kubelink1\n" + d.Brokers[0].Host.Node.Enter("bash"))
+	for _, n := range d.Brokers[0].Nodes {
+		printIndented(fmt.Sprintf("# a shell on %s\n%s", n.Name, n.Enter("bash")))
+	}
 	<-ctx.Done()
 	printStep("cleaning up")
 	return 0
