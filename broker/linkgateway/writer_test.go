@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,13 +27,16 @@ import (
 // world is an API server with one LinkGateway, and a broker that writes it.
 type world struct {
 	*Writer
-	api    client.WithWatch
+	api client.WithWatch
+	log *strings.Builder
+
+	// mu guards the fields below. A test changes them before it calls Set or after, which hand them over to the writer.
+	mu     sync.Mutex
 	ops    []string
 	fail   map[string]error // by verb
 	lost   bool             // the broker may not write
 	renews bool             // its Lease
 	wakes  int
-	log    *strings.Builder
 }
 
 var key = client.ObjectKey{Namespace: "kubelink", Name: "kubelink"}
@@ -45,7 +49,12 @@ func simulate(t *testing.T, test func(t *testing.T, w *world)) {
 			t.Fatal(err)
 		}
 		w := &world{fail: map[string]error{}, renews: true, log: &strings.Builder{}}
-		note := func(verb string) error { w.ops = append(w.ops, verb); return w.fail[verb] }
+		note := func(verb string) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.ops = append(w.ops, verb)
+			return w.fail[verb]
+		}
 		w.api = fake.NewClientBuilder().WithScheme(scheme).Build()
 		watched := interceptor.NewClient(w.api, interceptor.Funcs{
 			Get: func(
@@ -70,10 +79,22 @@ func simulate(t *testing.T, test func(t *testing.T, w *world)) {
 			},
 		})
 		w.Writer = NewWriter(WriterConfig{Reader: watched, Client: watched, Namespace: key.Namespace,
-			Log:       slog.New(slog.NewTextHandler(w.log, nil)),
-			MayWrite:  func() bool { return !w.lost },
-			HeldSince: func(since time.Time) bool { return w.renews && time.Since(since) > 2*time.Second },
-			Wake:      func() { w.wakes++ },
+			Log: slog.New(slog.NewTextHandler(w.log, nil)),
+			MayWrite: func() bool {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return !w.lost
+			},
+			HeldSince: func(since time.Time) bool {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return w.renews && time.Since(since) > 2*time.Second
+			},
+			Wake: func() {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				w.wakes++
+			},
 		})
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error)
@@ -91,12 +112,20 @@ func want(term int64, networks ...v1alpha1.GatewayNetwork) *v1alpha1.LinkGateway
 	return &v1alpha1.LinkGatewaySpec{Node: "node1", Term: term, Networks: networks}
 }
 
-// after lets a time pass and returns the requests in it.
+// after lets a time pass and returns the requests since the last call.
 func (w *world) after(d time.Duration) string {
-	w.ops = nil
+	w.handOver()
 	time.Sleep(d)
 	synctest.Wait()
-	return strings.Join(w.ops, " ")
+	ops := strings.Join(w.ops, " ")
+	w.ops = nil
+	return ops
+}
+
+// handOver lets the writer see what the test has changed.
+func (w *world) handOver() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 }
 
 // text is what the object says.
