@@ -16,6 +16,7 @@ import (
 	"github.com/miekg/dns"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -216,6 +217,8 @@ func startTwoBrokers(t *testing.T, ctx context.Context) *twoBrokers {
 		w.first.Gateway().Plug()
 		must(t, w.second.Host.Delete(ctx))
 		must(t, w.server.pod.Delete(ctx))
+		must(t, w.first.Client.Delete(ctx, &corev1.Service{ // other tests start two brokers, too
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "server-second"}}))
 		must(t, w.first.SetCorefile(text))
 		select {
 		case <-w.first.Process.Done():
