@@ -88,7 +88,7 @@ func (k *Kernel) selectTools(ctx context.Context, family int, failed *failures) 
 	}
 	tools := toolset{family, last.Name}
 	found[last.Name] = k.readTables(ctx, tools, true)
-	chosen := Backend{Family: ipVersion(family), Name: last.Name, Reason: "no other one is installed"}
+	chosen := Backend{Family: IPVersion(family), Name: last.Name, Reason: "no other one is installed"}
 	if len(k.backends) > 1 {
 		chosen.Name, chosen.Reason = chooseBackend(last, known, found)
 	}

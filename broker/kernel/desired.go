@@ -64,11 +64,11 @@ func (s State) isEmpty() bool { return len(s.Addresses)+len(s.Routes) == 0 }
 
 func (s State) usesFamily(family int) bool {
 	return s.routesFamily(family) ||
-		slices.ContainsFunc(s.Addresses, func(a netip.Prefix) bool { return familyOf(a.Addr()) == family })
+		slices.ContainsFunc(s.Addresses, func(a netip.Prefix) bool { return FamilyOf(a.Addr()) == family })
 }
 
 func (s State) routesFamily(family int) bool {
-	return slices.ContainsFunc(s.Routes, func(r mesh.Route) bool { return familyOf(r.Source) == family })
+	return slices.ContainsFunc(s.Routes, func(r mesh.Route) bool { return FamilyOf(r.Source) == family })
 }
 
 // without leaves out families.
@@ -77,10 +77,10 @@ func (s State) without(families map[int]error) State {
 		return s
 	}
 	s.Addresses = slices.DeleteFunc(slices.Clone(s.Addresses), func(a netip.Prefix) bool {
-		return families[familyOf(a.Addr())] != nil
+		return families[FamilyOf(a.Addr())] != nil
 	})
 	s.Routes = slices.DeleteFunc(slices.Clone(s.Routes), func(r mesh.Route) bool {
-		return families[familyOf(r.Source)] != nil
+		return families[FamilyOf(r.Source)] != nil
 	})
 	return s
 }

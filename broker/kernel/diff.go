@@ -126,7 +126,7 @@ func (p *plan) addRoutes(wanted []route, found ownership, noNAT map[int]bool) (u
 	for _, r := range wanted {
 		other, taken := foreign[r.place()]
 		old, exists := ours[r.key()]
-		family := familyOf(r.Source)
+		family := FamilyOf(r.Source)
 		switch {
 		case taken:
 			p.conflicts = append(p.conflicts, conflict{r, other})

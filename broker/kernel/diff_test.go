@@ -156,7 +156,7 @@ func planText(p *plan) string {
 	}
 	for _, f := range families {
 		if p.withheld[f] > 0 {
-			lines = append(lines, "withheld IPv"+string(rune('0'+ipVersion(f)))+" "+string(rune('0'+p.withheld[f])))
+			lines = append(lines, "withheld IPv"+string(rune('0'+IPVersion(f)))+" "+string(rune('0'+p.withheld[f])))
 		}
 	}
 	return strings.Join(lines, "\n")

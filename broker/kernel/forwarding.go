@@ -31,7 +31,7 @@ func isOn(family int, device, setting string) bool {
 }
 
 func settingFile(family int, device, setting string) string {
-	return fmt.Sprintf("/proc/sys/net/ipv%d/conf/%s/%s", ipVersion(family), device, setting)
+	return fmt.Sprintf("/proc/sys/net/ipv%d/conf/%s/%s", IPVersion(family), device, setting)
 }
 
 func setForwarding(o forwarding, device string) error {

@@ -178,7 +178,7 @@ func (k *Kernel) setNetwork(s State, found *objects, failed *failures) {
 		err := found.failed[f]
 		// A kernel without the family has nothing of ours.
 		if err != nil && (s.usesFamily(f) || !errors.Is(err, unix.EAFNOSUPPORT)) {
-			failed.errs = append(failed.errs, fmt.Errorf("read the network state of IPv%d: %w", ipVersion(f), err))
+			failed.errs = append(failed.errs, fmt.Errorf("read the network state of IPv%d: %w", IPVersion(f), err))
 		}
 	}
 	if found.link.Index == 0 && !s.isEmpty() && len(found.failed) < len(families) {
@@ -210,7 +210,7 @@ func (k *Kernel) omissions(p *plan) (errs []error) {
 	for _, f := range families {
 		if n := p.withheld[f]; n > 0 {
 			errs = append(errs, fmt.Errorf("%d new routes of IPv%d are not set: there is no source NAT for them",
-				n, ipVersion(f)))
+				n, IPVersion(f)))
 		}
 	}
 	return errs
@@ -244,7 +244,7 @@ func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, fail
 			continue
 		}
 		failed.noNAT[family] = failed.noNAT[family] || c.table == natTable
-		err = fmt.Errorf("chain %s of IPv%d: %w", c.name, ipVersion(family), err)
+		err = fmt.Errorf("chain %s of IPv%d: %w", c.name, IPVersion(family), err)
 		if c.optional && !errors.Is(err, exec.ErrNotFound) {
 			failed.warnings = append(failed.warnings, err)
 		} else {
@@ -291,7 +291,7 @@ func (k *Kernel) removeChains(ctx context.Context, chains []chain, tools toolset
 		}
 		known.clean, known.lookAgain = false, time.Now().Add(unusedPause)
 		if known.made[c.name] {
-			failed.errs = append(failed.errs, fmt.Errorf("chain %s of IPv%d: %w", c.name, ipVersion(tools.family), err))
+			failed.errs = append(failed.errs, fmt.Errorf("chain %s of IPv%d: %w", c.name, IPVersion(tools.family), err))
 		}
 	}
 }

@@ -51,7 +51,7 @@ func newFake() *fake {
 }
 
 func key(family int, table, chain string) string {
-	return fmt.Sprintf("IPv%d %s %s", ipVersion(family), table, chain)
+	return fmt.Sprintf("IPv%d %s %s", IPVersion(family), table, chain)
 }
 
 func (f *fake) DeviceName(index int) string {
@@ -121,7 +121,7 @@ func (f *fake) SaveTables(_ context.Context, tools toolset, table string) (strin
 	}
 	var out strings.Builder
 	for _, t := range []string{"nat", "filter", "mangle"} {
-		text, unread := f.unread[fmt.Sprintf("IPv%d %s", ipVersion(family), t)]
+		text, unread := f.unread[fmt.Sprintf("IPv%d %s", IPVersion(family), t)]
 		if (table == "" || table == t) && unread {
 			if text == "" {
 				return "", errors.New("no such luck")
@@ -145,11 +145,11 @@ func (f *fake) SaveTables(_ context.Context, tools toolset, table string) (strin
 
 func (f *fake) RestoreTable(_ context.Context, tools toolset, table string, commands []string) error {
 	family := tools.family
-	if f.fails != "" && strings.Contains(fmt.Sprintf("IPv%d %s", ipVersion(family), table), f.fails) {
+	if f.fails != "" && strings.Contains(fmt.Sprintf("IPv%d %s", IPVersion(family), table), f.fails) {
 		return errors.New("no such luck")
 	}
 	for _, c := range commands {
-		f.log = append(f.log, fmt.Sprintf("IPv%d %s: %s", ipVersion(family), table, c))
+		f.log = append(f.log, fmt.Sprintf("IPv%d %s: %s", IPVersion(family), table, c))
 		words := strings.Fields(c)
 		rule := "-A " + strings.Join(words[1:], " ")
 		if chain, ok := strings.CutPrefix(words[0], ":"); ok {
@@ -191,13 +191,13 @@ func (f *fake) String() string {
 	}
 	for _, r := range f.rules {
 		lines = append(lines, fmt.Sprintf("IPv%d rule priority %d table %d proto %d",
-			ipVersion(r.Family), r.Priority, r.Table, r.Protocol))
+			IPVersion(r.Family), r.Priority, r.Table, r.Protocol))
 	}
 	slices.Sort(lines)
 	if f.link.Index != 0 {
 		first := fmt.Sprintf("%s mtu %d up=%t", f.DeviceName(f.link.Index), f.link.MTU, f.link.Up)
 		for _, o := range f.forwarding {
-			first += fmt.Sprintf(" forwards IPv%d", ipVersion(o.Family))
+			first += fmt.Sprintf(" forwards IPv%d", IPVersion(o.Family))
 		}
 		lines = append([]string{first}, lines...)
 	}

@@ -80,7 +80,7 @@ func natChain(device string, s State, family int) chain {
 		meshRanges[a.Addr()] = a.Masked()
 	}
 	for _, r := range longestFirst(s.Routes) {
-		if familyOf(r.Source) != family {
+		if FamilyOf(r.Source) != family {
 			continue
 		}
 		meshRange, ok := meshRanges[r.Source]
@@ -113,7 +113,7 @@ func masqueradeChain(device string, s State, family int) chain {
 		c.rules = append(c.rules, "-A "+c.name+" -o "+out+" -j RETURN")
 	}
 	for _, r := range longestFirst(s.Routes) {
-		if familyOf(r.Source) == family {
+		if FamilyOf(r.Source) == family {
 			c.rules = append(c.rules, "-A "+c.name+matchOption("-s", r.Destination)+" -j MASQUERADE")
 		}
 	}
@@ -156,7 +156,7 @@ func guardChain(device string, s State, family int, ipvs bool) chain {
 	pass(" -m conntrack --ctstate RELATED")
 	pass(" " + ping + " -m addrtype --dst-type LOCAL")
 	for _, a := range s.Addresses {
-		if familyOf(a.Addr()) != family {
+		if FamilyOf(a.Addr()) != family {
 			continue
 		}
 		for _, p := range s.LocalPorts {
@@ -165,7 +165,7 @@ func guardChain(device string, s State, family int, ipvs bool) chain {
 	}
 	for _, n := range s.Services {
 		switch {
-		case familyOf(n.Addr()) != family:
+		case FamilyOf(n.Addr()) != family:
 		case ipvs:
 			pass(matchOption("-d", n))
 		default:

@@ -91,7 +91,7 @@ func TestNATChain(t *testing.T) {
 		c := natChain("k", s, family)
 		got := strings.ReplaceAll(strings.Join(c.rules, "\n"), "-A "+c.name+" ", "")
 		if want := strings.ReplaceAll(strings.TrimSpace(want), "\t", ""); got != want {
-			t.Errorf("IPv%d: rules\n%s\nwant\n%s", ipVersion(family), got, want)
+			t.Errorf("IPv%d: rules\n%s\nwant\n%s", IPVersion(family), got, want)
 		}
 	}
 }
@@ -103,23 +103,23 @@ func TestWantedChains(t *testing.T) {
 		for _, c := range wantedChains("k", twoMeshes, family, false) {
 			got = append(got, c.table+" "+c.builtin())
 			if others, hooks := c.divideBuiltin(rulesOf(t, c.hook)); len(others) != 0 || len(hooks) != 1 {
-				t.Errorf("IPv%d: hook %q is not one of chain %s", ipVersion(family), c.hook, c.name)
+				t.Errorf("IPv%d: hook %q is not one of chain %s", IPVersion(family), c.hook, c.name)
 			}
 			if strings.HasPrefix(c.name, "KUBELINK-") {
 				t.Errorf("a router of the former system flushes chain %s", c.name)
 			}
 			if c.optional != (c.name == "KLINK-MSS") {
-				t.Errorf("IPv%d: chain %s: a mesh does without it: %t", ipVersion(family), c.name, c.optional)
+				t.Errorf("IPv%d: chain %s: a mesh does without it: %t", IPVersion(family), c.name, c.optional)
 			}
 		}
 		want := []string{"nat POSTROUTING", "nat POSTROUTING", "mangle PREROUTING", "filter FORWARD", "mangle FORWARD"}
 		if !slices.Equal(got, want) {
-			t.Errorf("IPv%d: chains in %q, want %q", ipVersion(family), got, want)
+			t.Errorf("IPv%d: chains in %q, want %q", IPVersion(family), got, want)
 		}
 	}
 	for family, module := range map[int]string{unix.AF_INET: " iptable_mangle ", unix.AF_INET6: " ip6table_mangle "} {
 		if c := mssChain("k", family); !strings.Contains(c.remedy, module) {
-			t.Errorf("IPv%d: remedy %q does not name%s", ipVersion(family), c.remedy, module)
+			t.Errorf("IPv%d: remedy %q does not name%s", IPVersion(family), c.remedy, module)
 		}
 	}
 }

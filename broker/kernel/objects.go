@@ -41,8 +41,8 @@ type objects struct {
 // omitFamily takes out what belongs to a family.
 func (o *objects) omitFamily(family int) {
 	o.forwarding = slices.DeleteFunc(o.forwarding, func(x forwarding) bool { return x.Family == family })
-	o.addresses = slices.DeleteFunc(o.addresses, func(a address) bool { return familyOf(a.Prefix.Addr()) == family })
-	o.routes = slices.DeleteFunc(o.routes, func(r route) bool { return familyOf(r.Destination.Addr()) == family })
+	o.addresses = slices.DeleteFunc(o.addresses, func(a address) bool { return FamilyOf(a.Prefix.Addr()) == family })
+	o.routes = slices.DeleteFunc(o.routes, func(r route) bool { return FamilyOf(r.Destination.Addr()) == family })
 	o.rules = slices.DeleteFunc(o.rules, func(r rule) bool { return r.Family == family })
 }
 
@@ -103,14 +103,14 @@ func ipCommand(verb string, object any, name func(int) string) string {
 		}
 		return fmt.Sprintf("ip link %s %s mtu %d up", verb, name(o.Index), o.MTU)
 	case forwarding:
-		return fmt.Sprintf("sysctl net.ipv%d.conf.%s.forwarding=1", ipVersion(o.Family), name(o.Index))
+		return fmt.Sprintf("sysctl net.ipv%d.conf.%s.forwarding=1", IPVersion(o.Family), name(o.Index))
 	case address:
 		return fmt.Sprintf("ip addr %s %s dev %s noprefixroute", verb, o.Prefix, name(o.Index))
 	case route:
 		return fmt.Sprintf("ip route %s %s", verb, o.text(name))
 	case rule:
 		return fmt.Sprintf("ip -%d rule %s priority %d table %d proto %d",
-			ipVersion(o.Family), verb, o.Priority, o.Table, o.Protocol)
+			IPVersion(o.Family), verb, o.Priority, o.Table, o.Protocol)
 	}
 	return fmt.Sprintf("%s %v", verb, object)
 }
@@ -145,14 +145,16 @@ func (r route) text(name func(int) string) string {
 	return text + fmt.Sprintf(" table %d", r.Table)
 }
 
-func familyOf(a netip.Addr) int {
+// FamilyOf is the address family of an address, AF_INET or AF_INET6 (socket(2)). An IPv4 address in IPv6 form is IPv6.
+func FamilyOf(a netip.Addr) int {
 	if a.Is4() {
 		return unix.AF_INET
 	}
 	return unix.AF_INET6
 }
 
-func ipVersion(family int) int {
+// IPVersion is 4 or 6, for an address family.
+func IPVersion(family int) int {
 	if family == unix.AF_INET {
 		return 4
 	}

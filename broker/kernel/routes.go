@@ -113,9 +113,9 @@ func (r *Routes) Set(want []NodeRoute) (written int, errs []error) {
 	defer r.mu.Unlock()
 	found := r.system.Dump("", "")
 	for _, f := range families {
-		used := slices.ContainsFunc(want, func(n NodeRoute) bool { return familyOf(n.Destination.Addr()) == f })
+		used := slices.ContainsFunc(want, func(n NodeRoute) bool { return FamilyOf(n.Destination.Addr()) == f })
 		if err := found.failed[f]; err != nil && (used || !errors.Is(err, unix.EAFNOSUPPORT)) {
-			errs = append(errs, fmt.Errorf("read the routes of IPv%d: %w", ipVersion(f), err))
+			errs = append(errs, fmt.Errorf("read the routes of IPv%d: %w", IPVersion(f), err))
 		}
 	}
 	p := planChanges(r.wantedObjects(want, found), r.divideRoutes(found), nil)
@@ -136,7 +136,7 @@ func (r *Routes) Set(want []NodeRoute) (written int, errs []error) {
 func (r *Routes) wantedObjects(want []NodeRoute, found *objects) (wanted objects) {
 	used, broker := map[int]bool{}, brokerRoutes(found)
 	for _, n := range want {
-		family := familyOf(n.Destination.Addr())
+		family := FamilyOf(n.Destination.Addr())
 		if found.failed[family] != nil || n.Fallback && broker.lead(n.Destination) {
 			continue
 		}

@@ -58,7 +58,7 @@ func (p *plan) inputRules() (rules []string) {
 // comes to it from other machines.
 func (p *plan) guardRules() (rules []string) {
 	protected := slices.Clone(p.state.NodeNetworks)
-	protected = slices.DeleteFunc(protected, func(n netip.Prefix) bool { return familyOf(n.Addr()) != p.underlay })
+	protected = slices.DeleteFunc(protected, func(n netip.Prefix) bool { return kernel.FamilyOf(n.Addr()) != p.underlay })
 	var forged []string
 	for _, peer := range p.peers {
 		if !slices.ContainsFunc(protected, func(n netip.Prefix) bool { return n.Contains(peer.address) }) {

@@ -301,7 +301,7 @@ func (w *world) set() {
 		})
 		if name != w.gateway {
 			w.route(name, fmt.Sprintf("via %s dev %s onlink",
-				NextHop(s.Addresses, s.Peers[0].Addresses, familyOf(w.address(name))), Node.Device()))
+				NextHop(s.Addresses, s.Peers[0].Addresses, kernel.FamilyOf(w.address(name))), Node.Device()))
 		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/kernel"
 )
 
 var families = []int{unix.AF_INET, unix.AF_INET6}
@@ -126,7 +128,7 @@ func (o *Overlay) makePlan(s State) (*plan, []error) {
 func (p *plan) findPeer(wanted Peer, ways *ways) (found peer, mtu int, err error) {
 	found = peer{name: wanted.Name, address: addressOf(wanted.Addresses, p.underlay)}
 	if !found.address.IsValid() {
-		return found, 0, fmt.Errorf("it has no IPv%d address, as this end has", ipVersion(p.underlay))
+		return found, 0, fmt.Errorf("it has no IPv%d address, as this end has", kernel.IPVersion(p.underlay))
 	}
 	found.mac = makeMAC(found.address)
 	for _, f := range p.families {
@@ -148,7 +150,7 @@ func (p *plan) findPeer(wanted Peer, ways *ways) (found peer, mtu int, err error
 	}
 	found.sources = []source{{found.address, way.device}}
 	for _, a := range wanted.Sources {
-		if familyOf(a) != p.underlay || slices.Contains(p.state.Addresses, a) {
+		if kernel.FamilyOf(a) != p.underlay || slices.Contains(p.state.Addresses, a) {
 			continue
 		}
 		if other, err := ways.find(a); err == nil {
@@ -209,7 +211,7 @@ func (p *plan) rules() (rules []netlink.Rule) {
 		r.Family, r.Priority, r.Table, r.Protocol, r.IifName = f, rulePriority, Table, Protocol, p.state.TUN
 		rules = append(rules, *r)
 		for _, a := range p.state.Local {
-			if familyOf(a) != f {
+			if kernel.FamilyOf(a) != f {
 				continue
 			}
 			r := netlink.NewRule()
@@ -222,25 +224,11 @@ func (p *plan) rules() (rules []netlink.Rule) {
 
 func addressOf(list []netip.Addr, family int) netip.Addr {
 	for _, a := range list {
-		if a.IsValid() && familyOf(a) == family {
+		if a.IsValid() && kernel.FamilyOf(a) == family {
 			return a
 		}
 	}
 	return netip.Addr{}
-}
-
-func familyOf(a netip.Addr) int {
-	if a.Is4() {
-		return unix.AF_INET
-	}
-	return unix.AF_INET6
-}
-
-func ipVersion(family int) int {
-	if family == unix.AF_INET {
-		return 4
-	}
-	return 6
 }
 
 func hostNet(a netip.Addr) *net.IPNet {

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/kernel"
 )
 
 func addrs(texts ...string) (list []netip.Addr) {
@@ -65,7 +67,7 @@ func TestNextHop(t *testing.T) {
 		{v6, addrs("fd00:a::1"), unix.AF_INET6, "fe80::26b:963f:37d4"},
 	} {
 		if got := NextHop(x.own, x.peer, x.family).String(); got != x.want {
-			t.Errorf("from %v to %v, IPv%d: %s, want %s", x.own, x.peer, ipVersion(x.family), got, x.want)
+			t.Errorf("from %v to %v, IPv%d: %s, want %s", x.own, x.peer, kernel.IPVersion(x.family), got, x.want)
 		}
 	}
 }

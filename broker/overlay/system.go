@@ -14,6 +14,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/kernel"
 )
 
 // alias marks our device (ifalias in sysfs, `ip link show`).
@@ -259,7 +261,7 @@ func (x peer) entries(index int) []netlink.Neigh {
 	entries := []netlink.Neigh{{LinkIndex: index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF,
 		State: netlink.NUD_PERMANENT | netlink.NUD_NOARP, IP: x.address.AsSlice(), HardwareAddr: x.mac}}
 	for _, a := range x.hops {
-		entries = append(entries, netlink.Neigh{LinkIndex: index, Family: familyOf(a), State: netlink.NUD_PERMANENT,
+		entries = append(entries, netlink.Neigh{LinkIndex: index, Family: kernel.FamilyOf(a), State: netlink.NUD_PERMANENT,
 			IP: a.AsSlice(), HardwareAddr: x.mac})
 	}
 	return entries
@@ -341,7 +343,7 @@ func (s *system) setRules(wanted []netlink.Rule) (errs []error) {
 	for _, f := range families {
 		found, err := s.netlink.RuleList(f)
 		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-			errs = append(errs, fmt.Errorf("rules of IPv%d: %w", ipVersion(f), err))
+			errs = append(errs, fmt.Errorf("rules of IPv%d: %w", kernel.IPVersion(f), err))
 		}
 		for _, r := range found {
 			if r.Protocol != Protocol {
@@ -370,7 +372,7 @@ func (s *system) setRules(wanted []netlink.Rule) (errs []error) {
 
 // ruleKey is the rule as ip(8) takes it.
 func ruleKey(r netlink.Rule) string {
-	text := fmt.Sprintf("IPv%d priority %d", ipVersion(r.Family), r.Priority)
+	text := fmt.Sprintf("IPv%d priority %d", kernel.IPVersion(r.Family), r.Priority)
 	if r.Src != nil {
 		text += " from " + r.Src.String()
 	}
