@@ -100,7 +100,7 @@ func newFakeGateway(d *fakeDataplane, k *recordingKernel) *gateway {
 
 // A mode that carries no traffic needs no dataplane and no credentials, and so does a mode that is not known.
 func TestModeWithoutDataplane(t *testing.T) {
-	for _, mode := range []mesh.Mode{mesh.None, "", "wireguard"} {
+	for _, mode := range []mesh.Mode{mesh.None, "", "unknown"} {
 		t.Run("mode "+string(mode), func(t *testing.T) {
 			cfg := Config{
 				Local:             mesh.Local{Mode: mode},

@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"net/netip"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // State is the state of a link as its dataplane sees it.
@@ -74,6 +76,9 @@ type Settings struct {
 
 	ListenPort uint16 // on all addresses; 0: any free port
 
+	Device    WireGuardDevice // in mode wireguard
+	Keepalive time.Duration   // in mode wireguard, between packets that keep NAT open, whole seconds; 0: none
+
 	// This end announces these to its peers.
 	Term           uint32 // of the Lease of the links; peers follow the broker with the highest. 0: there is no Lease
 	AdvertisedPort uint16
@@ -85,10 +90,23 @@ type Settings struct {
 	AutoConnect bool
 }
 
-// Credentials are the certificate of this end, and the authorities that it trusts.
+// WireGuardDevice says which implementation of WireGuard carries packets.
+type WireGuardDevice string
+
+// The implementations.
+const (
+	AutoDevice      WireGuardDevice = "auto"      // the kernel's if it has one, else UserspaceDevice
+	KernelDevice    WireGuardDevice = "kernel"    // the kernel's
+	UserspaceDevice WireGuardDevice = "userspace" // wireguard-go in this process
+)
+
+// Credentials are what this end authenticates itself with: the certificate and the authorities that it trusts or, in
+// mode wireguard, the private key.
 type Credentials struct {
 	Certificate tls.Certificate
 	Roots       *x509.CertPool // nil: the system's
+	// PrivateKey is this end's key in mode wireguard; zero in the other modes.
+	PrivateKey mesh.SecretKey
 	// Unencrypted asks for links without encryption and authentication. The other fields are empty then.
 	Unencrypted bool
 }

@@ -390,7 +390,11 @@ func TestEndpointsOfModes(t *testing.T) {
 		s := third(endpoint(c.endpoint)).build(changed(func(l *Local) { l.Mode = c.mode }))
 		checkProblem(t, s, "k3", c.want)
 		for _, l := range s.Links {
-			checkEqual(t, "peer of "+l.Name, l.Peer, "")
+			want := ""
+			if c.mode.CarriesTraffic() {
+				want = l.Name
+			}
+			checkEqual(t, "peer of "+l.Name, l.Peer, want)
 		}
 	}
 	s := third(endpoint("C.Example.")).build(changed(func(l *Local) { l.DefaultPort = 4443 }))

@@ -16,12 +16,14 @@ type Mode string
 const (
 	// Bridge: packets of a TUN travel in TLS streams.
 	Bridge Mode = "bridge"
+	// WireGuard: a WireGuard device carries the packets.
+	WireGuard Mode = "wireguard"
 	// None: names only, another system carries the traffic.
 	None Mode = "none"
 )
 
 // CarriesTraffic tells whether links of the mode have connections of their own. Links of an unknown mode have none.
-func (m Mode) CarriesTraffic() bool { return m == Bridge }
+func (m Mode) CarriesTraffic() bool { return m == Bridge || m == WireGuard }
 
 // Propagation is where the names of a cluster come from.
 type Propagation string

@@ -7,7 +7,7 @@ import (
 )
 
 func TestModeCarriesTraffic(t *testing.T) {
-	for mode, want := range map[Mode]bool{Bridge: true, None: false, "": false, "wireguard": false, "Bridge": false} {
+	for mode, want := range map[Mode]bool{Bridge: true, WireGuard: true, None: false, "": false, "Bridge": false} {
 		checkEqual(t, "mode "+string(mode), mode.CarriesTraffic(), want)
 	}
 }

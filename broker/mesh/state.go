@@ -58,8 +58,10 @@ type Peer struct {
 	Local     Prefixes       // addresses of this cluster in the mesh; our hello says so
 	Services  Prefixes       // local service networks; our hello says so; empty: unknown
 	Addresses Prefixes       // addresses of the peer in the mesh; its hello must say so
-	Host      string         // of the endpoint, as its certificate names it: DNS name in lower case, no final dot, or IP
+	Host      string         // of the endpoint: DNS name in lower case, no final dot, or IP; empty: the peer connects
 	Port      uint16         // of the endpoint
+	Key       PublicKey      // of the peer, in mode wireguard; links with one key are one WireGuard peer
+	Preshared SecretKey      // with the peer, in mode wireguard; zero: none
 	Networks  []netip.Prefix // what is sent to the peer and may come from it, links behind it included; sorted
 	Ingress   []Rule         // where packets from the peer may go: the longest prefix decides, none denies; sorted
 	Carried   []Carried      // instead of Ingress, where the peer carries other links: these and itself, by name
