@@ -224,7 +224,7 @@ func (r *reconcilerRun) newOutcome(
 ) *writeback.Outcome {
 	items := objects.Links
 	if r.holder.Role == lease.Standby {
-		return r.standbyOutcome(items)
+		return r.standbyOutcome(items, s)
 	}
 	seen := &writeback.Observations{Apply: applyErr, Pending: pending, Creds: credErr, Usable: r.creds.Usable()}
 	_, _, seen.Announce = r.newAnnouncement(s)
@@ -243,7 +243,7 @@ func (r *reconcilerRun) newOutcome(
 		seen.AddNote(name, received[name].Note)
 	}
 	out := &writeback.Outcome{
-		Links:  writeback.LinkOutcomes(items, s, r.cfg.Served, seen),
+		Links:  writeback.LinkOutcomes(items, s, seen),
 		Create: r.peers.unknowns.MakeLinks(*objects, s, policy, r.log),
 		Secret: r.creds.Secret,
 	}
@@ -264,8 +264,8 @@ func (r *reconcilerRun) newOutcome(
 }
 
 // standbyOutcome is what a broker writes that does not hold the links.
-func (r *reconciler) standbyOutcome(items []v1alpha1.KubeLink) *writeback.Outcome {
-	links := writeback.StandbyOutcomes(items, r.cfg.Served, r.cfg.NodeName, r.holder.Holder, r.holder.Term)
+func (r *reconciler) standbyOutcome(items []v1alpha1.KubeLink, s *mesh.State) *writeback.Outcome {
+	links := writeback.StandbyOutcomes(items, s.Foreign, r.cfg.NodeName, r.holder.Holder, r.holder.Term)
 	return &writeback.Outcome{Links: links, Standby: true}
 }
 

@@ -37,7 +37,8 @@ func textsOf(addresses []netip.Addr) (texts []v1alpha1.GatewayIP) {
 	return texts
 }
 
-// listNetworks lists what the gateway routes into meshes. If there is no room for all, the widest networks are listed:
+// listNetworks lists what the gateway routes into meshes. The range of a mesh that brokers share leads to any of them, so
+// each lists the addresses of its links in it. If there is no room for all, the widest networks are listed:
 // that leaves out the fewest addresses.
 func listNetworks(s *mesh.State) (texts []v1alpha1.GatewayNetwork, err error) {
 	var all []netip.Prefix
@@ -46,6 +47,13 @@ func listNetworks(s *mesh.State) (texts []v1alpha1.GatewayNetwork, err error) {
 	}
 	for _, r := range s.Routes {
 		all = append(all, r.Destination.Masked())
+	}
+	for _, p := range s.Peers {
+		for _, n := range p.Networks {
+			if slices.ContainsFunc(s.Meshes, func(m mesh.Mesh) bool { return m.Shared && m.Addresses.Contains(n.Addr()) }) {
+				all = append(all, n)
+			}
+		}
 	}
 	slices.SortFunc(all, netip.Prefix.Compare)
 	all = slices.Compact(all)

@@ -27,7 +27,9 @@ func Build(objects Objects, local Local) State {
 			maps.Copy(in.orphans, orphans)
 			continue
 		}
-		return makeState(&local, names, links, links.reports)
+		s := makeState(&local, names, links, links.reports)
+		s.Foreign = in.foreignLinks()
+		return s
 	}
 }
 
@@ -36,6 +38,7 @@ type input struct {
 	local   *Local
 	host    *Host
 	byAge   []*v1alpha1.KubeLink
+	served  *servedSet
 	orphans map[string]*Problem // of links whose gateway cannot be used, by name
 }
 
@@ -44,7 +47,8 @@ func newInput(objects Objects, local *Local) *input {
 	if len(host.Routes) == 0 {
 		host.Routes = local.NodeCIDRs // until the kernel has told its routes
 	}
-	return &input{local, &host, sortByGateway(sortByAge(objects.Links)), map[string]*Problem{}}
+	byAge := sortByGateway(sortByAge(objects.Links))
+	return &input{local, &host, byAge, newServedSet(local, byAge), map[string]*Problem{}}
 }
 
 // readObjects reads all objects, older ones first.
@@ -56,10 +60,13 @@ func (in *input) readObjects() (*naming, *linkSet) {
 			meshes.addLocalLink(o, in.byAge[:i])
 		}
 	}
+	for _, m := range meshes.list { // a mesh of another broker counts in all checks: nothing may lie in its way
+		m.served, m.Shared = in.served.servesMesh(&m.Mesh), !in.served.servesWhole(m.Name)
+	}
 	links := newLinkSet(in, meshes, r)
 	names := &naming{local: in.local, meshes: meshes, reports: r, taken: map[string]string{}}
 	for _, o := range in.byAge {
-		if !in.isServed(o) {
+		if !in.served.servesLink(o) {
 			continue
 		}
 		l, p := (*linkEntry)(nil), in.orphans[o.Name]
@@ -77,16 +84,25 @@ func (in *input) readObjects() (*naming, *linkSet) {
 	return names, links
 }
 
-// isServed tells whether the object is a link to another cluster that stays and that this broker serves.
-func (in *input) isServed(o *v1alpha1.KubeLink) bool {
-	return !isLocalLink(o) && o.DeletionTimestamp == nil && in.local.servesLink(o.Name)
+// foreignLinks are the LocalLinks whose status other brokers write.
+func (in *input) foreignLinks() (names map[string]bool) {
+	for _, o := range in.byAge {
+		if isLocalLink(o) && !in.served.writesLocalLink(o.Name) {
+			if names == nil {
+				names = map[string]bool{}
+			}
+			names[o.Name] = true
+		}
+	}
+	return names
 }
 
 // makeState puts together what was read.
 func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
-	meshes, byName := names.meshes.list, links.sorted()
+	all, byName := names.meshes.list, links.sorted()
+	meshes := slices.DeleteFunc(slices.Clone(all), func(m *meshEntry) bool { return !m.served })
 	s := State{
-		Local: localNetworks(local, links.host.Host, meshes), LocalPorts: local.LocalPorts,
+		Local: localNetworks(local, links.host.Host, all), LocalPorts: local.LocalPorts,
 		Zones: names.zones(byName), Problems: r.problems, Notes: r.notes,
 	}
 	r.dropNotesOfBroken()
@@ -101,7 +117,7 @@ func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
 		s.Links = append(s.Links, link)
 	}
 	if local.Mode.CarriesTraffic() {
-		s.Peers, s.Routes = peersOf(meshes, byName, local.LocalPorts), routesOf(meshes, byName)
+		s.Peers, s.Routes = peersOf(all, byName, local.LocalPorts), routesOf(meshes, byName)
 	}
 	return s
 }

@@ -617,15 +617,6 @@ func TestGlobalIsReserved(t *testing.T) {
 	}
 }
 
-func TestServedLinks(t *testing.T) {
-	local := cluster1()
-	local.Served = []string{"k3"}
-	s := pair().add("k3", "192.168.0.13/24", "c.example").build(local)
-	if len(s.Links) != 1 || s.Links[0].Name != "k3" || len(s.Problems) != 0 {
-		t.Errorf("%+v", s)
-	}
-}
-
 func TestDeletion(t *testing.T) {
 	o := new(objs).add("kubelink1", "192.168.0.11/24", "LocalLink", deleting).
 		add("kubelink2", "192.168.0.12/24", "b.example")

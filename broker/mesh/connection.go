@@ -59,7 +59,8 @@ func (s *linkSet) checkGateway(l *linkEntry) *Problem {
 		return brokenGateway(l, p.State) // another LocalLink
 	}
 	if gateway == nil {
-		return stale("spec.gatewayLink %s does not exist, or is not served: create that link", l.gateway)
+		return stale("spec.gatewayLink %s does not exist, or another broker serves it: create that link, "+
+			"or name both links in served-links of one broker", l.gateway)
 	}
 	if next := gatewayName(mesh, &gateway.Spec); next != "" {
 		return invalid("spec.gatewayLink %s has a gateway itself (%s): name that one", l.gateway, next)

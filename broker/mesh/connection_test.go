@@ -29,13 +29,15 @@ func TestGatewayProblems(t *testing.T) {
 		{"other mesh", behind("m2--gw"), "k3",
 			"Invalid: spec.gatewayLink m2--gw belongs to mesh m2: a gateway must be in the same mesh"},
 		{"missing", behind("nope"), "k3",
-			"Stale: spec.gatewayLink nope does not exist, or is not served: create that link"},
+			"Stale: spec.gatewayLink nope does not exist, or another broker serves it: create that link, " +
+				"or name both links in served-links of one broker"},
 		{"broken", behind("k4").add("k4", "192.168.0.14/24", "a b"), "k3",
 			"Stale: spec.gatewayLink k4 cannot be used (Invalid): repair that link first"},
 		{"broken LocalLink", behind("other").addLocal("other", "192.168.9.9/24"), "k3",
 			"Stale: spec.gatewayLink other cannot be used (Stale): repair that link first"},
 		{"deleted", behind("k4").add("k4", "192.168.0.14/24", "d.example", deleting), "k3",
-			"Stale: spec.gatewayLink k4 does not exist, or is not served: create that link"},
+			"Stale: spec.gatewayLink k4 does not exist, or another broker serves it: create that link, " +
+				"or name both links in served-links of one broker"},
 		{"has a gateway", behind("gw").add("k4", "192.168.0.14/24", "", via("k3")), "k4",
 			"Invalid: spec.gatewayLink k3 has a gateway itself (gw): name that one"},
 		{"each other", behind("k4").add("k4", "192.168.0.14/24", "", via("k3")), "k4",
@@ -45,7 +47,8 @@ func TestGatewayProblems(t *testing.T) {
 		{"the same with names in another order", behind("z").add("a", "192.168.0.14/24", "", via("k3")), "a",
 			"Invalid: spec.gatewayLink k3 has a gateway itself (z): name that one"},
 		{"named mesh, missing", behind("gw").add("m2--k3", "192.168.9.13/24", "", via("nope")), "m2--k3",
-			"Stale: spec.gatewayLink m2--nope does not exist, or is not served: create that link"},
+			"Stale: spec.gatewayLink m2--nope does not exist, or another broker serves it: create that link, " +
+				"or name both links in served-links of one broker"},
 		{"named mesh, itself", behind("gw").add("m2--k3", "192.168.9.13/24", "", via("k3")), "m2--k3",
 			"Invalid: spec.gatewayLink names this link itself: name the link of the cluster that forwards for it"},
 		{"named mesh, LocalLink", behind("gw").add("m2--k3", "192.168.9.13/24", "", via("here")), "m2--k3",
@@ -106,11 +109,13 @@ func TestGatewayCarries(t *testing.T) {
 	none := changed(func(l *Local) { l.Mode = None })
 	checkEqual(t, "links", behind("gw").build(none).Links[1], Link{Name: "k3", Cluster: "k3"})
 	checkProblem(t, behind("nope").build(none), "k3",
-		"Stale: spec.gatewayLink nope does not exist, or is not served: create that link")
+		"Stale: spec.gatewayLink nope does not exist, or another broker serves it: create that link, "+
+			"or name both links in served-links of one broker")
 	// A gateway that is not served is none.
 	served := changed(func(l *Local) { l.Served = []string{"k3"} })
 	checkProblem(t, behind("gw").build(served), "k3",
-		"Stale: spec.gatewayLink gw does not exist, or is not served: create that link")
+		"Stale: spec.gatewayLink gw does not exist, or another broker serves it: create that link, "+
+			"or name both links in served-links of one broker")
 }
 
 // A link whose gateway cannot be used keeps no network from others, which may be gateways themselves.
@@ -123,7 +128,8 @@ func TestOrphansClaimNothing(t *testing.T) {
 		add("behind", "192.168.0.16/24", "", via("gw"), cidr("100.64.48.0/20")).
 		build(cluster1())
 	checkProblem(t, s, "orphan", "Stale: spec.gatewayLink broken cannot be used (Invalid): repair that link first")
-	checkProblem(t, s, "lost", "Stale: spec.gatewayLink nowhere does not exist, or is not served: create that link")
+	checkProblem(t, s, "lost", "Stale: spec.gatewayLink nowhere does not exist, or another broker serves it: create that link, "+
+		"or name both links in served-links of one broker")
 	checkProblem(t, s, "gw", "")
 	checkProblem(t, s, "behind", "")
 }

@@ -48,7 +48,7 @@ func randomLocal(d *dice) Local {
 	l.MeshDNS = pick(d, netip.Addr{}, ip("100.64.16.11"), ip("10.9.9.9"))
 	l.OwnDNS = pick(d, netip.Addr{}, ip("100.64.16.11"))
 	l.ClusterDNS = pick(d, netip.Addr{}, ip("100.64.0.53"))
-	l.Served = pick(d, nil, []string{"two", "m--two", "three"})
+	l.Served = pick(d, nil, []string{"two", "m--two", "three"}, []string{"m"}, []string{DefaultMesh, "m--one"}, []string{"192.168.9.0/24"})
 	return l
 }
 
@@ -169,12 +169,14 @@ func checkObjects(t *testing.T, objects Objects, local Local, s State) {
 			used[m.Link]++
 		}
 	}
+	in := newInput(objects, &local)
 	for _, o := range objects.Links {
 		_, problem := s.Problems[o.Name]
 		gone := o.DeletionTimestamp != nil
 		switch isLocal := o.Spec.Endpoint == v1alpha1.EndpointLocal; {
 		case gone && isLocal: // kept only while there are links
-		case gone, !isLocal && local.Served != nil && !slices.Contains(local.Served, o.Name):
+		case isLocal && s.Foreign[o.Name]: // its problem is not told here
+		case gone, !isLocal && !in.served.servesLink(&o):
 			if used[o.Name] != 0 || problem {
 				t.Errorf("%s is not served, but used %d times, problem %v", o.Name, used[o.Name], problem)
 			}

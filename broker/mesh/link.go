@@ -58,7 +58,7 @@ func newLinkSet(in *input, meshes *meshSet, r *reports) *linkSet {
 		objects: map[string]*v1alpha1.KubeLink{}, byName: map[string]*linkEntry{},
 	}
 	for _, o := range in.byAge {
-		if in.isServed(o) {
+		if in.served.servesLink(o) {
 			s.objects[o.Name] = o
 		}
 	}

@@ -59,7 +59,7 @@ type Local struct {
 	MeshDNS       netip.Addr // of the mesh-global DNS service of the default mesh; zero: none, or this one
 
 	DefaultPort uint16      // of an endpoint without port
-	Served      []string    // names of the links to serve; nil: all
+	Served      []string    // names and networks of links and meshes to serve, sorted; nil: all
 	LocalPorts  []LocalPort // of the local cluster addresses that other clusters reach, sorted; no others are open
 }
 
@@ -92,11 +92,6 @@ func (l *Local) MissingServerBlock(domain string) string {
 	}
 	return fmt.Sprintf("no server block of the Corefile answers for %[1]s: "+
 		"write a block with the key %[1]s and kubelink in it, or add the key to one", TrimDot(domain))
-}
-
-// servesLink tells whether the link is to be served.
-func (l *Local) servesLink(name string) bool {
-	return l.Served == nil || slices.Contains(l.Served, name)
 }
 
 // checkDisjoint refuses a network that would hide one of the local cluster.

@@ -83,17 +83,3 @@ func TestCheckDisjoint(t *testing.T) {
 		t.Errorf("nothing is known of the local cluster, but there is %+v", p)
 	}
 }
-
-func TestServesLink(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		served []string
-		want   bool
-	}{
-		{"all", nil, true}, {"none", []string{}, false},
-		{"this", []string{"a", "two"}, true}, {"another mesh", []string{"m--two"}, false},
-	} {
-		l := Local{Served: c.served}
-		checkEqual(t, c.name, l.servesLink("two"), c.want)
-	}
-}

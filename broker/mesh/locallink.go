@@ -15,6 +15,7 @@ import (
 type meshEntry struct {
 	Mesh
 	ingress []Rule // mesh-wide
+	served  bool   // by this broker
 }
 
 // localName is the domain name of the local cluster in the mesh.

@@ -10,7 +10,7 @@ import (
 // State is everything that the effects need to know: plain values in a fixed order, so that equal input gives equal
 // State. It is not changed after Build.
 type State struct {
-	Meshes     []Mesh             // by name
+	Meshes     []Mesh             // that this broker is a gateway of, by name
 	Links      []Link             // usable links to other clusters, by name
 	Local      []netip.Prefix     // networks of the local cluster, and of its meshes; sorted
 	LocalPorts []LocalPort        // of the local cluster addresses that other clusters reach, sorted
@@ -19,6 +19,7 @@ type State struct {
 	Zones      []Zone             // mesh domains, by domain
 	Problems   map[string]Problem // why a KubeLink cannot be used, by name
 	Notes      map[string]string  // what to know of a usable KubeLink, by name
+	Foreign    map[string]bool    // LocalLinks whose status another broker writes
 }
 
 // LocalServices are the service networks of the local cluster in its meshes, and its addresses there.
@@ -42,6 +43,7 @@ type Mesh struct {
 	Domain    string     // base domain, fully qualified; empty: no DNS
 	DNS       netip.Addr // the mesh-global DNS service; zero: none, or this one
 	Members   []string   // names of all links of the mesh but the LocalLink, usable or not, sorted
+	Shared    bool       // other brokers may serve links of it
 }
 
 // Link is a usable link to another cluster.

@@ -8,7 +8,7 @@ import (
 )
 
 // peersOf are the links with a connection of their own. The networks of the links behind a gateway belong to the
-// gateway.
+// gateway. meshes are all of the cluster: its address in a mesh of another broker is that of a node, too.
 func peersOf(meshes []*meshEntry, links []*linkEntry, open []LocalPort) []Peer {
 	var node []netip.Addr
 	for _, m := range meshes {

@@ -12,7 +12,7 @@ import (
 func (n *naming) zones(links []*linkEntry) []Zone {
 	var zones []Zone
 	for _, m := range n.meshes.list {
-		if n.local.Propagation == PropagateNone || m.Domain == "" {
+		if n.local.Propagation == PropagateNone || m.Domain == "" || !m.served {
 			continue
 		}
 		z := Zone{

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/link"
@@ -50,7 +51,7 @@ func (seen *Observations) SetStatuses(statuses []link.Status) {
 
 // LinkOutcomes says for each KubeLink what users are to see of it. KubeLinks for which another broker may speak, or
 // which are about to go, are left out.
-func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, served []string, seen *Observations) []Link {
+func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, seen *Observations) []Link {
 	meshes := map[string]mesh.Mesh{} // by LocalLink
 	for _, m := range s.Meshes {
 		meshes[m.Link] = m
@@ -67,8 +68,11 @@ func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, served []string, see
 		problem, broken := s.Problems[obj.Name]
 		note := joinTexts(append([]string{s.Notes[obj.Name]}, seen.Notes[obj.Name]...)...)
 		if obj.Spec.Endpoint == v1alpha1.EndpointLocal {
-			if served != nil && !slices.Contains(served, obj.Name) {
+			if s.Foreign[obj.Name] {
 				continue
+			}
+			if meshes[obj.Name].Shared {
+				note = joinTexts(note, unservedNote(items, obj.Name, links, s.Problems))
 			}
 			out.Finalizer = problem.State != v1alpha1.StateStale && hasMembers(items, obj.Name)
 			members := meshes[obj.Name].Members
@@ -132,6 +136,39 @@ func remoteState(l mesh.Link, note string, seen *Observations) (v1alpha1.State, 
 		return v1alpha1.StateUp, joinTexts("through "+l.Peer, note)
 	}
 	return v1alpha1.State(st.State), joinTexts(fmt.Sprintf("gateway %s is %s", l.Peer, st.State), st.Reason, note)
+}
+
+const (
+	// claimTime is how long brokers have to say something of a new link.
+	claimTime = 10 * time.Second
+	// maxUnserved bounds the links that a message lists.
+	maxUnserved = 5
+)
+
+// unservedNote names the links of a mesh for which no broker speaks.
+func unservedNote(
+	items []v1alpha1.KubeLink, local string, links map[string]mesh.Link, problems map[string]mesh.Problem,
+) string {
+	name, _ := mesh.LinkName(local)
+	var unserved []string
+	for i := range items {
+		o := &items[i]
+		m, _ := mesh.LinkName(o.Name)
+		_, usable := links[o.Name]
+		_, broken := problems[o.Name]
+		if m == name && o.Spec.Endpoint != v1alpha1.EndpointLocal && o.DeletionTimestamp == nil && !usable && !broken &&
+			o.Status.State == "" && time.Since(o.CreationTimestamp.Time) > claimTime {
+			unserved = append(unserved, o.Name)
+		}
+	}
+	if len(unserved) == 0 {
+		return ""
+	}
+	if more := len(unserved) - maxUnserved; more > 0 {
+		unserved = append(unserved[:maxUnserved:maxUnserved], fmt.Sprintf("%d more", more))
+	}
+	return fmt.Sprintf("no broker serves %s: name each link, or the mesh, in served-links of a broker",
+		strings.Join(unserved, ", "))
 }
 
 // hasMembers says whether the mesh of a LocalLink has other links that are not about to go.

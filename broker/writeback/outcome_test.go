@@ -48,66 +48,83 @@ func TestLinkOutcomesOfLocalLinks(t *testing.T) {
 	withMembers := mesh.State{Meshes: []mesh.Mesh{{Link: "m--self", Members: []string{"m--peer", "m--third"}}}}
 	onNode := link.Findings{{Reason: "ForwardingOff", Text: "off", Remedy: "switch it on"}}
 	ofMember := link.Findings{{Link: "m--peer", Reason: "ForeignRoute", Text: "a route", Remedy: "remove it"}}
+	foreign, shared := set, mesh.State{Meshes: []mesh.Mesh{{Link: "m--self", Shared: true}}}
+	foreign.Foreign = map[string]bool{"m--self": true}
+	aged := func(name string, age time.Duration) v1alpha1.KubeLink {
+		l := newKubeLink(name, "b.example")
+		l.CreationTimestamp = metav1.NewTime(time.Now().Add(-age))
+		return l
+	}
+	written := aged("m--written", time.Minute)
+	written.Status.State = v1alpha1.StateDown
+	var many []v1alpha1.KubeLink
+	for i := range 8 {
+		many = append(many, aged(fmt.Sprint("m--l", i), time.Minute))
+	}
 	for _, c := range []struct {
-		name   string
-		items  []v1alpha1.KubeLink
-		state  mesh.State
-		served []string
-		seen   Observations
-		want   string
+		name  string
+		items []v1alpha1.KubeLink
+		state mesh.State
+		seen  Observations
+		want  string
 	}{
-		{"set up", alone, set, nil, Observations{}, `m--self Up ""`},
-		{"notes in their order", alone, noted, nil, Observations{
+		{"set up", alone, set, Observations{}, `m--self Up ""`},
+		{"notes in their order", alone, noted, Observations{
 			Notes: map[string][]string{"m--self": {"second", "third"}, "m--other": {"not here"}}, Announce: errors.New("a\nb"),
 		}, `m--self Up "first; second; third; a; b"`},
-		{"the kernel is still being told", alone, noted, nil, Observations{
+		{"the kernel is still being told", alone, noted, Observations{
 			Pending: errors.New("busy\nnow"), Announce: errors.New("no token"),
 		}, `m--self Up "first; busy; now; no token"`},
-		{"invalid", alone, invalid, nil, Observations{Apply: errors.New("apply")}, `m--self Invalid "bad"`},
-		{"invalid, with a member", []v1alpha1.KubeLink{local, peer}, invalid, nil, Observations{},
+		{"invalid", alone, invalid, Observations{Apply: errors.New("apply")}, `m--self Invalid "bad"`},
+		{"invalid, with a member", []v1alpha1.KubeLink{local, peer}, invalid, Observations{},
 			`m--self Invalid "bad" finalizer`},
-		{"stale: another LocalLink keeps the members", []v1alpha1.KubeLink{local, peer}, stale, nil, Observations{},
+		{"stale: another LocalLink keeps the members", []v1alpha1.KubeLink{local, peer}, stale, Observations{},
 			`m--self Stale "another"`},
-		{"state not applied", alone, noted, nil, Observations{Apply: errors.New("no device\nno route")},
+		{"state not applied", alone, noted, Observations{Apply: errors.New("no device\nno route")},
 			`m--self Error "no device; no route"`},
-		{"something on the node stands in the way", alone, noted, nil, Observations{Findings: onNode},
+		{"something on the node stands in the way", alone, noted, Observations{Findings: onNode},
 			`m--self Error "off: switch it on; first"`},
-		{"something stands in the way of a member", alone, withMembers, nil, Observations{Findings: ofMember},
+		{"something stands in the way of a member", alone, withMembers, Observations{Findings: ofMember},
 			`m--self Up "link m--peer: a route: remove it"`},
-		{"something stands in the way of a link of another mesh", alone, set, nil, Observations{Findings: ofMember},
+		{"something stands in the way of a link of another mesh", alone, set, Observations{Findings: ofMember},
 			`m--self Up ""`},
-		{"no credentials", alone, set, nil, Observations{Creds: errors.New("no secret")}, `m--self Error "no secret"`},
-		{"neither", alone, set, nil, Observations{Creds: errors.New("no secret"), Apply: errors.New("no device")},
+		{"no credentials", alone, set, Observations{Creds: errors.New("no secret")}, `m--self Error "no secret"`},
+		{"neither", alone, set, Observations{Creds: errors.New("no secret"), Apply: errors.New("no device")},
 			`m--self Error "no secret; no device"`},
-		{"credentials are in use, a new version is not", alone, set, nil,
+		{"credentials are in use, a new version is not", alone, set,
 			Observations{Creds: errors.New("cannot be parsed"), Usable: true}, `m--self Error "cannot be parsed"`},
-		{"being deleted", []v1alpha1.KubeLink{deleted(local), peer}, withMembers, nil, Observations{},
+		{"being deleted", []v1alpha1.KubeLink{deleted(local), peer}, withMembers, Observations{},
 			`m--self Deleting "waits for the deletion of m--peer, m--third" finalizer`},
-		{"being deleted, and invalid", []v1alpha1.KubeLink{deleted(local)}, invalid, nil, Observations{},
+		{"being deleted, and invalid", []v1alpha1.KubeLink{deleted(local)}, invalid, Observations{},
 			`m--self Deleting "waits for the deletion of "`},
-		{"being deleted, and not applied", []v1alpha1.KubeLink{deleted(local)}, withMembers, nil,
+		{"being deleted, and not applied", []v1alpha1.KubeLink{deleted(local)}, withMembers,
 			Observations{Apply: errors.New("apply")}, `m--self Deleting "waits for the deletion of m--peer, m--third"`},
 
-		{"with a member", []v1alpha1.KubeLink{local, peer}, set, []string{"m--self"}, Observations{},
+		{"with a member", []v1alpha1.KubeLink{local, peer}, set, Observations{},
 			`m--self Up "" finalizer`},
-		{"the last member is about to go", []v1alpha1.KubeLink{local, deleted(peer)}, set, nil, Observations{},
+		{"the last member is about to go", []v1alpha1.KubeLink{local, deleted(peer)}, set, Observations{},
 			`m--self Up ""`},
 		{"members of other meshes", []v1alpha1.KubeLink{local, newKubeLink("n--peer", "b.example"), newKubeLink("m", "b")},
-			set, nil, Observations{}, `m--self Up ""`},
+			set, Observations{}, `m--self Up ""`},
 		{"a LocalLink is no member", []v1alpha1.KubeLink{local, newKubeLink("m--too", v1alpha1.EndpointLocal)}, set,
-			[]string{"m--self"}, Observations{}, `m--self Up ""`},
+			Observations{}, `m--self Up ""` + "\n" + `m--too Up ""`},
 		{"the default mesh", []v1alpha1.KubeLink{newKubeLink("self", v1alpha1.EndpointLocal), newKubeLink("peer", "b")},
-			mesh.State{Meshes: []mesh.Mesh{{Link: "self"}}}, nil, Observations{}, `self Up "" finalizer`},
+			mesh.State{Meshes: []mesh.Mesh{{Link: "self"}}}, Observations{}, `self Up "" finalizer`},
 
-		{"served", alone, set, []string{"m--self", "m--peer"}, Observations{}, `m--self Up ""`},
-		{"another broker serves it", alone, set, []string{"m--peer"}, Observations{}, ``},
-		{"this broker serves nothing", alone, set, []string{}, Observations{}, ``},
+		{"another broker writes it", alone, foreign, Observations{}, ``},
+		{"no broker serves a link", []v1alpha1.KubeLink{local, aged("m--four", time.Minute), aged("m--five", time.Minute),
+			aged("m--new", time.Second), written, deleted(aged("m--gone", time.Minute)), aged("four", time.Minute)}, shared,
+			Observations{}, `m--self Up "no broker serves m--four, m--five: name each link, or the mesh, in served-links ` +
+				`of a broker" finalizer`},
+		{"no broker serves many links", append(many, local), shared, Observations{},
+			`m--self Up "no broker serves m--l0, m--l1, m--l2, m--l3, m--l4, 3 more: name each link, or the mesh, in ` +
+				`served-links of a broker" finalizer`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.want != "" {
 				c.want += "\n"
 			}
-			if got := showOutcomes(LinkOutcomes(c.items, &c.state, c.served, &c.seen)); got != c.want {
+			if got := showOutcomes(LinkOutcomes(c.items, &c.state, &c.seen)); got != c.want {
 				t.Errorf("got  %swant %s", got, c.want)
 			}
 		})
@@ -183,7 +200,7 @@ func TestLinkOutcomesOfPeers(t *testing.T) {
 			}
 			items := []v1alpha1.KubeLink{newKubeLink("peer", "b.example")}
 			// That this broker serves a link to a peer is in the State.
-			if got := showOutcomes(LinkOutcomes(items, &c.state, []string{}, &c.seen)); got != c.want {
+			if got := showOutcomes(LinkOutcomes(items, &c.state, &c.seen)); got != c.want {
 				t.Errorf("got  %swant %s", got, c.want)
 			}
 		})
@@ -198,7 +215,7 @@ func TestLinkOutcomesOrder(t *testing.T) {
 	s := mesh.State{
 		Meshes: []mesh.Mesh{{Link: "a"}}, Links: []mesh.Link{{Name: "b", Peer: "b"}},
 	}
-	outcomes := LinkOutcomes(items, &s, nil, &Observations{})
+	outcomes := LinkOutcomes(items, &s, &Observations{})
 	if len(outcomes) != 2 || outcomes[0].Object != &items[0] || outcomes[1].Object != &items[2] {
 		t.Errorf("got\n%s", showOutcomes(outcomes))
 	}

@@ -18,14 +18,16 @@ const (
 	maxStandbys     = 64 // as the CRD says
 )
 
-// StandbyOutcomes is what a standby on a node says at the LocalLinks that it serves.
-func StandbyOutcomes(items []v1alpha1.KubeLink, served []string, node, holder string, term uint32) []Link {
+// StandbyOutcomes is what a standby on a node says at the LocalLinks, but for those of other brokers.
+func StandbyOutcomes(
+	items []v1alpha1.KubeLink, foreign map[string]bool, node, holder string, term uint32,
+) []Link {
 	standby := &v1alpha1.Standby{Node: node, Message: fmt.Sprintf(
 		"%s holds the links with term %d: this broker answers DNS, and takes the links when that Lease ends", holder, term)}
 	var outcomes []Link
 	for i := range items {
 		obj := &items[i]
-		if obj.Spec.Endpoint == v1alpha1.EndpointLocal && (served == nil || slices.Contains(served, obj.Name)) {
+		if obj.Spec.Endpoint == v1alpha1.EndpointLocal && !foreign[obj.Name] {
 			outcomes = append(outcomes, Link{Object: obj, Standby: standby})
 		}
 	}

@@ -100,15 +100,15 @@ func manyNodes(n int) (nodes []string) {
 	return nodes
 }
 
-// A broker says that it stands by where it serves links.
+// A broker says that it stands by where it would write the status.
 func TestStandbyServes(t *testing.T) {
 	items := []v1alpha1.KubeLink{newKubeLink("one", v1alpha1.EndpointLocal), newKubeLink("m--two", v1alpha1.EndpointLocal)}
 	for _, c := range []struct {
-		served []string
-		want   int
-	}{{nil, 2}, {[]string{"one"}, 1}, {[]string{}, 0}} {
-		if got := StandbyOutcomes(items, c.served, "node2", "node1", 4); len(got) != c.want {
-			t.Errorf("%q: %d outcomes", c.served, len(got))
+		foreign map[string]bool
+		want    int
+	}{{nil, 2}, {map[string]bool{"m--two": true}, 1}, {map[string]bool{"one": true, "m--two": true}, 0}} {
+		if got := StandbyOutcomes(items, c.foreign, "node2", "node1", 4); len(got) != c.want {
+			t.Errorf("%v: %d outcomes", c.foreign, len(got))
 		}
 	}
 }

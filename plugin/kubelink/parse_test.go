@@ -109,6 +109,9 @@ func TestProperties(t *testing.T) {
 			c.ServeStale, c.NoStateNames, c.StateDir = 90*time.Minute, true, "state"
 		}},
 		{"served-links c,a.b,m--x,a.b", func(c *broker.Config) { c.Served = []string{"a.b", "c", "m--x"} }},
+		{"served-links <default>,m,fd00:1::/64,192.168.0.0/24,m", func(c *broker.Config) {
+			c.Served = []string{"192.168.0.0/24", "<default>", "fd00:1::/64", "m"}
+		}},
 		{"auto-connect\nsecret tls\nsecret-manage-mode self\ndns-name Kubelink1.Example.", func(c *broker.Config) {
 			c.AutoConnect, c.Secret, c.SecretManageMode, c.DNSName = true, "tls", "self", "kubelink1.example"
 		}},
@@ -227,8 +230,11 @@ func TestRefused(t *testing.T) {
 		{"advertised-port 65536", `advertised-port 65536: not a port`},
 		{"ifce-name averyverylongname", `ifce-name averyverylongname: not a name of a network interface`},
 		{"ifce-name a/b", `not a name of a network interface`},
-		{"served-links all,a", `served-links all,a: all stands alone`},
-		{"served-links a,,b", `served-links a,,b: link "": not a name of an object`},
+		{"served-links all,a", `served-links all,a: "all": all stands alone; use all, or a list of links (kubelink2), meshes`},
+		{"served-links a,,b", `served-links a,,b: "": not a name of an object`},
+		{"served-links default,<m>", `served-links default,<m>: "<m>": only the default mesh is written in angle brackets`},
+		{"served-links 192.168.0.11/24", `"192.168.0.11/24": an address, not a network: did you mean 192.168.0.0/24?`},
+		{"served-links a,10.0.0/8", `served-links a,10.0.0/8: "10.0.0/8": not a network`},
 		{"dns-name a_b", `dns-name a_b: neither a DNS name nor an IP address`},
 		{"global-namespaces prod,", `global-namespaces prod,: "": not a name of a namespace or service`},
 		{"global-namespaces prod default", `global-namespaces`},

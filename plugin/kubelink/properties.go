@@ -105,7 +105,7 @@ var properties = map[string]property{
 	"advertised-port": oneValue(func(p *parser, v string) error { return setPort(&p.config.AdvertisedPort, v) }),
 	"service":         oneValue(func(p *parser, v string) error { return setLabel(&p.config.Service, v) }),
 	"ifce-name":       oneValue(setInterface),
-	"served-links":    oneList("kubelink2,kubelink3", setServedLinks),
+	"served-links":    oneList("kubelink2,mesh2,192.168.0.0/24", setServedLinks),
 	"offload":         oneValue(func(p *parser, v string) error { return setOff(&p.config.NoOffload, v) }),
 	"streams": oneValue(func(p *parser, v string) error {
 		return setNumber(&p.config.Streams, v, 1, bridge.MaxStreams)
@@ -218,20 +218,36 @@ func setServedLinks(p *parser, v string) error {
 	if v == "all" {
 		return nil
 	}
-	for _, n := range strings.Split(v, ",") {
-		var link string
-		if n == "all" {
-			return errors.New("all stands alone: use all, or a list of links separated by commas")
+	for entry := range strings.SplitSeq(v, ",") {
+		served, err := parseServed(entry)
+		if err != nil {
+			return fmt.Errorf("%q: %w; use all, or a list of links (kubelink2), meshes (mesh2, %s) and networks of meshes "+
+				"(192.168.0.0/24) with commas between, without blanks", entry, err, mesh.DefaultMesh)
 		}
-		if err := setObjectName(&link, n); err != nil {
-			return fmt.Errorf("link %q: %w; use all, or a list of links separated by commas, without blanks", n, err)
-		}
-		p.config.Served = append(p.config.Served, link)
+		p.config.Served = append(p.config.Served, served)
 	}
 	// Sorted: another order is no change.
 	slices.Sort(p.config.Served)
 	p.config.Served = slices.Compact(p.config.Served)
 	return nil
+}
+
+// parseServed parses an entry of served-links.
+func parseServed(entry string) (served string, err error) {
+	switch {
+	case entry == "all":
+		return "", errors.New("all stands alone")
+	case entry == mesh.DefaultMesh:
+		return entry, nil
+	case strings.ContainsRune(entry, '/'):
+		var networks mesh.Prefixes
+		err = setNetwork(&networks, entry)
+		return networks.String(), err
+	case strings.ContainsAny(entry, "<>"):
+		return "", fmt.Errorf("only the default mesh is written in angle brackets, %s", mesh.DefaultMesh)
+	}
+	err = setObjectName(&served, entry)
+	return served, err
 }
 
 func setAutoConnect(p *parser, values []string) error {
