@@ -21,10 +21,10 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 PROGRAMS := $(patsubst cmd/%,bin/%,$(wildcard cmd/kubelink*))
-build: $(PROGRAMS) ## the programs, into bin
+build: $(PROGRAMS) bin/kubectl-kubelink ## the programs, into bin
 
 # go build finds out what is out of date better than make.
-$(PROGRAMS): FORCE
+$(PROGRAMS) bin/kubectl-kubelink: FORCE
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $@ ./cmd/$(@F)
 
 # What Debian has replaced since the list was written does not stop tests.
