@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -122,13 +123,13 @@ func (n *node) stranger(creds *link.Credentials, use func(*tls.Conn)) {
 
 // sayHello has a peer say hello, and returns the answer.
 func sayHello(s *tls.Conn, address string) error {
-	h := hello{Announcement: link.Announcement{Address: netip.MustParsePrefix(address)}}
-	payload, err := h.appendPayload(nil)
+	h := hello.Hello{Announcement: link.Announcement{Address: netip.MustParsePrefix(address)}}
+	payload, err := h.AppendPayload(nil)
 	if err == nil {
-		_, err = s.Write(appendFrame(nil, frameHello, payload))
+		_, err = s.Write(hello.AppendFrame(nil, hello.FrameHello, payload))
 	}
 	if err == nil {
-		_, err = readHello(s)
+		_, err = hello.ReadHello(s)
 	}
 	return err
 }
@@ -191,13 +192,13 @@ func TestLateHello(t *testing.T) {
 	// A hello alone is not all: the ping has to follow that a keepalive begins with.
 	begin = time.Now()
 	a.stranger(i.ca.issue(t, "b.example"), func(s *tls.Conn) {
-		h := hello{Announcement: link.Announcement{Address: netip.MustParsePrefix("192.168.0.12/24")},
-			capable: true, flags: flagKeepalive}
-		payload, err := h.appendPayload(nil)
+		h := hello.Hello{Announcement: link.Announcement{Address: netip.MustParsePrefix("192.168.0.12/24")},
+			Capable: true, Flags: hello.FlagKeepalive}
+		payload, err := h.AppendPayload(nil)
 		if err != nil {
 			t.Error(err)
 		}
-		s.Write(appendFrame(nil, frameHello, payload))
+		s.Write(hello.AppendFrame(nil, hello.FrameHello, payload))
 		io.Copy(io.Discard, s)
 	})
 	if took := time.Since(begin); took > 4*time.Second || a.ups.Load() != 0 {

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -260,10 +261,10 @@ func TestNoResumption(t *testing.T) {
 		if conn.ConnectionState().DidResume {
 			t.Error("resumed")
 		}
-		h := &hello{Announcement: link.Announcement{Address: newLink("b", 1, 2, "b.example").Addresses.First()}}
-		payload, _ := h.appendPayload(nil)
-		conn.Write(appendFrame(nil, frameHello, payload))
-		if _, err := readHello(conn); err != nil { // a ticket would come with the first data
+		h := &hello.Hello{Announcement: link.Announcement{Address: newLink("b", 1, 2, "b.example").Addresses.First()}}
+		payload, _ := h.AppendPayload(nil)
+		conn.Write(hello.AppendFrame(nil, hello.FrameHello, payload))
+		if _, err := hello.ReadHello(conn); err != nil { // a ticket would come with the first data
 			t.Error(err)
 		}
 		conn.Close()
@@ -318,13 +319,13 @@ func TestAcceptedCertificates(t *testing.T) {
 // handshakeAs says hello on conn as cluster b.
 func handshakeAs(b *link.Credentials, conn net.Conn) error {
 	secure := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{b.Certificate}})
-	h := &hello{Announcement: link.Announcement{Address: newLink("b", 1, 2, "b.example").Addresses.First()}}
-	payload, err := h.appendPayload(nil)
+	h := &hello.Hello{Announcement: link.Announcement{Address: newLink("b", 1, 2, "b.example").Addresses.First()}}
+	payload, err := h.AppendPayload(nil)
 	if err == nil {
-		_, err = secure.Write(appendFrame(nil, frameHello, payload))
+		_, err = secure.Write(hello.AppendFrame(nil, hello.FrameHello, payload))
 	}
 	if err == nil {
-		_, err = readHello(secure)
+		_, err = hello.ReadHello(secure)
 	}
 	return err
 }

@@ -2,7 +2,10 @@ package bridge
 
 // The contents of a batch.
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+)
 
 // What a peer does not read was not sent to it.
 func TestSentOrDropped(t *testing.T) {
@@ -24,5 +27,17 @@ func TestSentOrDropped(t *testing.T) {
 	if sent, bytes, big := c.txPackets.Load(), c.txBytes.Load(), c.drops[DropTooBig].Load(); sent != 1 || bytes != 1000 ||
 		big != 3 {
 		t.Errorf("%d packets of %d bytes sent, %d too big", sent, bytes, big)
+	}
+}
+
+// What is sent of a packet: its frame, after one with the virtio_net_hdr if it has one.
+func TestPacketFrame(t *testing.T) {
+	for vnet, want := range map[vnetHeader]string{
+		{}:                                      "0003" + "00" + "616263",
+		{needsCsum, gsoTCPv4, 40, 1448, 20, 16}: "000a" + "12" + "01012800a80514001000" + "0003" + "00" + "616263",
+	} {
+		if got := fmt.Sprintf("%x", copyBuffer([]byte("abc"), vnet).frame()); got != want {
+			t.Errorf("%+v: %s, expected %s", vnet, got, want)
+		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -66,7 +67,7 @@ func newTestPeer(t testing.TB, change ...func(*timing)) (*peer, *Bridge) {
 // serveSession makes conn a session of the peer, without pings, and serves it.
 func serveSession(t testing.TB, p *peer, conn net.Conn, stream int) (*session, chan struct{}) {
 	t.Helper()
-	h := &hello{capable: true, flags: flagStreams | flagOffload | flagUSO, streams: MaxStreams}
+	h := &hello.Hello{Capable: true, Flags: hello.FlagStreams | hello.FlagOffload | hello.FlagUSO, Streams: MaxStreams}
 	raw := newBatchConn(conn, p.timing.write)
 	s := newSession(p, raw, raw, true, stream, p.featureFlags(), h)
 	if !p.attachSession(s, h) {
@@ -371,7 +372,7 @@ func TestBatchConnLongest(t *testing.T) {
 	_, s := newTestSession(t)
 	s.flags = 0 // it is cut
 	n := 0
-	for _, size := range []int{maxBatchBytes - 20000, maxPayload} { // together a batch
+	for _, size := range []int{maxBatchBytes - 20000, hello.MaxPayload} { // together a batch
 		h, b := flow{tcp: true, mss: minSegmentTCP, ipOptions: 40, tcpOptions: 40}.super(make([]byte, size-120))
 		if !h.validateFor(b) {
 			t.Fatal("not sound")
@@ -463,11 +464,11 @@ func countFrames(conn net.Conn, packets *atomic.Uint64, pace func()) {
 		end += n
 		rest := buf[:end]
 		for {
-			typ, _, after, ok := cutFrame(rest)
+			typ, _, after, ok := hello.CutFrame(rest)
 			if !ok {
 				break
 			}
-			if typ == framePacket {
+			if typ == hello.FramePacket {
 				packets.Add(1)
 			}
 			rest = after
@@ -586,7 +587,7 @@ func TestEndAfterHandOver(t *testing.T) {
 		t.Fatal("nothing is left to do")
 	}
 	raw := newBatchConn(null{}, time.Second)
-	h := &hello{capable: true, flags: flagStreams, streams: 2}
+	h := &hello.Hello{Capable: true, Flags: hello.FlagStreams, Streams: 2}
 	next := newSession(p, raw, raw, true, 1, p.featureFlags(), h)
 	if !p.attachSession(next, h) {
 		t.Fatal("not attached")

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -63,7 +64,7 @@ func newTestSessionOn(t testing.TB, dev device) (*tunReader, *session) {
 		t.Fatal(err)
 	}
 	p := b.router.table.Load().peers[0]
-	h := &hello{capable: true, flags: b.featureFlags(), streams: 1}
+	h := &hello.Hello{Capable: true, Flags: b.featureFlags(), Streams: 1}
 	raw := newBatchConn(null{}, time.Second)
 	raw.startBatching()
 	s := newSession(p, raw, raw, true, 0, b.featureFlags(), h)
@@ -112,7 +113,7 @@ func TestNoAllocations(t *testing.T) {
 		}
 		frames := make([]byte, headroom)
 		for range 10 {
-			frames = appendFrame(frames, framePacket, packet("192.168.0.12", "100.64.0.1", 64, size, 0))
+			frames = hello.AppendFrame(frames, hello.FramePacket, packet("192.168.0.12", "100.64.0.1", 64, size, 0))
 		}
 		if n := testing.AllocsPerRun(1000, func() { s.handleFrames(frames, headroom) }); n != 0 {
 			t.Errorf("%v allocations for 10 packets of %d bytes in", n, size)
@@ -168,7 +169,7 @@ func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *ses
 	if err := errors.Join(near.Handshake(), <-errs); err != nil {
 		t.Fatal(err)
 	}
-	h := &hello{capable: true, flags: flags, streams: 1}
+	h := &hello.Hello{Capable: true, Flags: flags, Streams: 1}
 	s = newSession(p, near, raw, true, 0, p.featureFlags(), h)
 	s.credentials = b.credentials.Load()
 	if !p.attachSession(s, h) {
@@ -179,7 +180,7 @@ func newTLSSession(t testing.TB, dev device, flags uint32) (o *tunReader, s *ses
 
 // Out through TLS and the socket, with a super-packet as it is and cut for a peer without offloads.
 func TestNoAllocationsOut(t *testing.T) {
-	for _, flags := range []uint32{flagOffload | flagUSO, 0} {
+	for _, flags := range []uint32{hello.FlagOffload | hello.FlagUSO, 0} {
 		o, _, far := newTLSSession(t, newNullTUN(OffloadTSO|OffloadUSO), flags)
 		buf := make([]byte, 1<<17)
 		for _, size := range []int{60, 1500, 40000, -65000} {
@@ -224,16 +225,17 @@ func TestNoAllocationsIn(t *testing.T) {
 		if noOffload {
 			dev = newNullTUN(0)
 		}
-		_, s, far := newTLSSession(t, dev, flagOffload|flagUSO)
+		_, s, far := newTLSSession(t, dev, hello.FlagOffload|hello.FlagUSO)
 		if noOffload { // a frame that comes after the TUN has changed
-			s.flags = flagOffload | flagUSO
+			s.flags = hello.FlagOffload | hello.FlagUSO
 		}
 		buf := make([]byte, headroom+4*largeBuffer)
 		for _, size := range []int{60, 1500, 40000, -65000} {
-			frames := appendFrame(nil, framePacket, packet("192.168.0.12", "100.64.0.1", 64, max(size, 60), 0))
+			frames := hello.AppendFrame(nil, hello.FramePacket, packet("192.168.0.12", "100.64.0.1", 64, max(size, 60), 0))
 			if size < 0 {
 				p := superPacket("192.168.0.12", "100.64.0.1", -size)
-				frames = appendFrame(appendFrame(nil, frameOffload, p[:vnetSize]), framePacket, p[vnetSize:])
+				frames = hello.AppendFrame(nil, hello.FrameOffload, p[:vnetSize])
+				frames = hello.AppendFrame(frames, hello.FramePacket, p[vnetSize:])
 			}
 			before := s.peer.counters.rxPackets.Load()
 			pass := func() {
@@ -284,11 +286,12 @@ func BenchmarkOut(b *testing.B) {
 
 func BenchmarkIn(b *testing.B) {
 	_, s := newTestSession(b)
-	frames := appendFrame(make([]byte, headroom), framePacket, packet("192.168.0.12", "100.64.0.1", 64, 1500, 0))
+	frames := hello.AppendFrame(make([]byte, headroom), hello.FramePacket,
+		packet("192.168.0.12", "100.64.0.1", 64, 1500, 0))
 	b.SetBytes(1500)
 	b.ReportAllocs()
 	for b.Loop() {
-		putHeader(frames[headroom:], 1500, framePacket) // the virtio_net_hdr took its place
+		hello.PutHeader(frames[headroom:], 1500, hello.FramePacket) // the virtio_net_hdr took its place
 		s.handleFrames(frames, headroom)
 	}
 }

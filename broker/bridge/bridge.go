@@ -4,7 +4,7 @@
 // sender.go (session to connection), batchconn.go (connection to socket). The path of an inbound packet:
 // receiver.go (connection to TUN or to another peer), iface.go (TUN). Packets are as large as the kernel makes them, up
 // to 64 KiB: offload.go. Connections come from dial.go and listen.go; handshake.go authenticates them, and authorize.go
-// sees to it that this holds as long as they live. The hello of hello.go identifies the link.
+// sees to it that this holds as long as they live. The hello identifies the link.
 //
 // On the path of a packet no goroutine waits for a lock, allocates memory or logs: decisions are read from immutable
 // tables (router.go, filter.go) behind atomic pointers, and dropped packets are counted (counters.go).
@@ -59,7 +59,7 @@ func Open(config Config) (*Bridge, error) {
 	s.instance = binary.BigEndian.Uint64(random[:]) | 1 // 0 means "not known"
 	s.config.Store(&config)
 	s.refusals.init(s.log, s.timing.logInterval)
-	if _, err := s.ownHello().appendPayload(nil); err != nil {
+	if _, err := s.ownHello().AppendPayload(nil); err != nil {
 		return nil, err
 	}
 	var cancel context.CancelFunc
@@ -109,7 +109,7 @@ func (b *Bridge) Configure(settings link.Settings) error {
 	before := b.ownHello()
 	b.config.Store(&config)
 	now := b.ownHello()
-	if _, err := now.appendPayload(nil); err != nil {
+	if _, err := now.AppendPayload(nil); err != nil {
 		b.config.Store(old)
 		return err
 	}

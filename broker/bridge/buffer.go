@@ -8,18 +8,20 @@ package bridge
 import (
 	"sync"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // headroom is kept free before a packet for what is sent before it: a frame with its virtio_net_hdr, and the header of
-// its own frame, see wire.go. The TUN reads and writes the virtio_net_hdr directly before the packet.
-const headroom = frameHeader + vnetSize + frameHeader
+// its own frame. The TUN reads and writes the virtio_net_hdr directly before the packet.
+const headroom = hello.FrameHeader + vnetSize + hello.FrameHeader
 
 // Size classes of buffers in bytes, headroom included. The limits of queues count these sizes: a short packet in a
 // large buffer takes a large part of a limit.
 const (
 	smallBuffer  = 2 << 10
 	mediumBuffer = 16 << 10
-	largeBuffer  = headroom + maxPayload
+	largeBuffer  = headroom + hello.MaxPayload
 )
 
 // buffer is one packet.
@@ -70,12 +72,12 @@ func (buf *buffer) packet() []byte { return buf.data[headroom : headroom+buf.siz
 
 // frame returns the packet as a frame, after the frame of its virtio_net_hdr if it has one.
 func (buf *buffer) frame() []byte {
-	start := headroom - frameHeader
-	putHeader(buf.data[start:], buf.size, framePacket)
+	start := headroom - hello.FrameHeader
+	hello.PutHeader(buf.data[start:], buf.size, hello.FramePacket)
 	if buf.vnet != (vnetHeader{}) {
 		start = 0
-		putHeader(buf.data, vnetSize, frameOffload)
-		buf.vnet.putBytes(buf.data[frameHeader:])
+		hello.PutHeader(buf.data, vnetSize, hello.FrameOffload)
+		buf.vnet.putBytes(buf.data[hello.FrameHeader:])
 	}
 	return buf.data[start : headroom+buf.size]
 }

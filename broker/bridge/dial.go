@@ -12,6 +12,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // backoff is the pause between dials. It grows with attempts that fail, and with sessions that end soon.
@@ -159,7 +161,7 @@ func (d *dialer) dialEndpoint(ctx context.Context) (net.Conn, error) {
 
 // handshake makes a dialled connection a session. It returns neither a session nor an error when the bridge was
 // suspended meanwhile.
-func (d *dialer) handshake(conn net.Conn, stream int) (*session, *hello, error) {
+func (d *dialer) handshake(conn net.Conn, stream int) (*session, *hello.Hello, error) {
 	p := d.peer
 	c := p.credentials.Load()
 	if c == nil {
@@ -180,7 +182,7 @@ func (d *dialer) handshake(conn net.Conn, stream int) (*session, *hello, error) 
 	if _, err = secure.Write(ours); err != nil {
 		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, shortReason(err))
 	}
-	theirs, err := readHello(secure)
+	theirs, err := hello.ReadHello(secure)
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 		return nil, nil, fmt.Errorf("connect %s: peer closed the connection before its hello: check that it has "+
 			"a KubeLink for %s whose endpoint host is a name in our certificate", p.endpoint, p.Local)
@@ -195,7 +197,7 @@ func (d *dialer) handshake(conn net.Conn, stream int) (*session, *hello, error) 
 }
 
 // checkReply returns the reason to refuse the peer, after its hello was read with err.
-func (d *dialer) checkReply(theirs *hello, err error) error {
+func (d *dialer) checkReply(theirs *hello.Hello, err error) error {
 	switch {
 	case err != nil && isAlert(err): // of TLS 1.3, where the client learns only now that it was refused
 		return asRefusal(RefusedCertificate, err)

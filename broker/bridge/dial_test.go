@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -48,9 +49,9 @@ func TestFlappingPeer(t *testing.T) {
 			150*time.Millisecond, 150*time.Millisecond, time.Hour
 	})
 	i.name("b.example", l.Addr().String())
-	h := &hello{capable: true, flags: flagStreams, instance: 7, streams: 1,
+	h := &hello.Hello{Capable: true, Flags: hello.FlagStreams, Instance: 7, Streams: 1,
 		Announcement: link.Announcement{Address: netip.MustParsePrefix("192.168.0.12/24")}}
-	payload, err := h.appendPayload(nil)
+	payload, err := h.AppendPayload(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,10 +65,10 @@ func TestFlappingPeer(t *testing.T) {
 			t.Fatal(err)
 		}
 		conn.SetDeadline(time.Now().Add(10 * time.Second))
-		if _, err := readHello(conn); err != nil {
+		if _, err := hello.ReadHello(conn); err != nil {
 			t.Fatal(err)
 		}
-		conn.Write(appendFrame(nil, frameHello, payload))
+		conn.Write(hello.AppendFrame(nil, hello.FrameHello, payload))
 		a.awaitState("b", link.Up)
 		conn.Close()
 		a.awaitState("b", link.Down)

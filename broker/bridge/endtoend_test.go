@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -275,7 +276,7 @@ func TestNoOffloadChanges(t *testing.T) {
 					defer p.mu.Unlock()
 					for _, s := range p.sessions {
 						if s.flags != s.theirFlags&x.featureFlags() ||
-							(s.flags&flagOffload != 0) != (a.TUN().Offloads&b.TUN().Offloads != 0) {
+							(s.flags&hello.FlagOffload != 0) != (a.TUN().Offloads&b.TUN().Offloads != 0) {
 							return false
 						}
 					}
@@ -442,7 +443,7 @@ func TestMemoryBound(t *testing.T) {
 					x.SetWriteBuffer(4096)
 					y.SetReadBuffer(4096)
 					conns = append(conns, y)
-					h := &hello{capable: true, flags: flagStreams, streams: 2, stream: stream}
+					h := &hello.Hello{Capable: true, Flags: hello.FlagStreams, Streams: 2, Stream: stream}
 					raw := newBatchConn(x, a.timing.write)
 					s := newSession(p, raw, raw, true, stream, p.featureFlags(), h)
 					own := p.credentials.Swap(unencrypted) // for this moment
@@ -555,7 +556,7 @@ func newLinks(t testing.TB, count int) (*tunReader, []*session) {
 	for _, p := range peers {
 		raw := newBatchConn(null{}, time.Second)
 		raw.startBatching()
-		h := &hello{capable: true, flags: p.featureFlags(), streams: 1}
+		h := &hello.Hello{Capable: true, Flags: p.featureFlags(), Streams: 1}
 		s := newSession(p, raw, raw, true, 0, p.featureFlags(), h)
 		if !p.attachSession(s, h) {
 			t.Fatal("not attached")
@@ -587,7 +588,7 @@ func newUnconnected(t testing.TB, count int) (*tunReader, []*peer) {
 func TestMemoryOfBacklogs(t *testing.T) {
 	o, peers := newUnconnected(t, 1000)
 	for _, p := range peers {
-		out := packet("192.168.0.10", p.Addresses.First().Addr().String(), 64, maxPayload, 0)
+		out := packet("192.168.0.10", p.Addresses.First().Addr().String(), 64, hello.MaxPayload, 0)
 		for range 3 {
 			o.routePacket(copy(o.readRoom(), out))
 		}
@@ -624,7 +625,7 @@ func TestMemoryShared(t *testing.T) {
 				s.blocked = true
 			}
 			flood := func(s *session, super int) {
-				out := packet("192.168.0.10", s.peer.Addresses.First().Addr().String(), 64, maxPayload, 0)
+				out := packet("192.168.0.10", s.peer.Addresses.First().Addr().String(), 64, hello.MaxPayload, 0)
 				for range super {
 					o.routePacket(copy(o.readRoom(), out))
 				}
@@ -645,8 +646,8 @@ func TestMemoryShared(t *testing.T) {
 			if held != total || held > maxBridgeBytes {
 				t.Errorf("the account says %d bytes, sessions hold %d, at most %d are right", held, total, maxBridgeBytes)
 			}
-			flood(idle, maxTurnBytes/maxPayload+1)
-			if sent, dropped := countPackets(idle.peer); sent != maxTurnBytes/maxPayload+1 || dropped != 0 {
+			flood(idle, maxTurnBytes/hello.MaxPayload+1)
+			if sent, dropped := countPackets(idle.peer); sent != maxTurnBytes/hello.MaxPayload+1 || dropped != 0 {
 				t.Errorf("of a burst on another link %d packets were sent, %d dropped", sent, dropped)
 			}
 			for _, s := range stuck { // they end

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -316,7 +317,8 @@ func TestTransit(t *testing.T) {
 	p := b.router.table.Load().peers[0]
 	b.router.table.Load().peers[1].failed.Store(true) // it counts what it gets
 	raw := newBatchConn(null{}, 0)
-	s := newSession(p, raw, raw, true, 0, b.featureFlags(), &hello{capable: true, flags: b.featureFlags(), streams: 1})
+	h := &hello.Hello{Capable: true, Flags: b.featureFlags(), Streams: 1}
+	s := newSession(p, raw, raw, true, 0, b.featureFlags(), h)
 	for _, c := range []struct{ src, dst, want string }{
 		{"192.168.0.12", "100.64.0.1", "here"},
 		{"192.168.0.12", "8.8.8.8", "here"},
@@ -385,7 +387,8 @@ func TestPacketsThatMayNotPass(t *testing.T) {
 			t.Fatal(err)
 		}
 		p, raw := b.router.table.Load().peers[0], newBatchConn(null{}, 0)
-		s := newSession(p, raw, raw, true, 0, b.featureFlags(), &hello{capable: true, flags: b.featureFlags(), streams: 1})
+		h := &hello.Hello{Capable: true, Flags: b.featureFlags(), Streams: 1}
+		s := newSession(p, raw, raw, true, 0, b.featureFlags(), h)
 		for _, c := range []struct {
 			name, src, dst string
 			why            Drop

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -69,7 +70,7 @@ func TestFlowPause(t *testing.T) {
 	s := [2]*session{}
 	for i := range s {
 		s[i] = newSession(p, null{}, newBatchConn(null{}, time.Second), false, i, p.featureFlags(),
-			&hello{flags: flagStreams})
+			&hello.Hello{Flags: hello.FlagStreams})
 	}
 	old := newFlowTable(s[:1], nil)
 	for i := range old {
@@ -179,7 +180,7 @@ func (c *writerConn) Write(b []byte) (int, error) { c.write(b); return len(b), n
 func attachWriter(t *testing.T, p *peer, stream int, write func([]byte)) *session {
 	t.Helper()
 	raw := newBatchConn(&writerConn{write: write}, time.Second)
-	h := &hello{capable: true, flags: flagStreams | flagOffload, streams: 2}
+	h := &hello.Hello{Capable: true, Flags: hello.FlagStreams | hello.FlagOffload, Streams: 2}
 	s := newSession(p, raw, raw, true, stream, p.featureFlags(), h)
 	if !p.attachSession(s, h) {
 		t.Fatal("not attached")
@@ -210,7 +211,7 @@ func TestBacklogFirst(t *testing.T) {
 		<-started
 		s := attachWriter(t, p, 0, func(b []byte) {
 			for {
-				_, payload, rest, ok := cutFrame(b)
+				_, payload, rest, ok := hello.CutFrame(b)
 				if !ok {
 					break
 				}
@@ -243,7 +244,7 @@ func TestResend(t *testing.T) {
 	}
 	attachWriter(t, p, 1, func(b []byte) { writes.Add(1); bytes.Add(int64(len(b))) })
 	p.detachSession(s, s.cause)
-	if bytes.Load() != packets*(frameHeader+100) || writes.Load() > 10 {
+	if bytes.Load() != packets*(hello.FrameHeader+100) || writes.Load() > 10 {
 		t.Errorf("%d bytes were sent in %d writes", bytes.Load(), writes.Load())
 	}
 }

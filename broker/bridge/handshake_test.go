@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -121,10 +122,11 @@ func TestAutoConnect(t *testing.T) {
 	a := i.start("a.example", i.ca.issue(t, "a.example"), auto)
 	b := i.start("b.example", i.ca.issue(t, "b.example"), func(c *Config) { c.AdvertisedPort = 8080 })
 	ba := newLink("a", 2, 1, "a.example")
-	ba.Services = mesh.Prefixes{serviceIP}
+	services := netip.MustParsePrefix("100.64.16.0/20")
+	ba.Services = mesh.Prefixes{services}
 	b.set(ba)
 	u := <-a.unknown
-	if u.Address.String() != "192.168.0.12/24" || u.ServiceCIDR != serviceIP || u.AdvertisedPort != 8080 ||
+	if u.Address.String() != "192.168.0.12/24" || u.ServiceCIDR != services || u.AdvertisedPort != 8080 ||
 		len(u.Names) != 1 || u.Names[0] != "b.example" || !u.Remote.Addr().IsLoopback() {
 		t.Errorf("unknown peer %+v", u)
 	}
@@ -261,7 +263,7 @@ func TestCertificateAfterUnencrypted(t *testing.T) {
 	a.awaitReason("b", "b.example:80: ")
 	p := a.router.table.Load().peers[0]
 	for _, accepted := range []bool{false, true} {
-		h := &hello{}
+		h := &hello.Hello{}
 		if p.attachSession(newSession(p, null{}, newBatchConn(null{}, time.Second), accepted, 0, p.featureFlags(), h), h) {
 			t.Error("connection without certificate")
 		}
@@ -284,7 +286,7 @@ func TestSuspend(t *testing.T) {
 	if err := newDialer(p).dialStream(0); err != nil { // one that was being made
 		t.Error(err)
 	}
-	h := &hello{}
+	h := &hello.Hello{}
 	if p.attachSession(newSession(p, null{}, newBatchConn(null{}, time.Second), false, 0, p.featureFlags(), h), h) {
 		t.Error("connected while suspended")
 	}

@@ -17,6 +17,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // newSimpleTUN takes the goroutine to a new network namespace, with a TUN without offloads that has these
@@ -81,7 +83,7 @@ func TestTooBigKernel(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for in, buf := make([]byte, maxPayload), make([]byte, 1280); ; {
+		for in, buf := make([]byte, hello.MaxPayload), make([]byte, 1280); ; {
 			n, err := tun.Read(in)
 			if err != nil {
 				return

@@ -5,6 +5,7 @@ package bridge
 import (
 	"crypto/tls"
 	"encoding/binary"
+	"encoding/hex"
 	"io"
 	"log/slog"
 	"net"
@@ -36,8 +37,19 @@ func dialLegacy(t *testing.T, i *internet, n *node) *legacyPeer {
 
 func (f *legacyPeer) hello() {
 	// 192.168.0.12/24, mask in its long form, no service network, port 80, extension 2
-	f.write(1, unhex("00000000000000000000ffff c0a8000c ffffffffffffffffffffffff ffffff00"+noneHex+portHex+"0015"+
+	f.write(1, unhex(f.t, "00000000000000000000ffff c0a8000c ffffffffffffffffffffffff ffffff00"+
+		"00000000000000000000000000000000 00000000000000000000000000000000"+"0050 000000000000000000000000"+"0015"+
 		"02 0012"+"636c75737465722e6c6f63616c 00 6440200a"))
+}
+
+// unhex decodes hex digits; blanks are for the reader.
+func unhex(t *testing.T, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func (f *legacyPeer) write(typ byte, payload []byte) {

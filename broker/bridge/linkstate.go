@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -116,7 +117,7 @@ func (p *peer) noteRefusal(err error) {
 
 // receiveHello handles a hello within a session: the announcement of the peer has changed.
 func (p *peer) receiveHello(payload []byte) error {
-	h, err := parseHello(payload)
+	h, err := hello.ParsePayload(payload)
 	if err == nil {
 		err = p.checkHello(h)
 	}
@@ -129,7 +130,7 @@ func (p *peer) receiveHello(payload []byte) error {
 	p.mu.Lock()
 	p.followTerm(h)
 	news := p.receiveAnnouncement(&h.Announcement)
-	p.peerStreams = h.wantedStreams()
+	p.peerStreams = h.WantedStreams()
 	p.mu.Unlock()
 	p.wakeup.notify()
 	if news {

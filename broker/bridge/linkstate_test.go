@@ -118,7 +118,7 @@ func TestSameAnnouncement(t *testing.T) {
 	h.Address = p.Addresses.First()
 	h.API, h.DNS = &link.APIInfo{Token: "token", CACert: []byte("ca")},
 		&link.DNSInfo{ClusterDomain: "c", Address: netip.MustParseAddr("100.64.2.10")}
-	payload, err := h.appendPayload(nil)
+	payload, err := h.AppendPayload(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -126,7 +127,7 @@ func (l *listener) serveInbound(c *pendingConn) {
 // handshake makes an accepted connection a session of a peer. The peer sends its hello first, even if its certificate
 // identifies it: a dialler does so at once, and our hello tells it that it is accepted. With an error, the peer is the
 // refused one, if it is known. Neither a peer nor an error is returned while there are no credentials.
-func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello, error) {
+func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello.Hello, error) {
 	remote := c.remote
 	tuneTCP(c.conn)
 	raw := newBatchConn(c.conn, l.timing.write)
@@ -149,7 +150,7 @@ func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello, error) {
 	}
 	conn, answer := end.conn, l.timing.hello+2*measureRTT(c.conn)
 	raw.SetDeadline(time.Now().Add(answer))
-	theirs, err := readHello(conn)
+	theirs, err := hello.ReadHello(conn)
 	if err != nil {
 		return nil, nil, nil, newRefusal(RefusedHello, "hello of %s: %w", remote, err)
 	}
@@ -157,28 +158,28 @@ func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello, error) {
 	if err != nil {
 		return p, nil, nil, err
 	}
-	ours, flags, err := p.helloFrame(theirs.stream, theirs)
+	ours, flags, err := p.helloFrame(theirs.Stream, theirs)
 	if err == nil {
 		_, err = conn.Write(ours)
 	}
 	if refused := p.checkTerms(theirs); err == nil && refused != nil {
 		return p, nil, nil, refused // our hello has told the peer which term we follow
 	}
-	if err == nil && theirs.flags&flagKeepalive != 0 {
+	if err == nil && theirs.Flags&hello.FlagKeepalive != 0 {
 		raw.SetDeadline(time.Now().Add(answer))
-		_, _, err = readFrame(conn) // a ping: see flagKeepalive
+		_, _, err = hello.ReadFrame(conn) // a ping: see hello.FlagKeepalive
 	}
 	if err != nil {
 		return p, nil, nil, newRefusal(RefusedHello, "peer does not accept our hello: %s", shortReason(err))
 	}
-	s := newSession(p, conn, raw, true, theirs.stream, flags, theirs)
+	s := newSession(p, conn, raw, true, theirs.Stream, flags, theirs)
 	s.authorization = end.authorization
 	return p, s, theirs, nil
 }
 
 // identifyPeer finds the peer with this hello among the candidates. With an error, the peer is the refused one, if it
 // is known.
-func (l *listener) identifyPeer(theirs *hello, end inboundEnd, remote netip.AddrPort) (*peer, error) {
+func (l *listener) identifyPeer(theirs *hello.Hello, end inboundEnd, remote netip.AddrPort) (*peer, error) {
 	var p *peer
 	var err error
 	for _, p = range end.candidates {
@@ -198,8 +199,8 @@ func (l *listener) identifyPeer(theirs *hello, end inboundEnd, remote netip.Addr
 		return nil, newRefusal(RefusedUnknown, "%s announces cluster address %s: no link for it", remote, theirs.Address)
 	case err != nil:
 		return p, err
-	case theirs.stream > 0 && theirs.stream >= config.Streams:
-		return p, newRefusal(RefusedLimit, "%s dials stream %d, of %d", remote.Addr(), theirs.stream, config.Streams)
+	case theirs.Stream > 0 && theirs.Stream >= config.Streams:
+		return p, newRefusal(RefusedLimit, "%s dials stream %d, of %d", remote.Addr(), theirs.Stream, config.Streams)
 	}
 	return p, nil
 }

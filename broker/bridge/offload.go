@@ -7,7 +7,11 @@ package bridge
 // (linux/virtio_net.h; VIRTIO 1.2, 5.1.6.2). For a TUN or a peer without offloads, the bridge does what the kernel
 // does for a device without offloads: skb_checksum_help, tcp_gso_segment, __udp_gso_segment.
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
+)
 
 const vnetSize = 10 // bytes of a struct virtio_net_hdr, without the fields that later versions append
 
@@ -91,7 +95,7 @@ func (h *vnetHeader) validateFor(packet []byte) bool {
 		return false
 	}
 	end, ok := h.headersEnd(packet, protocol, start)
-	if !ok || end > min(len(packet), maxPayload) { // hdrLen has 16 bits
+	if !ok || end > min(len(packet), hello.MaxPayload) { // hdrLen has 16 bits
 		return false
 	}
 	h.hdrLen = uint16(end)

@@ -20,6 +20,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // slowSum is the sum of RFC 1071, word by word.
@@ -470,7 +472,7 @@ type wiretap struct {
 }
 
 func (w *wiretap) pump(t *testing.T, from, to *os.File) {
-	b := make([]byte, vnetSize+maxPayload)
+	b := make([]byte, vnetSize+hello.MaxPayload)
 	for {
 		n, err := from.Read(b)
 		if err != nil {
@@ -540,7 +542,7 @@ func (j *judge) compare(t *testing.T, h vnetHeader, packet []byte) int {
 	} else {
 		want = allSegments(h, mine)
 	}
-	got := make([]byte, maxPayload)
+	got := make([]byte, hello.MaxPayload)
 	for i := 0; i < len(want); {
 		j.out.SetReadDeadline(time.Now().Add(5 * time.Second))
 		n, err := j.out.Read(got)
@@ -712,7 +714,7 @@ func setSegment(t *testing.T, conn net.Conn, size int) {
 }
 
 func TestOffloadAllocations(t *testing.T) {
-	b, room := make([]byte, maxPayload), make([]byte, 0, maxPayload)
+	b, room := make([]byte, hello.MaxPayload), make([]byte, 0, hello.MaxPayload)
 	for _, f := range flows(1400) {
 		h, packet := f.super(noise(60000))
 		single := f
@@ -744,11 +746,11 @@ func FuzzOffload(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, header, packet []byte) {
-		if len(header) < vnetSize || len(packet) > 40+maxPayload {
+		if len(header) < vnetSize || len(packet) > 40+hello.MaxPayload {
 			return
 		}
 		h := parseVnet(header)
-		if packet = bytes.Clone(packet); len(packet) >= 40 && len(packet) <= maxPayload { // else none is sound
+		if packet = bytes.Clone(packet); len(packet) >= 40 && len(packet) <= hello.MaxPayload { // else none is sound
 			if packet[0]>>4 == 4 {
 				binary.BigEndian.PutUint16(packet[2:], uint16(len(packet)))
 			} else {

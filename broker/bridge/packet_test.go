@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // packet makes a UDP packet, IPv4 or IPv6, of size bytes with its last 8 bytes a mark.
@@ -289,19 +291,20 @@ func FuzzPacket(f *testing.F) {
 	b.router.table.Store(routes)
 	icmp := make([]byte, 1280)
 	sess := newSession(p, null{}, newBatchConn(null{}, time.Second), true, 0, p.featureFlags(),
-		&hello{capable: true, flags: ^uint32(0)})
-	sess.flags |= flagOffload | flagUSO
+		&hello.Hello{Capable: true, Flags: ^uint32(0)})
+	sess.flags |= hello.FlagOffload | hello.FlagUSO
 	f.Fuzz(func(t *testing.T, in, vnet []byte) {
 		var offload []byte
 		if len(vnet) == vnetSize {
-			offload = appendFrame(nil, frameOffload, vnet)
+			offload = hello.AppendFrame(nil, hello.FrameOffload, vnet)
 		}
-		if len(in) > maxPayload {
+		if len(in) > hello.MaxPayload {
 			return
 		}
 		icmpUnreachable(icmp, in)
 		icmpTooBig(icmp, in, 1400)
-		sess.handleFrames(append(append(make([]byte, headroom), offload...), appendFrame(nil, framePacket, in)...), headroom)
+		frames := hello.AppendFrame(append(make([]byte, headroom), offload...), hello.FramePacket, in)
+		sess.handleFrames(frames, headroom)
 		for len(tun.out) > 0 {
 			out := <-tun.out
 			src, dst, ok := parseAddresses(out)

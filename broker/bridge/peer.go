@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -71,19 +72,19 @@ func (p *peer) isInitiator() bool { return p.Local.First().Addr().Less(p.Address
 
 // helloFrame returns our hello for this peer as a frame, and the flags in it. It is the answer to theirs, if that is
 // not nil.
-func (p *peer) helloFrame(stream int, theirs *hello) ([]byte, uint32, error) {
+func (p *peer) helloFrame(stream int, theirs *hello.Hello) ([]byte, uint32, error) {
 	h := p.ownHello()
-	h.Address, h.ServiceCIDR, h.stream = p.Local.First(), p.Services.First(), stream
-	h.terms.followed = p.followedTerm(theirs)
-	payload, err := h.appendPayload(nil)
+	h.Address, h.ServiceCIDR, h.Stream = p.Local.First(), p.Services.First(), stream
+	h.Terms.Followed = p.followedTerm(theirs)
+	payload, err := h.AppendPayload(nil)
 	if err != nil {
 		return nil, 0, err
 	}
-	return appendFrame(nil, frameHello, payload), h.flags, nil
+	return hello.AppendFrame(nil, hello.FrameHello, payload), h.Flags, nil
 }
 
 // checkHello tells whether a hello is that of the peer.
-func (p *peer) checkHello(h *hello) error {
+func (p *peer) checkHello(h *hello.Hello) error {
 	expected := p.Addresses.SameFamily(h.Address.Addr()).Addr()
 	switch {
 	case !p.Local.Contains(h.Address.Addr()):
@@ -100,7 +101,7 @@ func (p *peer) checkHello(h *hello) error {
 // changed since the handshake of s began and do not trust the peer, when the TUN has changed, or when another broker of
 // the peer's cluster has a higher term. As credentials and TUN change before sessions are looked through (under p.mu),
 // no session remains that is not allowed.
-func (p *peer) attachSession(s *session, h *hello) bool {
+func (p *peer) attachSession(s *session, h *hello.Hello) bool {
 	s.raw.SetDeadline(time.Time{})
 	s.raw.startBatching()
 	verified, trusted := s.verifyAgain(s.credentials)
@@ -118,7 +119,7 @@ func (p *peer) attachSession(s *session, h *hello) bool {
 	p.followTerm(h)
 	replaced := p.removeReplaced(s)
 	p.sessions = append(p.sessions, s)
-	p.peerStreams = h.wantedStreams()
+	p.peerStreams = h.WantedStreams()
 	p.updateFlowTable()
 	p.failed.Store(false)
 	first := p.status.State != link.Up
@@ -247,10 +248,10 @@ func (p *peer) currentSessions() []*session {
 	return slices.Clone(p.sessions)
 }
 
-// sendAnnouncement sends our changed announcement on the sessions with flagUpdates.
+// sendAnnouncement sends our changed announcement on the sessions with hello.FlagUpdates.
 func (p *peer) sendAnnouncement() {
 	for _, s := range p.currentSessions() {
-		if s.flags&flagUpdates != 0 {
+		if s.flags&hello.FlagUpdates != 0 {
 			s.due.update.Store(true)
 			s.kickSender()
 		}

@@ -12,6 +12,8 @@ import (
 	"math"
 	"sync/atomic"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // mailbox is a list that any number of goroutines put packets into without waiting. One goroutine takes all of them.
@@ -48,7 +50,7 @@ const (
 
 	// minSessionBytes is room for one turn of a TUN reader, even if it reads super-packets only: TCP starts with such
 	// bursts.
-	minSessionBytes = (maxTurnBytes/maxPayload + 1) * largeBuffer
+	minSessionBytes = (maxTurnBytes/hello.MaxPayload + 1) * largeBuffer
 )
 
 // byteBudget counts the bytes that wait in all mailboxes, queues and backlogs, and in batches that the kernel does not

@@ -4,6 +4,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // queuedPacket is a packet of size bytes that was queued at a time.
@@ -97,7 +99,7 @@ func TestQueueFull(t *testing.T) {
 	}
 	// One packet is always taken.
 	q, _ = newQueue()
-	q.pushPacket(queuedPacket(1, 1, maxPayload, 0), 1)
+	q.pushPacket(queuedPacket(1, 1, hello.MaxPayload, 0), 1)
 	if q.popPacket(0) == nil {
 		t.Error("large packet is gone")
 	}

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 const (
@@ -83,7 +85,7 @@ func (r *receiver) readFrames() error {
 	var (
 		s         = r.session
 		b         = newReadBuffer()
-		keepalive = s.flags&flagKeepalive != 0
+		keepalive = s.flags&hello.FlagKeepalive != 0
 		silence   = s.peer.timing.silence
 		renewed   time.Duration // when the deadline was set
 	)
@@ -106,7 +108,7 @@ func (r *receiver) readFrames() error {
 		case err != nil:
 			return err
 		}
-		b.makeRoom(used, s.flags&flagOffload != 0)
+		b.makeRoom(used, s.flags&hello.FlagOffload != 0)
 	}
 }
 
@@ -116,25 +118,25 @@ func (r *receiver) handleFrames(b []byte, start int) (used int, err error) {
 	s := r.session
 	var packets, bytes uint64
 	for err == nil {
-		typ, payload, rest, ok := cutFrame(b[start:])
+		typ, payload, rest, ok := hello.CutFrame(b[start:])
 		if !ok {
 			break
 		}
-		start += frameHeader + len(payload)
+		start += hello.FrameHeader + len(payload)
 		var vnet vnetHeader
-		if typ == frameOffload && len(payload) == vnetSize && s.flags&flagOffload != 0 {
-			next, packet, _, ok := cutFrame(rest)
+		if typ == hello.FrameOffload && len(payload) == vnetSize && s.flags&hello.FlagOffload != 0 {
+			next, packet, _, ok := hello.CutFrame(rest)
 			if !ok { // the frame stays together with its packet
-				start -= frameHeader + vnetSize
+				start -= hello.FrameHeader + vnetSize
 				break
 			}
-			if next == framePacket {
+			if next == hello.FramePacket {
 				vnet, typ, payload = parseVnet(payload), next, packet
-				start += frameHeader + len(packet)
+				start += hello.FrameHeader + len(packet)
 			}
 		}
 		switch typ {
-		case framePacket:
+		case hello.FramePacket:
 			packets++
 			bytes += uint64(len(payload))
 			r.receivePacket(b[start-len(payload)-vnetSize:start], vnet)
@@ -154,12 +156,12 @@ func (r *receiver) handleFrames(b []byte, start int) (used int, err error) {
 func (r *receiver) handleControl(typ byte, payload []byte) error {
 	s := r.session
 	switch {
-	case typ == framePing && len(payload) == 8:
+	case typ == hello.FramePing && len(payload) == 8:
 		s.due.pong.Store(binary.BigEndian.Uint64(payload))
 		s.kickSender()
-	case typ == framePong && len(payload) == 8:
+	case typ == hello.FramePong && len(payload) == 8:
 		r.updateRTT(s.peer.now() - time.Duration(binary.BigEndian.Uint64(payload)))
-	case typ == frameHello:
+	case typ == hello.FrameHello:
 		return s.peer.receiveHello(payload)
 	}
 	return nil
@@ -280,7 +282,7 @@ func (f *iface) writePacket(queue int, room []byte, vnet vnetHeader) bool {
 // writeSegments writes the packets of a super-packet; header: a virtio_net_hdr is before each of them.
 func writeSegments(q tunQueue, seg segmenter, header bool) bool {
 	var err error
-	buf := newBuffer(maxPayload)
+	buf := newBuffer(hello.MaxPayload)
 	defer buf.free()
 	for seg.countLeft() > 0 {
 		n := seg.writeNext(buf.data[headroom:])

@@ -5,6 +5,8 @@ package bridge
 import (
 	"io"
 	"testing"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // scriptedConn is a connection whose reads the test answers.
@@ -25,15 +27,15 @@ func (c *scriptedConn) Read(b []byte) (int, error) {
 
 // The reader has a large buffer while large frames come, and no longer.
 func TestReadBuffer(t *testing.T) {
-	for _, flags := range []uint32{0, flagOffload} {
+	for _, flags := range []uint32{0, hello.FlagOffload} {
 		p, _ := newTestPeer(t)
 		c := &scriptedConn{answers: make(chan []byte), rooms: make(chan int)}
 		raw := newBatchConn(c, p.timing.write)
-		s := newSession(p, raw, raw, true, 0, p.featureFlags(), &hello{capable: true, flags: flags})
+		s := newSession(p, raw, raw, true, 0, p.featureFlags(), &hello.Hello{Capable: true, Flags: flags})
 		ended := make(chan error)
 		go func() { ended <- s.readFrames() }()
-		large := appendFrame(nil, framePacket, packet("192.168.0.12", "100.64.0.1", 64, 60000, 0))
-		small := appendFrame(nil, framePacket, packet("192.168.0.12", "100.64.0.1", 64, 1500, 0))
+		large := hello.AppendFrame(nil, hello.FramePacket, packet("192.168.0.12", "100.64.0.1", 64, 60000, 0))
+		small := hello.AppendFrame(nil, hello.FramePacket, packet("192.168.0.12", "100.64.0.1", 64, 1500, 0))
 		const step = 20 // reads
 		send := func(frame []byte) (room int) {
 			for rest := frame; len(rest) > 0; {

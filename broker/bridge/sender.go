@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/time/rate"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // maxRounds is the number of batches that a goroutine sends in one go; then serveEvents takes over.
@@ -56,16 +58,16 @@ type dueFrames struct {
 // init prepares the sender for a peer that has extension 128 of the hello (capable), or not.
 func (o *sender) init(s *session, capable bool) {
 	o.session = s
-	o.maxPayload, o.batchLimit = maxLegacyPayload, maxBatchBytes
+	o.maxPayload, o.batchLimit = hello.MaxLegacyPayload, maxBatchBytes
 	if capable {
-		o.maxPayload = maxPayload
+		o.maxPayload = hello.MaxPayload
 	}
 	o.queue = queue{stale: s.peer.timing.stale, drops: &s.peer.counters.drops}
 	o.icmp = newICMPLimiter()
 	o.renewAt = s.firstRenewal()
 	o.blockedSignal, o.spentSignal, o.turn = newSignal(), newSignal(), newSignal()
-	// The ping is sent first, before any packet: see flagKeepalive. It also measures the round-trip time.
-	o.due.ping.Store(s.flags&flagKeepalive != 0)
+	// The ping is sent first, before any packet: see hello.FlagKeepalive. It also measures the round-trip time.
+	o.due.ping.Store(s.flags&hello.FlagKeepalive != 0)
 }
 
 // postPacket takes a packet over, and leaves it for the goroutine that sends next. A call of kickSender has to follow.
@@ -204,7 +206,9 @@ const (
 	directBytes = 4 << 10  // frames of this size are encrypted in place; smaller frames share a TLS record
 )
 
-var frameBuffers = sync.Pool{New: func() any { return new(make([]byte, 0, recordBytes+frameHeader+maxPayload)) }}
+var frameBuffers = sync.Pool{New: func() any {
+	return new(make([]byte, 0, recordBytes+hello.FrameHeader+hello.MaxPayload))
+}}
 
 // encodeBatch encrypts the frames of a batch. more tells that the batch is full.
 func (o *sender) encodeBatch() (more bool, err error) {
@@ -299,10 +303,10 @@ func (o *sender) writeFrames(frames []byte) error {
 // appendControl appends the pings, pongs and hellos that are due to frames.
 func (o *sender) appendControl(frames []byte) ([]byte, error) {
 	if o.due.ping.Load() && o.due.ping.Swap(false) {
-		frames = appendFrame64(frames, framePing, uint64(o.session.peer.now()))
+		frames = hello.AppendFrame64(frames, hello.FramePing, uint64(o.session.peer.now()))
 	}
 	if o.due.pong.Load() != 0 {
-		frames = appendFrame64(frames, framePong, o.due.pong.Swap(0))
+		frames = hello.AppendFrame64(frames, hello.FramePong, o.due.pong.Swap(0))
 	}
 	if o.due.update.Load() && o.due.update.Swap(false) {
 		hello, _, err := o.session.peer.helloFrame(o.session.stream, nil)
@@ -317,9 +321,9 @@ func (o *sender) peerAccepts(h vnetHeader) bool {
 	case h == (vnetHeader{}):
 		return true
 	case h.gsoType == gsoUDP:
-		return o.session.flags&flagUSO != 0
+		return o.session.flags&hello.FlagUSO != 0
 	}
-	return o.session.flags&flagOffload != 0
+	return o.session.flags&hello.FlagOffload != 0
 }
 
 // encodeOffload does this work for the peer: segments, and checksums. sent is false when the packet is too big.
@@ -340,9 +344,9 @@ func (o *sender) encodeOffload(frames *[]byte, buf *buffer) (sent bool, err erro
 			return false, nil
 		}
 		start := len(*frames)
-		*frames = (*frames)[:start+frameHeader+n]
-		putHeader((*frames)[start:], n, framePacket)
-		seg.writeNext((*frames)[start+frameHeader:])
+		*frames = (*frames)[:start+hello.FrameHeader+n]
+		hello.PutHeader((*frames)[start:], n, hello.FramePacket)
+		seg.writeNext((*frames)[start+hello.FrameHeader:])
 		if err := o.flushFullRecord(frames); err != nil {
 			return true, err
 		}

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // maxSpentSignals is how often the sender of the only session of a link tells that its keys are used up, until the
@@ -54,13 +56,15 @@ type session struct {
 }
 
 // newSession makes a session of a connection on which the hellos were exchanged; flags were in our hello.
-func newSession(p *peer, conn net.Conn, raw *batchConn, accepted bool, stream int, flags uint32, h *hello) *session {
+func newSession(
+	p *peer, conn net.Conn, raw *batchConn, accepted bool, stream int, flags uint32, h *hello.Hello,
+) *session {
 	s := &session{
-		peer: p, conn: conn, raw: raw, accepted: accepted, stream: stream, instance: h.instance,
-		ourFlags: flags, theirFlags: h.flags, flags: h.flags & flags,
+		peer: p, conn: conn, raw: raw, accepted: accepted, stream: stream, instance: h.Instance,
+		ourFlags: flags, theirFlags: h.Flags, flags: h.Flags & flags,
 		startedAt: p.now(), done: make(chan struct{}),
 	}
-	s.sender.init(s, h.capable)
+	s.sender.init(s, h.Capable)
 	s.receiver.session = s
 	return s
 }
@@ -113,7 +117,7 @@ func (s *session) hasEnded() bool {
 // serveEvents sends pings, and does the work of the sender that has to wait, until the end of the session.
 func (s *session) serveEvents() {
 	var ping <-chan time.Time
-	if s.flags&flagKeepalive != 0 {
+	if s.flags&hello.FlagKeepalive != 0 {
 		t := time.NewTicker(s.peer.timing.ping)
 		defer t.Stop()
 		ping = t.C

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // A session that always has something to send, as one that packets are forwarded to, sends its pings all the same.
@@ -22,11 +24,11 @@ func TestPingUnderLoad(t *testing.T) {
 		}
 		write = func(b []byte) {
 			for {
-				typ, _, rest, ok := cutFrame(b)
+				typ, _, rest, ok := hello.CutFrame(b)
 				if !ok {
 					break
 				}
-				if typ == framePing {
+				if typ == hello.FramePing {
 					select {
 					case pings <- struct{}{}:
 					default:
@@ -39,7 +41,7 @@ func TestPingUnderLoad(t *testing.T) {
 		}
 	)
 	raw := newBatchConn(&writerConn{write: write}, time.Second)
-	s = newSession(p, raw, raw, true, 0, p.featureFlags(), &hello{capable: true, flags: flagKeepalive})
+	s = newSession(p, raw, raw, true, 0, p.featureFlags(), &hello.Hello{Capable: true, Flags: hello.FlagKeepalive})
 	next()
 	ended := make(chan struct{})
 	go func() { s.serveEvents(); close(ended) }()
@@ -92,10 +94,10 @@ func FuzzSession(f *testing.F) {
 		judge := &judgeTUN{nullTUN: *newNullTUN(offloads)}
 		judge.queues = []tunQueue{judge}
 		_, s := newTestSessionOn(f, judge)
-		s.flags |= flagOffload | flagUSO
+		s.flags |= hello.FlagOffload | hello.FlagUSO
 		ends = append(ends, end{s, judge})
 	}
-	hello, _, err := ends[0].peer.helloFrame(0, nil)
+	ownHello, _, err := ends[0].peer.helloFrame(0, nil)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -109,10 +111,10 @@ func FuzzSession(f *testing.F) {
 		}
 		v := make([]byte, vnetSize)
 		h.putBytes(v)
-		in := appendFrame(hello, framePing, noise(8))
-		in = appendFrame(appendFrame(in, frameOffload, v), framePacket, b)
-		in = appendFrame(appendFrame(in, framePong, noise(8)), 99, noise(20))
-		in = appendFrame(in, framePacket, packet("192.168.0.12", "100.64.0.1", 64, 60, 0))
+		in := hello.AppendFrame(ownHello, hello.FramePing, noise(8))
+		in = hello.AppendFrame(hello.AppendFrame(in, hello.FrameOffload, v), hello.FramePacket, b)
+		in = hello.AppendFrame(hello.AppendFrame(in, hello.FramePong, noise(8)), 99, noise(20))
+		in = hello.AppendFrame(in, hello.FramePacket, packet("192.168.0.12", "100.64.0.1", 64, 60, 0))
 		f.Add(in, byte(n), uint16(n*100))
 	}
 	f.Fuzz(func(t *testing.T, in []byte, which byte, step uint16) {

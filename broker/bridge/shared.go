@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -17,7 +18,7 @@ type shared struct {
 	log      *slog.Logger
 	timing   *timing
 	start    time.Time       // zero of the bridge's time
-	instance uint64          // random number of this process, see hello.go
+	instance uint64          // random number of this process, see hello.Hello
 	ctx      context.Context // ends when the bridge is closed
 	wg       sync.WaitGroup  // all goroutines of the bridge; Close waits for them
 
@@ -60,24 +61,24 @@ func (s *shared) reportChanges() {
 }
 
 // ownHello is the hello of this end, without the addresses, which differ between links.
-func (s *shared) ownHello() *hello {
+func (s *shared) ownHello() *hello.Hello {
 	c := s.config.Load()
-	return &hello{
+	return &hello.Hello{
 		Announcement: link.Announcement{AdvertisedPort: c.AdvertisedPort, DNS: c.DNS, API: c.API},
-		capable:      true, flags: s.featureFlags(), instance: s.instance, streams: c.Streams,
-		terms: &terms{own: c.Term},
+		Capable:      true, Flags: s.featureFlags(), Instance: s.instance, Streams: c.Streams,
+		Terms: &hello.Terms{Own: c.Term},
 	}
 }
 
 // featureFlags are the features of this end.
 func (s *shared) featureFlags() uint32 {
-	flags := flagKeepalive | flagUpdates | flagStreams
+	flags := hello.FlagKeepalive | hello.FlagUpdates | hello.FlagStreams
 	offloads := Offloads(s.offloads.Load())
 	if offloads&OffloadTSO != 0 {
-		flags |= flagOffload
+		flags |= hello.FlagOffload
 	}
 	if offloads&OffloadUSO != 0 {
-		flags |= flagUSO
+		flags |= hello.FlagUSO
 	}
 	return flags
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -154,7 +155,7 @@ func TestStreamsFollow(t *testing.T) {
 }
 
 // dialAs connects to a as b, with a hello of its own, and returns the answer.
-func dialAs(t *testing.T, i *internet, a *node, h *hello) (net.Conn, *hello, error) {
+func dialAs(t *testing.T, i *internet, a *node, h *hello.Hello) (net.Conn, *hello.Hello, error) {
 	t.Helper()
 	c := i.ca.issue(t, "b.example")
 	conn, err := tls.Dial("tcp", a.address(), &tls.Config{Certificates: []tls.Certificate{c.Certificate},
@@ -165,16 +166,16 @@ func dialAs(t *testing.T, i *internet, a *node, h *hello) (net.Conn, *hello, err
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
 	h.Address = netip.MustParsePrefix("192.168.0.12/24")
-	payload, err := h.appendPayload(nil)
+	payload, err := h.AppendPayload(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := conn.Write(appendFrame(nil, frameHello, payload)); err != nil {
+	if _, err := conn.Write(hello.AppendFrame(nil, hello.FrameHello, payload)); err != nil {
 		t.Fatal(err)
 	}
-	theirs, err := readHello(conn)
+	theirs, err := hello.ReadHello(conn)
 	if err == nil {
-		conn.Write(appendFrame(nil, framePing, make([]byte, 8)))
+		conn.Write(hello.AppendFrame(nil, hello.FramePing, make([]byte, 8)))
 	}
 	return conn, theirs, err
 }
@@ -185,8 +186,9 @@ func TestStreamsOfLegacyPeer(t *testing.T) {
 	i.name("b.example", nowhere)
 	a.set(newLink("b", 1, 2, "b.example"))
 	a.awaitReason("b", "connection refused")
-	conn, theirs, err := dialAs(t, i, a, &hello{capable: true, flags: flagKeepalive | flagUpdates, instance: 7})
-	if err != nil || theirs.flags&flagStreams == 0 || theirs.streams != 4 || theirs.stream != 0 {
+	conn, theirs, err := dialAs(t, i, a,
+		&hello.Hello{Capable: true, Flags: hello.FlagKeepalive | hello.FlagUpdates, Instance: 7})
+	if err != nil || theirs.Flags&hello.FlagStreams == 0 || theirs.Streams != 4 || theirs.Stream != 0 {
 		t.Fatalf("%+v, %v", theirs, err)
 	}
 	a.awaitState("b", link.Up)
@@ -197,17 +199,17 @@ func TestStreamsOfLegacyPeer(t *testing.T) {
 	for id := range uint64(100) {
 		a.tun.in <- packet(fmt.Sprintf("100.64.1.%d", id), "192.168.0.12", 64, 100, id)
 		for {
-			typ, payload, err := readFrame(conn)
+			typ, payload, err := hello.ReadFrame(conn)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if typ == framePing {
-				conn.Write(appendFrame(nil, framePong, payload))
+			if typ == hello.FramePing {
+				conn.Write(hello.AppendFrame(nil, hello.FramePong, payload))
 			}
-			if typ > framePong {
+			if typ > hello.FramePong {
 				t.Fatalf("frame of type %d", typ)
 			}
-			if typ == framePacket {
+			if typ == hello.FramePacket {
 				if packetMark(payload) != id {
 					t.Fatalf("packet %d instead of %d", packetMark(payload), id)
 				}
@@ -227,23 +229,23 @@ func TestStreamsTooMany(t *testing.T) {
 	i.name("b.example", nowhere)
 	a.set(newLink("b", 1, 2, "b.example"))
 	a.awaitReason("b", "connection refused")
-	hello := func(stream int) *hello {
-		return &hello{capable: true, flags: flagStreams, instance: 7, streams: 16, stream: stream}
+	newHello := func(stream int) *hello.Hello {
+		return &hello.Hello{Capable: true, Flags: hello.FlagStreams, Instance: 7, Streams: 16, Stream: stream}
 	}
 	for stream := range 4 {
-		if _, _, err := dialAs(t, i, a, hello(stream)); err != nil {
+		if _, _, err := dialAs(t, i, a, newHello(stream)); err != nil {
 			t.Errorf("stream %d: %v", stream, err)
 		}
 	}
 	a.await("sessions", func() bool { return a.count() == 4 })
 	for _, stream := range []int{4, 5, 255} {
 		before := a.Stats().Refused[RefusedLimit]
-		if _, _, err := dialAs(t, i, a, hello(stream)); err == nil {
+		if _, _, err := dialAs(t, i, a, newHello(stream)); err == nil {
 			t.Errorf("stream %d was accepted", stream)
 		}
 		a.await("refusal", func() bool { return a.Stats().Refused[RefusedLimit] == before+1 })
 	}
-	if _, _, err := dialAs(t, i, a, hello(2)); err != nil { // again: takes the place of the former one
+	if _, _, err := dialAs(t, i, a, newHello(2)); err != nil { // again: takes the place of the former one
 		t.Error(err)
 	}
 	a.await("sessions", func() bool { return a.count() == 4 })

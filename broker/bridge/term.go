@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 const (
@@ -29,7 +31,7 @@ type termState struct {
 }
 
 // followedTerm is the term that our hello tells the sender of another hello; nil: the peer has not sent it yet.
-func (p *peer) followedTerm(theirs *hello) uint32 {
+func (p *peer) followedTerm(theirs *hello.Hello) uint32 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if theirs != nil && p.isSuperseded(theirs) || theirs == nil && p.hasLeader() {
@@ -52,25 +54,25 @@ func (p *peer) remembersLeader() bool {
 // counts while its broker has a session, and for timing.termMemory after that: so a broker with a lower term does not
 // get in while the other one connects again, and does when a Lease was made anew. A broker that knows of no terms has
 // none to compare, and one that has no Lease only waits for the end of the other's sessions. p.mu is held.
-func (p *peer) isSuperseded(h *hello) bool {
-	if h.terms == nil || h.instance == p.broker || h.terms.own >= p.term {
+func (p *peer) isSuperseded(h *hello.Hello) bool {
+	if h.Terms == nil || h.Instance == p.broker || h.Terms.Own >= p.term {
 		return false
 	}
-	return p.hasLeader() || h.terms.own > 0 && p.remembersLeader()
+	return p.hasLeader() || h.Terms.Own > 0 && p.remembersLeader()
 }
 
 // checkTerms returns the reason to refuse a peer for its terms: it follows another broker of this cluster, or this end
 // follows another broker of the peer's cluster.
-func (p *peer) checkTerms(h *hello) error {
-	if own := p.config.Load().Term; h.terms != nil && h.terms.followed > own {
+func (p *peer) checkTerms(h *hello.Hello) error {
+	if own := p.config.Load().Term; h.Terms != nil && h.Terms.Followed > own {
 		return newRefusal(RefusedTerm, "superseded by term %d: the peer follows another broker of this cluster, "+
-			"this one has term %d", h.terms.followed, own)
+			"this one has term %d", h.Terms.Followed, own)
 	}
 	p.mu.Lock()
 	superseded, term, news := p.isSuperseded(h), p.term, false
 	if superseded {
 		news = p.noteRival(fmt.Sprintf("a second broker of the cluster claims this link with term %d; "+
-			"the link follows the broker with term %d", h.terms.own, term))
+			"the link follows the broker with term %d", h.Terms.Own, term))
 	}
 	p.mu.Unlock()
 	if news {
@@ -78,16 +80,16 @@ func (p *peer) checkTerms(h *hello) error {
 	}
 	if superseded {
 		return newRefusal(RefusedTerm, "a broker with term %d answers for the peer, and term %d has the link",
-			h.terms.own, term)
+			h.Terms.Own, term)
 	}
 	return nil
 }
 
 // followTerm follows the sender of a hello. A process has one instance for its life: one that comes back after another
 // one has taken its place, without a higher term, shows that both live. p.mu is held.
-func (p *peer) followTerm(h *hello) {
-	if p.followed != 0 && h.instance != p.broker {
-		if slices.Contains(p.earlier, h.instance) && h.ownTerm() <= p.term {
+func (p *peer) followTerm(h *hello.Hello) {
+	if p.followed != 0 && h.Instance != p.broker {
+		if slices.Contains(p.earlier, h.Instance) && h.OwnTerm() <= p.term {
 			p.noteRival("two brokers of the cluster claim this link in turns: end one of them, or let both use the same " +
 				"Lease (lease-name)")
 		}
@@ -96,7 +98,7 @@ func (p *peer) followTerm(h *hello) {
 			p.earlier = slices.Delete(p.earlier, 0, n-maxEarlierBrokers)
 		}
 	}
-	p.broker, p.term, p.followed = h.instance, h.ownTerm(), p.now()
+	p.broker, p.term, p.followed = h.Instance, h.OwnTerm(), p.now()
 }
 
 // leaveSession notes the end of a session. p.mu is held.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -169,9 +170,10 @@ func TestHostileTerm(t *testing.T) {
 	c.awaitState("a", link.Up)
 	before := a.awaitState("c", link.Up)
 	for range 3 {
-		_, reply, err := dialAs(t, i, a, &hello{capable: true, flags: flagKeepalive | flagUpdates, instance: 7,
-			terms: &terms{math.MaxUint32, math.MaxUint32}})
-		if err != nil || reply.terms == nil || *reply.terms != (terms{own: 3}) {
+		_, reply, err := dialAs(t, i, a, &hello.Hello{Capable: true, Instance: 7,
+			Flags: hello.FlagKeepalive | hello.FlagUpdates,
+			Terms: &hello.Terms{Own: math.MaxUint32, Followed: math.MaxUint32}})
+		if err != nil || reply.Terms == nil || *reply.Terms != (hello.Terms{Own: 3}) {
 			t.Fatalf("%+v, %v", reply, err)
 		}
 	}

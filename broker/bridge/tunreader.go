@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"golang.org/x/time/rate"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 // readDevice reads all queues until one of them fails.
@@ -43,7 +45,7 @@ type tunReader struct {
 
 func newTUNReader(queue int, offloads Offloads, f *iface, r *router) *tunReader {
 	return &tunReader{
-		iface: f, router: r, queue: queue, offloads: offloads != 0, buf: newBuffer(maxPayload),
+		iface: f, router: r, queue: queue, offloads: offloads != 0, buf: newBuffer(hello.MaxPayload),
 		limiter: newICMPLimiter(),
 	}
 }
@@ -140,7 +142,7 @@ func (r *tunReader) takeBuffer() *buffer {
 	if headroom+buf.size <= mediumBuffer {
 		return copyBuffer(buf.packet(), buf.vnet)
 	}
-	r.buf = newBuffer(maxPayload)
+	r.buf = newBuffer(hello.MaxPayload)
 	return buf
 }
 

@@ -1,6 +1,8 @@
-package bridge
+// Package hello has the language in which two kubelinks talk: frames, and the hello with which each end tells what it
+// is, whatever carries the bytes. The dataplanes share it. It keeps no connection, no clock and no lock.
+package hello
 
-// The hello: what each end of a session announces of itself, 80 bytes and extensions. Pure functions, no I/O.
+// The hello: what each end of a session announces of itself, 80 bytes and extensions.
 //
 //	 0  cluster address  IP, mask   16 bytes each
 //	32  service network  IP, mask   16 bytes each, zero when none
@@ -19,7 +21,7 @@ package bridge
 // The instance is a random number of the process: sessions with another instance of the same peer are dead, even if
 // they still look alive. Streams is the number of sessions that the sender wants at most; the smaller number of both
 // ends counts. Stream is the number, from 0 on, that the dialler gives to this session. Term tells which of the brokers
-// of a cluster has the links, and followed is the term of the receiver's cluster that the sender follows: see term.go.
+// of a cluster has the links, and followed is the term of the receiver's cluster that the sender follows.
 // Legacy peers ignore extension 128, and do not send it.
 
 import (
@@ -41,41 +43,42 @@ const (
 	helloSize = 80
 )
 
-// hello is the content of a hello frame.
-type hello struct {
+// Hello is the content of a hello frame.
+type Hello struct {
 	link.Announcement
-	capable  bool // has extension 128
-	flags    uint32
-	instance uint64
-	streams  int
-	stream   int
-	terms    *terms // nil: the sender does not know of terms
+	Capable  bool   // has extension 128; the fields below are a part of it
+	Flags    uint32 // of the features that the sender has: FlagKeepalive and so on
+	Instance uint64 // of the process; 0: not known
+	Streams  int    // that the sender wants at most, 0 to 255
+	Stream   int    // that the connection is, 0 to 255
+	Terms    *Terms // nil: the sender does not know of terms
 }
 
-// terms are what a hello tells of Leases.
-type terms struct {
-	own      uint32 // of the sender; 0: it has no Lease
-	followed uint32 // of the receiver's cluster, that the sender follows; 0: none, or it is not to be told
+// Terms are what a hello tells of Leases.
+type Terms struct {
+	Own      uint32 // of the sender; 0: it has no Lease
+	Followed uint32 // of the receiver's cluster, that the sender follows; 0: none, or it is not to be told
 }
 
-// wantedStreams is the number of streams that the sender of the hello wants; 0: it has no streams.
-func (h *hello) wantedStreams() int {
-	if h.flags&flagStreams == 0 {
+// WantedStreams is the number of streams that the sender of the hello wants; 0: it has no streams.
+func (h *Hello) WantedStreams() int {
+	if h.Flags&FlagStreams == 0 {
 		return 0
 	}
-	return max(1, h.streams)
+	return max(1, h.Streams)
 }
 
-// ownTerm is the term of the sender; 0: it has none.
-func (h *hello) ownTerm() uint32 {
-	if h.terms == nil {
+// OwnTerm is the term of the sender; 0: it has none.
+func (h *Hello) OwnTerm() uint32 {
+	if h.Terms == nil {
 		return 0
 	}
-	return h.terms.own
+	return h.Terms.Own
 }
 
-// appendPayload appends the payload of the hello frame to b.
-func (h *hello) appendPayload(b []byte) ([]byte, error) {
+// AppendPayload appends the payload of the hello frame to b. The error says that it is too large for legacy peers, which
+// read MaxLegacyPayload bytes.
+func (h *Hello) AppendPayload(b []byte) ([]byte, error) {
 	start := len(b)
 	b = appendPrefix(b, h.Address)
 	b = appendPrefix(b, h.ServiceCIDR)
@@ -87,20 +90,20 @@ func (h *hello) appendPayload(b []byte) ([]byte, error) {
 	if h.DNS != nil {
 		b = appendExtension(b, extensionDNS, append([]byte(h.DNS.ClusterDomain+"\x00"), h.DNS.Address.AsSlice()...))
 	}
-	if h.capable {
-		data := binary.BigEndian.AppendUint32(nil, h.flags)
-		data = binary.BigEndian.AppendUint64(data, h.instance)
-		data = append(data, byte(h.streams), byte(h.stream))
-		if h.terms != nil {
-			data = binary.BigEndian.AppendUint32(data, h.terms.own)
-			data = binary.BigEndian.AppendUint32(data, h.terms.followed)
+	if h.Capable {
+		data := binary.BigEndian.AppendUint32(nil, h.Flags)
+		data = binary.BigEndian.AppendUint64(data, h.Instance)
+		data = append(data, byte(h.Streams), byte(h.Stream))
+		if h.Terms != nil {
+			data = binary.BigEndian.AppendUint32(data, h.Terms.Own)
+			data = binary.BigEndian.AppendUint32(data, h.Terms.Followed)
 		}
 		b = appendExtension(b, extensionCapabilities, data)
 	}
 	n := len(b) - start
-	if n > maxLegacyPayload {
+	if n > MaxLegacyPayload {
 		return nil, fmt.Errorf("announced facts take %d bytes, peers read %d: "+
-			"shorten the CA bundle of the service account", n, maxLegacyPayload)
+			"shorten the CA bundle of the service account", n, MaxLegacyPayload)
 	}
 	binary.BigEndian.PutUint16(b[start+78:], uint16(n-helloSize))
 	return b, nil
@@ -130,12 +133,13 @@ func appendPrefix(b []byte, p netip.Prefix) []byte {
 
 var errTruncated = errors.New("truncated")
 
-// parseHello parses the payload of a hello frame. The result does not refer to b.
-func parseHello(b []byte) (*hello, error) {
+// ParsePayload parses the payload of a hello frame. The result does not refer to b. The error says which part is missing,
+// cut or malformed.
+func ParsePayload(b []byte) (*Hello, error) {
 	if len(b) < helloSize {
 		return nil, fmt.Errorf("hello of %d bytes: %w", len(b), errTruncated)
 	}
-	h := &hello{}
+	h := &Hello{}
 	var err error
 	if h.Address, err = parsePrefix(b[0:32]); err != nil {
 		return nil, fmt.Errorf("cluster address in hello: %w", err)
@@ -167,7 +171,7 @@ func parseHello(b []byte) (*hello, error) {
 
 // parseExtension reads an extension. It ignores a known extension with invalid content like an unknown one: legacy
 // peers announce extensions without content.
-func (h *hello) parseExtension(id byte, data []byte) {
+func (h *Hello) parseExtension(id byte, data []byte) {
 	switch id {
 	case extensionAPI:
 		if token, ca, ok := strings.Cut(string(data), "\x00"); ok && token != "" {
@@ -180,15 +184,15 @@ func (h *hello) parseExtension(id byte, data []byte) {
 		}
 	case extensionCapabilities:
 		if len(data) >= 12 {
-			h.capable = true
-			h.flags = binary.BigEndian.Uint32(data)
-			h.instance = binary.BigEndian.Uint64(data[4:])
+			h.Capable = true
+			h.Flags = binary.BigEndian.Uint32(data)
+			h.Instance = binary.BigEndian.Uint64(data[4:])
 		}
 		if len(data) >= 14 {
-			h.streams, h.stream = int(data[12]), int(data[13])
+			h.Streams, h.Stream = int(data[12]), int(data[13])
 		}
 		if len(data) >= 22 {
-			h.terms = &terms{own: binary.BigEndian.Uint32(data[14:]), followed: binary.BigEndian.Uint32(data[18:])}
+			h.Terms = &Terms{Own: binary.BigEndian.Uint32(data[14:]), Followed: binary.BigEndian.Uint32(data[18:])}
 		}
 	}
 }
