@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/yaml"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
@@ -53,6 +54,10 @@ func TestWGConfig(t *testing.T) {
 	if err := os.WriteFile(keyFile, []byte(peerPrivate+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	example, err := os.ReadFile("../../deploy/examples/wireguard-peer.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
 	variable := []corev1.Container{{Env: []corev1.EnvVar{{Name: "ENDPOINT", Value: "kubelink.one.example"}}}}
 	for _, test := range []struct {
 		name    string
@@ -61,19 +66,7 @@ func TestWGConfig(t *testing.T) {
 		want    string // a part of the file, or of the error
 		wrong   bool
 	}{
-		{"the whole file", nil, wgConfigOptions{}, `# WireGuard peer laptop of cluster kubelink1, for wg-quick(8).
-[Interface]
-Address = 192.168.0.50/32
-# The private key of ` + peerPublic + `.
-PostUp = wg set %i private-key /etc/wireguard/%i.key
-
-[Peer]
-# Cluster kubelink1.
-PublicKey = ` + clusterKey + `
-Endpoint = 203.0.113.7:51820
-AllowedIPs = 192.168.0.11/32, 100.64.0.0/20
-PersistentKeepalive = 21
-`, false},
+		{"the example", readExample(t), wgConfigOptions{endpoint: "kubelink.kubelink1.example:8777"}, string(example), false},
 		{"a peer with endpoint", func(i *installed) { i.peer.Spec.Endpoint = "router.example:4500" }, wgConfigOptions{},
 			"ListenPort = 4500\n", false},
 		{"private key", nil, wgConfigOptions{keyFile: keyFile}, "\nPrivateKey = " + peerPrivate + "\n", false},
@@ -127,5 +120,18 @@ PersistentKeepalive = 21
 				t.Errorf("%s\nwant %s", got, test.want)
 			}
 		})
+	}
+}
+
+// readExample takes over the link of the example.
+func readExample(t *testing.T) func(*installed) {
+	text, err := os.ReadFile("../../deploy/examples/wireguard-peer.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(i *installed) {
+		if err := yaml.UnmarshalStrict(text, &i.peer); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
