@@ -67,6 +67,8 @@ type Router struct {
 	former *formerFile
 	wake   chan struct{}
 
+	adopted bool // there were routes to a gateway at the start
+
 	status   atomic.Pointer[Status] // of the last look; nil: none yet
 	lookedAt atomic.Int64           // time of its end, in ns since 1970
 }
@@ -112,7 +114,8 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	r := &Router{config: c, routes: routes, vxlan: &vxlan{end: end}, former: former, wake: make(chan struct{}, 1)}
+	r := &Router{config: c, routes: routes, vxlan: &vxlan{end: end}, former: former, wake: make(chan struct{}, 1),
+		adopted: routes.Exist()}
 	r.lookedAt.Store(time.Now().UnixNano())
 	if r.node, err = openNode(&c, r.requestLook); err != nil {
 		return err
@@ -210,9 +213,9 @@ func (r *Router) lookAgain(ctx context.Context) {
 func (r *Router) lookOnce() *Status {
 	start := time.Now()
 	s := &Status{}
-	o, waiting, denied := r.api.readObjects()
+	o, waiting, denied := r.api.readObjects(r.adopted)
 	if s.Waiting = waiting; waiting != "" {
-		s.Took = time.Since(start)
+		s.Findings, s.Took = denied, time.Since(start)
 		return s
 	}
 	leaders := findLeaders(o, r.node.apart)

@@ -5,9 +5,11 @@ package router
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,6 +35,9 @@ import (
 // router goes on without: an API server that starts does not know all kinds at once.
 const doubtTime = 5 * time.Second
 
+// titleLinks is the resource of KubeLinks.
+const titleLinks = "kubelinks"
+
 // watcher follows the objects.
 type watcher struct {
 	config *rest.Config
@@ -46,10 +51,12 @@ type kind struct {
 	optional bool // the router can do without
 	informer cache.SharedIndexInformer
 	changed  func()
+	from     *rest.RESTClient
 
-	mu    sync.Mutex // guards the fields below
-	err   error      // of the last request that failed
-	since time.Time  // when the first of them failed that the API server refused
+	mu     sync.Mutex // guards the fields below
+	err    error      // of the last request that failed
+	since  time.Time  // when the first of them failed that the API server refused
+	absent bool       // the API server has listed its kinds after the last refusal, and this one is not among them
 }
 
 // newWatcher returns a watcher that calls changed after changes.
@@ -84,10 +91,10 @@ func newWatcher(c *Config, server *host.APIServer, changed func()) (*watcher, er
 		optional  bool
 	}{
 		{own, "linkgateways", c.Namespace, fields.Everything(), &v1alpha1.LinkGateway{}, reduceGateway, true},
-		{own, "kubelinks", "", fields.Everything(), &v1alpha1.KubeLink{}, reduceLink, false},
+		{own, titleLinks, "", fields.Everything(), &v1alpha1.KubeLink{}, reduceLink, false},
 		{core, "endpoints", c.Namespace, named, &corev1.Endpoints{}, reduceEndpoints, true}, //nolint:staticcheck // see above
 	} {
-		one := &kind{title: k.resource, optional: k.optional, changed: changed}
+		one := &kind{title: k.resource, optional: k.optional, changed: changed, from: k.from}
 		from := cache.NewListWatchFromClient(k.from, k.resource, k.namespace, k.selector)
 		one.informer = kubeapi.NewInformer(from, k.object, 0, cache.Indexers{})
 		if err := one.prepareInformer(k.reduce); err != nil {
@@ -114,8 +121,8 @@ func (k *kind) prepareInformer(reduce cache.TransformFunc) error {
 	if err := k.informer.SetTransform(reduce); err != nil {
 		return err
 	}
-	if err := k.informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
-		k.noteError(err)
+	if err := k.informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
+		k.noteError(ctx, err)
 	}); err != nil {
 		return err
 	}
@@ -146,10 +153,11 @@ func sameObject(old, new any) bool {
 }
 
 // noteError notes that a request has failed.
-func (k *kind) noteError(err error) {
-	k.mu.Lock()
-	k.err = err
+func (k *kind) noteError(ctx context.Context, err error) {
 	refused := apierrors.IsNotFound(err) || apierrors.IsForbidden(err)
+	absent := refused && k.optional && k.isAbsent(ctx)
+	k.mu.Lock()
+	k.err, k.absent = err, absent
 	switch {
 	case !refused:
 		k.since = time.Time{}
@@ -160,16 +168,41 @@ func (k *kind) noteError(err error) {
 	k.changed()
 }
 
-// tellState tells what is known of a kind: whether the API server has told all, and if not, whether the router may go
-// on without, and why it has not told.
-func (k *kind) tellState() (synced, without bool, err error) {
+// isAbsent asks the API server for the kinds of the group, which needs no right that a router could lack. An API server
+// that starts may refuse all, and have no kind at all: it is believed when it names other ones.
+func (k *kind) isAbsent(ctx context.Context) bool {
+	version := k.from.APIVersion()
+	if version.Group == "" {
+		return false // the kinds of the core are always there
+	}
+	text, err := k.from.Get().AbsPath("/apis", version.Group, version.Version).DoRaw(ctx)
+	var list metav1.APIResourceList
+	if err != nil || json.Unmarshal(text, &list) != nil {
+		return false
+	}
+	has := func(name string) bool {
+		return slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == name })
+	}
+	return has(titleLinks) && !has(k.title)
+}
+
+// knowledge is what the API server has told of a kind.
+type knowledge struct {
+	synced  bool // all
+	without bool // nothing, for so long that the router may go on without
+	absent  bool // that there is no such kind
+	err     error
+}
+
+// tellState tells what is known of a kind.
+func (k *kind) tellState() knowledge {
 	if k.informer.HasSynced() {
-		return true, false, nil
+		return knowledge{synced: true}
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	without = k.optional && !k.since.IsZero() && time.Since(k.since) >= doubtTime
-	return false, without, k.err
+	without := k.optional && !k.since.IsZero() && time.Since(k.since) >= doubtTime
+	return knowledge{without: without, absent: k.absent, err: k.err}
 }
 
 // startInformers starts the informers.
@@ -185,21 +218,26 @@ func (w *watcher) startInformers(ctx context.Context, wg *sync.WaitGroup) {
 }
 
 // readObjects returns the objects. waiting says what the API server has not told yet; empty: nothing. denied are
-// findings about what it refuses to tell.
-func (w *watcher) readObjects() (o *objects, waiting string, denied link.Findings) {
+// findings about what it refuses to tell. A refusal is no news: where an earlier start has left routes (adopted), it
+// does not change them, for the gateway that they lead to may be unknown to KubeLinks and endpoints.
+func (w *watcher) readObjects(adopted bool) (o *objects, waiting string, denied link.Findings) {
 	o = &objects{}
 	for _, k := range w.kinds {
-		synced, without, err := k.tellState()
-		switch {
-		case without && apierrors.IsForbidden(err):
+		known := k.tellState()
+		text := fmt.Sprintf("the API server has not told of %s yet", k.title)
+		if known.err != nil {
+			text += ": " + known.err.Error()
+		}
+		if known.without && apierrors.IsForbidden(known.err) {
 			denied = append(denied, link.Finding{Reason: AccessDenied,
-				Text:   fmt.Sprintf("the API server refuses to tell of %s: %v", k.title, err),
+				Text:   fmt.Sprintf("the API server refuses to tell of %s: %v", k.title, known.err),
 				Remedy: "apply the roles in deploy/components/router"})
-		case without:
-		case !synced && err != nil:
-			return nil, fmt.Sprintf("the API server has not told of %s yet: %v", k.title, err), nil
-		case !synced:
-			return nil, fmt.Sprintf("the API server has not told of %s yet", k.title), nil
+		}
+		if needless := len(o.gateways) > 0; known.without && (needless || known.absent || !adopted) {
+			continue
+		}
+		if !known.synced {
+			return nil, text, denied
 		}
 		for _, one := range k.informer.GetStore().List() {
 			o.addObject(one)

@@ -72,23 +72,50 @@ func anEndpoint() *corev1.EndpointsList {
 	return list
 }
 
+// kinds is what discovery says.
+func kinds(names ...string) *metav1.APIResourceList {
+	list := &metav1.APIResourceList{GroupVersion: v1alpha1.GroupVersion.String()}
+	for _, n := range names {
+		list.APIResources = append(list.APIResources, metav1.APIResource{Name: n})
+	}
+	return list
+}
+
+const noGateways = "the API server has not told of linkgateways yet: " +
+	"failed to list *v1alpha1.LinkGateway: linkgateways refused"
+
 func TestWatcher(t *testing.T) {
 	gateways := &v1alpha1.LinkGatewayList{Items: []v1alpha1.LinkGateway{*gateway(1, "192.168.0.0/24")}}
 	gateways.TypeMeta, gateways.ListMeta = typed("LinkGatewayList", v1alpha1.GroupVersion.String())
 	gateways.Items[0].ResourceVersion = "1"
 	for name, c := range map[string]struct {
 		answers apiAnswers
+		adopted bool // an earlier start has left routes
 		waiting string
 		objects string // numbers of gateways, links and former endpoints
 		reasons string
 	}{
-		"all": {apiAnswers{"linkgateways": gateways, "kubelinks": aLink(), "endpoints": anEndpoint()}, "", "1 1 1", ""},
+		"all": {apiAnswers{"linkgateways": gateways, "kubelinks": aLink(), "endpoints": anEndpoint()}, true,
+			"", "1 1 1", ""},
 		"a former system: its CRDs and roles": {apiAnswers{"linkgateways": metav1.StatusReasonNotFound,
-			"kubelinks": aLink(), "endpoints": anEndpoint()}, "", "0 1 1", ""},
+			"kubelinks": aLink(), "endpoints": anEndpoint()}, false, "", "0 1 1", ""},
 		"roles of a former system": {apiAnswers{"linkgateways": metav1.StatusReasonForbidden, "kubelinks": aLink(),
-			"endpoints": anEndpoint()}, "", "0 1 1", AccessDenied},
+			"endpoints": anEndpoint()}, false, "", "0 1 1", AccessDenied},
+		"refused after a restart": {apiAnswers{"linkgateways": metav1.StatusReasonForbidden, "kubelinks": aLink(),
+			"endpoints": anEndpoint(), "v1alpha1": kinds("kubelinks", "linkgateways")}, true,
+			noGateways, "", AccessDenied},
+		"not found after a restart": {apiAnswers{"linkgateways": metav1.StatusReasonNotFound, "kubelinks": aLink(),
+			"endpoints": anEndpoint(), "v1alpha1": kinds("kubelinks", "linkgateways")}, true, noGateways, "", ""},
+		"no kind after a restart": {apiAnswers{"linkgateways": metav1.StatusReasonNotFound, "kubelinks": aLink(),
+			"endpoints": anEndpoint(), "v1alpha1": kinds()}, true, noGateways, "", ""},
+		"all refused after a restart": {apiAnswers{"linkgateways": metav1.StatusReasonForbidden, "kubelinks": aLink(),
+			"endpoints": anEndpoint(), "v1alpha1": metav1.StatusReasonForbidden}, true, noGateways, "", AccessDenied},
+		"a former system after a restart": {apiAnswers{"linkgateways": metav1.StatusReasonForbidden, "kubelinks": aLink(),
+			"endpoints": anEndpoint(), "v1alpha1": kinds("kubelinks", "meshservices")}, true, "", "0 1 1", AccessDenied},
+		"no need of endpoints": {apiAnswers{"linkgateways": gateways, "kubelinks": aLink(),
+			"endpoints": metav1.StatusReasonForbidden}, true, "", "1 1 0", AccessDenied},
 		"no kubelinks": {apiAnswers{"linkgateways": gateways, "kubelinks": metav1.StatusReasonNotFound,
-			"endpoints": anEndpoint()}, "the API server has not told of kubelinks yet: " +
+			"endpoints": anEndpoint()}, false, "the API server has not told of kubelinks yet: " +
 			"failed to list *v1alpha1.KubeLink: kubelinks refused", "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -111,23 +138,25 @@ func TestWatcher(t *testing.T) {
 			w.startInformers(ctx, &wg)
 			defer wg.Wait()
 			defer stop()
-			awaitObjects(ctx, t, w, changed, c.waiting, c.objects, c.reasons)
+			awaitObjects(ctx, t, w, changed, c.adopted, c.waiting, c.objects, c.reasons)
 		})
 	}
 }
 
 // awaitObjects waits until the watcher tells what is wanted.
 func awaitObjects(
-	ctx context.Context, t *testing.T, w *watcher, changed <-chan struct{}, waiting, want, reasons string,
+	ctx context.Context, t *testing.T, w *watcher, changed <-chan struct{}, adopted bool, waiting, want, reasons string,
 ) {
 	t.Helper()
 	for {
-		o, why, denied := w.readObjects()
+		first := w.kinds[0].tellState()
+		o, why, denied := w.readObjects(adopted)
 		got := ""
 		if o != nil {
 			got = fmt.Sprint(len(o.gateways), len(o.links), len(o.former))
 		}
-		if why == waiting && got == want && reasonsOf(denied) == reasons {
+		decided := first.synced || first.without
+		if decided && why == waiting && got == want && reasonsOf(denied) == reasons {
 			if o != nil && o.links[0].Spec.PublicKey != "" {
 				t.Error("the watcher keeps what the router does not use")
 			}
@@ -137,6 +166,7 @@ func awaitObjects(
 		case <-ctx.Done():
 			t.Fatalf("waits for %q, has %q and %v", why, got, denied)
 		case <-changed:
+		case <-time.After(doubtTime): // the doubt is over without a further event
 		}
 	}
 }

@@ -99,6 +99,15 @@ func (r *Routes) FindWay(to netip.Addr) (Way, error) {
 	return r.system.FindWay(to)
 }
 
+// Exist tells whether the kernel has a route to a gateway that is ours. One that cannot be read may be there.
+func (r *Routes) Exist() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	found := r.system.Dump("", "")
+	ours := func(x route) bool { return x.Protocol == RouterProtocol && x.Gateway.IsValid() }
+	return found.failed[unix.AF_INET] != nil || slices.ContainsFunc(found.routes, ours)
+}
+
 // Clear removes all routes and rules that are ours.
 func (r *Routes) Clear() error {
 	_, errs := r.Set(nil)

@@ -359,3 +359,17 @@ func (s withoutIPv6) Dump(device, pod string) *objects {
 	o.omitFamily(unix.AF_INET6)
 	return o
 }
+
+// Routes to a gateway with our mark exist; those of other programs, and those that lead nowhere, do not count.
+func TestNamespaceRoutesExist(t *testing.T) {
+	r := openNode(t, RoutesConfig{})
+	run(t, "ip route add 100.64.0.0/20 via 10.250.0.1 metric 101")
+	setRoutes(t, r, via(t, r, "100.64.16.0/20", ""))
+	if r.Exist() {
+		t.Error("routes of ours to a gateway exist")
+	}
+	setRoutes(t, r, via(t, r, "100.64.16.0/20", "10.250.0.1"))
+	if !openAgain(t, RoutesConfig{}).Exist() {
+		t.Error("the routes of an earlier start do not exist")
+	}
+}
