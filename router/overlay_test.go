@@ -4,10 +4,13 @@ package router
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vishvananda/netns"
@@ -53,16 +56,16 @@ func TestWantedOverlay(t *testing.T) {
 	}
 }
 
-// The routes go through the device in both families, a second look writes nothing, and what is not wanted any more
-// goes.
-func TestNamespaceOverlay(t *testing.T) {
+// enterNode goes to a network namespace with the address of node 3. It returns a function that runs a command there.
+func enterNode(t *testing.T) (run func(line string) string) {
+	t.Helper()
 	runtime.LockOSThread() // the thread ends with the goroutine
 	ns, err := netns.New()
 	if err != nil {
 		t.Fatalf("make a network namespace (as root): %v", err)
 	}
-	defer ns.Close()
-	run := func(line string) string {
+	t.Cleanup(func() { ns.Close() })
+	run = func(line string) string {
 		t.Helper()
 		out, err := exec.Command("sh", "-c", line).CombinedOutput()
 		if err != nil {
@@ -72,6 +75,13 @@ func TestNamespaceOverlay(t *testing.T) {
 	}
 	run("ip link set lo up; ip link add eth0 type veth peer name lan; ip link set lan up; ip link set eth0 up;" +
 		"ip addr add 10.250.0.3/16 dev eth0; ip addr add fd00:250::3/64 dev eth0 nodad")
+	return run
+}
+
+// The routes go through the device in both families, a second look writes nothing, and what is not wanted any more
+// goes.
+func TestNamespaceOverlay(t *testing.T) {
+	run := enterNode(t)
 	g := inVXLAN(gateway(1, "100.64.16.0/20", "fd00:16::/64"))
 	g.Spec.NodeIPs = append(g.Spec.NodeIPs, "fd00:250::1")
 	f := node3()
@@ -120,5 +130,101 @@ func TestNamespaceOverlay(t *testing.T) {
 	left := run("ip link; iptables-save; ip6tables-save")
 	if strings.Contains(left, "klvxlan") || strings.Contains(left, "KLROUTER") {
 		t.Errorf("left: %s", left)
+	}
+}
+
+// The device is made anew when the gateway or the node changes. What is sent to a mesh meanwhile never takes the
+// default route.
+func TestNamespaceOverlayChange(t *testing.T) {
+	run := enterNode(t)
+	run(`ip addr add 10.250.0.4/16 dev eth0
+		ip route add default via 10.250.0.254
+		ip -6 route add default via fd00:250::fe
+		nft add table inet watch
+		nft 'add chain inet watch out { type filter hook postrouting priority 0; }'
+		nft 'add rule inet watch out oifname eth0 ip daddr 100.64.16.0/20 counter'
+		nft 'add rule inet watch out oifname eth0 ip6 daddr fd00:16::/64 counter'
+		nft 'add rule inet watch out oifname klvxlan counter'`)
+	g := inVXLAN(gateway(1, "100.64.16.0/20", "fd00:16::/64"))
+	g.Spec.NodeIPs = append(g.Spec.NodeIPs, "fd00:250::1")
+	f, o := node3(), &objects{gateways: list{g}}
+	f.addresses = append(f.addresses, netip.MustParseAddr("fd00:250::3"))
+	routes, err := kernel.OpenRoutes(kernel.RoutesConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, err := overlay.New(overlay.Node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &vxlan{end: end}
+	look := func() { // as Router.lookOnce does
+		t.Helper()
+		s, _ := wantedOverlay(findLeaders(o, f.apart), f)
+		f.overlay, f.noOverlay = v.prepare(s)
+		want := makeRouting(o, f)
+		if _, errs := routes.Set(want.routes); len(errs) > 0 || f.noOverlay != nil || len(want.findings) > 0 {
+			t.Fatal(errs, f.noOverlay, want.findings)
+		}
+	}
+	ours := func() string {
+		return run("ip -4 route show table all proto 114; ip -6 route show table all proto 114")
+	}
+	look()
+	first := ours()
+	stop := floodPackets(t, "100.64.16.9", "fd00:16::9")
+	for range 5 {
+		for _, change := range []func(){
+			func() { g.Spec.VXLAN.VNI ^= 1 },
+			func() { g.Spec.VXLAN.Port ^= 2 },
+			func() { f.addresses[0] = netip.MustParseAddr("10.250.0.4") },
+			func() { f.addresses[0] = netip.MustParseAddr("10.250.0.3") },
+		} {
+			change()
+			look()
+		}
+	}
+	sent := stop()
+	if now := ours(); now != first {
+		t.Errorf("routes are\n%s\nwhere they were\n%s", now, first)
+	}
+	counts := run("nft list chain inet watch out")
+	if strings.Count(counts, "counter packets 0 bytes 0") != 2 {
+		t.Errorf("packets to the mesh took the default route:\n%s", counts)
+	}
+	t.Logf("%d packets were sent:\n%s", sent, counts)
+}
+
+// floodPackets sends UDP packets from the namespace of the calling thread until stop, which returns their number.
+func floodPackets(t *testing.T, targets ...string) (stop func() int) {
+	t.Helper()
+	var conns []net.PacketConn
+	for _, network := range []string{"udp4", "udp6"} {
+		conn, err := net.ListenPacket(network, ":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	var ended atomic.Bool
+	var wg sync.WaitGroup
+	var sent atomic.Int64
+	for i, conn := range conns {
+		to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(targets[i]), 9))
+		wg.Go(func() {
+			for !ended.Load() {
+				if _, err := conn.WriteTo([]byte("to the mesh"), to); err == nil { // unreachable is as good
+					sent.Add(1)
+				}
+			}
+		})
+	}
+	return func() int {
+		ended.Store(true)
+		wg.Wait()
+		for _, conn := range conns {
+			conn.Close()
+		}
+		return int(sent.Load())
 	}
 }

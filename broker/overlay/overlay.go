@@ -59,6 +59,14 @@ func (r Role) Device() string {
 	return "klvxlan"
 }
 
+// routeProtocol is the mark of the routes through the device: those of a node are the router's.
+func (r Role) routeProtocol() netlink.RouteProtocol {
+	if r == Gateway {
+		return Protocol
+	}
+	return kernel.RouterProtocol
+}
+
 // State is what a caller wants. Without Peers there is no overlay.
 type State struct {
 	VNI          int            // VXLAN network identifier, 1 to 16777215
@@ -140,6 +148,9 @@ func (o *Overlay) Set(s State) error {
 	p, errs := o.makePlan(s)
 	if len(p.peers) > 0 {
 		if err := o.system.checkPort(p); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if err := o.system.removeOutdated(p); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
 	}

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -389,5 +390,53 @@ func TestNamespaceManyPeers(t *testing.T) {
 	got := w.run("node1", "bridge fdb show dev klvxlan-gw\nip neigh show dev klvxlan-gw\nip route show table 118107")
 	if strings.Count(got, "10.250.1.1") != 3 || strings.Count(got, "10.250.") != 3 {
 		t.Errorf("left:\n%s", got)
+	}
+}
+
+// The gateway's device is made anew when its port or VNI changes. What comes from the mesh meanwhile does not leave for
+// a node outside of the overlay: connections would go on there.
+func TestNamespaceGatewayChange(t *testing.T) {
+	w := newWorld(t, all...)
+	w.build(false)
+	w.set()
+	w.run("node1", `nft add table inet watch
+		nft 'add chain inet watch out { type filter hook postrouting priority 0; }'
+		nft 'add rule inet watch out oifname eth0 ip saddr 192.168.0.0/24 counter'
+		nft 'add rule inet watch out oifname klvxlan-gw counter'`)
+	var conn net.Conn
+	w.in("mesh", func() {
+		var err error
+		if conn, err = net.Dial("udp4", netip.AddrPortFrom(w.address("node2"), 9).String()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			if _, err := conn.Write([]byte("from the mesh")); errors.Is(err, net.ErrClosed) {
+				return
+			}
+		}
+	}()
+	o, s := w.overlays["node1"], w.states()["node1"]
+	w.in("node1", func() {
+		for range 5 {
+			for _, change := range []func(){func() { s.VNI ^= 1 }, func() { s.Port ^= 4 }} {
+				change()
+				if err := o.Set(s); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+	conn.Close()
+	<-ended
+	counts := w.run("node1", "nft list chain inet watch out")
+	if strings.Count(counts, "counter packets 0 bytes 0") != 1 {
+		t.Errorf("packets left outside of the overlay:\n%s", counts)
+	}
+	if now := w.run("node1", "ip route show table 118107"); strings.Contains(now, "unreachable") {
+		t.Errorf("routes that were held are left:\n%s", now)
 	}
 }

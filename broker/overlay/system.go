@@ -89,32 +89,71 @@ func (s *system) findUplinks(own string) (names []string, err error) {
 	return names, nil
 }
 
-// setDevice makes the device as it is wanted, and returns its index. Where it cannot be changed it is made anew. It
-// makes none without filters.
+// wantedDevice is the device of a plan.
+func (p *plan) wantedDevice() *netlink.Vxlan {
+	return &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: p.device, MTU: p.mtu, HardwareAddr: makeMAC(p.self)},
+		VxlanId: p.state.VNI, Port: p.listenPort(), SrcAddr: p.self.AsSlice()}
+}
+
+// removeOutdated removes a device that cannot be changed to the wanted one. It goes before the filters of its port do.
+// With it the kernel removes the routes through it: what they led to is unreachable until there are new ones, for it
+// must not take the default route.
+func (s *system) removeOutdated(p *plan) error {
+	wanted := p.wantedDevice()
+	found, err := s.findDevice(p.device)
+	if err != nil || found == nil {
+		return err
+	}
+	if found.VxlanId == wanted.VxlanId && found.Port == wanted.Port && !found.Learning &&
+		found.SrcAddr.Equal(wanted.SrcAddr) {
+		return nil
+	}
+	if err := s.holdRoutes(found.Index, p.role.routeProtocol()); err != nil {
+		return fmt.Errorf("the old device %s stays: %w", p.device, err)
+	}
+	if err := s.netlink.LinkDel(found); err != nil {
+		return fmt.Errorf("remove the old device %s: %w", p.device, err)
+	}
+	return nil
+}
+
+// holdRoutes adds an unreachable route behind each route through a device that has a mark of ours. It has the same
+// mark: when there is a new route, the owner removes it as one that it does not want.
+func (s *system) holdRoutes(index int, mark netlink.RouteProtocol) (err error) {
+	for _, f := range families {
+		through := &netlink.Route{LinkIndex: index, Protocol: mark, Table: unix.RT_TABLE_UNSPEC}
+		found, failed := s.netlink.RouteListFiltered(f, through,
+			netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		if failed != nil && !errors.Is(failed, unix.EAFNOSUPPORT) {
+			err = errors.Join(err, fmt.Errorf("routes of IPv%d: %w", kernel.IPVersion(f), failed))
+		}
+		for _, r := range found {
+			held := netlink.Route{Family: f, Dst: r.Dst, Table: r.Table, Protocol: mark, Type: unix.RTN_UNREACHABLE,
+				Priority: r.Priority + 1}
+			if failed := s.netlink.RouteReplace(&held); failed != nil {
+				err = errors.Join(err, fmt.Errorf("unreachable route to %s in table %d: %w", r.Dst, r.Table, failed))
+			}
+		}
+	}
+	return err
+}
+
+// setDevice makes the device as it is wanted, and returns its index. It makes none without filters.
 func (s *system) setDevice(p *plan, filtered bool) (int, error) {
 	if len(p.peers) == 0 {
 		return 0, errors.New("the overlay has no peer that it can reach")
 	}
-	wanted := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: p.device, MTU: p.mtu, HardwareAddr: makeMAC(p.self)},
-		VxlanId: p.state.VNI, Port: p.listenPort(), SrcAddr: p.self.AsSlice()}
 	found, err := s.findDevice(p.device)
 	if err != nil {
 		return 0, err
-	}
-	if found != nil && (found.VxlanId != wanted.VxlanId || found.Port != wanted.Port || found.Learning ||
-		!found.SrcAddr.Equal(wanted.SrcAddr)) {
-		if err := s.netlink.LinkDel(found); err != nil {
-			return 0, fmt.Errorf("remove the old device %s: %w", p.device, err)
-		}
-		found = nil
 	}
 	if found == nil {
 		if !filtered {
 			return 0, fmt.Errorf("device %s is not made: it has no filters", p.device)
 		}
-		return s.addDevice(wanted)
+		return s.addDevice(p.wantedDevice())
 	}
-	return found.Index, s.adjustDevice(found, wanted)
+	return found.Index, s.adjustDevice(found, p.wantedDevice())
 }
 
 const portRemedy = "choose another one with the property vxlan-port, or vxlan-vni, of kubelink"
@@ -302,38 +341,52 @@ func entryRequest(n netlink.Neigh, command, flags int) *nl.NetlinkRequest {
 	return request
 }
 
-// setRoutes leads the addresses of nodes into the overlay, in our table.
+// setRoutes leads the addresses of nodes into the overlay, in our table. What is new comes before what is old goes.
 func (s *system) setRoutes(p *plan, index int) (errs []error) {
-	wanted := map[string]*netlink.Route{}
+	wanted, missing := map[string]bool{}, map[string]*netlink.Route{}
 	for _, x := range p.peers {
 		for _, a := range x.inner {
 			r := &netlink.Route{Table: Table, Dst: hostNet(a), LinkIndex: index, Protocol: Protocol,
 				Scope: netlink.SCOPE_LINK}
-			wanted[r.Dst.String()] = r
+			wanted[r.Dst.String()], missing[r.Dst.String()] = true, r
 		}
 	}
-	for _, f := range families {
-		found, err := s.netlink.RouteListFiltered(f, &netlink.Route{Table: Table}, netlink.RT_FILTER_TABLE)
-		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-			errs = append(errs, fmt.Errorf("routes of table %d: %w", Table, err))
-		}
-		for _, r := range found {
-			if r.Protocol != Protocol {
-				continue
-			}
-			if _, keep := wanted[r.Dst.String()]; keep && r.LinkIndex == index {
-				delete(wanted, r.Dst.String())
-			} else if err := s.netlink.RouteDel(&r); err != nil {
-				errs = append(errs, fmt.Errorf("remove route %s of table %d: %w", r.Dst, Table, err))
-			}
+	found, errs := s.listRoutes()
+	for _, r := range found {
+		if r.LinkIndex == index {
+			delete(missing, r.Dst.String())
 		}
 	}
-	for _, r := range wanted {
+	for _, r := range missing {
 		if err := s.netlink.RouteReplace(r); err != nil {
 			errs = append(errs, fmt.Errorf("route %s dev %s table %d: %w", r.Dst, p.device, Table, err))
 		}
 	}
+	if len(missing) > 0 { // some of the old ones are replaced
+		found, _ = s.listRoutes()
+	}
+	for _, r := range found {
+		if wanted[r.Dst.String()] && r.LinkIndex == index {
+			continue
+		}
+		if err := s.netlink.RouteDel(&r); err != nil {
+			errs = append(errs, fmt.Errorf("remove route %s of table %d: %w", r.Dst, Table, err))
+		}
+	}
 	return errs
+}
+
+// listRoutes returns the routes of our table that are ours.
+func (s *system) listRoutes() (routes []netlink.Route, errs []error) {
+	for _, f := range families {
+		found, err := s.netlink.RouteListFiltered(f, &netlink.Route{Table: Table, Protocol: Protocol},
+			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+			errs = append(errs, fmt.Errorf("routes of table %d: %w", Table, err))
+		}
+		routes = append(routes, found...)
+	}
+	return routes, errs
 }
 
 // setRules sets the rules, and removes all others with Protocol.
