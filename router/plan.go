@@ -280,8 +280,8 @@ func (r *routing) admitNetwork(n netip.Prefix, from string, f *facts) (parts []n
 			Text: fmt.Sprintf("%s: %s", from, text), Remedy: remedy})
 	}
 	const remedy = "name only networks that belong to the other cluster"
-	if n.Bits() == 0 { // not even in parts
-		refuse(fmt.Sprintf("%s is the default route of this node", n), remedy)
+	if mesh.CheckWidth(n) != nil { // not even in parts
+		refuse(fmt.Sprintf("%s is the default route of this node, or a large part of it", n), remedy)
 		return nil
 	}
 	parts = []netip.Prefix{n}

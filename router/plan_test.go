@@ -171,6 +171,9 @@ func TestMakeRouting(t *testing.T) {
 			"100.64.16.0/20 via 10.250.0.1 dev 2", NetworkRefused + " " + NetworkRefused + " " + NetworkRefused},
 		"a network wider than one of this cluster": {objects{gateways: list{gateway(1, "100.64.0.0/10")}},
 			node3(), "100.64.0.0/11 via 10.250.0.1 dev 2", ""},
+		"default routes in parts": {objects{gateways: list{gateway(1, "0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1",
+			"128.0.0.0/6", "100.0.0.0/8")}}, node3(), "100.0.0.0/10 via 10.250.0.1 dev 2\n100.64.0.0/11 via 10.250.0.1 dev 2\n" +
+			"100.128.0.0/9 via 10.250.0.1 dev 2", strings.TrimSpace(strings.Repeat(NetworkRefused+" ", 5))},
 		"default routes": {objects{gateways: list{gateway(1, "0.0.0.0/0", "::/0")}}, node3(), "",
 			NetworkRefused + " " + NetworkRefused},
 		"a default route of a link that no broker has seen yet": {objects{links: []*v1alpha1.KubeLink{

@@ -159,6 +159,9 @@ func (s *linkSet) readServices(l *linkEntry) *Problem {
 	if err != nil {
 		return invalid("spec.cidr %q: %v", l.spec.CIDR, err)
 	}
+	if err := CheckWidth(cidr); err != nil {
+		return invalid("spec.cidr %s: %v", cidr, err)
+	}
 	services := s.meshes.services()
 	for _, own := range services {
 		if own.Overlaps(cidr) {
@@ -203,9 +206,8 @@ func (s *linkSet) readEgress(l *linkEntry) *Problem {
 // checkEgress refuses what would take local traffic into the tunnel. A network that is wider than a local one is fine:
 // the more specific local routes stay in force.
 func (s *linkSet) checkEgress(m *meshEntry, n netip.Prefix) *Problem {
-	if n.Bits() == 0 {
-		return invalid("spec.egress %s: a default route would lead the tunnel's own connections into the tunnel; "+
-			"name the networks behind this cluster", n)
+	if err := CheckWidth(n); err != nil {
+		return invalid("spec.egress %s: %v", n, err)
 	}
 	services := s.meshes.services()
 	for _, own := range []struct {

@@ -64,6 +64,18 @@ func TestLinkProblems(t *testing.T) {
 			"the tunnel's own connections into the tunnel; name the networks behind this cluster"},
 		{"egress, default route of IPv6", []mod{egress("::/0")}, "Invalid: spec.egress ::/0: a default route would lead " +
 			"the tunnel's own connections into the tunnel; name the networks behind this cluster"},
+		{"egress, both halves of everything", []mod{egress("0.0.0.0/1", "128.0.0.0/1")}, "Invalid: spec.egress 0.0.0.0/1: " +
+			"a network wider than /7 is a part of a default route, and would lead the tunnel's own connections into the " +
+			"tunnel; name the networks behind this cluster"},
+		{"egress, half of everything", []mod{egress("10.7.0.0/16", "8000::/1")}, "Invalid: spec.egress 8000::/1: " +
+			"a network wider than /7 is a part of a default route, and would lead the tunnel's own connections into the " +
+			"tunnel; name the networks behind this cluster"},
+		{"egress, wider than /7", []mod{egress("100.0.0.0/6")}, "Invalid: spec.egress 100.0.0.0/6: " +
+			"a network wider than /7 is a part of a default route, and would lead the tunnel's own connections into the " +
+			"tunnel; name the networks behind this cluster"},
+		{"cidr, half of everything", []mod{cidr("128.0.0.0/1")}, "Invalid: spec.cidr 128.0.0.0/1: " +
+			"a network wider than /7 is a part of a default route, and would lead the tunnel's own connections into the " +
+			"tunnel; name the networks behind this cluster"},
 		{"egress of another family", []mod{egress("10.0.0.0/8", "fd02::/64")}, "Invalid: spec.egress fd02::/64 and " +
 			"spec.clusterAddress 192.168.0.13/24 are of different IP families: " +
 			"the source address of the mesh cannot be used towards it"},
@@ -344,8 +356,7 @@ func TestEgressNetworks(t *testing.T) {
 		{"the address again", []mod{egress("192.168.0.13/32")}, "192.168.0.13/32"},
 		{"a part of the cidr", []mod{cidr("100.64.32.0/20"), egress("100.64.33.0/24")},
 			"100.64.32.0/20, 100.64.33.0/24, 192.168.0.13/32"},
-		{"around local networks", []mod{egress("10.0.0.0/8", "100.0.0.0/6")}, "10.0.0.0/8, 100.0.0.0/6, 192.168.0.13/32"},
-		{"half of everything", []mod{egress("128.0.0.0/1")}, "128.0.0.0/1, 192.168.0.13/32"},
+		{"around local networks", []mod{egress("10.0.0.0/8", "100.0.0.0/7")}, "10.0.0.0/8, 100.0.0.0/7, 192.168.0.13/32"},
 	} {
 		s := third(c.mods...).build(cluster1())
 		checkProblem(t, s, "k3", "")

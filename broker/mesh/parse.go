@@ -111,6 +111,23 @@ func checkRoutable(p netip.Prefix) error {
 	return nil
 }
 
+// widestMask is the mask of the widest network that a link may lead to, in bits: that of fc00::/7, the unique local
+// addresses (RFC 4193).
+const widestMask = 7
+
+// CheckWidth refuses a default route, and networks so wide that few of them make one.
+func CheckWidth(n netip.Prefix) error {
+	if n.Bits() >= widestMask {
+		return nil
+	}
+	what := "a default route"
+	if n.Bits() > 0 {
+		what = fmt.Sprintf("a network wider than /%d is a part of a default route, and", widestMask)
+	}
+	return fmt.Errorf("%s would lead the tunnel's own connections into the tunnel; "+
+		"name the networks behind this cluster", what)
+}
+
 // parseEgress parses an entry of spec.egress.
 func parseEgress(e v1alpha1.EgressCIDR) (netip.Prefix, error) {
 	p, err := parseDestination(string(e))
