@@ -135,7 +135,7 @@ func (b *Broker) replaceGateway(cfg Config) error {
 func (b *Broker) keepGateway(cfg Config) error {
 	old, g := b.cfg, b.r.gateway
 	var k *kernel.Kernel
-	if g != nil && (cfg.RouteTable != old.RouteTable || cfg.RulePriority != old.RulePriority) {
+	if g != nil && cfg.kernelConfig() != old.kernelConfig() {
 		var err error
 		if k, err = kernel.New(cfg.kernelConfig()); err != nil {
 			return err

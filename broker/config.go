@@ -39,6 +39,7 @@ type Config struct {
 	mesh.Local
 	APIConfig
 	GatewayConfig
+	DeviceConfig
 	CertificateConfig
 	NamesConfig
 	LeaseConfig
@@ -57,10 +58,10 @@ type GatewayConfig struct {
 	NodeIP         string         // address of the node, shown as gateway in the status of links
 	PodName        string         // of the broker's pod, which without hostNetwork is also the name of its host
 	PodIPs         []netip.Addr   // of the broker's pod; empty: not known
-	BrokerPort     uint16         // TCP port to listen on; the target port of Service overrides it
+	BrokerPort     uint16         // to listen on, TCP or UDP by the mode; the target port of Service overrides it
 	AdvertisedPort uint16         // port that peers are told for auto-connect
 	Service        string         // name of the broker's Service; empty: none
-	Interface      string         // name of the TUN
+	Interface      string         // name of the device
 	NoOffload      bool           // the TUN carries single packets
 	Streams        int            // most connections per link; 0: the dataplane's default
 	AutoConnect    bool           // authenticated peers without link get one
@@ -71,15 +72,22 @@ type GatewayConfig struct {
 	KeepNetwork    bool           // leave device, routes and rules in place on shutdown
 }
 
+// DeviceConfig says what is special of the device.
+type DeviceConfig struct {
+	MTU             int                  // in bytes; 0: that of the mode
+	WireGuardDevice link.WireGuardDevice // in mode wireguard
+	Keepalive       time.Duration        // in mode wireguard, whole seconds; 0: none
+}
+
 // VXLAN says how packets get from nodes to the gateway and back: in a network of their own, or not.
 type VXLAN struct {
 	Wanted    bool
 	VNI, Port int // 0: that of the overlay
 }
 
-// CertificateConfig says where the certificate of links comes from.
+// CertificateConfig says where the certificate of links comes from, in mode wireguard the private key.
 type CertificateConfig struct {
-	Secret                    string // name of the TLS secret
+	Secret                    string // its name
 	CertFile, KeyFile, CAFile string // instead of Secret
 	SecretManageMode          pki.SecretManageMode
 	SystemCAs                 bool   // public CAs, those of the system, are trusted instead of one of the user
@@ -221,12 +229,26 @@ func (c *Config) placeConfig() linkgateway.Config {
 }
 
 func (c *Config) kernelConfig() kernel.Config {
-	return kernel.Config{Device: c.Interface, MTU: bridge.DefaultMTU, Table: c.RouteTable, RulePriority: c.RulePriority}
+	return kernel.Config{Device: c.Interface, MTU: c.deviceMTU(), Table: c.RouteTable, RulePriority: c.RulePriority}
+}
+
+// wireGuardMTU is 1500 bytes less what WireGuard adds over IPv6.
+const wireGuardMTU = 1420
+
+// deviceMTU is the MTU of the device, in bytes.
+func (c *Config) deviceMTU() int {
+	if c.Mode == mesh.WireGuard {
+		return cmp.Or(c.MTU, wireGuardMTU)
+	}
+	return cmp.Or(c.MTU, bridge.DefaultMTU)
 }
 
 // linkSettings are the settings that the dataplane gets. It announces no names, no API and no term yet.
 func (c *Config) linkSettings(port uint16) link.Settings {
 	return link.Settings{
+		MTU:            c.deviceMTU(),
+		Device:         c.WireGuardDevice,
+		Keepalive:      c.Keepalive,
 		NoOffload:      c.NoOffload,
 		Streams:        c.Streams,
 		ListenPort:     port,

@@ -15,6 +15,7 @@ import (
 var combinationChecks = []func(p *parser) error{
 	checkDefaultMesh,
 	checkDomains,
+	checkWireGuard,
 	checkCertificateSource,
 	checkManagedSecret,
 	checkSystemCAs,
@@ -32,6 +33,16 @@ func checkCombinations(p *parser) error {
 	for _, check := range combinationChecks {
 		if err := check(p); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// refuseAny refuses the first of the properties that is given; why follows its name.
+func (p *parser) refuseAny(why string, props ...string) error {
+	for _, prop := range props {
+		if p.isGiven(prop) {
+			return p.errorAt(prop, "%s %s", prop, why)
 		}
 	}
 	return nil
@@ -65,6 +76,30 @@ func checkDomains(p *parser) error {
 		cfg.ClusterDomain, cfg.MeshDomain)
 }
 
+// checkWireGuard refuses what mode wireguard cannot do, and its own properties in other modes. What the legacy broker took
+// in this mode without any effect has none here.
+func checkWireGuard(p *parser) error {
+	cfg := &p.config
+	if cfg.Mode != mesh.WireGuard {
+		return p.refuseAny("in mode "+string(cfg.Mode)+": it is about WireGuard; use mode wireguard or remove it",
+			"wireguard-device", "keepalive")
+	}
+	for _, f := range certificateFiles {
+		p.dropProperty(f, "mode wireguard has no certificate; its key comes from the secret")
+	}
+	p.dropProperty("auto-connect", "in mode wireguard, a peer without KubeLink has no key here")
+	cfg.CertFile, cfg.KeyFile, cfg.CAFile, cfg.AutoConnect, cfg.AutoNetworks = "", "", "", false, nil
+	switch {
+	case cfg.Secret == "":
+		return p.errorAt("mode", "mode wireguard needs secret: the name of the secret with the private key of this cluster")
+	case cfg.SecretManageMode == pki.ManageCert:
+		return p.errorAt("secret-manage-mode", "secret-manage-mode cert in mode wireguard: "+
+			"a certificate service makes no WireGuard keys; use self or none")
+	}
+	return p.refuseAny("in mode wireguard: it is about the connections of mode bridge; remove it",
+		"streams", "offload", "trust-system-cas")
+}
+
 // certificateFiles are the properties that together replace secret.
 var certificateFiles = []string{"certfile", "keyfile", "cacertfile"}
 
@@ -90,8 +125,8 @@ func checkCertificateSource(p *parser) error {
 	return nil
 }
 
-// hasCertificate tells whether the broker has a certificate. checkCertificateSource has found that the
-// files are complete.
+// hasCertificate tells whether the broker has a certificate, or the key of mode wireguard. checkCertificateSource has
+// found that the files are complete.
 func hasCertificate(p *parser) bool { return p.isGiven("secret") || p.isGiven(certificateFiles[0]) }
 
 func checkManagedSecret(p *parser) error {
@@ -102,7 +137,7 @@ func checkManagedSecret(p *parser) error {
 		{"secret", "the name of the secret to write"},
 		{"dns-name", "the name to certify, by which others reach this cluster"},
 	} {
-		if !p.isGiven(needed.property) {
+		if !p.isGiven(needed.property) && p.config.Mode != mesh.WireGuard {
 			return p.errorAt("secret-manage-mode", "secret-manage-mode %s needs %s: %s",
 				p.config.SecretManageMode, needed.property, needed.purpose)
 		}
@@ -134,13 +169,8 @@ func checkModeNone(p *parser) error {
 	if p.config.Mode.CarriesTraffic() {
 		return nil
 	}
-	for _, prop := range []string{"auto-connect", "local-ports", "dns-advertisement", "service-account"} {
-		if p.isGiven(prop) {
-			return p.errorAt(prop,
-				"%s in mode none: there are no connections to other clusters; use mode bridge or remove it", prop)
-		}
-	}
-	return nil
+	return p.refuseAny("in mode none: there are no connections to other clusters; use mode bridge or wireguard, or remove it",
+		"auto-connect", "local-ports", "dns-advertisement", "service-account", "mtu")
 }
 
 func checkAutoConnect(p *parser) error {

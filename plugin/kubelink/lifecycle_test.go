@@ -54,7 +54,7 @@ func TestReload(t *testing.T) {
 		}},
 		{"bad Corefile", serverBlock("a"), []struct{ to, fails, calls string }{
 			{".:0 {\nnonsense\n}", "Unknown directive 'nonsense'", ""},
-			{".:0 {\nkubelink {\nmode vpn\n}\n}", "Corefile:3 - Error during parsing: mode vpn: not one of bridge, none", ""},
+			{".:0 {\nkubelink {\nmode vpn\n}\n}", "Corefile:3 - Error during parsing: mode vpn: not one of bridge, wireguard, none", ""},
 			{serverBlock("a") + "\n.:0 {\nbind 127.0.0.1\nwhoami\n}", "already defined", ""},
 			{serverBlock("b"), "", "update b"},
 		}},

@@ -96,6 +96,14 @@ func (p *parser) isGiven(prop string) bool {
 	return ok
 }
 
+// dropProperty takes a property for not given, and warns that it has no effect.
+func (p *parser) dropProperty(prop, why string) {
+	if l, given := p.lines[prop]; given {
+		log.Warningf("%s:%d: %s has no effect and can be removed: %s", l.file, l.no, prop, why)
+		delete(p.lines, prop)
+	}
+}
+
 // errorAt is an error in the form of caddy's errors, at the place of a property.
 func (p *parser) errorAt(prop, format string, args ...any) error {
 	l := p.lines[prop]

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/mandelsoft/kubelink/broker"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -103,6 +104,7 @@ func TestProperties(t *testing.T) {
 		{"broker-port 9000\nadvertised-port 443\nservice broker\nifce-name kl0", func(c *broker.Config) {
 			c.BrokerPort, c.AdvertisedPort, c.Service, c.Interface = 9000, 443, "broker", "kl0"
 		}},
+		{"mtu 9000", func(c *broker.Config) { c.MTU = 9000 }},
 		{"offload off\nstreams 4", func(c *broker.Config) { c.NoOffload, c.Streams = true, 4 }},
 		{"offload on", func(c *broker.Config) {}},
 		{"serve-stale 90m\nstate-names off\nstate-dir state", func(c *broker.Config) {
@@ -172,6 +174,47 @@ func TestProperties(t *testing.T) {
 	}
 }
 
+// The mode decides on defaults, wherever the property stands.
+func TestModeWireGuard(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("tls.crt", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wireGuard := func(c *broker.Config) {
+		c.Mode, c.Secret, c.WireGuardDevice, c.Keepalive = mesh.WireGuard, "wg", link.AutoDevice, 21*time.Second
+		c.BrokerPort, c.AdvertisedPort, c.DefaultPort = 8777, 8777, 8777
+	}
+	for _, c := range []struct {
+		input string
+		want  func(*broker.Config)
+	}{
+		{"", func(*broker.Config) {}},
+		{"secret-manage-mode self", func(c *broker.Config) { c.SecretManageMode = "self" }},
+		{"broker-port 8188\nadvertised-port 51820", func(c *broker.Config) { c.BrokerPort, c.AdvertisedPort = 8188, 51820 }},
+		{"wireguard-device userspace\nkeepalive 0\nmtu 1380", func(c *broker.Config) {
+			c.WireGuardDevice, c.Keepalive, c.MTU = link.UserspaceDevice, 0, 1380
+		}},
+		{"wireguard-device kernel\nkeepalive 65535", func(c *broker.Config) {
+			c.WireGuardDevice, c.Keepalive = link.KernelDevice, 65535*time.Second
+		}},
+		{"service-account ns/names\ndns-name gw.example", func(c *broker.Config) {
+			c.ServiceAccount, c.DNSName = types.NamespacedName{Namespace: "ns", Name: "names"}, "gw.example"
+		}},
+		// These had no effect in the former system either.
+		{"auto-connect 10.0.0.0/8\ncertfile tls.crt\nkeyfile tls.crt\ncacertfile tls.crt", func(*broker.Config) {}},
+	} {
+		want := defaultConfig()
+		wireGuard(&want)
+		c.want(&want)
+		for _, input := range []string{"mode wireguard\nsecret wg\n" + c.input, c.input + "\nsecret wg\nmode wireguard"} {
+			got, err := parseStanza("kubelink {\n" + input + "\n}")
+			if err != nil || !reflect.DeepEqual(got, want) {
+				t.Errorf("%s: %v\n got %+v\nwant %+v", input, err, got, want)
+			}
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	t.Chdir(t.TempDir())
 	if err := os.WriteFile("tls.crt", nil, 0o600); err != nil {
@@ -199,7 +242,7 @@ func TestRefused(t *testing.T) {
 		{"auto-connect 0.0.0.0/0", `"0.0.0.0/0": all addresses there are`},
 		{"accept-announced maybe", `accept-announced maybe: not one of on, off`},
 		{"accept-announced", `accept-announced has no value`},
-		{"mode vpn", `mode vpn: not one of bridge, none`},
+		{"mode vpn", `mode vpn: not one of bridge, wireguard, none`},
 		{"kubeconfig nowhere", `kubeconfig nowhere: stat nowhere: no such file or directory`},
 		{"kubeconfig .", `kubeconfig .: this is a directory, not a file`},
 		{"namespace Kube_System", `namespace Kube_System: not a name of a namespace or service`},
@@ -297,8 +340,21 @@ func TestRefused(t *testing.T) {
 			`:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
 		{"dns-propagation dns\ncoredns-configure\nservice-cidr 100.64.0.0/30",
 			`:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
-		// Later.
-		{"mode wireguard", `mode wireguard: it is not in this version: use bridge`},
+		{"mode wireguard", `:2 - Error during parsing: mode wireguard needs secret: the name of the secret with the private`},
+		{"mode wireguard\nsecret wg\nsecret-manage-mode cert",
+			`:4 - Error during parsing: secret-manage-mode cert in mode wireguard: a certificate service makes no`},
+		{"mode wireguard\nsecret wg\nstreams 2",
+			`:4 - Error during parsing: streams in mode wireguard: it is about the connections of mode bridge; remove it`},
+		{"mode wireguard\nsecret wg\noffload on", `:4 - Error during parsing: offload in mode wireguard`},
+		{"mode wireguard\nsecret wg\ntrust-system-cas", `:4 - Error during parsing: trust-system-cas in mode wireguard`},
+		{"mode wireguard\nsecret wg\nwireguard-device tun",
+			`wireguard-device tun: not one of auto, kernel, userspace`},
+		{"wireguard-device auto",
+			`:2 - Error during parsing: wireguard-device in mode bridge: it is about WireGuard; use mode wireguard or remove it`},
+		{"mode none\nkeepalive 21", `:3 - Error during parsing: keepalive in mode none: it is about WireGuard`},
+		{"mode wireguard\nsecret wg\nkeepalive 25s", `keepalive 25s: not a number from 0 to 65535`},
+		{"mtu 1279", `mtu 1279: not a number from 1280 to 65535`},
+		{"mode none\nmtu 1400", `:3 - Error during parsing: mtu in mode none: there are no connections`},
 		{"dns-propagation all", `dns-propagation all: not one of none, dns, kubernetes`},
 		{"ipip shared", `ipip shared: IPIP is a matter of kubelink-router (flag --ipip): use none or vxlan`},
 		{"ipip gre", `ipip gre: use none or vxlan, or remove the property`},

@@ -18,6 +18,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker"
 	"github.com/mandelsoft/kubelink/broker/bridge"
 	"github.com/mandelsoft/kubelink/broker/lease"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
 )
@@ -96,11 +97,19 @@ var properties = map[string]property{
 	"dns-service-ip": oneValue(func(p *parser, v string) error { return setAddress(&p.config.ClusterDNS, v) }),
 
 	"mode": oneValue(func(p *parser, v string) error {
-		if v == "wireguard" {
-			return errors.New("it is not in this version: use bridge")
-		}
-		return setChoice(&p.config.Mode, v, mesh.Bridge, mesh.None)
+		return setChoice(&p.config.Mode, v, mesh.Bridge, mesh.WireGuard, mesh.None)
 	}),
+	"wireguard-device": oneValue(func(p *parser, v string) error {
+		return setChoice(&p.config.WireGuardDevice, v, link.AutoDevice, link.KernelDevice, link.UserspaceDevice)
+	}),
+	"keepalive": oneValue(func(p *parser, v string) error {
+		var seconds int
+		err := setNumber(&seconds, v, 0, 65535)
+		p.config.Keepalive = time.Duration(seconds) * time.Second
+		return err
+	}),
+	// IPv6 needs 1280 bytes (RFC 8200, section 5).
+	"mtu":             oneValue(func(p *parser, v string) error { return setNumber(&p.config.MTU, v, 1280, 65535) }),
 	"broker-port":     oneValue(func(p *parser, v string) error { return setPort(&p.config.BrokerPort, v) }),
 	"advertised-port": oneValue(func(p *parser, v string) error { return setPort(&p.config.AdvertisedPort, v) }),
 	"service":         oneValue(func(p *parser, v string) error { return setLabel(&p.config.Service, v) }),

@@ -14,6 +14,7 @@ import (
 	"github.com/coredns/coredns/plugin"
 
 	"github.com/mandelsoft/kubelink/broker"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
 )
@@ -31,7 +32,13 @@ type stanza struct {
 // namespaceFile is where the kubelet writes the namespace of a pod.
 var namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
-// defaultConfig has the defaults of the legacy broker.
+// Defaults of mode wireguard, those of the legacy broker.
+const (
+	wireGuardPort      = 8777
+	wireGuardKeepalive = 21 * time.Second
+)
+
+// defaultConfig has the defaults of the legacy broker, those of mode bridge where they depend on the mode.
 func defaultConfig() broker.Config {
 	cfg := broker.Config{
 		Local: mesh.Local{
@@ -61,6 +68,27 @@ func defaultConfig() broker.Config {
 		}
 	}
 	return cfg
+}
+
+// setModeDefaults sets the defaults that depend on the mode.
+func setModeDefaults(p *parser) {
+	if p.config.Mode != mesh.WireGuard {
+		return
+	}
+	p.config.DefaultPort = wireGuardPort
+	for prop, port := range map[string]*uint16{
+		"broker-port": &p.config.BrokerPort, "advertised-port": &p.config.AdvertisedPort,
+	} {
+		if !p.isGiven(prop) {
+			*port = wireGuardPort
+		}
+	}
+	if !p.isGiven("wireguard-device") {
+		p.config.WireGuardDevice = link.AutoDevice
+	}
+	if !p.isGiven("keepalive") {
+		p.config.Keepalive = wireGuardKeepalive
+	}
 }
 
 // nodeName is the name of the node: the value of the variable NODE_NAME, or else the name of the host, which a pod in
@@ -101,6 +129,7 @@ func (s *stanza) parseBlock(c *caddy.Controller) error {
 		if err := p.parseStanza(); err != nil {
 			return err
 		}
+		setModeDefaults(p)
 		if err := checkCombinations(p); err != nil {
 			return err
 		}
