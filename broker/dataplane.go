@@ -1,6 +1,6 @@
 package broker
 
-// The dataplane carries links. A second one, for another mode, implements the interface below; openDataplane opens it,
+// The dataplane carries links. Another one, for another mode, implements the interface below; openDataplane opens it,
 // and mesh.Mode.CarriesTraffic knows its mode.
 
 import (
@@ -21,6 +21,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/nodecheck"
 	"github.com/mandelsoft/kubelink/broker/overlay"
+	"github.com/mandelsoft/kubelink/broker/wireguard"
 	"github.com/mandelsoft/kubelink/broker/writeback"
 )
 
@@ -126,12 +127,22 @@ func openGateway(
 func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (dataplane, error) {
 	switch c.Mode {
 	case mesh.Bridge:
+		if err := wireguard.RemoveDevices(); err != nil {
+			log.Warn("cannot remove the device of mode wireguard", "error", err)
+		}
 		return bridge.Open(bridge.Config{
 			Settings:  c.linkSettings(c.BrokerPort),
 			Interface: c.Interface,
 			Log:       log,
 			Changed:   events.changed,
 			OnUnknown: events.onUnknown,
+		})
+	case mesh.WireGuard:
+		return wireguard.Open(wireguard.Config{
+			Settings:  c.linkSettings(c.BrokerPort),
+			Interface: c.Interface,
+			Log:       log,
+			Changed:   events.changed,
 		})
 	default:
 		return nil, fmt.Errorf("mode %s has no dataplane", c.Mode)
