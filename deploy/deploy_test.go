@@ -84,6 +84,7 @@ var components = map[string][]string{
 	},
 	"vxlan":       {"ClusterRole /kubelink-vxlan", "ClusterRoleBinding /kubelink-vxlan"},
 	"self-signed": {"Role kubelink/kubelink-self-signed", "RoleBinding kubelink/kubelink-self-signed"},
+	"wireguard":   {"Role kubelink/kubelink-wireguard", "RoleBinding kubelink/kubelink-wireguard"},
 	"values":      {},
 }
 
@@ -403,6 +404,30 @@ func TestVXLANRouter(t *testing.T) {
 			text := r.MustYaml()
 			if got := strings.Contains(text, "NET_RAW") && strings.Contains(text, "path: /run/xtables.lock"); got != want {
 				t.Errorf("component %q: the DaemonSet has rights and lock for iptables: %v", with, got)
+			}
+		}
+	}
+}
+
+// With the component wireguard, peers come by UDP, and not by TCP.
+func TestWireGuard(t *testing.T) {
+	const tcp, udp = "8088", "8777"
+	for with, want := range map[string]string{"node-mode": tcp, "node-mode wireguard": udp, "wireguard pod-mode": udp} {
+		resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(
+			kustomizationWith(t, strings.Fields(with)...), "/own")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for id, field := range map[string]string{"Service kubelink": "targetPort: ", "Deployment kubelink": "containerPort: "} {
+			for _, r := range resources.Resources() {
+				if r.GetKind()+" "+r.GetName() != id {
+					continue
+				}
+				text := r.MustYaml()
+				if other := map[string]string{tcp: udp, udp: tcp}[want]; !strings.Contains(text, field+want+"\n") ||
+					strings.Contains(text, field+other+"\n") {
+					t.Errorf("components %q: not only port %s in\n%s", with, want, text)
+				}
 			}
 		}
 	}

@@ -20,7 +20,7 @@ var componentChoices = [][]string{
 	{"node-mode", "pod-mode"},
 	{"", "router"},
 	{"", "vxlan"},
-	{"", "self-signed", "certificate"},
+	{"", "self-signed", "certificate", "wireguard"},
 	{"", "coredns-configure", "coredns-configure coredns-restart"},
 	{"", "kubernetes-dns"},
 	{"", "advertisement", "advertisement token-secret"},
