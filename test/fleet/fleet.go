@@ -3,6 +3,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
@@ -38,6 +40,7 @@ const (
 type Fleet struct {
 	*testbed.Testbed
 	Brokers []*Broker
+	Mode    mesh.Mode
 }
 
 // Broker is kubelink in one cluster.
@@ -49,16 +52,27 @@ type Broker struct {
 	Binary  string   // of the program; empty: the result of the function Binary; for the next start
 
 	fleet    *Fleet
-	pages    netip.Addr // address of the pages ready and metrics; zero: 127.0.0.1
-	corefile string     // path
+	key      mesh.SecretKey // of the cluster, in mode wireguard
+	pages    netip.Addr     // address of the pages ready and metrics; zero: 127.0.0.1
+	corefile string         // path
 	text     string
 }
 
 // Options of a fleet.
 type Options struct {
 	Nodes    int
+	Mode     mesh.Mode                                 // empty: the value of the variable KUBELINK_MODE, or else bridge
 	Edit     func(cluster int, corefile string) string // changes the Corefile of a cluster (from 0)
 	Progress func(string)
+}
+
+// modeOr returns a mode: this one, or else the value of the variable KUBELINK_MODE, or else bridge.
+func modeOr(m mesh.Mode) (mesh.Mode, error) {
+	m = cmp.Or(m, mesh.Mode(os.Getenv("KUBELINK_MODE")), mesh.Bridge)
+	if !m.CarriesTraffic() {
+		return m, fmt.Errorf("mode %q: want %s or %s", m, mesh.Bridge, mesh.WireGuard)
+	}
+	return m, nil
 }
 
 // URLs of a broker in its node, as deploy/base has them.
@@ -92,6 +106,10 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
+	mode, err := modeOr(opts.Mode)
+	if err != nil {
+		return nil, err
+	}
 	b, err := testbed.New(ctx, n, testbed.Options{
 		Nodes:       opts.Nodes,
 		CoreDNS:     binary,
@@ -101,7 +119,7 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return installAll(b, opts.Progress, func(i int, br *Broker) error {
+	return installAll(b, mode, opts.Progress, func(i int, br *Broker) error {
 		if err := br.install(ctx, func(s string) string {
 			if opts.Edit != nil {
 				return opts.Edit(i, s)
@@ -115,8 +133,10 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 }
 
 // installAll installs the brokers of all clusters at the same time.
-func installAll(b *testbed.Testbed, progress func(string), install func(i int, br *Broker) error) (*Fleet, error) {
-	f := &Fleet{Testbed: b}
+func installAll(
+	b *testbed.Testbed, mode mesh.Mode, progress func(string), install func(i int, br *Broker) error,
+) (*Fleet, error) {
+	f := &Fleet{Testbed: b, Mode: mode}
 	errs := make([]error, len(b.Clusters))
 	var done sync.WaitGroup
 	for i, c := range b.Clusters {
@@ -180,15 +200,16 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 			return err
 		}
 	}
-	if err := b.NewCertificate(ctx, b.fleet.CA, b.FQDN); err != nil {
-		return err
-	}
-	text, err := b.Manifest("base/corefile.yaml")
+	cm, err := b.configMap("base/corefile.yaml")
 	if err != nil {
 		return err
 	}
-	var cm corev1.ConfigMap
-	if err := yaml.Unmarshal([]byte(text), &cm); err != nil {
+	if b.fleet.Mode == mesh.WireGuard {
+		err = b.installWireGuard(ctx, cm)
+	} else {
+		err = b.NewCertificate(ctx, b.fleet.CA, b.FQDN)
+	}
+	if err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", b.Name)
@@ -197,10 +218,20 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 	}
 	b.corefile = filepath.Join(dir, "Corefile")
 	// The tests request reloads with a signal: so they need not wait for the interval of the plugin reload.
-	if err := b.SetCorefile(edit(corefileOf(&cm))); err != nil {
+	if err := b.SetCorefile(edit(corefileOf(cm))); err != nil {
 		return err
 	}
 	return b.createPod(ctx, "kubelink", b.Gateway())
+}
+
+// configMap reads a ConfigMap of deploy.
+func (b *Broker) configMap(file string) (*corev1.ConfigMap, error) {
+	text, err := b.Manifest(file)
+	if err != nil {
+		return nil, err
+	}
+	cm := &corev1.ConfigMap{}
+	return cm, yaml.Unmarshal([]byte(text), cm)
 }
 
 // createPod makes a pod on a node as the Deployment does.
@@ -215,14 +246,14 @@ func (b *Broker) createPod(ctx context.Context, name string, n *testbed.Node) (e
 
 // Second returns a second broker of the cluster, on another node and with the same Corefile. It does not run yet.
 func (b *Broker) Second(ctx context.Context, n *testbed.Node) (*Broker, error) {
-	second := &Broker{Cluster: b.Cluster, fleet: b.fleet, corefile: b.corefile, text: b.text}
+	second := &Broker{Cluster: b.Cluster, fleet: b.fleet, key: b.key, corefile: b.corefile, text: b.text}
 	return second, second.createPod(ctx, "kubelink-second", n)
 }
 
 // InPod returns a broker of the cluster in a pod with a network of its own (pod mode), and with the same Corefile. It
 // does not run yet.
 func (b *Broker) InPod(ctx context.Context, name string, n *testbed.Node) (p *Broker, err error) {
-	p = &Broker{Cluster: b.Cluster, fleet: b.fleet, corefile: b.corefile, text: b.text}
+	p = &Broker{Cluster: b.Cluster, fleet: b.fleet, key: b.key, corefile: b.corefile, text: b.text}
 	p.Host, err = b.Cluster.Pod(ctx, name, testbed.PodOptions{
 		Namespace: Namespace, Node: n, Labels: map[string]string{"app": "kubelink"}, ServiceAccount: Account,
 		Env: []string{"NODE_IP=" + n.Address.String(), "NODE_NAME=" + n.Name, "POD_NAME=" + name},
@@ -333,7 +364,7 @@ func (b *Broker) DNS() netip.AddrPort { return netip.AddrPortFrom(b.Host.Address
 // Local returns the LocalLink of the broker's cluster in the default mesh.
 func (b *Broker) Local() *v1alpha1.KubeLink {
 	l := b.LinkTo()
-	l.Spec.Endpoint = v1alpha1.EndpointLocal
+	l.Spec.Endpoint, l.Spec.PublicKey = v1alpha1.EndpointLocal, ""
 	return l
 }
 
@@ -342,6 +373,9 @@ func (b *Broker) LinkTo() *v1alpha1.KubeLink {
 	l := &v1alpha1.KubeLink{}
 	l.Name = b.Name
 	l.Spec = v1alpha1.KubeLinkSpec{CIDR: b.ServiceCIDR.String(), ClusterAddress: b.MeshAddress.String(), Endpoint: b.FQDN}
+	if b.fleet.Mode == mesh.WireGuard {
+		l.Spec.PublicKey = b.PublicKey()
+	}
 	return l
 }
 

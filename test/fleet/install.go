@@ -4,6 +4,7 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
+	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
@@ -26,7 +28,8 @@ type Installation struct {
 
 // InstallOptions say what is installed on which clusters.
 type InstallOptions struct {
-	Nodes    int // per cluster
+	Nodes    int       // per cluster
+	Mode     mesh.Mode // empty: as in Options
 	Clusters []Installation
 	// Edit changes the kustomization and the values of a cluster (from 0), which are files by name. It may add files.
 	Edit     func(cluster int, files map[string]string)
@@ -36,6 +39,10 @@ type InstallOptions struct {
 // Install boots clusters with real nodes, and installs kubelink in each. There are no links yet.
 func Install(ctx context.Context, opts InstallOptions) (*Fleet, error) {
 	binary, err := Binary()
+	if err != nil {
+		return nil, err
+	}
+	mode, err := modeOr(opts.Mode)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +65,7 @@ func Install(ctx context.Context, opts InstallOptions) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return installAll(b, opts.Progress, func(i int, br *Broker) error {
+	return installAll(b, mode, opts.Progress, func(i int, br *Broker) error {
 		files, err := br.kustomization(image, opts.Clusters[i].Components)
 		if err != nil {
 			return err
@@ -104,7 +111,11 @@ func (b *Broker) kustomization(image string, components []string) (map[string]st
 		return nil, err
 	}
 	text := "resources: [values.yaml, " + deploy + "/base]\ncomponents:\n"
-	for _, name := range append(slices.Clone(components), "values") {
+	components = slices.Clone(components)
+	if b.fleet.Mode == mesh.WireGuard {
+		components = append(components, "wireguard")
+	}
+	for _, name := range append(components, "values") {
 		text += "  - " + deploy + "/components/" + name + "\n"
 	}
 	values := fmt.Sprintf(`apiVersion: v1
@@ -124,7 +135,8 @@ data:
 
 func (b *Broker) installFolder() string { return filepath.Join(os.TempDir(), "install-"+b.Name) }
 
-// ApplyFiles applies a kustomization, makes the broker's certificate, and waits for the broker.
+// ApplyFiles applies a kustomization, and waits for the broker. In mode bridge it makes the broker's certificate; in
+// mode wireguard the broker makes its key.
 func (b *Broker) ApplyFiles(ctx context.Context, files map[string]string) error {
 	dir := b.installFolder()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -137,6 +149,9 @@ func (b *Broker) ApplyFiles(ctx context.Context, files map[string]string) error 
 	}
 	if _, err := b.Kubectl(ctx, "apply", "-k", dir); err != nil {
 		return err
+	}
+	if b.fleet.Mode == mesh.WireGuard {
+		return errors.Join(b.ReadKey(ctx), b.FindPod(ctx))
 	}
 	if err := b.NewCertificate(ctx, b.fleet.CA, b.FQDN); err != nil {
 		return err

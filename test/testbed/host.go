@@ -5,6 +5,7 @@ package testbed
 // enter both namespaces through nsenter. Go code enters the network namespace with one thread.
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -214,6 +215,24 @@ func (h *Host) writeHosts() error {
 		text += fmt.Sprintf("%s %s\n", h.hosts[name], name)
 	}
 	return os.WriteFile(filepath.Join(h.dir, "hosts"), []byte(text), 0o644)
+}
+
+// WireGuardState returns what a WireGuard device in user space of the host says of itself: lines of its cross-platform
+// interface, such as public_key=... and last_handshake_time_sec=...
+func (h *Host) WireGuardState(device string) (string, error) {
+	conn, err := net.Dial("unix", filepath.Join(h.dir, "run", "wireguard", device+".sock"))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "get=1\n\n"); err != nil {
+		return "", err
+	}
+	var all strings.Builder
+	for lines := bufio.NewScanner(conn); lines.Scan() && lines.Text() != ""; {
+		all.WriteString(lines.Text() + "\n")
+	}
+	return all.String(), nil
 }
 
 // Sysctl applies settings of the form net.ipv4.ip_forward=1.

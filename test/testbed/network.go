@@ -213,6 +213,19 @@ func (c *Cluster) changeUplink(ctx context.Context, command string) error {
 	return errors.Join(err1, err2)
 }
 
+// ForgetConnections makes the host forget what it knows of connections with an address, their translation included. The
+// next packet begins a new one.
+func (h *Host) ForgetConnections(address netip.Addr) error {
+	var errs []error
+	for _, kind := range []netlink.ConntrackFilterType{netlink.ConntrackOrigDstIP, netlink.ConntrackOrigSrcIP} {
+		filter := &netlink.ConntrackFilter{}
+		errs = append(errs, filter.AddIP(kind, address.AsSlice()))
+		_, err := h.Net.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 func (h *Host) addBridge(name string) error {
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
 	if err := h.Net.LinkAdd(bridge); err != nil {
