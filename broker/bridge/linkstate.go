@@ -4,6 +4,7 @@ package bridge
 
 import (
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/hello"
@@ -11,33 +12,33 @@ import (
 )
 
 // linkLines are the limits of the lines about a link in the log, by cause.
-type linkLines struct{ up, down, lost, failed hello.LineLimit }
+type linkLines struct{ up, down, lost, failed lineLimit }
 
 func newLinkLines(every time.Duration) linkLines {
-	one := func() hello.LineLimit { return hello.NewLineLimit(every) }
-	return linkLines{one(), one(), one(), one()}
+	return linkLines{newLineLimit(every), newLineLimit(every), newLineLimit(every), newLineLimit(every)}
 }
 
 // linkState is a part of peer. The lock of the peer guards it.
 type linkState struct {
-	status   link.Status    // without what sessions and received know
-	received hello.Received // announcements, in the bridge's time
+	status       link.Status        // without the facts that sessions know
+	lastReceived time.Duration      // when status.Announced was set, in the bridge's time
+	pending      *link.Announcement // the latest announcement, which has to wait; nil: status.Announced is the latest
 
-	whyDown, whyRefused hello.SettledReason // status.Reason of a link that is Down, and status.Refused
+	whyDown, whyRefused settledReason // status.Reason of a link that is Down, and status.Refused
 }
 
 // linkUp makes the state Up. p.mu is held.
 func (l *linkState) linkUp() {
 	l.status.Reason, l.status.Refused = "", ""
-	l.whyDown.Reset()
-	l.whyRefused.Reset()
+	l.whyDown.reset()
+	l.whyRefused.reset()
 	l.setState(link.Up)
 }
 
 // linkDown makes the state Down as the connection was lost for a reason; that of the next attempt is shown instead.
 // p.mu is held.
 func (l *linkState) linkDown(reason string) {
-	l.whyDown.Reset()
+	l.whyDown.reset()
 	l.status.Reason = reason
 	l.setState(link.Down)
 }
@@ -54,7 +55,7 @@ func (p *peer) currentStatus() link.Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := p.status
-	st.Note, st.Announced = p.leader.RivalNote(p.now()), p.received.Announced
+	st.Note = p.rivalNote()
 	for i, s := range p.sessions {
 		if s.accepted {
 			st.Accepted++
@@ -85,8 +86,8 @@ func (p *peer) dialFailed(err error) {
 	down, news := !p.closed && len(p.sessions) == 0, false
 	if down {
 		p.failed.Store(true)
-		news = p.whyDown.Change(hello.CutText(err.Error(), hello.MaxReason)) || p.status.State != link.Down
-		p.status.Reason = p.whyDown.Shown
+		news = p.whyDown.change(cutText(err.Error(), maxReason)) || p.status.State != link.Down
+		p.status.Reason = p.whyDown.shown
 		p.setState(link.Down)
 	}
 	reason := p.status.Reason
@@ -97,16 +98,16 @@ func (p *peer) dialFailed(err error) {
 	if !news {
 		return
 	}
-	p.lines.failed.Log(p.log.Warn, "link cannot be connected", "link", p.Link, "reason", reason)
+	p.lines.failed.log(p.log.Warn, "link cannot be connected", "link", p.Link, "reason", reason)
 	p.notifyChanged()
 }
 
 // noteRefusal notes that this end refused a connection from the peer. The state remains that of our own attempts.
 func (p *peer) noteRefusal(err error) {
 	p.mu.Lock()
-	news := len(p.sessions) == 0 && p.whyRefused.Change(err.Error())
+	news := len(p.sessions) == 0 && p.whyRefused.change(err.Error())
 	if news {
-		p.status.Refused = p.whyRefused.Shown
+		p.status.Refused = p.whyRefused.shown
 	}
 	p.mu.Unlock()
 	if news {
@@ -118,7 +119,7 @@ func (p *peer) noteRefusal(err error) {
 func (p *peer) receiveHello(payload []byte) error {
 	h, err := hello.ParsePayload(payload)
 	if err == nil {
-		err = h.CheckAddress(p.Local, p.Addresses)
+		err = p.checkHello(h)
 	}
 	if err == nil {
 		err = p.checkTerms(h)
@@ -127,7 +128,7 @@ func (p *peer) receiveHello(payload []byte) error {
 		return err
 	}
 	p.mu.Lock()
-	p.leader.FollowSender(h, p.now())
+	p.followTerm(h)
 	news := p.receiveAnnouncement(&h.Announcement)
 	p.peerStreams = h.WantedStreams()
 	p.mu.Unlock()
@@ -138,11 +139,22 @@ func (p *peer) receiveHello(payload []byte) error {
 	return nil
 }
 
-// receiveAnnouncement stores the announcement of the peer, and tells whether it is news. p.mu is held.
+// receiveAnnouncement stores the announcement of the peer, and tells whether it is news. Each change causes work in the
+// broker, so an announcement that changes soon after the last change has to wait; the latest one then counts. p.mu is
+// held.
 func (p *peer) receiveAnnouncement(a *link.Announcement) (news bool) {
-	news, wait := p.received.Take(a, p.now(), p.timing.announceInterval)
-	if wait > 0 {
-		p.wg.Go(func() { p.receivePending(wait) })
+	news = !reflect.DeepEqual(p.status.Announced, a)
+	wait := p.lastReceived + p.timing.announceInterval - p.now()
+	if p.status.Announced != nil && wait > 0 && (news || p.pending != nil) {
+		if p.pending == nil {
+			p.wg.Go(func() { p.receivePending(wait) })
+		}
+		p.pending = a
+		return false
+	}
+	p.pending = nil
+	if news {
+		p.status.Announced, p.lastReceived = a, p.now()
 	}
 	return news
 }
@@ -157,7 +169,7 @@ func (p *peer) receivePending(wait time.Duration) {
 		return
 	}
 	p.mu.Lock()
-	news := !p.closed && p.received.TakePending(p.now())
+	news := !p.closed && p.pending != nil && p.receiveAnnouncement(p.pending)
 	p.mu.Unlock()
 	if news {
 		p.notifyChanged()

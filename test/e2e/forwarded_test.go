@@ -82,7 +82,7 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 	reviveBrokers(t)
 	// An address disappears with its link, and returns with it.
 	must(t, brokers[2].Kill(ctx, syscall.SIGKILL))
-	lost := within(t, time.Second, "the address to be withdrawn", func(ctx context.Context) error {
+	lost := within(t, lossTime(), "the address to be withdrawn", func(ctx context.Context) error {
 		for _, b := range brokers[:2] {
 			if err := checkAddresses(ctx, b, name, servers[1].service); err != nil {
 				return err
@@ -109,7 +109,7 @@ func TestGlobalNamesOfAnotherCluster(t *testing.T) {
 	for _, b := range brokers[1:] {
 		must(t, b.Kill(ctx, syscall.SIGKILL))
 	}
-	within(t, time.Second, "the reason",
+	within(t, lossTime(), "the reason",
 		func(ctx context.Context) error { return checkFailure(ctx, one, name, "link kubelink") })
 	for _, b := range brokers[1:] {
 		must(t, b.Start(ctx))

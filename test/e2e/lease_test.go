@@ -145,7 +145,7 @@ func (w *twoBrokers) waitPlace(t *testing.T, limit time.Duration, b *fleet.Broke
 	addresses := []v1alpha1.GatewayIP{v1alpha1.GatewayIP(b.Host.Node.Address.String())}
 	o, took := w.nextPlace(t, b, term, len(networks))
 	if s := o.Spec; o.Name != "kubelink" || took > limit || !slices.Equal(s.Networks, networks) ||
-		!slices.Equal(s.NodeIPs, addresses) || s.Pod != "" || s.PodIPs != nil || s.MTU != 1500 {
+		!slices.Equal(s.NodeIPs, addresses) || s.Pod != "" || s.PodIPs != nil || int(s.MTU) != linkMTU() {
 		t.Errorf("after %s: LinkGateway %s says %+v", took, o.Name, s)
 	}
 }

@@ -138,7 +138,7 @@ func TestIptablesNeverEnds(t *testing.T) {
 // the link is lost, so none is waited for long.
 func expectDead(t *testing.T, b *fleet.Broker, cluster int) {
 	t.Helper()
-	took := within(t, time.Second, "names of the dead peer to fail", func(ctx context.Context) error {
+	took := within(t, lossTime(), "names of the dead peer to fail", func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 		defer cancel()
 		return checkFailure(ctx, b, serverName(cluster), fmt.Sprintf("link kubelink%d is Down", cluster+1))

@@ -24,11 +24,14 @@ func TestMetricsLint(t *testing.T) {
 		if text, err = b.Host.Get(ctx, fleet.MetricsURL); err != nil {
 			return err
 		}
-		for _, name := range []string{
-			"api_up", "applied", "dropped_packets_total", "iptables_backend_info", "link_bytes_total", "link_packets_total",
-			"link_rtt_seconds", "link_sessions", "link_up", "links", "node_refused_packets_total", "queries_total",
-			"refused_connections_total", "tun_info",
-		} {
+		ofMode := []string{"link_packets_total", "link_sessions", "tun_info"}
+		if inWireGuard() {
+			ofMode = []string{"wireguard_info"}
+		}
+		for _, name := range append(ofMode,
+			"api_up", "applied", "dropped_packets_total", "iptables_backend_info", "link_bytes_total", "link_rtt_seconds",
+			"link_up", "links", "node_refused_packets_total", "queries_total", "refused_connections_total",
+		) {
 			if !strings.Contains(text, "# TYPE coredns_kubelink_"+name+" ") {
 				return fmt.Errorf("no coredns_kubelink_%s", name)
 			}

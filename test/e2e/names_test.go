@@ -106,7 +106,7 @@ func TestFactsAsNames(t *testing.T) {
 
 	// All these names follow the link.
 	must(t, brokers[1].Kill(ctx, syscall.SIGKILL))
-	within(t, time.Second, "the loss to show", func(ctx context.Context) error {
+	within(t, lossTime(), "the loss to show", func(ctx context.Context) error {
 		for _, name := range []string{"kubelink2.kubelink.", serverName(1)} {
 			if err := checkFailure(ctx, b, name, "link kubelink2 is Down"); err != nil {
 				return err
@@ -125,7 +125,7 @@ func TestFactsAsNames(t *testing.T) {
 		return err
 	})
 	must(t, brokers[1].Start(ctx))
-	within(t, 3*time.Second, "the return to show", func(ctx context.Context) error {
+	within(t, returnTime(), "the return to show", func(ctx context.Context) error {
 		if got, err := querySingle(ctx, b, reverse(servers[1].service), dns.TypePTR); err != nil || got != serverName(1) {
 			return fmt.Errorf("%s, %v", got, err)
 		}
@@ -141,12 +141,12 @@ func TestServeStale(t *testing.T) {
 	editCorefile(t, ctx, b, "\n    kubelink {\n", "\n    kubelink {\n        serve-stale 1h\n")
 	must(t, checkAnswer(ctx, b, serverName(1), servers[1].service))
 	must(t, brokers[1].Kill(ctx, syscall.SIGKILL))
-	within(t, time.Second, "a stale answer", func(ctx context.Context) error {
+	within(t, lossTime(), "a stale answer", func(ctx context.Context) error {
 		return checkStaleAnswer(ctx, b, serverName(1), servers[1].service, "link kubelink2 is Down")
 	})
 	must(t, checkFailure(ctx, b, "nobody."+serverName(1), "link kubelink2 is Down"))
 	must(t, brokers[1].Start(ctx))
-	within(t, 3*time.Second, "an answer that is not stale", func(ctx context.Context) error {
+	within(t, returnTime(), "an answer that is not stale", func(ctx context.Context) error {
 		m, reason, err := queryBroker(ctx, b, "udp", serverName(1), dns.TypeA)
 		if err == nil && (len(m.Answer) != 1 || reason != "") {
 			err = fmt.Errorf("%v", m)
@@ -214,7 +214,7 @@ func TestStateDir(t *testing.T) {
 	must(t, checkAnswer(ctx, b, serverName(0), servers[0].service))
 	must(t, brokers[0].Kill(ctx, syscall.SIGKILL))
 	// earlier answers are of no use any more
-	within(t, time.Second, "the loss to show", func(ctx context.Context) error {
+	within(t, lossTime(), "the loss to show", func(ctx context.Context) error {
 		return checkFailure(ctx, b, serverName(0), "link kubelink1 is Down")
 	})
 	must(t, brokers[0].Start(ctx))

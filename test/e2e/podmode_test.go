@@ -110,7 +110,7 @@ func (w *podMode) waitGateway(t *testing.T, ctx context.Context) {
 	}))
 	nodeIPs := []v1alpha1.GatewayIP{v1alpha1.GatewayIP(gateway.Address.String())}
 	if spec.Node != gateway.Name || !slices.Equal(spec.NodeIPs, nodeIPs) ||
-		!strings.HasPrefix(spec.Pod, "kubelink-pod-") || len(spec.Networks) != 3 || spec.MTU != 1500 {
+		!strings.HasPrefix(spec.Pod, "kubelink-pod-") || len(spec.Networks) != 3 || int(spec.MTU) != linkMTU() {
 		t.Errorf("LinkGateway says %+v", spec)
 	}
 	for _, network := range spec.Networks {
@@ -120,8 +120,9 @@ func (w *podMode) waitGateway(t *testing.T, ctx context.Context) {
 	for _, r := range w.routers {
 		must(t, r.WaitReady(ctx))
 	}
-	_, err := gateway.Iptables(ctx, "-t", "nat", "-I", "PREROUTING", "-d", gateway.Address.String(), "-p", "tcp",
-		"--dport", "8088", "-m", "comment", "--comment", "pod-mode", "-j", "DNAT", "--to-destination", pod+":8088")
+	protocol, port := brokerPort()
+	_, err := gateway.Iptables(ctx, "-t", "nat", "-I", "PREROUTING", "-d", gateway.Address.String(), "-p", protocol,
+		"--dport", port, "-m", "comment", "--comment", "pod-mode", "-j", "DNAT", "--to-destination", pod+":"+port)
 	must(t, err)
 }
 

@@ -23,6 +23,9 @@ func newKubeLink(name, address, endpoint string, change func(*v1alpha1.KubeLinkS
 	l := &v1alpha1.KubeLink{}
 	l.Name = name
 	l.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: address, Endpoint: endpoint}
+	if endpoint != v1alpha1.EndpointLocal {
+		l.Spec.PublicKey = strangersKey(name)
+	}
 	if change != nil {
 		change(&l.Spec)
 	}

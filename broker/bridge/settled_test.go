@@ -1,4 +1,4 @@
-package hello
+package bridge
 
 // Reasons of links that cannot be connected: how often what users see changes.
 
@@ -22,22 +22,22 @@ func TestSettledReason(t *testing.T) {
 		{"in turns of two", []string{"a", "a", "b", "b", "a", "a", "b", "b", "a", "a", "b", "b"}, 2, "b"},
 		{"back for good", []string{"a", "b", "b", "a", "a", "a", "a", "a", "a", "a", "a"}, 3, "a"},
 	} {
-		var s SettledReason
+		var s settledReason
 		changes := 0
 		for _, r := range test.reasons {
-			if s.Change(r) {
+			if s.change(r) {
 				changes++
 			}
 		}
-		if changes != test.changes || s.Shown != test.shown {
-			t.Errorf("%s: %d changes, shows %q", test.what, changes, s.Shown)
+		if changes != test.changes || s.shown != test.shown {
+			t.Errorf("%s: %d changes, shows %q", test.what, changes, s.shown)
 		}
 	}
 	random := rand.New(rand.NewPCG(1, 2))
 	count := func(n int, reason func(int) string) (changes int) {
-		var s SettledReason
+		var s settledReason
 		for i := range n {
-			if s.Change(reason(i)) {
+			if s.change(reason(i)) {
 				changes++
 			}
 		}
@@ -47,7 +47,7 @@ func TestSettledReason(t *testing.T) {
 	if n := count(720, func(int) string { return []string{"timed out", "no route to host"}[random.IntN(2)] }); n > 15 {
 		t.Errorf("two reasons at random: %d changes in 720 attempts", n)
 	}
-	if n := count(720, func(i int) string { return fmt.Sprint("certificate names x", i) }); n > 720/(MaxReasons-1) {
+	if n := count(720, func(i int) string { return fmt.Sprint("certificate names x", i) }); n > 720/(maxReasons-1) {
 		t.Errorf("always another one: %d changes in 720 attempts", n)
 	}
 }
