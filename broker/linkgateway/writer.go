@@ -61,6 +61,10 @@ type Writer struct {
 	other   *v1alpha1.LinkGateway // of another broker, as last seen; nil: there was none
 	seen    time.Time             // when other was seen first
 	failing time.Time             // since when requests fail; zero: they do not
+
+	suspects map[string]suspect // objects of other brokers, by name
+	formerAt time.Time          // when the writer looked for them last; zero: not since it has another name
+	former   onchange.Error     // why what they have left is still there
 }
 
 // NewWriter returns a writer that starts with Start.
@@ -150,7 +154,19 @@ func (w *Writer) updateObject(ctx context.Context) (pause time.Duration, err err
 	if yields != nil {
 		return yieldInterval, err
 	}
+	if err == nil && w.MayWrite() && time.Since(w.formerAt) >= formerInterval {
+		w.lookForFormer(ctx, name, want)
+	}
 	return lookInterval, err
+}
+
+// lookForFormer looks for what other brokers have left, once the own object is right: so nodes find a way all the time.
+func (w *Writer) lookForFormer(ctx context.Context, name string, want *v1alpha1.LinkGatewaySpec) {
+	err := w.limit.Do(ctx, func(ctx context.Context) error { return w.removeFormer(ctx, name, want) })
+	if ctx.Err() == nil && w.former.Set(err) && err != nil {
+		w.Log.Warn("other nodes may follow the LinkGateway of a former broker", "problem", err)
+	}
+	w.formerAt = time.Now()
 }
 
 // remedyFor is what to do about an error.

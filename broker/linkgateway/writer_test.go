@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -45,7 +46,7 @@ var key = client.ObjectKey{Namespace: "kubelink", Name: "kubelink"}
 func simulate(t *testing.T, test func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		scheme := runtime.NewScheme()
-		if err := v1alpha1.AddToScheme(scheme); err != nil {
+		if err := errors.Join(v1alpha1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme)); err != nil {
 			t.Fatal(err)
 		}
 		w := &world{fail: map[string]error{}, renews: true, log: &strings.Builder{}}
@@ -70,6 +71,12 @@ func simulate(t *testing.T, test func(t *testing.T, w *world)) {
 					return err
 				}
 				return a.Create(c, o, opt...)
+			},
+			Delete: func(c context.Context, a client.WithWatch, o client.Object, opt ...client.DeleteOption) error {
+				if err := note("delete"); err != nil {
+					return err
+				}
+				return a.Delete(c, o, opt...)
 			},
 			Update: func(c context.Context, a client.WithWatch, o client.Object, opt ...client.UpdateOption) error {
 				if err := note("update"); err != nil {
