@@ -250,6 +250,12 @@ func (b *Broker) Second(ctx context.Context, n *testbed.Node) (*Broker, error) {
 	return second, second.createPod(ctx, "kubelink-second", n)
 }
 
+// Beside returns another broker of the cluster, on another node and with a Corefile of its own. It does not run yet.
+func (b *Broker) Beside(ctx context.Context, pod string, n *testbed.Node, corefile string) (*Broker, error) {
+	beside := &Broker{Cluster: b.Cluster, fleet: b.fleet, corefile: b.corefile + "-" + pod}
+	return beside, errors.Join(beside.SetCorefile(corefile), beside.createPod(ctx, pod, n))
+}
+
 // InPod returns a broker of the cluster in a pod with a network of its own (pod mode), and with the same Corefile. It
 // does not run yet.
 func (b *Broker) InPod(ctx context.Context, name string, n *testbed.Node) (p *Broker, err error) {
