@@ -206,7 +206,7 @@ func (b *Broker) stopControllers(cause error) {
 // openGateway opens the dataplane of a configuration and takes the claim that it needs.
 func (b *Broker) openGateway(cfg *Config) (*gateway, error) {
 	if cfg.Mode.CarriesTraffic() {
-		if err := b.claim.Acquire(b.log); err != nil {
+		if err := b.claim.Acquire(context.Background(), b.log); err != nil {
 			return nil, err
 		}
 	}

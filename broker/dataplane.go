@@ -5,6 +5,7 @@ package broker
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -210,6 +211,6 @@ func (g *gateway) clear() error {
 
 // namespaceClaim makes sure that no other kubelink carries links in this network namespace, as a kernel.Claim does.
 type namespaceClaim interface {
-	Acquire(*slog.Logger) error
+	Acquire(context.Context, *slog.Logger) error
 	Release()
 }

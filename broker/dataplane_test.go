@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -71,8 +72,8 @@ func (d *fakeDataplane) Close(keep bool) error            { d.note("Close %v", k
 // fakeClaim can always be had.
 type fakeClaim struct{ held bool }
 
-func (c *fakeClaim) Acquire(*slog.Logger) error { c.held = true; return nil }
-func (c *fakeClaim) Release()                   { c.held = false }
+func (c *fakeClaim) Acquire(context.Context, *slog.Logger) error { c.held = true; return nil }
+func (c *fakeClaim) Release()                                    { c.held = false }
 
 // recordingKernel notes what it is told.
 type recordingKernel struct {

@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,31 +17,49 @@ import (
 )
 
 const (
-	// claimName is an abstract socket (unix(7)): these belong to the network namespace, as our chains and rules do.
-	claimName = "@kubelink"
-	// claimWait is how long a broker waits for the end of another one: a pod that is about to end may live a while beside
+	// claimWait is how long a process waits for the end of another one: a pod that is about to end may live a while beside
 	// the next one. It is shorter than a liveness probe waits for this process.
 	claimWait  = 20 * time.Second
 	claimRetry = 100 * time.Millisecond
 )
 
-// Claim makes sure that no other kubelink carries links in this network namespace. Its methods are not called
-// concurrently.
+// claimant is a program that claims a network namespace. The name of its socket is abstract (unix(7)): such sockets
+// belong to the network namespace, as our chains, routes and rules do.
+type claimant struct {
+	socket, name, activity, remedy string
+}
+
+var (
+	brokerClaimant = claimant{"@kubelink", "kubelink", "carries links", "end it first"}
+	routerClaimant = claimant{"@kubelink-router", "kubelink-router", "sets routes",
+		"end it first, and let one DaemonSet run it (kubectl get daemonsets -A)"}
+)
+
+// Claim makes sure that one process at a time carries links in this network namespace, and that one router at a time
+// sets routes. Its methods are not called concurrently.
 type Claim struct {
+	Router   bool         // the process is a router, which may run beside a broker
 	listener net.Listener // nil: not acquired, or a stranger has the socket
 	accepts  sync.WaitGroup
 	limit    time.Duration // tests: instead of claimWait
 }
 
-// Acquire takes the claim, unless this process has it already. It waits for a kubelink that is about to end. Any
-// process of the node can bind the socket; one of another user is no kubelink, and keeps no links away.
-func (c *Claim) Acquire(log *slog.Logger) error {
+func (c *Claim) claimant() *claimant {
+	if c.Router {
+		return &routerClaimant
+	}
+	return &brokerClaimant
+}
+
+// Acquire takes the claim, unless this process has it already. It waits for a process that is about to end. Any process
+// of the node can bind the socket; one of another user is no kubelink, and keeps no links away.
+func (c *Claim) Acquire(ctx context.Context, log *slog.Logger) error {
 	if c.listener != nil {
 		return nil
 	}
-	start, told, limit := time.Now(), false, cmp.Or(c.limit, claimWait)
+	who, start, told, limit := c.claimant(), time.Now(), false, cmp.Or(c.limit, claimWait)
 	for {
-		l, err := net.Listen("unix", claimName)
+		l, err := net.Listen("unix", who.socket)
 		if err == nil {
 			c.listener = l
 			c.accepts.Go(func() { acceptClaims(l) })
@@ -49,22 +68,26 @@ func (c *Claim) Acquire(log *slog.Logger) error {
 		if !errors.Is(err, unix.EADDRINUSE) {
 			return fmt.Errorf("claim this network namespace: %w", err)
 		}
-		owner, err := claimOwner()
+		owner, err := claimOwner(who.socket)
 		waited := time.Since(start)
 		switch {
 		case err == nil && int(owner.Uid) != os.Geteuid(), err != nil && waited > time.Second:
 			log.Warn("a process that is no kubelink has the socket of kubelink: going on without it. Make sure that only one "+
-				"kubelink carries links in this network namespace", "socket", claimName, "user", owner.Uid, "error", err)
+				who.name+" "+who.activity+" in this network namespace", "socket", who.socket, "user", owner.Uid, "error", err)
 			return nil
 		case waited > limit:
-			return fmt.Errorf("another kubelink with a dataplane runs in this network namespace, process %d, and has not ended "+
-				"for %s: end it first", owner.Pid, limit)
+			return fmt.Errorf("another %s %s in this network namespace, process %d, and has not ended for %s: %s",
+				who.name, who.activity, owner.Pid, limit, who.remedy)
 		case !told && err == nil:
-			log.Info("another kubelink carries links in this network namespace: waiting for its end", "process", owner.Pid,
-				"limit", limit)
+			log.Info("another "+who.name+" "+who.activity+" in this network namespace: waiting for its end",
+				"process", owner.Pid, "limit", limit)
 			told = true
 		}
-		time.Sleep(claimRetry)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(claimRetry):
+		}
 	}
 }
 
@@ -85,8 +108,8 @@ func acceptClaims(l net.Listener) {
 
 // claimOwner tells which process has bound the socket: see SO_PEERCRED in unix(7). An error says that it does not
 // listen, as a kubelink does, or that it has just ended.
-func claimOwner() (unix.Ucred, error) {
-	conn, err := net.DialTimeout("unix", claimName, time.Second)
+func claimOwner(socket string) (unix.Ucred, error) {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
 	if err != nil {
 		return unix.Ucred{}, err
 	}

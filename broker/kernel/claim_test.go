@@ -1,6 +1,8 @@
 package kernel
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -14,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bindClaim binds the socket of the claim in this network namespace, as a user. It does not listen without listen.
-func bindClaim(t *testing.T, user int, listen bool) (fd int) {
+// bindClaim binds a socket of claims in this network namespace, as a user. It does not listen without listen.
+func bindClaim(t *testing.T, socket string, user int, listen bool) (fd int) {
 	t.Helper()
 	here, err := netns.Get()
 	if err != nil {
@@ -33,7 +35,7 @@ func bindClaim(t *testing.T, user int, listen bool) (fd int) {
 		}
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err == nil {
-			err = unix.Bind(fd, &unix.SockaddrUnix{Name: claimName})
+			err = unix.Bind(fd, &unix.SockaddrUnix{Name: socket})
 		}
 		if err == nil && listen {
 			err = unix.Listen(fd, 128)
@@ -64,17 +66,21 @@ func TestClaim(t *testing.T) {
 		says   string
 	}{
 		{"it ends", os.Geteuid(), true, true, "", "another kubelink carries links in this network namespace: waiting"},
-		{"it stays", os.Geteuid(), true, false, "another kubelink with a dataplane runs in this network namespace",
+		{"it stays", os.Geteuid(), true, false, "another kubelink carries links in this network namespace, process",
 			"waiting for its end"},
 		{"another user has the socket", other, true, false, "", "a process that is no kubelink has the socket"},
 		{"nothing listens", os.Geteuid(), false, false, "", "a process that is no kubelink has the socket"},
+		{"router, it ends", os.Geteuid(), true, true, "",
+			"another kubelink-router sets routes in this network namespace: waiting"},
+		{"router, it stays", os.Geteuid(), true, false, "another kubelink-router sets routes in this network namespace, process",
+			"waiting for its end"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			enter(t)
-			fd := bindClaim(t, c.user, c.listen)
+			claim, said := &Claim{limit: 2 * time.Second, Router: strings.HasPrefix(c.name, "router")}, ""
+			fd := bindClaim(t, claim.claimant().socket, c.user, c.listen)
 			closeOnce := sync.OnceFunc(func() { unix.Close(fd) })
 			defer closeOnce()
-			claim, said := &Claim{limit: 2 * time.Second}, ""
 			if c.ends {
 				claim.limit = time.Minute
 			}
@@ -84,7 +90,7 @@ func TestClaim(t *testing.T) {
 					closeOnce()
 				}
 			})
-			err := claim.Acquire(slog.New(slog.NewTextHandler(log, nil)))
+			err := claim.Acquire(t.Context(), slog.New(slog.NewTextHandler(log, nil)))
 			if (err != nil) != (c.fails != "") || err != nil && !strings.HasPrefix(err.Error(), c.fails) {
 				t.Errorf("%v, want %q", err, c.fails)
 			}
@@ -98,19 +104,29 @@ func TestClaim(t *testing.T) {
 		enter(t)
 		one, two := &Claim{}, &Claim{limit: time.Millisecond}
 		for range 2 { // a second time is no other claim
-			if err := one.Acquire(slog.New(slog.DiscardHandler)); err != nil {
+			if err := one.Acquire(t.Context(), slog.New(slog.DiscardHandler)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := two.Acquire(slog.New(slog.DiscardHandler)); err == nil {
+		if err := two.Acquire(t.Context(), slog.New(slog.DiscardHandler)); err == nil {
 			t.Error("two processes have it")
 		}
 		one.Release()
-		if err := two.Acquire(slog.New(slog.DiscardHandler)); err != nil {
+		if err := two.Acquire(t.Context(), slog.New(slog.DiscardHandler)); err != nil {
 			t.Error(err)
 		}
+		router := &Claim{Router: true, limit: time.Millisecond}
+		if err := router.Acquire(t.Context(), slog.New(slog.DiscardHandler)); err != nil {
+			t.Errorf("a router beside a broker: %v", err)
+		}
+		router.Release()
+		ended, end := context.WithCancel(t.Context())
+		end()
+		if err := one.Acquire(ended, slog.New(slog.DiscardHandler)); !errors.Is(err, context.Canceled) {
+			t.Errorf("a process that is to end waits: %v", err)
+		}
 		two.Release()
-		if _, err := net.Dial("unix", claimName); err == nil {
+		if _, err := net.Dial("unix", brokerClaimant.socket); err == nil {
 			t.Error("still bound")
 		}
 	})

@@ -140,7 +140,7 @@ func remoteState(l mesh.Link, note string, seen *Observations) (v1alpha1.State, 
 
 const (
 	// claimTime is how long brokers have to say something of a new link.
-	claimTime = 10 * time.Second
+	claimTime = 5 * time.Second
 	// maxUnserved bounds the links that a message lists.
 	maxUnserved = 5
 )
