@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,32 +37,33 @@ type events struct {
 	queue  chan link.Finding
 	told   map[link.Finding]time.Time // by reportFindings only
 	failed onchange.Error
+	limit  *rate.Limiter // of new Events: a finding that comes and goes must not flood the API server
 }
 
 func newEvents(w *watcher, node string, log *slog.Logger) *events {
-	e := &events{node: node, log: log, queue: make(chan link.Finding, maxEvents), told: map[link.Finding]time.Time{}}
+	e := &events{node: node, log: log, queue: make(chan link.Finding, maxEvents), told: map[link.Finding]time.Time{},
+		limit: newEventLimit()}
 	if client, err := w.newClient(eventsv1.SchemeGroupVersion, "/apis"); err == nil && node != "" {
 		e.client = client
 	}
 	return e
 }
 
+// newEventLimit bounds Events as lines of the log.
+func newEventLimit() *rate.Limiter { return rate.NewLimiter(rate.Every(lineInterval), lineBurst) }
+
 // reportFindings makes an Event of each finding that is new, or old and goes on. It does not block.
 func (e *events) reportFindings(findings link.Findings) {
 	told := map[link.Finding]time.Time{}
 	for _, f := range findings {
 		at, known := e.told[f]
-		if known && time.Since(at) < eventInterval {
+		switch {
+		case known && time.Since(at) < eventInterval:
 			told[f] = at
-			continue
-		}
-		if len(told) == maxListed {
-			break
-		}
-		select {
-		case e.queue <- f:
+		case len(told) == maxListed || len(e.queue) == cap(e.queue) || !e.limit.Allow(): // a later look tells it
+		default:
+			e.queue <- f // which nothing else fills
 			told[f] = time.Now()
-		default: // the next look tells it
 		}
 	}
 	e.told = told

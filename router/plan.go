@@ -251,7 +251,8 @@ func newClaims(links []*v1alpha1.KubeLink) *claims {
 func (c *claims) compare(n netip.Prefix, younger *leader) link.Findings {
 	older := c.leaders[n]
 	two := [2]*leader{older, younger}
-	if older == nil || older == younger || !c.links[n] || c.told[two] {
+	if older == nil || older == younger || !c.links[n] || c.told[two] ||
+		slices.Equal(older.allAddresses(), younger.allAddresses()) { // one place with two names: one of them is about to go
 		return nil
 	}
 	c.told[two] = true

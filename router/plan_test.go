@@ -152,6 +152,10 @@ func TestMakeRouting(t *testing.T) {
 			gateway(1, "192.168.0.0/24", "100.64.16.0/20"), gateway(2, "192.168.0.0/24", "192.168.0.12/32")}}, node3(),
 			"100.64.16.0/20 via 10.250.0.1 dev 2\n192.168.0.0/24 via 10.250.0.2 dev 2\n" +
 				"192.168.0.12/32 via 10.250.0.2 dev 2", ""},
+		"one place with two names": {objects{
+			gateways: list{gateway(2, "192.168.0.0/24", "100.64.16.0/20"), gateway(2, "100.64.16.0/20")},
+			links:    []*v1alpha1.KubeLink{kubeLink("k2", "100.64.16.0/20")}}, node3(),
+			"100.64.16.0/20 via 10.250.0.2 dev 2\n192.168.0.0/24 via 10.250.0.2 dev 2", ""},
 		"two gateways lead to one link": {objects{gateways: list{
 			gateway(1, "192.168.0.0/24", "100.64.16.0/20", "100.64.32.0/20"),
 			gateway(2, "192.168.0.0/24", "100.64.16.0/20", "100.64.32.0/20")},

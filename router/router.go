@@ -99,12 +99,21 @@ func (s *Status) Ready() error {
 }
 
 // Run sets the routes of this node until ctx ends. Then it leaves them, unless the API server says that the DaemonSet
-// is gone, or is being deleted. An error means that the router could not start.
+// is gone, or is being deleted. An error means that the router could not start: for example, another one runs.
 func Run(ctx context.Context, c Config) error {
 	former, err := readFormerFile(c.Datafile)
 	if err != nil {
 		return err
 	}
+	c.Log = limitLog(c.Log)
+	claim := &kernel.Claim{Router: true}
+	if err := claim.Acquire(ctx, c.Log); err != nil {
+		if ctx.Err() != nil {
+			err = nil
+		}
+		return err
+	}
+	defer claim.Release()
 	routes, err := kernel.OpenRoutes(kernel.RoutesConfig{Table: c.Table, RulePriority: c.Priority,
 		Former: former.destinations, Nodes: c.NodeCIDRs})
 	if err != nil {
