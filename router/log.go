@@ -1,7 +1,7 @@
 package router
 
-// The log of a router. Routes of another program that come and go, or a gateway that moves to and fro, must not fill the
-// disk of the node.
+// The log of a router. Routes of another program that come and go, or a gateway that moves to and fro, must not fill
+// the disk of the node.
 
 import (
 	"context"

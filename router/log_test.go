@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// A message that comes again and again is logged at intervals, with the number of lines between; others are not held up.
+// A message that comes again and again is logged at intervals, with the number of lines between. Other messages are not
+// held up.
 func TestLimitedLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out strings.Builder

@@ -259,8 +259,8 @@ func (c *claims) compare(n netip.Prefix, younger *leader) link.Findings {
 	return link.Findings{{Reason: TwoGateways, Text: fmt.Sprintf(
 		"%s (node %.60s) and the younger %s (node %.60s) both lead to %s of a link: packets go to the older one",
 		older.name, older.node, younger.name, younger.node, n),
-		Remedy: "if no broker has the lease-name of the older one any more, that goes after a minute (with omit-lease: delete " +
-			"it); else let one broker serve the link (served-links)"}}
+		Remedy: "if no broker has the lease-name of the older one any more, that goes after a minute " +
+			"(with omit-lease: delete it); else let one broker serve the link (served-links)"}}
 }
 
 // ownServices are the service networks of this cluster.

@@ -72,8 +72,8 @@ func TestClaim(t *testing.T) {
 		{"nothing listens", os.Geteuid(), false, false, "", "a process that is no kubelink has the socket"},
 		{"router, it ends", os.Geteuid(), true, true, "",
 			"another kubelink-router sets routes in this network namespace: waiting"},
-		{"router, it stays", os.Geteuid(), true, false, "another kubelink-router sets routes in this network namespace, process",
-			"waiting for its end"},
+		{"router, it stays", os.Geteuid(), true, false,
+			"another kubelink-router sets routes in this network namespace, process", "waiting for its end"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			enter(t)

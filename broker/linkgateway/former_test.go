@@ -125,8 +125,9 @@ func TestRemoveFormerFails(t *testing.T) {
 			t.Error(ops)
 		}
 		w.after(5 * time.Minute)
-		if n := strings.Count(w.log.String(), "level=WARN"); n != 1 || !strings.Contains(w.log.String(), "deploy/base/rbac.yaml") {
-			t.Errorf("%d warnings: %s", n, w.log)
+		log := w.log.String()
+		if n := strings.Count(log, "level=WARN"); n != 1 || !strings.Contains(log, "deploy/base/rbac.yaml") {
+			t.Errorf("%d warnings: %s", n, log)
 		}
 		delete(w.fail, "delete")
 		w.after(2 * formerInterval)

@@ -37,8 +37,8 @@ func textsOf(addresses []netip.Addr) (texts []v1alpha1.GatewayIP) {
 	return texts
 }
 
-// listNetworks lists what the gateway routes into meshes. The range of a mesh that brokers share leads to any of them, so
-// each lists the addresses of its links in it. If there is no room for all, the widest networks are listed:
+// listNetworks lists what the gateway routes into meshes. The range of a mesh that brokers share leads to any of them:
+// so each lists the addresses of its links in it. If there is no room for all, the widest networks are listed:
 // that leaves out the fewest addresses.
 func listNetworks(s *mesh.State) (texts []v1alpha1.GatewayNetwork, err error) {
 	var all []netip.Prefix

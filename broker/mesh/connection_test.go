@@ -128,7 +128,8 @@ func TestOrphansClaimNothing(t *testing.T) {
 		add("behind", "192.168.0.16/24", "", via("gw"), cidr("100.64.48.0/20")).
 		build(cluster1())
 	checkProblem(t, s, "orphan", "Stale: spec.gatewayLink broken cannot be used (Invalid): repair that link first")
-	checkProblem(t, s, "lost", "Stale: spec.gatewayLink nowhere does not exist, or another broker serves it: create that link, "+
+	checkProblem(t, s, "lost", "Stale: spec.gatewayLink nowhere does not exist, or another broker serves it: "+
+		"create that link, "+
 		"or name both links in served-links of one broker")
 	checkProblem(t, s, "gw", "")
 	checkProblem(t, s, "behind", "")

@@ -48,7 +48,8 @@ func randomLocal(d *dice) Local {
 	l.MeshDNS = pick(d, netip.Addr{}, ip("100.64.16.11"), ip("10.9.9.9"))
 	l.OwnDNS = pick(d, netip.Addr{}, ip("100.64.16.11"))
 	l.ClusterDNS = pick(d, netip.Addr{}, ip("100.64.0.53"))
-	l.Served = pick(d, nil, []string{"two", "m--two", "three"}, []string{"m"}, []string{DefaultMesh, "m--one"}, []string{"192.168.9.0/24"})
+	l.Served = pick(d, nil, []string{"two", "m--two", "three"}, []string{"m"}, []string{DefaultMesh, "m--one"},
+		[]string{"192.168.9.0/24"})
 	return l
 }
 

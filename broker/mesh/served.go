@@ -23,7 +23,7 @@ type servedSet struct {
 }
 
 func newServedSet(local *Local, links []*v1alpha1.KubeLink) *servedSet {
-	s := &servedSet{all: local.Served == nil, names: map[string]bool{}, meshes: map[string]bool{}, linked: map[string]bool{}}
+	s := &servedSet{local.Served == nil, map[string]bool{}, map[string]bool{}, map[string]bool{}}
 	var networks []netip.Prefix
 	for _, entry := range local.Served {
 		if s.names[entry] = true; entry == DefaultMesh {

@@ -13,8 +13,8 @@ func twoMeshes() *objs {
 		add("m--k4", "10.99.0.4/24", "d.example", cidr("100.64.48.0/20"))
 }
 
-// TestServedLinks: an entry names a link, a mesh or the network of a mesh. A broker is the gateway of meshes in which it
-// serves a link, or which its list names; it writes the status of LocalLinks that it serves whole or by name.
+// TestServedLinks: an entry names a link, a mesh or the network of a mesh. A broker is the gateway of meshes in which
+// it serves a link, or which its list names; it writes the status of LocalLinks that it serves whole or by name.
 func TestServedLinks(t *testing.T) {
 	for _, c := range []struct {
 		served []string
@@ -108,6 +108,6 @@ func TestServedWithoutLocalLink(t *testing.T) {
 	s := new(objs).add("m--k4", "10.99.0.4/24", "d.example").add("m--k5", "x", "e.example").
 		add("k2", "192.168.0.12/24", "b.example").build(local)
 	checkEqual(t, "problems", len(s.Problems), 2)
-	checkProblem(t, s, "m--k4", "Stale: mesh m has no LocalLink: create KubeLink m--<local cluster> with endpoint LocalLink "+
-		"and the address of this cluster in the mesh")
+	checkProblem(t, s, "m--k4", "Stale: mesh m has no LocalLink: create KubeLink m--<local cluster> "+
+		"with endpoint LocalLink and the address of this cluster in the mesh")
 }

@@ -224,8 +224,8 @@ func (w *twoGateways) testOtherList(t *testing.T, ctx context.Context) {
 	waitRoutes(t, 5*time.Second, w.plain, brokers[2].ServiceCIDR.String()+" via "+nodes[1].Address.String())
 }
 
-// linkTwoMeshes makes the links of the brokers. The third cluster gives its services to the second mesh, and takes those
-// of the first cluster from there.
+// linkTwoMeshes makes the links of the brokers. The third cluster gives its services to the second mesh, and takes the
+// services of the first cluster from there.
 func linkTwoMeshes(t *testing.T, ctx context.Context) {
 	t.Helper()
 	one, two, three := brokers[0], brokers[1], brokers[2]
