@@ -54,12 +54,15 @@ func (c *Chains) Set(family int, chains []Chain, wanted bool) (warning, err erro
 }
 
 // Refused is the number of packets that chains with Counts have dropped since NewChains. It is as new as the last Set.
-func (c *Chains) Refused() uint64 { return c.kernel.Refused() }
+func (c *Chains) Refused() uint64 { return c.kernel.Drops().Node }
 
 // complete returns the chain as Set wants it.
 func (c Chain) complete() chain {
 	full := chain{table: c.Table, name: c.Name, device: c.Behind, first: c.Behind == "", optional: c.Optional,
-		counts: c.Counts, remedy: c.Remedy, hook: c.Hook + " -m comment --comment kubelink -j " + c.Name}
+		remedy: c.Remedy, hook: c.Hook + " -m comment --comment kubelink -j " + c.Name}
+	if c.Counts {
+		full.counts = ofNode
+	}
 	for _, r := range c.Rules {
 		full.rules = append(full.rules, "-A "+c.Name+" "+r)
 	}

@@ -35,6 +35,7 @@ type State struct {
 	// device: the network of nodes drops foreign addresses. Those of OverlayDevice keep theirs. A pod needs no such word.
 	Masquerade bool
 	Pod        Pod
+	Firewall   *Firewall // nil: the dataplane lets in what may come from links only
 }
 
 // Pod says that the network namespace is that of a pod, in which only the broker runs (pod mode). The zero Pod: it is
@@ -126,6 +127,9 @@ func wantedObjects(c Config, s State, device link, pod int) objects {
 		if s.usesFamily(f) && pod != 0 {
 			wanted.forwarding = append(wanted.forwarding, forwarding{pod, f})
 		}
+	}
+	if s.Firewall != nil && s.usesFamily(unix.AF_INET) {
+		wanted.unrouting = []unrouting{{device.Index}}
 	}
 	for _, a := range s.Addresses {
 		// Full-length, for each range comes as a route of its own, with its source.

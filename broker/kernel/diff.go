@@ -20,7 +20,7 @@ type ownership struct {
 // Protocol; on the device, full-length addresses with noprefixroute; rules with Protocol.
 func divideObjects(found objects, oldDevices []int) ownership {
 	o := ownership{oldDevices: oldDevices}
-	o.ours.link, o.ours.forwarding = found.link, found.forwarding
+	o.ours.link, o.ours.forwarding, o.ours.unrouting = found.link, found.forwarding, found.unrouting
 	for _, a := range found.addresses {
 		if a.NoPrefixRoute && a.Prefix.IsSingleIP() {
 			o.ours.addresses = append(o.ours.addresses, a)
@@ -92,6 +92,7 @@ func planChanges(wanted objects, found ownership, noNAT map[int]bool) *plan {
 	if wanted.link != found.ours.link {
 		p.changes = append(p.changes, change{"set", wanted.link})
 	}
+	addChanges(p, "set", minus(wanted.unrouting, found.ours.unrouting))
 	addChanges(p, "set", minus(wanted.forwarding, found.ours.forwarding))
 	addChanges(p, "add", minus(wanted.addresses, found.ours.addresses))
 	usedDevices := p.addRoutes(wanted.routes, found, noNAT)

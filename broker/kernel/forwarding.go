@@ -1,6 +1,6 @@
 package kernel
 
-// Whether the kernel forwards what comes in through the device. The settings of the node are not ours, the ones of our
+// Whether the kernel forwards what comes in through the device, and where to. The settings of the node are not ours, the ones of our
 // device are: Documentation/networking/ip-sysctl.rst of Linux.
 
 import (
@@ -36,7 +36,7 @@ func settingFile(family int, device, setting string) string {
 
 func setForwarding(o forwarding, device string) error {
 	if o.Family == unix.AF_INET {
-		return setForwarding4(o.Index)
+		return setConfig4(o.Index, inetConfForwarding, 1)
 	}
 	settings := []string{"forwarding"}
 	if !isOn(o.Family, "all", "forwarding") {
@@ -59,23 +59,30 @@ func PrepareDevice(index int, device string, family int) error {
 	return setForwarding(forwarding{index, family}, device)
 }
 
-// setForwarding4 uses rtnetlink(7), for a container without privileges cannot write files below /proc/sys. There is no
-// such way for IPv6.
-func setForwarding4(index int) error {
+// isUnrouting tells whether source routes are refused. What cannot be read is not so.
+func isUnrouting(device string) bool {
+	value, err := os.ReadFile(settingFile(unix.AF_INET, device, "accept_source_route"))
+	return err == nil && string(bytes.TrimSpace(value)) == "0"
+}
+
+// setConfig4 uses rtnetlink(7), for a container without privileges cannot write files below /proc/sys. There is no such
+// way for IPv6.
+func setConfig4(index, setting int, value uint32) error {
 	request := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	message := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	message.Index = int32(index)
 	request.AddData(message)
 	perFamily := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	config := perFamily.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil)
-	config.AddRtAttr(inetConfForwarding, nl.Uint32Attr(1))
+	config.AddRtAttr(setting, nl.Uint32Attr(value))
 	request.AddData(perFamily)
 	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
 	return err
 }
 
-// IFLA_INET_CONF of linux/if_link.h and IPV4_DEVCONF_FORWARDING of linux/ip.h.
+// IFLA_INET_CONF of linux/if_link.h, IPV4_DEVCONF_FORWARDING and IPV4_DEVCONF_ACCEPT_SOURCE_ROUTE of linux/ip.h.
 const (
-	inetConf           = 1
-	inetConfForwarding = 1
+	inetConf            = 1
+	inetConfForwarding  = 1
+	inetConfSourceRoute = 9
 )

@@ -213,21 +213,21 @@ func testGuard(t *testing.T) {
 		}
 	}
 	set(t, k, s)
-	if got := k.Refused(); got != refused {
+	if got := k.Drops().Node; got != refused {
 		t.Errorf("%d packets were refused, and %d counted", refused, got)
 	}
 	// A chain that is made anew counts from zero.
-	before := k.Refused()
+	before := k.Drops().Node
 	s.LocalPorts = s.LocalPorts[1:]
 	set(t, k, s)
 	arrivals(t, device, []packet{{"ssh", "192.168.0.11", tcp, 4000, 22, false}}, openPort)
 	set(t, k, s)
-	if got := k.Refused(); got != before+1 {
+	if got := k.Drops().Node; got != before+1 {
 		t.Errorf("%d packets counted, want %d", got, before+1)
 	}
 	successor, _ := open(t, config)
-	if set(t, successor, s); successor.Refused() != 0 {
-		t.Errorf("the next process has counted %d packets", successor.Refused())
+	if set(t, successor, s); successor.Drops().Node != 0 {
+		t.Errorf("the next process has counted %d packets", successor.Drops().Node)
 	}
 }
 
@@ -327,7 +327,7 @@ func TestGuardKnowsDirections(t *testing.T) {
 	send(4000, 9)
 	get(open)
 	set(t, k, s)
-	if got := k.Refused(); got != 2 {
+	if got := k.Drops().Node; got != 2 {
 		t.Errorf("%d packets refused, want the one that was no reply, and the one to the port that has been closed", got)
 	}
 }

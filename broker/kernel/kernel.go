@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,8 +48,8 @@ type Kernel struct {
 
 	mu      sync.Mutex // guards the fields below; held to read or to assign them only
 	warning error      // of the last Set
-	refused uint64     // packets
-	used    []Backend  // not changed later
+	drops   Drops
+	used    []Backend // not changed later
 }
 
 // knownChains is what Set knows of our chains of a family in a back end.
@@ -154,6 +155,13 @@ type failures struct {
 
 func newFailures() *failures { return &failures{noNAT: map[int]bool{}, noChain: map[int]bool{}} }
 
+// Drops are the packets that our chains have dropped, by reason.
+type Drops struct {
+	Source      uint64 // of a link, from an address that is routed to none; with a Firewall
+	Destination uint64 // of a link, to where it may not go; with a Firewall
+	Node        uint64 // to this node itself: neither ping, nor a reply, nor for an open port
+}
+
 // Warning tells what the last Set could not do, but a mesh does without; nil: there is nothing. It
 // does not wait for a Set that runs.
 func (k *Kernel) Warning() error {
@@ -162,12 +170,11 @@ func (k *Kernel) Warning() error {
 	return k.warning
 }
 
-// Refused is the number of packets from the device to this node that were dropped since New: they were for a port that
-// is not one of LocalPorts. It is as new as the last Set.
-func (k *Kernel) Refused() uint64 {
+// Drops returns what our chains have dropped since New. It is as new as the last Set.
+func (k *Kernel) Drops() Drops {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.refused
+	return k.drops
 }
 
 // setNetwork sets all that rtnetlink(7) does: it plans the changes to what the kernel has and
@@ -238,7 +245,7 @@ func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, fail
 	tools, found := k.selectTools(ctx, family, failed)
 	k.known(tools).clean = false
 	for _, c := range chains {
-		k.countRefused(tools, c, found[c.table])
+		k.countDrops(tools, c, found[c.table])
 		err := k.setChain(ctx, c, tools, found[c.table], !c.unwanted)
 		if err == nil || c.unwanted && !k.known(tools).made[c.name] {
 			continue
@@ -325,11 +332,43 @@ func (k *Kernel) readTables(ctx context.Context, tools toolset, each bool) rules
 	return all
 }
 
-// countRefused adds what a chain that counts has refused since the last look.
-func (k *Kernel) countRefused(tools toolset, c chain, t *ruleTable) {
-	rules, exists := t.find(c.name)
-	if !exists || !c.counts {
+// reason says as which of Drops a chain counts.
+type reason int
+
+const (
+	notCounted reason = iota
+	ofNode
+	ofDestination
+)
+
+// countDrops adds what a chain that counts has dropped since the last look, and what the inner ones have.
+func (k *Kernel) countDrops(tools toolset, c chain, t *ruleTable) {
+	var drops Drops
+	switch c.counts {
+	case notCounted:
 		return
+	case ofNode:
+		drops.Node = k.countNew(tools, c.name, t)
+	case ofDestination:
+		drops.Destination = k.countNew(tools, c.name, t)
+	}
+	if c.innerPrefix == linkChains {
+		drops.Node += k.countNew(tools, dropNode, t)
+		drops.Source += k.countNew(tools, dropSource, t)
+		drops.Destination += k.countNew(tools, dropDestination, t)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.drops.Source += drops.Source
+	k.drops.Destination += drops.Destination
+	k.drops.Node += drops.Node
+}
+
+// countNew returns how many packets the rules of a chain have dropped since the last look.
+func (k *Kernel) countNew(tools toolset, name string, t *ruleTable) uint64 {
+	rules, exists := t.find(name)
+	if !exists {
+		return 0
 	}
 	var packets uint64
 	for _, r := range rules {
@@ -337,17 +376,15 @@ func (k *Kernel) countRefused(tools toolset, c chain, t *ruleTable) {
 			packets += r.packets
 		}
 	}
-	before, seen := k.known(tools).counted[c.name]
-	k.known(tools).counted[c.name] = packets
-	if !seen { // what the chain of a killed broker has counted
-		return
+	before, seen := k.known(tools).counted[name]
+	k.known(tools).counted[name] = packets
+	switch {
+	case !seen: // what the chain of a killed broker has counted
+		return 0
+	case packets < before: // another program has set it to zero
+		return packets
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if packets < before { // another program has set it to zero
-		before = 0
-	}
-	k.refused += packets - before
+	return packets - before
 }
 
 // setChain makes a chain and its hook as they are wanted, or removes both.
@@ -371,8 +408,10 @@ func (k *Kernel) setChain(ctx context.Context, c chain, tools toolset, t *ruleTa
 		if err != nil {
 			return err
 		}
-		if c.counts && c.isMadeAnew(commands) {
-			known.counted[c.name] = 0
+		for _, name := range []string{c.name, dropSource, dropDestination, dropNode} {
+			if c.counts != notCounted && slices.Contains(commands, makeCommand(name)) {
+				known.counted[name] = 0
+			}
 		}
 	}
 	if wanted {

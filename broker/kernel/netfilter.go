@@ -36,7 +36,15 @@ type chain struct {
 	remedy      string // where the kernel lacks what the chain needs
 	optional    bool   // a mesh does without it
 	unwanted    bool   // it is removed
-	counts      bool   // the packets that its rules drop are refused ones
+	counts      reason // of the packets that its rules drop; inner ones have reasons of their own
+	inner       []innerChain
+	innerPrefix string // how the names of inner chains begin, the ones of earlier states, too; empty: there are none
+}
+
+// innerChain is one that only a chain of ours leads to. Both change in one transaction.
+type innerChain struct {
+	name  string
+	rules []string
 }
 
 // predecessor is the chain that an earlier version of this program had in place of one.
@@ -50,10 +58,14 @@ func (c chain) builtin() string { return strings.Fields(c.hook)[1] }
 
 // wantedChains returns the chains that one family should have. With ipvs, addresses of services are local ones.
 func wantedChains(device string, s State, family int, ipvs bool) []chain {
-	return []chain{
+	chains := []chain{
 		natChain(device, s, family), masqueradeChain(device, s, family), guardChain(device, s, family, ipvs),
 		forwardChain(device, s, family), mssChain(device, family),
 	}
+	if family == unix.AF_INET6 { // of IPv4, it is a setting of the device
+		chains = append(chains, sourceRouteChain(device, s))
+	}
+	return chains
 }
 
 // natChain translates sources of packets that leave through the device.
@@ -138,8 +150,10 @@ func longestFirst(routes []mesh.Route) []mesh.Route {
 //
 // The address of a service is usually none of the node, so these rules do not concern it. It is one where NodeLocal
 // DNSCache has the address of the DNS service, and with IPVS, where kube-proxy refuses ports that no service has.
+//
+// With a Firewall, it begins with the chains of that.
 func guardChain(device string, s State, family int, ipvs bool) chain {
-	c := chain{table: mangleTable, name: guardName, device: device, first: true, counts: true,
+	c := chain{table: mangleTable, name: guardName, device: device, first: true, counts: ofNode, innerPrefix: linkChains,
 		hook: "-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + guardName,
 		remedy: "linked clusters may reach ports of this node; it needs the kernel modules xt_conntrack and xt_addrtype " +
 			"(with nf_tables, nft_compat): load them on the node"}
@@ -148,6 +162,15 @@ func guardChain(device string, s State, family int, ipvs bool) chain {
 		ping = "-p ipv6-icmp -m icmp6 --icmpv6-type 128"
 		node = []string{"-d ff00::/8", "-m addrtype --dst-type LOCAL,ANYCAST"}
 	}
+	var control []string
+	if s.Firewall != nil {
+		var first []string
+		first, control, c.inner = firewallChains(s.Firewall, family)
+		c.addRules(first...)
+		if family == unix.AF_INET { // it changes routes, and counts as RELATED
+			c.addRules("-p icmp -m icmp --icmp-type 5 -j " + dropNode)
+		}
+	}
 	pass := func(match string) { c.rules = append(c.rules, "-A "+c.name+match+" -j RETURN") }
 	passPort := func(to netip.Prefix, p mesh.LocalPort) {
 		pass(fmt.Sprintf("%s -p %s -m %[2]s --dport %d", matchOption("-d", to), p.Protocol, p.Port))
@@ -155,6 +178,7 @@ func guardChain(device string, s State, family int, ipvs bool) chain {
 	pass(" -m conntrack --ctstate ESTABLISHED --ctdir REPLY")
 	pass(" -m conntrack --ctstate RELATED")
 	pass(" " + ping + " -m addrtype --dst-type LOCAL")
+	c.addRules(control...)
 	for _, a := range s.Addresses {
 		if FamilyOf(a.Addr()) != family {
 			continue
@@ -174,9 +198,15 @@ func guardChain(device string, s State, family int, ipvs bool) chain {
 		}
 	}
 	for _, match := range node {
-		c.rules = append(c.rules, "-A "+c.name+" "+match+" -j DROP")
+		c.addRules(match + " -j DROP")
 	}
 	return c
+}
+
+func (c *chain) addRules(rules ...string) {
+	for _, r := range rules {
+		c.rules = append(c.rules, "-A "+c.name+" "+r)
+	}
 }
 
 const guardName = "KLINK-LOCAL"
@@ -234,6 +264,18 @@ func mssChain(device string, family int) chain {
 		optional: true}
 }
 
+// sourceRouteChain drops packets of links that name a further way (routing headers of IPv6, RFC 8200): the firewall
+// knows the next destination only. A kernel without the match goes no such way itself, unless it was told to.
+func sourceRouteChain(device string, s State) chain {
+	const name = "KLINK-ROUTING"
+	return chain{table: mangleTable, name: name, device: device, first: true, counts: ofDestination,
+		hook:     "-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + name,
+		rules:    []string{"-A " + name + " -m rt --rt-segsleft 1:255 -j DROP"},
+		unwanted: s.Firewall == nil, optional: true,
+		remedy: "packets of links that name a further way (routing headers) reach pods; it needs the kernel module ip6t_rt " +
+			"(with nf_tables, nft_compat): load it on the node"}
+}
+
 // matchOption is an option of a rule with a space before it. iptables prints none for all addresses.
 func matchOption(option string, p netip.Prefix) string {
 	if p.Bits() == 0 {
@@ -245,40 +287,73 @@ func matchOption(option string, p netip.Prefix) string {
 // restoreCommands returns what to tell iptables-restore(8), given the table as it is. All of it is one transaction: no
 // packet sees less than the old or the new rules.
 func (c chain) restoreCommands(wanted bool, t *ruleTable) (commands []string) {
-	current, exists := t.find(c.name)
 	others, hooks := c.divideBuiltin(t)
 	remove := append(deleteCommands(hooks), c.old.removeCommands(t)...)
 	if !wanted {
-		if exists {
-			remove = append(remove, "-F "+c.name, "-X "+c.name)
+		return append(remove, removeChains(c.obsolete(t, nil))...)
+	}
+	all := append([]innerChain{{c.name, c.rules}}, c.inner...)
+	commands = append(fillCommands(all, t), c.hookCommands(t, others, hooks, remove)...)
+	return append(commands, removeChains(c.obsolete(t, all))...)
+}
+
+// fillCommands make chains, or empty them, and fill them, where they are not right. They can lead to each other.
+func fillCommands(chains []innerChain, t *ruleTable) (commands []string) {
+	var rules []string
+	for _, c := range chains {
+		if current, exists := t.find(c.name); !exists || !slices.EqualFunc(current, c.rules, hasText) {
+			commands = append(commands, makeCommand(c.name))
+			rules = append(rules, c.rules...)
 		}
-		return remove
 	}
-	if !exists || !slices.EqualFunc(current, c.rules, hasText) {
-		commands = append(commands, ":"+c.name+" - [0:0]") // makes or empties it
-		commands = append(commands, c.rules...)
-	}
+	return append(commands, rules...)
+}
+
+// makeCommand makes a chain, or empties it. It counts from zero then.
+func makeCommand(name string) string { return ":" + name + " - [0:0]" }
+
+// hookCommands put the hook in its place.
+func (c chain) hookCommands(t *ruleTable, others, hooks []chainRule, remove []string) []string {
 	place := 0
 	if !c.first {
 		place = t.endOfPolicies(others, c.device)
 	}
 	if len(hooks) == 1 && len(remove) == 1 && hasText(hooks[0], c.hook) && c.isPlaced(t, others, place) {
-		return commands
+		return nil
 	}
-	commands = append(commands, remove...)
 	rule := strings.TrimPrefix(c.hook, "-A "+c.builtin())
 	switch place {
 	case 0:
-		return append(commands, "-I "+c.builtin()+rule)
+		return append(remove, "-I "+c.builtin()+rule)
 	case len(others):
-		return append(commands, c.hook)
+		return append(remove, c.hook)
 	}
-	return append(commands, fmt.Sprintf("-I %s %d%s", c.builtin(), place+1, rule))
+	return append(remove, fmt.Sprintf("-I %s %d%s", c.builtin(), place+1, rule))
 }
 
-// isMadeAnew tells that commands make the chain: it counts from zero then.
-func (c chain) isMadeAnew(commands []string) bool {
-	return slices.Contains(commands, ":"+c.name+" - [0:0]")
+// obsolete returns the names of the chain and of inner ones that exist and are not among the wanted ones.
+func (c chain) obsolete(t *ruleTable, wanted []innerChain) (names []string) {
+	if t == nil {
+		return nil
+	}
+	for name := range t.chains {
+		ours := name == c.name || c.innerPrefix != "" && strings.HasPrefix(name, c.innerPrefix)
+		if ours && !slices.ContainsFunc(wanted, func(w innerChain) bool { return w.name == name }) {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, compareNames)
+	return names
+}
+
+// removeChains returns the commands that remove chains, which may lead to each other.
+func removeChains(names []string) (commands []string) {
+	for _, command := range []string{"-F ", "-X "} {
+		for _, name := range names {
+			commands = append(commands, command+name)
+		}
+	}
+	return commands
 }
 
 // divideBuiltin returns the rules of the builtin chain that are not ours, and the ones that jump to this chain.

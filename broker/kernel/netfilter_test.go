@@ -108,11 +108,14 @@ func TestWantedChains(t *testing.T) {
 			if strings.HasPrefix(c.name, "KUBELINK-") {
 				t.Errorf("a router of the former system flushes chain %s", c.name)
 			}
-			if c.optional != (c.name == "KLINK-MSS") {
+			if c.optional != (c.name == "KLINK-MSS" || c.name == "KLINK-ROUTING") {
 				t.Errorf("IPv%d: chain %s: a mesh does without it: %t", IPVersion(family), c.name, c.optional)
 			}
 		}
 		want := []string{"nat POSTROUTING", "nat POSTROUTING", "mangle PREROUTING", "filter FORWARD", "mangle FORWARD"}
+		if family == unix.AF_INET6 {
+			want = append(want, "mangle PREROUTING")
+		}
 		if !slices.Equal(got, want) {
 			t.Errorf("IPv%d: chains in %q, want %q", IPVersion(family), got, want)
 		}

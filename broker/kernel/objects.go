@@ -31,6 +31,7 @@ type objects struct {
 	link       link         // zero: there is no such device
 	pod        int          // index of the pod's own interface; 0: there is none
 	forwarding []forwarding // that is on for both
+	unrouting  []unrouting  // of the device
 	addresses  []address
 	routes     []route
 	rules      []rule
@@ -41,6 +42,9 @@ type objects struct {
 // omitFamily takes out what belongs to a family.
 func (o *objects) omitFamily(family int) {
 	o.forwarding = slices.DeleteFunc(o.forwarding, func(x forwarding) bool { return x.Family == family })
+	if family == unix.AF_INET {
+		o.unrouting = nil
+	}
 	o.addresses = slices.DeleteFunc(o.addresses, func(a address) bool { return FamilyOf(a.Prefix.Addr()) == family })
 	o.routes = slices.DeleteFunc(o.routes, func(r route) bool { return FamilyOf(r.Destination.Addr()) == family })
 	o.rules = slices.DeleteFunc(o.rules, func(r rule) bool { return r.Family == family })
@@ -55,6 +59,10 @@ type link struct {
 type forwarding struct {
 	Index, Family int
 }
+
+// unrouting says that packets of IPv4 that come in through a device and name a way of their own (source routes, RFC 791)
+// are dropped.
+type unrouting struct{ Index int }
 
 type address struct {
 	Index         int
@@ -104,6 +112,8 @@ func ipCommand(verb string, object any, name func(int) string) string {
 		return fmt.Sprintf("ip link %s %s mtu %d up", verb, name(o.Index), o.MTU)
 	case forwarding:
 		return fmt.Sprintf("sysctl net.ipv%d.conf.%s.forwarding=1", IPVersion(o.Family), name(o.Index))
+	case unrouting:
+		return fmt.Sprintf("sysctl net.ipv4.conf.%s.accept_source_route=0", name(o.Index))
 	case address:
 		return fmt.Sprintf("ip addr %s %s dev %s noprefixroute", verb, o.Prefix, name(o.Index))
 	case route:

@@ -109,6 +109,9 @@ func (l *linux) dumpDevices(name string, o *objects) error {
 	attrs := dev.Attrs()
 	o.link = link{attrs.Index, attrs.MTU, attrs.Flags&net.FlagUp != 0}
 	o.addForwarding(attrs)
+	if isUnrouting(name) {
+		o.unrouting = []unrouting{{attrs.Index}}
+	}
 	addresses, err := l.netlink.AddrList(dev, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("addresses: %w", err)
@@ -198,6 +201,8 @@ func (l *linux) Change(verb string, object any) error {
 		return l.changeLink(verb, o)
 	case forwarding:
 		return setForwarding(o, l.DeviceName(o.Index))
+	case unrouting:
+		return setConfig4(o.Index, inetConfSourceRoute, 0)
 	case address:
 		a := &netlink.Addr{IPNet: toIPNet(o.Prefix), LinkIndex: o.Index, Flags: unix.IFA_F_NOPREFIXROUTE}
 		if o.Prefix.Addr().Is6() {

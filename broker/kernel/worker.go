@@ -52,7 +52,7 @@ type setter interface {
 	Set(State) error
 	Warning() error
 	Clear() error
-	Refused() uint64
+	Drops() Drops
 	Backends() []Backend
 }
 
@@ -214,8 +214,8 @@ func (w *Worker) logBackends() {
 	w.logged = all
 }
 
-// Refused is that of the kernel. It does not wait for a run.
-func (w *Worker) Refused() uint64 { return w.currentKernel().Refused() }
+// Drops are those of the kernel. It does not wait for a run.
+func (w *Worker) Drops() Drops { return w.currentKernel().Drops() }
 
 // Backends are those of the kernel. It does not wait for a run.
 func (w *Worker) Backends() []Backend { return w.currentKernel().Backends() }

@@ -25,7 +25,7 @@ type slowKernel struct {
 func (k *slowKernel) Set(s State) error   { k.sets <- s; return <-k.let }
 func (k *slowKernel) Warning() error      { return nil }
 func (k *slowKernel) Clear() error        { return nil }
-func (k *slowKernel) Refused() uint64     { return 7 }
+func (k *slowKernel) Drops() Drops        { return Drops{Node: 7} }
 func (k *slowKernel) Backends() []Backend { return k.backends }
 
 // newTestWorker returns a worker on a kernel of the test, and counts the calls of Done.
@@ -73,7 +73,7 @@ func TestWorkerPatience(t *testing.T) {
 		if err := w.Set(two); err != ErrStuck {
 			t.Errorf("after the grace: %v", err)
 		}
-		if n := w.Refused(); n != 7 { // it waits for nothing
+		if n := w.Drops().Node; n != 7 { // it waits for nothing
 			t.Errorf("%d refused packets", n)
 		}
 		if woken.Load() > 0 {
