@@ -10,6 +10,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -87,7 +88,7 @@ func TestFirewallTable(t *testing.T) {
 		p.failed.Store(true) // it counts what it gets
 		raw := newBatchConn(null{}, 0)
 		sessions[p.Link] = newSession(p, raw, raw, true, 0, b.featureFlags(),
-			&hello{capable: true, flags: b.featureFlags(), streams: 1})
+			&hello.Hello{Capable: true, Flags: b.featureFlags(), Streams: 1})
 	}
 	for _, c := range table.Packets {
 		before := b.Stats()

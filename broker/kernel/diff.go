@@ -68,7 +68,7 @@ func candidateDevices(found objects) []int {
 type plan struct {
 	changes   []change
 	conflicts []conflict
-	withheld  map[int]int // number of new routes that wait for source NAT, by family
+	withheld  map[int]int // number of new routes that wait for source NAT or the firewall, by family
 }
 
 // change is a command of ip(8): verb is set, add, replace or del, object a link, address, route or
@@ -85,9 +85,9 @@ type conflict struct {
 
 // planChanges returns the changes in this order: the device is up before it can have routes; a
 // route needs its source address, a rule its table; and the other way round. All that is new comes
-// before anything goes. The families of noNAT get no new routes: the connections that take one
-// would stay without source NAT.
-func planChanges(wanted objects, found ownership, noNAT map[int]bool) *plan {
+// before anything goes. The families of noRoutes get no new routes: the connections that take one
+// would stay without source NAT, or would not be filtered.
+func planChanges(wanted objects, found ownership, noRoutes map[int]string) *plan {
 	p := &plan{withheld: map[int]int{}}
 	if wanted.link != found.ours.link {
 		p.changes = append(p.changes, change{"set", wanted.link})
@@ -95,7 +95,7 @@ func planChanges(wanted objects, found ownership, noNAT map[int]bool) *plan {
 	addChanges(p, "set", minus(wanted.unrouting, found.ours.unrouting))
 	addChanges(p, "set", minus(wanted.forwarding, found.ours.forwarding))
 	addChanges(p, "add", minus(wanted.addresses, found.ours.addresses))
-	usedDevices := p.addRoutes(wanted.routes, found, noNAT)
+	usedDevices := p.addRoutes(wanted.routes, found, noRoutes)
 	addChanges(p, "add", missingRules(wanted.rules, found))
 
 	addChanges(p, "del", minus(found.ours.rules, wanted.rules))
@@ -118,7 +118,7 @@ func addChanges[T any](p *plan, verb string, list []T) {
 // addRoutes adds the changes that set the wanted routes, and tells which old devices must stay
 // because their routes do. No packet gets through an old device, but without its route the packets
 // would take the default route.
-func (p *plan) addRoutes(wanted []route, found ownership, noNAT map[int]bool) (usedDevices map[int]bool) {
+func (p *plan) addRoutes(wanted []route, found ownership, noRoutes map[int]string) (usedDevices map[int]bool) {
 	ours, foreign := routesByKey(found.ours.routes), map[place]route{}
 	for _, r := range found.foreign.routes {
 		foreign[r.place()] = r
@@ -131,7 +131,7 @@ func (p *plan) addRoutes(wanted []route, found ownership, noNAT map[int]bool) (u
 		switch {
 		case taken:
 			p.conflicts = append(p.conflicts, conflict{r, other})
-		case noNAT[family] && old.Index != r.Index:
+		case noRoutes[family] != "" && old.Index != r.Index:
 			p.withheld[family]++
 			usedDevices[old.Index] = true
 		case !exists:

@@ -76,10 +76,10 @@ func TestPlanChanges(t *testing.T) {
 	foreign := func(r route) route { r.Protocol, r.Metric = 4, 100; return r }
 
 	for name, c := range map[string]struct {
-		wanted objects
-		found  ownership
-		noNAT  map[int]bool
-		want   string // changes, conflicts and withheld routes
+		wanted   objects
+		found    ownership
+		noRoutes map[int]string
+		want     string // changes, conflicts and withheld routes
 	}{
 		"all is there": {all, ownership{ours: all}, nil, ""},
 		"all is new": {all, ownership{ours: objects{link: down}}, nil, `
@@ -108,11 +108,11 @@ func TestPlanChanges(t *testing.T) {
 			ip addr del 10.9.9.9/32 dev kubelink noprefixroute`},
 		"other sources, also without source NAT": {
 			objects{link: up, routes: []route{moved4, moved6}}, ownership{ours: objects{link: up, routes: []route{v4, v6}}},
-			map[int]bool{unix.AF_INET: true, unix.AF_INET6: true}, `
+			map[int]string{unix.AF_INET: "source NAT", unix.AF_INET6: "source NAT"}, `
 			ip route replace 10.0.0.0/16 dev kubelink proto 107 src 10.9.9.8 table 254
 			ip route replace fd00::/64 dev kubelink proto 107 src fd00::2 metric 1024 table 254`},
 		"no source NAT for IPv6": {
-			objects{link: up, routes: []route{v4, v6}}, ownership{ours: objects{link: up}}, map[int]bool{unix.AF_INET6: true}, `
+			objects{link: up, routes: []route{v4, v6}}, ownership{ours: objects{link: up}}, map[int]string{unix.AF_INET6: "source NAT"}, `
 			ip route add 10.0.0.0/16 dev kubelink proto 107 src 10.9.9.9 table 254
 			withheld IPv6 1`},
 		"foreign routes": {
@@ -134,11 +134,11 @@ func TestPlanChanges(t *testing.T) {
 		"an old device stays while its routes do": {
 			objects{link: up, routes: []route{v4, v6}},
 			ownership{ours: objects{link: up, routes: []route{old4, old6}}, oldDevices: []int{4}},
-			map[int]bool{unix.AF_INET: true}, `
+			map[int]string{unix.AF_INET: "source NAT"}, `
 			ip route replace fd00::/64 dev kubelink proto 107 src fd00::1 metric 1024 table 254
 			withheld IPv4 1`},
 	} {
-		p := planChanges(c.wanted, c.found, c.noNAT)
+		p := planChanges(c.wanted, c.found, c.noRoutes)
 		if got, want := planText(p), strings.ReplaceAll(strings.TrimSpace(c.want), "\t", ""); got != want {
 			t.Errorf("%s: plans\n%s\nwant\n%s", name, got, want)
 		}

@@ -22,12 +22,11 @@ import (
 type Firewall struct {
 	Peers []mesh.Peer    // with the fields that say what passes only
 	Local []netip.Prefix // networks of the local cluster and of its meshes: no source, unless they are a peer's very own
-	Port  uint16         // of TCP at the local cluster addresses, which takes connections from Addresses of peers only
 }
 
-// FilterLinks makes the kernel filter the packets of links. port is the one on which peers talk to each other.
-func (s *State) FilterLinks(m *mesh.State, port uint16) {
-	s.Firewall = &Firewall{Local: m.Local, Port: port}
+// FilterLinks makes the kernel filter the packets of links.
+func (s *State) FilterLinks(m *mesh.State) {
+	s.Firewall = &Firewall{Local: m.Local}
 	for _, p := range m.Peers { // a new endpoint or key is no reason to tell the kernel again
 		s.Firewall.Peers = append(s.Firewall.Peers, mesh.Peer{Link: p.Link, Local: p.Local, Addresses: p.Addresses,
 			Networks: p.Networks, Ingress: p.Ingress, Carried: p.Carried})
@@ -289,7 +288,7 @@ func (f *firewall) addPolicy(rules []mesh.Rule) string {
 func (f *firewall) replies() innerChain {
 	c := innerChain{name: repliesChain}
 	for _, rule := range []string{"-m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN",
-		"-m conntrack --ctstate RELATED -j RETURN", fmt.Sprintf("-p tcp -m tcp --dport %d -j RETURN", f.Port),
+		"-m conntrack --ctstate RELATED -j RETURN", fmt.Sprintf("-p tcp -m tcp --dport %d -j RETURN", mesh.ControlPort),
 		"-g " + dropNode} {
 		c.rules = append(c.rules, "-A "+repliesChain+" "+rule)
 	}
@@ -314,7 +313,7 @@ func (f *firewall) guardControl() (rules []string) {
 		}
 		if own.IsValid() {
 			target := f.addTree(fmt.Sprintf("%s-%d", controlChain, k), "-s", peers, "-g "+dropNode)
-			rules = append(rules, fmt.Sprintf("-d %s -p tcp -m tcp --dport %d %s", hostPrefix(own.Addr()), f.Port, target))
+			rules = append(rules, fmt.Sprintf("-d %s -p tcp -m tcp --dport %d %s", hostPrefix(own.Addr()), mesh.ControlPort, target))
 		}
 	}
 	return rules

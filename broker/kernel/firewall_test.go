@@ -31,8 +31,6 @@ type tablePacket struct {
 	Want, Kernel               string // Kernel: where it is another way, "gone" if the kernel itself drops it
 }
 
-const controlPort = 8779
-
 func readFirewallTable(t testing.TB) (table firewallTable, built mesh.State) {
 	t.Helper()
 	text, err := os.ReadFile("../mesh/testdata/firewall.json")
@@ -51,7 +49,7 @@ func readFirewallTable(t testing.TB) (table firewallTable, built mesh.State) {
 // firewallState is what the broker wants in mode wireguard.
 func firewallState(built *mesh.State) State {
 	s := NewState(built)
-	s.FilterLinks(built, controlPort)
+	s.FilterLinks(built)
 	return s
 }
 

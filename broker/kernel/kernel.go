@@ -148,12 +148,15 @@ func (k *Kernel) Set(s State) error {
 // failures is what a Set could not do.
 type failures struct {
 	errs     []error
-	warnings []error      // about what a mesh does without
-	noNAT    map[int]bool // families without the source NAT that they should have
-	noChain  map[int]bool // families without one of the chains: the ones in another back end stay
+	warnings []error        // about what a mesh does without
+	noRoutes map[int]string // what their new routes would lack, by family: these get none
+	noChain  map[int]bool   // families without one of the chains: the ones in another back end stay
 }
 
-func newFailures() *failures { return &failures{noNAT: map[int]bool{}, noChain: map[int]bool{}} }
+func newFailures() *failures { return &failures{noRoutes: map[int]string{}, noChain: map[int]bool{}} }
+
+// ErrUnfiltered is in the error of a Set that could not make the chains of a Firewall: what links send would pass them.
+var ErrUnfiltered = errors.New("packets of links are not filtered")
 
 // Drops are the packets that our chains have dropped, by reason.
 type Drops struct {
@@ -178,7 +181,7 @@ func (k *Kernel) Drops() Drops {
 }
 
 // setNetwork sets all that rtnetlink(7) does: it plans the changes to what the kernel has and
-// makes them. The families of noNAT get no new routes. A family that the kernel cannot list stays
+// makes them. The families of noRoutes get no new ones. A family that the kernel cannot list stays
 // as it is.
 func (k *Kernel) setNetwork(s State, found *objects, failed *failures) {
 	for _, f := range families {
@@ -193,8 +196,8 @@ func (k *Kernel) setNetwork(s State, found *objects, failed *failures) {
 			k.config.Device, len(s.Addresses), len(s.Routes)))
 	}
 	wanted := wantedObjects(k.config, s.without(found.failed), found.link, found.pod)
-	p := planChanges(wanted, divideObjects(*found, k.findOldDevices(*found)), failed.noNAT)
-	failed.errs = append(failed.errs, k.omissions(p)...)
+	p := planChanges(wanted, divideObjects(*found, k.findOldDevices(*found)), failed.noRoutes)
+	failed.errs = append(failed.errs, k.omissions(p, failed.noRoutes)...)
 	k.makeChanges(p, failed)
 }
 
@@ -209,15 +212,15 @@ func (k *Kernel) findOldDevices(found objects) (indexes []int) {
 }
 
 // omissions returns an error for each wanted object that a plan leaves out.
-func (k *Kernel) omissions(p *plan) (errs []error) {
+func (k *Kernel) omissions(p *plan, lacks map[int]string) (errs []error) {
 	for _, c := range p.conflicts {
 		errs = append(errs, fmt.Errorf("%s: %w", ipCommand("add", c.wanted, k.system.DeviceName),
 			&ForeignRouteError{c.wanted.Destination, c.foreign.text(k.system.DeviceName)}))
 	}
 	for _, f := range families {
 		if n := p.withheld[f]; n > 0 {
-			errs = append(errs, fmt.Errorf("%d new routes of IPv%d are not set: there is no source NAT for them",
-				n, IPVersion(f)))
+			errs = append(errs, fmt.Errorf("%d new routes of IPv%d are not set: there is no %s for them",
+				n, IPVersion(f), lacks[f]))
 		}
 	}
 	return errs
@@ -250,8 +253,14 @@ func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, fail
 		if err == nil || c.unwanted && !k.known(tools).made[c.name] {
 			continue
 		}
-		failed.noNAT[family] = failed.noNAT[family] || c.table == natTable
 		err = fmt.Errorf("chain %s of IPv%d: %w", c.name, IPVersion(family), err)
+		if len(c.inner) > 0 && c.innerPrefix == linkChains {
+			err = fmt.Errorf("%w: %w", ErrUnfiltered, err)
+			failed.noRoutes[family] = "firewall"
+		}
+		if c.table == natTable {
+			failed.noRoutes[family] = "source NAT"
+		}
 		if c.optional && !errors.Is(err, exec.ErrNotFound) {
 			failed.warnings = append(failed.warnings, err)
 		} else {

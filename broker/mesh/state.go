@@ -54,6 +54,9 @@ type Link struct {
 	Peer    string // the Peer that carries it: itself, or its gateway; empty: the mode carries no traffic
 }
 
+// ControlPort is the TCP port of cluster addresses on which two kubelinks talk inside a tunnel, in mode wireguard.
+const ControlPort = 8779
+
 // Peer is a link with a connection of its own and all that crosses it.
 type Peer struct {
 	Link      string         // name of the KubeLink
