@@ -41,7 +41,7 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 	// Peers come before routes: dialling starts at once, and the first routed packet finds a link. NAT comes
 	// before addresses and routes (kernel.Set sees to that), so that no packet leaves with a foreign source
 	// address. On removal the order is harmless: what is still routed for an instant is answered with
-	// unreachable.
+	// unreachable. In mode wireguard the kernel filters what links send, so peers wait for its first chains.
 	g := r.gateway
 	settings := r.cfg.linkSettings(port)
 	settings.Term = r.holder.Term
@@ -51,14 +51,24 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 	if !r.creds.Usable() {
 		peers = nil // better no link than one without authentication
 	}
-	errs = append(errs, g.Set(peers, s.Local))
 	want := kernel.NewState(s)
+	if g.filters {
+		want.FilterLinks(s)
+	} else {
+		errs = append(errs, g.Set(peers, s.Local))
+	}
 	want.Pod = kernel.Pod{Is: g.place.InPod, Device: g.place.Device}
 	want.Masquerade = r.cfg.VXLAN.Wanted && !g.place.InPod
 	err, pending = r.setKernel(want, func(from *nameSource) {
 		from.setRouted(s)
 		r.checkNode(s)
 	})
+	if pending == nil && !errors.Is(err, kernel.ErrStuck) && !errors.Is(err, kernel.ErrUnfiltered) {
+		g.filtered = true
+	}
+	if g.filters && (g.filtered || peers == nil) { // else a killed broker's device stays as it is
+		errs = append(errs, g.Set(peers, s.Local))
+	}
 	// The overlay comes last: it leads to addresses that exist by now.
 	failed, busy := r.setOverlay(s)
 	return errors.Join(append(errs, err, g.place.Problem, failed)...), cmp.Or(pending, busy)
@@ -69,6 +79,7 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 func (r *reconciler) leaveLinks(s *mesh.State) (err, pending error) {
 	r.gateway.SetCredentials(nil)
 	failed := r.gateway.Set(nil, s.Local)
+	r.gateway.filtered = false
 	err, pending = r.setKernel(kernel.State{}, func(from *nameSource) {
 		from.routed = nil
 		r.checkNode(&mesh.State{})

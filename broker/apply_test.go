@@ -2,6 +2,7 @@ package broker
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/pki"
 )
 
 // linkedState has one link to a cluster with names.
@@ -91,6 +93,50 @@ func publishChange(b *Broker) {
 	b.names.linksChanged()
 	for range 2 { // the second signal is taken after the first was published
 		b.names.signal <- struct{}{}
+	}
+}
+
+// Where the kernel filters what links send, no peer comes before it can. What a killed broker left stays until then,
+// unless nothing authenticates this end. A standby has no chains.
+func TestPeersWaitForFirewall(t *testing.T) {
+	b, d := newLinkedBroker(t)
+	calls := []string{}
+	d.calls = &calls
+	g, k := b.r.gateway, &recordingKernel{calls: &calls}
+	g.kernel, g.filters = k, true
+	state := linkedState()
+	state.Peers = []mesh.Peer{{Link: "kubelink2"}}
+	if _, err := b.r.creds.Refresh(t.Context(), nil, pki.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		name   string
+		result error
+		leaves bool
+		want   []string
+	}{
+		{"the kernel is busy", kernel.ErrBusy, false, []string{"kernel"}},
+		{"no chains", fmt.Errorf("chain X: %w", kernel.ErrUnfiltered), false, []string{"kernel"}},
+		{"stuck", kernel.ErrStuck, false, []string{"kernel"}},
+		{"another error", errors.New("a foreign route"), false, []string{"kernel", "Set 1 peers 0 local"}},
+		{"busy again", kernel.ErrBusy, false, []string{"kernel", "Set 1 peers 0 local"}},
+		{"another broker has the links", nil, true, []string{"Set 0 peers 0 local", "kernel"}},
+		{"busy with the first chains", kernel.ErrBusy, false, []string{"kernel"}},
+		{"done", nil, false, []string{"kernel", "Set 1 peers 0 local"}},
+	} {
+		calls, k.fail = calls[:0], step.result
+		apply := func() { _, _ = b.r.carryLinks(state, 0) }
+		if step.leaves {
+			apply = func() { _, _ = b.r.leaveLinks(state) }
+		}
+		apply()
+		calls = slices.DeleteFunc(calls, func(c string) bool { return !strings.HasPrefix(c, "Set ") && c != "kernel" })
+		if !slices.Equal(calls, step.want) {
+			t.Errorf("%s: %q, want %q", step.name, calls, step.want)
+		}
+		if fw := k.state.Firewall; !step.leaves && (fw == nil || len(fw.Peers) != 1) {
+			t.Errorf("%s: the kernel is told %+v", step.name, fw)
+		}
 	}
 }
 

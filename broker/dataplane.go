@@ -49,7 +49,7 @@ type kernelSetter interface {
 	Forget(*kernel.Kernel)
 	Wait()
 	Clear() error
-	Refused() uint64
+	Drops() kernel.Drops
 	Backends() []kernel.Backend
 }
 
@@ -62,6 +62,8 @@ type gateway struct {
 	place  linkgateway.Locator
 	nodes  overlaySetter // packets come from nodes, and go to them, through it; nil: it cannot be
 	log    *slog.Logger
+	// filters says that the kernel filters what links send, filtered that it has the chains: reconciler.mu guards it.
+	filters, filtered bool
 }
 
 // overlaySetter brings states of the overlay to the kernel, as an overlay.Worker does.
@@ -112,7 +114,8 @@ func openGateway(
 	if err != nil {
 		return nil, errors.Join(err, d.Close(true))
 	}
-	g := &gateway{dataplane: d, kernel: worker, host: h, nodes: overlay.NewWorker(end, resync, wake), log: log}
+	g := &gateway{dataplane: d, kernel: worker, host: h, nodes: overlay.NewWorker(end, resync, wake), log: log,
+		filters: c.Mode == mesh.WireGuard}
 	g.check, err = nodecheck.Start(nodecheck.Config{
 		Statuses: d.Statuses,
 		Repair:   func() { worker.CompareSoon(); wake() },
@@ -153,9 +156,18 @@ func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (datapla
 // Collect adds to the metrics of the dataplane what the kernel has dropped, and which iptables it uses.
 func (g *gateway) Collect(ch chan<- prometheus.Metric) {
 	g.dataplane.Collect(ch)
-	ch <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(g.kernel.Refused()))
+	count := func(d *prometheus.Desc, n uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+	}
+	drops := g.kernel.Drops()
+	count(refusedDesc, drops.Node)
+	if g.filters { // else the dataplane counts by link
+		count(dropsDesc, drops.Source, "", "source")
+		count(dropsDesc, drops.Destination, "", "destination")
+		count(dropsDesc, drops.Node, "", "node")
+	}
 	if g.nodes != nil {
-		ch <- prometheus.MustNewConstMetric(vxlanDesc, prometheus.CounterValue, float64(g.nodes.Counters().Dropped))
+		count(vxlanDesc, g.nodes.Counters().Dropped)
 	}
 	for _, b := range g.kernel.Backends() {
 		ch <- prometheus.MustNewConstMetric(backendDesc, prometheus.GaugeValue, 1,

@@ -92,7 +92,7 @@ func (k *recordingKernel) Set(s kernel.State) error   { k.state = s; k.note("ker
 func (k *recordingKernel) Forget(*kernel.Kernel)      { k.note("kernel forgets") }
 func (k *recordingKernel) Wait()                      { k.note("kernel waits") }
 func (k *recordingKernel) Clear() error               { k.note("kernel cleared"); return k.fail }
-func (k *recordingKernel) Refused() uint64            { return 0 }
+func (k *recordingKernel) Drops() kernel.Drops        { return kernel.Drops{} }
 func (k *recordingKernel) Backends() []kernel.Backend { return nil }
 
 func newFakeGateway(d *fakeDataplane, k *recordingKernel) *gateway {

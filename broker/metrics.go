@@ -35,6 +35,9 @@ var (
 	appliedDesc = newDesc("applied", "Whether the last state was applied in full (1) or not (0).")
 	refusedDesc = newDesc("node_refused_packets_total",
 		"Packets of links to the node itself that its kernel dropped: neither ping, nor a reply, nor for an open port.")
+	dropsDesc = newDesc("dropped_packets_total",
+		"IP packets of links dropped by the kernel by reason (source, destination, node); it does not tell of which link.",
+		"link", "reason")
 	vxlanDesc = newDesc("vxlan_dropped_packets_total",
 		"VXLAN packets to the gateway that its kernel dropped: they came from no node, or from a link or a pod.")
 	backendDesc = newDesc("iptables_backend_info",

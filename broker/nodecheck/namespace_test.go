@@ -95,6 +95,20 @@ IPT -A FORWARD -m comment --comment kubelink -j KL-FORWARD
 `, "IPT", iptables)
 }
 
+// linkFilter is the firewall of links where the kernel carries them: a list lets none of them to the service network.
+func linkFilter(iptables string) string {
+	return strings.ReplaceAll(`
+IPT -t mangle -N KLINK-LINK-DROP-DEST
+IPT -t mangle -A KLINK-LINK-DROP-DEST -j DROP
+IPT -t mangle -N KLINK-LINK-POLICY-0
+IPT -t mangle -A KLINK-LINK-POLICY-0 -d 192.168.0.11 -j RETURN
+IPT -t mangle -A KLINK-LINK-POLICY-0 -g KLINK-LINK-DROP-DEST
+IPT -t mangle -N KLINK-LOCAL
+IPT -t mangle -A KLINK-LOCAL -j KLINK-LINK-POLICY-0
+IPT -t mangle -I PREROUTING -i kubelink -m comment --comment kubelink -j KLINK-LOCAL
+`, "IPT", iptables)
+}
+
 // calico and kube-proxy, as the test bed and usual nodes have them.
 func podNetwork(iptables string) string {
 	return strings.ReplaceAll(`
@@ -189,6 +203,9 @@ func TestHealthyNodes(t *testing.T) {
 		{"iptables-legacy", gateway + routes + podNetwork("iptables-legacy") + chains("iptables-legacy")},
 		{"kube-proxy in nftables mode", gateway + routes + kubeProxyNFT + chains("iptables-nft")},
 		{"no IPv6", gateway + "sysctl -qw net.ipv6.conf.all.disable_ipv6=1\n" + routes + chains("iptables-nft")},
+		{"kubelink filters what links send", gateway + routes + chains("iptables-nft") + linkFilter("iptables-nft")},
+		{"kubelink filters in the legacy back end", gateway + routes + chains("iptables-legacy") +
+			linkFilter("iptables-legacy")},
 		{"policy DROP in our own back end", gateway + routes + podNetwork("iptables-nft") + chains("iptables-nft") +
 			"iptables-nft -P FORWARD DROP"},
 		{"policy DROP in our own back end, the legacy one", gateway + routes + podNetwork("iptables-legacy") +

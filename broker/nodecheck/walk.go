@@ -145,6 +145,9 @@ type outcome struct {
 	unsettle bool         // one of several translations, or none: not known which
 }
 
+// guard is kubelink's own chain of what links may reach. What it drops is meant to be dropped.
+const guard = "KLINK-LOCAL"
+
 // walkChain walks through a chain.
 func (w *walk) walkChain(chain string, depth int) (o outcome) {
 	for i := range w.rules(chain) {
@@ -191,6 +194,9 @@ func (w *walk) takeAction(r *rule, act action, chain string, a answer, depth int
 	case back:
 		o.ends = true
 	case jump, goTo:
+		if chain == guard {
+			return false
+		}
 		sub = w.walkChain(chain, depth+1)
 		sub.unsettle = sub.unsettle || a != yes && (sub.passes || sub.drops)
 		o.ends = o.ends || act == goTo && sub.ends
