@@ -313,7 +313,8 @@ func (f *firewall) guardControl() (rules []string) {
 		}
 		if own.IsValid() {
 			target := f.addTree(fmt.Sprintf("%s-%d", controlChain, k), "-s", peers, "-g "+dropNode)
-			rules = append(rules, fmt.Sprintf("-d %s -p tcp -m tcp --dport %d %s", hostPrefix(own.Addr()), mesh.ControlPort, target))
+			rules = append(rules,
+				fmt.Sprintf("-d %s -p tcp -m tcp --dport %d %s", hostPrefix(own.Addr()), mesh.ControlPort, target))
 		}
 	}
 	return rules
