@@ -102,7 +102,7 @@ func TestManyPeersBehindOneAddress(t *testing.T) {
 	}
 	took, refused := time.Since(begin), hub.Stats().Refused
 	t.Logf("%d peers are up after %s, %d dials, refused %v", peers, took, dials.Load(), refused)
-	if refused[RefusedLimit] != 0 || dials.Load() != peers {
+	if refused[hello.RefusedLimit] != 0 || dials.Load() != peers {
 		t.Errorf("%d dials, refused %v", dials.Load(), refused)
 	}
 }
@@ -129,7 +129,7 @@ func sayHello(s *tls.Conn, address string) error {
 		_, err = s.Write(hello.AppendFrame(nil, hello.FrameHello, payload))
 	}
 	if err == nil {
-		_, err = hello.ReadHello(s)
+		_, err = hello.ReadHello(s, hello.MaxPayload)
 	}
 	return err
 }
@@ -188,7 +188,7 @@ func TestLateHello(t *testing.T) {
 	if took := time.Since(begin); took > 4*time.Second {
 		t.Errorf("ended after %s", took)
 	}
-	a.await("refusal", func() bool { return a.Stats().Refused[RefusedHello] > 0 })
+	a.await("refusal", func() bool { return a.Stats().Refused[hello.RefusedHello] > 0 })
 	// A hello alone is not all: the ping has to follow that a keepalive begins with.
 	begin = time.Now()
 	a.stranger(i.ca.issue(t, "b.example"), func(s *tls.Conn) {
@@ -204,7 +204,7 @@ func TestLateHello(t *testing.T) {
 	if took := time.Since(begin); took > 4*time.Second || a.ups.Load() != 0 {
 		t.Errorf("without a ping it ended after %s, and was up %d times", took, a.ups.Load())
 	}
-	a.await("refusal", func() bool { return a.Stats().Refused[RefusedHello] > 1 })
+	a.await("refusal", func() bool { return a.Stats().Refused[hello.RefusedHello] > 1 })
 }
 
 // Texts of a machine in the middle and of strangers: what a user reads is a line of at most 1 KB.
@@ -325,7 +325,7 @@ func TestChangingRefusals(t *testing.T) {
 		a.await("refusal", func() bool { return a.status("b").Refused != "" })
 		seen[a.status("b").Refused] = true
 	}
-	if len(seen) > 64/(maxReasons-1)+1 {
+	if len(seen) > 64/(hello.MaxReasons-1)+1 {
 		t.Errorf("64 refusals, %d statuses", len(seen))
 	}
 }

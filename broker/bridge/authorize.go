@@ -14,6 +14,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -28,17 +29,20 @@ type authorization struct {
 // certificate includes the current time, but a reason has to be the same each time.
 func verifyRefusal(leaf *x509.Certificate, remote string, err error) error {
 	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
-		return newRefusal(RefusedCertificate, "certificate of %s: %w: both clusters need the same CA (ca.crt)", remote, err)
+		return hello.NewRefusal(hello.RefusedCertificate,
+			"certificate of %s: %w: both clusters need the same CA (ca.crt)", remote, err)
 	}
 	if !link.IsExpired(err) {
-		return newRefusal(RefusedCertificate, "certificate of %s: %w", remote, err)
+		return hello.NewRefusal(hello.RefusedCertificate, "certificate of %s: %w", remote, err)
 	}
 	invalid, _ := errors.AsType[x509.CertificateInvalidError](err)
 	owner, expired := remote, invalid.Cert
 	if expired != leaf {
-		owner = fmt.Sprintf("authority %s, which signed for %s,", cutText(expired.Subject.String(), maxNameText), remote)
+		name := hello.CutText(expired.Subject.String(), maxNameText)
+		owner = fmt.Sprintf("authority %s, which signed for %s,", name, remote)
 	}
-	return newRefusal(RefusedCertificate, "certificate of %s is valid from %s to %s only, or the clock is wrong",
+	return hello.NewRefusal(hello.RefusedCertificate,
+		"certificate of %s is valid from %s to %s only, or the clock is wrong",
 		owner, expired.NotBefore.UTC().Format(time.RFC3339), expired.NotAfter.UTC().Format(time.RFC3339))
 }
 

@@ -264,7 +264,7 @@ func TestNoResumption(t *testing.T) {
 		h := &hello.Hello{Announcement: link.Announcement{Address: newLink("b", 1, 2, "b.example").Addresses.First()}}
 		payload, _ := h.AppendPayload(nil)
 		conn.Write(hello.AppendFrame(nil, hello.FrameHello, payload))
-		if _, err := hello.ReadHello(conn); err != nil { // a ticket would come with the first data
+		if _, err := hello.ReadHello(conn, hello.MaxPayload); err != nil { // a ticket would come with the first data
 			t.Error(err)
 		}
 		conn.Close()
@@ -325,7 +325,7 @@ func handshakeAs(b *link.Credentials, conn net.Conn) error {
 		_, err = secure.Write(hello.AppendFrame(nil, hello.FrameHello, payload))
 	}
 	if err == nil {
-		_, err = hello.ReadHello(secure)
+		_, err = hello.ReadHello(secure, hello.MaxPayload)
 	}
 	return err
 }

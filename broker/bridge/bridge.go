@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -58,7 +59,7 @@ func Open(config Config) (*Bridge, error) {
 	rand.Read(random[:])
 	s.instance = binary.BigEndian.Uint64(random[:]) | 1 // 0 means "not known"
 	s.config.Store(&config)
-	s.refusals.init(s.log, s.timing.logInterval)
+	s.refusals = hello.NewRefusals(s.log, s.timing.logInterval)
 	if _, err := s.ownHello().AppendPayload(nil); err != nil {
 		return nil, err
 	}

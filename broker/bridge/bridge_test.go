@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -197,7 +198,7 @@ func TestRemoval(t *testing.T) {
 		t.Error("removed peer has a status")
 	}
 	a.awaitReason("b", "connect b.example:80: refused by peer: tls: bad certificate")
-	b.await("counter", func() bool { return b.Stats().Refused[RefusedName] > 0 })
+	b.await("counter", func() bool { return b.Stats().Refused[hello.RefusedName] > 0 })
 }
 
 func TestChangedEndpoint(t *testing.T) {

@@ -65,7 +65,7 @@ type timing struct {
 	recently, stable                  time.Duration
 	followDelay                       time.Duration // after which the end that is not the initiator dials missing streams
 
-	termMemory time.Duration // see peer.isSuperseded
+	termMemory time.Duration // see hello.Moment
 	recheck    time.Duration // interval in which a session looks whether its certificates are still valid
 	renewal    time.Duration // within which sessions are replaced after a change of our certificate
 

@@ -172,7 +172,7 @@ func (d *dialer) handshake(conn net.Conn, stream int) (*session, *hello.Hello, e
 	raw.SetDeadline(time.Now().Add(p.timing.handshake))
 	secure, auth, err := dialTLS(p.ctx, c, raw, p.Host, p.endpoint)
 	if err != nil {
-		p.refusals.countError(err)
+		p.countRefusal(err)
 		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, shortReason(err))
 	}
 	ours, flags, err := p.helloFrame(stream, nil)
@@ -182,13 +182,13 @@ func (d *dialer) handshake(conn net.Conn, stream int) (*session, *hello.Hello, e
 	if _, err = secure.Write(ours); err != nil {
 		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, shortReason(err))
 	}
-	theirs, err := hello.ReadHello(secure)
+	theirs, err := hello.ReadHello(secure, hello.MaxPayload)
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 		return nil, nil, fmt.Errorf("connect %s: peer closed the connection before its hello: check that it has "+
 			"a KubeLink for %s whose endpoint host is a name in our certificate", p.endpoint, p.Local)
 	}
 	if err = d.checkReply(theirs, err); err != nil {
-		p.refusals.countError(err)
+		p.countRefusal(err)
 		return nil, nil, fmt.Errorf("connect %s: %s", p.endpoint, shortReason(err))
 	}
 	s := newSession(p, secure, raw, false, stream, flags, theirs)
@@ -200,11 +200,11 @@ func (d *dialer) handshake(conn net.Conn, stream int) (*session, *hello.Hello, e
 func (d *dialer) checkReply(theirs *hello.Hello, err error) error {
 	switch {
 	case err != nil && isAlert(err): // of TLS 1.3, where the client learns only now that it was refused
-		return asRefusal(RefusedCertificate, err)
+		return hello.AsRefusal(hello.RefusedCertificate, err)
 	case err != nil:
-		return asRefusal(RefusedHello, err)
+		return hello.AsRefusal(hello.RefusedHello, err)
 	}
-	if err = d.peer.checkHello(theirs); err == nil {
+	if err = theirs.CheckAddress(d.peer.Local, d.peer.Addresses); err == nil {
 		err = d.peer.checkTerms(theirs)
 	}
 	return err

@@ -65,7 +65,7 @@ func TestFlappingPeer(t *testing.T) {
 			t.Fatal(err)
 		}
 		conn.SetDeadline(time.Now().Add(10 * time.Second))
-		if _, err := hello.ReadHello(conn); err != nil {
+		if _, err := hello.ReadHello(conn, hello.MaxPayload); err != nil {
 			t.Fatal(err)
 		}
 		conn.Write(hello.AppendFrame(nil, hello.FrameHello, payload))

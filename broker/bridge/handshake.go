@@ -15,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -34,7 +35,7 @@ func tlsConfig(
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			certs := cs.PeerCertificates
 			if err := link.CheckBounds(certs); err != nil {
-				return newRefusal(RefusedCertificate, "%s sends %w", remote, err)
+				return hello.NewRefusal(hello.RefusedCertificate, "%s sends %w", remote, err)
 			}
 			if err := check(certs[0]); err != nil { // the name first: it costs nearly nothing
 				return err
@@ -61,7 +62,7 @@ func dialTLS(ctx context.Context, c *link.Credentials, conn *batchConn, host, re
 	config := tlsConfig(c, remote, &auth, func(leaf *x509.Certificate) error {
 		if !link.CertCovers(leaf, host) {
 			names := quoteNames(link.CertNames(leaf))
-			return newRefusal(RefusedName, "certificate of %s names %s, not %s: "+
+			return hello.NewRefusal(hello.RefusedName, "certificate of %s names %s, not %s: "+
 				"give the peer a certificate of that name, or put one of its names into spec.endpoint", remote, names, host)
 		}
 		return nil
@@ -73,7 +74,7 @@ func dialTLS(ctx context.Context, c *link.Credentials, conn *batchConn, host, re
 	if op, ok := errors.AsType[*net.OpError](err); ok && !isAlert(op) {
 		return secure, auth, err // of the connection: neither end refused the other
 	}
-	return secure, auth, asRefusal(RefusedCertificate, err)
+	return secure, auth, hello.AsRefusal(hello.RefusedCertificate, err)
 }
 
 // inboundEnd is the other end of an accepted connection after the TLS handshake.
@@ -103,7 +104,7 @@ func acceptTLS(
 			}
 		}
 		if len(end.candidates) == 0 && !unknown {
-			return newRefusal(RefusedName, "certificate of %s names %s, which is no link's endpoint",
+			return hello.NewRefusal(hello.RefusedName, "certificate of %s names %s, which is no link's endpoint",
 				remote, quoteNames(end.names))
 		}
 		return nil
@@ -115,7 +116,7 @@ func acceptTLS(
 	secure := tls.Server(conn, config)
 	end.conn = secure
 	err := secure.HandshakeContext(ctx)
-	return end, asRefusal(RefusedCertificate, err)
+	return end, hello.AsRefusal(hello.RefusedCertificate, err)
 }
 
 // usableNames are the names, of a certificate, that an endpoint can have; the first maxNameTexts of them.

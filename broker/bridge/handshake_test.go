@@ -32,7 +32,7 @@ func TestWrongAuthority(t *testing.T) {
 	a.awaitReason("b", "connect b.example:80: certificate of b.example:80: x509: certificate signed by unknown authority")
 	a.awaitReason("b", ": both clusters need the same CA (ca.crt)")
 	b.awaitReason("a", "x509: certificate signed by unknown authority")
-	a.await("counter", func() bool { return a.Stats().Refused[RefusedCertificate] > 2 })
+	a.await("counter", func() bool { return a.Stats().Refused[hello.RefusedCertificate] > 2 })
 	a.awaitState("c", link.Up)
 	c.awaitState("a", link.Up)
 	a.pass(c, "192.168.0.11", "192.168.0.13", 1)
@@ -47,7 +47,7 @@ func TestWrongName(t *testing.T) {
 	a.awaitReason("b", "certificate of b.example:80 names [x.example 10.0.0.1], not b.example: "+
 		"give the peer a certificate of that name, or put one of its names into spec.endpoint")
 	b.awaitReason("a", "connect a.example:80: refused by peer: tls: bad certificate")
-	if s := a.Stats(); s.Refused[RefusedName] == 0 {
+	if s := a.Stats(); s.Refused[hello.RefusedName] == 0 {
 		t.Errorf("refused %v", s.Refused)
 	}
 }
@@ -65,7 +65,7 @@ func TestWrongAddress(t *testing.T) {
 		"peer announces cluster address 192.168.0.12/24, this link expects 192.168.0.19")
 	b.awaitReason("a", "connect a.example:80: peer closed the connection before its hello")
 	b.await("refusal", func() bool { return b.status("a").Refused == "peer does not accept our hello: closed by peer" })
-	if s := a.Stats(); s.Refused[RefusedAddress] == 0 {
+	if s := a.Stats(); s.Refused[hello.RefusedAddress] == 0 {
 		t.Errorf("refused %v", s.Refused)
 	}
 	// Neither end takes the other for connected, not even for a moment.
@@ -130,7 +130,7 @@ func TestAutoConnect(t *testing.T) {
 		len(u.Names) != 1 || u.Names[0] != "b.example" || !u.Remote.Addr().IsLoopback() {
 		t.Errorf("unknown peer %+v", u)
 	}
-	a.await("counter", func() bool { return a.Stats().Refused[RefusedUnknown] > 0 })
+	a.await("counter", func() bool { return a.Stats().Refused[hello.RefusedUnknown] > 0 })
 	a.set(newLink("b", 1, 2, "b.example"))
 	a.awaitState("b", link.Up)
 	b.awaitState("a", link.Up)
@@ -156,7 +156,7 @@ func TestAutoConnectPublic(t *testing.T) {
 	b := i.start("b.example", creds("b.example"))
 	b.set(newLink("a", 2, 1, "a.example"))
 	b.awaitReason("a", "refused by peer: tls: bad certificate")
-	a.await("counter", func() bool { return a.Stats().Refused[RefusedName] > 0 })
+	a.await("counter", func() bool { return a.Stats().Refused[hello.RefusedName] > 0 })
 	if len(a.unknown) > 0 {
 		t.Errorf("unknown peer %+v", <-a.unknown)
 	}
@@ -201,8 +201,8 @@ func TestShortReason(t *testing.T) {
 	for want, err := range map[string]error{
 		"connection reset by peer":         broken(os.NewSyscallError("read", syscall.ECONNRESET)),
 		"use of closed network connection": broken(net.ErrClosed),
-		"strange":                          asRefusal(RefusedHello, broken(errors.New("strange"))),
-		"timed out":                        asRefusal(RefusedHello, broken(os.ErrDeadlineExceeded)),
+		"strange":                          hello.AsRefusal(hello.RefusedHello, broken(errors.New("strange"))),
+		"timed out":                        hello.AsRefusal(hello.RefusedHello, broken(os.ErrDeadlineExceeded)),
 		"no such host":                     &net.DNSError{Server: "10.0.0.1:53", IsNotFound: true},
 		"closed by peer":                   io.ErrUnexpectedEOF,
 	} {

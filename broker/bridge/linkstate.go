@@ -4,7 +4,6 @@ package bridge
 
 import (
 	"fmt"
-	"reflect"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/hello"
@@ -12,33 +11,33 @@ import (
 )
 
 // linkLines are the limits of the lines about a link in the log, by cause.
-type linkLines struct{ up, down, lost, failed lineLimit }
+type linkLines struct{ up, down, lost, failed hello.LineLimit }
 
 func newLinkLines(every time.Duration) linkLines {
-	return linkLines{newLineLimit(every), newLineLimit(every), newLineLimit(every), newLineLimit(every)}
+	one := func() hello.LineLimit { return hello.NewLineLimit(every) }
+	return linkLines{one(), one(), one(), one()}
 }
 
 // linkState is a part of peer. The lock of the peer guards it.
 type linkState struct {
-	status       link.Status        // without the facts that sessions know
-	lastReceived time.Duration      // when status.Announced was set, in the bridge's time
-	pending      *link.Announcement // the latest announcement, which has to wait; nil: status.Announced is the latest
+	status   link.Status    // without what sessions and received know
+	received hello.Received // announcements, in the bridge's time
 
-	whyDown, whyRefused settledReason // status.Reason of a link that is Down, and status.Refused
+	whyDown, whyRefused hello.SettledReason // status.Reason of a link that is Down, and status.Refused
 }
 
 // linkUp makes the state Up. p.mu is held.
 func (l *linkState) linkUp() {
 	l.status.Reason, l.status.Refused = "", ""
-	l.whyDown.reset()
-	l.whyRefused.reset()
+	l.whyDown.Reset()
+	l.whyRefused.Reset()
 	l.setState(link.Up)
 }
 
 // linkDown makes the state Down as the connection was lost for a reason; that of the next attempt is shown instead.
 // p.mu is held.
 func (l *linkState) linkDown(reason string) {
-	l.whyDown.reset()
+	l.whyDown.Reset()
 	l.status.Reason = reason
 	l.setState(link.Down)
 }
@@ -55,7 +54,7 @@ func (p *peer) currentStatus() link.Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := p.status
-	st.Note = p.rivalNote()
+	st.Note, st.Announced = p.leader.RivalNote(p.now()), p.received.Announced
 	for i, s := range p.sessions {
 		if s.accepted {
 			st.Accepted++
@@ -86,8 +85,8 @@ func (p *peer) dialFailed(err error) {
 	down, news := !p.closed && len(p.sessions) == 0, false
 	if down {
 		p.failed.Store(true)
-		news = p.whyDown.change(cutText(err.Error(), maxReason)) || p.status.State != link.Down
-		p.status.Reason = p.whyDown.shown
+		news = p.whyDown.Change(hello.CutText(err.Error(), hello.MaxReason)) || p.status.State != link.Down
+		p.status.Reason = p.whyDown.Shown
 		p.setState(link.Down)
 	}
 	reason := p.status.Reason
@@ -98,16 +97,16 @@ func (p *peer) dialFailed(err error) {
 	if !news {
 		return
 	}
-	p.lines.failed.log(p.log.Warn, "link cannot be connected", "link", p.Link, "reason", reason)
+	p.lines.failed.Log(p.log.Warn, "link cannot be connected", "link", p.Link, "reason", reason)
 	p.notifyChanged()
 }
 
 // noteRefusal notes that this end refused a connection from the peer. The state remains that of our own attempts.
 func (p *peer) noteRefusal(err error) {
 	p.mu.Lock()
-	news := len(p.sessions) == 0 && p.whyRefused.change(err.Error())
+	news := len(p.sessions) == 0 && p.whyRefused.Change(err.Error())
 	if news {
-		p.status.Refused = p.whyRefused.shown
+		p.status.Refused = p.whyRefused.Shown
 	}
 	p.mu.Unlock()
 	if news {
@@ -119,7 +118,7 @@ func (p *peer) noteRefusal(err error) {
 func (p *peer) receiveHello(payload []byte) error {
 	h, err := hello.ParsePayload(payload)
 	if err == nil {
-		err = p.checkHello(h)
+		err = h.CheckAddress(p.Local, p.Addresses)
 	}
 	if err == nil {
 		err = p.checkTerms(h)
@@ -128,7 +127,7 @@ func (p *peer) receiveHello(payload []byte) error {
 		return err
 	}
 	p.mu.Lock()
-	p.followTerm(h)
+	p.leader.FollowSender(h, p.now())
 	news := p.receiveAnnouncement(&h.Announcement)
 	p.peerStreams = h.WantedStreams()
 	p.mu.Unlock()
@@ -139,22 +138,11 @@ func (p *peer) receiveHello(payload []byte) error {
 	return nil
 }
 
-// receiveAnnouncement stores the announcement of the peer, and tells whether it is news. Each change causes work in the
-// broker, so an announcement that changes soon after the last change has to wait; the latest one then counts. p.mu is
-// held.
+// receiveAnnouncement stores the announcement of the peer, and tells whether it is news. p.mu is held.
 func (p *peer) receiveAnnouncement(a *link.Announcement) (news bool) {
-	news = !reflect.DeepEqual(p.status.Announced, a)
-	wait := p.lastReceived + p.timing.announceInterval - p.now()
-	if p.status.Announced != nil && wait > 0 && (news || p.pending != nil) {
-		if p.pending == nil {
-			p.wg.Go(func() { p.receivePending(wait) })
-		}
-		p.pending = a
-		return false
-	}
-	p.pending = nil
-	if news {
-		p.status.Announced, p.lastReceived = a, p.now()
+	news, wait := p.received.Take(a, p.now(), p.timing.announceInterval)
+	if wait > 0 {
+		p.wg.Go(func() { p.receivePending(wait) })
 	}
 	return news
 }
@@ -169,7 +157,7 @@ func (p *peer) receivePending(wait time.Duration) {
 		return
 	}
 	p.mu.Lock()
-	news := !p.closed && p.pending != nil && p.receiveAnnouncement(p.pending)
+	news := !p.closed && p.received.TakePending(p.now())
 	p.mu.Unlock()
 	if news {
 		p.notifyChanged()

@@ -69,7 +69,7 @@ func TestFrequentAnnouncements(t *testing.T) {
 			synctest.Wait()
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			if got := p.status.Announced.AdvertisedPort; got != want || changes != wantChanges {
+			if got := p.received.Announced.AdvertisedPort; got != want || changes != wantChanges {
 				t.Errorf("port %d, want %d; woken %d times, want %d", got, want, changes, wantChanges)
 			}
 		}
@@ -113,7 +113,6 @@ func TestSameAnnouncement(t *testing.T) {
 	s.config.Store(session.peer.config.Load())
 	p := newPeer(s, session.peer.router, session.peer.iface, &session.peer.Peer)
 	defer p.close()
-	p.lastReceived = -time.Hour // the one that it began with
 	h := p.ownHello()
 	h.Address = p.Addresses.First()
 	h.API, h.DNS = &link.APIInfo{Token: "token", CACert: []byte("ca")},

@@ -97,7 +97,7 @@ func (l *listener) acceptLoop(socket net.Listener) {
 		c := newPendingConn(conn)
 		closed := l.pending.addConn(c)
 		if closed != nil {
-			l.refusals.counts[RefusedLimit].Add(1)
+			l.refusals.Count(hello.RefusedLimit)
 		}
 		if closed != c {
 			l.wg.Go(func() { l.serveInbound(c) })
@@ -112,7 +112,7 @@ func (l *listener) serveInbound(c *pendingConn) {
 	p, s, theirs, err := l.handshake(c)
 	l.pending.removeConn(c)
 	if err != nil {
-		l.refusals.countError(err)
+		l.countRefusal(err)
 		if p != nil {
 			p.noteRefusal(err)
 		}
@@ -145,14 +145,14 @@ func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello.Hello, err
 	if end.authenticated {
 		limit := 2 * l.config.Load().Streams * max(1, len(end.candidates))
 		if l.pending.authenticate(c, hashNames(end.names), limit) != nil {
-			l.refusals.counts[RefusedLimit].Add(1)
+			l.refusals.Count(hello.RefusedLimit)
 		}
 	}
 	conn, answer := end.conn, l.timing.hello+2*measureRTT(c.conn)
 	raw.SetDeadline(time.Now().Add(answer))
-	theirs, err := hello.ReadHello(conn)
+	theirs, err := hello.ReadHello(conn, hello.MaxPayload)
 	if err != nil {
-		return nil, nil, nil, newRefusal(RefusedHello, "hello of %s: %w", remote, err)
+		return nil, nil, nil, hello.NewRefusal(hello.RefusedHello, "hello of %s: %w", remote, err)
 	}
 	p, err := l.identifyPeer(theirs, end, remote)
 	if err != nil {
@@ -167,10 +167,10 @@ func (l *listener) handshake(c *pendingConn) (*peer, *session, *hello.Hello, err
 	}
 	if err == nil && theirs.Flags&hello.FlagKeepalive != 0 {
 		raw.SetDeadline(time.Now().Add(answer))
-		_, _, err = hello.ReadFrame(conn) // a ping: see hello.FlagKeepalive
+		_, _, err = hello.ReadFrame(conn, hello.MaxPayload) // a ping: see hello.FlagKeepalive
 	}
 	if err != nil {
-		return p, nil, nil, newRefusal(RefusedHello, "peer does not accept our hello: %s", shortReason(err))
+		return p, nil, nil, hello.NewRefusal(hello.RefusedHello, "peer does not accept our hello: %s", shortReason(err))
 	}
 	s := newSession(p, conn, raw, true, theirs.Stream, flags, theirs)
 	s.authorization = end.authorization
@@ -183,7 +183,7 @@ func (l *listener) identifyPeer(theirs *hello.Hello, end inboundEnd, remote neti
 	var p *peer
 	var err error
 	for _, p = range end.candidates {
-		if err = p.checkHello(theirs); err == nil {
+		if err = theirs.CheckAddress(p.Local, p.Addresses); err == nil {
 			break
 		}
 	}
@@ -193,14 +193,16 @@ func (l *listener) identifyPeer(theirs *hello.Hello, end inboundEnd, remote neti
 		if f := config.OnUnknown; f != nil && l.reports.allow(hashNames(end.names), l.timing.reportInterval) {
 			f(link.UnknownPeer{Announcement: theirs.Announcement, Names: usableNames(end.names), Remote: remote})
 		}
-		return nil, newRefusal(RefusedUnknown, "%s %s announces %s: no link for it yet",
+		return nil, hello.NewRefusal(hello.RefusedUnknown, "%s %s announces %s: no link for it yet",
 			remote, quoteNames(end.names), theirs.Address)
 	case p == nil || err != nil && len(end.candidates) > 1:
-		return nil, newRefusal(RefusedUnknown, "%s announces cluster address %s: no link for it", remote, theirs.Address)
+		return nil, hello.NewRefusal(hello.RefusedUnknown,
+			"%s announces cluster address %s: no link for it", remote, theirs.Address)
 	case err != nil:
 		return p, err
 	case theirs.Stream > 0 && theirs.Stream >= config.Streams:
-		return p, newRefusal(RefusedLimit, "%s dials stream %d, of %d", remote.Addr(), theirs.Stream, config.Streams)
+		return p, hello.NewRefusal(hello.RefusedLimit,
+			"%s dials stream %d, of %d", remote.Addr(), theirs.Stream, config.Streams)
 	}
 	return p, nil
 }

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
@@ -50,7 +51,7 @@ func TestMovedListener(t *testing.T) {
 // A flood of connections that say nothing is bounded, links go on, and new ones come in.
 func TestPendingConns(t *testing.T) {
 	i, a, b := newPair(t)
-	before := a.Stats().Refused[RefusedCertificate]
+	before := a.Stats().Refused[hello.RefusedCertificate]
 	var conns []net.Conn
 	for range maxStrangers + 100 {
 		c, err := net.Dial("tcp", a.address())
@@ -60,7 +61,7 @@ func TestPendingConns(t *testing.T) {
 		defer c.Close()
 		conns = append(conns, c)
 	}
-	a.await("refusals", func() bool { return a.Stats().Refused[RefusedLimit] >= 100 })
+	a.await("refusals", func() bool { return a.Stats().Refused[hello.RefusedLimit] >= 100 })
 	if n := a.listener.pending.count(); n > maxStrangers {
 		t.Errorf("%d connections are pending, of %d at most", n, maxStrangers)
 	}
@@ -74,7 +75,7 @@ func TestPendingConns(t *testing.T) {
 		c.Close()
 	}
 	a.await("room", func() bool { return a.listener.pending.count() == 0 })
-	if n := a.Stats().Refused[RefusedCertificate] - before; n > 2 { // some are of the start
+	if n := a.Stats().Refused[hello.RefusedCertificate] - before; n > 2 { // some are of the start
 		t.Errorf("%d probes count as refused", n)
 	}
 }

@@ -8,13 +8,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 // Stats are counters since the bridge was opened, or since the link was set first.
 type Stats struct {
-	Drops   [NumDrops]uint64    // packets of no known link
-	Refused [NumRefusals]uint64 // all refused connections
+	Drops   [NumDrops]uint64          // packets of no known link
+	Refused [hello.NumRefusals]uint64 // all refused connections
 	Links   map[string]LinkStats
 }
 
@@ -28,10 +29,7 @@ type LinkStats struct {
 
 // Stats returns the counters.
 func (b *Bridge) Stats() Stats {
-	s := Stats{Drops: b.router.drops.load(), Links: map[string]LinkStats{}}
-	for i := range s.Refused {
-		s.Refused[i] = b.refusals.counts[i].Load()
-	}
+	s := Stats{Drops: b.router.drops.load(), Refused: b.refusals.Counts(), Links: map[string]LinkStats{}}
 	for _, p := range b.router.table.Load().peers {
 		c := p.counters
 		s.Links[p.Link] = LinkStats{
@@ -107,7 +105,7 @@ func (b *Bridge) Collect(ch chan<- prometheus.Metric) {
 	}
 	stats := b.Stats()
 	for i, n := range stats.Refused {
-		count(refusedDesc, n, Refusal(i).String())
+		count(refusedDesc, n, hello.Refusal(i).String())
 	}
 	drops := func(link string, all [NumDrops]uint64) {
 		for i, n := range all {

@@ -45,7 +45,7 @@ type peer struct {
 	dialNow     bool          // regardless of the back-off
 	flapped     bool          // a session ended soon after its start: back off
 	linkState
-	termState
+	leader hello.Leader // in the bridge's time
 }
 
 func newPeer(s *shared, r *router, f *iface, spec *mesh.Peer) *peer {
@@ -83,20 +83,6 @@ func (p *peer) helloFrame(stream int, theirs *hello.Hello) ([]byte, uint32, erro
 	return hello.AppendFrame(nil, hello.FrameHello, payload), h.Flags, nil
 }
 
-// checkHello tells whether a hello is that of the peer.
-func (p *peer) checkHello(h *hello.Hello) error {
-	expected := p.Addresses.SameFamily(h.Address.Addr()).Addr()
-	switch {
-	case !p.Local.Contains(h.Address.Addr()):
-		return newRefusal(RefusedAddress, "peer announces cluster address %s, which is not in the mesh %s",
-			h.Address, p.Local.Masked())
-	case h.Address.Addr() != expected:
-		return newRefusal(RefusedAddress, "peer announces cluster address %s, this link expects %s",
-			h.Address, expected)
-	}
-	return nil
-}
-
 // attachSession makes s a session of the peer. It returns false when the peer is closed, when the credentials have
 // changed since the handshake of s began and do not trust the peer, when the TUN has changed, or when another broker of
 // the peer's cluster has a higher term. As credentials and TUN change before sessions are looked through (under p.mu),
@@ -111,12 +97,12 @@ func (p *peer) attachSession(s *session, h *hello.Hello) bool {
 		verified, trusted = s.verifyAgain(verified)
 		p.mu.Lock()
 	}
-	if p.closed || !trusted || s.ourFlags != p.featureFlags() || p.isSuperseded(h) {
+	if p.closed || !trusted || s.ourFlags != p.featureFlags() || p.leader.IsSuperseded(h, p.moment()) {
 		p.mu.Unlock()
 		s.close(nil)
 		return false
 	}
-	p.followTerm(h)
+	p.leader.FollowSender(h, p.now())
 	replaced := p.removeReplaced(s)
 	p.sessions = append(p.sessions, s)
 	p.peerStreams = h.WantedStreams()
@@ -127,7 +113,7 @@ func (p *peer) attachSession(s *session, h *hello.Hello) bool {
 	p.linkUp()
 	p.mu.Unlock()
 	if first {
-		p.lines.up.log(p.log.Info, "link is up", "link", p.Link, "remote", s.raw.RemoteAddr())
+		p.lines.up.Log(p.log.Info, "link is up", "link", p.Link, "remote", s.raw.RemoteAddr())
 	}
 	s.warnOfWildcard()
 	drainSessions(replaced...)
@@ -196,7 +182,7 @@ func (p *peer) detachSession(s *session, cause error) {
 	p.mu.Lock()
 	before := len(p.sessions)
 	p.sessions = slices.DeleteFunc(p.sessions, func(o *session) bool { return o == s })
-	p.leaveSession(s)
+	p.leader.NoteEnd(s.instance, p.now())
 	if p.closed || before == len(p.sessions) { // replaced
 		p.mu.Unlock()
 		drainSessions(s)
@@ -215,9 +201,9 @@ func (p *peer) detachSession(s *session, cause error) {
 	p.mu.Unlock()
 	drainSessions(s)
 	if down {
-		p.lines.down.log(p.log.Warn, "link is down", "link", p.Link, "reason", reason)
+		p.lines.down.Log(p.log.Warn, "link is down", "link", p.Link, "reason", reason)
 	} else {
-		p.lines.lost.log(p.log.Info, "one connection of the link is lost, the other connections carry on",
+		p.lines.lost.Log(p.log.Info, "one connection of the link is lost, the other connections carry on",
 			"link", p.Link, "reason", shortReason(cause))
 	}
 	p.wakeup.notify()

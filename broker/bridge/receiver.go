@@ -167,19 +167,17 @@ func (r *receiver) handleControl(typ byte, payload []byte) error {
 	return nil
 }
 
-// updateRTT smooths round-trip times as RFC 6298 does.
+// updateRTT notes a round-trip time.
 func (r *receiver) updateRTT(rtt time.Duration) {
-	if rtt <= 0 || rtt > time.Minute { // does not answer a ping of ours
+	old := time.Duration(r.rtt.Load())
+	smooth := hello.SmoothRTT(old, rtt)
+	if smooth == old { // does not answer a ping of ours, or changes nothing
 		return
 	}
 	if !r.shortPath {
 		r.shortPath = r.session.raw.tuneShortPath()
 	}
-	old := r.rtt.Load()
-	if old != 0 {
-		rtt = time.Duration(old) + (rtt-time.Duration(old))/8
-	}
-	if r.rtt.Store(int64(rtt)); old == 0 {
+	if r.rtt.Store(int64(smooth)); old == 0 {
 		r.session.peer.notifyChanged()
 	}
 }

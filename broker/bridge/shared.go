@@ -27,7 +27,7 @@ type shared struct {
 	offloads    atomic.Uint32                    // of the TUN, or of the last TUN that was there
 
 	budget   byteBudget
-	refusals refusals
+	refusals *hello.Refusals
 	changed  signal // wakes reportChanges
 }
 

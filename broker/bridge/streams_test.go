@@ -173,7 +173,7 @@ func dialAs(t *testing.T, i *internet, a *node, h *hello.Hello) (net.Conn, *hell
 	if _, err := conn.Write(hello.AppendFrame(nil, hello.FrameHello, payload)); err != nil {
 		t.Fatal(err)
 	}
-	theirs, err := hello.ReadHello(conn)
+	theirs, err := hello.ReadHello(conn, hello.MaxPayload)
 	if err == nil {
 		conn.Write(hello.AppendFrame(nil, hello.FramePing, make([]byte, 8)))
 	}
@@ -199,7 +199,7 @@ func TestStreamsOfLegacyPeer(t *testing.T) {
 	for id := range uint64(100) {
 		a.tun.in <- packet(fmt.Sprintf("100.64.1.%d", id), "192.168.0.12", 64, 100, id)
 		for {
-			typ, payload, err := hello.ReadFrame(conn)
+			typ, payload, err := hello.ReadFrame(conn, hello.MaxPayload)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -239,11 +239,11 @@ func TestStreamsTooMany(t *testing.T) {
 	}
 	a.await("sessions", func() bool { return a.count() == 4 })
 	for _, stream := range []int{4, 5, 255} {
-		before := a.Stats().Refused[RefusedLimit]
+		before := a.Stats().Refused[hello.RefusedLimit]
 		if _, _, err := dialAs(t, i, a, newHello(stream)); err == nil {
 			t.Errorf("stream %d was accepted", stream)
 		}
-		a.await("refusal", func() bool { return a.Stats().Refused[RefusedLimit] == before+1 })
+		a.await("refusal", func() bool { return a.Stats().Refused[hello.RefusedLimit] == before+1 })
 	}
 	if _, _, err := dialAs(t, i, a, newHello(2)); err != nil { // again: takes the place of the former one
 		t.Error(err)

@@ -10,6 +10,7 @@ package hello
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 )
 
@@ -74,23 +75,30 @@ func CutFrame(b []byte) (typ byte, payload, rest []byte, ok bool) {
 	return b[2], b[FrameHeader:end:end], b[end:], true
 }
 
-// ReadFrame reads one frame, and no byte beyond it. The errors are those of r, and io.ErrUnexpectedEOF in a frame.
-func ReadFrame(r io.Reader) (typ byte, payload []byte, err error) {
+// ReadFrame reads one frame with a payload of limit bytes at most, and no byte beyond it. The errors are those of r,
+// io.ErrUnexpectedEOF in a frame, and one that tells the size of a frame that is too large.
+func ReadFrame(r io.Reader, limit int) (typ byte, payload []byte, err error) {
 	var h [FrameHeader]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
 		return 0, nil, err
 	}
-	payload = make([]byte, binary.BigEndian.Uint16(h[:]))
-	_, err = io.ReadFull(r, payload)
+	n := int(binary.BigEndian.Uint16(h[:]))
+	if n > limit {
+		return 0, nil, fmt.Errorf("frame of %d bytes, at most %d are accepted", n, limit)
+	}
+	payload = make([]byte, n)
+	if _, err = io.ReadFull(r, payload); errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
 	return h[2], payload, err
 }
 
 // ReadHello reads the hello that a session starts with. It accepts no packet before the hello, and skips some frames
-// of unknown types.
-func ReadHello(r io.Reader) (*Hello, error) {
+// of unknown types, all of limit bytes at most.
+func ReadHello(r io.Reader, limit int) (*Hello, error) {
 	const maxFrames = 16
 	for range maxFrames {
-		typ, payload, err := ReadFrame(r)
+		typ, payload, err := ReadFrame(r, limit)
 		switch {
 		case err != nil:
 			return nil, err

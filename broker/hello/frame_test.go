@@ -56,7 +56,7 @@ func TestReadHello(t *testing.T) {
 		{"never", bytes.Repeat(unhex("0001 20 00"), 20), "no hello"},
 		{"cut", good[:20], "unexpected EOF"},
 	} {
-		_, err := ReadHello(bytes.NewReader(test.in))
+		_, err := ReadHello(bytes.NewReader(test.in), MaxPayload)
 		if test.want == "" && err != nil || test.want != "" && (err == nil || err.Error() != test.want) {
 			t.Errorf("%s: %v", test.name, err)
 		}
@@ -81,6 +81,6 @@ func FuzzFrames(f *testing.F) {
 		if size+len(rest) != len(b) {
 			t.Fatal("bytes lost")
 		}
-		ReadHello(bytes.NewReader(b))
+		ReadHello(bytes.NewReader(b), MaxPayload)
 	})
 }

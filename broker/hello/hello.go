@@ -1,5 +1,6 @@
 // Package hello has the language in which two kubelinks talk: frames, and the hello with which each end tells what it
-// is, whatever carries the bytes. The dataplanes share it. It keeps no connection, no clock and no lock.
+// is, whatever carries the bytes. It also has what an end concludes: which broker it follows, which announcement counts,
+// and why it refuses a connection. The dataplanes share it. It keeps no connection, no clock and no lock.
 package hello
 
 // The hello: what each end of a session announces of itself, 80 bytes and extensions.
@@ -33,6 +34,7 @@ import (
 	"strings"
 
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 const (
@@ -76,8 +78,8 @@ func (h *Hello) OwnTerm() uint32 {
 	return h.Terms.Own
 }
 
-// AppendPayload appends the payload of the hello frame to b. The error says that it is too large for legacy peers, which
-// read MaxLegacyPayload bytes.
+// AppendPayload appends the payload of the hello frame to b. The error says that it is too large for legacy peers,
+// which read MaxLegacyPayload bytes.
 func (h *Hello) AppendPayload(b []byte) ([]byte, error) {
 	start := len(b)
 	b = appendPrefix(b, h.Address)
@@ -133,8 +135,8 @@ func appendPrefix(b []byte, p netip.Prefix) []byte {
 
 var errTruncated = errors.New("truncated")
 
-// ParsePayload parses the payload of a hello frame. The result does not refer to b. The error says which part is missing,
-// cut or malformed.
+// ParsePayload parses the payload of a hello frame. The result does not refer to b. The error says which part is
+// missing, cut or malformed.
 func ParsePayload(b []byte) (*Hello, error) {
 	if len(b) < helloSize {
 		return nil, fmt.Errorf("hello of %d bytes: %w", len(b), errTruncated)
@@ -220,4 +222,19 @@ func parsePrefix(b []byte) (netip.Prefix, error) {
 		return netip.Prefix{}, fmt.Errorf("mask %x of %s has gaps", mask, addr)
 	}
 	return p, nil
+}
+
+// CheckAddress tells whether the cluster address is that of a peer: one of its addresses, in a mesh of the local ones.
+// The error is a RefusalError.
+func (h *Hello) CheckAddress(local, peer mesh.Prefixes) error {
+	expected := peer.SameFamily(h.Address.Addr()).Addr()
+	switch {
+	case !local.Contains(h.Address.Addr()):
+		return NewRefusal(RefusedAddress, "peer announces cluster address %s, which is not in the mesh %s",
+			h.Address, local.Masked())
+	case h.Address.Addr() != expected:
+		return NewRefusal(RefusedAddress, "peer announces cluster address %s, this link expects %s",
+			h.Address, expected)
+	}
+	return nil
 }

@@ -1,4 +1,4 @@
-package bridge
+package hello
 
 // Reasons of links that cannot be connected: how often what users see changes.
 
@@ -22,22 +22,22 @@ func TestSettledReason(t *testing.T) {
 		{"in turns of two", []string{"a", "a", "b", "b", "a", "a", "b", "b", "a", "a", "b", "b"}, 2, "b"},
 		{"back for good", []string{"a", "b", "b", "a", "a", "a", "a", "a", "a", "a", "a"}, 3, "a"},
 	} {
-		var s settledReason
+		var s SettledReason
 		changes := 0
 		for _, r := range test.reasons {
-			if s.change(r) {
+			if s.Change(r) {
 				changes++
 			}
 		}
-		if changes != test.changes || s.shown != test.shown {
-			t.Errorf("%s: %d changes, shows %q", test.what, changes, s.shown)
+		if changes != test.changes || s.Shown != test.shown {
+			t.Errorf("%s: %d changes, shows %q", test.what, changes, s.Shown)
 		}
 	}
 	random := rand.New(rand.NewPCG(1, 2))
 	count := func(n int, reason func(int) string) (changes int) {
-		var s settledReason
+		var s SettledReason
 		for i := range n {
-			if s.change(reason(i)) {
+			if s.Change(reason(i)) {
 				changes++
 			}
 		}
@@ -47,7 +47,7 @@ func TestSettledReason(t *testing.T) {
 	if n := count(720, func(int) string { return []string{"timed out", "no route to host"}[random.IntN(2)] }); n > 15 {
 		t.Errorf("two reasons at random: %d changes in 720 attempts", n)
 	}
-	if n := count(720, func(i int) string { return fmt.Sprint("certificate names x", i) }); n > 720/(maxReasons-1) {
+	if n := count(720, func(i int) string { return fmt.Sprint("certificate names x", i) }); n > 720/(MaxReasons-1) {
 		t.Errorf("always another one: %d changes in 720 attempts", n)
 	}
 }
