@@ -14,6 +14,7 @@ import (
 type Objects struct {
 	Links []v1alpha1.KubeLink
 	Host  Host
+	Keys  Keys // in mode wireguard
 }
 
 // Build computes the State. It does not change its arguments. Older objects win over younger ones, so that a mistake in
@@ -37,6 +38,7 @@ func Build(objects Objects, local Local) State {
 type input struct {
 	local   *Local
 	host    *Host
+	keys    *Keys
 	byAge   []*v1alpha1.KubeLink
 	served  *servedSet
 	orphans map[string]*Problem // of links whose gateway cannot be used, by name
@@ -48,7 +50,10 @@ func newInput(objects Objects, local *Local) *input {
 		host.Routes = local.NodeCIDRs // until the kernel has told its routes
 	}
 	byAge := sortByGateway(sortByAge(objects.Links))
-	return &input{local, &host, byAge, newServedSet(local, byAge), map[string]*Problem{}}
+	return &input{
+		local: local, host: &host, keys: &objects.Keys,
+		byAge: byAge, served: newServedSet(local, byAge), orphans: map[string]*Problem{},
+	}
 }
 
 // readObjects reads all objects, older ones first.

@@ -101,7 +101,7 @@ func (s *linkSet) checkLoop(l *linkEntry) *Problem {
 		return p
 	}
 	for _, other := range append([]*linkEntry{l}, s.byAge...) {
-		if other.host == "" {
+		if other.gateway != "" {
 			continue
 		}
 		addresses := s.host.endpointAddresses(other.Name, other.host)
@@ -163,7 +163,7 @@ func (s *meshSet) checkEndpoints(network netip.Prefix, older []*v1alpha1.KubeLin
 
 // describeEndpoint is how messages call an endpoint that has the address.
 func describeEndpoint(host string, a netip.Addr) string {
-	if text := a.String(); text == host {
+	if text := a.String(); text == host || host == "" { // a peer without endpoint was there
 		return text
 	}
 	return fmt.Sprintf("%s (%s)", host, a)

@@ -32,6 +32,27 @@ func formerLinks(t *testing.T) *objs {
 	return o
 }
 
+// In mode wireguard the former broker wanted a key of each link, and of links with one key one endpoint.
+func TestFormerObjectsWithKeys(t *testing.T) {
+	s := formerLinks(t).build(wireGuard())
+	const key = "PnCsvsNSxWV+ZDgmSSjxNTE7vGBLz8Lb3MVQTkI2mVM="
+	checkProblem(t, s, "outside20", "")
+	checkProblem(t, s, "kubelink2", "Invalid: spec.publicKey is missing: mode wireguard needs the key of kubelink2; "+
+		"set it to status.publicKey of the LocalLink there, or to what wg pubkey prints there")
+	checkProblem(t, s, "kubelink3", "Invalid: spec.publicKey "+key+" is that of the older link outside20, so both have "+
+		"one connection, but spec.endpoint is Inbound here, and 203.0.113.20:51820 there: set the key of kubelink3 here, or "+
+		"the same endpoint in both")
+	checkEqual(t, "number of peers", len(s.Peers), 1)
+	checkEqual(t, "key", s.Peers[0].Key.String(), key)
+
+	alone := formerLinks(t)
+	alone.list = append(alone.list[:2], alone.list[3])
+	s = alone.build(wireGuard())
+	checkProblem(t, s, "kubelink3", "")
+	checkEqual(t, "endpoint", s.Peers[0].Host, "")
+	checkEqual(t, "preshared key", s.Peers[0].Preshared.Base64(), "y5tH3zqUoG0kKfJqk1o7f0Jc0hS3d2m1n9pQe8rT4wA=")
+}
+
 func TestFormerObjects(t *testing.T) {
 	s := formerLinks(t).build(cluster1())
 	problems := map[string]string{

@@ -36,7 +36,7 @@ func pick[T any](d *dice, values ...T) T { return values[max(0, d.roll(5*len(val
 
 func randomLocal(d *dice) Local {
 	l := cluster1()
-	l.Mode = pick(d, Bridge, None, Mode("unknown"))
+	l.Mode = pick(d, Bridge, None, WireGuard, WireGuard, Mode("unknown"))
 	l.Propagation = pick(d, PropagateDNS, PropagateKubernetes, PropagateNone)
 	l.ServiceCIDRs = pick(d, l.ServiceCIDRs, nil, pfxs("fd01::/112"), Prefixes{pfx("100.64.0.0/20"), pfx("fd01::/112")})
 	if d.roll(3) == 1 {
@@ -88,6 +88,11 @@ func randomLink(d *dice, age int) v1alpha1.KubeLink {
 			OmitDNSPropagation: d.roll(5) == 1,
 		}
 	}
+	s.PublicKey = pick(d, testKey(byte(1+age)).Public().String(), testKey(2).Public().String(), "", "k")
+	s.PresharedKey = pick(d, "", testKey(9).Base64(), "k")
+	if d.roll(9) == 1 {
+		s.PresharedKeySecretRef = &v1alpha1.SecretKeyRef{Name: "psk", Key: "psk"}
+	}
 	if d.roll(3) == 1 {
 		s.APIAccess = &corev1.SecretReference{Name: pick(d, "access", AnnouncedSecret+"two", "")}
 	}
@@ -112,11 +117,13 @@ func randomObjects(d *dice) Objects {
 			o.Links = append(o.Links, l)
 		}
 	}
+	o.Keys.Own = testKey(3).Public()
+	o.Keys.Preshared = map[string]PresharedKey{o.Links[len(o.Links)-1].Name: {Key: testKey(9)}}
 	return o
 }
 
 func copyOf(o Objects) Objects {
-	var c Objects
+	c := Objects{Keys: o.Keys}
 	for i := range o.Links {
 		c.Links = append(c.Links, *o.Links[i].DeepCopy())
 	}
@@ -147,6 +154,7 @@ func FuzzBuild(f *testing.F) {
 		}
 		checkObjects(t, objects, local, s)
 		checkTraffic(t, local, s)
+		checkKeys(t, local, s)
 		checkZones(t, local, s)
 		checkOlderWins(t, objects, local, s)
 	})
@@ -251,6 +259,21 @@ func checkTraffic(t *testing.T, local Local, s State) {
 	}
 }
 
+// checkKeys: in mode wireguard peers have keys, and with one key one endpoint and one preshared key.
+func checkKeys(t *testing.T, local Local, s State) {
+	for _, p := range s.Peers {
+		if (p.Key != PublicKey{}) != (local.Mode == WireGuard) || p.Key == testKey(3).Public() {
+			t.Errorf("mode %s: the key of %s is %s", local.Mode, p.Link, p.Key)
+		}
+		for _, q := range s.Peers {
+			if p.Key == q.Key && local.Mode == WireGuard &&
+				(p.Host != q.Host || p.Port != q.Port || p.Preshared != q.Preshared) {
+				t.Errorf("%s and %s have one key, but are not one peer", p.Link, q.Link)
+			}
+		}
+	}
+}
+
 // checkZones: names are unique, none takes global names, and what is asked for them is routed to the link.
 func checkZones(t *testing.T, local Local, s State) {
 	if local.Propagation == PropagateNone && len(s.Zones) > 0 {
@@ -295,7 +318,7 @@ func checkOlderWins(t *testing.T, objects Objects, local Local, s State) {
 	if youngest.Spec.Endpoint == v1alpha1.EndpointLocal || slices.ContainsFunc(links, keeps) {
 		return // meshes come first, however young they are
 	}
-	without := Build(Objects{Links: links[:len(links)-1]}, local)
+	without := Build(Objects{Links: links[:len(links)-1], Keys: objects.Keys}, local)
 	for _, l := range without.Links {
 		if !slices.ContainsFunc(s.Links, func(m Link) bool { return m.Name == l.Name }) {
 			t.Errorf("%s works no longer because of the youngest link %s: %+v", l.Name, youngest.Name, s.Problems[l.Name])

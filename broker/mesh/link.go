@@ -22,6 +22,8 @@ type linkEntry struct {
 	gateway   string // full name of the link that carries this one; empty: the link has an endpoint
 	host      string // of the endpoint
 	port      uint16
+	key       PublicKey   // of the peer, in mode wireguard
+	preshared SecretKey   // with the peer, in mode wireguard
 	dns       ClusterZone // Name is empty: no names
 }
 
@@ -46,6 +48,7 @@ type linkSet struct {
 	host    hostCheck
 	meshes  *meshSet
 	reports *reports
+	keys    *Keys
 	objects map[string]*v1alpha1.KubeLink // that are served, usable or not
 	byName  map[string]*linkEntry
 	byAge   []*linkEntry // the same, older ones first
@@ -55,6 +58,7 @@ type linkSet struct {
 func newLinkSet(in *input, meshes *meshSet, r *reports) *linkSet {
 	s := &linkSet{
 		local: in.local, host: meshes.host, meshes: meshes, reports: r,
+		keys:    in.keys,
 		objects: map[string]*v1alpha1.KubeLink{}, byName: map[string]*linkEntry{},
 	}
 	for _, o := range in.byAge {
@@ -95,7 +99,7 @@ func (s *linkSet) readLink(o *v1alpha1.KubeLink) (*linkEntry, *Problem) {
 	}
 	l := &linkEntry{Link: Link{Name: o.Name, Mesh: mesh, Cluster: cluster, Peer: o.Name}, spec: &o.Spec, mesh: m}
 	for _, read := range []func(*linkEntry) *Problem{
-		s.readAddress, s.readServices, s.readEgress, s.checkClaims, s.readIngress, s.readEndpoint, s.checkLoop,
+		s.readAddress, s.readServices, s.readEgress, s.checkClaims, s.readIngress, s.readEndpoint, s.checkLoop, s.readKeys,
 	} {
 		if p := read(l); p != nil {
 			return nil, p

@@ -398,7 +398,11 @@ func TestEndpointsOfModes(t *testing.T) {
 		{None, "100.64.16.7", "Invalid: spec.endpoint 100.64.16.7 lies in the network 100.64.16.0/20 that is routed to " +
 			"link kubelink2: the connection would run through a tunnel"},
 	} {
-		s := third(endpoint(c.endpoint)).build(changed(func(l *Local) { l.Mode = c.mode }))
+		o := third(endpoint(c.endpoint))
+		for i := range o.list { // mode wireguard needs keys
+			o.list[i].Spec.PublicKey = testKey(byte(1 + i)).Public().String()
+		}
+		s := o.build(changed(func(l *Local) { l.Mode = c.mode }))
 		checkProblem(t, s, "k3", c.want)
 		for _, l := range s.Links {
 			want := ""

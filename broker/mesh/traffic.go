@@ -30,6 +30,8 @@ func peersOf(meshes []*meshEntry, links []*linkEntry, open []LocalPort) []Peer {
 			Addresses: l.addresses,
 			Host:      l.host,
 			Port:      l.port,
+			Key:       l.key,
+			Preshared: l.preshared,
 			Ingress:   effectiveIngress(l.mesh, node, l.mesh.ingress, l.ingress),
 			Open:      open,
 		}

@@ -363,6 +363,11 @@ func TestInvalidObjects(t *testing.T) {
 			"spec.publicKey must be a WireGuard key"},
 		{"bad-psk", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","presharedKey":"abc"`,
 			"spec.presharedKey must be a WireGuard key"},
+		{"two-psks", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example",` +
+			`"presharedKey":"y5tH3zqUoG0kKfJqk1o7f0Jc0hS3d2m1n9pQe8rT4wA=","presharedKeySecretRef":{"name":"a","key":"b"}`,
+			"spec.presharedKey and spec.presharedKeySecretRef are both set"},
+		{"psk-without-key", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","presharedKeySecretRef":{"name":"a"}`,
+			"spec.presharedKeySecretRef.key: Required value"},
 		{"bad-dns-ip", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","dns":{"dnsIP":"1.2.3"}`,
 			"spec.dns.dnsIP must be an IP address"},
 		{"bad-dns-domain", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","dns":{"baseDomain":"a..b"}`,

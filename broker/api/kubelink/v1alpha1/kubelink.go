@@ -74,6 +74,7 @@ const (
 // +kubebuilder:printcolumn:name="Endpoint",type=string,JSONPath=`.spec.endpoint`
 // +kubebuilder:printcolumn:name="Gateway",type=string,JSONPath=`.status.gateway`
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
+// +kubebuilder:printcolumn:name="PublicKey",type=string,priority=1,JSONPath=`.status.publicKey`
 // +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="!has(self.spec.gatewayLink) || self.spec.gatewayLink != self.metadata.name",message="spec.gatewayLink names this link itself; name the link of the cluster that forwards for it, or remove the field and set spec.endpoint"
@@ -91,6 +92,7 @@ type KubeLink struct {
 // +kubebuilder:validation:XValidation:rule="(has(self.endpoint) && size(self.endpoint) > 0) || (has(self.gatewayLink) && size(self.gatewayLink) > 0)",message="spec.endpoint is missing: set it to host[:port] of the peer, to LocalLink for the local cluster, or set spec.gatewayLink"
 // +kubebuilder:validation:XValidation:rule="!(has(self.endpoint) && self.endpoint == 'LocalLink' && has(self.gatewayLink) && size(self.gatewayLink) > 0)",message="spec.gatewayLink cannot be used on a LocalLink: remove it"
 // +kubebuilder:validation:XValidation:rule="!(has(self.cidr) && size(self.cidr) > 0 && isCIDR(self.cidr) && isCIDR(self.clusterAddress) && cidr(self.cidr).containsIP(cidr(self.clusterAddress).ip()))",message="spec.clusterAddress lies in spec.cidr: the mesh network must be disjoint from every service network"
+// +kubebuilder:validation:XValidation:rule="!(has(self.presharedKey) && size(self.presharedKey) > 0 && has(self.presharedKeySecretRef))",message="spec.presharedKey and spec.presharedKeySecretRef are both set: remove one of them"
 type KubeLinkSpec struct {
 	// CIDR is the service network of the remote cluster. On a LocalLink: that of the local cluster.
 	// +optional
@@ -133,7 +135,7 @@ type KubeLinkSpec struct {
 	// +kubebuilder:validation:MaxItems=256
 	Ingress []IngressCIDR `json:"ingress,omitempty"`
 
-	// PublicKey is the base64 form of the peer's WireGuard key (wireguard mode).
+	// PublicKey is the base64 form of the peer's WireGuard key, which a link with an endpoint needs (wireguard mode).
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self.matches('^[A-Za-z0-9+/]{43}=$')",message="spec.publicKey must be a WireGuard key: 32 bytes in base64, as wg pubkey prints it"
@@ -145,6 +147,10 @@ type KubeLinkSpec struct {
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || self.matches('^[A-Za-z0-9+/]{43}=$')",message="spec.presharedKey must be a WireGuard key: 32 bytes in base64, as wg genpsk prints it"
 	PresharedKey string `json:"presharedKey,omitempty"`
 
+	// PresharedKeySecretRef is the key of a secret that has the preshared key, instead of presharedKey (wireguard mode).
+	// +optional
+	PresharedKeySecretRef *SecretKeyRef `json:"presharedKeySecretRef,omitempty"`
+
 	// APIAccess is the secret with token and certificate-authority-data for the API server of the remote cluster.
 	// +optional
 	APIAccess *corev1.SecretReference `json:"apiAccess,omitempty"`
@@ -152,6 +158,22 @@ type KubeLinkSpec struct {
 	// DNS describes the DNS service of the remote cluster. On a LocalLink: that of the mesh.
 	// +optional
 	DNS *KubeLinkDNS `json:"dns,omitempty"`
+}
+
+// SecretKeyRef names a key of a secret.
+type SecretKeyRef struct {
+	// Name of the secret.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
+	// Namespace of the secret. Default: that of the broker.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace,omitempty"`
+	// Key of the secret's data.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Key string `json:"key"`
 }
 
 // EgressCIDR is a network in CIDR notation, or an address. Host bits have no meaning.
@@ -207,7 +229,7 @@ type KubeLinkStatus struct {
 	// +listMapKey=node
 	// +kubebuilder:validation:MaxItems=64
 	Standbys []Standby `json:"standbys,omitempty"`
-	// PublicKey is the local WireGuard key, on LocalLinks.
+	// PublicKey is the local WireGuard key, on LocalLinks: spec.publicKey of the links that peers have to this cluster.
 	// +optional
 	PublicKey string `json:"publicKey,omitempty"`
 	// ObservedGeneration is the generation of the spec that this status is about.
