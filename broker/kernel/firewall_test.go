@@ -4,10 +4,12 @@ package kernel
 // WireGuard device brings packets, and tests see where they get.
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -99,7 +101,8 @@ func fixChecksum(b []byte, _ int, before, after byte) {
 // firewallBed is a node with a device of links, and one that leads everywhere else.
 type firewallBed struct {
 	links, rest *os.File
-	last        uint16 // source port
+	last        uint16     // source port
+	leaves      netip.Addr // with which source the last packet went on to another link
 }
 
 func newFirewallBed(t testing.TB) *firewallBed {
@@ -132,8 +135,8 @@ func newFirewallBed(t testing.TB) *firewallBed {
 func (bed *firewallBed) send(t testing.TB, p tablePacket) string {
 	t.Helper()
 	bed.last += 2
-	marks := []tablePacket{{Src: "192.168.0.12", Dst: "100.64.0.1", Kind: "udp", Port: bed.last},
-		{Src: "192.168.0.12", Dst: "100.64.32.1", Kind: "udp", Port: bed.last}}
+	marks := []tablePacket{{Src: "192.168.0.13", Dst: "100.64.0.1", Kind: "udp", Port: bed.last},
+		{Src: "192.168.0.13", Dst: "100.64.64.1", Kind: "udp", Port: bed.last}}
 	for _, b := range [][]byte{p.encode(bed.last), marks[0].encode(bed.last + 1), marks[1].encode(bed.last + 1)} {
 		if _, err := bed.links.Write(b); err != nil {
 			t.Fatalf("%s: %v", p.Name, err)
@@ -150,7 +153,7 @@ func (bed *firewallBed) send(t testing.TB, p tablePacket) string {
 			case i == 0 && next.target.String() == p.Dst:
 				got = "in"
 			case i == 1 && next.target.String() == p.Dst:
-				got = "on"
+				got, bed.leaves = "on", next.source
 			case i == 1 && got == "nowhere" && next.source.String() == p.Dst && next.target.String() == p.Src:
 				got = "in" // the node answers
 			}
@@ -241,6 +244,165 @@ func TestFirewallTable(t *testing.T) {
 			}
 			if t.Failed() {
 				t.Log(run(t, "iptables-save -c -t mangle"))
+			}
+		})
+	}
+}
+
+// What goes on to another link of the mesh keeps its source, for the lists there are about that. All else that leaves
+// has the address of this cluster.
+func TestFirewallKeepsSources(t *testing.T) {
+	enter(t)
+	_, built := readFirewallTable(t)
+	bed := newFirewallBed(t)
+	k, _ := open(t, config)
+	s := firewallState(&built)
+	set(t, k, s)
+	for _, c := range []struct{ name, src, dst, leaves string }{
+		{"a cluster", "192.168.0.12", "100.64.32.1", "192.168.0.12"},
+		{"a service of one", "100.64.16.9", "100.64.32.1", "100.64.16.9"},
+		{"a cluster behind a link", "192.168.0.18", "192.168.0.12", "192.168.0.18"},
+		{"its service", "100.64.96.9", "192.168.0.12", "100.64.96.9"},
+		{"a network that has local ones in it", "10.1.2.3", "100.64.32.1", "192.168.0.11"},
+		{"a cluster, to a wide network", "192.168.0.12", "10.1.2.3", "192.168.0.12"},
+		{"into another mesh", "192.168.0.16", "172.31.0.2", "172.31.0.1"},
+		{"within the other mesh", "172.31.0.3", "100.64.48.1", "172.31.0.3"},
+		{"IPv6", "fd02::7", "fd03::7", "fd02::7"},
+	} {
+		got := bed.send(t, tablePacket{Name: c.name, Src: c.src, Dst: c.dst, Kind: "udp", Port: 7})
+		if got != "on" || bed.leaves.String() != c.leaves {
+			t.Errorf("%s: %s to %s gets %s with source %s, want %s", c.name, c.src, c.dst, got, bed.leaves, c.leaves)
+		}
+	}
+	// A pod, through the other device.
+	pod, far := netip.MustParseAddr("100.96.0.5"), netip.MustParseAddr("100.64.32.200")
+	if _, err := bed.rest.Write(udp4(pod, far)); err != nil {
+		t.Fatal(err)
+	}
+	if got := received(t, bed.links, far); got.String() != "192.168.0.11" {
+		t.Errorf("a pod's packet leaves with source %s", got)
+	}
+}
+
+// The segment size of connections between two links fits the device, too, which they enter and leave by.
+func TestFirewallMSS(t *testing.T) {
+	enter(t)
+	_, built := readFirewallTable(t)
+	bed := newFirewallBed(t)
+	k, _ := open(t, Config{Device: "kubelink", MTU: 1420})
+	set(t, k, firewallState(&built))
+	for _, c := range []struct {
+		src, dst string
+		want     uint16
+	}{{"192.168.0.12", "100.64.32.1", 1380}, {"fd00::2", "fd03::7", 1360}} {
+		p := tablePacket{Src: c.src, Dst: c.dst, Kind: "tcp", Port: 80}
+		b := p.encode(5000)
+		tcp := len(b) - 20
+		b = append(b, 2, 4, 8960>>8, 8960&0xff) // the option, RFC 9293 section 3.7.1
+		b[tcp+12] = 6 << 4
+		if tcp == 20 {
+			b[3], b[10], b[11] = byte(len(b)), 0, 0
+			sum := checksum{}
+			sum.add(b[:20])
+			binary.BigEndian.PutUint16(b[10:], sum.value())
+		} else {
+			b[5] = byte(len(b) - 40)
+		}
+		if _, err := bed.links.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		if err := bed.links.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		for got := make([]byte, 2000); ; {
+			n, err := bed.links.Read(got)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n == len(b) && bytes.Equal(got[tcp:tcp+4], b[tcp:tcp+4]) {
+				if mss := binary.BigEndian.Uint16(got[tcp+22:]); mss != c.want {
+					t.Errorf("%s to %s: segment size %d, want %d", c.src, c.dst, mss, c.want)
+				}
+				break
+			}
+		}
+	}
+}
+
+// A change concerns the next packet, also of connections that are there. The next process adopts the chains and counts
+// on. A state without firewall, and the end, leave nothing of it.
+func TestFirewallChanges(t *testing.T) {
+	for backend, prepare := range map[string]func(*testing.T){"nft": func(*testing.T) {}, "legacy": useLegacy} {
+		inNamespace(t, backend, func(t *testing.T) {
+			prepare(t)
+			table, _ := readFirewallTable(t)
+			bed := newFirewallBed(t)
+			before := state(t)
+			k, w := open(t, config)
+			build := func(change func(*mesh.Objects)) State {
+				t.Helper()
+				table, _ = readFirewallTable(t)
+				change(&table.Objects)
+				built := mesh.Build(table.Objects, table.Local)
+				if len(built.Problems) > 0 {
+					t.Fatal(built.Problems)
+				}
+				return firewallState(&built)
+			}
+			ingress := func(name, entry string) func(*mesh.Objects) {
+				return func(o *mesh.Objects) {
+					for i := range o.Links {
+						if spec := &o.Links[i].Spec; o.Links[i].Name == name {
+							spec.Ingress = nil
+							_ = json.Unmarshal([]byte(`["`+entry+`"]`), &spec.Ingress)
+						}
+					}
+				}
+			}
+			whole := build(func(*mesh.Objects) {})
+			web := tablePacket{Name: "web", Src: "192.168.0.12", Dst: "100.64.0.1", Kind: "tcp", Port: 80}
+			expect := func(step, want string) {
+				t.Helper()
+				if got := bed.send(t, web); got != want {
+					t.Errorf("%s: %s, want %s", step, got, want)
+				}
+			}
+			set(t, k, whole)
+			expect("no list", "in")
+			set(t, k, build(ingress("b", "100.64.0.2")))
+			expect("another list", "nowhere")
+			set(t, k, build(ingress("b", "!100.64.0.2")))
+			expect("a list of denials", "in")
+			set(t, k, build(func(o *mesh.Objects) { o.Links = o.Links[1:] }))
+			expect("without the link", "nowhere")
+
+			set(t, k, whole)
+			web.Dst = "8.8.8.8"
+			expect("elsewhere", "nowhere")
+			set(t, k, whole)
+			if d := k.Drops(); d != (Drops{Source: 1, Destination: 2}) {
+				t.Errorf("dropped %+v", d)
+			}
+			// kill -9
+			successor, sw := open(t, config)
+			set(t, successor, whole)
+			w.writes = 0
+			expect("adopted", "nowhere")
+			set(t, successor, whole)
+			if d := successor.Drops(); sw.writes > 0 || d != (Drops{Destination: 1}) {
+				t.Errorf("the next process writes %d times, and counts %+v", sw.writes, d)
+			}
+			bridge := whole
+			bridge.Firewall = nil
+			set(t, successor, bridge)
+			if now := state(t); strings.Contains(now, linkChains) || strings.Contains(now, translateChains) ||
+				strings.Contains(now, "KLINK-ROUTING") || !strings.Contains(now, "-j KLINK-LOCAL") {
+				t.Errorf("without firewall:\n%s", now)
+			}
+			set(t, successor, whole)
+			wantErrors(t, "Clear", successor.Clear())
+			if now := state(t); strings.Contains(now, "KLINK") || strings.Contains(before, "KLINK") {
+				t.Errorf("Clear leaves:\n%s", now)
 			}
 		})
 	}

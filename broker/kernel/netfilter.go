@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -83,7 +84,7 @@ func natChain(device string, s State, family int) chain {
 	if s.Pod.Is {
 		out = ""
 	}
-	c := chain{table: natTable, name: "KLINK-POSTROUTING", device: device, first: true,
+	c := chain{table: natTable, name: "KLINK-POSTROUTING", device: device, first: true, innerPrefix: translateChains,
 		hook: "-A POSTROUTING" + out + " -m comment --comment kubelink -j KLINK-POSTROUTING",
 		old: predecessor{"KUBELINK-POSTROUTING",
 			regexp.MustCompile(`^(-s \S+ )?(-d \S+ )?-o \S+ -j (ACCEPT|SNAT --to-source \S+)$`)}}
@@ -91,6 +92,7 @@ func natChain(device string, s State, family int) chain {
 	for _, a := range s.Addresses {
 		meshRanges[a.Addr()] = a.Masked()
 	}
+	var sources []netip.Addr
 	for _, r := range longestFirst(s.Routes) {
 		if FamilyOf(r.Source) != family {
 			continue
@@ -98,6 +100,13 @@ func natChain(device string, s State, family int) chain {
 		meshRange, ok := meshRanges[r.Source]
 		if !ok {
 			meshRange = hostPrefix(r.Source)
+		}
+		if s.Firewall != nil {
+			if !slices.Contains(sources, r.Source) {
+				sources = append(sources, r.Source)
+			}
+			c.translateStrangers(s.Firewall, r, meshRange, slices.Index(sources, r.Source))
+			continue
 		}
 		from, to := matchOption("-s", meshRange), matchOption("-d", r.Destination)
 		// A packet with an address of this mesh keeps it: the address is ours, or that of a cluster
@@ -114,6 +123,40 @@ func natChain(device string, s State, family int) chain {
 		}
 	}
 	return c
+}
+
+// translateChains is how the names of inner chains of natChain begin.
+const translateChains = "KLINK-NAT-"
+
+// translateStrangers adds the rule of a route where packets from one link to another one pass the kernel: what links of
+// its mesh send keeps its source, for the list of the other end is about that. A network with local ones in it is not
+// that of a link alone: it may have pods that no route tells of.
+// place is that of its source.
+func (c *chain) translateStrangers(fw *Firewall, r mesh.Route, meshRange netip.Prefix, place int) {
+	name := translateChains + strconv.Itoa(place)
+	c.addRules(strings.TrimPrefix(matchOption("-d", r.Destination)+" -o "+c.device+" -g "+name, " "))
+	if slices.ContainsFunc(c.inner, func(i innerChain) bool { return i.name == name }) {
+		return
+	}
+	translate := "-j SNAT --to-source " + r.Source.String()
+	entries := []entry{{meshRange, "-j ACCEPT"}}
+	for i := range fw.Peers {
+		inMesh := fw.Peers[i].Local.Contains(r.Source)
+		for _, n := range fw.Peers[i].Networks {
+			holdsLocal := slices.ContainsFunc(fw.Local, func(l netip.Prefix) bool {
+				return n.Bits() <= l.Bits() && n.Contains(l.Addr())
+			})
+			switch {
+			case n.Addr().Is4() != r.Source.Is4():
+			case inMesh && !holdsLocal:
+				entries = append(entries, entry{n.Masked(), "-j ACCEPT"})
+			default:
+				entries = append(entries, entry{n.Masked(), translate})
+			}
+		}
+	}
+	_, chains := buildTree(name, "-s", entries, translate)
+	c.inner = append(c.inner, chains...)
 }
 
 // masqueradeChain is for a gateway in a network that drops foreign addresses. It goes by the source: the
