@@ -179,11 +179,22 @@ func (f *firewall) addTo(i int) string {
 			back[n.Masked()] = target
 		}
 	}
-	return f.tree(fmt.Sprintf("%s-%d", toChain, i), "-s", others, func(n ownedNetwork) string {
-		if n.peer == i {
-			return back[n.prefix]
+	var entries []entry
+	for _, n := range f.networks {
+		switch { // what lies in none of its networks has others, anyway
+		case n.peer == i:
+			entries = append(entries, entry{n.prefix, back[n.prefix]})
+		case containsNetwork(f.Peers[i].Networks, n.prefix):
+			entries = append(entries, entry{n.prefix, others})
 		}
-		return others
+	}
+	return f.addTree(fmt.Sprintf("%s-%d", toChain, i), "-s", entries, others)
+}
+
+// containsNetwork tells whether a network lies in one of others.
+func containsNetwork(others []netip.Prefix, n netip.Prefix) bool {
+	return slices.ContainsFunc(others, func(o netip.Prefix) bool {
+		return o.Bits() <= n.Bits() && o.Contains(n.Addr())
 	})
 }
 

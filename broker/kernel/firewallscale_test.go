@@ -24,7 +24,7 @@ func manyLinks(n int, lists bool) *mesh.State {
 		address := netip.MustParsePrefix(fmt.Sprintf("172.16.%d.%d/16", 1+i/100, 1+2*(i%100)))
 		p := mesh.Peer{Link: fmt.Sprintf("link%03d", i), Local: own, Addresses: mesh.Prefixes{address},
 			Networks: []netip.Prefix{hostPrefix(address.Addr())},
-			Ingress: []mesh.Rule{{Prefix: service, Allow: true}, {Prefix: hostPrefix(own[0].Addr()), Allow: true, Node: true}}}
+			Ingress:  []mesh.Rule{{Prefix: service, Allow: true}, {Prefix: hostPrefix(own[0].Addr()), Allow: true, Node: true}}}
 		for k := range 2 {
 			network := netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", 8*k+i/125, 2*(i%125)))
 			p.Networks = append(p.Networks, network)

@@ -126,15 +126,16 @@ func (k *Kernel) Set(s State) error {
 
 	// The kernel decides about source NAT with the first packet of a connection and keeps to it. So
 	// the chains come before the first packet can leave, and go when none leaves any more.
+	chains := map[int][]chain{}
 	for _, f := range families {
-		if s.usesFamily(f) {
-			k.setChains(ctx, wantedChains(k.config.Device, s, f, found.ipvs), f, failed)
+		if chains[f] = wantedChains(k.config.Device, s, f, found.ipvs); s.usesFamily(f) {
+			k.setChains(ctx, chains[f], f, failed)
 		}
 	}
 	k.setNetwork(s, found, failed)
 	var used []Backend
 	for _, f := range families {
-		k.clearBackends(ctx, wantedChains(k.config.Device, s, f, false), f, s.usesFamily(f), failed)
+		k.clearBackends(ctx, chains[f], f, s.usesFamily(f), failed)
 		if s.usesFamily(f) {
 			used = append(used, k.selected[f])
 		}
