@@ -200,7 +200,7 @@ func ownersOf(peers []mesh.Peer) *bart.Table[string] {
 
 // The chains decide as the bridge does. They also drop what WireGuard would not have let in, if no link has the source.
 func TestFirewallTable(t *testing.T) {
-	for backend, prepare := range map[string]func(*testing.T){"nft": func(*testing.T) {}, "legacy": useLegacy} {
+	for backend, prepare := range map[string]func(testing.TB){"nft": func(testing.TB) {}, "legacy": useLegacy} {
 		inNamespace(t, backend, func(t *testing.T) {
 			prepare(t)
 			table, built := readFirewallTable(t)
@@ -332,7 +332,7 @@ func TestFirewallMSS(t *testing.T) {
 // A change concerns the next packet, also of connections that are there. The next process adopts the chains and counts
 // on. A state without firewall, and the end, leave nothing of it.
 func TestFirewallChanges(t *testing.T) {
-	for backend, prepare := range map[string]func(*testing.T){"nft": func(*testing.T) {}, "legacy": useLegacy} {
+	for backend, prepare := range map[string]func(testing.TB){"nft": func(testing.TB) {}, "legacy": useLegacy} {
 		inNamespace(t, backend, func(t *testing.T) {
 			prepare(t)
 			table, _ := readFirewallTable(t)

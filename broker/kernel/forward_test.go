@@ -17,7 +17,7 @@ import (
 )
 
 // useLegacy has the legacy iptables run as iptables until the test ends, on a node whose kubelet uses it, too.
-func useLegacy(t *testing.T) {
+func useLegacy(t testing.TB) {
 	t.Helper()
 	legacy, err := exec.LookPath("xtables-legacy-multi")
 	if err != nil {
@@ -124,7 +124,7 @@ func TestForwardHook(t *testing.T) {
 			iptables -A FORWARD -o weave -j WEAVE-NPC
 			iptables -A FORWARD -o weave -j DROP`, ""},
 	} {
-		for backend, prepare := range map[string]func(*testing.T){"nft": func(*testing.T) {}, "legacy": useLegacy} {
+		for backend, prepare := range map[string]func(testing.TB){"nft": func(testing.TB) {}, "legacy": useLegacy} {
 			inNamespace(t, c.name+", "+backend, func(t *testing.T) {
 				prepare(t)
 				device, cali := tun(t, "kubelink"), pod(t)

@@ -136,7 +136,7 @@ func arrivals(t *testing.T, device *os.File, packets []packet, open netip.AddrPo
 // A linked cluster reaches no port of the gateway node but LocalPorts: not with the address of the cluster, not
 // with another one of the node, not by a node port, and no tunnel of the pod network. Ping and replies arrive.
 func TestGuard(t *testing.T) {
-	for backend, prepare := range map[string]func(*testing.T){"nft": func(*testing.T) {}, "legacy": useLegacy} {
+	for backend, prepare := range map[string]func(testing.TB){"nft": func(testing.TB) {}, "legacy": useLegacy} {
 		inNamespace(t, backend, func(t *testing.T) {
 			prepare(t)
 			testGuard(t)

@@ -580,7 +580,7 @@ func TestMSS(t *testing.T) {
 }
 
 // neighbour makes a network namespace whose eth0 is the other end of a new device.
-func neighbour(t *testing.T, node netns.NsHandle, device string) netns.NsHandle {
+func neighbour(t testing.TB, node netns.NsHandle, device string) netns.NsHandle {
 	t.Helper()
 	ns, err := netns.New()
 	if err != nil {
