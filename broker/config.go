@@ -22,6 +22,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
 	"github.com/mandelsoft/kubelink/broker/records"
+	"github.com/mandelsoft/kubelink/broker/wireguard"
 )
 
 const (
@@ -199,9 +200,10 @@ func (c *Config) restConfig() (*rest.Config, error) {
 	return cfg, nil
 }
 
-// pkiConfig says where the certificate comes from.
+// pkiConfig says where the certificate, or the key of mode wireguard, comes from.
 func (c *Config) pkiConfig() pki.Config {
 	return pki.Config{
+		WireGuard: c.Mode == mesh.WireGuard,
 		Namespace: c.Namespace, Secret: c.Secret, CertFile: c.CertFile, KeyFile: c.KeyFile, CAFile: c.CAFile,
 		SecretManageMode: c.SecretManageMode, DNSName: c.DNSName, SystemCAs: c.SystemCAs,
 	}
@@ -232,13 +234,10 @@ func (c *Config) kernelConfig() kernel.Config {
 	return kernel.Config{Device: c.Interface, MTU: c.deviceMTU(), Table: c.RouteTable, RulePriority: c.RulePriority}
 }
 
-// wireGuardMTU is 1500 bytes less what WireGuard adds over IPv6.
-const wireGuardMTU = 1420
-
 // deviceMTU is the MTU of the device, in bytes.
 func (c *Config) deviceMTU() int {
 	if c.Mode == mesh.WireGuard {
-		return cmp.Or(c.MTU, wireGuardMTU)
+		return cmp.Or(c.MTU, wireguard.DefaultMTU)
 	}
 	return cmp.Or(c.MTU, bridge.DefaultMTU)
 }

@@ -42,6 +42,7 @@ type nameSource struct {
 	check       *nodecheck.Checker     // nil: nothing checks the node
 	carries     bool                   // the mode has a dataplane
 	credentials bool                   // the dataplane has credentials
+	secretTitle string                 // what these are
 	elsewhere   map[string]zone.Status // links that another broker of the cluster carries; nil: this one does
 	routed      map[string]bool        // links for which the kernel has had routes and NAT
 	nsAddresses []netip.Addr
@@ -145,7 +146,7 @@ func (p *publisher) publish(change func(*nameSource)) {
 
 // setConfig takes over what names depend on.
 func (from *nameSource) setConfig(c *Config) {
-	from.carries = c.Mode.CarriesTraffic()
+	from.carries, from.secretTitle = c.Mode.CarriesTraffic(), c.pkiConfig().Title()
 	from.nsAddresses = c.nsAddresses()
 	from.hosts = slices.Concat(c.PodCIDRs, c.NodeCIDRs)
 	from.serveStale, from.noStates = c.ServeStale, c.NoStateNames
@@ -199,7 +200,7 @@ func (from *nameSource) linkStatus() func(link string) zone.Status {
 		case from.credentials:
 			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "it is about to be connected"}
 		default:
-			links[l.Name] = zone.Status{State: string(v1alpha1.StateError), Reason: "there is no usable certificate"}
+			links[l.Name] = zone.Status{State: string(v1alpha1.StateError), Reason: "there is no usable " + from.secretTitle}
 		}
 	}
 	return func(link string) zone.Status { return links[link] }

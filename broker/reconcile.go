@@ -67,7 +67,7 @@ type announcer struct {
 	unknowns announce.UnknownPeers // the ones without a link; it has a lock of its own
 }
 
-// credentials are what is in use of certificates.
+// credentials are what is in use of certificates, or of keys.
 type credentials struct {
 	pki.Store
 	problem onchange.Error // why they are not what the source has
@@ -210,6 +210,7 @@ func (r *reconciler) setGateway(g *gateway) {
 // readObjects are what a State is made of.
 func (r *reconciler) readObjects(links []v1alpha1.KubeLink) mesh.Objects {
 	objects := mesh.Objects{Links: links}
+	objects.Keys.Own = r.creds.PublicKey()
 	if g := r.gateway; g != nil && g.host != nil {
 		objects.Host = g.host.Facts(links, g.Statuses())
 		objects.Host.OwnTable = r.cfg.RouteTable != kernel.MainTable
@@ -227,6 +228,9 @@ func (r *reconcilerRun) newOutcome(
 		return r.standbyOutcome(items, s)
 	}
 	seen := &writeback.Observations{Apply: applyErr, Pending: pending, Creds: credErr, Usable: r.creds.Usable()}
+	if key := r.creds.PublicKey(); key != (mesh.PublicKey{}) {
+		seen.PublicKey = key.String()
+	}
 	_, _, seen.Announce = r.newAnnouncement(s)
 	r.logUnadvertised(seen.Announce)
 	apizone.NoteNames(s, r.names.apis.Statuses(), seen.AddNote)
@@ -237,6 +241,10 @@ func (r *reconcilerRun) newOutcome(
 		}
 	}
 	statuses := r.gateway.observe(seen)
+	keyNote := r.creds.KeyNote(items, statuses, time.Now())
+	for _, m := range s.Meshes {
+		seen.AddNote(m.Link, keyNote)
+	}
 	policy := r.cfg.announcePolicy(r.creds.Unencrypted())
 	received := r.peers.receiver.ReceiveAll(*objects, s, statuses, policy, r.log)
 	for name := range received {
@@ -309,12 +317,15 @@ func (r *reconcilerRun) refreshCredentials(ctx context.Context) error {
 	cfg := r.cfg.pkiConfig()
 	fresh, err := r.creds.Refresh(ctx, r.client, cfg)
 	if r.creds.problem.Set(err) && err != nil {
-		r.log.Warn("certificate cannot be used", "problem", writeback.OneLine(err))
+		r.log.Warn(cfg.Title()+" cannot be used", "problem", writeback.OneLine(err))
 	}
 	if fresh == nil {
 		return err
 	}
 	r.gateway.SetCredentials(fresh)
+	if cfg.WireGuard { // no link may have this key
+		r.waker.wake()
+	}
 	cfg.LogUse(fresh, r.log)
 	return err
 }

@@ -150,6 +150,7 @@ func TestReconcileWithFakeAPIServer(t *testing.T) {
 	const global = "the names of svc.global.kubelink are not known yet" // nothing watches their objects here
 	peerUp := []link.Status{{Link: "kubelink2", State: link.Up}}
 	bridge, none := mesh.Local{Mode: mesh.Bridge}, mesh.Local{Mode: mesh.None}
+	wireGuard, own := mesh.Local{Mode: mesh.WireGuard}, mesh.SecretKey{1: 1, 31: 64}
 	for _, c := range []struct {
 		name     string
 		cfg      Config
@@ -170,6 +171,13 @@ func TestReconcileWithFakeAPIServer(t *testing.T) {
 			Config{Local: bridge, CertificateConfig: CertificateConfig{Secret: "tls"}, APIConfig: APIConfig{Namespace: "ns"}},
 			nil, nil, resync, "secret ns/tls does not exist: create it", "Error secret ns/tls does not exist",
 			"Error secret ns/tls does not exist", "state=Error reason=there is no usable certificate"},
+		{"no WireGuard key",
+			Config{Local: wireGuard, CertificateConfig: CertificateConfig{Secret: "tls"}, APIConfig: APIConfig{Namespace: "ns"}},
+			nil, nil, resync, "secret ns/tls: it does not exist: create it", "Error secret ns/tls: it does not exist",
+			"Error secret ns/tls: it does not exist", "state=Error reason=there is no usable WireGuard key"},
+		{"WireGuard key",
+			Config{Local: wireGuard, CertificateConfig: CertificateConfig{Secret: "wg"}, APIConfig: APIConfig{Namespace: "ns"}},
+			peerUp, nil, resync, global, "Up ", "Up ", "state=Up"},
 		{"the kernel refuses", Config{Local: bridge}, peerUp, errors.New("no route"), 0, "no route\n" + global,
 			"Error no route", "Up ", "state=Up"},
 		{"the kernel is busy", Config{Local: bridge}, peerUp, kernel.ErrBusy, kernel.Grace,
@@ -189,9 +197,12 @@ func TestReconcileWithFakeAPIServer(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer b.names.close()
-			api := newFakeAPIServer(
+			two := kubeLink("kubelink2", "192.168.0.12/24", "b.example", "100.64.16.0/20")
+			two.Spec.PublicKey = mesh.SecretKey{1: 2, 31: 64}.Public().String()
+			api := newFakeAPIServer(two,
+				&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "wg"},
+					Data: map[string][]byte{"WireguardPrivateKey": []byte(own.Base64())}},
 				kubeLink("kubelink1", "192.168.0.11/24", v1alpha1.EndpointLocal, "100.64.0.0/20"),
-				kubeLink("kubelink2", "192.168.0.12/24", "b.example", "100.64.16.0/20"),
 				kubeLink("broken", "192.168.0.13/24", "c.example", "100.64.0.0"))
 			if cfg.Mode.CarriesTraffic() {
 				d := &fakeDataplane{}
@@ -212,6 +223,13 @@ func TestReconcileWithFakeAPIServer(t *testing.T) {
 			checkStates(t, run.writer, api, map[string]string{
 				"kubelink1": c.local, "kubelink2": c.peer, "broken": "Invalid spec.cidr",
 			})
+			var local v1alpha1.KubeLink
+			if err := api.Get(t.Context(), types.NamespacedName{Name: "kubelink1"}, &local); err != nil {
+				t.Fatal(err)
+			}
+			if want := map[bool]string{true: own.Public().String()}[cfg.Secret == "wg"]; local.Status.PublicKey != want {
+				t.Errorf("status.publicKey %q, want %q", local.Status.PublicKey, want)
+			}
 		})
 	}
 }

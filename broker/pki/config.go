@@ -1,6 +1,6 @@
-// Package pki provides the certificate with which this cluster authenticates itself to its peers, and the CA that it
-// trusts. They come from files or from a TLS secret. The broker fills the secret itself, asks a certificate service
-// to do so, or leaves it to the user.
+// Package pki provides what this cluster authenticates itself with. That is a certificate, with the CA that it trusts:
+// they come from files or from a TLS secret. The broker fills the secret itself, asks a certificate service to do so, or
+// leaves it to the user. In mode wireguard it is a private key from a secret.
 package pki
 
 import (
@@ -25,12 +25,21 @@ const (
 
 // Config says where the certificate comes from. The zero value asks for no certificate.
 type Config struct {
+	WireGuard                 bool   // Secret has a private key instead of a certificate
 	Namespace                 string // of Secret
 	Secret                    string // name of the TLS secret
 	CertFile, KeyFile, CAFile string // instead of Secret
 	SecretManageMode          SecretManageMode
 	DNSName                   string // name or IP address that the certificate must have
 	SystemCAs                 bool   // the CAs of the system are trusted, and no other
+}
+
+// Title is how messages call what comes from the secret.
+func (c Config) Title() string {
+	if c.WireGuard {
+		return "WireGuard key"
+	}
+	return "certificate"
 }
 
 // Configured tells whether links need a certificate.
@@ -52,8 +61,12 @@ func (c Config) field(key string) string {
 	return map[string]string{keyCert: "certfile", keyKey: "keyfile", keyCA: "cacertfile"}[key]
 }
 
-// LogUse logs which certificate is in use from now on; without certificate, nothing.
+// LogUse logs which certificate or key is in use from now on; without any, nothing.
 func (c Config) LogUse(credentials *link.Credentials, log *slog.Logger) {
+	if c.WireGuard {
+		log.Info("WireGuard key in use from now on", "source", c.Location(), "publicKey", credentials.PrivateKey.Public())
+		return
+	}
 	leaf := credentials.Certificate.Leaf
 	if leaf == nil {
 		return

@@ -29,6 +29,8 @@ type Store struct {
 	data    map[string][]byte // their content, by key of the secret; nil: they are no certificate
 	until   time.Time         // when they expire
 	renewAt time.Time         // when the broker is to renew the certificate; zero: never
+
+	keyChanged time.Time // when the key of mode wireguard became another one; zero: all peers know it
 }
 
 // Usable tells whether links may be made.
@@ -54,11 +56,19 @@ func (s *Store) RenewIn() time.Duration {
 	return max(time.Until(s.renewAt), time.Second)
 }
 
-// Refresh reads the source of a dataplane's certificate. It returns the credentials in use if they are new, or were not
+// Refresh reads the source of a dataplane's certificate or key. It returns the credentials in use if they are new, or were not
 // told yet, else nil. After an error the ones in use stay in use, and the error tells until when.
 func (s *Store) Refresh(ctx context.Context, reader client.Reader, cfg Config) (*link.Credentials, error) {
 	s.Secret, s.Request, s.renewAt = nil, false, time.Time{}
-	err := s.replace(ctx, reader, cfg, time.Now())
+	if cfg.WireGuard != s.cfg.WireGuard { // what another mode has used is of no use
+		*s = Store{}
+	}
+	var err error
+	if cfg.WireGuard {
+		err = s.replaceKey(ctx, reader, cfg)
+	} else {
+		err = s.replace(ctx, reader, cfg, time.Now())
+	}
 	if s.told || s.used == nil {
 		return nil, err
 	}

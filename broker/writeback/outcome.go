@@ -16,13 +16,14 @@ import (
 
 // Observations are what the parts of the broker say of objects, besides the State.
 type Observations struct {
-	Statuses map[string]link.Status // of peers, by link; nil: this broker carries no traffic
-	Notes    map[string][]string    // by link
-	Apply    error                  // the state could not be applied in full
-	Pending  error                  // a part of the state is still being applied
-	Creds    error                  // the credentials, or a new version of them, cannot be used
-	Usable   bool                   // there are credentials
-	Announce error                  // this cluster does not announce all that it should
+	Statuses  map[string]link.Status // of peers, by link; nil: this broker carries no traffic
+	Notes     map[string][]string    // by link
+	Apply     error                  // the state could not be applied in full
+	Pending   error                  // a part of the state is still being applied
+	Creds     error                  // the credentials, or a new version of them, cannot be used
+	Usable    bool                   // there are credentials
+	PublicKey string                 // of this cluster, in mode wireguard
+	Announce  error                  // this cluster does not announce all that it should
 
 	Checked   bool          // the node was checked
 	Findings  link.Findings // what keeps packets from passing
@@ -74,6 +75,7 @@ func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, seen *Observations) 
 			if meshes[obj.Name].Shared {
 				note = joinTexts(note, unservedNote(items, obj.Name, links, s.Problems))
 			}
+			out.PublicKey = seen.PublicKey
 			out.Finalizer = problem.State != v1alpha1.StateStale && hasMembers(items, obj.Name)
 			members := meshes[obj.Name].Members
 			out.State, out.Message = localState(obj, members, note, problem, seen)

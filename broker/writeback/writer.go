@@ -46,7 +46,8 @@ type Link struct {
 	Object    *v1alpha1.KubeLink // as read from the cache; the writer does not change it
 	State     v1alpha1.State
 	Message   string
-	Finalizer bool // the LocalLink has members
+	PublicKey string // of this cluster, for a LocalLink
+	Finalizer bool   // the LocalLink has members
 	Term      uint32
 	Standby   *v1alpha1.Standby // all that is written: this broker does not hold the links; nil: it does
 	// Forwarding says what the check of the node has found; zero: nothing is said.
