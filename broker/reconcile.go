@@ -330,14 +330,14 @@ func (r *reconcilerRun) refreshCredentials(ctx context.Context) error {
 	return err
 }
 
-// listenPort is broker-port, or the target port of the service's port named bridge.
+// listenPort is broker-port, or the target port of the service's port for the mode.
 func (r *reconcilerRun) listenPort(ctx context.Context) (uint16, error) {
 	cfg := &r.cfg
 	if cfg.Service == "" || !cfg.Mode.CarriesTraffic() {
 		return cfg.BrokerPort, nil
 	}
 	service := types.NamespacedName{Namespace: cfg.Namespace, Name: cfg.Service}
-	return r.port.Find(ctx, r.client, service, cfg.BrokerPort)
+	return r.port.Find(ctx, r.client, service, cfg.Mode, cfg.BrokerPort)
 }
 
 // newAnnouncement is what this cluster announces, and why a part of it is missing.

@@ -53,6 +53,9 @@ func TestListenPortWithFakeAPIServer(t *testing.T) {
 		return corev1.ServicePort{Name: "bridge", Protocol: protocol, Port: 443, TargetPort: target}
 	}
 	other := corev1.ServicePort{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromInt32(5353)}
+	named := func(name string, protocol corev1.Protocol, target int32) corev1.ServicePort {
+		return corev1.ServicePort{Name: name, Protocol: protocol, Port: 443, TargetPort: intstr.FromInt32(target)}
+	}
 	foreign := service(port("TCP", intstr.FromInt32(9)))
 	foreign.Namespace = "other"
 	for _, c := range []struct {
@@ -66,7 +69,8 @@ func TestListenPortWithFakeAPIServer(t *testing.T) {
 		{"no service is configured", mesh.Bridge, "", service(port("TCP", intstr.FromInt32(9))), 80, ""},
 		{"mode none", mesh.None, "kubelink", service(other), 80, ""},
 		{"missing", mesh.Bridge, "kubelink", foreign, 80, `service kubelink: services "kubelink" not found; listening`},
-		{"no such port", mesh.Bridge, "kubelink", service(other), 80, "service kubelink has no port named bridge: add it"},
+		{"no such port", mesh.Bridge, "kubelink", service(other), 80,
+			"service kubelink has 0 TCP ports and none is named bridge: name one so, or add it"},
 		{"wrong protocol", mesh.Bridge, "kubelink", service(port("UDP", intstr.FromInt32(9))), 80,
 			"service kubelink: port bridge is UDP, but mode bridge uses TCP"},
 		{"named target port", mesh.Bridge, "kubelink", service(port("TCP", intstr.FromString("tls"))), 80,
@@ -74,6 +78,17 @@ func TestListenPortWithFakeAPIServer(t *testing.T) {
 		{"number", mesh.Bridge, "kubelink", service(other, port("TCP", intstr.FromInt32(8443))), 8443, ""},
 		{"number as text", mesh.Bridge, "kubelink", service(port("TCP", intstr.FromString("8443"))), 8443, ""},
 		{"no protocol is TCP", mesh.Bridge, "kubelink", service(port("", intstr.FromInt32(8443))), 8443, ""},
+		{"the only TCP port", mesh.Bridge, "kubelink", service(other, named("", "TCP", 8188)), 8188, ""},
+		{"two TCP ports", mesh.Bridge, "kubelink", service(named("a", "TCP", 1), named("b", "", 2)), 80,
+			"service kubelink has 2 TCP ports and none is named bridge: name one so, or add it"},
+		{"two TCP ports, one is named", mesh.Bridge, "kubelink", service(named("a", "TCP", 1), named("bridge", "", 2)), 2, ""},
+		{"wireguard, the only port", mesh.WireGuard, "kubelink", service(named("", "UDP", 8188)), 8188, ""},
+		{"wireguard, the only UDP port", mesh.WireGuard, "kubelink", service(named("bridge", "TCP", 1), other), 5353, ""},
+		{"wireguard, named", mesh.WireGuard, "kubelink", service(other, named("wireguard", "UDP", 51820)), 51820, ""},
+		{"wireguard, two UDP ports", mesh.WireGuard, "kubelink", service(other, named("x", "UDP", 1)), 80,
+			"service kubelink has 2 UDP ports and none is named wireguard: name one so, or add it"},
+		{"wireguard, TCP", mesh.WireGuard, "kubelink", service(other, named("wireguard", "", 1)), 80,
+			"service kubelink: port wireguard is TCP, but mode wireguard uses UDP"},
 		{"no target port", mesh.Bridge, "kubelink", service(port("TCP", intstr.IntOrString{})), 443, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

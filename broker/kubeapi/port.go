@@ -3,6 +3,7 @@ package kubeapi
 // The port that the service of the broker leads to.
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -16,14 +17,19 @@ import (
 
 // ServicePort is the port to listen on, as a service tells it. The zero value is ready. It has one user at a time.
 type ServicePort struct {
-	last uint16 // that the service told; 0: none yet
+	mode mesh.Mode // of the last port
+	last uint16    // that the service told; 0: none yet
 }
 
-// Find returns the target port of the port of the service that is named after the mode. While the service cannot be
-// read, that is the last one; if there is none, it is brokerPort. The error says why it is one of them.
+// Find returns the target port of the port of the service that is named after the mode, or of the only port with the
+// protocol of the mode. While the service cannot be read, that is the last one; if there is none, it is brokerPort. The
+// error says why it is one of them.
 func (p *ServicePort) Find(
-	ctx context.Context, reader client.Reader, service types.NamespacedName, brokerPort uint16,
+	ctx context.Context, reader client.Reader, service types.NamespacedName, mode mesh.Mode, brokerPort uint16,
 ) (uint16, error) {
+	if p.mode != mode {
+		*p = ServicePort{mode: mode}
+	}
 	var svc corev1.Service
 	err := reader.Get(ctx, service, &svc)
 	switch {
@@ -32,7 +38,7 @@ func (p *ServicePort) Find(
 	case err != nil:
 		return brokerPort, fmt.Errorf("service %s: %w; listening on broker-port %d", service.Name, err, brokerPort)
 	}
-	port, problem := targetPort(&svc)
+	port, problem := targetPort(&svc, mode)
 	if problem != "" {
 		return brokerPort, fmt.Errorf("service %s%s; listening on broker-port %d", service.Name, problem, brokerPort)
 	}
@@ -40,20 +46,43 @@ func (p *ServicePort) Find(
 	return port, nil
 }
 
-// targetPort is the target port of the port of a service that is named after the mode. problem is why there is none.
-func targetPort(svc *corev1.Service) (port uint16, problem string) {
+// protocolOf is the protocol that carries links of a mode.
+func protocolOf(mode mesh.Mode) corev1.Protocol {
+	if mode == mesh.WireGuard {
+		return corev1.ProtocolUDP
+	}
+	return corev1.ProtocolTCP
+}
+
+// targetPort is the target port of a service for a mode. problem is why there is none.
+func targetPort(svc *corev1.Service, mode mesh.Mode) (port uint16, problem string) {
+	wanted := protocolOf(mode)
+	var others []corev1.ServicePort // with the protocol of the mode
 	for _, p := range svc.Spec.Ports {
+		protocol := cmp.Or(p.Protocol, corev1.ProtocolTCP)
 		switch {
-		case p.Name != string(mesh.Bridge):
-		case p.Protocol != corev1.ProtocolTCP && p.Protocol != "":
-			return 0, fmt.Sprintf(": port bridge is %s, but mode bridge uses TCP", p.Protocol)
-		case p.TargetPort.IntValue() > 0:
-			return uint16(p.TargetPort.IntValue()), ""
-		case p.TargetPort.StrVal != "":
-			return 0, fmt.Sprintf(": target port %q of port bridge is a name; use a number", p.TargetPort.StrVal)
-		default:
-			return uint16(p.Port), ""
+		case p.Name == string(mode) && protocol != wanted:
+			return 0, fmt.Sprintf(": port %s is %s, but mode %[1]s uses %[3]s", p.Name, protocol, wanted)
+		case p.Name == string(mode):
+			return targetNumber(&p)
+		case protocol == wanted:
+			others = append(others, p)
 		}
 	}
-	return 0, " has no port named bridge: add it"
+	if len(others) == 1 {
+		return targetNumber(&others[0])
+	}
+	return 0, fmt.Sprintf(" has %d %s ports and none is named %s: name one so, or add it", len(others), wanted, mode)
+}
+
+// targetNumber is the target port of a port. problem is why it is none.
+func targetNumber(p *corev1.ServicePort) (port uint16, problem string) {
+	switch {
+	case p.TargetPort.IntValue() > 0:
+		return uint16(p.TargetPort.IntValue()), ""
+	case p.TargetPort.StrVal != "":
+		return 0, fmt.Sprintf(": target port %q of port %s is a name; use a number",
+			p.TargetPort.StrVal, cmp.Or(p.Name, fmt.Sprint(p.Port)))
+	}
+	return uint16(p.Port), ""
 }

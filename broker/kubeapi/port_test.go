@@ -10,6 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // serviceReader answers with a service that has a port, or with an error.
@@ -39,7 +41,7 @@ func TestFindKeepsPort(t *testing.T) {
 		{serviceReader{err: fails}, 8443, "service kubelink: no answer; listening on port 8443 as before"},
 		{serviceReader{err: gone}, 80, `service kubelink: services "kubelink" not found; listening on broker-port 80`},
 	} {
-		got, err := p.Find(t.Context(), &c.reader, types.NamespacedName{Namespace: "ns", Name: "kubelink"}, 80)
+		got, err := p.Find(t.Context(), &c.reader, types.NamespacedName{Namespace: "ns", Name: "kubelink"}, mesh.Bridge, 80)
 		said := ""
 		if err != nil {
 			said = err.Error()
@@ -47,5 +49,11 @@ func TestFindKeepsPort(t *testing.T) {
 		if got != c.want || said != c.says {
 			t.Errorf("port %d, %q, want %d, %q", got, said, c.want, c.says)
 		}
+	}
+	// The port of one mode is none of another mode.
+	p.last = 8443
+	service := types.NamespacedName{Namespace: "ns", Name: "kubelink"}
+	if got, err := p.Find(t.Context(), &serviceReader{err: fails}, service, mesh.WireGuard, 8777); got != 8777 || err == nil {
+		t.Errorf("port %d, %v", got, err)
 	}
 }
