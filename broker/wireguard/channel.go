@@ -32,7 +32,7 @@ type channelConfig struct {
 	settings link.Settings // what our hello tells
 	device   string        // name of the device
 	log      *slog.Logger
-	changed  func() // what Status says has changed; of RTT, only that it has become known. It must not block
+	changed  func() // what StatusOf says has changed; of RTT, only that it has become known. It must not block
 	timing   *channelTiming
 	system   channelSystem
 }
@@ -117,9 +117,9 @@ func openChannels(config channelConfig) *channels {
 // now is the channels' time: monotonic, since openChannels.
 func (c *channels) now() time.Duration { return time.Since(c.start) }
 
-// Set tells all links. A channel stays unless the peer has another key or address. The error is about the listeners;
-// links are set in any case, and what failed is tried again.
-func (c *channels) Set(peers []mesh.Peer) error {
+// SetPeers tells all links. A channel stays unless the peer has another key or address. The error is about the
+// listeners; links are set in any case, and what failed is tried again.
+func (c *channels) SetPeers(peers []mesh.Peer) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -161,14 +161,14 @@ func (c *channels) Set(peers []mesh.Peer) error {
 	return c.openListeners()
 }
 
-// SetHello changes what peers are told. Those that are connected get it at once.
+// SetHello changes what peers are told. Connected peers get it at once.
 func (c *channels) SetHello(settings link.Settings) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, err := c.makeHello(&settings).AppendPayload(nil); err != nil {
+	if err := checkHello(&settings); err != nil {
 		return err
 	}
-	before, now := c.makeHello(c.own.Swap(&settings)), c.makeHello(&settings)
+	before, now := makeHello(c.own.Swap(&settings), 0), makeHello(&settings, 0)
 	if !reflect.DeepEqual(before, now) {
 		for _, ch := range c.table.Load().links {
 			ch.sendAnnouncement()
@@ -177,32 +177,38 @@ func (c *channels) SetHello(settings link.Settings) error {
 	return nil
 }
 
+// checkHello tells whether peers can be told these settings.
+func checkHello(s *link.Settings) error {
+	_, err := makeHello(s, 0).AppendPayload(nil)
+	return err
+}
+
 // makeHello makes our hello, without the addresses, which differ between links.
-func (c *channels) makeHello(s *link.Settings) *hello.Hello {
+func makeHello(s *link.Settings, instance uint64) *hello.Hello {
 	return &hello.Hello{
 		Announcement: link.Announcement{AdvertisedPort: s.AdvertisedPort, DNS: s.DNS, API: s.API},
-		Capable:      true, Flags: hello.FlagKeepalive | hello.FlagUpdates, Instance: c.instance,
+		Capable:      true, Flags: hello.FlagKeepalive | hello.FlagUpdates, Instance: instance,
 		Terms: &hello.Terms{Own: s.Term},
 	}
 }
 
-// Handshake tells that the peer of a link has completed a handshake of WireGuard: it may be dialled at once.
-func (c *channels) Handshake(link string, at time.Time) {
+// NoteHandshake tells that the peer of a link has completed a handshake of WireGuard: it may be dialled at once.
+func (c *channels) NoteHandshake(link string, at time.Time) {
 	if ch := c.table.Load().links[link]; ch != nil {
 		ch.noteHandshake(at)
 	}
 }
 
-// Status says what the channel of a link knows of the peer. It never waits.
-func (c *channels) Status(link string) channelStatus {
+// StatusOf says what the channel of a link knows of the peer. It never waits.
+func (c *channels) StatusOf(link string) channelStatus {
 	if ch := c.table.Load().links[link]; ch != nil {
 		return ch.currentStatus()
 	}
 	return channelStatus{}
 }
 
-// Refused returns the number of refused connections by reason.
-func (c *channels) Refused() [hello.NumRefusals]uint64 { return c.refusals.Counts() }
+// CountRefused returns the number of refused connections by reason.
+func (c *channels) CountRefused() [hello.NumRefusals]uint64 { return c.refusals.Counts() }
 
 // watchDevice opens listeners again that failed, or whose device was made anew.
 func (c *channels) watchDevice() {
@@ -216,7 +222,7 @@ func (c *channels) watchDevice() {
 		}
 		c.mu.Lock()
 		if !c.closed {
-			// The error is logged; Set returns it the next time.
+			// The error is logged; SetPeers returns it the next time.
 			_ = c.openListeners()
 		}
 		c.mu.Unlock()
@@ -242,7 +248,7 @@ func (c *channels) openListeners() error {
 		if c.listeners[addr] != nil || c.index == 0 {
 			continue
 		}
-		l, err := c.listen(addr)
+		l, err := c.openListener(addr)
 		if err != nil {
 			failed = append(failed, err)
 			continue

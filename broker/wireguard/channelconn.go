@@ -28,7 +28,7 @@ const (
 	lateBytes  = 20 * time.Millisecond // for bytes that have arrived while this process had no processor
 )
 
-// channelConn is a connection with the peer. Two goroutines belong to it: run, which reads, and writeFrames.
+// channelConn is a connection with the peer. Two goroutines belong to it: serveFrames, which reads, and writeFrames.
 type channelConn struct {
 	ch        *channel
 	conn      net.Conn
@@ -66,8 +66,8 @@ func (k *channelConn) yieldsTo(old *channelConn) bool {
 	return preferred(old) && !preferred(k) && old.instance == k.instance && silent < 2*k.ch.timing.ping
 }
 
-// run serves the connection until its end. The caller has attached it to the channel.
-func (k *channelConn) run() {
+// serveFrames serves the connection until its end. The caller has attached it to the channel.
+func (k *channelConn) serveFrames() {
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
@@ -135,7 +135,7 @@ func (k *channelConn) handleFrame(typ byte, payload []byte) error {
 		k.kickWriter()
 	case typ == hello.FramePong && len(payload) == 8:
 		rtt := k.ch.now() - time.Duration(binary.BigEndian.Uint64(payload))
-		k.ch.change(func() {
+		k.ch.changeState(func() {
 			if k.ch.conn == k {
 				k.ch.rtt = hello.SmoothRTT(k.ch.rtt, rtt)
 			}

@@ -23,8 +23,8 @@ type redial struct {
 	lostAt    time.Duration // when the state became channelLost
 }
 
-// wake has the dial loop look at everything.
-func (ch *channel) wake() {
+// wakeDialer has the dial loop look at everything.
+func (ch *channel) wakeDialer() {
 	select {
 	case ch.wakeup <- struct{}{}:
 	default:
@@ -43,7 +43,7 @@ func (ch *channel) noteHandshake(at time.Time) {
 	}
 	ch.mu.Unlock()
 	if news {
-		ch.wake()
+		ch.wakeDialer()
 	}
 }
 
@@ -91,7 +91,7 @@ func (ch *channel) dialLoop() {
 		}
 		ch.checkSilence()
 		if limit := ch.dialLimit(); limit > 0 {
-			err := ch.dial(limit)
+			err := ch.dialPeer(limit)
 			if ch.ctx.Err() == nil {
 				ch.concludeDial(err)
 			}
@@ -133,8 +133,8 @@ func (ch *channel) nextLook() time.Duration {
 	return max(0, next)
 }
 
-// dial connects, and starts a goroutine that serves the connection.
-func (ch *channel) dial(limit time.Duration) error {
+// dialPeer connects, and starts a goroutine that serves the connection.
+func (ch *channel) dialPeer(limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ch.ctx, limit)
 	defer cancel()
 	peer := ch.addresses.First().Addr()
@@ -164,15 +164,15 @@ func (ch *channel) dial(limit time.Duration) error {
 		return &exchangeError{err}
 	}
 	k := newChannelConn(ch, conn, false, theirs)
-	attached := ch.attach(k, theirs)
+	attached := ch.attachConn(k, theirs)
 	ch.wg.Go(func() {
 		defer stop()
 		if !attached {
 			k.close(errReplaced)
 			return
 		}
-		k.run()
-		ch.detach(k)
+		k.serveFrames()
+		ch.detachConn(k)
 	})
 	return nil
 }
@@ -186,7 +186,7 @@ func (e *exchangeError) Unwrap() error { return e.err }
 // concludeDial concludes from an attempt. A peer where nothing listens is alive: it is a plain peer, or a kubelink that
 // starts again.
 func (ch *channel) concludeDial(err error) {
-	ch.change(func() {
+	ch.changeState(func() {
 		if ch.conn != nil {
 			return
 		}
@@ -202,9 +202,9 @@ func (ch *channel) concludeDial(err error) {
 			ch.state, ch.heard, ch.rtt = channelPlain, ch.now(), 0
 		case refused != nil && (refused.Refusal == hello.RefusedAddress || refused.Refusal == hello.RefusedTerm):
 			ch.refusals.CountError(err)
-			ch.lose(refused.Error())
+			ch.concludeLoss(refused.Error())
 		case ch.state == channelLost && exchange != nil:
-			ch.lose(describeDial(exchange, err))
+			ch.concludeLoss(describeDial(exchange, err))
 		case ch.state == channelUntried, ch.state == channelPlain:
 			ch.trouble.Change(describeDial(exchange, err))
 		}

@@ -135,11 +135,11 @@ func (e *channelEnd) set(numbers ...int) {
 			Link: fmt.Sprint(n), Local: mesh.Prefixes{clusterAddress(e.number)}, Addresses: mesh.Prefixes{clusterAddress(n)},
 		})
 	}
-	if err := e.channels.Set(e.peers); err != nil {
+	if err := e.channels.SetPeers(e.peers); err != nil {
 		e.t.Fatal(err)
 	}
 	for _, p := range e.peers {
-		e.channels.Handshake(p.Link, time.Now())
+		e.channels.NoteHandshake(p.Link, time.Now())
 	}
 }
 
@@ -148,7 +148,7 @@ func (e *channelEnd) await(peer int, what string, expected func(channelStatus) b
 	e.t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		st := e.channels.Status(fmt.Sprint(peer))
+		st := e.channels.StatusOf(fmt.Sprint(peer))
 		if expected(st) {
 			return st
 		}
@@ -169,9 +169,9 @@ func (e *channelEnd) awaitState(peer int, want channelState) channelStatus {
 func (e *channelEnd) awaitRefusals(why hello.Refusal, n uint64) {
 	e.t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
-	for e.channels.Refused()[why] < n {
+	for e.channels.CountRefused()[why] < n {
 		if time.Now().After(deadline) {
-			e.t.Fatalf("%d refused for %s, want %d", e.channels.Refused()[why], why, n)
+			e.t.Fatalf("%d refused for %s, want %d", e.channels.CountRefused()[why], why, n)
 		}
 		tick := time.NewTimer(2 * time.Millisecond)
 		<-tick.C

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/hello"
@@ -19,8 +18,8 @@ type channelListener struct {
 	done chan struct{} // closed by the accepting goroutine at its end
 }
 
-// listen listens on a local cluster address. c.mu is held.
-func (c *channels) listen(local netip.Addr) (*channelListener, error) {
+// openListener listens on a local cluster address. c.mu is held.
+func (c *channels) openListener(local netip.Addr) (*channelListener, error) {
 	socket, err := c.system.Listen(c.device, local)
 	if err != nil {
 		return nil, err
@@ -36,7 +35,7 @@ func (c *channels) acceptConns(l *channelListener) {
 		conn, err := l.Accept()
 		switch {
 		case err == nil:
-			c.admit(conn)
+			c.admitConn(conn)
 		case isClosed(err) || c.ctx.Err() != nil:
 			return
 		default: // out of file descriptors, most likely
@@ -50,9 +49,9 @@ func (c *channels) acceptConns(l *channelListener) {
 
 func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }
 
-// admit gives a connection to the channel of its source, before a byte of it is read. What comes from any other source,
-// or too often, is dropped.
-func (c *channels) admit(conn net.Conn) {
+// admitConn gives a connection to the channel of its source, before a byte of it is read. What comes from any other
+// source, or too often, is dropped.
+func (c *channels) admitConn(conn net.Conn) {
 	source, local := sourceOf(conn), addrOf(conn.LocalAddr())
 	ch := c.table.Load().sources[source]
 	if ch == nil || !ch.isLocal(local) {
@@ -66,51 +65,37 @@ func (c *channels) admit(conn net.Conn) {
 		dropConn(conn)
 		return
 	}
-	c.wg.Go(func() { ch.serveInbound(conn) })
+	c.wg.Go(inbound{ch, conn}.serveConn)
 }
 
-// addPending adds a connection that waits for its hello. If there are many, the oldest one makes room.
-func (ch *channel) addPending(conn net.Conn) bool {
-	ch.mu.Lock()
-	defer ch.mu.Unlock()
-	if ch.closed {
-		return false
-	}
-	if len(ch.pending) == maxPendingConns {
-		dropConn(ch.pending[0])
-		ch.pending = slices.Delete(ch.pending, 0, 1)
-		ch.refusals.Count(hello.RefusedLimit)
-	}
-	ch.pending = append(ch.pending, conn)
-	return true
+// inbound is a connection that the peer of a channel has dialled.
+type inbound struct {
+	*channel
+	conn net.Conn
 }
 
-func (ch *channel) removePending(conn net.Conn) {
-	ch.mu.Lock()
-	defer ch.mu.Unlock()
-	ch.pending = slices.DeleteFunc(ch.pending, func(o net.Conn) bool { return o == conn })
-}
-
-// serveInbound serves one connection that the peer has dialled, until its end.
-func (ch *channel) serveInbound(conn net.Conn) {
+// serveConn serves the connection until its end.
+func (in inbound) serveConn() {
+	ch, conn := in.channel, in.conn
 	defer conn.Close()
 	defer context.AfterFunc(ch.ctx, func() { conn.Close() })()
-	theirs, err := ch.exchangeHellos(conn)
+	theirs, err := in.exchangeHellos()
 	ch.removePending(conn)
 	if err != nil {
 		ch.refusePeer(err)
 		return
 	}
 	k := newChannelConn(ch, conn, true, theirs)
-	if ch.attach(k, theirs) {
-		k.run()
-		ch.detach(k)
+	if ch.attachConn(k, theirs) {
+		k.serveFrames()
+		ch.detachConn(k)
 	}
 }
 
 // exchangeHellos reads the hello of the peer, answers it, and reads the ping that says that the peer accepts the
 // answer.
-func (ch *channel) exchangeHellos(conn net.Conn) (*hello.Hello, error) {
+func (in inbound) exchangeHellos() (*hello.Hello, error) {
+	ch, conn := in.channel, in.conn
 	conn.SetDeadline(time.Now().Add(ch.timing.hello))
 	theirs, err := hello.ReadHello(conn, hello.MaxLegacyPayload)
 	if err == nil {

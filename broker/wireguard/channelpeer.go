@@ -48,16 +48,21 @@ const (
 	manyFailures    = 3 // dials that failed before users are told that a peer does not answer
 )
 
+// linkEnds are a link and its ends. They never change.
+type linkEnds struct {
+	link             string
+	key              mesh.PublicKey // of the peer
+	local, addresses mesh.Prefixes  // of this end, and of the peer
+}
+
 // channel is the control channel of a link.
 type channel struct {
 	*channels
-	link             string // never changes, as the fields below
-	key              mesh.PublicKey
-	local, addresses mesh.Prefixes // of this end, and of the peer
-	ctx              context.Context
-	cancel           context.CancelFunc
-	arrivals         *rate.Limiter
-	wakeup           chan struct{} // of the dial loop
+	linkEnds
+	ctx      context.Context
+	cancel   context.CancelFunc
+	arrivals *rate.Limiter
+	wakeup   chan struct{} // of the dial loop
 
 	mu       sync.Mutex // guards the fields below; nothing waits under it
 	closed   bool
@@ -82,7 +87,7 @@ type conclusion struct {
 
 func newChannel(c *channels, spec *mesh.Peer) *channel {
 	ch := &channel{
-		channels: c, link: spec.Link, key: spec.Key, local: spec.Local, addresses: spec.Addresses,
+		channels: c, linkEnds: linkEnds{spec.Link, spec.Key, spec.Local, spec.Addresses},
 		arrivals: rate.NewLimiter(arrivalRate, arrivalBurst), wakeup: make(chan struct{}, 1),
 		redial: redial{pause: c.timing.backoff},
 	}
@@ -123,7 +128,7 @@ func (ch *channel) sendAnnouncement() {
 
 // helloFrame returns our hello as a frame: the answer to theirs, if that is not nil.
 func (ch *channel) helloFrame(theirs *hello.Hello) ([]byte, error) {
-	h := ch.makeHello(ch.own.Load())
+	h := makeHello(ch.own.Load(), ch.instance)
 	h.Address = ch.local.First()
 	ch.mu.Lock()
 	h.ServiceCIDR = ch.services.First()
@@ -157,16 +162,16 @@ func (ch *channel) checkHello(h *hello.Hello) error {
 
 // checkTerms returns the reason to refuse the sender of a hello for its terms.
 func (ch *channel) checkTerms(h *hello.Hello) (refused error) {
-	ch.change(func() { refused, _ = ch.leader.CheckTerms(h, ch.own.Load().Term, ch.moment()) })
+	ch.changeState(func() { refused, _ = ch.leader.CheckTerms(h, ch.own.Load().Term, ch.moment()) })
 	return refused
 }
 
-// change changes what the lock guards, and tells if the status is another one then.
-func (ch *channel) change(f func()) {
+// changeState changes what the lock guards, and tells if the status is another one then.
+func (ch *channel) changeState(f func()) {
 	ch.mu.Lock()
-	before := ch.status()
+	before := ch.makeStatus()
 	f()
-	after := ch.status()
+	after := ch.makeStatus()
 	news := !ch.closed && before.isOther(&after)
 	ch.mu.Unlock()
 	if news && ch.changed != nil {
@@ -186,13 +191,13 @@ func (s channelStatus) isOther(o *channelStatus) bool {
 func (ch *channel) currentStatus() channelStatus {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
-	return ch.status()
+	return ch.makeStatus()
 }
 
-// status makes the status of the channel. ch.mu is held.
-func (ch *channel) status() channelStatus {
+// makeStatus makes the status of the channel. ch.mu is held.
+func (ch *channel) makeStatus() channelStatus {
 	st := channelStatus{
-		State: ch.state, Refused: ch.refused.Shown, Note: ch.note(), RTT: ch.rtt, Announced: ch.received.Announced,
+		State: ch.state, Refused: ch.refused.Shown, Note: ch.composeNote(), RTT: ch.rtt, Announced: ch.received.Announced,
 	}
 	if ch.state == channelLost {
 		st.Reason = ch.lost.Shown
@@ -207,8 +212,8 @@ func (ch *channel) status() channelStatus {
 	return st
 }
 
-// note says what to know of the peer in any state. ch.mu is held.
-func (ch *channel) note() string {
+// composeNote says what to know of the peer in any state. ch.mu is held.
+func (ch *channel) composeNote() string {
 	if rival := ch.leader.RivalNote(ch.now()); rival != "" {
 		return rival
 	}
@@ -223,8 +228,8 @@ func (ch *channel) note() string {
 	return ""
 }
 
-// lose concludes that the peer is lost. ch.mu is held.
-func (ch *channel) lose(reason string) {
+// concludeLoss concludes that the peer is lost. ch.mu is held.
+func (ch *channel) concludeLoss(reason string) {
 	if ch.state != channelLost {
 		ch.lost.Reset()
 		ch.lostAt = ch.now()
@@ -235,20 +240,20 @@ func (ch *channel) lose(reason string) {
 
 // checkSilence concludes that a peer without connection is lost when there was no sign of it for long enough.
 func (ch *channel) checkSilence() {
-	ch.change(func() {
+	ch.changeState(func() {
 		if ch.conn == nil && ch.state == channelAlive && ch.now() >= ch.heard+ch.timing.silence {
-			ch.lose(ch.silenceReason())
+			ch.concludeLoss(ch.silenceReason())
 		}
 	})
 }
 
 func (ch *channel) silenceReason() string { return fmt.Sprintf("no answer for %s", ch.timing.silence) }
 
-// attach makes k the connection of the channel; it replaces an older one. It returns false when the channel is closed,
-// when another broker of the peer's cluster has a higher term, or when both ends have dialled at once and k is the
-// connection that both ends give up.
-func (ch *channel) attach(k *channelConn, h *hello.Hello) (attached bool) {
-	ch.change(func() {
+// attachConn makes k the connection of the channel; it replaces an older one. It returns false when the channel is
+// closed, when another broker of the peer's cluster has a higher term, or when both ends have dialled at once and k is
+// the connection that both ends give up.
+func (ch *channel) attachConn(k *channelConn, h *hello.Hello) (attached bool) {
+	ch.changeState(func() {
 		if ch.closed || ch.leader.IsSuperseded(h, ch.moment()) || ch.conn != nil && k.yieldsTo(ch.conn) {
 			return
 		}
@@ -258,7 +263,7 @@ func (ch *channel) attach(k *channelConn, h *hello.Hello) (attached bool) {
 		}
 		ch.conn = k
 		ch.leader.FollowSender(h, ch.now())
-		ch.receive(&h.Announcement)
+		ch.receiveAnnouncement(&h.Announcement)
 		ch.state, ch.heard, ch.failures = channelAlive, ch.now(), 0
 		ch.lost.Reset()
 		ch.refused.Reset()
@@ -267,10 +272,10 @@ func (ch *channel) attach(k *channelConn, h *hello.Hello) (attached bool) {
 	return attached
 }
 
-// detach notes the end of a connection. A peer that was silent is lost; one that has closed the connection has time to
-// come back: its kubelink may start again, while packets pass.
-func (ch *channel) detach(k *channelConn) {
-	ch.change(func() {
+// detachConn notes the end of a connection. A peer that was silent is lost; one that has closed the connection has time
+// to come back: its kubelink may start again, while packets pass.
+func (ch *channel) detachConn(k *channelConn) {
+	ch.changeState(func() {
 		ch.leader.NoteEnd(k.instance, ch.now())
 		if ch.conn != k { // replaced
 			return
@@ -278,19 +283,19 @@ func (ch *channel) detach(k *channelConn) {
 		ch.conn = nil
 		ch.heard = time.Duration(k.heard.Load())
 		if k.cause == errSilence {
-			ch.lose(ch.silenceReason())
+			ch.concludeLoss(ch.silenceReason())
 		}
 		ch.planRedial(ch.now() - k.startedAt)
 	})
-	ch.wake()
+	ch.wakeDialer()
 }
 
-// receive stores what the peer announces. ch.mu is held.
-func (ch *channel) receive(a *link.Announcement) {
+// receiveAnnouncement stores what the peer announces. ch.mu is held.
+func (ch *channel) receiveAnnouncement(a *link.Announcement) {
 	if _, wait := ch.received.Take(a, ch.now(), ch.timing.announce); wait > 0 {
 		ch.wg.Go(func() {
 			if ch.pauseFor(wait) {
-				ch.change(func() { ch.received.TakePending(ch.now()) })
+				ch.changeState(func() { ch.received.TakePending(ch.now()) })
 			}
 		})
 	}
@@ -320,9 +325,9 @@ func (ch *channel) receiveHello(payload []byte) error {
 	if err != nil {
 		return err
 	}
-	ch.change(func() {
+	ch.changeState(func() {
 		ch.leader.FollowSender(h, ch.now())
-		ch.receive(&h.Announcement)
+		ch.receiveAnnouncement(&h.Announcement)
 	})
 	return nil
 }
@@ -354,11 +359,33 @@ func (ch *channel) refusePeer(err error) {
 		return
 	}
 	ch.refusals.CountError(err)
-	ch.change(func() {
+	ch.changeState(func() {
 		if ch.conn == nil {
 			ch.refused.Change(err.Error())
 		}
 	})
+}
+
+// addPending adds a connection that waits for its hello. If there are many, the oldest one makes room.
+func (ch *channel) addPending(conn net.Conn) bool {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if ch.closed {
+		return false
+	}
+	if len(ch.pending) == maxPendingConns {
+		dropConn(ch.pending[0])
+		ch.pending = slices.Delete(ch.pending, 0, 1)
+		ch.refusals.Count(hello.RefusedLimit)
+	}
+	ch.pending = append(ch.pending, conn)
+	return true
+}
+
+func (ch *channel) removePending(conn net.Conn) {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	ch.pending = slices.DeleteFunc(ch.pending, func(o net.Conn) bool { return o == conn })
 }
 
 // isLocal tells whether an address of this end is one that the peer may connect to.

@@ -2,7 +2,11 @@ package wireguard
 
 // Metrics: what the device counts.
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
+)
 
 // linkBytes are bytes of packets since the link was set first.
 type linkBytes struct {
@@ -21,7 +25,14 @@ var (
 	bytesDesc = newDesc("link_bytes_total",
 		"Bytes of IP packets by direction (rx: from the peer, dropped ones included; tx: to the peer).",
 		"link", "direction")
+	refusedDesc = newDesc("refused_connections_total",
+		"Connections refused by reason: of the control channel, inside the tunnels.", "reason")
 )
+
+// channelRefusals are the reasons for which the control channel refuses connections.
+var channelRefusals = []hello.Refusal{
+	hello.RefusedAddress, hello.RefusedHello, hello.RefusedUnknown, hello.RefusedLimit, hello.RefusedTerm,
+}
 
 // Collect sends the metrics of the device. Bytes are those that WireGuard counts, with its own packets. Links of one key
 // are one peer: the first has the bytes of all.
@@ -29,6 +40,10 @@ func (d *Device) Collect(ch chan<- prometheus.Metric) {
 	o := d.seen.Load()
 	if o.kind != "" {
 		ch <- prometheus.MustNewConstMetric(infoDesc, prometheus.GaugeValue, 1, o.kind, d.open.name)
+	}
+	refused := d.channels.CountRefused()
+	for _, why := range channelRefusals {
+		ch <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(refused[why]), why.String())
 	}
 	for _, b := range o.bytes {
 		ch <- prometheus.MustNewConstMetric(bytesDesc, prometheus.CounterValue, float64(b.rx), b.link, "rx")

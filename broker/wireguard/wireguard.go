@@ -109,6 +109,9 @@ func Open(config Config) (*Device, error) {
 	if config.blocked == nil {
 		config.blocked = checkRoute
 	}
+	if err := checkHello(&config.Settings); err != nil {
+		return nil, err
+	}
 	w := newWorker(&config)
 	w.desired.settings = withDefaults(config.Settings)
 	if err := removeStrays(config.links, config.Interface); err != nil {
@@ -117,6 +120,9 @@ func Open(config Config) (*Device, error) {
 	if err := w.openDevice(&w.desired); err != nil && !isMissing(err) {
 		return nil, err
 	}
+	w.channels = openChannels(channelConfig{
+		settings: config.Settings, device: config.Interface, log: config.Log, changed: w.wake,
+	})
 	d := &Device{worker: w}
 	w.ctx, d.cancel = context.WithCancel(context.Background())
 	w.wg.Go(w.run)
@@ -133,8 +139,11 @@ func withDefaults(s link.Settings) link.Settings {
 	return s
 }
 
-// Configure changes the settings. Sessions go on. What cannot be done, Set tells.
+// Configure changes the settings. Sessions go on, and connected kubelinks are told at once. What cannot be done, Set tells.
 func (d *Device) Configure(settings link.Settings) error {
+	if err := d.channels.SetHello(settings); err != nil {
+		return err
+	}
 	return d.change(func(want *desired) { want.settings = withDefaults(settings) })
 }
 
@@ -153,10 +162,16 @@ func (d *Device) SetCredentials(c *link.Credentials) {
 // or other allowed IPs, keeps its session; the kernel sees to it that packets of local networks do not come from one.
 // The error is about this end.
 func (d *Device) Set(peers []mesh.Peer, _ []netip.Prefix) error {
+	failed := d.channels.SetPeers(peers) // it has the links before the worker sees their handshakes
 	err := d.change(func(want *desired) { want.peers, want.peersSet = slices.Clone(peers), true })
 	if err != nil {
 		return err
 	}
+	return errors.Join(d.awaitStep(), failed)
+}
+
+// awaitStep has the worker tell the device what is wanted, and returns what came of that.
+func (d *Device) awaitStep() error {
 	reply := make(chan error, 1)
 	timer := time.NewTimer(d.timing.call)
 	defer timer.Stop()
@@ -204,6 +219,7 @@ func (d *Device) Close(keepDevice bool) error {
 	d.closed = true
 	d.mu.Unlock()
 	d.cancel()
+	d.channels.Close()
 	d.wg.Wait()
 	return d.closeDevice(keepDevice)
 }

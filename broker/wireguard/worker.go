@@ -41,6 +41,8 @@ type worker struct {
 	closed  bool
 	desired desired
 
+	channels *channels
+
 	open deviceState // of the goroutine
 	view viewOfPeers // of the goroutine
 }
@@ -325,7 +327,7 @@ func (w *worker) makeTarget(want *desired, key wgtypes.Key, now time.Time) *targ
 		}
 		one := targetPeer{key: p.key, preshared: p.preshared, networks: p.networks}
 		one.endpoint = p.endpoint.choose(circumstances{
-			current: toAddrPort(p.current.Endpoint), fresh: up, up: up, now: now, retry: w.timing.retry,
+			current: toAddrPort(p.current.Endpoint), fresh: up, up: up && !w.isLost(p), now: now, retry: w.timing.retry,
 			blocked: func(a netip.Addr) error { return w.open.blocked(w.open.index, a) },
 		})
 		if t.keepalive == 0 && !up && p.endpoint.told.IsValid() && now.Sub(p.greeted) >= w.timing.greet {
@@ -370,6 +372,7 @@ func (w *worker) makeStatuses(want *desired, now time.Time, failure error) {
 		st := entry.status
 		st.Link = entry.name
 		state, reason := w.judgeLink(entry, want, own, now)
+		state, reason = w.askChannel(entry, &st, state, reason)
 		if failure != nil && state != link.Up {
 			reason = cutText(failure.Error())
 		}
@@ -414,6 +417,26 @@ func (w *worker) judgeLink(
 	return entry.peer.judge(now, w.timing, own, why)
 }
 
+// askChannel adds what the control channel of a link knows to its status. A link is not Up while the peer, which is a
+// kubelink, does not answer there.
+func (w *worker) askChannel(entry *linkEntry, st *link.Status, state link.State, reason string) (link.State, string) {
+	if p := entry.peer; p != nil && !p.handshake.IsZero() {
+		w.channels.NoteHandshake(entry.name, p.seen)
+	}
+	c := w.channels.StatusOf(entry.name)
+	st.Announced, st.Refused, st.Note = c.Announced, c.Refused, c.Note
+	st.RTT, st.Dialled, st.Accepted = c.RTT, c.Dialled, c.Accepted
+	if state == link.Up && c.State == channelLost {
+		return link.Down, c.Reason
+	}
+	return state, reason
+}
+
+// isLost tells whether the control channel of a link of the peer says that the peer is lost.
+func (w *worker) isLost(p *peer) bool {
+	return slices.ContainsFunc(p.links, func(name string) bool { return w.channels.StatusOf(name).State == channelLost })
+}
+
 // logChanges logs links that are Up or Down since now.
 func (w *worker) logChanges(before, now []link.Status) {
 	states := make(map[string]link.State, len(before))
@@ -434,6 +457,7 @@ func (w *worker) logChanges(before, now []link.Status) {
 // isSameStatus tells whether both say the same to users. A round-trip time changes with each packet.
 func isSameStatus(a, b link.Status) bool {
 	a.RTT, b.RTT = min(a.RTT, 1), min(b.RTT, 1)
+	a.Dialled, a.Accepted = b.Dialled, b.Accepted
 	return a == b
 }
 
