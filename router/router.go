@@ -250,8 +250,23 @@ func (r *Router) lookOnce() *Status {
 	for i := range want.leaders {
 		s.Gateways = append(s.Gateways, describeLeader(&want.leaders[i]))
 	}
+	if last := r.status.Load(); s.Written > 0 || last == nil || !slices.Equal(s.Gateways, last.Gateways) {
+		r.forgetFlows(want.routes)
+	}
 	s.Took = time.Since(start)
 	return s
+}
+
+// forgetFlows has packets of flows that go on take the new way, when it is set. Without that, new flows still do.
+func (r *Router) forgetFlows(routes []kernel.NodeRoute) {
+	n, err := kernel.ForgetFlows(routes)
+	if err != nil {
+		r.config.Log.Warn("flows of pods that began before the gateway moved may fail", "error", err,
+			"remedy", "the node needs the kernel module nf_conntrack_netlink")
+	}
+	if n > 0 {
+		r.config.Log.Info("flows take the way to the new gateway", "flows", n)
+	}
 }
 
 // countGateways is the number of routes that lead to a gateway.
