@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -61,31 +62,7 @@ func TestTwoMeshes(t *testing.T) {
 	check := expectNoFailures(t, clients[0], servers[1].service)
 	defer check()
 
-	link := func(of *fleet.Broker, address, endpoint string) *v1alpha1.KubeLink {
-		l := of.LinkTo()
-		l.Name = "second--" + of.Name
-		l.Spec.ClusterAddress, l.Spec.Endpoint = address, endpoint
-		if endpoint == v1alpha1.EndpointLocal {
-			l.Spec.PublicKey = ""
-			l.Spec.DNS = &v1alpha1.KubeLinkDNS{BaseDomain: "second.example"}
-		}
-		return l
-	}
-	for _, pair := range [][2]*fleet.Broker{{one, three}, {three, one}} {
-		b := pair[0]
-		for _, of := range pair { // the LocalLink is the first, so the test removes it last
-			address := "10.99.0.1/24"
-			if of == three {
-				address = "10.99.0.3/24"
-			}
-			endpoint := of.FQDN
-			if of == b {
-				endpoint = v1alpha1.EndpointLocal
-			}
-			must(t, b.Apply(ctx, link(of, address, endpoint)))
-			defer func() { must(t, b.Remove(ctx, "second--"+of.Name)) }()
-		}
-	}
+	defer joinSecondMesh(t, ctx, one, three)()
 	must(t, one.WaitState(ctx, "second--kubelink3", v1alpha1.StateUp))
 	must(t, three.WaitState(ctx, "second--kubelink1", v1alpha1.StateUp))
 	waitForReply(t, 2*time.Second, clients[0], servers[2].service)
@@ -122,6 +99,33 @@ func TestTwoMeshes(t *testing.T) {
 	defer cancel()
 	if _, err := clients[1].Get(short, "http://"+servers[2].service.String()+"/"); err == nil {
 		t.Error("the second cluster reaches the third")
+	}
+}
+
+// joinSecondMesh links the first and the third cluster in a mesh of their own. The returned function undoes it.
+func joinSecondMesh(t *testing.T, ctx context.Context, one, three *fleet.Broker) (leave func()) {
+	t.Helper()
+	var undo []func()
+	for _, pair := range [][2]*fleet.Broker{{one, three}, {three, one}} {
+		b := pair[0]
+		for _, of := range pair { // the LocalLink is the first, so it is removed last
+			l := of.LinkTo()
+			l.Name, l.Spec.ClusterAddress = "second--"+of.Name, "10.99.0.1/24"
+			if of == three {
+				l.Spec.ClusterAddress = "10.99.0.3/24"
+			}
+			if of == b {
+				l.Spec.Endpoint, l.Spec.PublicKey = v1alpha1.EndpointLocal, ""
+				l.Spec.DNS = &v1alpha1.KubeLinkDNS{BaseDomain: "second.example"}
+			}
+			must(t, b.Apply(ctx, l))
+			undo = append(undo, func() { must(t, b.Remove(ctx, l.Name)) })
+		}
+	}
+	return func() {
+		for _, f := range slices.Backward(undo) {
+			f()
+		}
 	}
 }
 

@@ -178,7 +178,7 @@ func (w *podMode) waitUp(t *testing.T, ctx context.Context) {
 }
 
 func TestPodMode(t *testing.T) {
-	ctx := startTest(t, 3*time.Minute)
+	ctx := startTest(t, 4*time.Minute)
 	w := startPodMode(t, ctx)
 	w.waitUp(t, ctx)
 	w.checkTraffic(t, ctx)
@@ -202,7 +202,54 @@ func TestPodMode(t *testing.T) {
 		time.Since(start), took)
 	w.waitUp(t, ctx)
 	w.checkTraffic(t, ctx)
+	t.Run("two meshes", func(t *testing.T) { testPodInTwoMeshes(t, ctx, w) })
 	t.Run("what a pod lacks", func(t *testing.T) { testPodLacks(t, ctx, w) })
+}
+
+// testPodInTwoMeshes links the third cluster with the first one in a second mesh, and with the second one in the
+// default mesh. A peer drops what does not come from the address that the third cluster has in its mesh.
+func testPodInTwoMeshes(t *testing.T, ctx context.Context, w *podMode) {
+	one, two, three := brokers[0], brokers[1], w.broker
+	must(t, errors.Join(one.Remove(ctx, three.Name), three.Remove(ctx, one.Name)))
+	defer func() {
+		must(t, errors.Join(one.Apply(ctx, three.LinkTo()), three.Apply(ctx, one.LinkTo())))
+		w.waitUp(t, ctx)
+		w.checkTraffic(t, ctx)
+	}()
+	defer joinSecondMesh(t, ctx, one, three)()
+	must(t, three.WaitState(ctx, "second--kubelink1", v1alpha1.StateUp))
+	must(t, one.WaitState(ctx, "second--kubelink3", v1alpha1.StateUp))
+	for _, n := range []*testbed.Node{three.Host.Node, w.other} {
+		via := three.Host.Node.Address
+		if n == three.Host.Node {
+			via = three.Host.Address
+		}
+		waitRoutes(t, 2*time.Second, n, "10.99.0.0/24 via "+via.String())
+	}
+	for i, addresses := range [][2]netip.Addr{
+		{netip.MustParseAddr("10.99.0.1"), netip.MustParseAddr("10.99.0.3")},
+		{two.MeshAddress.Addr(), three.MeshAddress.Addr()},
+	} {
+		for _, from := range w.clients {
+			waitForReply(t, 5*time.Second, from, servers[i].service)
+			_, err := from.Ping(ctx, addresses[0])
+			must(t, err)
+		}
+		for _, to := range []*server{servers[2], w.server} {
+			waitForReply(t, 5*time.Second, clients[i], to.service)
+		}
+		_, err := clients[i].Ping(ctx, addresses[1])
+		must(t, err)
+	}
+	must(t, checkAnswer(ctx, three, serverName(1), servers[1].service))
+	text := three.Corefile()
+	defer func() { must(t, errors.Join(three.SetCorefile(text), three.Reload(ctx))) }()
+	must(t, three.SetCorefile("second.example:1053 {\n kubelink\n}\n"+text))
+	must(t, three.Reload(ctx))
+	within(t, 2*time.Second, "name in the second mesh", func(ctx context.Context) error {
+		return checkAnswer(ctx, three, "server.default.svc.kubelink1.second.example.", servers[0].service)
+	})
+	must(t, checkAnswer(ctx, three, serverName(1), servers[1].service))
 }
 
 // testPodLacks takes away what pod mode needs: it is named with the remedy, names are served, and it is enough to give
