@@ -41,6 +41,9 @@ type Fleet struct {
 	*testbed.Testbed
 	Brokers []*Broker
 	Mode    mesh.Mode
+
+	image        string // of Boot
+	installation InstallOptions
 }
 
 // Broker is kubelink in one cluster.
@@ -119,7 +122,8 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return installAll(b, mode, opts.Progress, func(i int, br *Broker) error {
+	f := newFleet(b, mode)
+	err = f.installAll(opts.Progress, func(i int, br *Broker) error {
 		if err := br.install(ctx, func(s string) string {
 			if opts.Edit != nil {
 				return opts.Edit(i, s)
@@ -130,32 +134,41 @@ func New(ctx context.Context, n int, opts Options) (*Fleet, error) {
 		}
 		return br.Start(ctx)
 	})
+	return f.orClose(err)
+}
+
+func newFleet(b *testbed.Testbed, mode mesh.Mode) *Fleet {
+	f := &Fleet{Testbed: b, Mode: mode}
+	for _, c := range b.Clusters {
+		f.Brokers = append(f.Brokers, &Broker{Cluster: c, fleet: f})
+	}
+	return f
+}
+
+// orClose returns the fleet, unless there is an error. Then it closes the fleet.
+func (f *Fleet) orClose(err error) (*Fleet, error) {
+	if err == nil {
+		return f, nil
+	}
+	f.DumpLogs(os.Stderr, 30)
+	f.Close()
+	return nil, err
 }
 
 // installAll installs the brokers of all clusters at the same time.
-func installAll(
-	b *testbed.Testbed, mode mesh.Mode, progress func(string), install func(i int, br *Broker) error,
-) (*Fleet, error) {
-	f := &Fleet{Testbed: b, Mode: mode}
-	errs := make([]error, len(b.Clusters))
+func (f *Fleet) installAll(progress func(string), install func(i int, br *Broker) error) error {
+	errs := make([]error, len(f.Brokers))
 	var done sync.WaitGroup
-	for i, c := range b.Clusters {
-		br := &Broker{Cluster: c, fleet: f}
-		f.Brokers = append(f.Brokers, br)
+	for i, br := range f.Brokers {
 		done.Go(func() {
 			if progress != nil {
-				progress("installing kubelink in " + c.Name)
+				progress("installing kubelink in " + br.Name)
 			}
 			errs[i] = install(i, br)
 		})
 	}
 	done.Wait()
-	if err := errors.Join(errs...); err != nil {
-		b.DumpLogs(os.Stderr, 30)
-		b.Close()
-		return nil, err
-	}
-	return f, nil
+	return errors.Join(errs...)
 }
 
 // Manifest reads a file of deploy and sets the values that kustomize sets for users.

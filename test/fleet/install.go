@@ -38,6 +38,15 @@ type InstallOptions struct {
 
 // Install boots clusters with real nodes, and installs kubelink in each. There are no links yet.
 func Install(ctx context.Context, opts InstallOptions) (*Fleet, error) {
+	f, err := Boot(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	return f.orClose(f.Install(ctx))
+}
+
+// Boot boots clusters with real nodes that have the image, but no kubelink yet: Install of the fleet installs it.
+func Boot(ctx context.Context, opts InstallOptions) (*Fleet, error) {
 	binary, err := Binary()
 	if err != nil {
 		return nil, err
@@ -65,8 +74,16 @@ func Install(ctx context.Context, opts InstallOptions) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return installAll(b, mode, opts.Progress, func(i int, br *Broker) error {
-		files, err := br.kustomization(image, opts.Clusters[i].Components)
+	f := newFleet(b, mode)
+	f.image, f.installation = image, opts
+	return f, nil
+}
+
+// Install installs kubelink in all clusters that Boot has booted, as its options say.
+func (f *Fleet) Install(ctx context.Context) error {
+	opts := f.installation
+	return f.installAll(opts.Progress, func(i int, br *Broker) error {
+		files, err := br.kustomization(f.image, opts.Clusters[i].Components)
 		if err != nil {
 			return err
 		}

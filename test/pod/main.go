@@ -85,15 +85,18 @@ func newHandler() http.Handler {
 	return mux
 }
 
+// answerDatagrams answers with the client's address, and zeros after it: the answer is as long as the datagram.
 func answerDatagrams(c net.PacketConn) error {
 	buffer := make([]byte, 64<<10)
 	for {
-		_, from, err := c.ReadFrom(buffer)
+		n, from, err := c.ReadFrom(buffer)
 		if err != nil {
 			return err
 		}
 		if udp, ok := from.(*net.UDPAddr); ok {
-			c.WriteTo([]byte(udp.IP.String()), from)
+			address := udp.IP.String()
+			clear(buffer[copy(buffer, address):])
+			c.WriteTo(buffer[:max(n, len(address))], from)
 		}
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -39,18 +39,21 @@ type result struct {
 	err   error
 }
 
-// askAll has each client ask the service of the other cluster again and again. A request may take as long as the limit.
-// The returned function ends that.
-func askAll(clients [][]*testbed.Pod, services []netip.Addr, limit time.Duration) (stop func() []*requests) {
+// askAll has a pod of each node ask the other cluster's service again and again. A request may take as long as the
+// limit. The returned function ends that.
+func (w *world) askAll(limit time.Duration) (stop func() []*requests) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var all []*requests
 	var ends sync.WaitGroup
-	for i := range clients {
-		for _, client := range clients[i] {
-			r := &requests{name: client.Name + " on " + client.Node.Name}
+	for i, s := range w.sites {
+		for _, client := range s.pods {
+			if client.mtu != s.row.mtu {
+				continue
+			}
+			r := &requests{name: fmt.Sprintf("a pod on %s (%s)", client.Node.Name, s.row.mode)}
 			all = append(all, r)
-			url := "http://" + services[1-i].String()
-			ends.Go(func() { r.ask(ctx, client, url, limit) })
+			url := "http://" + w.sites[1-i].web.String()
+			ends.Go(func() { r.ask(ctx, client.Pod, url, limit) })
 		}
 	}
 	return func() []*requests {
@@ -128,7 +131,7 @@ func checkOutages(t *testing.T, what string, all []*requests, allowed time.Durat
 // killRouters of all nodes, as the kernel does that is out of memory. Kubelet starts them again.
 func (w *world) killRouters(t *testing.T) {
 	ctx := w.ctx
-	stop := askAll(w.clients, w.services, 10*time.Second)
+	stop := w.askAll(10 * time.Second)
 	killed := map[*testbed.Pod]*fleet.Broker{}
 	for _, b := range w.fleet.Brokers {
 		for _, p := range must(b.PodsOf(ctx, len(b.Nodes), fleet.Namespace, map[string]string{"app": "kubelink-router"}))(t) {
@@ -151,7 +154,7 @@ func (w *world) killRouters(t *testing.T) {
 
 func (w *world) rollRouters(t *testing.T) {
 	ctx := w.ctx
-	stop := askAll(w.clients, w.services, 10*time.Second)
+	stop := w.askAll(10 * time.Second)
 	for _, command := range []string{"restart", "status"} {
 		for _, b := range w.fleet.Brokers {
 			must(b.Kubectl(ctx, "-n", fleet.Namespace, "rollout", command, "daemonset/kubelink-router"))(t)
@@ -160,12 +163,22 @@ func (w *world) rollRouters(t *testing.T) {
 	checkOutages(t, "DaemonSet rolled", stop(), 0)
 }
 
-// moveBrokers drains the node of each broker. A request has failed if there is no answer within a second.
+// moveBrokers drains the node of each broker. A request has failed if there is no answer within a second. Datagrams of
+// before and after a move are of one flow, as those of a VPN.
 func (w *world) moveBrokers(t *testing.T) {
 	ctx := w.ctx
+	flows := map[*pod]*net.UDPConn{}
+	for i, s := range w.sites {
+		for _, p := range s.pods {
+			flows[p] = must(p.dialDatagrams(ctx, w.sites[1-i].pods[0].service.String()))(t)
+			defer flows[p].Close()
+			_, _, err := askAgain(ctx, flows[p], 100, true)
+			check(t, err)
+		}
+	}
 	for _, b := range w.fleet.Brokers {
 		from := b.Host.Node
-		stop := askAll(w.clients, w.services, time.Second)
+		stop := w.askAll(time.Second)
 		check(t, from.Drain(ctx, "app=kubelink"))
 		check(t, b.FindPod(ctx))
 		check(t, w.fleet.WaitMesh(ctx))
@@ -177,9 +190,12 @@ func (w *world) moveBrokers(t *testing.T) {
 			}
 			return err
 		}))
-		for i := range w.clients {
-			for _, client := range w.clients[i] {
-				must(client.Get(ctx, "http://"+w.services[1-i].String()))(t)
+		for i, s := range w.sites {
+			for _, client := range s.pods {
+				must(client.Get(ctx, "http://"+w.sites[1-i].web.String()))(t)
+				if _, _, err := askAgain(ctx, flows[client], 100, true); err != nil {
+					t.Errorf("a flow of %s on %s: %v", client.name, s.row, err)
+				}
 			}
 		}
 		all := stop()
@@ -193,7 +209,7 @@ func (w *world) moveBrokers(t *testing.T) {
 
 func (w *world) stopAPIServers(t *testing.T) {
 	ctx := w.ctx
-	stop := askAll(w.clients, w.services, 10*time.Second)
+	stop := w.askAll(10 * time.Second)
 	for _, c := range w.fleet.Clusters {
 		check(t, c.StopAPIServer(ctx))
 	}

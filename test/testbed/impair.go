@@ -94,17 +94,37 @@ func Rate(ctx context.Context, from *Cluster, bits int, buffer time.Duration) (u
 	})
 }
 
-// SetMTU changes the MTU of a pod's cable, at both of its ends.
+// SetMTU changes the MTU of a pod's cable, at both of its ends. On a real node, the node's end keeps what the pod
+// network has at least: a bridge would take the lowest MTU of its ports.
 func (p *Pod) SetMTU(mtu int) (undo func() error, err error) {
 	set := func(h *Host, device string, mtu int) func() error {
 		return func() error {
 			return h.onLink(device, "set MTU of", func(l netlink.Link) error { return h.Net.LinkSetMTU(l, mtu) })
 		}
 	}
-	const usual = 1500
+	usual, device, far := p.cluster.opts.mtu(), p.device, mtu
+	if p.Node.isReal() {
+		if device, err = p.nodeDevice(); err != nil {
+			return nil, err
+		}
+		far = max(mtu, usual)
+	}
 	return applySteps("MTU of "+p.Name,
 		step{set(p.Host, "eth0", mtu), set(p.Host, "eth0", usual)},
-		step{set(p.Node.Host, p.device, mtu), set(p.Node.Host, p.device, usual)})
+		step{set(p.Node.Host, device, far), set(p.Node.Host, device, usual)})
+}
+
+// nodeDevice finds the node's end of the cable of a pod that kubelet has connected.
+func (p *Pod) nodeDevice() (string, error) {
+	eth0, err := p.Net.LinkByName("eth0")
+	if err != nil {
+		return "", err
+	}
+	device, err := p.Node.Net.LinkByIndex(eth0.Attrs().ParentIndex)
+	if err != nil {
+		return "", err
+	}
+	return device.Attrs().Name, nil
 }
 
 // Connection is a TCP connection of a host.

@@ -223,6 +223,7 @@ type ServiceOptions struct {
 	Namespace string     // default: default
 	ClusterIP netip.Addr // default: the API server chooses
 	Headless  bool
+	NodePorts bool // its type is NodePort
 }
 
 // TCPPort returns a port of a service that is the same on its pods. Its name is tcp-<port>.
@@ -285,6 +286,9 @@ func newService(name string, ports []corev1.ServicePort, opts ServiceOptions) *c
 	}
 	if opts.Headless {
 		service.Spec.ClusterIP = corev1.ClusterIPNone
+	}
+	if opts.NodePorts {
+		service.Spec.Type = corev1.ServiceTypeNodePort
 	}
 	return service
 }

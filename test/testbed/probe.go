@@ -3,6 +3,7 @@ package testbed
 // This file has what tests often do from a host: look up names, use HTTP, ping. It also has the servers for that.
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,11 +13,13 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
 )
 
 // resolver is the content of a resolv.conf.
@@ -252,4 +255,74 @@ func (h *Host) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error)
 			return time.Since(start), nil
 		}
 	}
+}
+
+// PathMTU sends ICMP echo requests that no router may fragment, of size bytes with the IPv4 header at first, then as
+// large as path MTU discovery (RFC 1191) of the host's kernel says. It returns the size of the first that is answered.
+func (h *Host) PathMTU(ctx context.Context, addr netip.Addr, size int) (int, error) {
+	fail := func(err error) (int, error) {
+		return 0, fmt.Errorf("%s: path MTU to %s: packets of %d bytes: %w", h.Name, addr, size, err)
+	}
+	var c *net.IPConn
+	if err := h.Do(func() (err error) {
+		c, err = net.DialIP("ip4:icmp", nil, &net.IPAddr{IP: addr.AsSlice()})
+		return err
+	}); err != nil {
+		return fail(err)
+	}
+	defer c.Close()
+	if err := SetFragmentation(c, false); err != nil {
+		return fail(err)
+	}
+	answer := make([]byte, 64<<10)
+	for seq := 1; ctx.Err() == nil; seq++ {
+		echo := &icmp.Echo{ID: os.Getpid() & 0xffff, Seq: seq, Data: make([]byte, size-28)}
+		packet, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: echo}).Marshal(nil)
+		if err != nil {
+			return fail(err)
+		}
+		c.SetDeadline(time.Now().Add(300 * time.Millisecond))
+		_, err = c.Write(packet)
+		for n := 0; err == nil; {
+			if n, _, err = c.ReadFrom(answer); err == nil && bytes.Equal(answer[4:n], packet[4:]) && answer[0] == 0 {
+				return size, nil
+			}
+		}
+		switch {
+		case errors.Is(err, unix.EMSGSIZE):
+			if size, err = KnownPathMTU(c); err != nil {
+				return fail(err)
+			}
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return fail(err)
+		}
+	}
+	return fail(context.Cause(ctx))
+}
+
+// SetFragmentation says whether the packets that a socket sends may be fragmented. If not, the kernel discovers the
+// path MTU, and larger packets fail with EMSGSIZE (ip(7)).
+func SetFragmentation(c syscall.Conn, allowed bool) error {
+	value := unix.IP_PMTUDISC_DO
+	if allowed {
+		value = unix.IP_PMTUDISC_DONT
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	failed := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, value)
+	})
+	return errors.Join(failed, err)
+}
+
+// KnownPathMTU is what the kernel takes for the path MTU of a connected socket, in bytes.
+func KnownPathMTU(c syscall.Conn) (mtu int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	failed := raw.Control(func(fd uintptr) { mtu, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU) })
+	return mtu, errors.Join(failed, err)
 }
