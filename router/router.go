@@ -250,10 +250,10 @@ func (r *Router) lookOnce() *Status {
 	for i := range want.leaders {
 		s.Gateways = append(s.Gateways, describeLeader(&want.leaders[i]))
 	}
-	if last := r.status.Load(); s.Written > 0 || last == nil || !slices.Equal(s.Gateways, last.Gateways) {
-		r.forgetFlows(want.routes)
-	}
 	s.Took = time.Since(start)
+	if last := r.status.Load(); last == nil || !slices.Equal(s.Gateways, last.Gateways) {
+		r.forgetFlows(want.routes) // it takes longer than all the rest, which need not wait for it
+	}
 	return s
 }
 

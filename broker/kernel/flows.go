@@ -16,14 +16,14 @@ import (
 
 // ForgetFlows makes the kernel forget the flows to networks of routes of this node whose source is not translated as the
 // routes want it. Their next packets are translated anew. It returns how many flows those were. It reads all flows of
-// the node, so it is for changes of the gateway.
+// the node, which takes some 10 ms, so it is for changes of the gateway.
 func ForgetFlows(routes []NodeRoute) (forgotten int, err error) {
 	ways := newFlowWays(routes)
-	if ways.own.Size() == 0 {
-		return 0, nil
-	}
 	var errs []error
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+	for family, networks := range map[netlink.InetFamily]int{unix.AF_INET: ways.own.Size4(), unix.AF_INET6: ways.own.Size6()} {
+		if networks == 0 {
+			continue
+		}
 		n, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, ways)
 		forgotten += int(n)
 		if err != nil {
