@@ -21,6 +21,10 @@ const (
 	cgroupPrefix = "kubelink-testbed-" // before the id of the test bed's init process
 )
 
+// cgroupWeights are the shares of the processor, in both versions of control groups. A group counts as one process by
+// default, but these are all pods of several machines. Their control planes are processes outside of the group.
+var cgroupWeights = map[string]string{"cpu.shares": "65536", "cpu.weight": "6400"}
+
 // cgroupName is the folder of this test bed in every hierarchy.
 func cgroupName() string { return cgroupPrefix + os.Getenv(hostPIDVar) }
 
@@ -57,6 +61,15 @@ func (b *Testbed) makeCgroups() error {
 		}
 		if err != nil {
 			return fmt.Errorf("lock control groups: %w", err)
+		}
+		for name, value := range cgroupWeights {
+			file := filepath.Join(path, name)
+			if _, err := os.Stat(file); err != nil {
+				continue // of the other version, or of another controller
+			}
+			if err := os.WriteFile(file, []byte(value), 0o644); err != nil {
+				return fmt.Errorf("control groups: %w", err)
+			}
 		}
 	}
 	return nil
