@@ -38,6 +38,14 @@ const (
 	DefaultPort = 8780
 )
 
+// Bounds of a State, which the CRD of LinkGateways has, too. The ports below belong to the system, for whose ports the
+// filters are no means; and nodes have the next port.
+const (
+	MaxVNI  = 1<<24 - 1
+	MinPort = 1024
+	MaxPort = 65534
+)
+
 // Protocol marks our routes (rtm_protocol, rtnetlink(7)) and rules (FRA_PROTOCOL). It is 'v', not the one of the
 // broker's routes: package kernel removes rules with that.
 const Protocol = 'v'
@@ -69,8 +77,8 @@ func (r Role) routeProtocol() netlink.RouteProtocol {
 
 // State is what a caller wants. Without Peers there is no overlay.
 type State struct {
-	VNI          int            // VXLAN network identifier, 1 to 16777215
-	Port         int            // UDP port of gateways, 1024 to 65534; nodes have the next one
+	VNI          int            // VXLAN network identifier, 1 to MaxVNI
+	Port         int            // UDP port of gateways, MinPort to MaxPort; nodes have the next one
 	Addresses    []netip.Addr   // of this node, or of the gateway's pod; at most one per family
 	Peers        []Peer         // one with an address of this end is left out
 	NodeNetworks []netip.Prefix // no pod and no link may send VXLAN packets there

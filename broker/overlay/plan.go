@@ -62,11 +62,11 @@ type source struct {
 }
 
 func (s State) validate() error {
-	if s.VNI < 1 || s.VNI >= 1<<24 {
-		return fmt.Errorf("vxlan-vni %d: want 1 to %d", s.VNI, 1<<24-1)
+	if s.VNI < 1 || s.VNI > MaxVNI {
+		return fmt.Errorf("vxlan-vni %d: want 1 to %d", s.VNI, MaxVNI)
 	}
-	if s.Port < 1024 || s.Port > 65534 { // the filters are no means to close a port of the system
-		return fmt.Errorf("vxlan-port %d: want 1024 to 65534; the next port is taken, too", s.Port)
+	if s.Port < MinPort || s.Port > MaxPort {
+		return fmt.Errorf("vxlan-port %d: want %d to %d; the next port is taken, too", s.Port, MinPort, MaxPort)
 	}
 	if len(s.Addresses) == 0 {
 		return fmt.Errorf("the overlay has no address of this node: is node-ip right?")

@@ -20,6 +20,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/overlay"
 	"github.com/mandelsoft/kubelink/broker/pki"
 )
 
@@ -155,8 +156,10 @@ var properties = map[string]property{
 		}
 		return errors.New("use none or vxlan, or remove the property")
 	}),
-	"vxlan-vni":  oneValue(func(p *parser, v string) error { return setNumber(&p.config.VXLAN.VNI, v, 1, 1<<24-1) }),
-	"vxlan-port": oneValue(func(p *parser, v string) error { return setNumber(&p.config.VXLAN.Port, v, 1024, 65534) }),
+	"vxlan-vni": oneValue(func(p *parser, v string) error { return setNumber(&p.config.VXLAN.VNI, v, 1, overlay.MaxVNI) }),
+	"vxlan-port": oneValue(func(p *parser, v string) error {
+		return setNumber(&p.config.VXLAN.Port, v, overlay.MinPort, overlay.MaxPort)
+	}),
 
 	"dns-propagation": oneValue(func(p *parser, v string) error {
 		return setChoice(&p.config.Propagation, v, mesh.PropagateNone, mesh.PropagateDNS, mesh.PropagateKubernetes)

@@ -94,9 +94,9 @@ type GatewayVXLAN struct {
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=16777215
 	VNI int32 `json:"vni"`
-	// Port is its UDP port.
-	// +kubebuilder:validation:Minimum=1
-	// +kubebuilder:validation:Maximum=65535
+	// Port is the UDP port of the gateway. Nodes have the next one.
+	// +kubebuilder:validation:Minimum=1024
+	// +kubebuilder:validation:Maximum=65534
 	Port int32 `json:"port"`
 }
 
