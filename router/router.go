@@ -144,7 +144,7 @@ func Run(ctx context.Context, c Config) error {
 	working, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
-	if err := netchange.Watch(working, &wg, r.requestLook); err != nil {
+	if err := netchange.Watch(working, &wg, c.Log, r.requestLook); err != nil {
 		c.Log.Warn("changes of routes and devices are noticed late", "interval", repairInterval, "error", err)
 	}
 	r.api.startInformers(working, &wg)

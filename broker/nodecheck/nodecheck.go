@@ -150,7 +150,7 @@ func Start(c Config) (*Checker, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	k := &Checker{config: c, node: n, stop: stop, signal: make(chan struct{}, 1)}
-	if err := netchange.Watch(ctx, &k.wg, k.wake); err != nil {
+	if err := netchange.Watch(ctx, &k.wg, c.Log, k.wake); err != nil {
 		c.Log.Warn("changes of routes and devices are noticed late", "interval", interval, "error", err)
 	}
 	k.wg.Go(func() { k.run(ctx) })
