@@ -24,7 +24,6 @@ type vxlan struct {
 	index int           // of the device then
 	at    time.Time     // of the last try
 	err   error         // of the last try
-	known uint64        // packets that were dropped, as far as the metric says
 }
 
 // vxlanEnd is an overlay.Overlay as the router needs it.
@@ -53,13 +52,6 @@ func (v *vxlan) remove() error {
 	v.set, v.index = overlay.State{}, 0
 	v.err = v.end.Set(overlay.State{})
 	return v.err
-}
-
-// dropped returns how many packets were dropped since the last call.
-func (v *vxlan) dropped() uint64 {
-	before := v.known
-	v.known = v.end.Counters().Dropped
-	return v.known - before
 }
 
 // overlayIndex is the index of the device; 0: there is none.

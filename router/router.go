@@ -81,8 +81,7 @@ type Status struct {
 	Unknown  []netip.Prefix
 	Gateways []string // where packets go, one line for each gateway
 	Took     time.Duration
-	Written  int    // changes
-	Dropped  uint64 // VXLAN packets since the last look that came from no gateway, or that pods sent
+	Written  int // changes
 }
 
 // Ready is an error that says why the routes of the node are not what they should be; nil: they are.
@@ -240,7 +239,6 @@ func (r *Router) lookOnce() *Status {
 		errs = append(errs, r.vxlan.remove())
 	}
 	s.Findings = slices.Concat(denied, refused, want.findings, findingsOf(errs))
-	s.Dropped = r.vxlan.dropped()
 	if errors.Join(errs...) == nil {
 		s.Findings = append(s.Findings, r.node.checkPackets(want.routes)...)
 		r.former.renameFile(r.config.Log)

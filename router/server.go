@@ -38,15 +38,12 @@ var (
 		Name: "findings", Help: "What is in the way of packets to the meshes on this node, by reason."}, []string{"reason"})
 	ready = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "kubelink", Subsystem: "router",
 		Name: "ready", Help: "1: the routes of this node are what they should be."})
-	dropped = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "kubelink", Subsystem: "router",
-		Name: "vxlan_dropped_packets_total",
-		Help: "VXLAN packets of the overlay that this node has dropped: they came from no gateway, or pods sent them."})
 	lastLook = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "kubelink", Subsystem: "router",
 		Name: "last_look_timestamp_seconds", Help: "When the router looked at the node last (Unix time)."})
 )
 
 func init() {
-	registry.MustRegister(looks, changes, wanted, problems, ready, dropped, lastLook,
+	registry.MustRegister(looks, changes, wanted, problems, ready, lastLook,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }
 
@@ -54,7 +51,6 @@ func init() {
 func countLook(s *Status) {
 	looks.Observe(s.Took.Seconds())
 	changes.Add(float64(s.Written))
-	dropped.Add(float64(s.Dropped))
 	wanted.WithLabelValues("unreachable").Set(float64(len(s.Unknown)))
 	wanted.WithLabelValues("gateway").Set(float64(s.Routes))
 	count := map[string]int{}
@@ -71,6 +67,16 @@ func countLook(s *Status) {
 	lastLook.SetToCurrentTime()
 }
 
+// newDroppedCounter returns the metric of an overlay, which is asked at each scrape.
+func newDroppedCounter(o vxlanEnd) prometheus.Gatherer {
+	own := prometheus.NewRegistry()
+	own.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "kubelink", Subsystem: "router",
+		Name: "vxlan_dropped_packets_total",
+		Help: "VXLAN packets of the overlay that this node has dropped: they came from no gateway, or pods sent them."},
+		func() float64 { return float64(o.Counters().Dropped) }))
+	return own
+}
+
 // server is the HTTP server.
 type server struct {
 	http     *http.Server
@@ -82,7 +88,8 @@ func openServer(address string, r *Router) (*server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", r.serveHealth)
 	mux.HandleFunc("GET /readyz", r.serveReady)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	all := prometheus.Gatherers{registry, newDroppedCounter(r.vxlan.end)}
+	mux.Handle("GET /metrics", promhttp.HandlerFor(all, promhttp.HandlerOpts{}))
 	s := &server{http: &http.Server{Handler: mux, ReadTimeout: requestTime, WriteTimeout: requestTime}}
 	if address == "" {
 		return s, nil

@@ -16,7 +16,7 @@ type Chain struct {
 	// Behind is a device: the hook stands behind the network policies for its packets. Empty: it is the first rule.
 	Behind   string
 	Optional bool   // what lacks is a warning
-	Counts   bool   // packets that its rules drop count as Refused
+	Counts   bool   // packets that its rules drop count as Refused; for chains in mangle only
 	Remedy   string // for what the kernel lacks
 }
 
@@ -53,7 +53,8 @@ func (c *Chains) Set(family int, chains []Chain, wanted bool) (warning, err erro
 	return errors.Join(failed.warnings...), errors.Join(failed.errs...)
 }
 
-// Refused is the number of packets that chains with Counts have dropped since NewChains. It is as new as the last Set.
+// Refused is the number of packets that chains with Counts have dropped since NewChains. It is as new as
+// Kernel.Drops says.
 func (c *Chains) Refused() uint64 { return c.kernel.Drops().Node }
 
 // complete returns the chain as Set wants it.

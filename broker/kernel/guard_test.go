@@ -212,8 +212,7 @@ func testGuard(t *testing.T) {
 			refused++
 		}
 	}
-	set(t, k, s)
-	if got := k.Drops().Node; got != refused {
+	if got := k.Drops().Node; got != refused { // without a Set
 		t.Errorf("%d packets were refused, and %d counted", refused, got)
 	}
 	// A chain that is made anew counts from zero.
@@ -326,8 +325,7 @@ func TestGuardKnowsDirections(t *testing.T) {
 	open := listen(9)
 	send(4000, 9)
 	get(open)
-	set(t, k, s)
-	if got := k.Drops().Node; got != 2 {
+	if got := k.Drops().Node; got != 2 { // without a Set
 		t.Errorf("%d packets refused, want the one that was no reply, and the one to the port that has been closed", got)
 	}
 }

@@ -42,9 +42,10 @@ type Kernel struct {
 	commandTime time.Duration // for all commands of a Set
 	backends    []string      // of iptables, that are installed
 
-	setting  sync.Mutex // held over a Set, which runs commands; guards chains, selected and the calls of system
-	chains   map[toolset]*knownChains
-	selected map[int]Backend // by family, of the ones that meshes use or have used
+	setting   sync.Mutex // held over a Set, which runs commands; guards the fields below and the calls of system
+	chains    map[toolset]*knownChains
+	selected  map[int]Backend // by family, of the ones that meshes use or have used
+	countedAt time.Time       // when Drops read counters last
 
 	mu      sync.Mutex // guards the fields below; held to read or to assign them only
 	warning error      // of the last Set
@@ -57,7 +58,8 @@ type knownChains struct {
 	clean     bool              // there are none, as Set has seen
 	made      map[string]bool   // the ones that are there, as Set has seen or made them, by name
 	lookAgain time.Time         // not before, if the family is not in use: a look has failed
-	counted   map[string]uint64 // the packets that a chain had refused when Set saw it, by name
+	counted   map[string]uint64 // the packets that a chain had refused when it was read last, by name
+	counting  []chain           // the ones that count, of the last Set
 }
 
 // system is the kernel as Set needs it; linux is the real one.
@@ -174,8 +176,11 @@ func (k *Kernel) Warning() error {
 	return k.warning
 }
 
-// Drops returns what our chains have dropped since New. It is as new as the last Set.
+// Drops returns what our chains have dropped since New. It asks the kernel, at most once in counterAge; while a Set runs,
+// or where iptables-save fails, it tells what was known before. Like Set, it is to be called in the network namespace of
+// New.
 func (k *Kernel) Drops() Drops {
+	k.readCounters()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.drops
@@ -247,8 +252,11 @@ func (k *Kernel) makeChanges(p *plan, failed *failures) {
 // setChains sets the chains of a family, in the back end that the node uses.
 func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, failed *failures) {
 	tools, found := k.selectTools(ctx, family, failed)
-	k.known(tools).clean = false
+	k.known(tools).clean, k.known(tools).counting = false, nil
 	for _, c := range chains {
+		if c.counts != notCounted {
+			k.known(tools).counting = append(k.known(tools).counting, c)
+		}
 		k.countDrops(tools, c, found[c.table])
 		err := k.setChain(ctx, c, tools, found[c.table], !c.unwanted)
 		if err == nil || c.unwanted && !k.known(tools).made[c.name] {
@@ -299,7 +307,7 @@ func (k *Kernel) removeChains(ctx context.Context, chains []chain, tools toolset
 		ctx, cancel = context.WithTimeout(ctx, unusedTime)
 		defer cancel()
 	}
-	known.clean = true
+	known.clean, known.counting = true, nil
 	found := k.readTables(ctx, tools, len(known.made) > 0)
 	for _, c := range chains {
 		err := k.setChain(ctx, c, tools, found[c.table], false)
@@ -395,6 +403,43 @@ func (k *Kernel) countNew(tools toolset, name string, t *ruleTable) uint64 {
 		return packets
 	}
 	return packets - before
+}
+
+const (
+	// counterAge bounds how old counters are, and how often a scrape of metrics costs processes.
+	counterAge = time.Second
+	// counterTime is how long a scrape waits for iptables-save, which takes no lock.
+	counterTime = time.Second
+)
+
+// readCounters reads what the chains that count have dropped. They are in mangle, all of them.
+func (k *Kernel) readCounters() {
+	if !k.setting.TryLock() {
+		return
+	}
+	defer k.setting.Unlock()
+	if time.Since(k.countedAt) < counterAge {
+		return
+	}
+	k.countedAt = time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), counterTime)
+	defer cancel()
+	for tools, known := range k.chains {
+		if len(known.counting) == 0 {
+			continue
+		}
+		output, err := k.system.SaveTables(ctx, tools, mangleTable)
+		if err != nil {
+			continue
+		}
+		tables, err := parseTables(output)
+		if err != nil {
+			continue
+		}
+		for _, c := range known.counting {
+			k.countDrops(tools, c, tables[c.table])
+		}
+	}
 }
 
 // setChain makes a chain and its hook as they are wanted, or removes both.

@@ -95,7 +95,7 @@ type Peer struct {
 	Sources []netip.Addr
 }
 
-// Counters are numbers since New, as new as the last Set.
+// Counters are numbers since New.
 type Counters struct {
 	Dropped uint64 // VXLAN packets that came from no peer, or that a pod or a link has sent
 }
@@ -129,7 +129,8 @@ func New(role Role) (*Overlay, error) {
 // Clear removes all that is ours.
 func (o *Overlay) Clear() error { return o.Set(State{}) }
 
-// Counters does not wait for a Set.
+// Counters asks the kernel, at most once in a second, and in the network namespace of New. It does not wait for a Set:
+// while one runs, it tells what was known before.
 func (o *Overlay) Counters() Counters { return Counters{o.chains.Refused()} }
 
 // otherPeers returns the peers without this end. The only node of a cluster has none.

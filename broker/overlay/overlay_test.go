@@ -146,6 +146,27 @@ func testForged(t *testing.T, podMode bool) {
 			t.Errorf("%s: %s counted %d packets", x.name, x.counts, got)
 		}
 	}
+	w.countWithoutSet("node2", func() {
+		w.send("stranger", udp(w.address("stranger"), 5020), udp(node2, 8781), toNode)
+	})
+}
+
+// countWithoutSet makes sure that the next packet that is dropped counts, also where nothing sets the overlay.
+func (w *world) countWithoutSet(name string, send func()) {
+	w.t.Helper()
+	before := w.dropped(name)
+	send()
+	for end := time.Now().Add(5 * time.Second); ; <-time.After(50 * time.Millisecond) {
+		var got uint64
+		w.in(name, func() { got = w.overlays[name].Counters().Dropped - before })
+		if got == 1 {
+			return
+		}
+		if time.Now().After(end) {
+			w.t.Errorf("%s counted %d packets without a Set", name, got)
+			return
+		}
+	}
 }
 
 // A process that comes after a killed one adopts all; Clear leaves nothing.
