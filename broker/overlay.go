@@ -10,6 +10,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/linkgateway"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/onchange"
 	"github.com/mandelsoft/kubelink/broker/overlay"
 )
 
@@ -18,8 +19,9 @@ func (v *VXLAN) port() int { return cmp.Or(v.Port, overlay.DefaultPort) }
 
 // clusterNodes are the nodes as read last.
 type clusterNodes struct {
-	list []linkgateway.Node
-	err  error // why they are not known; nil: they are
+	list     []linkgateway.Node
+	err      error          // why they are not known; nil: they are
+	unserved onchange.Error // why the overlay does not lead to some of them
 }
 
 // read reads them, if the overlay needs them.
@@ -30,8 +32,18 @@ func (n *clusterNodes) read(ctx context.Context, reader client.Reader, c *Config
 	}
 }
 
-// setOverlay sets the overlay to all nodes, or removes it. While the nodes are not known, it stays as it is.
+// setOverlay sets the overlay to all nodes, or removes it. While the nodes are not known, it stays as it is. A node
+// that it cannot lead to is no fault of the mesh: the LocalLinks tell of it.
 func (r *reconciler) setOverlay(s *mesh.State) (err, pending error) {
+	err, pending = r.changeOverlay(s)
+	failed, unserved := overlay.SplitError(err)
+	if r.nodes.unserved.Set(unserved) && unserved != nil {
+		r.log.Warn("pods of some nodes do not reach the meshes", "error", unserved)
+	}
+	return failed, pending
+}
+
+func (r *reconciler) changeOverlay(s *mesh.State) (err, pending error) {
 	g := r.gateway
 	switch {
 	case g.nodes == nil:
@@ -61,6 +73,7 @@ func (r *reconciler) setOverlay(s *mesh.State) (err, pending error) {
 
 // leaveOverlay removes it: another broker is the gateway.
 func (r *reconciler) leaveOverlay() (err, pending error) {
+	r.nodes.unserved.Set(nil)
 	if r.gateway.nodes == nil {
 		return nil, nil
 	}

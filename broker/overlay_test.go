@@ -1,9 +1,12 @@
 package broker
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/mandelsoft/kubelink/broker/linkgateway"
@@ -14,11 +17,12 @@ import (
 // recordingOverlay notes what it is told.
 type recordingOverlay struct {
 	states []overlay.State
+	err    error
 }
 
 func (o *recordingOverlay) Set(s overlay.State) (err, pending error) {
 	o.states = append(o.states, s)
-	return nil, nil
+	return o.err, nil
 }
 func (o *recordingOverlay) Counters() overlay.Counters { return overlay.Counters{} }
 func (o *recordingOverlay) Wait()                      {}
@@ -55,7 +59,7 @@ func TestSetOverlay(t *testing.T) {
 			r := &reconciler{cfg: Config{GatewayConfig: GatewayConfig{VXLAN: c.config, Interface: "kubelink"}}}
 			r.gateway = &gateway{nodes: o}
 			r.gateway.place.Place = c.place
-			r.nodes = clusterNodes{nodes, c.failed}
+			r.nodes = clusterNodes{list: nodes, err: c.failed}
 			if err, pending := r.setOverlay(c.state); err != c.failed || pending != nil {
 				t.Errorf("error %v, pending %v", err, pending)
 			}
@@ -67,5 +71,28 @@ func TestSetOverlay(t *testing.T) {
 				t.Errorf("%q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+// A node that the overlay cannot lead to is named, and is no fault of the mesh; what fails for all nodes is one.
+func TestUnservedNode(t *testing.T) {
+	single := &overlay.PeerError{Peer: "node node2", Err: errors.New("no way")}
+	general := errors.New("no device")
+	for _, c := range []struct{ err, failed, unserved error }{
+		{nil, nil, nil}, {single, nil, single}, {general, general, nil},
+		{errors.Join(single, errors.Join(general)), general, single},
+	} {
+		var log bytes.Buffer
+		r := &reconciler{cfg: Config{GatewayConfig: GatewayConfig{VXLAN: VXLAN{Wanted: true}}},
+			gateway: &gateway{nodes: &recordingOverlay{err: c.err}}, log: slog.New(slog.NewTextHandler(&log, nil))}
+		state := &mesh.State{Meshes: []mesh.Mesh{{}}}
+		err, _ := r.setOverlay(state)
+		if fmt.Sprint(err) != fmt.Sprint(c.failed) || fmt.Sprint(r.nodes.unserved.Get()) != fmt.Sprint(c.unserved) {
+			t.Errorf("%v: failed %v, unserved %v", c.err, err, r.nodes.unserved.Get())
+		}
+		_, _ = r.setOverlay(state)
+		if n := strings.Count(log.String(), "overlay to node node2: no way"); (n == 1) != (c.unserved != nil) {
+			t.Errorf("%v: log:\n%s", c.err, log.String())
+		}
 	}
 }

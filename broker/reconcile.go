@@ -239,6 +239,9 @@ func (r *reconcilerRun) newOutcome(
 		if err := r.places.Problem(); err != nil {
 			seen.AddNote(m.Link, writeback.OneLine(err))
 		}
+		if err := r.nodes.unserved.Get(); err != nil {
+			seen.AddNote(m.Link, writeback.OneLine(err))
+		}
 	}
 	statuses := r.gateway.observe(seen)
 	keyNote := r.creds.KeyNote(items, statuses, time.Now())

@@ -95,6 +95,32 @@ type Peer struct {
 	Sources []netip.Addr
 }
 
+// PeerError says why a peer is not served. Other peers are.
+type PeerError struct {
+	Peer string // its name
+	Err  error
+}
+
+func (e *PeerError) Error() string { return "overlay to " + e.Peer + ": " + e.Err.Error() }
+
+// Unwrap returns the reason.
+func (e *PeerError) Unwrap() error { return e.Err }
+
+// SplitError divides an error of Set: unserved is about single peers, failed about all of them.
+func SplitError(err error) (failed, unserved error) {
+	switch x := err.(type) {
+	case interface{ Unwrap() []error }:
+		for _, one := range x.Unwrap() {
+			f, u := SplitError(one)
+			failed, unserved = errors.Join(failed, f), errors.Join(unserved, u)
+		}
+		return failed, unserved
+	case *PeerError:
+		return nil, err
+	}
+	return err, nil
+}
+
 // Counters are numbers since New.
 type Counters struct {
 	Dropped uint64 // VXLAN packets that came from no peer, or that a pod or a link has sent
@@ -143,7 +169,7 @@ func (s *State) otherPeers() []Peer {
 func (o *Overlay) MTU() int { return int(o.mtu.Load()) }
 
 // Set makes the overlay what s says. Where all is right it writes nothing. A peer that cannot be served does not stop
-// the others: errors are joined. A Set may take 12 s per family: another program can hold the xtables lock.
+// the others: errors are joined, and its own is a PeerError. A Set may take 12 s per family: another program can hold the xtables lock.
 func (o *Overlay) Set(s State) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()

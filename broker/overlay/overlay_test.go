@@ -461,3 +461,21 @@ func TestNamespaceGatewayChange(t *testing.T) {
 		t.Errorf("routes that were held are left:\n%s", now)
 	}
 }
+
+// A node without a way is named, and the other one is served.
+func TestNamespaceUnservedPeer(t *testing.T) {
+	w := newWorld(t, all...)
+	w.build(false)
+	w.set()
+	s := w.states()["node1"]
+	s.Peers = append([]Peer{{Name: "node node9", Addresses: []netip.Addr{netip.MustParseAddr("10.9.9.9")}}}, s.Peers...)
+	w.run("node1", "ip route add unreachable 10.9.9.9")
+	w.in("node1", func() {
+		failed, unserved := SplitError(w.overlays["node1"].Set(s))
+		if failed != nil || unserved == nil || !strings.Contains(unserved.Error(), "overlay to node node9: ") {
+			t.Errorf("failed: %v, unserved: %v", failed, unserved)
+		}
+	})
+	w.answer("mesh")
+	w.want("pod2", "mesh", "cluster")
+}

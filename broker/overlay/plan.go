@@ -105,7 +105,7 @@ func (o *Overlay) makePlan(s State) (*plan, []error) {
 				found.mac, other)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("overlay to %s: %w", wanted.Name, err))
+			errs = append(errs, &PeerError{wanted.Name, err})
 			continue
 		}
 		macs[found.mac.String()] = wanted.Name
