@@ -139,8 +139,16 @@ func buildWith(t *testing.T, names ...string) []*object {
 }
 
 // kustomizationWith returns a file system that also has a kustomization with values, base and components, in the folder
-// /own.
+// /own. Without another mode it has node-mode.
 func kustomizationWith(t *testing.T, names ...string) filesys.FileSystem {
+	t.Helper()
+	if !slices.Contains(names, "node-mode") && !slices.Contains(names, "pod-mode") {
+		names = append([]string{"node-mode"}, names...)
+	}
+	return kustomizationOf(t, names...)
+}
+
+func kustomizationOf(t *testing.T, names ...string) filesys.FileSystem {
 	t.Helper()
 	// kustomize reads files below the folder of a kustomization only, so values.yaml is a copy.
 	text := "resources: [values.yaml, ../deploy/base]\ncomponents:\n"
@@ -205,6 +213,22 @@ func TestComponents(t *testing.T) {
 	}
 	if got, want := names(build(t, loadFolder(t), "/deploy")), objectsOf("node-mode", "router"); !slices.Equal(got, want) {
 		t.Errorf("deploy has %q, not %q", got, want)
+	}
+}
+
+// Without a mode, the pod would have no way to the nodes, and its pages would be open to all: it is not built.
+func TestModeIsChosen(t *testing.T) {
+	for _, c := range []struct {
+		chosen []string
+		fails  string
+	}{
+		{nil, "node-mode-or-pod-mode]` is missing"}, {[]string{"router", "self-signed"}, "node-mode-or-pod-mode]` is missing"},
+		{[]string{"node-mode"}, ""}, {[]string{"router", "pod-mode"}, ""},
+	} {
+		_, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(kustomizationOf(t, c.chosen...), "/own")
+		if (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+			t.Errorf("%q: %v", c.chosen, err)
+		}
 	}
 }
 
