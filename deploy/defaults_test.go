@@ -5,6 +5,7 @@ package deploy
 import (
 	"maps"
 	"net/netip"
+	"net/url"
 	"os"
 	"reflect"
 	"slices"
@@ -75,23 +76,49 @@ func pageOf(t *testing.T, corefile, plugin string) (netip.AddrPort, string) {
 	if len(words) < 2 {
 		t.Fatalf("%s has no address: %q", plugin, words)
 	}
-	address, err := netip.ParseAddrPort(words[1])
+	// As health makes its own request. The other plugins take less.
+	page, err := url.Parse("http://" + words[1])
+	if err != nil {
+		t.Fatalf("%s: %v", plugin, err)
+	}
+	if page.Hostname() == "" {
+		page.Host = "[::]" + page.Host
+	}
+	address, err := netip.ParseAddrPort(page.Host)
 	if err != nil {
 		t.Fatalf("%s: %v", plugin, err)
 	}
 	return address, strings.Join(words[2:], " ")
 }
 
+// setPagesIP sets the variable of the Corefile as kubelet does; its parser puts the value in.
+func setPagesIP(t *testing.T, container *corev1.Container) {
+	t.Helper()
+	i := slices.IndexFunc(container.Env, func(e corev1.EnvVar) bool { return e.Name == "PAGES_IP" })
+	if i < 0 || container.Env[i].ValueFrom != nil {
+		t.Fatalf("no address of pages that does not depend on the family: %+v", container.Env)
+	}
+	t.Setenv("PAGES_IP", container.Env[i].Value)
+}
+
+// The pages are on all addresses of a pod, of whatever family.
+func TestPagesOfPod(t *testing.T) {
+	setPagesIP(t, &buildPod(t, kustomizationWith(t, "pod-mode"), "/own").Containers[0])
+	corefile := readBase[corev1.ConfigMap](t, "corefile.yaml").Data["Corefile"]
+	for plugin, port := range map[string]uint16{"health": 10531, "ready": 10532, "prometheus": 10533} {
+		want := netip.AddrPortFrom(netip.IPv6Unspecified(), port)
+		if got, _ := pageOf(t, corefile, plugin); got != want {
+			t.Errorf("%s listens on %s, not on %s", plugin, got, want)
+		}
+	}
+}
+
 // Pages for kubelet are on the loopback address, on the ports that the Deployment declares and its probes use; and
 // readiness follows what happens after the first yes.
 func TestPages(t *testing.T) {
 	container := nodeMode(t).Containers[0]
-	i := slices.IndexFunc(container.Env, func(e corev1.EnvVar) bool { return e.Name == "PAGES_IP" })
-	if i < 0 {
-		t.Fatalf("no address of pages: %+v", container.Env)
-	}
+	setPagesIP(t, &container)
 	corefile := readBase[corev1.ConfigMap](t, "corefile.yaml").Data["Corefile"]
-	corefile = strings.ReplaceAll(corefile, "{$PAGES_IP}", container.Env[i].Value)
 	for port, plugin := range map[string]string{"health": "health", "ready": "ready", "metrics": "prometheus"} {
 		address, block := pageOf(t, corefile, plugin)
 		i := slices.IndexFunc(container.Ports, func(p corev1.ContainerPort) bool { return p.Name == port })
@@ -169,7 +196,7 @@ func TestPodMode(t *testing.T) {
 			sources[e.Name] = e.ValueFrom.FieldRef.FieldPath
 		}
 	}
-	want := map[string]string{"NODE_NAME": "spec.nodeName", "NODE_IP": "status.hostIP", "PAGES_IP": "status.podIP",
+	want := map[string]string{"NODE_NAME": "spec.nodeName", "NODE_IP": "status.hostIP",
 		"POD_NAME": "metadata.name", "POD_IP": "status.podIPs"}
 	if !maps.Equal(sources, want) {
 		t.Errorf("variables %v, not %v", sources, want)
