@@ -56,7 +56,7 @@ func init() {
 			panic(err)
 		}
 	}
-	ctrl.SetLogger(kubeapi.LibraryLog(slog.Default().With("plugin", "kubelink").Handler()))
+	kubeapi.SetLibraryLog(slog.Default().With("plugin", "kubelink").Handler())
 }
 
 // controllers are the controllers of one configuration. They run until end.

@@ -1,12 +1,16 @@
 package router
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	crlog "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 // A message that comes again and again is logged at intervals, with the number of lines between. Other messages are not
@@ -39,4 +43,18 @@ func TestLimitedLog(t *testing.T) {
 			t.Errorf("%d lines of many messages", n)
 		}
 	})
+}
+
+// A router that starts gives controller-runtime its log: also one that soon ends, for a bad flag.
+func TestLibraryLog(t *testing.T) {
+	var text bytes.Buffer
+	err := Run(t.Context(), Config{Log: slog.New(slog.NewTextHandler(&text, nil)), Datafile: t.TempDir()})
+	if bad := (&FlagError{}); !errors.As(err, &bad) {
+		t.Fatalf("a folder as datafile: %v", err)
+	}
+	crlog.Log.Info("the library starts")
+	crlog.Log.Error(errors.New("no such luck"), "the library fails")
+	if got := text.String(); !strings.Contains(got, "the library fails") || strings.Contains(got, "starts") {
+		t.Errorf("log:\n%s", got)
+	}
 }

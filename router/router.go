@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/netchange"
 	"github.com/mandelsoft/kubelink/broker/overlay"
@@ -100,11 +101,12 @@ func (s *Status) Ready() error {
 // Run sets the routes of this node until ctx ends. Then it leaves them, unless the API server says that the DaemonSet
 // is gone, or is being deleted. An error means that the router could not start: for example, another one runs.
 func Run(ctx context.Context, c Config) error {
+	c.Log = limitLog(c.Log)
+	kubeapi.SetLibraryLog(c.Log.Handler())
 	former, err := readFormerFile(c.Datafile)
 	if err != nil {
 		return err
 	}
-	c.Log = limitLog(c.Log)
 	claim := &kernel.Claim{Router: true}
 	if err := claim.Acquire(ctx, c.Log); err != nil {
 		if ctx.Err() != nil {

@@ -7,11 +7,16 @@ import (
 	"log/slog"
 
 	"github.com/go-logr/logr"
+	crlog "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 // LibraryLog is the log for controller-runtime: warnings and errors only. The library tells of each start and end of its
 // parts, a dozen lines for each reload; the broker's own lines say what users need of it.
 func LibraryLog(h slog.Handler) logr.Logger { return logr.FromSlogHandler(warningsOnly{h}) }
+
+// SetLibraryLog gives it to controller-runtime, for the whole process. A process that uses any part of the library
+// calls it at its start: else the first line that the library would log after 30 s is a stack trace.
+func SetLibraryLog(h slog.Handler) { crlog.SetLogger(LibraryLog(h)) }
 
 type warningsOnly struct{ slog.Handler }
 
