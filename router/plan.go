@@ -412,17 +412,19 @@ func findHop(l *leader, a netip.Addr, here bool, f *facts) (kernel.NodeRoute, *l
 		return kernel.NodeRoute{Gateway: a, Index: t.index, OnLink: true, MTU: lowerMTU(l.mtu, t.mtu)}, nil
 	}
 	found, ok := f.ways[a]
-	what, remedy := "node", "set --ipip=shared or --ipip=configure here and the property ipip in the Corefile"
-	if here {
-		what, remedy = "pod", "look at the routes of the pod network on this node"
+	what, where, remedy := "node", "not on a network of this node, but behind %s (device %s), which knows no mesh",
+		"set --ipip=shared or --ipip=configure here and the property ipip in the Corefile"
+	if here { // when the pod goes, its route goes before the next one has said where it is
+		what, where = "pod", "not on this node: the way to it leads to %s (device %s)"
+		remedy = "wait while the broker's pod moves, or is replaced; if this stays, look at the routes of the pod network " +
+			"on this node"
 	}
 	switch {
 	case !ok || found.err != nil:
 		return kernel.NodeRoute{}, &link.Finding{Reason: GatewayNotOnLink,
 			Text: fmt.Sprintf("%s: no way to its %s %s: %v", l.name, what, a, found.err), Remedy: remedy}
 	case found.way.Gateway.IsValid():
-		return kernel.NodeRoute{}, &link.Finding{Reason: GatewayNotOnLink, Text: fmt.Sprintf(
-			"%s: its %s %s is not on a network of this node, but behind %s (device %s), which knows no mesh",
+		return kernel.NodeRoute{}, &link.Finding{Reason: GatewayNotOnLink, Text: fmt.Sprintf("%s: its %s %s is "+where,
 			l.name, what, a, found.way.Gateway, found.way.Device), Remedy: remedy}
 	}
 	// The kernel says that it reaches a pod without a gateway: so onlink, also where no network of the device has it.

@@ -296,3 +296,18 @@ func TestSubtract(t *testing.T) {
 		}
 	}
 }
+
+// The remedy for a pod whose route is gone is to wait first: so it is while a broker moves.
+func TestPodThatMoves(t *testing.T) {
+	gone := node3(func(f *facts) {
+		f.ways[netip.MustParseAddr("100.96.3.5")] = lookup{kernel.Way{Index: 2, Device: "eth0",
+			Gateway: netip.MustParseAddr("10.250.0.254"), MTU: 1500}, nil}
+	})
+	r := makeRouting(&objects{gateways: list{inPod(gateway(3, "100.64.16.0/20"), "100.96.3.5")}}, gone)
+	const want = "LinkGateway g3: its pod 100.96.3.5 is not on this node: " +
+		"the way to it leads to 10.250.0.254 (device eth0): " +
+		"wait while the broker's pod moves, or is replaced; if this stays, look at the routes of the pod network on this node"
+	if got := r.findings.String(); got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}

@@ -52,6 +52,7 @@ type kind struct {
 	informer cache.SharedIndexInformer
 	changed  func()
 	from     *rest.RESTClient
+	remedy   string // where the API server refuses to tell
 
 	mu     sync.Mutex // guards the fields below
 	err    error      // of the last request that failed
@@ -94,7 +95,8 @@ func newWatcher(c *Config, server *host.APIServer, changed func()) (*watcher, er
 		{own, titleLinks, "", fields.Everything(), &v1alpha1.KubeLink{}, reduceLink, false},
 		{core, "endpoints", c.Namespace, named, &corev1.Endpoints{}, reduceEndpoints, true}, //nolint:staticcheck // see above
 	} {
-		one := &kind{title: k.resource, optional: k.optional, changed: changed, from: k.from}
+		one := &kind{title: k.resource, optional: k.optional, changed: changed, from: k.from,
+			remedy: tellRoles(c, k.resource)}
 		from := cache.NewListWatchFromClient(k.from, k.resource, k.namespace, k.selector)
 		one.informer = kubeapi.NewInformer(from, k.object, 0, cache.Indexers{})
 		if err := one.prepareInformer(k.reduce); err != nil {
@@ -114,6 +116,21 @@ func (w *watcher) newClient(group schema.GroupVersion, path string) (*rest.RESTC
 		c.UserAgent = "kubelink-router"
 	}
 	return rest.RESTClientFor(c)
+}
+
+// tellRoles says which roles are missing where the API server refuses to tell of a resource. The ones of the component
+// are for the names that it has.
+func tellRoles(c *Config, resource string) string {
+	const namespace, service = "kubelink", "kubelink"
+	remedy := "apply the roles in deploy/components/router"
+	if c.Namespace != namespace && resource != titleLinks {
+		remedy += fmt.Sprintf(", with the namespace %s (flag --namespace) in place of %s", c.Namespace, namespace)
+	}
+	if c.Service != service && resource == "endpoints" {
+		remedy += fmt.Sprintf(", with %s (flag --service) in place of %s in the resourceNames of endpoints",
+			c.Service, service)
+	}
+	return remedy
 }
 
 // prepareInformer says what the informer keeps, and what it calls.
@@ -231,7 +248,7 @@ func (w *watcher) readObjects(adopted bool) (o *objects, waiting string, denied 
 		if known.without && apierrors.IsForbidden(known.err) {
 			denied = append(denied, link.Finding{Reason: AccessDenied,
 				Text:   fmt.Sprintf("the API server refuses to tell of %s: %v", k.title, known.err),
-				Remedy: "apply the roles in deploy/components/router"})
+				Remedy: k.remedy})
 		}
 		if needless := len(o.gateways) > 0; known.without && (needless || known.absent || !adopted) {
 			continue

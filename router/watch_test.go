@@ -177,3 +177,20 @@ func reasonsOf(findings link.Findings) (text string) {
 	}
 	return text
 }
+
+// The remedy of a refusal names what the flags name.
+func TestTellRoles(t *testing.T) {
+	const roles = "apply the roles in deploy/components/router"
+	for _, c := range []struct{ resource, namespace, service, want string }{
+		{"endpoints", "kubelink", "kubelink", roles},
+		{"linkgateways", "kubelink", "broker", roles},
+		{"kubelinks", "links", "kubelink", roles},
+		{"linkgateways", "links", "kubelink", roles + ", with the namespace links (flag --namespace) in place of kubelink"},
+		{"endpoints", "links", "broker", roles + ", with the namespace links (flag --namespace) in place of kubelink, " +
+			"with broker (flag --service) in place of kubelink in the resourceNames of endpoints"},
+	} {
+		if got := tellRoles(&Config{Namespace: c.namespace, Service: c.service}, c.resource); got != c.want {
+			t.Errorf("%s: %s, want %s", c.resource, got, c.want)
+		}
+	}
+}
