@@ -22,7 +22,9 @@ func TestOverlayBounds(t *testing.T) {
 		t.Fatal(err)
 	}
 	vxlan := crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties["vxlan"].Properties
-	for field, want := range map[string][2]float64{"vni": {1, overlay.MaxVNI}, "port": {overlay.MinPort, overlay.MaxPort}} {
+	for field, want := range map[string][2]float64{
+		"vni": {1, overlay.MaxVNI}, "port": {overlay.MinPort, overlay.MaxPort},
+	} {
 		has := vxlan[field]
 		if has.Minimum == nil || has.Maximum == nil {
 			t.Fatalf("spec.vxlan.%s has no bounds", field)

@@ -222,7 +222,8 @@ func TestModeIsChosen(t *testing.T) {
 		chosen []string
 		fails  string
 	}{
-		{nil, "node-mode-or-pod-mode]` is missing"}, {[]string{"router", "self-signed"}, "node-mode-or-pod-mode]` is missing"},
+		{nil, "node-mode-or-pod-mode]` is missing"},
+		{[]string{"router", "self-signed"}, "node-mode-or-pod-mode]` is missing"},
 		{[]string{"node-mode"}, ""}, {[]string{"router", "pod-mode"}, ""},
 	} {
 		_, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(kustomizationOf(t, c.chosen...), "/own")

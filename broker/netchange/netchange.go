@@ -78,7 +78,8 @@ func openSocket() (socket, error) {
 	return s, nil
 }
 
-// receiveAll receives until ctx ends (nil), or the socket fails. One that lost messages goes on: they were about changes.
+// receiveAll receives until ctx ends (nil), or the socket fails. One that lost messages goes on: they were about
+// changes.
 func (w *watcher) receiveAll(ctx context.Context, s socket) error {
 	for ctx.Err() == nil {
 		_, _, err := s.Receive()

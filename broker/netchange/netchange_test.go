@@ -35,8 +35,8 @@ func (s *brokenSocket) Receive() ([]syscall.NetlinkMessage, *unix.SockaddrNetlin
 
 func (s *brokenSocket) Close() { *s.closed++ }
 
-// A socket that fails is closed, and another one takes its place; what changed in between is told. The log says it once,
-// however many sockets fail.
+// A socket that fails is closed, and another one takes its place; what changed in between is told. The log says it
+// once, however many sockets fail.
 func TestReopen(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
