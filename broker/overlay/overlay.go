@@ -169,7 +169,8 @@ func (s *State) otherPeers() []Peer {
 func (o *Overlay) MTU() int { return int(o.mtu.Load()) }
 
 // Set makes the overlay what s says. Where all is right it writes nothing. A peer that cannot be served does not stop
-// the others: errors are joined, and its own is a PeerError. A Set may take 12 s per family: another program can hold the xtables lock.
+// the others: errors are joined, and its own is a PeerError. A Set may take 12 s per family: another program can hold
+// the xtables lock.
 func (o *Overlay) Set(s State) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
