@@ -175,6 +175,11 @@ func TestAPIFaults(t *testing.T) {
 	p := startProxy(t, b)
 	const crds = "coredns_kubelink_crds_installed"
 	links := "/apis/" + v1alpha1.GroupVersion.String() + "/kubelinks"
+	makeNewer := func() { // than the ones of this broker
+		_, err := b.Kubectl(ctx, "annotate", "--overwrite", "crd", versionedCRD, v1alpha1.CRDVersion+"=99")
+		must(t, err)
+	}
+	relaunch(t, ctx, b, 40*time.Second) // from now on it uses the proxy
 
 	// CRDs cannot be applied, and the service cannot be read: both help, and links come up without them.
 	t.Run("what helps", func(t *testing.T) {
@@ -182,8 +187,7 @@ func TestAPIFaults(t *testing.T) {
 			crd := r.Method == http.MethodPatch && strings.HasPrefix(r.URL.Path, "/apis/apiextensions.k8s.io/")
 			return (crd || strings.HasSuffix(r.URL.Path, "/namespaces/kubelink/services")) && refuse(w)
 		})
-		_, err := b.Kubectl(ctx, "annotate", "--overwrite", "crd", versionedCRD, v1alpha1.CRDVersion+"=99")
-		must(t, err)
+		makeNewer()
 		relaunch(t, ctx, b, 40*time.Second)
 		expectMetric(t, b, 5*time.Second, crds, 0)
 		must(t, b.Process.WaitLog(ctx, "CRDs are not up to date.*a webhook refuses"))
@@ -226,16 +230,21 @@ func TestAPIFaults(t *testing.T) {
 			}
 			return err
 		})
+		must(t, b.Apply(ctx, brokers[1].LinkTo()))
 	})
 
 	// What takes longer than a limit that is usual happens late, and not never.
 	t.Run("slow", func(t *testing.T) {
 		slow := slowly(8 * time.Second)
 		p.fault.Store(&slow) // watches go on
-		must(t, b.Apply(ctx, brokers[1].LinkTo()))
+		makeNewer()
+		changed := brokers[1].LinkTo()
+		changed.Spec.Egress = []v1alpha1.EgressCIDR{"10.82.0.0/16"}
+		must(t, b.Apply(ctx, changed))
 		late, cancel := context.WithTimeout(ctx, 50*time.Second)
 		defer cancel()
 		must(t, b.WaitState(late, "kubelink2", v1alpha1.StateUp)) // the status of this generation is written
+		must(t, b.Apply(ctx, brokers[1].LinkTo()))
 		text := b.Corefile()
 		must(t, b.SetCorefile(strings.Replace(text, "service kubelink\n", "service kubelink\n force-crd-update\n", 1)))
 		defer func() { must(t, b.SetCorefile(text)) }()

@@ -535,96 +535,125 @@ func residentMemory(p *testbed.Process) (int, error) {
 
 // A broker stops for 30 s, with its connections open, while the other brokers send to it as fast as they can. This
 // costs neither memory nor the rate of another link. When the broker goes on, its link goes on, too.
+//
+// Other load of the machine may begin or end between two measures. So the rate may be too low in one round, or two, but
+// not in all; a link that really suffers is slow in each.
 func TestPeerStopsReading(t *testing.T) {
-	ctx := startTest(t, 2*time.Minute)
+	ctx := startTest(t, 5*time.Minute)
 	const (
-		stopped = 30 * time.Second
-		burst   = 64 << 20 // bytes at full speed,
-		pace    = 2 << 20  // and then bytes per second: more would take the processors from the measures
-		most    = 64 << 20 // memory
-		share   = 0.6      // of the rate
+		most   = 64 << 20 // memory
+		share  = 0.6      // of the rate
+		rounds = 3
 	)
-	one, third := brokers[0], brokers[2]
-	check := expectUp(t, one, brokers[1])
+	check := expectUp(t, brokers[0], brokers[1])
 	bulk := openStream(ctx, clients[1], servers[0].service, endless, 0)
 	defer bulk.stop()
 	bulk.waitForBytes(t, 10*time.Second, 16<<20)
-	before := measureSpeed(5*time.Second, bulk)
+	t.Cleanup(func() { restoreMesh(t) })
+	for round := 1; ; round++ {
+		r := stopThird(t, ctx, bulk)
+		t.Logf("round %d: %s", round, r)
+		if r.grown > most {
+			t.Errorf("memory grew by %d MiB", r.grown>>20)
+		}
+		if r.rate >= share*min(r.before, r.after) { // the lower one: the machine has other load, too
+			break
+		}
+		if round == rounds {
+			t.Errorf("in each of %d rounds the other link was slow while the third cluster was stopped", rounds)
+			break
+		}
+	}
+	must(t, bulk.stop())
+	check()
+}
+
+// stoppedRound is what was measured of the link between two clusters while the third one was stopped.
+type stoppedRound struct {
+	before, rate, after float64       // bits per second
+	grown               int           // memory, in bytes
+	sent                int           // bytes to the third cluster
+	back, flows         time.Duration // until its link was up again, and then until traffic flowed
+}
+
+func (r *stoppedRound) String() string {
+	return fmt.Sprintf("rate of the other link %s, before it was %s, afterwards %s; memory grew by %d MiB; flooded with "+
+		"%d MiB; link up %s after it went on, traffic flows after another %s", formatMbit(r.rate), formatMbit(r.before),
+		formatMbit(r.after), r.grown>>20, r.sent>>20, r.back, r.flows)
+}
+
+// stopThird stops the third broker for 30 s.
+func stopThird(t *testing.T, ctx context.Context, bulk *stream) *stoppedRound {
+	t.Helper()
+	const window = 5 * time.Second
+	one, third := brokers[0], brokers[2]
+	r := &stoppedRound{before: measureSpeed(window, bulk)}
 	base, err := residentMemory(one.Process)
 	must(t, err)
-
 	flow := openStream(ctx, clients[2], servers[0].service, endless, 0)
 	defer flow.stop()
 	flow.waitForBytes(t, 10*time.Second, 1<<20)
 	must(t, third.Process.Kill(syscall.SIGSTOP))
-	resumed := false
-	resume := func() {
-		if !resumed {
-			resumed = true
-			must(t, third.Process.Kill(syscall.SIGCONT))
-		}
-	}
-	t.Cleanup(func() { resume(); restoreMesh(t) })
-	var wg sync.WaitGroup
-	quit := make(chan struct{})
+	resume := sync.OnceFunc(func() { must(t, third.Process.Kill(syscall.SIGCONT)) })
+	defer resume()
 	conn, err := clients[0].DialContext(ctx, "udp", netip.AddrPortFrom(servers[2].service, udpPort).String())
 	must(t, err)
 	defer conn.Close()
-	wg.Go(func() {
-		datagram := make([]byte, 1200)
-		start, sent := time.Now(), 0
-		for ticker := time.NewTicker(time.Millisecond); ; {
-			select {
-			case <-quit:
-				t.Logf("flooded with %d MiB", sent>>20)
-				return
-			case <-ticker.C:
-			}
-			for due := burst + int(pace*time.Since(start).Seconds()); sent < due; sent += len(datagram) {
-				conn.Write(datagram) // may be refused: soon the link is known to be down
-			}
-		}
-	})
-	var largest int
-	wg.Go(func() {
-		for ticker := time.NewTicker(100 * time.Millisecond); ; {
-			select {
-			case <-quit:
-				return
-			case <-ticker.C:
-			}
-			if n, err := residentMemory(one.Process); err == nil {
-				largest = max(largest, n)
-			}
-		}
-	})
+	var wg sync.WaitGroup
+	quit := make(chan struct{})
+	wg.Go(func() { r.sent = flood(conn, quit) })
+	wg.Go(func() { r.grown = largestMemory(one.Process, quit) - base })
 	var rates []float64 // other load may use the machine for a while
-	for range int(stopped / (5 * time.Second)) {
-		rates = append(rates, measureSpeed(5*time.Second, bulk))
+	for range 6 {
+		rates = append(rates, measureSpeed(window, bulk))
 	}
-	slices.Sort(rates)
-	rate := rates[len(rates)/2]
 	close(quit)
 	wg.Wait()
-	if largest > base+most {
-		t.Errorf("memory grew from %d MiB to %d MiB", base>>20, largest>>20)
-	}
+	slices.Sort(rates)
+	r.rate = rates[len(rates)/2]
 	resume()
-	back := within(t, 10*time.Second, "link to be up again", func(ctx context.Context) error {
+	r.back = within(t, 20*time.Second, "link to be up again", func(ctx context.Context) error {
 		return errors.Join(third.WaitState(ctx, one.Name, v1alpha1.StateUp), one.WaitState(ctx, third.Name, v1alpha1.StateUp))
 	})
-	flows := waitForReply(t, 5*time.Second, clients[0], servers[2].service)
+	r.flows = waitForReply(t, 10*time.Second, clients[0], servers[2].service)
 	must(t, transfer(ctx, clients[2], servers[0].service, 10<<20, 0))
-	t.Logf("link up %s after it went on, traffic flows after another %s", back, flows)
 	must(t, flow.stop())
-	after := measureSpeed(5*time.Second, bulk)
-	must(t, bulk.stop())
-	t.Logf("rate of the other link %s, before it was %s, afterwards %s; memory at most %d MiB, before it was %d MiB",
-		formatMbit(rate), formatMbit(before), formatMbit(after), largest>>20, base>>20)
-	if healthy := min(before, after); rate < share*healthy { // the lower one: the machine has other load, too
-		t.Errorf("the other link had %s, with a healthy third cluster it has %s", formatMbit(rate), formatMbit(healthy))
+	r.after = measureSpeed(window, bulk)
+	return r
+}
+
+// flood sends datagrams until quit, and returns how many bytes.
+func flood(conn net.Conn, quit <-chan struct{}) (sent int) {
+	const (
+		burst = 64 << 20 // bytes at full speed,
+		pace  = 2 << 20  // and then bytes per second: more would take the processors from the measures
+	)
+	datagram := make([]byte, 1200)
+	start := time.Now()
+	for ticker := time.NewTicker(time.Millisecond); ; {
+		select {
+		case <-quit:
+			return sent
+		case <-ticker.C:
+		}
+		for due := burst + int(pace*time.Since(start).Seconds()); sent < due; sent += len(datagram) {
+			conn.Write(datagram) // may be refused: soon the link is known to be down
+		}
 	}
-	check()
+}
+
+// largestMemory watches the resident memory of a process until quit, and returns the most that it had, in bytes.
+func largestMemory(p *testbed.Process, quit <-chan struct{}) (largest int) {
+	for ticker := time.NewTicker(100 * time.Millisecond); ; {
+		if n, err := residentMemory(p); err == nil {
+			largest = max(largest, n)
+		}
+		select {
+		case <-quit:
+			return largest
+		case <-ticker.C:
+		}
+	}
 }
 
 // A link has several connections. The test breaks one after another while transfers run: the link stays Up, every
