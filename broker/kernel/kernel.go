@@ -176,9 +176,9 @@ func (k *Kernel) Warning() error {
 	return k.warning
 }
 
-// Drops returns what our chains have dropped since New. It asks the kernel, at most once in counterAge; while a Set runs,
-// or where iptables-save fails, it tells what was known before. Like Set, it is to be called in the network namespace of
-// New.
+// Drops returns what our chains have dropped since New. It asks the kernel, at most once in counterAge; while a Set
+// runs, or where iptables-save fails, it tells what was known before. Like Set, it is to be called in the network
+// namespace of New.
 func (k *Kernel) Drops() Drops {
 	k.readCounters()
 	k.mu.Lock()
