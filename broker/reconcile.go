@@ -269,7 +269,7 @@ func (r *reconcilerRun) newOutcome(
 		out.Certificate = r.cfg.pkiConfig().CertificateRequest()
 	}
 	if r.cfg.ConfigureDNS {
-		out.ClusterDNS = r.dns.NewTask(s.Zones, r.cfg.nsAddresses())
+		out.ClusterDNS = r.dns.NewTask(s, r.cfg.nsAddresses())
 	}
 	return out
 }

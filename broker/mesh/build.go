@@ -111,9 +111,15 @@ func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
 		Zones: names.zones(byName), Problems: r.problems, Notes: r.notes,
 	}
 	r.dropNotesOfBroken()
-	for _, m := range meshes {
-		s.Meshes = append(s.Meshes, m.Mesh)
+	for _, m := range all {
+		switch {
+		case m.served:
+			s.Meshes = append(s.Meshes, m.Mesh)
+		case m.Domain != "" && local.Propagation != PropagateNone:
+			s.Elsewhere = append(s.Elsewhere, m.Domain)
+		}
 	}
+	slices.Sort(s.Elsewhere)
 	for _, l := range byName {
 		link := l.Link
 		if !local.Mode.CarriesTraffic() {

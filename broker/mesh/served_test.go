@@ -57,6 +57,7 @@ func TestServedLinks(t *testing.T) {
 		}
 		checkEqual(t, fmt.Sprintf("%q", c.served), fmt.Sprint(links, meshes, zones, foreign), c.want)
 		checkEqual(t, fmt.Sprintf("%q: problems", c.served), len(s.Problems), 0)
+		checkEqual(t, fmt.Sprintf("%q: domains", c.served), len(s.Elsewhere)+len(s.Zones), 2)
 		for _, r := range s.Routes { // of the links that are served, and of their meshes
 			own := false
 			for _, m := range s.Meshes {

@@ -20,6 +20,7 @@ type State struct {
 	Problems   map[string]Problem // why a KubeLink cannot be used, by name
 	Notes      map[string]string  // what to know of a usable KubeLink, by name
 	Foreign    map[string]bool    // LocalLinks whose status another broker writes
+	Elsewhere  []string           // mesh domains for which another broker answers, sorted
 }
 
 // LocalServices are the service networks of the local cluster in its meshes, and its addresses there.

@@ -123,7 +123,7 @@ func (c *Configurer) configureStubs(ctx context.Context, stubs []Stub) (note, bl
 			return "", "", err
 		}
 	}
-	stubs, served := config.dropServed(stubs, custom.Data)
+	stubs, served := config.dropServed(keepForeign(stubs, custom.Data[blocksKey]), custom.Data)
 	blocks = serverBlocks(stubs, config.port)
 	var problem corefileProblem
 	if known {

@@ -7,6 +7,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -15,13 +17,17 @@ import (
 // Stub is a stub domain: a domain that another DNS service answers for.
 type Stub struct {
 	Domain string     // without final dot
-	Server netip.Addr // of the DNS service
+	Server netip.Addr // of the DNS service; zero: another broker says which, and its block stays as it is
 }
 
 // Stubs returns the domains that the cluster's DNS is to send to kubelink at the address own, and to the
-// DNS services of meshes.
-func Stubs(zones []mesh.Zone, own netip.Addr) []Stub {
+// DNS services of meshes. elsewhere are domains of meshes that other brokers serve.
+func Stubs(zones []mesh.Zone, elsewhere []string, own netip.Addr) []Stub {
 	var stubs []Stub
+	for _, d := range elsewhere {
+		d = strings.TrimSuffix(d, ".")
+		stubs = append(stubs, Stub{Domain: d}, Stub{Domain: "svc.global." + d})
+	}
 	for _, z := range zones {
 		stubs = append(stubs, Stub{strings.TrimSuffix(z.Domain, "."), own})
 		// Without upstream, kubelink has the global names as a part of the domain.
@@ -32,12 +38,38 @@ func Stubs(zones []mesh.Zone, own netip.Addr) []Stub {
 	return stubs
 }
 
-// NewTask returns what configures the cluster's DNS for zones. Its note says what only the user can heal, on one line;
-// empty: nothing. Kubelink has the first one of the addresses own; without any, there are no stub domains.
-func (c *Configurer) NewTask(zones []mesh.Zone, own []netip.Addr) func(context.Context) (note string, err error) {
+// stubBlock is a block that kubelink writes.
+var stubBlock = regexp.MustCompile(`(?m)^(\S+):\d+ \{\n    errors\n    forward \. (\S+) \{$`)
+
+// keepForeign returns the stubs with the servers of other brokers, as the text of the server blocks has them. Their
+// order is the same for all brokers: so none changes what another one has written.
+func keepForeign(stubs []Stub, text string) (kept []Stub) {
+	servers := map[string]netip.Addr{}
+	for _, block := range stubBlock.FindAllStringSubmatch(text, -1) {
+		servers[block[1]], _ = netip.ParseAddr(block[2])
+	}
+	foreign := false
+	for _, s := range stubs {
+		if !s.Server.IsValid() {
+			foreign = true
+			s.Server = servers[s.Domain]
+		}
+		if s.Server.IsValid() {
+			kept = append(kept, s)
+		}
+	}
+	if foreign {
+		slices.SortStableFunc(kept, func(a, b Stub) int { return strings.Compare(a.Domain, b.Domain) })
+	}
+	return kept
+}
+
+// NewTask returns what configures the cluster's DNS for the zones of a state. Its note says what only the user can heal,
+// on one line; empty: nothing. Kubelink has the first one of the addresses own; without any, there are no stub domains.
+func (c *Configurer) NewTask(s *mesh.State, own []netip.Addr) func(context.Context) (note string, err error) {
 	var stubs []Stub
 	if len(own) > 0 {
-		stubs = Stubs(zones, own[0])
+		stubs = Stubs(s.Zones, s.Elsewhere, own[0])
 	}
 	return func(ctx context.Context) (string, error) {
 		err := c.Configure(ctx, stubs)

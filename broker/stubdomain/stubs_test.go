@@ -2,6 +2,7 @@ package stubdomain
 
 import (
 	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -38,7 +39,7 @@ func TestServerBlocks(t *testing.T) {
 			head + block("kubelink:53", "100.64.0.11")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := serverBlocks(Stubs(c.zones, own), c.port)
+			got := serverBlocks(Stubs(c.zones, nil, own), c.port)
 			if got != c.want {
 				t.Errorf("got\n%s\nwant\n%s", got, c.want)
 			}
@@ -46,5 +47,33 @@ func TestServerBlocks(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// Brokers that serve different meshes write one text together, whichever writes last.
+func TestKeepForeign(t *testing.T) {
+	first, second := netip.MustParseAddr("100.64.0.11"), netip.MustParseAddr("100.64.0.12")
+	global := netip.MustParseAddr("100.64.16.11")
+	one := Stubs([]mesh.Zone{{Domain: "kubelink."}}, []string{"second.example."}, first)
+	two := Stubs([]mesh.Zone{{Domain: "second.example.", Global: mesh.GlobalZone{
+		Name: "svc.global.second.example.", Upstream: netip.AddrPortFrom(global, 53)}}}, []string{"kubelink."}, second)
+	text := ""
+	write := func(stubs []Stub) bool {
+		before := text
+		text = serverBlocks(keepForeign(stubs, text), "8053")
+		return text != before
+	}
+	if !write(one) || !write(two) || write(one) || write(two) {
+		t.Errorf("they do not agree: %s", text)
+	}
+	if got := strings.Join(regexp.MustCompile(`(?m)^\S+:8053|forward . \S+`).FindAllString(text, -1), " "); got !=
+		"kubelink:8053 forward . 100.64.0.11 second.example:8053 forward . 100.64.0.12 "+
+			"svc.global.second.example:8053 forward . 100.64.16.11" {
+		t.Error(got)
+	}
+	// A mesh that is gone takes its blocks along, and one that changes brokers has the other server.
+	if !write(Stubs([]mesh.Zone{{Domain: "kubelink."}}, nil, second)) || strings.Contains(text, "example") ||
+		!strings.Contains(text, second.String()) || strings.Contains(text, first.String()) {
+		t.Error(text)
 	}
 }
