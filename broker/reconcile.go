@@ -55,6 +55,7 @@ type reconciler struct {
 	port       kubeapi.ServicePort
 	peers      announcer
 	creds      credentials
+	former     writeback.Former
 	globals    globalnames.Names
 	dnsRestart stubdomain.PendingRestart
 }
@@ -254,7 +255,7 @@ func (r *reconcilerRun) newOutcome(
 		seen.AddNote(name, received[name].Note)
 	}
 	out := &writeback.Outcome{
-		Links:  writeback.LinkOutcomes(items, s, seen),
+		Links:  r.former.AddOutcomes(items, writeback.LinkOutcomes(items, s, seen)),
 		Create: r.peers.unknowns.MakeLinks(*objects, s, policy, r.log),
 		Secret: r.creds.Secret,
 	}
