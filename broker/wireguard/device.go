@@ -106,7 +106,7 @@ func (o *opener) adoptProcess(want link.WireGuardDevice, found netlink.Link) (ba
 	}
 	b, err := o.adopt(found)
 	if err != nil {
-		return nil, fmt.Errorf("TUN %s is in use by a process that serves no WireGuard at %s (%w): end it "+
+		return nil, fmt.Errorf("TUN %s is in use by a process that serves no WireGuard at %s (%v): end it "+
 			"(another kubelink on this node?) or choose another ifce-name", o.name, socketPath(o.name), err)
 	}
 	return b, nil

@@ -18,6 +18,7 @@ type endpoint struct {
 
 	told  netip.AddrPort // what the device has, or had before the peer moved; zero: nothing yet
 	since time.Time      // of told
+	left  netip.AddrPort // what the device had then
 }
 
 // circumstances are what the choice of an address depends on.
@@ -44,6 +45,8 @@ func (e *endpoint) choose(c circumstances) netip.AddrPort {
 		if known(c.current) {
 			e.told = c.current
 		}
+	case e.told.IsValid() && known(e.told) && c.current.IsValid() && c.current == e.left && c.now.Sub(e.since) < c.retry:
+		return e.told // a packet that was on its way has led the device back
 	case e.told.IsValid() && known(e.told) && c.current.IsValid() && (c.up || c.now.Sub(e.since) < c.retry):
 	case e.told.IsValid() && known(e.told) && c.fresh && !known(c.current) && c.current.IsValid():
 		// It has moved, and is silent: only its next packet tells where it is.
@@ -54,8 +57,9 @@ func (e *endpoint) choose(c circumstances) netip.AddrPort {
 		if known(e.told) {
 			next = slices.Index(e.addresses, e.told.Addr()) + 1
 		}
-		e.told, e.since = e.pick(c, next), c.now
+		e.told, e.since, e.left = e.pick(c, next), c.now, netip.AddrPort{}
 		if e.told != c.current {
+			e.left = c.current
 			return e.told
 		}
 	}

@@ -173,6 +173,7 @@ func start(t testing.TB, role string, args []string, change func(*exec.Cmd)) *pr
 // await waits for a line of the process's standard output with the text, and returns it.
 func (p *process) await(text string) string {
 	p.t.Helper()
+	defer time.AfterFunc(30*time.Second, func() { p.cmd.Process.Kill() }).Stop()
 	for {
 		line, err := p.stdout.ReadString('\n')
 		if strings.Contains(line, text) {
@@ -433,7 +434,8 @@ func runStandalone() error {
 	return nil
 }
 
-// runEcho sends packets back that come to UDP port 7 of its first argument.
+// runEcho sends packets back that come to UDP port 7 of its first argument, until its standard input ends, and prints
+// how many there were.
 func runEcho() error {
 	c, err := net.ListenPacket("udp", net.JoinHostPort(os.Args[1], "7"))
 	if err != nil {
@@ -445,9 +447,10 @@ func runEcho() error {
 		c.Close()
 	}()
 	b := make([]byte, 1500)
-	for {
+	for count := 0; ; count++ {
 		n, from, err := c.ReadFrom(b)
 		if err != nil {
+			fmt.Printf("got %d\n", count)
 			return nil
 		}
 		c.WriteTo(b[:n], from)

@@ -125,7 +125,11 @@ func (c *comparison) comparePeer(p *targetPeer) {
 		change.Endpoint = net.UDPAddrFromAddrPort(p.endpoint)
 	}
 	// A device sends something when its keepalive changes from none to some.
+	canSend := is.Endpoint != nil || change.Endpoint != nil
 	switch keepalive := is.PersistentKeepaliveInterval; {
+	case !canSend && keepalive != 0:
+		change.PersistentKeepaliveInterval = new(time.Duration(0))
+	case !canSend:
 	case (p.greet || c.newKey) && keepalive != 0:
 		change.PersistentKeepaliveInterval = new(time.Duration(0))
 		c.second.Peers = append(c.second.Peers, wgtypes.PeerConfig{PublicKey: p.key, UpdateOnly: true,
@@ -140,14 +144,15 @@ func (c *comparison) comparePeer(p *targetPeer) {
 	}
 }
 
-// newPeer is a peer that the device does not have.
+// newPeer is a peer that the device does not have. It gets its keepalive with its endpoint: the device would try to send
+// a handshake at once, and then not again for 5 seconds.
 func (c *comparison) newPeer(p *targetPeer, networks []net.IPNet, endpoint netip.AddrPort) wgtypes.PeerConfig {
-	added := wgtypes.PeerConfig{PublicKey: p.key, AllowedIPs: networks, PersistentKeepaliveInterval: new(c.greeting())}
+	added := wgtypes.PeerConfig{PublicKey: p.key, AllowedIPs: networks}
 	if p.preshared != (wgtypes.Key{}) {
 		added.PresharedKey = &p.preshared
 	}
 	if endpoint.IsValid() {
-		added.Endpoint = net.UDPAddrFromAddrPort(endpoint)
+		added.Endpoint, added.PersistentKeepaliveInterval = net.UDPAddrFromAddrPort(endpoint), new(c.greeting())
 	}
 	return added
 }

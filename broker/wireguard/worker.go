@@ -122,6 +122,10 @@ func (w *worker) run() {
 		case <-w.woken:
 		case <-timer.C:
 		}
+		select {
+		case <-w.woken: // by what this step takes, too
+		default:
+		}
 		now := time.Now()
 		err := w.step(now)
 		for _, reply := range replies {

@@ -1,0 +1,213 @@
+package wireguard
+
+// Brokers that end, are killed, and find what an earlier one has left; devices that go.
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// A killed broker leaves the TUN with addresses and routes. The next one has the link up again.
+func TestKilledBrokerWithDeviceInProcess(t *testing.T) {
+	p := newPair(t, false)
+	p.connect()
+	probe := p.probe()
+	h := p.hosts[0]
+	show := func() string { return h.run("ip -o addr show dev kubelink\nip route show dev kubelink") }
+	before := show()
+	p.brokers[0].kill()
+	if after := strings.ReplaceAll(show(), " linkdown", ""); after != before || !strings.Contains(before, "100.64.0.0/16") {
+		t.Errorf("of\n%s there is\n%s", before, after)
+	}
+	began := time.Now()
+	b := h.startBroker()
+	b.open(OpenArgs{Settings: p.settings})
+	b.setKey(keyOne)
+	b.set(p.toTwo)
+	b.awaitStatus(link.Up, "", 5*time.Second)
+	t.Logf("Up %s after the new process was started", time.Since(began))
+	if after := show(); after != before {
+		t.Errorf("of\n%s there is\n%s", before, after)
+	}
+	again := h.start("probe", "192.168.0.2")
+	again.await("ready")
+	again.finishWhole()
+	lost, sent := probe.finish()
+	t.Logf("%d of %d packets lost", lost, sent)
+}
+
+// A stand-alone wireguard-go outlives the brokers that tell it what to do.
+func TestStandaloneProcessIsAdopted(t *testing.T) {
+	p := newHosts(t, false)
+	alone := p.hosts[0].start("standalone", "kubelink")
+	alone.await("ready")
+	p.start(0, keyOne)
+	p.start(1, keyTwo)
+	p.connect()
+	probe := p.probe()
+	before := p.brokers[0].peer(keyTwo.Public())
+	for range 3 {
+		p.brokers[0].kill()
+		p.start(0, keyOne)
+		p.brokers[0].set(p.toTwo)
+		p.brokers[0].awaitStatus(link.Up, "", time.Second)
+	}
+	if after := p.brokers[0].peer(keyTwo.Public()); !isSameSession(before, after) {
+		t.Errorf("%+v became %+v", before, after)
+	}
+	call[None](p.brokers[0], "Close", true)
+	if n := len(p.brokers[0].show().Peers); n != 1 {
+		t.Errorf("Close that keeps the device left %d peers", n)
+	}
+	p.start(0, keyOne)
+	p.brokers[0].set(p.toTwo)
+	probe.finishWhole()
+	if !strings.Contains(p.brokers[0].stderr.String(), "device=adopted") {
+		t.Error("not adopted: " + p.brokers[0].stderr.String())
+	}
+
+	// The broker takes over when that process ends.
+	alone.stdin.Close()
+	await(t, "the end of the process", func() bool { return strings.Contains(p.brokers[0].stderr.String(), "device=userspace") })
+	p.hosts[0].route("192.168.0.1/32") // as the kernel's part does
+	p.brokers[0].awaitStatus(link.Up, "", 10*time.Second)
+
+	// Its device goes with it, that of another process only loses the peers.
+	call[None](p.brokers[0], "Close", false)
+	if out := p.hosts[0].run("ip -o link"); strings.Contains(out, "kubelink") {
+		t.Error("Close left the TUN: " + out)
+	}
+	alone = p.hosts[0].start("standalone", "kubelink")
+	alone.await("ready")
+	p.start(0, keyOne)
+	p.brokers[0].set(p.toTwo)
+	call[None](p.brokers[0], "Close", false)
+	if n := len(p.brokers[0].show().Peers); n != 0 {
+		t.Errorf("Close left %d peers of a device that is not ours", n)
+	}
+}
+
+func TestKeptTUN(t *testing.T) {
+	p := newPair(t, false)
+	p.connect()
+	call[None](p.brokers[0], "Close", true)
+	if out := p.hosts[0].run("ip route show dev kubelink"); !strings.Contains(out, "100.64.0.0/16") {
+		t.Error("routes have gone: " + out)
+	}
+	if out := p.hosts[0].run("ls " + socketFolder); out != "" {
+		t.Error("left " + out)
+	}
+	p.start(0, keyOne)
+	p.brokers[0].set(p.toTwo)
+	p.brokers[0].awaitStatus(link.Up, "", 5*time.Second)
+}
+
+// A user deletes the TUN: it is made anew, and the links go on.
+func TestDeletedTUN(t *testing.T) {
+	p := newPair(t, true)
+	p.connect()
+	p.hosts[0].run("ip link del kubelink")
+	await(t, "the device", func() bool {
+		return strings.Count(p.brokers[0].stderr.String(), "WireGuard device is open") == 2
+	})
+	p.hosts[0].route("192.168.0.1/32") // as the kernel's part does
+	p.brokers[0].awaitStatus(link.Up, "", 10*time.Second)
+	p.probe().finishWhole()
+}
+
+// What else has the name of the device.
+func TestOtherDeviceOfTheName(t *testing.T) {
+	for _, c := range []struct {
+		name, commands string
+		device         link.WireGuardDevice
+		want           string // error; empty: it is replaced
+	}{
+		{"TUN of bridge mode", "ip tuntap add dev kubelink mode tun multi_queue", link.AutoDevice, ""},
+		{"TUN of bridge mode without offloads", "ip tuntap add dev kubelink mode tun", link.AutoDevice, ""},
+		{"a bridge", "ip link add kubelink type bridge", link.AutoDevice,
+			"kubelink is a device of another kind (bridge): remove it (ip link del kubelink) or choose another ifce-name"},
+		{"no WireGuard in the kernel", "ip link", link.KernelDevice,
+			"the kernel has no WireGuard (operation not supported): load the module wireguard on the node"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t)
+			h.run(c.commands)
+			b := h.startBroker()
+			err := b.client.Call("Broker.Open", OpenArgs{Interface: "kubelink", Settings: link.Settings{Device: c.device}}, &None{})
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("error %v, want %q", err, c.want)
+			}
+		})
+	}
+	t.Run("TUN of a process without WireGuard", func(t *testing.T) {
+		h := newHost(t)
+		first, second := h.startBroker(), h.startBroker()
+		first.open(OpenArgs{})
+		h.run("rm " + socketPath("kubelink"))
+		err := second.client.Call("Broker.Open", OpenArgs{Interface: "kubelink"}, &None{})
+		if err == nil || !strings.Contains(err.Error(), "TUN kubelink is in use by a process that serves no WireGuard at "+
+			"/var/run/wireguard/kubelink.sock (file does not exist): end it") {
+			t.Error(err)
+		}
+	})
+}
+
+// Without a folder for the socket, wg(8) sees nothing and links need nothing of it.
+func TestNoFolderForSocket(t *testing.T) {
+	p := newHosts(t, false)
+	p.hosts[0].run("mount -o remount,ro " + socketFolder)
+	p.start(0, keyOne)
+	p.start(1, keyTwo)
+	p.connect()
+	if log := p.brokers[0].stderr.String(); !strings.Contains(log,
+		"let the container have a writable /var/run/wireguard (volume emptyDir)") {
+		t.Error("no warning: " + log)
+	}
+}
+
+func TestManyPeers(t *testing.T) {
+	h := newHost(t)
+	h.run("ip link add eth0 type bridge\nip addr add 172.16.0.1/16 dev eth0\nip link set eth0 up")
+	var peers []mesh.Peer
+	for i := range 250 {
+		key := makeKey(byte(i))
+		key[31] = byte(i >> 8)
+		peers = append(peers, mesh.Peer{Link: fmt.Sprintf("link%03d", i), Key: key.Public(),
+			Host: fmt.Sprintf("172.16.1.%d", i), Port: 8777,
+			Networks: prefixes(fmt.Sprintf("192.168.%d.%d/32", i/200, i%200+1), fmt.Sprintf("100.%d.0.0/16", i))})
+	}
+	b := h.startBroker()
+	began := time.Now()
+	b.open(OpenArgs{Settings: link.Settings{ListenPort: 8777, Keepalive: 21 * time.Second}})
+	b.setKey(makeKey(77))
+	own := makeKey(77).Public()
+	for i := range peers {
+		if peers[i].Key == own {
+			peers[i].Key = keyTwo.Public()
+			peers[i].Key[5]++
+		}
+	}
+	took := b.set(peers...)
+	total := time.Since(began)
+	if n := len(b.show().Peers); n != 250 {
+		t.Fatalf("%d peers", n)
+	}
+	peers[100].Preshared = keyTwo
+	peers[100].Networks = prefixes("10.0.0.0/16")
+	changed := b.set(peers...)
+	is := b.peer(peers[100].Key)
+	if is.PresharedKey != wgtypes.Key(keyTwo) || len(is.AllowedIPs) != 1 {
+		t.Errorf("%+v", is)
+	}
+	t.Logf("Open and Set %s (Set %s), one changed peer %s", total, took, changed)
+	if total > 5*time.Second || changed > time.Second {
+		t.Errorf("Open and Set %s, one changed peer %s", total, changed)
+	}
+}
