@@ -50,7 +50,7 @@ func TestLinkFollowsChannel(t *testing.T) {
 	} else {
 		t.Logf("Down after %s", took)
 	}
-	p.start(1, false, keyTwo)
+	p.start(1, keyTwo)
 	began := time.Now()
 	connect()
 	p.brokers[0].awaitStatus(link.Up, "", 20*time.Second)

@@ -123,13 +123,31 @@ type process struct {
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	stdout *bufio.Reader
-	stderr bytes.Buffer
+	stderr output
 	done   chan struct{}
+}
+
+// output is what a process has printed so far.
+type output struct {
+	mu  sync.Mutex // guards all
+	all bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.all.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.all.String()
 }
 
 func start(t testing.TB, role string, args []string, change func(*exec.Cmd)) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command("/proc/self/exe", args...), done: make(chan struct{})}
+	p := &process{t: t, done: make(chan struct{})}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -163,7 +181,7 @@ func start(t testing.TB, role string, args []string, change func(*exec.Cmd)) *pr
 			t.Errorf("%s did not end", role)
 		}
 		out.Close()
-		if t.Failed() && p.stderr.Len() > 0 {
+		if t.Failed() {
 			t.Logf("%s: %s", role, p.stderr.String())
 		}
 	})

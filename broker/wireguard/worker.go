@@ -324,7 +324,7 @@ func (w *worker) makeTarget(want *desired, key wgtypes.Key, now time.Time) *targ
 		up := p.isFresh(now, w.timing)
 		if e := &p.endpoint; e.host != "" && (len(e.addresses) == 0 || !isAddress(e.host)) {
 			names[e.host] = w.timing.lookup
-			if !up {
+			if !up || w.isLost(p) {
 				names[e.host] = w.timing.lookupDown
 			}
 			e.setAddresses(w.view.resolver.known(e.host))
@@ -430,8 +430,11 @@ func (w *worker) askChannel(entry *linkEntry, st *link.Status, state link.State,
 	c := w.channels.StatusOf(entry.name)
 	st.Announced, st.Refused, st.Note = c.Announced, c.Refused, c.Note
 	st.RTT, st.Dialled, st.Accepted = c.RTT, c.Dialled, c.Accepted
-	if state == link.Up && c.State == channelLost {
+	switch {
+	case state == link.Up && c.State == channelLost:
 		return link.Down, c.Reason
+	case state == link.Down && c.State == channelAlive && entry.peer != nil: // a session may last without handshake
+		return link.Up, ""
 	}
 	return state, reason
 }
