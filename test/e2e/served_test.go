@@ -49,6 +49,9 @@ func TestServedLinks(t *testing.T) {
 	must(t, one.WaitState(ctx, "second--kubelink1", v1alpha1.StateUp))
 	firstLinks := one.MeshAddress.Masked().String()
 	editCorefile(t, ctx, one, "dns-propagation dns", "dns-propagation dns\nserved-links "+firstLinks)
+	for _, name := range []string{"second--kubelink1", "second--kubelink3"} {
+		must(t, one.WaitState(ctx, name, v1alpha1.StateStale, "no other broker has taken it"))
+	}
 	w.waitGateways(t, one.Gateway()) // under another name: the former one would go on to lead to both meshes
 	text := strings.NewReplacer("served-links "+firstLinks, "served-links "+secondLinks,
 		"kubelink:1053 ", "second.example:1053 {\n kubelink\n}\nkubelink:1053 ").Replace(one.Corefile())
