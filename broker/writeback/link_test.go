@@ -43,11 +43,11 @@ func TestSetStatus(t *testing.T) {
 			w.NodeIP = "10.0.0.7"
 			obj := newKubeLink("one", "b.example")
 			obj.Generation = 3
-			obj.Status = v1alpha1.KubeLinkStatus{State: "Old", Message: "old", PublicKey: "kept"}
-			w.setStatus(&obj, Link{State: c.state, Message: "why"})
+			obj.Status = v1alpha1.KubeLinkStatus{State: "Old", Message: "old", PublicKey: "former"}
+			w.setStatus(&obj, Link{State: c.state, Message: "why", PublicKey: "key"})
 			st := &obj.Status
 			if st.State != c.state || st.Message != "why" || st.ObservedGeneration != 3 || st.Gateway != "10.0.0.7" ||
-				st.PublicKey != "kept" {
+				st.PublicKey != "key" {
 				t.Errorf("status %+v", st)
 			}
 			acceptedReason, acceptedMessage := "Valid", ""
