@@ -114,7 +114,10 @@ func (p *peer) judge(now time.Time, t *timing, own mesh.PublicKey, why error) (l
 
 // explain says what is waited for, or why there is no handshake.
 func (p *peer) explain(waited time.Duration, t *timing, own mesh.PublicKey, why error) string {
-	heard, sent := p.current.ReceiveBytes > p.rxBefore, p.current.TransmitBytes > p.txBefore
+	sent := p.current.TransmitBytes > p.txBefore
+	// In a session that ended for us only, because our key has changed, the peer still sends packets of another kind.
+	oldSession := !p.void.IsZero() && p.current.LastHandshakeTime.Equal(p.void)
+	heard := p.current.ReceiveBytes > p.rxBefore && !oldSession
 	e := &p.endpoint
 	target := fmt.Sprintf("%s (UDP port %d)", e.host, e.port)
 	if a := toAddrPort(p.current.Endpoint); a.IsValid() && a.Addr().String() != e.host {
