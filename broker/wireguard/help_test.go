@@ -1,7 +1,7 @@
 package wireguard
 
-// Hosts of tests: each has a network and a mount namespace of its own, held by a process. Brokers, and what else runs in
-// them, are processes, too: the test binary itself. So a broker can be killed while its host goes on.
+// Hosts of tests: each has a network and a mount namespace of its own, held by a process. Brokers, and what else runs
+// in them, are processes, too: the test binary itself. So a broker can be killed while its host goes on.
 
 import (
 	"bufio"

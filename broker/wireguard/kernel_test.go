@@ -1,7 +1,7 @@
 package wireguard
 
-// Devices of the kernel. The machines of the tests have no WireGuard in their kernel, so a fake stands for rtnetlink and
-// for the WireGuard of the kernel: the names of the tests say so.
+// Devices of the kernel. The machines of the tests have no WireGuard in their kernel, so a fake stands for rtnetlink
+// and for the WireGuard of the kernel: the names of the tests say so.
 
 import (
 	"errors"
@@ -124,14 +124,16 @@ func TestKernelDeviceBehindFake(t *testing.T) {
 		{name: "ours is adopted", prepare: func(k *fakeKernel) { k.add(&netlink.Wireguard{}, "kubelink", mark) },
 			want: link.AutoDevice, kind: "kernel", removes: true},
 		{name: "one of somebody is adopted and stays",
-			prepare: func(k *fakeKernel) { k.add(&netlink.Wireguard{}, "kubelink", "vpn") }, want: link.KernelDevice, kind: "kernel"},
+			prepare: func(k *fakeKernel) { k.add(&netlink.Wireguard{}, "kubelink", "vpn") },
+			want:    link.KernelDevice, kind: "kernel"},
 		{name: "one of somebody, where it shall be in this process", want: link.UserspaceDevice,
 			prepare: func(k *fakeKernel) { k.add(&netlink.Wireguard{}, "kubelink", "") },
 			err:     "a WireGuard device of the kernel that kubelink did not make"},
 		{name: "a TUN that is not in use is replaced", prepare: func(k *fakeKernel) { k.add(unused(), "kubelink", "") },
 			want: link.AutoDevice, kind: "kernel", removes: true},
 		{name: "the TUN stays if the kernel has no WireGuard", want: link.KernelDevice,
-			prepare: func(k *fakeKernel) { k.without = true; k.add(unused(), "kubelink", "") }, err: "load the module wireguard"},
+			prepare: func(k *fakeKernel) { k.without = true; k.add(unused(), "kubelink", "") },
+			err:     "load the module wireguard"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			k := newFakeKernel()

@@ -34,8 +34,8 @@ var channelRefusals = []hello.Refusal{
 	hello.RefusedAddress, hello.RefusedHello, hello.RefusedUnknown, hello.RefusedLimit, hello.RefusedTerm,
 }
 
-// Collect sends the metrics of the device. Bytes are those that WireGuard counts, with its own packets. Links of one key
-// are one peer: the first has the bytes of all.
+// Collect sends the metrics of the device. Bytes are those that WireGuard counts, with its own packets. Links of one
+// key are one peer: the first has the bytes of all.
 func (d *Device) Collect(ch chan<- prometheus.Metric) {
 	o := d.seen.Load()
 	if o.kind != "" {

@@ -144,8 +144,8 @@ func (p *peer) explain(waited time.Duration, t *timing, own mesh.PublicKey, why 
 	return "waiting for a handshake with " + target
 }
 
-var errOwnKey = errors.New("publicKey is that of this cluster: set the one of the peer, which is in status.publicKey of " +
-	"its LocalLink")
+var errOwnKey = errors.New("publicKey is that of this cluster: set the one of the peer, which is in status.publicKey " +
+	"of its LocalLink")
 
 // maxText bounds texts of others in a reason, in bytes.
 const maxText = 300

@@ -39,8 +39,9 @@ const probeKeepalive = 25 * time.Second
 // all of its allowed IPs anew, and packets that come meanwhile would be lost.
 var nobody = wgtypes.Key([]byte("kubelink: this peer is removed. "))
 
-// plan returns what to tell a device, in order; none if nothing differs. No peer is in one of them twice: wgctrl may cut
-// them. The first adds before the second removes: to add an allowed IP to a peer takes it away from the other one.
+// plan returns what to tell a device, in order; none if nothing differs. No peer is in one of them twice: wgctrl may
+// cut them. The first adds before the second removes: to add an allowed IP to a peer takes it away from the other
+// one.
 func (t *target) plan(is *wgtypes.Device) []wgtypes.Config {
 	c := &comparison{target: t, found: map[wgtypes.Key]*wgtypes.Peer{}, owners: map[netip.Prefix]wgtypes.Key{},
 		wanted: map[netip.Prefix]wgtypes.Key{}}
@@ -144,8 +145,8 @@ func (c *comparison) comparePeer(p *targetPeer) {
 	}
 }
 
-// newPeer is a peer that the device does not have. It gets its keepalive with its endpoint: the device would try to send
-// a handshake at once, and then not again for 5 seconds.
+// newPeer is a peer that the device does not have. It gets its keepalive with its endpoint: the device would try to
+// send a handshake at once, and then not again for 5 seconds.
 func (c *comparison) newPeer(p *targetPeer, networks []net.IPNet, endpoint netip.AddrPort) wgtypes.PeerConfig {
 	added := wgtypes.PeerConfig{PublicKey: p.key, AllowedIPs: networks}
 	if p.preshared != (wgtypes.Key{}) {
@@ -157,8 +158,8 @@ func (c *comparison) newPeer(p *targetPeer, networks []net.IPNet, endpoint netip
 	return added
 }
 
-// greeting is the keepalive that has a device send something to a peer that has none. Where there shall be none the next
-// plan removes it.
+// greeting is the keepalive that has a device send something to a peer that has none. Where there shall be none the
+// next plan removes it.
 func (c *comparison) greeting() time.Duration {
 	if c.keepalive == 0 {
 		return probeKeepalive

@@ -23,7 +23,8 @@ func TestKilledBrokerWithDeviceInProcess(t *testing.T) {
 	show := func() string { return h.run("ip -o addr show dev kubelink\nip route show dev kubelink") }
 	before := show()
 	p.brokers[0].kill()
-	if after := strings.ReplaceAll(show(), " linkdown", ""); after != before || !strings.Contains(before, "100.64.0.0/16") {
+	after := strings.ReplaceAll(show(), " linkdown", "")
+	if after != before || !strings.Contains(before, "100.64.0.0/16") {
 		t.Errorf("of\n%s there is\n%s", before, after)
 	}
 	began := time.Now()
@@ -75,7 +76,9 @@ func TestStandaloneProcessIsAdopted(t *testing.T) {
 
 	// The broker takes over when that process ends.
 	alone.stdin.Close()
-	await(t, "the end of the process", func() bool { return strings.Contains(p.brokers[0].stderr.String(), "device=userspace") })
+	await(t, "the end of the process", func() bool {
+		return strings.Contains(p.brokers[0].stderr.String(), "device=userspace")
+	})
 	p.hosts[0].route("192.168.0.1/32") // as the kernel's part does
 	p.brokers[0].awaitStatus(link.Up, "", 10*time.Second)
 
@@ -140,7 +143,8 @@ func TestOtherDeviceOfTheName(t *testing.T) {
 			h := newHost(t)
 			h.run(c.commands)
 			b := h.startBroker()
-			err := b.client.Call("Broker.Open", OpenArgs{Interface: "kubelink", Settings: link.Settings{Device: c.device}}, &None{})
+			args := OpenArgs{Interface: "kubelink", Settings: link.Settings{Device: c.device}}
+			err := b.client.Call("Broker.Open", args, &None{})
 			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("error %v, want %q", err, c.want)
 			}

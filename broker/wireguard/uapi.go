@@ -74,7 +74,7 @@ func parseDevice(text string) (*wgtypes.Device, error) {
 			d.ListenPort, err = strconv.Atoi(value)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("the device says %s of a peer that nobody can read: %w", key, err)
+			return nil, fmt.Errorf("the device tells a value of %s that cannot be read: %w", key, err)
 		}
 	}
 	return d, nil

@@ -1,9 +1,9 @@
-// Package wireguard is the dataplane of mode wireguard: a WireGuard device, of the kernel, of another process or in this
-// one, that is told the links as its peers.
+// Package wireguard is the dataplane of mode wireguard: a WireGuard device, of the kernel, of another process or in
+// this one, that is told the links as its peers.
 //
-// The path of a change: worker.go takes what the broker wants and what the device says, peer.go and endpoint.go know the
-// peers, plan.go finds the difference, and device.go (the kernel, another process) or userspace.go (this process) tells
-// the device. The state of links follows from what the device says of handshakes (peer.go).
+// The path of a change: worker.go takes what the broker wants and what the device says, peer.go and endpoint.go know
+// the peers, plan.go finds the difference, and device.go (the kernel, another process) or userspace.go (this process)
+// tells the device. The state of links follows from what the device says of handshakes (peer.go).
 //
 // Packets pass through none of this but wireguard-go. What they may reach, the room kernel says.
 package wireguard
@@ -139,7 +139,8 @@ func withDefaults(s link.Settings) link.Settings {
 	return s
 }
 
-// Configure changes the settings. Sessions go on, and connected kubelinks are told at once. What cannot be done, Set tells.
+// Configure changes the settings. Sessions go on, and connected kubelinks are told at once. What cannot be done, Set
+// tells.
 func (d *Device) Configure(settings link.Settings) error {
 	if err := d.channels.SetHello(settings); err != nil {
 		return err
@@ -147,7 +148,8 @@ func (d *Device) Configure(settings link.Settings) error {
 	return d.change(func(want *desired) { want.settings = withDefaults(settings) })
 }
 
-// SetCredentials sets the private key. With another one all peers have to greet again; with nil the device has no peers.
+// SetCredentials sets the private key. With another one all peers have to greet again; with nil the device has no
+// peers.
 func (d *Device) SetCredentials(c *link.Credentials) {
 	// The error says that the device is closed.
 	_ = d.change(func(want *desired) {

@@ -329,11 +329,13 @@ func TestReasonsOfLinksThatDoNotConnect(t *testing.T) {
 		why1, why2 string // part of the reason at the end
 	}{
 		{"wrong public key here", func(two, _ *mesh.Peer) { two.Key = wrong.Public() }, link.Down, link.Down,
-			"handshakes are sent to 172.16.0.2 (UDP port 8777) and none comes back", "the peer needs " + keyTwo.Public().String()},
+			"handshakes are sent to 172.16.0.2 (UDP port 8777) and none comes back",
+			"the peer needs " + keyTwo.Public().String()},
 		{"wrong preshared key, both dial", func(two, _ *mesh.Peer) { two.Preshared = wrong }, link.Down, link.Down,
 			"presharedKey", "presharedKey"}, // the end that answers hears the other one, and keeps silent itself
 		{"wrong preshared key, one dials", func(two, one *mesh.Peer) { two.Preshared, one.Host = wrong, "" },
-			link.Down, link.Idle, "presharedKey must be the same on both sides", "the peer's handshakes arrive and none completes"},
+			link.Down, link.Idle, "presharedKey must be the same on both sides",
+			"the peer's handshakes arrive and none completes"},
 		{"nobody dials", func(two, one *mesh.Peer) { two.Host, one.Host = "", "" }, link.Idle, link.Idle,
 			"waiting for the peer to connect", "publicKey " + keyTwo.Public().String()},
 		{"no route", func(two, one *mesh.Peer) { two.Host, one.Host = "203.0.113.1", "" }, link.Down, link.Idle,
