@@ -342,7 +342,7 @@ func (c *controllers) addController(mgr ctrl.Manager, run *reconcilerRun) error 
 
 // addRunnables adds what runs beside the controller.
 func (c *controllers) addRunnables(mgr ctrl.Manager, run *reconcilerRun) error {
-	runnables := []manager.Runnable{run.writer, run.places, run.watch, run.watches, run.secrets}
+	runnables := []manager.Runnable{run.writer, run.places, run.watch, run.watches, run.secrets, run.keys}
 	if c.cfg.DeployCRDs {
 		runnables = append(runnables, c.crds)
 	}

@@ -56,6 +56,7 @@ type reconciler struct {
 	peers      announcer
 	creds      credentials
 	former     writeback.Former
+	preshared  pki.PresharedKeys
 	globals    globalnames.Names
 	dnsRestart stubdomain.PendingRestart
 }
@@ -82,6 +83,7 @@ type reconcilerRun struct {
 	watches *kubeapi.Watches
 	synced  *atomic.Bool // the KubeLinks are known
 	secrets *apizone.Secrets
+	keys    *apizone.Secrets // with preshared keys
 	writer  *writeback.Writer
 	places  *linkgateway.Writer // of the LinkGateway
 	watch   *globalnames.Watch
@@ -101,6 +103,7 @@ func newReconcilerRun(
 	return &reconcilerRun{
 		reconciler: r, client: reader, api: api, watch: watch, watches: watches,
 		secrets: apizone.NewSecrets(cfg.accessConfig(), cached, direct, r.waker.wake),
+		keys:    apizone.NewSecrets(cfg.accessConfig(), nil, direct, r.waker.wake),
 		writer: writeback.NewWriter(writeback.Config{
 			Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("kubelink"), Log: r.log,
 			NodeIP: cfg.NodeIP, NodeName: cfg.NodeName, Wake: r.waker.wake, MaxCreate: announce.MaxUnknown,
@@ -140,7 +143,10 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	// The cache has no order.
 	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) })
 	r.nodes.read(ctx, r.client, &r.cfg)
-	objects := r.readObjects(list.Items)
+	objects, complete := r.readKeyedObjects(list.Items)
+	if !complete {
+		return reconcile.Result{RequeueAfter: time.Second}, nil
+	}
 	state := mesh.Build(objects, r.cfg.Local)
 	r.holder = r.election.State().ViewLinks(&objects, &state)
 	port, portErr := r.listenPort(ctx)
@@ -218,6 +224,15 @@ func (r *reconciler) readObjects(links []v1alpha1.KubeLink) mesh.Objects {
 		g.place.Locate(r.cfg.placeConfig(), &objects.Host)
 	}
 	return objects
+}
+
+// readKeyedObjects also reads preshared keys. The objects are not complete while one is read for the first time: what an
+// earlier process left goes on until then.
+func (r *reconcilerRun) readKeyedObjects(links []v1alpha1.KubeLink) (objects mesh.Objects, complete bool) {
+	objects = r.readObjects(links)
+	keys, pending := r.preshared.Read(r.keys, r.cfg.Namespace, &r.cfg.Local, links, time.Now())
+	objects.Keys.Preshared = keys
+	return objects, !pending
 }
 
 // newOutcome is all that a reconciliation wants to have written.

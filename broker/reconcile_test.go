@@ -81,7 +81,8 @@ func TestListenPortWithFakeAPIServer(t *testing.T) {
 		{"the only TCP port", mesh.Bridge, "kubelink", service(other, named("", "TCP", 8188)), 8188, ""},
 		{"two TCP ports", mesh.Bridge, "kubelink", service(named("a", "TCP", 1), named("b", "", 2)), 80,
 			"service kubelink has 2 TCP ports and none is named bridge: name one so, or add it"},
-		{"two TCP ports, one is named", mesh.Bridge, "kubelink", service(named("a", "TCP", 1), named("bridge", "", 2)), 2, ""},
+		{"two TCP ports, one is named", mesh.Bridge, "kubelink",
+			service(named("a", "TCP", 1), named("bridge", "", 2)), 2, ""},
 		{"wireguard, the only port", mesh.WireGuard, "kubelink", service(named("", "UDP", 8188)), 8188, ""},
 		{"wireguard, the only UDP port", mesh.WireGuard, "kubelink", service(named("bridge", "TCP", 1), other), 5353, ""},
 		{"wireguard, named", mesh.WireGuard, "kubelink", service(other, named("wireguard", "UDP", 51820)), 51820, ""},
@@ -148,6 +149,7 @@ func newTestRun(b *Broker, api client.WithWatch) *reconcilerRun {
 	return &reconcilerRun{
 		reconciler: b.r, client: api, watch: globalnames.NewWatch(b.r.waker.wake, log),
 		secrets: apizone.NewSecrets(b.cfg.accessConfig(), nil, api, b.r.waker.wake),
+		keys:    apizone.NewSecrets(b.cfg.accessConfig(), nil, api, b.r.waker.wake),
 		writer: writeback.NewWriter(writeback.Config{
 			Client: api, Recorder: &events.FakeRecorder{}, Log: log, Wake: b.r.waker.wake, MaxCreate: announce.MaxUnknown,
 		}),

@@ -58,7 +58,7 @@ func (s *Secrets) FindAccesses(ctx context.Context, zones []mesh.Zone, local *re
 			accesses = append(accesses, a)
 		}
 	}
-	s.setWanted(uncached)
+	s.SetWanted(uncached)
 	return accesses
 }
 

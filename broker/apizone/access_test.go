@@ -238,7 +238,7 @@ func TestSecretReader(t *testing.T) {
 	ended := make(chan error)
 	go func() { ended <- s.Start(ctx) }()
 	key := types.NamespacedName{Namespace: "a", Name: "b"}
-	s.setWanted(map[types.NamespacedName]bool{key: true})
+	s.SetWanted(map[types.NamespacedName]bool{key: true})
 	<-woken
 	if secret, err := s.getSecret(t.Context(), key); err != nil || secret == nil {
 		t.Error(err)

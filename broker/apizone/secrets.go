@@ -1,6 +1,6 @@
 package apizone
 
-// This file reads the secrets with credentials for the API servers of other clusters. The cache of the manager has
+// This file reads the secrets with credentials for the API servers of other clusters, and others that KubeLinks name. The cache of the manager has
 // the secrets of the broker's own namespace, if it may watch them. The broker reads the secrets of other namespaces
 // directly, now and then: no user wants to let it watch all secrets of the cluster.
 
@@ -122,8 +122,16 @@ func (s *Secrets) getSecret(ctx context.Context, key types.NamespacedName) (*cor
 	return nil, errPending
 }
 
-// setWanted says which secrets Start reads from now on.
-func (s *Secrets) setWanted(keys map[types.NamespacedName]bool) {
+// Lookup returns a secret as Start read it last, which no cache has; not ok: it is being read for the first time.
+func (s *Secrets) Lookup(key types.NamespacedName) (secret *corev1.Secret, ok bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.results[key]
+	return r.secret, ok && r.err != errPending, r.err
+}
+
+// SetWanted says which secrets Start reads from now on.
+func (s *Secrets) SetWanted(keys map[types.NamespacedName]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	results := make(map[types.NamespacedName]secretResult, len(keys))

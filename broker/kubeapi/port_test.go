@@ -53,7 +53,8 @@ func TestFindKeepsPort(t *testing.T) {
 	// The port of one mode is none of another mode.
 	p.last = 8443
 	service := types.NamespacedName{Namespace: "ns", Name: "kubelink"}
-	if got, err := p.Find(t.Context(), &serviceReader{err: fails}, service, mesh.WireGuard, 8777); got != 8777 || err == nil {
+	got, err := p.Find(t.Context(), &serviceReader{err: fails}, service, mesh.WireGuard, 8777)
+	if got != 8777 || err == nil {
 		t.Errorf("port %d, %v", got, err)
 	}
 }

@@ -9,7 +9,7 @@ import (
 // Keys are the keys that stand in secrets. The zero Keys: none is known.
 type Keys struct {
 	Own       PublicKey               // of this cluster
-	Preshared map[string]PresharedKey // of links with spec.presharedKeySecretRef, by name
+	Preshared map[string]PresharedKey // of links with spec.presharedKeySecretRef, by name; nil: nothing connects
 }
 
 // PresharedKey is what the secret of spec.presharedKeySecretRef has.
@@ -42,8 +42,8 @@ func (s *linkSet) readKeys(l *linkEntry) (p *Problem) {
 	return s.checkSharedKey(l)
 }
 
-// readPresharedKey reads spec.presharedKey, or what the secret of spec.presharedKeySecretRef has. Messages never have the
-// key.
+// readPresharedKey reads spec.presharedKey, or what the secret of spec.presharedKeySecretRef has. Messages never have
+// the key.
 func (s *linkSet) readPresharedKey(l *linkEntry) (key SecretKey, p *Problem) {
 	text, ref := l.spec.PresharedKey, l.spec.PresharedKeySecretRef
 	switch {
@@ -55,7 +55,7 @@ func (s *linkSet) readPresharedKey(l *linkEntry) (key SecretKey, p *Problem) {
 			return key, invalid("spec.presharedKey: %v", err)
 		}
 		return key, nil
-	case ref == nil:
+	case ref == nil || s.keys.Preshared == nil:
 		return key, nil
 	}
 	found, ok := s.keys.Preshared[l.Name]

@@ -106,7 +106,8 @@ func TestKeysOfPeers(t *testing.T) {
 		{"white space", WireGuard, []mod{publicKey(" " + three.String() + "\n")}, three, SecretKey{}, "c.example", 8777, ""},
 		{"preshared key", WireGuard, []mod{publicKey(three.String()), preshared(testKey(8).Base64())}, three, testKey(8),
 			"c.example", 8777, ""},
-		{"secret", WireGuard, []mod{publicKey(three.String()), presharedIn("good")}, three, testKey(7), "c.example", 8777, ""},
+		{"secret", WireGuard, []mod{publicKey(three.String()), presharedIn("good")}, three, testKey(7),
+			"c.example", 8777, ""},
 		{"former content of a secret", WireGuard, []mod{publicKey(three.String()), presharedIn("kept")}, three, testKey(6),
 			"c.example", 8777, "spec.presharedKeySecretRef: secret ns/kept has no key psk: add it; " +
 				"the last usable key stays in use"},

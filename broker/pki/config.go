@@ -1,6 +1,6 @@
 // Package pki provides what this cluster authenticates itself with. That is a certificate, with the CA that it trusts:
-// they come from files or from a TLS secret. The broker fills the secret itself, asks a certificate service to do so, or
-// leaves it to the user. In mode wireguard it is a private key from a secret.
+// they come from files or from a TLS secret. The broker fills the secret itself, asks a certificate service to do so,
+// or leaves it to the user. In mode wireguard it is a private key from a secret.
 package pki
 
 import (

@@ -56,8 +56,8 @@ func (s *Store) RenewIn() time.Duration {
 	return max(time.Until(s.renewAt), time.Second)
 }
 
-// Refresh reads the source of a dataplane's certificate or key. It returns the credentials in use if they are new, or were not
-// told yet, else nil. After an error the ones in use stay in use, and the error tells until when.
+// Refresh reads the source of a dataplane's certificate or key. It returns the credentials in use if they are new, or
+// were not told yet, else nil. After an error the ones in use stay in use, and the error tells until when.
 func (s *Store) Refresh(ctx context.Context, reader client.Reader, cfg Config) (*link.Credentials, error) {
 	s.Secret, s.Request, s.renewAt = nil, false, time.Time{}
 	if cfg.WireGuard != s.cfg.WireGuard { // what another mode has used is of no use

@@ -142,6 +142,6 @@ func (s *Store) KeyNote(links []v1alpha1.KubeLink, statuses []link.Status, now t
 		s.keyChanged = time.Time{}
 		return ""
 	}
-	return "the key of this cluster has changed: set spec.publicKey of the links that other clusters have to this one to " +
+	return "the key of this cluster has changed: set spec.publicKey of the links of other clusters to this one to " +
 		told
 }

@@ -35,7 +35,8 @@ func TestRefreshKey(t *testing.T) {
 		{"the key", secretOf(map[string]string{"WireguardPrivateKey": one.Base64()}), ""},
 		{"white space", secretOf(map[string]string{"WireguardPrivateKey": " " + one.Base64() + "\r\n"}), ""},
 		{"the other spelling", secretOf(map[string]string{"WireGuardPrivateKey": one.Base64()}), ""},
-		{"both", secretOf(map[string]string{"WireguardPrivateKey": one.Base64(), "WireGuardPrivateKey": one.Base64() + "\n"}), ""},
+		{"both", secretOf(map[string]string{"WireguardPrivateKey": one.Base64(),
+			"WireGuardPrivateKey": one.Base64() + "\n"}), ""},
 		{"what the former system ignored", secretOf(map[string]string{"WireguardPrivateKey": one.Base64(),
 			"WireguardPublicKey": "x"}), ""},
 		{"both differ", secretOf(map[string]string{"WireguardPrivateKey": one.Base64(), "WireGuardPrivateKey": two.Base64()}),
@@ -43,9 +44,10 @@ func TestRefreshKey(t *testing.T) {
 		{"one is bad", secretOf(map[string]string{"WireguardPrivateKey": one.Base64(), "WireGuardPrivateKey": "x"}),
 			at + "WireGuardPrivateKey: want 32 bytes in base64, as wg(8) prints keys: 44 characters, the last one is =; " +
 				"replace it by the output of wg genkey"},
-		{"bad", secretOf(map[string]string{"WireguardPrivateKey": one.Base64()[1:]}), at + "WireguardPrivateKey: want 32 bytes"},
-		{"empty", secretOf(map[string]string{"WireguardPrivateKey": "\n"}), at + "WireguardPrivateKey is missing: add it with " +
-			"the output of wg genkey, or set secret-manage-mode self"},
+		{"bad", secretOf(map[string]string{"WireguardPrivateKey": one.Base64()[1:]}),
+			at + "WireguardPrivateKey: want 32 bytes"},
+		{"empty", secretOf(map[string]string{"WireguardPrivateKey": "\n"}), at + "WireguardPrivateKey is missing: " +
+			"add it with the output of wg genkey, or set secret-manage-mode self"},
 		{"a TLS secret", secretOf(map[string]string{"tls.crt": "x", "tls.key": "y"}), at + "WireguardPrivateKey is missing"},
 		{"no secret", nil, at + "it does not exist: create it with the output of wg genkey as WireguardPrivateKey, " +
 			"or set secret-manage-mode self"},
@@ -153,7 +155,7 @@ func TestKeyNote(t *testing.T) {
 	}
 	links := make([]v1alpha1.KubeLink, 1)
 	up, down := []link.Status{{State: link.Up}}, []link.Status{{State: link.Down}}
-	note := "the key of this cluster has changed: set spec.publicKey of the links that other clusters have to this one to " +
+	note := "the key of this cluster has changed: set spec.publicKey of the links of other clusters to this one to " +
 		two.Public().String()
 	s, r := &Store{}, &secretReader{}
 	now := time.Now()

@@ -76,8 +76,8 @@ func checkDomains(p *parser) error {
 		cfg.ClusterDomain, cfg.MeshDomain)
 }
 
-// checkWireGuard refuses what mode wireguard cannot do, and its own properties in other modes. What the legacy broker took
-// in this mode without any effect has none here.
+// checkWireGuard refuses what mode wireguard cannot do, and its own properties in other modes. What the legacy broker
+// took in this mode without any effect has none here.
 func checkWireGuard(p *parser) error {
 	cfg := &p.config
 	if cfg.Mode != mesh.WireGuard {
@@ -169,7 +169,8 @@ func checkModeNone(p *parser) error {
 	if p.config.Mode.CarriesTraffic() {
 		return nil
 	}
-	return p.refuseAny("in mode none: there are no connections to other clusters; use mode bridge or wireguard, or remove it",
+	return p.refuseAny(
+		"in mode none: there are no connections to other clusters; use mode bridge or wireguard, or remove it",
 		"auto-connect", "local-ports", "dns-advertisement", "service-account", "mtu")
 }
 

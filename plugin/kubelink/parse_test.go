@@ -350,7 +350,7 @@ func TestRefused(t *testing.T) {
 		{"mode wireguard\nsecret wg\nwireguard-device tun",
 			`wireguard-device tun: not one of auto, kernel, userspace`},
 		{"wireguard-device auto",
-			`:2 - Error during parsing: wireguard-device in mode bridge: it is about WireGuard; use mode wireguard or remove it`},
+			`:2 - Error during parsing: wireguard-device in mode bridge: it is about WireGuard; use mode wireguard or`},
 		{"mode none\nkeepalive 21", `:3 - Error during parsing: keepalive in mode none: it is about WireGuard`},
 		{"mode wireguard\nsecret wg\nkeepalive 25s", `keepalive 25s: not a number from 0 to 65535`},
 		{"mtu 1279", `mtu 1279: not a number from 1280 to 65535`},
