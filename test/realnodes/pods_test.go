@@ -144,6 +144,15 @@ func (p *pod) pathMTU() int {
 	return min(p.mtu, tunnelMTU)
 }
 
+// maxDatagram is the size of datagrams that the pod can answer, in bytes. A bridge drops what exceeds the MTU of a
+// port, and says nothing. In pod mode, the gateway is at another port.
+func (p *pod) maxDatagram() int {
+	if r := p.site.row; r.mode == "pod-mode" && r.podNetwork == testbed.Bridge {
+		return min(p.mtu, r.mtu)
+	}
+	return p.mtu
+}
+
 // checkRemote asks all servers of another cluster, and downloads size bytes from one of them.
 func (p *pod) checkRemote(t *testing.T, ctx context.Context, peer *site, size int64) {
 	// The router of this node may still have to set its routes.
@@ -158,7 +167,7 @@ func (p *pod) checkRemote(t *testing.T, ctx context.Context, peer *site, size in
 		name := fmt.Sprintf("%s.default.svc.%s.kubelink", server.name, peer.Name)
 		for _, host := range []string{server.service.String(), name} {
 			must(p.Get(ctx, "http://"+host))(t)
-			length := min(p.mtu, server.mtu)
+			length := min(p.mtu, server.maxDatagram())
 			if _, _, err := p.askDatagram(ctx, host, length, true); err != nil {
 				t.Errorf("datagram of %d bytes to %s: %v", length, server.name, err)
 			}
