@@ -25,6 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/overlay"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
@@ -34,6 +35,8 @@ import (
 const (
 	offloadOff = "offload off" // no offloads of the TUN
 	ipipVXLAN  = "ipip vxlan"  // packets between other nodes and the gateway are in a VXLAN
+	// links are WireGuard, in user space as wireguard-go
+	modeWireguard = "mode wireguard\n        wireguard-device userspace"
 )
 
 // The contenders.
@@ -42,6 +45,7 @@ const (
 	bridgeLink   = "bridge"        // kubelink with its defaults
 	bridgeBefore = "bridge-before" // the same with the binary of -before
 	wireguardGo  = "wireguard"     // wireguard-go
+	kubelinkWG   = "kubelink-wg"   // kubelink in mode wireguard, in user space
 	plainTUNLink = "plain-tun"     // kubelink without offloads
 	anotherLink  = "another-node"  // kubelink with its defaults, and a client on a node that is not the gateway's
 	vxlanLink    = "vxlan"         // the same with the VXLAN between nodes and gateway
@@ -113,7 +117,7 @@ func measureDataplane(ctx context.Context, o choice) (*results, error) {
 	// Every socket has a thread. The kernel shall decide when it runs, as with separate programs.
 	runtime.GOMAXPROCS(32)
 	f, err := fleet.New(ctx, 2,
-		fleet.Options{Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
+		fleet.Options{Mode: mesh.Bridge, Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
 	if err != nil {
 		return nil, err
 	}
@@ -229,6 +233,13 @@ func (p *dataplane) setLink(ctx context.Context, c *contender, linked netip.Addr
 		setup.binary = p.before
 	case plainTUNLink:
 		setup.property = offloadOff
+	case kubelinkWG:
+		setup.property = modeWireguard
+		for _, b := range p.fleet.Brokers {
+			if err := prepareMode(ctx, b, p.fleet.Brokers); err != nil {
+				return err
+			}
+		}
 	case vxlanLink:
 		setup.property = ipipVXLAN
 		c.devices = append(c.devices, overlay.Gateway.Device())

@@ -34,6 +34,7 @@ var dataplaneLayout = layout{
 		{bridgeLink, "kubelink", "#0969da", "#4493f8"},
 		{bridgeBefore, "kubelink before", "", ""},
 		{wireguardGo, "wireguard-go", "#bc4c00", "#f0883e"},
+		{kubelinkWG, "kubelink wireguard, user space", "#8250df", "#a371f7"},
 		{plainTUNLink, "kubelink, plain TUN", "#6fb1f7", "#1f4f8f"},
 		{anotherLink, "from another node", "", ""},
 		{vxlanLink, "from another node, VXLAN", "", ""},
@@ -51,7 +52,7 @@ var dataplaneLayout = layout{
 		newPanel("CPU of the tunnel processes, s/GB", "less is better", "upload", resultTunnelCPU(up),
 			"download", resultTunnelCPU(down)),
 	},
-	promises: []promise{
+	promises: append([]promise{
 		{what: resultStream(1, up), of: bridgeLink, to: wireguardGo, bound: 2},
 		{what: resultStream(1, down), of: bridgeLink, to: wireguardGo, bound: 2},
 		{what: resultStream(4, up), of: bridgeLink, to: wireguardGo, bound: 2},
@@ -68,7 +69,23 @@ var dataplaneLayout = layout{
 		{what: resultStream(1, down), of: anotherLink, to: bridgeLink, bound: 0.8},
 		{what: resultStream(1, up), of: vxlanLink, to: bridgeLink, bound: 0.8},
 		{what: resultStream(1, down), of: vxlanLink, to: bridgeLink, bound: 0.8},
-	},
+	}, wireguardPromises()...),
+}
+
+// wireguardPromises: mode wireguard costs nothing compared with wireguard-go alone.
+func wireguardPromises() (all []promise) {
+	const bound = 0.95
+	for _, what := range dataplaneOrder {
+		switch what {
+		case resultStream(1, up), resultStream(1, down), resultStream(4, up), resultStream(4, down), resultDatagrams(up),
+			resultDatagrams(down), resultRequests:
+			all = append(all, promise{what: what, of: kubelinkWG, to: wireguardGo, bound: bound, rounds: true})
+		case resultIdleMedian, resultLoadMedian, resultTunnelCPU(up), resultTunnelCPU(down):
+			all = append(all, promise{what: what, of: kubelinkWG, to: wireguardGo, bound: 1 / bound, atMost: true,
+				rounds: true})
+		}
+	}
+	return all
 }
 
 // dataplaneOrder is the order of rows in the table.

@@ -70,7 +70,11 @@ func (r *results) addValue(what result, contender string, value float64) {
 
 // median returns the median, or NaN if there are no values.
 func (r *results) median(what result, contender string) float64 {
-	values := slices.Sorted(slices.Values(r.values[what][contender]))
+	return medianOf(r.values[what][contender])
+}
+
+func medianOf(values []float64) float64 {
+	values = slices.Sorted(slices.Values(values))
 	n := len(values)
 	switch {
 	case n == 0:
@@ -87,6 +91,19 @@ func (r *results) ratio(what result, contender, to string) float64 {
 		return math.NaN()
 	}
 	return a / b
+}
+
+// roundsRatio returns the median of the ratios that the rounds have, or NaN if not all rounds have both values.
+func (r *results) roundsRatio(what result, contender, to string) float64 {
+	a, b := r.values[what][contender], r.values[what][to]
+	if len(a) != len(b) || slices.Contains(b, 0) {
+		return math.NaN()
+	}
+	var ratios []float64
+	for i := range a {
+		ratios = append(ratios, a[i]/b[i])
+	}
+	return medianOf(ratios)
 }
 
 // entrantsWith returns the contenders that have any of these results, in the order of tables.
@@ -130,6 +147,7 @@ type promise struct {
 	bound  float64
 	atMost bool // else at least
 	worst  bool // a bound of every value, not of the median
+	rounds bool // a bound of the median of the rounds' ratios, not of the ratio of the medians
 }
 
 // promiseTable returns the table of the measured promises, and whether all of them are kept.
@@ -151,7 +169,10 @@ func (r *results) promiseTable() (t table, kept bool) {
 		shown := fmt.Sprintf("%s %s", p.what.formatValue(is), p.what.unit)
 		if p.to != "" {
 			is = r.ratio(p.what, p.of, p.to)
-			bound, shown = fmt.Sprintf("%.1f× %s", p.bound, titles[p.to]), formatRatio(is)
+			if p.rounds {
+				is = r.roundsRatio(p.what, p.of, p.to)
+			}
+			bound, shown = fmt.Sprintf("%s %s", formatRatio(p.bound), titles[p.to]), formatRatio(is)
 			numbers = fmt.Sprintf("%s: %s / %s %s", titles[p.of], p.what.formatValue(r.median(p.what, p.of)),
 				p.what.formatValue(r.median(p.what, p.to)), p.what.unit)
 		}

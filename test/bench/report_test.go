@@ -1,11 +1,29 @@
 package main
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 )
+
+// A machine that slows down in a round does so for both contenders.
+func TestRoundsRatio(t *testing.T) {
+	what := result{"what", "unit"}
+	r := newResults(&layout{}, 3)
+	for i, pace := range []float64{10, 1, 5} {
+		r.addValue(what, "a", pace*[]float64{0.9, 1, 1.1}[i])
+		r.addValue(what, "b", pace)
+	}
+	if got := r.roundsRatio(what, "a", "b"); got != 1 {
+		t.Errorf("%g, want 1", got)
+	}
+	r.addValue(what, "b", 7)
+	if got := r.roundsRatio(what, "a", "b"); !math.IsNaN(got) {
+		t.Errorf("a round without value: %g", got)
+	}
+}
 
 // The README has the markers between which -write puts the results, and shows the plots beside it.
 func TestReadme(t *testing.T) {

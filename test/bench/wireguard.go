@@ -30,6 +30,7 @@ import (
 
 const (
 	wireguardCommand = "wireguard"
+	wireguardPort    = testbed.WireguardPort + 1 // kubelink in mode wireguard has the other one
 	wireguardDevice  = "wg0"
 	// variable with the configuration in the form of wireguard's cross-platform interface
 	wireguardConfig = "BENCH_WIREGUARD"
@@ -158,9 +159,9 @@ func (w *wireguard) restart(ctx context.Context) error {
 // config is the configuration of this end in the form of wireguard's cross-platform interface.
 func (e *wireguardEnd) config(peer *wireguardEnd) string {
 	var config strings.Builder
-	fmt.Fprintf(&config, "private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.key.Bytes()), testbed.WireguardPort)
+	fmt.Fprintf(&config, "private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.key.Bytes()), wireguardPort)
 	fmt.Fprintf(&config, "public_key=%s\nendpoint=%s\n", hex.EncodeToString(peer.key.PublicKey().Bytes()),
-		netip.AddrPortFrom(peer.PublicAddress, testbed.WireguardPort))
+		netip.AddrPortFrom(peer.PublicAddress, wireguardPort))
 	for _, a := range e.allowed {
 		fmt.Fprintf(&config, "allowed_ip=%s\n", a)
 	}
@@ -188,7 +189,8 @@ func (e *wireguardEnd) setUpDevice() error {
 	return nil
 }
 
-// setFilter sets the packet filter for the device in the gateway node. It stays when the device goes.
+// setFilter sets the packet filter for the device in the gateway node, and the way to its port. It stays when the device
+// goes.
 func (e *wireguardEnd) setFilter(ctx context.Context) error {
 	gateway := e.Gateway()
 	// Deployments of WireGuard clamp the MSS, too: pods have the larger MTU.
@@ -196,7 +198,32 @@ func (e *wireguardEnd) setFilter(ctx context.Context) error {
 		"--tcp-flags", "SYN,RST", "SYN", "-j", "TCPMSS", "--clamp-mss-to-pmtu"); err != nil {
 		return err
 	}
-	_, err := gateway.Iptables(ctx, "-t", "nat", "-I", "POSTROUTING", "-o", wireguardDevice, "-j", "MASQUERADE")
+	if _, err := gateway.Iptables(ctx, "-t", "nat", "-I", "POSTROUTING", "-o", wireguardDevice, "-j",
+		"MASQUERADE"); err != nil {
+		return err
+	}
+	_, err := e.Router.Iptables(ctx, "-t", "nat", "-I", "PREROUTING", "-d", e.PublicAddress.String(), "-p", "udp",
+		"--dport", fmt.Sprint(wireguardPort), "-j", "DNAT", "--to-destination", gateway.Address.String())
+	return err
+}
+
+// prepareMode gives a broker what it needs for mode wireguard beside what it has for mode bridge: a key, links with
+// keys, and a port of its service.
+func prepareMode(ctx context.Context, b *fleet.Broker, all []*fleet.Broker) error {
+	if err := b.SetKey(ctx, fleet.NewKey()); err != nil {
+		return err
+	}
+	for _, other := range all {
+		if other == b {
+			continue
+		}
+		if err := other.Apply(ctx, b.LinkTo()); err != nil {
+			return err
+		}
+	}
+	_, err := b.Kubectl(ctx, "patch", "service", "kubelink", "-n", fleet.Namespace, "-p", fmt.Sprintf(
+		`{"spec":{"ports":[{"name":"wireguard","port":%[1]d,"targetPort":%[1]d,"protocol":"UDP"}]}}`,
+		testbed.WireguardPort))
 	return err
 }
 

@@ -392,7 +392,7 @@ func (b *Broker) LinkTo() *v1alpha1.KubeLink {
 	l := &v1alpha1.KubeLink{}
 	l.Name = b.Name
 	l.Spec = v1alpha1.KubeLinkSpec{CIDR: b.ServiceCIDR.String(), ClusterAddress: b.MeshAddress.String(), Endpoint: b.FQDN}
-	if b.fleet.Mode == mesh.WireGuard {
+	if b.key != (mesh.SecretKey{}) {
 		l.Spec.PublicKey = b.PublicKey()
 	}
 	return l

@@ -56,7 +56,10 @@ func NewKey() (k mesh.SecretKey) {
 func (b *Broker) SetKey(ctx context.Context, key mesh.SecretKey) error {
 	secret := keySecret()
 	_, err := controllerutil.CreateOrUpdate(ctx, b.Client, secret, func() error {
-		secret.Data = map[string][]byte{keyEntry: []byte(key.Base64() + "\n")}
+		if secret.Data == nil {
+			secret.Data = map[string][]byte{}
+		}
+		secret.Data[keyEntry] = []byte(key.Base64() + "\n")
 		return nil
 	})
 	if err == nil {
