@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
@@ -25,27 +26,31 @@ type row struct {
 	podNetwork string
 	overlay    string // a component; empty: none
 	proxy      string
-	mtu        int // of the networks of nodes and pods, bytes
+	mtu        int       // of the networks of nodes and pods, bytes
+	links      mesh.Mode // of both rows that share a test bed
 }
 
 // matrix has all combinations of mode, pod network and overlay. Two rows that follow each other share a test bed: their
 // clusters are linked. With vxlan, their networks are strict: they drop addresses that are not those of nodes and pods.
 var matrix = []row{
-	{"node-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 1500},
-	{"pod-mode", testbed.Bridge, "", testbed.ProxyNFTables, 9000},
-	{"node-mode", testbed.Bridge, "vxlan", testbed.ProxyNFTables, 9000},
-	{"pod-mode", testbed.PointToPoint, "vxlan", testbed.ProxyIPTables, 1500},
+	{"node-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 1500, mesh.Bridge},
+	{"pod-mode", testbed.Bridge, "", testbed.ProxyNFTables, 9000, mesh.Bridge},
+	{"node-mode", testbed.Bridge, "vxlan", testbed.ProxyNFTables, 9000, mesh.Bridge},
+	{"pod-mode", testbed.PointToPoint, "vxlan", testbed.ProxyIPTables, 1500, mesh.Bridge},
+	{"node-mode", testbed.Bridge, "", testbed.ProxyIPTables, 9000, mesh.WireGuard},
+	{"pod-mode", testbed.PointToPoint, "", testbed.ProxyNFTables, 1500, mesh.WireGuard},
 
-	{"node-mode", testbed.Bridge, "", testbed.ProxyIPTables, 1500},
-	{"pod-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 9000},
-	{"node-mode", testbed.PointToPoint, "vxlan", testbed.ProxyIPTables, 9000},
-	{"pod-mode", testbed.Bridge, "vxlan", testbed.ProxyIPTables, 1500},
+	{"node-mode", testbed.Bridge, "", testbed.ProxyIPTables, 1500, mesh.Bridge},
+	{"pod-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 9000, mesh.Bridge},
+	{"node-mode", testbed.PointToPoint, "vxlan", testbed.ProxyIPTables, 9000, mesh.Bridge},
+	{"pod-mode", testbed.Bridge, "vxlan", testbed.ProxyIPTables, 1500, mesh.Bridge},
 }
 
 const (
-	// pairwise is the number of rows, from the first one, that have each pair of mode, pod network and overlay.
+	// pairwise is the number of rows, from the first one, that have each pair of mode, pod network and overlay,
+	// and both modes of links.
 	// `make test` tests them.
-	pairwise = 4
+	pairwise = 6
 	// allVar is set by `make matrix`: all rows are tested.
 	allVar = "KUBELINK_MATRIX"
 )
@@ -71,7 +76,7 @@ func TestMatrix(t *testing.T) {
 		rows = rows[:pairwise]
 	}
 	for pair := range slices.Chunk(rows, 2) {
-		t.Run(cmp.Or(pair[0].overlay, "no overlay"), func(t *testing.T) { checkPair(t, pair) })
+		t.Run(string(pair[0].links)+", "+cmp.Or(pair[0].overlay, "no overlay"), func(t *testing.T) { checkPair(t, pair) })
 	}
 }
 
@@ -80,7 +85,7 @@ func checkPair(t *testing.T, rows []row) {
 	t.Cleanup(cancel)
 	start := time.Now()
 	progress := func(what string) { t.Logf("%5.1fs %s", time.Since(start).Seconds(), what) }
-	opts := fleet.InstallOptions{Nodes: 2, Progress: progress}
+	opts := fleet.InstallOptions{Nodes: 2, Mode: rows[0].links, Progress: progress}
 	for _, r := range rows {
 		opts.Clusters = append(opts.Clusters, r.installation())
 	}
@@ -104,7 +109,7 @@ func checkPair(t *testing.T, rows []row) {
 	t.Run("the broker moves", w.moveBrokers)
 	t.Run("pods after the moves", func(t *testing.T) { w.checkPods(t, 1e6) })
 	progress("pods are checked again")
-	if rows[0].overlay == "" {
+	if rows[0].overlay == "" && rows[0].links == mesh.Bridge { // routers do not know what links are
 		t.Run("routers are killed", w.killRouters)
 		t.Run("the DaemonSet is rolled", w.rollRouters)
 		t.Run("the API servers are away", w.stopAPIServers)
