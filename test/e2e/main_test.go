@@ -53,6 +53,9 @@ func runTests(m *testing.M) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if err := bootFleet(ctx); err != nil {
+		if f != nil {
+			f.DumpLogs(os.Stderr, 40)
+		}
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -194,10 +194,12 @@ func corefileOf(cm *corev1.ConfigMap) string {
 	var properties strings.Builder
 	for _, key := range slices.Sorted(maps.Keys(cm.Data)) {
 		if strings.HasSuffix(key, ".properties") {
-			properties.WriteString(strings.TrimSuffix(cm.Data[key], "\n"))
+			for line := range strings.Lines(cm.Data[key]) {
+				properties.WriteString("${1}" + line)
+			}
 		}
 	}
-	return importLine.ReplaceAllString(cm.Data["Corefile"], "${1}"+properties.String()+"\n")
+	return importLine.ReplaceAllString(cm.Data["Corefile"], properties.String())
 }
 
 var importLine = regexp.MustCompile(`(?m)^( *)import .*\n`)
