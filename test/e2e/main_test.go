@@ -241,11 +241,13 @@ type requestLog struct {
 	err     error // of the ones that had no answer
 }
 
-// repeatRequests sends a request to the server after each pause, and waits for its answer, until stop.
+// repeatRequests sends a request to the server after each pause, and waits for its answer, until stop: at
+// least one.
 func repeatRequests(from *testbed.Pod, to netip.Addr, pause time.Duration) (stop func() requestLog) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var all requestLog
 	var wg sync.WaitGroup
+	first := make(chan struct{})
 	wg.Go(func() {
 		ticker := time.NewTicker(pause)
 		defer ticker.Stop()
@@ -258,7 +260,9 @@ func repeatRequests(from *testbed.Pod, to netip.Addr, pause time.Duration) (stop
 			if ctx.Err() != nil { // what is under way at the end counts only if it is late
 				err = nil
 			} else {
-				all.sent++
+				if all.sent++; all.sent == 1 {
+					close(first)
+				}
 			}
 			all.slowest, all.err = max(all.slowest, took), errors.Join(all.err, err)
 			select {
@@ -269,6 +273,7 @@ func repeatRequests(from *testbed.Pod, to netip.Addr, pause time.Duration) (stop
 		}
 	})
 	return func() requestLog {
+		<-first
 		cancel()
 		wg.Wait()
 		return all

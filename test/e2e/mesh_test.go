@@ -150,9 +150,13 @@ func TestGatewayLink(t *testing.T) {
 	_, err = clients[0].Ping(ctx, three.MeshAddress.Addr())
 	must(t, err)
 	must(t, checkAnswer(ctx, one, serverName(2), servers[2].service))
-	if after, err := two.Metric(ctx, forwarded); err != nil || after < before+10<<20 {
-		t.Errorf("the gateway forwarded %g bytes, %v", after-before, err)
-	}
+	within(t, 3*time.Second, "bytes of the gateway", func(ctx context.Context) error {
+		after, err := two.Metric(ctx, forwarded)
+		if err == nil && after < before+10<<20 {
+			err = fmt.Errorf("it forwarded %g", after-before)
+		}
+		return err
+	})
 	// The list of the link behind the gateway decides on the packets of its cluster alone.
 	service := servers[0].service.String()
 	setIngress(t, ctx, one, three.Name, "!"+service)

@@ -186,7 +186,7 @@ func TestPodMode(t *testing.T) {
 		name   string
 		signal syscall.Signal
 		limit  time.Duration
-	}{{"killed", syscall.SIGKILL, 3 * time.Second}, {"ended in order", syscall.SIGTERM, 5 * time.Second}} {
+	}{{"killed", syscall.SIGKILL, returnTime()}, {"ended in order", syscall.SIGTERM, 5 * time.Second}} {
 		must(t, w.broker.Kill(ctx, c.signal))
 		must(t, w.broker.Launch())
 		took := waitForReply(t, c.limit, w.clients[1], servers[0].service)
