@@ -145,9 +145,9 @@ func (p *pod) pathMTU() int {
 }
 
 // maxDatagram is the size of datagrams that the pod can answer, in bytes. A bridge drops what exceeds the MTU of a
-// port, and says nothing. In pod mode, the gateway is at another port.
+// port, and says nothing. In pod mode, the gateway of the pod's node is at another port of the pod's bridge.
 func (p *pod) maxDatagram() int {
-	if r := p.site.row; r.mode == "pod-mode" && r.podNetwork == testbed.Bridge {
+	if r := p.site.row; r.mode == "pod-mode" && r.podNetwork == testbed.Bridge && p.Node == p.site.Host.Node {
 		return min(p.mtu, r.mtu)
 	}
 	return p.mtu
