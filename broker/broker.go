@@ -5,6 +5,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"reflect"
 	"sync"
@@ -87,11 +88,12 @@ func (b *Broker) Update(cfg Config) error {
 	b.lifecycle.Lock()
 	defer b.lifecycle.Unlock()
 	old := b.cfg
-	if reflect.DeepEqual(cfg, old) {
+	lost := b.api != nil && b.r.gateway == nil && old.Mode.CarriesTraffic() // an earlier Update could not open it again
+	if reflect.DeepEqual(cfg, old) && !lost {
 		return nil
 	}
 	same := old
-	if same.Domains = cfg.Domains; reflect.DeepEqual(cfg, same) { // other server blocks are no other stanza
+	if same.Domains = cfg.Domains; reflect.DeepEqual(cfg, same) && !lost { // other server blocks are no other stanza
 		b.setConfig(cfg)
 		b.r.waker.wake()
 		return nil
@@ -100,7 +102,7 @@ func (b *Broker) Update(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if cfg.Mode != old.Mode || cfg.Interface != old.Interface {
+	if cfg.Mode != old.Mode || cfg.Interface != old.Interface || lost {
 		err = b.replaceGateway(cfg)
 	} else {
 		err = b.keepGateway(cfg)
@@ -116,19 +118,44 @@ func (b *Broker) Update(cfg Config) error {
 	return nil
 }
 
-// replaceGateway opens another dataplane in place of the one that runs. The controllers see it with the new
-// configuration only; they stand still afterwards.
+// replaceGateway closes the dataplane that runs, which may have the TUN or the port that the other one needs, and opens
+// another one in its place. Where that fails, the former one is opened again. The controllers see it with the new
+// configuration only; they stand still afterwards, after an error they run as before.
 func (b *Broker) replaceGateway(cfg Config) error {
-	g, err := b.openGateway(&cfg)
-	if err != nil {
-		return err
+	if cfg.Mode.CarriesTraffic() { // what is wrong in any case is found before links are closed
+		if _, err := kernel.New(cfg.kernelConfig()); err != nil {
+			return err
+		}
 	}
 	b.stopControllers(nil)
 	b.r.gateway.close(false)
-	b.setConfig(cfg)
+	g, err := b.openGateway(&cfg)
+	if err == nil {
+		b.setConfig(cfg)
+	} else {
+		err = nameGatewayChange(&b.cfg, &cfg, err)
+		var lost error
+		if g, lost = b.openGateway(&b.cfg); lost != nil {
+			err = errors.Join(err, nameGatewayChange(&cfg, &b.cfg, lost))
+		}
+	}
 	b.setGateway(g)
+	if g == nil {
+		b.claim.Release()
+	}
 	b.names.linksChanged() // events of the gateway that was closed are over
-	return nil
+	if err != nil {
+		b.startControllers(b.api)
+	}
+	return err
+}
+
+// nameGatewayChange adds to an error which property has asked for another dataplane.
+func nameGatewayChange(from, to *Config, err error) error {
+	if from.Mode != to.Mode {
+		return fmt.Errorf("mode %s: %w", to.Mode, err)
+	}
+	return fmt.Errorf("ifce-name %s: %w", to.Interface, err)
 }
 
 // keepGateway changes the configuration around the dataplane that runs. The controllers stand still afterwards.
