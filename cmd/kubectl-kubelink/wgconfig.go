@@ -163,13 +163,40 @@ func findLink(links []v1alpha1.KubeLink, name string) (link, local *v1alpha1.Kub
 	return link, local, nil
 }
 
-// presharedKey is the key of the link's spec, if it has one.
-func (w *wgConfig) presharedKey(_ context.Context, link *v1alpha1.KubeLink) (k mesh.SecretKey, err error) {
+// presharedKey is the key of the link's spec, or of the secret that the spec names; zero: the link has none.
+func (w *wgConfig) presharedKey(ctx context.Context, link *v1alpha1.KubeLink) (k mesh.SecretKey, err error) {
+	if ref := link.Spec.PresharedKeySecretRef; ref != nil {
+		return w.readPresharedKey(ctx, ref)
+	}
 	if link.Spec.PresharedKey == "" {
 		return k, nil
 	}
 	if k, err = mesh.ParseSecretKey(link.Spec.PresharedKey); err != nil {
 		err = fmt.Errorf("spec.presharedKey of KubeLink %s: %w", link.Name, err)
+	}
+	return k, err
+}
+
+// readPresharedKey reads the preshared key in a secret.
+func (w *wgConfig) readPresharedKey(ctx context.Context, ref *v1alpha1.SecretKeyRef) (k mesh.SecretKey, err error) {
+	at := types.NamespacedName{Namespace: cmp.Or(ref.Namespace, w.namespace), Name: ref.Name}
+	var secret corev1.Secret
+	switch err := w.client.Get(ctx, at, &secret); {
+	case apierrors.IsForbidden(err):
+		return k, fmt.Errorf("the preshared key is in secret %s, and you may not read it: ask for the right to get this "+
+			"secret (kubectl auth can-i get secret/%s -n %s): %w", at, at.Name, at.Namespace, err)
+	case apierrors.IsNotFound(err):
+		return k, fmt.Errorf("spec.presharedKeySecretRef names secret %s, which does not exist: create it with the output "+
+			"of wg genpsk", at)
+	case err != nil:
+		return k, fmt.Errorf("read secret %s: %w", at, err)
+	}
+	text := strings.TrimSpace(string(secret.Data[ref.Key]))
+	if text == "" {
+		return k, fmt.Errorf("secret %s has no key %s: add it with the output of wg genpsk", at, ref.Key)
+	}
+	if k, err = mesh.ParseSecretKey(text); err != nil {
+		err = fmt.Errorf("key %s of secret %s: %w", ref.Key, at, err)
 	}
 	return k, err
 }

@@ -9,10 +9,13 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/yaml"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -31,6 +34,14 @@ type installed struct {
 	corefile    corev1.ConfigMap
 	service     corev1.Service
 	deployment  appsv1.Deployment
+	secret      corev1.Secret
+	forbidden   bool // to read the secret
+}
+
+// inSecret has the link take its preshared key from the secret, which has this value.
+func (i *installed) inSecret(value string) {
+	i.peer.Spec.PresharedKeySecretRef = &v1alpha1.SecretKeyRef{Name: "psk", Key: "laptop"}
+	i.secret.Data = map[string][]byte{"laptop": []byte(value)}
 }
 
 func newInstalled() *installed {
@@ -39,6 +50,7 @@ func newInstalled() *installed {
 		corefile:   corev1.ConfigMap{ObjectMeta: named("kubelink"), Data: map[string]string{}},
 		service:    corev1.Service{ObjectMeta: named("kubelink")},
 		deployment: appsv1.Deployment{ObjectMeta: named("kubelink")},
+		secret:     corev1.Secret{ObjectMeta: named("psk")},
 	}
 	i.peer.Name, i.local.Name = "laptop", "kubelink1"
 	i.peer.Spec = v1alpha1.KubeLinkSpec{ClusterAddress: "192.168.0.50/24", Endpoint: "Inbound", PublicKey: peerPublic}
@@ -74,6 +86,20 @@ func TestWGConfig(t *testing.T) {
 			wgConfigOptions{keyFile: keyFile}, "is the key of " + peerPublic, true},
 		{"preshared key", func(i *installed) { i.peer.Spec.PresharedKey = peerPrivate }, wgConfigOptions{},
 			"\nPresharedKey = " + peerPrivate + "\n", false},
+		{"preshared key in a secret", func(i *installed) { i.inSecret(peerPrivate + "\n") }, wgConfigOptions{},
+			"\nPresharedKey = " + peerPrivate + "\n", false},
+		{"preshared key in a secret of another namespace", func(i *installed) {
+			i.inSecret(peerPrivate)
+			i.secret.Namespace, i.peer.Spec.PresharedKeySecretRef.Namespace = "other", "other"
+		}, wgConfigOptions{}, "\nPresharedKey = " + peerPrivate + "\n", false},
+		{"no such secret", func(i *installed) { i.inSecret(peerPrivate); i.secret.Name = "x" }, wgConfigOptions{},
+			"names secret kubelink/psk, which does not exist", true},
+		{"secret without the key", func(i *installed) { i.inSecret("") }, wgConfigOptions{},
+			"secret kubelink/psk has no key laptop: add it", true},
+		{"bad key in the secret", func(i *installed) { i.inSecret("x") }, wgConfigOptions{},
+			"key laptop of secret kubelink/psk: ", true},
+		{"secret that may not be read", func(i *installed) { i.inSecret(peerPrivate); i.forbidden = true }, wgConfigOptions{},
+			"secret kubelink/psk, and you may not read it: ask for the right to get this secret", true},
 		{"dns-name", func(i *installed) { i.corefile.Data["Corefile"] = "kubelink {\n dns-name a.example # x\n}" },
 			wgConfigOptions{}, "\nEndpoint = a.example:51820\n", false},
 		{"dns-name in a variable", func(i *installed) {
@@ -109,8 +135,9 @@ func TestWGConfig(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			objects := []client.Object{&i.peer, &i.local, &i.corefile, &i.service, &i.deployment}
-			w := &wgConfig{client: fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).Build(),
+			objects := []client.Object{&i.peer, &i.local, &i.corefile, &i.service, &i.deployment, &i.secret}
+			w := &wgConfig{client: fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).
+				WithInterceptorFuncs(interceptor.Funcs{Get: i.get}).Build(),
 				namespace: "kubelink", wgConfigOptions: test.options}
 			got, err := w.make(context.Background(), "laptop")
 			if err != nil {
@@ -121,6 +148,16 @@ func TestWGConfig(t *testing.T) {
 			}
 		})
 	}
+}
+
+// get reads an object, unless the API server forbids it.
+func (i *installed) get(
+	ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption,
+) error {
+	if _, ok := o.(*corev1.Secret); ok && i.forbidden {
+		return apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, key.Name, nil)
+	}
+	return c.Get(ctx, key, o, opts...)
 }
 
 // readExample takes over the link of the example.
