@@ -10,6 +10,11 @@ REVISION      := $(shell git rev-parse HEAD 2>/dev/null)
 RACE_LDFLAGS  := -ldflags=-linkmode=external
 # Real nodes (kubelet, containerd) need root. Without root, make test names the tests that it leaves out.
 ROOT          := $(filter 0,$(shell id -u))
+# The cases in which mode wireguard differs from mode bridge. make matrix runs all of them in both modes.
+WIREGUARD_TESTS := TestServices|TestPing|TestUDP|TestTransfer|TestMTU|TestNames|TestMetrics|TestChangeAndDelete|TestTwoMeshes|$\
+  TestGatewayLink|TestIngressLists|TestInboundFilter|TestInvalidObjects|TestPeerKilledAndRestarted|TestPeerSilent|$\
+  TestBrokerKilledAndRestarted|TestShutdown|TestReload|TestAdvertisedDNS|TestServeStale|$\
+  TestWireGuard(Keys|PresharedKey|BadKey|Inbound|EndpointMoves|Roams|Adopts\w+|HostilePeer)
 FUZZTIME      ?= 5m
 ARGS          ?=
 IMAGE_FLAGS   ?=
@@ -44,9 +49,12 @@ test: system build controlplane $(if $(ROOT),image) ## everything, under the rac
 	go test -race $(RACE_LDFLAGS) ./broker/... ./cmd/... ./deploy/... ./plugin/... ./router/...
 	KUBELINK=$(CURDIR)/bin/kubelink-race go test -race $(RACE_LDFLAGS) -p 1 -timeout 40m \
 	  $(if $(ROOT),./test/...,$$(go list ./test/... | grep -v /test/realnodes$$))
+	KUBELINK_MODE=wireguard KUBELINK=$(CURDIR)/bin/kubelink-race go test -race $(RACE_LDFLAGS) -timeout 20m \
+	  -run '^($(WIREGUARD_TESTS))$$' ./test/e2e
 	@$(if $(ROOT),:,echo left out for want of root: $$(grep -hoE '^func Test[A-Z]\w*' test/realnodes/*_test.go | cut -c6-))
 
-matrix: system build controlplane image ## as root: kubelink on real nodes, in all combinations
+matrix: system build controlplane image ## as root: all tests in both modes of links, and all combinations on real nodes
+	for mode in bridge wireguard; do KUBELINK_MODE=$$mode go test -timeout 60m ./test/e2e || exit 1; done
 	KUBELINK_MATRIX=all go test -timeout 40m -run TestMatrix -v ./test/realnodes
 
 bench: system build controlplane ## measure
