@@ -134,7 +134,7 @@ func TestWireGuardPresharedKey(t *testing.T) {
 	}
 }
 
-// A key that cannot be used is named, and the last good one stays in use.
+// A key that cannot be used is named, and the last good one stays in use. One that is removed comes back.
 func TestWireGuardBadKey(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[1]
@@ -143,18 +143,39 @@ func TestWireGuardBadKey(t *testing.T) {
 		restoreMesh(t)
 	})
 	healthy := expectNoFailures(t, clients[0], servers[1].service)
-	for text, says := range map[string]string{"": "WireguardPrivateKey", "nonsense": "WireguardPrivateKey"} {
+	write := func(data map[string][]byte) {
+		t.Helper()
 		secret := tlsSecret()
 		must(t, b.Client.Get(ctx, client.ObjectKeyFromObject(secret), secret))
-		secret.Data = map[string][]byte{"WireguardPrivateKey": []byte(text)}
+		secret.Data = data
 		must(t, b.Client.Update(ctx, secret))
-		must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, says))
-		if strings.Contains(b.Process.FullLog(), "nonsense") {
-			t.Error("the log has the key")
-		}
-		must(t, b.SetKey(ctx, b.PrivateKey()))
+	}
+	good := []byte(b.PrivateKey().Base64())
+	for _, c := range []struct {
+		data map[string][]byte
+		says string
+	}{
+		{map[string][]byte{"WireguardPrivateKey": []byte("nonsense")}, "WireguardPrivateKey: want 32 bytes in base64"},
+		{map[string][]byte{"WireguardPrivateKey": good, "WireGuardPrivateKey": []byte(fleet.NewKey().Base64())},
+			"are not the same"},
+	} {
+		write(c.data)
+		must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, c.says))
+		write(map[string][]byte{"WireGuardPrivateKey": good}) // this spelling, too
 		must(t, b.WaitState(ctx, b.Name, v1alpha1.StateUp))
 	}
+	if log := b.Process.FullLog(); strings.Contains(log, "nonsense") || strings.Contains(log, string(good)) {
+		t.Error("the log has a key")
+	}
+	write(nil)
+	within(t, 10*time.Second, "the key to be back", func(ctx context.Context) error {
+		secret := tlsSecret()
+		err := b.Client.Get(ctx, client.ObjectKeyFromObject(secret), secret)
+		if err == nil && string(secret.Data["WireguardPrivateKey"]) != string(good) {
+			err = errors.New("it is not")
+		}
+		return err
+	})
 	healthy()
 }
 
