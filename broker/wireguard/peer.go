@@ -125,8 +125,9 @@ func (p *peer) explain(waited time.Duration, t *timing, own mesh.PublicKey, why 
 	}
 	switch {
 	case heard && waited >= t.suspect:
-		return "the peer's handshakes arrive and none completes: check that presharedKey is the same on both sides, and " +
-			"that no firewall drops the answers to " + toAddrPort(p.current.Endpoint).String()
+		return "the peer's handshakes arrive and none completes: check that presharedKey is the same on both sides, that " +
+			"the peer has publicKey " + own.String() + " of this cluster, and that no firewall drops the answers to " +
+			toAddrPort(p.current.Endpoint).String()
 	case e.host == "":
 		return "waiting for the peer to connect: its link to this cluster needs an endpoint that is not Inbound, and " +
 			"publicKey " + own.String()

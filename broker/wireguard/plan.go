@@ -110,9 +110,11 @@ func (c *comparison) comparePeer(p *targetPeer) {
 		c.first.Peers = append(c.first.Peers, c.newPeer(p, all, p.endpoint))
 		return
 	}
-	if is.PresharedKey != p.preshared {
-		// The device would use the new one from the next handshake on. A new peer has it at once, and the state of the
-		// link shows whether the other end has it, too.
+	// With another preshared key, the device would use the new one from the next handshake on. A new peer has it at once,
+	// and the state of the link shows whether the other end has it, too. A device that had packets for a peer before its
+	// first endpoint has tried to send a handshake, and would not try again for 5 s.
+	if late := is.Endpoint == nil && is.LastHandshakeTime.IsZero() && p.endpoint.IsValid(); late ||
+		is.PresharedKey != p.preshared {
 		c.first.Peers = append(c.first.Peers, wgtypes.PeerConfig{PublicKey: p.key, Remove: true})
 		endpoint := p.endpoint
 		if !endpoint.IsValid() {

@@ -541,10 +541,13 @@ func residentMemory(p *testbed.Process) (int, error) {
 func TestPeerStopsReading(t *testing.T) {
 	ctx := startTest(t, 5*time.Minute)
 	const (
-		most   = 64 << 20 // memory
-		share  = 0.6      // of the rate
+		share  = 0.6 // of the rate
 		rounds = 3
 	)
+	most := 64 << 20 // memory
+	if inWireGuard() {
+		most = 256 << 20 // wireguard-go has 64 KiB for each packet that waits, and 1024 of them per peer and direction
+	}
 	check := expectUp(t, brokers[0], brokers[1])
 	bulk := openStream(ctx, clients[1], servers[0].service, endless, 0)
 	defer bulk.stop()

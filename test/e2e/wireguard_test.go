@@ -37,12 +37,13 @@ func linkWith(to *fleet.Broker, change func(*v1alpha1.KubeLinkSpec)) *v1alpha1.K
 
 func inbound(s *v1alpha1.KubeLinkSpec) { s.Endpoint = v1alpha1.EndpointInbound }
 
-// waitForMismatch waits until a link is Down and names a field that may differ.
+// waitForMismatch waits until a link is not Up and names a field that may differ. A link that waits for its first
+// handshake is Idle.
 func waitForMismatch(t *testing.T, b *fleet.Broker, link, field string) {
 	t.Helper()
 	took := within(t, mismatchTime, "link to name "+field, func(ctx context.Context) error {
 		l, err := b.Link(ctx, link)
-		if err == nil && (l.Status.State != v1alpha1.StateDown || !strings.Contains(l.Status.Message, field)) {
+		if err == nil && (l.Status.State == v1alpha1.StateUp || !strings.Contains(l.Status.Message, field)) {
 			err = fmt.Errorf("%s: %s", l.Status.State, l.Status.Message)
 		}
 		return err
