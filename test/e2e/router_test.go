@@ -132,7 +132,7 @@ func testFarTraffic(t *testing.T, ctx context.Context, w *farNode) {
 		conn, err := from.DialContext(ctx, "udp", netip.AddrPortFrom(to, udpPort).String())
 		must(t, err)
 		conn.SetDeadline(time.Now().Add(2 * time.Second))
-		_, err = conn.Write(make([]byte, 1400))
+		_, err = conn.Write(make([]byte, min(1400, linkMTU()-28)))
 		must(t, err)
 		_, err = conn.Read(make([]byte, 64))
 		must(t, err)

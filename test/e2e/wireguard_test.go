@@ -232,6 +232,9 @@ func secondAddress(t *testing.T, ctx context.Context, b *fleet.Broker) netip.Add
 		_, err1 := b.Router.Iptables(ctx, append([]string{"-t", "nat", "-D"}, rule...)...)
 		_, err2 := b.Router.Run(ctx, "ip", "address", "del", address.String()+"/24", "dev", "public")
 		must(t, errors.Join(err1, err2))
+		for _, other := range brokers { // packets do not come from there any more, either
+			must(t, b.Router.ForgetConnections(other.PublicAddress))
+		}
 	})
 	return address
 }
@@ -322,8 +325,8 @@ func TestWireGuardAdoptsStandAloneDeviceInPlaceOfTheKernel(t *testing.T) {
 		must(t, p.Kill(syscall.SIGKILL))
 		<-p.Done()
 	})
-	within(t, 10*time.Second, "device", func(ctx context.Context) error {
-		_, err := b.Gateway().Run(ctx, "ip", "link", "show", "kubelink")
+	within(t, 10*time.Second, "device", func(context.Context) error {
+		_, err := b.Host.WireGuardState("kubelink")
 		return err
 	})
 	must(t, b.Start(ctx))
