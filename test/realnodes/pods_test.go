@@ -25,13 +25,14 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/wireguard"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 const (
 	internetPort = 9999 // of a server of the internet
-	tunnelMTU    = 1500 // of links, bytes
 	vxlanMTU     = 1450 // of the overlay in a network with MTU 1500: RFC 7348
 )
 
@@ -137,7 +138,10 @@ func (p *pod) prepare(ctx context.Context) error {
 
 // pathMTU is that of the way from the pod to a link, in bytes.
 func (p *pod) pathMTU() int {
-	r := p.site.row
+	r, tunnelMTU := p.site.row, 1500
+	if r.links == mesh.WireGuard {
+		tunnelMTU = wireguard.DefaultMTU
+	}
 	if r.overlay != "" && r.mtu == 1500 && (r.mode == "pod-mode" || p.Node != p.site.Host.Node) {
 		return min(p.mtu, vxlanMTU)
 	}
