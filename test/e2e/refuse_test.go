@@ -402,6 +402,10 @@ func TestInvalidObjects(t *testing.T) {
 			}
 		})
 	}
+	inboundState, inboundSays := "Invalid", "wireguard"
+	if inWireGuard() {
+		inboundState, inboundSays = "Idle", "waiting for the peer to connect"
+	}
 	// A gateway link behind another gateway link takes two objects.
 	must(t, apply("behind", `"clusterAddress":"192.168.0.60/24","gatewayLink":"kubelink2"`))
 	defer func() { must(t, b.Remove(ctx, "behind")) }()
@@ -450,7 +454,7 @@ func TestInvalidObjects(t *testing.T) {
 			"node-cidr"},
 		{"same-egress", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example","egress":["100.64.16.0/20"]`, "Invalid",
 			"older link kubelink2"},
-		{"inbound", `"clusterAddress":"192.168.0.50/24","endpoint":"Inbound"`, "Invalid", "wireguard"},
+		{"inbound", `"clusterAddress":"192.168.0.50/24","endpoint":"Inbound"`, inboundState, inboundSays},
 		{"bad-port", `"clusterAddress":"192.168.0.50/24","endpoint":"x.example:99999"`, "Invalid", "1 to 65535"},
 		{"no-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"nope"`, "Stale", "does not exist"},
 		{"local-as-gateway", `"clusterAddress":"192.168.0.50/24","gatewayLink":"kubelink1"`, "Invalid", "LocalLink"},
