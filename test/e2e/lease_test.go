@@ -313,7 +313,7 @@ func testHolderRestarts(t *testing.T, ctx context.Context, w *twoBrokers, term i
 	must(t, w.first.Start(ctx))
 	w.waitRole(t, 3*time.Second, w.first, true, term+1)
 	w.waitPlace(t, time.Second, w.first, term+1)
-	waitForReply(t, 3*time.Second, w.client, w.server.service)
+	waitForReply(t, returnTime(), w.client, w.server.service)
 	w.waitRole(t, 3*time.Second, w.second, false, term+1)
 	if strings.Contains(w.second.Process.Log(), "this broker holds the links") {
 		t.Error("the other broker had the links")
