@@ -5,8 +5,15 @@ package testbed
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
+	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,12 +28,41 @@ import (
 // checkPeriod is how often the load balancer checks nodes, and how soon it tries again when the API server is away.
 const checkPeriod = 200 * time.Millisecond
 
+// silenceLimit is for how long a node may leave health checks unanswered, and counts as what it was. Those of cloud
+// providers need several failures, seconds apart, as well: a busy machine may keep an answer back for a while, and to
+// take a node away ends connections.
+const silenceLimit = 10 * time.Second
+
 // loadBalancer of a cluster. All of its services share the cluster's public address.
 type loadBalancer struct {
 	cluster  *Cluster
 	services atomic.Pointer[corev1.ServiceList] // nil: not known yet
 	rules    string                             // what the router has
 	backends map[netip.Addr]bool                // nodes that some rule leads to
+	health   map[nodePort]*nodeHealth           // of the health checks
+	log      *slog.Logger                       // in the folder of all logs
+}
+
+// nodePort is where a health check asks: one of a service, at a node.
+type nodePort struct {
+	node netip.Addr
+	port int32
+}
+
+// nodeHealth is what health checks have found at a port of a node.
+type nodeHealth struct {
+	good     bool
+	answered time.Time
+}
+
+// note takes in the result of a check.
+func (h *nodeHealth) note(err error, now time.Time) {
+	var silent net.Error
+	if errors.As(err, &silent) && silent.Timeout() {
+		h.good = h.good && now.Sub(h.answered) < silenceLimit
+		return
+	}
+	h.good, h.answered = err == nil, now
 }
 
 // startLoadBalancer starts it. It ends with the test bed.
@@ -34,7 +70,12 @@ func (c *Cluster) startLoadBalancer(ctx context.Context) error {
 	if !c.opts.isReal() {
 		return nil
 	}
-	b := &loadBalancer{cluster: c}
+	log, err := os.Create(filepath.Join(workDir, "log", c.Name+"-load-balancer.log"))
+	if err != nil {
+		return err
+	}
+	c.Router.onClose(log)
+	b := &loadBalancer{cluster: c, health: map[nodePort]*nodeHealth{}, log: slog.New(slog.NewTextHandler(log, nil))}
 	if _, err := c.Router.runWithInput(ctx, "*nat\n:LOAD-BALANCER - [0:0]\n-A PREROUTING -j LOAD-BALANCER\nCOMMIT\n",
 		"iptables-restore", "--noflush", "--wait"); err != nil {
 		return err
@@ -106,23 +147,31 @@ func (b *loadBalancer) goodNodes(ctx context.Context, s *corev1.Service) []netip
 	b.cluster.testbed.mu.Lock()
 	nodes := b.cluster.Nodes
 	b.cluster.testbed.mu.Unlock()
-	is := make([]bool, len(nodes))
+	errs := make([]error, len(nodes))
 	var checks sync.WaitGroup
 	for i, n := range nodes {
-		if s.Spec.HealthCheckNodePort == 0 {
-			is[i] = true
-			continue
+		if s.Spec.HealthCheckNodePort != 0 {
+			checks.Go(func() {
+				url := fmt.Sprintf("http://%s:%d/healthz", n.Address, s.Spec.HealthCheckNodePort)
+				_, errs[i] = b.cluster.Router.Get(ctx, url)
+			})
 		}
-		checks.Go(func() {
-			_, err := b.cluster.Router.Get(ctx, fmt.Sprintf("http://%s:%d/healthz", n.Address, s.Spec.HealthCheckNodePort))
-			is[i] = err == nil
-		})
 	}
 	checks.Wait()
 	var good []netip.Addr
 	for i, n := range nodes {
-		if is[i] {
+		at := nodePort{n.Address, s.Spec.HealthCheckNodePort}
+		if b.health[at] == nil {
+			b.health[at] = &nodeHealth{}
+		}
+		before := b.health[at].good
+		b.health[at].note(errs[i], time.Now())
+		is := b.health[at].good
+		if is {
 			good = append(good, n.Address)
+		}
+		if is != before || errs[i] != nil && is {
+			b.log.Info("health check", "service", s.Name, "node", n.Name, "good", is, "error", errs[i])
 		}
 	}
 	return good
@@ -149,6 +198,7 @@ func (b *loadBalancer) apply(ctx context.Context, rules string, backends map[net
 		if err != nil {
 			return // the next round tries again
 		}
+		b.log.Info("connections go to other nodes", "nodes", slices.Collect(maps.Keys(backends)))
 	}
 	for node := range b.backends {
 		if !backends[node] {
