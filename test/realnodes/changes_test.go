@@ -115,16 +115,41 @@ func (r *requests) slowest() (d time.Duration) {
 	return d
 }
 
-// checkOutages fails the test if requests have failed for longer than allowed.
-func checkOutages(t *testing.T, what string, all []*requests, allowed time.Duration) {
+// failures tells when requests have failed, and why: a line for all that follow each other and fail for one reason.
+func (r *requests) failures() string {
+	const clock = "15:04:05.000" // as in the logs of all programs
+	var text strings.Builder
+	last, count := "", 0
+	for _, each := range r.results { // outage has sorted them
+		reason := ""
+		if each.err != nil {
+			reason = each.err.Error()
+		}
+		if count++; reason == last {
+			continue
+		}
+		if last != "" {
+			fmt.Fprintf(&text, " (%d such requests)", count)
+		}
+		if last, count = reason, 0; reason != "" {
+			start := each.start.UTC().Format(clock)
+			fmt.Fprintf(&text, "\n\tstarted %s, took %d ms: %s", start, each.took.Milliseconds(), reason)
+		}
+	}
+	return text.String()
+}
+
+// checkOutages fails the test if any request has failed.
+func (w *world) checkOutages(t *testing.T, what string, all []*requests) {
 	t.Helper()
-	if err := findOutages(t, what, all, allowed); err != nil {
+	if err := w.findOutages(t, what, all, 0); err != nil {
 		t.Error(err)
 	}
 }
 
-// findOutages logs what requests have cost, and returns the outages that took longer than allowed.
-func findOutages(t *testing.T, what string, all []*requests, allowed time.Duration) error {
+// findOutages logs what requests have cost, and returns the outages that took longer than allowed. For these, it logs
+// what can tell why.
+func (w *world) findOutages(t *testing.T, what string, all []*requests, allowed time.Duration) error {
 	t.Helper()
 	var errs []error
 	for _, r := range all {
@@ -133,9 +158,34 @@ func findOutages(t *testing.T, what string, all []*requests, allowed time.Durati
 			long.Milliseconds(), r.slowest().Milliseconds())
 		if long > allowed || len(r.results) == 0 {
 			errs = append(errs, fmt.Errorf("%s, %s: requests failed for %s, first: %w", what, r.name, long, err))
+			t.Logf("%s, %s:%s", what, r.name, r.failures())
 		}
 	}
+	if len(errs) > 0 {
+		w.logState(t)
+	}
 	return errors.Join(errs...)
+}
+
+// logState logs what brokers, routers and Kubernetes have done last. Their clocks are in UTC.
+func (w *world) logState(t *testing.T) {
+	t.Helper()
+	for _, b := range w.fleet.Brokers {
+		for _, command := range []string{
+			"-n kubelink logs --prefix --tail=60 --selector app=kubelink",
+			"-n kubelink logs --prefix --tail=40 --selector app=kubelink --previous",
+			"-n kubelink logs --prefix --tail=40 --selector app=kubelink-router",
+			"-n kubelink logs --prefix --tail=20 --selector app=kubelink-router --previous",
+			"get nodes,linkgateways,kubelinks,leases,endpointslices,pods --all-namespaces --output wide",
+			"get events --all-namespaces --sort-by .lastTimestamp",
+		} {
+			out, err := b.Kubectl(w.ctx, strings.Fields(command)...)
+			if err != nil { // no container has run before
+				out = err.Error()
+			}
+			t.Logf("%s: kubectl %s:\n%s", b.Name, command, out)
+		}
+	}
 }
 
 // killRouters of all nodes, as the kernel does that is out of memory. Kubelet starts them again.
@@ -159,7 +209,7 @@ func (w *world) killRouters(t *testing.T) {
 			return nil
 		}))
 	}
-	checkOutages(t, "routers killed", stop(), 0)
+	w.checkOutages(t, "routers killed", stop())
 }
 
 func (w *world) rollRouters(t *testing.T) {
@@ -170,7 +220,7 @@ func (w *world) rollRouters(t *testing.T) {
 			must(b.Kubectl(ctx, "-n", fleet.Namespace, "rollout", command, "daemonset/kubelink-router"))(t)
 		}
 	}
-	checkOutages(t, "DaemonSet rolled", stop(), 0)
+	w.checkOutages(t, "DaemonSet rolled", stop())
 }
 
 // moveBrokers moves each broker to another node. Other load of the machine can make a move take too long, but not each
@@ -211,8 +261,8 @@ func (w *world) askFlows(t *testing.T, flows map[*pod]*net.UDPConn) {
 	}
 }
 
-// moveBroker drains the node of a broker. A request has failed if there is no answer within a second. The error tells of
-// pods whose requests have failed for too long.
+// moveBroker drains the node of a broker. A request has failed if there is no answer within a second. The error tells
+// of pods whose requests have failed for too long.
 func (w *world) moveBroker(t *testing.T, b *fleet.Broker) error {
 	ctx, from := w.ctx, b.Host.Node
 	stop := w.askAll(time.Second)
@@ -237,7 +287,7 @@ func (w *world) moveBroker(t *testing.T, b *fleet.Broker) error {
 	if b.Host.Node == from {
 		t.Fatalf("the broker of %s is still on %s", b.Name, from.Name)
 	}
-	return findOutages(t, "broker of "+b.Name+" moved to "+b.Host.Node.Name, all, longestMove)
+	return w.findOutages(t, "broker of "+b.Name+" moved to "+b.Host.Node.Name, all, longestMove)
 }
 
 func (w *world) stopAPIServers(t *testing.T) {
@@ -251,7 +301,7 @@ func (w *world) stopAPIServers(t *testing.T) {
 		check(t, c.StartAPIServer(ctx))
 	}
 	check(t, w.fleet.WaitMesh(ctx))
-	checkOutages(t, fmt.Sprintf("API servers away for %s", apiServersAway), stop(), 0)
+	w.checkOutages(t, fmt.Sprintf("API servers away for %s", apiServersAway), stop())
 }
 
 // checkRemoval removes kubelink from all clusters: nothing of it stays on any node.

@@ -88,7 +88,10 @@ func (s *site) deploy(ctx context.Context) error {
 	}
 	var g errgroup.Group
 	g.Go(func() (err error) {
-		s.web, err = s.Service(ctx, "web", map[string]string{"app": "web"}, servicePorts(), testbed.ServiceOptions{})
+		// After an outage of the API server on a busy machine, all nodes count as not ready for a moment, and so do their
+		// pods. What requests then lose is not kubelink's.
+		s.web, err = s.Service(ctx, "web", map[string]string{"app": "web"}, servicePorts(),
+			testbed.ServiceOptions{NotReady: true})
 		return err
 	})
 	mtus := map[*testbed.Node]int{}

@@ -224,6 +224,7 @@ type ServiceOptions struct {
 	ClusterIP netip.Addr // default: the API server chooses
 	Headless  bool
 	NodePorts bool // its type is NodePort
+	NotReady  bool // it leads to pods that are not ready, too
 }
 
 // TCPPort returns a port of a service that is the same on its pods. Its name is tcp-<port>.
@@ -279,7 +280,7 @@ func newService(name string, ports []corev1.ServicePort, opts ServiceOptions) *c
 	}
 	service := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: opts.Namespace, Name: name},
-		Spec:       corev1.ServiceSpec{Ports: ports},
+		Spec:       corev1.ServiceSpec{Ports: ports, PublishNotReadyAddresses: opts.NotReady},
 	}
 	if opts.ClusterIP.IsValid() {
 		service.Spec.ClusterIP = opts.ClusterIP.String()
