@@ -26,7 +26,7 @@ func expectCount(t *testing.T, series string, action func()) {
 	before, err := brokers[0].Metric(ctx, series)
 	must(t, err)
 	action()
-	within(t, 2*time.Second, series+" to grow", func(ctx context.Context) error {
+	within(t, countTime(), series+" to grow", func(ctx context.Context) error {
 		v, err := brokers[0].Metric(ctx, series)
 		if err == nil && v <= before {
 			err = fmt.Errorf("it is %g", v)
@@ -302,7 +302,7 @@ func TestIngress(t *testing.T) {
 		}
 		return nil
 	})
-	within(t, 2*time.Second, "dropped packets to be counted", func(ctx context.Context) error {
+	within(t, countTime(), "dropped packets to be counted", func(ctx context.Context) error {
 		v, err := brokers[0].Metric(ctx, droppedSeries("kubelink2", "destination"))
 		if err == nil && v == 0 {
 			err = errors.New("not counted")
