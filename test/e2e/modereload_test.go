@@ -65,20 +65,22 @@ func TestModeByReload(t *testing.T) {
 	}
 	must(t, pair[0].Apply(ctx, pair[1].LinkTo()))
 	must(t, pair[1].Apply(ctx, pair[0].LinkTo()))
-	const stanza, property = "\n    kubelink {\n", "        mode %s\n"
-	last := mesh.WireGuard
-	for _, b := range pair {
-		editCorefile(t, ctx, b, stanza, stanza+fmt.Sprintf(property, last))
-	}
+	texts := []string{pair[0].Corefile(), pair[1].Corefile()}
+	t.Cleanup(func() {
+		for i, b := range pair {
+			must(t, b.SetCorefile(texts[i]))
+			must(t, b.Reload(ctx))
+			must(t, b.WaitReady(ctx))
+		}
+		restoreMesh(t)
+	})
+	const stanza = "\n    kubelink {\n"
 	for _, mode := range []mesh.Mode{mesh.WireGuard, mesh.Bridge, mesh.None, mesh.WireGuard} {
 		t.Run(string(mode), func(t *testing.T) {
-			for _, b := range pair {
-				if mode != last {
-					must(t, b.SetCorefile(strings.Replace(b.Corefile(), fmt.Sprintf(property, last), fmt.Sprintf(property, mode), 1)))
-					must(t, b.Reload(ctx))
-				}
+			for i, b := range pair {
+				must(t, b.SetCorefile(strings.Replace(texts[i], stanza, stanza+"        mode "+string(mode)+"\n", 1)))
+				must(t, b.Reload(ctx))
 			}
-			last = mode
 			for _, b := range pair {
 				expectMode(t, b, mode)
 			}
