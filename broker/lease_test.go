@@ -249,7 +249,8 @@ func TestWritePlaceByRole(t *testing.T) {
 			continue
 		}
 		o := (<-changes.ResultChan()).Object.(*v1alpha1.LinkGateway)
-		if says := fmt.Sprint(o.Name, " ", o.Spec.Node, " ", o.Spec.Term, " ", o.Spec.Networks, " ", o.Spec.MTU); says != c.says {
+		says := fmt.Sprint(o.Name, " ", o.Spec.Node, " ", o.Spec.Term, " ", o.Spec.Networks, " ", o.Spec.MTU)
+		if says != c.says {
 			t.Errorf("%s, not %s", says, c.says)
 		}
 	}

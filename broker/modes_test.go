@@ -100,8 +100,8 @@ func expectDevice(t *testing.T, mode mesh.Mode, name string) {
 	}
 }
 
-// A changed mode, or another ifce-name, closes the former dataplane before the next one is opened: both need the TUN, or
-// the port. Nothing of the former one stays. Where the next one cannot be opened, the former one is opened again.
+// A changed mode, or another ifce-name, closes the former dataplane before the next one is opened: both need the TUN,
+// or the port. Nothing of the former one stays. Where the next one cannot be opened, the former one is opened again.
 func TestGatewayByReload(t *testing.T) {
 	unshared(t, func(t *testing.T) {
 		command(t, "ip link set lo up")

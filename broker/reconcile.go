@@ -226,8 +226,8 @@ func (r *reconciler) readObjects(links []v1alpha1.KubeLink) mesh.Objects {
 	return objects
 }
 
-// readKeyedObjects also reads preshared keys. The objects are not complete while one is read for the first time: what an
-// earlier process left goes on until then.
+// readKeyedObjects also reads preshared keys. The objects are not complete while one is read for the first time: what
+// an earlier process left goes on until then.
 func (r *reconcilerRun) readKeyedObjects(links []v1alpha1.KubeLink) (objects mesh.Objects, complete bool) {
 	objects = r.readObjects(links)
 	keys, pending := r.preshared.Read(r.keys, r.cfg.Namespace, &r.cfg.Local, links, time.Now())

@@ -1,6 +1,6 @@
 // Package hello has the language in which two kubelinks talk: frames, and the hello with which each end tells what it
-// is, whatever carries the bytes. It also has what an end concludes: which broker it follows, which announcement counts,
-// and why it refuses a connection. The dataplanes share it. It keeps no connection, no clock and no lock.
+// is, whatever carries the bytes. It also has what an end concludes: which broker it follows, which announcement
+// counts, and why it refuses a connection. The dataplanes share it. It keeps no connection, no clock and no lock.
 package hello
 
 // The hello: what each end of a session announces of itself, 80 bytes and extensions.

@@ -74,8 +74,8 @@ func threadTime(b *testing.B) time.Duration {
 	return time.Duration(n)
 }
 
-// BenchmarkFirewallThroughput: TCP from one of 250 links to a pod, with and without the firewall by turns. It prints the
-// median of the rounds' ratios.
+// BenchmarkFirewallThroughput: TCP from one of 250 links to a pod, with and without the firewall by turns. It prints
+// the median of the rounds' ratios.
 func BenchmarkFirewallThroughput(b *testing.B) {
 	enter(b)
 	node, err := netns.Get()

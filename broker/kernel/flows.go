@@ -1,8 +1,8 @@
 package kernel
 
-// What connection tracking remembers of packets to the meshes: it translates the packets of a flow as its first one, also
-// when the gateway, which alone translates, has moved to or from this node. A flow that goes on sending would be lost for
-// ever: no other gateway takes its source, and no peer.
+// What connection tracking remembers of packets to the meshes: it translates the packets of a flow as its first one,
+// also when the gateway, which alone translates, has moved to or from this node. A flow that goes on sending would be
+// lost for ever: no other gateway takes its source, and no peer.
 
 import (
 	"errors"
@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ForgetFlows makes the kernel forget the flows to networks of routes of this node whose source is not translated as the
-// routes want it. Their next packets are translated anew. It returns how many flows those were. It reads all flows of
-// the node, which takes some 10 ms, so it is for changes of the gateway.
+// ForgetFlows makes the kernel forget the flows to networks of routes of this node whose source is not translated as
+// the routes want it. Their next packets are translated anew. It returns how many flows those were. It reads all flows
+// of the node, which takes some 10 ms, so it is for changes of the gateway.
 func ForgetFlows(routes []NodeRoute) (forgotten int, err error) {
 	ways := newFlowWays(routes)
 	var errs []error

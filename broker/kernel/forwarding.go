@@ -1,7 +1,7 @@
 package kernel
 
-// Whether the kernel forwards what comes in through the device, and where to. The settings of the node are not ours, the
-// ones of our device are: Documentation/networking/ip-sysctl.rst of Linux.
+// Whether the kernel forwards what comes in through the device, and where to. The settings of the node are not ours,
+// the ones of our device are: Documentation/networking/ip-sysctl.rst of Linux.
 
 import (
 	"bytes"

@@ -60,8 +60,8 @@ type forwarding struct {
 	Index, Family int
 }
 
-// unrouting says that packets of IPv4 that come in through a device and name a way of their own (source routes, RFC 791)
-// are dropped.
+// unrouting says that packets of IPv4 that come in through a device and name a way of their own (source routes, RFC
+// 791) are dropped.
 type unrouting struct{ Index int }
 
 type address struct {

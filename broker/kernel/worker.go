@@ -109,8 +109,8 @@ func (w *Worker) Forget(k *Kernel) {
 	}
 }
 
-// CompareSoon makes the next Set compare the kernel with the state, whenever that was done last. A run that goes on does
-// so anyway: it is not awaited.
+// CompareSoon makes the next Set compare the kernel with the state, whenever that was done last. A run that goes on
+// does so anyway: it is not awaited.
 func (w *Worker) CompareSoon() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -174,8 +174,8 @@ func TestWorkerFails(t *testing.T) {
 	}
 }
 
-// What somebody else has changed is repaired at once when the worker is told to compare, also in another goroutine while
-// the kernel is being told.
+// What somebody else has changed is repaired at once when the worker is told to compare, also in another goroutine
+// while the kernel is being told.
 func TestWorkerComparesSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, k, _ := newTestWorker()

@@ -38,33 +38,50 @@ func (e *endpoint) choose(c circumstances) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	known := func(a netip.AddrPort) bool { return a.Port() == e.port && slices.Contains(e.addresses, a.Addr()) }
+	held := e.told.IsValid() && known(e.told) && c.current.IsValid()
+	// A peer that has moved, and is silent: only its next packet tells where it is.
+	stays := c.up || c.fresh && !known(c.current)
 	switch {
 	case !e.told.IsValid() && c.current.IsValid() && (c.fresh || known(c.current)):
 		// An earlier process has told it, or the peer has come by itself.
-		e.told, e.since = e.pick(c, 0), c.now
-		if known(c.current) {
-			e.told = c.current
-		}
-	case e.told.IsValid() && known(e.told) && c.current.IsValid() && c.current == e.left && c.now.Sub(e.since) < c.retry:
+		e.adopt(c, known(c.current))
+	case held && c.current == e.left && e.isTried(c):
 		return e.told // a packet that was on its way has led the device back
-	case e.told.IsValid() && known(e.told) && c.current.IsValid() && (c.up || c.now.Sub(e.since) < c.retry):
-	case e.told.IsValid() && known(e.told) && c.fresh && !known(c.current) && c.current.IsValid():
-		// It has moved, and is silent: only its next packet tells where it is.
+	case held && (e.isTried(c) || stays):
 	case e.told.IsValid() && !known(e.told) && known(c.current): // its name has followed it
-		e.told, e.since = c.current, c.now
+		e.adopt(c, true)
 	default:
-		next := 0
-		if known(e.told) {
-			next = slices.Index(e.addresses, e.told.Addr()) + 1
-		}
-		e.told, e.since, e.left = e.pick(c, next), c.now, netip.AddrPort{}
-		if e.told != c.current {
-			e.left = c.current
-			return e.told
-		}
+		return e.tryNext(c, known(e.told))
 	}
 	return netip.AddrPort{}
 }
+
+// adopt takes over what the device has.
+func (e *endpoint) adopt(c circumstances, known bool) {
+	if e.since = c.now; known {
+		e.told = c.current
+	} else {
+		e.told = e.pick(c, 0)
+	}
+}
+
+// tryNext chooses the address after the one that was told last, if it is known, or else the first one. It returns the
+// zero AddrPort if the device has it.
+func (e *endpoint) tryNext(c circumstances, known bool) netip.AddrPort {
+	next := 0
+	if known {
+		next = slices.Index(e.addresses, e.told.Addr()) + 1
+	}
+	e.told, e.since, e.left = e.pick(c, next), c.now, netip.AddrPort{}
+	if e.told == c.current {
+		return netip.AddrPort{}
+	}
+	e.left = c.current
+	return e.told
+}
+
+// isTried tells whether the address that was told last still has time to show that it works.
+func (e *endpoint) isTried(c circumstances) bool { return c.now.Sub(e.since) < c.retry }
 
 // pick returns the first address, from that number on, that packets get to; if there is none, that address.
 func (e *endpoint) pick(c circumstances, from int) netip.AddrPort {

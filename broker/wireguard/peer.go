@@ -130,8 +130,8 @@ func (p *peer) explain(waited time.Duration, t *timing, own mesh.PublicKey, why 
 			"the peer has publicKey " + own.String() + " of this cluster, and that no firewall drops the answers to " +
 			toAddrPort(p.current.Endpoint).String()
 	case e.host == "":
-		return fmt.Sprintf("waiting for the peer to connect: %s, with the key %s. Its link to this cluster needs publicKey %s "+
-			"and an endpoint: if that is Inbound, as it is here, neither end connects",
+		return fmt.Sprintf("waiting for the peer to connect: %s, with the key %s. Its link to this cluster needs publicKey "+
+			"%s and an endpoint: if that is Inbound, as it is here, neither end connects",
 			cutText(strings.Join(p.links, ", ")), p.key, own)
 	case len(e.addresses) == 0 && e.failure != nil:
 		return fmt.Sprintf("endpoint %s: %s", e.host, cutText(e.failure.Error()))

@@ -94,18 +94,7 @@ func (c *comparison) compareDevice(is *wgtypes.Device) {
 func (c *comparison) comparePeer(p *targetPeer) {
 	is := c.found[p.key]
 	delete(c.found, p.key)
-	var missing []net.IPNet
-	all := make([]net.IPNet, 0, len(p.networks))
-	for _, n := range p.networks {
-		if _, taken := c.wanted[n]; taken {
-			continue // mesh refuses that; else the first counts
-		}
-		c.wanted[n] = p.key
-		all = append(all, toIPNet(n))
-		if c.owners[n] != p.key {
-			missing = append(missing, toIPNet(n))
-		}
-	}
+	all, missing := c.claimNetworks(p)
 	if is == nil {
 		c.first.Peers = append(c.first.Peers, c.newPeer(p, all, p.endpoint))
 		return
@@ -145,6 +134,22 @@ func (c *comparison) comparePeer(p *targetPeer) {
 	if change.Endpoint != nil || change.PersistentKeepaliveInterval != nil || len(missing) > 0 {
 		c.first.Peers = append(c.first.Peers, change)
 	}
+}
+
+// claimNetworks returns the networks of a peer, and which of them the device has not at that peer.
+func (c *comparison) claimNetworks(p *targetPeer) (all, missing []net.IPNet) {
+	all = make([]net.IPNet, 0, len(p.networks))
+	for _, n := range p.networks {
+		if _, taken := c.wanted[n]; taken {
+			continue // mesh refuses that; else the first counts
+		}
+		c.wanted[n] = p.key
+		all = append(all, toIPNet(n))
+		if c.owners[n] != p.key {
+			missing = append(missing, toIPNet(n))
+		}
+	}
+	return all, missing
 }
 
 // newPeer is a peer that the device does not have. It gets its keepalive with its endpoint: the device would try to

@@ -144,7 +144,8 @@ func findLink(links []v1alpha1.KubeLink, name string) (link, local *v1alpha1.Kub
 		switch {
 		case l.Name == name:
 			link = l
-		case l.Spec.Endpoint == v1alpha1.EndpointLocal && m == wanted && (local == nil || local.Status.State != v1alpha1.StateUp):
+		case l.Spec.Endpoint == v1alpha1.EndpointLocal && m == wanted &&
+			(local == nil || local.Status.State != v1alpha1.StateUp):
 			local = l
 		}
 	}

@@ -108,7 +108,8 @@ func TestWGConfig(t *testing.T) {
 		}, wgConfigOptions{}, "\nEndpoint = kubelink.one.example:51820\n", false},
 		{"flag", nil, wgConfigOptions{endpoint: "[2001:db8::1]"}, "\nEndpoint = [2001:db8::1]:51820\n", false},
 		{"flag with port", nil, wgConfigOptions{endpoint: "b.example:1"}, "\nEndpoint = b.example:1\n", false},
-		{"networks", nil, wgConfigOptions{cidrs: []string{"10.1.2.3/16"}}, "AllowedIPs = 192.168.0.11/32, 10.1.0.0/16\n", false},
+		{"networks", nil, wgConfigOptions{cidrs: []string{"10.1.2.3/16"}},
+			"AllowedIPs = 192.168.0.11/32, 10.1.0.0/16\n", false},
 		{"service without the port", func(i *installed) { i.service.Spec.Ports = nil }, wgConfigOptions{},
 			"Endpoint = 203.0.113.7:8777\n", false},
 		{"no endpoint", func(i *installed) { i.service.Status = corev1.ServiceStatus{} }, wgConfigOptions{},
@@ -119,7 +120,8 @@ func TestWGConfig(t *testing.T) {
 		{"behind a gateway", func(i *installed) { i.peer.Spec.GatewayLink = "b" }, wgConfigOptions{}, "is behind b", true},
 		{"no LocalLink", func(i *installed) { i.local.Name = "m--k" }, wgConfigOptions{}, "has no LocalLink: create", true},
 		{"no key of the peer", func(i *installed) { i.peer.Spec.PublicKey = "" }, wgConfigOptions{}, "wg genkey", true},
-		{"bad key of the peer", func(i *installed) { i.peer.Spec.PublicKey = "x" }, wgConfigOptions{}, "spec.publicKey of", true},
+		{"bad key of the peer", func(i *installed) { i.peer.Spec.PublicKey = "x" }, wgConfigOptions{},
+			"spec.publicKey of", true},
 		{"no key of the cluster", func(i *installed) {
 			i.local.Status.PublicKey, i.local.Status.Message = "", "secret kubelink/x has no key"
 		}, wgConfigOptions{}, "has no publicKey: secret kubelink/x has no key", true},
