@@ -172,10 +172,10 @@ func (w *world) logState(t *testing.T) {
 	t.Helper()
 	for _, b := range w.fleet.Brokers {
 		for _, command := range []string{
-			"-n kubelink logs --prefix --tail=60 --selector app=kubelink",
-			"-n kubelink logs --prefix --tail=40 --selector app=kubelink --previous",
-			"-n kubelink logs --prefix --tail=40 --selector app=kubelink-router",
-			"-n kubelink logs --prefix --tail=20 --selector app=kubelink-router --previous",
+			"-n kubelink logs --timestamps --prefix --tail=60 --selector app=kubelink",
+			"-n kubelink logs --timestamps --prefix --tail=40 --selector app=kubelink --previous",
+			"-n kubelink logs --timestamps --prefix --tail=40 --selector app=kubelink-router",
+			"-n kubelink logs --timestamps --prefix --tail=20 --selector app=kubelink-router --previous",
 			"get nodes,linkgateways,kubelinks,leases,endpointslices,pods --all-namespaces --output wide",
 			"get events --all-namespaces --sort-by .lastTimestamp",
 		} {
