@@ -3,6 +3,7 @@
 //
 //	demo          stays up until Ctrl-C
 //	demo --once   ends by itself; exit code 0 if all worked
+//	demo --mode wireguard
 //
 // As root, the clusters have real nodes, and kubelink is installed from deploy. Otherwise nodes and pods are network
 // namespaces only.
@@ -19,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
@@ -45,10 +47,15 @@ func printIndented(text string) {
 
 func runDemo() int {
 	once := flag.Bool("once", false, "end after the show")
+	mode := flag.String("mode", string(mesh.Bridge), "bridge or wireguard")
 	flag.Parse()
+	if m := mesh.Mode(*mode); !m.CarriesTraffic() {
+		fmt.Fprintf(os.Stderr, "--mode %q: use %s or %s\n", *mode, mesh.Bridge, mesh.WireGuard)
+		return 2
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	d := &demo{real: testbed.AllowsRealNodes()}
+	d := &demo{real: testbed.AllowsRealNodes(), mode: mesh.Mode(*mode)}
 	err := d.show(ctx)
 	if d.Fleet != nil {
 		defer d.Close()

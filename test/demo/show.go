@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
@@ -26,6 +27,7 @@ const name = "web.default.svc.kubelink2.kubelink"
 type demo struct {
 	*fleet.Fleet
 	real   bool // nodes have kubelet and containerd
+	mode   mesh.Mode
 	client *testbed.Pod
 	server netip.Addr // the service's address
 }
@@ -49,11 +51,15 @@ func (d *demo) bootClusters(ctx context.Context) (err error) {
 		testbed.PodCIDR)
 	progress := func(s string) { printStep("%s", s) }
 	if d.real {
-		printIndented("Each has two nodes with kubelet and containerd. kubectl apply -k installs kubelink from deploy,\n" +
-			"with the components node-mode and router, and the image of make image.")
 		components := []string{"node-mode", "router"}
+		shown := strings.Join(components, " and ")
+		if d.mode == mesh.WireGuard {
+			shown += " and wireguard" // which Install adds
+		}
+		printIndented("Each has two nodes with kubelet and containerd. kubectl apply -k installs kubelink from deploy,\n" +
+			"with the components " + shown + ", and the image of make image.")
 		d.Fleet, err = fleet.Install(ctx, fleet.InstallOptions{
-			Nodes: 2,
+			Nodes: 2, Mode: d.mode,
 			Clusters: []fleet.Installation{
 				{ClusterOptions: testbed.ClusterOptions{PodNetwork: testbed.PointToPoint}, Components: components},
 				{ClusterOptions: testbed.ClusterOptions{PodNetwork: testbed.Bridge}, Components: components},
@@ -67,7 +73,7 @@ func (d *demo) bootClusters(ctx context.Context) (err error) {
 		printIndented("Not root: each has one node, a network namespace without kubelet and containerd. kubelink is a\n" +
 			"program there, not a pod. The API server, the controllers and kube-proxy are real. As root, the demo shows\n" +
 			"an installation on real nodes, and a request from a node that is not the gateway.")
-		d.Fleet, err = fleet.New(ctx, 2, fleet.Options{Progress: progress})
+		d.Fleet, err = fleet.New(ctx, 2, fleet.Options{Mode: d.mode, Progress: progress})
 	}
 	if err != nil {
 		return err
