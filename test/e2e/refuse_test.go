@@ -208,7 +208,9 @@ func replaceThird(t *testing.T, ctx context.Context) *peer.Peer {
 	t.Helper()
 	one, third := brokers[0], brokers[2]
 	if inWireGuard() {
-		p, err := peer.DialTunnel(third.Gateway().Host, third.PrivateKey(), testbed.WireguardPort, farEnd(one))
+		far := farEnd(one)
+		far.Allowed = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} // it sends anywhere
+		p, err := peer.DialTunnel(third.Gateway().Host, third.PrivateKey(), testbed.WireguardPort, far)
 		must(t, err)
 		return p
 	}
