@@ -44,7 +44,7 @@ func TestLinkStatus(t *testing.T) {
 			starting},
 		{"new", nameSource{carries: true, credentials: true}, []link.Status{},
 			zone.Status{State: "Idle", Reason: "it is about to be connected"}},
-		{"no certificate", nameSource{carries: true}, []link.Status{},
+		{"no certificate", nameSource{carries: true, secretTitle: "certificate"}, []link.Status{},
 			zone.Status{State: "Error", Reason: "there is no usable certificate"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
