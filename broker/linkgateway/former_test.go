@@ -2,7 +2,6 @@ package linkgateway
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -131,7 +130,7 @@ func TestRemoveFormerFails(t *testing.T) {
 		}
 		delete(w.fail, "delete")
 		w.after(2 * formerInterval)
-		if w.otherIsThere(t) || w.text(t) != fmt.Sprint("node1 3 []") {
+		if w.otherIsThere(t) || w.text(t) != "node1 3 []" {
 			t.Errorf("%v, %s", w.otherIsThere(t), w.text(t))
 		}
 	})

@@ -15,6 +15,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"reflect"
 	"sync"
@@ -79,9 +80,9 @@ type channels struct {
 
 	mu        sync.Mutex // guards the fields below, and changes of own and table; sockets are opened under it
 	closed    bool
-	listeners map[netip.Addr]*channelListener // by local cluster address
-	index     int                             // of the device to which the listeners are bound
-	failure   onchange.Error                  // of the listeners
+	listeners map[netip.Addr]net.Listener // by local cluster address
+	index     int                         // of the device to which the listeners are bound
+	failure   onchange.Error              // of the listeners
 }
 
 // channelTable has the channels. It is not changed.
@@ -102,7 +103,7 @@ func openChannels(config channelConfig) *channels {
 	c := &channels{
 		channelConfig: config, start: time.Now(),
 		refusals:  hello.NewRefusals(config.log, config.timing.logLimit),
-		listeners: map[netip.Addr]*channelListener{},
+		listeners: map[netip.Addr]net.Listener{},
 	}
 	var random [8]byte
 	rand.Read(random[:])

@@ -12,25 +12,18 @@ import (
 	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
-// channelListener listens on a local cluster address.
-type channelListener struct {
-	net.Listener
-	done chan struct{} // closed by the accepting goroutine at its end
-}
-
 // openListener listens on a local cluster address. c.mu is held.
-func (c *channels) openListener(local netip.Addr) (*channelListener, error) {
-	socket, err := c.system.Listen(c.device, local)
+func (c *channels) openListener(local netip.Addr) (net.Listener, error) {
+	l, err := c.system.Listen(c.device, local)
 	if err != nil {
 		return nil, err
 	}
-	l := &channelListener{Listener: socket}
 	c.wg.Go(func() { c.acceptConns(l) })
 	return l, nil
 }
 
 // acceptConns accepts connections until the listener is closed.
-func (c *channels) acceptConns(l *channelListener) {
+func (c *channels) acceptConns(l net.Listener) {
 	for {
 		conn, err := l.Accept()
 		switch {

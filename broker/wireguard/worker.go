@@ -64,7 +64,6 @@ type deviceState struct {
 // viewOfPeers is what is known of peers and links.
 type viewOfPeers struct {
 	resolver *resolver
-	key      mesh.SecretKey
 	peers    map[wgtypes.Key]*peer
 	links    []*linkEntry // in the order of Set
 }
@@ -158,7 +157,7 @@ func (w *worker) step(now time.Time) error {
 	if want.keySet && want.peersSet {
 		w.setPeers(&want, now)
 		if is != nil {
-			is, err = w.tellDevice(&want, is, now)
+			err = w.tellDevice(&want, is, now)
 		}
 	}
 	w.report(err)
@@ -218,8 +217,8 @@ func (w *worker) readDevice(want *desired) (*wgtypes.Device, error) {
 	return is, nil
 }
 
-// tellDevice tells the device what differs, and returns what it is now.
-func (w *worker) tellDevice(want *desired, is *wgtypes.Device, now time.Time) (*wgtypes.Device, error) {
+// tellDevice tells the device what differs, and looks at what it is now.
+func (w *worker) tellDevice(want *desired, is *wgtypes.Device, now time.Time) error {
 	o := &w.open
 	if isPortInUse(o.told) {
 		is.ListenPort = 0 // the kernel shows the port that it could not open
@@ -239,14 +238,14 @@ func (w *worker) tellDevice(want *desired, is *wgtypes.Device, now time.Time) (*
 		}
 	}
 	if len(plan) == 0 {
-		return is, nil
+		return nil
 	}
 	is, err := o.backend.Read()
 	if err != nil {
-		return nil, errors.Join(o.told, fmt.Errorf("WireGuard device %s: %w", o.name, err))
+		return errors.Join(o.told, fmt.Errorf("WireGuard device %s: %w", o.name, err))
 	}
 	w.observe(is, now)
-	return is, o.told
+	return o.told
 }
 
 func isPortInUse(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }

@@ -231,11 +231,17 @@ func TestWireGuardHostilePeer(t *testing.T) {
 func (h *hostile) connectOften(t *testing.T, ctx context.Context, n int) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	opened, todo := 0, make(chan struct{}, n)
+	todo := make(chan struct{}, n)
 	for range n {
 		todo <- struct{}{}
 	}
 	close(todo)
+	var open []net.Conn // they stay open until all are there
+	defer func() {
+		for _, c := range open {
+			c.Close()
+		}
+	}()
 	for range 100 {
 		wg.Go(func() {
 			for range todo {
@@ -246,12 +252,11 @@ func (h *hostile) connectOften(t *testing.T, ctx context.Context, n int) {
 					continue
 				}
 				mu.Lock()
-				opened++
+				open = append(open, conn)
 				mu.Unlock()
-				defer conn.Close() // they stay open until all are there
 			}
 		})
 	}
 	wg.Wait()
-	t.Logf("%d of %d connections were opened", opened, n)
+	t.Logf("%d of %d connections were opened", len(open), n)
 }
