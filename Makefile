@@ -12,7 +12,7 @@ RACE_LDFLAGS  := -ldflags=-linkmode=external
 ROOT          := $(filter 0,$(shell id -u))
 # The cases in which mode wireguard differs from mode bridge. make matrix runs all of them in both modes.
 WIREGUARD_TESTS := TestServices|TestPing|TestUDP|TestTransfer|TestMTU|TestNames|TestMetrics|TestChangeAndDelete|TestTwoMeshes|$\
-  TestGatewayLink|TestIngressLists|TestInvalidObjects|TestPeerKilledAndRestarted|TestPeerSilent|$\
+  TestGatewayLink|TestIngressLists|TestInboundFilter|TestInvalidObjects|TestPeerKilledAndRestarted|TestPeerSilent|$\
   TestBrokerKilledAndRestarted|TestShutdown|TestReload|TestAdvertisedDNS|TestServeStale|$\
   TestWireGuard(Keys|PresharedKey|BadKey|Inbound|EndpointMoves|Roams|Adopts\w+|HostilePeer)
 FUZZTIME      ?= 5m

@@ -54,7 +54,8 @@ func ipv4Packet(from, to netip.Addr, protocol byte, field uint16, payload []byte
 	b = append(b[:20], payload...)
 	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
 	binary.BigEndian.PutUint16(b[6:], field)
-	b[9] = protocol // the checksum is wrong: the filter decides before the kernel verifies it
+	b[9] = protocol
+	peer.SetChecksum(b)
 	return b
 }
 
@@ -80,7 +81,12 @@ func sendToNode(t *testing.T, p *peer.Peer, from netip.AddrPort) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			packet := ipv4Packet(from.Addr(), brokers[0].MeshAddress.Addr(), c.protocol, c.field, c.payload)
-			expectCount(t, droppedSeries(brokers[2].Name, "node"), func() { must(t, p.Send(peer.Packet, packet)) })
+			send := func() { must(t, p.Send(peer.Packet, packet)) }
+			if inWireGuard() && c.field != 0 {
+				send() // the kernel waits for the other fragments, and decides about the whole
+				return
+			}
+			expectCount(t, droppedSeries(brokers[2].Name, "node"), send)
 		})
 	}
 }

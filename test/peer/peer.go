@@ -136,6 +136,14 @@ func UDP(from, to netip.AddrPort, content []byte) []byte {
 	h := []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0}
 	h = append(append(h, from.Addr().AsSlice()...), to.Addr().AsSlice()...)
 	binary.BigEndian.PutUint16(h[2:], uint16(len(h)+len(u)))
+	SetChecksum(h)
+	return append(h, u...)
+}
+
+// SetChecksum sets the checksum of an IPv4 header without options (RFC 791), with which packet begins.
+func SetChecksum(packet []byte) {
+	h := packet[:20]
+	h[10], h[11] = 0, 0
 	var sum uint32
 	for i := 0; i < len(h); i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(h[i:]))
@@ -144,7 +152,6 @@ func UDP(from, to netip.AddrPort, content []byte) []byte {
 		sum = sum>>16 + sum&0xffff
 	}
 	binary.BigEndian.PutUint16(h[10:], ^uint16(sum))
-	return append(h, u...)
 }
 
 // ParseUDP returns addresses and content of a packet like those of UDP. ok is false for any other packet.
