@@ -162,9 +162,12 @@ func (p *pod) maxDatagram() int {
 
 // checkRemote asks all servers of another cluster, and downloads size bytes from one of them.
 func (p *pod) checkRemote(t *testing.T, ctx context.Context, peer *site, size int64) {
-	// The router of this node may still have to set its routes.
+	// The router of this node may still have to set its routes: that of the mesh comes before those of links.
 	check(t, testbed.Until(ctx, "the way to "+peer.Name, func(ctx context.Context) error {
-		_, err := p.Ping(ctx, peer.MeshAddress.Addr())
+		if _, err := p.Ping(ctx, peer.MeshAddress.Addr()); err != nil {
+			return err
+		}
+		_, err := p.Get(ctx, "http://"+peer.pods[0].service.String())
 		return err
 	}))
 	if got := must(p.PathMTU(ctx, peer.MeshAddress.Addr(), p.mtu))(t); got != p.pathMTU() {

@@ -102,7 +102,11 @@ func (p *Pod) SetMTU(mtu int) (undo func() error, err error) {
 			return h.onLink(device, "set MTU of", func(l netlink.Link) error { return h.Net.LinkSetMTU(l, mtu) })
 		}
 	}
-	usual, device, far := p.cluster.opts.mtu(), p.device, mtu
+	var opts ClusterOptions
+	if p.cluster != nil { // a pod can stand alone
+		opts = p.cluster.opts
+	}
+	usual, device, far := opts.mtu(), p.device, mtu
 	if p.Node.isReal() {
 		if device, err = p.nodeDevice(); err != nil {
 			return nil, err
