@@ -50,7 +50,12 @@ func newFlowWays(routes []NodeRoute) *flowWays {
 
 // MatchConntrackFlow tells whether a flow is to be forgotten. The gateway gives packets an address of a mesh as their
 // source, if they have none; other nodes must not.
+//
+// TCP is left alone: a connection cannot get another source, and one that lives would be reset.
 func (w *flowWays) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	if flow.Forward.Protocol == unix.IPPROTO_TCP {
+		return false
+	}
 	source, destination := flowAddress(flow.Forward.SrcIP), flowAddress(flow.Forward.DstIP)
 	server, client := flowAddress(flow.Reverse.SrcIP), flowAddress(flow.Reverse.DstIP) // as those see it that answer
 	own, ok := w.own.Lookup(destination)
