@@ -81,6 +81,7 @@ type Status struct {
 	Routes   int    // that lead to a gateway
 	Unknown  []netip.Prefix
 	Gateways []string // where packets go, one line for each gateway
+	places   []string // of the gateways, as Gateways has them
 	Took     time.Duration
 	Written  int // changes
 }
@@ -248,10 +249,11 @@ func (r *Router) lookOnce() *Status {
 	s.Findings = append(s.Findings, r.prober.set(probeTargets(want, f, o.links))...)
 	s.Routes, s.Unknown = countGateways(want.routes), want.unknown
 	for i := range want.leaders {
-		s.Gateways = append(s.Gateways, describeLeader(&want.leaders[i]))
+		s.places = append(s.places, describePlace(&want.leaders[i]))
+		s.Gateways = append(s.Gateways, fmt.Sprintf("%s, %d networks", s.places[i], len(want.leaders[i].networks)))
 	}
 	s.Took = time.Since(start)
-	if last := r.status.Load(); last == nil || !slices.Equal(s.Gateways, last.Gateways) {
+	if last := r.status.Load(); last == nil || !slices.Equal(s.places, last.places) { // another link moves no gateway
 		r.forgetFlows(want.routes) // it takes longer than all the rest, which need not wait for it
 	}
 	return s
@@ -279,12 +281,12 @@ func countGateways(routes []kernel.NodeRoute) (n int) {
 	return n
 }
 
-func describeLeader(l *leader) string {
+func describePlace(l *leader) string {
 	text := fmt.Sprintf("%s: node %s %v", l.name, l.node, l.nodeIPs)
 	if len(l.podIPs) > 0 {
 		text += fmt.Sprintf(", pod %v", l.podIPs)
 	}
-	return fmt.Sprintf("%s, %d networks", text, len(l.networks))
+	return text
 }
 
 // findingsOf makes findings of errors of the kernel.
