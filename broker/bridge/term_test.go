@@ -78,6 +78,8 @@ func TestHighestTerm(t *testing.T) {
 			loser.awaitReason("b", c.says)
 			w.b.awaitPeer(winner)
 			w.b.await("note", func() bool { return strings.Contains(w.b.status("a").Note, c.note) })
+			// Another connection of the winner may change the address of the status.
+			w.b.await("all streams", func() bool { return w.b.status("a").Accepted == DefaultStreams() })
 			before := w.b.status("a")
 			w.awaitDials(5)
 			if after := w.b.status("a"); after.State != link.Up || after.Since != before.Since || after.Remote != before.Remote {
