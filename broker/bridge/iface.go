@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/tundevice"
 )
 
 // Pauses before a TUN that failed is opened again: the first pause, doubled each time, up to the last one.
@@ -36,7 +38,7 @@ type iface struct {
 // of the links says what is missing.
 func (f *iface) open() error {
 	dev, err := f.openDevice()
-	if isMissing(err) {
+	if tundevice.IsMissing(err) {
 		f.noteFailure(err)
 		f.setDevice(noDevice{})
 		return nil
@@ -161,7 +163,7 @@ func (f *iface) close(keep bool) error {
 // deleteMissing deletes a device that close could not delete, as it was just about to be opened again.
 func (f *iface) deleteMissing(err error) error {
 	_, missing := (*f.device.Load()).(noDevice)
-	if !f.keep && (missing || err != nil) && removeDevice(f.name) {
+	if !f.keep && (missing || err != nil) && tundevice.Remove(f.name) {
 		return nil
 	}
 	return err

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/tundevice"
 )
 
 // A TUN that is gone is opened again, links go on.
@@ -125,7 +126,7 @@ func TestTUNMissingAtStart(t *testing.T) {
 			case d := <-next:
 				return d, nil
 			default:
-				return nil, describeOpenError("kubelink", os.NewSyscallError("open", unix.ENOENT))
+				return nil, tundevice.DescribeError("kubelink", os.NewSyscallError("open", unix.ENOENT))
 			}
 		},
 	})
@@ -147,33 +148,5 @@ func TestTUNMissingAtStart(t *testing.T) {
 	}
 	if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
 		t.Errorf("%d errors: %s", n, log)
-	}
-}
-
-// Why a TUN cannot be opened is told with the remedy. Some reasons may go without a restart, and names need no TUN.
-func TestOpenErrors(t *testing.T) {
-	for _, c := range []struct {
-		name    string
-		err     error
-		says    string
-		missing bool
-	}{
-		{"no device file", os.NewSyscallError("open", unix.ENOENT), "volume hostPath, type CharDevice", true},
-		{"no module", os.NewSyscallError("open", unix.ENODEV), "modprobe tun", true},
-		{"no driver", os.NewSyscallError("open", unix.ENXIO), "modprobe tun", true},
-		{"forbidden by the runtime", os.NewSyscallError("open", unix.EPERM),
-			"the container runtime forbids the device", true},
-		{"forbidden, without offloads", &os.PathError{Op: "open", Path: "/dev/net/tun", Err: unix.EPERM},
-			"the container runtime forbids the device", true},
-		{"no capability", os.NewSyscallError("TUNSETIFF", unix.EPERM), "capability NET_ADMIN", true},
-		{"no capability, without offloads", unix.EPERM, "capability NET_ADMIN", true},
-		{"in use", os.NewSyscallError("TUNSETIFF", unix.EBUSY), "in use by another process", false},
-		{"another kind", os.NewSyscallError("TUNSETIFF", unix.EINVAL), "ip link del kubelink", false},
-	} {
-		err := describeOpenError("kubelink", c.err)
-		if !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "open TUN kubelink") ||
-			isMissing(err) != c.missing {
-			t.Errorf("%s: %v, missing %v", c.name, err, isMissing(err))
-		}
 	}
 }

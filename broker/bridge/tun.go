@@ -13,6 +13,8 @@ import (
 	"github.com/songgao/water"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/tundevice"
 )
 
 // kernelTUN is a TUN of the kernel. It is persistent: addresses and routes survive a killed broker, and the next broker
@@ -91,7 +93,7 @@ func openTUN(name string, mtu int, noOffload bool) (device, error) {
 		dev, err = openWithoutOffloads(name)
 	}
 	if err != nil {
-		return nil, describeOpenError(name, err)
+		return nil, tundevice.DescribeError(name, err)
 	}
 	dev.noOffload, dev.refused = noOffload, refused
 	if err := dev.SetMTU(mtu); err != nil {
@@ -99,43 +101,6 @@ func openTUN(name string, mtu int, noOffload bool) (device, error) {
 		return nil, err
 	}
 	return dev, nil
-}
-
-// describeOpenError adds the remedy to an error of opening the TUN.
-func describeOpenError(name string, err error) error {
-	switch {
-	case errors.Is(err, syscall.EBUSY):
-		return fmt.Errorf("open TUN %s: in use by another process: end it (another kubelink on this node?) "+
-			"or choose another ifce-name", name)
-	case errors.Is(err, syscall.EINVAL):
-		return fmt.Errorf("open TUN %s: a device of another kind has this name: remove it (ip link del %s) "+
-			"or choose another ifce-name", name, name)
-	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("open TUN %s: %w: let the container have /dev/net/tun of the node (volume hostPath, "+
-			"type CharDevice), as deploy/base/deployment.yaml does", name, err)
-	case errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO):
-		return fmt.Errorf("open TUN %s: %w: the kernel has no TUN: load the module tun on the node (modprobe tun)", name, err)
-	case errors.Is(err, os.ErrPermission) && isOpenError(err):
-		return fmt.Errorf("open TUN %s: %w: the container runtime forbids the device: runc 1.2.0 to 1.2.3 does, update it; "+
-			"else allow character device 10:200, or let the container be privileged", name, err)
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("open TUN %s: %w: the process lacks the capability NET_ADMIN: add it to "+
-			"securityContext.capabilities.add of the container, as deploy/base/deployment.yaml does", name, err)
-	}
-	return fmt.Errorf("open TUN %s: %w", name, err)
-}
-
-// isOpenError tells whether it is /dev/net/tun that cannot be opened.
-func isOpenError(err error) bool {
-	var call *os.SyscallError
-	var path *os.PathError
-	return errors.As(err, &call) && call.Syscall == "open" || errors.As(err, &path)
-}
-
-// isMissing tells whether err says that this process has no TUN for now. Names do not need one.
-func isMissing(err error) bool {
-	return errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENODEV) ||
-		errors.Is(err, syscall.ENXIO)
 }
 
 // lacksOffloads tells whether err comes from a kernel without offloads. Other errors may be temporary.
@@ -149,9 +114,9 @@ func openWithOffloads(name string, queues int) (*kernelTUN, error) {
 	const flags = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_MULTI_QUEUE
 	t := &kernelTUN{name: name}
 	for len(t.queues) < queues {
-		fd, err := attachQueue(name, flags)
-		if errors.Is(err, syscall.EINVAL) && len(t.queues) == 0 && removeDevice(name) {
-			fd, err = attachQueue(name, flags)
+		fd, err := tundevice.Open(name, flags)
+		if errors.Is(err, syscall.EINVAL) && len(t.queues) == 0 && tundevice.Remove(name) {
+			fd, err = tundevice.Open(name, flags)
 		}
 		if err != nil && len(t.queues) > 0 {
 			break // fewer queues suffice
@@ -164,7 +129,7 @@ func openWithOffloads(name string, queues int) (*kernelTUN, error) {
 			return nil, errors.Join(os.NewSyscallError("ioctl", err), t.Close(true))
 		}
 		// The file descriptor is non-blocking, so the runtime polls it.
-		if err := t.addQueue(os.NewFile(uintptr(fd), "/dev/net/tun")); err != nil {
+		if err := t.addQueue(os.NewFile(uintptr(fd), tundevice.Path)); err != nil {
 			return nil, errors.Join(err, t.Close(true))
 		}
 	}
@@ -186,44 +151,6 @@ func (t *kernelTUN) setQueueOptions(fd int) error {
 	return err
 }
 
-// attachQueue opens a queue of the TUN, and makes the TUN if it does not exist.
-func attachQueue(name string, flags uint16) (int, error) {
-	request, err := unix.NewIfreq(name)
-	if err != nil {
-		return -1, err
-	}
-	request.SetUint16(flags)
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, os.NewSyscallError("open", err)
-	}
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
-		unix.Close(fd)
-		return -1, os.NewSyscallError("TUNSETIFF", err)
-	}
-	return fd, nil
-}
-
-// removeDevice deletes the TUN unless it is in use. The caller needs a TUN of the other kind, or none: the kernel does
-// not make a TUN with several queues from one with a single queue, nor the reverse. The broker sets addresses and
-// routes again.
-func removeDevice(name string) bool {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return false
-	}
-	tun, ok := link.(*netlink.Tuntap)
-	if !ok || tun.Mode != netlink.TUNTAP_MODE_TUN || tun.Queues > 0 { // Queues: how many of several queues are in use
-		return false
-	}
-	if fd, err := attachQueue(name, unix.IFF_TUN|unix.IFF_NO_PI); err == nil { // has a single queue, not in use
-		unix.Close(fd)
-	} else if errors.Is(err, syscall.EBUSY) {
-		return false
-	}
-	return netlink.LinkDel(link) == nil
-}
-
 // setOffloads sets all offloads that the kernel has.
 func setOffloads(fd int) (Offloads, error) {
 	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
@@ -238,7 +165,7 @@ func openWithoutOffloads(name string) (*kernelTUN, error) {
 	config := water.Config{DeviceType: water.TUN}
 	config.Name, config.Persist = name, true
 	ifce, err := water.New(config)
-	if errors.Is(err, syscall.EINVAL) && removeDevice(name) {
+	if errors.Is(err, syscall.EINVAL) && tundevice.Remove(name) {
 		ifce, err = water.New(config)
 	}
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/tundevice"
 )
 
 // backend is a WireGuard device. One goroutine calls it.
@@ -84,7 +85,7 @@ func (o *opener) open(want link.WireGuardDevice, mtu int) (backend, error) {
 		return nil, fmt.Errorf("%s is a device of another kind (%s): remove it (ip link del %s) or choose another "+
 			"ifce-name", o.name, found.Type(), o.name)
 	default:
-		inUse = isInUse(found)
+		inUse = tundevice.IsInUse(found)
 	}
 	if inUse {
 		return o.adoptProcess(want, found)

@@ -12,16 +12,16 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/mandelsoft/kubelink/broker/tundevice"
 )
 
 const (
-	tunPath = "/dev/net/tun"
 	// tunFlags are those of wireguard-go: a single queue, packets as large as the kernel makes them.
 	tunFlags = unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR
 	// vnetSize is the size of the header before packets that wireguard-go expects.
@@ -44,7 +44,7 @@ func (o *opener) openUserspace(mtu int) (backend, error) {
 		file, err = openTUN(o.name)
 	}
 	if err != nil {
-		return nil, describeTUNError(o.name, err)
+		return nil, tundevice.DescribeError(o.name, err)
 	}
 	packets, err := tun.CreateTUNFromFile(file, mtu)
 	if err != nil {
@@ -69,7 +69,7 @@ func (o *opener) openUserspace(mtu int) (backend, error) {
 
 // openTUN opens a TUN, and makes it if it does not exist.
 func openTUN(name string) (*os.File, error) {
-	fd, err := attachTUN(name)
+	fd, err := tundevice.Open(name, tunFlags)
 	if err != nil {
 		return nil, err
 	}
@@ -81,72 +81,16 @@ func openTUN(name string) (*os.File, error) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("ioctl", err)
 	}
-	return os.NewFile(uintptr(fd), tunPath), nil // the descriptor is non-blocking, so the runtime polls it
-}
-
-func attachTUN(name string) (int, error) {
-	request, err := unix.NewIfreq(name)
-	if err != nil {
-		return -1, err
-	}
-	request.SetUint16(tunFlags)
-	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, os.NewSyscallError("open", err)
-	}
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
-		unix.Close(fd)
-		return -1, os.NewSyscallError("TUNSETIFF", err)
-	}
-	return fd, nil
-}
-
-// isInUse tells whether a process has opened a TUN.
-func isInUse(l netlink.Link) bool {
-	t, ok := l.(*netlink.Tuntap)
-	if ok && t.Queues > 0 { // several queues: so many are open
-		return true
-	}
-	fd, err := attachTUN(l.Attrs().Name)
-	if err == nil {
-		unix.Close(fd)
-	}
-	return errors.Is(err, syscall.EBUSY)
+	return os.NewFile(uintptr(fd), tundevice.Path), nil
 }
 
 // removeTUN removes the TUN of bridge mode, which has several queues. The kernel makes no TUN with one from it.
 func (o *opener) removeTUN() bool {
 	found, err := o.links.Find(o.name)
-	if err != nil || found == nil || found.Type() != "tuntap" || isInUse(found) {
+	if err != nil || found == nil || found.Type() != "tuntap" || tundevice.IsInUse(found) {
 		return false
 	}
 	return o.links.Delete(found) == nil
-}
-
-// describeTUNError adds the remedy to an error of opening the TUN.
-func describeTUNError(name string, err error) error {
-	switch {
-	case errors.Is(err, syscall.EBUSY):
-		return fmt.Errorf("open TUN %s: in use by another process: end it (another kubelink on this node?) "+
-			"or choose another ifce-name", name)
-	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("open TUN %s: %w: let the container have /dev/net/tun of the node (volume hostPath, "+
-			"type CharDevice), as deploy/base/deployment.yaml does", name, err)
-	case errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO):
-		return fmt.Errorf("open TUN %s: %w: the kernel has no TUN: load the module tun on the node (modprobe tun)",
-			name, err)
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("open TUN %s: %w: the process lacks the capability NET_ADMIN, which "+
-			"securityContext.capabilities.add of the container gives as in deploy/base/deployment.yaml, or the container "+
-			"runtime forbids the character device 10:200", name, err)
-	}
-	return fmt.Errorf("open TUN %s: %w", name, err)
-}
-
-// isMissing tells whether err says that this process may have no device for now. Names do not need one.
-func isMissing(err error) bool {
-	return errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENODEV) ||
-		errors.Is(err, syscall.ENXIO)
 }
 
 // newLogger makes a logger for wireguard-go. It may log an error per packet, so a line a second is all that it gets.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/tundevice"
 )
 
 // Config configures a device. Configure can change the Settings later. Of these, MTU defaults to DefaultMTU, and
@@ -117,7 +118,7 @@ func Open(config Config) (*Device, error) {
 	if err := removeStrays(config.links, config.Interface); err != nil {
 		config.Log.Warn("cannot remove a device that an earlier kubelink has left", "error", err)
 	}
-	if err := w.openDevice(&w.desired); err != nil && !isMissing(err) {
+	if err := w.openDevice(&w.desired); err != nil && !tundevice.IsMissing(err) {
 		return nil, err
 	}
 	w.channels = openChannels(channelConfig{
