@@ -1,8 +1,8 @@
 package apizone
 
-// This file reads the secrets with credentials for the API servers of other clusters, and others that KubeLinks name. The cache of the manager has
-// the secrets of the broker's own namespace, if it may watch them. The broker reads the secrets of other namespaces
-// directly, now and then: no user wants to let it watch all secrets of the cluster.
+// This file reads the secrets with credentials for the API servers of other clusters, and others that KubeLinks name.
+// The cache of the manager has the secrets of the broker's own namespace, if it may watch them. The broker reads the
+// secrets of other namespaces directly, now and then: no user wants to let it watch all secrets of the cluster.
 
 import (
 	"context"
