@@ -78,8 +78,8 @@ const notPeer = -1
 func firewallChains(fw *Firewall, family int) (first, control []string, chains []innerChain) {
 	f := &firewall{Firewall: fw, family: family, policies: map[string]string{}}
 	f.readNetworks()
-	for name, target := range map[string]string{dropSource: "DROP", dropDestination: "DROP", dropNode: "DROP"} {
-		f.chains = append(f.chains, innerChain{name, []string{"-A " + name + " -j " + target}})
+	for _, name := range []string{dropSource, dropDestination, dropNode} {
+		f.chains = append(f.chains, innerChain{name, []string{"-A " + name + " -j DROP"}})
 	}
 	f.chains = append(f.chains, innerChain{passChain,
 		[]string{"-A " + passChain + " -m addrtype ! --dst-type LOCAL -j ACCEPT"}}, f.replies())

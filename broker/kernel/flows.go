@@ -20,8 +20,9 @@ import (
 func ForgetFlows(routes []NodeRoute) (forgotten int, err error) {
 	ways := newFlowWays(routes)
 	var errs []error
-	for family, networks := range map[netlink.InetFamily]int{unix.AF_INET: ways.own.Size4(), unix.AF_INET6: ways.own.Size6()} {
-		if networks == 0 {
+	networks := map[netlink.InetFamily]int{unix.AF_INET: ways.own.Size4(), unix.AF_INET6: ways.own.Size6()}
+	for family, n := range networks {
+		if n == 0 {
 			continue
 		}
 		n, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, ways)
