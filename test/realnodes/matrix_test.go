@@ -103,7 +103,9 @@ func checkPair(t *testing.T, rows []row) {
 	progress("kubelink is installed")
 	check(t, f.Mesh(ctx))
 	progress("links are up")
-	t.Run("pods", func(t *testing.T) { w.checkPods(t, 1e8) }) // it ends when its parallel tests have ended
+	if !t.Run("pods", func(t *testing.T) { w.checkPods(t, 1e8) }) { // it ends when its parallel tests have ended
+		w.logState(t)
+	}
 	progress("pods are checked")
 	t.Run("the broker moves", w.moveBrokers)
 	t.Run("pods after the moves", func(t *testing.T) { w.checkPods(t, 1e6) })
