@@ -204,9 +204,10 @@ func makeRouting(o *objects, f *facts) *routing {
 	services := ownServices(o.links)
 	covered := map[netip.Prefix]bool{}
 	claims := newClaims(o.links)
+	ways := make([]hops, len(r.leaders))
 	for i := range r.leaders {
-		l := &r.leaders[i]
-		way := findHops(l, f)
+		l, way := &r.leaders[i], &ways[i]
+		*way = findHops(l, f)
 		for _, n := range l.networks {
 			if covered[n] { // an older gateway leads there
 				r.findings = append(r.findings, claims.compare(n, l)...)
@@ -215,12 +216,14 @@ func makeRouting(o *objects, f *facts) *routing {
 			covered[n] = true
 			claims.leaders[n] = l
 			for _, part := range r.admitNetwork(n, l.name, f) {
-				r.addRoute(part, &way)
+				r.addRoute(part, way)
 			}
 		}
-		r.findings = append(r.findings, way.findings...)
 	}
-	r.addUnknown(o, covered, services, f)
+	r.addUnlisted(o, covered, services, ways, f)
+	for i := range ways {
+		r.findings = append(r.findings, ways[i].findings...)
+	}
 	slices.SortFunc(r.routes, func(a, b kernel.NodeRoute) int { return a.Destination.Compare(b.Destination) })
 	r.routes = slices.CompactFunc(r.routes, func(a, b kernel.NodeRoute) bool { return a.Destination == b.Destination })
 	return r
@@ -447,8 +450,11 @@ func lowerMTU(gateway, device int) int {
 	return 0
 }
 
-// addUnknown makes the networks of links unreachable to which no gateway leads: they must not take the default route.
-func (r *routing) addUnknown(o *objects, covered map[netip.Prefix]bool, services []netip.Prefix, f *facts) {
+// addUnlisted adds the networks of links that no gateway lists. While a broker is about to list them, the status of the
+// link already names its node: they lead there. Else they are unreachable: they must not take the default route.
+func (r *routing) addUnlisted(
+	o *objects, covered map[netip.Prefix]bool, services []netip.Prefix, ways []hops, f *facts,
+) {
 	known := func(n netip.Prefix) bool {
 		for bits := n.Bits(); bits >= 0; bits-- {
 			if wider, _ := n.Addr().Prefix(bits); covered[wider] {
@@ -461,16 +467,42 @@ func (r *routing) addUnknown(o *objects, covered map[netip.Prefix]bool, services
 		if !claimsNetworks(k) {
 			continue
 		}
+		way := findServing(k, ways)
 		for _, n := range mesh.Networks(&k.Spec) {
 			if known(n) {
 				continue
 			}
 			covered[n] = true
-			r.unknown = append(r.unknown, n)
+			if way == nil {
+				r.unknown = append(r.unknown, n)
+			}
 			for _, part := range r.admitNetwork(n, "KubeLink "+k.Name, f) {
-				r.routes = append(r.routes, kernel.NodeRoute{Destination: part, Fallback: true})
+				if way != nil {
+					r.addRoute(part, way)
+				} else {
+					r.routes = append(r.routes, kernel.NodeRoute{Destination: part, Fallback: true})
+				}
 			}
 		}
 	}
 	slices.SortFunc(r.unknown, netip.Prefix.Compare)
+}
+
+// findServing returns the way to the gateway on the node that the status of a link names; nil: there is none, or more
+// than one.
+func findServing(k *v1alpha1.KubeLink, ways []hops) (serving *hops) {
+	a, err := netip.ParseAddr(k.Status.Gateway)
+	if err != nil {
+		return nil
+	}
+	for i := range ways {
+		if !slices.Contains(ways[i].leader.nodeIPs, a.Unmap()) {
+			continue
+		}
+		if serving != nil {
+			return nil
+		}
+		serving = &ways[i]
+	}
+	return serving
 }

@@ -201,6 +201,14 @@ func TestMakeRouting(t *testing.T) {
 		"a link that the gateway does not lead to": {objects{gateways: list{gateway(1, "192.168.0.0/16")},
 			links: []*v1alpha1.KubeLink{kubeLink("k2", "100.64.16.0/20")}}, node3(),
 			"fallback 100.64.16.0/20\n192.168.0.0/16 via 10.250.0.1 dev 2", ""},
+		"a link that the gateway is about to list": {objects{
+			gateways: list{gateway(1), gateway(2, "192.168.0.0/24"), gateway(3)}, links: []*v1alpha1.KubeLink{
+				kubeLink("k2", "100.64.16.0/20", ledBy("10.250.0.1")), kubeLink("k3", "100.64.32.0/20", ledBy("10.250.0.3"))}},
+			node3(), "100.64.16.0/20 via 10.250.0.1 dev 2\nfallback 100.64.32.0/20\n192.168.0.0/24 via 10.250.0.2 dev 2", ""},
+		"a link that one of two gateways of a node is about to list": {objects{
+			gateways: list{inPod(gateway(3), "100.96.3.5"), inPod(gateway(3), "100.96.3.6")},
+			links:    []*v1alpha1.KubeLink{kubeLink("k2", "100.64.16.0/20", ledBy("10.250.0.3"))}}, node3(),
+			"fallback 100.64.16.0/20\nfallback 192.168.0.0/24", GatewayNotOnLink},
 		"links that the broker refuses": {objects{links: []*v1alpha1.KubeLink{
 			kubeLink("a", "8.8.8.0/24", state(v1alpha1.StateInvalid)), kubeLink("b", "8.8.9.0/24", state(v1alpha1.StateStale))}},
 			node3(), "", ""},
