@@ -191,17 +191,24 @@ func (b *Broker) Stop() {
 	b.names.stopFollowing() // what the end of links looks like is not to be shown
 	g := b.r.gateway
 	b.setGateway(nil)
-	g.close(b.cfg.KeepNetwork)
-	b.claim.Release()
+	g.endLinks(b.cfg.KeepNetwork)
+	var release sync.WaitGroup
 	if !b.cfg.KeepNetwork { // else the next process on this node is to go on
-		ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
-		defer cancel()
-		b.r.election.Release(ctx)
+		release.Go(b.releaseLease) // the broker of another node takes the links while this one still cleans up
 	}
+	g.clearKernel(b.cfg.KeepNetwork)
+	b.claim.Release()
+	release.Wait()
 	if m := b.r.snapshot.Swap(nil); m != nil {
 		m.Close()
 	}
 	b.names.close()
+}
+
+func (b *Broker) releaseLease() {
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+	defer cancel()
+	b.r.election.Release(ctx)
 }
 
 // Table is what DNS answers come from: nil until the first state is known. It takes no lock.

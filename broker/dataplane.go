@@ -188,8 +188,15 @@ func (g *gateway) observe(seen *writeback.Observations) []link.Status {
 	return statuses
 }
 
-// close ends the links. With keep, device, routes and rules stay for the next process.
+// close ends the links, and removes what is for them from the kernel. With keep, device, routes and rules stay for the
+// next process.
 func (g *gateway) close(keep bool) {
+	g.endLinks(keep)
+	g.clearKernel(keep)
+}
+
+// endLinks ends the links.
+func (g *gateway) endLinks(keep bool) {
 	if g == nil {
 		return
 	}
@@ -204,11 +211,16 @@ func (g *gateway) close(keep bool) {
 	if err := g.Close(keep); err != nil {
 		g.log.Error("cannot close the dataplane", "error", err)
 	}
-	// NAT goes last: a packet that is still on its way must not leave with a foreign source address.
-	if !keep {
-		if err := g.clear(); err != nil {
-			g.log.Error("cannot remove kernel state", "error", err)
-		}
+}
+
+// clearKernel comes after the end of links: a packet that is still on its way must not leave with a foreign source
+// address.
+func (g *gateway) clearKernel(keep bool) {
+	if g == nil || keep {
+		return
+	}
+	if err := g.clear(); err != nil {
+		g.log.Error("cannot remove kernel state", "error", err)
 	}
 }
 
