@@ -12,9 +12,10 @@ import (
 
 // Objects are all that a State is made of, besides the stanza: objects of the API, and facts of the gateway node.
 type Objects struct {
-	Links []v1alpha1.KubeLink
-	Host  Host
-	Keys  Keys // in mode wireguard
+	Links    []v1alpha1.KubeLink
+	Reserved []Reserved // addresses of MeshServices, in any order
+	Host     Host
+	Keys     Keys // in mode wireguard
 }
 
 // Build computes the State. It does not change its arguments. Older objects win over younger ones, so that a mistake in
@@ -42,6 +43,8 @@ type input struct {
 	byAge   []*v1alpha1.KubeLink
 	served  *servedSet
 	orphans map[string]*Problem // of links whose gateway cannot be used, by name
+
+	reserved []Reserved // sorted
 }
 
 func newInput(objects Objects, local *Local) *input {
@@ -53,6 +56,7 @@ func newInput(objects Objects, local *Local) *input {
 	return &input{
 		local: local, host: &host, keys: &objects.Keys,
 		byAge: byAge, served: newServedSet(local, byAge), orphans: map[string]*Problem{},
+		reserved: sortReserved(objects.Reserved),
 	}
 }
 
@@ -108,20 +112,23 @@ func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
 	meshes := slices.DeleteFunc(slices.Clone(all), func(m *meshEntry) bool { return !m.served })
 	s := State{
 		Local: localNetworks(local, links.host.Host, all), LocalPorts: local.LocalPorts,
-		Zones: names.zones(byName), Problems: r.problems, Notes: r.notes,
+		Broken: names.meshes.describeBroken(), Zones: names.zones(byName), Problems: r.problems, Notes: r.notes,
 	}
 	r.dropNotesOfBroken()
 	for _, m := range all {
-		switch {
-		case m.served:
+		if m.served {
 			s.Meshes = append(s.Meshes, m.Mesh)
-		case m.Domain != "" && local.Propagation != PropagateNone:
+			continue
+		}
+		s.Unserved = append(s.Unserved, m.Mesh)
+		if m.Domain != "" && local.Propagation != PropagateNone {
 			s.Elsewhere = append(s.Elsewhere, m.Domain)
 		}
 	}
 	slices.Sort(s.Elsewhere)
 	for _, l := range byName {
 		link := l.Link
+		link.Networks = l.networks()
 		if !local.Mode.CarriesTraffic() {
 			link.Peer = ""
 		}

@@ -48,7 +48,7 @@ func (s *linkSet) checkGateway(l *linkEntry) *Problem {
 	}
 	mesh, _ := LinkName(l.gateway)
 	if mesh != l.Mesh {
-		return invalid("spec.gatewayLink %s belongs to %s: a gateway must be in the same mesh", l.gateway, meshTitle(mesh))
+		return invalid("spec.gatewayLink %s belongs to %s: a gateway must be in the same mesh", l.gateway, MeshTitle(mesh))
 	}
 	if l.mesh.Link == l.gateway {
 		return invalid("spec.gatewayLink %s is the LocalLink: "+
@@ -139,7 +139,7 @@ func (s *linkSet) findTunnel(a netip.Addr) (network netip.Prefix, title string, 
 	}
 	for _, m := range s.meshes.list {
 		if n := m.Addresses.SameFamily(a).Masked(); s.host.takes(n, a) {
-			return n, "of " + meshTitle(m.Name), true
+			return n, "of " + MeshTitle(m.Name), true
 		}
 	}
 	return network, "", false

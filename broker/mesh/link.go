@@ -53,12 +53,14 @@ type linkSet struct {
 	byName  map[string]*linkEntry
 	byAge   []*linkEntry // the same, older ones first
 	claims  claimList    // of all links, older ones first
+
+	reserved []Reserved // sorted
 }
 
 func newLinkSet(in *input, meshes *meshSet, r *reports) *linkSet {
 	s := &linkSet{
 		local: in.local, host: meshes.host, meshes: meshes, reports: r,
-		keys:    in.keys,
+		keys: in.keys, reserved: in.reserved,
 		objects: map[string]*v1alpha1.KubeLink{}, byName: map[string]*linkEntry{},
 	}
 	for _, o := range in.byAge {
@@ -95,7 +97,7 @@ func (s *linkSet) readLink(o *v1alpha1.KubeLink) (*linkEntry, *Problem) {
 	}
 	if cluster == m.Cluster {
 		return nil, invalid("metadata.name %q: %s is the name of the local cluster in %s; "+
-			"a link is named after the other cluster", o.Name, cluster, meshTitle(mesh))
+			"a link is named after the other cluster", o.Name, cluster, MeshTitle(mesh))
 	}
 	l := &linkEntry{Link: Link{Name: o.Name, Mesh: mesh, Cluster: cluster, Peer: o.Name}, spec: &o.Spec, mesh: m}
 	for _, read := range []func(*linkEntry) *Problem{
@@ -105,20 +107,19 @@ func (s *linkSet) readLink(o *v1alpha1.KubeLink) (*linkEntry, *Problem) {
 			return nil, p
 		}
 	}
+	if p := s.checkReserved(l, o); p != nil {
+		return nil, p
+	}
 	return l, nil
 }
 
 // missingMesh says why there is no mesh of the name.
 func (s *linkSet) missingMesh(mesh string) *Problem {
-	if p := s.meshes.refused; p != nil && mesh == "" {
-		return stale("%s cannot be used: %s", meshTitle(mesh), p.Message)
-	}
-	if name := s.meshes.broken[mesh]; name != "" {
-		return stale("LocalLink %s of %s cannot be used (%s): repair it first",
-			name, meshTitle(mesh), s.reports.problems[name].State)
+	if text := s.meshes.describeBroken()[mesh]; text != "" {
+		return stale("%s", text)
 	}
 	return stale("%s has no LocalLink: create KubeLink %s with endpoint LocalLink "+
-		"and the address of this cluster in the mesh", meshTitle(mesh), ObjectName(mesh, "<local cluster>"))
+		"and the address of this cluster in the mesh", MeshTitle(mesh), ObjectName(mesh, "<local cluster>"))
 }
 
 // readAddress reads spec.clusterAddress, which must lie in the mesh and be free.
@@ -134,10 +135,10 @@ func (s *linkSet) readAddress(l *linkEntry) *Problem {
 	switch {
 	case address.Bits() != own.Bits():
 		return invalid("spec.clusterAddress %s: the mask of %s is /%d, as its local address %s says; use %s/%d",
-			address, meshTitle(l.Mesh), own.Bits(), own, address.Addr(), own.Bits())
+			address, MeshTitle(l.Mesh), own.Bits(), own, address.Addr(), own.Bits())
 	case address.Masked() != own.Masked():
 		return invalid("spec.clusterAddress %s does not lie in the network %s of %s",
-			address, own.Masked(), meshTitle(l.Mesh))
+			address, own.Masked(), MeshTitle(l.Mesh))
 	case address.Addr() == own.Addr():
 		return invalid("spec.clusterAddress %s is the address of the local cluster: give that of %s", address, l.Cluster)
 	}
@@ -179,7 +180,7 @@ func (s *linkSet) readServices(l *linkEntry) *Problem {
 	for _, m := range s.meshes.list {
 		if n := m.Addresses.SameFamily(cidr.Addr()); n.Overlaps(cidr) {
 			return invalid("spec.cidr %s overlaps with the network %s of %s: they must be disjoint",
-				cidr, n.Masked(), meshTitle(m.Name))
+				cidr, n.Masked(), MeshTitle(m.Name))
 		}
 	}
 	if p := s.host.checkApart(fieldCIDR, cidr, services); p != nil {
@@ -234,7 +235,7 @@ func (s *linkSet) checkEgress(m *meshEntry, n netip.Prefix) *Problem {
 		// Single addresses of the link's mesh (mesh services) may be routed to the link.
 		if other != m || n.Bits() == own.Bits() || n.Contains(own.Addr()) {
 			return invalid("spec.egress %s would take the network %s of %s, or its local address, away",
-				n, own.Masked(), meshTitle(other.Name))
+				n, own.Masked(), MeshTitle(other.Name))
 		}
 	}
 	return s.host.checkRoute(fieldEgress, n, services)

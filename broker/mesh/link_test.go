@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -334,7 +335,10 @@ func TestUnusedClaimsAreFree(t *testing.T) {
 			add("k3", "192.168.0.12/24", "c.example", same...).build(local)
 		checkProblem(t, s, "k3", "")
 		checkEqual(t, c.name+": problems", len(s.Problems), c.want)
-		checkEqual(t, c.name+": links", s.Links, []Link{{Name: "k3", Cluster: "k3", Peer: "k3"}})
+		checkEqual(t, c.name+": links", s.Links, []Link{{
+			Name: "k3", Cluster: "k3", Peer: "k3",
+			Networks: []netip.Prefix{pfx("192.168.0.12/32"), pfx("100.64.16.0/20"), pfx("10.0.0.0/8")},
+		}})
 	}
 }
 

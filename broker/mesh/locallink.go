@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -100,6 +101,23 @@ func (s *meshSet) services() Prefixes {
 	return services
 }
 
+// describeBroken says why there is no mesh of a name that stanza or LocalLinks define.
+func (s *meshSet) describeBroken() (broken map[string]string) {
+	if len(s.broken) > 0 || s.refused != nil {
+		broken = map[string]string{}
+	}
+	for mesh, name := range s.broken {
+		if s.findMesh(mesh) == nil {
+			broken[mesh] = fmt.Sprintf("LocalLink %s of %s cannot be used (%s): repair it first",
+				name, MeshTitle(mesh), s.reports.problems[name].State)
+		}
+	}
+	if s.refused != nil && s.findMesh("") == nil {
+		broken[""] = fmt.Sprintf("%s cannot be used: %s", MeshTitle(""), s.refused.Message)
+	}
+	return broken
+}
+
 // addLocalLink adds the mesh that a LocalLink defines, or reports why it cannot. older are the objects that win over
 // it.
 func (s *meshSet) addLocalLink(o *v1alpha1.KubeLink, older []*v1alpha1.KubeLink) {
@@ -169,9 +187,9 @@ func (s *meshSet) checkFirst(mesh string) *Problem {
 		return nil
 	case old.Link == "":
 		return stale("%s is already defined by link-address %s of the Corefile: remove that property or this object",
-			meshTitle(mesh), old.Addresses)
+			MeshTitle(mesh), old.Addresses)
 	}
-	return stale("%s already has the older LocalLink %s: delete one of the two", meshTitle(mesh), old.Link)
+	return stale("%s already has the older LocalLink %s: delete one of the two", MeshTitle(mesh), old.Link)
 }
 
 // readOwnAddress reads the address of the local cluster in a mesh.
@@ -183,7 +201,7 @@ func (s *meshSet) readOwnAddress(text string) (netip.Prefix, *Problem) {
 	for _, other := range s.list {
 		if n := other.Addresses.SameFamily(address.Addr()); n.Overlaps(address) {
 			return address, invalid("spec.clusterAddress %s: its network overlaps with %s of %s; meshes must be disjoint",
-				address, n.Masked(), meshTitle(other.Name))
+				address, n.Masked(), MeshTitle(other.Name))
 		}
 	}
 	if p := s.local.checkDisjoint(fieldAddress, address); p != nil {
@@ -227,7 +245,7 @@ func (s *meshSet) checkServices(m *meshEntry, older []*v1alpha1.KubeLink) *Probl
 		for _, other := range s.list {
 			if n := other.Addresses.SameFamily(own.Addr()); n.Overlaps(own) {
 				return invalid("spec.cidr %s overlaps with the network %s of %s: they must be disjoint",
-					own, n.Masked(), meshTitle(other.Name))
+					own, n.Masked(), MeshTitle(other.Name))
 			}
 		}
 		for _, o := range older {
@@ -288,14 +306,14 @@ func (s *meshSet) dropTakenDomain(m *meshEntry) {
 			continue
 		case m.Domain == other.Domain:
 			s.reports.addNote(m.Link, "no DNS: spec.dns.baseDomain %s is already used by %s; set another one",
-				TrimDot(m.Domain), meshTitle(other.Name))
+				TrimDot(m.Domain), MeshTitle(other.Name))
 		case InDomain(m.Domain, "global."+other.Domain) || InDomain(other.Domain, "global."+m.Domain):
 			s.reports.addNote(m.Link, "no DNS: spec.dns.baseDomain %s, and %s of %s: "+
 				"one lies in the global names of the other; set another one",
-				TrimDot(m.Domain), TrimDot(other.Domain), meshTitle(other.Name))
+				TrimDot(m.Domain), TrimDot(other.Domain), MeshTitle(other.Name))
 		case other.Cluster != "" && m.Domain == other.localName():
 			s.reports.addNote(m.Link, "no DNS: spec.dns.baseDomain %s is the local cluster in %s; set another one",
-				TrimDot(m.Domain), meshTitle(other.Name))
+				TrimDot(m.Domain), MeshTitle(other.Name))
 		default:
 			continue
 		}
@@ -303,8 +321,8 @@ func (s *meshSet) dropTakenDomain(m *meshEntry) {
 	}
 }
 
-// meshTitle is how messages call a mesh.
-func meshTitle(name string) string {
+// MeshTitle is how messages call a mesh.
+func MeshTitle(name string) string {
 	if name == "" {
 		return "the default mesh"
 	}

@@ -90,10 +90,10 @@ func (n *naming) clusterName(l *linkEntry) string {
 			TrimDot(name))
 	case taken != nil:
 		n.reports.addNote(l.Name, "no DNS: %s is the domain of %s; use another name for the cluster, "+
-			"or another spec.dns.baseDomain there", TrimDot(name), meshTitle(taken.Name))
+			"or another spec.dns.baseDomain there", TrimDot(name), MeshTitle(taken.Name))
 	case local != nil:
 		n.reports.addNote(l.Name, "no DNS: %s is the local cluster in %s; use another name for the cluster",
-			TrimDot(name), meshTitle(local.Name))
+			TrimDot(name), MeshTitle(local.Name))
 	case n.taken[name] != "":
 		n.reports.addNote(l.Name, "no DNS: %s is the name of the older link %s; use another name for the cluster",
 			TrimDot(name), n.taken[name])

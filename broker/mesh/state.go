@@ -11,6 +11,8 @@ import (
 // State. It is not changed after Build.
 type State struct {
 	Meshes     []Mesh             // that this broker is a gateway of, by name
+	Unserved   []Mesh             // that another broker is the gateway of, or none, by name
+	Broken     map[string]string  // why a mesh cannot be used, by its name
 	Links      []Link             // usable links to other clusters, by name
 	Local      []netip.Prefix     // networks of the local cluster, and of its meshes; sorted
 	LocalPorts []LocalPort        // of the local cluster addresses that other clusters reach, sorted
@@ -49,10 +51,11 @@ type Mesh struct {
 
 // Link is a usable link to another cluster.
 type Link struct {
-	Name    string // of the KubeLink
-	Mesh    string
-	Cluster string
-	Peer    string // the Peer that carries it: itself, or its gateway; empty: the mode carries no traffic
+	Name     string // of the KubeLink
+	Mesh     string
+	Cluster  string
+	Peer     string         // the Peer that carries it: itself, or its gateway; empty: the mode carries no traffic
+	Networks []netip.Prefix // that belong to the cluster, the addresses in the mesh included; in the order of the object
 }
 
 // ControlPort is the TCP port of cluster addresses on which two kubelinks talk inside a tunnel, in mode wireguard.

@@ -60,7 +60,7 @@ func (n *naming) localCluster(m *meshEntry) (ClusterZone, bool) {
 			"use another name for it", TrimDot(c.Name))
 	case taken != nil:
 		n.reports.addNote(m.Link, "no DNS for the local cluster: %s is the domain of %s; use another name for it",
-			TrimDot(c.Name), meshTitle(taken.Name))
+			TrimDot(c.Name), MeshTitle(taken.Name))
 	default:
 		return c, true
 	}
