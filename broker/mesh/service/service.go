@@ -7,6 +7,7 @@ import "net/netip"
 // Service is an address of a mesh, or some ports of one, with the endpoints behind it.
 type Service struct {
 	Namespace, Name string     // of the MeshService
+	StandsFor       string     // name of the Kubernetes service, in Namespace; empty: none, it has endpoints of its own
 	Address         netip.Addr // in a mesh of this cluster
 	// Whole says that all of Address belongs to the service: packets to what Ports does not have go to Targets, with the
 	// port that they have. Else only Ports belong to it, of an address that several services share.
