@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/mesh/service"
 )
 
 // MainTable is the routing table that needs no rule.
@@ -30,7 +31,9 @@ type State struct {
 	Addresses  []netip.Prefix   // local cluster addresses with the mask of their mesh
 	Routes     []mesh.Route     // all that leaves through the device, mesh ranges included
 	LocalPorts []mesh.LocalPort // of Addresses that are open to what comes in through the device
-	Services   []netip.Prefix   // local service networks; an address of the node in one can be that of a service
+	// ServiceNetworks are the local ones; an address of the node in one can be that of a service.
+	ServiceNetworks []netip.Prefix
+	Services        []service.Service // mesh services, each address and each of its ports once
 	// Masquerade gives packets from the networks of Routes that leave a node by any other device the address of that
 	// device: the network of nodes drops foreign addresses. Those of OverlayDevice keep theirs. A pod needs no such word.
 	Masquerade bool
@@ -53,11 +56,11 @@ func NewState(s *mesh.State) State {
 	want := State{Routes: s.Routes, LocalPorts: s.LocalPorts}
 	for _, m := range s.Meshes {
 		want.Addresses = append(want.Addresses, m.Addresses...)
-		want.Services = append(want.Services, m.Services...)
+		want.ServiceNetworks = append(want.ServiceNetworks, m.Services...)
 	}
 	// Several meshes can have the same ones.
-	slices.SortFunc(want.Services, netip.Prefix.Compare)
-	want.Services = slices.Compact(want.Services)
+	slices.SortFunc(want.ServiceNetworks, netip.Prefix.Compare)
+	want.ServiceNetworks = slices.Compact(want.ServiceNetworks)
 	return want
 }
 

@@ -166,7 +166,7 @@ func testGuard(t *testing.T) {
 		nft add rule ip kube-proxy nat fib daddr type local udp dport 30081 dnat to 100.96.0.5:80`)
 	s := twoMeshes
 	s.LocalPorts = []mesh.LocalPort{{Protocol: "tcp", Port: 9153}, {Protocol: "udp", Port: 9}}
-	s.Services = addresses("10.96.0.0/16")
+	s.ServiceNetworks = addresses("10.96.0.0/16")
 	k, _ := open(t, config)
 	set(t, k, s)
 	const tcp, udp, icmp, icmp6 = unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6
@@ -238,7 +238,7 @@ func TestGuardWithIPVS(t *testing.T) {
 			device := tun(t, "kubelink")
 			k, _ := open(t, config)
 			s := oneMesh
-			s.Services = addresses("10.96.0.0/16", "fd00:96::/112")
+			s.ServiceNetworks = addresses("10.96.0.0/16", "fd00:96::/112")
 			s.LocalPorts = []mesh.LocalPort{{Protocol: "udp", Port: 9}}
 			packets := []packet{
 				{"a service", "10.96.0.80", unix.IPPROTO_TCP, 4000, 80, true},

@@ -243,8 +243,8 @@ var (
 	otherSource = State{Addresses: addresses("192.168.0.12/24"),
 		Routes: routes("192.168.0.0/24 192.168.0.12", "100.64.16.0/20 192.168.0.12")}
 	openPorts = State{Addresses: twoMeshes.Addresses, Routes: twoMeshes.Routes,
-		LocalPorts: []mesh.LocalPort{{Protocol: "tcp", Port: 53}, {Protocol: "udp", Port: 53}},
-		Services:   addresses("100.64.0.0/20", "fd00:64::/112")}
+		LocalPorts:      []mesh.LocalPort{{Protocol: "tcp", Port: 53}, {Protocol: "udp", Port: 53}},
+		ServiceNetworks: addresses("100.64.0.0/20", "fd00:64::/112")}
 	config = Config{Device: "kubelink", MTU: 1500, Table: MainTable, RulePriority: 32750}
 	table  = Config{Device: "kubelink", MTU: 1500, Table: 77, RulePriority: 32750}
 )

@@ -230,7 +230,7 @@ func guardChain(device string, s State, family int, ipvs bool) chain {
 			passPort(hostPrefix(a.Addr()), p)
 		}
 	}
-	for _, n := range s.Services {
+	for _, n := range s.ServiceNetworks {
 		switch {
 		case FamilyOf(n.Addr()) != family:
 		case ipvs:
