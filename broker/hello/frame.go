@@ -21,6 +21,8 @@ const (
 	FramePing    = 16 // 8 bytes that have a meaning to the sender only; with FlagKeepalive
 	FramePong    = 17 // the 8 bytes of a ping
 	FrameOffload = 18 // struct virtio_net_hdr, little endian, of the packet in the next frame; with FlagOffload
+	// FrameServices is a part of the list of mesh services that the sender offers, see services.go; with FlagServices.
+	FrameServices = 19
 )
 
 // Sizes, in bytes.
@@ -41,6 +43,8 @@ const (
 	FlagOffload
 	FlagUSO     // with FlagOffload: UDP as well (gso_type UDP_L4)
 	FlagStreams // a link has several sessions, see hello.go
+	// FlagServices: the end says which mesh services it offers, at once and when that changes, and reads what its peer offers.
+	FlagServices
 )
 
 // PutHeader writes the header of a frame with n bytes of payload to the start of b.

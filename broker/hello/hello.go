@@ -23,7 +23,8 @@ package hello
 // they still look alive. Streams is the number of sessions that the sender wants at most; the smaller number of both
 // ends counts. Stream is the number, from 0 on, that the dialler gives to this session. Term tells which of the brokers
 // of a cluster has the links, and followed is the term of the receiver's cluster that the sender follows.
-// Legacy peers ignore extension 128, and do not send it.
+// Legacy peers ignore extension 128, and do not send it. They read MaxLegacyPayload bytes of a hello: mesh services, of
+// which there can be many, are not in it but in frames of their own, see services.go.
 
 import (
 	"encoding/binary"

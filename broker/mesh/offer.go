@@ -1,0 +1,27 @@
+package mesh
+
+// Mesh services that clusters offer to each other.
+
+import "net/netip"
+
+// Offer is a mesh service that a cluster offers to the other clusters of a mesh.
+type Offer struct {
+	Namespace, Name string // of the MeshService
+	StandsFor       string // name of the Kubernetes service, in Namespace; empty: none
+	Address         netip.Addr
+	Whole           bool        // all of Address belongs to the service; else only Ports do
+	Ports           []OfferPort // in the order of the sender
+}
+
+// OfferPort is a port at the address of an Offer.
+type OfferPort struct {
+	Name     string // a DNS label; empty: none
+	Protocol uint8  // number of IANA
+	Port     uint16
+}
+
+// Offers are what the peer of a link offers, as it says.
+type Offers struct {
+	List    []Offer // in the order of the sender
+	LeftOut int     // malformed ones, and those beyond the bounds of the protocol
+}
