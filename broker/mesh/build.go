@@ -128,12 +128,15 @@ func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
 	slices.Sort(s.Elsewhere)
 	for _, l := range byName {
 		link := l.Link
-		link.Networks = l.networks()
 		if !local.Mode.CarriesTraffic() {
 			link.Peer = ""
 		}
 		s.Links = append(s.Links, link)
+		for _, n := range l.networks() {
+			s.Networks = append(s.Networks, LinkNetwork{n, l.Name})
+		}
 	}
+	slices.SortStableFunc(s.Networks, func(a, b LinkNetwork) int { return a.Prefix.Compare(b.Prefix) })
 	if local.Mode.CarriesTraffic() {
 		s.Peers, s.Routes = peersOf(all, byName, local.LocalPorts), routesOf(meshes, byName)
 	}

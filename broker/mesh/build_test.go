@@ -86,11 +86,9 @@ func TestBuildPair(t *testing.T) {
 			Link: "kubelink1", Cluster: "kubelink1", Addresses: pfxs("192.168.0.11/24"), Services: pfxs("100.64.0.0/20"),
 			Domain: "kubelink.", Members: []string{"kubelink2"},
 		}},
-		Links: []Link{{
-			Name: "kubelink2", Cluster: "kubelink2", Peer: "kubelink2",
-			Networks: []netip.Prefix{pfx("192.168.0.12/32"), pfx("100.64.16.0/20")},
-		}},
-		Local: []netip.Prefix{pfx("10.250.0.0/16"), pfx("100.64.0.0/20"), pfx("100.96.0.0/11"), pfx("192.168.0.0/24")},
+		Links:    []Link{{Name: "kubelink2", Cluster: "kubelink2", Peer: "kubelink2"}},
+		Networks: []LinkNetwork{{pfx("100.64.16.0/20"), "kubelink2"}, {pfx("192.168.0.12/32"), "kubelink2"}},
+		Local:    []netip.Prefix{pfx("10.250.0.0/16"), pfx("100.64.0.0/20"), pfx("100.96.0.0/11"), pfx("192.168.0.0/24")},
 		Peers: []Peer{{
 			Link: "kubelink2", Local: pfxs("192.168.0.11/24"), Services: pfxs("100.64.0.0/20"),
 			Addresses: pfxs("192.168.0.12/24"), Host: "kubelink.two.example", Port: 80,

@@ -42,7 +42,8 @@ func (s *linkSet) checkReserved(l *linkEntry, o *v1alpha1.KubeLink) *Problem {
 			if s.isWiderThanMesh(c.prefix, r.Addr) || !IsAutoLink(o) && r.Created.Compare(o.CreationTimestamp.Time) >= 0 {
 				continue
 			}
-			return invalid("%s %s has the address %s, which belongs to the older %s: give another one, or delete the other object",
+			return invalid("%s %s has the address %s, which belongs to the older %s: "+
+				"give another one, or delete the other object",
 				c.field, c.prefix, r.Addr, r.Owner)
 		}
 	}

@@ -32,8 +32,8 @@ func TestReserved(t *testing.T) {
 		{"egress", "10.9.0.7", 1, egress("10.9.0.0/16"), "Invalid: spec.egress 10.9.0.0/16 has the address 10.9.0.7, " +
 			"which belongs to the older MeshService default/echo: give another one, or delete the other object"},
 		{"egress of one address in the mesh", "192.168.0.101", 1, egress("192.168.0.101"), "Invalid: spec.egress " +
-			"192.168.0.101/32 has the address 192.168.0.101, which belongs to the older MeshService default/echo: give another " +
-			"one, or delete the other object"},
+			"192.168.0.101/32 has the address 192.168.0.101, which belongs to the older MeshService default/echo: give " +
+			"another one, or delete the other object"},
 		{"a network around the mesh", "192.168.0.101", 1, egress("192.168.0.0/16"), ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -14,6 +14,7 @@ type State struct {
 	Unserved   []Mesh             // that another broker is the gateway of, or none, by name
 	Broken     map[string]string  // why a mesh cannot be used, by its name
 	Links      []Link             // usable links to other clusters, by name
+	Networks   []LinkNetwork      // of these clusters, sorted
 	Local      []netip.Prefix     // networks of the local cluster, and of its meshes; sorted
 	LocalPorts []LocalPort        // of the local cluster addresses that other clusters reach, sorted
 	Peers      []Peer             // links that have a connection of their own, by name
@@ -51,11 +52,17 @@ type Mesh struct {
 
 // Link is a usable link to another cluster.
 type Link struct {
-	Name     string // of the KubeLink
-	Mesh     string
-	Cluster  string
-	Peer     string         // the Peer that carries it: itself, or its gateway; empty: the mode carries no traffic
-	Networks []netip.Prefix // that belong to the cluster, the addresses in the mesh included; in the order of the object
+	Name    string // of the KubeLink
+	Mesh    string
+	Cluster string
+	Peer    string // the Peer that carries it: itself, or its gateway; empty: the mode carries no traffic
+}
+
+// LinkNetwork is a network that belongs to another cluster: its address in the mesh, its services, or what its link has
+// in egress.
+type LinkNetwork struct {
+	Prefix netip.Prefix
+	Link   string // name of the KubeLink
 }
 
 // ControlPort is the TCP port of cluster addresses on which two kubelinks talk inside a tunnel, in mode wireguard.
