@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,8 +19,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/runtime"
+	crlog "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 // Options of a test bed. With the zero value, clusters have one node each and no DNS.
@@ -79,6 +82,7 @@ func New(ctx context.Context, n int, opts Options) (_ *Testbed, err error) {
 	if !inUse.TryLock() {
 		return nil, errors.New("test bed: this process has one already")
 	}
+	crlog.SetLogger(logr.FromSlogHandler(slog.Default().Handler())) // else the client's first line is a stack trace
 	b := &Testbed{opts: opts, binaries: opts.ControlPlane, runtimes: make(chan struct{})}
 	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
