@@ -9,11 +9,13 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"slices"
 	"syscall"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/hello"
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 // backoff is the pause between dials. It grows with attempts that fail, and with sessions that end soon.
@@ -154,7 +156,7 @@ func (d *dialer) dialEndpoint(ctx context.Context) (net.Conn, error) {
 		return dial(ctx, "tcp", p.endpoint)
 	}
 	system := net.Dialer{ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
-		return p.router.table.Load().checkCarrier(address)
+		return link.CheckCarrier(netip.MustParseAddrPort(address).Addr(), p.router.table.Load())
 	}}
 	return system.DialContext(ctx, "tcp", p.endpoint)
 }

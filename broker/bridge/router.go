@@ -3,6 +3,8 @@ package bridge
 // The tables that decide where packets go: immutable, behind atomic pointers. Bridge.Set replaces them as a whole.
 
 import (
+	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"github.com/gaissmai/bart"
@@ -20,4 +22,17 @@ type router struct {
 type routingTable struct {
 	routes bart.Fast[*peer] // nil: a local network, of no peer
 	peers  []*peer          // all, in the order of Set
+}
+
+// IsLocal and FindNetwork are what link.CheckCarrier asks for.
+func (t *routingTable) IsLocal(a netip.Addr) bool {
+	return slices.ContainsFunc(t.peers, func(p *peer) bool { return slices.Contains(p.Local.Addrs(), a) })
+}
+
+func (t *routingTable) FindNetwork(a netip.Addr) (netip.Prefix, string) {
+	network, p, found := t.routes.LookupPrefixLPM(netip.PrefixFrom(a, a.BitLen()))
+	if !found || p == nil {
+		return network, ""
+	}
+	return network, p.Link
 }

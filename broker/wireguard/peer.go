@@ -22,14 +22,15 @@ type peer struct {
 	endpoint       endpoint
 	links          []string
 
-	current   wgtypes.Peer // as the device said last; zero: the device does not have it
-	known     bool         // the device has said something of it
-	handshake time.Time    // of the device's clock: of the last handshake that counts; zero: there was none
-	void      time.Time    // of the device's clock: no handshake until then counts
-	seen      time.Time    // when the last handshake was, by our clock
-	wasUp     bool         // there was a handshake that counts
-	waiting   time.Time    // since when one is waited for
-	greeted   time.Time    // when the device was made to start one, where there is no keepalive
+	current   wgtypes.Peer   // as the device said last; zero: the device does not have it
+	known     bool           // the device has said something of it
+	remote    netip.AddrPort // where its last packet came from; zero: not known
+	handshake time.Time      // of the device's clock: of the last handshake that counts; zero: there was none
+	void      time.Time      // of the device's clock: no handshake until then counts
+	seen      time.Time      // when the last handshake was, by our clock
+	wasUp     bool           // there was a handshake that counts
+	waiting   time.Time      // since when one is waited for
+	greeted   time.Time      // when the device was made to start one, where there is no keepalive
 
 	// Bytes when waiting began.
 	rxBefore, txBefore int64
@@ -86,6 +87,10 @@ func (p *peer) observe(is *wgtypes.Peer, now time.Time, t *timing) (greeted bool
 		p.wasUp = p.wasUp || greeted
 	}
 	p.known = true
+	// A device that was told an endpoint shows it before the peer has answered from there.
+	if at := toAddrPort(is.Endpoint); greeted || is.ReceiveBytes > before.ReceiveBytes && at == toAddrPort(before.Endpoint) {
+		p.remote = at
+	}
 	if fresh && !p.isFresh(now, t) {
 		p.waiting = now
 		p.rxBefore, p.txBefore = is.ReceiveBytes, is.TransmitBytes

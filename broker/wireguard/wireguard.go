@@ -42,8 +42,8 @@ type seams struct {
 	links   kernelLinks
 	control func() (control, error)
 	lookup  func(ctx context.Context, network, host string) ([]netip.Addr, error)
-	// blocked says why no packet gets to an address: there is no route, or it leads into the device of that index.
-	blocked func(device int, to netip.Addr) error
+	// blocked says why no packet gets to an address, as link.CheckCarrier does.
+	blocked func(netip.Addr, link.Carrier) error
 }
 
 // DefaultMTU of the device, in bytes: 1500 less IPv6, UDP and WireGuard (wg-quick(8) takes it, too).
@@ -108,7 +108,7 @@ func Open(config Config) (*Device, error) {
 		config.control = newControl
 	}
 	if config.blocked == nil {
-		config.blocked = checkRoute
+		config.blocked = link.CheckCarrier
 	}
 	if err := checkHello(&config.Settings); err != nil {
 		return nil, err

@@ -341,8 +341,10 @@ func TestReasonsOfLinksThatDoNotConnect(t *testing.T) {
 			"needs publicKey " + keyTwo.Public().String() + " and an endpoint: if that is Inbound"},
 		{"no route", func(two, one *mesh.Peer) { two.Host, one.Host = "203.0.113.1", "" }, link.Down, link.Idle,
 			"no route to 203.0.113.1: network is unreachable", "waiting for the peer to connect"},
-		{"through itself", func(two, one *mesh.Peer) { two.Host, one.Host = "100.64.16.1", "" }, link.Down, link.Idle,
-			"the link would run through itself", "waiting for the peer to connect"},
+		{"through itself", func(two, one *mesh.Peer) {
+			two.Local, two.Host, one.Host = prefixes("192.168.0.1/24"), "100.64.16.1", ""
+		}, link.Down, link.Idle, "100.64.16.1 lies in the network 100.64.16.0/20 of link two, so that the connection",
+			"waiting for the peer to connect"},
 		{"own key", func(two, one *mesh.Peer) { two.Key, one.Host = keyOne.Public(), "" }, link.Down, link.Idle,
 			"publicKey is that of this cluster", "waiting for the peer to connect"},
 	} {
@@ -352,7 +354,10 @@ func TestReasonsOfLinksThatDoNotConnect(t *testing.T) {
 			p.brokers[0].set(two)
 			p.brokers[1].set(one)
 			for i, b := range p.brokers {
-				b.awaitStatus([]link.State{c.one, c.two}[i], []string{c.why1, c.why2}[i], 15*time.Second)
+				st := b.awaitStatus([]link.State{c.one, c.two}[i], []string{c.why1, c.why2}[i], 15*time.Second)
+				if st.Remote != "" {
+					t.Errorf("a peer that never answered is at %s", st.Remote)
+				}
 			}
 			for _, b := range p.brokers { // the next case begins anew
 				b.set()

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -16,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/mandelsoft/kubelink/broker/link"
@@ -50,11 +48,10 @@ type worker struct {
 // deviceState is the device of the moment.
 type deviceState struct {
 	opener
-	blocked func(device int, to netip.Addr) error
+	blocked func(netip.Addr, link.Carrier) error
 
 	backend  backend // nil: it is missing
 	as       link.WireGuardDevice
-	index    int   // of the device
 	mtu      int   // that it has
 	marked   bool  // it has been looked at whether it is ours
 	told     error // of the last time that it was told something
@@ -173,9 +170,6 @@ func (w *worker) openDevice(want *desired) error {
 		return err
 	}
 	o.backend, o.as, o.mtu, o.marked, o.told = b, want.settings.Device, 0, false, nil
-	if found, err := o.links.Find(o.name); err == nil && found != nil {
-		o.index = found.Attrs().Index
-	}
 	w.log.Info("WireGuard device is open", "interface", o.name, "device", b.Kind())
 	return nil
 }
@@ -331,7 +325,7 @@ func (w *worker) makeTarget(want *desired, key wgtypes.Key, now time.Time) *targ
 		one := targetPeer{key: p.key, preshared: p.preshared, networks: p.networks}
 		one.endpoint = p.endpoint.choose(circumstances{
 			current: toAddrPort(p.current.Endpoint), fresh: up, up: up && !w.isLost(p), now: now, retry: w.timing.retry,
-			blocked: func(a netip.Addr) error { return w.open.blocked(w.open.index, a) },
+			blocked: func(a netip.Addr) error { return w.open.blocked(a, carried(want.peers)) },
 		})
 		if t.keepalive == 0 && !up && p.endpoint.told.IsValid() && now.Sub(p.greeted) >= w.timing.greet {
 			one.greet, p.greeted = true, now
@@ -384,8 +378,8 @@ func (w *worker) makeStatuses(want *desired, now time.Time, failure error) {
 		}
 		if p := entry.peer; p != nil {
 			st.Remote = ""
-			if p.current.Endpoint != nil {
-				st.Remote = toAddrPort(p.current.Endpoint).String()
+			if p.remote.IsValid() && p.isFresh(now, w.timing) {
+				st.Remote = p.remote.String()
 			}
 			if !first[p] { // links of one peer share its packets
 				first[p] = true
@@ -415,7 +409,7 @@ func (w *worker) judgeLink(
 	}
 	var why error
 	if a := toAddrPort(entry.peer.current.Endpoint); a.IsValid() && !entry.peer.isFresh(now, w.timing) {
-		why = w.open.blocked(w.open.index, a.Addr())
+		why = w.open.blocked(a.Addr(), carried(want.peers))
 	}
 	return entry.peer.judge(now, w.timing, own, why)
 }
@@ -467,17 +461,24 @@ func isSameStatus(a, b link.Status) bool {
 	return a == b
 }
 
-// checkRoute asks the kernel for the route to an address.
-func checkRoute(device int, to netip.Addr) error {
-	routes, err := netlink.RouteGet(net.IP(to.AsSlice()))
-	if err != nil {
-		return fmt.Errorf("no route to %s: %w", to, err)
-	}
-	for _, r := range routes {
-		if r.LinkIndex == device && device != 0 {
-			return fmt.Errorf("the endpoint %s lies in a network of the links, so that the link would run through itself: "+
-				"give the endpoint another address, or remove that network", to)
+// carried are the links, as link.CheckCarrier asks for them.
+type carried []mesh.Peer
+
+func (c carried) IsLocal(a netip.Addr) bool {
+	return slices.ContainsFunc(c, func(p mesh.Peer) bool { return slices.Contains(p.Local.Addrs(), a) })
+}
+
+func (c carried) FindNetwork(a netip.Addr) (network netip.Prefix, link string) {
+	take := func(n netip.Prefix, of string) {
+		if n.Contains(a) && (!network.IsValid() || n.Bits() > network.Bits()) {
+			network, link = n.Masked(), of
 		}
 	}
-	return nil
+	for i := range c {
+		for _, n := range c[i].Networks {
+			take(n, c[i].Link)
+		}
+		take(c[i].Local.SameFamily(a), "")
+	}
+	return network, link
 }
