@@ -183,7 +183,8 @@ func TestEndpointsAreKept(t *testing.T) {
 	// A name that leads into an older link's network later harms its own link only, which says so.
 	t.Run("a name that is changed", func(t *testing.T) {
 		setNodeNames(t, b, map[string]string{"late.example": "198.51.100.9"})
-		must(t, b.Apply(ctx, newKubeLink("older", "192.168.0.50/24", "x.example", withEgress("10.66.0.0/16"))))
+		// Of links of one second, the order of their names decides which one is older.
+		must(t, b.Apply(ctx, newKubeLink("elder", "192.168.0.50/24", "x.example", withEgress("10.66.0.0/16"))))
 		expectRoute(t, b, "10.66.0.0/16", true)
 		must(t, b.Apply(ctx, newKubeLink("late", "192.168.0.51/24", "late.example", nil)))
 		setNodeNames(t, b, map[string]string{"late.example": "10.66.0.5"})
@@ -197,7 +198,7 @@ func TestEndpointsAreKept(t *testing.T) {
 		})
 		expectRoute(t, b, "10.66.0.0/16", true)
 		must(t, b.Remove(ctx, "late"))
-		must(t, b.Remove(ctx, "older"))
+		must(t, b.Remove(ctx, "elder"))
 	})
 	healthy()
 }
