@@ -2,7 +2,10 @@ package mesh
 
 // Mesh services that clusters offer to each other.
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Offer is a mesh service that a cluster offers to the other clusters of a mesh.
 type Offer struct {
@@ -11,6 +14,12 @@ type Offer struct {
 	Address         netip.Addr
 	Whole           bool        // all of Address belongs to the service; else only Ports do
 	Ports           []OfferPort // in the order of the sender
+}
+
+// Equal tells whether both are the same.
+func (o Offer) Equal(p Offer) bool {
+	return o.Namespace == p.Namespace && o.Name == p.Name && o.StandsFor == p.StandsFor && o.Address == p.Address &&
+		o.Whole == p.Whole && slices.Equal(o.Ports, p.Ports)
 }
 
 // OfferPort is a port at the address of an Offer.

@@ -130,12 +130,14 @@ type ClusterZone struct {
 	Upstream      netip.AddrPort // DNS service of the cluster; zero: unknown
 	ClusterDomain string         // domain that the cluster itself uses, fully qualified
 	API           API            // instead of Upstream; zero: the names come from Upstream
+	Offers        []Offer        // accepted mesh services of the cluster, the local one's are its own; by namespace and name
 }
 
 // Equal tells whether both are the same.
 func (c ClusterZone) Equal(d ClusterZone) bool {
 	return c.Name == d.Name && c.Link == d.Link && c.Upstream == d.Upstream && c.ClusterDomain == d.ClusterDomain &&
-		c.API == d.API && slices.Equal(c.Addresses, d.Addresses) && slices.Equal(c.Services, d.Services)
+		c.API == d.API && slices.Equal(c.Addresses, d.Addresses) && slices.Equal(c.Services, d.Services) &&
+		slices.EqualFunc(c.Offers, d.Offers, Offer.Equal)
 }
 
 // API is how the API server of a cluster is reached.
