@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -51,7 +50,7 @@ func (o *opener) openUserspace(mtu int) (backend, error) {
 		return nil, fmt.Errorf("open TUN %s: %w", o.name, errors.Join(err, file.Close()))
 	}
 	u := &userspace{name: o.name, file: file, links: o.links}
-	u.device = device.NewDevice(packets, conn.NewDefaultBind(), newLogger(o.log))
+	u.device = device.NewDevice(packets, new(bind), newLogger(o.log))
 	err = u.Adjust(mtu, false)
 	if err == nil {
 		err = u.device.Up()
