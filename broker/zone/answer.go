@@ -108,6 +108,8 @@ func (m *Match) resolveInZone(ctx context.Context, state *request.Request) (*dns
 	// has both zones.
 	case m.exact && state.QType() == dns.TypeDS && (m.cluster != nil || m.global != nil):
 		return m.domainReply(state), nil
+	case m.services != nil:
+		return m.services.reply(m, state), nil
 	case m.cluster != nil:
 		return m.cluster.resolveName(ctx, m, state)
 	case m.reverseZone != "":

@@ -189,6 +189,7 @@ func (b *builder) addCluster(d *meshDomain, z *mesh.ClusterZone) {
 	for _, own := range c.addresses {
 		b.addReverse(d, netip.PrefixFrom(own, own.BitLen()), &reverseNet{cluster: c, ownAddress: true})
 	}
+	b.addOffers(d, c, z)
 }
 
 // addForwardedGlobal adds a global zone that another cluster serves. Kubelink asks for its names as for names of a

@@ -20,11 +20,12 @@ import (
 type reverseNet struct {
 	cluster    *cluster // its service network, or its address; nil: the network of the mesh
 	ownAddress bool     // the network is the cluster's address
+	names      []string // of mesh services; the network is their address
 }
 
 // needsService tells whether only the DNS service of the cluster knows the names.
 func (r *reverseNet) needsService() bool {
-	return r.cluster != nil && !r.ownAddress && !r.cluster.answersFromAPI()
+	return r.cluster != nil && !r.ownAddress && r.names == nil && !r.cluster.answersFromAPI()
 }
 
 // pointerReply makes the reply to a query for the name of an address that the table or the cluster's API knows.
@@ -38,8 +39,11 @@ func (r *reverseNet) pointerReply(state *request.Request, d *meshDomain, name st
 	if !c.status.Usable {
 		return c.linkDownReply(state.Req, c.currentPointers(cached))
 	}
-	names, err := []string{c.name}, error(nil)
-	if !r.ownAddress {
+	names, err := r.names, error(nil)
+	switch {
+	case r.ownAddress:
+		names = []string{c.name}
+	case names == nil:
 		names, err = c.backend.Services(address)
 	}
 	switch {

@@ -77,12 +77,13 @@ type Table struct {
 // node is a name that the table knows.
 type node struct {
 	domain       *meshDomain
-	cluster      *cluster    // the name and all names below belong to this cluster
-	stateOf      *cluster    // the name shows the state of the link to this cluster
-	reverse      *reverseNet // the name is that of an address
-	global       *Global     // the name and all names below are global names
-	isNameServer bool        // the name server's own name, ns.dns.D
-	isApex       bool        // D itself
+	cluster      *cluster      // the name and all names below belong to this cluster
+	services     *serviceNames // with cluster: the names below are of its mesh services
+	stateOf      *cluster      // the name shows the state of the link to this cluster
+	reverse      *reverseNet   // the name is that of an address
+	global       *Global       // the name and all names below are global names
+	isNameServer bool          // the name server's own name, ns.dns.D
+	isApex       bool          // D itself
 }
 
 // HasZone tells whether the name is one that Match.Zone gives.

@@ -1,0 +1,199 @@
+package zone
+
+// Names of mesh services: <name>.<namespace>.msvc.<cluster>.D for all that a cluster offers. Where no service network
+// of the cluster is routed to us, <service>.<namespace>.svc.<cluster>.D is what the cluster offers in place of a
+// Kubernetes service. As in the DNS of Kubernetes, the name of a service has SRV records of all its ports, and
+// _<port>._<protocol>.<service> that of one port.
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/coredns/coredns/request"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// Labels below the name of a cluster.
+const (
+	meshServiceLabel = "msvc."
+	serviceLabel     = "svc."
+)
+
+// serviceNames are the names of mesh services of a cluster: those below one of its labels.
+type serviceNames struct {
+	zone    string // <label>.<cluster>.D
+	instead bool   // they stand for the cluster's Kubernetes services
+	offers  []mesh.Offer
+	names   map[string]*serviceName // by fully qualified name, in lower case; with those between zone and services
+}
+
+// serviceName has the records of a name.
+type serviceName struct {
+	addresses []netip.Addr
+	ports     []servicePort
+}
+
+type servicePort struct {
+	target string // the name of the service
+	port   uint16
+}
+
+// addOffers adds the names of what a cluster offers, and of its addresses.
+func (b *builder) addOffers(d *meshDomain, c *cluster, z *mesh.ClusterZone) {
+	if len(z.Offers) == 0 {
+		return
+	}
+	all := b.takeServiceNames(meshServiceLabel+c.name, false, z.Offers)
+	b.addNode(all.zone, &node{domain: d, cluster: c, services: all})
+	if c.link != "" && len(c.networks) == 0 {
+		s := b.takeServiceNames(serviceLabel+c.name, true, z.Offers)
+		b.addNode(s.zone, &node{domain: d, cluster: c, services: s})
+	}
+	pointers := map[netip.Addr][]string{}
+	for i := range z.Offers {
+		if o := &z.Offers[i]; !slices.Contains(c.addresses, o.Address) {
+			pointers[o.Address] = append(pointers[o.Address], all.nameOf(o))
+		}
+	}
+	for a, names := range pointers {
+		b.addReverse(d, netip.PrefixFrom(a, a.BitLen()), &reverseNet{cluster: c, names: names})
+	}
+}
+
+// takeServiceNames takes the names from the table before, or makes them.
+func (b *builder) takeServiceNames(zone string, instead bool, offers []mesh.Offer) *serviceNames {
+	if b.prev != nil {
+		before := b.prev.nodes[zone]
+		if before != nil && before.services != nil && slices.EqualFunc(before.services.offers, offers, mesh.Offer.Equal) {
+			return before.services
+		}
+	}
+	s := &serviceNames{zone: zone, instead: instead, offers: offers, names: make(map[string]*serviceName, 4*len(offers))}
+	s.names[zone] = &serviceName{}
+	for i := range offers {
+		if !instead || offers[i].StandsFor != "" {
+			s.addOffer(&offers[i])
+		}
+	}
+	return s
+}
+
+// nameOf is the name of an offered service.
+func (s *serviceNames) nameOf(o *mesh.Offer) string {
+	name := o.Name
+	if s.instead {
+		name = o.StandsFor
+	}
+	return dns.CanonicalName(name + "." + o.Namespace + "." + s.zone)
+}
+
+// addOffer adds the names of a service and of its ports. What is too long for a name has none.
+func (s *serviceNames) addOffer(o *mesh.Offer) {
+	name := s.nameOf(o)
+	if _, ok := dns.IsDomainName(name); !ok {
+		return
+	}
+	n := s.makeName(name)
+	if !slices.Contains(n.addresses, o.Address) {
+		n.addresses = append(n.addresses, o.Address)
+	}
+	for _, p := range o.Ports {
+		port := servicePort{target: name, port: p.Port}
+		n.addPort(port)
+		if p.Name == "" {
+			continue
+		}
+		full := dns.CanonicalName("_" + p.Name + "._" + protocolLabel(p.Protocol) + "." + name)
+		if _, ok := dns.IsDomainName(full); ok {
+			s.makeName(full).addPort(port)
+		}
+	}
+}
+
+// protocolLabel is the name of a protocol as RFC 2782 has it.
+func protocolLabel(protocol uint8) string {
+	switch protocol {
+	case unix.IPPROTO_TCP:
+		return "tcp"
+	case unix.IPPROTO_UDP:
+		return "udp"
+	case unix.IPPROTO_SCTP:
+		return "sctp"
+	}
+	return fmt.Sprintf("ip-%d", protocol)
+}
+
+func (n *serviceName) addPort(p servicePort) {
+	if !slices.Contains(n.ports, p) {
+		n.ports = append(n.ports, p)
+	}
+}
+
+// makeName makes a name and those between it and the zone, which exist as well (RFC 8020).
+func (s *serviceNames) makeName(name string) *serviceName {
+	n := s.names[name]
+	if n == nil {
+		n = &serviceName{}
+		s.names[name] = n
+		i, _ := dns.NextLabel(name, 0)
+		s.makeName(name[i:])
+	}
+	return n
+}
+
+// reply is the reply to a query for one of the names, or for one that would be among them.
+func (s *serviceNames) reply(m *Match, state *request.Request) *dns.Msg {
+	c := m.cluster
+	q := questionOf(state.Req)
+	cached := c.replies.findEntry(q)
+	if !c.status.Usable {
+		return c.linkDownReply(state.Req, cached)
+	}
+	n := s.names[m.name]
+	if n == nil {
+		reply := authoritativeReply(state.Req, m.domain.subdomainSOA(c.name), nil)
+		reply.Rcode = dns.RcodeNameError
+		explainReply(reply, state.Req, dns.ExtendedErrorCodeOther, s.explainMissing(m.name, c))
+		return reply
+	}
+	qname, qtype := state.QName(), state.QType()
+	records := addressRecords(qname, qtype, n.addresses...)
+	var extra []dns.RR
+	if qtype == dns.TypeSRV || qtype == dns.TypeANY {
+		for _, p := range n.ports {
+			records = append(records, &dns.SRV{Hdr: rrHeader(qname, dns.TypeSRV), Weight: 100, Port: p.port, Target: p.target})
+		}
+		if len(n.ports) > 0 {
+			target := n.ports[0].target // all ports of a name are of one service
+			extra = addressRecords(target, dns.TypeANY, s.names[target].addresses...)
+		}
+	}
+	reply := authoritativeReply(state.Req, m.domain.subdomainSOA(c.name), records)
+	reply.Extra = append(reply.Extra, extra...)
+	c.storeReply(state, q, cached, reply)
+	return reply
+}
+
+// explainMissing says why there is no such name. The name is in lower case.
+func (s *serviceNames) explainMissing(name string, c *cluster) string {
+	labels := dns.SplitDomainName(strings.TrimSuffix(name, s.zone))
+	for len(labels) > 2 && strings.HasPrefix(labels[0], "_") {
+		labels = labels[1:]
+	}
+	if len(labels) < 2 {
+		return c.displayName() + " offers no mesh service there"
+	}
+	last := len(labels) - 1
+	what := labels[last] + "/" + strings.Join(labels[:last], ".")
+	if s.instead {
+		return fmt.Sprintf("no service network of %s is routed here, and it offers no mesh service for %s",
+			c.displayName(), what)
+	}
+	return fmt.Sprintf("%s offers no mesh service %s", c.displayName(), what)
+}
