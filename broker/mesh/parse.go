@@ -64,6 +64,11 @@ func ClusterAddress(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
+// IsNetworkOrBroadcast tells whether an address of a network is that of the network itself, or its broadcast address.
+func IsNetworkOrBroadcast(n netip.Prefix, a netip.Addr) bool {
+	return n.Bits() < a.BitLen()-1 && (a == n.Masked().Addr() || a.Is4() && a == lastAddress(n))
+}
+
 // parseClusterAddress parses spec.clusterAddress.
 func parseClusterAddress(s string) (netip.Prefix, *Problem) {
 	p, err := ClusterAddress(s)

@@ -10,7 +10,8 @@ type Service struct {
 	StandsFor       string     // name of the Kubernetes service, in Namespace; empty: none, it has endpoints of its own
 	Address         netip.Addr // in a mesh of this cluster
 	// Whole says that all of Address belongs to the service: packets to what Ports does not have go to Targets, with the
-	// port that they have. Else only Ports belong to it, of an address that several services share.
+	// port that they have. Else only Ports belong to it, of an address that several services may share. What no service
+	// has of such an address is refused, unless it is an address of this cluster.
 	Whole    bool
 	Ports    []Port       // sorted by protocol and port, each once
 	Targets  []netip.Addr // sorted; empty though Whole: such packets are refused

@@ -48,6 +48,10 @@ const (
 	StateDown State = "Down"
 	// StateDeleting: the finalizer keeps the LocalLink until its mesh has no other links.
 	StateDeleting State = "Deleting"
+	// StateOk: the MeshService is served.
+	StateOk State = "Ok"
+	// StateUnsupported: the broker has mode none, so it cannot serve a MeshService.
+	StateUnsupported State = "Unsupported"
 )
 
 // Condition types of a KubeLink.
