@@ -59,6 +59,7 @@ func Open(config Config) (*Bridge, error) {
 	rand.Read(random[:])
 	s.instance = binary.BigEndian.Uint64(random[:]) | 1 // 0 means "not known"
 	s.config.Store(&config)
+	s.ownServices.Store(&hello.OwnServices{Serial: 1, List: config.Offers})
 	s.refusals = hello.NewRefusals(s.log, s.timing.logInterval)
 	if _, err := s.ownHello().AppendPayload(nil); err != nil {
 		return nil, err
@@ -117,6 +118,12 @@ func (b *Bridge) Configure(settings link.Settings) error {
 	if !reflect.DeepEqual(before, now) {
 		for _, p := range b.peers {
 			p.sendAnnouncement()
+		}
+	}
+	if own := b.ownServices.Load(); !reflect.DeepEqual(own.List, config.Offers) {
+		b.ownServices.Store(&hello.OwnServices{Serial: own.Serial + 1, List: config.Offers})
+		for _, p := range b.peers {
+			p.offerServices()
 		}
 	}
 	for _, p := range b.peers {

@@ -107,8 +107,8 @@ func (f *legacyPeer) exchangePackets(a *node) {
 		t.Errorf("received %d", got)
 	}
 	config := a.config
-	config.AdvertisedPort = 81
-	a.Configure(config.Settings) // a legacy peer would not understand a second hello
+	config.AdvertisedPort, config.Offers = 81, offersOf("192.168.0.9", 3)
+	a.Configure(config.Settings) // a legacy peer would not understand a second hello, nor other frames
 	a.tun.in <- packet("192.168.0.11", "192.168.0.12", 64, 60, 4)
 	if typ, p := f.read(); typ != 0 || packetMark(p) != 4 {
 		t.Errorf("type %d, %d bytes", typ, len(p))
@@ -119,7 +119,7 @@ func (f *legacyPeer) exchangePackets(a *node) {
 
 func TestLegacyPeerDials(t *testing.T) {
 	i := newInternet(t)
-	a := i.start("a.example", i.ca.issue(t, "a.example"))
+	a := i.start("a.example", i.ca.issue(t, "a.example"), offering(offersOf("192.168.0.9", 2)))
 	a.set(newLink("b", 1, 2, "b.example"))
 	a.awaitState("b", link.Down)
 	dialLegacy(t, i, a).exchangePackets(a)
@@ -133,7 +133,7 @@ func TestLegacyPeerAccepts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := i.start("a.example", i.ca.issue(t, "cn=a.example"))
+	a := i.start("a.example", i.ca.issue(t, "cn=a.example"), offering(offersOf("192.168.0.9", 2)))
 	i.name("b.example", l.Addr().String())
 	a.set(newLink("b", 1, 2, "b.example"))
 	conn, err := l.Accept()

@@ -22,6 +22,7 @@ func newLinkLines(every time.Duration) linkLines {
 type linkState struct {
 	status   link.Status    // without what sessions and received know
 	received hello.Received // announcements, in the bridge's time
+	offers   linkOffers
 
 	whyDown, whyRefused hello.SettledReason // status.Reason of a link that is Down, and status.Refused
 }
@@ -55,6 +56,7 @@ func (p *peer) currentStatus() link.Status {
 	defer p.mu.Unlock()
 	st := p.status
 	st.Note, st.Announced = p.leader.RivalNote(p.now()), p.received.Announced
+	st.Offers = p.offers.received.Offers
 	for i, s := range p.sessions {
 		if s.accepted {
 			st.Accepted++

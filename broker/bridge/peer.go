@@ -110,6 +110,10 @@ func (p *peer) attachSession(s *session, h *hello.Hello) bool {
 	p.failed.Store(false)
 	first := p.status.State != link.Up
 	p.receiveAnnouncement(&h.Announcement)
+	if s.flags&hello.FlagServices == 0 {
+		p.offers.received.Forget()
+	}
+	offering := p.chooseOffering()
 	p.linkUp()
 	p.mu.Unlock()
 	if first {
@@ -118,6 +122,7 @@ func (p *peer) attachSession(s *session, h *hello.Hello) bool {
 	s.warnOfWildcard()
 	drainSessions(replaced...)
 	s.kickSender()
+	offering.kickServices()
 	p.wakeup.notify()
 	p.notifyChanged()
 	return true
@@ -197,9 +202,10 @@ func (p *peer) detachSession(s *session, cause error) {
 		p.wanted.Store(int64(now))
 		p.linkDown(p.lossReason(cause))
 	}
-	reason := p.status.Reason
+	reason, offering := p.status.Reason, p.chooseOffering()
 	p.mu.Unlock()
 	drainSessions(s)
+	offering.kickServices()
 	if down {
 		p.lines.down.Log(p.log.Warn, "link is down", "link", p.Link, "reason", reason)
 	} else {

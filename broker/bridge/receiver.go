@@ -31,6 +31,7 @@ type receiver struct {
 	session   *session
 	shortPath bool     // the path is short, and the connection is tuned to that
 	forwardTo *session // has packets of ours to send
+	services  hello.ServiceReader
 
 	tunQueue atomic.Int32 // queue of the TUN that packets are written to; the peer sets it
 	rtt      atomic.Int64 // round-trip time in nanoseconds, smoothed; 0: not known
@@ -163,6 +164,10 @@ func (r *receiver) handleControl(typ byte, payload []byte) error {
 		r.updateRTT(s.peer.now() - time.Duration(binary.BigEndian.Uint64(payload)))
 	case typ == hello.FrameHello:
 		return s.peer.receiveHello(payload)
+	case typ == hello.FrameServices && s.flags&hello.FlagServices != 0:
+		if list := r.services.AddFrame(payload); list != nil {
+			s.peer.receiveServices(s, list)
+		}
 	}
 	return nil
 }

@@ -35,10 +35,11 @@ type sender struct {
 
 	// The goroutine that sends owns these.
 	queue      queue
-	blocked    bool // the kernel accepts no more: see writable
-	unsent     int  // bytes of the batch that it does not accept, which count in the budget
-	batchLimit int  // bytes
-	finished   bool // nothing more will be sent
+	blocked    bool     // the kernel accepts no more: see writable
+	unsent     int      // bytes of the batch that it does not accept, which count in the budget
+	batchLimit int      // bytes
+	finished   bool     // nothing more will be sent
+	services   [][]byte // frames of our list of mesh services that are left to be sent
 	icmp       *rate.Limiter
 	records    int64 // TLS records that were sent, approximately
 	renewAt    int64 // number of records at which the session is to be replaced
@@ -50,9 +51,10 @@ type sender struct {
 
 // dueFrames are the control frames to be sent.
 type dueFrames struct {
-	ping   atomic.Bool
-	pong   atomic.Uint64 // token to be sent back; 0: none
-	update atomic.Bool   // our announcement has changed
+	ping     atomic.Bool
+	pong     atomic.Uint64 // token to be sent back; 0: none
+	update   atomic.Bool   // our announcement has changed
+	services atomic.Bool   // our list of mesh services
 }
 
 // init prepares the sender for a peer that has extension 128 of the hello (capable), or not.
@@ -245,7 +247,7 @@ func (o *sender) encodeBatch() (more bool, err error) {
 		peer.counters.txPackets.Add(packets)
 		peer.counters.txBytes.Add(bytes)
 	}
-	return total >= o.batchLimit, err
+	return total >= o.batchLimit || len(o.services) > 0, err
 }
 
 // batchSize is the bytes that a packet adds to a batch: if it is cut, its segments have headers of their own.
@@ -300,7 +302,8 @@ func (o *sender) writeFrames(frames []byte) error {
 	return err
 }
 
-// appendControl appends the pings, pongs and hellos that are due to frames.
+// appendControl appends the pings, pongs and hellos that are due to frames, and one frame of mesh services: packets are
+// not to wait for all of them.
 func (o *sender) appendControl(frames []byte) ([]byte, error) {
 	if o.due.ping.Load() && o.due.ping.Swap(false) {
 		frames = hello.AppendFrame64(frames, hello.FramePing, uint64(o.session.peer.now()))
@@ -310,7 +313,16 @@ func (o *sender) appendControl(frames []byte) ([]byte, error) {
 	}
 	if o.due.update.Load() && o.due.update.Swap(false) {
 		hello, _, err := o.session.peer.helloFrame(o.session.stream, nil)
-		return append(frames, hello...), err
+		if err != nil {
+			return frames, err
+		}
+		frames = append(frames, hello...)
+	}
+	if o.due.services.Load() && o.due.services.Swap(false) {
+		o.services = o.session.peer.serviceFrames()
+	}
+	if len(o.services) > 0 {
+		frames, o.services = append(frames, o.services[0]...), o.services[1:]
 	}
 	return frames, nil
 }

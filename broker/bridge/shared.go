@@ -24,7 +24,8 @@ type shared struct {
 
 	config      atomic.Pointer[Config]
 	credentials atomic.Pointer[link.Credentials] // nil: not known yet, or suspended
-	offloads    atomic.Uint32                    // of the TUN, or of the last TUN that was there
+	ownServices atomic.Pointer[hello.OwnServices]
+	offloads    atomic.Uint32 // of the TUN, or of the last TUN that was there
 
 	budget   byteBudget
 	refusals *hello.Refusals
@@ -72,7 +73,7 @@ func (s *shared) ownHello() *hello.Hello {
 
 // featureFlags are the features of this end.
 func (s *shared) featureFlags() uint32 {
-	flags := hello.FlagKeepalive | hello.FlagUpdates | hello.FlagStreams
+	flags := hello.FlagKeepalive | hello.FlagUpdates | hello.FlagStreams | hello.FlagServices
 	offloads := Offloads(s.offloads.Load())
 	if offloads&OffloadTSO != 0 {
 		flags |= hello.FlagOffload

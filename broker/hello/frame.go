@@ -43,7 +43,8 @@ const (
 	FlagOffload
 	FlagUSO     // with FlagOffload: UDP as well (gso_type UDP_L4)
 	FlagStreams // a link has several sessions, see hello.go
-	// FlagServices: the end says which mesh services it offers, at once and when that changes, and reads what its peer offers.
+	// FlagServices: the end says which mesh services it offers, at once and when that changes, and reads what its peer
+	// offers.
 	FlagServices
 )
 

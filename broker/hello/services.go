@@ -6,18 +6,19 @@ package hello
 //	1  serial  uint32 BE: of lists with another content a later one has a larger number
 //	5  entries: length uint16 BE, data
 //
-// A list has as many frames as it needs, on one connection, with the same serial; each has whole entries. It is all that
-// the end offers to this peer, and takes the place of the list before. The data of an entry:
+// A list has as many frames as it needs, on one connection, with the same serial; each has whole entries. It is all
+// that the end offers to this peer, and takes the place of the list before. The data of an entry:
 //
 //	flags      uint8: 1 all of the address belongs to the service; else only the ports do
 //	address    length uint8, 4 or 16; bytes
 //	namespace  length uint8; bytes: a DNS label
 //	name       length uint8; bytes: of the MeshService, DNS labels with dots between them
 //	service    length uint8; bytes: name of the Kubernetes service that it stands for, a DNS label; none: length 0
-//	ports      number uint8; of each: protocol uint8 (IANA), port uint16 BE, name length uint8, bytes: a DNS label or none
+//	ports      number uint8; of each: protocol uint8 (IANA), port uint16 BE, name: length uint8, bytes: a DNS label; or
+//	           length 0
 //
-// Later fields are appended. A receiver reads MaxServices entries of MaxServiceBytes in total. It leaves out entries that
-// are malformed, and the ones that are too many, and counts both.
+// Later fields are appended. A receiver reads MaxServices entries of MaxServiceBytes in total. It leaves out entries
+// that are malformed, and the ones that are too many, and counts both.
 
 import (
 	"crypto/sha256"
@@ -113,8 +114,8 @@ func appendEntry(b []byte, s *mesh.Offer) []byte {
 // appendShort appends a length of one byte and the bytes.
 func appendShort(b []byte, s string) []byte { return append(append(b, byte(len(s))), s...) }
 
-// ServiceList is a whole list of a peer that is not parsed yet: a peer that sends lists all the time causes no more than
-// copies of bytes.
+// ServiceList is a whole list of a peer that is not parsed yet: a peer that sends lists all the time causes no more
+// than copies of bytes.
 type ServiceList struct {
 	serial  uint32
 	raw     []byte // entries, with their lengths
@@ -271,9 +272,9 @@ func isSubdomain(name string) bool {
 // serviceBurst is how many changes of a list take effect at once when there were none for a while.
 const serviceBurst = 64
 
-// ReceivedServices are what a peer offers. Changes take effect at once while they are few; the ones of a peer that changes
-// its list all the time are an interval apart, and then the latest list counts. The zero value has none; the owner's
-// lock guards it.
+// ReceivedServices are what a peer offers. Changes take effect at once while they are few; the ones of a peer that
+// changes its list all the time are an interval apart, and then the latest list counts. The zero value has none; the
+// owner's lock guards it.
 type ReceivedServices struct {
 	Offers *mesh.Offers // what counts; nil: nothing yet, or the peer cannot say. It is not changed
 

@@ -43,7 +43,8 @@ var serviceLists = []struct {
 	{"ports, for a service", "03 00000003  0023 00" + addressHex + defaultHex + echoHex + serviceHex + "02" +
 		webPortHex + barePortHex,
 		mesh.Offers{List: []mesh.Offer{{Namespace: "default", Name: "echo", StandsFor: "svc",
-			Address: netip.MustParseAddr("192.168.0.100"), Ports: []mesh.OfferPort{{Name: "web", Protocol: 6, Port: 80}, {Protocol: 17, Port: 53}}}}}, false},
+			Address: netip.MustParseAddr("192.168.0.100"),
+			Ports:   []mesh.OfferPort{{Name: "web", Protocol: 6, Port: 80}, {Protocol: 17, Port: 53}}}}}, false},
 	{"later fields and flags", "07 00000003  0017 81" + addressHex + defaultHex + echoHex + "00" + "00" + "aabb",
 		mesh.Offers{List: []mesh.Offer{{Namespace: "default", Name: "echo", Whole: true,
 			Address: netip.MustParseAddr("192.168.0.100")}}}, true},
@@ -93,7 +94,8 @@ func makeOffers(n int) (list []mesh.Offer) {
 	for i := range n {
 		list = append(list, mesh.Offer{
 			Namespace: "default", Name: fmt.Sprintf("service-%06d", i), StandsFor: "echo", Whole: i%2 == 0,
-			Address: netip.AddrFrom4([4]byte{192, 168, 0, byte(i)}), Ports: []mesh.OfferPort{{Name: "web", Protocol: 6, Port: uint16(i + 1)}},
+			Address: netip.AddrFrom4([4]byte{192, 168, 0, byte(i)}),
+			Ports:   []mesh.OfferPort{{Name: "web", Protocol: 6, Port: uint16(i + 1)}},
 		})
 	}
 	return list

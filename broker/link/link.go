@@ -34,6 +34,7 @@ type Status struct {
 	Dialled   int           // number of connections that this end has dialled
 	Accepted  int           // number of connections that the peer has dialled
 	Announced *Announcement // latest announcement of the peer; nil: the link was not Up yet. Readers do not change it
+	Offers    *mesh.Offers  // mesh services that the peer offers; nil: it cannot say, or did not yet. The same
 }
 
 // Announcement has the facts that a cluster announces to its peers.
@@ -82,8 +83,9 @@ type Settings struct {
 	// This end announces these to its peers.
 	Term           uint32 // of the Lease of the links; peers follow the broker with the highest. 0: there is no Lease
 	AdvertisedPort uint16
-	DNS            *DNSInfo // nil: not announced
-	API            *APIInfo // nil: not announced
+	DNS            *DNSInfo     // nil: not announced
+	API            *APIInfo     // nil: not announced
+	Offers         []mesh.Offer // mesh services; a peer is told the ones in its mesh
 
 	// AutoConnect makes the dataplane report authenticated peers without link. It requires Credentials with Roots: with
 	// the system's roots, every owner of a public certificate could join.

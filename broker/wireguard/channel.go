@@ -6,8 +6,8 @@ package wireguard
 //
 // Its sockets are bound to the device, so WireGuard has authenticated the source address of a connection, and the
 // source address says which link it belongs to: a peer can speak for no other one. Files: channelpeer.go has the
-// channel of one link, channeldial.go and channellisten.go make its connections, channelconn.go serves one, and
-// channelsocket.go asks the kernel for them.
+// channel of one link, channeldial.go and channellisten.go make its connections, channelconn.go serves one,
+// channelservices.go has mesh services, and channelsocket.go asks the kernel for sockets.
 
 import (
 	"context"
@@ -75,8 +75,9 @@ type channels struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // all goroutines; Close waits for them
 
-	own   atomic.Pointer[link.Settings]
-	table atomic.Pointer[channelTable]
+	own         atomic.Pointer[link.Settings]
+	ownServices atomic.Pointer[hello.OwnServices]
+	table       atomic.Pointer[channelTable]
 
 	mu        sync.Mutex // guards the fields below, and changes of own and table; sockets are opened under it
 	closed    bool
@@ -110,6 +111,7 @@ func openChannels(config channelConfig) *channels {
 	c.instance = binary.BigEndian.Uint64(random[:]) | 1 // 0 means "not known"
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.own.Store(&config.settings)
+	c.ownServices.Store(&hello.OwnServices{Serial: 1, List: config.settings.Offers})
 	c.table.Store(&channelTable{})
 	c.wg.Go(c.watchDevice)
 	return c
@@ -175,6 +177,12 @@ func (c *channels) SetHello(settings link.Settings) error {
 			ch.sendAnnouncement()
 		}
 	}
+	if own := c.ownServices.Load(); !reflect.DeepEqual(own.List, settings.Offers) {
+		c.ownServices.Store(&hello.OwnServices{Serial: own.Serial + 1, List: settings.Offers})
+		for _, ch := range c.table.Load().links {
+			ch.offerServices()
+		}
+	}
 	return nil
 }
 
@@ -188,7 +196,7 @@ func checkHello(s *link.Settings) error {
 func makeHello(s *link.Settings, instance uint64) *hello.Hello {
 	return &hello.Hello{
 		Announcement: link.Announcement{AdvertisedPort: s.AdvertisedPort, DNS: s.DNS, API: s.API},
-		Capable:      true, Flags: hello.FlagKeepalive | hello.FlagUpdates, Instance: instance,
+		Capable:      true, Flags: hello.FlagKeepalive | hello.FlagUpdates | hello.FlagServices, Instance: instance,
 		Terms: &hello.Terms{Own: s.Term},
 	}
 }

@@ -34,13 +34,16 @@ type channelConn struct {
 	conn      net.Conn
 	accepted  bool          // else dialled
 	instance  uint64        // of the peer's process
+	services  bool          // both ends say which mesh services they offer
 	startedAt time.Duration // in the channels' time
 	heard     atomic.Int64  // when the last byte came, in nanoseconds of the channels' time
 	limit     *rate.Limiter // of frames
+	lists     hello.ServiceReader
 
 	due struct { // what the writer has to send
-		pong   atomic.Pointer[uint64] // nil: none
-		update atomic.Bool            // our hello
+		pong     atomic.Pointer[uint64] // nil: none
+		update   atomic.Bool            // our hello
+		services atomic.Bool            // our list of mesh services
 	}
 	kick chan struct{} // wakes the writer
 
@@ -55,6 +58,8 @@ func newChannelConn(ch *channel, conn net.Conn, accepted bool, theirs *hello.Hel
 		limit: rate.NewLimiter(frameRate, frameBurst), kick: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	k.heard.Store(int64(k.startedAt))
+	k.services = theirs.Flags&hello.FlagServices != 0
+	k.due.services.Store(k.services)
 	return k
 }
 
@@ -142,6 +147,10 @@ func (k *channelConn) handleFrame(typ byte, payload []byte) error {
 		})
 	case typ == hello.FrameHello:
 		return k.ch.receiveHello(payload)
+	case typ == hello.FrameServices && k.services:
+		if list := k.lists.AddFrame(payload); list != nil {
+			k.ch.receiveServices(k, list)
+		}
 	case typ == hello.FramePacket:
 		return hello.NewRefusal(hello.RefusedHello, "%s sends a packet in the control channel", sourceOf(k.conn))
 	}
@@ -152,6 +161,7 @@ func (k *channelConn) handleFrame(typ byte, payload []byte) error {
 func (k *channelConn) writeFrames() error {
 	tick := time.NewTicker(k.ch.timing.ping)
 	defer tick.Stop()
+	var services [][]byte // frames of the list that are left: pings and hellos do not wait for all of them
 	for ping := true; ; {
 		var out []byte
 		if ping {
@@ -167,13 +177,21 @@ func (k *channelConn) writeFrames() error {
 			}
 			out = append(out, frame...)
 		}
+		if k.due.services.Swap(false) {
+			services = k.ch.ownServices.Load().AppendFrames(nil, k.ch.local)
+		}
+		if len(services) > 0 {
+			out, services = append(out, services[0]...), services[1:]
+		}
 		if len(out) > 0 {
 			k.conn.SetWriteDeadline(time.Now().Add(k.ch.timing.silence))
 			if _, err := k.conn.Write(out); err != nil {
 				return err
 			}
 		}
-		ping = false
+		if ping = false; len(services) > 0 {
+			k.kickWriter()
+		}
 		select {
 		case <-k.done:
 			return nil

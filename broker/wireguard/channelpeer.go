@@ -37,6 +37,7 @@ type channelStatus struct {
 	Note      string             // what to know in any State, one line; empty: nothing
 	RTT       time.Duration      // smoothed; 0: unknown
 	Announced *link.Announcement // the latest that counts, in any State; nil: none yet
+	Offers    *mesh.Offers       // mesh services of the peer, in any State; nil: it cannot say, or did not yet
 	Dialled   int                // connections that this end has dialled, 0 or 1,
 	Accepted  int                // and that the peer has dialled
 }
@@ -71,6 +72,7 @@ type channel struct {
 	pending  []net.Conn    // accepted, before their hello; the oldest first
 	leader   hello.Leader
 	received hello.Received
+	offered  hello.ReceivedServices
 	conclusion
 	redial
 }
@@ -198,6 +200,7 @@ func (ch *channel) currentStatus() channelStatus {
 func (ch *channel) makeStatus() channelStatus {
 	st := channelStatus{
 		State: ch.state, Refused: ch.refused.Shown, Note: ch.composeNote(), RTT: ch.rtt, Announced: ch.received.Announced,
+		Offers: ch.offered.Offers,
 	}
 	if ch.state == channelLost {
 		st.Reason = ch.lost.Shown
@@ -264,6 +267,9 @@ func (ch *channel) attachConn(k *channelConn, h *hello.Hello) (attached bool) {
 		ch.conn = k
 		ch.leader.FollowSender(h, ch.now())
 		ch.receiveAnnouncement(&h.Announcement)
+		if !k.services {
+			ch.offered.Forget()
+		}
 		ch.state, ch.heard, ch.failures = channelAlive, ch.now(), 0
 		ch.lost.Reset()
 		ch.refused.Reset()

@@ -421,7 +421,7 @@ func (w *worker) askChannel(entry *linkEntry, st *link.Status, state link.State,
 		w.channels.NoteHandshake(entry.name, p.seen)
 	}
 	c := w.channels.StatusOf(entry.name)
-	st.Announced, st.Refused, st.Note = c.Announced, c.Refused, c.Note
+	st.Announced, st.Offers, st.Refused, st.Note = c.Announced, c.Offers, c.Refused, c.Note
 	st.RTT, st.Dialled, st.Accepted = c.RTT, c.Dialled, c.Accepted
 	switch {
 	case state == link.Up && c.State == channelLost:
