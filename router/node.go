@@ -39,6 +39,9 @@ func openNode(c *Config, changed func()) (*node, error) {
 	for _, p := range c.PodCIDRs {
 		n.apart[p] = titlePods
 	}
+	for _, p := range c.ServiceCIDRs {
+		n.apart[p] = titleServices
+	}
 	// A process of the node looks for a route to a service before kube-proxy translates the address: where it is
 	// unreachable, neither router nor broker would hear of a remedy.
 	if a, err := netip.ParseAddr(os.Getenv("KUBERNETES_SERVICE_HOST")); err == nil {

@@ -171,9 +171,10 @@ func parseAddresses(texts []v1alpha1.GatewayIP) (addresses []netip.Addr) {
 
 // What networks of the cluster are.
 const (
-	titleNodes = "the network of the nodes (node-cidr)"
-	titlePods  = "the network of the pods (pod-cidr)"
-	titleAPI   = "the service of the API server"
+	titleNodes    = "the network of the nodes (node-cidr)"
+	titlePods     = "the network of the pods (pod-cidr)"
+	titleServices = "the network of the services (service-cidr)"
+	titleAPI      = "the service of the API server"
 )
 
 // reserved are networks that lead to no other cluster. Where one of them is routed, it leads to the platform below the
@@ -456,6 +457,11 @@ func (r *routing) addUnlisted(
 	o *objects, covered map[netip.Prefix]bool, services []netip.Prefix, ways []hops, f *facts,
 ) {
 	known := func(n netip.Prefix) bool {
+		for own := range f.apart { // the broker leads to no such network, and the status of the link says so
+			if own.Contains(n.Addr()) && own.Bits() <= n.Bits() {
+				return true
+			}
+		}
 		for bits := n.Bits(); bits >= 0; bits-- {
 			if wider, _ := n.Addr().Prefix(bits); covered[wider] {
 				return true

@@ -209,6 +209,11 @@ func TestMakeRouting(t *testing.T) {
 			gateways: list{inPod(gateway(3), "100.96.3.5"), inPod(gateway(3), "100.96.3.6")},
 			links:    []*v1alpha1.KubeLink{kubeLink("k2", "100.64.16.0/20", ledBy("10.250.0.3"))}}, node3(),
 			"fallback 100.64.16.0/20\nfallback 192.168.0.0/24", GatewayNotOnLink},
+		"links to clusters with networks of this one": {objects{gateways: list{gateway(1, "192.168.0.0/24")},
+			links: []*v1alpha1.KubeLink{kubeLink("k2", "100.64.0.0/20", ledBy("10.250.0.1")),
+				kubeLink("k3", "100.96.0.0/16"), kubeLink("k4", "100.64.4.0/22")}},
+			node3(func(f *facts) { f.apart[netip.MustParsePrefix("100.64.0.0/20")] = titleServices }),
+			"192.168.0.0/24 via 10.250.0.1 dev 2", ""},
 		"links that the broker refuses": {objects{links: []*v1alpha1.KubeLink{
 			kubeLink("a", "8.8.8.0/24", state(v1alpha1.StateInvalid)), kubeLink("b", "8.8.9.0/24", state(v1alpha1.StateStale))}},
 			node3(), "", ""},

@@ -36,13 +36,15 @@ type Config struct {
 	NodeIP    netip.Addr   // invalid: the last address of an interface in NodeCIDRs
 	NodeCIDRs []netip.Prefix
 	PodCIDRs  []netip.Prefix // may be empty: then there is no check of packets of pods
-	Device    string         // of a broker on this node
-	IPIP      string         // one of IPIPNone, IPIPShared and IPIPConfigure
-	Table     int            // routing table; 0: main
-	Priority  int            // of the rule that leads to Table
-	Datafile  string         // of a former router; empty: none
-	Listen    string         // address of the HTTP server; empty: none
-	Log       *slog.Logger
+	// ServiceCIDRs are those of the cluster's services; without them, those of LocalLinks count.
+	ServiceCIDRs []netip.Prefix
+	Device       string // of a broker on this node
+	IPIP         string // one of IPIPNone, IPIPShared and IPIPConfigure
+	Table        int    // routing table; 0: main
+	Priority     int    // of the rule that leads to Table
+	Datafile     string // of a former router; empty: none
+	Listen       string // address of the HTTP server; empty: none
+	Log          *slog.Logger
 }
 
 const (

@@ -75,6 +75,8 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 		"network of the cluster's nodes, or several with commas between; required", parseNetworks(&c.NodeCIDRs))
 	add("pod-cidr", "CIDR", "", "network of the cluster's pods, or several with commas between; without it, "+
 		"the way of packets of pods is not checked", parseNetworks(&c.PodCIDRs))
+	add("service-cidr", "CIDR", "", "network of the cluster's services, or several with commas between, to which no "+
+		"route leads", parseNetworks(&c.ServiceCIDRs))
 	add("node-ip", "IP", "",
 		"address of this node (default: variable NODE_IP, else the last address of an interface in node-cidr)",
 		parseAddress(&c.NodeIP))

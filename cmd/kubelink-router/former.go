@@ -37,7 +37,7 @@ var formerFlags = map[string]string{
 	"coredns-service-ip=": ofBroker, "dns-advertisement": ofBroker, "dns-name=": ofBroker, "dns-propagation=": ofBroker,
 	"dns-service-ip=": ofBroker, "dns-log-class=": ofBroker, "keyfile=": ofBroker, "link-address=": ofBroker,
 	"mesh-domain=": ofBroker, "meshdns-service-ip=": ofBroker, "mode=": ofBroker, "mtu=": ofBroker, "secret=": ofBroker,
-	"secret-manage-mode=": ofBroker, "served-links=": ofBroker, "service-account=": ofBroker, "service-cidr=": ofBroker,
+	"secret-manage-mode=": ofBroker, "served-links=": ofBroker, "service-account=": ofBroker,
 }
 
 // formerShorthands are theirs.
@@ -75,7 +75,7 @@ func addFormerFlags(fs *pflag.FlagSet) {
 		add(brokerPrefix+name, ofBroker)
 		add(routerPrefix+name, reason)
 	}
-	for _, name := range []string{"node-cidr", "pod-cidr", "node-ip", "service", "ipip", "route-table", "rule-priority",
+	for _, name := range []string{"node-cidr", "pod-cidr", "service-cidr", "node-ip", "service", "ipip", "route-table", "rule-priority",
 		"ifce-name", "namespace"} {
 		add(brokerPrefix+name+"=", ofBroker)
 	}
