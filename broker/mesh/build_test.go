@@ -247,14 +247,6 @@ func TestProblems(t *testing.T) {
 			[]string{`spec.cidr "100.64.32.1/20"`, "did you mean 100.64.32.0/20"},
 		},
 		{
-			"cidr is local", pair().add("k3", "192.168.0.13/24", two, cidr("100.64.8.0/24")), nil, "k3", "Invalid",
-			[]string{"spec.cidr", "local service network"},
-		},
-		{
-			"cidr is pods", pair().add("k3", "192.168.0.13/24", two, cidr("100.100.0.0/16")), nil, "k3", "Invalid",
-			[]string{"spec.cidr", "pod-cidr"},
-		},
-		{
 			"cidr is mesh", pair().add("k3", "192.168.0.13/24", two, cidr("192.168.0.0/16")), nil, "k3", "Invalid",
 			[]string{"spec.cidr", "the default mesh"},
 		},

@@ -16,7 +16,8 @@ type linkEntry struct {
 	spec      *v1alpha1.KubeLinkSpec
 	mesh      *meshEntry
 	addresses Prefixes  // with the masks of the mesh
-	services  Prefixes  // service networks of the cluster; empty: unknown
+	services  Prefixes  // service networks of the cluster; empty: unknown, or not routed
+	unrouted  Prefixes  // service networks of the cluster that this cluster has as well
 	claims    claimList // what is routed to the link
 	ingress   []Rule
 	gateway   string // full name of the link that carries this one; empty: the link has an endpoint
@@ -167,15 +168,11 @@ func (s *linkSet) readServices(l *linkEntry) *Problem {
 	if err := CheckWidth(cidr); err != nil {
 		return invalid("spec.cidr %s: %v", cidr, err)
 	}
-	services := s.meshes.services()
-	for _, own := range services {
-		if own.Overlaps(cidr) {
-			return invalid("spec.cidr %s overlaps with the local service network %s: "+
-				"the service networks of a mesh must be disjoint", cidr, own)
-		}
-	}
-	if p := s.local.checkDisjoint(fieldCIDR, cidr); p != nil {
-		return p
+	if title, own := s.findOwn(cidr); own.IsValid() {
+		s.reports.addNote(l.Name, "spec.cidr %s is not routed, as it overlaps with the %s %s: "+
+			"what the cluster offers with MeshServices is reached, and named", cidr, title, own)
+		l.unrouted = Prefixes{cidr}
+		return nil
 	}
 	for _, m := range s.meshes.list {
 		if n := m.Addresses.SameFamily(cidr.Addr()); n.Overlaps(cidr) {
@@ -183,12 +180,24 @@ func (s *linkSet) readServices(l *linkEntry) *Problem {
 				cidr, n.Masked(), MeshTitle(m.Name))
 		}
 	}
-	if p := s.host.checkApart(fieldCIDR, cidr, services); p != nil {
+	if p := s.host.checkApart(fieldCIDR, cidr, s.meshes.services()); p != nil {
 		return p
 	}
 	l.services = Prefixes{cidr}
 	l.claims = append(l.claims, claim{cidr, l.Name, fieldCIDR})
 	return nil
+}
+
+// findOwn finds a network of the local cluster that overlaps with a network; not valid: there is none.
+func (s *linkSet) findOwn(n netip.Prefix) (title string, own netip.Prefix) {
+	for _, l := range s.local.titledNetworks(s.meshes.services()) {
+		for _, own := range l.networks {
+			if own.Overlaps(n) {
+				return l.title, own
+			}
+		}
+	}
+	return "", netip.Prefix{}
 }
 
 // readEgress reads spec.egress.
@@ -215,12 +224,7 @@ func (s *linkSet) checkEgress(m *meshEntry, n netip.Prefix) *Problem {
 		return invalid("spec.egress %s: %v", n, err)
 	}
 	services := s.meshes.services()
-	for _, own := range []struct {
-		title    string
-		networks Prefixes
-	}{
-		{"local service network", services}, {"pod-cidr", s.local.PodCIDRs}, {"node-cidr", s.local.NodeCIDRs},
-	} {
+	for _, own := range s.local.titledNetworks(services) {
 		for _, cidr := range own.networks {
 			if contains(cidr, n) {
 				return invalid("spec.egress %s lies in the %s %s: it would take local traffic away", n, own.title, cidr)

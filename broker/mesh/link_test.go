@@ -166,16 +166,14 @@ func overlapWorld() (*objs, Local) {
 func TestOverlaps(t *testing.T) {
 	const (
 		older    = "FIELD NETWORK is already routed to the older link OWNER: a network belongs to one link"
-		services = "FIELD NETWORK overlaps with the local service network OWNER: " +
-			"the service networks of a mesh must be disjoint"
-		disjoint = "FIELD NETWORK overlaps with the local OWNER: they must be disjoint"
+		unrouted = "FIELD NETWORK is not routed, as it overlaps with the OWNER: what the cluster offers with MeshServices " +
+			"is reached, and named"
 		away     = "FIELD NETWORK lies in the OWNER: it would take local traffic away"
 		meshes   = "FIELD NETWORK overlaps with the network OWNER: they must be disjoint"
 		taken    = "FIELD NETWORK would take the network OWNER, or its local address, away"
 		endpoint = "the network NETWORK (spec.cidr, spec.egress) contains the endpoint OWNER: " +
 			"its connection would run through a tunnel"
 	)
-	awayServices := strings.Replace(away, "OWNER", "local service network OWNER", 1)
 	for _, c := range []struct {
 		name                   string
 		inside, equal, around  string
@@ -183,16 +181,16 @@ func TestOverlaps(t *testing.T) {
 		cidrSays, egressSays   string
 		cidrBreaks, egressFits string // i, e and a: with which of the three
 	}{
-		{"service-cidr", "100.64.8.0/24", "100.64.0.0/20", "100.64.0.0/16", "100.64.0.0/20",
-			services, awayServices, "iea", "a"},
-		{"service-cidr, IPv6", "fd01::8/128", "fd01::/112", "fd01::/64", "fd01::/112",
-			services, awayServices, "iea", "a"},
+		{"service-cidr", "100.64.8.0/24", "100.64.0.0/20", "100.64.0.0/16", "local service network 100.64.0.0/20",
+			unrouted, away, "", "a"},
+		{"service-cidr, IPv6", "fd01::8/128", "fd01::/112", "fd01::/64", "local service network fd01::/112",
+			unrouted, away, "", "a"},
 		{"pod-cidr", "10.96.7.0/24", "10.96.0.0/16", "10.96.0.0/12", "pod-cidr 10.96.0.0/16",
-			disjoint, away, "iea", "a"},
+			unrouted, away, "", "a"},
 		{"pod-cidr, IPv6", "fd02::7/128", "fd02::/64", "fd02::/16", "pod-cidr fd02::/64",
-			disjoint, away, "iea", "a"},
+			unrouted, away, "", "a"},
 		{"node-cidr", "10.250.0.0/17", "10.250.0.0/16", "10.240.0.0/12", "node-cidr 10.250.0.0/16",
-			disjoint, away, "iea", "a"},
+			unrouted, away, "", "a"},
 		{"its mesh, the part with the local address", "192.168.0.0/28", "192.168.0.0/24", "192.168.0.0/20",
 			"192.168.0.0/24 of the default mesh", meshes, taken, "iea", "a"},
 		{"its mesh, another part", "192.168.0.128/25", "192.168.0.0/24", "192.168.0.0/20",
@@ -232,12 +230,19 @@ func TestOverlaps(t *testing.T) {
 						name, address = "m6--k3", "fd00::3/64"
 					}
 					s := o.add(name, address, "c.example", f.mod).build(local)
-					want := ""
-					if f.breaks {
-						text := strings.NewReplacer("FIELD", f.field, "NETWORK", network, "OWNER", c.owner)
+					want, note := "", ""
+					text := strings.NewReplacer("FIELD", f.field, "NETWORK", network, "OWNER", c.owner)
+					switch {
+					case f.breaks:
 						want = "Invalid: " + text.Replace(f.says)
+					case f.says == unrouted:
+						note = text.Replace(unrouted)
 					}
 					checkProblem(t, s, name, want)
+					routed := slices.ContainsFunc(s.Routes, func(r Route) bool { return r.Destination == pfx(network) })
+					if got := s.Notes[name]; note != "" && (got != note || routed) {
+						t.Errorf("note %q, want %q; routed: %v", got, note, routed)
+					}
 				})
 			}
 		}

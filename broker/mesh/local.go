@@ -107,6 +107,18 @@ func (l *Local) checkDisjoint(field string, n netip.Prefix) *Problem {
 	return nil
 }
 
+// titledNetworks are networks of the local cluster, by what they are.
+type titledNetworks struct {
+	title    string
+	networks Prefixes
+}
+
+func (l *Local) titledNetworks(services Prefixes) []titledNetworks {
+	return []titledNetworks{
+		{"local service network", services}, {"pod-cidr", l.PodCIDRs}, {"node-cidr", l.NodeCIDRs},
+	}
+}
+
 // networks are all networks of the local cluster that the stanza names.
 func (l *Local) networks() []netip.Prefix {
 	return slices.Concat(l.ServiceCIDRs, l.PodCIDRs, l.NodeCIDRs)

@@ -58,6 +58,8 @@ func (n *naming) readNames(l *linkEntry) *Problem {
 				"names come from the DNS service of the cluster, not from its API server: %v", noAPI)
 		}
 	case zone.API.Use:
+	case len(l.unrouted) > 0 && (!service.IsValid() || l.unrouted.Contains(service)): // there is a note
+		return nil
 	case service.IsValid():
 		n.reports.addNote(l.Name,
 			"no DNS: spec.dns.dnsIP %s is not routed to this link; add it to spec.egress", service)
