@@ -478,7 +478,7 @@ func runEcho() error {
 }
 
 // runProbe sends a numbered packet to each of its arguments every two milliseconds until its standard input ends, and
-// prints how many did not come back.
+// prints how many did not come back. Those that are missing then have a second, and far longer with a byte of input.
 func runProbe() error {
 	var conns []net.Conn
 	for _, a := range os.Args[1:] {
@@ -488,10 +488,13 @@ func runProbe() error {
 		}
 		conns = append(conns, c)
 	}
-	end := make(chan struct{})
+	end := make(chan time.Time, 1)
 	go func() {
-		io.Copy(io.Discard, os.Stdin)
-		close(end)
+		wait := time.Second
+		if n, _ := io.Copy(io.Discard, os.Stdin); n > 0 {
+			wait = 20 * time.Second
+		}
+		end <- time.Now().Add(wait)
 	}()
 	var back atomic.Int64
 	var wg sync.WaitGroup
@@ -507,12 +510,11 @@ func runProbe() error {
 			}
 		})
 	}
-	sent := int64(0)
+	sent, last := int64(0), time.Time{}
 	tick := time.NewTicker(2 * time.Millisecond)
-	for running := true; running; {
+	for last.IsZero() {
 		select {
-		case <-end:
-			running = false
+		case last = <-end:
 		case <-tick.C:
 			for _, c := range conns {
 				if _, err := fmt.Fprint(c, sent); err == nil {
@@ -521,7 +523,7 @@ func runProbe() error {
 			}
 		}
 	}
-	for late := time.Now().Add(time.Second); back.Load() < sent && time.Now().Before(late); {
+	for back.Load() < sent && time.Now().Before(last) {
 		<-tick.C
 	}
 	for _, c := range conns {

@@ -105,6 +105,7 @@ func (p *pair) probe() *process {
 // finishWhole finishes a probe that must have lost nothing.
 func (p *process) finishWhole() {
 	p.t.Helper()
+	fmt.Fprintln(p.stdin, "wait")
 	if lost, sent := p.finish(); lost > 0 || sent == 0 {
 		p.t.Errorf("lost %d of %d packets", lost, sent)
 	}
