@@ -315,6 +315,14 @@ func (b *Broker) Changes(_ None, reply *int64) error {
 	return nil
 }
 
+// CPU is the time that processors have worked for the process.
+func (b *Broker) CPU(_ None, reply *time.Duration) error {
+	var used unix.Rusage
+	err := unix.Getrusage(unix.RUSAGE_SELF, &used)
+	*reply = time.Duration(used.Utime.Nano() + used.Stime.Nano())
+	return err
+}
+
 // Show is what wg(8) would show of a device.
 func (b *Broker) Show(name string, reply *wgtypes.Device) error {
 	c, err := wgctrl.New()
@@ -454,10 +462,21 @@ func runStandalone() error {
 	return nil
 }
 
+// bufferingConfig makes sockets that lose no packets when their process gets no processor for some seconds.
+var bufferingConfig = net.ListenConfig{Control: bufferMany}
+
+func bufferMany(_, _ string, raw syscall.RawConn) error {
+	var err error
+	e := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
+	})
+	return errors.Join(err, e)
+}
+
 // runEcho sends packets back that come to UDP port 7 of its first argument, until its standard input ends, and prints
 // how many there were.
 func runEcho() error {
-	c, err := net.ListenPacket("udp", net.JoinHostPort(os.Args[1], "7"))
+	c, err := bufferingConfig.ListenPacket(context.Background(), "udp", net.JoinHostPort(os.Args[1], "7"))
 	if err != nil {
 		return err
 	}
@@ -482,7 +501,7 @@ func runEcho() error {
 func runProbe() error {
 	var conns []net.Conn
 	for _, a := range os.Args[1:] {
-		c, err := net.Dial("udp", net.JoinHostPort(a, "7"))
+		c, err := (&net.Dialer{Control: bufferMany}).Dial("udp", net.JoinHostPort(a, "7"))
 		if err != nil {
 			return err
 		}
