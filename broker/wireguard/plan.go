@@ -116,7 +116,14 @@ func (c *comparison) comparePeer(p *targetPeer) {
 	if p.endpoint.IsValid() && p.endpoint != toAddrPort(is.Endpoint) {
 		change.Endpoint = net.UDPAddrFromAddrPort(p.endpoint)
 	}
-	// A device sends something when its keepalive changes from none to some.
+	c.compareKeepalive(p, is, &change)
+	if change.Endpoint != nil || change.PersistentKeepaliveInterval != nil || len(missing) > 0 {
+		c.first.Peers = append(c.first.Peers, change)
+	}
+}
+
+// compareKeepalive plans the keepalive of a peer. A device sends something when that changes from none to some.
+func (c *comparison) compareKeepalive(p *targetPeer, is *wgtypes.Peer, change *wgtypes.PeerConfig) {
 	canSend := is.Endpoint != nil || change.Endpoint != nil
 	switch keepalive := is.PersistentKeepaliveInterval; {
 	case !canSend && keepalive != 0:
@@ -130,9 +137,6 @@ func (c *comparison) comparePeer(p *targetPeer) {
 		change.PersistentKeepaliveInterval = new(c.greeting())
 	case keepalive != c.keepalive:
 		change.PersistentKeepaliveInterval = new(c.keepalive)
-	}
-	if change.Endpoint != nil || change.PersistentKeepaliveInterval != nil || len(missing) > 0 {
-		c.first.Peers = append(c.first.Peers, change)
 	}
 }
 
