@@ -10,6 +10,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // metricsSource is the running broker.
@@ -42,6 +43,8 @@ var (
 		"VXLAN packets to the gateway that its kernel dropped: they came from no node, or from a link or a pod.")
 	backendDesc = newDesc("iptables_backend_info",
 		"Back end of iptables that has the chains of kubelink: nft or legacy. The value is 1.", "family", "backend")
+	offersDesc = newDesc("refused_mesh_services",
+		"Number of mesh services that peers offer at the moment and that are not accepted by reason.", "reason")
 	findingsDesc = newDesc("node_findings", "Things on the node that keep packets of links from passing.", "reason")
 )
 
@@ -69,6 +72,10 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for reason, n := range h.node.CountReasons() {
 		sendGauge(ch, findingsDesc, float64(n), reason)
+	}
+	refused := b.r.peers.offers.CountRefused()
+	for _, why := range mesh.OfferRefusals {
+		sendGauge(ch, offersDesc, float64(refused[why]), string(why))
 	}
 	d := b.names.currentDataplane()
 	if d == nil {

@@ -66,6 +66,7 @@ type announcer struct {
 	tokens   *announce.TokenSource // peers are told its token; nil: none
 	problem  onchange.Error        // why peers are not told all that they should be
 	receiver announce.Receiver     // of what they announce
+	offers   announce.Offers       // what they offer
 	unknowns announce.UnknownPeers // the ones without a link; it has a lock of its own
 }
 
@@ -148,6 +149,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 		return reconcile.Result{RequeueAfter: time.Second}, nil
 	}
 	state := mesh.Build(objects, r.cfg.Local)
+	r.peers.offers.Keep(&state, time.Now())
 	r.holder = r.election.State().ViewLinks(&objects, &state)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.refreshCredentials(ctx)
@@ -218,6 +220,9 @@ func (r *reconciler) setGateway(g *gateway) {
 func (r *reconciler) readObjects(links []v1alpha1.KubeLink) mesh.Objects {
 	objects := mesh.Objects{Links: links}
 	objects.Keys.Own = r.creds.PublicKey()
+	if g := r.gateway; g != nil && !r.cfg.IgnoreAnnounced {
+		r.peers.offers.AddTo(&objects, g.Statuses(), time.Now())
+	}
 	if g := r.gateway; g != nil && g.host != nil {
 		objects.Host = g.host.Facts(links, g.Statuses())
 		objects.Host.OwnTable = r.cfg.RouteTable != kernel.MainTable

@@ -5,6 +5,7 @@ package mesh
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -15,7 +16,9 @@ type Objects struct {
 	Links    []v1alpha1.KubeLink
 	Reserved []Reserved // addresses of MeshServices, in any order
 	Host     Host
-	Keys     Keys // in mode wireguard
+	Keys     Keys                  // in mode wireguard
+	Offers   map[string]*Offers    // what peers offer, by the name of their link
+	Settled  map[netip.Addr]string // addresses that stay with a link as long as its peer offers them
 }
 
 // Build computes the State. It does not change its arguments. Older objects win over younger ones, so that a mistake in
@@ -29,7 +32,9 @@ func Build(objects Objects, local Local) State {
 			maps.Copy(in.orphans, orphans)
 			continue
 		}
+		accepted := in.acceptOffers(links)
 		s := makeState(&local, names, links, links.reports)
+		s.Offers = accepted
 		s.Foreign = in.foreignLinks()
 		return s
 	}
@@ -45,6 +50,8 @@ type input struct {
 	orphans map[string]*Problem // of links whose gateway cannot be used, by name
 
 	reserved []Reserved // sorted
+	offers   map[string]*Offers
+	settled  map[netip.Addr]string
 }
 
 func newInput(objects Objects, local *Local) *input {
@@ -56,7 +63,7 @@ func newInput(objects Objects, local *Local) *input {
 	return &input{
 		local: local, host: &host, keys: &objects.Keys,
 		byAge: byAge, served: newServedSet(local, byAge), orphans: map[string]*Problem{},
-		reserved: sortReserved(objects.Reserved),
+		reserved: sortReserved(objects.Reserved), offers: objects.Offers, settled: objects.Settled,
 	}
 }
 
@@ -73,7 +80,7 @@ func (in *input) readObjects() (*naming, *linkSet) {
 		m.served, m.Shared = in.served.servesMesh(&m.Mesh), !in.served.servesWhole(m.Name)
 	}
 	links := newLinkSet(in, meshes, r)
-	names := &naming{local: in.local, meshes: meshes, reports: r, taken: map[string]string{}}
+	names := &naming{local: in.local, meshes: meshes, reports: r, taken: map[string]string{}, offers: in.offers}
 	for _, o := range in.byAge {
 		if !in.served.servesLink(o) {
 			continue

@@ -9,6 +9,7 @@ const (
 	fieldAddress = "spec.clusterAddress"
 	fieldCIDR    = "spec.cidr"
 	fieldEgress  = "spec.egress"
+	fieldOffer   = "" // no field: the peer offers a mesh service there
 )
 
 // claim is a network that belongs to a link.

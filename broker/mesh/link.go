@@ -19,6 +19,7 @@ type linkEntry struct {
 	services  Prefixes  // service networks of the cluster; empty: unknown, or not routed
 	unrouted  Prefixes  // service networks of the cluster that this cluster has as well
 	claims    claimList // what is routed to the link
+	offers    []Offer   // accepted ones, by namespace and name
 	ingress   []Rule
 	gateway   string // full name of the link that carries this one; empty: the link has an endpoint
 	host      string // of the endpoint

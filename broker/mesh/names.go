@@ -19,7 +19,8 @@ type naming struct {
 	local   *Local
 	meshes  *meshSet
 	reports *reports
-	taken   map[string]string // which link has a name of a cluster: two links of two meshes can make the same
+	taken   map[string]string  // which link has a name of a cluster: two links of two meshes can make the same
+	offers  map[string]*Offers // what peers offer, by link: these names need no DNS service
 }
 
 // readNames finds out how the names of a link's cluster are resolved. What is missing is noted, and the link works
@@ -63,11 +64,15 @@ func (n *naming) readNames(l *linkEntry) *Problem {
 	case service.IsValid():
 		n.reports.addNote(l.Name,
 			"no DNS: spec.dns.dnsIP %s is not routed to this link; add it to spec.egress", service)
-		return nil
-	default:
+		if n.offers[l.Name] == nil {
+			return nil
+		}
+	case n.offers[l.Name] == nil || len(n.offers[l.Name].List) == 0:
 		n.reports.addNote(l.Name,
 			"no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP")
-		return nil
+		if n.offers[l.Name] == nil {
+			return nil
+		}
 	}
 	l.dns, n.taken[zone.Name] = zone, l.Name
 	return nil

@@ -3,6 +3,7 @@ package mesh
 // Mesh services that clusters offer to each other.
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -34,3 +35,6 @@ type Offers struct {
 	List    []Offer // in the order of the sender
 	LeftOut int     // malformed ones, and those beyond the bounds of the protocol
 }
+
+// title is how messages call the offer.
+func (o *Offer) title() string { return fmt.Sprintf("%s/%s at %s", o.Namespace, o.Name, o.Address) }

@@ -15,6 +15,7 @@ type State struct {
 	Broken     map[string]string  // why a mesh cannot be used, by its name
 	Links      []Link             // usable links to other clusters, by name
 	Networks   []LinkNetwork      // of these clusters, sorted
+	Offers     Acceptance         // mesh services of these clusters
 	Local      []netip.Prefix     // networks of the local cluster, and of its meshes; sorted
 	LocalPorts []LocalPort        // of the local cluster addresses that other clusters reach, sorted
 	Peers      []Peer             // links that have a connection of their own, by name

@@ -1,0 +1,200 @@
+package mesh
+
+// Which mesh services of other clusters are accepted.
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+)
+
+// offer is a service with a whole address, or with ports.
+func offer(name, address string, ports ...OfferPort) Offer {
+	return Offer{Namespace: "default", Name: name, Address: ip(address), Whole: len(ports) == 0, Ports: ports}
+}
+
+// offering are offers by link.
+func offering(link string, list ...Offer) map[string]*Offers {
+	return map[string]*Offers{link: {List: list}}
+}
+
+// threeClusters are this one, 192.168.0.11, and k2, k3, k4 after it in one mesh; m2--k5 is in another one.
+func threeClusters() *objs {
+	return new(objs).addLocal("here", "192.168.0.11/24").addLocal("m2--here", "10.7.0.1/24").
+		add("k4", "192.168.0.14/24", "d.example").
+		add("k2", "192.168.0.12/24", "b.example").
+		add("k3", "192.168.0.13/24", "c.example", cidr("100.64.32.0/20"), egress("192.168.0.64/28", "192.168.0.0/16")).
+		add("m2--k5", "10.7.0.5/24", "e.example").
+		add("broken", "192.168.0.99/24", "")
+}
+
+var webPort = OfferPort{"web", 6, 80}
+
+func TestAcceptOffers(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		offers map[string]*Offers
+		want   string // accepted networks of k2, besides its address
+		reason OfferRefusal
+		note   string // of k2
+	}{
+		{"whole address", offering("k2", offer("echo", "192.168.0.100")), "192.168.0.100/32", "", ""},
+		{"two of one address", offering("k2", offer("echo", "192.168.0.100", webPort),
+			offer("dns", "192.168.0.100", OfferPort{"", 17, 53})), "192.168.0.100/32", "", ""},
+		{"ports of the cluster's address", offering("k2", offer("echo", "192.168.0.12", webPort)), "", "", ""},
+		{"all of the cluster's address", offering("k2", offer("echo", "192.168.0.12")), "", OfferCluster,
+			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.12: it is the " +
+				"address of the cluster itself, of which a service can have ports only"},
+		{"outside", offering("k2", offer("echo", "192.168.0.100"), offer("out", "192.168.1.100"), offer("pod", "100.96.0.1")),
+			"192.168.0.100/32", OfferOutside, "2 of 3 mesh services that the peer offers are not accepted, such as " +
+				"default/out at 192.168.1.100: it does not lie in the network 192.168.0.0/24 of the default mesh"},
+		{"another mesh of ours", offering("k2", offer("echo", "10.7.0.9")), "", OfferOutside,
+			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 10.7.0.9: it does not lie " +
+				"in the network 192.168.0.0/24 of the default mesh"},
+		{"another family", offering("k2", offer("echo", "fd00::1")), "", OfferOutside,
+			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at fd00::1: it does not lie " +
+				"in the network 192.168.0.0/24 of the default mesh"},
+		{"our address", offering("k2", offer("echo", "192.168.0.11", webPort)), "", OfferCluster,
+			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.11: " +
+				"it is the address of this cluster"},
+		{"the address of another cluster", offering("k2", offer("echo", "192.168.0.13", webPort)), "", OfferCluster,
+			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.13: " +
+				"it is the address of KubeLink k3"},
+		{"the address of a cluster whose link is broken", offering("k2", offer("echo", "192.168.0.99")), "", OfferCluster,
+			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.99: " +
+				"it is the address of KubeLink broken"},
+		{"egress of another link", offering("k2", offer("echo", "192.168.0.70")), "", OfferNetwork,
+			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.70: " +
+				"it lies in spec.egress 192.168.0.64/28 of link k3"},
+		{"our mesh service", offering("k2", offer("echo", "192.168.0.200")), "", OfferLocal,
+			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.200: " +
+				"it belongs to MeshService default/ours of this cluster"},
+		{"malformed ones", map[string]*Offers{"k2": {List: []Offer{offer("echo", "192.168.0.100")}, LeftOut: 7}},
+			"192.168.0.100/32", OfferLeftOut,
+			"7 of 8 mesh services that the peer offers are not accepted; 7 are malformed or too many"},
+		{"of a link that there is not", offering("nope", offer("echo", "192.168.0.100")), "", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := threeClusters()
+			objects := Objects{Links: o.list, Offers: c.offers,
+				Reserved: []Reserved{{Addr: ip("192.168.0.200"), Owner: "MeshService default/ours"}}}
+			s := Build(objects, cluster1())
+			p := s.Peers[slices.IndexFunc(s.Peers, func(p Peer) bool { return p.Link == "k2" })]
+			want := []netip.Prefix{pfx("192.168.0.12/32")}
+			if c.want != "" {
+				want = append(want, pfx(c.want))
+			}
+			checkEqual(t, "networks", p.Networks, want)
+			checkEqual(t, "routes", s.Routes, threeClusters().build(cluster1()).Routes)
+			note := s.Notes["k2"]
+			if note == "no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP" {
+				note = ""
+			}
+			checkEqual(t, "note", note, c.note)
+			if c.reason != "" && s.Offers.Refused[c.reason] == 0 {
+				t.Errorf("refused %v", s.Offers.Refused)
+			}
+			for reason := range s.Offers.Refused {
+				if reason != c.reason && s.Offers.Refused[reason] > 0 {
+					t.Errorf("refused for %s, too", reason)
+				}
+			}
+		})
+	}
+}
+
+// An egress of the link itself may have the address: users of the former system typed it.
+func TestOfferInOwnEgress(t *testing.T) {
+	o := threeClusters()
+	s := Build(Objects{Links: o.list, Offers: offering("k3", offer("echo", "192.168.0.65"))}, cluster1())
+	checkEqual(t, "accepted", s.Offers.Links["k3"], []Offer{offer("echo", "192.168.0.65")})
+	checkEqual(t, "note", s.Notes["k3"], "")
+}
+
+// Of several links that offer an address, the one that had it keeps it, else the smaller cluster address wins, at every
+// member. Both links tell it.
+func TestOffersOfOneAddress(t *testing.T) {
+	both := map[string]*Offers{}
+	for _, name := range []string{"k4", "k3", "k2"} {
+		both[name] = &Offers{List: []Offer{offer("b-of-"+name, "192.168.0.100"), offer("a-of-"+name, "192.168.0.101")}}
+	}
+	build := func(settled map[netip.Addr]string) State {
+		return Build(Objects{Links: threeClusters().list, Offers: both, Settled: settled}, cluster1())
+	}
+	s := build(nil)
+	checkEqual(t, "owner", s.Offers.Links, map[string][]Offer{
+		"k2": {offer("a-of-k2", "192.168.0.101"), offer("b-of-k2", "192.168.0.100")},
+	})
+	checkEqual(t, "refused", s.Offers.Refused[OfferTaken], 4)
+	checkEqual(t, "note of a loser", s.Notes["k3"], "2 of 2 mesh services that the peer offers are not accepted, such as "+
+		"default/b-of-k3 at 192.168.0.100: link k2 offers it, too, and has the smaller cluster address")
+	checkEqual(t, "note of the winner", s.Notes["k2"], "other links offer 4 of its mesh addresses as well, such as link k3 "+
+		"with default/b-of-k3 at 192.168.0.100: these offers are not accepted")
+
+	s = build(map[netip.Addr]string{ip("192.168.0.100"): "k4", ip("192.168.0.101"): "gone"})
+	checkEqual(t, "owner", s.Offers.Links, map[string][]Offer{
+		"k4": {offer("b-of-k4", "192.168.0.100")}, "k2": {offer("a-of-k2", "192.168.0.101")},
+	})
+	checkEqual(t, "note of a loser", s.Notes["k2"], "1 of 2 mesh services that the peer offers are not accepted, such as "+
+		"default/b-of-k2 at 192.168.0.100: link k4 has it already; other links offer 2 of its mesh addresses as well, such "+
+		"as link k3 with default/a-of-k3 at 192.168.0.101: these offers are not accepted")
+}
+
+// What is accepted is a part of the peer, of its gateway's list of carried links, and of the cluster's names. A cluster
+// without a known DNS service has these names only.
+func TestAcceptedOffers(t *testing.T) {
+	list := []Offer{offer("echo", "192.168.0.100"), offer("web", "192.168.0.12", webPort)}
+	o := threeClusters().add("behind", "192.168.0.15/24", "", via("k2"))
+	build := func(offers map[string]*Offers) State {
+		return Build(Objects{Links: o.list, Offers: offers}, cluster1())
+	}
+	s := build(map[string]*Offers{"k2": {List: list}, "behind": {List: []Offer{offer("echo", "192.168.0.101")}}})
+	checkProblem(t, s, "behind", "")
+	p := s.Peers[slices.IndexFunc(s.Peers, func(p Peer) bool { return p.Link == "k2" })]
+	checkEqual(t, "networks", p.Networks,
+		[]netip.Prefix{pfx("192.168.0.12/32"), pfx("192.168.0.15/32"), pfx("192.168.0.100/32")})
+	checkEqual(t, "carried", p.Carried[1].Networks, []netip.Prefix{pfx("192.168.0.12/32"), pfx("192.168.0.100/32")})
+	zone := func(s State) ClusterZone {
+		for _, c := range s.Zones[0].Clusters {
+			if c.Link == "k2" {
+				return c
+			}
+		}
+		return ClusterZone{}
+	}
+	checkEqual(t, "names", zone(s).Offers, list)
+	checkEqual(t, "note", s.Notes["k2"], "")
+	checkEqual(t, "zone without offers", zone(build(nil)).Name, "")
+	checkEqual(t, "zone of a peer that may offer", zone(build(offering("k2"))).Name, "k2.kubelink.")
+}
+
+// Offers of hostile peers cost little: none of 20 takes what is of another one.
+func TestHostileOffers(t *testing.T) {
+	o, all := new(objs).addLocal("here", "10.0.0.1/8"), map[string]*Offers{}
+	local := cluster1()
+	local.NodeCIDRs, local.PodCIDRs = nil, nil
+	for i := range 20 {
+		name, address := string(rune('a'+i)), netip.AddrFrom4([4]byte{10, 0, 1, byte(i)})
+		o.add(name, netip.PrefixFrom(address, 8).String(), name+".example")
+		all[name] = &Offers{}
+		for j := range 4096 {
+			all[name].List = append(all[name].List, Offer{Namespace: "x", Name: "y", Whole: true,
+				Address: netip.AddrFrom4([4]byte{10, 0, byte(j >> 8), byte(j)})})
+		}
+	}
+	s := Build(Objects{Links: o.list, Offers: all}, local)
+	checkEqual(t, "links that can be used", len(s.Links), 20)
+	checkEqual(t, "refused as clusters", s.Offers.Refused[OfferCluster], 20*(20+1))
+	checkEqual(t, "accepted", len(s.Offers.Links["a"]), 4096-21)
+	checkEqual(t, "accepted of others", len(s.Offers.Links), 1)
+}
+
+// Build changes no offer, and equal input gives an equal State.
+func TestOffersUnchanged(t *testing.T) {
+	offers := offering("k2", offer("z", "192.168.0.100"), offer("a", "192.168.0.101"))
+	for range 2 {
+		s := Build(Objects{Links: threeClusters().list, Offers: offers}, cluster1())
+		checkEqual(t, "accepted", s.Offers.Links["k2"], []Offer{offer("a", "192.168.0.101"), offer("z", "192.168.0.100")})
+	}
+	checkEqual(t, "offers", offers["k2"].List[0].Name, "z")
+}
