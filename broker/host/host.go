@@ -105,25 +105,17 @@ func (w *Watcher) setLinks(links []v1alpha1.KubeLink, statuses []link.Status) {
 	for i := range links {
 		o := &links[i]
 		host, _, err := mesh.Endpoint(o.Spec.Endpoint, 1)
-		switch {
-		case err != nil, o.Spec.Endpoint == v1alpha1.EndpointLocal, o.Spec.GatewayLink != "":
-		case o.Spec.Endpoint == v1alpha1.EndpointInbound:
-			w.links[o.Name] = "" // the peer connects: there is nothing to look up
-		default:
+		if err == nil && o.Spec.Endpoint != v1alpha1.EndpointLocal && o.Spec.GatewayLink == "" {
 			w.links[o.Name] = host
 		}
 	}
-	maps.DeleteFunc(w.remotes, func(name string, _ netip.Addr) bool {
-		host, known := w.links[name]
-		return !known || host != before[name]
-	})
+	maps.DeleteFunc(w.remotes, func(name string, _ netip.Addr) bool { return w.links[name] != before[name] })
 	for _, st := range statuses {
-		_, known := w.links[st.Link]
-		if remote, err := netip.ParseAddrPort(st.Remote); err == nil && known {
+		if remote, err := netip.ParseAddrPort(st.Remote); err == nil && w.links[st.Link] != "" {
 			w.remotes[st.Link] = remote.Addr().Unmap()
 		}
 	}
-	w.names.setNames(slices.DeleteFunc(slices.Collect(maps.Values(w.links)), func(host string) bool { return host == "" }))
+	w.names.setNames(slices.Collect(maps.Values(w.links)))
 }
 
 // makeFacts puts together what is known. Of the routes, only the ones to the addresses that count are told: pods come

@@ -60,7 +60,7 @@ func (c *Chains) Refused() uint64 { return c.kernel.Drops().Node }
 // complete returns the chain as Set wants it.
 func (c Chain) complete() chain {
 	full := chain{table: c.Table, name: c.Name, device: c.Behind, first: c.Behind == "", optional: c.Optional,
-		remedy: c.Remedy, hook: c.Hook + " -m comment --comment kubelink -j " + c.Name}
+		remedy: c.Remedy, hooks: []string{c.Hook + " -m comment --comment kubelink -j " + c.Name}}
 	if c.Counts {
 		full.counts = ofNode
 	}

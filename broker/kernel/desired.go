@@ -75,6 +75,10 @@ func (s State) routesFamily(family int) bool {
 	return slices.ContainsFunc(s.Routes, func(r mesh.Route) bool { return FamilyOf(r.Source) == family })
 }
 
+func (s State) servesFamily(family int) bool {
+	return slices.ContainsFunc(s.Services, func(x service.Service) bool { return FamilyOf(x.Address) == family })
+}
+
 // without leaves out families.
 func (s State) without(families map[int]error) State {
 	if len(families) == 0 {

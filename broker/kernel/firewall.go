@@ -33,6 +33,9 @@ func (s *State) FilterLinks(m *mesh.State) {
 	}
 }
 
+// givesFirewall is for a chain that filters links.
+const givesFirewall = "firewall"
+
 // The chains of the firewall, in the table of guardChain.
 const (
 	linkChains = "KLINK-LINK-" // how their names begin

@@ -33,6 +33,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mandelsoft/kubelink/broker/mesh/service"
 )
 
 // Kernel is the network stack of one network namespace. Its methods may be called concurrently.
@@ -44,8 +46,9 @@ type Kernel struct {
 
 	setting   sync.Mutex // held over a Set, which runs commands; guards the fields below and the calls of system
 	chains    map[toolset]*knownChains
-	selected  map[int]Backend // by family, of the ones that meshes use or have used
-	countedAt time.Time       // when Drops read counters last
+	selected  map[int]Backend   // by family, of the ones that meshes use or have used
+	countedAt time.Time         // when Drops read counters last
+	served    []service.Service // whose flows are right
 
 	mu      sync.Mutex // guards the fields below; held to read or to assign them only
 	warning error      // of the last Set
@@ -135,6 +138,11 @@ func (k *Kernel) Set(s State) error {
 		}
 	}
 	k.setNetwork(s, found, failed)
+	if err := forgetServiceFlows(k.served, s.Services); err != nil {
+		failed.warnings = append(failed.warnings, err)
+	} else if len(failed.errs) == 0 { // else flows may begin as they were
+		k.served = s.Services
+	}
 	var used []Backend
 	for _, f := range families {
 		k.clearBackends(ctx, chains[f], f, s.usesFamily(f), failed)
@@ -263,12 +271,11 @@ func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, fail
 			continue
 		}
 		err = fmt.Errorf("chain %s of IPv%d: %w", c.name, IPVersion(family), err)
-		if len(c.inner) > 0 && c.innerPrefix == linkChains {
+		if c.gives == givesFirewall {
 			err = fmt.Errorf("%w: %w", ErrUnfiltered, err)
-			failed.noRoutes[family] = "firewall"
 		}
-		if c.table == natTable {
-			failed.noRoutes[family] = "source NAT"
+		if c.gives != "" {
+			failed.noRoutes[family] = c.gives
 		}
 		if c.optional && !errors.Is(err, exec.ErrNotFound) {
 			failed.warnings = append(failed.warnings, err)

@@ -29,12 +29,14 @@ const (
 // chain is one of ours. Rules are in the form that iptables -S prints.
 type chain struct {
 	table, name string
-	hook        string // the rule of a builtin chain that jumps to this one
-	device      string // of the mesh
-	first       bool   // the hook must be the first rule, else it stands behind network policies
+	hooks       []string // the rules of builtin chains that jump to this one, one of each
+	device      string   // of the mesh
+	first       bool     // the hooks must be first rules, else they stand behind network policies
+	before      string   // another chain of ours, whose hook must come later
 	rules       []string
 	old         predecessor
 	remedy      string // where the kernel lacks what the chain needs
+	gives       string // without it, there are no new routes; empty: they do without the chain
 	optional    bool   // a mesh does without it
 	unwanted    bool   // it is removed
 	counts      reason // of the packets that its rules drop; inner ones have reasons of their own
@@ -54,14 +56,17 @@ type predecessor struct {
 	rule *regexp.Regexp // what each of its rules looks like; a foreign chain with the same name has other ones
 }
 
-// builtin is the name of the chain that the hook is in.
-func (c chain) builtin() string { return strings.Fields(c.hook)[1] }
+// builtin is the name of the chain that a hook is in.
+func builtin(hook string) string { return strings.Fields(hook)[1] }
 
 // wantedChains returns the chains that one family should have. With ipvs, addresses of services are local ones.
 func wantedChains(device string, s State, family int, ipvs bool) []chain {
+	services := groupServices(s.Services, family)
+	// A port is open when its packets are translated, and refused as long as they are not.
 	chains := []chain{
+		serviceChain(device, services), serviceSourceChain(device, s, services, family),
 		natChain(device, s, family), masqueradeChain(device, s, family), guardChain(device, s, family, ipvs),
-		forwardChain(device, s, family), mssChain(device, family),
+		forwardChain(device, s, family), refuseChain(device, services, family), mssChain(device, family),
 	}
 	if family == unix.AF_INET6 { // of IPv4, it is a setting of the device
 		chains = append(chains, sourceRouteChain(device, s))
@@ -85,12 +90,17 @@ func natChain(device string, s State, family int) chain {
 		out = ""
 	}
 	c := chain{table: natTable, name: "KLINK-POSTROUTING", device: device, first: true, innerPrefix: translateChains,
-		hook: "-A POSTROUTING" + out + " -m comment --comment kubelink -j KLINK-POSTROUTING",
+		gives: "source NAT",
+		hooks: []string{"-A POSTROUTING" + out + " -m comment --comment kubelink -j KLINK-POSTROUTING"},
 		old: predecessor{"KUBELINK-POSTROUTING",
 			regexp.MustCompile(`^(-s \S+ )?(-d \S+ )?-o \S+ -j (ACCEPT|SNAT --to-source \S+)$`)}}
 	meshRanges := map[netip.Addr]netip.Prefix{} // by our address in the mesh
 	for _, a := range s.Addresses {
 		meshRanges[a.Addr()] = a.Masked()
+	}
+	direct := ""
+	if s.servesFamily(family) { // an endpoint can be beyond a link: its answers have to come back here
+		direct = " -m conntrack ! --ctstate DNAT"
 	}
 	var sources []netip.Addr
 	for _, r := range longestFirst(s.Routes) {
@@ -105,7 +115,7 @@ func natChain(device string, s State, family int) chain {
 			if !slices.Contains(sources, r.Source) {
 				sources = append(sources, r.Source)
 			}
-			c.translateStrangers(s.Firewall, r, meshRange, slices.Index(sources, r.Source))
+			c.translateStrangers(s.Firewall, r, meshRange, slices.Index(sources, r.Source), direct != "")
 			continue
 		}
 		from, to := matchOption("-s", meshRange), matchOption("-d", r.Destination)
@@ -113,7 +123,7 @@ func natChain(device string, s State, family int) chain {
 		// that we are the gateway for. ACCEPT, not a negated match of the second rule: a shorter
 		// prefix of another mesh must not see the packet.
 		c.rules = append(c.rules,
-			fmt.Sprintf("-A %s%s%s -o %s -j ACCEPT", c.name, from, to, device),
+			fmt.Sprintf("-A %s%s%s -o %s%s -j ACCEPT", c.name, from, to, device, direct),
 			fmt.Sprintf("-A %s%s -o %s -j SNAT --to-source %s", c.name, to, device, r.Source))
 	}
 	if s.Pod.Is {
@@ -132,7 +142,7 @@ const translateChains = "KLINK-NAT-"
 // its mesh send keeps its source, for the list of the other end is about that. A network with local ones in it is not
 // that of a link alone: it may have pods that no route tells of.
 // place is that of its source.
-func (c *chain) translateStrangers(fw *Firewall, r mesh.Route, meshRange netip.Prefix, place int) {
+func (c *chain) translateStrangers(fw *Firewall, r mesh.Route, meshRange netip.Prefix, place int, serves bool) {
 	name := translateChains + strconv.Itoa(place)
 	c.addRules(strings.TrimPrefix(matchOption("-d", r.Destination)+" -o "+c.device+" -g "+name, " "))
 	if slices.ContainsFunc(c.inner, func(i innerChain) bool { return i.name == name }) {
@@ -156,14 +166,17 @@ func (c *chain) translateStrangers(fw *Firewall, r mesh.Route, meshRange netip.P
 		}
 	}
 	_, chains := buildTree(name, "-s", entries, translate)
+	if serves {
+		chains[0].rules = slices.Insert(chains[0].rules, 0, "-A "+name+" -m conntrack --ctstate DNAT "+translate)
+	}
 	c.inner = append(c.inner, chains...)
 }
 
 // masqueradeChain is for a gateway in a network that drops foreign addresses. It goes by the source: the
 // dataplane lets in packets with a source that is routed to their link only, and the hook sees no input device.
 func masqueradeChain(device string, s State, family int) chain {
-	c := chain{table: natTable, name: "KLINK-MASQUERADE", device: device, first: true,
-		hook: "-A POSTROUTING -m comment --comment kubelink -j KLINK-MASQUERADE", unwanted: !s.Masquerade}
+	c := chain{table: natTable, name: "KLINK-MASQUERADE", device: device, first: true, gives: "source NAT",
+		hooks: []string{"-A POSTROUTING -m comment --comment kubelink -j KLINK-MASQUERADE"}, unwanted: !s.Masquerade}
 	for _, out := range []string{device, OverlayDevice} {
 		c.rules = append(c.rules, "-A "+c.name+" -o "+out+" -j RETURN")
 	}
@@ -197,7 +210,7 @@ func longestFirst(routes []mesh.Route) []mesh.Route {
 // With a Firewall, it begins with the chains of that.
 func guardChain(device string, s State, family int, ipvs bool) chain {
 	c := chain{table: mangleTable, name: guardName, device: device, first: true, counts: ofNode, innerPrefix: linkChains,
-		hook: "-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + guardName,
+		hooks: []string{"-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + guardName},
 		remedy: "linked clusters may reach ports of this node; it needs the kernel modules xt_conntrack and xt_addrtype " +
 			"(with nf_tables, nft_compat): load them on the node"}
 	ping, node := "-p icmp -m icmp --icmp-type 8", []string{"-m addrtype --dst-type LOCAL,BROADCAST,ANYCAST,MULTICAST"}
@@ -207,6 +220,7 @@ func guardChain(device string, s State, family int, ipvs bool) chain {
 	}
 	var control []string
 	if s.Firewall != nil {
+		c.gives = givesFirewall
 		var first []string
 		first, control, c.inner = firewallChains(s.Firewall, family)
 		c.addRules(first...)
@@ -230,6 +244,7 @@ func guardChain(device string, s State, family int, ipvs bool) chain {
 			passPort(hostPrefix(a.Addr()), p)
 		}
 	}
+	c.addRules(passServices(s, family)...)
 	for _, n := range s.ServiceNetworks {
 		switch {
 		case FamilyOf(n.Addr()) != family:
@@ -254,6 +269,8 @@ func (c *chain) addRules(rules ...string) {
 
 const guardName = "KLINK-LOCAL"
 
+const forwardName = "KLINK-FORWARD"
+
 // forwardChain accepts packets that are forwarded from and to the device, for hosts where the policy
 // of FORWARD is DROP, or its last rule refuses what is left.
 //
@@ -264,12 +281,13 @@ const guardName = "KLINK-LOCAL"
 // In a pod, nothing else is forwarded: for a network without route, such as that of a link that has just gone, the pod
 // would send packets back to its node, which has sent them.
 func forwardChain(device string, s State, family int) chain {
-	c := chain{table: filterTable, name: "KLINK-FORWARD", device: device,
-		hook: "-A FORWARD -m comment --comment kubelink -j KLINK-FORWARD",
-		old:  predecessor{"KUBELINK-FORWARD", regexp.MustCompile(`^-[io] \S+ -j ACCEPT$`)},
+	c := chain{table: filterTable, name: forwardName, device: device,
+		hooks: []string{"-A FORWARD -m comment --comment kubelink -j " + forwardName},
+		old:   predecessor{"KUBELINK-FORWARD", regexp.MustCompile(`^-[io] \S+ -j ACCEPT$`)},
 		rules: []string{
 			"-A KLINK-FORWARD -i " + device + " -j ACCEPT",
-			"-A KLINK-FORWARD -o " + device + " -j ACCEPT"}}
+			"-A KLINK-FORWARD -o " + device + " -j ACCEPT"}, innerPrefix: forwardChains}
+	c.acceptServices(s, family)
 	if s.Pod.Is {
 		unreachable := "icmp-net-unreachable"
 		if family == unix.AF_INET6 {
@@ -295,7 +313,7 @@ func mssChain(device string, family int) chain {
 		module = "ip6table_mangle"
 	}
 	return chain{table: mangleTable, name: "KLINK-MSS", device: device, first: true,
-		hook: "-A FORWARD -m comment --comment kubelink -j KLINK-MSS",
+		hooks: []string{"-A FORWARD -m comment --comment kubelink -j KLINK-MSS"},
 		old: predecessor{"KUBELINK-MSS",
 			regexp.MustCompile(`^-[io] \S+ -p tcp .*-j TCPMSS --clamp-mss-to-pmtu$`)},
 		rules: []string{
@@ -312,17 +330,21 @@ func mssChain(device string, family int) chain {
 func sourceRouteChain(device string, s State) chain {
 	const name = "KLINK-ROUTING"
 	return chain{table: mangleTable, name: name, device: device, first: true, counts: ofDestination,
-		hook:     "-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + name,
+		hooks:    []string{"-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + name},
 		rules:    []string{"-A " + name + " -m rt --rt-segsleft 1:255 -j DROP"},
 		unwanted: s.Firewall == nil, optional: true,
 		remedy: "packets of links that name a further way (routing headers) reach pods; it needs the kernel module ip6t_rt " +
 			"(with nf_tables, nft_compat): load it on the node"}
 }
 
-// matchOption is an option of a rule with a space before it. iptables prints none for all addresses.
+// matchOption is an option of a rule with a space before it. iptables prints none for all addresses, and no length for
+// one that connection tracking knows.
 func matchOption(option string, p netip.Prefix) string {
-	if p.Bits() == 0 {
+	switch {
+	case p.Bits() == 0:
 		return ""
+	case option == matchFormer && p.IsSingleIP():
+		return " " + option + " " + p.Addr().String()
 	}
 	return " " + option + " " + p.String()
 }
@@ -330,13 +352,22 @@ func matchOption(option string, p netip.Prefix) string {
 // restoreCommands returns what to tell iptables-restore(8), given the table as it is. All of it is one transaction: no
 // packet sees less than the old or the new rules.
 func (c chain) restoreCommands(wanted bool, t *ruleTable) (commands []string) {
-	others, hooks := c.divideBuiltin(t)
-	remove := append(deleteCommands(hooks), c.old.removeCommands(t)...)
+	old := c.old.removeCommands(t)
 	if !wanted {
-		return append(remove, removeChains(c.obsolete(t, nil))...)
+		for _, hook := range c.hooks {
+			_, ours := c.divideBuiltin(t, hook)
+			commands = append(commands, deleteCommands(ours)...)
+		}
+		return slices.Concat(commands, old, removeChains(c.obsolete(t, nil)))
 	}
 	all := append([]innerChain{{c.name, c.rules}}, c.inner...)
-	commands = append(fillCommands(all, t), c.hookCommands(t, others, hooks, remove)...)
+	commands = fillCommands(all, t)
+	for i, hook := range c.hooks {
+		if i > 0 {
+			old = nil
+		}
+		commands = append(commands, c.hookCommands(t, hook, old)...)
+	}
 	return append(commands, removeChains(c.obsolete(t, all))...)
 }
 
@@ -355,23 +386,25 @@ func fillCommands(chains []innerChain, t *ruleTable) (commands []string) {
 // makeCommand makes a chain, or empties it. It counts from zero then.
 func makeCommand(name string) string { return ":" + name + " - [0:0]" }
 
-// hookCommands put the hook in its place.
-func (c chain) hookCommands(t *ruleTable, others, hooks []chainRule, remove []string) []string {
+// hookCommands put a hook in its place, and remove what old has.
+func (c chain) hookCommands(t *ruleTable, hook string, old []string) []string {
+	others, ours := c.divideBuiltin(t, hook)
 	place := 0
 	if !c.first {
 		place = t.endOfPolicies(others, c.device)
 	}
-	if len(hooks) == 1 && len(remove) == 1 && hasText(hooks[0], c.hook) && c.isPlaced(t, others, place) {
+	if len(ours) == 1 && len(old) == 0 && hasText(ours[0], hook) && c.isPlaced(t, hook, others, place) {
 		return nil
 	}
-	rule := strings.TrimPrefix(c.hook, "-A "+c.builtin())
+	remove := append(deleteCommands(ours), old...)
+	rule := strings.TrimPrefix(hook, "-A "+builtin(hook))
 	switch place {
 	case 0:
-		return append(remove, "-I "+c.builtin()+rule)
+		return append(remove, "-I "+builtin(hook)+rule)
 	case len(others):
-		return append(remove, c.hook)
+		return append(remove, hook)
 	}
-	return append(remove, fmt.Sprintf("-I %s %d%s", c.builtin(), place+1, rule))
+	return append(remove, fmt.Sprintf("-I %s %d%s", builtin(hook), place+1, rule))
 }
 
 // obsolete returns the names of the chain and of inner ones that exist and are not among the wanted ones.
@@ -379,9 +412,13 @@ func (c chain) obsolete(t *ruleTable, wanted []innerChain) (names []string) {
 	if t == nil {
 		return nil
 	}
+	stay := make(map[string]bool, len(wanted))
+	for _, w := range wanted {
+		stay[w.name] = true
+	}
 	for name := range t.chains {
 		ours := name == c.name || c.innerPrefix != "" && strings.HasPrefix(name, c.innerPrefix)
-		if ours && !slices.ContainsFunc(wanted, func(w innerChain) bool { return w.name == name }) {
+		if ours && !stay[name] {
 			names = append(names, name)
 		}
 	}
@@ -399,10 +436,10 @@ func removeChains(names []string) (commands []string) {
 	return commands
 }
 
-// divideBuiltin returns the rules of the builtin chain that are not ours, and the ones that jump to this chain.
-func (c chain) divideBuiltin(t *ruleTable) (others, hooks []chainRule) {
-	builtin, _ := t.find(c.builtin())
-	for _, r := range builtin {
+// divideBuiltin returns the rules of the builtin chain of a hook that are not ours, and the ones that jump to this chain.
+func (c chain) divideBuiltin(t *ruleTable, hook string) (others, hooks []chainRule) {
+	all, _ := t.find(builtin(hook))
+	for _, r := range all {
 		switch {
 		case strings.HasSuffix(r.text, " -j "+c.name):
 			hooks = append(hooks, r)
@@ -413,11 +450,17 @@ func (c chain) divideBuiltin(t *ruleTable) (others, hooks []chainRule) {
 	return others, hooks
 }
 
-// isPlaced tells whether the hook is where it should be among the other rules of its builtin chain: in the place, or
-// before it with no rule in between that decides. Hooks of ours do not count: they would else change places for ever.
-func (c chain) isPlaced(t *ruleTable, others []chainRule, place int) bool {
-	builtin, _ := t.find(c.builtin())
-	at := slices.IndexFunc(builtin, func(r chainRule) bool { return hasText(r, c.hook) })
+// isPlaced tells whether a hook is where it should be among the other rules of its builtin chain: in the place, or
+// before it with no rule in between that decides. Other hooks of ours do not count: they would else change places for
+// ever.
+func (c chain) isPlaced(t *ruleTable, hook string, others []chainRule, place int) bool {
+	all, _ := t.find(builtin(hook))
+	at := slices.IndexFunc(all, func(r chainRule) bool { return hasText(r, hook) })
+	if c.before != "" && slices.ContainsFunc(all[:max(at, 0)], func(r chainRule) bool {
+		return strings.HasSuffix(r.text, " -j "+c.before)
+	}) {
+		return false
+	}
 	foreign := func(rules []chainRule) []chainRule {
 		return slices.DeleteFunc(slices.Clone(rules), func(r chainRule) bool { return ourHook.MatchString(r.text) })
 	}
@@ -490,6 +533,9 @@ func deleteCommands(rules []chainRule) (commands []string) {
 
 // blindCommands are what removes a chain that cannot be listed, and what at least empties it.
 func (c chain) blindCommands() (remove, empty []string) {
+	for _, hook := range c.hooks {
+		remove = append(remove, "-D"+strings.TrimPrefix(hook, "-A"))
+	}
 	empty = []string{"-F " + c.name}
-	return []string{"-D" + strings.TrimPrefix(c.hook, "-A"), empty[0], "-X " + c.name}, empty
+	return append(remove, empty[0], "-X "+c.name), empty
 }

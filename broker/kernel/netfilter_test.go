@@ -21,7 +21,7 @@ func rulesOf(t testing.TB, rules string) *ruleTable {
 }
 
 func TestRestoreCommands(t *testing.T) {
-	first := chain{name: "C", hook: "-A B -j C", device: "k", first: true, rules: []string{"-A C -j ACCEPT"}}
+	first := chain{name: "C", hooks: []string{"-A B -j C"}, device: "k", first: true, rules: []string{"-A C -j ACCEPT"}}
 	last := first
 	last.first = false
 	const (
@@ -101,9 +101,11 @@ func TestWantedChains(t *testing.T) {
 	for _, family := range families {
 		var got []string
 		for _, c := range wantedChains("k", twoMeshes, family, false) {
-			got = append(got, c.table+" "+c.builtin())
-			if others, hooks := c.divideBuiltin(rulesOf(t, c.hook)); len(others) != 0 || len(hooks) != 1 {
-				t.Errorf("IPv%d: hook %q is not one of chain %s", IPVersion(family), c.hook, c.name)
+			for _, hook := range c.hooks {
+				got = append(got, c.table+" "+builtin(hook))
+				if others, hooks := c.divideBuiltin(rulesOf(t, hook), hook); len(others) != 0 || len(hooks) != 1 {
+					t.Errorf("IPv%d: hook %q is not one of chain %s", IPVersion(family), hook, c.name)
+				}
 			}
 			if strings.HasPrefix(c.name, "KUBELINK-") {
 				t.Errorf("a router of the former system flushes chain %s", c.name)
@@ -112,7 +114,8 @@ func TestWantedChains(t *testing.T) {
 				t.Errorf("IPv%d: chain %s: a mesh does without it: %t", IPVersion(family), c.name, c.optional)
 			}
 		}
-		want := []string{"nat POSTROUTING", "nat POSTROUTING", "mangle PREROUTING", "filter FORWARD", "mangle FORWARD"}
+		want := []string{"nat PREROUTING", "nat OUTPUT", "nat POSTROUTING", "nat POSTROUTING", "nat POSTROUTING",
+			"mangle PREROUTING", "filter FORWARD", "filter FORWARD", "filter INPUT", "filter OUTPUT", "mangle FORWARD"}
 		if family == unix.AF_INET6 {
 			want = append(want, "mangle PREROUTING")
 		}

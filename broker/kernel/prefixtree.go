@@ -28,7 +28,7 @@ const (
 
 // treeBuilder makes the chains of a tree.
 type treeBuilder struct {
-	name, option string // of the first chain; -s or -d
+	name, option string // of the first chain; -s, -d, or another one that takes a network
 	chains       []innerChain
 }
 
@@ -176,6 +176,42 @@ func dropNeedless(sorted []entry, otherwise string) (kept []entry) {
 		}
 	}
 	return kept
+}
+
+// strideTree is a tree of many networks of which none lies in another one, and of which few change at a time. Its chains
+// divide networks at fixed lengths, and have their names from them: a change rewrites the chains on the way to it only.
+type strideTree struct {
+	option, prefix string // prefix: of the names of chains
+	chains         []innerChain
+}
+
+const (
+	strideBits = 3 // by which a chain divides a network: it has 8 rules
+	maxStrides = 8 // the depth of a tree; the chains there are as long as they have to be
+)
+
+// addChain makes a chain that leads to the targets of sorted entries.
+func (b *strideTree) addChain(name string, entries []entry, depth int) {
+	at := len(b.chains)
+	b.chains = append(b.chains, innerChain{name: name})
+	length, all := commonPrefix(entries[0].prefix, entries[len(entries)-1].prefix).Bits(), entries[0].prefix.Addr().BitLen()
+	length += 1 + (all-length-1)%strideBits
+	var rules []string
+	for rest := entries; len(rest) > 0; {
+		e, n := rest[0], 1
+		if network := netip.PrefixFrom(e.prefix.Addr(), length).Masked(); e.prefix.Bits() > length && depth < maxStrides {
+			for n < len(rest) && network.Contains(rest[n].prefix.Addr()) {
+				n++
+			}
+			if n > 1 {
+				e = entry{network, "-g " + hashName(b.prefix, network)}
+				b.addChain(e.target[3:], rest[:n], depth+1)
+			}
+		}
+		rules = append(rules, "-A "+name+matchOption(b.option, e.prefix)+" "+e.target)
+		rest = rest[n:]
+	}
+	b.chains[at].rules = rules
 }
 
 // otherHalf is the network with which one makes up the next larger one.

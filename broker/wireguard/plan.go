@@ -116,14 +116,7 @@ func (c *comparison) comparePeer(p *targetPeer) {
 	if p.endpoint.IsValid() && p.endpoint != toAddrPort(is.Endpoint) {
 		change.Endpoint = net.UDPAddrFromAddrPort(p.endpoint)
 	}
-	c.compareKeepalive(p, is, &change)
-	if change.Endpoint != nil || change.PersistentKeepaliveInterval != nil || len(missing) > 0 {
-		c.first.Peers = append(c.first.Peers, change)
-	}
-}
-
-// compareKeepalive plans the keepalive of a peer. A device sends something when that changes from none to some.
-func (c *comparison) compareKeepalive(p *targetPeer, is *wgtypes.Peer, change *wgtypes.PeerConfig) {
+	// A device sends something when its keepalive changes from none to some.
 	canSend := is.Endpoint != nil || change.Endpoint != nil
 	switch keepalive := is.PersistentKeepaliveInterval; {
 	case !canSend && keepalive != 0:
@@ -137,6 +130,9 @@ func (c *comparison) compareKeepalive(p *targetPeer, is *wgtypes.Peer, change *w
 		change.PersistentKeepaliveInterval = new(c.greeting())
 	case keepalive != c.keepalive:
 		change.PersistentKeepaliveInterval = new(c.keepalive)
+	}
+	if change.Endpoint != nil || change.PersistentKeepaliveInterval != nil || len(missing) > 0 {
+		c.first.Peers = append(c.first.Peers, change)
 	}
 }
 
