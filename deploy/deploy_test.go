@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -432,6 +433,51 @@ func TestVXLANRouter(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A volume of the node's disk keeps `kubectl drain` and the cluster autoscaler from moving the pod, unless the command in
+// the README and the pod's annotation give it up.
+func TestPodCanMove(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const drain = "\nkubectl drain NODE --ignore-daemonsets --delete-emptydir-data\n"
+	if !strings.Contains(string(readme), drain) {
+		t.Errorf("README.md has no %q", drain)
+	}
+	for with, want := range map[string]string{"node-mode": "", "node-mode wireguard": "wireguard"} {
+		pod := buildDeployment(t, kustomizationWith(t, strings.Fields(with)...)).Spec.Template
+		var local []string
+		for _, v := range pod.Spec.Volumes {
+			if v.EmptyDir != nil {
+				local = append(local, v.Name)
+			}
+		}
+		given := pod.Annotations["cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"]
+		if got := strings.Join(local, ","); got != want || given != want {
+			t.Errorf("components %q: local volumes %q, the annotation gives up %q", with, got, given)
+		}
+	}
+}
+
+// buildDeployment returns the broker's Deployment of the kustomization in /own.
+func buildDeployment(t *testing.T, fs filesys.FileSystem) (d appsv1.Deployment) {
+	t.Helper()
+	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(fs, "/own")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range resources.Resources() {
+		if r.GetKind() == "Deployment" {
+			if err := yaml.UnmarshalStrict([]byte(r.MustYaml()), &d); err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+	}
+	t.Fatal("no Deployment")
+	return d
 }
 
 // With the component wireguard, peers come by UDP, and not by TCP.

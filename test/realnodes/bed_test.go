@@ -185,7 +185,7 @@ func checkChanges(t *testing.T, ctx context.Context, c *testbed.Cluster) {
 	if seen := must(p.Node.Get(ctx, fmt.Sprintf("http://%s:8080", p.Address)))(t); seen == "" {
 		t.Error("the new container does not answer")
 	}
-	check(t, p.Node.Drain(ctx, "app=moved"))
+	check(t, p.Node.Drain(ctx, "app=moved", "--ignore-daemonsets"))
 	if moved := must(c.PodsOf(ctx, 1, "default", labels))(t)[0]; moved.Node == p.Node {
 		t.Errorf("the pod of the drained node is on %s", moved.Node.Name)
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -261,12 +262,23 @@ func (w *world) askFlows(t *testing.T, flows map[*pod]*net.UDPConn) {
 	}
 }
 
+// readDrainFlags returns the flags of the command with which users move a broker, as deploy/README.md prints it.
+func readDrainFlags(t *testing.T) []string {
+	t.Helper()
+	_, command, found := strings.Cut(string(must(os.ReadFile("../../deploy/README.md"))(t)), "\nkubectl drain NODE ")
+	command, _, _ = strings.Cut(command, "\n")
+	if !found || command == "" {
+		t.Fatal("deploy/README.md prints no kubectl drain")
+	}
+	return strings.Fields(command)
+}
+
 // moveBroker drains the node of a broker. A request has failed if there is no answer within a second. The error tells
 // of pods whose requests have failed for too long.
 func (w *world) moveBroker(t *testing.T, b *fleet.Broker) error {
 	ctx, from := w.ctx, b.Host.Node
 	stop := w.askAll(time.Second)
-	check(t, from.Drain(ctx, "app=kubelink"))
+	check(t, from.Drain(ctx, "app=kubelink", readDrainFlags(t)...))
 	check(t, b.FindPod(ctx))
 	check(t, w.fleet.WaitMesh(ctx))
 	// The old pod may take its time to end. What it then does must not harm, either.

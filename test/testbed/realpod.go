@@ -195,10 +195,10 @@ func (p *Pod) KillContainer(ctx context.Context) error {
 	return syscall.Kill(pid, syscall.SIGKILL)
 }
 
-// Drain lets no new pods come to the node, and evicts the ones that a label selector matches, as `kubectl drain` does.
-func (n *Node) Drain(ctx context.Context, selector string) error {
-	_, err := n.cluster.Kubectl(ctx, "drain", n.Name, "--pod-selector="+selector, "--ignore-daemonsets",
-		"--delete-emptydir-data")
+// Drain lets no new pods come to the node, and evicts the ones that a label selector matches, as `kubectl drain` does
+// with these flags.
+func (n *Node) Drain(ctx context.Context, selector string, flags ...string) error {
+	_, err := n.cluster.Kubectl(ctx, append([]string{"drain", n.Name, "--pod-selector=" + selector}, flags...)...)
 	return err
 }
 
