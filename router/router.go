@@ -118,49 +118,18 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	defer claim.Release()
-	routes, err := kernel.OpenRoutes(kernel.RoutesConfig{Table: c.Table, RulePriority: c.Priority,
-		Former: former.destinations, Nodes: c.NodeCIDRs})
+	r, server, err := openRouter(c, former)
 	if err != nil {
-		return err
-	}
-	end, err := overlay.New(overlay.Node)
-	if err != nil {
-		return err
-	}
-	r := &Router{config: c, routes: routes, vxlan: &vxlan{end: end}, former: former, wake: make(chan struct{}, 1),
-		adopted: routes.Exist()}
-	r.lookedAt.Store(time.Now().UnixNano())
-	if r.node, err = openNode(&c, r.requestLook); err != nil {
 		return err
 	}
 	defer r.node.closeHandles()
-	if r.api, err = newWatcher(&r.config, r.node.server, r.requestLook); err != nil {
-		return err
-	}
-	server, err := openServer(c.Listen, r)
-	if err != nil {
-		return err
-	}
-	r.events = newEvents(r.api, c.Node, c.Log)
-	r.prober = newProber(r.requestLook)
 
 	// The parts end before the routes go, if they go: nothing sets them again.
 	working, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
-	if err := netchange.Watch(working, &wg, c.Log, r.requestLook); err != nil {
-		c.Log.Warn("changes of routes and devices are noticed late", "interval", repairInterval, "error", err)
-	}
-	r.api.startInformers(working, &wg)
-	wg.Go(func() { r.events.writeAll(working) })
-	wg.Go(func() { r.prober.run(working) })
-	wg.Go(func() { server.serve(working, c.Log) })
 	daemonSet := newDaemonSet(&r.config, r.api)
-	wg.Go(func() { daemonSet.awaitFirst(working) })
-	wg.Go(func() {
-		r.node.server.AwaitEndpoints(working, r.api.config, c.Log)
-		r.node.server.FollowEndpoints(working, r.api.config, c.Log)
-	})
+	r.startParts(working, &wg, server, daemonSet)
 	c.Log.Info("kubelink-router has started", "node", c.Node, "node-ip", r.node.address, "ipip", c.IPIP)
 	r.lookAgain(working)
 	stop()
@@ -171,6 +140,53 @@ func Run(ctx context.Context, c Config) error {
 	}
 	c.Log.Info("kubelink-router ends, routes stay")
 	return nil
+}
+
+// openRouter opens what a router works with.
+func openRouter(c Config, former *formerFile) (*Router, *server, error) {
+	routes, err := kernel.OpenRoutes(kernel.RoutesConfig{Table: c.Table, RulePriority: c.Priority,
+		Former: former.destinations, Nodes: c.NodeCIDRs})
+	if err != nil {
+		return nil, nil, err
+	}
+	end, err := overlay.New(overlay.Node)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := &Router{config: c, routes: routes, vxlan: &vxlan{end: end}, former: former, wake: make(chan struct{}, 1),
+		adopted: routes.Exist()}
+	r.lookedAt.Store(time.Now().UnixNano())
+	if r.node, err = openNode(&c, r.requestLook); err != nil {
+		return nil, nil, err
+	}
+	if r.api, err = newWatcher(&r.config, r.node.server, r.requestLook); err != nil {
+		r.node.closeHandles()
+		return nil, nil, err
+	}
+	server, err := openServer(c.Listen, r)
+	if err != nil {
+		r.node.closeHandles()
+		return nil, nil, err
+	}
+	r.events = newEvents(r.api, c.Node, c.Log)
+	r.prober = newProber(r.requestLook)
+	return r, server, nil
+}
+
+// startParts starts all that works beside the loop.
+func (r *Router) startParts(ctx context.Context, wg *sync.WaitGroup, server *server, daemonSet *daemonSet) {
+	if err := netchange.Watch(ctx, wg, r.config.Log, r.requestLook); err != nil {
+		r.config.Log.Warn("changes of routes and devices are noticed late", "interval", repairInterval, "error", err)
+	}
+	r.api.startInformers(ctx, wg)
+	wg.Go(func() { r.events.writeAll(ctx) })
+	wg.Go(func() { r.prober.run(ctx) })
+	wg.Go(func() { server.serve(ctx, r.config.Log) })
+	wg.Go(func() { daemonSet.awaitFirst(ctx) })
+	wg.Go(func() {
+		r.node.server.AwaitEndpoints(ctx, r.api.config, r.config.Log)
+		r.node.server.FollowEndpoints(ctx, r.api.config, r.config.Log)
+	})
 }
 
 // Cleanup removes all that a router has set on this node.
