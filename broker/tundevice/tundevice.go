@@ -41,8 +41,13 @@ func Remove(name string) bool {
 	if err != nil {
 		return false
 	}
-	tun, ok := link.(*netlink.Tuntap)
-	return ok && tun.Mode == netlink.TUNTAP_MODE_TUN && !IsInUse(tun) && netlink.LinkDel(link) == nil
+	return IsTUN(link) && !IsInUse(link) && netlink.LinkDel(link) == nil
+}
+
+// IsTUN tells whether a device is a TUN, and no TAP. IsInUse cannot be asked of a TAP.
+func IsTUN(l netlink.Link) bool {
+	tun, ok := l.(*netlink.Tuntap)
+	return ok && tun.Mode == netlink.TUNTAP_MODE_TUN
 }
 
 // IsInUse tells whether a process has opened a TUN.

@@ -81,9 +81,9 @@ func (o *opener) open(want link.WireGuardDevice, mtu int) (backend, error) {
 		if err := o.links.Delete(found); err != nil {
 			return nil, err
 		}
-	case found.Type() != "tuntap":
+	case !tundevice.IsTUN(found):
 		return nil, fmt.Errorf("%s is a device of another kind (%s): remove it (ip link del %s) or choose another "+
-			"ifce-name", o.name, found.Type(), o.name)
+			"ifce-name", o.name, describeKind(found), o.name)
 	default:
 		inUse = tundevice.IsInUse(found)
 	}
@@ -97,6 +97,13 @@ func (o *opener) open(want link.WireGuardDevice, mtu int) (backend, error) {
 		}
 	}
 	return o.openUserspace(mtu)
+}
+
+func describeKind(l netlink.Link) string {
+	if l.Type() == "tuntap" {
+		return "TAP"
+	}
+	return l.Type()
 }
 
 // adoptProcess takes over the device of another process, which tells what it does at the socket of wg(8).

@@ -34,6 +34,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/tundevice"
 )
 
 const roleVariable = "KUBELINK_TEST_ROLE"
@@ -43,6 +44,7 @@ var roles = map[string]func() error{
 	"host":       holdHost,
 	"broker":     serveBroker,
 	"standalone": runStandalone,
+	"tap":        holdTAP,
 	"echo":       runEcho,
 	"probe":      runProbe,
 }
@@ -452,6 +454,18 @@ func runStandalone() error {
 	s.close()
 	wg.Close()
 	return nil
+}
+
+// holdTAP keeps a TAP that ends with it, as a virtual machine does: its first argument is the name.
+func holdTAP() error {
+	fd, err := tundevice.Open(os.Args[1], unix.IFF_TAP|unix.IFF_NO_PI)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	fmt.Println("ready")
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 // runEcho sends packets back that come to UDP port 7 of its first argument, until its standard input ends, and prints

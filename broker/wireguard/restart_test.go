@@ -136,6 +136,8 @@ func TestOtherDeviceOfTheName(t *testing.T) {
 		{"TUN of bridge mode without offloads", "ip tuntap add dev kubelink mode tun", link.AutoDevice, ""},
 		{"a bridge", "ip link add kubelink type bridge", link.AutoDevice,
 			"kubelink is a device of another kind (bridge): remove it (ip link del kubelink) or choose another ifce-name"},
+		{"a TAP", "ip tuntap add dev kubelink mode tap", link.AutoDevice,
+			"kubelink is a device of another kind (TAP): remove it (ip link del kubelink) or choose another ifce-name"},
 		{"no WireGuard in the kernel", "ip link", link.KernelDevice,
 			"the kernel has no WireGuard (operation not supported): load the module wireguard on the node"},
 	} {
@@ -150,6 +152,15 @@ func TestOtherDeviceOfTheName(t *testing.T) {
 			}
 		})
 	}
+	t.Run("TAP of a process", func(t *testing.T) {
+		h := newHost(t)
+		h.start("tap", "kubelink").await("ready")
+		err := h.startBroker().client.Call("Broker.Open", OpenArgs{Interface: "kubelink"}, &None{})
+		if err == nil || !strings.Contains(err.Error(), "kubelink is a device of another kind (TAP)") {
+			t.Error(err)
+		}
+		h.run("ip link show kubelink")
+	})
 	t.Run("TUN of a process without WireGuard", func(t *testing.T) {
 		h := newHost(t)
 		first, second := h.startBroker(), h.startBroker()

@@ -39,7 +39,7 @@ type userspace struct {
 // openUserspace opens the TUN, or takes over the one that an earlier process has left, and runs WireGuard on it.
 func (o *opener) openUserspace(mtu int) (backend, error) {
 	file, err := openTUN(o.name)
-	if errors.Is(err, syscall.EINVAL) && o.removeTUN() {
+	if errors.Is(err, syscall.EINVAL) && tundevice.Remove(o.name) { // that of bridge mode, which has several queues
 		file, err = openTUN(o.name)
 	}
 	if err != nil {
@@ -81,15 +81,6 @@ func openTUN(name string) (*os.File, error) {
 		return nil, os.NewSyscallError("ioctl", err)
 	}
 	return os.NewFile(uintptr(fd), tundevice.Path), nil
-}
-
-// removeTUN removes the TUN of bridge mode, which has several queues. The kernel makes no TUN with one from it.
-func (o *opener) removeTUN() bool {
-	found, err := o.links.Find(o.name)
-	if err != nil || found == nil || found.Type() != "tuntap" || tundevice.IsInUse(found) {
-		return false
-	}
-	return o.links.Delete(found) == nil
 }
 
 // newLogger makes a logger for wireguard-go. It may log an error per packet, so a line a second is all that it gets.
