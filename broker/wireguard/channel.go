@@ -7,7 +7,8 @@ package wireguard
 // Its sockets are bound to the device, so WireGuard has authenticated the source address of a connection, and the
 // source address says which link it belongs to: a peer can speak for no other one. Files: channelpeer.go has the
 // channel of one link, channeldial.go and channellisten.go make its connections, channelconn.go serves one,
-// channelservices.go has mesh services, and channelsocket.go asks the kernel for sockets.
+// channelservices.go has mesh services, channelrival.go has what two brokers of one cluster do to a session, and
+// channelsocket.go asks the kernel for sockets.
 
 import (
 	"context"
@@ -45,6 +46,7 @@ type channelTiming struct {
 	follow        time.Duration // the end with the larger cluster address dials so much later
 	fresh         time.Duration // age of the last handshake from which on no end dials
 	stable        time.Duration // a connection that lasted for longer is dialled again at once
+	renew         time.Duration // what devices may take for a new session, and for what was sent in an old one
 
 	// The first pause between dials; each failure doubles it, up to a limit: backoffLost for a peer that was lost within
 	// recently, 5 times that for one that is lost for longer, and backoffPlain for one that may be no kubelink.
@@ -60,7 +62,7 @@ type channelTiming struct {
 var defaultChannelTiming = channelTiming{
 	dial: 2 * time.Second, hello: 2 * time.Second,
 	ping: time.Second, silence: 4 * time.Second,
-	follow: time.Second, fresh: 180 * time.Second, stable: 3 * time.Second,
+	follow: time.Second, fresh: 180 * time.Second, stable: 3 * time.Second, renew: 300 * time.Millisecond,
 	backoff: 100 * time.Millisecond, backoffLost: time.Second, backoffPlain: time.Minute, recently: 5 * time.Minute,
 	announce: 3 * time.Second, termMemory: 30 * time.Second, logLimit: time.Second, look: time.Second,
 }

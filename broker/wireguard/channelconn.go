@@ -109,6 +109,7 @@ func (k *channelConn) Read(b []byte) (int, error) {
 	switch {
 	case n > 0:
 		k.heard.Store(int64(k.ch.now()))
+		k.ch.endShared(k)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = errSilence
 	}

@@ -47,10 +47,11 @@ func (ch *channel) noteHandshake(at time.Time) {
 	}
 }
 
-// dialSoon has the peer dialled: at once by one end, and by the other one if that does not help. ch.mu is held.
+// dialSoon has the peer dialled: at once by one end, and by the other one if that does not help. A peer that is lost is
+// dialled by both. ch.mu is held.
 func (ch *channel) dialSoon() {
 	ch.due, ch.pause = ch.now(), ch.timing.backoff
-	if !ch.isInitiator() {
+	if !ch.isInitiator() && ch.state != channelLost {
 		ch.due += ch.timing.follow
 	}
 }
@@ -116,8 +117,12 @@ func (ch *channel) dialLimit() time.Duration {
 	return limit
 }
 
-// hasTunnel tells whether there was a handshake lately. ch.mu is held.
-func (ch *channel) hasTunnel() bool { return time.Since(ch.handshake) < ch.timing.fresh }
+// hasTunnel tells whether there was a handshake lately; of a peer that follows another broker, since it has said so.
+// ch.mu is held.
+func (ch *channel) hasTunnel() bool {
+	aside := ch.isSuperseded(ch.own.Load().Term) && !ch.handshake.After(ch.superseded)
+	return !aside && time.Since(ch.handshake) < ch.timing.fresh
+}
 
 // nextLook is when the dial loop has something to do next, if nothing wakes it.
 func (ch *channel) nextLook() time.Duration {
@@ -200,9 +205,13 @@ func (ch *channel) concludeDial(err error) {
 		switch {
 		case exchange == nil && errors.Is(err, syscall.ECONNREFUSED):
 			ch.state, ch.heard, ch.rtt = channelPlain, ch.now(), 0
+		case refused != nil && refused.Refusal == hello.RefusedTerm && ch.state == channelAlive:
+			ch.refusals.CountError(err) // another broker has taken the session, and dials itself: see endRobbery
 		case refused != nil && (refused.Refusal == hello.RefusedAddress || refused.Refusal == hello.RefusedTerm):
 			ch.refusals.CountError(err)
 			ch.concludeLoss(refused.Error())
+		case ch.state == channelLost && exchange == nil && ch.needsSession():
+			ch.renewSession(false)
 		case ch.state == channelLost && exchange != nil:
 			ch.concludeLoss(describeDial(exchange, err))
 		case ch.state == channelUntried, ch.state == channelPlain:
@@ -210,6 +219,12 @@ func (ch *channel) concludeDial(err error) {
 		}
 		ch.backOff()
 	})
+}
+
+// needsSession tells whether the last new session did not come, and the device shall try again: by itself it waits for
+// longer. ch.mu is held.
+func (ch *channel) needsSession() bool {
+	return !ch.handshake.After(ch.renew) && time.Since(ch.renew) >= ch.timing.dial
 }
 
 // describeDial says why an attempt failed.

@@ -5,6 +5,7 @@ package wireguard
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -102,7 +103,9 @@ func (in inbound) exchangeHellos() (*hello.Hello, error) {
 		_, err = conn.Write(frame)
 	}
 	if refused := ch.checkTerms(theirs); refused != nil {
-		return nil, refused // our hello has told the peer which term we follow
+		in.awaitEnd(ch.timing.renew)
+		ch.endRobbery()
+		return nil, refused
 	}
 	if err == nil {
 		_, _, err = hello.ReadFrame(conn, hello.MaxLegacyPayload)
@@ -111,6 +114,13 @@ func (in inbound) exchangeHellos() (*hello.Hello, error) {
 		return nil, refuseHello("the peer does not accept our hello", err)
 	}
 	return theirs, nil
+}
+
+// awaitEnd gives our hello the time to leave the device: it tells the peer which term we follow. A peer that has read
+// it ends the connection, or is silent.
+func (in inbound) awaitEnd(limit time.Duration) {
+	in.conn.SetDeadline(time.Now().Add(limit))
+	_, _ = io.CopyN(io.Discard, in.conn, hello.MaxLegacyPayload) // it ends with an error
 }
 
 // refuseHello makes a refusal of an error, unless it is one or the connection is closed. The text has no ports: the

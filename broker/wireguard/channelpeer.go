@@ -40,6 +40,10 @@ type channelStatus struct {
 	Offers    *mesh.Offers       // mesh services of the peer, in any State; nil: it cannot say, or did not yet
 	Dialled   int                // connections that this end has dialled, 0 or 1,
 	Accepted  int                // and that the peer has dialled
+
+	Superseded time.Time // when the peer said that it follows another broker of this cluster; zero: it does not
+	Renew      time.Time // since when the device has to have a new session; zero: never
+	Robbed     bool      // that one is with the broker that had it before the last handshake
 }
 
 const (
@@ -73,6 +77,7 @@ type channel struct {
 	leader   hello.Leader
 	received hello.Received
 	offered  hello.ReceivedServices
+	rivalry
 	conclusion
 	redial
 }
@@ -164,7 +169,13 @@ func (ch *channel) checkHello(h *hello.Hello) error {
 
 // checkTerms returns the reason to refuse the sender of a hello for its terms.
 func (ch *channel) checkTerms(h *hello.Hello) (refused error) {
-	ch.changeState(func() { refused, _ = ch.leader.CheckTerms(h, ch.own.Load().Term, ch.moment()) })
+	own := ch.own.Load().Term
+	ch.changeState(func() {
+		refused, _ = ch.leader.CheckTerms(h, own, ch.moment())
+		if refused != nil && h.Terms.Followed > own {
+			ch.stepAside(own, refused)
+		}
+	})
 	return refused
 }
 
@@ -202,8 +213,12 @@ func (ch *channel) makeStatus() channelStatus {
 		State: ch.state, Refused: ch.refused.Shown, Note: ch.composeNote(), RTT: ch.rtt, Announced: ch.received.Announced,
 		Offers: ch.offered.Offers,
 	}
+	st.Renew, st.Robbed = ch.renew, ch.robbed
 	if ch.state == channelLost {
 		st.Reason = ch.lost.Shown
+	}
+	if ch.isSuperseded(ch.own.Load().Term) {
+		st.State, st.Reason, st.Superseded = channelLost, ch.why, ch.superseded
 	}
 	switch {
 	case ch.conn == nil:
@@ -231,6 +246,25 @@ func (ch *channel) composeNote() string {
 	return ""
 }
 
+// concludeSilence concludes that the peer is lost, which has said nothing for long enough. It may have the session with
+// another device by now. ch.mu is held.
+func (ch *channel) concludeSilence() {
+	ch.concludeLoss(fmt.Sprintf("no answer for %s", ch.timing.silence))
+	ch.renewSession(false)
+	ch.dialSoon()
+	ch.due += ch.timing.renew
+}
+
+// endRobbery has the device make a new session with the broker that this end follows, if that is alive: another one has
+// taken the session, and knows by now that it is superseded.
+func (ch *channel) endRobbery() {
+	ch.changeState(func() {
+		if ch.state == channelAlive {
+			ch.renewSession(true)
+		}
+	})
+}
+
 // concludeLoss concludes that the peer is lost. ch.mu is held.
 func (ch *channel) concludeLoss(reason string) {
 	if ch.state != channelLost {
@@ -245,12 +279,10 @@ func (ch *channel) concludeLoss(reason string) {
 func (ch *channel) checkSilence() {
 	ch.changeState(func() {
 		if ch.conn == nil && ch.state == channelAlive && ch.now() >= ch.heard+ch.timing.silence {
-			ch.concludeLoss(ch.silenceReason())
+			ch.concludeSilence()
 		}
 	})
 }
-
-func (ch *channel) silenceReason() string { return fmt.Sprintf("no answer for %s", ch.timing.silence) }
 
 // attachConn makes k the connection of the channel; it replaces an older one. It returns false when the channel is
 // closed, when another broker of the peer's cluster has a higher term, or when both ends have dialled at once and k is
@@ -261,10 +293,11 @@ func (ch *channel) attachConn(k *channelConn, h *hello.Hello) (attached bool) {
 			return
 		}
 		attached = true
-		if ch.conn != nil {
-			ch.conn.close(errReplaced)
+		if old := ch.conn; old != nil {
+			old.close(errReplaced)
+			ch.shared = old.instance != k.instance
 		}
-		ch.conn = k
+		ch.conn, ch.superseded = k, time.Time{}
 		ch.leader.FollowSender(h, ch.now())
 		ch.receiveAnnouncement(&h.Announcement)
 		if !k.services {
@@ -289,11 +322,26 @@ func (ch *channel) detachConn(k *channelConn) {
 		ch.conn = nil
 		ch.heard = time.Duration(k.heard.Load())
 		if k.cause == errSilence {
-			ch.concludeLoss(ch.silenceReason())
+			ch.concludeSilence()
+			return
 		}
 		ch.planRedial(ch.now() - k.startedAt)
 	})
 	ch.wakeDialer()
+}
+
+// endShared has the device make a new session, so that what another broker sends in an old one is void: it would lead
+// the device back to that broker. The right one has just sent something on k, so the device knows where it is.
+func (ch *channel) endShared(k *channelConn) {
+	ch.mu.Lock()
+	shared := ch.shared && ch.conn == k
+	ch.mu.Unlock()
+	if shared {
+		ch.changeState(func() {
+			ch.shared = false
+			ch.renewSession(false)
+		})
+	}
 }
 
 // receiveAnnouncement stores what the peer announces. ch.mu is held.

@@ -264,8 +264,9 @@ func (b *Broker) Open(a OpenArgs, _ *None) error {
 		return nil, errors.New("no such host")
 	}
 	if a.Fast {
-		t := fastTiming
-		c.timing = &t
+		t, ch := fastTiming, defaultChannelTiming
+		ch.termMemory = 3 * time.Second
+		c.timing, c.channels = &t, &ch
 	}
 	var err error
 	b.device, err = Open(c)

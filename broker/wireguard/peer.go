@@ -22,19 +22,26 @@ type peer struct {
 	endpoint       endpoint
 	links          []string
 
-	current   wgtypes.Peer   // as the device said last; zero: the device does not have it
-	known     bool           // the device has said something of it
-	remote    netip.AddrPort // where its last packet came from; zero: not known
-	handshake time.Time      // of the device's clock: of the last handshake that counts; zero: there was none
-	void      time.Time      // of the device's clock: no handshake until then counts
-	seen      time.Time      // when the last handshake was, by our clock
-	wasUp     bool           // there was a handshake that counts
-	waiting   time.Time      // since when one is waited for
-	greeted   time.Time      // when the device was made to start one, where there is no keepalive
+	current wgtypes.Peer // as the device said last; zero: the device does not have it
+	signs
+	waiting time.Time // since when a handshake is waited for
+	greeted time.Time // when the device was made to start one, where there is no keepalive
+	renewed time.Time // the last channelStatus.Renew that the device was told
+	aside   bool      // the peer follows another broker of this cluster: the device only answers
 
 	// Bytes when waiting began.
 	rxBefore, txBefore int64
 	counters           byteCounters
+}
+
+// signs are those that a peer has given.
+type signs struct {
+	remote    netip.AddrPort // where its last packet came from; zero: not known
+	left      netip.AddrPort // remote before the last handshake
+	handshake time.Time      // of the device's clock: of the last handshake that counts; zero: there was none
+	void      time.Time      // of the device's clock: no handshake until then counts
+	seen      time.Time      // when the last handshake was, by our clock
+	wasUp     bool           // there was a handshake that counts
 }
 
 // byteCounters never go back: a device that is made anew counts from zero.
@@ -78,17 +85,16 @@ func (p *peer) observe(is *wgtypes.Peer, now time.Time, t *timing) (greeted bool
 	if is.ReceiveBytes < before.ReceiveBytes || is.TransmitBytes < before.TransmitBytes { // the device is another one
 		p.rxBefore, p.txBefore = 0, 0
 	}
-	if at := is.LastHandshakeTime; !at.Equal(p.handshake) && !at.Equal(p.void) {
-		greeted = !at.IsZero()
+	if at := is.LastHandshakeTime; !at.IsZero() && !at.Equal(p.handshake) && !at.Equal(p.void) {
+		greeted, p.wasUp, p.left = true, true, p.remote
 		p.handshake, p.seen = at, now
-		if !p.known { // an earlier process has seen it
+		if before.PublicKey == (wgtypes.Key{}) { // an earlier process has seen it
 			p.seen = now.Add(-max(0, now.Sub(at)))
 		}
-		p.wasUp = p.wasUp || greeted
 	}
-	p.known = true
 	// A device that was told an endpoint shows it before the peer has answered from there.
-	if at := toAddrPort(is.Endpoint); greeted || is.ReceiveBytes > before.ReceiveBytes && at == toAddrPort(before.Endpoint) {
+	at := toAddrPort(is.Endpoint)
+	if greeted || is.ReceiveBytes > before.ReceiveBytes && at == toAddrPort(before.Endpoint) {
 		p.remote = at
 	}
 	if fresh && !p.isFresh(now, t) {

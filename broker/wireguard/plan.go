@@ -26,9 +26,11 @@ type target struct {
 type targetPeer struct {
 	key       wgtypes.Key
 	preshared wgtypes.Key    // zero: none
-	networks  []netip.Prefix // allowed IPs
+	networks  []netip.Prefix // allowed IPs; aside: none
 	endpoint  netip.AddrPort // to tell the device now; zero: it keeps what it has
 	greet     bool           // the device shall start a handshake, or send an empty packet if there is a session
+	renew     bool           // the device shall forget the session, and start a handshake
+	aside     bool           // the device shall have no session, and only answer to handshakes
 }
 
 // probeKeepalive is set for a moment to have a device send something to a peer without keepalive.
@@ -99,24 +101,37 @@ func (c *comparison) comparePeer(p *targetPeer) {
 		c.first.Peers = append(c.first.Peers, c.newPeer(p, all, p.endpoint))
 		return
 	}
+	if p.aside { // without endpoint and allowed IPs, the device sends nothing by itself
+		if is.Endpoint != nil || len(is.AllowedIPs) > 0 || is.PresharedKey != p.preshared {
+			c.replacePeer(p, nil, netip.AddrPort{})
+		}
+		return
+	}
 	// With another preshared key, the device would use the new one from the next handshake on. A new peer has it at once,
 	// and the state of the link shows whether the other end has it, too. A device that had packets for a peer before its
 	// first endpoint has tried to send a handshake, and would not try again for 5 s.
-	if late := is.Endpoint == nil && is.LastHandshakeTime.IsZero() && p.endpoint.IsValid(); late ||
+	if late := is.Endpoint == nil && is.LastHandshakeTime.IsZero() && p.endpoint.IsValid(); late || p.renew ||
 		is.PresharedKey != p.preshared {
-		c.first.Peers = append(c.first.Peers, wgtypes.PeerConfig{PublicKey: p.key, Remove: true})
 		endpoint := p.endpoint
 		if !endpoint.IsValid() {
 			endpoint = toAddrPort(is.Endpoint)
 		}
-		c.second.Peers = append(c.second.Peers, c.newPeer(p, all, endpoint))
+		c.replacePeer(p, all, endpoint)
 		return
 	}
 	change := wgtypes.PeerConfig{PublicKey: p.key, UpdateOnly: true, AllowedIPs: missing}
 	if p.endpoint.IsValid() && p.endpoint != toAddrPort(is.Endpoint) {
 		change.Endpoint = net.UDPAddrFromAddrPort(p.endpoint)
 	}
-	// A device sends something when its keepalive changes from none to some.
+	c.compareKeepalive(p, is, &change)
+	if change.Endpoint != nil || change.PersistentKeepaliveInterval != nil || len(missing) > 0 {
+		c.first.Peers = append(c.first.Peers, change)
+	}
+}
+
+// compareKeepalive plans a keepalive that differs, and greetings: a device sends something when its keepalive changes
+// from none to some.
+func (c *comparison) compareKeepalive(p *targetPeer, is *wgtypes.Peer, change *wgtypes.PeerConfig) {
 	canSend := is.Endpoint != nil || change.Endpoint != nil
 	switch keepalive := is.PersistentKeepaliveInterval; {
 	case !canSend && keepalive != 0:
@@ -131,9 +146,12 @@ func (c *comparison) comparePeer(p *targetPeer) {
 	case keepalive != c.keepalive:
 		change.PersistentKeepaliveInterval = new(c.keepalive)
 	}
-	if change.Endpoint != nil || change.PersistentKeepaliveInterval != nil || len(missing) > 0 {
-		c.first.Peers = append(c.first.Peers, change)
-	}
+}
+
+// replacePeer plans to remove a peer and to add it anew: its session ends.
+func (c *comparison) replacePeer(p *targetPeer, networks []net.IPNet, endpoint netip.AddrPort) {
+	c.first.Peers = append(c.first.Peers, wgtypes.PeerConfig{PublicKey: p.key, Remove: true})
+	c.second.Peers = append(c.second.Peers, c.newPeer(p, networks, endpoint))
 }
 
 // claimNetworks returns the networks of a peer, and which of them the device has not at that peer.

@@ -166,6 +166,11 @@ func TestPlan(t *testing.T) {
 		{"the endpoint that it has", func(w *target) { w.peers[0].endpoint = to("172.16.0.1:8777") }, ""},
 		{"another preshared key: the peer is made anew where it is", func(w *target) { w.peers[0].preshared = named("x") },
 			"1\n  a remove\n2\n  a psk x endpoint 172.16.0.1:8777 keepalive 21s 10.0.0.1/32 10.1.0.0/16\n"},
+		{"a new session", func(w *target) { w.peers[0].renew = true },
+			"1\n  a remove\n2\n  a endpoint 172.16.0.1:8777 keepalive 21s 10.0.0.1/32 10.1.0.0/16\n"},
+		{"no session: the device answers only", func(w *target) {
+			w.peers[0] = targetPeer{key: named("a"), aside: true}
+		}, "1\n  a remove\n  nobody 10.0.0.1/32 10.1.0.0/16\n2\n  a\n  nobody remove\n"},
 		{"no preshared key", func(w *target) { w.peers[1].preshared = named("") },
 			"1\n  b remove\n2\n  b endpoint [fd00::2]:8777 keepalive 21s 10.0.0.2/32 fd00:2::/64\n"},
 		{"another keepalive", func(w *target) { w.keepalive = 5 * time.Second },
@@ -216,12 +221,14 @@ func TestPlanOfRandomChanges(t *testing.T) {
 			if random.IntN(4) == 0 {
 				continue
 			}
-			p := targetPeer{key: named(string(rune('a' + i))), greet: random.IntN(4) == 0,
+			p := targetPeer{key: named(string(rune('a' + i))), greet: random.IntN(4) == 0, renew: random.IntN(9) == 0,
 				preshared: named([]string{"", "", "psk"}[random.IntN(3)])}
 			for range random.IntN(4) {
 				p.networks = append(p.networks, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(random.IntN(12))}), 16))
 			}
-			if random.IntN(3) == 0 {
+			if p.aside = random.IntN(9) == 0; p.aside {
+				p.networks = nil
+			} else if random.IntN(3) == 0 {
 				p.endpoint = netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 16, 0, byte(random.IntN(3))}), 8777)
 			}
 			w.peers = append(w.peers, p)
@@ -249,7 +256,7 @@ func TestPlanOfRandomChanges(t *testing.T) {
 			}
 		}
 		for i := range w.peers {
-			w.peers[i].greet, w.peers[i].endpoint = false, netip.AddrPort{}
+			w.peers[i].greet, w.peers[i].renew, w.peers[i].endpoint = false, false, netip.AddrPort{}
 		}
 		for _, c := range w.plan(&m.Device) { // the end of greetings without keepalive
 			m.tell(c)
@@ -270,12 +277,12 @@ func TestPlanOfRandomChanges(t *testing.T) {
 	}
 }
 
-// isRenewed tells whether the peer is being made anew, as its preshared key has changed.
+// isRenewed tells whether the peer is being made anew.
 func isRenewed(w *target, m *model, key wgtypes.Key) bool {
 	for i := range w.peers {
 		if w.peers[i].key == key {
 			p := m.peer(key)
-			return p == nil || p.PresharedKey != w.peers[i].preshared
+			return p == nil || p.PresharedKey != w.peers[i].preshared || w.peers[i].renew
 		}
 	}
 	return false

@@ -33,8 +33,9 @@ type Config struct {
 	// locks, and must not block.
 	Changed func()
 
-	timing *timing // tests: instead of defaultTiming
-	seams          // tests: instead of the system
+	timing   *timing        // tests: instead of defaultTiming
+	channels *channelTiming // tests: instead of defaultChannelTiming
+	seams                   // tests: instead of the system
 }
 
 // seams are what the package needs of the system.
@@ -123,6 +124,7 @@ func Open(config Config) (*Device, error) {
 	}
 	w.channels = openChannels(channelConfig{
 		settings: config.Settings, device: config.Interface, log: config.Log, changed: w.wake,
+		timing: config.channels,
 	})
 	d := &Device{worker: w}
 	w.ctx, d.cancel = context.WithCancel(context.Background())

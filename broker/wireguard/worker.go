@@ -314,21 +314,33 @@ func (w *worker) makeTarget(want *desired, key wgtypes.Key, now time.Time) *targ
 	t := &target{key: key, port: int(want.settings.ListenPort), keepalive: want.settings.Keepalive.Truncate(time.Second)}
 	names := map[string]time.Duration{}
 	for _, p := range w.view.peers {
-		up := p.isFresh(now, w.timing)
+		up, heard := p.isFresh(now, w.timing), w.hearChannels(p)
+		if p.aside = !heard.Superseded.IsZero() && !p.handshake.After(heard.Superseded); p.aside {
+			t.peers = append(t.peers, targetPeer{key: p.key, preshared: p.preshared, aside: true})
+			continue
+		}
+		lost := heard.State == channelLost
 		if e := &p.endpoint; e.host != "" && (len(e.addresses) == 0 || !isAddress(e.host)) {
 			names[e.host] = w.timing.lookup
-			if !up || w.isLost(p) {
+			if !up || lost {
 				names[e.host] = w.timing.lookupDown
 			}
 			e.setAddresses(w.view.resolver.known(e.host))
 		}
 		one := targetPeer{key: p.key, preshared: p.preshared, networks: p.networks}
 		one.endpoint = p.endpoint.choose(circumstances{
-			current: toAddrPort(p.current.Endpoint), fresh: up, up: up && !w.isLost(p), now: now, retry: w.timing.retry,
+			current: toAddrPort(p.current.Endpoint), fresh: up && !p.renewed.After(p.handshake), up: up && !lost,
+			now: now, retry: w.timing.retry,
 			blocked: func(a netip.Addr) error { return w.open.blocked(a, carried(want.peers)) },
 		})
 		if t.keepalive == 0 && !up && p.endpoint.told.IsValid() && now.Sub(p.greeted) >= w.timing.greet {
 			one.greet, p.greeted = true, now
+		}
+		if heard.Renew.After(p.renewed) {
+			one.renew, p.renewed = !p.handshake.After(heard.Renew), heard.Renew
+			if one.renew && heard.Robbed && p.left.IsValid() {
+				one.endpoint = p.left
+			}
 		}
 		t.peers = append(t.peers, one)
 	}
@@ -417,14 +429,14 @@ func (w *worker) judgeLink(
 // askChannel adds what the control channel of a link knows to its status. A link is not Up while the peer, which is a
 // kubelink, does not answer there.
 func (w *worker) askChannel(entry *linkEntry, st *link.Status, state link.State, reason string) (link.State, string) {
-	if p := entry.peer; p != nil && !p.handshake.IsZero() {
+	if p := entry.peer; p != nil && !p.handshake.IsZero() && !p.aside {
 		w.channels.NoteHandshake(entry.name, p.seen)
 	}
 	c := w.channels.StatusOf(entry.name)
 	st.Announced, st.Offers, st.Refused, st.Note = c.Announced, c.Offers, c.Refused, c.Note
 	st.RTT, st.Dialled, st.Accepted = c.RTT, c.Dialled, c.Accepted
 	switch {
-	case state == link.Up && c.State == channelLost:
+	case !c.Superseded.IsZero(), state == link.Up && c.State == channelLost:
 		return link.Down, c.Reason
 	case state == link.Down && c.State == channelAlive && entry.peer != nil: // a session may last without handshake
 		return link.Up, ""
@@ -432,9 +444,22 @@ func (w *worker) askChannel(entry *linkEntry, st *link.Status, state link.State,
 	return state, reason
 }
 
-// isLost tells whether the control channel of a link of the peer says that the peer is lost.
-func (w *worker) isLost(p *peer) bool {
-	return slices.ContainsFunc(p.links, func(name string) bool { return w.channels.StatusOf(name).State == channelLost })
+// hearChannels puts together what the control channels of a peer's links say that concerns its session: channelLost if
+// one says so, and the latest times.
+func (w *worker) hearChannels(p *peer) (all channelStatus) {
+	for _, name := range p.links {
+		c := w.channels.StatusOf(name)
+		if c.State == channelLost {
+			all.State = channelLost
+		}
+		if c.Superseded.After(all.Superseded) {
+			all.Superseded = c.Superseded
+		}
+		if c.Renew.After(all.Renew) {
+			all.Renew, all.Robbed = c.Renew, c.Robbed
+		}
+	}
+	return all
 }
 
 // logChanges logs links that are Up or Down since now.
