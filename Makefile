@@ -40,7 +40,7 @@ image: build ## bin/kubelink-image.tar for "ctr images import" and "docker load"
 controlplane: ## etcd, Kubernetes and containerd for the test bed, built once
 	test/controlplane/build.sh
 
-demo: system build controlplane $(if $(ROOT),image) ## two clusters, linked; ARGS=--once ends by itself
+demo: system build controlplane $(if $(ROOT),image) ## two clusters, linked; ARGS=--once ends by itself, ARGS="--mode wireguard" is another mode
 	go build -o bin/demo ./test/demo
 	bin/demo $(ARGS)
 
