@@ -14,8 +14,8 @@ package hello
 //	namespace  length uint8; bytes: a DNS label
 //	name       length uint8; bytes: of the MeshService, DNS labels with dots between them
 //	service    length uint8; bytes: name of the Kubernetes service that it stands for, a DNS label; none: length 0
-//	ports      number uint8; of each: protocol uint8 (IANA), port uint16 BE, name: length uint8, bytes: a DNS label; or
-//	           length 0
+//	ports      number uint16 BE; of each: protocol uint8 (IANA), port uint16 BE, name: length uint8, bytes: a DNS label;
+//	           none: length 0
 //
 // Later fields are appended. A receiver reads MaxServices entries of MaxServiceBytes in total. It leaves out entries
 // that are malformed, and the ones that are too many, and counts both.
@@ -50,7 +50,8 @@ type OwnServices struct {
 }
 
 // AppendFrames appends the list for a peer to frames, in as many as it needs: the services in the networks of a mesh.
-// What cannot be written is left out: it has more than 255 ports, or a name of more than 255 bytes.
+// A service of many ports loses their names where it would not fit into a frame. What does not fit in any case is left
+// out: no service of Kubernetes has such names or as many ports.
 func (o *OwnServices) AppendFrames(frames [][]byte, networks mesh.Prefixes) [][]byte {
 	begin := func(marks byte) []byte {
 		b := append(make([]byte, FrameHeader, 256), marks)
@@ -62,8 +63,11 @@ func (o *OwnServices) AppendFrames(frames [][]byte, networks mesh.Prefixes) [][]
 		if !networks.Contains(s.Address) || !isWritable(s) {
 			continue
 		}
-		entry = appendEntry(entry[:0], s)
-		if len(entry) > math.MaxUint16 || len(entry)+2 > MaxLegacyPayload-servicesHeader {
+		const room = MaxLegacyPayload - servicesHeader - 2
+		if entry = appendEntry(entry[:0], s, true); len(entry) > room {
+			entry = appendEntry(entry[:0], s, false)
+		}
+		if len(entry) > room {
 			continue
 		}
 		if len(frame)-FrameHeader+2+len(entry) > MaxLegacyPayload {
@@ -85,14 +89,14 @@ func closeFrame(frame []byte) []byte {
 
 // isWritable tells whether the lengths of a service fit into an entry.
 func isWritable(s *mesh.Offer) bool {
-	fits := max(len(s.Namespace), len(s.Name), len(s.StandsFor), len(s.Ports)) <= math.MaxUint8
+	fits := max(len(s.Namespace), len(s.Name), len(s.StandsFor)) <= math.MaxUint8 && len(s.Ports) <= math.MaxUint16
 	for _, p := range s.Ports {
 		fits = fits && len(p.Name) <= math.MaxUint8
 	}
 	return fits
 }
 
-func appendEntry(b []byte, s *mesh.Offer) []byte {
+func appendEntry(b []byte, s *mesh.Offer, portNames bool) []byte {
 	flags := byte(0)
 	if s.Whole {
 		flags = wholeAddress
@@ -102,10 +106,13 @@ func appendEntry(b []byte, s *mesh.Offer) []byte {
 	b = appendShort(b, s.Namespace)
 	b = appendShort(b, s.Name)
 	b = appendShort(b, s.StandsFor)
-	b = append(b, byte(len(s.Ports)))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(s.Ports)))
 	for _, p := range s.Ports {
 		b = append(b, p.Protocol)
 		b = binary.BigEndian.AppendUint16(b, p.Port)
+		if !portNames {
+			p.Name = ""
+		}
 		b = appendShort(b, p.Name)
 	}
 	return b
@@ -220,7 +227,7 @@ func parseEntry(b []byte) (s mesh.Offer, ok bool) {
 	s.Address = address.Unmap()
 	s.Namespace, s.Name, s.StandsFor = string(r.cutShort()), string(r.cutShort()), string(r.cutShort())
 	ok = isAddress && isLabel(s.Namespace) && isSubdomain(s.Name) && (s.StandsFor == "" || isLabel(s.StandsFor))
-	number := r.cutByte()
+	number := int(binary.BigEndian.Uint16(r.cutBytes(2)))
 	const minPort = 4 // bytes
 	if !ok || r.failed || number == 0 && !s.Whole || number*minPort > len(r.rest) {
 		return mesh.Offer{}, false

@@ -35,34 +35,34 @@ var serviceLists = []struct {
 	parse   bool // only parsed: we would send it otherwise
 }{
 	{"nothing", "03 00000001", mesh.Offers{}, false},
-	{"cut: the length says more bytes", "03 00000002  0018 01" + addressHex + defaultHex + echoHex + "00" + "00",
+	{"cut: the length says more bytes", "03 00000002  0019 01" + addressHex + defaultHex + echoHex + "00" + "0000",
 		mesh.Offers{LeftOut: 1}, true},
-	{"a whole address", "03 00000002  0015 01" + addressHex + defaultHex + echoHex + "00" + "00",
+	{"a whole address", "03 00000002  0016 01" + addressHex + defaultHex + echoHex + "00" + "0000",
 		mesh.Offers{List: []mesh.Offer{{Namespace: "default", Name: "echo", Whole: true,
 			Address: netip.MustParseAddr("192.168.0.100")}}}, false},
-	{"ports, for a service", "03 00000003  0023 00" + addressHex + defaultHex + echoHex + serviceHex + "02" +
+	{"ports, for a service", "03 00000003  0024 00" + addressHex + defaultHex + echoHex + serviceHex + "0002" +
 		webPortHex + barePortHex,
 		mesh.Offers{List: []mesh.Offer{{Namespace: "default", Name: "echo", StandsFor: "svc",
 			Address: netip.MustParseAddr("192.168.0.100"),
 			Ports:   []mesh.OfferPort{{Name: "web", Protocol: 6, Port: 80}, {Protocol: 17, Port: 53}}}}}, false},
-	{"later fields and flags", "07 00000003  0017 81" + addressHex + defaultHex + echoHex + "00" + "00" + "aabb",
+	{"later fields and flags", "07 00000003  0018 81" + addressHex + defaultHex + echoHex + "00" + "0000" + "aabb",
 		mesh.Offers{List: []mesh.Offer{{Namespace: "default", Name: "echo", Whole: true,
 			Address: netip.MustParseAddr("192.168.0.100")}}}, true},
-	{"IPv4 in 16 bytes", "03 00000002  0021 01" + "10 00000000000000000000ffff c0a80064" + defaultHex + echoHex + "0000",
+	{"IPv4 in 16 bytes", "03 00000002  0022 01" + "10 00000000000000000000ffff c0a80064" + defaultHex + echoHex + "000000",
 		mesh.Offers{List: []mesh.Offer{{Namespace: "default", Name: "echo", Whole: true,
 			Address: netip.MustParseAddr("192.168.0.100")}}}, true},
-	{"neither whole nor ports", "03 00000002  0015 00" + addressHex + defaultHex + echoHex + "00" + "00",
+	{"neither whole nor ports", "03 00000002  0016 00" + addressHex + defaultHex + echoHex + "00" + "0000",
 		mesh.Offers{LeftOut: 1}, true},
-	{"namespace in upper case", "03 00000002  0015 01" + addressHex + "07 44656661756c74" + echoHex + "00" + "00",
+	{"namespace in upper case", "03 00000002  0016 01" + addressHex + "07 44656661756c74" + echoHex + "00" + "0000",
 		mesh.Offers{LeftOut: 1}, true},
-	{"no name", "03 00000002  0011 01" + addressHex + defaultHex + "00" + "00" + "00", mesh.Offers{LeftOut: 1}, true},
-	{"address of 5 bytes", "03 00000002  0016 01" + "05 c0a8006400" + defaultHex + echoHex + "00" + "00",
+	{"no name", "03 00000002  0012 01" + addressHex + defaultHex + "00" + "00" + "0000", mesh.Offers{LeftOut: 1}, true},
+	{"address of 5 bytes", "03 00000002  0017 01" + "05 c0a8006400" + defaultHex + echoHex + "00" + "0000",
 		mesh.Offers{LeftOut: 1}, true},
-	{"more ports than bytes", "03 00000002  001b 00" + addressHex + defaultHex + echoHex + "00" + "ff" + webPortHex[:15],
+	{"more ports than bytes", "03 00000002  001c 00" + addressHex + defaultHex + echoHex + "00" + "00ff" + webPortHex[:15],
 		mesh.Offers{LeftOut: 1}, true},
-	{"port 0", "03 00000002  0019 01" + addressHex + defaultHex + echoHex + "00" + "01" + "06 0000 00",
+	{"port 0", "03 00000002  001a 01" + addressHex + defaultHex + echoHex + "00" + "0001" + "06 0000 00",
 		mesh.Offers{LeftOut: 1}, true},
-	{"a good one after a bad one", "03 00000002  0000  0015 01" + addressHex + defaultHex + echoHex + "00" + "00",
+	{"a good one after a bad one", "03 00000002  0000  0016 01" + addressHex + defaultHex + echoHex + "00" + "0000",
 		mesh.Offers{LeftOut: 1, List: []mesh.Offer{{Namespace: "default", Name: "echo", Whole: true,
 			Address: netip.MustParseAddr("192.168.0.100")}}}, true},
 }
@@ -125,7 +125,7 @@ func TestManyServices(t *testing.T) {
 	list := append(makeOffers(3000), mesh.Offer{Namespace: "default", Name: "elsewhere", Whole: true,
 		Address: netip.MustParseAddr("192.168.1.1")},
 		mesh.Offer{Namespace: "default", Name: "ports", Address: netip.MustParseAddr("192.168.0.7"),
-			Ports: make([]mesh.OfferPort, 256)})
+			Ports: make([]mesh.OfferPort, 5000)})
 	frames := (&OwnServices{1, list}).AppendFrames(nil, mesh4)
 	if len(frames) < 5 || len(frames) > 10 {
 		t.Errorf("%d frames", len(frames))
@@ -133,6 +133,15 @@ func TestManyServices(t *testing.T) {
 	var r ServiceReader
 	if got := readFrames(t, &r, frames).Parse(); got.LeftOut != 0 || !reflect.DeepEqual(got.List, want) {
 		t.Errorf("%d services, %d left out", len(got.List), got.LeftOut)
+	}
+	// Names of ports give way.
+	large := mesh.Offer{Namespace: "default", Name: "large", Address: netip.MustParseAddr("192.168.0.7")}
+	for i := range 256 {
+		large.Ports = append(large.Ports, mesh.OfferPort{Name: strings.Repeat("x", 63), Protocol: 6, Port: uint16(i + 1)})
+	}
+	parsed := readFrames(t, &r, (&OwnServices{1, []mesh.Offer{large}}).AppendFrames(nil, mesh4)).Parse()
+	if len(parsed.List) != 1 || len(parsed.List[0].Ports) != 256 || parsed.List[0].Ports[0].Name != "" {
+		t.Errorf("%+v", parsed)
 	}
 	// A list of which a part is missing is none, and the next one counts.
 	for _, broken := range [][][]byte{frames[1:], frames[:2]} {
@@ -186,7 +195,7 @@ func TestTooManyServices(t *testing.T) {
 		}
 	}
 	got := readFrames(t, &r, (&OwnServices{3, big}).AppendFrames(nil, mesh4)).Parse()
-	if len(got.List) < 30 || len(got.List) > MaxServiceBytes/(200*60) || got.LeftOut != 2000-len(got.List) {
+	if len(got.List) < 30 || len(got.List) > MaxServiceBytes/(200*60)+1 || got.LeftOut != 2000-len(got.List) {
 		t.Errorf("%d services, %d left out", len(got.List), got.LeftOut)
 	}
 }

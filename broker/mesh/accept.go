@@ -131,9 +131,7 @@ func (s *offerSet) acceptAll(l *linkEntry, offers *Offers) {
 		s.accepted.Refused[why.reason]++
 		first = cmp.Or(first, why)
 	}
-	slices.SortStableFunc(l.offers, func(a, b Offer) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
+	sortOffers(l.offers)
 	l.addOfferClaims()
 	l.dns.Offers = l.offers
 	if len(l.offers) > 0 {

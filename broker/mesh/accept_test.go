@@ -128,8 +128,8 @@ func TestOffersOfOneAddress(t *testing.T) {
 	checkEqual(t, "refused", s.Offers.Refused[OfferTaken], 4)
 	checkEqual(t, "note of a loser", s.Notes["k3"], "2 of 2 mesh services that the peer offers are not accepted, such as "+
 		"default/b-of-k3 at 192.168.0.100: link k2 offers it, too, and has the smaller cluster address")
-	checkEqual(t, "note of the winner", s.Notes["k2"], "other links offer 4 of its mesh addresses as well, such as link k3 "+
-		"with default/b-of-k3 at 192.168.0.100: these offers are not accepted")
+	checkEqual(t, "note of the winner", s.Notes["k2"], "other links offer 4 of its mesh addresses as well, such as link "+
+		"k3 with default/b-of-k3 at 192.168.0.100: these offers are not accepted")
 
 	s = build(map[netip.Addr]string{ip("192.168.0.100"): "k4", ip("192.168.0.101"): "gone"})
 	checkEqual(t, "owner", s.Offers.Links, map[string][]Offer{
@@ -166,6 +166,19 @@ func TestAcceptedOffers(t *testing.T) {
 	checkEqual(t, "note", s.Notes["k2"], "")
 	checkEqual(t, "zone without offers", zone(build(nil)).Name, "")
 	checkEqual(t, "zone of a peer that may offer", zone(build(offering("k2"))).Name, "k2.kubelink.")
+}
+
+// The local cluster has the names of what it offers in a mesh, and of nothing else.
+func TestNameOffers(t *testing.T) {
+	s := threeClusters().build(cluster1())
+	s.NameOffers([]Offer{offer("z", "192.168.0.100"), offer("a", "192.168.0.101"), offer("m2", "10.7.0.9")})
+	for _, c := range s.Zones[0].Clusters {
+		if c.Link == "" {
+			checkEqual(t, "names", c.Offers, []Offer{offer("a", "192.168.0.101"), offer("z", "192.168.0.100")})
+		} else if c.Offers != nil {
+			t.Errorf("%s offers %v", c.Link, c.Offers)
+		}
+	}
 }
 
 // Offers of hostile peers cost little: none of 20 takes what is of another one.

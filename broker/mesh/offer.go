@@ -3,6 +3,7 @@ package mesh
 // Mesh services that clusters offer to each other.
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -34,6 +35,27 @@ type OfferPort struct {
 type Offers struct {
 	List    []Offer // in the order of the sender
 	LeftOut int     // malformed ones, and those beyond the bounds of the protocol
+}
+
+// NameOffers gives the local cluster the names of what it offers in the meshes. The caller has the State to itself, as
+// Build has returned it.
+func (s *State) NameOffers(offers []Offer) {
+	for i := range s.Zones {
+		z := &s.Zones[i]
+		for j := range z.Clusters {
+			if c := &z.Clusters[j]; c.Link == "" {
+				c.Offers = slices.DeleteFunc(slices.Clone(offers), func(o Offer) bool { return !z.Networks.Contains(o.Address) })
+				sortOffers(c.Offers)
+			}
+		}
+	}
+}
+
+// sortOffers sorts by namespace and name.
+func sortOffers(offers []Offer) {
+	slices.SortStableFunc(offers, func(a, b Offer) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
 }
 
 // title is how messages call the offer.
