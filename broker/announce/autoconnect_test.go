@@ -58,7 +58,8 @@ func TestUnknownPeers(t *testing.T) {
 		{"other mesh", "192.168.9.13/24", "", 80, []string{"c.example"}, "", "", ""},
 		{"our address", "192.168.0.11/24", "", 80, []string{"c.example"}, "", "", ""},
 		{"another's address", "192.168.0.12/24", "", 80, []string{"c.example"}, "", "", ""},
-		{"our services", "192.168.0.13/24", "100.64.0.0/20", 80, []string{"c.example"}, "", "", ""},
+		{"our services, which are not routed", "192.168.0.13/24", "100.64.0.0/20", 80, []string{"c.example"},
+			"192-168-0-13", "c.example:80", "100.64.0.0/20"},
 		{"another's services", "192.168.0.13/24", "100.64.16.0/24", 80, []string{"c.example"}, "", "", ""},
 		{"second link for a certificate", "192.168.0.13/24", "", 80, []string{"c.example", "b.example"}, "", "", ""},
 	} {
@@ -239,8 +240,10 @@ func TestUnknownPeersOfOneCertificate(t *testing.T) {
 	items := []v1alpha1.KubeLink{item}
 	local := &mesh.Local{Mode: mesh.Bridge, DefaultPort: 80,
 		ServiceCIDRs: mesh.Prefixes{netip.MustParsePrefix("100.64.0.0/20")}}
-	policy := &Policy{Local: local, AutoConnect: true, Networks: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16")}}
+	policy := &Policy{Local: local, AutoConnect: true, Networks: []netip.Prefix{
+		netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("10.9.0.0/16")}}
 	state := mesh.Build(mesh.Objects{Links: items}, *local)
+	const inMesh = "10.9.16.0/20"
 	peer := func(n int, cidr string, names ...string) (p link.UnknownPeer) {
 		p.Address = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, byte(n >> 8), byte(n)}), 16)
 		p.ServiceCIDR, p.AdvertisedPort, p.Names = netip.MustParsePrefix(cidr), 80, names
@@ -248,7 +251,7 @@ func TestUnknownPeersOfOneCertificate(t *testing.T) {
 	}
 	var u UnknownPeers
 	for n := range 1000 {
-		u.Add(peer(2+n, "100.64.0.0/20", "evil.example", strings.Repeat("x", 250)))
+		u.Add(peer(2+n, inMesh, "evil.example", strings.Repeat("x", 250)))
 	}
 	u.Add(peer(2000, "100.64.16.0/20", "good.example"))
 	if n := len(u.peers); n != maxUnknownOfName+1 {
@@ -262,7 +265,7 @@ func TestUnknownPeersOfOneCertificate(t *testing.T) {
 	if text := log.String(); strings.Count(text, "\n") != 1 || len(text) > 1<<10 || !strings.Contains(text, "more=7") {
 		t.Errorf("logged %d bytes: %s", len(text), text)
 	}
-	u.Add(peer(2, "100.64.0.0/20", "evil.example"))
+	u.Add(peer(2, inMesh, "evil.example"))
 	before := log.Len()
 	u.MakeLinks(mesh.Objects{Links: items}, &state, policy, slog.New(slog.NewTextHandler(&log, nil)))
 	if log.Len() != before {

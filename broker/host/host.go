@@ -105,17 +105,25 @@ func (w *Watcher) setLinks(links []v1alpha1.KubeLink, statuses []link.Status) {
 	for i := range links {
 		o := &links[i]
 		host, _, err := mesh.Endpoint(o.Spec.Endpoint, 1)
-		if err == nil && o.Spec.Endpoint != v1alpha1.EndpointLocal && o.Spec.GatewayLink == "" {
+		switch {
+		case err != nil, o.Spec.Endpoint == v1alpha1.EndpointLocal, o.Spec.GatewayLink != "":
+		case o.Spec.Endpoint == v1alpha1.EndpointInbound:
+			w.links[o.Name] = "" // the peer connects: there is nothing to look up
+		default:
 			w.links[o.Name] = host
 		}
 	}
-	maps.DeleteFunc(w.remotes, func(name string, _ netip.Addr) bool { return w.links[name] != before[name] })
+	maps.DeleteFunc(w.remotes, func(name string, _ netip.Addr) bool {
+		host, known := w.links[name]
+		return !known || host != before[name]
+	})
 	for _, st := range statuses {
-		if remote, err := netip.ParseAddrPort(st.Remote); err == nil && w.links[st.Link] != "" {
+		_, known := w.links[st.Link]
+		if remote, err := netip.ParseAddrPort(st.Remote); err == nil && known {
 			w.remotes[st.Link] = remote.Addr().Unmap()
 		}
 	}
-	w.names.setNames(slices.Collect(maps.Values(w.links)))
+	w.names.setNames(slices.DeleteFunc(slices.Collect(maps.Values(w.links)), func(host string) bool { return host == "" }))
 }
 
 // makeFacts puts together what is known. Of the routes, only the ones to the addresses that count are told: pods come

@@ -19,6 +19,9 @@ type Carrier interface {
 	FindNetwork(netip.Addr) (netip.Prefix, string)
 }
 
+// ErrTunnel is in the error of CheckCarrier if there is a route, which is that of a link.
+var ErrTunnel = errors.New("the connection would run through a tunnel")
+
 // CheckCarrier refuses the address of an endpoint that packets do not get to: the kernel has no route, or takes that of
 // a link.
 func CheckCarrier(to netip.Addr, carried Carrier) error {
@@ -42,6 +45,6 @@ func CheckCarrier(to netip.Addr, carried Carrier) error {
 	} else if network.IsValid() {
 		title = "the mesh network " + network.String()
 	}
-	return fmt.Errorf("%s lies in %s, so that the connection would run through a tunnel: "+
-		"give the endpoint another address, or remove that network", to, title)
+	return fmt.Errorf("%s lies in %s, so that %w: "+
+		"give the endpoint another address, or remove that network", to, title, ErrTunnel)
 }

@@ -8,6 +8,9 @@ import (
 	"net/netip"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
@@ -95,6 +98,9 @@ func brokenGateway(l *linkEntry, state v1alpha1.State) *Problem {
 
 // checkLoop refuses what would lead a tunnel's own connection into a tunnel. A link is refused if all addresses of its
 // endpoint are in a tunnel, or if it would take one of them, its own or that of an older link.
+//
+// Which addresses a name has, and where a peer dials from, is up to other clusters. Of other links, that counts while
+// this one is new: later, such a change is a matter of the link whose endpoint it is.
 func (s *linkSet) checkLoop(l *linkEntry) *Problem {
 	own := s.host.endpointAddresses("", l.host)
 	if p := s.checkEndpoint(l, own); p != nil {
@@ -105,12 +111,29 @@ func (s *linkSet) checkLoop(l *linkEntry) *Problem {
 			continue
 		}
 		addresses := s.host.endpointAddresses(other.Name, other.host)
+		if other != l && wasAccepted(s.objects[l.Name]) {
+			addresses = literalAddress(other.host)
+		}
 		for _, c := range l.claims {
 			if a, ok := s.host.findTaken(c.prefix, addresses); ok {
 				return invalid("the network %s (spec.cidr, spec.egress) contains the endpoint %s of link %s: "+
 					"its connection would run through a tunnel", c.prefix, describeEndpoint(other.host, a), other.Name)
 			}
 		}
+	}
+	return nil
+}
+
+// wasAccepted tells whether a broker has accepted the object with this spec.
+func wasAccepted(o *v1alpha1.KubeLink) bool {
+	c := meta.FindStatusCondition(o.Status.Conditions, v1alpha1.ConditionAccepted)
+	return c != nil && c.Status == metav1.ConditionTrue && c.ObservedGeneration == o.Generation
+}
+
+// literalAddress is the address that a host is; nil: it is a name.
+func literalAddress(host string) []netip.Addr {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a}
 	}
 	return nil
 }
@@ -145,14 +168,21 @@ func (s *linkSet) findTunnel(a netip.Addr) (network netip.Prefix, title string, 
 	return network, "", false
 }
 
-// checkEndpoints refuses a mesh whose network would take the endpoint of an older link.
-func (s *meshSet) checkEndpoints(network netip.Prefix, older []*v1alpha1.KubeLink) *Problem {
+// checkEndpoints refuses a mesh whose network would take the endpoint of an older link, as checkLoop does.
+func (s *meshSet) checkEndpoints(l *v1alpha1.KubeLink, network netip.Prefix, older []*v1alpha1.KubeLink) *Problem {
 	for _, o := range older {
 		host, _, err := Endpoint(o.Spec.Endpoint, 1)
 		if err != nil || isLocalLink(o) || o.Spec.GatewayLink != "" || o.DeletionTimestamp != nil {
 			continue
 		}
-		if a, ok := s.host.findTaken(network, s.host.endpointAddresses(o.Name, host)); ok {
+		if o.Spec.Endpoint == v1alpha1.EndpointInbound {
+			host = ""
+		}
+		addresses := s.host.endpointAddresses(o.Name, host)
+		if wasAccepted(l) {
+			addresses = literalAddress(host)
+		}
+		if a, ok := s.host.findTaken(network, addresses); ok {
 			return invalid("spec.clusterAddress: its network %s contains the endpoint %s of the older link %s, whose "+
 				"connection would run through a tunnel; choose another network for the mesh",
 				network, describeEndpoint(host, a), o.Name)

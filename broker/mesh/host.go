@@ -133,10 +133,8 @@ func (c hostCheck) usedPart(network netip.Prefix) netip.Prefix {
 // endpointAddresses are the addresses under which the peer of a link is known: that of the endpoint, or the ones that
 // the name of the endpoint has, and where the peer was connected last. host is the host of the endpoint.
 func (h *Host) endpointAddresses(link, host string) []netip.Addr {
-	var addresses []netip.Addr
-	if a, err := netip.ParseAddr(host); err == nil {
-		addresses = append(addresses, a)
-	} else {
+	addresses := literalAddress(host)
+	if addresses == nil {
 		addresses = slices.Clone(h.Endpoints[host])
 	}
 	if a, ok := h.Remotes[link]; ok && !slices.Contains(addresses, a) {

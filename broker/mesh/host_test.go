@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
@@ -196,6 +198,17 @@ func TestEndpointsInTunnels(t *testing.T) {
 			map[string]string{"kubelink.two.example": "172.31.0.2"}, nil, "m2--here",
 			"Invalid: spec.clusterAddress: its network 172.31.0.0/24 contains the endpoint kubelink.two.example (172.31.0.2) " +
 				"of the older link kubelink2, whose connection would run through a tunnel; choose another network for the mesh"},
+		{"an older name comes into an accepted network", accepted(third(egress("172.16.0.0/12")), "k3"),
+			map[string]string{"kubelink.two.example": "172.31.0.2"}, nil, "k3", ""},
+		{"an older peer comes into an accepted network", accepted(third(egress("172.16.0.0/12")), "k3"), nil,
+			map[string]string{"kubelink2": "172.31.0.9"}, "k3", ""},
+		{"an accepted network and its own endpoint", accepted(third(egress("172.16.0.0/12")), "k3"),
+			map[string]string{"c.example": "172.31.0.3"}, nil, "k3",
+			"Invalid: the network 172.16.0.0/12 (spec.cidr, spec.egress) contains the endpoint c.example (172.31.0.3) " +
+				"of link k3" + its},
+		{"an accepted network and the address of an older link", accepted(pair().add("a", "192.168.0.20/24", "172.31.0.2").
+			add("k3", "192.168.0.13/24", "c.example", egress("172.16.0.0/12")), "k3"), nil, nil, "k3",
+			"Invalid: the network 172.16.0.0/12 (spec.cidr, spec.egress) contains the endpoint 172.31.0.2 of link a" + its},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			host := node()
@@ -213,6 +226,29 @@ func TestEndpointsInTunnels(t *testing.T) {
 			checkProblem(t, s, "kubelink1", "")
 		})
 	}
+}
+
+// A name that comes into the network of a mesh, which was there before, is a matter of its own link.
+func TestNameInAcceptedMesh(t *testing.T) {
+	o := accepted(pair().addLocal("m2--here", "172.31.0.50/24", dns("", "m2.example")), "m2--here")
+	host := node()
+	host.Endpoints["kubelink.two.example"] = []netip.Addr{ip("172.31.0.2")}
+	s := buildOn(o, changed(unnamed), host)
+	checkProblem(t, s, "m2--here", "")
+	checkProblem(t, s, "kubelink2", "Invalid: spec.endpoint kubelink.two.example (172.31.0.2) lies in the network "+
+		"172.31.0.0/24 of mesh m2: the connection would run through a tunnel")
+}
+
+// accepted gives an object the status of one that a broker has accepted.
+func accepted(o *objs, name string) *objs {
+	for i := range o.list {
+		if l := &o.list[i]; l.Name == name {
+			l.Generation = 3
+			l.Status.Conditions = []metav1.Condition{
+				{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, ObservedGeneration: 3}}
+		}
+	}
+	return o
 }
 
 // Without facts, the stanza tells that nodes have a longer route.

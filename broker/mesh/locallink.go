@@ -36,7 +36,8 @@ type meshSet struct {
 // newMeshSet begins with the mesh that the stanza defines, if it defines one.
 func newMeshSet(local *Local, host *Host, r *reports, members map[string][]string) *meshSet {
 	s := &meshSet{
-		local: local, host: hostCheck{host, local, "the gateway node"}, reports: r, members: members, broken: map[string]string{},
+		local: local, host: hostCheck{host, local, "the gateway node"}, reports: r, members: members,
+		broken: map[string]string{},
 	}
 	for _, a := range local.Addresses {
 		if p := s.host.checkApart("link-address", a.Masked(), local.ServiceCIDRs); p != nil && s.refused == nil {
@@ -123,7 +124,7 @@ func (s *meshSet) describeBroken() (broken map[string]string) {
 func (s *meshSet) addLocalLink(o *v1alpha1.KubeLink, older []*v1alpha1.KubeLink) {
 	m, p := s.readLocalLink(o)
 	if p == nil && m != nil {
-		p = s.checkEndpoints(m.Addresses.First().Masked(), older)
+		p = s.checkEndpoints(o, m.Addresses.First().Masked(), older)
 	}
 	if p == nil && m != nil {
 		p = s.checkServices(m, older)

@@ -131,7 +131,7 @@ type ClusterZone struct {
 	Upstream      netip.AddrPort // DNS service of the cluster; zero: unknown
 	ClusterDomain string         // domain that the cluster itself uses, fully qualified
 	API           API            // instead of Upstream; zero: the names come from Upstream
-	Offers        []Offer        // accepted mesh services of the cluster, the local one's are its own; by namespace and name
+	Offers        []Offer        // accepted mesh services of the cluster; the local one's are its own; by namespace, name
 }
 
 // Equal tells whether both are the same.

@@ -3,9 +3,13 @@ package wireguard
 // The endpoint of a peer: when the device is told which address.
 
 import (
+	"cmp"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 // endpoint follows the address of one peer. It belongs to the worker.
@@ -15,6 +19,7 @@ type endpoint struct {
 
 	addresses []netip.Addr // of host, in the order of preference; empty: not known yet
 	failure   error        // of the look-up of host, while its addresses are not known
+	tunnel    error        // why choose has found none to tell: each lies behind a link; nil: they do not
 
 	told  netip.AddrPort // what the device has, or had before the peer moved; zero: nothing yet
 	since time.Time      // of told
@@ -34,6 +39,7 @@ type circumstances struct {
 // choose returns the address that the device has to be told; the zero AddrPort: it keeps what it has. A peer that moved
 // stays where it is while there are handshakes, unless its name has left the address that it was told.
 func (e *endpoint) choose(c circumstances) netip.AddrPort {
+	e.tunnel = nil
 	if len(e.addresses) == 0 {
 		return netip.AddrPort{}
 	}
@@ -72,7 +78,11 @@ func (e *endpoint) tryNext(c circumstances, known bool) netip.AddrPort {
 	if known {
 		next = slices.Index(e.addresses, e.told.Addr()) + 1
 	}
-	e.told, e.since, e.left = e.pick(c, next), c.now, netip.AddrPort{}
+	to := e.pick(c, next)
+	if !to.IsValid() {
+		return to
+	}
+	e.told, e.since, e.left = to, c.now, netip.AddrPort{}
 	if e.told == c.current {
 		return netip.AddrPort{}
 	}
@@ -83,14 +93,26 @@ func (e *endpoint) tryNext(c circumstances, known bool) netip.AddrPort {
 // isTried tells whether the address that was told last still has time to show that it works.
 func (e *endpoint) isTried(c circumstances) bool { return c.now.Sub(e.since) < c.retry }
 
-// pick returns the first address, from that number on, that packets get to; if there is none, that address.
-func (e *endpoint) pick(c circumstances, from int) netip.AddrPort {
+// pick returns the first address, from that number on, that packets get to; if there is none, the first one without a
+// route, which may come. It never returns one behind a link: what the device sends there it would encrypt again and
+// again. The zero AddrPort: all of them are.
+func (e *endpoint) pick(c circumstances, from int) (unrouted netip.AddrPort) {
+	var tunnel error
 	for i := range e.addresses {
-		if a := e.addresses[(from+i)%len(e.addresses)]; c.blocked(a) == nil {
-			return netip.AddrPortFrom(a, e.port)
+		a := netip.AddrPortFrom(e.addresses[(from+i)%len(e.addresses)], e.port)
+		switch err := c.blocked(a.Addr()); {
+		case err == nil:
+			return a
+		case errors.Is(err, link.ErrTunnel):
+			tunnel = cmp.Or(tunnel, err)
+		case !unrouted.IsValid():
+			unrouted = a
 		}
 	}
-	return netip.AddrPortFrom(e.addresses[from%len(e.addresses)], e.port)
+	if !unrouted.IsValid() {
+		e.tunnel = tunnel
+	}
+	return unrouted
 }
 
 // setHost changes the endpoint. The device is told the new one at once.

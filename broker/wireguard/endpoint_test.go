@@ -4,14 +4,18 @@ package wireguard
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 func TestChooseEndpoint(t *testing.T) {
 	const a, b, c = "10.0.0.1:8777", "10.0.0.2:8777", "[fd00::1]:8777"
 	const roamed = "10.9.9.9:4444"
+	const inside, alsoInside = "100.64.16.1:8777", "100.64.16.2:8777" // behind a link
 	// happening is what is so at a time, and what the device is told then.
 	type happening struct {
 		after     time.Duration
@@ -40,6 +44,13 @@ func TestChooseEndpoint(t *testing.T) {
 		{"an address without route waits", []string{a},
 			[]happening{{addresses: []string{a, b}, want: b}, {after: 12 * s}}},
 		{"none has a route", []string{a, b}, []happening{{addresses: []string{a, b}, want: a}}},
+		{"an address behind a link is never told", nil,
+			[]happening{{addresses: []string{inside}}, {after: 12 * s}, {addresses: []string{inside, a}, want: a},
+				{after: 12 * s}, {after: s, addresses: []string{inside, alsoInside}}}},
+		{"rather one without a route", []string{a}, []happening{{addresses: []string{inside, a}, want: a}}},
+		{"a name that moves behind a link, and back out", nil,
+			[]happening{{addresses: []string{a}, want: a}, {after: s, addresses: []string{inside}, fresh: true, up: true},
+				{after: s, fresh: true, up: true}, {after: 20 * s}, {addresses: []string{b}, fresh: true, up: true, want: b}}},
 		{"the address of a link that is Up stays", nil,
 			[]happening{{addresses: []string{a, b}, want: a}, {after: 20 * s, fresh: true, up: true}}},
 		{"a name that moves is followed at once", nil,
@@ -88,6 +99,9 @@ func TestChooseEndpoint(t *testing.T) {
 				}
 				got := e.choose(circumstances{current: has, fresh: h.fresh, up: h.up, now: now, retry: 12 * s,
 					blocked: func(x netip.Addr) error {
+						if netip.MustParsePrefix("100.64.0.0/16").Contains(x) {
+							return fmt.Errorf("%s: %w", x, link.ErrTunnel)
+						}
 						for _, n := range test.noWay {
 							if netip.MustParseAddrPort(n).Addr() == x {
 								return errors.New("no route")

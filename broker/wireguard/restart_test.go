@@ -199,7 +199,19 @@ func TestManyPeers(t *testing.T) {
 			Networks: prefixes(fmt.Sprintf("192.168.%d.%d/32", i/200, i%200+1), fmt.Sprintf("100.%d.0.0/16", i))})
 	}
 	b := h.startBroker()
-	began := time.Now()
+	used := func() time.Duration { return call[time.Duration](b, "CPU", None{}) }
+	setAll := func() (took, cpu time.Duration) {
+		began, before := time.Now(), used()
+		reply := call[SetReply](b, "Set", peers)
+		for reply.Error == errHangs.Error() { // other programs have the processors
+			reply = call[SetReply](b, "Set", peers)
+		}
+		if reply.Error != "" {
+			t.Fatal(reply.Error)
+		}
+		return time.Since(began), used() - before
+	}
+	began, before := time.Now(), used()
 	b.open(OpenArgs{Settings: link.Settings{ListenPort: 8777, Keepalive: 21 * time.Second}})
 	b.setKey(makeKey(77))
 	own := makeKey(77).Public()
@@ -209,20 +221,22 @@ func TestManyPeers(t *testing.T) {
 			peers[i].Key[5]++
 		}
 	}
-	took := b.set(peers...)
-	total := time.Since(began)
+	setAll()
+	total, cpu := time.Since(began), used()-before
 	if n := len(b.show().Peers); n != 250 {
 		t.Fatalf("%d peers", n)
 	}
 	peers[100].Preshared = keyTwo
 	peers[100].Networks = prefixes("10.0.0.0/16")
-	changed := b.set(peers...)
+	changed, changedCPU := setAll()
 	is := b.peer(peers[100].Key)
 	if is.PresharedKey != wgtypes.Key(keyTwo) || len(is.AllowedIPs) != 1 {
 		t.Errorf("%+v", is)
 	}
-	t.Logf("Open and Set %s (Set %s), one changed peer %s", total, took, changed)
-	if total > 5*time.Second || changed > time.Second {
-		t.Errorf("Open and Set %s, one changed peer %s", total, changed)
+	result := fmt.Sprintf("Open and Set %s (CPU %s), one changed peer %s (CPU %s)", total, cpu, changed, changedCPU)
+	t.Log(result)
+	// By the CPU: a busy machine takes longer.
+	if cpu > 5*time.Second || changedCPU > time.Second {
+		t.Error(result)
 	}
 }

@@ -419,8 +419,8 @@ func (w *worker) judgeLink(
 	case entry.peer == nil:
 		return link.Down, errOwnKey.Error()
 	}
-	var why error
-	if a := toAddrPort(entry.peer.current.Endpoint); a.IsValid() && !entry.peer.isFresh(now, w.timing) {
+	why := entry.peer.endpoint.tunnel
+	if a := toAddrPort(entry.peer.current.Endpoint); why == nil && a.IsValid() && !entry.peer.isFresh(now, w.timing) {
 		why = w.open.blocked(a.Addr(), carried(want.peers))
 	}
 	return entry.peer.judge(now, w.timing, own, why)

@@ -203,7 +203,13 @@ func (p *dataplane) newContender(
 		}
 		c.to = p.two.PublicAddress
 	case wireguardGo:
-		if c.to, err = service("wireguard"); err != nil {
+		if _, err = service("wireguard"); err != nil {
+			return nil, err
+		}
+		// With a route into a network of the link beside it, kubelink would say that the link is in state Error.
+		c.to = wireguardAddress
+		if _, err = p.two.Kubectl(ctx, "patch", "service", "wireguard", "-p",
+			fmt.Sprintf(`{"spec":{"externalIPs":[%q]}}`, c.to)); err != nil {
 			return nil, err
 		}
 		w, err := startWireguard(ctx, p.one, p.two, c.to, p.profile != "")

@@ -37,6 +37,9 @@ const (
 	profileVariable = "BENCH_PROFILE" // variable with the address for profiles
 )
 
+// wireguardAddress is that of the service behind wireguard-go, in no network of kubelink's links.
+var wireguardAddress = netip.MustParseAddr("10.98.0.1")
+
 // runWireguard is the main function of the helper process: it does what wireguard-go does, but not as a daemon.
 func runWireguard(name string) int {
 	err := func() error {
