@@ -100,7 +100,8 @@ func explainSecret(at types.NamespacedName, err error) error {
 	case apierrors.IsNotFound(err):
 		return fmt.Errorf("secret %s does not exist: create it with the output of wg genpsk", at)
 	case apierrors.IsForbidden(err):
-		return fmt.Errorf("secret %s: the broker may not read it: allow its service account to get it", at)
+		return fmt.Errorf("secret %s: the broker may not read it: create it if it does not exist, and allow its service "+
+			"account to get it", at)
 	}
 	return fmt.Errorf("secret %s: %w", at, err)
 }

@@ -45,7 +45,8 @@ func TestPresharedKeys(t *testing.T) {
 		{"missing", secretList{err: apierrors.NewNotFound(resource, "psk")}, mesh.SecretKey{},
 			"secret ns/psk does not exist: create it with the output of wg genpsk"},
 		{"forbidden", secretList{err: apierrors.NewForbidden(resource, "psk", nil)}, mesh.SecretKey{},
-			"secret ns/psk: the broker may not read it: allow its service account to get it"},
+			"secret ns/psk: the broker may not read it: create it if it does not exist, and allow its service account to " +
+				"get it"},
 		{"no answer", secretList{err: errors.New("no answer")}, mesh.SecretKey{}, "secret ns/psk: no answer"},
 		{"no key", secretList{secret: secretOf(nil)}, mesh.SecretKey{},
 			"secret ns/psk has no key two: add it with the output of wg genpsk"},
