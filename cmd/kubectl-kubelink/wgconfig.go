@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -55,8 +56,9 @@ the load balancer of the service, else --endpoint.
 The private key of the peer is not in the cluster. The printed file reads it from /etc/wireguard/<device>.key, unless
 --private-key has a file with it.`,
 		Example: `  # the key of the peer, on its machine
-  wg genkey | tee /etc/wireguard/kubelink.key | wg pubkey
+  umask 077; wg genkey | tee /etc/wireguard/kubelink.key | wg pubkey
   # a KubeLink "laptop" with this publicKey and endpoint Inbound; then, here:
+  umask 077   # the file may have keys
   kubectl kubelink wg-config laptop > kubelink.conf
   # on the laptop, with the file in /etc/wireguard
   wg-quick up kubelink`,
@@ -71,7 +73,7 @@ The private key of the peer is not in the cluster. The printed file reads it fro
 			if err != nil {
 				return err
 			}
-			w := &wgConfig{client: api, namespace: *cluster.Namespace, wgConfigOptions: *o}
+			w := &wgConfig{client: api, namespace: *cluster.Namespace, warnings: c.ErrOrStderr(), wgConfigOptions: *o}
 			text, err := w.make(c.Context(), args[0])
 			if err == nil {
 				_, err = fmt.Fprint(c.OutOrStdout(), text)
@@ -107,6 +109,7 @@ func newClient(cluster *genericclioptions.ConfigFlags) (client.Client, error) {
 type wgConfig struct {
 	client    client.Reader
 	namespace string // of the broker
+	warnings  io.Writer
 	wgConfigOptions
 }
 
@@ -119,6 +122,10 @@ func (w *wgConfig) make(ctx context.Context, name string) (string, error) {
 	link, local, err := findLink(links.Items, name)
 	if err != nil {
 		return "", err
+	}
+	if link.Spec.CIDR != "" && (link.Spec.DNS == nil || !link.Spec.DNS.OmitDNSPropagation) {
+		fmt.Fprintf(w.warnings, "Warning: KubeLink %s has names, as a cluster with kubelink has: there, this file has no use, "+
+			"since its broker tells the device all it needs. A plain peer needs spec.dns.omitDNSPropagation: true\n", name)
 	}
 	f := &wgFile{link: name, cluster: local.Name}
 	for _, step := range []func() error{

@@ -115,6 +115,11 @@ func TestWGConfig(t *testing.T) {
 		{"no endpoint", func(i *installed) { i.service.Status = corev1.ServiceStatus{} }, wgConfigOptions{},
 			"give --endpoint host[:port]", true},
 		{"bad endpoint", nil, wgConfigOptions{endpoint: "a:b"}, `endpoint "a:b": port "b" is not a number`, true},
+		{"cluster with names", func(i *installed) { i.peer.Spec.CIDR = "100.64.16.0/20" }, wgConfigOptions{},
+			"\nAddress = 192.168.0.50/32\n", false},
+		{"networks without names", func(i *installed) {
+			i.peer.Spec.CIDR, i.peer.Spec.DNS = "10.9.0.0/16", &v1alpha1.KubeLinkDNS{OmitDNSPropagation: true}
+		}, wgConfigOptions{}, "\nAddress = 192.168.0.50/32\n", false},
 		{"no such link", func(i *installed) { i.peer.Name = "x" }, wgConfigOptions{}, "there is no KubeLink laptop", true},
 		{"LocalLink", func(i *installed) { i.peer.Spec.Endpoint = "LocalLink" }, wgConfigOptions{}, "is the LocalLink", true},
 		{"behind a gateway", func(i *installed) { i.peer.Spec.GatewayLink = "b" }, wgConfigOptions{}, "is behind b", true},
@@ -138,12 +143,16 @@ func TestWGConfig(t *testing.T) {
 				}
 			}
 			objects := []client.Object{&i.peer, &i.local, &i.corefile, &i.service, &i.deployment, &i.secret}
+			var warnings strings.Builder
 			w := &wgConfig{client: fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).
 				WithInterceptorFuncs(interceptor.Funcs{Get: i.get}).Build(),
-				namespace: "kubelink", wgConfigOptions: test.options}
+				namespace: "kubelink", warnings: &warnings, wgConfigOptions: test.options}
 			got, err := w.make(context.Background(), "laptop")
 			if err != nil {
 				got = err.Error()
+			}
+			if warned := warnings.String(); (warned != "") != strings.Contains(test.name, "with names") {
+				t.Errorf("warning %q", warned)
 			}
 			if !strings.Contains(got, test.want) || (err != nil) != test.wrong {
 				t.Errorf("%s\nwant %s", got, test.want)
