@@ -5,9 +5,11 @@ package broker
 import (
 	"cmp"
 	"errors"
+	"strings"
 
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/nodecheck"
@@ -57,6 +59,8 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 	} else {
 		errs = append(errs, g.Set(peers, s.Local))
 	}
+	protocol := strings.ToLower(string(kubeapi.ProtocolOf(r.cfg.Mode)))
+	want.Tunnel = mesh.LocalPort{Protocol: protocol, Port: port}
 	want.Pod = kernel.Pod{Is: g.place.InPod, Device: g.place.Device}
 	want.Masquerade = r.cfg.VXLAN.Wanted && !g.place.InPod
 	err, pending = r.setKernel(want, func(from *nameSource) {

@@ -115,7 +115,8 @@ func TestWantedChains(t *testing.T) {
 			}
 		}
 		want := []string{"nat PREROUTING", "nat OUTPUT", "nat POSTROUTING", "nat POSTROUTING", "nat POSTROUTING",
-			"mangle PREROUTING", "filter FORWARD", "filter FORWARD", "filter INPUT", "filter OUTPUT", "mangle FORWARD"}
+			"mangle PREROUTING", "filter FORWARD", "filter FORWARD", "filter INPUT", "filter OUTPUT", "mangle FORWARD",
+			"mangle INPUT", "mangle OUTPUT"}
 		if family == unix.AF_INET6 {
 			want = append(want, "mangle PREROUTING")
 		}

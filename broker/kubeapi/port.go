@@ -46,8 +46,8 @@ func (p *ServicePort) Find(
 	return port, nil
 }
 
-// protocolOf is the protocol that carries links of a mode.
-func protocolOf(mode mesh.Mode) corev1.Protocol {
+// ProtocolOf is the protocol that carries links of a mode.
+func ProtocolOf(mode mesh.Mode) corev1.Protocol {
 	if mode == mesh.WireGuard {
 		return corev1.ProtocolUDP
 	}
@@ -56,7 +56,7 @@ func protocolOf(mode mesh.Mode) corev1.Protocol {
 
 // targetPort is the target port of a service for a mode. problem is why there is none.
 func targetPort(svc *corev1.Service, mode mesh.Mode) (port uint16, problem string) {
-	wanted := protocolOf(mode)
+	wanted := ProtocolOf(mode)
 	var others []corev1.ServicePort // with the protocol of the mode
 	for _, p := range svc.Spec.Ports {
 		protocol := cmp.Or(p.Protocol, corev1.ProtocolTCP)
