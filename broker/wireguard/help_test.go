@@ -512,7 +512,7 @@ func runEcho() error {
 }
 
 // runProbe sends a numbered packet to each of its arguments every two milliseconds until its standard input ends, and
-// prints how many did not come back. Those that are missing then have a second, and far longer with a byte of input.
+// prints how many did not come back, and to standard error which. Those that are missing then have a second, and far longer with a byte of input.
 func runProbe() error {
 	var conns []net.Conn
 	for _, a := range os.Args[1:] {
@@ -531,12 +531,15 @@ func runProbe() error {
 		end <- time.Now().Add(wait)
 	}()
 	var back atomic.Int64
+	var numbers sync.Map // of packets that came back
 	var wg sync.WaitGroup
 	for _, c := range conns {
 		wg.Go(func() {
 			b := make([]byte, 100)
 			for {
-				if _, err := c.Read(b); errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+				n, err := c.Read(b)
+				numbers.Store(string(b[:n]), true)
+				if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
 					return
 				} else if err == nil && back.Add(1) == 1 {
 					fmt.Println("ready")
@@ -564,6 +567,11 @@ func runProbe() error {
 		c.SetReadDeadline(time.Now())
 	}
 	wg.Wait()
+	for n := range sent {
+		if _, arrived := numbers.Load(fmt.Sprint(n)); !arrived {
+			fmt.Fprintf(os.Stderr, "%d ", n)
+		}
+	}
 	fmt.Printf("lost %d of %d\n", sent-back.Load(), sent)
 	return nil
 }
