@@ -21,7 +21,7 @@ func TestLinkFollowsChannel(t *testing.T) {
 	connect()
 	awaitChannel := func(b *broker) link.Status {
 		t.Helper()
-		for {
+		for ; ; <-time.After(10 * time.Millisecond) {
 			if st := b.awaitStatus(link.Up, "", 20*time.Second); st.Announced != nil && st.RTT > 0 {
 				return st
 			}

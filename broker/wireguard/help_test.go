@@ -435,7 +435,7 @@ func (b *broker) peer(k mesh.PublicKey) wgtypes.Peer {
 func (b *broker) awaitStatus(state link.State, reason string, within time.Duration) link.Status {
 	b.t.Helper()
 	var last []link.Status
-	for deadline := time.Now().Add(within); ; {
+	for deadline := time.Now().Add(within); ; <-time.After(10 * time.Millisecond) {
 		last = b.statuses()
 		if len(last) > 0 && last[0].State == state && strings.Contains(last[0].Reason, reason) {
 			return last[0]

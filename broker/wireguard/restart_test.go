@@ -58,7 +58,7 @@ func TestStandaloneProcessIsAdopted(t *testing.T) {
 		p.brokers[0].kill()
 		p.start(0, keyOne)
 		p.brokers[0].set(p.toTwo)
-		p.brokers[0].awaitStatus(link.Up, "", time.Second)
+		p.brokers[0].awaitStatus(link.Up, "", 5*time.Second)
 	}
 	if after := p.brokers[0].peer(keyTwo.Public()); !isSameSession(before, after) {
 		t.Errorf("%+v became %+v", before, after)
