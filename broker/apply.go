@@ -54,6 +54,7 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 		peers = nil // better no link than one without authentication
 	}
 	want := kernel.NewState(s)
+	want.Services = r.services.List()
 	if g.filters {
 		want.FilterLinks(s)
 	} else {

@@ -14,6 +14,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -43,6 +44,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/linkgateway"
+	"github.com/mandelsoft/kubelink/broker/meshservice"
 	"github.com/mandelsoft/kubelink/broker/stubdomain"
 )
 
@@ -50,7 +52,7 @@ var scheme = runtime.NewScheme()
 
 func init() {
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, coordinationv1.AddToScheme, v1alpha1.AddToScheme, coredns.AddToScheme,
+		corev1.AddToScheme, coordinationv1.AddToScheme, discovery.AddToScheme, v1alpha1.AddToScheme, coredns.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			panic(err)
@@ -307,10 +309,17 @@ func (c *controllers) runManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	offers, err := meshservice.NewWatch(meshservice.Config{
+		API: c.api, Options: cache.Options{Scheme: scheme, Mapper: c.mapper, NewInformer: kubeapi.NewInformer},
+		Backends: c.cfg.Mode.CarriesTraffic(), Wake: c.r.waker.wake, Log: c.log,
+	})
+	if err != nil {
+		return err
+	}
 	watch.Cache = mgr.GetCache()
 	watches.SetCache(mgr.GetCache())
 	run := newReconcilerRun(c.r, &c.cfg, c.local, mgr, watch, watches, allSecrets)
-	run.synced = &c.synced
+	run.synced, run.offers = &c.synced, offers
 	run.writer.IsLast = func() bool { return context.Cause(ctx) == errBrokerEnds }
 	if err := c.addController(mgr, run); err != nil {
 		return err
@@ -343,7 +352,9 @@ func (c *controllers) addController(mgr ctrl.Manager, run *reconcilerRun) error 
 
 // addRunnables adds what runs beside the controller.
 func (c *controllers) addRunnables(mgr ctrl.Manager, run *reconcilerRun) error {
-	runnables := []manager.Runnable{run.writer, run.places, run.watch, run.watches, run.secrets, run.keys}
+	runnables := []manager.Runnable{
+		run.writer, run.places, run.watch, run.offers, run.watches, run.secrets, run.keys,
+	}
 	if c.cfg.DeployCRDs {
 		runnables = append(runnables, c.crds)
 	}

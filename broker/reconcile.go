@@ -29,6 +29,8 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/linkgateway"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/mesh/service"
+	"github.com/mandelsoft/kubelink/broker/meshservice"
 	"github.com/mandelsoft/kubelink/broker/onchange"
 	"github.com/mandelsoft/kubelink/broker/pki"
 	"github.com/mandelsoft/kubelink/broker/snapshot"
@@ -58,6 +60,7 @@ type reconciler struct {
 	former     writeback.Former
 	preshared  pki.PresharedKeys
 	globals    globalnames.Names
+	services   meshservice.Services
 	dnsRestart stubdomain.PendingRestart
 }
 
@@ -88,6 +91,7 @@ type reconcilerRun struct {
 	writer  *writeback.Writer
 	places  *linkgateway.Writer // of the LinkGateway
 	watch   *globalnames.Watch
+	offers  *meshservice.Watch
 	keeper  *announce.Keeper       // of what peers announce
 	dns     *stubdomain.Configurer // of the cluster's DNS
 }
@@ -141,15 +145,17 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	if !r.watches.Ready() { // it wakes the reconciler
 		return reconcile.Result{}, nil
 	}
+	known := r.services.Read(ctx, r.offers)
 	// The cache has no order.
 	slices.SortFunc(list.Items, func(a, b v1alpha1.KubeLink) int { return cmp.Compare(a.Name, b.Name) })
 	r.nodes.read(ctx, r.client, &r.cfg)
 	objects, complete := r.readKeyedObjects(list.Items)
-	if !complete {
+	if !complete || !known {
 		return reconcile.Result{RequeueAfter: time.Second}, nil
 	}
 	state := mesh.Build(objects, r.cfg.Local)
 	r.peers.offers.Keep(&state, time.Now())
+	r.services.Build(ctx, service.Surroundings{Mode: r.cfg.Mode, State: &state, Host: &objects.Host})
 	r.holder = r.election.State().ViewLinks(&objects, &state)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.refreshCredentials(ctx)
@@ -174,6 +180,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	r.writePlace(&state, pending)
 	r.snapshot.Load().KeepLinks(list.Items)
 	r.writer.SetOutcome(r.newOutcome(&objects, &state, errors.Join(err, portErr), pending, credErr))
+	r.reportServices()
 	if err != nil && !errors.Is(err, kernel.ErrStuck) { // the kernel's worker wakes the reconciler when it is done
 		return reconcile.Result{}, err
 	}
@@ -218,7 +225,7 @@ func (r *reconciler) setGateway(g *gateway) {
 
 // readObjects are what a State is made of.
 func (r *reconciler) readObjects(links []v1alpha1.KubeLink) mesh.Objects {
-	objects := mesh.Objects{Links: links}
+	objects := mesh.Objects{Links: links, Reserved: r.services.Reserved()}
 	objects.Keys.Own = r.creds.PublicKey()
 	if g := r.gateway; g != nil && !r.cfg.IgnoreAnnounced {
 		r.peers.offers.AddTo(&objects, g.Statuses(), time.Now())
@@ -259,6 +266,9 @@ func (r *reconcilerRun) newOutcome(
 		seen.AddNote(m.Link, r.holder.Problem)
 		if err := r.places.Problem(); err != nil {
 			seen.AddNote(m.Link, writeback.OneLine(err))
+		}
+		if err := r.services.Problem(); err != nil {
+			seen.AddNote(m.Link, "MeshServices: "+writeback.OneLine(err))
 		}
 		if err := r.nodes.unserved.Get(); err != nil {
 			seen.AddNote(m.Link, writeback.OneLine(err))
@@ -321,8 +331,23 @@ func (r *reconcilerRun) updateGlobalNames(ctx context.Context, zones []mesh.Zone
 			for i := range reports {
 				all[i] = reports[i]
 			}
-			r.writer.SetReports(all)
+			r.writer.SetReports("global names", all)
 		},
+	})
+}
+
+// reportServices has the statuses of MeshServices written, if this broker holds the links.
+func (r *reconcilerRun) reportServices() {
+	if r.holder.Role != lease.Holder {
+		r.services.Forget()
+		return
+	}
+	r.services.Report(r.writer.Recorder, func(reports []*meshservice.Report) {
+		all := make([]writeback.Report, len(reports))
+		for i := range reports {
+			all[i] = reports[i]
+		}
+		r.writer.SetReports("MeshServices", all)
 	})
 }
 

@@ -36,6 +36,8 @@ func NewMapper(cfg *rest.Config, client *http.Client) (meta.RESTMapper, error) {
 	for _, kind := range []string{"Secret", "Service", "ConfigMap"} {
 		known.Add(corev1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
 	}
+	known.Add(schema.GroupVersionKind{Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice"},
+		meta.RESTScopeNamespace)
 	known.Add(schema.GroupVersionKind{Group: "coordination.k8s.io", Version: "v1", Kind: "Lease"}, meta.RESTScopeNamespace)
 	known.Add(schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"}, meta.RESTScopeNamespace)
 	dynamic, err := apiutil.NewDynamicRESTMapper(cfg, client)

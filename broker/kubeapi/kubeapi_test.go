@@ -44,8 +44,10 @@ func TestMapper(t *testing.T) {
 		coredns.GroupVersion.WithKind("HostedZone"):        "hostedzones namespace",
 		corev1.SchemeGroupVersion.WithKind("Secret"):       "secrets namespace",
 		{Group: "apps", Version: "v1", Kind: "Deployment"}: "deployments namespace",
-		corev1.SchemeGroupVersion.WithKind("ConfigMap"):    "configmaps namespace",
-		corev1.SchemeGroupVersion.WithKind("Service"):      "services namespace",
+
+		{Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice"}: "endpointslices namespace",
+		corev1.SchemeGroupVersion.WithKind("ConfigMap"):                   "configmaps namespace",
+		corev1.SchemeGroupVersion.WithKind("Service"):                     "services namespace",
 	} {
 		mapping, err := m.RESTMapping(kind.GroupKind(), kind.Version)
 		if err != nil {

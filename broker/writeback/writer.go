@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"slices"
 	"sync"
@@ -88,7 +89,7 @@ type Writer struct {
 
 	mu      sync.Mutex // guards pending and reports; nothing waits while it is held
 	pending *Outcome
-	reports []Report // written after pending
+	reports map[string][]Report // written after pending, by what makes them
 
 	// The fields below belong to the goroutine of Start.
 	limit      deadline.Limit              // of requests; each grows with an API server that is slow
@@ -106,7 +107,7 @@ func NewWriter(c Config) *Writer {
 	}
 	return &Writer{
 		Config: c, signal: make(chan struct{}, 1),
-		limit: deadline.New(deadline.First), limits: map[types.UID]*statusBudget{},
+		limit: deadline.New(deadline.First), limits: map[types.UID]*statusBudget{}, reports: map[string][]Report{},
 	}
 }
 
@@ -119,11 +120,13 @@ func (w *Writer) SetOutcome(o *Outcome) {
 	w.notify()
 }
 
-// SetReports replaces the reports to be written. It never blocks.
-func (w *Writer) SetReports(reports []Report) {
+// SetReports replaces the reports to be written that come from one source. It never blocks.
+func (w *Writer) SetReports(source string, reports []Report) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.reports = reports
+	if w.reports[source] = reports; len(reports) == 0 {
+		delete(w.reports, source)
+	}
 	w.notify()
 }
 
@@ -217,33 +220,52 @@ func (w *Writer) writeAll(ctx context.Context) error {
 
 func (w *Writer) writeReports(ctx context.Context) error {
 	for ctx.Err() == nil {
-		w.mu.Lock()
-		reports := w.reports
-		interrupted := w.pending != nil
-		w.mu.Unlock()
-		if interrupted || len(reports) == 0 {
+		source, report := w.nextReport()
+		if report == nil {
 			return nil
 		}
-		object := reports[0].Object()
-		err := w.limit.Do(ctx, func(ctx context.Context) error { return reports[0].Write(ctx, w.Client) })
+		err := w.limit.Do(ctx, func(ctx context.Context) error { return report.Write(ctx, w.Client) })
 		done := 1
 		switch {
 		case err == nil, isOutdated(err):
 		case apierrors.IsForbidden(err), apierrors.IsInvalid(err):
-			w.Log.Warn("cannot write the status of global names", "object", client.ObjectKeyFromObject(object), "error", err)
+			w.Log.Warn("cannot write the status of "+source, "object", client.ObjectKeyFromObject(report.Object()),
+				"error", err)
 			if apierrors.IsForbidden(err) {
-				done = len(reports) // the API server would refuse the rest, too
+				done = math.MaxInt // the API server would refuse the rest, too
 			}
 		default:
 			return err
 		}
-		w.mu.Lock()
-		if len(w.reports) > 0 && w.reports[0].Object() == object { // SetReports did not replace them meanwhile
-			w.reports = w.reports[done:]
-		}
-		w.mu.Unlock()
+		w.dropReports(source, report, done)
 	}
 	return nil
+}
+
+// nextReport returns a report of any source, unless there is a new outcome.
+func (w *Writer) nextReport() (source string, r Report) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pending != nil {
+		return "", nil
+	}
+	for source, reports := range w.reports {
+		return source, reports[0]
+	}
+	return "", nil
+}
+
+// dropReports removes the first n reports of a source, unless SetReports has replaced them.
+func (w *Writer) dropReports(source string, first Report, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	reports := w.reports[source]
+	if len(reports) == 0 || reports[0].Object() != first.Object() {
+		return
+	}
+	if w.reports[source] = reports[min(n, len(reports)):]; len(w.reports[source]) == 0 {
+		delete(w.reports, source)
+	}
 }
 
 // isOutdated says that the object has changed or is gone. The watch of it brings a new outcome.

@@ -397,7 +397,16 @@ func TestInvalidObjects(t *testing.T) {
 		{"bad-mesh-address", `"service":"server","meshAddress":"x"`, "spec.meshAddress must be an IP address"},
 		{"bad-endpoint-address", `"ports":[{"port":80}],"endpoints":[{"address":"x"}]`,
 			"spec.endpoints[].address must be an IP address"},
-		{"bad-protocol", `"service":"server","ports":[{"port":80,"protocol":"SCTP"}]`, "Unsupported value"},
+		{"loopback-mesh-address", `"service":"server","meshAddress":"127.0.0.1"`, "spec.meshAddress cannot be a loopback"},
+		{"loopback-endpoint", `"ports":[{"port":80}],"endpoints":[{"address":"::1"}]`,
+			"spec.endpoints[].address cannot be a loopback"},
+		{"service-and-address", `"service":"server","ports":[{"port":80}],"endpoints":[{"address":"10.1.1.1"}]`,
+			"with spec.service, spec.endpoints may have one entry, with portMappings only"},
+		{"service-and-endpoints", `"service":"server","ports":[{"port":80}],"endpoints":[{},{}]`,
+			"with spec.service, spec.endpoints may have one entry, with portMappings only"},
+		{"endpoint-without-address", `"ports":[{"port":80}],"endpoints":[{"address":"10.1.1.1"},{}]`,
+			"without spec.service, each of spec.endpoints needs an address"},
+		{"bad-protocol", `"service":"server","ports":[{"port":80,"protocol":"SCTP"}]`, "protocol must be TCP or UDP"},
 		{"bad-port", `"service":"server","ports":[{"port":0}]`, "should be greater than or equal to 1"},
 	} {
 		t.Run("refused MeshService/"+c.name, func(t *testing.T) {

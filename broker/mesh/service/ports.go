@@ -32,7 +32,7 @@ func (p protocol) String() string {
 }
 
 // parseProtocol parses a protocol in any case; the default is TCP.
-func parseProtocol(s corev1.Protocol) (protocol, bool) {
+func parseProtocol[T ~string](s T) (protocol, bool) {
 	switch strings.ToUpper(string(s)) {
 	case "", "TCP":
 		return tcp, true

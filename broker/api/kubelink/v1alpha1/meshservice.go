@@ -1,9 +1,8 @@
 package v1alpha1
 
-// This file has the kind MeshService. Its CRD is installed, but kubelink ignores the objects so far.
+// This file has the kind MeshService.
 
 import (
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
@@ -19,6 +18,7 @@ import (
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.meshAddress`
 // +kubebuilder:printcolumn:name="Mesh",type=string,JSONPath=`.spec.mesh`
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type MeshService struct {
@@ -33,6 +33,8 @@ type MeshService struct {
 // MeshServiceSpec is what the user wants.
 //
 // +kubebuilder:validation:XValidation:rule="(has(self.service) && size(self.service) > 0) || (has(self.endpoints) && self.endpoints.exists(e, has(e.address) && size(e.address) > 0))",message="nothing to expose: set spec.service to a service of this namespace, or give spec.endpoints with addresses"
+// +kubebuilder:validation:XValidation:rule="!has(self.service) || size(self.service) == 0 || !has(self.endpoints) || (self.endpoints.size() <= 1 && self.endpoints.all(e, !has(e.address) || size(e.address) == 0))",message="with spec.service, spec.endpoints may have one entry, with portMappings only: remove spec.service or the addresses"
+// +kubebuilder:validation:XValidation:rule="(has(self.service) && size(self.service) > 0) || !has(self.endpoints) || self.endpoints.all(e, has(e.address) && size(e.address) > 0)",message="without spec.service, each of spec.endpoints needs an address"
 // +kubebuilder:validation:XValidation:rule="(has(self.meshAddress) && size(self.meshAddress) > 0) || (has(self.ports) && self.ports.size() > 0)",message="spec.ports is missing: without spec.meshAddress the local cluster's mesh address is used, and ports of it must be named"
 type MeshServiceSpec struct {
 	// Service is the name of a service in the same namespace.
@@ -40,29 +42,37 @@ type MeshServiceSpec struct {
 	// +kubebuilder:validation:MaxLength=253
 	Service string `json:"service,omitempty"`
 
-	// MeshAddress is a mesh address for this service alone.
+	// MeshAddress is an address of the mesh, and not that of a cluster. Without ports, all of it belongs to the service.
 	// +optional
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self)",message="spec.meshAddress must be an IP address of the mesh, such as 192.168.0.100"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || !isIP(self) || ip(self).isGlobalUnicast()",message="spec.meshAddress cannot be a loopback, link-local, broadcast or multicast address"
 	MeshAddress string `json:"meshAddress,omitempty"`
 
-	// Mesh is the mesh with the local address that serves without meshAddress. Default: the default mesh.
+	// Mesh is the mesh in which the address of this cluster has the ports, without meshAddress. Default: the default mesh.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	Mesh string `json:"mesh,omitempty"`
 
-	// Ports are the ports at the mesh address. Without ports, the whole address maps to the service.
+	// Ports are the ports at the mesh address. Without ports, the whole meshAddress leads to the service.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
 	Ports []MeshServicePort `json:"ports,omitempty"`
 
-	// Endpoints are the targets. The load is balanced between several ones.
+	// Endpoints are the targets. The load is balanced between several ones. With service there is one entry at most, for
+	// its portMappings.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=64
 	Endpoints []MeshServiceEndpoint `json:"endpoints,omitempty"`
 }
+
+// Protocol is TCP or UDP, in any case.
+//
+// +kubebuilder:validation:MaxLength=16
+// +kubebuilder:validation:XValidation:rule="self.lowerAscii() in ['tcp', 'udp']",message="protocol must be TCP or UDP"
+type Protocol string
 
 // MeshServicePort is a port at the mesh address.
 type MeshServicePort struct {
@@ -71,8 +81,7 @@ type MeshServicePort struct {
 	Name string `json:"name,omitempty"`
 	// +optional
 	// +kubebuilder:default=TCP
-	// +kubebuilder:validation:Enum=TCP;UDP;tcp;udp
-	Protocol corev1.Protocol `json:"protocol,omitempty"`
+	Protocol Protocol `json:"protocol,omitempty"`
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
 	Port int32 `json:"port"`
@@ -84,6 +93,7 @@ type MeshServiceEndpoint struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self)",message="spec.endpoints[].address must be an IP address"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || !isIP(self) || ip(self).isGlobalUnicast()",message="spec.endpoints[].address cannot be a loopback, link-local, broadcast or multicast address"
 	Address string `json:"address,omitempty"`
 	// +optional
 	// +listType=atomic
@@ -95,17 +105,18 @@ type MeshServiceEndpoint struct {
 type MeshServicePortMapping struct {
 	// +optional
 	// +kubebuilder:default=TCP
-	// +kubebuilder:validation:Enum=TCP;UDP;tcp;udp
-	Protocol corev1.Protocol `json:"protocol,omitempty"`
-	// Port is a port of spec.ports, by its number or name.
+	Protocol Protocol `json:"protocol,omitempty"`
+	// Port is a port of spec.ports, by its number or name, or by the name that the port of this number has in the service.
+	// With meshAddress and without spec.ports it may be any port.
 	Port intstr.IntOrString `json:"port"`
-	// TargetPort is a port of the target, by its number, or by its name in the service.
+	// TargetPort is a port of the endpoint, by its number. With spec.service it is a port of the service, by its number or
+	// name: packets go to the port of the pods behind it.
 	TargetPort intstr.IntOrString `json:"targetPort"`
 }
 
 // MeshServiceStatus is what the broker found out.
 type MeshServiceStatus struct {
-	// State is one of Ok, Invalid, Unsupported.
+	// State is one of Ok, Invalid, Stale, Unsupported.
 	// +optional
 	State State `json:"state,omitempty"`
 	// Message says in one line what is wrong and what to do.
