@@ -89,8 +89,8 @@ func newConditions(r *service.Report) []metav1.Condition {
 	return []metav1.Condition{accepted, ready}
 }
 
-// Report tells which statuses are to be written, unless it has told that before. It wakes the reconciler when there will
-// be more to tell.
+// Report tells which statuses are to be written, unless it has told that before. It wakes the reconciler when there is
+// more to tell by then.
 func (s *Services) Report(recorder events.EventRecorder, tell func([]*Report)) {
 	w := s.from.watch
 	if w == nil || s.reported {
