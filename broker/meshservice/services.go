@@ -55,8 +55,11 @@ func (s *Services) List() []service.Service { return s.built.Services }
 func (s *Services) Reserved() []mesh.Reserved { return s.reserved }
 
 // Read reads the objects, if they have changed. known is false while they are read for the first time: what an earlier
-// process has told the kernel stays until then.
+// process has told the kernel stays until then. A nil Watch has nothing to read.
 func (s *Services) Read(ctx context.Context, w *Watch) (known bool) {
+	if w == nil {
+		return true
+	}
 	version, ready, failure := w.version.Load(), w.isReady(), w.failure.Get()
 	switch {
 	case ready:
