@@ -30,7 +30,10 @@ type Store struct {
 	until   time.Time         // when they expire
 	renewAt time.Time         // when the broker is to renew the certificate; zero: never
 
-	keyChanged time.Time // when the key of mode wireguard became another one; zero: all peers know it
+	// Of mode wireguard:
+	keyChanged time.Time       // when the key became another one; zero: all peers know it
+	awaited    map[string]bool // the links that are to work with it then; nil: not known yet
+	compared   bool            // the first key was compared with the one that the LocalLinks had
 }
 
 // Usable tells whether links may be made.

@@ -43,7 +43,7 @@ func (s *Store) replaceKey(ctx context.Context, reader client.Reader, cfg Config
 		return fmt.Errorf("%s: %w", cfg.Location(), err)
 	case s.used == nil || s.used.PrivateKey != key:
 		if s.used != nil {
-			s.keyChanged = time.Now()
+			s.keyChanged, s.awaited = time.Now(), nil
 		}
 		s.used, s.told = &link.Credentials{PrivateKey: key}, false
 	}
@@ -114,34 +114,70 @@ func (s *Store) addPrivateKey(secret *corev1.Secret) (key mesh.SecretKey, err er
 	secret.Data[privateKeys[0]] = []byte(key.Base64())
 	s.Secret = secret
 	if s.used == nil {
-		return mesh.SecretKey{}, errors.New("it is being written: the log says what keeps the broker from doing so")
+		return mesh.SecretKey{}, errors.New("it is being written; if that takes longer, the log says why")
 	}
 	return key, nil
 }
 
-// keyNoteTime is how long links stay Up, at most, with a key that their peers do not know any more.
+// keyNoteTime is how long, at most, the note about a key waits for statuses that were made after the change.
 const keyNoteTime = 3 * time.Minute
 
-// KeyNote says what a key that has changed asks of peers, as long as some link does not work with it; empty: nothing.
-// The status of a LocalLink tells the key that peers were to have before.
+// KeyNote says what a key that has changed asks of peers, until the links that were Up before work with it, or all links
+// where none was; empty: nothing. After a start, the status of a LocalLink tells which key peers were to have before.
 func (s *Store) KeyNote(links []v1alpha1.KubeLink, statuses []link.Status, now time.Time) string {
 	own := s.PublicKey()
 	if own == (mesh.PublicKey{}) {
 		return ""
 	}
-	up, told := true, own.String()
 	for i := range links {
-		if st := &links[i].Status; st.PublicKey != "" && st.PublicKey != told && s.keyChanged.IsZero() {
+		if st := &links[i].Status; !s.compared && st.PublicKey != "" && st.PublicKey != own.String() {
 			s.keyChanged = now
 		}
 	}
-	for i := range statuses {
-		up = up && statuses[i].State == link.Up
+	s.compared = true
+	if s.keyChanged.IsZero() {
+		return ""
 	}
-	if s.keyChanged.IsZero() || up && now.Sub(s.keyChanged) > keyNoteTime {
-		s.keyChanged = time.Time{}
+	if s.awaited == nil {
+		s.awaited = listConnected(links, statuses)
+	}
+	if !s.awaitsKey(statuses, now) {
+		s.keyChanged, s.awaited = time.Time{}, nil
 		return ""
 	}
 	return "the key of this cluster has changed: set spec.publicKey of the links of other clusters to this one to " +
-		told
+		own.String()
+}
+
+// listConnected returns the links whose status was Up last, or all if there is none; nil: no link has a state yet.
+func listConnected(links []v1alpha1.KubeLink, statuses []link.Status) (connected map[string]bool) {
+	wasUp, all := map[string]bool{}, map[string]bool{}
+	for i := range statuses {
+		all[statuses[i].Link] = true
+	}
+	for i := range links {
+		if l := &links[i]; all[l.Name] && l.Status.State == v1alpha1.StateUp {
+			wasUp[l.Name] = true
+		}
+	}
+	switch {
+	case len(wasUp) > 0:
+		return wasUp
+	case len(all) > 0:
+		return all
+	}
+	return nil
+}
+
+// awaitsKey tells whether a link is still to work with the new key. A link that is Up for longer than the cluster has
+// the key shows what was before, for a moment.
+func (s *Store) awaitsKey(statuses []link.Status, now time.Time) bool {
+	recent := now.Sub(s.keyChanged) <= keyNoteTime
+	for i := range statuses {
+		st := &statuses[i]
+		if s.awaited[st.Link] && (st.State != link.Up || recent && !st.Since.After(s.keyChanged)) {
+			return true
+		}
+	}
+	return s.awaited == nil && recent
 }

@@ -147,14 +147,18 @@ func TestRefreshKeyAfterOtherMode(t *testing.T) {
 	}
 }
 
-// What peers have to do stands at the LocalLinks until all links work with the new key.
+// What peers have to do stands at the LocalLinks until the links that were Up work with the new key.
 func TestKeyNote(t *testing.T) {
 	one, two := mesh.SecretKey{1: 1, 31: 64}, mesh.SecretKey{1: 2, 31: 64}
 	secret := func(k mesh.SecretKey) *corev1.Secret {
 		return secretOf(map[string]string{"WireguardPrivateKey": k.Base64()})
 	}
-	links := make([]v1alpha1.KubeLink, 1)
-	up, down := []link.Status{{State: link.Up}}, []link.Status{{State: link.Down}}
+	links := make([]v1alpha1.KubeLink, 3)
+	links[0].Name, links[1].Name, links[2].Name = "local", "b", "c"
+	links[1].Status.State = v1alpha1.StateUp
+	states := func(since time.Time, b, c link.State) []link.Status {
+		return []link.Status{{Link: "b", State: b, Since: since}, {Link: "c", State: c, Since: since}}
+	}
 	note := "the key of this cluster has changed: set spec.publicKey of the links of other clusters to this one to " +
 		two.Public().String()
 	s, r := &Store{}, &secretReader{}
@@ -165,23 +169,46 @@ func TestKeyNote(t *testing.T) {
 			t.Errorf("%s: %q, want %q", title, got, want)
 		}
 	}
-	check("no key", down, now, "")
+	change := func() (before, after time.Time) {
+		t.Helper()
+		for _, k := range []mesh.SecretKey{one, two} {
+			links[0].Status.PublicKey = s.PublicKey().String()
+			r.secret = secret(k)
+			refresh(t, s, r, keyConfig, "")
+		}
+		return time.Now().Add(-time.Hour), time.Now().Add(time.Second)
+	}
+	check("no key", states(now, link.Down, link.Down), now, "")
 	r.secret = secret(one)
 	refresh(t, s, r, keyConfig, "")
-	check("the first key", down, now, "")
+	check("the first key", states(now, link.Down, link.Down), now, "")
 	links[0].Status.PublicKey = one.Public().String()
-	check("the key that peers have", down, now, "")
-	r.secret = secret(two)
-	refresh(t, s, r, keyConfig, "")
-	check("changed", up, time.Now(), note)
-	links[0].Status.PublicKey = two.Public().String()
-	check("long ago, and a link is down", down, now.Add(time.Hour), note)
-	check("long ago, and all are up", up, now.Add(time.Hour), "")
-	check("down for another reason", down, now.Add(2*time.Hour), "")
+	check("the key that peers have", states(now, link.Down, link.Down), now, "")
+	before, after := change()
+	check("changed", states(before, link.Up, link.Down), after, note)
+	links[1].Status.State = v1alpha1.StateIdle
+	check("the link that was Up is not", states(after, link.Idle, link.Up), after.Add(time.Hour), note)
+	check("it is Up again", states(after, link.Up, link.Down), after, "")
+	check("before the LocalLink has the key", states(after, link.Up, link.Down), after, "")
+	check("down for another reason", states(after, link.Down, link.Down), after.Add(time.Hour), "")
+
+	before, after = change()
+	check("none was Up", states(before, link.Down, link.Down), after, note)
+	check("one is Up", states(after, link.Up, link.Down), after, note)
+	check("both are", states(after, link.Up, link.Up), after, "")
+
+	before, after = change()
+	check("Up all the time", states(before, link.Up, link.Up), after, note)
+	check("and for long", states(before, link.Up, link.Up), after.Add(time.Hour), "")
 
 	s = &Store{} // after a restart
 	refresh(t, s, r, keyConfig, "")
-	check("the same key", down, now, "")
+	links[0].Status.PublicKey = two.Public().String()
+	check("the same key", states(after, link.Down, link.Down), now, "")
+	s = &Store{}
+	refresh(t, s, r, keyConfig, "")
 	links[0].Status.PublicKey = one.Public().String()
-	check("another key than before", down, now, note)
+	check("another key than before, no states", nil, now, note)
+	check("another key than before", states(now, link.Down, link.Down), now, note)
+	check("they are Up", states(now.Add(time.Second), link.Up, link.Up), now.Add(2*time.Second), "")
 }
