@@ -365,7 +365,11 @@ func (r *reconcilerRun) refreshCredentials(ctx context.Context) error {
 	}
 	cfg := r.cfg.pkiConfig()
 	fresh, err := r.creds.Refresh(ctx, r.client, cfg)
-	if r.creds.problem.Set(err) && err != nil {
+	switch changed := r.creds.problem.Set(err); {
+	case !changed || err == nil:
+	case r.creds.Making():
+		r.log.Info("making the " + cfg.Title())
+	default:
 		r.log.Warn(cfg.Title()+" cannot be used", "problem", writeback.OneLine(err))
 	}
 	if fresh == nil {

@@ -39,6 +39,9 @@ type Store struct {
 // Usable tells whether links may be made.
 func (s *Store) Usable() bool { return s.used != nil }
 
+// Making tells whether the broker is writing the first key, or the first certificate, of this cluster.
+func (s *Store) Making() bool { return s.Secret != nil && s.used == nil }
+
 // Unencrypted tells whether links work without authentication and encryption.
 func (s *Store) Unencrypted() bool { return s.used != nil && s.used.Unencrypted }
 

@@ -47,7 +47,7 @@ func refresh(t *testing.T, s *Store, r *secretReader, cfg Config, says string) *
 func TestRefreshSelf(t *testing.T) {
 	cfg := Config{Namespace: "kube-system", Secret: "tls", SecretManageMode: ManageSelf, DNSName: "a.example"}
 	s, r := &Store{}, &secretReader{}
-	if refresh(t, s, r, cfg, "secret kube-system/tls is being written"); s.Usable() || s.Secret == nil {
+	if refresh(t, s, r, cfg, "secret kube-system/tls is being written"); s.Usable() || !s.Making() {
 		t.Fatalf("usable %v, to be written: %v", s.Usable(), s.Secret)
 	}
 	r.secret = s.Secret

@@ -99,7 +99,7 @@ func TestRefreshKeySelf(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s, r := &Store{}, &secretReader{secret: c.secret}
 			refresh(t, s, r, cfg, "secret ns/wg: it is being written")
-			if s.Usable() || s.Secret == nil {
+			if s.Usable() || s.Secret == nil || !s.Making() {
 				t.Fatalf("usable %v, to be written: %v", s.Usable(), s.Secret != nil)
 			}
 			if c.secret != nil && (string(s.Secret.Data["tls.key"]) != "x" || string(s.Secret.Data["note"]) != "y") {
@@ -114,7 +114,7 @@ func TestRefreshKeySelf(t *testing.T) {
 			for _, lost := range []*corev1.Secret{nil, secretOf(nil)} {
 				r.secret = lost
 				if got := refresh(t, s, r, cfg, ""); got != nil || s.Secret == nil ||
-					string(s.Secret.Data["WireguardPrivateKey"]) != made || s.PublicKey() != key {
+					string(s.Secret.Data["WireguardPrivateKey"]) != made || s.PublicKey() != key || s.Making() {
 					t.Error("the key in use is not put back")
 				}
 			}
