@@ -22,7 +22,7 @@ import (
 type backend interface {
 	// Kind is "kernel", "userspace" (in this process) or "adopted" (in another process).
 	Kind() string
-	// Read says what the device is. An error: it is there no more.
+	// Read says what the device is. An error: it is there no more; errHangs: its process does not answer.
 	Read() (*wgtypes.Device, error)
 	// Tell changes the device.
 	Tell(wgtypes.Config) error
@@ -33,7 +33,7 @@ type backend interface {
 	Close(keep bool) error
 }
 
-// control speaks with devices of the kernel, and of other processes. A wgctrl.Client is one.
+// control speaks with devices of the kernel, as a wgctrl.Client does, or of other processes.
 type control interface {
 	Device(name string) (*wgtypes.Device, error)
 	ConfigureDevice(name string, config wgtypes.Config) error
@@ -113,25 +113,25 @@ func (o *opener) adoptProcess(want link.WireGuardDevice, found netlink.Link) (ba
 			"the WireGuard of that process", o.name)
 	}
 	b, err := o.adopt(found)
-	if err != nil {
+	if err != nil && !errors.Is(err, errHangs) {
 		return nil, fmt.Errorf("TUN %s is in use by a process that serves no WireGuard at %s (%v): end it "+
 			"(another kubelink on this node?) or choose another ifce-name", o.name, socketPath(o.name), err)
 	}
-	return b, nil
+	return b, err
 }
 
 // adopt takes over what is there.
 func (o *opener) adopt(found netlink.Link) (backend, error) {
-	c, err := o.control()
-	if err != nil {
-		return nil, fmt.Errorf("speak with WireGuard devices: %w", err)
-	}
-	b := &controlled{name: o.name, control: c, links: o.links, kind: "adopted"}
+	b := &controlled{name: o.name, control: processControl{}, links: o.links, kind: "adopted"}
 	if found.Type() == kindLink {
-		b.kind, b.ours = "kernel", found.Attrs().Alias == mark
+		c, err := o.control()
+		if err != nil {
+			return nil, fmt.Errorf("speak with WireGuard devices: %w", err)
+		}
+		b.control, b.kind, b.ours = c, "kernel", found.Attrs().Alias == mark
 	}
 	if _, err := b.Read(); err != nil {
-		return nil, errors.Join(err, c.Close())
+		return nil, errors.Join(err, b.control.Close())
 	}
 	return b, nil
 }

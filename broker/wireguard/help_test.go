@@ -44,6 +44,7 @@ var roles = map[string]func() error{
 	"host":       holdHost,
 	"broker":     serveBroker,
 	"standalone": runStandalone,
+	"staller":    stallSocket,
 	"tap":        holdTAP,
 	"echo":       runEcho,
 	"probe":      runProbe,
@@ -463,6 +464,19 @@ func runStandalone() error {
 	s.close()
 	wg.Close()
 	return nil
+}
+
+// stallSocket begins a request at the socket of a device, and says no more.
+func stallSocket() error {
+	conn, err := net.Dial("unix", socketPath(os.Args[1]))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "set=1\n")
+	fmt.Println("ready")
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 // holdTAP keeps a TAP that ends with it, as a virtual machine does: its first argument is the name.

@@ -28,6 +28,7 @@ type fakeKernel struct {
 	models  map[string]*model // of WireGuard devices
 	busy    syscall.Errno     // when a port is opened
 	tells   int
+	hang    chan struct{} // not nil: devices answer when it is closed
 }
 
 func newFakeKernel() *fakeKernel {
@@ -71,6 +72,9 @@ func (k *fakeKernel) Adjust(l netlink.Link, mtu int, alias string) error {
 }
 
 func (k *fakeKernel) Device(name string) (*wgtypes.Device, error) {
+	if k.hang != nil {
+		<-k.hang
+	}
 	m := k.models[name]
 	if m == nil {
 		return nil, os.ErrNotExist
@@ -173,10 +177,17 @@ func TestKernelDeviceBehindFake(t *testing.T) {
 // openFake opens a Device of a fake kernel.
 func openFake(t *testing.T, k *fakeKernel) *Device {
 	t.Helper()
-	c := Config{Interface: "kubelink", Settings: link.Settings{ListenPort: 8777}, Log: slog.New(slog.DiscardHandler)}
+	return openFakeWithin(t, k, fastTiming.call, nil)
+}
+
+// openFakeWithin opens a Device of a fake kernel that has to answer within a time.
+func openFakeWithin(t *testing.T, k *fakeKernel, limit time.Duration, changed func()) *Device {
+	t.Helper()
+	c := Config{Changed: changed, Interface: "kubelink", Settings: link.Settings{ListenPort: 8777}, Log: slog.New(slog.DiscardHandler)}
 	c.links, c.control = k, func() (control, error) { return k, nil }
 	slow := fastTiming
 	slow.poll, slow.soon = time.Hour, time.Hour // a step per Set: the fake has no lock
+	slow.call = limit
 	c.timing = &slow
 	d, err := Open(c)
 	if err != nil {
@@ -227,6 +238,48 @@ func TestAdoptedKernelDeviceBehindFakeGetsMark(t *testing.T) {
 				t.Errorf("%v, devices %v", err, k.devices)
 			}
 		})
+	}
+}
+
+// While the kernel does not answer, links are Down and say so, and Close does not wait for it.
+func TestHangingFakeKernel(t *testing.T) {
+	k := newFakeKernel()
+	changes := make(chan struct{}, 100)
+	d := openFakeWithin(t, k, time.Second, func() { changes <- struct{}{} })
+	d.SetCredentials(&link.Credentials{PrivateKey: keyOne})
+	peers := []mesh.Peer{{Link: "two", Key: keyTwo.Public()}}
+	if err := d.Set(peers, nil); err != nil || d.Statuses()[0].State != link.Idle {
+		t.Fatal(err, d.Statuses())
+	}
+	for len(changes) > 0 {
+		<-changes
+	}
+	k.hang = make(chan struct{})
+	if err := d.Set(peers, nil); !errors.Is(err, errHangs) {
+		t.Errorf("Set: %v", err)
+	}
+	<-changes
+	if st := d.Statuses()[0]; st.State != link.Down || st.Reason != errHangs.Error() {
+		t.Errorf("%+v", st)
+	}
+	close(k.hang)
+	<-changes
+	if st := d.Statuses()[0]; st.State != link.Idle {
+		t.Errorf("%+v", st)
+	}
+	if err := d.Set(peers, nil); err != nil {
+		t.Error(err)
+	}
+	k.hang = make(chan struct{})
+	if err := d.Set(peers, nil); !errors.Is(err, errHangs) {
+		t.Errorf("Set: %v", err)
+	}
+	if err := d.Close(false); !errors.Is(err, errHangs) {
+		t.Errorf("Close: %v", err)
+	}
+	close(k.hang)
+	if err := <-d.ended; err != nil || len(k.devices) > 0 {
+		t.Errorf("%v, devices %v", err, k.devices)
 	}
 }
 

@@ -5,6 +5,7 @@ package wireguard
 import (
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,6 +98,53 @@ func TestStandaloneProcessIsAdopted(t *testing.T) {
 	}
 }
 
+// A process hangs that serves the device: links are Down and say so, and are Up again when it goes on.
+func TestStoppedProcess(t *testing.T) {
+	p := newHosts(t, false)
+	alone := p.hosts[0].start("standalone", "kubelink")
+	alone.await("ready")
+	p.start(0, keyOne)
+	p.start(1, keyTwo)
+	p.connect()
+	b := p.brokers[0]
+	stop := func(s syscall.Signal) {
+		t.Helper()
+		if err := alone.cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop(syscall.SIGSTOP)
+	defer stop(syscall.SIGCONT)
+	b.awaitStatus(link.Down, errHangs.Error(), 8*time.Second)
+	if reply := call[SetReply](b, "Set", []mesh.Peer{p.toTwo}); !strings.Contains(reply.Error, errHangs.Error()) {
+		t.Errorf("Set: %+v", reply)
+	}
+	stop(syscall.SIGCONT)
+	b.awaitStatus(link.Up, "", 10*time.Second)
+	stop(syscall.SIGSTOP)
+	b.awaitStatus(link.Down, errHangs.Error(), 8*time.Second)
+	began := time.Now()
+	if err := b.client.Call("Broker.Close", false, &None{}); err == nil || err.Error() != errHangs.Error() {
+		t.Errorf("Close: %v", err)
+	}
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("Close took %s", took)
+	}
+}
+
+// A client of wg(8)'s socket stalls in its request, which keeps all others from the device, until its time is over.
+func TestStalledClient(t *testing.T) {
+	p := newPair(t, false)
+	p.connect()
+	p.hosts[0].start("staller", "kubelink").await("ready")
+	p.brokers[0].set(p.toTwo)
+	if st := p.brokers[0].statuses()[0]; st.State != link.Up {
+		t.Errorf("%+v", st)
+	}
+	p.hosts[0].start("staller", "kubelink").await("ready")
+	call[None](p.brokers[0], "Close", false)
+}
+
 func TestKeptTUN(t *testing.T) {
 	p := newPair(t, false)
 	p.connect()
@@ -168,7 +216,7 @@ func TestOtherDeviceOfTheName(t *testing.T) {
 		h.run("rm " + socketPath("kubelink"))
 		err := second.client.Call("Broker.Open", OpenArgs{Interface: "kubelink"}, &None{})
 		if err == nil || !strings.Contains(err.Error(), "TUN kubelink is in use by a process that serves no WireGuard at "+
-			"/var/run/wireguard/kubelink.sock (file does not exist): end it") {
+			"/var/run/wireguard/kubelink.sock (no such file or directory): end it") {
 			t.Error(err)
 		}
 	})

@@ -1,17 +1,22 @@
 package wireguard
 
-// The configuration protocol of WireGuard (https://www.wireguard.com/xplatform/): its text, and the socket where wg(8)
-// speaks it with the device of this process.
+// The configuration protocol of WireGuard (https://www.wireguard.com/xplatform/): its text, the socket where wg(8)
+// speaks it with the device of this process, and how this process speaks it with that of another one.
 
 import (
+	"bufio"
+	"cmp"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.zx2c4.com/wireguard/device"
@@ -27,6 +32,9 @@ func formatConfig(c wgtypes.Config) string {
 	}
 	if c.ListenPort != nil {
 		line("listen_port", *c.ListenPort)
+	}
+	if c.ReplacePeers {
+		line("replace_peers", true)
 	}
 	for i := range c.Peers {
 		p := &c.Peers[i]
@@ -131,6 +139,65 @@ const socketFolder = "/var/run/wireguard"
 
 func socketPath(name string) string { return socketFolder + "/" + name + ".sock" }
 
+// socketLimit is the time for what is asked at such a socket, and for the answer. A client that stalls in its request
+// keeps all others from the device, and a process that hangs never answers.
+const socketLimit = 3 * time.Second
+
+// processControl speaks with devices of other processes. wgctrl does so, too, and waits for ever.
+type processControl struct{}
+
+func (processControl) Device(name string) (*wgtypes.Device, error) {
+	answer, err := askProcess(name, "get=1\n\n")
+	if err != nil {
+		return nil, err
+	}
+	d, err := parseDevice(answer)
+	if err == nil {
+		d.Name = name
+	}
+	return d, err
+}
+
+func (processControl) ConfigureDevice(name string, c wgtypes.Config) error {
+	_, err := askProcess(name, "set=1\n"+formatConfig(c)+"\n")
+	return err
+}
+
+func (processControl) Close() error { return nil }
+
+// askProcess sends a request to the process that has a device, and returns the lines of the answer.
+func askProcess(name, request string) (string, error) {
+	conn, err := net.DialTimeout("unix", socketPath(name), socketLimit)
+	if errno, ok := errors.AsType[syscall.Errno](err); errno == syscall.EAGAIN {
+		return "", errHangs // it has not accepted any connection for long
+	} else if ok {
+		return "", errno
+	}
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	// An error shows when the answer is read.
+	_ = conn.SetDeadline(time.Now().Add(socketLimit))
+	_, _ = io.WriteString(conn, request)
+	var answer strings.Builder
+	lines := bufio.NewScanner(conn)
+	for lines.Scan() {
+		if errno, found := strings.CutPrefix(lines.Text(), "errno="); found {
+			number, err := strconv.Atoi(errno)
+			if err == nil && number != 0 {
+				err = syscall.Errno(max(number, -number))
+			}
+			return answer.String(), err
+		}
+		answer.WriteString(lines.Text() + "\n")
+	}
+	if errors.Is(lines.Err(), os.ErrDeadlineExceeded) {
+		return "", errHangs
+	}
+	return "", fmt.Errorf("read the answer at %s: %w", socketPath(name), cmp.Or(lines.Err(), io.ErrUnexpectedEOF))
+}
+
 // uapiSocket serves wg(8).
 type uapiSocket struct {
 	listener *net.UnixListener
@@ -178,6 +245,8 @@ func (s *uapiSocket) accept(dev *device.Device) {
 			conn.Close()
 		} else {
 			s.conns[conn] = struct{}{}
+			// The end of the connection shows an error.
+			_ = conn.SetDeadline(time.Now().Add(socketLimit))
 			s.wg.Go(func() {
 				dev.IpcHandle(conn) // closes it
 				s.mu.Lock()

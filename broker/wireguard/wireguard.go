@@ -63,7 +63,7 @@ type timing struct {
 	lookupDown  time.Duration // the same for names of links that are not Up
 	lookupLimit time.Duration // of one look-up
 	greet       time.Duration // interval in which a link that is not Up, and has no keepalive, starts a handshake
-	call        time.Duration // how long Set waits for the device
+	call        time.Duration // how long Set and Close wait for the device; links are Down then
 }
 
 var defaultTiming = timing{
@@ -128,7 +128,11 @@ func Open(config Config) (*Device, error) {
 	})
 	d := &Device{worker: w}
 	w.ctx, d.cancel = context.WithCancel(context.Background())
-	w.wg.Go(w.run)
+	go func() {
+		w.run()
+		w.wg.Wait()
+		w.ended <- w.closeDevice(w.keep)
+	}()
 	return d, nil
 }
 
@@ -212,7 +216,7 @@ func (d *Device) change(f func(*desired)) error {
 // Statuses returns the status of each link, in the order of Set.
 func (d *Device) Statuses() []link.Status { return slices.Clone(*d.statuses.Load()) }
 
-// Close ends the links and awaits all goroutines. With keepDevice the device stays as it is, with its addresses and
+// Close ends the links and awaits all goroutines, but a worker whose device hangs only for a while. With keepDevice the device stays as it is, with its addresses and
 // routes, for the next process: of the kernel and of another process with all its peers. Otherwise Close removes our
 // device, and the peers of one that is not ours.
 func (d *Device) Close(keepDevice bool) error {
@@ -221,10 +225,14 @@ func (d *Device) Close(keepDevice bool) error {
 		d.mu.Unlock()
 		return errClosed
 	}
-	d.closed = true
+	d.closed, d.keep = true, keepDevice
 	d.mu.Unlock()
 	d.cancel()
 	d.channels.Close()
-	d.wg.Wait()
-	return d.closeDevice(keepDevice)
+	select {
+	case err := <-d.ended:
+		return err
+	case <-time.After(d.timing.call):
+		return errHangs
+	}
 }

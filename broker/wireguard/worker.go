@@ -27,7 +27,9 @@ type worker struct {
 	timing  *timing
 	changed func()
 	ctx     context.Context
-	wg      sync.WaitGroup
+	wg      sync.WaitGroup // of look-ups
+	ended   chan error     // what came of closing the device, which the worker does at its end
+	keep    bool           // the device stays then; set before ctx ends
 
 	statuses atomic.Pointer[[]link.Status] // not changed once stored
 	seen     atomic.Pointer[observation]   // not changed once stored
@@ -81,7 +83,7 @@ type observation struct {
 func newWorker(c *Config) *worker {
 	w := &worker{
 		log: c.Log, timing: c.timing, changed: c.Changed,
-		requests: make(chan chan error), woken: make(chan struct{}, 1),
+		requests: make(chan chan error), woken: make(chan struct{}, 1), ended: make(chan error, 1),
 		open: deviceState{
 			opener:  opener{name: c.Interface, log: c.Log, links: c.links, control: c.control},
 			blocked: c.blocked,
@@ -147,6 +149,7 @@ func (w *worker) step(now time.Time) error {
 	w.mu.Lock()
 	want := w.desired
 	w.mu.Unlock()
+	endWatch := w.watchStep(now)
 	is, err := w.readDevice(&want)
 	if is != nil {
 		w.observe(is, now)
@@ -157,9 +160,39 @@ func (w *worker) step(now time.Time) error {
 			err = w.tellDevice(&want, is, now)
 		}
 	}
+	endWatch()
 	w.report(err)
 	w.makeStatuses(&want, now, err)
 	return err
+}
+
+// watchStep makes all links Down if what follows does not end soon: the device hangs. What it returns ends that.
+func (w *worker) watchStep(now time.Time) (end func()) {
+	done := make(chan struct{})
+	late := time.AfterFunc(w.timing.call, func() {
+		defer close(done)
+		before := *w.statuses.Load()
+		all := slices.Clone(before)
+		for i := range all {
+			if all[i].Reason = errHangs.Error(); all[i].State != link.Down {
+				all[i].State, all[i].Since = link.Down, now
+			}
+		}
+		w.statuses.Store(&all)
+		w.logChanges(before, all)
+		if w.changed != nil {
+			w.changed()
+		}
+	})
+	return func() {
+		if late.Stop() {
+			return
+		}
+		<-done
+		for _, entry := range w.view.links {
+			entry.status.State = link.Down
+		}
+	}
 }
 
 // openDevice opens the device.
@@ -197,6 +230,9 @@ func (w *worker) readDevice(want *desired) (*wgtypes.Device, error) {
 		}
 	}
 	is, err := o.backend.Read()
+	if errors.Is(err, errHangs) {
+		return nil, err // it may go on
+	}
 	if err != nil {
 		err = fmt.Errorf("WireGuard device %s: %w", o.name, err)
 		return nil, errors.Join(err, w.closeDevice(true))
@@ -246,8 +282,7 @@ func isPortInUse(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }
 
 // describeTellError adds the remedy to an error of the device.
 func describeTellError(name string, want *desired, err error) error {
-	// wgctrl has the number of a process's error in its text only.
-	if isPortInUse(err) || err.Error() == fmt.Sprintf("read: wguser: errno=-%d", int(syscall.EADDRINUSE)) {
+	if isPortInUse(err) {
 		return fmt.Errorf("WireGuard device %s cannot open UDP port %d: %w: end the program that has it, "+
 			"or choose another broker-port", name, want.settings.ListenPort, syscall.EADDRINUSE)
 	}
@@ -382,6 +417,9 @@ func (w *worker) makeStatuses(want *desired, now time.Time, failure error) {
 		st.Link = entry.name
 		state, reason := w.judgeLink(entry, want, own, now)
 		state, reason = w.askChannel(entry, &st, state, reason)
+		if errors.Is(failure, errHangs) {
+			state = link.Down
+		}
 		if failure != nil && state != link.Up {
 			reason = cutText(failure.Error())
 		}
