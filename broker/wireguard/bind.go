@@ -20,6 +20,7 @@ import (
 // bind has one port, with a socket for IPv4 and one for IPv6. Its zero value is closed.
 type bind struct {
 	v4, v6 atomic.Pointer[udpSocket] // nil: closed, or the kernel lacks the family
+	tunnel int                       // index of the device of the tunnels, which carries none of them; 0: there is none
 }
 
 var _ conn.Bind = (*bind)(nil)
@@ -44,7 +45,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	var receive []conn.ReceiveFunc
 	for _, s := range []*udpSocket{v4, v6} {
 		if s != nil {
-			receive, port = append(receive, newReceiver(s).receive), s.port()
+			receive, port = append(receive, newReceiver(s, b.tunnel).receive), s.port()
 		}
 	}
 	b.v4.Store(v4)

@@ -273,3 +273,76 @@ func TestBindOpensOnePort(t *testing.T) {
 	}
 	two.Close()
 }
+
+// What comes out of the tunnels is not taken, whichever address it has: the answer would go through itself.
+func TestBindTakesNothingFromTunnel(t *testing.T) {
+	enterNamespace(t, 1500, "10.9.9.1/32", "fd00:9::1/128")
+	file, err := openTUN("kubelink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	device, err := netlink.LinkByName("kubelink")
+	if err == nil {
+		err = netlink.LinkSetUp(device)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{"10.9.8.0/24", "fd00:8::/64"} { // the kernel drops what has no way back
+		_, network, _ := net.ParseCIDR(n)
+		if err := netlink.RouteReplace(&netlink.Route{LinkIndex: device.Attrs().Index, Dst: network}); err != nil {
+			t.Fatalf("%s: %v", n, err)
+		}
+	}
+	for _, tunnel := range []int{0, device.Attrs().Index} {
+		receive, port := openBind(t, &bind{tunnel: tunnel})
+		for i, c := range []struct{ peer, own string }{{"10.9.8.1", "10.9.9.1"}, {"fd00:8::1", "fd00:9::1"}} {
+			packet := append(make([]byte, vnetSize), udpPacket(netip.MustParseAddr(c.peer), netip.MustParseAddr(c.own), port)...)
+			if _, err := file.Write(packet); err != nil {
+				t.Fatal(err)
+			}
+			other, err := net.Dial("udp", net.JoinHostPort(c.own, fmt.Sprint(port)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Close()
+			if _, err := other.Write([]byte("mark")); err != nil {
+				t.Fatal(err)
+			}
+			want := c.peer
+			if tunnel != 0 {
+				want = c.own
+			}
+			if got := receiveAll(t, receive[i], 1); got[0].from.DstIP().String() != want {
+				t.Errorf("tunnel %d: the first packet is of %s, want %s", tunnel, got[0].from.DstIP(), want)
+			}
+		}
+	}
+}
+
+// udpPacket makes an IP packet with one of UDP.
+func udpPacket(from, to netip.Addr, port uint16) []byte {
+	segment := []byte{0x22, 0xb8, byte(port >> 8), byte(port), 0, 12, 0, 0, 'b', 'a', 'c', 'k'}
+	sum := func(start uint32, b []byte) uint32 {
+		for i := 0; i < len(b); i += 2 {
+			start += uint32(b[i])<<8 | uint32(b[i+1])
+		}
+		for start > 0xffff {
+			start = start>>16 + start&0xffff
+		}
+		return start
+	}
+	whole := sum(sum(sum(unix.IPPROTO_UDP+uint32(len(segment)), from.AsSlice()), to.AsSlice()), segment)
+	segment[6], segment[7] = byte(^whole>>8), byte(^whole)
+	header := []byte{0x45, 0, 0, 32, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
+	if from.Is6() {
+		header = []byte{0x60, 0, 0, 0, 0, 12, unix.IPPROTO_UDP, 64}
+	}
+	header = append(append(header, from.AsSlice()...), to.AsSlice()...)
+	if from.Is4() {
+		whole = sum(0, header)
+		header[10], header[11] = byte(^whole>>8), byte(^whole)
+	}
+	return append(header, segment...)
+}

@@ -182,10 +182,11 @@ type receiver struct {
 	*udpSocket
 	messages []ipv6.Message
 	last     *place // of the last packet
+	tunnel   int    // index of the device from which no packet is taken
 }
 
-func newReceiver(s *udpSocket) *receiver {
-	r := &receiver{udpSocket: s, messages: make([]ipv6.Message, conn.IdealBatchSize)}
+func newReceiver(s *udpSocket, tunnel int) *receiver {
+	r := &receiver{udpSocket: s, messages: make([]ipv6.Message, conn.IdealBatchSize), tunnel: tunnel}
 	for i := range r.messages {
 		r.messages[i].Buffers, r.messages[i].OOB = make([][]byte, 1), make([]byte, controlSize)
 	}
@@ -193,7 +194,8 @@ func newReceiver(s *udpSocket) *receiver {
 }
 
 // receive is a conn.ReceiveFunc: it reads packets into buffers of 64 KB. Joined packets are read into the last buffers
-// and copied to the first ones, each into one of its own: none is overwritten before it was copied.
+// and copied to the first ones, each into one of its own: none is overwritten before it was copied. What comes out of a
+// tunnel is not taken: the answers would go into it, and each through itself.
 func (r *receiver) receive(buffers [][]byte, sizes []int, from []conn.Endpoint) (int, error) {
 	first, last := 0, min(len(buffers), len(r.messages))
 	if r.joins {
@@ -211,7 +213,10 @@ func (r *receiver) receive(buffers [][]byte, sizes []int, from []conn.Endpoint) 
 	count := 0
 	for i := range messages[:n] {
 		m := &messages[i]
-		l, size := readControl(m.OOB[:m.NN])
+		l, device, size := readControl(m.OOB[:m.NN])
+		if device == r.tunnel && device != 0 {
+			continue
+		}
 		at := r.placeOf(m.Addr, l)
 		for rest := m.Buffers[0][:m.N]; len(rest) > 0 && count <= first+i; count++ {
 			part := rest
@@ -234,9 +239,9 @@ func (r *receiver) placeOf(from net.Addr, to local) *place {
 	return r.last
 }
 
-// readControl reads what comes with a packet: our address to which it was sent, and the size of the packets that were
-// joined; 0: it is one.
-func readControl(control []byte) (to local, size int) {
+// readControl reads what comes with a packet: our address to which it was sent, the index of the device that it came
+// from, and the size of the packets that were joined; 0: it is one.
+func readControl(control []byte) (to local, device, size int) {
 	for len(control) > unix.SizeofCmsghdr {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(control)
 		if err != nil {
@@ -244,15 +249,17 @@ func readControl(control []byte) (to local, size int) {
 		}
 		switch {
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
+			device = int(binary.NativeEndian.Uint32(data))
 			to.addr = netip.AddrFrom4([4]byte(data[4:8])) // ipi_spec_dst in ip(7)
 		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
+			device = int(binary.NativeEndian.Uint32(data[16:20]))
 			if to.addr = netip.AddrFrom16([16]byte(data[:16])); to.addr.IsLinkLocalUnicast() {
-				to.index = int(binary.NativeEndian.Uint32(data[16:20]))
+				to.index = device
 			}
 		case h.Level == unix.SOL_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
 			size = int(binary.NativeEndian.Uint32(data))
 		}
 		control = rest
 	}
-	return to, size
+	return to, device, size
 }

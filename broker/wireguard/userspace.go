@@ -50,8 +50,13 @@ func (o *opener) openUserspace(mtu int) (backend, error) {
 		return nil, fmt.Errorf("open TUN %s: %w", o.name, errors.Join(err, file.Close()))
 	}
 	u := &userspace{name: o.name, file: file, links: o.links}
-	u.device = device.NewDevice(packets, new(bind), newLogger(o.log))
-	err = u.Adjust(mtu, false)
+	sockets := new(bind)
+	u.device = device.NewDevice(packets, sockets, newLogger(o.log))
+	found, err := o.links.Find(o.name)
+	if err == nil && found != nil {
+		sockets.tunnel = found.Attrs().Index
+		err = u.Adjust(mtu, false)
+	}
 	if err == nil {
 		err = u.device.Up()
 	}
