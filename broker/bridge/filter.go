@@ -30,7 +30,7 @@ const (
 type ingressFilter struct {
 	verdicts bart.Table[verdict]         // the longest prefix decides
 	carried  *bart.Table[*ingressFilter] // instead of verdicts, by source; nil: the peer carries no other links
-	open     []mesh.LocalPort
+	open     []mesh.LocalPort            // sorted
 }
 
 func newIngressFilter(spec *mesh.Peer) *ingressFilter {
@@ -139,7 +139,8 @@ func allowsICMP(ping, isV4 bool, header []byte) bool {
 // isOpen tells whether the destination port in a header of TCP or UDP is one of the open ports.
 func (f *ingressFilter) isOpen(protocol string, header []byte) bool {
 	port := binary.BigEndian.Uint16(header[2:])
-	return slices.Contains(f.open, mesh.LocalPort{Protocol: protocol, Port: port})
+	_, open := slices.BinarySearchFunc(f.open, mesh.LocalPort{Protocol: protocol, Port: port}, mesh.LocalPort.Compare)
+	return open
 }
 
 // nodeTransport is the transport protocol in a packet.

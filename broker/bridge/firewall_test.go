@@ -12,13 +12,15 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/hello"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/mesh/service"
 )
 
 // firewallTable is the file. A packet's want is where it gets: "in", "on" to another link, or why it is dropped.
 type firewallTable struct {
-	Local   mesh.Local
-	Objects mesh.Objects
-	Packets []struct {
+	Local    mesh.Local
+	Objects  mesh.Objects
+	Services []service.Service
+	Packets  []struct {
 		Name, From, Src, Dst, Kind string
 		Port                       uint16
 		Want, Bridge               string // Bridge: where connection tracking, behind the bridge, says the rest
@@ -37,6 +39,7 @@ func readFirewallTable(t *testing.T) (table firewallTable, state mesh.State) {
 	if state = mesh.Build(table.Objects, table.Local); len(state.Problems) > 0 {
 		t.Fatal(state.Problems)
 	}
+	service.Open(&state, table.Services)
 	return table, state
 }
 

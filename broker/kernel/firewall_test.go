@@ -17,13 +17,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/mesh/service"
 )
 
 // firewallTable is the file with which the filter of the bridge is tested, too.
 type firewallTable struct {
-	Local   mesh.Local
-	Objects mesh.Objects
-	Packets []tablePacket
+	Local    mesh.Local
+	Objects  mesh.Objects
+	Services []service.Service
+	Packets  []tablePacket
 }
 
 // tablePacket has in Want where it gets: "in", "on" to another link, or why it is dropped.
@@ -45,6 +47,7 @@ func readFirewallTable(t testing.TB) (table firewallTable, built mesh.State) {
 	if built = mesh.Build(table.Objects, table.Local); len(built.Problems) > 0 {
 		t.Fatal(built.Problems)
 	}
+	service.Open(&built, table.Services)
 	return table, built
 }
 
@@ -101,8 +104,9 @@ func fixChecksum(b []byte, _ int, before, after byte) {
 // firewallBed is a node with a device of links, and one that leads everywhere else.
 type firewallBed struct {
 	links, rest *os.File
-	last        uint16     // source port
-	leaves      netip.Addr // with which source the last packet went on to another link
+	last        uint16              // source port
+	leaves      netip.Addr          // with which source the last packet went on to another link
+	endpoints   map[netip.Addr]bool // of mesh services
 }
 
 func newFirewallBed(t testing.TB) *firewallBed {
@@ -150,7 +154,7 @@ func (bed *firewallBed) send(t testing.TB, p tablePacket) string {
 				break
 			}
 			switch {
-			case i == 0 && next.target.String() == p.Dst:
+			case i == 0 && (next.target.String() == p.Dst || bed.endpoints[next.target]):
 				got = "in"
 			case i == 1 && next.target.String() == p.Dst:
 				got, bed.leaves = "on", next.source
@@ -207,6 +211,18 @@ func TestFirewallTable(t *testing.T) {
 			bed := newFirewallBed(t)
 			k, _ := open(t, config)
 			s := firewallState(&built)
+			s.Services = table.Services
+			bed.endpoints = map[netip.Addr]bool{}
+			for _, x := range s.Services {
+				for _, a := range x.Targets {
+					bed.endpoints[a] = true
+				}
+				for _, p := range x.Ports {
+					for _, a := range p.Targets {
+						bed.endpoints[a.Addr()] = true
+					}
+				}
+			}
 			set(t, k, s)
 			if err := k.Warning(); err != nil {
 				t.Error(err)

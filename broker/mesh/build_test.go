@@ -93,7 +93,7 @@ func TestBuildPair(t *testing.T) {
 			Link: "kubelink2", Local: pfxs("192.168.0.11/24"), Services: pfxs("100.64.0.0/20"),
 			Addresses: pfxs("192.168.0.12/24"), Host: "kubelink.two.example", Port: 80,
 			Networks: []netip.Prefix{pfx("100.64.16.0/20"), pfx("192.168.0.12/32")},
-			Ingress:  []Rule{{pfx("100.64.0.0/20"), true, false}, {pfx("192.168.0.11/32"), true, true}},
+			Unlisted: true, Ingress: []Rule{{pfx("100.64.0.0/20"), true, false}, {pfx("192.168.0.11/32"), true, true}},
 		}},
 		Routes: []Route{{pfx("100.64.16.0/20"), ip("192.168.0.11")}, {pfx("192.168.0.0/24"), ip("192.168.0.11")}},
 		Zones: []Zone{{Domain: "kubelink.", Networks: pfxs("192.168.0.0/24"), Clusters: []ClusterZone{

@@ -8,7 +8,7 @@ import (
 )
 
 // State is everything that the effects need to know: plain values in a fixed order, so that equal input gives equal
-// State. It is not changed after Build, other than by NameOffers.
+// State. It is not changed after Build, other than by NameOffers and service.Open.
 type State struct {
 	Meshes     []Mesh             // that this broker is a gateway of, by name
 	Unserved   []Mesh             // that another broker is the gateway of, or none, by name
@@ -82,6 +82,7 @@ type Peer struct {
 	Networks  []netip.Prefix // what is sent to the peer and may come from it, links behind it included; sorted
 	Ingress   []Rule         // where packets from the peer may go: the longest prefix decides, none denies; sorted
 	Carried   []Carried      // instead of Ingress, where the peer carries other links: these and itself, by name
+	Unlisted  bool           // Ingress comes from no list: mesh services are open, too
 	Open      []LocalPort    // ports of the node that Ingress may allow, sorted
 }
 
@@ -90,6 +91,7 @@ type Peer struct {
 type Carried struct {
 	Networks []netip.Prefix // sources of the link's packets, sorted
 	Ingress  []Rule         // where these may go, as in a Peer
+	Unlisted bool           // as in a Peer
 }
 
 // Rule allows or denies destinations.

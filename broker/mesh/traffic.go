@@ -33,6 +33,7 @@ func peersOf(meshes []*meshEntry, links []*linkEntry, open []LocalPort) []Peer {
 			Key:       l.key,
 			Preshared: l.preshared,
 			Ingress:   effectiveIngress(l.mesh, node, l.mesh.ingress, l.ingress),
+			Unlisted:  len(l.mesh.ingress)+len(l.ingress) == 0,
 			Open:      open,
 		}
 		for _, c := range carried[l.Name] {
@@ -46,7 +47,8 @@ func peersOf(meshes []*meshEntry, links []*linkEntry, open []LocalPort) []Peer {
 				lists = append(lists, c.ingress)
 			}
 			slices.SortFunc(networks, netip.Prefix.Compare)
-			p.Carried = append(p.Carried, Carried{networks, effectiveIngress(l.mesh, node, lists...)})
+			p.Carried = append(p.Carried, Carried{networks, effectiveIngress(l.mesh, node, lists...),
+				p.Unlisted && len(c.ingress) == 0})
 		}
 		slices.SortFunc(p.Networks, netip.Prefix.Compare)
 		peers = append(peers, p)

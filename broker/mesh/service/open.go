@@ -1,0 +1,77 @@
+package service
+
+// Which links reach mesh services.
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/mandelsoft/kubelink/broker/mesh"
+)
+
+// Open lets the links of a mesh reach its mesh services: whole addresses where no ingress list counts, for lists say
+// themselves which addresses they lead to; and ports at the addresses of this cluster, unless a list denies these. No
+// link can claim a whole address. The caller has the State to itself, as Build has made it.
+func Open(s *mesh.State, services []Service) {
+	var whole []netip.Addr
+	for i := range services {
+		if services[i].Whole {
+			whole = append(whole, services[i].Address)
+			s.Local = append(s.Local, full(services[i].Address))
+		}
+	}
+	slices.SortFunc(s.Local, netip.Prefix.Compare)
+	s.Local = slices.Compact(s.Local)
+	for i := range s.Peers {
+		p := &s.Peers[i]
+		strangers := otherRanges(s.Meshes, p.Local)
+		reached := slices.DeleteFunc(slices.Clone(whole), func(a netip.Addr) bool {
+			return slices.ContainsFunc(strangers, func(n netip.Prefix) bool { return n.Contains(a) })
+		})
+		openAddresses(&p.Ingress, p.Unlisted, reached)
+		for k := range p.Carried {
+			openAddresses(&p.Carried[k].Ingress, p.Carried[k].Unlisted, reached)
+		}
+		p.Open = openPorts(p.Open, p.Local, services)
+	}
+}
+
+// otherRanges are the networks of the meshes that have not these addresses of this cluster.
+func otherRanges(meshes []mesh.Mesh, own mesh.Prefixes) (ranges []netip.Prefix) {
+	for i := range meshes {
+		if !slices.Equal(meshes[i].Addresses, own) {
+			ranges = append(ranges, meshes[i].Addresses.Masked()...)
+		}
+	}
+	return ranges
+}
+
+func full(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func openAddresses(rules *[]mesh.Rule, unlisted bool, reached []netip.Addr) {
+	if !unlisted || len(reached) == 0 {
+		return
+	}
+	all := slices.Clone(*rules)
+	for _, a := range reached {
+		all = append(all, mesh.Rule{Prefix: full(a), Allow: true})
+	}
+	slices.SortStableFunc(all, func(a, b mesh.Rule) int { return a.Prefix.Compare(b.Prefix) })
+	*rules = slices.CompactFunc(all, func(a, b mesh.Rule) bool { return a.Prefix == b.Prefix })
+}
+
+// openPorts adds the ports of services at the addresses of this cluster in a mesh.
+func openPorts(open []mesh.LocalPort, own mesh.Prefixes, services []Service) []mesh.LocalPort {
+	names := map[uint8]string{6: "tcp", 17: "udp"}
+	all := slices.Clone(open)
+	for i := range services {
+		if !slices.Contains(own.Addrs(), services[i].Address) {
+			continue
+		}
+		for _, p := range services[i].Ports {
+			all = append(all, mesh.LocalPort{Protocol: names[p.Protocol], Port: p.Port})
+		}
+	}
+	slices.SortFunc(all, mesh.LocalPort.Compare)
+	return slices.Compact(all)
+}
