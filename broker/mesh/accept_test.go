@@ -87,7 +87,8 @@ func TestAcceptOffers(t *testing.T) {
 			checkEqual(t, "networks", p.Networks, want)
 			checkEqual(t, "routes", s.Routes, threeClusters().build(cluster1()).Routes)
 			note := s.Notes["k2"]
-			if note == "no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP" {
+			if note == "no DNS: the address of the cluster's DNS service is unknown; "+
+				"set spec.dns.dnsIP, or spec.dns.omitDNSPropagation: true" {
 				note = ""
 			}
 			checkEqual(t, "note", note, c.note)

@@ -38,7 +38,8 @@ type claimList []claim
 func (l claimList) checkFree(c claim) *Problem {
 	for _, old := range l {
 		if c.conflictsWith(old) {
-			return invalid("%s %s is already routed to the older link %s (%s): a network belongs to one link",
+			return invalid("%s %s is already routed to the older link %s (%s): a network belongs to one link, "+
+				"take it out of one of both",
 				c.field, c.prefix, old.owner, old.prefix)
 		}
 	}

@@ -39,7 +39,7 @@ func TestClaimConflicts(t *testing.T) {
 			want := ""
 			if c.want {
 				want = c.field + " " + c.network + " is already routed to the older link k2 (" + c.old +
-					"): a network belongs to one link"
+					"): a network belongs to one link, take it out of one of both"
 			}
 			checkEqual(t, "problem", problemText(p, "Invalid"), want)
 		})
@@ -73,5 +73,6 @@ func TestClaimList(t *testing.T) {
 	same := pfx("10.1.0.0/16")
 	p := append(list[:3:3], claim{same, "k6", fieldCIDR}).checkFree(claim{same, "k7", fieldEgress})
 	checkEqual(t, "problem", problemText(p, "Invalid"),
-		"spec.egress 10.1.0.0/16 is already routed to the older link k3 (10.1.0.0/16): a network belongs to one link")
+		"spec.egress 10.1.0.0/16 is already routed to the older link k3 (10.1.0.0/16): a network belongs to one link, "+
+			"take it out of one of both")
 }

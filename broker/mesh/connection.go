@@ -29,6 +29,11 @@ func (s *linkSet) readEndpoint(l *linkEntry) *Problem {
 	case endpoint == v1alpha1.EndpointInbound:
 		return nil
 	}
+	for _, word := range []string{v1alpha1.EndpointInbound, v1alpha1.EndpointLocal} {
+		if strings.EqualFold(endpoint, word) {
+			return invalid("spec.endpoint %q: did you mean %s? Upper and lower case matter", endpoint, word)
+		}
+	}
 	var err error
 	if l.host, l.port, err = Endpoint(endpoint, s.local.DefaultPort); err != nil {
 		return invalid("spec.endpoint %q: %v", endpoint, err)
@@ -117,7 +122,8 @@ func (s *linkSet) checkLoop(l *linkEntry) *Problem {
 		for _, c := range l.claims {
 			if a, ok := s.host.findTaken(c.prefix, addresses); ok {
 				return invalid("the network %s (spec.cidr, spec.egress) contains the endpoint %s of link %s: "+
-					"its connection would run through a tunnel", c.prefix, describeEndpoint(other.host, a), other.Name)
+					"its connection would run through a tunnel; narrow the network, or change the endpoint",
+					c.prefix, describeEndpoint(other.host, a), other.Name)
 			}
 		}
 	}
@@ -146,7 +152,8 @@ func (s *linkSet) checkEndpoint(l *linkEntry, addresses []netip.Addr) (p *Proble
 			return nil
 		}
 		if p == nil {
-			p = invalid("spec.endpoint %s lies in the network %s %s: the connection would run through a tunnel",
+			p = invalid("spec.endpoint %s lies in the network %s %s: the connection would run through a tunnel; "+
+				"set an address outside of the meshes",
 				describeEndpoint(l.host, a), network, title)
 		}
 	}

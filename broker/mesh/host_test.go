@@ -147,8 +147,8 @@ func TestNetworksOfTheNodeAreLocal(t *testing.T) {
 
 func TestEndpointsInTunnels(t *testing.T) {
 	const (
-		tunnel = ": the connection would run through a tunnel"
-		its    = ": its connection would run through a tunnel"
+		tunnel = ": the connection would run through a tunnel; set an address outside of the meshes"
+		its    = ": its connection would run through a tunnel; narrow the network, or change the endpoint"
 	)
 	for _, c := range []struct {
 		name  string
@@ -236,7 +236,7 @@ func TestNameInAcceptedMesh(t *testing.T) {
 	s := buildOn(o, changed(unnamed), host)
 	checkProblem(t, s, "m2--here", "")
 	checkProblem(t, s, "kubelink2", "Invalid: spec.endpoint kubelink.two.example (172.31.0.2) lies in the network "+
-		"172.31.0.0/24 of mesh m2: the connection would run through a tunnel")
+		"172.31.0.0/24 of mesh m2: the connection would run through a tunnel; set an address outside of the meshes")
 }
 
 // accepted gives an object the status of one that a broker has accepted.
@@ -257,7 +257,7 @@ func TestEndpointInNodeCIDR(t *testing.T) {
 	checkProblem(t, s, "k4", "")
 	s = third(egress("10.0.0.0/8")).add("k4", "192.168.0.14/24", "10.3.0.9").build(cluster1())
 	checkProblem(t, s, "k4", "Invalid: spec.endpoint 10.3.0.9 lies in the network 10.0.0.0/8 that is routed to link k3: "+
-		"the connection would run through a tunnel")
+		"the connection would run through a tunnel; set an address outside of the meshes")
 }
 
 // Two links can make one name. The older one has it.

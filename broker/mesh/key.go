@@ -17,26 +17,27 @@ type SecretKey [32]byte
 
 // ParsePublicKey parses the form that wg pubkey prints. White space around it is ignored.
 func ParsePublicKey(text string) (k PublicKey, err error) {
-	k, err = parseKey(text)
+	k, err = parseKey(text, "set what wg pubkey prints for the private key")
 	return k, err
 }
 
 // ParseSecretKey parses the form that wg genkey and wg genpsk print. White space around it is ignored. The error does
 // not have the text.
 func ParseSecretKey(text string) (k SecretKey, err error) {
-	k, err = parseKey(text)
+	k, err = parseKey(text, "make a key with wg genkey or wg genpsk")
 	return k, err
 }
 
 var errKey = errors.New("want 32 bytes in base64, as wg(8) prints keys: 44 characters, the last one is =")
 
-func parseKey(text string) (k [32]byte, err error) {
+// parseKey parses a key. source is how to make one.
+func parseKey(text, source string) (k [32]byte, err error) {
 	raw, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(text))
 	if err != nil || len(raw) != len(k) {
 		return k, errKey
 	}
 	if k = [32]byte(raw); k == ([32]byte{}) {
-		return k, errors.New("all bits are zero: make a key with wg genkey or wg genpsk")
+		return k, errors.New("all bits are zero: " + source)
 	}
 	return k, nil
 }

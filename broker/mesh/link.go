@@ -139,15 +139,16 @@ func (s *linkSet) readAddress(l *linkEntry) *Problem {
 		return invalid("spec.clusterAddress %s: the mask of %s is /%d, as its local address %s says; use %s/%d",
 			address, MeshTitle(l.Mesh), own.Bits(), own, address.Addr(), own.Bits())
 	case address.Masked() != own.Masked():
-		return invalid("spec.clusterAddress %s does not lie in the network %s of %s",
+		return invalid("spec.clusterAddress %s does not lie in the network %s of %s: set a free address of it",
 			address, own.Masked(), MeshTitle(l.Mesh))
 	case address.Addr() == own.Addr():
-		return invalid("spec.clusterAddress %s is the address of the local cluster: give that of %s", address, l.Cluster)
+		return invalid("spec.clusterAddress %s is the address of the local cluster: "+
+			"set the address of %s", address, l.Cluster)
 	}
 	for _, other := range s.byName {
 		if slices.Contains(other.addresses, address) {
 			return invalid("spec.clusterAddress %s is already used by the older link %s: "+
-				"every cluster of a mesh has an address of its own", address, other.Name)
+				"every cluster of a mesh has an address of its own, set a free one", address, other.Name)
 		}
 	}
 	l.addresses = Prefixes{address}

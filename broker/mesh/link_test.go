@@ -30,7 +30,7 @@ func checkUndisturbed(t *testing.T, got, without State) {
 
 // TestLinkProblems: a young link with a problem leaves everything as it was without it.
 func TestLinkProblems(t *testing.T) {
-	const loop = ": its connection would run through a tunnel"
+	const loop = ": its connection would run through a tunnel; narrow the network, or change the endpoint"
 	for _, c := range []struct {
 		name string
 		mods []mod
@@ -43,13 +43,18 @@ func TestLinkProblems(t *testing.T) {
 		{"clusterAddress, longer mask", []mod{address("192.168.0.13/25")}, "Invalid: spec.clusterAddress 192.168.0.13/25: " +
 			"the mask of the default mesh is /24, as its local address 192.168.0.11/24 says; use 192.168.0.13/24"},
 		{"clusterAddress outside", []mod{address("192.168.1.13/24")}, "Invalid: spec.clusterAddress 192.168.1.13/24 " +
-			"does not lie in the network 192.168.0.0/24 of the default mesh"},
+			"does not lie in the network 192.168.0.0/24 of the default mesh: set a free address of it"},
 		{"clusterAddress of another family", []mod{address("fd00::3/64")}, "Invalid: spec.clusterAddress fd00::3/64: " +
 			"the mask of the default mesh is /24, as its local address 192.168.0.11/24 says; use fd00::3/24"},
 		{"clusterAddress is ours", []mod{address("192.168.0.11/24")}, "Invalid: spec.clusterAddress 192.168.0.11/24 " +
-			"is the address of the local cluster: give that of k3"},
+			"is the address of the local cluster: set the address of k3"},
 		{"clusterAddress is another's", []mod{address("192.168.0.12/24")}, "Invalid: spec.clusterAddress 192.168.0.12/24 " +
-			"is already used by the older link kubelink2: every cluster of a mesh has an address of its own"},
+			"is already used by the older link kubelink2: every cluster of a mesh has an address of its own, set a free one"},
+
+		{"endpoint in lower case", []mod{endpoint("inbound")},
+			`Invalid: spec.endpoint "inbound": did you mean Inbound? Upper and lower case matter`},
+		{"a LocalLink in lower case", []mod{endpoint("locallink")},
+			`Invalid: spec.endpoint "locallink": did you mean LocalLink? Upper and lower case matter`},
 
 		{"cidr", []mod{cidr("100.64.32.0")},
 			`Invalid: spec.cidr "100.64.32.0": expected a network in CIDR notation, such as 100.64.16.0/20`},
@@ -90,10 +95,11 @@ func TestLinkProblems(t *testing.T) {
 		{"endpoint", []mod{endpoint("c.example:x")},
 			`Invalid: spec.endpoint "c.example:x": port "x" is not a number from 1 to 65535`},
 		{"endpoint in another's cidr", []mod{endpoint("100.64.16.7:443")}, "Invalid: spec.endpoint 100.64.16.7 lies in " +
-			"the network 100.64.16.0/20 that is routed to link kubelink2: the connection would run through a tunnel"},
+			"the network 100.64.16.0/20 that is routed to link kubelink2: the connection would run through a tunnel; " +
+			"set an address outside of the meshes"},
 		{"endpoint is another's clusterAddress", []mod{endpoint("192.168.0.12")}, "Invalid: spec.endpoint 192.168.0.12 " +
 			"lies in the network 192.168.0.12/32 that is routed to link kubelink2: " +
-			"the connection would run through a tunnel"},
+			"the connection would run through a tunnel; set an address outside of the meshes"},
 		{"endpoint in its own cidr", []mod{cidr("100.64.32.0/20"), endpoint("100.64.32.7")},
 			"Invalid: the network 100.64.32.0/20 (spec.cidr, spec.egress) contains the endpoint 100.64.32.7 of link k3" + loop},
 		{"endpoint in its own egress", []mod{egress("10.0.0.0/8"), endpoint("10.1.1.1:80")},
@@ -165,14 +171,15 @@ func overlapWorld() (*objs, Local) {
 // one inside of it, and with one around it.
 func TestOverlaps(t *testing.T) {
 	const (
-		older    = "FIELD NETWORK is already routed to the older link OWNER: a network belongs to one link"
+		older = "FIELD NETWORK is already routed to the older link OWNER: a network belongs to one link, " +
+			"take it out of one of both"
 		unrouted = "FIELD NETWORK is not routed, as it overlaps with the OWNER: what the cluster offers with MeshServices " +
 			"is reached, and named"
 		away     = "FIELD NETWORK lies in the OWNER: it would take local traffic away"
 		meshes   = "FIELD NETWORK overlaps with the network OWNER: they must be disjoint"
 		taken    = "FIELD NETWORK would take the network OWNER, or its local address, away"
 		endpoint = "the network NETWORK (spec.cidr, spec.egress) contains the endpoint OWNER: " +
-			"its connection would run through a tunnel"
+			"its connection would run through a tunnel; narrow the network, or change the endpoint"
 	)
 	for _, c := range []struct {
 		name                   string
@@ -251,11 +258,11 @@ func TestOverlaps(t *testing.T) {
 
 // TestOlderWins: of two links that cannot stand together the younger one has the problem, whichever that is.
 func TestOlderWins(t *testing.T) {
-	const one = ": a network belongs to one link"
+	const one = ": a network belongs to one link, take it out of one of both"
 	loop := "the network %s (spec.cidr, spec.egress) contains the endpoint %s of link %s: " +
-		"its connection would run through a tunnel"
+		"its connection would run through a tunnel; narrow the network, or change the endpoint"
 	inTunnel := "spec.endpoint %s lies in the network %s that is routed to link %s: " +
-		"the connection would run through a tunnel"
+		"the connection would run through a tunnel; set an address outside of the meshes"
 	for _, c := range []struct {
 		name             string
 		a, b             []mod
@@ -263,9 +270,9 @@ func TestOlderWins(t *testing.T) {
 	}{
 		{"the same address", []mod{address("192.168.0.20/24")}, []mod{address("192.168.0.20/24")},
 			"spec.clusterAddress 192.168.0.20/24 is already used by the older link a: " +
-				"every cluster of a mesh has an address of its own",
+				"every cluster of a mesh has an address of its own, set a free one",
 			"spec.clusterAddress 192.168.0.20/24 is already used by the older link b: " +
-				"every cluster of a mesh has an address of its own"},
+				"every cluster of a mesh has an address of its own, set a free one"},
 		{"the same cidr", []mod{cidr("100.64.16.0/20")}, []mod{cidr("100.64.16.0/20")},
 			"spec.cidr 100.64.16.0/20 is already routed to the older link a (100.64.16.0/20)" + one,
 			"spec.cidr 100.64.16.0/20 is already routed to the older link b (100.64.16.0/20)" + one},
@@ -401,7 +408,7 @@ func TestEndpointsOfModes(t *testing.T) {
 		{None, "c.example:0", `Invalid: spec.endpoint "c.example:0": port "0" is not a number from 1 to 65535`},
 		{None, "", "Invalid: spec.endpoint is missing: set it to host[:port] of the peer's broker, or set spec.gatewayLink"},
 		{None, "100.64.16.7", "Invalid: spec.endpoint 100.64.16.7 lies in the network 100.64.16.0/20 that is routed to " +
-			"link kubelink2: the connection would run through a tunnel"},
+			"link kubelink2: the connection would run through a tunnel; set an address outside of the meshes"},
 	} {
 		o := third(endpoint(c.endpoint))
 		for i := range o.list { // mode wireguard needs keys

@@ -170,6 +170,9 @@ func (s *meshSet) readLocalLink(o *v1alpha1.KubeLink) (*meshEntry, *Problem) {
 	if len(o.Spec.Egress) > 0 {
 		s.reports.addNote(o.Name, "spec.egress has no meaning on a LocalLink")
 	}
+	if o.Spec.PublicKey != "" && s.local.Mode == WireGuard {
+		s.reports.addNote(o.Name, "spec.publicKey has no meaning on a LocalLink: the key of this cluster is in its status")
+	}
 	if m.ingress, p = parseIngress(o.Spec.Ingress); p != nil {
 		return nil, p
 	}

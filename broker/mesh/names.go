@@ -69,7 +69,8 @@ func (n *naming) readNames(l *linkEntry) *Problem {
 		}
 	case n.offers[l.Name] == nil || len(n.offers[l.Name].List) == 0:
 		n.reports.addNote(l.Name,
-			"no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP")
+			"no DNS: the address of the cluster's DNS service is unknown; "+
+				"set spec.dns.dnsIP, or spec.dns.omitDNSPropagation: true")
 		if n.offers[l.Name] == nil {
 			return nil
 		}

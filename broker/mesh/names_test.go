@@ -103,7 +103,8 @@ func TestAPINotes(t *testing.T) {
 	const (
 		unused = "spec.apiAccess is not used: it is for dns-propagation kubernetes"
 		fromIP = "names come from the DNS service of the cluster, not from its API server: "
-		noDNS  = "no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP"
+		noDNS  = "no DNS: the address of the cluster's DNS service is unknown; " +
+			"set spec.dns.dnsIP, or spec.dns.omitDNSPropagation: true"
 	)
 	for _, c := range []struct {
 		name  string

@@ -21,7 +21,13 @@ type PresharedKey struct {
 // readKeys reads spec.publicKey and the preshared key of a link with a tunnel of its own. Behind a gateway, those of an
 // object of the former broker, which wanted them there, too, mean nothing.
 func (s *linkSet) readKeys(l *linkEntry) (p *Problem) {
-	if s.local.Mode != WireGuard || l.gateway != "" {
+	switch {
+	case s.local.Mode != WireGuard:
+		return nil
+	case l.gateway != "":
+		if l.spec.PublicKey != "" {
+			s.reports.addNote(l.Name, "spec.publicKey has no meaning with spec.gatewayLink: that link has the connection")
+		}
 		return nil
 	}
 	text := l.spec.PublicKey
@@ -34,7 +40,8 @@ func (s *linkSet) readKeys(l *linkEntry) (p *Problem) {
 		return invalid("spec.publicKey %q: %v", text, err)
 	}
 	if l.key == s.keys.Own {
-		return invalid("spec.publicKey %s is the key of this cluster: give that of %s", text, l.Cluster)
+		return invalid("spec.publicKey %s is the key of this cluster: set the key of %s, status.publicKey of the "+
+			"LocalLink there", text, l.Cluster)
 	}
 	if l.preshared, p = s.readPresharedKey(l); p != nil {
 		return p

@@ -51,8 +51,10 @@ func TestKeyProblems(t *testing.T) {
 		{"not base64", []mod{publicKey("abc")}, `Invalid: spec.publicKey "abc": ` + form},
 		{"too short", []mod{publicKey("AAAA")}, `Invalid: spec.publicKey "AAAA": ` + form},
 		{"zero", []mod{publicKey(strings.Repeat("A", 43) + "=")}, `Invalid: spec.publicKey "` + strings.Repeat("A", 43) +
-			`=": all bits are zero: make a key with wg genkey or wg genpsk`},
-		{"our own", []mod{publicKey(own)}, "Invalid: spec.publicKey " + own + " is the key of this cluster: give that of k3"},
+			`=": all bits are zero: set what wg pubkey prints for the private key`},
+		{"our own", []mod{publicKey(own)}, "Invalid: spec.publicKey " + own + " is the key of this cluster: " +
+			"set the key of k3, status.publicKey " +
+			"of the LocalLink there"},
 		{"another's", []mod{publicKey(two), preshared(testKey(9).Base64())},
 			shared + "spec.endpoint is c.example here, and kubelink.Two.example there" + endpoints},
 		{"another's, other port", []mod{publicKey(two), endpoint("kubelink.two.example:1")},
@@ -146,9 +148,30 @@ func TestKeyBehindGateway(t *testing.T) {
 	for _, key := range []string{"", "abc", testKey(2).Public().String()} {
 		s := keyed(endpoint(""), via("kubelink2"), publicKey(key), cidr("100.64.32.0/20")).build(wireGuard())
 		checkProblem(t, s, "k3", "")
+		note := ""
+		if key != "" {
+			note = "spec.publicKey has no meaning with spec.gatewayLink: that link has the connection"
+		}
+		checkEqual(t, "note", s.Notes["k3"], note)
 		checkEqual(t, "peers", len(s.Peers), 1)
 		checkEqual(t, "networks", Prefixes(s.Peers[0].Networks).String(),
 			"100.64.16.0/20, 100.64.32.0/20, 192.168.0.12/32, 192.168.0.13/32")
+	}
+}
+
+// The key of this cluster is in a secret. Mode bridge says nothing of keys.
+func TestKeyOfLocalLink(t *testing.T) {
+	for mode, note := range map[Mode]string{
+		Bridge:    "",
+		WireGuard: "spec.publicKey has no meaning on a LocalLink: the key of this cluster is in its status",
+	} {
+		o := new(objs).addLocal("a", "192.168.0.11/24")
+		publicKey(testKey(2).Public().String())(&o.list[0])
+		local := wireGuard()
+		local.Mode = mode
+		s := o.build(local)
+		checkProblem(t, s, "a", "")
+		checkEqual(t, string(mode), s.Notes["a"], note)
 	}
 }
 
@@ -179,5 +202,5 @@ func TestInboundRemote(t *testing.T) {
 	s := Build(objects, wireGuard())
 	checkProblem(t, s, "k3", "")
 	checkProblem(t, s, "k4", "Invalid: the network 172.16.0.0/12 (spec.cidr, spec.egress) contains the endpoint "+
-		"172.31.0.3 of link k3: its connection would run through a tunnel")
+		"172.31.0.3 of link k3: its connection would run through a tunnel; narrow the network, or change the endpoint")
 }

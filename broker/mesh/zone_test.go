@@ -54,7 +54,8 @@ func omitted(l *v1alpha1.KubeLink) {
 }
 
 func TestZones(t *testing.T) {
-	const noDNS = "note k3: no DNS: the address of the cluster's DNS service is unknown; set spec.dns.dnsIP\n"
+	const noDNS = "note k3: no DNS: the address of the cluster's DNS service is unknown; " +
+		"set spec.dns.dnsIP, or spec.dns.omitDNSPropagation: true\n"
 	const pairZone = `
 zone kubelink. of mesh "" 192.168.0.0/24
   global svc.global.kubelink.
