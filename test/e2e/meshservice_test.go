@@ -6,12 +6,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // applyMeshServices applies MeshServices, by name and spec, for the time of a test.
@@ -121,4 +130,125 @@ func testServedElsewhere(t *testing.T, ctx context.Context, b *fleet.Broker) {
 		waitMeshService(t, 15*time.Second, b, "second", " Unsupported ", "mode none carries no traffic: MeshServices need")
 	})
 	waitMeshService(t, 15*time.Second, b, "second", " Ok ", " True ")
+}
+
+// scaledService is a service without selector: the test says which pods are behind it.
+type scaledService struct {
+	b     *fleet.Broker
+	pods  []*testbed.Pod
+	slice *discovery.EndpointSlice
+}
+
+const scaledAddress = "192.168.0.150"
+
+// newScaledService makes pods that answer with their names, and a MeshService that leads to those of scale.
+func newScaledService(t *testing.T, ctx context.Context, b *fleet.Broker, count int) *scaledService {
+	t.Helper()
+	s := &scaledService{b: b}
+	for i := range count {
+		p, err := b.Pod(ctx, fmt.Sprintf("scaled-%d", i), testbed.PodOptions{})
+		must(t, err)
+		t.Cleanup(func() { must(t, p.Delete(context.Background())) })
+		must(t, p.ServeHTTP(httpPort, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			io.WriteString(w, p.Object.Name)
+		})))
+		must(t, p.ServeUDPEcho(udpPort))
+		s.pods = append(s.pods, p)
+	}
+	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "scaled"}}
+	service.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 80}}
+	must(t, b.Client.Create(ctx, service))
+	t.Cleanup(func() { must(t, b.Client.Delete(context.Background(), service)) })
+	s.slice = &discovery.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "scaled-test", Labels: map[string]string{
+			discovery.LabelServiceName: "scaled", discovery.LabelManagedBy: "test-bed",
+		}},
+		AddressType: discovery.AddressTypeIPv4, Endpoints: []discovery.Endpoint{},
+		Ports: []discovery.EndpointPort{{Name: ptr.To("http"), Port: ptr.To[int32](httpPort)}},
+	}
+	must(t, b.Client.Create(ctx, s.slice))
+	t.Cleanup(func() { must(t, b.Client.Delete(context.Background(), s.slice)) })
+	applyMeshServices(t, ctx, b, [2]string{"scaled", `"service":"scaled","meshAddress":"` + scaledAddress + `"`})
+	return s
+}
+
+// scale has this many pods behind the service.
+func (s *scaledService) scale(t *testing.T, ctx context.Context, count int) {
+	t.Helper()
+	s.slice.Endpoints = []discovery.Endpoint{}
+	for _, p := range s.pods[:count] {
+		s.slice.Endpoints = append(s.slice.Endpoints, discovery.Endpoint{Addresses: []string{p.Address.String()}})
+	}
+	must(t, s.b.Client.Update(ctx, s.slice))
+}
+
+// waitNames waits until as many pods answer at the mesh address as there should be, and no others.
+func (s *scaledService) waitNames(t *testing.T, from *testbed.Pod, count int) {
+	t.Helper()
+	took := within(t, 5*time.Second, fmt.Sprintf("answers of %d pods", count), func(ctx context.Context) error {
+		names := map[string]int{}
+		for range 12 * count {
+			name, err := from.Get(ctx, "http://"+scaledAddress+"/")
+			if err != nil {
+				return err
+			}
+			names[name]++
+		}
+		if len(names) != count {
+			return fmt.Errorf("pods that answer: %v", names)
+		}
+		return nil
+	})
+	t.Logf("%d pods answer all requests %v after the change", count, took)
+}
+
+// Pods of another cluster reach a service at its mesh address, by TCP, UDP and ping, and its endpoints as they come and
+// go; pods of its own cluster do so, too.
+func TestMeshServiceTraffic(t *testing.T) {
+	ctx := startTest(t, 3*time.Minute)
+	b, address := brokers[1], netip.MustParseAddr(scaledAddress)
+	// What the clusters do not tell each other.
+	caller, provider := b.LinkTo(), brokers[0].LinkTo()
+	caller.Spec.Egress = []v1alpha1.EgressCIDR{scaledAddress}
+	provider.Spec.Ingress = []v1alpha1.IngressCIDR{v1alpha1.IngressCIDR(b.ServiceCIDR.String()), scaledAddress}
+	t.Cleanup(func() { restoreMesh(t) })
+	must(t, errors.Join(brokers[0].Apply(ctx, caller), b.Apply(ctx, provider)))
+
+	s := newScaledService(t, ctx, b, 3)
+	waitMeshService(t, 5*time.Second, b, "scaled", " Ok ", " False ", "service scaled has no ready endpoint (IPv4)")
+	s.scale(t, ctx, 1)
+	waitMeshService(t, 5*time.Second, b, "scaled", " Ok ", " True ")
+	s.waitNames(t, clients[0], 1)
+	s.waitNames(t, clients[1], 1)
+	conn, err := clients[0].DialContext(ctx, "udp", netip.AddrPortFrom(address, udpPort).String())
+	must(t, err)
+	defer conn.Close()
+	within(t, 5*time.Second, "an answer by UDP", func(context.Context) error {
+		conn.SetDeadline(time.Now().Add(time.Second))
+		_, err := conn.Write([]byte("hello"))
+		if err == nil {
+			_, err = conn.Read(make([]byte, 64))
+		}
+		return err
+	})
+	within(t, 5*time.Second, "an answer to a ping", func(ctx context.Context) error {
+		_, err := clients[0].Ping(ctx, address)
+		return err
+	})
+	s.scale(t, ctx, 3)
+	s.waitNames(t, clients[0], 3)
+	s.scale(t, ctx, 0)
+	took := within(t, 5*time.Second, "refusal", func(ctx context.Context) error {
+		begin := time.Now()
+		name, err := clients[0].Get(ctx, "http://"+scaledAddress+"/")
+		if err == nil || !strings.Contains(err.Error(), "refused") {
+			return fmt.Errorf("%q answers: %w", name, err)
+		}
+		t.Logf("refused after %v", time.Since(begin))
+		return nil
+	})
+	t.Logf("refused %v after the change", took)
+	waitMeshService(t, 5*time.Second, b, "scaled", " Ok ", " False ", "has no ready endpoint (IPv4): connections are refused")
+	s.scale(t, ctx, 1)
+	s.waitNames(t, clients[0], 1)
 }
