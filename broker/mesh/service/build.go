@@ -187,7 +187,7 @@ func (b *builder) buildOne(m *v1alpha1.MeshService) ([]Service, Report) {
 	e := &entry{object: m}
 	for _, read := range []func(*entry) *mesh.Problem{b.readAddress, b.readPorts, b.claim} {
 		if p := read(e); p != nil {
-			return nil, Report{State: p.State, Message: p.Message, Weak: !e.served && e.mesh != nil}
+			return nil, Report{State: p.State, Message: p.Message, Weak: b.isForeign(e)}
 		}
 	}
 	if !e.served {
@@ -196,9 +196,16 @@ func (b *builder) buildOne(m *v1alpha1.MeshService) ([]Service, Report) {
 	}
 	services, ready, p := b.readTargets(e)
 	if p != nil {
-		return nil, Report{State: p.State, Message: p.Message}
+		return nil, Report{State: p.State, Message: p.Message, Weak: b.isForeign(e)}
 	}
-	return services, Report{State: v1alpha1.StateOk, Ready: ready, Message: strings.Join(e.notes, "; ")}
+	return services, Report{
+		State: v1alpha1.StateOk, Ready: ready, Message: strings.Join(e.notes, "; "), Weak: b.isForeign(e),
+	}
+}
+
+// isForeign tells whether another broker writes the status, as it does of the LocalLink.
+func (b *builder) isForeign(e *entry) bool {
+	return e.mesh != nil && (!e.served || b.around.State.Foreign[e.mesh.Link])
 }
 
 // addressUse is what older MeshServices have of an address.

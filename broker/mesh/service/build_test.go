@@ -199,6 +199,18 @@ func TestWeakReports(t *testing.T) {
 			t.Errorf("%s: %+v", spec, got)
 		}
 	}
+	// Where brokers share a mesh, all serve it, and one of them writes.
+	around := testCluster()
+	around.State.Foreign = map[string]bool{"m2--here": true}
+	for spec, state := range map[string]v1alpha1.State{
+		`{service: echo, mesh: m2, ports: [{port: 80}]}`: "Ok", `{service: nope, mesh: m2, ports: [{port: 80}]}`: "Invalid",
+	} {
+		o.MeshServices = nil
+		m := o.addSpecs(t, spec)
+		if got := Build(o, around).Reports[keyOf(m)]; !got.Weak || got.State != state {
+			t.Errorf("%s: %+v", spec, got)
+		}
+	}
 }
 
 // Of two objects of one second the name decides, and of what goes nothing is left.
