@@ -24,6 +24,8 @@ type backend interface {
 	Kind() string
 	// Read says what the device is. An error: it is there no more; errHangs: its process does not answer.
 	Read() (*wgtypes.Device, error)
+	// IsForeign tells whether the device is in use for something else: it is set up, is not ours, and has not our key.
+	IsForeign(is *wgtypes.Device, key wgtypes.Key) bool
 	// Tell changes the device.
 	Tell(wgtypes.Config) error
 	// Adjust sets the MTU, and sees to it that the device is up. With mark, a device of the kernel without mark is ours
@@ -200,12 +202,18 @@ type controlled struct {
 	links   kernelLinks
 	kind    string
 	ours    bool // marked: it goes with us
+	told    bool // Tell was called
 }
 
 func (c *controlled) Kind() string                   { return c.kind }
 func (c *controlled) Read() (*wgtypes.Device, error) { return c.control.Device(c.name) }
 
+func (c *controlled) IsForeign(is *wgtypes.Device, key wgtypes.Key) bool {
+	return c.kind == "kernel" && !c.ours && len(is.Peers) > 0 && is.PrivateKey != (wgtypes.Key{}) && is.PrivateKey != key
+}
+
 func (c *controlled) Tell(config wgtypes.Config) error {
+	c.told = true
 	return c.control.ConfigureDevice(c.name, config)
 }
 
@@ -231,6 +239,7 @@ func (c *controlled) Close(keep bool) error {
 		if found, err = c.links.Find(c.name); err == nil && found != nil {
 			err = c.links.Delete(found)
 		}
+	case c.kind == "kernel" && !c.told: // it may be foreign
 	default:
 		err = c.Tell(wgtypes.Config{ReplacePeers: true})
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {

@@ -162,6 +162,9 @@ func TestKernelDeviceBehindFake(t *testing.T) {
 				t.Errorf("%s, %d devices", b.Kind(), len(k.devices))
 			}
 			k.models["kubelink"].Peers = []wgtypes.Peer{{}}
+			if err := b.Tell(wgtypes.Config{}); err != nil {
+				t.Error(err)
+			}
 			if err := b.Close(false); err != nil {
 				t.Error(err)
 			}
@@ -204,7 +207,6 @@ func TestAdoptedKernelDeviceBehindFakeGetsMark(t *testing.T) {
 	}{
 		{"of a former broker", "", keyOne, mark},
 		{"that nobody has set up", "", mesh.SecretKey{}, mark},
-		{"with another key", "", keyTwo, ""},
 		{"with another alias", "vpn", keyOne, "vpn"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -238,6 +240,35 @@ func TestAdoptedKernelDeviceBehindFakeGetsMark(t *testing.T) {
 				t.Errorf("%v, devices %v", err, k.devices)
 			}
 		})
+	}
+}
+
+// A device with peers that has another key is in use for something else.
+func TestForeignDeviceBehindFakeKernelIsLeftAlone(t *testing.T) {
+	for _, alias := range []string{"", "vpn"} {
+		k := newFakeKernel()
+		k.add(&netlink.Wireguard{}, "kubelink", alias)
+		k.devices["kubelink"].Attrs().MTU = 1280
+		foreign := k.models["kubelink"]
+		foreign.PrivateKey = clampKey(keyTwo)
+		foreign.Peers = []wgtypes.Peer{{PublicKey: wgtypes.Key(keyThree.Public())}}
+		d := openFake(t, k)
+		for _, c := range []*link.Credentials{nil, {PrivateKey: keyOne}} {
+			d.SetCredentials(c)
+			err := d.Set([]mesh.Peer{{Link: "two", Key: keyTwo.Public()}}, nil)
+			if err == nil || !strings.Contains(err.Error(), "remove it (ip link del kubelink) or choose another ifce-name") {
+				t.Errorf("error %v", err)
+			}
+		}
+		if st := d.Statuses()[0]; !strings.Contains(st.Reason, "that kubelink did not make") {
+			t.Errorf("%+v", st)
+		}
+		if err := d.Close(false); err != nil {
+			t.Error(err)
+		}
+		if is := k.devices["kubelink"].Attrs(); k.tells > 0 || len(foreign.Peers) != 1 || is.MTU != 1280 || is.Alias != alias {
+			t.Errorf("%d commands, %+v, %+v", k.tells, foreign, is)
+		}
 	}
 }
 

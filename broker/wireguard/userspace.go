@@ -118,6 +118,8 @@ func (u *userspace) Read() (*wgtypes.Device, error) {
 	return d, err
 }
 
+func (u *userspace) IsForeign(*wgtypes.Device, wgtypes.Key) bool { return false }
+
 func (u *userspace) Tell(c wgtypes.Config) error { return u.device.IpcSet(formatConfig(c)) }
 
 func (u *userspace) Adjust(mtu int, _ bool) error {

@@ -237,6 +237,13 @@ func (w *worker) readDevice(want *desired) (*wgtypes.Device, error) {
 		err = fmt.Errorf("WireGuard device %s: %w", o.name, err)
 		return nil, errors.Join(err, w.closeDevice(true))
 	}
+	if !o.marked && o.backend.IsForeign(is, clampKey(want.key)) {
+		if !want.keySet {
+			return nil, nil // it may have the key that this cluster gets
+		}
+		return nil, fmt.Errorf("%s is a WireGuard device of the kernel that kubelink did not make, with peers and not with "+
+			"the private key of this cluster: remove it (ip link del %s) or choose another ifce-name", o.name, o.name)
+	}
 	if mark := want.key != (mesh.SecretKey{}); o.mtu != want.settings.MTU || mark && !o.marked {
 		mark = mark && (is.PrivateKey == (wgtypes.Key{}) || is.PrivateKey == clampKey(want.key))
 		if err := o.backend.Adjust(want.settings.MTU, mark); err != nil {
