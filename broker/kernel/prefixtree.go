@@ -23,7 +23,7 @@ const passOn = "-j RETURN"
 
 const (
 	maxRules = 8 // of a chain in a tree, before the last one
-	maxDepth = 5 // of a tree; the chains there are as long as they have to be
+	maxDepth = 4 // of a tree, of which the firewall has three in a row; the chains there are as long as they have to be
 )
 
 // treeBuilder makes the chains of a tree.
