@@ -12,6 +12,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/mesh/service"
 	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
@@ -48,6 +49,7 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 	settings := r.cfg.linkSettings(port)
 	settings.Term = r.holder.Term
 	settings.DNS, settings.API, _ = r.newAnnouncement(s) // what is missing is told by the LocalLinks
+	settings.Offers = service.Offers(r.services.List())
 	errs := []error{g.Configure(settings)}
 	peers := s.Peers
 	if !r.creds.Usable() {

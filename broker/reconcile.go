@@ -156,6 +156,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	state := mesh.Build(objects, r.cfg.Local)
 	r.peers.offers.Keep(&state, time.Now())
 	r.services.Build(ctx, service.Surroundings{Mode: r.cfg.Mode, State: &state, Host: &objects.Host})
+	state.NameOffers(service.Offers(r.services.List()))
 	r.holder = r.election.State().ViewLinks(&objects, &state)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.refreshCredentials(ctx)
