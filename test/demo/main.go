@@ -80,8 +80,10 @@ func runDemo() int {
 		printIndented(fmt.Sprintf("# kubectl in %s\n%s get kubelinks -o wide", b.Name, b.KubectlCommand()))
 	}
 	printIndented("# a shell in the network of the client of kubelink1\n" + d.client.Enter("bash"))
-	for _, n := range d.Brokers[0].Nodes {
-		printIndented(fmt.Sprintf("# a shell on %s\n%s", n.Name, n.Enter("bash")))
+	for _, b := range d.Brokers {
+		for _, n := range b.Nodes {
+			printIndented(fmt.Sprintf("# a shell on %s of %s\n%s", n.Name, b.Name, n.Enter("bash")))
+		}
 	}
 	<-ctx.Done()
 	printStep("cleaning up")

@@ -53,8 +53,8 @@ func (d *demo) bootClusters(ctx context.Context) (err error) {
 	if d.real {
 		components := []string{"node-mode", "router"}
 		shown := strings.Join(components, " and ")
-		if d.mode == mesh.WireGuard {
-			shown += " and wireguard" // which Install adds
+		if d.mode == mesh.WireGuard { // Install adds it
+			shown = strings.Join(components, ", ") + " and wireguard"
 		}
 		printIndented("Each has two nodes with kubelet and containerd. kubectl apply -k installs kubelink from deploy,\n" +
 			"with the components " + shown + ", and the image of make image.")
