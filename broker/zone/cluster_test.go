@@ -95,7 +95,7 @@ func TestStateNames(t *testing.T) {
 		"_state.kubelink2.kubelink.": `_state.kubelink2.kubelink. 5 IN TXT ` +
 			`"state=Up" "since=2026-11-24T07:00:00Z" "rtt=1.23ms" / / /`,
 		"_State.Unknown.kubelink.": `_State.Unknown.kubelink. 5 IN TXT "state=Down" "since=2026-11-24T07:00:00Z" "reason=` +
-			strings.Repeat("it is long; ", 20) + `" / / /`,
+			strings.Repeat("it is long; ", 19) + `it is..." / / /`,
 		"_state.kubelink1.kubelink.": `_state.kubelink1.kubelink. 5 IN TXT "state=Local" / / /`,
 	} {
 		if m, err := queryTable(t, table, name, dns.TypeTXT, false, 0); err != nil || sections(m) != want ||

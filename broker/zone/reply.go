@@ -133,11 +133,16 @@ func addEDE(reply, req *dns.Msg, ede *dns.EDNS0_EDE) {
 }
 
 // clipText shortens a text so that a reply with it fits any UDP message, and keeps it valid UTF-8 as RFC 8914 demands.
+// It cuts between words and marks the cut.
 func clipText(text string) string {
-	const maxText = 240 // bytes
+	const maxText, mark = 240, "..." // bytes
 	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 	if len(text) > maxText {
-		text = text[:maxText]
+		text = text[:maxText-len(mark)]
+		if i := strings.LastIndexByte(text, ' '); i > 0 {
+			text = text[:i]
+		}
+		text = strings.ToValidUTF8(text, "") + mark
 	}
 	return strings.ToValidUTF8(text, "")
 }

@@ -19,11 +19,18 @@ func TestEndToEnd(t *testing.T) {
 }
 
 func TestClip(t *testing.T) {
-	if got := clipText(strings.Repeat("ä", 200)); len(got) != 240 || !strings.HasPrefix(strings.Repeat("ä", 200), got) {
-		t.Errorf("%d bytes: %q", len(got), got)
-	}
-	if got := clipText("a\xff"); got != "a" {
-		t.Errorf("%q", got)
+	word := strings.Repeat("b", 119)
+	for text, want := range map[string]string{
+		strings.Repeat("ä", 200):      strings.Repeat("ä", 118) + "...",
+		strings.Repeat("a ", 120):     strings.Repeat("a ", 120),
+		strings.Repeat("a ", 121):     strings.Repeat("a ", 117) + "a...",
+		word + " " + word + " c":      word + "...",
+		word + "\n" + word[4:] + "cc": word + "; " + word[4:] + "cc",
+		"a\xff":                       "a",
+	} {
+		if got := clipText(text); got != want {
+			t.Errorf("%d bytes: %q, want %q", len(got), got, want)
+		}
 	}
 }
 
