@@ -79,7 +79,7 @@ func (p *peer) wait(now time.Time) {
 
 // observe notes what the device says of the peer, and tells whether there was a handshake since the last time.
 func (p *peer) observe(is *wgtypes.Peer, now time.Time, t *timing) (greeted bool) {
-	before, fresh := p.current, p.isFresh(now, t)
+	before := p.current
 	p.current = *is
 	p.counters.add(is)
 	if is.ReceiveBytes < before.ReceiveBytes || is.TransmitBytes < before.TransmitBytes { // the device is another one
@@ -97,7 +97,7 @@ func (p *peer) observe(is *wgtypes.Peer, now time.Time, t *timing) (greeted bool
 	if greeted || is.ReceiveBytes > before.ReceiveBytes && at == toAddrPort(before.Endpoint) {
 		p.remote = at
 	}
-	if fresh && !p.isFresh(now, t) {
+	if p.isFresh(now, t) { // should the session end, what was before its end says nothing of why
 		p.waiting = now
 		p.rxBefore, p.txBefore = is.ReceiveBytes, is.TransmitBytes
 	}
@@ -141,11 +141,15 @@ func (p *peer) explain(waited time.Duration, t *timing, own mesh.PublicKey, why 
 			"the peer has publicKey " + own.String() + " of this cluster, and that no firewall drops the answers to " +
 			toAddrPort(p.current.Endpoint).String()
 	case e.host == "":
+		preshared := ""
+		if p.preshared != (wgtypes.Key{}) {
+			preshared = ", the same presharedKey"
+		}
 		return fmt.Sprintf("waiting for the peer to connect: %s, with the key %s. Its link to this cluster needs publicKey "+
-			"%s and an endpoint: if that is Inbound, as it is here, neither end connects",
-			cutText(strings.Join(p.links, ", ")), p.key, own)
+			"%s%s and an endpoint: if that is Inbound, as it is here, neither end connects",
+			cutText(strings.Join(p.links, ", ")), p.key, own, preshared)
 	case len(e.addresses) == 0 && e.failure != nil:
-		return fmt.Sprintf("endpoint %s: %s", e.host, cutText(e.failure.Error()))
+		return fmt.Sprintf("spec.endpoint %s: %s", e.host, cutText(e.failure.Error()))
 	case len(e.addresses) == 0:
 		return "looking up endpoint " + e.host
 	case why != nil:
