@@ -186,7 +186,8 @@ func openFake(t *testing.T, k *fakeKernel) *Device {
 // openFakeWithin opens a Device of a fake kernel that has to answer within a time.
 func openFakeWithin(t *testing.T, k *fakeKernel, limit time.Duration, changed func()) *Device {
 	t.Helper()
-	c := Config{Changed: changed, Interface: "kubelink", Settings: link.Settings{ListenPort: 8777}, Log: slog.New(slog.DiscardHandler)}
+	c := Config{Changed: changed, Interface: "kubelink", Settings: link.Settings{ListenPort: 8777},
+		Log: slog.New(slog.DiscardHandler)}
 	c.links, c.control = k, func() (control, error) { return k, nil }
 	slow := fastTiming
 	slow.poll, slow.soon = time.Hour, time.Hour // a step per Set: the fake has no lock
@@ -266,7 +267,8 @@ func TestForeignDeviceBehindFakeKernelIsLeftAlone(t *testing.T) {
 		if err := d.Close(false); err != nil {
 			t.Error(err)
 		}
-		if is := k.devices["kubelink"].Attrs(); k.tells > 0 || len(foreign.Peers) != 1 || is.MTU != 1280 || is.Alias != alias {
+		is := k.devices["kubelink"].Attrs()
+		if k.tells > 0 || len(foreign.Peers) != 1 || is.MTU != 1280 || is.Alias != alias {
 			t.Errorf("%d commands, %+v, %+v", k.tells, foreign, is)
 		}
 	}

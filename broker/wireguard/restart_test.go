@@ -132,7 +132,7 @@ func TestStoppedProcess(t *testing.T) {
 	}
 }
 
-// A client of wg(8)'s socket stalls in its request, which keeps all others from the device, until its time is over.
+// A client of wg(8)'s socket stalls in its request, which keeps the broker from the device, until its time is over.
 func TestStalledClient(t *testing.T) {
 	p := newPair(t, false)
 	p.connect()

@@ -140,7 +140,7 @@ const socketFolder = "/var/run/wireguard"
 func socketPath(name string) string { return socketFolder + "/" + name + ".sock" }
 
 // socketLimit is the time for what is asked at such a socket, and for the answer. A client that stalls in its request
-// keeps all others from the device, and a process that hangs never answers.
+// keeps the broker from the device, and a process that hangs never answers.
 const socketLimit = 3 * time.Second
 
 // processControl speaks with devices of other processes. wgctrl does so, too, and waits for ever.

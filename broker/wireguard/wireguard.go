@@ -216,9 +216,9 @@ func (d *Device) change(f func(*desired)) error {
 // Statuses returns the status of each link, in the order of Set.
 func (d *Device) Statuses() []link.Status { return slices.Clone(*d.statuses.Load()) }
 
-// Close ends the links and awaits all goroutines, but a worker whose device hangs only for a while. With keepDevice the device stays as it is, with its addresses and
-// routes, for the next process: of the kernel and of another process with all its peers. Otherwise Close removes our
-// device, and the peers of one that is not ours.
+// Close ends the links and awaits all goroutines; of the worker only for a while, as the device may hang. With
+// keepDevice the device stays as it is, with its addresses and routes, for the next process: of the kernel and of
+// another process with all its peers. Otherwise Close removes our device, and the peers of one that is not ours.
 func (d *Device) Close(keepDevice bool) error {
 	d.mu.Lock()
 	if d.closed {
