@@ -83,6 +83,15 @@ func returnTime() time.Duration {
 	return 3 * time.Second
 }
 
+// placeTime is how soon a LinkGateway has to name the broker that takes over 250 links. In mode wireguard the kernel
+// gets a firewall for them before.
+func placeTime() time.Duration {
+	if inWireGuard() {
+		return 2 * time.Second
+	}
+	return time.Second
+}
+
 // droppedSeries is the counter of packets from a link that the firewall has dropped. In mode wireguard the kernel has
 // the firewall, and counts by reason.
 func droppedSeries(link, reason string) string {

@@ -26,6 +26,8 @@ const (
 	mismatchTime = 30 * time.Second // how soon a link says that keys differ
 	repairTime   = 5 * time.Second  // how soon packets pass when both sides have the right keys
 	waitingTime  = 20 * time.Second // how soon packets pass when only the other side can dial
+	startTime    = 5 * time.Second  // how soon 250 links are carried after the start
+	linkTime     = time.Second      // how soon one of them is changed
 )
 
 // linkWith is the link to a broker, changed.
@@ -367,4 +369,41 @@ func handshakes(t *testing.T, b *fleet.Broker) string {
 	}
 	slices.Sort(all)
 	return strings.Join(all, "")
+}
+
+// The device of a broker with 250 links has all peers soon after the broker was killed, and a changed peer soon. The
+// links to the clusters that are there are Up.
+func TestWireGuardManyLinks(t *testing.T) {
+	ctx := startTest(t, 4*time.Minute)
+	b := brokers[2]
+	reviveBrokers(t)
+	links := addManyLinks(t, ctx, b)
+	device := func(want func(state string) bool) func(context.Context) error {
+		return func(context.Context) error {
+			state, err := b.Host.WireGuardState("kubelink")
+			if err == nil && !want(state) {
+				err = fmt.Errorf("it has %d peers", strings.Count(state, "public_key="))
+			}
+			return err
+		}
+	}
+	all := device(func(state string) bool { return strings.Count(state, "public_key=") == manyLinks+2 })
+	within(t, 30*time.Second, "the device to have all peers", all)
+	must(t, b.Kill(ctx, syscall.SIGKILL))
+	began := time.Now()
+	must(t, b.Launch())
+	within(t, startTime, "the device to have all peers again", all)
+	peers := time.Since(began)
+	expectMetric(t, b, startTime-peers, `coredns_kubelink_links{state="Up"}`, 2)
+	t.Logf("of a new process the device has all peers after %s, and the two links are Up after %s", peers, time.Since(began))
+
+	for i, l := range links[:10] {
+		network := fmt.Sprintf("10.67.%d.0/24", i)
+		must(t, b.Client.Get(ctx, client.ObjectKeyFromObject(l), l))
+		l.Spec.Egress = append(l.Spec.Egress, v1alpha1.EgressCIDR(network))
+		must(t, b.Client.Update(ctx, l))
+		took := within(t, linkTime, "the device to have the changed peer",
+			device(func(state string) bool { return strings.Contains(state, "allowed_ip="+network) }))
+		t.Logf("it has a changed peer after %s", took)
+	}
 }
