@@ -210,8 +210,8 @@ func (ch *channel) concludeDial(err error) {
 		case refused != nil && (refused.Refusal == hello.RefusedAddress || refused.Refusal == hello.RefusedTerm):
 			ch.refusals.CountError(err)
 			ch.concludeLoss(refused.Error())
-		case ch.state == channelLost && exchange == nil && ch.needsSession():
-			ch.renewSession(false)
+		case ch.state == channelLost && exchange == nil && time.Since(ch.renew) >= ch.timing.dial:
+			ch.renewLost(time.Now().Add(ch.lostAt - ch.now())) // by itself the device tries again every 5 s
 		case ch.state == channelLost && exchange != nil:
 			ch.concludeLoss(describeDial(exchange, err))
 		case ch.state == channelUntried, ch.state == channelPlain:
@@ -219,12 +219,6 @@ func (ch *channel) concludeDial(err error) {
 		}
 		ch.backOff()
 	})
-}
-
-// needsSession tells whether the last new session did not come, and the device shall try again: by itself it waits for
-// longer. ch.mu is held.
-func (ch *channel) needsSession() bool {
-	return !ch.handshake.After(ch.renew) && time.Since(ch.renew) >= ch.timing.dial
 }
 
 // describeDial says why an attempt failed.

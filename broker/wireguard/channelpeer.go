@@ -44,6 +44,7 @@ type channelStatus struct {
 	Superseded time.Time // when the peer said that it follows another broker of this cluster; zero: it does not
 	Renew      time.Time // since when the device has to have a new session; zero: never
 	Robbed     bool      // that one is with the broker that had it before the last handshake
+	Silent     time.Time // that one is needed if there was no handshake since then; zero: in any case
 }
 
 const (
@@ -213,7 +214,7 @@ func (ch *channel) makeStatus() channelStatus {
 		State: ch.state, Refused: ch.refused.Shown, Note: ch.composeNote(), RTT: ch.rtt, Announced: ch.received.Announced,
 		Offers: ch.offered.Offers,
 	}
-	st.Renew, st.Robbed = ch.renew, ch.robbed
+	st.Renew, st.Robbed, st.Silent = ch.renew, ch.robbed, ch.silent
 	if ch.state == channelLost {
 		st.Reason = ch.lost.Shown
 	}
@@ -250,7 +251,9 @@ func (ch *channel) composeNote() string {
 // another device by now. ch.mu is held.
 func (ch *channel) concludeSilence() {
 	ch.concludeLoss(fmt.Sprintf("no answer for %s", ch.timing.silence))
-	ch.renewSession(false)
+	if ch.isInitiator() { // handshakes of both ends at once would fail, and the next ones come 5 s later
+		ch.renewLost(time.Now())
+	}
 	ch.dialSoon()
 	ch.due += ch.timing.renew
 }

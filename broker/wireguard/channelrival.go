@@ -14,8 +14,9 @@ type rivalry struct {
 	why        string    // superseded
 
 	shared bool      // another broker of the peer's cluster has an old session, and sends on
-	robbed bool      // it has taken the session, when renew was set
 	renew  time.Time // since when there has to be a new session; zero: never
+	robbed bool      // because another broker of the peer's cluster has taken it
+	silent time.Time // because the peer is lost since then, if there was no handshake later; zero: for another reason
 }
 
 // stepAside notes that the peer follows another broker of this cluster, while this one has a term.
@@ -27,4 +28,9 @@ func (r *rivalry) stepAside(own uint32, why error) {
 func (r *rivalry) isSuperseded(own uint32) bool { return !r.superseded.IsZero() && r.term == own }
 
 // renewSession has the device make a new session. robbed: with the broker that had it before.
-func (r *rivalry) renewSession(robbed bool) { r.renew, r.robbed = time.Now(), robbed }
+func (r *rivalry) renewSession(robbed bool) {
+	r.renew, r.robbed, r.silent = time.Now(), robbed, time.Time{}
+}
+
+// renewLost has the device make a new session with a peer that is lost since then, if that has none.
+func (r *rivalry) renewLost(since time.Time) { r.renew, r.robbed, r.silent = time.Now(), false, since }

@@ -26,7 +26,8 @@ type peer struct {
 	signs
 	waiting time.Time // since when a handshake is waited for
 	greeted time.Time // when the device was made to start one, where there is no keepalive
-	renewed time.Time // the last channelStatus.Renew that the device was told
+	renewed time.Time // the last channelStatus.Renew that was looked at
+	ended   time.Time // when the session was ended last, for a new one
 	aside   bool      // the peer follows another broker of this cluster: the device only answers
 
 	// Bytes when waiting began.

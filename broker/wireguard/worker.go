@@ -371,7 +371,7 @@ func (w *worker) makeTarget(want *desired, key wgtypes.Key, now time.Time) *targ
 		}
 		one := targetPeer{key: p.key, preshared: p.preshared, networks: p.networks}
 		one.endpoint = p.endpoint.choose(circumstances{
-			current: toAddrPort(p.current.Endpoint), fresh: up && !p.renewed.After(p.handshake), up: up && !lost,
+			current: toAddrPort(p.current.Endpoint), fresh: up && !p.ended.After(p.handshake), up: up && !lost,
 			now: now, retry: w.timing.retry,
 			blocked: func(a netip.Addr) error { return w.open.blocked(a, carried(want.peers)) },
 		})
@@ -379,7 +379,10 @@ func (w *worker) makeTarget(want *desired, key wgtypes.Key, now time.Time) *targ
 			one.greet, p.greeted = true, now
 		}
 		if heard.Renew.After(p.renewed) {
-			one.renew, p.renewed = !p.handshake.After(heard.Renew), heard.Renew
+			p.renewed = heard.Renew
+			if one.renew = heard.Silent.IsZero() || !p.handshake.After(heard.Silent); one.renew {
+				p.ended = now
+			}
 			if one.renew && heard.Robbed && p.left.IsValid() {
 				one.endpoint = p.left
 			}
@@ -501,7 +504,7 @@ func (w *worker) hearChannels(p *peer) (all channelStatus) {
 			all.Superseded = c.Superseded
 		}
 		if c.Renew.After(all.Renew) {
-			all.Renew, all.Robbed = c.Renew, c.Robbed
+			all.Renew, all.Robbed, all.Silent = c.Renew, c.Robbed, c.Silent
 		}
 	}
 	return all
