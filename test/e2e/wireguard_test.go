@@ -397,13 +397,18 @@ func TestWireGuardManyLinks(t *testing.T) {
 	expectMetric(t, b, startTime-peers, `coredns_kubelink_links{state="Up"}`, 2)
 	t.Logf("of a new process the device has all peers after %s, and the two links are Up after %s", peers, time.Since(began))
 
+	var changes []time.Duration
 	for i, l := range links[:10] {
 		network := fmt.Sprintf("10.67.%d.0/24", i)
 		must(t, b.Client.Get(ctx, client.ObjectKeyFromObject(l), l))
 		l.Spec.Egress = append(l.Spec.Egress, v1alpha1.EgressCIDR(network))
 		must(t, b.Client.Update(ctx, l))
-		took := within(t, linkTime, "the device to have the changed peer",
-			device(func(state string) bool { return strings.Contains(state, "allowed_ip="+network) }))
-		t.Logf("it has a changed peer after %s", took)
+		changes = append(changes, within(t, 10*time.Second, "the device to have the changed peer",
+			device(func(state string) bool { return strings.Contains(state, "allowed_ip="+network) })))
 	}
+	slices.Sort(changes)
+	if median := changes[len(changes)/2]; median > linkTime {
+		t.Errorf("it has a changed peer after %s in the middle, of %s", median, changes)
+	}
+	t.Logf("it has a changed peer after %s", changes)
 }
