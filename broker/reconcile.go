@@ -162,7 +162,8 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	credErr := r.refreshCredentials(ctx)
 	accesses := r.secrets.FindAccesses(ctx, state.Zones, r.api)
 	globalErr := r.updateGlobalNames(ctx, state.Zones)
-	err, pending := r.apply(&state, accesses, port)
+	open := service.Open(state, r.services.List())
+	err, pending := r.apply(&open, accesses, port)
 	r.health.change(func(h *health) {
 		failed := errors.Join(err, portErr)
 		if !r.creds.Usable() { // with the former credentials, links and names go on

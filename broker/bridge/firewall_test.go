@@ -39,8 +39,7 @@ func readFirewallTable(t *testing.T) (table firewallTable, state mesh.State) {
 	if state = mesh.Build(table.Objects, table.Local); len(state.Problems) > 0 {
 		t.Fatal(state.Problems)
 	}
-	service.Open(&state, table.Services)
-	return table, state
+	return table, service.Open(state, table.Services)
 }
 
 // firewallPacket makes a packet of the table.

@@ -80,6 +80,11 @@ func (s State) servesFamily(family int) bool {
 	return slices.ContainsFunc(s.Services, func(x service.Service) bool { return FamilyOf(x.Address) == family })
 }
 
+// hasAddress tells whether an address is one of this cluster.
+func (s State) hasAddress(addr netip.Addr) bool {
+	return slices.ContainsFunc(s.Addresses, func(a netip.Prefix) bool { return a.Addr() == addr })
+}
+
 // without leaves out families.
 func (s State) without(families map[int]error) State {
 	if len(families) == 0 {

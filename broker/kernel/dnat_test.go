@@ -408,7 +408,9 @@ func TestServiceRefuses(t *testing.T) {
 		k, _ := open(t, config)
 		clients := map[string]netns.NsHandle{"a cluster": bed.far, "a pod": bed.hosts["p1"], "the node": bed.node}
 		for place, change := range places {
-			s := withServices(bedService(family, 200), mapped)
+			shared := service.Service{Address: bedAddress(family, 202), Ports: []service.Port{
+				bedPort(family, unix.IPPROTO_TCP, 80, 80, "p1"), bedPort(family, unix.IPPROTO_TCP, 81, 81)}}
+			s := withServices(bedService(family, 200), mapped, shared)
 			change(&s)
 			set(t, k, s)
 			for client, ns := range clients {
@@ -416,7 +418,8 @@ func TestServiceRefuses(t *testing.T) {
 					n       int
 					network string
 					port    uint16
-				}{{200, "tcp", 80}, {200, "udp", 53}, {201, "tcp", 81}, {201, "tcp", 82}, {201, "udp", 53}, {201, "udp", 54}} {
+				}{{200, "tcp", 80}, {200, "udp", 53}, {201, "tcp", 81}, {201, "tcp", 82}, {201, "udp", 53}, {201, "udp", 54},
+					{202, "tcp", 81}, {202, "tcp", 82}, {202, "udp", 53}} {
 					to, least := netip.AddrPortFrom(bedAddress(family, c.n), c.port), time.Hour
 					for range 3 { // this machine may be busy
 						got, took := bed.ask(ns, c.network, to)
@@ -429,7 +432,7 @@ func TestServiceRefuses(t *testing.T) {
 						t.Errorf("%s: %s to %s port %d of service %d is refused after %s", place, client, c.network, c.port, c.n, least)
 					}
 				}
-				for _, n := range []int{200, 201} {
+				for _, n := range []int{200, 201, 202} {
 					if got := bed.ping(ns, bedAddress(family, n)); got != "unreachable" {
 						t.Errorf("%s: %s pings service %d: %s", place, client, n, got)
 					}

@@ -26,10 +26,10 @@ const (
 const matchFormer = "-m conntrack --ctorigdst"
 
 // refuseChain refuses what is still for the address of a mesh service when all translation is done: there is no
-// endpoint. It does so for all services, so that nothing changes when endpoints come and go, and no packet to one leaves
+// endpoint. Of the address of the cluster, these are the ports of services, and of others all. It does so for all, so that nothing changes when endpoints come and go, and no packet to one leaves
 // for the meshes, or gets to a process of this node that has the same port. Its hooks come first: other rules, also those
 // of forwardChain, may accept or drop the packet.
-func refuseChain(device string, services []serviceAddress, family int) chain {
+func refuseChain(device string, s State, services []serviceAddress, family int) chain {
 	c := chain{table: filterTable, name: refuseName, device: device, first: true, innerPrefix: refuseChains,
 		before: forwardName, unwanted: len(services) == 0, remedy: serviceRemedy}
 	for _, from := range []string{"FORWARD", "INPUT", "OUTPUT"} {
@@ -47,7 +47,7 @@ func refuseChain(device string, services []serviceAddress, family int) chain {
 	for i := range services {
 		a := &services[i]
 		entries[i] = entry{hostPrefix(a.addr), "-g " + all}
-		if a.whole != nil {
+		if a.whole != nil || !s.hasAddress(a.addr) {
 			continue
 		}
 		rules := b.dispatchPorts(a, func(p servicePort) string {
@@ -125,8 +125,7 @@ const maxMultiport = 15
 // pass: they are none of the node. If they get no endpoint, refuseChain refuses them.
 func passServices(s State, family int) (rules []string) {
 	for _, a := range groupServices(s.Services, family) {
-		own := slices.ContainsFunc(s.Addresses, func(n netip.Prefix) bool { return n.Addr() == a.addr })
-		if !own {
+		if !s.hasAddress(a.addr) {
 			continue
 		}
 		byProtocol := map[string][]string{}

@@ -47,8 +47,7 @@ func readFirewallTable(t testing.TB) (table firewallTable, built mesh.State) {
 	if built = mesh.Build(table.Objects, table.Local); len(built.Problems) > 0 {
 		t.Fatal(built.Problems)
 	}
-	service.Open(&built, table.Services)
-	return table, built
+	return table, service.Open(built, table.Services)
 }
 
 // firewallState is what the broker wants in mode wireguard.

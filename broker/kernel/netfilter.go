@@ -66,7 +66,7 @@ func wantedChains(device string, s State, family int, ipvs bool) []chain {
 	chains := []chain{
 		serviceChain(device, services), serviceSourceChain(device, s, services, family),
 		natChain(device, s, family), masqueradeChain(device, s, family), guardChain(device, s, family, ipvs),
-		forwardChain(device, s, family), refuseChain(device, services, family), mssChain(device, family),
+		forwardChain(device, s, family), refuseChain(device, s, services, family), mssChain(device, family),
 	}
 	chains = append(chains, tunnelChains(device, s.Tunnel)...)
 	if family == unix.AF_INET6 { // of IPv4, it is a setting of the device

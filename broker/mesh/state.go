@@ -8,7 +8,7 @@ import (
 )
 
 // State is everything that the effects need to know: plain values in a fixed order, so that equal input gives equal
-// State. It is not changed after Build, other than by NameOffers and service.Open.
+// State. It is not changed after Build, other than by NameOffers.
 type State struct {
 	Meshes     []Mesh             // that this broker is a gateway of, by name
 	Unserved   []Mesh             // that another broker is the gateway of, or none, by name

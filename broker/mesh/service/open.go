@@ -9,15 +9,22 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
-// Open lets the links of a mesh reach its mesh services: whole addresses where no ingress list counts, for lists say
-// themselves which addresses they lead to; and ports at the addresses of this cluster, unless a list denies these. No
-// link can claim a whole address. The caller has the State to itself, as Build has made it.
-func Open(s *mesh.State, services []Service) {
-	var whole []netip.Addr
+// Open returns a State in which the links of a mesh reach its mesh services: addresses of their own where no ingress
+// list counts, for lists say themselves which addresses they lead to; and ports at the addresses of this cluster, unless
+// a list denies these. No link can claim an address of a mesh service. The argument stays as it is.
+func Open(s mesh.State, services []Service) mesh.State {
+	if len(services) == 0 {
+		return s
+	}
+	var cluster, addresses []netip.Addr
+	for i := range s.Meshes {
+		cluster = append(cluster, s.Meshes[i].Addresses.Addrs()...)
+	}
+	s.Local, s.Peers = slices.Clone(s.Local), slices.Clone(s.Peers)
 	for i := range services {
-		if services[i].Whole {
-			whole = append(whole, services[i].Address)
-			s.Local = append(s.Local, full(services[i].Address))
+		if a := services[i].Address; !slices.Contains(cluster, a) {
+			addresses = append(addresses, a)
+			s.Local = append(s.Local, full(a))
 		}
 	}
 	slices.SortFunc(s.Local, netip.Prefix.Compare)
@@ -25,15 +32,18 @@ func Open(s *mesh.State, services []Service) {
 	for i := range s.Peers {
 		p := &s.Peers[i]
 		strangers := otherRanges(s.Meshes, p.Local)
-		reached := slices.DeleteFunc(slices.Clone(whole), func(a netip.Addr) bool {
+		reached := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool {
 			return slices.ContainsFunc(strangers, func(n netip.Prefix) bool { return n.Contains(a) })
 		})
-		openAddresses(&p.Ingress, p.Unlisted, reached)
+		p.Carried = slices.Clone(p.Carried)
+		p.Ingress = openAddresses(p.Ingress, p.Unlisted, reached)
 		for k := range p.Carried {
-			openAddresses(&p.Carried[k].Ingress, p.Carried[k].Unlisted, reached)
+			c := &p.Carried[k]
+			c.Ingress = openAddresses(c.Ingress, c.Unlisted, reached)
 		}
 		p.Open = openPorts(p.Open, p.Local, services)
 	}
+	return s
 }
 
 // otherRanges are the networks of the meshes that have not these addresses of this cluster.
@@ -48,16 +58,16 @@ func otherRanges(meshes []mesh.Mesh, own mesh.Prefixes) (ranges []netip.Prefix) 
 
 func full(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-func openAddresses(rules *[]mesh.Rule, unlisted bool, reached []netip.Addr) {
-	if !unlisted || len(reached) == 0 {
-		return
+func openAddresses(rules []mesh.Rule, unlisted bool, reached []netip.Addr) []mesh.Rule {
+	if !unlisted {
+		return rules
 	}
-	all := slices.Clone(*rules)
+	all := slices.Clone(rules)
 	for _, a := range reached {
 		all = append(all, mesh.Rule{Prefix: full(a), Allow: true})
 	}
 	slices.SortStableFunc(all, func(a, b mesh.Rule) int { return a.Prefix.Compare(b.Prefix) })
-	*rules = slices.CompactFunc(all, func(a, b mesh.Rule) bool { return a.Prefix == b.Prefix })
+	return slices.CompactFunc(all, func(a, b mesh.Rule) bool { return a.Prefix == b.Prefix })
 }
 
 // openPorts adds the ports of services at the addresses of this cluster in a mesh.
