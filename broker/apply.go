@@ -5,6 +5,8 @@ package broker
 import (
 	"cmp"
 	"errors"
+	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/mandelsoft/kubelink/broker/apizone"
@@ -70,15 +72,39 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 		from.setRouted(s)
 		r.checkNode(s)
 	})
-	if pending == nil && !errors.Is(err, kernel.ErrStuck) && !errors.Is(err, kernel.ErrUnfiltered) {
-		g.filtered = true
+	if pending == nil && !errors.Is(err, kernel.ErrStuck) {
+		g.filtered.note(&want, err)
 	}
-	if g.filters && (g.filtered || peers == nil) { // else a killed broker's device stays as it is
-		errs = append(errs, g.Set(peers, s.Local))
+	if g.filters && (g.filtered != ipVersions{} || len(peers) == 0) { // else a killed broker's device stays as it is
+		errs = append(errs, g.Set(g.filtered.restrict(peers), s.Local))
 	}
 	// The overlay comes last: it leads to addresses that exist by now.
 	failed, busy := r.setOverlay(s)
 	return errors.Join(append(errs, err, g.place.Problem, failed)...), cmp.Or(pending, busy)
+}
+
+// ipVersions are versions of IP.
+type ipVersions struct{ v4, v6 bool }
+
+// note adds the versions that the kernel filters now, as it says of a state, and removes those that no mesh uses. What
+// was filtered stays so: a Set that fails leaves the chains as they are.
+func (v *ipVersions) note(s *kernel.State, err error) {
+	v.v4 = s.Uses(4) && (v.v4 || !errors.Is(err, kernel.Unfiltered(4)))
+	v.v6 = s.Uses(6) && (v.v6 || !errors.Is(err, kernel.Unfiltered(6)))
+}
+
+// restrict returns the peers with their networks of these versions.
+func (v ipVersions) restrict(peers []mesh.Peer) []mesh.Peer {
+	if v.v4 && v.v6 {
+		return peers
+	}
+	peers = slices.Clone(peers)
+	for i := range peers {
+		peers[i].Networks = slices.DeleteFunc(slices.Clone(peers[i].Networks), func(n netip.Prefix) bool {
+			return n.Addr().Is4() && !v.v4 || n.Addr().Is6() && !v.v6
+		})
+	}
+	return peers
 }
 
 // leaveLinks makes the gateway leave the links to the broker that holds them: addresses, routes and NAT of this node
@@ -86,7 +112,7 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 func (r *reconciler) leaveLinks(s *mesh.State) (err, pending error) {
 	r.gateway.SetCredentials(nil)
 	failed := r.gateway.Set(nil, s.Local)
-	r.gateway.filtered = false
+	r.gateway.filtered = ipVersions{}
 	err, pending = r.setKernel(kernel.State{}, func(from *nameSource) {
 		from.routed = nil
 		r.checkNode(&mesh.State{})

@@ -105,27 +105,43 @@ func TestPeersWaitForFirewall(t *testing.T) {
 	g, k := b.r.gateway, &recordingKernel{calls: &calls}
 	g.kernel, g.filters = k, true
 	state := linkedState()
-	state.Peers = []mesh.Peer{{Link: "kubelink2"}}
+	state.Meshes = []mesh.Mesh{{Addresses: prefixes("192.168.0.11/24", "fd00::11/64")}}
+	state.Peers = []mesh.Peer{{Link: "kubelink2", Networks: prefixes("192.168.0.12/32", "fd00::12/128")}}
+	onlyIPv4 := *state
+	onlyIPv4.Meshes = []mesh.Mesh{{Addresses: prefixes("192.168.0.11/24")}}
+	unfiltered4 := fmt.Errorf("chain X: %w", kernel.Unfiltered(4))
+	unfiltered6 := fmt.Errorf("chain Y: %w", kernel.Unfiltered(6))
 	if _, err := b.r.creds.Refresh(t.Context(), nil, pki.Config{}); err != nil {
 		t.Fatal(err)
 	}
+	set := []string{"kernel", "Set 1 peers 0 local"}
 	for _, step := range []struct {
 		name   string
 		result error
 		leaves bool
 		want   []string
+		is     string // networks that the device has of the peer
 	}{
-		{"the kernel is busy", kernel.ErrBusy, false, []string{"kernel"}},
-		{"no chains", fmt.Errorf("chain X: %w", kernel.ErrUnfiltered), false, []string{"kernel"}},
-		{"stuck", kernel.ErrStuck, false, []string{"kernel"}},
-		{"another error", errors.New("a foreign route"), false, []string{"kernel", "Set 1 peers 0 local"}},
-		{"busy again", kernel.ErrBusy, false, []string{"kernel", "Set 1 peers 0 local"}},
-		{"another broker has the links", nil, true, []string{"Set 0 peers 0 local", "kernel"}},
-		{"busy with the first chains", kernel.ErrBusy, false, []string{"kernel"}},
-		{"done", nil, false, []string{"kernel", "Set 1 peers 0 local"}},
+		{"the kernel is busy", kernel.ErrBusy, false, []string{"kernel"}, ""},
+		{"no chains", errors.Join(unfiltered4, unfiltered6), false, []string{"kernel"}, ""},
+		{"stuck", kernel.ErrStuck, false, []string{"kernel"}, ""},
+		{"no chains of IPv6", unfiltered6, false, set, "[192.168.0.12/32]"},
+		{"busy since then", kernel.ErrBusy, false, set, "[192.168.0.12/32]"},
+		{"all chains, and another error", errors.New("a foreign route"), false, set, "[192.168.0.12/32 fd00::12/128]"},
+		{"a change fails", errors.Join(unfiltered4, unfiltered6), false, set, "[192.168.0.12/32 fd00::12/128]"},
+		{"a mesh of IPv4", nil, false, set, "[192.168.0.12/32]"},
+		{"IPv6 again, without chains", unfiltered6, false, set, "[192.168.0.12/32]"},
+		{"another broker has the links", nil, true, []string{"Set 0 peers 0 local", "kernel"}, ""},
+		{"busy with the first chains", kernel.ErrBusy, false, []string{"kernel"}, ""},
+		{"no chains of IPv4", unfiltered4, false, set, "[fd00::12/128]"},
+		{"done", nil, false, set, "[192.168.0.12/32 fd00::12/128]"},
 	} {
 		calls, k.fail = calls[:0], step.result
-		apply := func() { _, _ = b.r.carryLinks(state, 0) }
+		now := state
+		if step.name == "a mesh of IPv4" {
+			now = &onlyIPv4
+		}
+		apply := func() { _, _ = b.r.carryLinks(now, 0) }
 		if step.leaves {
 			apply = func() { _, _ = b.r.leaveLinks(state) }
 		}
@@ -133,6 +149,13 @@ func TestPeersWaitForFirewall(t *testing.T) {
 		calls = slices.DeleteFunc(calls, func(c string) bool { return !strings.HasPrefix(c, "Set ") && c != "kernel" })
 		if !slices.Equal(calls, step.want) {
 			t.Errorf("%s: %q, want %q", step.name, calls, step.want)
+		}
+		is := ""
+		for _, p := range d.peers {
+			is += fmt.Sprint(p.Networks)
+		}
+		if is != step.is {
+			t.Errorf("%s: the device has %s, want %s", step.name, is, step.is)
 		}
 		if fw := k.state.Firewall; !step.leaves && (fw == nil || len(fw.Peers) != 1) {
 			t.Errorf("%s: the kernel is told %+v", step.name, fw)

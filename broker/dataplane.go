@@ -56,14 +56,14 @@ type kernelSetter interface {
 // gateway is a dataplane and the kernel's state around it. There is one in a network namespace.
 type gateway struct {
 	dataplane
-	kernel kernelSetter
-	host   hostWatcher        // nil: nothing is known of the node
-	check  *nodecheck.Checker // nil: nothing checks the node
-	place  linkgateway.Locator
-	nodes  overlaySetter // packets come from nodes, and go to them, through it; nil: it cannot be
-	log    *slog.Logger
-	// filters says that the kernel filters what links send, filtered that it has the chains: reconciler.mu guards it.
-	filters, filtered bool
+	kernel   kernelSetter
+	host     hostWatcher        // nil: nothing is known of the node
+	check    *nodecheck.Checker // nil: nothing checks the node
+	place    linkgateway.Locator
+	nodes    overlaySetter // packets come from nodes, and go to them, through it; nil: it cannot be
+	log      *slog.Logger
+	filters  bool       // the kernel filters what links send
+	filtered ipVersions // of which it has the chains; reconciler.mu guards it
 }
 
 // overlaySetter brings states of the overlay to the kernel, as an overlay.Worker does.

@@ -26,6 +26,7 @@ type fakeDataplane struct {
 	fail     error                         // of each call
 	calls    *[]string                     // nil: nothing is noted
 	settings link.Settings
+	peers    []mesh.Peer
 }
 
 func (d *fakeDataplane) note(format string, args ...any) {
@@ -52,6 +53,7 @@ func (d *fakeDataplane) SetCredentials(c *link.Credentials) {
 }
 
 func (d *fakeDataplane) Set(peers []mesh.Peer, local []netip.Prefix) error {
+	d.peers = peers
 	d.note("Set %d peers %d local", len(peers), len(local))
 	return d.fail
 }

@@ -67,6 +67,11 @@ func NewState(s *mesh.State) State {
 
 func (s State) isEmpty() bool { return len(s.Addresses)+len(s.Routes) == 0 }
 
+// Uses tells whether a mesh has addresses of an IP version, 4 or 6: else there are no chains for it.
+func (s State) Uses(version int) bool {
+	return slices.ContainsFunc(families, func(f int) bool { return IPVersion(f) == version && s.usesFamily(f) })
+}
+
 func (s State) usesFamily(family int) bool {
 	return s.routesFamily(family) ||
 		slices.ContainsFunc(s.Addresses, func(a netip.Prefix) bool { return FamilyOf(a.Addr()) == family })

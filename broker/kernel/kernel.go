@@ -166,8 +166,13 @@ type failures struct {
 
 func newFailures() *failures { return &failures{noRoutes: map[int]string{}, noChain: map[int]bool{}} }
 
-// ErrUnfiltered is in the error of a Set that could not make the chains of a Firewall: what links send would pass them.
-var ErrUnfiltered = errors.New("packets of links are not filtered")
+// Unfiltered is in the error of a Set that could not make the chains of a Firewall for a family: what links send would
+// pass them. It is 4 or 6.
+type Unfiltered int
+
+func (u Unfiltered) Error() string {
+	return fmt.Sprintf("IPv%d packets of links are not filtered", int(u))
+}
 
 // Drops are the packets that our chains have dropped, by reason.
 type Drops struct {
@@ -272,7 +277,7 @@ func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, fail
 		}
 		err = fmt.Errorf("chain %s of IPv%d: %w", c.name, IPVersion(family), err)
 		if c.gives == givesFirewall {
-			err = fmt.Errorf("%w: %w", ErrUnfiltered, err)
+			err = fmt.Errorf("%w: %w", Unfiltered(IPVersion(family)), err)
 		}
 		if c.gives != "" {
 			failed.noRoutes[family] = c.gives
