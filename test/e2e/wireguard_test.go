@@ -407,8 +407,9 @@ func TestWireGuardManyLinks(t *testing.T) {
 			device(func(state string) bool { return strings.Contains(state, "allowed_ip="+network) })))
 	}
 	slices.Sort(changes)
-	if median := changes[len(changes)/2]; median > linkTime {
-		t.Errorf("it has a changed peer after %s in the middle, of %s", median, changes)
+	// A change that comes soon after another one waits until the kernel has the firewall of that one, a second at most.
+	if changes[0] > linkTime || changes[len(changes)/2] > linkTime+2*time.Second {
+		t.Errorf("it has a changed peer late: after %s", changes)
 	}
 	t.Logf("it has a changed peer after %s", changes)
 }
