@@ -51,7 +51,8 @@ func manyServices(n, family int) State {
 		s = State{Addresses: addresses("fd00:31::1/64"), Routes: routes("fd00:31::/64 fd00:31::1")}
 	}
 	for i := range n {
-		x := service.Service{Name: fmt.Sprintf("s%d", i), Whole: true, Ports: []service.Port{{Protocol: unix.IPPROTO_TCP, Port: 80}}}
+		x := service.Service{Name: fmt.Sprintf("s%d", i), Whole: true}
+		x.Ports = []service.Port{{Protocol: unix.IPPROTO_TCP, Port: 80}}
 		for k := range 3 {
 			if family == unix.AF_INET {
 				x.Address = netip.AddrFrom4([4]byte{172, 31, byte(1 + i/100), byte(1 + 2*(i%100))})

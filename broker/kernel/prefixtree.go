@@ -194,8 +194,9 @@ const (
 func (b *strideTree) addChain(name string, entries []entry, depth int) {
 	at := len(b.chains)
 	b.chains = append(b.chains, innerChain{name: name})
-	length, all := commonPrefix(entries[0].prefix, entries[len(entries)-1].prefix).Bits(), entries[0].prefix.Addr().BitLen()
-	length += 1 + (all-length-1)%strideBits
+	first, last := entries[0].prefix, entries[len(entries)-1].prefix
+	length := commonPrefix(first, last).Bits()
+	length += 1 + (first.Addr().BitLen()-length-1)%strideBits
 	var rules []string
 	for rest := entries; len(rest) > 0; {
 		e, n := rest[0], 1
