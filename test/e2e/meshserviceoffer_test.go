@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,12 +65,20 @@ func TestMeshServiceOffers(t *testing.T) {
 		})
 	}
 
+	for _, from := range clients {
+		waitForReply(t, limit, from, offeredAddress)
+		seen, err := from.Get(ctx, "http://"+strings.TrimSuffix(name, ".")+"/")
+		must(t, err)
+		t.Logf("%s is seen as %s", from.Name, seen)
+	}
+
 	// Another cluster that offers the address later does not get it, and both links tell it.
 	applyMeshServices(t, ctx, brokers[2],
 		[2]string{"rival", fmt.Sprintf(`"service":"server","meshAddress":"%s"`, offeredAddress)})
 	must(t, brokers[0].WaitState(ctx, brokers[2].Name, v1alpha1.StateUp, "1 of 1 mesh services that the peer offers are "+
 		"not accepted, such as default/rival at 192.168.0.150: link kubelink2"))
-	must(t, brokers[0].WaitState(ctx, brokers[1].Name, v1alpha1.StateUp, "other links offer 1 of its mesh addresses as well"))
+	must(t, brokers[0].WaitState(ctx, brokers[1].Name, v1alpha1.StateUp,
+		"other links offer 1 of its mesh addresses as well"))
 	must(t, checkNoName(ctx, brokers[0], offeredName(brokers[2], "rival")))
 	must(t, checkAnswer(ctx, brokers[0], name, offeredAddress))
 }
