@@ -26,7 +26,7 @@ import (
 // applyMeshServices applies MeshServices, by name and spec, for the time of a test.
 func applyMeshServices(t *testing.T, ctx context.Context, b *fleet.Broker, specs ...[2]string) {
 	t.Helper()
-	for _, s := range specs { // one after the other: their age counts
+	for _, s := range specs { // of two of one second, the name decides
 		_, err := b.KubectlInput(ctx, fmt.Sprintf(
 			`{"apiVersion":"kubelink.mandelsoft.org/v1alpha1","kind":"MeshService","metadata":{"name":%q},"spec":{%s}}`,
 			s[0], s[1]), "apply", "-f", "-")
@@ -59,7 +59,7 @@ func TestMeshServiceStates(t *testing.T) {
 	must(t, b.Apply(ctx, newKubeLink("m5--kubelink2", "192.168.0.99/24", v1alpha1.EndpointLocal, nil)))
 	t.Cleanup(func() { must(t, b.Remove(context.Background(), "m5--kubelink2")) })
 	applyMeshServices(t, ctx, b,
-		[2]string{"whole", `"service":"server","meshAddress":"192.168.0.100"`},
+		[2]string{"first", `"service":"server","meshAddress":"192.168.0.100"`},
 		[2]string{"ports", `"service":"server","ports":[{"port":8800,"protocol":"tcp"}],
 			"endpoints":[{"portMappings":[{"port":8800,"targetPort":"http"}]}]`},
 		[2]string{"far", `"meshAddress":"198.18.0.1","endpoints":[{"address":"10.250.0.77"}]`},
@@ -70,12 +70,12 @@ func TestMeshServiceStates(t *testing.T) {
 	)
 	const limit = 5 * time.Second
 	for name, words := range map[string][]string{
-		"whole":   {"server", "192.168.0.100", " Ok ", " True "},
+		"first":   {"server", "192.168.0.100", " Ok ", " True "},
 		"ports":   {"server", " Ok ", " True "},
 		"far":     {"198.18.0.1", " Ok ", "lies in no mesh: it is served, but not announced"},
 		"missing": {" Invalid ", " False ", `spec.service "nope": namespace default has no such service: create it`},
 		"taken":   {" Invalid ", "spec.meshAddress 192.168.0.13 belongs to the link kubelink3"},
-		"second":  {" Invalid ", "spec.meshAddress 192.168.0.100 belongs to the older MeshService default/whole"},
+		"second":  {" Invalid ", "spec.meshAddress 192.168.0.100 belongs to the older MeshService default/first"},
 		"stale":   {" Stale ", "LocalLink m5--kubelink2 of mesh m5 cannot be used (Invalid): repair it first"},
 	} {
 		waitMeshService(t, limit, b, name, words...)
@@ -89,7 +89,7 @@ func TestMeshServiceStates(t *testing.T) {
 	must(t, err)
 	t.Cleanup(func() { b.Kubectl(context.Background(), "delete", "service", "nope", "--ignore-not-found") })
 	waitMeshService(t, limit, b, "missing", " Ok ", " False ", "service nope has no ready endpoint (IPv4): connections are")
-	_, err = b.Kubectl(ctx, "delete", "meshservice", "whole")
+	_, err = b.Kubectl(ctx, "delete", "meshservice", "first")
 	must(t, err)
 	waitMeshService(t, limit, b, "second", " Ok ", " True ")
 	_, err = b.Kubectl(ctx, "delete", "service", "nope")
