@@ -61,5 +61,8 @@ func (k SecretKey) Base64() string { return base64.StdEncoding.EncodeToString(k[
 // String hides the key.
 func (k SecretKey) String() string { return "a secret key" }
 
+// MarshalText hides the key from JSON, such as that of logs.
+func (k SecretKey) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
 // GoString hides the key from %#v.
 func (k SecretKey) GoString() string { return k.String() }

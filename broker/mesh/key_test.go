@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -38,5 +39,13 @@ func TestKeys(t *testing.T) {
 		if k, err := ParseSecretKey(text); err == nil || text != "" && strings.Contains(err.Error(), text) {
 			t.Errorf("%s: %v, %v", name, k.Base64(), err)
 		}
+	}
+}
+
+// A log in JSON does not have the key.
+func TestSecretKeyInJSON(t *testing.T) {
+	b, err := json.Marshal(struct{ Key SecretKey }{SecretKey{1, 2, 3}})
+	if err != nil || string(b) != `{"Key":"a secret key"}` {
+		t.Errorf("%s, %v", b, err)
 	}
 }
