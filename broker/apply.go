@@ -112,6 +112,10 @@ func (v ipVersions) restrict(peers []mesh.Peer) []mesh.Peer {
 func (r *reconciler) leaveLinks(s *mesh.State) (err, pending error) {
 	r.gateway.SetCredentials(nil)
 	failed := r.gateway.Set(nil, s.Local)
+	if failed != nil && r.gateway.filters { // a device that may still have peers keeps its chains
+		unset, busy := r.leaveOverlay()
+		return errors.Join(failed, unset), busy
+	}
 	r.gateway.filtered = ipVersions{}
 	err, pending = r.setKernel(kernel.State{}, func(from *nameSource) {
 		from.routed = nil

@@ -311,3 +311,18 @@ func TestApplyOrder(t *testing.T) {
 		})
 	}
 }
+
+// A device that does not let its peers go keeps the chains that filter them.
+func TestChainsStayWithPeers(t *testing.T) {
+	b, d := newLinkedBroker(t)
+	calls := []string{}
+	g := b.r.gateway
+	g.kernel, g.filters, d.fail = &recordingKernel{calls: &calls}, true, errors.New("the device does not answer")
+	if err, _ := b.r.leaveLinks(linkedState()); !errors.Is(err, d.fail) || len(calls) > 0 {
+		t.Errorf("%v, calls %q", err, calls)
+	}
+	d.fail = nil
+	if err, _ := b.r.leaveLinks(linkedState()); err != nil || !slices.Equal(calls, []string{"kernel"}) {
+		t.Errorf("%v, calls %q", err, calls)
+	}
+}
