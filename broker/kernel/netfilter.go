@@ -33,6 +33,7 @@ type chain struct {
 	device      string   // of the mesh
 	first       bool     // the hooks must be first rules, else they stand behind network policies
 	before      string   // another chain of ours, whose hook must come later
+	after       string   // another chain of ours, whose hook must come earlier, if it is there
 	rules       []string
 	old         predecessor
 	remedy      string // where the kernel lacks what the chain needs
@@ -211,6 +212,7 @@ func longestFirst(routes []mesh.Route) []mesh.Route {
 // With a Firewall, it begins with the chains of that.
 func guardChain(device string, s State, family int, ipvs bool) chain {
 	c := chain{table: mangleTable, name: guardName, device: device, first: true, counts: ofNode, innerPrefix: linkChains,
+		after: routingName,
 		hooks: []string{"-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + guardName},
 		remedy: "linked clusters may reach ports of this node; it needs the kernel modules xt_conntrack and xt_addrtype " +
 			"(with nf_tables, nft_compat): load them on the node"}
@@ -268,7 +270,10 @@ func (c *chain) addRules(rules ...string) {
 	}
 }
 
-const guardName = "KLINK-LOCAL"
+const (
+	guardName   = "KLINK-LOCAL"
+	routingName = "KLINK-ROUTING" // before the guard, which accepts what goes on to another link
+)
 
 const forwardName = "KLINK-FORWARD"
 
@@ -329,11 +334,11 @@ func mssChain(device string, family int) chain {
 // sourceRouteChain drops packets of links that name a further way (routing headers of IPv6, RFC 8200): the firewall
 // knows the next destination only. A kernel without the match goes no such way itself, unless it was told to.
 func sourceRouteChain(device string, s State) chain {
-	const name = "KLINK-ROUTING"
+	const name = routingName
 	return chain{table: mangleTable, name: name, device: device, first: true, counts: ofDestination,
 		hooks:    []string{"-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + name},
 		rules:    []string{"-A " + name + " -m rt --rt-segsleft 1:255 -j DROP"},
-		unwanted: s.Firewall == nil, optional: true,
+		unwanted: s.Firewall == nil, optional: true, before: guardName,
 		remedy: "packets of links that name a further way (routing headers) reach pods; it needs the kernel module ip6t_rt " +
 			"(with nf_tables, nft_compat): load it on the node"}
 }
@@ -393,6 +398,8 @@ func (c chain) hookCommands(t *ruleTable, hook string, old []string) []string {
 	place := 0
 	if !c.first {
 		place = t.endOfPolicies(others, c.device)
+	} else if c.after != "" && len(others) > 0 && strings.HasSuffix(others[0].text, " -j "+c.after) {
+		place = 1
 	}
 	if len(ours) == 1 && len(old) == 0 && hasText(ours[0], hook) && c.isPlaced(t, hook, others, place) {
 		return nil

@@ -147,3 +147,30 @@ func TestMasquerade(t *testing.T) {
 		t.Errorf("rules %q, want %q", c.rules, want)
 	}
 }
+
+// The chain about routing headers comes before the guard, also when one of the hooks was lost.
+func TestOrderOfHooks(t *testing.T) {
+	routing, guard := sourceRouteChain("k", State{Firewall: &Firewall{}}), guardChain("k", State{}, unix.AF_INET6, false)
+	for _, c := range []struct {
+		chain chain
+		found string
+		want  string // the command that hooks the chain
+	}{
+		{guard, routing.hooks[0] + "; -A PREROUTING -j X", "-I PREROUTING 2 "},
+		{guard, routing.hooks[0] + "; " + guard.hooks[0], ""},
+		{guard, "-A PREROUTING -j X", "-I PREROUTING -i"},
+		{routing, guard.hooks[0] + "; " + routing.hooks[0], "-I PREROUTING -i"},
+		{routing, routing.hooks[0] + "; " + guard.hooks[0], ""},
+		{routing, guard.hooks[0], "-I PREROUTING -i"},
+	} {
+		got := ""
+		for _, command := range c.chain.restoreCommands(true, rulesOf(t, c.found)) {
+			if strings.HasPrefix(command, "-I ") || strings.HasSuffix(command, " -j "+c.chain.name) && command[:2] == "-A" {
+				got = command
+			}
+		}
+		if !strings.HasPrefix(got, c.want) || (got == "") != (c.want == "") {
+			t.Errorf("%s, with %s: %q, want %q", c.chain.name, c.found, got, c.want)
+		}
+	}
+}
