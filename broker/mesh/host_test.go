@@ -97,12 +97,12 @@ func TestNetworksOfTheNode(t *testing.T) {
 				}
 				s := buildOn(third(m), local, host)
 				p := s.Problems["k3"]
-				switch {
-				case want == "NOTE": // another check comes first
+				switch want {
+				case "NOTE": // another check comes first
 					if !strings.Contains(s.Notes["k3"], "overlaps") {
 						t.Errorf("problem %q, note %q", p.Message, s.Notes["k3"])
 					}
-				case want == "":
+				case "":
 					checkProblem(t, s, "k3", "")
 				default:
 					checkProblem(t, s, "k3", "Invalid: "+field+" "+string(c.network)+outside+want)

@@ -56,7 +56,7 @@ func endpointSlice(name, of string, addresses ...string) *discovery.EndpointSlic
 		Ports:       []discovery.EndpointPort{{Name: ptr.To("http"), Port: ptr.To[int32](8080)}},
 	}
 	s.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kube-controller-manager", Operation: "Update",
-		FieldsV1: &metav1.FieldsV1{Raw: fmt.Appendf(nil, `{"f:endpoints":%q}`, strings.Repeat("they are long ", 60))}}}
+		FieldsV1: metav1.NewFieldsV1(fmt.Sprintf(`{"f:endpoints":%q}`, strings.Repeat("they are long ", 60)))}}
 	for _, a := range addresses {
 		s.Endpoints = append(s.Endpoints, discovery.Endpoint{Addresses: []string{a}, NodeName: ptr.To("node1"),
 			Zone: ptr.To("zone1"), TargetRef: &corev1.ObjectReference{Kind: "Pod", Name: "pod-" + a, Namespace: "ns",
