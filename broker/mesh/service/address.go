@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
@@ -109,6 +110,11 @@ func (b *builder) readMeshAddress(e *entry, a netip.Addr, own netip.Prefix) *mes
 	return nil
 }
 
+// wasServed tells whether a broker has served the object with this spec.
+func wasServed(m *v1alpha1.MeshService) bool {
+	return m.Status.State == v1alpha1.StateOk && m.Status.ObservedGeneration == m.Generation
+}
+
 // readForeignAddress reads an address in none of the meshes.
 func (b *builder) readForeignAddress(e *entry, a netip.Addr) *mesh.Problem {
 	const remedy = "choose an address of a mesh, or one that nothing else has"
@@ -117,7 +123,11 @@ func (b *builder) readForeignAddress(e *entry, a netip.Addr) *mesh.Problem {
 			return invalid("spec.meshAddress %s lies in the network %s of this cluster: %s", a, n, remedy)
 		}
 	}
-	if what := b.outside[a]; what != "" {
+	what := b.outside[a]
+	if what == "" && !wasServed(e.object) { // later, the address is not the peer's to take
+		what = b.peers[a]
+	}
+	if what != "" {
 		return invalid("spec.meshAddress %s is what the gateway node reaches outside of the mesh (%s): %s", a, what, remedy)
 	}
 	if link, ok := b.links.Lookup(a); ok {

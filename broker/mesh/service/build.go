@@ -94,6 +94,7 @@ type builder struct {
 	byAge   []*v1alpha1.MeshService // without those that go
 	links   bart.Table[string]      // names of links by their networks
 	outside map[netip.Addr]string   // what the gateway node reaches outside of the meshes
+	peers   map[netip.Addr]string   // where peers are: it is up to them
 	circles map[netip.Addr]bool     // that no endpoint may have: packets would come back
 	uses    map[netip.Addr]*addressUse
 	total   int // endpoints so far
@@ -102,6 +103,7 @@ type builder struct {
 func newBuilder(o *Objects, around *Surroundings) *builder {
 	b := &builder{
 		objects: o, around: around, byAge: sortByAge(o.MeshServices), outside: map[netip.Addr]string{},
+		peers:   map[netip.Addr]string{},
 		circles: map[netip.Addr]bool{}, uses: map[netip.Addr]*addressUse{},
 	}
 	for _, n := range around.State.Networks {
@@ -109,11 +111,11 @@ func newBuilder(o *Objects, around *Surroundings) *builder {
 	}
 	for _, host := range slices.Sorted(maps.Keys(around.Host.Endpoints)) {
 		for _, a := range around.Host.Endpoints[host] {
-			b.outside[a] = "the endpoint " + host + " of a link"
+			b.peers[a] = "the endpoint " + host + " of a link"
 		}
 	}
 	for _, link := range slices.Sorted(maps.Keys(around.Host.Remotes)) {
-		b.outside[around.Host.Remotes[link]] = "the peer of link " + link
+		b.peers[around.Host.Remotes[link]] = "the peer of link " + link
 	}
 	for _, need := range around.Host.Needs {
 		b.outside[need.Addr] = need.Title

@@ -349,3 +349,17 @@ func BenchmarkBuild(b *testing.B) {
 		}
 	}
 }
+
+// A peer, or its DNS, takes no address from a MeshService that was served before.
+func TestPeerAtServedAddress(t *testing.T) {
+	o := testObjects(t, testServices)
+	m := o.addSpecs(t, "{service: echo, meshAddress: 203.0.113.2}")
+	m.Generation, m.Status.State, m.Status.ObservedGeneration = 2, v1alpha1.StateOk, 1
+	if r := Build(o, testCluster()).Reports[keyOf(m)]; r.State != v1alpha1.StateInvalid {
+		t.Errorf("with another spec: %+v", r)
+	}
+	m.Status.ObservedGeneration = 2
+	if r := Build(o, testCluster()).Reports[keyOf(m)]; r.State != v1alpha1.StateOk {
+		t.Errorf("served before: %+v", r)
+	}
+}
