@@ -162,7 +162,8 @@ func (s *Services) Build(ctx context.Context, around service.Surroundings) {
 		s.reportUnreadable()
 	}
 	s.left = leftOf(s.left, before, s.built.Reports)
-	w.reports.Store(&s.built.Reports)
+	reports := s.built.Reports // the field gets another map by the next Build, while the watch reads this one
+	w.reports.Store(&reports)
 	s.from.around, s.reported, s.fresh = around, false, false
 	s.at = time.Now()
 	s.took = s.at.Sub(begin)
