@@ -49,12 +49,14 @@ func (o *opener) openUserspace(mtu int) (backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open TUN %s: %w", o.name, errors.Join(err, file.Close()))
 	}
-	u := &userspace{name: o.name, file: file, links: o.links}
 	sockets := new(bind)
-	u.device = device.NewDevice(packets, sockets, newLogger(o.log))
 	found, err := o.links.Find(o.name)
-	if err == nil && found != nil {
+	if err == nil && found != nil { // wireguard-go opens the sockets as soon as it sees that the TUN is up
 		sockets.tunnel = found.Attrs().Index
+	}
+	u := &userspace{name: o.name, file: file, links: o.links,
+		device: device.NewDevice(packets, sockets, newLogger(o.log))}
+	if err == nil && found != nil {
 		err = u.Adjust(mtu, false)
 	}
 	if err == nil {
