@@ -250,9 +250,13 @@ func (ch *channel) composeNote() string {
 // concludeSilence concludes that the peer is lost, which has said nothing for long enough. It may have the session with
 // another device by now. ch.mu is held.
 func (ch *channel) concludeSilence() {
+	first := ch.state != channelLost
 	ch.concludeLoss(fmt.Sprintf("no answer for %s", ch.timing.silence))
+	if first { // a session that was made since then is one with the peer's next process: it must not be forgotten
+		ch.lostAt -= ch.timing.silence
+	}
 	if ch.isInitiator() { // handshakes of both ends at once would fail, and the next ones come 5 s later
-		ch.renewLost(time.Now())
+		ch.renewLost(time.Now().Add(ch.lostAt - ch.now()))
 	}
 	ch.dialSoon()
 	ch.due += ch.timing.renew
