@@ -20,6 +20,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
+	"github.com/miekg/dns"
 )
 
 const (
@@ -189,6 +190,14 @@ func TestWireGuardInbound(t *testing.T) {
 	t.Cleanup(func() { restoreMesh(t) })
 	must(t, one.Remove(ctx, two.Name))
 	must(t, two.Remove(ctx, one.Name))
+	// Else the link may be, for the broker, one that has changed: then it has had its session before.
+	within(t, 10*time.Second, "the link to be gone", func(ctx context.Context) error {
+		m, _, err := queryBroker(ctx, two, "udp", "_state."+one.Name+".kubelink.", dns.TypeTXT)
+		if err == nil && m.Rcode != dns.RcodeNameError {
+			err = errors.New(m.String())
+		}
+		return err
+	})
 	must(t, two.Apply(ctx, linkWith(one, inbound)))
 	must(t, two.WaitState(ctx, one.Name, v1alpha1.StateIdle, "waiting for the peer to connect"))
 	must(t, one.Apply(ctx, two.LinkTo()))
