@@ -144,20 +144,29 @@ func (p *peer) receiveHello(payload []byte) error {
 func (p *peer) receiveAnnouncement(a *link.Announcement) (news bool) {
 	news, wait := p.received.Take(a, p.now(), p.timing.announceInterval)
 	if wait > 0 {
-		p.wg.Go(func() { p.receivePending(wait) })
+		p.wg.Go(func() {
+			if p.pauseFor(wait) {
+				p.receivePending()
+			}
+		})
 	}
 	return news
 }
 
-// receivePending stores the pending announcement after wait.
-func (p *peer) receivePending(wait time.Duration) {
-	timer := time.NewTimer(wait)
+// pauseFor waits; false: the peer has ended.
+func (p *peer) pauseFor(d time.Duration) bool {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		return true
 	case <-p.ctx.Done():
-		return
+		return false
 	}
+}
+
+// receivePending stores the pending announcement.
+func (p *peer) receivePending() {
 	p.mu.Lock()
 	news := !p.closed && p.received.TakePending(p.now())
 	p.mu.Unlock()

@@ -61,20 +61,17 @@ func (p *peer) receiveServices(s *session, list *hello.ServiceList) {
 	}
 	p.mu.Unlock()
 	if wait > 0 {
-		p.wg.Go(func() { p.admitServices(wait) })
+		p.wg.Go(func() {
+			if p.pauseFor(wait) {
+				p.admitServices()
+			}
+		})
 	}
 	p.keepServices(admitted)
 }
 
 // admitServices takes the list that had to wait.
-func (p *peer) admitServices(wait time.Duration) {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-p.ctx.Done():
-		return
-	}
+func (p *peer) admitServices() {
 	p.mu.Lock()
 	admitted := p.offers.received.AdmitPending(p.now(), p.timing.announceInterval)
 	p.mu.Unlock()
