@@ -25,8 +25,8 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
-// stub plays the API server.
-type stub struct {
+// playedAPI is the API server that a test plays.
+type playedAPI struct {
 	mu      sync.Mutex
 	objects map[string][]client.Object // by resource
 	refused map[string]bool            // resources that may not be read
@@ -40,8 +40,8 @@ type event struct {
 	Object client.Object `json:"object"`
 }
 
-func newStub() *stub {
-	s := &stub{objects: map[string][]client.Object{}, refused: map[string]bool{}, asked: map[string]int{},
+func newPlayedAPI() *playedAPI {
+	s := &playedAPI{objects: map[string][]client.Object{}, refused: map[string]bool{}, asked: map[string]int{},
 		watches: map[string]chan event{}}
 	for _, resource := range []string{"meshservices", "services", "endpointslices"} {
 		s.watches[resource] = make(chan event, 100)
@@ -50,7 +50,7 @@ func newStub() *stub {
 }
 
 // send tells watches of an object.
-func (s *stub) send(what string, o client.Object) {
+func (s *playedAPI) send(what string, o client.Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version++
@@ -60,7 +60,7 @@ func (s *stub) send(what string, o client.Object) {
 }
 
 // add has lists contain the objects.
-func (s *stub) add(objects ...client.Object) {
+func (s *playedAPI) add(objects ...client.Object) {
 	for _, o := range objects {
 		o.SetResourceVersion("1")
 		s.objects[resourceOf(o)] = append(s.objects[resourceOf(o)], o)
@@ -71,13 +71,13 @@ func resourceOf(o client.Object) string {
 	return strings.ToLower(o.GetObjectKind().GroupVersionKind().Kind) + "s"
 }
 
-func (s *stub) lists(resource string) int {
+func (s *playedAPI) lists(resource string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.asked[resource]
 }
 
-func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *playedAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	resource := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
 	w.Header().Set("Content-Type", "application/json")
 	s.mu.Lock()
@@ -117,8 +117,8 @@ func refuse(w http.ResponseWriter, code int, reason metav1.StatusReason) {
 		Status: metav1.StatusFailure, Reason: reason, Code: int32(code), Message: "refused"})
 }
 
-// startWatch runs a watch of the stub for the time of a test. Each value of woken is a wake.
-func startWatch(t testing.TB, s *stub) (w *Watch, woken chan struct{}) {
+// startWatch runs a watch of a playedAPI for the time of a test. Each value of woken is a wake.
+func startWatch(t testing.TB, s *playedAPI) (w *Watch, woken chan struct{}) {
 	t.Helper()
 	server := httptest.NewServer(s)
 	scheme, mapper := runtime.NewScheme(), meta.NewDefaultRESTMapper(nil)

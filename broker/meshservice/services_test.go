@@ -98,7 +98,7 @@ func show(list []service.Service) string {
 
 // Services follow what changes, and nothing else wakes the reconciler.
 func TestServicesFollow(t *testing.T) {
-	api := newStub()
+	api := newPlayedAPI()
 	w, woken := startWatch(t, api)
 	s := &Services{}
 	readUntil(t, s, w, woken, "")
@@ -162,7 +162,7 @@ func TestServicesFollow(t *testing.T) {
 // Where the broker may not read EndpointSlices, it says so of each MeshService that needs them, and goes on when it
 // may.
 func TestForbidden(t *testing.T) {
-	api := newStub()
+	api := newPlayedAPI()
 	api.refused["endpointslices"] = true
 	addressed := meshService("addressed", "", "192.168.0.101")
 	addressed.Spec.Endpoints = []v1alpha1.MeshServiceEndpoint{{Address: "10.9.0.1"}}
@@ -189,7 +189,7 @@ func TestForbidden(t *testing.T) {
 
 // What was known stays while a new watch knows nothing, and nothing is known before the first one does.
 func TestServicesStay(t *testing.T) {
-	api := newStub()
+	api := newPlayedAPI()
 	api.add(kubeService("echo"), endpointSlice("echo-1", "echo", "100.96.0.2"), meshService("m", "echo", "192.168.0.100"))
 	w, woken := startWatch(t, api)
 	s := &Services{}
