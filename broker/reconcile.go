@@ -156,7 +156,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	state := mesh.Build(objects, r.cfg.Local)
 	r.peers.offers.Keep(&state, time.Now())
 	r.services.Build(ctx, service.Surroundings{Mode: r.cfg.Mode, State: &state, Host: &objects.Host})
-	state.NameOffers(service.Offers(r.services.List()))
+	state.NameOffers(r.services.Offers())
 	r.holder = r.election.State().ViewLinks(&objects, &state)
 	port, portErr := r.listenPort(ctx)
 	credErr := r.refreshCredentials(ctx)
@@ -329,11 +329,7 @@ func (r *reconcilerRun) updateGlobalNames(ctx context.Context, zones []mesh.Zone
 			r.snapshot.Load().Keep(func(o *snapshot.Objects) { o.Entries, o.Zones = entries, zones })
 		},
 		Report: func(reports []*globalnames.Report) {
-			all := make([]writeback.Report, len(reports))
-			for i := range reports {
-				all[i] = reports[i]
-			}
-			r.writer.SetReports("global names", all)
+			writeback.SetReports(r.writer, "global names", reports)
 		},
 	})
 }
@@ -345,11 +341,7 @@ func (r *reconcilerRun) reportServices() {
 		return
 	}
 	r.services.Report(r.writer.Recorder, func(reports []*meshservice.Report) {
-		all := make([]writeback.Report, len(reports))
-		for i := range reports {
-			all[i] = reports[i]
-		}
-		r.writer.SetReports("MeshServices", all)
+		writeback.SetReports(r.writer, "MeshServices", reports)
 	})
 }
 

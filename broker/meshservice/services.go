@@ -30,6 +30,7 @@ type Services struct {
 	fresh    bool // nothing was built of the objects yet
 	again    bool // they are to be read again, though nothing has changed
 	built    service.Result
+	offers   []mesh.Offer                  // what other clusters are told of built
 	left     map[types.NamespacedName]bool // objects that this broker has served, and others may serve now
 	reported bool                          // Reports of built are told
 	from     source
@@ -50,6 +51,9 @@ func (s *Services) Problem() error { return s.problem }
 
 // List are the services. Readers do not change them.
 func (s *Services) List() []service.Service { return s.built.Services }
+
+// Offers are what other clusters are told of the services. Readers do not change them.
+func (s *Services) Offers() []mesh.Offer { return s.offers }
 
 // Reserved are the addresses that MeshServices keep from younger links.
 func (s *Services) Reserved() []mesh.Reserved { return s.reserved }
@@ -158,6 +162,7 @@ func (s *Services) Build(ctx context.Context, around service.Surroundings) {
 	}
 	before := s.built.Reports
 	s.built = service.Build(&s.objects, &around)
+	s.offers = service.Offers(s.built.Services)
 	if !s.complete {
 		s.reportUnreadable()
 	}

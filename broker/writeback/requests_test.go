@@ -252,7 +252,7 @@ func TestUnreachableAPIServer(t *testing.T) {
 				Create:      creates("new"),
 			})
 			report := &countingReport{}
-			w.SetReports("names", []Report{report})
+			SetReports(w, "names", []Report{report})
 			err := w.writeAll(t.Context())
 			if got := strings.Join(api.writes, ", "); got != c.writes {
 				t.Errorf("written %s", got)

@@ -152,7 +152,7 @@ func TestWriterWaitsForLease(t *testing.T) {
 	w := newTestWriter(api, func() {})
 	w.MayWrite = func() bool { return holds }
 	report := &countedReport{}
-	w.SetReports("names", []Report{report})
+	SetReports(w, "names", []Report{report})
 	w.SetOutcome(&Outcome{Links: []Link{{Object: &peer, State: v1alpha1.StateUp, Finalizer: true}}})
 	for _, c := range []struct {
 		holds  bool

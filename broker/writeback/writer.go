@@ -121,10 +121,14 @@ func (w *Writer) SetOutcome(o *Outcome) {
 }
 
 // SetReports replaces the reports to be written that come from one source. It never blocks.
-func (w *Writer) SetReports(source string, reports []Report) {
+func SetReports[R Report](w *Writer, source string, reports []R) {
+	all := make([]Report, len(reports))
+	for i, r := range reports {
+		all[i] = r
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.reports[source] = reports; len(reports) == 0 {
+	if w.reports[source] = all; len(all) == 0 {
 		delete(w.reports, source)
 	}
 	w.notify()

@@ -103,7 +103,7 @@ func TestReportsWaitForLinks(t *testing.T) {
 		{"forbidden", func(name string) error { return apierrors.NewForbidden(kind, name, nil) }, "a"},
 	} {
 		api.status.names, api.status.then = nil, c.then
-		w.SetReports("names", reports)
+		SetReports(w, "names", reports)
 		for range 2 {
 			w.writeAll(t.Context())
 		}
@@ -146,7 +146,7 @@ func TestStatusLimit(t *testing.T) {
 	if !strings.Contains(api.status.last, `"resourceVersion":"7"`) {
 		t.Errorf("an older state of the object is no obstacle: %s", api.status.last)
 	}
-	w.SetReports("names", []Report{entryReport{&entry}})
+	SetReports(w, "names", []Report{entryReport{&entry}})
 	got := write(1, nil, link("one", ""), link("two", ""))
 	if got != "two entry" || err != nil || w.heldBackBy <= 0 || w.heldBackBy > statusInterval {
 		t.Errorf("%v: %s; looked at again in %v", err, got, w.heldBackBy)
