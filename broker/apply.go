@@ -5,8 +5,6 @@ package broker
 import (
 	"cmp"
 	"errors"
-	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/mandelsoft/kubelink/broker/apizone"
@@ -14,7 +12,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/mesh"
-	"github.com/mandelsoft/kubelink/broker/mesh/service"
 	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
@@ -51,7 +48,7 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 	settings := r.cfg.linkSettings(port)
 	settings.Term = r.holder.Term
 	settings.DNS, settings.API, _ = r.newAnnouncement(s) // what is missing is told by the LocalLinks
-	settings.Offers = service.Offers(r.services.List())
+	settings.Offers = r.services.Offers()
 	errs := []error{g.Configure(settings)}
 	peers := s.Peers
 	if !r.creds.Usable() {
@@ -73,38 +70,14 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 		r.checkNode(s)
 	})
 	if pending == nil && !errors.Is(err, kernel.ErrStuck) {
-		g.filtered.note(&want, err)
+		g.filtered.Note(&want, err)
 	}
-	if g.filters && (g.filtered != ipVersions{} || len(peers) == 0) { // else a killed broker's device stays as it is
-		errs = append(errs, g.Set(g.filtered.restrict(peers), s.Local))
+	if g.filters && (g.filtered != kernel.Filtered{} || len(peers) == 0) { // else a killed broker's device stays as it is
+		errs = append(errs, g.Set(g.filtered.Restrict(peers), s.Local))
 	}
 	// The overlay comes last: it leads to addresses that exist by now.
 	failed, busy := r.setOverlay(s)
 	return errors.Join(append(errs, err, g.place.Problem, failed)...), cmp.Or(pending, busy)
-}
-
-// ipVersions are versions of IP.
-type ipVersions struct{ v4, v6 bool }
-
-// note adds the versions that the kernel filters now, as it says of a state, and removes those that no mesh uses. What
-// was filtered stays so: a Set that fails leaves the chains as they are.
-func (v *ipVersions) note(s *kernel.State, err error) {
-	v.v4 = s.Uses(4) && (v.v4 || !errors.Is(err, kernel.Unfiltered(4)))
-	v.v6 = s.Uses(6) && (v.v6 || !errors.Is(err, kernel.Unfiltered(6)))
-}
-
-// restrict returns the peers with their networks of these versions.
-func (v ipVersions) restrict(peers []mesh.Peer) []mesh.Peer {
-	if v.v4 && v.v6 {
-		return peers
-	}
-	peers = slices.Clone(peers)
-	for i := range peers {
-		peers[i].Networks = slices.DeleteFunc(slices.Clone(peers[i].Networks), func(n netip.Prefix) bool {
-			return n.Addr().Is4() && !v.v4 || n.Addr().Is6() && !v.v6
-		})
-	}
-	return peers
 }
 
 // leaveLinks makes the gateway leave the links to the broker that holds them: addresses, routes and NAT of this node
@@ -116,7 +89,7 @@ func (r *reconciler) leaveLinks(s *mesh.State) (err, pending error) {
 		unset, busy := r.leaveOverlay()
 		return errors.Join(failed, unset), busy
 	}
-	r.gateway.filtered = ipVersions{}
+	r.gateway.filtered = kernel.Filtered{}
 	err, pending = r.setKernel(kernel.State{}, func(from *nameSource) {
 		from.routed = nil
 		r.checkNode(&mesh.State{})

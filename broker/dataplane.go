@@ -62,8 +62,8 @@ type gateway struct {
 	place    linkgateway.Locator
 	nodes    overlaySetter // packets come from nodes, and go to them, through it; nil: it cannot be
 	log      *slog.Logger
-	filters  bool       // the kernel filters what links send
-	filtered ipVersions // of which it has the chains; reconciler.mu guards it
+	filters  bool            // the kernel filters what links send
+	filtered kernel.Filtered // of which it has the chains; reconciler.mu guards it
 }
 
 // overlaySetter brings states of the overlay to the kernel, as an overlay.Worker does.
@@ -213,24 +213,19 @@ func (g *gateway) endLinks(keep bool) {
 	}
 }
 
-// clearKernel comes after the end of links: a packet that is still on its way must not leave with a foreign source
-// address.
+// clearKernel removes all of ours from the kernel. It comes after the end of links: a packet that is still on its way
+// must not leave with a foreign source address.
 func (g *gateway) clearKernel(keep bool) {
 	if g == nil || keep {
 		return
 	}
-	if err := g.clear(); err != nil {
-		g.log.Error("cannot remove kernel state", "error", err)
-	}
-}
-
-// clear removes all of ours from the kernel.
-func (g *gateway) clear() error {
 	err := g.kernel.Clear()
 	if g.nodes != nil {
 		err = errors.Join(err, g.nodes.Clear())
 	}
-	return err
+	if err != nil {
+		g.log.Error("cannot remove kernel state", "error", err)
+	}
 }
 
 // namespaceClaim makes sure that no other kubelink carries links in this network namespace, as a kernel.Claim does.
