@@ -221,8 +221,8 @@ func TestComponents(t *testing.T) {
 	}
 }
 
-// Without a mode, the pod would have no way to the nodes. With both, or without, its pages would be open to all: it is not
-// built.
+// Without a mode, the pod would have no way to the nodes. With both, or without, its pages would be open to all: it is
+// not built.
 func TestModeIsChosen(t *testing.T) {
 	for _, c := range []struct {
 		chosen []string
@@ -442,8 +442,8 @@ func TestVXLANRouter(t *testing.T) {
 	}
 }
 
-// A volume of the node's disk keeps `kubectl drain` and the cluster autoscaler from moving the pod, unless the command in
-// the README and the pod's annotation give it up.
+// A volume of the node's disk keeps `kubectl drain` and the cluster autoscaler from moving the pod, unless the command
+// in the README and the pod's annotation give it up.
 func TestPodCanMove(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	if err != nil {

@@ -28,8 +28,8 @@ const matchFormer = "-m conntrack --ctorigdst"
 // refuseChain refuses what is still for the address of a mesh service when all translation is done: there is no
 // endpoint. Of the address of the cluster, these are the ports of services, and of others all. It does so for all
 // services, so that nothing changes when endpoints come and go, and no packet to one leaves
-// for the meshes, or gets to a process of this node that has the same port. Its hooks come first: other rules, also those
-// of forwardChain, may accept or drop the packet.
+// for the meshes, or gets to a process of this node that has the same port. Its hooks come first: other rules, also
+// those of forwardChain, may accept or drop the packet.
 func refuseChain(device string, s State, services []serviceAddress, family int) chain {
 	c := chain{table: filterTable, name: refuseName, device: device, first: true, innerPrefix: refuseChains,
 		before: forwardName, unwanted: len(services) == 0, remedy: serviceRemedy}

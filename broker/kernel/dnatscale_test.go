@@ -120,8 +120,8 @@ func rulesByChain(saved string) map[string][]string {
 	return rules
 }
 
-// 1,000 services of three endpoints each are set in 3 s, a change of one takes 1 s and concerns its own chains only, and
-// a packet is compared with few rules.
+// 1,000 services of three endpoints each are set in 3 s, a change of one takes 1 s and concerns its own chains only,
+// and a packet is compared with few rules.
 func TestManyServices(t *testing.T) {
 	for _, backend := range []string{nftBackend, legacyBackend} {
 		for _, family := range families {

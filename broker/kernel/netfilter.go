@@ -444,7 +444,8 @@ func removeChains(names []string) (commands []string) {
 	return commands
 }
 
-// divideBuiltin returns the rules of the builtin chain of a hook that are not ours, and the ones that jump to this chain.
+// divideBuiltin returns the rules of the builtin chain of a hook that are not ours, and the ones that jump to this
+// chain.
 func (c chain) divideBuiltin(t *ruleTable, hook string) (others, hooks []chainRule) {
 	all, _ := t.find(builtin(hook))
 	for _, r := range all {

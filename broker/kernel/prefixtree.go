@@ -178,8 +178,9 @@ func dropNeedless(sorted []entry, otherwise string) (kept []entry) {
 	return kept
 }
 
-// strideTree is a tree of many networks of which none lies in another one, and of which few change at a time. Its chains
-// divide networks at fixed lengths, and have their names from them: a change rewrites the chains on the way to it only.
+// strideTree is a tree of many networks of which none lies in another one, and of which few change at a time. Its
+// chains divide networks at fixed lengths, and have their names from them: a change rewrites the chains on the way to
+// it only.
 type strideTree struct {
 	option, prefix string // prefix: of the names of chains
 	chains         []innerChain

@@ -122,8 +122,9 @@ func (s *Store) addPrivateKey(secret *corev1.Secret) (key mesh.SecretKey, err er
 // keyNoteTime is how long, at most, the note about a key waits for statuses that were made after the change.
 const keyNoteTime = 3 * time.Minute
 
-// KeyNote says what a key that has changed asks of peers, until the links that were Up before work with it, or all links
-// where none was; empty: nothing. After a start, the status of a LocalLink tells which key peers were to have before.
+// KeyNote says what a key that has changed asks of peers, until the links that were Up before work with it, or all
+// links where none was; empty: nothing. After a start, the status of a LocalLink tells which key peers were to have
+// before.
 func (s *Store) KeyNote(links []v1alpha1.KubeLink, statuses []link.Status, now time.Time) string {
 	own := s.PublicKey()
 	if own == (mesh.PublicKey{}) {

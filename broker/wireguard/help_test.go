@@ -526,7 +526,8 @@ func runEcho() error {
 }
 
 // runProbe sends a numbered packet to each of its arguments every two milliseconds until its standard input ends, and
-// prints how many did not come back, and to standard error which. Those that are missing then have a second, and far longer with a byte of input.
+// prints how many did not come back, and to standard error which. Those that are missing then have a second, and far
+// longer with a byte of input.
 func runProbe() error {
 	var conns []net.Conn
 	for _, a := range os.Args[1:] {

@@ -124,8 +124,8 @@ func (w *wgConfig) make(ctx context.Context, name string) (string, error) {
 		return "", err
 	}
 	if link.Spec.CIDR != "" && (link.Spec.DNS == nil || !link.Spec.DNS.OmitDNSPropagation) {
-		fmt.Fprintf(w.warnings, "Warning: KubeLink %s has names, as a cluster with kubelink has: there, this file has no use, "+
-			"since its broker tells the device all it needs. A plain peer needs spec.dns.omitDNSPropagation: true\n", name)
+		fmt.Fprintf(w.warnings, "Warning: KubeLink %s has names, as a cluster with kubelink has: there, this file has "+
+			"no use, since its broker tells the device all it needs. A plain peer needs spec.dns.omitDNSPropagation: true\n", name)
 	}
 	f := &wgFile{link: name, cluster: local.Name}
 	for _, step := range []func() error{

@@ -75,8 +75,8 @@ func addFormerFlags(fs *pflag.FlagSet) {
 		add(brokerPrefix+name, ofBroker)
 		add(routerPrefix+name, reason)
 	}
-	for _, name := range []string{"node-cidr", "pod-cidr", "service-cidr", "node-ip", "service", "ipip", "route-table", "rule-priority",
-		"ifce-name", "namespace"} {
+	for _, name := range []string{"node-cidr", "pod-cidr", "service-cidr", "node-ip", "service", "ipip", "route-table",
+		"rule-priority", "ifce-name", "namespace"} {
 		add(brokerPrefix+name+"=", ofBroker)
 	}
 }

@@ -463,8 +463,8 @@ func addManyLinks(t *testing.T, ctx context.Context, b *fleet.Broker) []*v1alpha
 	return links[1:]
 }
 
-// With 250 links of three networks each, the other nodes learn within a second where the gateway is: they do not wait for
-// the statuses of the links.
+// With 250 links of three networks each, the other nodes learn within a second where the gateway is: they do not wait
+// for the statuses of the links.
 func testHolderOfManyLinks(t *testing.T, ctx context.Context, w *twoBrokers, term int) {
 	addManyLinks(t, ctx, w.first)
 	const networks = 3 + 1 + 3*manyLinks

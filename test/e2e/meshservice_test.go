@@ -88,7 +88,8 @@ func TestMeshServiceStates(t *testing.T) {
 	_, err = b.Kubectl(ctx, "create", "service", "clusterip", "nope", "--tcp=80")
 	must(t, err)
 	t.Cleanup(func() { b.Kubectl(context.Background(), "delete", "service", "nope", "--ignore-not-found") })
-	waitMeshService(t, limit, b, "missing", " Ok ", " False ", "service nope has no ready endpoint (IPv4): connections are")
+	waitMeshService(t, limit, b, "missing", " Ok ", " False ",
+		"service nope has no ready endpoint (IPv4): connections are")
 	_, err = b.Kubectl(ctx, "delete", "meshservice", "first")
 	must(t, err)
 	waitMeshService(t, limit, b, "second", " Ok ", " True ")
@@ -117,7 +118,8 @@ func TestMeshServiceStates(t *testing.T) {
 func testServedElsewhere(t *testing.T, ctx context.Context, b *fleet.Broker) {
 	t.Run("served elsewhere", func(t *testing.T) {
 		editCorefile(t, ctx, b, "service kubelink\n", "service kubelink\n        served-links m5\n")
-		waitMeshService(t, 10*time.Second, b, "second", " Stale ", "no broker serves the default mesh: name it in served-links")
+		waitMeshService(t, 10*time.Second, b, "second", " Stale ",
+			"no broker serves the default mesh: name it in served-links")
 	})
 	waitMeshService(t, 15*time.Second, b, "second", " Ok ", " True ")
 	t.Run("mode none", func(t *testing.T) {
@@ -248,7 +250,8 @@ func TestMeshServiceTraffic(t *testing.T) {
 		return nil
 	})
 	t.Logf("refused %v after the change", took)
-	waitMeshService(t, 5*time.Second, b, "scaled", " Ok ", " False ", "has no ready endpoint (IPv4): connections are refused")
+	waitMeshService(t, 5*time.Second, b, "scaled", " Ok ", " False ",
+		"has no ready endpoint (IPv4): connections are refused")
 	s.scale(t, ctx, 1)
 	s.waitNames(t, clients[0], 1)
 }

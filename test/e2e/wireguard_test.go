@@ -404,7 +404,8 @@ func TestWireGuardManyLinks(t *testing.T) {
 	within(t, startTime, "the device to have all peers again", all)
 	peers := time.Since(began)
 	expectMetric(t, b, startTime-peers, `coredns_kubelink_links{state="Up"}`, 2)
-	t.Logf("of a new process the device has all peers after %s, and the two links are Up after %s", peers, time.Since(began))
+	t.Logf("of a new process the device has all peers after %s, and the two links are Up after %s", peers,
+		time.Since(began))
 
 	var changes []time.Duration
 	for i, l := range links[:10] {

@@ -10,8 +10,8 @@ import (
 )
 
 // Open returns a State in which the links of a mesh reach its mesh services: addresses of their own where no ingress
-// list counts, for lists say themselves which addresses they lead to; and ports at the addresses of this cluster, unless
-// a list denies these. No link can claim an address of a mesh service. The argument stays as it is.
+// list counts, for lists say themselves which addresses they lead to; and ports at the addresses of this cluster,
+// unless a list denies these. No link can claim an address of a mesh service. The argument stays as it is.
 func Open(s mesh.State, services []Service) mesh.State {
 	if len(services) == 0 {
 		return s
