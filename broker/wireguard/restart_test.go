@@ -45,14 +45,21 @@ func TestKilledBrokerWithDeviceInProcess(t *testing.T) {
 	t.Logf("%d of %d packets lost", lost, sent)
 }
 
-// A stand-alone wireguard-go outlives the brokers that tell it what to do.
-func TestStandaloneProcessIsAdopted(t *testing.T) {
-	p := newHosts(t, false)
-	alone := p.hosts[0].start("standalone", "kubelink")
+// newStandalonePair starts two connected brokers. A stand-alone wireguard-go has the device of the first one.
+func newStandalonePair(t *testing.T) (p *pair, alone *process) {
+	t.Helper()
+	p = newHosts(t, false)
+	alone = p.hosts[0].start("standalone", "kubelink")
 	alone.await("ready")
 	p.start(0, keyOne)
 	p.start(1, keyTwo)
 	p.connect()
+	return p, alone
+}
+
+// A stand-alone wireguard-go outlives the brokers that tell it what to do.
+func TestStandaloneProcessIsAdopted(t *testing.T) {
+	p, alone := newStandalonePair(t)
 	probe := p.probe()
 	before := p.brokers[0].peer(keyTwo.Public())
 	for range 3 {
@@ -100,12 +107,7 @@ func TestStandaloneProcessIsAdopted(t *testing.T) {
 
 // A process hangs that serves the device: links are Down and say so, and are Up again when it goes on.
 func TestStoppedProcess(t *testing.T) {
-	p := newHosts(t, false)
-	alone := p.hosts[0].start("standalone", "kubelink")
-	alone.await("ready")
-	p.start(0, keyOne)
-	p.start(1, keyTwo)
-	p.connect()
+	p, alone := newStandalonePair(t)
 	b := p.brokers[0]
 	stop := func(s syscall.Signal) {
 		t.Helper()
