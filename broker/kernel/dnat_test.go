@@ -60,7 +60,8 @@ func newServiceBed(t *testing.T) *serviceBed {
 		sysctl -qw net.ipv6.conf.default.accept_dad=0
 		sysctl -qw net.ipv4.icmp_ratelimit=0
 		sysctl -qw net.ipv6.icmp.ratelimit=0
-	`
+		sysctl -qew net.ipv4.icmp_msgs_per_sec=100000 net.ipv4.icmp_msgs_burst=10000
+	` // the kernel sends 50 refusals at once and 1,000 in a second, so that a fast run of the tests would miss some
 	run(t, settings)
 	// join connects a namespace to a device of the node. It knows no route but those in more.
 	join := func(device string, n int, v4, v6, more string) netns.NsHandle {
