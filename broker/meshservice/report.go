@@ -5,6 +5,8 @@ package meshservice
 import (
 	"cmp"
 	"context"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,6 +27,7 @@ type Report struct {
 	object   *v1alpha1.MeshService // as read from the cache; nothing changes it
 	report   service.Report
 	recorder events.EventRecorder
+	written  atomic.Bool // the API server has taken it
 }
 
 // Object is the object that the report is about.
@@ -45,6 +48,7 @@ func (r *Report) Write(ctx context.Context, c client.Client) error {
 	if err := c.Status().Patch(ctx, obj, patch); err != nil {
 		return err
 	}
+	r.written.Store(true)
 	if r.object.Status.State != r.report.State || before != r.report.Ready {
 		r.announce(obj)
 	}
@@ -97,6 +101,7 @@ func (s *Services) Report(recorder events.EventRecorder, tell func([]*Report)) {
 		return
 	}
 	s.reported = true
+	s.noteWritten()
 	var reports []*Report
 	var later time.Duration
 	for i := range s.objects.MeshServices {
@@ -104,6 +109,7 @@ func (s *Services) Report(recorder events.EventRecorder, tell func([]*Report)) {
 		key := client.ObjectKeyFromObject(m)
 		report, ok := s.built.Reports[key]
 		if !ok || hasStatus(m, &report) { // it is about to go, or as it should be
+			delete(s.left, key)
 			continue
 		}
 		if report.Weak && !s.left[key] {
@@ -115,14 +121,26 @@ func (s *Services) Report(recorder events.EventRecorder, tell func([]*Report)) {
 				continue
 			}
 		}
-		delete(s.left, key)
-		reports = append(reports, &Report{m, report, recorder})
+		reports = append(reports, &Report{object: m, report: report, recorder: recorder})
 	}
+	s.told = reports
 	if later > 0 {
 		s.again = true
 		time.AfterFunc(later, w.Wake)
 	}
 	tell(reports)
+}
+
+// noteWritten notes which of the last reports are written. Until then they are told again, however often the services
+// are built anew: the one who writes takes the latest ones only.
+func (s *Services) noteWritten() {
+	s.told = slices.DeleteFunc(s.told, func(r *Report) bool {
+		if !r.written.Load() {
+			return false
+		}
+		delete(s.left, client.ObjectKeyFromObject(r.object))
+		return true
+	})
 }
 
 // isUnserved tells whether a state says that no broker serves a MeshService.

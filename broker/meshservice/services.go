@@ -33,6 +33,7 @@ type Services struct {
 	offers   []mesh.Offer                  // what other clusters are told of built
 	left     map[types.NamespacedName]bool // objects that this broker has served, and others may serve now
 	reported bool                          // Reports of built are told
+	told     []*Report                     // last, without those that are known to be written
 	from     source
 	problem  error // why the objects cannot be read
 	at       time.Time
@@ -160,6 +161,7 @@ func (s *Services) Build(ctx context.Context, around service.Surroundings) {
 			return
 		}
 	}
+	s.noteWritten()
 	before := s.built.Reports
 	s.built = service.Build(&s.objects, &around)
 	s.offers = service.Offers(s.built.Services)

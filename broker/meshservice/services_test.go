@@ -262,6 +262,29 @@ func TestReports(t *testing.T) {
 	}
 }
 
+// What the broker says last of an object that it has served is told until it is written, and not later.
+func TestLastReportIsTold(t *testing.T) {
+	m := meshService("m", "echo", "192.168.0.100")
+	m.Status.State = "Ok"
+	key := types.NamespacedName{Namespace: "ns", Name: "m"}
+	weak := map[types.NamespacedName]service.Report{key: {State: "Stale", Message: "not here", Weak: true}}
+	s := &Services{objects: service.Objects{MeshServices: []v1alpha1.MeshService{*m}}}
+	s.from.watch = &Watch{Config: Config{Wake: func() {}}}
+	s.built.Reports = map[types.NamespacedName]service.Report{key: {State: "Ok", Ready: true}}
+	for n := range 4 {
+		s.noteWritten()
+		s.left, s.built.Reports, s.reported = leftOf(s.left, s.built.Reports, weak), weak, false
+		var told []*Report
+		s.Report(nil, func(r []*Report) { told = r })
+		if (len(told) == 1) != (n < 3) {
+			t.Fatalf("built %d times: told %+v", n+1, told)
+		}
+		if n == 2 {
+			told[0].written.Store(true)
+		}
+	}
+}
+
 // A status is as it should be only if all of it is.
 func TestHasStatus(t *testing.T) {
 	r := service.Report{State: "Ok", Message: "service echo has no ready endpoint"}
