@@ -175,6 +175,8 @@ func (ch *channel) checkTerms(h *hello.Hello) (refused error) {
 		refused, _ = ch.leader.CheckTerms(h, own, ch.moment())
 		if refused != nil && h.Terms.Followed > own {
 			ch.stepAside(own, refused)
+		} else if refused != nil && ch.state == channelLost { // the sender leaves the session: it counts no more
+			ch.lostAt = ch.now()
 		}
 	})
 	return refused

@@ -102,6 +102,6 @@ func TestSupersededBrokerLeavesPeer(t *testing.T) {
 	r.toTwo.Host = r.link[1] // as a load balancer does, which leads to the other broker now
 	began := time.Now()
 	r.peer.set(r.toTwo)
-	r.ends[1].awaitStatus(link.Up, "", 30*time.Second)
+	r.ends[1].awaitStatus(link.Up, "", time.Minute) // silence, the memory of the term, and two sessions or more
 	t.Logf("the peer has the other broker after %s", time.Since(began))
 }
