@@ -20,7 +20,10 @@ type redial struct {
 	due       time.Duration // when to dial next
 	pause     time.Duration // after that, if it fails
 	failures  int           // since the peer was alive last
-	lostAt    time.Duration // since when the peer is lost, or only a broker with a lower term was there; after silence, when that began
+
+	// Since when the peer is lost; after silence, when that began. A broker that this end has refused since then is no
+	// peer.
+	lostAt time.Duration
 }
 
 // wakeDialer has the dial loop look at everything.
