@@ -201,7 +201,8 @@ func (r *reconcilerRun) writePlace(s *mesh.State, pending error) {
 	if r.gateway == nil || r.holder.Role != lease.Holder {
 		r.places.Set(name, nil, nil)
 	} else if pending == nil {
-		spec, err := linkgateway.NewSpec(&r.gateway.place.Place, s, r.holder.Term, r.cfg.kernelConfig().MTU)
+		own := service.Outside(s.Meshes, r.services.List())
+		spec, err := linkgateway.NewSpec(&r.gateway.place.Place, s, own, r.holder.Term, r.cfg.kernelConfig().MTU)
 		if v := r.cfg.VXLAN; v.Wanted {
 			spec.VXLAN = &v1alpha1.GatewayVXLAN{VNI: int32(v.vni()), Port: int32(v.port())}
 		}

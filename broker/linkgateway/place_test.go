@@ -121,7 +121,7 @@ func TestNodeStaysNode(t *testing.T) {
 	}
 }
 
-// Networks are those of meshes and of routes: canonical, sorted, each once.
+// Networks are those of meshes, of routes and of the gateway itself: canonical, sorted, each once.
 func TestNewSpec(t *testing.T) {
 	state := &mesh.State{
 		Meshes: []mesh.Mesh{{Addresses: cidrs("192.168.0.11/24")}, {Addresses: cidrs("fd02::1/64")}},
@@ -130,14 +130,15 @@ func TestNewSpec(t *testing.T) {
 			{Destination: netip.MustParsePrefix("fd02::/64")}, {Destination: netip.MustParsePrefix("100.64.16.0/20")}},
 	}
 	node := Place{Node: "node1", NodeIPs: []netip.Addr{ip("10.250.0.5")}, MTU: 9001}
-	got, err := NewSpec(&node, state, 3, 1500)
+	got, err := NewSpec(&node, state, []netip.Prefix{netip.MustParsePrefix("198.18.0.1/32")}, 3, 1500)
 	want := &v1alpha1.LinkGatewaySpec{Node: "node1", NodeIPs: []v1alpha1.GatewayIP{"10.250.0.5"}, Term: 3, MTU: 1500,
-		Networks: []v1alpha1.GatewayNetwork{"10.7.0.0/16", "100.64.16.0/20", "192.168.0.0/24", "fd02::/64"}}
+		Networks: []v1alpha1.GatewayNetwork{"10.7.0.0/16", "100.64.16.0/20", "192.168.0.0/24", "198.18.0.1/32",
+			"fd02::/64"}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	pod := Place{Node: "node1", InPod: true, Pod: "kubelink-abc", PodIPs: []netip.Addr{ip("100.96.1.7")}, MTU: 1450}
-	got, err = NewSpec(&pod, &mesh.State{}, 0, 1500)
+	got, err = NewSpec(&pod, &mesh.State{}, nil, 0, 1500)
 	want = &v1alpha1.LinkGatewaySpec{Node: "node1", Pod: "kubelink-abc", MTU: 1450,
 		PodIPs: []v1alpha1.GatewayIP{"100.96.1.7"}}
 	if err != nil || !reflect.DeepEqual(got, want) {
@@ -152,7 +153,7 @@ func TestTooManyNetworks(t *testing.T) {
 		a := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1})
 		state.Routes = append(state.Routes, mesh.Route{Destination: netip.PrefixFrom(a, 32)})
 	}
-	spec, err := NewSpec(&Place{Node: "node1"}, state, 0, 1500)
+	spec, err := NewSpec(&Place{Node: "node1"}, state, nil, 0, 1500)
 	if n := len(spec.Networks); n != maxNetworks || spec.Networks[n-1] != "192.168.0.0/24" || err == nil ||
 		!strings.Contains(err.Error(), "5001 networks") {
 		t.Errorf("%d networks, %v", n, err)

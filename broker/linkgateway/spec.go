@@ -14,10 +14,12 @@ import (
 // maxNetworks is the bound of the CRD.
 const maxNetworks = 4096
 
-// NewSpec says where the gateway of the links of a state is. tunnelMTU is the MTU of the interface to the links, in
-// bytes. The error is about networks that there is no room for.
-func NewSpec(p *Place, s *mesh.State, term uint32, tunnelMTU int) (*v1alpha1.LinkGatewaySpec, error) {
-	networks, err := listNetworks(s)
+// NewSpec says where the gateway of the links of a state is. It leads to own networks, too. tunnelMTU is the MTU of the
+// interface to the links, in bytes. The error is about networks that there is no room for.
+func NewSpec(p *Place, s *mesh.State, own []netip.Prefix, term uint32, tunnelMTU int) (
+	*v1alpha1.LinkGatewaySpec, error,
+) {
+	networks, err := listNetworks(s, own)
 	spec := &v1alpha1.LinkGatewaySpec{
 		Node: p.Node, NodeIPs: textsOf(p.NodeIPs), Networks: networks, Term: int64(term),
 	}
@@ -37,11 +39,11 @@ func textsOf(addresses []netip.Addr) (texts []v1alpha1.GatewayIP) {
 	return texts
 }
 
-// listNetworks lists what the gateway routes into meshes. The range of a mesh that brokers share leads to any of them:
+// listNetworks lists what the gateway routes into meshes, and what is its own. The range of a mesh that brokers share leads to any of them:
 // so each lists the addresses of its links in it. If there is no room for all, the widest networks are listed:
 // that leaves out the fewest addresses.
-func listNetworks(s *mesh.State) (texts []v1alpha1.GatewayNetwork, err error) {
-	var all []netip.Prefix
+func listNetworks(s *mesh.State, own []netip.Prefix) (texts []v1alpha1.GatewayNetwork, err error) {
+	all := slices.Clone(own)
 	for _, m := range s.Meshes {
 		all = append(all, m.Addresses.Masked()...)
 	}

@@ -56,6 +56,18 @@ func otherRanges(meshes []mesh.Mesh, own mesh.Prefixes) (ranges []netip.Prefix) 
 	return ranges
 }
 
+// Outside returns the addresses of services that lie in no mesh of this cluster, in order, each once.
+func Outside(meshes []mesh.Mesh, services []Service) (outside []netip.Prefix) {
+	for i := range services {
+		a := services[i].Address
+		if !slices.ContainsFunc(meshes, func(m mesh.Mesh) bool { return m.Addresses.Contains(a) }) {
+			outside = append(outside, full(a))
+		}
+	}
+	slices.SortFunc(outside, netip.Prefix.Compare)
+	return slices.Compact(outside)
+}
+
 func full(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 func openAddresses(rules []mesh.Rule, unlisted bool, reached []netip.Addr) []mesh.Rule {

@@ -52,8 +52,8 @@ type LinkGatewaySpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.size() < 2 || !self.all(a, isIP(a)) || ip(self[0]).family() != ip(self[1]).family()",message="spec.podIPs has two addresses of one family: keep one of them"
 	PodIPs []GatewayIP `json:"podIPs,omitempty"`
 
-	// Networks are all that the gateway leads to: the ranges of meshes, and of accepted links cidr and egress. They are
-	// sorted, and each is there once.
+	// Networks are all that the gateway leads to: the ranges of meshes, of accepted links cidr and egress, and addresses
+	// of MeshServices outside of the meshes. They are sorted, and each is there once.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=4096
