@@ -71,7 +71,7 @@ const (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=1"
+// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=2"
 // +kubebuilder:resource:scope=Cluster,path=kubelinks,singular=kubelink,shortName=klink
 // +kubebuilder:printcolumn:name="CIDR",type=string,JSONPath=`.spec.cidr`
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.clusterAddress`
