@@ -336,10 +336,13 @@ func (n *node) set(peers ...mesh.Peer) {
 	}
 }
 
+// patience is for what comes at once on an idle machine.
+const patience = 30 * time.Second
+
 // await waits until cond, which a change of status or a counter may bring about.
 func (n *node) await(what string, cond func() bool) {
 	n.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	poll := time.NewTicker(2 * time.Millisecond) // counters have no event
 	defer poll.Stop()
 	for !cond() {
@@ -390,7 +393,7 @@ func (n *node) receive() []byte {
 	select {
 	case p := <-n.tun.out:
 		return p
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		n.t.Fatalf("no packet\n%+v\n%+v", n.Statuses(), n.Stats())
 		return nil
 	}
