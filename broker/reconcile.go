@@ -164,21 +164,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	globalErr := r.updateGlobalNames(ctx, state.Zones)
 	open := service.Open(state, r.services.List())
 	err, pending := r.apply(&open, accesses, port)
-	r.health.change(func(h *health) {
-		failed := errors.Join(err, portErr)
-		if !r.creds.Usable() { // with the former credentials, links and names go on
-			failed = errors.Join(failed, credErr)
-		}
-		failed = errors.Join(failed, globalErr)
-		if r.holder.Role == lease.Unknown {
-			failed = errors.Join(failed, errNoHolder)
-		}
-		if h.applied != nil { // a broker that was ready stays so while the kernel is being told
-			failed = errors.Join(failed, pending)
-		}
-		h.controllers, h.applied = nil, failed
-	})
-
+	r.noteApplied(errors.Join(err, portErr), credErr, globalErr, pending)
 	r.writePlace(&state, pending)
 	r.snapshot.Load().KeepLinks(list.Items)
 	r.writer.SetOutcome(r.newOutcome(&objects, &state, errors.Join(err, portErr), pending, credErr))
@@ -192,6 +178,23 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 		again = min(again, kernel.Grace)
 	}
 	return reconcile.Result{RequeueAfter: again}, nil
+}
+
+// noteApplied tells the health checks what has failed, and what is pending.
+func (r *reconcilerRun) noteApplied(failed, credErr, globalErr, pending error) {
+	if r.creds.Usable() { // with the former credentials, links and names go on
+		credErr = nil
+	}
+	failed = errors.Join(failed, credErr, globalErr)
+	if r.holder.Role == lease.Unknown {
+		failed = errors.Join(failed, errNoHolder)
+	}
+	r.health.change(func(h *health) {
+		if h.applied != nil { // a broker that was ready stays so while the kernel is being told
+			failed = errors.Join(failed, pending)
+		}
+		h.controllers, h.applied = nil, failed
+	})
 }
 
 // writePlace says to the API where the gateway is. While the kernel is still being told, packets of other nodes would
