@@ -169,6 +169,30 @@ func TestAcceptedOffers(t *testing.T) {
 	checkEqual(t, "zone of a peer that may offer", zone(build(offering("k2"))).Name, "k2.kubelink.")
 }
 
+// A cluster whose service network is not routed, because it is the own one, has the names of what it offers.
+func TestNamesWithoutNetwork(t *testing.T) {
+	o := new(objs).addLocal("here", "192.168.0.11/24").add("k2", "192.168.0.12/24", "b.example", cidr("100.64.0.0/20"))
+	list := []Offer{offer("web", "192.168.0.100", webPort)}
+	for name, c := range map[string]struct {
+		offers map[string]*Offers
+		names  []string
+		want   []Offer
+	}{
+		"a peer that offers nothing":       {offering("k2"), []string{"here.kubelink.", "k2.kubelink."}, nil},
+		"a peer that offers":               {offering("k2", list...), []string{"here.kubelink.", "k2.kubelink."}, list},
+		"a peer that can announce nothing": {nil, []string{"here.kubelink."}, nil},
+	} {
+		s := Build(Objects{Links: o.list, Offers: c.offers}, cluster1())
+		var names []string
+		var got []Offer
+		for _, z := range s.Zones[0].Clusters {
+			names, got = append(names, z.Name), append(got, z.Offers...)
+		}
+		checkEqual(t, name, names, c.names)
+		checkEqual(t, name, got, c.want)
+	}
+}
+
 // The local cluster has the names of what it offers in a mesh, and of nothing else.
 func TestNameOffers(t *testing.T) {
 	s := threeClusters().build(cluster1())

@@ -59,24 +59,27 @@ func (n *naming) readNames(l *linkEntry) *Problem {
 				"names come from the DNS service of the cluster, not from its API server: %v", noAPI)
 		}
 	case zone.API.Use:
-	case len(l.unrouted) > 0 && (!service.IsValid() || l.unrouted.Contains(service)): // there is a note
-		return nil
-	case service.IsValid():
-		n.reports.addNote(l.Name,
-			"no DNS: spec.dns.dnsIP %s is not routed to this link; add it to spec.egress", service)
-		if n.offers[l.Name] == nil {
-			return nil
-		}
-	case n.offers[l.Name] == nil || len(n.offers[l.Name].List) == 0:
-		n.reports.addNote(l.Name,
-			"no DNS: the address of the cluster's DNS service is unknown; "+
-				"set spec.dns.dnsIP, or spec.dns.omitDNSPropagation: true")
-		if n.offers[l.Name] == nil {
+	default:
+		if n.noteNoService(l, service); n.offers[l.Name] == nil {
 			return nil
 		}
 	}
 	l.dns, n.taken[zone.Name] = zone, l.Name
 	return nil
+}
+
+// noteNoService says why the DNS service of a link's cluster is not asked. Its mesh services may have names all the same.
+func (n *naming) noteNoService(l *linkEntry, service netip.Addr) {
+	switch {
+	case len(l.unrouted) > 0 && (!service.IsValid() || l.unrouted.Contains(service)): // there is a note
+	case service.IsValid():
+		n.reports.addNote(l.Name,
+			"no DNS: spec.dns.dnsIP %s is not routed to this link; add it to spec.egress", service)
+	case n.offers[l.Name] == nil || len(n.offers[l.Name].List) == 0:
+		n.reports.addNote(l.Name,
+			"no DNS: the address of the cluster's DNS service is unknown; "+
+				"set spec.dns.dnsIP, or spec.dns.omitDNSPropagation: true")
+	}
 }
 
 // clusterName is the sub-domain of a link's cluster; empty if there can be none, which is noted. Among links the older
