@@ -44,7 +44,7 @@ const stubDomain = `%s:53 {
 `
 
 func (c *Cluster) startDNS(ctx context.Context) error {
-	if c.testbed.opts.CoreDNS == "" {
+	if !c.hasDNS() {
 		return nil
 	}
 	if err := c.createDNSAccount(ctx); err != nil {
@@ -53,7 +53,7 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	labels := map[string]string{"k8s-app": "kube-dns"}
 	internet := ""
 	if c.opts.isReal() {
-		internet = "\n    forward . " + routerAddress.String()
+		internet = "\n    forward . " + RouterAddress.String()
 	}
 	text := fmt.Sprintf(corefile, internet, c.filePath(customDNS))
 	if err := os.WriteFile(c.filePath("Corefile"), []byte(text), 0o644); err != nil {
@@ -102,6 +102,9 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	}
 	return err
 }
+
+// hasDNS says whether the cluster has a DNS. Without kube-proxy, no address leads there.
+func (c *Cluster) hasDNS() bool { return c.testbed.opts.CoreDNS != "" && c.proxyMode() != ProxyNone }
 
 // createDNSAccount creates the service account of the cluster DNS, and its rights.
 func (c *Cluster) createDNSAccount(ctx context.Context) error {

@@ -217,6 +217,7 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 const (
 	ProxyIPTables = "iptables"
 	ProxyNFTables = "nftables"
+	ProxyNone     = "none" // there is no kube-proxy: addresses of services, cluster DNS included, lead nowhere
 )
 
 // controllers returns which controllers the cluster has.
@@ -240,6 +241,10 @@ func (c *Cluster) proxyMode() string {
 func (n *Node) startProxy(mode string) (err error) {
 	b := n.cluster.testbed
 	n.proxyMode = mode
+	if mode == ProxyNone {
+		n.proxy = nil
+		return nil
+	}
 	healthz := ""
 	if n.isReal() {
 		healthz = "0.0.0.0:10256" // the health check of services with externalTrafficPolicy Local is a part of it
@@ -262,6 +267,9 @@ func (n *Node) proxyFlags() []string {
 
 // waitProxy waits until kube-proxy forwards the first service of the cluster.
 func (n *Node) waitProxy(ctx context.Context) error {
+	if n.proxy == nil {
+		return nil
+	}
 	return n.proxy.waitUntil(ctx, "kube-proxy on "+n.Name,
 		func(ctx context.Context) error { return n.checkService(ctx, n.cluster.APIAddress) })
 }
@@ -281,8 +289,11 @@ func (n *Node) SetProxyMode(ctx context.Context, mode string) error {
 	return n.waitProxy(ctx)
 }
 
-// checkService returns nil if kube-proxy on the node forwards the service address to endpoints.
+// checkService returns nil if kube-proxy on the node forwards the service address to endpoints, or if there is none.
 func (n *Node) checkService(ctx context.Context, service netip.Addr) error {
+	if n.proxyMode == ProxyNone {
+		return nil
+	}
 	if n.proxyMode == ProxyNFTables {
 		services, err := n.Run(ctx, "nft", "list", "map", "ip", "kube-proxy", "service-ips")
 		if err == nil && !strings.Contains(services, service.String()+" ") {

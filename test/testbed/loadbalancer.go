@@ -1,7 +1,8 @@
 package testbed
 
 // This file plays the load balancer of clusters with real nodes, on their routers: it leads the public address of
-// services of type LoadBalancer to their node ports, on the nodes that a health check finds good.
+// services of type LoadBalancer to their node ports, on the nodes that a health check finds good. Without kube-proxy
+// there are no node ports: it leads to pods, which must have the network of their nodes.
 
 import (
 	"context"
@@ -144,6 +145,9 @@ func (b *loadBalancer) balance(ctx context.Context) {
 func (b *loadBalancer) goodNodes(ctx context.Context, s *corev1.Service) []netip.Addr {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
+	if b.cluster.proxyMode() == ProxyNone {
+		return b.findPods(ctx, s)
+	}
 	b.cluster.testbed.mu.Lock()
 	nodes := b.cluster.Nodes
 	b.cluster.testbed.mu.Unlock()
@@ -177,14 +181,34 @@ func (b *loadBalancer) goodNodes(ctx context.Context, s *corev1.Service) []netip
 	return good
 }
 
+// findPods returns the addresses of the pods behind a service. While the API server is away, nothing changes.
+func (b *loadBalancer) findPods(ctx context.Context, s *corev1.Service) (all []netip.Addr) {
+	pods := &corev1.PodList{}
+	err := b.cluster.Client.List(ctx, pods, client.InNamespace(s.Namespace), client.MatchingLabels(s.Spec.Selector))
+	if err != nil {
+		return slices.SortedFunc(maps.Keys(b.backends), netip.Addr.Compare)
+	}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		if addr, err := netip.ParseAddr(p.Status.PodIP); err == nil && p.DeletionTimestamp == nil {
+			all = append(all, addr)
+		}
+	}
+	return all
+}
+
 // rulesOf spreads connections to the service's ports evenly over nodes.
 func (b *loadBalancer) rulesOf(s *corev1.Service, nodes []netip.Addr) string {
 	var rules strings.Builder
 	for _, port := range s.Spec.Ports {
+		to := port.NodePort
+		if b.cluster.proxyMode() == ProxyNone {
+			to = port.TargetPort.IntVal
+		}
 		for i, node := range nodes {
 			fmt.Fprintf(&rules, "-A LOAD-BALANCER -d %s -p %s --dport %d -m statistic --mode random --probability %.5f"+
 				" -j DNAT --to-destination %s:%d\n", b.cluster.PublicAddress, strings.ToLower(string(port.Protocol)),
-				port.Port, 1/float64(len(nodes)-i), node, port.NodePort)
+				port.Port, 1/float64(len(nodes)-i), node, to)
 		}
 	}
 	return rules.String()

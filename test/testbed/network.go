@@ -20,7 +20,7 @@ var (
 	MeshCIDR = netip.MustParsePrefix("192.168.0.0/24")
 
 	internetCIDR   = netip.MustParsePrefix("172.31.0.0/24")
-	routerAddress  = netip.MustParseAddr("10.250.0.1")
+	RouterAddress  = netip.MustParseAddr("10.250.0.1")
 	controlAddress = netip.MustParseAddr("10.250.0.2")
 	podGateway     = netip.MustParseAddr("169.254.1.1") // no host has it: the node answers for it (proxy ARP)
 )
@@ -43,7 +43,14 @@ var forwarding = []string{
 // wireCluster makes the router, the control plane's host and the nodes of cluster i.
 func (b *Testbed) wireCluster(i int) (_ *Cluster, err error) {
 	name := fmt.Sprintf("kubelink%d", i)
-	services := netip.PrefixFrom(nthAddress(netip.MustParseAddr("100.64.0.0"), (i-1)<<12), 20)
+	var opts ClusterOptions
+	if i <= len(b.opts.Clusters) {
+		opts = b.opts.Clusters[i-1]
+	}
+	services := opts.ServiceCIDR
+	if !services.IsValid() {
+		services = netip.PrefixFrom(nthAddress(netip.MustParseAddr("100.64.0.0"), (i-1)<<12), 20)
+	}
 	c := &Cluster{
 		Name:           name,
 		FQDN:           "kubelink." + name + ".example",
@@ -54,9 +61,7 @@ func (b *Testbed) wireCluster(i int) (_ *Cluster, err error) {
 		DNSAddress:     nthAddress(services.Addr(), 10),
 		MeshDNSAddress: nthAddress(services.Addr(), 11),
 		testbed:        b,
-	}
-	if i <= len(b.opts.Clusters) {
-		c.opts = b.opts.Clusters[i-1]
+		opts:           opts,
 	}
 	if c.Router, err = b.newHost(name+"-router", resolver{}, nil, forwarding...); err != nil {
 		return nil, err
@@ -69,7 +74,7 @@ func (b *Testbed) wireCluster(i int) (_ *Cluster, err error) {
 	}
 	if err := errors.Join(
 		b.internet.addToBridge(name, "internet"),
-		c.Router.addAddress("lan", netip.PrefixFrom(routerAddress, NodeCIDR.Bits())),
+		c.Router.addAddress("lan", netip.PrefixFrom(RouterAddress, NodeCIDR.Bits())),
 		c.Router.addAddress("public", netip.PrefixFrom(c.PublicAddress, internetCIDR.Bits())),
 	); err != nil {
 		return nil, err
@@ -110,7 +115,7 @@ func (c *Cluster) loadBalancerRules() string {
 func (c *Cluster) attachHost(name string, addr netip.Addr) (*Host, error) {
 	dns := resolver{}
 	if c.opts.isReal() {
-		dns.server = routerAddress // see serveInternetNames
+		dns.server = RouterAddress // see serveInternetNames
 	}
 	h, err := c.testbed.newHost(c.Name+"-"+name, dns, nil, forwarding...)
 	if err != nil {
@@ -124,7 +129,7 @@ func (c *Cluster) attachHost(name string, addr netip.Addr) (*Host, error) {
 		c.Router.setMTU(name, c.opts.mtu()),
 		c.Router.addToBridge(name, "lan"),
 		h.addAddress("eth0", netip.PrefixFrom(addr, NodeCIDR.Bits())),
-		h.addRoute("eth0", netip.Prefix{}, routerAddress),
+		h.addRoute("eth0", netip.Prefix{}, RouterAddress),
 	)
 }
 

@@ -119,7 +119,7 @@ func (p *Pod) makeHost(_ context.Context, name string, opts PodOptions) (err err
 
 // resolverOf returns what pods of a namespace have in their resolv.conf.
 func resolverOf(c *Cluster, namespace string) resolver {
-	if c.testbed.opts.CoreDNS == "" {
+	if !c.hasDNS() {
 		return resolver{}
 	}
 	return resolver{server: c.DNSAddress,

@@ -72,11 +72,11 @@ func (c *Cluster) serveInternetNames(names map[string]netip.Addr) error {
 		}
 		w.WriteMsg(answer)
 	})
-	datagrams, err := c.Router.ListenPacket("udp4", netip.AddrPortFrom(routerAddress, 53).String())
+	datagrams, err := c.Router.ListenPacket("udp4", netip.AddrPortFrom(RouterAddress, 53).String())
 	if err != nil {
 		return err
 	}
-	listener, err := c.Router.Listen("tcp4", netip.AddrPortFrom(routerAddress, 53).String())
+	listener, err := c.Router.Listen("tcp4", netip.AddrPortFrom(RouterAddress, 53).String())
 	if err != nil {
 		return err
 	}

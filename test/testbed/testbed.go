@@ -47,6 +47,8 @@ type ClusterOptions struct {
 	PodNetwork string
 	ProxyMode  string // of kube-proxy; empty: as Options say
 	MTU        int    // of its nodes and pods, bytes; 0: 1500
+	// network of its services, with 11 addresses at least; not valid: no other cluster has it
+	ServiceCIDR netip.Prefix
 }
 
 func (o ClusterOptions) isReal() bool { return o.PodNetwork != "" }
