@@ -66,13 +66,19 @@ func serveEcho(ctx context.Context, tcp, udp string) error {
 	}
 }
 
-// newHandler answers with the client's address. Path /bytes/N has the first N bytes of ChaCha8 with a seed of zeros.
+// newHandler answers with the client's address. Path /names has the name of the pod before it. Path /bytes/N has the
+// first N bytes of ChaCha8 with a seed of zeros.
 func newHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		client, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Println("request from", client)
 		io.WriteString(w, client)
+	})
+	mux.HandleFunc("/names", func(w http.ResponseWriter, r *http.Request) {
+		name, _ := os.Hostname()
+		client, _, _ := net.SplitHostPort(r.RemoteAddr)
+		fmt.Fprint(w, name, " ", client)
 	})
 	mux.HandleFunc("/bytes/{n}", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.ParseInt(r.PathValue("n"), 10, 64)
