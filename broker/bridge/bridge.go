@@ -193,6 +193,7 @@ func (b *Bridge) buildTable(peers []mesh.Peer, local []netip.Prefix) (
 	table *routingTable, next map[string]*peer, added []*peer,
 ) {
 	table, next = &routingTable{}, make(map[string]*peer, len(peers))
+	verdicts := verdictTables{}
 	for _, n := range local {
 		table.routes.Insert(n, nil)
 	}
@@ -209,7 +210,7 @@ func (b *Bridge) buildTable(peers []mesh.Peer, local []netip.Prefix) (
 			}
 			added = append(added, p)
 		}
-		p.filter.Store(newIngressFilter(spec))
+		p.filter.Store(newIngressFilter(spec, verdicts))
 		for _, n := range spec.Networks {
 			table.routes.Insert(n, p)
 		}

@@ -28,20 +28,18 @@ const (
 
 // ingressFilter is what one peer may send.
 type ingressFilter struct {
-	verdicts bart.Table[verdict]         // the longest prefix decides
+	verdicts *bart.Table[verdict]        // the longest prefix decides
 	carried  *bart.Table[*ingressFilter] // instead of verdicts, by source; nil: the peer carries no other links
 	open     []mesh.LocalPort            // sorted
 }
 
-func newIngressFilter(spec *mesh.Peer) *ingressFilter {
-	f := &ingressFilter{open: spec.Open}
-	f.insertRules(spec.Ingress)
+func newIngressFilter(spec *mesh.Peer, tables verdictTables) *ingressFilter {
+	f := &ingressFilter{open: spec.Open, verdicts: tables.tableOf(spec.Ingress)}
 	if len(spec.Carried) > 0 {
 		f.carried = new(bart.Table[*ingressFilter])
 	}
 	for i := range spec.Carried {
-		c := &ingressFilter{open: spec.Open}
-		c.insertRules(spec.Carried[i].Ingress)
+		c := &ingressFilter{open: spec.Open, verdicts: tables.tableOf(spec.Carried[i].Ingress)}
 		for _, n := range spec.Carried[i].Networks {
 			f.carried.Insert(n, c)
 		}
@@ -49,7 +47,30 @@ func newIngressFilter(spec *mesh.Peer) *ingressFilter {
 	return f
 }
 
-func (f *ingressFilter) insertRules(rules []mesh.Rule) {
+// verdictTables are the tables of lists: hundreds of links may share one list, which lets them reach thousands of mesh
+// services.
+type verdictTables map[sharedList]*bart.Table[verdict]
+
+// sharedList is a list by its place in memory.
+type sharedList struct {
+	first *mesh.Rule
+	count int
+}
+
+// tableOf returns the table of a list. It does not change afterwards.
+func (v verdictTables) tableOf(rules []mesh.Rule) *bart.Table[verdict] {
+	if len(rules) == 0 {
+		return new(bart.Table[verdict])
+	}
+	list := sharedList{&rules[0], len(rules)}
+	if v[list] == nil {
+		v[list] = newVerdicts(rules)
+	}
+	return v[list]
+}
+
+func newVerdicts(rules []mesh.Rule) *bart.Table[verdict] {
+	table := new(bart.Table[verdict])
 	for _, r := range rules {
 		v := denied
 		switch {
@@ -60,8 +81,9 @@ func (f *ingressFilter) insertRules(rules []mesh.Rule) {
 		case r.Allow:
 			v = allowed
 		}
-		f.verdicts.Insert(r.Prefix, v)
+		table.Insert(r.Prefix, v)
 	}
+	return table
 }
 
 // ofSource is the filter for packets from a source, which is routed to the peer.

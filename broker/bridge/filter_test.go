@@ -181,7 +181,8 @@ var fragmentCases = []struct {
 }
 
 func newNodeFilter() *ingressFilter {
-	return newIngressFilter(&mesh.Peer{Open: []mesh.LocalPort{{Protocol: "tcp", Port: 53}, {Protocol: "udp", Port: 54}}})
+	return newIngressFilter(&mesh.Peer{Open: []mesh.LocalPort{{Protocol: "tcp", Port: 53}, {Protocol: "udp", Port: 54}}},
+		verdictTables{})
 }
 
 func TestAllowsNode(t *testing.T) {
@@ -232,7 +233,7 @@ func TestNodeFilter(t *testing.T) {
 	node.Ingress = append(slices.Clone(spec.Ingress),
 		mesh.Rule{Prefix: netip.MustParsePrefix("192.168.0.11/32"), Allow: true, Node: true},
 		mesh.Rule{Prefix: netip.MustParsePrefix("fd00::11/128"), Allow: true, Node: true})
-	s.peer.filter.Store(newIngressFilter(&node))
+	s.peer.filter.Store(newIngressFilter(&node, verdictTables{}))
 	drops := &s.peer.counters.drops[DropNode]
 	receive := func(p []byte) bool {
 		before := drops.Load()
@@ -272,7 +273,7 @@ func FuzzNode(f *testing.F) {
 	for _, c := range fragmentCases {
 		f.Add(c.packet)
 	}
-	filter := newIngressFilter(&mesh.Peer{})
+	filter := newIngressFilter(&mesh.Peer{}, verdictTables{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, _, ok := parseAddresses(b); !ok || !filter.allowsNode(nodePing, b, vnetHeader{}) {
 			return
@@ -423,6 +424,42 @@ func TestPacketsThatMayNotPass(t *testing.T) {
 			if dropped == rest {
 				t.Errorf("%s, ingress %v: dropped %v", c.name, list, dropped)
 			}
+		}
+	}
+}
+
+// Links with one list share its table, and no others do.
+func TestSharedVerdicts(t *testing.T) {
+	rules := []mesh.Rule{{Prefix: netip.MustParsePrefix("100.64.0.0/20"), Allow: true},
+		{Prefix: netip.MustParsePrefix("192.168.0.100/32"), Allow: true}}
+	tables := verdictTables{}
+	one, two := newIngressFilter(&mesh.Peer{Ingress: rules}, tables), newIngressFilter(&mesh.Peer{Ingress: rules}, tables)
+	shorter := newIngressFilter(&mesh.Peer{Ingress: rules[:1]}, tables)
+	none := newIngressFilter(&mesh.Peer{}, tables)
+	if one.verdicts != two.verdicts {
+		t.Error("two tables of one list")
+	}
+	for _, c := range []struct {
+		filter *ingressFilter
+		want   verdict
+	}{{one, allowed}, {shorter, denied}, {none, denied}} {
+		if v, _ := c.filter.verdicts.Lookup(netip.MustParseAddr("192.168.0.100")); v != c.want {
+			t.Errorf("verdict %d, want %d", v, c.want)
+		}
+	}
+}
+
+// BenchmarkFilters: 250 links reach 1,000 mesh services.
+func BenchmarkFilters(b *testing.B) {
+	var rules []mesh.Rule
+	for i := range 1000 {
+		a := netip.AddrFrom4([4]byte{10, 200, byte(i >> 8), byte(i)})
+		rules = append(rules, mesh.Rule{Prefix: netip.PrefixFrom(a, 32), Allow: true})
+	}
+	for b.Loop() {
+		tables := verdictTables{}
+		for range 250 {
+			newIngressFilter(&mesh.Peer{Ingress: rules}, tables)
 		}
 	}
 }

@@ -283,7 +283,7 @@ func FuzzPacket(f *testing.F) {
 	}
 	defer b.Close(false)
 	p := newPeer(b.shared, b.router, b.iface, &spec)
-	p.filter.Store(newIngressFilter(&spec))
+	p.filter.Store(newIngressFilter(&spec, verdictTables{}))
 	routes := &routingTable{}
 	for _, n := range spec.Networks {
 		routes.routes.Insert(n, p)

@@ -64,8 +64,15 @@ type firewall struct {
 	meshes   []netip.Prefix // Local.First of peers
 	networks []ownedNetwork // of the family
 	routes   bart.Table[int]
-	policies map[string]string // targets by lists
+	policies []policy
 	chains   []innerChain
+}
+
+// policy has the target for what links with a list send.
+type policy struct {
+	rules   []mesh.Rule
+	entries []entry // of the family
+	target  string
 }
 
 // ownedNetwork is a network of a peer, or a local one.
@@ -79,7 +86,7 @@ const notPeer = -1
 // firewallChains returns the rules with which the guard begins, those for the port of peers, and the chains that both
 // need.
 func firewallChains(fw *Firewall, family int) (first, control []string, chains []innerChain) {
-	f := &firewall{Firewall: fw, family: family, policies: map[string]string{}}
+	f := &firewall{Firewall: fw, family: family}
 	f.readNetworks()
 	for _, name := range []string{dropSource, dropDestination, dropNode} {
 		f.chains = append(f.chains, innerChain{name, []string{"-A " + name + " -j DROP"}})
@@ -259,9 +266,7 @@ func (f *firewall) applyPolicies() string {
 		}
 	}
 	if len(f.policies) == 1 {
-		for _, only := range f.policies {
-			return only
-		}
+		return f.policies[0].target
 	}
 	// All sources that come here are of links: what is between them does not matter.
 	return f.tree(ingressChain, "-s", "-g "+dropDestination, func(n ownedNetwork) string {
@@ -274,6 +279,11 @@ func (f *firewall) applyPolicies() string {
 
 // addPolicy returns the target for the packets of links with these rules.
 func (f *firewall) addPolicy(rules []mesh.Rule) string {
+	for _, p := range f.policies { // the list of hundreds of links may be one with thousands of mesh services
+		if slices.Equal(p.rules, rules) {
+			return p.target
+		}
+	}
 	var entries []entry
 	for _, r := range rules {
 		if FamilyOf(r.Prefix.Addr()) != f.family {
@@ -288,12 +298,13 @@ func (f *firewall) addPolicy(rules []mesh.Rule) string {
 		}
 		entries = append(entries, entry{r.Prefix, target})
 	}
-	key := fmt.Sprint(entries)
-	target, known := f.policies[key]
-	if !known {
-		target = f.addTree(fmt.Sprintf("%s-%d", policyChain, len(f.policies)), "-d", entries, "-g "+dropDestination)
-		f.policies[key] = target
+	for _, p := range f.policies {
+		if slices.Equal(p.entries, entries) {
+			return p.target
+		}
 	}
+	target := f.addTree(fmt.Sprintf("%s-%d", policyChain, len(f.policies)), "-d", entries, "-g "+dropDestination)
+	f.policies = append(f.policies, policy{rules, entries, target})
 	return target
 }
 

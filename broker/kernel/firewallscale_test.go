@@ -10,7 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/mesh/service"
 )
 
 // manyLinks are links with a cluster address and two networks each. With lists each has one of its own.
@@ -131,5 +134,19 @@ func TestFirewallOfManyLinks(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkFirewallChains: the chains of 250 links that reach 1,000 mesh services.
+func BenchmarkFirewallChains(b *testing.B) {
+	services := manyServices(1000, unix.AF_INET).Services
+	built := manyLinks(250, false)
+	for i := range built.Peers {
+		built.Peers[i].Unlisted = true
+	}
+	open := service.Open(*built, services)
+	s := firewallState(&open)
+	for b.Loop() {
+		firewallChains(s.Firewall, unix.AF_INET)
 	}
 }

@@ -11,7 +11,8 @@ import (
 
 // Open returns a State in which the links of a mesh reach its mesh services: addresses of their own where no ingress
 // list counts, for lists say themselves which addresses they lead to; and ports at the addresses of this cluster,
-// unless a list denies these. No link can claim an address of a mesh service. The argument stays as it is.
+// unless a list denies these. No link can claim an address of a mesh service. The argument stays as it is. Peers with
+// the same rules share the new ones, so that what is made of them can be made once.
 func Open(s mesh.State, services []Service) mesh.State {
 	if len(services) == 0 {
 		return s
@@ -29,21 +30,55 @@ func Open(s mesh.State, services []Service) mesh.State {
 	}
 	slices.SortFunc(s.Local, netip.Prefix.Compare)
 	s.Local = slices.Compact(s.Local)
+	openings := map[netip.Prefix]*opening{}
 	for i := range s.Peers {
 		p := &s.Peers[i]
-		strangers := otherRanges(s.Meshes, p.Local)
-		reached := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool {
-			return slices.ContainsFunc(strangers, func(n netip.Prefix) bool { return n.Contains(a) })
-		})
+		o := openings[p.Local.First()]
+		if o == nil {
+			o = newOpening(s.Meshes, p.Local, addresses, services)
+			openings[p.Local.First()] = o
+		}
 		p.Carried = slices.Clone(p.Carried)
-		p.Ingress = openAddresses(p.Ingress, p.Unlisted, reached)
+		p.Ingress = o.openAddresses(p.Ingress, p.Unlisted)
 		for k := range p.Carried {
 			c := &p.Carried[k]
-			c.Ingress = openAddresses(c.Ingress, c.Unlisted, reached)
+			c.Ingress = o.openAddresses(c.Ingress, c.Unlisted)
 		}
-		p.Open = openPorts(p.Open, p.Local, services)
+		p.Open = o.openPorts(p.Open)
 	}
 	return s
+}
+
+// opening is what mesh services open to the links of a mesh.
+type opening struct {
+	addresses []mesh.Rule
+	ports     []mesh.LocalPort
+	opened    []merged[mesh.Rule]
+	open      []merged[mesh.LocalPort]
+}
+
+// merged is a list with what a mesh opens.
+type merged[T comparable] struct{ before, after []T }
+
+// newOpening makes that of the mesh with these addresses of this cluster.
+func newOpening(meshes []mesh.Mesh, own mesh.Prefixes, addresses []netip.Addr, services []Service) *opening {
+	o := &opening{}
+	strangers := otherRanges(meshes, own)
+	for _, a := range addresses {
+		if !slices.ContainsFunc(strangers, func(n netip.Prefix) bool { return n.Contains(a) }) {
+			o.addresses = append(o.addresses, mesh.Rule{Prefix: full(a), Allow: true})
+		}
+	}
+	names, cluster := map[uint8]string{6: "tcp", 17: "udp"}, own.Addrs()
+	for i := range services {
+		if !slices.Contains(cluster, services[i].Address) {
+			continue
+		}
+		for _, p := range services[i].Ports {
+			o.ports = append(o.ports, mesh.LocalPort{Protocol: names[p.Protocol], Port: p.Port})
+		}
+	}
+	return o
 }
 
 // otherRanges are the networks of the meshes that have not these addresses of this cluster.
@@ -70,30 +105,35 @@ func Outside(meshes []mesh.Mesh, services []Service) (outside []netip.Prefix) {
 
 func full(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-func openAddresses(rules []mesh.Rule, unlisted bool, reached []netip.Addr) []mesh.Rule {
+// openAddresses returns the rules with those for addresses of services, if there is no list.
+func (o *opening) openAddresses(rules []mesh.Rule, unlisted bool) []mesh.Rule {
 	if !unlisted {
 		return rules
 	}
-	all := slices.Clone(rules)
-	for _, a := range reached {
-		all = append(all, mesh.Rule{Prefix: full(a), Allow: true})
-	}
-	slices.SortStableFunc(all, func(a, b mesh.Rule) int { return a.Prefix.Compare(b.Prefix) })
-	return slices.CompactFunc(all, func(a, b mesh.Rule) bool { return a.Prefix == b.Prefix })
+	return mergeOnce(&o.opened, rules, func() []mesh.Rule {
+		all := slices.Concat(rules, o.addresses)
+		slices.SortStableFunc(all, func(a, b mesh.Rule) int { return a.Prefix.Compare(b.Prefix) })
+		return slices.CompactFunc(all, func(a, b mesh.Rule) bool { return a.Prefix == b.Prefix })
+	})
 }
 
-// openPorts adds the ports of services at the addresses of this cluster in a mesh.
-func openPorts(open []mesh.LocalPort, own mesh.Prefixes, services []Service) []mesh.LocalPort {
-	names := map[uint8]string{6: "tcp", 17: "udp"}
-	all := slices.Clone(open)
-	for i := range services {
-		if !slices.Contains(own.Addrs(), services[i].Address) {
-			continue
-		}
-		for _, p := range services[i].Ports {
-			all = append(all, mesh.LocalPort{Protocol: names[p.Protocol], Port: p.Port})
+// openPorts adds the ports of services at the addresses of this cluster in the mesh.
+func (o *opening) openPorts(open []mesh.LocalPort) []mesh.LocalPort {
+	return mergeOnce(&o.open, open, func() []mesh.LocalPort {
+		all := slices.Concat(open, o.ports)
+		slices.SortFunc(all, mesh.LocalPort.Compare)
+		return slices.Compact(all)
+	})
+}
+
+// mergeOnce merges what was not merged yet.
+func mergeOnce[T comparable](known *[]merged[T], before []T, merge func() []T) []T {
+	for _, m := range *known {
+		if slices.Equal(m.before, before) {
+			return m.after
 		}
 	}
-	slices.SortFunc(all, mesh.LocalPort.Compare)
-	return slices.Compact(all)
+	after := merge()
+	*known = append(*known, merged[T]{before, after})
+	return after
 }

@@ -37,6 +37,28 @@ func manyLinks(n int) mesh.State {
 	return s
 }
 
+// Peers without a list share their rules, in which all services are, and peers with a list keep theirs.
+func TestOpenShares(t *testing.T) {
+	before := manyLinks(250)
+	after := Open(before, Build(manyServices(t, 1000, 3), wideCluster()).Services)
+	first := after.Peers[0].Ingress
+	if len(first) != 1002 {
+		t.Errorf("%d rules", len(first))
+	}
+	for i, p := range after.Peers {
+		own := before.Peers[i].Ingress
+		switch {
+		case !p.Unlisted && !slices.Equal(p.Ingress, own):
+			t.Errorf("%s has a list, and %d rules", p.Link, len(p.Ingress))
+		case p.Unlisted && &p.Ingress[0] != &first[0]:
+			t.Errorf("%s has rules of its own", p.Link)
+		case len(own) != 2:
+			t.Errorf("%s has %d rules before", p.Link, len(own))
+		}
+	}
+}
+
+// BenchmarkOpen: 250 links and 1,000 services.
 func BenchmarkOpen(b *testing.B) {
 	services := Build(manyServices(b, 1000, 3), wideCluster()).Services
 	s := manyLinks(250)
