@@ -5,6 +5,8 @@ package broker
 import (
 	"cmp"
 	"errors"
+	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/mandelsoft/kubelink/broker/apizone"
@@ -18,7 +20,7 @@ import (
 // apply is the one place that orders effects. Independent parts do not stop each other: their errors are joined.
 // pending is kernel.ErrBusy while the kernel is still being told. While it is not known which broker holds the links,
 // the gateway stays as it is: the kernel may have what an earlier process left.
-func (r *reconciler) apply(s *mesh.State, accesses []apizone.Access, port uint16) (err, pending error) {
+func (r *reconciler) apply(s *mesh.State, accesses []apizone.Access, at kubeapi.Entrance) (err, pending error) {
 	publish := func(from *nameSource) {
 		from.state, from.restored = s, r.holder.Role == lease.Unknown
 		from.accesses, from.globals = accesses, r.globals.Zones()
@@ -31,7 +33,7 @@ func (r *reconciler) apply(s *mesh.State, accesses []apizone.Access, port uint16
 	case r.holder.Role == lease.Standby:
 		err, pending = r.leaveLinks(s)
 	default:
-		err, pending = r.carryLinks(s, port)
+		err, pending = r.carryLinks(s, at)
 	}
 	// Names of links that have come are the last: a client that gets an answer can use it.
 	r.names.publish(publish)
@@ -39,13 +41,13 @@ func (r *reconciler) apply(s *mesh.State, accesses []apizone.Access, port uint16
 }
 
 // carryLinks makes the gateway carry the links.
-func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error) {
+func (r *reconciler) carryLinks(s *mesh.State, at kubeapi.Entrance) (err, pending error) {
 	// Peers come before routes: dialling starts at once, and the first routed packet finds a link. NAT comes
 	// before addresses and routes (kernel.Set sees to that), so that no packet leaves with a foreign source
 	// address. On removal the order is harmless: what is still routed for an instant is answered with
 	// unreachable. In mode wireguard the kernel filters what links send, so peers wait for its first chains.
 	g := r.gateway
-	settings := r.cfg.linkSettings(port)
+	settings := r.cfg.linkSettings(at.Port)
 	settings.Term = r.holder.Term
 	settings.DNS, settings.API, _ = r.newAnnouncement(s) // what is missing is told by the LocalLinks
 	settings.Offers = r.services.Offers()
@@ -61,8 +63,7 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 	} else {
 		errs = append(errs, g.Set(peers, s.Local))
 	}
-	protocol := strings.ToLower(string(kubeapi.ProtocolOf(r.cfg.Mode)))
-	want.Tunnel = mesh.LocalPort{Protocol: protocol, Port: port}
+	want.Tunnel = r.tunnelOf(at)
 	want.Pod = kernel.Pod{Is: g.place.InPod, Device: g.place.Device}
 	want.Masquerade = r.cfg.VXLAN.Wanted && !g.place.InPod
 	err, pending = r.setKernel(want, func(from *nameSource) {
@@ -78,6 +79,27 @@ func (r *reconciler) carryLinks(s *mesh.State, port uint16) (err, pending error)
 	// The overlay comes last: it leads to addresses that exist by now.
 	failed, busy := r.setOverlay(s)
 	return errors.Join(append(errs, err, g.place.Problem, failed)...), cmp.Or(pending, busy)
+}
+
+// tunnelOf says where the tunnels are. A node port is one of each node.
+func (r *reconciler) tunnelOf(at kubeapi.Entrance) kernel.Tunnel {
+	protocol := strings.ToLower(string(kubeapi.ProtocolOf(r.cfg.Mode)))
+	t := kernel.Tunnel{LocalPort: mesh.LocalPort{Protocol: protocol, Port: at.Port}}
+	for _, a := range at.Addresses {
+		t.Addresses = append(t.Addresses, kernel.TunnelAddress{Network: netip.PrefixFrom(a.Addr(), a.Addr().BitLen()), Port: a.Port()})
+	}
+	nodes := slices.Clone(r.cfg.NodeCIDRs)
+	for _, a := range r.gateway.place.NodeIPs {
+		if !nodes.Contains(a) {
+			nodes = append(nodes, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	for _, port := range at.NodePorts {
+		for _, n := range nodes {
+			t.Addresses = append(t.Addresses, kernel.TunnelAddress{Network: n, Port: port})
+		}
+	}
+	return t
 }
 
 // leaveLinks makes the gateway leave the links to the broker that holds them: addresses, routes and NAT of this node

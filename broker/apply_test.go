@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
@@ -81,7 +83,7 @@ func startApply(b *Broker) (k *fakeKernel, pending chan error) {
 	k, pending = &fakeKernel{told: make(chan struct{}), result: make(chan error)}, make(chan error)
 	b.r.gateway.kernel = k
 	go func() {
-		err, p := b.r.apply(linkedState(), nil, 0)
+		err, p := b.r.apply(linkedState(), nil, kubeapi.Entrance{})
 		pending <- errors.Join(err, p)
 	}()
 	<-k.told
@@ -141,7 +143,7 @@ func TestPeersWaitForFirewall(t *testing.T) {
 		if step.name == "a mesh of IPv4" {
 			now = &onlyIPv4
 		}
-		apply := func() { _, _ = b.r.carryLinks(now, 0) }
+		apply := func() { _, _ = b.r.carryLinks(now, kubeapi.Entrance{}) }
 		if step.leaves {
 			apply = func() { _, _ = b.r.leaveLinks(state) }
 		}
@@ -295,7 +297,7 @@ func TestApplyOrder(t *testing.T) {
 			if err := run.refreshCredentials(t.Context()); (err != nil) != (c.cfg.CertFile != "") {
 				t.Error(err)
 			}
-			err, pending := b.r.apply(state, nil, 7)
+			err, pending := b.r.apply(state, nil, kubeapi.Entrance{Port: 7})
 			if !errors.Is(err, c.fail) || !errors.Is(err, c.kernel) || err != nil && c.fail == nil || pending != nil {
 				t.Errorf("%v, pending %v", err, pending)
 			}
@@ -324,5 +326,29 @@ func TestChainsStayWithPeers(t *testing.T) {
 	d.fail = nil
 	if err, _ := b.r.leaveLinks(linkedState()); err != nil || !slices.Equal(calls, []string{"kernel"}) {
 		t.Errorf("%v, calls %q", err, calls)
+	}
+}
+
+// Links are kept away from what leads to the port that carries them: addresses of the service, and node ports of all
+// nodes.
+func TestTunnelOf(t *testing.T) {
+	b, _ := newLinkedBroker(t)
+	b.r.cfg.NodeCIDRs = prefixes("10.250.0.0/16")
+	b.r.gateway.place.NodeIPs = []netip.Addr{netip.MustParseAddr("10.250.0.5"), netip.MustParseAddr("fd00:250::5")}
+	for mode, protocol := range map[mesh.Mode]string{mesh.Bridge: "tcp", mesh.WireGuard: "udp"} {
+		b.r.cfg.Mode = mode
+		got := b.r.tunnelOf(kubeapi.Entrance{Port: 8777, NodePorts: []uint16{30777},
+			Addresses: []netip.AddrPort{netip.MustParseAddrPort("10.96.0.80:443")}})
+		want := kernel.Tunnel{LocalPort: mesh.LocalPort{Protocol: protocol, Port: 8777}}
+		for _, a := range []struct {
+			network string
+			port    uint16
+		}{{"10.96.0.80/32", 443}, {"10.250.0.0/16", 30777}, {"fd00:250::5/128", 30777}} {
+			want.Addresses = append(want.Addresses,
+				kernel.TunnelAddress{Network: netip.MustParsePrefix(a.network), Port: a.port})
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("mode %s: %v, want %v", mode, got, want)
+		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/linkgateway"
@@ -68,7 +69,7 @@ func (r *roleTest) reconcile(t *testing.T, term uint32, step *roleStep) {
 	if err := (&reconcilerRun{reconciler: r.r}).refreshCredentials(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err, pending := r.r.apply(r.state, nil, 7); err != nil || pending != nil {
+	if err, pending := r.r.apply(r.state, nil, kubeapi.Entrance{Port: 7}); err != nil || pending != nil {
 		t.Fatal(err, pending)
 	}
 	if !slices.Equal(*d.calls, step.calls) {

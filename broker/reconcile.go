@@ -158,12 +158,12 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	r.services.Build(ctx, service.Surroundings{Mode: r.cfg.Mode, State: &state, Host: &objects.Host})
 	state.NameOffers(r.services.Offers())
 	r.holder = r.election.State().ViewLinks(&objects, &state)
-	port, portErr := r.listenPort(ctx)
+	entrance, portErr := r.listenPort(ctx)
 	credErr := r.refreshCredentials(ctx)
 	accesses := r.secrets.FindAccesses(ctx, state.Zones, r.api)
 	globalErr := r.updateGlobalNames(ctx, state.Zones)
 	open := service.Open(state, r.services.List())
-	err, pending := r.apply(&open, accesses, port)
+	err, pending := r.apply(&open, accesses, entrance)
 	r.noteApplied(errors.Join(err, portErr), credErr, globalErr, pending)
 	r.writePlace(&state, pending)
 	r.snapshot.Load().KeepLinks(list.Items)
@@ -382,10 +382,10 @@ func (r *reconcilerRun) refreshCredentials(ctx context.Context) error {
 }
 
 // listenPort is broker-port, or the target port of the service's port for the mode.
-func (r *reconcilerRun) listenPort(ctx context.Context) (uint16, error) {
+func (r *reconcilerRun) listenPort(ctx context.Context) (kubeapi.Entrance, error) {
 	cfg := &r.cfg
 	if cfg.Service == "" || !cfg.Mode.CarriesTraffic() {
-		return cfg.BrokerPort, nil
+		return kubeapi.Entrance{Port: cfg.BrokerPort}, nil
 	}
 	service := types.NamespacedName{Namespace: cfg.Namespace, Name: cfg.Service}
 	return r.port.Find(ctx, r.client, service, cfg.Mode, cfg.BrokerPort)

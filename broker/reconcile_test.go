@@ -98,8 +98,8 @@ func TestListenPortWithFakeAPIServer(t *testing.T) {
 				GatewayConfig: GatewayConfig{Service: c.service, BrokerPort: 80},
 			}}}
 			got, err := r.listenPort(t.Context())
-			if got != c.want {
-				t.Errorf("port %d, want %d", got, c.want)
+			if got.Port != c.want {
+				t.Errorf("port %d, want %d", got.Port, c.want)
 			}
 			if (err == nil) != (c.says == "") {
 				t.Fatalf("%v, want %s", err, c.says)

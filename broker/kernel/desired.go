@@ -31,7 +31,7 @@ type State struct {
 	Addresses  []netip.Prefix   // local cluster addresses with the mask of their mesh
 	Routes     []mesh.Route     // all that leaves through the device, mesh ranges included
 	LocalPorts []mesh.LocalPort // of Addresses that are open to what comes in through the device
-	Tunnel     mesh.LocalPort   // that carries links, and no packet from or to the device; port 0: not known
+	Tunnel     Tunnel
 	// ServiceNetworks are the local ones; an address of the node in one can be that of a service.
 	ServiceNetworks []netip.Prefix
 	Services        []service.Service // mesh services, each address and each of its ports once

@@ -69,7 +69,7 @@ func wantedChains(device string, s State, family int, ipvs bool) []chain {
 		natChain(device, s, family), masqueradeChain(device, s, family), guardChain(device, s, family, ipvs),
 		forwardChain(device, s, family), refuseChain(device, s, services, family), mssChain(device, family),
 	}
-	chains = append(chains, tunnelChains(device, s.Tunnel)...)
+	chains = append(chains, tunnelChains(device, s.Tunnel.LocalPort)...)
 	if family == unix.AF_INET6 { // of IPv4, it is a setting of the device
 		chains = append(chains, sourceRouteChain(device, s))
 	}
@@ -209,7 +209,7 @@ func longestFirst(routes []mesh.Route) []mesh.Route {
 // The address of a service is usually none of the node, so these rules do not concern it. It is one where NodeLocal
 // DNSCache has the address of the DNS service, and with IPVS, where kube-proxy refuses ports that no service has.
 //
-// With a Firewall, it begins with the chains of that.
+// With a Firewall, it begins with the chains of that. Next are the addresses of tunnels, which nothing opens.
 func guardChain(device string, s State, family int, ipvs bool) chain {
 	c := chain{table: mangleTable, name: guardName, device: device, first: true, counts: ofNode, innerPrefix: linkChains,
 		after: routingName,
@@ -231,6 +231,7 @@ func guardChain(device string, s State, family int, ipvs bool) chain {
 			c.addRules("-p icmp -m icmp --icmp-type 5 -j " + dropNode)
 		}
 	}
+	c.addRules(s.Tunnel.guardAddresses(family)...)
 	pass := func(match string) { c.rules = append(c.rules, "-A "+c.name+match+" -j RETURN") }
 	passPort := func(to netip.Prefix, p mesh.LocalPort) {
 		pass(fmt.Sprintf("%s -p %s -m %[2]s --dport %d", matchOption("-d", to), p.Protocol, p.Port))

@@ -106,7 +106,7 @@ func TestTunnelInTunnel(t *testing.T) {
 			k, _ := open(t, config)
 			s := twoMeshes
 			s.LocalPorts = []mesh.LocalPort{{Protocol: "udp", Port: 5353}}
-			s.Tunnel = mesh.LocalPort{Protocol: "udp", Port: testTunnel}
+			s.Tunnel.LocalPort = mesh.LocalPort{Protocol: "udp", Port: testTunnel}
 			set(t, k, s)
 			var tunnel *net.UDPConn
 			for _, c := range tunnelCases {
@@ -158,7 +158,7 @@ func TestConnectionInTunnel(t *testing.T) {
 	k, _ := open(t, config)
 	s := twoMeshes
 	s.LocalPorts = []mesh.LocalPort{{Protocol: "udp", Port: 5353}}
-	s.Tunnel = mesh.LocalPort{Protocol: "tcp", Port: testTunnel}
+	s.Tunnel.LocalPort = mesh.LocalPort{Protocol: "tcp", Port: testTunnel}
 	set(t, k, s)
 	other := map[string]*net.UDPConn{}
 	for _, c := range tunnelCases {
@@ -184,5 +184,68 @@ func TestConnectionInTunnel(t *testing.T) {
 				t.Errorf("%s: a connection of the tunnel to %s goes through the tunnel", tool, c.peer)
 			}
 		}
+	}
+}
+
+// From a pod, a peer's packet to the port of tunnels would leave and come back as one of a node: it does not leave. Other
+// packets to the same addresses, ports and networks do.
+func TestTunnelAddresses(t *testing.T) {
+	for _, protocol := range []int{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+		name, other := "udp", unix.IPPROTO_TCP
+		if protocol == unix.IPPROTO_TCP {
+			name, other = "tcp", unix.IPPROTO_UDP
+		}
+		inNamespace(t, name, func(t *testing.T) {
+			device := tun(t, "kubelink")
+			tun(t, "pod0")
+			run(t, `ip addr add 100.96.1.7/32 dev pod0
+				ip addr add fd00:96::7/128 dev pod0 nodad
+				ip link set pod0 up
+				ip route add default dev pod0
+				ip -6 route add default dev pod0
+				sysctl -qw net.ipv6.conf.all.forwarding=1`)
+			k, _ := open(t, config)
+			s := twoMeshes
+			s.LocalPorts = []mesh.LocalPort{{Protocol: "udp", Port: 9}}
+			s.Pod = Pod{Is: true, Device: "pod0"}
+			s.Tunnel.LocalPort = mesh.LocalPort{Protocol: name, Port: testTunnel}
+			packets := []packet{
+				{"the service", "10.96.0.80", protocol, 4000, 443, false},
+				{"its other protocol", "10.96.0.80", other, 4000, 443, true},
+				{"its other port", "10.96.0.80", protocol, 4000, 53, true},
+				{"its target port", "10.96.0.80", protocol, 4000, testTunnel, true},
+				{"another service", "10.96.0.81", protocol, 4000, 443, true},
+				{"the load balancer", "203.0.113.9", protocol, 4000, 443, false},
+				{"the node port", "10.250.0.5", protocol, 4000, 30777, false},
+				{"the node port of another node", "10.250.7.6", protocol, 4000, 30777, false},
+				{"another node port", "10.250.7.6", protocol, 4000, 30778, true},
+				{"that port of a pod", "100.96.2.5", protocol, 4000, 30777, true},
+				{"the service, IPv6", "fd01::80", protocol, 4000, 443, false},
+				{"another service, IPv6", "fd01::81", protocol, 4000, 443, true},
+			}
+			check := func(when string) {
+				t.Helper()
+				for i, arrived := range arrivals(t, device, packets, netip.MustParseAddrPort("192.168.0.11:9")) {
+					if p := packets[i]; arrived != (p.open || len(s.Tunnel.Addresses) == 0) {
+						t.Errorf("%s: %s (%s port %d): leaves %t", when, p.name, p.target, p.to, arrived)
+					}
+				}
+			}
+			set(t, k, s)
+			check("no address is known")
+			for network, port := range map[string]uint16{"10.96.0.80/32": 443, "203.0.113.9/32": 443, "10.250.0.0/16": 30777,
+				"10.250.0.5/32": 30777, "fd01::80/128": 443} {
+				s.Tunnel.Addresses = append(s.Tunnel.Addresses, TunnelAddress{netip.MustParsePrefix(network), port})
+			}
+			set(t, k, s)
+			check("addresses are known")
+			if n := k.Drops().Node; n != 5 {
+				t.Errorf("%d packets are counted, want 5", n)
+			}
+			next, writes := open(t, config)
+			if set(t, next, s); writes.writes != 0 {
+				t.Errorf("the next process writes %d times", writes.writes)
+			}
+		})
 	}
 }

@@ -1,11 +1,13 @@
 package kubeapi
 
-// The port that the service of the broker leads to.
+// The port that the service of the broker leads to, and the ways there.
 
 import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -15,10 +17,17 @@ import (
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
+// Entrance is the port to listen on, and what leads to it.
+type Entrance struct {
+	Port      uint16           // with the protocol of the mode, as all ports here
+	Addresses []netip.AddrPort // of the service, by which packets get to Port
+	NodePorts []uint16         // of the service, by which they get there from each node
+}
+
 // ServicePort is the port to listen on, as a service tells it. The zero value is ready. It has one user at a time.
 type ServicePort struct {
-	mode mesh.Mode // of the last port
-	last uint16    // that the service told; 0: none yet
+	mode mesh.Mode // of the last entrance
+	last Entrance  // that the service told; zero: none yet
 }
 
 // Find returns the target port of the port of the service that is named after the mode, or of the only port with the
@@ -26,24 +35,50 @@ type ServicePort struct {
 // error says why it is one of them.
 func (p *ServicePort) Find(
 	ctx context.Context, reader client.Reader, service types.NamespacedName, mode mesh.Mode, brokerPort uint16,
-) (uint16, error) {
+) (Entrance, error) {
 	if p.mode != mode {
 		*p = ServicePort{mode: mode}
 	}
 	var svc corev1.Service
 	err := reader.Get(ctx, service, &svc)
 	switch {
-	case err != nil && !apierrors.IsNotFound(err) && p.last != 0:
-		return p.last, fmt.Errorf("service %s: %w; listening on port %d as before", service.Name, err, p.last)
+	case err != nil && !apierrors.IsNotFound(err) && p.last.Port != 0:
+		return p.last, fmt.Errorf("service %s: %w; listening on port %d as before", service.Name, err, p.last.Port)
 	case err != nil:
-		return brokerPort, fmt.Errorf("service %s: %w; listening on broker-port %d", service.Name, err, brokerPort)
+		return Entrance{Port: brokerPort}, fmt.Errorf("service %s: %w; listening on broker-port %d", service.Name, err, brokerPort)
 	}
 	port, problem := targetPort(&svc, mode)
 	if problem != "" {
-		return brokerPort, fmt.Errorf("service %s%s; listening on broker-port %d", service.Name, problem, brokerPort)
+		err = fmt.Errorf("service %s%s; listening on broker-port %d", service.Name, problem, brokerPort)
+		return findEntrance(&svc, mode, brokerPort), err
 	}
-	p.last = port
-	return port, nil
+	p.last = findEntrance(&svc, mode, port)
+	return p.last, nil
+}
+
+// findEntrance returns the ways to a port, by all ports of the service that lead there. A target port with a name can be
+// any: it counts as that one.
+func findEntrance(svc *corev1.Service, mode mesh.Mode, port uint16) Entrance {
+	e := Entrance{Port: port}
+	all := append(slices.Clone(svc.Spec.ClusterIPs), svc.Spec.ExternalIPs...)
+	for _, i := range svc.Status.LoadBalancer.Ingress {
+		all = append(all, i.IP)
+	}
+	for _, p := range svc.Spec.Ports {
+		target, problem := targetNumber(&p)
+		if cmp.Or(p.Protocol, corev1.ProtocolTCP) != ProtocolOf(mode) || problem == "" && target != port {
+			continue
+		}
+		for _, ip := range all {
+			if a, err := netip.ParseAddr(ip); err == nil { // else None, or a load balancer with a name
+				e.Addresses = append(e.Addresses, netip.AddrPortFrom(a.Unmap(), uint16(p.Port)))
+			}
+		}
+		if p.NodePort != 0 {
+			e.NodePorts = append(e.NodePorts, uint16(p.NodePort))
+		}
+	}
+	return e
 }
 
 // ProtocolOf is the protocol that carries links of a mode.
