@@ -46,6 +46,8 @@ const (
 	// FlagServices: the end says which mesh services it offers, at once and when that changes, and reads what its peer
 	// offers.
 	FlagServices
+	// FlagInbound: the end has no endpoint of its peer (mode wireguard). A later hello says so, too.
+	FlagInbound
 )
 
 // PutHeader writes the header of a frame with n bytes of payload to the start of b.

@@ -132,6 +132,10 @@ func (c *channels) SetPeers(peers []mesh.Peer) error {
 	}
 	old := c.table.Load()
 	next := &channelTable{map[string]*channel{}, map[netip.Addr]*channel{}, map[netip.Addr]bool{}}
+	dialled := map[mesh.PublicKey]bool{} // all links with one key have one endpoint
+	for i := range peers {
+		dialled[peers[i].Key] = dialled[peers[i].Key] || peers[i].Host != ""
+	}
 	for i := range peers {
 		spec := &peers[i]
 		if next.links[spec.Link] != nil {
@@ -150,7 +154,7 @@ func (c *channels) SetPeers(peers []mesh.Peer) error {
 		for _, a := range spec.Local.Addrs() {
 			next.locals[a] = true
 		}
-		ch.setServices(spec.Services)
+		ch.setOwn(spec.Services, !dialled[spec.Key])
 	}
 	c.table.Store(next)
 	for name, ch := range old.links {

@@ -147,6 +147,53 @@ func TestChannelUnanswered(t *testing.T) {
 	if st.State != channelUntried || !strings.Contains(st.Note, "192.168.0.2, TCP port 8779 (timed out)") {
 		t.Errorf("%+v", st)
 	}
+	// Without a session, the reason of the link says what there is to know.
+	ch := a.channels.table.Load().links["2"]
+	ch.mu.Lock()
+	ch.handshake = time.Now().Add(-timing.fresh)
+	ch.mu.Unlock()
+	if st := a.channels.StatusOf("2"); st.Note != "" {
+		t.Errorf("without a session: %+v", st)
+	}
+}
+
+// That both ends wait for the other one shows while they still have a session, at both.
+func TestChannelBothInbound(t *testing.T) {
+	a, b := newChannelPair(t, fastChannels())
+	set := func(e *channelEnd, host string) {
+		t.Helper()
+		e.peers[0].Host = host
+		if err := e.channels.SetPeers(e.peers); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await := func(noted bool) {
+		t.Helper()
+		for _, e := range []*channelEnd{a, b} {
+			e.await(3-e.number, "told", func(s channelStatus) bool {
+				return s.State == channelAlive && strings.Contains(s.Note, "Inbound at both ends") == noted
+			})
+		}
+	}
+	conn := a.connOf(2)
+	set(a, "")
+	await(false)
+	set(b, "")
+	await(true)
+	other := a.peers[0] // of the same peer
+	other.Link, other.Host = "other", "peer"
+	other.Local, other.Addresses = prefixes("192.168.9.1/24"), prefixes("192.168.9.2/24")
+	if err := a.channels.SetPeers([]mesh.Peer{a.peers[0], other}); err != nil {
+		t.Fatal(err)
+	}
+	await(false)
+	set(a, "")
+	await(true)
+	set(b, "peer")
+	await(false)
+	if a.connOf(2) != conn {
+		t.Error("the ends have connected anew")
+	}
 }
 
 // A source that is no peer, and a peer at an address that is not for it, is refused before a byte is read.

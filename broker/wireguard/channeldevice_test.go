@@ -59,3 +59,31 @@ func TestLinkFollowsChannel(t *testing.T) {
 		awaitChannel(b)
 	}
 }
+
+// A peer that comes back with another key has no session and gives no answer: the link says what to check before
+// WireGuard itself counts the session as over.
+func TestSilenceIsExplained(t *testing.T) {
+	p := newPair(t, true)
+	p.toOne.Local, p.toTwo.Local = prefixes("192.168.0.2/24"), prefixes("192.168.0.1/24")
+	p.connect()
+	for _, b := range p.brokers {
+		await(t, "the channel", func() bool { return b.statuses()[0].Announced != nil })
+	}
+	p.brokers[1].kill()
+	p.start(1, keyThree)
+	p.brokers[1].set(p.toOne)
+	p.brokers[0].awaitStatus(link.Down, "no answer for 4s: handshakes are sent to 172.16.0.2 (UDP port 8777) and none "+
+		"comes back: check that a WireGuard listens there", 30*time.Second)
+	p.toTwo.Key = keyThree.Public()
+	p.brokers[0].set(p.toTwo)
+	p.brokers[0].awaitStatus(link.Up, "", 10*time.Second)
+
+	// What the peer answers afterwards counts for the next silence.
+	p.brokers[1].kill()
+	p.brokers[0].awaitStatus(link.Down, "no answer for 4s", 10*time.Second)
+	p.start(1, keyThree)
+	p.toOne.Preshared = makeKey(9)
+	p.brokers[1].set(p.toOne)
+	p.brokers[0].awaitStatus(link.Down, "no answer for 4s: the peer's handshakes arrive and none completes: "+
+		"check that presharedKey", 30*time.Second)
+}

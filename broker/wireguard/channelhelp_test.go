@@ -133,6 +133,7 @@ func (e *channelEnd) set(numbers ...int) {
 	for _, n := range numbers {
 		e.peers = append(e.peers, mesh.Peer{
 			Link: fmt.Sprint(n), Local: mesh.Prefixes{clusterAddress(e.number)}, Addresses: mesh.Prefixes{clusterAddress(n)},
+			Host: "peer",
 		})
 	}
 	if err := e.channels.SetPeers(e.peers); err != nil {

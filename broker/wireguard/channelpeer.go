@@ -72,9 +72,10 @@ type channel struct {
 
 	mu       sync.Mutex // guards the fields below; nothing waits under it
 	closed   bool
-	services mesh.Prefixes // of this end
-	conn     *channelConn  // nil: none
-	pending  []net.Conn    // accepted, before their hello; the oldest first
+	services mesh.Prefixes            // of this end
+	inbound  struct{ own, peer bool } // which ends have no endpoint of the other one
+	conn     *channelConn             // nil: none
+	pending  []net.Conn               // accepted, before their hello; the oldest first
 	leader   hello.Leader
 	received hello.Received
 	offered  hello.ReceivedServices
@@ -113,11 +114,11 @@ func (ch *channel) isInitiator() bool {
 	return ch.local.First().Addr().Less(ch.addresses.First().Addr())
 }
 
-// setServices changes the service networks that our hello tells.
-func (ch *channel) setServices(s mesh.Prefixes) {
+// setOwn changes what our hello tells: the service networks, and whether this end has no endpoint of the peer.
+func (ch *channel) setOwn(services mesh.Prefixes, inbound bool) {
 	ch.mu.Lock()
-	same := slices.Equal(ch.services, s)
-	ch.services = s
+	same := slices.Equal(ch.services, services) && ch.inbound.own == inbound
+	ch.services, ch.inbound.own = services, inbound
 	ch.mu.Unlock()
 	if !same {
 		ch.sendAnnouncement()
@@ -140,6 +141,9 @@ func (ch *channel) helloFrame(theirs *hello.Hello) ([]byte, error) {
 	h.Address = ch.local.First()
 	ch.mu.Lock()
 	h.ServiceCIDR = ch.services.First()
+	if ch.inbound.own {
+		h.Flags |= hello.FlagInbound
+	}
 	h.Terms.Followed = ch.leader.FollowedTerm(theirs, ch.moment())
 	ch.mu.Unlock()
 	payload, err := h.AppendPayload(nil)
@@ -239,6 +243,10 @@ func (ch *channel) composeNote() string {
 		return rival
 	}
 	switch {
+	case ch.state == channelAlive && ch.inbound.own && ch.inbound.peer:
+		return "spec.endpoint is Inbound at both ends: as soon as both devices are made anew, neither end connects; set " +
+			"the endpoint at one of them"
+	case !ch.hasTunnel(): // the link is Down, or waits for its peer: that has a reason of its own
 	case ch.state == channelPlain && ch.received.Announced != nil:
 		return "the peer's WireGuard is there and its kubelink is not: a loss of the link shows late"
 	case ch.state == channelUntried && ch.failures >= manyFailures && ch.trouble.Shown != "":
@@ -307,8 +315,7 @@ func (ch *channel) attachConn(k *channelConn, h *hello.Hello) (attached bool) {
 			ch.shared = old.instance != k.instance
 		}
 		ch.conn, ch.superseded = k, time.Time{}
-		ch.leader.FollowSender(h, ch.now())
-		ch.receiveAnnouncement(&h.Announcement)
+		ch.receiveFacts(h)
 		if !k.services {
 			ch.offered.Forget()
 		}
@@ -353,6 +360,13 @@ func (ch *channel) endShared(k *channelConn) {
 	}
 }
 
+// receiveFacts stores what a hello says of the peer. ch.mu is held.
+func (ch *channel) receiveFacts(h *hello.Hello) {
+	ch.leader.FollowSender(h, ch.now())
+	ch.inbound.peer = h.Flags&hello.FlagInbound != 0
+	ch.receiveAnnouncement(&h.Announcement)
+}
+
 // receiveAnnouncement stores what the peer announces. ch.mu is held.
 func (ch *channel) receiveAnnouncement(a *link.Announcement) {
 	if _, wait := ch.received.Take(a, ch.now(), ch.timing.announce); wait > 0 {
@@ -388,10 +402,7 @@ func (ch *channel) receiveHello(payload []byte) error {
 	if err != nil {
 		return err
 	}
-	ch.changeState(func() {
-		ch.leader.FollowSender(h, ch.now())
-		ch.receiveAnnouncement(&h.Announcement)
-	})
+	ch.changeState(func() { ch.receiveFacts(h) })
 	return nil
 }
 

@@ -28,6 +28,7 @@ type peer struct {
 	greeted time.Time // when the device was made to start one, where there is no keepalive
 	renewed time.Time // the last channelStatus.Renew that was looked at
 	ended   time.Time // when the session was ended last, for a new one
+	alone   time.Time // since when there was no session, by that; zero: there is one
 	aside   bool      // the peer follows another broker of this cluster: the device only answers
 
 	// Bytes when waiting began.
@@ -87,7 +88,7 @@ func (p *peer) observe(is *wgtypes.Peer, now time.Time, t *timing) (greeted bool
 		p.rxBefore, p.txBefore = 0, 0
 	}
 	if at := is.LastHandshakeTime; !at.IsZero() && !at.Equal(p.handshake) && !at.Equal(p.void) {
-		greeted, p.wasUp, p.left = true, true, p.remote
+		greeted, p.wasUp, p.left, p.alone = true, true, p.remote, time.Time{}
 		p.handshake, p.seen = at, now
 		if before.PublicKey == (wgtypes.Key{}) { // an earlier process has seen it
 			p.seen = now.Add(-max(0, now.Sub(at)))
@@ -98,7 +99,7 @@ func (p *peer) observe(is *wgtypes.Peer, now time.Time, t *timing) (greeted bool
 	if greeted || is.ReceiveBytes > before.ReceiveBytes && at == toAddrPort(before.Endpoint) {
 		p.remote = at
 	}
-	if p.isFresh(now, t) { // should the session end, what was before its end says nothing of why
+	if p.isFresh(now, t) && p.alone.IsZero() { // should the session end, what was before its end says nothing of why
 		p.waiting = now
 		p.rxBefore, p.txBefore = is.ReceiveBytes, is.TransmitBytes
 	}
@@ -123,6 +124,13 @@ func (p *peer) judge(now time.Time, t *timing, own mesh.PublicKey, why error) (l
 		return link.Idle, p.explain(waited, t, own, why)
 	}
 	return link.Down, fmt.Sprintf("no handshake for %s: %s", t.grace, p.explain(waited, t, own, why))
+}
+
+// endSession notes that the device ends the session, for a new one.
+func (p *peer) endSession(now time.Time) {
+	if p.ended = now; p.alone.IsZero() {
+		p.alone = now
+	}
 }
 
 // explain says what is waited for, or why there is no handshake.

@@ -381,7 +381,7 @@ func (w *worker) makeTarget(want *desired, key wgtypes.Key, now time.Time) *targ
 		if heard.Renew.After(p.renewed) {
 			p.renewed = heard.Renew
 			if one.renew = heard.Silent.IsZero() || !p.handshake.After(heard.Silent); one.renew {
-				p.ended = now
+				p.endSession(now)
 			}
 			if one.renew && heard.Robbed && p.left.IsValid() {
 				one.endpoint = p.left
@@ -426,7 +426,10 @@ func (w *worker) makeStatuses(want *desired, now time.Time, failure error) {
 		st := entry.status
 		st.Link = entry.name
 		state, reason := w.judgeLink(entry, want, own, now)
-		state, reason = w.askChannel(entry, &st, state, reason)
+		judged := state
+		if state, reason = w.askChannel(entry, &st, state, reason); judged == link.Up && state == link.Down {
+			reason += w.explainSilence(entry.peer, want, own, now)
+		}
 		if errors.Is(failure, errHangs) {
 			state = link.Down
 		}
@@ -468,10 +471,26 @@ func (w *worker) judgeLink(
 		return link.Down, errOwnKey.Error()
 	}
 	why := entry.peer.endpoint.tunnel
-	if a := toAddrPort(entry.peer.current.Endpoint); why == nil && a.IsValid() && !entry.peer.isFresh(now, w.timing) {
-		why = w.open.blocked(a.Addr(), carried(want.peers))
+	if !entry.peer.isFresh(now, w.timing) {
+		why = w.findObstacle(entry.peer, want)
 	}
 	return entry.peer.judge(now, w.timing, own, why)
+}
+
+// findObstacle says why no packet gets to the endpoint of a peer; nil: one may.
+func (w *worker) findObstacle(p *peer, want *desired) error {
+	if a := toAddrPort(p.current.Endpoint); p.endpoint.tunnel == nil && a.IsValid() {
+		return w.open.blocked(a.Addr(), carried(want.peers))
+	}
+	return p.endpoint.tunnel
+}
+
+// explainSilence adds to the reason of a link whose peer does not answer in its tunnel what the device knows.
+func (w *worker) explainSilence(p *peer, want *desired, own mesh.PublicKey, now time.Time) string {
+	if p.aside || p.alone.IsZero() || now.Sub(p.alone) < w.timing.suspect {
+		return ""
+	}
+	return ": " + p.explain(now.Sub(p.alone), w.timing, own, w.findObstacle(p, want))
 }
 
 // askChannel adds what the control channel of a link knows to its status. A link is not Up while the peer, which is a
