@@ -177,10 +177,31 @@ func (w *podMode) waitUp(t *testing.T, ctx context.Context) {
 	}
 }
 
+// checkService checks that no link gets to the broker by its service, whose packets would come back from a node.
+func (w *podMode) checkService(t *testing.T, ctx context.Context) {
+	t.Helper()
+	s := &corev1.Service{}
+	must(t, w.broker.Client.Get(ctx, client.ObjectKey{Namespace: fleet.Namespace, Name: "kubelink"}, s))
+	rules, err := w.broker.Host.Iptables(ctx, "-t", "mangle", "-S", "KLINK-LOCAL")
+	must(t, err)
+	protocol, _ := brokerPort()
+	to := func(network string, port int32) string {
+		return fmt.Sprintf("-A KLINK-LOCAL -d %s -p %s -m %[2]s --dport %d -j DROP\n", network, protocol, port)
+	}
+	for _, p := range s.Spec.Ports {
+		for _, rule := range []string{to(s.Spec.ClusterIP+"/32", p.Port), to(testbed.NodeCIDR.String(), p.NodePort)} {
+			if !strings.Contains(rules, rule) {
+				t.Errorf("there is no %s in %s", rule, rules)
+			}
+		}
+	}
+}
+
 func TestPodMode(t *testing.T) {
 	ctx := startTest(t, 4*time.Minute)
 	w := startPodMode(t, ctx)
 	w.waitUp(t, ctx)
+	w.checkService(t, ctx)
 	w.checkTraffic(t, ctx)
 	for _, c := range []struct {
 		name   string
