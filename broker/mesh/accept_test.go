@@ -178,9 +178,9 @@ func TestNamesWithoutNetwork(t *testing.T) {
 		names  []string
 		want   []Offer
 	}{
-		"a peer that offers nothing":       {offering("k2"), []string{"here.kubelink.", "k2.kubelink."}, nil},
-		"a peer that offers":               {offering("k2", list...), []string{"here.kubelink.", "k2.kubelink."}, list},
-		"a peer that can announce nothing": {nil, []string{"here.kubelink."}, nil},
+		"a peer that offers nothing":    {offering("k2"), []string{"here.kubelink.", "k2.kubelink."}, nil},
+		"a peer that offers":            {offering("k2", list...), []string{"here.kubelink.", "k2.kubelink."}, list},
+		"a peer that was not heard yet": {nil, []string{"here.kubelink.", "k2.kubelink."}, nil}, // denials say why
 	} {
 		s := Build(Objects{Links: o.list, Offers: c.offers}, cluster1())
 		var names []string
@@ -190,6 +190,9 @@ func TestNamesWithoutNetwork(t *testing.T) {
 		}
 		checkEqual(t, name, names, c.names)
 		checkEqual(t, name, got, c.want)
+		if z := s.Zones[0].Clusters[1]; z.Upstream.IsValid() || len(z.Services) > 0 { // they are those of this cluster
+			t.Errorf("%s: names come from %s, services are in %s", name, z.Upstream, z.Services)
+		}
 	}
 }
 

@@ -51,12 +51,13 @@ func TestTwoFamilies(t *testing.T) {
 		}
 	}
 	z := s.Zones[0]
-	if z.Networks.String() != "192.168.0.0/24, fd00::/64" || len(z.Clusters) != 3 {
+	if z.Networks.String() != "192.168.0.0/24, fd00::/64" || len(z.Clusters) != 4 {
 		t.Fatalf("%+v", z)
 	}
 	for i, want := range []struct{ name, addresses, upstream string }{
 		{"four.kubelink.", "[192.168.0.12]", "100.64.16.10:53"},
 		{"one.kubelink.", "[192.168.0.11 fd00::1]", "100.64.0.10:53"},
+		{"services.kubelink.", "[fd00::4]", "invalid AddrPort"},
 		{"six.kubelink.", "[fd00::2]", "[fd02::a]:53"},
 	} {
 		c := z.Clusters[i]

@@ -60,7 +60,8 @@ func (n *naming) readNames(l *linkEntry) *Problem {
 		}
 	case zone.API.Use:
 	default:
-		if n.noteNoService(l, service); n.offers[l.Name] == nil {
+		n.noteNoService(l, service)
+		if n.offers[l.Name] == nil && len(l.unrouted) == 0 { // else denials say why
 			return nil
 		}
 	}

@@ -108,7 +108,7 @@ func (m *Match) resolveInZone(ctx context.Context, state *request.Request) (*dns
 	// has both zones.
 	case m.exact && state.QType() == dns.TypeDS && (m.cluster != nil || m.global != nil):
 		return m.domainReply(state), nil
-	case m.services != nil:
+	case m.services != nil && m.services.decides(m.name, m.cluster):
 		return m.services.reply(m, state), nil
 	case m.cluster != nil:
 		return m.cluster.resolveName(ctx, m, state)
@@ -195,6 +195,8 @@ func (c *cluster) resolveName(ctx context.Context, m *Match, state *request.Requ
 		return c.zoneReply(state, m.domain), nil
 	case c.answersFromAPI():
 		return c.queryBackend(ctx, m, state, q, cached), nil
+	case m.isZoneOf(c) && c.namesOffersOnly():
+		return authoritativeReply(state.Req, m.domain.subdomainSOA(c.name), nil), nil
 	case c.upstream == nil:
 		return c.noServiceReply(state.Req, cached), nil
 	}

@@ -44,9 +44,10 @@ type servicePort struct {
 	port   uint16
 }
 
-// addOffers adds the names of what a cluster offers, and of its addresses.
+// addOffers adds the names of what a cluster offers, and of its addresses. A cluster without another source of names
+// has no others: so what it does not offer is denied.
 func (b *builder) addOffers(d *meshDomain, c *cluster, z *mesh.ClusterZone) {
-	if len(z.Offers) == 0 {
+	if len(z.Offers) == 0 && !c.namesOffersOnly() {
 		return
 	}
 	all := b.takeServiceNames(meshServiceLabel+c.name, false, z.Offers)
@@ -64,6 +65,26 @@ func (b *builder) addOffers(d *meshDomain, c *cluster, z *mesh.ClusterZone) {
 	for a, names := range pointers {
 		b.addReverse(d, netip.PrefixFrom(a, a.BitLen()), &reverseNet{cluster: c, names: names})
 	}
+}
+
+// namesOffersOnly tells whether nothing knows names of the cluster but the table: it is another cluster, and neither its
+// DNS service nor its API server is within reach.
+func (c *cluster) namesOffersOnly() bool {
+	return c.link != "" && !c.isGlobal && !c.service.IsValid() && !c.usesAPI
+}
+
+// decides tells whether the names that are offered say all of a name. A DNS service that is reached in spite of its
+// missing service network, by way of spec.egress, knows the other services. The name is in lower case.
+func (s *serviceNames) decides(name string, c *cluster) bool {
+	if !s.instead || s.names[name] != nil || c.namesOffersOnly() {
+		return true
+	}
+	for off, end := 0, false; !end && len(name)-off > len(s.zone); off, end = dns.NextLabel(name, off) {
+		if n := s.names[name[off:]]; n != nil && len(n.addresses) > 0 { // it has no other ports
+			return true
+		}
+	}
+	return false
 }
 
 // takeServiceNames takes the names from the table before, or makes them.

@@ -14,10 +14,10 @@ import (
 )
 
 // offering are clusters of which kubelink1, the local one, and kubelink2 offer mesh services. No service network of
-// kubelink2 is routed here.
+// kubelink2 is routed here, and no DNS service of it.
 func offering(upstream netip.AddrPort) []mesh.Zone {
 	z := clusters(upstream)
-	z[0].Clusters[2].Services = nil
+	z[0].Clusters[2].Services, z[0].Clusters[2].Upstream = nil, netip.AddrPort{}
 	address := netip.MustParseAddr
 	http := mesh.OfferPort{Name: "http", Protocol: 6, Port: 80}
 	z[0].Clusters[1].Offers = []mesh.Offer{
@@ -99,10 +99,57 @@ func TestMeshServices(t *testing.T) {
 	// A service network that is routed has names of its own.
 	z := offering(serve(t, clusterDNS(t, &asked)))
 	z[0].Clusters[2].Services = mesh.Prefixes{netip.MustParsePrefix("100.64.16.0/20")}
+	z[0].Clusters[2].Upstream = z[0].Clusters[1].Upstream
 	routed := New(table, z, up, cachingOptions())
 	defer routed.Close()
 	if m, _ := queryTable(t, routed, web, dns.TypeA, false, 0); sections(m) != web+" 5 IN A 100.64.16.20 / / /" {
 		t.Errorf("%s with a routed service network: %s", web, sections(m))
+	}
+}
+
+// A cluster that offers nothing, or not yet, has no names, if nothing else knows names of it.
+func TestNoMeshServices(t *testing.T) {
+	z := offering(netip.AddrPort{})
+	z[0].Clusters[2].Offers = nil
+	table := New(nil, z, up, options)
+	for _, c := range []struct {
+		name  string
+		rcode int
+		why   string
+	}{
+		{web, dns.RcodeNameError,
+			"no service network of link kubelink2 is routed here, and it offers no mesh service for default/web"},
+		{"echo.default.msvc.kubelink2.kubelink.", dns.RcodeNameError, "link kubelink2 offers no mesh service default/echo"},
+		{"svc.kubelink2.kubelink.", 0, ""},
+		{"kubelink2.kubelink.", 0, ""},
+	} {
+		m, _ := queryTable(t, table, c.name, dns.TypeTXT, false, 1232)
+		if _, why := ede(m); m.Rcode != c.rcode || why != c.why || len(m.Answer) > 0 || len(m.Ns) != 1 {
+			t.Errorf("%s: %v, %q", c.name, m, why)
+		}
+	}
+}
+
+// A DNS service that is reached by way of spec.egress knows the services that have no mesh service; egress may lead to
+// them, too.
+func TestMeshServicesBesideDNSService(t *testing.T) {
+	var asked atomic.Int64
+	z := offering(serve(t, clusterDNS(t, &asked)))
+	z[0].Clusters[2].Upstream = z[0].Clusters[1].Upstream
+	z[0].Clusters[2].Offers[0].StandsFor, z[0].Clusters[2].Offers[1].StandsFor = "other", "other"
+	o := cachingOptions()
+	o.Networks = []Network{{netip.MustParsePrefix("100.64.16.0/20"), "kubelink2"}}
+	table := New(nil, z, up, o)
+	defer table.Close()
+	if m, _ := queryTable(t, table, web, dns.TypeA, false, 0); sections(m) != web+" 5 IN A 100.64.16.20 / / /" {
+		t.Errorf("%s: %s", web, sections(m))
+	}
+	const other = "other.default.svc.kubelink2.kubelink."
+	before := asked.Load()
+	m, _ := queryTable(t, table, other, dns.TypeA, false, 0)
+	no, _ := queryTable(t, table, "_none._tcp."+other, dns.TypeSRV, false, 0)
+	if sections(m) != other+" 5 IN A 192.168.0.102 / / /" || no.Rcode != dns.RcodeNameError || asked.Load() != before {
+		t.Errorf("%s: %s, %v; asked %d times", other, sections(m), no, asked.Load()-before)
 	}
 }
 
