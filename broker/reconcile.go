@@ -155,7 +155,9 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	}
 	state := mesh.Build(objects, r.cfg.Local)
 	r.peers.offers.Keep(&state, time.Now())
-	r.services.Build(ctx, service.Surroundings{Mode: r.cfg.Mode, State: &state, Host: &objects.Host})
+	r.services.Build(ctx, service.Surroundings{
+		Mode: r.cfg.Mode, State: &state, Host: &objects.Host, Partial: r.cfg.Local.Served != nil,
+	})
 	state.NameOffers(r.services.Offers())
 	r.holder = r.election.State().ViewLinks(&objects, &state)
 	entrance, portErr := r.listenPort(ctx)

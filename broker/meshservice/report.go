@@ -117,7 +117,7 @@ func (s *Services) Report(recorder events.EventRecorder, tell func([]*Report)) {
 			if m.Status.State == "" && rest > 0 {
 				later = max(later, rest)
 			}
-			if m.Status.State == "" && rest > 0 || !isUnserved(m.Status.State) {
+			if m.Status.State == "" && rest > 0 || !isUnserved(m, report.State) {
 				continue
 			}
 		}
@@ -143,9 +143,16 @@ func (s *Services) noteWritten() {
 	})
 }
 
-// isUnserved tells whether a state says that no broker serves a MeshService.
-func isUnserved(state v1alpha1.State) bool {
-	return state == "" || state == v1alpha1.StateStale || state == v1alpha1.StateUnsupported
+// isUnserved tells whether the status says that no broker serves a MeshService. That it is Stale says another broker,
+// too, of a mesh that it cannot serve: then it knows the reason.
+func isUnserved(m *v1alpha1.MeshService, report v1alpha1.State) bool {
+	switch st := &m.Status; st.State {
+	case v1alpha1.StateStale:
+		return report != v1alpha1.StateStale || st.ObservedGeneration != m.Generation
+	case "", v1alpha1.StateUnsupported:
+		return true
+	}
+	return false
 }
 
 // Forget says that this broker does not hold the links: when it does, it reports anew.

@@ -204,7 +204,7 @@ func leftOf(
 
 // sameSurroundings compares what services depend on.
 func sameSurroundings(a, b *service.Surroundings) bool {
-	if a.Mode != b.Mode || a.State == nil || b.State == nil {
+	if a.Mode != b.Mode || a.Partial != b.Partial || a.State == nil || b.State == nil {
 		return false
 	}
 	s, t := a.State, b.State

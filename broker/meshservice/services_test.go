@@ -234,11 +234,12 @@ func TestReports(t *testing.T) {
 		{"weak, and nothing has been said", "", time.Hour, service.Report{}, weak, true},
 		{"weak, and another broker says Ok", "Ok", time.Hour, service.Report{}, weak, false},
 		{"weak, and ours so far", "Ok", time.Hour, ok, weak, true},
+		{"weak, and another broker knows why the mesh is", "Stale", time.Hour, service.Report{}, weak, false},
 		{"weak, and unsupported so far", "Unsupported", time.Hour, service.Report{}, weak, true},
 	} {
 		m := meshService("m", "echo", "192.168.0.100")
 		m.CreationTimestamp = metav1.NewTime(time.Now().Add(-c.age))
-		m.Status.State = c.state
+		m.Status.State, m.Status.ObservedGeneration = c.state, m.Generation
 		before := map[types.NamespacedName]service.Report{}
 		if c.before.State != "" {
 			before[key] = c.before

@@ -3,6 +3,7 @@ package service
 // At which address a MeshService is, and of which mesh.
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"slices"
@@ -26,7 +27,7 @@ func parseAddress(s string) (netip.Addr, error) {
 	return a, nil
 }
 
-// meshes are all meshes of the cluster, those of this broker first.
+// meshes are all meshes of the cluster, by name: brokers that serve different ones say the same of an object.
 func (b *builder) meshes() []*mesh.Mesh {
 	s := b.around.State
 	list := make([]*mesh.Mesh, 0, len(s.Meshes)+len(s.Unserved))
@@ -36,45 +37,61 @@ func (b *builder) meshes() []*mesh.Mesh {
 	for i := range s.Unserved {
 		list = append(list, &s.Unserved[i])
 	}
+	slices.SortFunc(list, func(a, b *mesh.Mesh) int { return cmp.Compare(a.Name, b.Name) })
 	return list
 }
 
 // setMesh says to which mesh a MeshService belongs.
 func (e *entry) setMesh(m *mesh.Mesh, s *mesh.State) {
-	e.mesh = m
+	e.mesh, e.foreign = m, false
 	e.served = slices.ContainsFunc(s.Meshes, func(served mesh.Mesh) bool { return served.Name == m.Name })
 }
 
-// findMesh returns the mesh that spec.mesh names.
-func (b *builder) findMesh(name string) (*mesh.Mesh, *mesh.Problem) {
+// findMesh finds the mesh that spec.mesh names.
+func (b *builder) findMesh(e *entry) *mesh.Problem {
+	name := e.object.Spec.Mesh
 	meshes := b.meshes()
 	for _, m := range meshes {
 		if m.Name == name {
-			return m, nil
+			e.setMesh(m, b.around.State)
+			return nil
 		}
 	}
 	if text := b.around.State.Broken[name]; text != "" {
-		return nil, stale("spec.mesh %s: %s", quote(name), text)
+		e.foreign = b.isForeignMesh(name)
+		return stale("spec.mesh %s: %s", quote(name), text)
 	}
-	names := list(meshes, func(m *mesh.Mesh) string { return mesh.MeshTitle(m.Name) })
+	names, other := " (there are: "+list(meshes, func(m *mesh.Mesh) string { return mesh.MeshTitle(m.Name) })+")", "one of these"
+	if b.around.Partial { // the stanza of another broker may define one
+		names, other = "", "another one"
+	}
 	if name == "" {
-		return nil, invalid("spec.mesh is missing, and this cluster has no default mesh: name one (there are: %s), "+
+		e.foreign = b.around.Partial
+		return invalid("spec.mesh is missing, and this cluster has no default mesh: name one%s, "+
 			"or create a LocalLink of the default mesh", names)
 	}
-	return nil, invalid("spec.mesh %s: this cluster has no mesh of this name (there are: %s): name one of these, "+
-		"or create the LocalLink of that mesh", quote(name), names)
+	return invalid("spec.mesh %s: this cluster has no mesh of this name%s: name %s, "+
+		"or create the LocalLink of that mesh", quote(name), names, other)
+}
+
+// isForeignMesh tells whether another broker writes the status of the LocalLink of a mesh.
+func (b *builder) isForeignMesh(name string) bool {
+	for link := range b.around.State.Foreign {
+		if of, _ := mesh.LinkName(link); of == name {
+			return true
+		}
+	}
+	return false
 }
 
 // readAddress finds the address: one of its own, or that of the cluster in a mesh.
 func (b *builder) readAddress(e *entry) *mesh.Problem {
 	spec := &e.object.Spec
 	if spec.MeshAddress == "" {
-		m, p := b.findMesh(spec.Mesh)
-		if p != nil {
+		if p := b.findMesh(e); p != nil {
 			return p
 		}
-		e.setMesh(m, b.around.State)
-		e.addresses = m.Addresses.Addrs()
+		e.addresses = e.mesh.Addresses.Addrs()
 		return nil
 	}
 	a, err := parseAddress(spec.MeshAddress)
@@ -115,8 +132,16 @@ func wasServed(m *v1alpha1.MeshService) bool {
 	return m.Status.State == v1alpha1.StateOk && m.Status.ObservedGeneration == m.Generation
 }
 
-// readForeignAddress reads an address in none of the meshes.
+// readForeignAddress reads an address in none of the meshes. The mesh comes first: what is in the way of an address is
+// different on the nodes of two brokers, and one of them has to say it.
 func (b *builder) readForeignAddress(e *entry, a netip.Addr) *mesh.Problem {
+	if p := b.findMesh(e); p != nil {
+		first := b.meshes()
+		if e.object.Spec.Mesh != "" || len(first) == 0 || b.around.Partial {
+			return p
+		}
+		e.setMesh(first[0], b.around.State)
+	}
 	const remedy = "choose an address of a mesh, or one that nothing else has"
 	for _, n := range b.around.State.Local {
 		if n.Contains(a) {
@@ -133,14 +158,6 @@ func (b *builder) readForeignAddress(e *entry, a netip.Addr) *mesh.Problem {
 	if link, ok := b.links.Lookup(a); ok {
 		return invalid("spec.meshAddress %s belongs to the link %s: %s", a, link, remedy)
 	}
-	m, p := b.findMesh(e.object.Spec.Mesh)
-	if p != nil && e.object.Spec.Mesh == "" && len(b.meshes()) > 0 {
-		m, p = b.meshes()[0], nil
-	}
-	if p != nil {
-		return p
-	}
-	e.setMesh(m, b.around.State)
 	e.addNote("spec.meshAddress " + a.String() + " lies in no mesh: it is served, but not announced, " +
 		"and other clusters need it in spec.egress of their link to this one")
 	return nil

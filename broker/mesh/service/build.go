@@ -41,9 +41,10 @@ type Objects struct {
 
 // Surroundings are what services must fit into.
 type Surroundings struct {
-	Mode  mesh.Mode
-	State *mesh.State
-	Host  *mesh.Host
+	Mode    mesh.Mode
+	State   *mesh.State
+	Host    *mesh.Host
+	Partial bool // other brokers may serve other meshes of the cluster
 }
 
 // Result is what MeshServices mean.
@@ -156,6 +157,7 @@ type entry struct {
 	object    *v1alpha1.MeshService
 	mesh      *mesh.Mesh // that it belongs to
 	served    bool       // by this broker
+	foreign   bool       // there is no mesh, and another broker says so, or knows one
 	addresses []netip.Addr
 	own       bool // these are no addresses of the cluster
 	whole     bool
@@ -207,7 +209,7 @@ func (b *builder) buildOne(m *v1alpha1.MeshService) ([]Service, Report) {
 
 // isForeign tells whether another broker writes the status, as it does of the LocalLink.
 func (b *builder) isForeign(e *entry) bool {
-	return e.mesh != nil && (!e.served || b.around.State.Foreign[e.mesh.Link])
+	return e.foreign || e.mesh != nil && (!e.served || b.around.State.Foreign[e.mesh.Link])
 }
 
 // addressUse is what older MeshServices have of an address.

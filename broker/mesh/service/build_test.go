@@ -213,6 +213,48 @@ func TestWeakReports(t *testing.T) {
 	}
 }
 
+// Two brokers that serve a mesh each, on two nodes, say the same of an object, or one of them leaves it to the other one:
+// else each would write the status anew when the other one has.
+func TestTwoBrokers(t *testing.T) {
+	prefix, address := netip.MustParsePrefix, netip.MustParseAddr
+	one := mesh.Mesh{Name: "one", Link: "one--here", Addresses: mesh.Prefixes{prefix("192.168.1.11/24")}}
+	two := mesh.Mesh{Name: "two", Link: "two--here", Addresses: mesh.Prefixes{prefix("192.168.2.11/24")}}
+	stanza := mesh.Mesh{Cluster: "here", Addresses: mesh.Prefixes{prefix("192.168.0.11/24")}} // of the first broker only
+	brokers := [2]*Surroundings{
+		{State: &mesh.State{Meshes: []mesh.Mesh{stanza, one}, Unserved: []mesh.Mesh{two},
+			Broken:  map[string]string{"both": "the LocalLink cannot be used (Invalid): repair it first"},
+			Foreign: map[string]bool{"two--here": true, "both--here": true, "half--here": true}},
+			Host: &mesh.Host{Addresses: []mesh.HostInterface{{Addr: address("10.250.0.1"), Device: "eth0"}}}},
+		{State: &mesh.State{Meshes: []mesh.Mesh{two}, Unserved: []mesh.Mesh{one},
+			Broken: map[string]string{"both": "the LocalLink cannot be used (Stale): repair it first",
+				"half": "the LocalLink cannot be used (Invalid): repair it first"},
+			Foreign: map[string]bool{"one--here": true}},
+			Host: &mesh.Host{Addresses: []mesh.HostInterface{{Addr: address("10.250.0.2"), Device: "eth0"}}}},
+	}
+	brokers[0].State.Unserved = append(brokers[0].State.Unserved, mesh.Mesh{Name: "half", Link: "half--here"})
+	for _, spec := range []string{
+		`{service: echo}`, `{service: echo, ports: [{port: 80}]}`, `{service: echo, mesh: one, ports: [{port: 80}]}`,
+		`{service: echo, mesh: nope}`, `{service: echo, mesh: both}`, `{service: echo, mesh: half}`, `{meshAddress: x}`,
+		`{service: echo, meshAddress: 10.250.0.1}`, `{service: echo, meshAddress: 10.250.0.2, mesh: two}`,
+		`{service: echo, meshAddress: 10.250.0.1, mesh: two}`, `{service: echo, meshAddress: 203.0.113.9}`,
+		`{service: nope, meshAddress: 192.168.2.100}`, `{service: echo, meshAddress: 192.168.0.100}`,
+	} {
+		var reports [2]Report
+		strong := 0
+		for i, around := range brokers {
+			o := testObjects(t, testServices)
+			m := o.addSpecs(t, spec)
+			around.Mode, around.Partial = mesh.Bridge, true
+			if reports[i] = Build(o, around).Reports[keyOf(m)]; !reports[i].Weak {
+				strong++
+			}
+		}
+		if strong == 0 || strong == 2 && reports[0] != reports[1] {
+			t.Errorf("%s:\nfirst  %+v\nsecond %+v", spec, reports[0], reports[1])
+		}
+	}
+}
+
 // Of two objects of one second the name decides, and of what goes nothing is left.
 func TestOrder(t *testing.T) {
 	o := testObjects(t, testServices)
