@@ -271,6 +271,24 @@ func TestServiceChanges(t *testing.T) {
 	}
 }
 
+// The first connection to a service comes as soon as packets get an endpoint, and its answers have to come back.
+func TestServiceSourceComesFirst(t *testing.T) {
+	inNamespace(t, "first service", func(t *testing.T) {
+		tun(t, "kubelink")
+		k, w := openWritten(t)
+		set(t, k, bedState)
+		w.commands = nil
+		s := bedState
+		s.Services = []service.Service{bedService(unix.AF_INET, 200, "p1")}
+		set(t, k, s)
+		source := slices.IndexFunc(w.commands, func(c string) bool { return strings.Contains(c, "-j "+sourceName) })
+		target := slices.IndexFunc(w.commands, func(c string) bool { return strings.Contains(c, "-j "+servicesChain) })
+		if source < 0 || target < source {
+			t.Errorf("hooks at %d and %d of %q", source, target, w.commands)
+		}
+	})
+}
+
 // What a firewall lets in at the address of the cluster has the order of the services.
 func TestPassServices(t *testing.T) {
 	s := oneMesh

@@ -63,9 +63,10 @@ func builtin(hook string) string { return strings.Fields(hook)[1] }
 // wantedChains returns the chains that one family should have. With ipvs, addresses of services are local ones.
 func wantedChains(device string, s State, family int, ipvs bool) []chain {
 	services := groupServices(s.Services, family)
-	// A port is open when its packets are translated, and refused as long as they are not.
+	// A port is open when its packets are translated, and refused as long as they are not. A connection keeps the
+	// source and the endpoint that its first packet gets, so both are there for it, or none.
 	chains := []chain{
-		serviceChain(device, services), serviceSourceChain(device, s, services, family),
+		serviceSourceChain(device, s, services, family), serviceChain(device, services),
 		natChain(device, s, family), masqueradeChain(device, s, family), guardChain(device, s, family, ipvs),
 		forwardChain(device, s, family), refuseChain(device, s, services, family), mssChain(device, family),
 	}

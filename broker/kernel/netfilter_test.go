@@ -114,7 +114,7 @@ func TestWantedChains(t *testing.T) {
 				t.Errorf("IPv%d: chain %s: a mesh does without it: %t", IPVersion(family), c.name, c.optional)
 			}
 		}
-		want := []string{"nat PREROUTING", "nat OUTPUT", "nat POSTROUTING", "nat POSTROUTING", "nat POSTROUTING",
+		want := []string{"nat POSTROUTING", "nat PREROUTING", "nat OUTPUT", "nat POSTROUTING", "nat POSTROUTING",
 			"mangle PREROUTING", "filter FORWARD", "filter FORWARD", "filter INPUT", "filter OUTPUT", "mangle FORWARD",
 			"mangle INPUT", "mangle OUTPUT"}
 		if family == unix.AF_INET6 {
