@@ -26,7 +26,8 @@ var componentChoices = [][]string{
 	{"", "advertisement", "advertisement token-secret"},
 }
 
-// TestManifests builds every combination of components, and has an API server check what they make (a dry run).
+// TestManifests builds every combination of components, and has an API server check what they make, and the examples
+// (a dry run).
 func TestManifests(t *testing.T) {
 	root, err := testbed.Repository()
 	must(t, err)
@@ -63,6 +64,15 @@ func TestManifests(t *testing.T) {
 		}
 		builds++
 	}
+	examples, err := filepath.Glob(filepath.Join(deploy, "examples", "*.yaml"))
+	must(t, err)
+	for _, file := range examples {
+		text, err := os.ReadFile(file)
+		must(t, err)
+		for _, o := range strings.Split(string(text), "\n---\n") {
+			objects[o+"\n"] = true
+		}
+	}
 	var all strings.Builder
 	for o := range objects {
 		all.WriteString("---\n" + o)
@@ -78,7 +88,7 @@ func TestManifests(t *testing.T) {
 	if strings.Contains(out, "Warning") {
 		t.Errorf("the API server warns:\n%s", out)
 	}
-	t.Logf("%d combinations with %d different objects", builds, len(objects))
+	t.Logf("%d combinations and %d examples with %d different objects", builds, len(examples), len(objects))
 }
 
 // combine returns all ways to take one of each row.
