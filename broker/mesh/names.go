@@ -69,7 +69,7 @@ func (n *naming) readNames(l *linkEntry) *Problem {
 	return nil
 }
 
-// noteNoService says why the DNS service of a link's cluster is not asked. Its mesh services may have names all the same.
+// noteNoService says why the DNS service of a link's cluster is not asked. Mesh services may have names all the same.
 func (n *naming) noteNoService(l *linkEntry, service netip.Addr) {
 	switch {
 	case len(l.unrouted) > 0 && (!service.IsValid() || l.unrouted.Contains(service)): // there is a note

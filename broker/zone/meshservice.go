@@ -53,7 +53,7 @@ func (b *builder) addOffers(d *meshDomain, c *cluster, z *mesh.ClusterZone) {
 	all := b.takeServiceNames(meshServiceLabel+c.name, false, z.Offers)
 	b.addNode(all.zone, &node{domain: d, cluster: c, services: all})
 	if c.link != "" && len(c.networks) == 0 {
-		s := b.takeServiceNames(serviceLabel+c.name, true, z.Offers)
+		s := b.takeServiceNames(serviceLabel+c.name, true, chooseOffers(z.Offers, c.addresses))
 		b.addNode(s.zone, &node{domain: d, cluster: c, services: s})
 	}
 	pointers := map[netip.Addr][]string{}
@@ -98,11 +98,42 @@ func (b *builder) takeServiceNames(zone string, instead bool, offers []mesh.Offe
 	s := &serviceNames{zone: zone, instead: instead, offers: offers, names: make(map[string]*serviceName, 4*len(offers))}
 	s.names[zone] = &serviceName{}
 	for i := range offers {
-		if !instead || offers[i].StandsFor != "" {
-			s.addOffer(&offers[i])
-		}
+		s.addOffer(&offers[i])
 	}
 	return s
+}
+
+// chooseOffers returns the offers that have names of Kubernetes services. Of several that stand for one service these
+// are the ones at one address per IP family, as a client expects all ports of a name at each of its addresses: an offer
+// of all of an address is chosen before one of ports, that before one at an address of the cluster, else the first.
+func chooseOffers(offers []mesh.Offer, cluster []netip.Addr) (chosen []mesh.Offer) {
+	type key struct {
+		namespace, service string
+		isV4               bool
+	}
+	keyOf := func(o *mesh.Offer) key { return key{o.Namespace, o.StandsFor, o.Address.Is4()} }
+	rank := func(o *mesh.Offer) int {
+		switch {
+		case o.Whole:
+			return 0
+		case slices.Contains(cluster, o.Address):
+			return 2
+		}
+		return 1
+	}
+	best := map[key]*mesh.Offer{}
+	for i := range offers {
+		o := &offers[i]
+		if before := best[keyOf(o)]; o.StandsFor != "" && (before == nil || rank(o) < rank(before)) {
+			best[keyOf(o)] = o
+		}
+	}
+	for i := range offers {
+		if o := best[keyOf(&offers[i])]; o != nil && o.Address == offers[i].Address {
+			chosen = append(chosen, offers[i])
+		}
+	}
+	return chosen
 }
 
 // nameOf is the name of an offered service.

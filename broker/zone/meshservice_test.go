@@ -153,6 +153,29 @@ func TestMeshServicesBesideDNSService(t *testing.T) {
 	}
 }
 
+// Of several mesh services of a Kubernetes service, those at one address have its name.
+func TestChooseOffers(t *testing.T) {
+	offer := func(name, service, address string, whole bool) mesh.Offer {
+		return mesh.Offer{Namespace: "default", Name: name, StandsFor: service, Address: netip.MustParseAddr(address),
+			Whole: whole}
+	}
+	all := []mesh.Offer{
+		offer("a", "web", "192.168.0.12", false), offer("b", "web", "192.168.0.102", false),
+		offer("c", "web", "192.168.0.103", true), offer("d", "web", "192.168.0.104", true),
+		offer("e", "", "192.168.0.105", true), offer("f", "web", "fd00::1", false),
+		offer("g", "db", "192.168.0.12", false), offer("h", "db", "192.168.0.106", false),
+		offer("i", "db", "192.168.0.106", false), offer("j", "db", "192.168.0.107", false),
+		offer("k", "dns", "192.168.0.12", false), offer("l", "dns", "192.168.0.12", false),
+	}
+	var got []string
+	for _, o := range chooseOffers(all, []netip.Addr{netip.MustParseAddr("192.168.0.12")}) {
+		got = append(got, o.Name)
+	}
+	if want := "c f h i k l"; strings.Join(got, " ") != want {
+		t.Errorf("chosen %s, not %s", got, want)
+	}
+}
+
 // The link rules the names, as all names of its cluster; serve-stale does, too.
 func TestMeshServicesOfLostLink(t *testing.T) {
 	z := offering(netip.AddrPort{})
