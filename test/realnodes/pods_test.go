@@ -191,19 +191,19 @@ func (p *pod) checkRemote(t *testing.T, ctx context.Context, peer *site, size in
 			length = size
 		}
 		start := time.Now()
-		check(t, p.download(ctx, name, length))
+		check(t, download(ctx, p.Host, "http://"+name+"/bytes/", length))
 		t.Logf("%d bytes from %s in %.1f s", length, server.name, time.Since(start).Seconds())
 	}
 }
 
-// download fetches size bytes and compares their checksum.
-func (p *pod) download(ctx context.Context, server string, size int64) error {
-	url := fmt.Sprintf("http://%s/bytes/%d", server, size)
+// download fetches size bytes, which is the end of the URL, and compares their checksum.
+func download(ctx context.Context, from *testbed.Host, url string, size int64) error {
+	url += fmt.Sprint(size)
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	response, err := p.HTTPClient().Do(request)
+	response, err := from.HTTPClient().Do(request)
 	if err != nil {
 		return err
 	}
