@@ -17,8 +17,8 @@ package hello
 //	ports      number uint16 BE; of each: protocol uint8 (IANA), port uint16 BE, name: length uint8, bytes: a DNS label;
 //	           none: length 0
 //
-// Later fields are appended. A receiver reads MaxServices entries of MaxServiceBytes in total. It leaves out entries
-// that are malformed, and the ones that are too many, and counts both.
+// Later fields are appended. A receiver reads MaxServices entries of MaxServiceBytes in total, with up to MaxServicePorts
+// ports each. It leaves out entries that are malformed, and the ones that are too many, and counts both.
 
 import (
 	"crypto/sha256"
@@ -34,6 +34,7 @@ import (
 const (
 	MaxServices     = 4096
 	MaxServiceBytes = 512 << 10 // of all entries, with their lengths
+	MaxServicePorts = 256       // of one entry
 )
 
 const (
@@ -229,7 +230,7 @@ func parseEntry(b []byte) (s mesh.Offer, ok bool) {
 	ok = isAddress && isLabel(s.Namespace) && isSubdomain(s.Name) && (s.StandsFor == "" || isLabel(s.StandsFor))
 	number := int(binary.BigEndian.Uint16(r.cutBytes(2)))
 	const minPort = 4 // bytes
-	if !ok || r.failed || number == 0 && !s.Whole || number*minPort > len(r.rest) {
+	if !ok || r.failed || number == 0 && !s.Whole || number > MaxServicePorts || number*minPort > len(r.rest) {
 		return mesh.Offer{}, false
 	}
 	if number > 0 {
@@ -333,10 +334,10 @@ func (r *ReceivedServices) admit(list *ServiceList, now, interval time.Duration)
 	return list
 }
 
-// Keep keeps what was parsed of a list that was admitted, unless a later one was admitted meanwhile, and tells whether
-// it did.
+// Keep keeps what was parsed of a list that was admitted, unless a later one with another content was admitted
+// meanwhile, and tells whether it did.
 func (r *ReceivedServices) Keep(list *ServiceList, offers *mesh.Offers) bool {
-	if r.latest == nil || r.latest.serial != list.serial || r.latest.sum != list.sum {
+	if r.latest == nil || r.latest.sum != list.sum || r.latest.leftOut != list.leftOut {
 		return false
 	}
 	r.Offers = offers

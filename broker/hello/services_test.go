@@ -60,6 +60,8 @@ var serviceLists = []struct {
 		mesh.Offers{LeftOut: 1}, true},
 	{"more ports than bytes", "03 00000002  001c 00" + addressHex + defaultHex + echoHex + "00" + "00ff" + webPortHex[:15],
 		mesh.Offers{LeftOut: 1}, true},
+	{"more ports than a service has", "03 00000002  041a 01" + addressHex + defaultHex + echoHex + "00" + "0101" +
+		strings.Repeat("06 0050 00", 257), mesh.Offers{LeftOut: 1}, true},
 	{"port 0", "03 00000002  001a 01" + addressHex + defaultHex + echoHex + "00" + "0001" + "06 0000 00",
 		mesh.Offers{LeftOut: 1}, true},
 	{"a good one after a bad one", "03 00000002  0000  0016 01" + addressHex + defaultHex + echoHex + "00" + "0000",
@@ -257,6 +259,22 @@ func TestReceivedServices(t *testing.T) {
 	}
 	if _, wait := admit(list(1, 3), 9, at+interval); wait == 0 {
 		t.Error("a peer that comes anew has all its changes again")
+	}
+}
+
+// The same list again while it is parsed, from a process that has begun anew, changes nothing: it counts.
+func TestServicesAgain(t *testing.T) {
+	var r ReceivedServices
+	lists := [2]*ServiceList{}
+	for i, serial := range []uint32{5, 1} {
+		lists[i] = readFrames(t, new(ServiceReader), (&OwnServices{serial, makeOffers(2)}).AppendFrames(nil, mesh4))
+	}
+	admitted, _ := r.Admit(lists[0], 1, 0, 0)
+	if again, wait := r.Admit(lists[1], 2, 0, 0); again != nil || wait != 0 {
+		t.Fatal("it is no news")
+	}
+	if !r.Keep(admitted, admitted.Parse()) || r.Offers == nil || len(r.Offers.List) != 2 {
+		t.Errorf("%+v", r.Offers)
 	}
 }
 
