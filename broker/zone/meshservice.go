@@ -25,6 +25,12 @@ const (
 	serviceLabel     = "svc."
 )
 
+// Bounds of what a peer can put into one reply.
+const (
+	maxServiceAddresses = 64  // of a name, and names of an address
+	maxServicePorts     = 256 // of a name
+)
+
 // serviceNames are the names of mesh services of a cluster: those below one of its labels.
 type serviceNames struct {
 	zone    string // <label>.<cluster>.D
@@ -58,7 +64,9 @@ func (b *builder) addOffers(d *meshDomain, c *cluster, z *mesh.ClusterZone) {
 	}
 	pointers := map[netip.Addr][]string{}
 	for i := range z.Offers {
-		if o := &z.Offers[i]; !slices.Contains(c.addresses, o.Address) {
+		o := &z.Offers[i]
+		if !slices.Contains(c.addresses, o.Address) && len(pointers[o.Address]) < maxServiceAddresses &&
+			isName(all.nameOf(o)) {
 			pointers[o.Address] = append(pointers[o.Address], all.nameOf(o))
 		}
 	}
@@ -136,6 +144,12 @@ func chooseOffers(offers []mesh.Offer, cluster []netip.Addr) (chosen []mesh.Offe
 	return chosen
 }
 
+// isName tells whether a name is not too long for one.
+func isName(name string) bool {
+	_, ok := dns.IsDomainName(name)
+	return ok && wireLength(name) <= maxNameLength
+}
+
 // nameOf is the name of an offered service.
 func (s *serviceNames) nameOf(o *mesh.Offer) string {
 	name := o.Name
@@ -148,11 +162,11 @@ func (s *serviceNames) nameOf(o *mesh.Offer) string {
 // addOffer adds the names of a service and of its ports. What is too long for a name has none.
 func (s *serviceNames) addOffer(o *mesh.Offer) {
 	name := s.nameOf(o)
-	if _, ok := dns.IsDomainName(name); !ok {
+	if !isName(name) {
 		return
 	}
 	n := s.makeName(name)
-	if !slices.Contains(n.addresses, o.Address) {
+	if !slices.Contains(n.addresses, o.Address) && len(n.addresses) < maxServiceAddresses {
 		n.addresses = append(n.addresses, o.Address)
 	}
 	for _, p := range o.Ports {
@@ -162,7 +176,7 @@ func (s *serviceNames) addOffer(o *mesh.Offer) {
 			continue
 		}
 		full := dns.CanonicalName("_" + p.Name + "._" + protocolLabel(p.Protocol) + "." + name)
-		if _, ok := dns.IsDomainName(full); ok {
+		if isName(full) {
 			s.makeName(full).addPort(port)
 		}
 	}
@@ -182,7 +196,7 @@ func protocolLabel(protocol uint8) string {
 }
 
 func (n *serviceName) addPort(p servicePort) {
-	if !slices.Contains(n.ports, p) {
+	if len(n.ports) < maxServicePorts && !slices.Contains(n.ports, p) {
 		n.ports = append(n.ports, p)
 	}
 }

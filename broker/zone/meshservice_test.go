@@ -176,6 +176,48 @@ func TestChooseOffers(t *testing.T) {
 	}
 }
 
+// A peer cannot make names, replies, or the work for them larger than a message.
+func TestHostileMeshServices(t *testing.T) {
+	z := offering(netip.AddrPort{})
+	var offers []mesh.Offer
+	for i := range 4096 {
+		o := mesh.Offer{Namespace: "default", Name: fmt.Sprintf("s%04d", i), StandsFor: "web", Whole: true,
+			Address: netip.AddrFrom4([4]byte{192, 168, 0, 200})}
+		if i > 2048 {
+			o.Name, o.Address = "one", netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+		}
+		for port := range 256 {
+			o.Ports = append(o.Ports, mesh.OfferPort{Protocol: 6, Port: uint16(1 + (i*256+port)%65535)})
+		}
+		offers = append(offers, o)
+	}
+	longest := 255 - len(".default.msvc.kubelink2.kubelink.") - 1
+	label := strings.Repeat("x", 63)
+	long := strings.Join([]string{label, label, label, label}, ".")
+	offers = append(offers, mesh.Offer{Namespace: "default", Name: "x." + long[:longest-2], Whole: true,
+		Address: netip.MustParseAddr("192.168.0.201")},
+		mesh.Offer{Namespace: "default", Name: "x." + long[:longest-1], Whole: true,
+			Address: netip.MustParseAddr("192.168.0.201")})
+	z[0].Clusters[2].Offers = offers
+	begin := time.Now()
+	table := New(nil, z, up, options)
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("the table took %s", took)
+	}
+	for _, name := range []string{web, "one.default.msvc.kubelink2.kubelink.", "200.0.168.192.in-addr.arpa.",
+		"201.0.168.192.in-addr.arpa."} {
+		m, _ := queryTable(t, table, name, dns.TypeANY, false, 0)
+		if size := m.Len(); m.Rcode != 0 || len(m.Answer) == 0 || size > dns.MaxMsgSize {
+			t.Errorf("%s: %v, %d records, %d bytes", name, m.MsgHdr, len(m.Answer), size)
+		}
+		for _, rr := range m.Answer {
+			if ptr, ok := rr.(*dns.PTR); ok && wireLength(ptr.Ptr) > maxNameLength {
+				t.Errorf("%s leads to a name of %d octets", name, wireLength(ptr.Ptr))
+			}
+		}
+	}
+}
+
 // The link rules the names, as all names of its cluster; serve-stale does, too.
 func TestMeshServicesOfLostLink(t *testing.T) {
 	z := offering(netip.AddrPort{})
