@@ -24,12 +24,11 @@ type backend interface {
 	Kind() string
 	// Read says what the device is. An error: it is there no more; errHangs: its process does not answer.
 	Read() (*wgtypes.Device, error)
-	// IsForeign tells whether the device is in use for something else: it is set up, is not ours, and has not our key.
+	// IsForeign tells whether the device may be in use for something else: it is not ours, and has another key.
 	IsForeign(is *wgtypes.Device, key wgtypes.Key) bool
 	// Tell changes the device.
 	Tell(wgtypes.Config) error
-	// Adjust sets the MTU, and sees to it that the device is up. With mark, a device of the kernel without mark is ours
-	// from now on.
+	// Adjust sets the MTU, and sees to it that the device is up. With mark, a device without mark is ours from now on.
 	Adjust(mtu int, mark bool) error
 	// Close ends the use of the device. Without keep it removes the device, or its peers if the device is not ours.
 	Close(keep bool) error
@@ -55,7 +54,7 @@ type opener struct {
 }
 
 const (
-	mark      = "kubelink"       // alias of our devices of the kernel (ifalias in sysfs, `ip link show`)
+	mark      = "kubelink"       // alias of our devices (ifalias in sysfs, `ip link show`)
 	probeName = "kubelink-probe" // of a device that shows whether the kernel has WireGuard
 	kindLink  = "wireguard"      // of devices in rtnetlink
 )
@@ -124,13 +123,14 @@ func (o *opener) adoptProcess(want link.WireGuardDevice, found netlink.Link) (ba
 
 // adopt takes over what is there.
 func (o *opener) adopt(found netlink.Link) (backend, error) {
-	b := &controlled{name: o.name, control: processControl{}, links: o.links, kind: "adopted"}
+	b := &controlled{name: o.name, control: processControl{}, links: o.links, kind: "adopted",
+		ours: found.Attrs().Alias == mark}
 	if found.Type() == kindLink {
 		c, err := o.control()
 		if err != nil {
 			return nil, fmt.Errorf("speak with WireGuard devices: %w", err)
 		}
-		b.control, b.kind, b.ours = c, "kernel", found.Attrs().Alias == mark
+		b.control, b.kind = c, "kernel"
 	}
 	if _, err := b.Read(); err != nil {
 		return nil, errors.Join(err, b.control.Close())
@@ -201,7 +201,7 @@ type controlled struct {
 	control control
 	links   kernelLinks
 	kind    string
-	ours    bool // marked: it goes with us
+	ours    bool // marked: no other key keeps us from it, and one of the kernel goes with us
 	told    bool // Tell was called
 }
 
@@ -209,7 +209,7 @@ func (c *controlled) Kind() string                   { return c.kind }
 func (c *controlled) Read() (*wgtypes.Device, error) { return c.control.Device(c.name) }
 
 func (c *controlled) IsForeign(is *wgtypes.Device, key wgtypes.Key) bool {
-	return c.kind == "kernel" && !c.ours && len(is.Peers) > 0 && is.PrivateKey != (wgtypes.Key{}) && is.PrivateKey != key
+	return !c.ours && is.PrivateKey != (wgtypes.Key{}) && is.PrivateKey != key
 }
 
 func (c *controlled) Tell(config wgtypes.Config) error {
@@ -223,10 +223,10 @@ func (c *controlled) Adjust(mtu int, marked bool) error {
 		return err // Read tells that it is gone
 	}
 	alias := found.Attrs().Alias
-	if marked && c.kind == "kernel" && alias == "" {
+	if marked && alias == "" {
 		alias = mark
 	}
-	c.ours = c.kind == "kernel" && alias == mark
+	c.ours = alias == mark
 	return c.links.Adjust(found, mtu, alias)
 }
 
@@ -234,12 +234,12 @@ func (c *controlled) Close(keep bool) error {
 	var err error
 	switch {
 	case keep:
-	case c.ours:
+	case c.kind == "kernel" && c.ours:
 		var found netlink.Link
 		if found, err = c.links.Find(c.name); err == nil && found != nil {
 			err = c.links.Delete(found)
 		}
-	case c.kind == "kernel" && !c.told: // it may be foreign
+	case !c.ours && !c.told: // it may be foreign
 	default:
 		err = c.Tell(wgtypes.Config{ReplacePeers: true})
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {

@@ -4,6 +4,7 @@ package wireguard
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -102,6 +103,51 @@ func TestStandaloneProcessIsAdopted(t *testing.T) {
 	call[None](p.brokers[0], "Close", false)
 	if n := len(p.brokers[0].show().Peers); n != 0 {
 		t.Errorf("Close left %d peers of a device that is not ours", n)
+	}
+}
+
+// A stand-alone wireguard-go with another key serves somebody else, unless a broker has had it before.
+func TestForeignProcessIsLeftAlone(t *testing.T) {
+	p := newHosts(t, false)
+	p.hosts[0].start("standalone", "kubelink").await("ready")
+	user := p.hosts[0].startBroker() // it only does what wg(8) does
+	call[None](user, "Tell", wgtypes.Config{PrivateKey: new(wgtypes.Key(keyThree)), ListenPort: new(51820),
+		Peers: []wgtypes.PeerConfig{{PublicKey: wgtypes.Key(keyTwo.Public())}}})
+	before := user.show()
+	open := func(key mesh.SecretKey) (b *broker, said string) {
+		t.Helper()
+		b = p.hosts[0].startBroker()
+		b.open(OpenArgs{Settings: p.settings})
+		b.setKey(key)
+		return b, call[SetReply](b, "Set", []mesh.Peer{p.toTwo}).Error
+	}
+	isMarked := func() bool { return strings.Contains(p.hosts[0].run("ip link show kubelink"), "alias "+mark) }
+	b, said := open(keyOne)
+	if !strings.Contains(said, "kubelink is a WireGuard device of another process that kubelink did not set up, and has "+
+		"not the private key of this cluster: end that process or choose another ifce-name") {
+		t.Errorf("Set says %q", said)
+	}
+	call[None](b, "Close", false)
+	if after := user.show(); !reflect.DeepEqual(after, before) {
+		t.Errorf("%+v became %+v", before, after)
+	}
+
+	// With our key it is what a former broker has left; from then on it is ours.
+	call[None](user, "Tell", wgtypes.Config{PrivateKey: new(clampKey(keyOne))})
+	b, said = open(keyOne)
+	if said != "" || !isMarked() {
+		t.Errorf("Set says %q, marked: %t", said, isMarked())
+	}
+	b.kill()
+	b, said = open(makeKey(5))
+	if is := user.show(); said != "" || is.PrivateKey != clampKey(makeKey(5)) || len(is.Peers) != 1 {
+		t.Errorf("Set says %q, the device is %+v", said, is)
+	}
+	b.kill()
+	b, _ = open(makeKey(5)) // there is nothing to tell
+	call[None](b, "Close", false)
+	if n := len(user.show().Peers); n != 0 {
+		t.Errorf("Close left %d peers", n)
 	}
 }
 

@@ -241,8 +241,12 @@ func (w *worker) readDevice(want *desired) (*wgtypes.Device, error) {
 		if !want.keySet {
 			return nil, nil // it may have the key that this cluster gets
 		}
-		return nil, fmt.Errorf("%s is a WireGuard device of the kernel that kubelink did not make, with peers and not with "+
-			"the private key of this cluster: remove it (ip link del %s) or choose another ifce-name", o.name, o.name)
+		remedy, title := "remove it (ip link del "+o.name+")", "the kernel"
+		if o.backend.Kind() == "adopted" {
+			remedy, title = "end that process", "another process"
+		}
+		return nil, fmt.Errorf("%s is a WireGuard device of %s that kubelink did not set up, and has not the private key "+
+			"of this cluster: %s or choose another ifce-name", o.name, title, remedy)
 	}
 	if mark := want.key != (mesh.SecretKey{}); o.mtu != want.settings.MTU || mark && !o.marked {
 		mark = mark && (is.PrivateKey == (wgtypes.Key{}) || is.PrivateKey == clampKey(want.key))
