@@ -29,8 +29,7 @@ const (
 )
 
 // serviceRemedy is for a kernel that lacks what chains of mesh services need.
-const serviceRemedy = "mesh services are not served; they need the kernel modules xt_statistic, xt_recent, " +
-	"xt_conntrack, xt_multiport and ipt_REJECT (with nf_tables, nft_compat): load them on the node"
+const serviceRemedy = "mesh services are not served"
 
 // serviceAddress is an address with all that mesh services have at it.
 type serviceAddress struct {

@@ -470,7 +470,7 @@ func (k *Kernel) setChain(ctx context.Context, c chain, tools toolset, t *ruleTa
 	if commands := c.restoreCommands(wanted, t); len(commands) > 0 {
 		err := k.system.RestoreTable(ctx, tools, c.table, commands)
 		if err != nil && wanted && c.remedy != "" && ctx.Err() == nil {
-			err = fmt.Errorf("%w; %s", err, c.remedy)
+			err = fmt.Errorf("%w; %s%s", err, c.remedy, describeModules(c.table, tools.family, commands, err.Error()))
 		}
 		if err != nil {
 			return err

@@ -616,8 +616,8 @@ func TestNoTCPMSS(t *testing.T) {
 		err := k.Warning()
 		if err == nil ||
 			!strings.Contains(err.Error(), "line 3 failed; "+
-				"TCP connections of pods with a large MTU rely on path MTU discovery; "+
-				"it needs the kernel modules xt_TCPMSS and iptable_mangle (") ||
+				"TCP connections of pods with a larger MTU than kubelink has rely on path MTU discovery; "+
+				"it needs the kernel modules xt_TCPMSS, xt_comment, xt_tcpudp and iptable_mangle (") ||
 			strings.Contains(err.Error(), "\n") {
 			t.Errorf("error %v", err)
 		}

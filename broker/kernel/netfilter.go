@@ -36,7 +36,7 @@ type chain struct {
 	after       string   // another chain of ours, whose hook must come earlier, if it is there
 	rules       []string
 	old         predecessor
-	remedy      string // where the kernel lacks what the chain needs
+	remedy      string // what a kernel without the chain does; the error also has the modules that it needs
 	gives       string // without it, there are no new routes; empty: they do without the chain
 	optional    bool   // a mesh does without it
 	unwanted    bool   // it is removed
@@ -68,7 +68,7 @@ func wantedChains(device string, s State, family int, ipvs bool) []chain {
 	chains := []chain{
 		serviceSourceChain(device, s, services, family), serviceChain(device, services),
 		natChain(device, s, family), masqueradeChain(device, s, family), guardChain(device, s, family, ipvs),
-		forwardChain(device, s, family), refuseChain(device, s, services, family), mssChain(device, family),
+		forwardChain(device, s, family), refuseChain(device, s, services, family), mssChain(device),
 	}
 	chains = append(chains, tunnelChains(device, s.Tunnel.LocalPort)...)
 	if family == unix.AF_INET6 { // of IPv4, it is a setting of the device
@@ -213,10 +213,9 @@ func longestFirst(routes []mesh.Route) []mesh.Route {
 // With a Firewall, it begins with the chains of that. Next are the addresses of tunnels, which nothing opens.
 func guardChain(device string, s State, family int, ipvs bool) chain {
 	c := chain{table: mangleTable, name: guardName, device: device, first: true, counts: ofNode, innerPrefix: linkChains,
-		after: routingName,
-		hooks: []string{"-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + guardName},
-		remedy: "linked clusters may reach ports of this node; it needs the kernel modules xt_conntrack and xt_addrtype " +
-			"(with nf_tables, nft_compat): load them on the node"}
+		after:  routingName,
+		hooks:  []string{"-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + guardName},
+		remedy: "linked clusters may reach ports of this node"}
 	ping, node := "-p icmp -m icmp --icmp-type 8", []string{"-m addrtype --dst-type LOCAL,BROADCAST,ANYCAST,MULTICAST"}
 	if family == unix.AF_INET6 { // xt_addrtype knows no BROADCAST there, and with MULTICAST no other type matches
 		ping = "-p ipv6-icmp -m icmp6 --icmpv6-type 128"
@@ -314,12 +313,8 @@ func forwardChain(device string, s State, family int) chain {
 // what it sends, whichever MSS the other side tells. Each rule is for the MSS of one direction; we
 // do both, as the peer may do none. A packet that passes no FORWARD here (IPVS sends it to an
 // endpoint) does so at the peer.
-func mssChain(device string, family int) chain {
+func mssChain(device string) chain {
 	const clamp = " -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu"
-	module := "iptable_mangle"
-	if family == unix.AF_INET6 {
-		module = "ip6table_mangle"
-	}
 	return chain{table: mangleTable, name: "KLINK-MSS", device: device, first: true,
 		hooks: []string{"-A FORWARD -m comment --comment kubelink -j KLINK-MSS"},
 		old: predecessor{"KUBELINK-MSS",
@@ -327,9 +322,7 @@ func mssChain(device string, family int) chain {
 		rules: []string{
 			"-A KLINK-MSS -i " + device + clamp,
 			"-A KLINK-MSS -o " + device + clamp},
-		remedy: "TCP connections of pods with a large MTU rely on path MTU discovery; it needs the kernel modules " +
-			"xt_TCPMSS and " + module + " (with nf_tables, nft_compat): " +
-			"load them on the node, or give its pods no larger MTU than " + device + " has",
+		remedy:   "TCP connections of pods with a larger MTU than " + device + " has rely on path MTU discovery",
 		optional: true}
 }
 
@@ -341,8 +334,7 @@ func sourceRouteChain(device string, s State) chain {
 		hooks:    []string{"-A PREROUTING -i " + device + " -m comment --comment kubelink -j " + name},
 		rules:    []string{"-A " + name + " -m rt --rt-segsleft 1:255 -j DROP"},
 		unwanted: s.Firewall == nil, optional: true, before: guardName,
-		remedy: "packets of links that name a further way (routing headers) reach pods; it needs the kernel module ip6t_rt " +
-			"(with nf_tables, nft_compat): load it on the node"}
+		remedy: "packets of links that name a further way (routing headers) reach pods"}
 }
 
 // matchOption is an option of a rule with a space before it. iptables prints none for all addresses, and no length for
