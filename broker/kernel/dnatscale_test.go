@@ -252,9 +252,7 @@ func TestServiceChanges(t *testing.T) {
 				iptables -t nat -I OUTPUT -j KUBE-SERVICES
 				iptables -D FORWARD -m comment --comment kubelink -j KLINK-FORWARD
 				iptables -I FORWARD -m comment --comment kubelink -j KLINK-FORWARD`)
-			for range 2 { // the hook of KLINK-FORWARD moves first
-				set(t, k, all)
-			}
+			set(t, k, all)
 			for table, want := range map[string][]string{"nat": {
 				"-A PREROUTING -m comment --comment kubelink -j KLINK-SERVICES\n-A PREROUTING -j KUBE-SERVICES\n",
 				"-A OUTPUT -m comment --comment kubelink -j KLINK-SERVICES\n-A OUTPUT -j KUBE-SERVICES\n",

@@ -267,6 +267,9 @@ func (k *Kernel) setChains(ctx context.Context, chains []chain, family int, fail
 	tools, found := k.selectTools(ctx, family, failed)
 	k.known(tools).clean, k.known(tools).counting = false, nil
 	for _, c := range chains {
+		if found[c.table] == nil {
+			found[c.table] = &ruleTable{chains: map[string][]chainRule{}}
+		}
 		if c.counts != notCounted {
 			k.known(tools).counting = append(k.known(tools).counting, c)
 		}
@@ -475,6 +478,7 @@ func (k *Kernel) setChain(ctx context.Context, c chain, tools toolset, t *ruleTa
 		if err != nil {
 			return err
 		}
+		t.apply(commands)
 		for _, name := range []string{c.name, dropSource, dropDestination, dropNode} {
 			if c.counts != notCounted && slices.Contains(commands, makeCommand(name)) {
 				known.counted[name] = 0

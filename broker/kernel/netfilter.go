@@ -69,6 +69,7 @@ func wantedChains(device string, s State, family int, ipvs bool) []chain {
 		serviceSourceChain(device, s, services, family), serviceChain(device, services),
 		natChain(device, s, family), masqueradeChain(device, s, family), guardChain(device, s, family, ipvs),
 		forwardChain(device, s, family), refuseChain(device, s, services, family), mssChain(device),
+		unusedChain(device, s, family),
 	}
 	chains = append(chains, tunnelChains(device, s.Tunnel.LocalPort)...)
 	if family == unix.AF_INET6 { // of IPv4, it is a setting of the device

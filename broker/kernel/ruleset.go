@@ -97,6 +97,44 @@ func (t *ruleTable) find(chain string) (rules []chainRule, exists bool) {
 	return rules, exists
 }
 
+// apply makes the table what iptables-restore has made of it: the next chain finds it so.
+func (t *ruleTable) apply(commands []string) {
+	if t == nil {
+		return
+	}
+	for _, command := range commands {
+		verb, rest, _ := strings.Cut(command, " ")
+		chain, rule, _ := strings.Cut(rest, " ")
+		rules, place := t.chains[chain], 0
+		if verb == "-I" {
+			if number, after, _ := strings.Cut(rule, " "); number != "" && number[0] != '-' {
+				n, err := strconv.Atoi(number)
+				if place = n - 1; err != nil || place < 0 || place > len(rules) {
+					continue
+				}
+				rule = after
+			}
+		}
+		text := "-A " + chain + " " + rule
+		switch verb {
+		case "-A":
+			t.chains[chain] = append(rules, chainRule{text: text})
+		case "-I":
+			t.chains[chain] = slices.Insert(rules, place, chainRule{text: text})
+		case "-D":
+			if at := slices.IndexFunc(rules, func(r chainRule) bool { return r.text == text }); at >= 0 {
+				t.chains[chain] = slices.Delete(rules, at, at+1)
+			}
+		case "-F":
+			t.chains[chain] = nil
+		case "-X":
+			delete(t.chains, chain)
+		default: // makeCommand
+			t.chains[strings.TrimPrefix(verb, ":")] = nil
+		}
+	}
+}
+
 // effect is what a rule does to the packets that come from a device or go to it.
 type effect struct {
 	target  string // of -j or -g; empty: none

@@ -187,8 +187,8 @@ func TestConnectionInTunnel(t *testing.T) {
 	}
 }
 
-// From a pod, a peer's packet to the port of tunnels would leave and come back as one of a node: it does not leave. Other
-// packets to the same addresses, ports and networks do.
+// From a pod, a peer's packet to the port of tunnels would leave and come back as one of a node: it does not leave.
+// Other packets to the same addresses, ports and networks do.
 func TestTunnelAddresses(t *testing.T) {
 	for _, protocol := range []int{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 		name, other := "udp", unix.IPPROTO_TCP
