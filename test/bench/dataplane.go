@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -44,6 +45,7 @@ const (
 	plainPath    = "plain"         // the path of the tunnels' own packets, without a tunnel
 	bridgeLink   = "bridge"        // kubelink with its defaults
 	bridgeBefore = "bridge-before" // the same with the binary of -before
+	serviceLink  = "mesh-service"  // the same by a mesh service: its address in place of the service's
 	wireguardGo  = "wireguard"     // wireguard-go
 	kubelinkWG   = "kubelink-wg"   // kubelink in mode wireguard, in user space
 	plainTUNLink = "plain-tun"     // kubelink without offloads
@@ -237,6 +239,8 @@ func (p *dataplane) setLink(ctx context.Context, c *contender, linked netip.Addr
 	switch c.name {
 	case bridgeBefore:
 		setup.binary = p.before
+	case serviceLink:
+		c.to, err = p.offerService(ctx)
 	case plainTUNLink:
 		setup.property = offloadOff
 	case kubelinkWG:
@@ -259,6 +263,15 @@ func (p *dataplane) setLink(ctx context.Context, c *contender, linked netip.Addr
 		err = p.setAnotherNode(ctx, c, nodeDevice)
 	}
 	return err
+}
+
+// offerService makes a mesh service of the service behind the link. It returns its address, which the first cluster
+// gets to know by the link.
+func (p *dataplane) offerService(ctx context.Context) (netip.Addr, error) {
+	address := mesh.Nth(p.two.MeshAddress.Masked(), 200)
+	m := &v1alpha1.MeshService{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "linked"},
+		Spec: v1alpha1.MeshServiceSpec{Service: "linked", MeshAddress: address.String()}}
+	return address, p.two.Client.Create(ctx, m)
 }
 
 // setAnotherNode moves the client of a contender to a node that is not the gateway's. Packets to the gateway leave that

@@ -33,6 +33,7 @@ var dataplaneLayout = layout{
 		{plainPath, "plain path", "#afb8c1", "#656c76"},
 		{bridgeLink, "kubelink", "#0969da", "#4493f8"},
 		{bridgeBefore, "kubelink before", "", ""},
+		{serviceLink, "kubelink, mesh service", "", ""},
 		{wireguardGo, "wireguard-go", "#bc4c00", "#f0883e"},
 		{kubelinkWG, "kubelink wireguard, user space", "#8250df", "#a371f7"},
 		{plainTUNLink, "kubelink, plain TUN", "#6fb1f7", "#1f4f8f"},
@@ -69,7 +70,16 @@ var dataplaneLayout = layout{
 		{what: resultStream(1, down), of: anotherLink, to: bridgeLink, bound: 0.8},
 		{what: resultStream(1, up), of: vxlanLink, to: bridgeLink, bound: 0.8},
 		{what: resultStream(1, down), of: vxlanLink, to: bridgeLink, bound: 0.8},
-	}, wireguardPromises()...),
+	}, append(servicePromises(), wireguardPromises()...)...),
+}
+
+// servicePromises: the translation of a mesh service costs little.
+func servicePromises() (all []promise) {
+	for _, what := range []result{resultStream(1, up), resultStream(1, down), resultStream(4, up),
+		resultStream(4, down), resultDatagrams(up), resultDatagrams(down), resultRequests} {
+		all = append(all, promise{what: what, of: serviceLink, to: bridgeLink, bound: 0.9, rounds: true})
+	}
+	return all
 }
 
 // wireguardPromises: mode wireguard costs nothing compared with wireguard-go alone.

@@ -69,7 +69,7 @@ var comparisons = []comparison{
 }
 
 func parseFlags() (o options) {
-	what := []string{"apply", "attack"}
+	what := []string{"apply", "services", "attack"}
 	var names, measures []string
 	for _, c := range comparisons {
 		what = append(what, c.section)
@@ -191,6 +191,13 @@ func (o options) runAll() error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 		defer cancel()
 		if err := measureApply(ctx); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(o.what, "services") {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+		defer cancel()
+		if err := measureServices(ctx); err != nil {
 			return err
 		}
 	}
