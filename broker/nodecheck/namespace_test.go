@@ -109,6 +109,32 @@ IPT -t mangle -I PREROUTING -i kubelink -m comment --comment kubelink -j KLINK-L
 `, "IPT", iptables)
 }
 
+// meshServices are the chains of mesh services: one has an endpoint, and the other one is refused.
+func meshServices(iptables string) string {
+	return strings.ReplaceAll(`
+IPT -t nat -N KLINK-SVC-1
+IPT -t nat -A KLINK-SVC-1 -p tcp -m tcp --dport 80 -j DNAT --to-destination 100.96.1.5:8080
+IPT -t nat -A KLINK-SVC-1 -j ACCEPT
+IPT -t nat -N KLINK-SERVICES
+IPT -t nat -A KLINK-SERVICES -d 192.168.0.200/31 -g KLINK-SVC-1
+IPT -t nat -N KLINK-SERVICE-SOURCE
+IPT -t nat -A KLINK-SERVICE-SOURCE -o kubelink -j RETURN
+IPT -t nat -A KLINK-SERVICE-SOURCE -m conntrack --ctorigdst 192.168.0.0/24 -j MASQUERADE
+IPT -t nat -I POSTROUTING -m conntrack --ctstate DNAT -m comment --comment kubelink -j KLINK-SERVICE-SOURCE
+IPT -N KLINK-REF-ALL
+IPT -A KLINK-REF-ALL -p tcp -j REJECT --reject-with tcp-reset
+IPT -A KLINK-REF-ALL -j REJECT
+IPT -N KLINK-REFUSE
+IPT -A KLINK-REFUSE -d 192.168.0.200/31 -g KLINK-REF-ALL
+for hook in PREROUTING OUTPUT; do
+  IPT -t nat -I $hook -m comment --comment kubelink -j KLINK-SERVICES
+done
+for hook in FORWARD INPUT OUTPUT; do
+  IPT -I $hook -m conntrack --ctstate NEW -m comment --comment kubelink -j KLINK-REFUSE
+done
+`, "IPT", iptables)
+}
+
 // calico and kube-proxy, as the test bed and usual nodes have them.
 func podNetwork(iptables string) string {
 	return strings.ReplaceAll(`
@@ -206,6 +232,10 @@ func TestHealthyNodes(t *testing.T) {
 		{"kubelink filters what links send", gateway + routes + chains("iptables-nft") + linkFilter("iptables-nft")},
 		{"kubelink filters in the legacy back end", gateway + routes + chains("iptables-legacy") +
 			linkFilter("iptables-legacy")},
+		{"mesh services", gateway + routes + podNetwork("iptables-nft") + chains("iptables-nft") +
+			meshServices("iptables-nft")},
+		{"mesh services in the legacy back end", gateway + routes + podNetwork("iptables-legacy") +
+			chains("iptables-legacy") + meshServices("iptables-legacy") + linkFilter("iptables-legacy")},
 		{"policy DROP in our own back end", gateway + routes + podNetwork("iptables-nft") + chains("iptables-nft") +
 			"iptables-nft -P FORWARD DROP"},
 		{"policy DROP in our own back end, the legacy one", gateway + routes + podNetwork("iptables-legacy") +

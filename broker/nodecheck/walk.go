@@ -145,8 +145,9 @@ type outcome struct {
 	unsettle bool         // one of several translations, or none: not known which
 }
 
-// guard is kubelink's own chain of what links may reach. What it drops is meant to be dropped.
-const guard = "KLINK-LOCAL"
+// guards are kubelink's own chains of what links may reach, and of mesh services that have no endpoint. What they drop
+// is meant to be dropped.
+var guards = []string{"KLINK-LOCAL", "KLINK-REFUSE"}
 
 // walkChain walks through a chain.
 func (w *walk) walkChain(chain string, depth int) (o outcome) {
@@ -194,7 +195,7 @@ func (w *walk) takeAction(r *rule, act action, chain string, a answer, depth int
 	case back:
 		o.ends = true
 	case jump, goTo:
-		if chain == guard {
+		if slices.Contains(guards, chain) {
 			return false
 		}
 		sub = w.walkChain(chain, depth+1)

@@ -70,6 +70,8 @@ func TestFindDrop(t *testing.T) {
 		{"a target that is new", ":FORWARD DROP\n-A FORWARD -j LETPASS", ""},
 		{"a log before", ":FORWARD ACCEPT\n" +
 			"-A FORWARD -j LOG --log-prefix \"-j ACCEPT \"\n-A FORWARD -j DROP", "-A FORWARD -j DROP"},
+		{"kubelink refuses what has no endpoint", ":FORWARD ACCEPT\n:KLINK-REFUSE -\n" +
+			"-A FORWARD -m conntrack --ctstate NEW -j KLINK-REFUSE\n-A KLINK-REFUSE -j REJECT", ""},
 		{"a circle", ":FORWARD DROP\n:a -\n-A FORWARD -j a\n-A a -j a", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
