@@ -79,7 +79,7 @@ lint: ## go vet, linters, and that generated files are up to date
 # it names them. The tests run unbound in namespaces of their own: the service in its package must not make this machine
 # a name server.
 COMMANDS := iptables:iptables nft:nftables ip:iproute2 sysctl:procps nsenter:util-linux dig:bind9-dnsutils unbound:unbound \
-  runc:runc dpkg-deb:dpkg $(if $(ROOT),/usr/lib/cni/bridge:containernetworking-plugins)
+  wg:wireguard-tools runc:runc dpkg-deb:dpkg $(if $(ROOT),/usr/lib/cni/bridge:containernetworking-plugins)
 bench: COMMANDS += dnsperf:dnsperf
 system:
 	@missing=; for c in $(COMMANDS); do \

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,35 +33,55 @@ const (
 	channelPort   = 8779            // of the control channel
 )
 
-// member is a plain WireGuard peer in a pod of the third cluster, behind its NAT, linked to the first two clusters.
+// member is a plain WireGuard peer in a pod of the third cluster, behind its NAT, linked to the first two clusters:
+// wg-quick(8) makes it, with a stand-alone wireguard-go.
 type member struct {
-	pod    *testbed.Pod
-	key    mesh.SecretKey
-	tunnel *peer.Tunnel
+	pod     *testbed.Pod
+	key     mesh.SecretKey
+	program string // wireguard-go
+	config  string // file of wg-quick
 }
 
-// start makes its device, with the addresses and routes that wg-quick makes.
+// quick runs wg-quick.
+func (m *member) quick(ctx context.Context, verb string) error {
+	c := m.pod.Command(ctx, "wg-quick", verb, m.config)
+	c.Env = append(c.Env, "WG_QUICK_USERSPACE_IMPLEMENTATION="+m.program)
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("wg-quick %s: %w: %s", verb, err, out)
+	}
+	return nil
+}
+
+// start makes its device.
 func (m *member) start(t *testing.T, ctx context.Context) {
 	t.Helper()
-	var err error
-	m.tunnel, err = peer.OpenTunnel(ctx, m.pod.Host, memberDevice, m.key, 51820, farEnd(brokers[0]), farEnd(brokers[1]))
+	must(t, m.quick(ctx, "up"))
+	shown, err := m.pod.Run(ctx, "wg", "show", memberDevice, "public-key")
 	must(t, err)
-	commands := []string{"address add " + memberAddress + "/32 dev " + memberDevice}
+	if key := strings.TrimSpace(shown); key != m.key.Public().String() {
+		t.Errorf("wg shows the key %s, want %s", key, m.key.Public())
+	}
+}
+
+// writeConfig writes the file of wg-quick.
+func (m *member) writeConfig(t *testing.T) {
+	t.Helper()
+	var text strings.Builder
+	fmt.Fprintf(&text, "[Interface]\nPrivateKey = %s\nListenPort = 51820\nAddress = %s/32\n", m.key.Base64(), memberAddress)
 	for _, b := range brokers[:2] {
-		for _, network := range farEnd(b).Allowed {
-			commands = append(commands, "route add "+network.String()+" dev "+memberDevice)
-		}
+		far := farEnd(b)
+		fmt.Fprintf(&text, "\n[Peer]\nPublicKey = %s\nEndpoint = %s\nAllowedIPs = %s, %s\nPersistentKeepalive = 21\n",
+			far.Key, far.Endpoint, far.Allowed[0], far.Allowed[1])
 	}
-	for _, command := range commands {
-		_, err := m.pod.Run(ctx, "ip", strings.Fields(command)...)
-		must(t, err)
-	}
+	m.config = filepath.Join(t.TempDir(), memberDevice+".conf")
+	must(t, os.WriteFile(m.config, []byte(text.String()), 0o600))
 }
 
 // startMember makes the peer, its links, and what it forwards: requests to an address behind it go to another pod.
 func startMember(t *testing.T, ctx context.Context) *member {
 	t.Helper()
-	m := &member{key: fleet.NewKey()}
+	m := &member{key: fleet.NewKey(), program: buildWireGuard(t, ctx)}
+	m.writeConfig(t)
 	var err error
 	m.pod, err = brokers[2].Pod(ctx, "member", testbed.PodOptions{})
 	must(t, err)
@@ -91,7 +113,12 @@ func TestWireGuardMember(t *testing.T) {
 	m := startMember(t, ctx)
 	must(t, brokers[0].WaitState(ctx, "member", v1alpha1.StateIdle, "waiting for the peer to connect"))
 	m.start(t, ctx)
-	t.Cleanup(func() { m.tunnel.Close() })
+	stopped := false
+	t.Cleanup(func() {
+		if !stopped {
+			must(t, m.quick(context.Background(), "down"))
+		}
+	})
 	traffic := func() {
 		t.Helper()
 		for i := range brokers[:2] {
@@ -106,7 +133,8 @@ func TestWireGuardMember(t *testing.T) {
 	}
 	traffic()
 	check := expectUp(t, brokers[0], brokers[1])
-	m.tunnel.Close()
+	must(t, m.quick(ctx, "down"))
+	stopped = true
 	took := within(t, down, "link to be Down", func(ctx context.Context) error {
 		l, err := brokers[0].Link(ctx, "member")
 		if err == nil && l.Status.State != v1alpha1.StateDown {
@@ -115,6 +143,7 @@ func TestWireGuardMember(t *testing.T) {
 		return err
 	})
 	m.start(t, ctx)
+	stopped = false
 	back := within(t, up, "link to be Up", func(ctx context.Context) error {
 		return brokers[0].WaitState(ctx, "member", v1alpha1.StateUp)
 	})
