@@ -66,9 +66,11 @@ func TestSilenceIsExplained(t *testing.T) {
 	p := newPair(t, true)
 	p.toOne.Local, p.toTwo.Local = prefixes("192.168.0.2/24"), prefixes("192.168.0.1/24")
 	p.connect()
-	for _, b := range p.brokers {
+	talks := func(b *broker) {
+		t.Helper()
 		await(t, "the channel", func() bool { return b.statuses()[0].Announced != nil })
 	}
+	talks(p.brokers[0])
 	p.brokers[1].kill()
 	p.start(1, keyThree)
 	p.brokers[1].set(p.toOne)
@@ -77,6 +79,7 @@ func TestSilenceIsExplained(t *testing.T) {
 	p.toTwo.Key = keyThree.Public()
 	p.brokers[0].set(p.toTwo)
 	p.brokers[0].awaitStatus(link.Up, "", 10*time.Second)
+	talks(p.brokers[0])
 
 	// What the peer answers afterwards counts for the next silence.
 	p.brokers[1].kill()
