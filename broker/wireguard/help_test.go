@@ -109,6 +109,11 @@ func (h *host) run(commands string) string {
 	return all.String()
 }
 
+// try runs a command that may fail.
+func (h *host) try(words ...string) error {
+	return exec.Command("nsenter", append([]string{"-t", h.pid, "-n", "-m"}, words...)...).Run()
+}
+
 // start starts a process of the host.
 func (h *host) start(role string, args ...string) *process {
 	h.t.Helper()

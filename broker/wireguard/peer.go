@@ -79,6 +79,12 @@ func (p *peer) wait(now time.Time) {
 	p.rxBefore, p.txBefore = p.current.ReceiveBytes, p.current.TransmitBytes
 }
 
+// forget forgets what the device has said: it is there no more. Should it come back with its sessions, they count.
+func (p *peer) forget(now time.Time) {
+	p.current, p.signs, p.ended, p.alone, p.waiting = wgtypes.Peer{}, signs{}, time.Time{}, time.Time{}, now
+	p.rxBefore, p.txBefore = 0, 0
+}
+
 // observe notes what the device says of the peer, and tells whether there was a handshake since the last time.
 func (p *peer) observe(is *wgtypes.Peer, now time.Time, t *timing) (greeted bool) {
 	before := p.current

@@ -212,13 +212,27 @@ func TestKeptTUN(t *testing.T) {
 func TestDeletedTUN(t *testing.T) {
 	p := newPair(t, true)
 	p.connect()
+	goesOn := func() {
+		t.Helper()
+		await(t, "a handshake of the new device", func() bool {
+			var is wgtypes.Device
+			err := p.brokers[0].client.Call("Broker.Show", "kubelink", &is)
+			return err == nil && len(is.Peers) == 1 && !is.Peers[0].LastHandshakeTime.IsZero()
+		})
+		p.hosts[0].route("192.168.0.1/32") // as the kernel's part does
+		p.brokers[0].awaitStatus(link.Up, "", 10*time.Second)
+	}
 	p.hosts[0].run("ip link del kubelink")
-	await(t, "the device", func() bool {
-		return strings.Count(p.brokers[0].stderr.String(), "WireGuard device is open") == 2
-	})
-	p.hosts[0].route("192.168.0.1/32") // as the kernel's part does
-	p.brokers[0].awaitStatus(link.Up, "", 10*time.Second)
-	p.probe().finishWhole()
+	goesOn()
+	probe := p.probe()
+	probe.finishWhole()
+
+	// Another device has the name: the link is not Up as long as it carries nothing.
+	const replace = "ip link del kubelink; ip link add kubelink type bridge"
+	await(t, "the other device", func() bool { return p.hosts[0].try("sh", "-c", replace) == nil })
+	p.brokers[0].awaitStatus(link.Idle, "kubelink is a device of another kind (bridge): remove it", 10*time.Second)
+	p.hosts[0].run("ip link del kubelink")
+	goesOn()
 }
 
 // What else has the name of the device.

@@ -213,6 +213,9 @@ func (w *worker) closeDevice(keep bool) error {
 	if w.open.backend = nil; b == nil {
 		return nil
 	}
+	for _, p := range w.view.peers {
+		p.forget(time.Now())
+	}
 	return b.Close(keep)
 }
 
