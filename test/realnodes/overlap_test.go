@@ -343,7 +343,7 @@ func (o *overlap) offerAll() error {
 	return nil
 }
 
-// checkServices has the pods of all nodes use what their clusters and others offer.
+// checkServices has the pods of all nodes, and the nodes, use what their clusters and others offer.
 func (o *overlap) checkServices(t *testing.T) {
 	for _, m := range o.members {
 		t.Run(m.row.String(), func(t *testing.T) {
@@ -353,24 +353,35 @@ func (o *overlap) checkServices(t *testing.T) {
 				if p.Node == m.Host.Node {
 					where = "on the gateway node"
 				}
-				t.Run(where, func(t *testing.T) {
+				t.Run("a pod "+where, func(t *testing.T) {
 					t.Parallel()
-					for _, provider := range append([]*member{m}, m.others...) {
-						(&caller{p, m, provider, "kubelink"}).checkAll(t, o.ctx, provider.offers())
-					}
-					if m.second != nil {
-						(&caller{p, m, m, secondDomain}).checkAll(t, o.ctx, m.secondOffers())
-						(&caller{p, m, m.second, secondDomain}).checkAll(t, o.ctx, m.second.secondOffers())
-					}
+					m.checkFrom(t, o.ctx, p.Host, m.row.proxy != testbed.ProxyNone)
+				})
+				t.Run("a process "+where, func(t *testing.T) { // or a pod with the node's network
+					t.Parallel()
+					m.checkFrom(t, o.ctx, p.Node.Host, false)
 				})
 			}
 		})
 	}
 }
 
-// caller is a pod of a cluster that uses what a cluster offers in a mesh.
+func (m *member) checkFrom(t *testing.T, ctx context.Context, from *testbed.Host, hasDNS bool) {
+	for _, provider := range append([]*member{m}, m.others...) {
+		(&caller{from, hasDNS, m, provider, "kubelink"}).checkAll(t, ctx, provider.offers())
+	}
+	if m.second == nil {
+		return
+	}
+	for _, provider := range []*member{m, m.second} {
+		(&caller{from, hasDNS, m, provider, secondDomain}).checkAll(t, ctx, provider.secondOffers())
+	}
+}
+
+// caller is a pod or a node of a cluster that uses what a cluster offers in a mesh.
 type caller struct {
-	*testbed.Pod
+	*testbed.Host
+	hasDNS       bool // that of the cluster; else names are asked of the broker
 	of, provider *member
 	domain       string
 }
@@ -385,7 +396,7 @@ func (c *caller) checkAll(t *testing.T, ctx context.Context, offers []offer) {
 }
 
 func (c *caller) checkOffer(ctx context.Context, s *offer) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 40*time.Second)
 	defer cancel()
 	// The router of this node may still have to set its routes.
 	if err := testbed.Until(ctx, "the way to "+s.name, func(ctx context.Context) error {
@@ -419,9 +430,9 @@ func (c *caller) checkTraffic(ctx context.Context, s *offer, host string) error 
 	return errors.Join(c.checkTCP(ctx, s, host, s.tcp), c.checkUDP(ctx, s, host))
 }
 
-// query asks the cluster's DNS, or where it is out of reach the broker.
+// query asks the cluster's DNS, or else the broker.
 func (c *caller) query(ctx context.Context, name string, kind uint16) (*dns.Msg, error) {
-	if c.of.row.proxy == testbed.ProxyNone {
+	if !c.hasDNS {
 		return c.QueryAt(ctx, "udp", c.of.DNS(), name, kind)
 	}
 	return c.Query(ctx, dns.Fqdn(name), kind)
@@ -430,7 +441,7 @@ func (c *caller) query(ctx context.Context, name string, kind uint16) (*dns.Msg,
 // checkName waits until a name has the address of an offer and no other one, and uses it. It does so with the port that
 // the name has, too.
 func (c *caller) checkName(ctx context.Context, s *offer, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	if err := testbed.Until(ctx, name, func(ctx context.Context) error {
 		m, err := c.query(ctx, name, dns.TypeA)
@@ -442,7 +453,7 @@ func (c *caller) checkName(ctx context.Context, s *offer, name string) error {
 		return err
 	}
 	host := name
-	if c.of.row.proxy == testbed.ProxyNone { // without the cluster's DNS
+	if !c.hasDNS {
 		host = s.address.String()
 	}
 	errs := []error{c.checkTraffic(ctx, s, host)}
