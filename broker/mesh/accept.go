@@ -180,6 +180,9 @@ func (s *offerSet) refuse(l *linkEntry, o *Offer) *refusedOffer {
 		return refused(OfferOutside, "it does not lie in the network %s of %s",
 			l.mesh.Addresses.Masked(), MeshTitle(l.Mesh))
 	}
+	if IsNetworkOrBroadcast(own, o.Address) {
+		return refused(OfferOutside, "it is the network or broadcast address of %s", own)
+	}
 	if l.hasAddress(o.Address) {
 		if o.Whole {
 			return refused(OfferCluster, "it is the address of the cluster itself, of which a service can have ports only")

@@ -48,6 +48,9 @@ func TestAcceptOffers(t *testing.T) {
 		{"outside", offering("k2", offer("echo", "192.168.0.100"), offer("out", "192.168.1.100"), offer("pod", "100.96.0.1")),
 			"192.168.0.100/32", OfferOutside, "2 of 3 mesh services that the peer offers are not accepted, such as " +
 				"default/out at 192.168.1.100: it does not lie in the network 192.168.0.0/24 of the default mesh"},
+		{"broadcast", offering("k2", offer("echo", "192.168.0.255"), offer("web", "192.168.0.0")), "", OfferOutside,
+			"2 of 2 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.255: it is the " +
+				"network or broadcast address of 192.168.0.0/24"},
 		{"another mesh of ours", offering("k2", offer("echo", "10.7.0.9")), "", OfferOutside,
 			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 10.7.0.9: it does not lie " +
 				"in the network 192.168.0.0/24 of the default mesh"},
@@ -226,7 +229,7 @@ func TestHostileOffers(t *testing.T) {
 	s := Build(Objects{Links: o.list, Offers: all}, local)
 	checkEqual(t, "links that can be used", len(s.Links), 20)
 	checkEqual(t, "refused as clusters", s.Offers.Refused[OfferCluster], 20*(20+1))
-	checkEqual(t, "accepted", len(s.Offers.Links["a"]), 4096-21)
+	checkEqual(t, "accepted", len(s.Offers.Links["a"]), 4096-22)
 	checkEqual(t, "accepted of others", len(s.Offers.Links), 1)
 }
 
