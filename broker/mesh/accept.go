@@ -32,8 +32,9 @@ var OfferRefusals = []OfferRefusal{OfferLeftOut, OfferOutside, OfferCluster, Off
 
 // Acceptance says what is accepted of all that peers offer.
 type Acceptance struct {
-	Links   map[string][]Offer   // by name of the link; by namespace and name of the MeshService
-	Refused map[OfferRefusal]int // numbers of the rest
+	Links   map[string][]Offer    // by name of the link; by namespace and name of the MeshService
+	Refused map[OfferRefusal]int  // numbers of the rest
+	Rivals  map[netip.Addr]string // links whose offers are refused, by the address of a mesh service of this cluster
 }
 
 // offerSet decides on offers.
@@ -62,7 +63,7 @@ func (in *input) acceptOffers(s *linkSet) Acceptance {
 	set := &offerSet{
 		links: s, settled: in.settled, clusters: map[netip.Addr]string{}, networks: map[netip.Prefix]claim{},
 		owners: map[netip.Addr]*linkEntry{}, rivals: map[*linkEntry][]rivalOffer{},
-		accepted: Acceptance{map[string][]Offer{}, map[OfferRefusal]int{}},
+		accepted: Acceptance{map[string][]Offer{}, map[OfferRefusal]int{}, map[netip.Addr]string{}},
 	}
 	for _, o := range in.byAge {
 		if a, err := ClusterAddress(o.Spec.ClusterAddress); err == nil {
@@ -129,6 +130,9 @@ func (s *offerSet) acceptAll(l *linkEntry, offers *Offers) {
 		}
 		refused++
 		s.accepted.Refused[why.reason]++
+		if _, known := s.accepted.Rivals[o.Address]; why.reason == OfferLocal && !known {
+			s.accepted.Rivals[o.Address] = l.Name
+		}
 		first = cmp.Or(first, why)
 	}
 	sortOffers(l.offers)

@@ -98,6 +98,9 @@ func TestAcceptOffers(t *testing.T) {
 			if c.reason != "" && s.Offers.Refused[c.reason] == 0 {
 				t.Errorf("refused %v", s.Offers.Refused)
 			}
+			if _, ok := s.Offers.Rivals[ip("192.168.0.200")]; ok != (c.reason == OfferLocal) || len(s.Offers.Rivals) > 1 {
+				t.Errorf("rivals %v", s.Offers.Rivals)
+			}
 			for reason := range s.Offers.Refused {
 				if reason != c.reason && s.Offers.Refused[reason] > 0 {
 					t.Errorf("refused for %s, too", reason)

@@ -6,6 +6,7 @@ package meshservice
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -210,7 +211,7 @@ func sameSurroundings(a, b *service.Surroundings) bool {
 	s, t := a.State, b.State
 	return slices.Equal(s.Networks, t.Networks) && slices.Equal(s.Local, t.Local) &&
 		slices.Equal(s.LocalPorts, t.LocalPorts) && reflect.DeepEqual(s.Broken, t.Broken) &&
-		reflect.DeepEqual(s.Foreign, t.Foreign) &&
+		reflect.DeepEqual(s.Foreign, t.Foreign) && maps.Equal(s.Offers.Rivals, t.Offers.Rivals) &&
 		reflect.DeepEqual(s.Meshes, t.Meshes) && reflect.DeepEqual(s.Unserved, t.Unserved) &&
 		reflect.DeepEqual(a.Host, b.Host)
 }

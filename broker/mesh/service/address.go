@@ -61,7 +61,8 @@ func (b *builder) findMesh(e *entry) *mesh.Problem {
 		e.foreign = b.isForeignMesh(name)
 		return stale("spec.mesh %s: %s", quote(name), text)
 	}
-	names, other := " (there are: "+list(meshes, func(m *mesh.Mesh) string { return mesh.MeshTitle(m.Name) })+")", "one of these"
+	titles := list(meshes, func(m *mesh.Mesh) string { return mesh.MeshTitle(m.Name) })
+	names, other := " (there are: "+titles+")", "one of these"
 	if b.around.Partial { // the stanza of another broker may define one
 		names, other = "", "another one"
 	}
@@ -120,6 +121,10 @@ func (b *builder) readMeshAddress(e *entry, a netip.Addr, own netip.Prefix) *mes
 	}
 	if n, link, ok := b.links.LookupPrefixLPM(netip.PrefixFrom(a, a.BitLen())); ok && n.Bits() >= own.Bits() {
 		return invalid("spec.meshAddress %s belongs to the link %s (%s): choose another address", a, link, n)
+	}
+	if rival := b.around.State.Offers.Rivals[a]; rival != "" {
+		e.addNote("the cluster of link " + rival + " offers " + a.String() +
+			", too: other clusters reach the one that they had first")
 	}
 	if name := e.object.Spec.Mesh; name != "" && name != e.mesh.Name {
 		e.addNote("spec.mesh " + quote(name) + " has no meaning: spec.meshAddress lies in " + mesh.MeshTitle(e.mesh.Name))

@@ -213,6 +213,18 @@ func TestWeakReports(t *testing.T) {
 	}
 }
 
+// Who has made a MeshService hears that another cluster offers its address.
+func TestRival(t *testing.T) {
+	o, around := testObjects(t, testServices), testCluster()
+	m := o.addSpecs(t, `{service: echo, meshAddress: 192.168.0.100}`)
+	around.State.Offers.Rivals = map[netip.Addr]string{netip.MustParseAddr("192.168.0.100"): "kubelink3"}
+	want := Report{State: v1alpha1.StateOk, Ready: true, Message: "the cluster of link kubelink3 offers 192.168.0.100, " +
+		"too: other clusters reach the one that they had first"}
+	if got := Build(o, around).Reports[keyOf(m)]; got != want {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
 // Two brokers that serve a mesh each, on two nodes, say the same of an object, or one of them leaves it to the other one:
 // else each would write the status anew when the other one has.
 func TestTwoBrokers(t *testing.T) {
