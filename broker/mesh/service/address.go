@@ -148,6 +148,10 @@ func (b *builder) readForeignAddress(e *entry, a netip.Addr) *mesh.Problem {
 		e.setMesh(first[0], b.around.State)
 	}
 	const remedy = "choose an address of a mesh, or one that nothing else has"
+	if !slices.ContainsFunc(b.meshes(), func(m *mesh.Mesh) bool { return m.Addresses.SameFamily(a).IsValid() }) {
+		return invalid("spec.meshAddress %s is an %s address, and no mesh of this cluster has one: "+
+			"choose an address of a mesh", a, familyOf(a))
+	}
 	for _, n := range b.around.State.Local {
 		if n.Contains(a) {
 			return invalid("spec.meshAddress %s lies in the network %s of this cluster: %s", a, n, remedy)

@@ -225,6 +225,22 @@ func TestRival(t *testing.T) {
 	}
 }
 
+// An address that lies in no mesh needs one of its family: only then the kernel leads packets to its endpoints, and a
+// link can have it in spec.egress.
+func TestFamilyOfNoMesh(t *testing.T) {
+	o, around := testObjects(t, testServices), testCluster()
+	m := o.addSpecs(t, `{service: echo, meshAddress: "fd00:9::1"}`)
+	if got := Build(o, around).Reports[keyOf(m)]; got.State != v1alpha1.StateOk {
+		t.Errorf("mesh m2 has the family: %+v", got)
+	}
+	around.State.Meshes = around.State.Meshes[:1]
+	want := Report{State: v1alpha1.StateInvalid, Message: "spec.meshAddress fd00:9::1 is an IPv6 address, and no mesh of " +
+		"this cluster has one: choose an address of a mesh"}
+	if got := Build(o, around); got.Reports[keyOf(m)] != want || len(got.Services) > 0 {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
 // Two brokers that serve a mesh each, on two nodes, say the same of an object, or one of them leaves it to the other one:
 // else each would write the status anew when the other one has.
 func TestTwoBrokers(t *testing.T) {
