@@ -99,6 +99,8 @@ type builder struct {
 	circles map[netip.Addr]bool     // that no endpoint may have: packets would come back
 	uses    map[netip.Addr]*addressUse
 	total   int // endpoints so far
+
+	endpoints map[types.NamespacedName]*endpointSet // by service
 }
 
 func newBuilder(o *Objects, around *Surroundings) *builder {
@@ -106,6 +108,7 @@ func newBuilder(o *Objects, around *Surroundings) *builder {
 		objects: o, around: around, byAge: sortByAge(o.MeshServices), outside: map[netip.Addr]string{},
 		peers:   map[netip.Addr]string{},
 		circles: map[netip.Addr]bool{}, uses: map[netip.Addr]*addressUse{},
+		endpoints: map[types.NamespacedName]*endpointSet{},
 	}
 	for _, n := range around.State.Networks {
 		b.links.Insert(n.Prefix.Masked(), n.Link)

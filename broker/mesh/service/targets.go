@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	discovery "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -104,22 +103,27 @@ func (b *builder) readService(e *entry) ([]Service, *mesh.Problem) {
 	if p != nil {
 		return nil, p
 	}
-	found := newEndpointSet(b.objects.Slices[key], b.circles)
+	found, cut := b.findEndpoints(key), 0
 	var services []Service
 	for _, a := range e.addresses {
 		s := e.newService(a)
 		s.Affinity = affinityOf(service)
 		for _, port := range ports {
+			t := found.findTargets(port.target, a)
 			s.Ports = append(s.Ports, Port{
-				Name: port.name, Protocol: uint8(port.protocol), Port: port.number, Targets: found.findTargets(port.target, a),
+				Name: port.name, Protocol: uint8(port.protocol), Port: port.number, Targets: t.list,
 			})
+			cut = max(cut, t.total-MaxTargets)
 		}
 		if e.whole {
-			s.Targets = found.findAddresses(a)
+			t := found.findAddresses(a)
+			s.Targets = t.list
+			cut = max(cut, t.total-MaxTargets)
 		}
 		services = append(services, s)
 	}
-	e.noteMissing(services, found)
+	e.noteMissing(services)
+	e.noteLeftOut(found, cut)
 	return services, nil
 }
 
@@ -219,7 +223,7 @@ func affinityOf(service *corev1.Service) int {
 }
 
 // noteMissing notes the ports without endpoint.
-func (e *entry) noteMissing(services []Service, found *endpointSet) {
+func (e *entry) noteMissing(services []Service) {
 	name := e.object.Spec.Service
 	var missing []portKey
 	any := false
@@ -241,12 +245,23 @@ func (e *entry) noteMissing(services []Service, found *endpointSet) {
 		e.addNote(fmt.Sprintf("service %s has no ready endpoint for %s: connections to it are refused", name,
 			list(missing, portKey.String)))
 	}
-	if found.cut > 0 {
-		e.addNote(fmt.Sprintf("service %s has %d ready endpoints: %d of them are used", name, found.cut, MaxTargets))
+}
+
+// noteLeftOut notes endpoints that are not used; cut are those of a port that has too many.
+func (e *entry) noteLeftOut(found *endpointSet, cut int) {
+	name := e.object.Spec.Service
+	if cut > 0 {
+		e.addNote(fmt.Sprintf("service %s has %d ready endpoints: %d of them are used", name, cut+MaxTargets, MaxTargets))
 	}
-	if found.circular > 0 {
+	circular := 0
+	for _, ipv4 := range []bool{true, false} {
+		if slices.ContainsFunc(e.addresses, func(a netip.Addr) bool { return a.Is4() == ipv4 }) {
+			circular += found.circular[ipv4]
+		}
+	}
+	if circular > 0 {
 		e.addNote(fmt.Sprintf("%d endpoints of service %s are not used: addresses of a mesh would lead in circles, "+
-			"and loopback or link-local addresses nowhere", found.circular, name))
+			"and loopback or link-local addresses nowhere", circular, name))
 	}
 }
 
@@ -255,95 +270,6 @@ func familyOf(a netip.Addr) string {
 		return "IPv4"
 	}
 	return "IPv6"
-}
-
-// endpointSet has the endpoints of a service.
-type endpointSet struct {
-	slices   []*discovery.EndpointSlice
-	circles  map[netip.Addr]bool
-	cut      int // how many ready endpoints a port has that has too many
-	circular int // endpoints that are left out
-}
-
-func newEndpointSet(list []*discovery.EndpointSlice, circles map[netip.Addr]bool) *endpointSet {
-	return &endpointSet{slices: list, circles: circles}
-}
-
-// findTargets finds the endpoints of a port, of the family of the address.
-func (s *endpointSet) findTargets(port servicePort, family netip.Addr) []netip.AddrPort {
-	return findReady(s, family, func(slice *discovery.EndpointSlice) uint16 {
-		for _, p := range slice.Ports {
-			proto := corev1.ProtocolTCP
-			if p.Protocol != nil {
-				proto = *p.Protocol
-			}
-			parsed, ok := parseProtocol(proto)
-			name := ""
-			if p.Name != nil {
-				name = *p.Name
-			}
-			if ok && parsed == port.protocol && name == port.Name && p.Port != nil && *p.Port > 0 && *p.Port <= 65535 {
-				return uint16(*p.Port)
-			}
-		}
-		return 0
-	}, netip.AddrPortFrom, netip.AddrPort.Compare)
-}
-
-// findAddresses finds the addresses of endpoints, of the family of the address.
-func (s *endpointSet) findAddresses(family netip.Addr) []netip.Addr {
-	return findReady(s, family, func(*discovery.EndpointSlice) uint16 { return 1 },
-		func(a netip.Addr, _ uint16) netip.Addr { return a }, netip.Addr.Compare)
-}
-
-// findReady finds targets in the slices that have a port. As kube-proxy does, it takes the endpoints that are ready,
-// and while none is, those that still serve while they end.
-func findReady[T comparable](
-	s *endpointSet, family netip.Addr, portOf func(*discovery.EndpointSlice) uint16,
-	target func(netip.Addr, uint16) T, compare func(a, b T) int,
-) []T {
-	var ready, ending []T
-	s.circular = 0
-	for _, slice := range s.slices {
-		port := portOf(slice)
-		if port == 0 || (slice.AddressType == discovery.AddressTypeIPv4) != family.Is4() {
-			continue
-		}
-		for i := range slice.Endpoints {
-			e := &slice.Endpoints[i]
-			isReady, isEnding := readiness(&e.Conditions)
-			if len(e.Addresses) == 0 || !isReady && !isEnding {
-				continue
-			}
-			a, err := parseAddress(e.Addresses[0]) // the others are the same endpoint
-			if err != nil || a.Is4() != family.Is4() || s.circles[a] {
-				s.circular++
-				continue
-			}
-			if isReady {
-				ready = append(ready, target(a, port))
-			} else {
-				ending = append(ending, target(a, port))
-			}
-		}
-	}
-	if len(ready) == 0 {
-		ready = ending
-	}
-	slices.SortFunc(ready, compare)
-	ready = slices.Compact(ready)
-	if len(ready) > MaxTargets {
-		s.cut = max(s.cut, len(ready))
-		ready = slices.Clone(ready[:MaxTargets])
-	}
-	return ready
-}
-
-// readiness reads the conditions of an endpoint; the comments of their API type say what a missing one means.
-func readiness(c *discovery.EndpointConditions) (ready, ending bool) {
-	isTrue := func(b *bool, missing bool) bool { return b == nil && missing || b != nil && *b }
-	ready = isTrue(c.Ready, true)
-	return ready, isTrue(c.Serving, ready) && isTrue(c.Terminating, false)
 }
 
 // readEndpoints makes the services for addresses.
