@@ -393,7 +393,8 @@ func testHolderCutOff(t *testing.T, ctx context.Context, w *twoBrokers, term int
 		}
 		return err
 	})
-	waitForReply(t, 3*time.Second, w.client, w.server.service)
+	took := waitForReply(t, followTime(), w.client, w.server.service)
+	t.Logf("requests pass again after %s", took)
 	check := expectNoFailures(t, w.client, w.server.service)
 	w.waitRole(t, time.Second, w.second, true, term) // as far as it knows
 	w.waitGateway(t, ctx, w.first, term+1)

@@ -83,6 +83,15 @@ func returnTime() time.Duration {
 	return 3 * time.Second
 }
 
+// followTime is how soon requests pass again when two brokers of a cluster dial, and the peer follows one of them. In mode
+// wireguard both may greet at once: a device that gets no answer to a handshake sends the next one after 5 s.
+func followTime() time.Duration {
+	if inWireGuard() {
+		return 8 * time.Second
+	}
+	return 3 * time.Second
+}
+
 // placeTime is how soon a LinkGateway has to name the broker that takes over 250 links. In mode wireguard the kernel
 // gets a firewall for them before.
 func placeTime() time.Duration {
