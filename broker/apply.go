@@ -86,7 +86,8 @@ func (r *reconciler) tunnelOf(at kubeapi.Entrance) kernel.Tunnel {
 	protocol := strings.ToLower(string(kubeapi.ProtocolOf(r.cfg.Mode)))
 	t := kernel.Tunnel{LocalPort: mesh.LocalPort{Protocol: protocol, Port: at.Port}}
 	for _, a := range at.Addresses {
-		t.Addresses = append(t.Addresses, kernel.TunnelAddress{Network: netip.PrefixFrom(a.Addr(), a.Addr().BitLen()), Port: a.Port()})
+		host := netip.PrefixFrom(a.Addr(), a.Addr().BitLen())
+		t.Addresses = append(t.Addresses, kernel.TunnelAddress{Network: host, Port: a.Port()})
 	}
 	nodes := slices.Clone(r.cfg.NodeCIDRs)
 	for _, a := range r.gateway.place.NodeIPs {

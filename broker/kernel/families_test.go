@@ -463,7 +463,8 @@ func TestNoAddrtype(t *testing.T) {
 		echo "$input" | exec REAL "$@"`})
 	k, _ := open(t, config)
 	wantErrors(t, "Set", k.Set(oneMesh), "chain KLINK-LOCAL of IPv4: iptables-nft-restore: exit status 1: ",
-		"No such file or directory); linked clusters may reach ports of this node; it needs the kernel module xt_addrtype (")
+		"No such file or directory); linked clusters may reach ports of this node; "+
+			"it needs the kernel module xt_addrtype (")
 	now := run(t, "iptables-save\nip route show proto 107")
 	for _, want := range []string{"-j KLINK-POSTROUTING", "-j KLINK-FORWARD", "-j KLINK-MSS", "100.64.32.0/20 dev"} {
 		if !strings.Contains(now, want) {

@@ -36,7 +36,8 @@ func describeModules(table string, family int, commands []string, said string) s
 		names, known = append(names, m[1]), true
 	}
 	if m := failedLine.FindStringSubmatch(said); m != nil && !known {
-		if line, err := strconv.Atoi(m[1]); err == nil && line >= 2 && line < len(commands)+2 { // the first names the table
+		// The first line names the table.
+		if line, err := strconv.Atoi(m[1]); err == nil && line >= 2 && line < len(commands)+2 {
 			commands, known = commands[line-2:line-1], true
 		}
 	}

@@ -45,7 +45,8 @@ func (p *ServicePort) Find(
 	case err != nil && !apierrors.IsNotFound(err) && p.last.Port != 0:
 		return p.last, fmt.Errorf("service %s: %w; listening on port %d as before", service.Name, err, p.last.Port)
 	case err != nil:
-		return Entrance{Port: brokerPort}, fmt.Errorf("service %s: %w; listening on broker-port %d", service.Name, err, brokerPort)
+		err = fmt.Errorf("service %s: %w; listening on broker-port %d", service.Name, err, brokerPort)
+		return Entrance{Port: brokerPort}, err
 	}
 	port, problem := targetPort(&svc, mode)
 	if problem != "" {
@@ -56,8 +57,8 @@ func (p *ServicePort) Find(
 	return p.last, nil
 }
 
-// findEntrance returns the ways to a port, by all ports of the service that lead there. A target port with a name can be
-// any: it counts as that one.
+// findEntrance returns the ways to a port, by all ports of the service that lead there. A target port with a name can
+// be any: it counts as that one.
 func findEntrance(svc *corev1.Service, mode mesh.Mode, port uint16) Entrance {
 	e := Entrance{Port: port}
 	all := append(slices.Clone(svc.Spec.ClusterIPs), svc.Spec.ExternalIPs...)

@@ -132,11 +132,20 @@ func (p *peer) judge(now time.Time, t *timing, own mesh.PublicKey, why error) (l
 	return link.Down, fmt.Sprintf("no handshake for %s: %s", t.grace, p.explain(waited, t, own, why))
 }
 
-// endSession notes that the device ends the session, for a new one.
-func (p *peer) endSession(now time.Time) {
+// renewSession tells whether the device has to end the session, for a new one: the control channel says so, and there
+// was none since.
+func (p *peer) renewSession(heard *channelStatus, now time.Time) bool {
+	if !heard.Renew.After(p.renewed) {
+		return false
+	}
+	p.renewed = heard.Renew
+	if !heard.Silent.IsZero() && p.handshake.After(heard.Silent) {
+		return false
+	}
 	if p.ended = now; p.alone.IsZero() {
 		p.alone = now
 	}
+	return true
 }
 
 // explain says what is waited for, or why there is no handshake.

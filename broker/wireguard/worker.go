@@ -385,12 +385,9 @@ func (w *worker) makeTarget(want *desired, key wgtypes.Key, now time.Time) *targ
 		if t.keepalive == 0 && !up && p.endpoint.told.IsValid() && now.Sub(p.greeted) >= w.timing.greet {
 			one.greet, p.greeted = true, now
 		}
-		if heard.Renew.After(p.renewed) {
-			p.renewed = heard.Renew
-			if one.renew = heard.Silent.IsZero() || !p.handshake.After(heard.Silent); one.renew {
-				p.endSession(now)
-			}
-			if one.renew && heard.Robbed && p.left.IsValid() {
+		if p.renewSession(&heard, now) {
+			one.renew = true
+			if heard.Robbed && p.left.IsValid() {
 				one.endpoint = p.left
 			}
 		}

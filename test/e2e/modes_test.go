@@ -3,6 +3,7 @@ package e2e
 // The same tests run in mode bridge and in mode wireguard: KUBELINK_MODE says which one. This file has what differs.
 
 import (
+	"context"
 	"crypto/sha256"
 	"flag"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -83,8 +85,8 @@ func returnTime() time.Duration {
 	return 3 * time.Second
 }
 
-// followTime is how soon requests pass again when two brokers of a cluster dial, and the peer follows one of them. In mode
-// wireguard both may greet at once: a device that gets no answer to a handshake sends the next one after 5 s.
+// followTime is how soon requests pass again when two brokers of a cluster dial, and the peer follows one of them. In
+// mode wireguard both may greet at once: a device that gets no answer to a handshake sends the next one after 5 s.
 func followTime() time.Duration {
 	if inWireGuard() {
 		return 8 * time.Second
@@ -99,6 +101,17 @@ func placeTime() time.Duration {
 		return 2 * time.Second
 	}
 	return time.Second
+}
+
+// allowForLoad is what to allow beyond a limit for a change of the rules of many links: brokers run iptables some times
+// for it, which takes far longer on a busy machine.
+func allowForLoad(t *testing.T, ctx context.Context, n *testbed.Node) time.Duration {
+	t.Helper()
+	const runs = 10
+	began := time.Now()
+	_, err := n.Run(ctx, "iptables-save")
+	must(t, err)
+	return runs * time.Since(began)
 }
 
 // droppedSeries is the counter of packets from a link that the firewall has dropped. In mode wireguard the kernel has

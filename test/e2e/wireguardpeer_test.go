@@ -67,7 +67,8 @@ func (m *member) start(t *testing.T, ctx context.Context) {
 func (m *member) writeConfig(t *testing.T) {
 	t.Helper()
 	var text strings.Builder
-	fmt.Fprintf(&text, "[Interface]\nPrivateKey = %s\nListenPort = 51820\nAddress = %s/32\n", m.key.Base64(), memberAddress)
+	fmt.Fprintf(&text, "[Interface]\nPrivateKey = %s\nListenPort = 51820\nAddress = %s/32\n",
+		m.key.Base64(), memberAddress)
 	for _, b := range brokers[:2] {
 		far := farEnd(b)
 		fmt.Fprintf(&text, "\n[Peer]\nPublicKey = %s\nEndpoint = %s\nAllowedIPs = %s, %s\nPersistentKeepalive = 21\n",
