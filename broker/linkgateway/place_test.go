@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -157,5 +158,32 @@ func TestTooManyNetworks(t *testing.T) {
 	if n := len(spec.Networks); n != maxNetworks || spec.Networks[n-1] != "192.168.0.0/24" || err == nil ||
 		!strings.Contains(err.Error(), "5001 networks") {
 		t.Errorf("%d networks, %v", n, err)
+	}
+}
+
+// Mesh services take no room of links: neither those that a peer offers, nor those that users of this cluster make.
+func TestServicesTakeNoRoom(t *testing.T) {
+	address := func(a, i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(a), byte(i >> 8), byte(i)}) }
+	full := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, 32) }
+	own := netip.MustParsePrefix("10.255.0.1/8")
+	peer := mesh.Peer{Link: "z", Local: mesh.Prefixes{own},
+		Addresses: mesh.Prefixes{netip.MustParsePrefix("10.200.0.1/8")}, Networks: []netip.Prefix{full(address(200, 1))}}
+	state := &mesh.State{Meshes: []mesh.Mesh{{Addresses: mesh.Prefixes{own}, Shared: true}}}
+	offers := []mesh.Offer{{Address: address(200, 1)}}
+	var outside []netip.Prefix
+	for i := range 4094 {
+		offers = append(offers, mesh.Offer{Address: address(1, i)})
+		peer.Networks = append(peer.Networks, full(address(1, i)))
+		outside = append(outside, netip.PrefixFrom(netip.AddrFrom4([4]byte{9, 0, byte(i >> 8), byte(i)}), 32))
+	}
+	state.Offers.Links, state.Peers = map[string][]mesh.Offer{"a": offers}, []mesh.Peer{peer}
+	spec, err := NewSpec(&Place{Node: "node1"}, state, outside, 0, 1500)
+	for _, want := range []v1alpha1.GatewayNetwork{"10.0.0.0/8", "10.200.0.1/32", "9.0.15.253/32"} {
+		if !slices.Contains(spec.Networks, want) {
+			t.Errorf("%s is left out", want)
+		}
+	}
+	if len(spec.Networks) != maxNetworks || err == nil {
+		t.Errorf("%d networks, %v", len(spec.Networks), err)
 	}
 }

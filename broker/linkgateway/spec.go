@@ -3,6 +3,7 @@ package linkgateway
 // What a LinkGateway says.
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -39,9 +40,10 @@ func textsOf(addresses []netip.Addr) (texts []v1alpha1.GatewayIP) {
 	return texts
 }
 
-// listNetworks lists what the gateway routes into meshes, and what is its own. The range of a mesh that brokers share leads to any of them:
-// so each lists the addresses of its links in it. If there is no room for all, the widest networks are listed:
-// that leaves out the fewest addresses.
+// listNetworks lists what the gateway routes into meshes, and what is its own. The range of a mesh that brokers share
+// leads to any of them: so each lists the addresses of its links in it. If there is no room for all, the widest networks
+// are listed: that leaves out the fewest addresses. Mesh services come last, those that peers offer after our own: no
+// peer, and no user of a namespace, takes the room of links.
 func listNetworks(s *mesh.State, own []netip.Prefix) (texts []v1alpha1.GatewayNetwork, err error) {
 	all := slices.Clone(own)
 	for _, m := range s.Meshes {
@@ -62,7 +64,10 @@ func listNetworks(s *mesh.State, own []netip.Prefix) (texts []v1alpha1.GatewayNe
 	if n := len(all); n > maxNetworks {
 		err = fmt.Errorf("the links have %d networks, and a LinkGateway has room for %d: nodes other than the gateway have "+
 			"no way to the smallest ones; join networks of egress", n, maxNetworks)
-		slices.SortStableFunc(all, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() })
+		rank := rankServices(s, own)
+		slices.SortStableFunc(all, func(a, b netip.Prefix) int {
+			return cmp.Or(rank[a]-rank[b], a.Bits()-b.Bits())
+		})
 		all = all[:maxNetworks]
 		slices.SortFunc(all, netip.Prefix.Compare)
 	}
@@ -70,4 +75,25 @@ func listNetworks(s *mesh.State, own []netip.Prefix) (texts []v1alpha1.GatewayNe
 		texts = append(texts, v1alpha1.GatewayNetwork(n.String()))
 	}
 	return texts, err
+}
+
+// rankServices gives networks that lead to mesh services only a rank, by which they lose their room: first those of
+// peers.
+func rankServices(s *mesh.State, own []netip.Prefix) map[netip.Prefix]int {
+	rank := map[netip.Prefix]int{}
+	for _, n := range own {
+		rank[n] = 1
+	}
+	for _, offers := range s.Offers.Links {
+		for i := range offers {
+			a := offers[i].Address
+			rank[netip.PrefixFrom(a, a.BitLen())] = 2
+		}
+	}
+	for i := range s.Peers {
+		for _, a := range s.Peers[i].Addresses.Addrs() { // it can have ports of mesh services
+			delete(rank, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return rank
 }
