@@ -63,6 +63,7 @@ type firewall struct {
 	family   int
 	meshes   []netip.Prefix // Local.First of peers
 	networks []ownedNetwork // of the family
+	ofPeer   [][]netip.Prefix
 	routes   bart.Table[int]
 	policies []policy
 	chains   []innerChain
@@ -119,11 +120,15 @@ func (f *firewall) readNetworks() {
 		if n = n.Masked(); FamilyOf(n.Addr()) == f.family {
 			f.networks = append(f.networks, ownedNetwork{n, peer})
 			f.routes.Insert(n, peer)
+			if peer != notPeer {
+				f.ofPeer[peer] = append(f.ofPeer[peer], n)
+			}
 		}
 	}
 	for _, n := range f.Local {
 		add(n, notPeer)
 	}
+	f.ofPeer = make([][]netip.Prefix, len(f.Peers))
 	for i := range f.Peers {
 		p := &f.Peers[i]
 		if !slices.Contains(f.meshes, p.Local.First()) {
@@ -190,12 +195,12 @@ func (f *firewall) addTo(i int) string {
 		}
 	}
 	var entries []entry
-	for _, n := range f.networks {
-		switch { // what lies in none of its networks has others, anyway
-		case n.peer == i:
-			entries = append(entries, entry{n.prefix, back[n.prefix]})
-		case containsNetwork(f.Peers[i].Networks, n.prefix):
-			entries = append(entries, entry{n.prefix, others})
+	for _, n := range f.ofPeer[i] {
+		entries = append(entries, entry{n, back[n]})
+		for inner, owner := range f.routes.Subnets(n) { // what lies in none of its networks has others, anyway
+			if owner != i {
+				entries = append(entries, entry{inner, others})
+			}
 		}
 	}
 	return f.addTree(fmt.Sprintf("%s-%d", toChain, i), "-s", entries, others)
@@ -237,9 +242,9 @@ func (f *firewall) addBack(name string, i int, rules []mesh.Rule) string {
 			entries = append(entries, entry{r.Prefix, target})
 		}
 	}
-	for _, n := range f.networks {
-		if len(entries) > 0 && n.peer == i {
-			entries = append(entries, entry{n.prefix, "-g " + dropDestination})
+	if len(entries) > 0 {
+		for _, n := range f.ofPeer[i] {
+			entries = append(entries, entry{n, "-g " + dropDestination})
 		}
 	}
 	return f.addTree(name, "-d", entries, "-g "+dropDestination)

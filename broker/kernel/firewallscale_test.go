@@ -150,3 +150,34 @@ func BenchmarkFirewallChains(b *testing.B) {
 		firewallChains(s.Firewall, unix.AF_INET)
 	}
 }
+
+// Peers that offer thousands of mesh services each do not keep the kernel from hearing of other links.
+func TestFirewallOfManyOffers(t *testing.T) {
+	s := manyLinks(250, false)
+	for i := range 20 {
+		for j := range 4096 {
+			a := netip.AddrFrom4([4]byte{172, 17, byte(i*16) + byte(j>>8), byte(j)})
+			s.Peers[i].Networks = append(s.Peers[i].Networks, hostPrefix(a))
+		}
+	}
+	// A network of a later link lies in one of an earlier link, and both have an address.
+	s.Peers[30].Networks = append(s.Peers[30].Networks, netip.MustParsePrefix("172.20.0.0/16"))
+	s.Peers[31].Networks = append(s.Peers[31].Networks, netip.MustParsePrefix("172.20.7.0/24"))
+	s.Peers[32].Networks = append(s.Peers[32].Networks, netip.MustParsePrefix("172.20.7.7/32"))
+	began := time.Now()
+	_, _, chains := firewallChains(firewallState(s).Firewall, unix.AF_INET)
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the chains took %s", took)
+	}
+	var to []string
+	for _, c := range chains {
+		if strings.HasPrefix(c.name, toChain+"-30") || strings.HasPrefix(c.name, toChain+"-31") {
+			to = append(to, c.rules...)
+		}
+	}
+	for _, want := range []string{"172.20.7.0/24", "172.20.7.7/32"} {
+		if !strings.Contains(strings.Join(to, "\n"), want) {
+			t.Errorf("%s is not told from the network around it", want)
+		}
+	}
+}
