@@ -79,6 +79,7 @@ type timing struct {
 // intervals are the times in which a peer or a stranger causes something once at most.
 type intervals struct {
 	announceInterval time.Duration // its announcement changes
+	offerInterval    time.Duration // what it offers changes, after many changes at once
 	logInterval      time.Duration // a line about one cause
 	reportInterval   time.Duration // a certificate without link is reported
 	changeInterval   time.Duration // a call of Config.Changed
@@ -94,7 +95,8 @@ var defaultTiming = timing{
 	termMemory: 30 * time.Second,
 	recheck:    2 * time.Second, renewal: time.Minute,
 	intervals: intervals{
-		announceInterval: 3 * time.Second, logInterval: time.Second, reportInterval: time.Second,
+		announceInterval: 3 * time.Second, offerInterval: time.Second,
+		logInterval: time.Second, reportInterval: time.Second,
 		changeInterval: 20 * time.Millisecond,
 	},
 	maxRecords: 1 << 24,

@@ -57,7 +57,7 @@ func (p *peer) receiveServices(s *session, list *hello.ServiceList) {
 	var wait time.Duration
 	p.mu.Lock()
 	if slices.Contains(p.sessions, s) {
-		admitted, wait = p.offers.received.Admit(list, s.instance, p.now(), p.timing.announceInterval)
+		admitted, wait = p.offers.received.Admit(list, s.instance, p.now(), p.timing.offerInterval)
 	}
 	p.mu.Unlock()
 	if wait > 0 {
@@ -73,7 +73,7 @@ func (p *peer) receiveServices(s *session, list *hello.ServiceList) {
 // admitServices takes the list that had to wait.
 func (p *peer) admitServices() {
 	p.mu.Lock()
-	admitted := p.offers.received.AdmitPending(p.now(), p.timing.announceInterval)
+	admitted := p.offers.received.AdmitPending(p.now(), p.timing.offerInterval)
 	p.mu.Unlock()
 	p.keepServices(admitted)
 }

@@ -61,7 +61,7 @@ func TestOffers(t *testing.T) {
 			_, a, b := newPair(t, func(c *Config) {
 				c.Streams = streams
 				c.Offers = append(offersOf("192.168.7.7", 1), first...) // one is in no mesh with the peer
-				c.timing.announceInterval = defaultTiming.announceInterval
+				c.timing.offerInterval = defaultTiming.offerInterval
 			})
 			b.awaitOffers("a", first)
 			a.awaitOffers("b", first)
@@ -111,7 +111,7 @@ func TestOffersOfLostPeer(t *testing.T) {
 // nothing.
 func TestHostileOffers(t *testing.T) {
 	i := newInternet(t)
-	slow := func(c *Config) { c.timing.announceInterval = time.Hour }
+	slow := func(c *Config) { c.timing.offerInterval = time.Hour }
 	a := i.start("a.example", i.ca.issue(t, "a.example"), slow)
 	b := i.start("b.example", i.ca.issue(t, "b.example"), offering(offersOf("192.168.0.100", 100000)))
 	c := i.start("c.example", i.ca.issue(t, "c.example"), offering(offersOf("192.168.0.103", 1)))

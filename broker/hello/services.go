@@ -127,6 +127,7 @@ func appendShort(b []byte, s string) []byte { return append(append(b, byte(len(s
 type ServiceList struct {
 	serial  uint32
 	raw     []byte // entries, with their lengths
+	entries int    // in raw
 	leftOut int
 	sum     [sha256.Size]byte // of raw
 }
@@ -134,8 +135,7 @@ type ServiceList struct {
 // ServiceReader puts the list of a peer together. It belongs to the goroutine that reads the connection. The zero value
 // is ready.
 type ServiceReader struct {
-	list    *ServiceList // that has begun; nil: none
-	entries int          // in it
+	list *ServiceList // that has begun; nil: none
 }
 
 // AddFrame takes the payload of a frame of type 19, and returns the list that it ends; nil: it ends none. The list does
@@ -147,7 +147,7 @@ func (r *ServiceReader) AddFrame(payload []byte) *ServiceList {
 	}
 	marks, serial := payload[0], binary.BigEndian.Uint32(payload[1:])
 	if marks&servicesBegin != 0 {
-		r.list, r.entries = &ServiceList{serial: serial}, 0
+		r.list = &ServiceList{serial: serial}
 	}
 	if r.list == nil || r.list.serial != serial { // its begin is missing
 		r.list = nil
@@ -174,9 +174,9 @@ func (r *ServiceReader) addEntries(b []byte) {
 			r.list.leftOut++
 			return
 		}
-		if r.entries < MaxServices && len(r.list.raw)+size <= MaxServiceBytes {
+		if r.list.entries < MaxServices && len(r.list.raw)+size <= MaxServiceBytes {
 			r.list.raw = append(r.list.raw, b[:size]...)
-			r.entries++
+			r.list.entries++
 		} else {
 			r.list.leftOut++
 		}
@@ -277,8 +277,12 @@ func isSubdomain(name string) bool {
 	return true
 }
 
-// serviceBurst is how many changes of a list take effect at once when there were none for a while.
-const serviceBurst = 64
+// serviceBurst is how many changes of a list take effect at once when there were none for a while. A list counts as one
+// for each heavyEntries of its entries: this end has as much work with it.
+const (
+	serviceBurst = 64
+	heavyEntries = MaxServices / 16
+)
 
 // ReceivedServices are what a peer offers. Changes take effect at once while they are few; the ones of a peer that
 // changes its list all the time are an interval apart, and then the latest list counts. The zero value has none; the
@@ -310,7 +314,7 @@ func (r *ReceivedServices) Admit(
 		r.latest.serial = list.serial
 		return nil, 0
 	}
-	if left := max(r.spent, now) + interval - now - serviceBurst*interval; left > 0 {
+	if left := max(r.spent, now) + interval - (now + serviceBurst*interval); left > 0 {
 		if r.pending == nil {
 			wait = left
 		}
@@ -329,7 +333,8 @@ func (r *ReceivedServices) AdmitPending(now, interval time.Duration) *ServiceLis
 }
 
 func (r *ReceivedServices) admit(list *ServiceList, now, interval time.Duration) *ServiceList {
-	r.pending, r.spent = nil, max(r.spent, now)+interval
+	changes := time.Duration(max(1, list.entries/heavyEntries))
+	r.pending, r.spent = nil, min(max(r.spent, now)+changes*interval, now+serviceBurst*interval)
 	r.latest = &ServiceList{serial: list.serial, leftOut: list.leftOut, sum: list.sum}
 	return list
 }

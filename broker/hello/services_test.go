@@ -278,6 +278,31 @@ func TestServicesAgain(t *testing.T) {
 	}
 }
 
+// Large lists are much work: few changes of them take effect at once, and then one in each interval, too.
+func TestReceivedLargeLists(t *testing.T) {
+	const interval = time.Second
+	services := makeOffers(MaxServices)
+	var r ReceivedServices
+	now, admitted := time.Hour, 0
+	for serial := range uint32(40) {
+		services[0].Name = fmt.Sprint("x", serial)
+		list := readFrames(t, new(ServiceReader), (&OwnServices{serial + 1, services}).AppendFrames(nil, mesh4))
+		switch l, wait := r.Admit(list, 1, now, interval); {
+		case l != nil:
+			admitted++
+		case wait > interval:
+			t.Errorf("wait %s", wait)
+		}
+		if serial >= 20 { // no change came for an interval
+			now += interval
+			r.AdmitPending(now, interval)
+		}
+	}
+	if admitted != 4 {
+		t.Errorf("%d at once", admitted)
+	}
+}
+
 // A list that was overtaken while it was parsed does not count.
 func TestOvertakenServices(t *testing.T) {
 	var r ReceivedServices

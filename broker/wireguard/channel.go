@@ -54,6 +54,7 @@ type channelTiming struct {
 	recently                           time.Duration
 
 	announce   time.Duration // between two changes of what a peer announces
+	offer      time.Duration // between two changes of what it offers, after many at once
 	termMemory time.Duration // see hello.Moment
 	logLimit   time.Duration // between two lines about refusals for one reason
 	look       time.Duration // interval in which the device is looked at
@@ -64,7 +65,7 @@ var defaultChannelTiming = channelTiming{
 	ping: time.Second, silence: 4 * time.Second,
 	follow: time.Second, fresh: 180 * time.Second, stable: 3 * time.Second, renew: 300 * time.Millisecond,
 	backoff: 100 * time.Millisecond, backoffLost: time.Second, backoffPlain: time.Minute, recently: 5 * time.Minute,
-	announce: 3 * time.Second, termMemory: 30 * time.Second, logLimit: time.Second, look: time.Second,
+	announce: 3 * time.Second, offer: time.Second, termMemory: 30 * time.Second, logLimit: time.Second, look: time.Second,
 }
 
 // channels are the control channels of all links.

@@ -122,7 +122,7 @@ func (e *channelEnd) openWith(timing channelTiming, settings link.Settings, syst
 func fastChannels() channelTiming {
 	t := defaultChannelTiming
 	t.ping, t.follow, t.stable, t.backoffPlain = 50*time.Millisecond, 100*time.Millisecond, 0, 200*time.Millisecond
-	t.look, t.announce = 50*time.Millisecond, 50*time.Millisecond
+	t.look, t.announce, t.offer = 50*time.Millisecond, 50*time.Millisecond, 50*time.Millisecond
 	return t
 }
 

@@ -24,14 +24,14 @@ func (ch *channel) receiveServices(k *channelConn, list *hello.ServiceList) {
 	var wait time.Duration
 	ch.mu.Lock()
 	if ch.conn == k {
-		admitted, wait = ch.offered.Admit(list, k.instance, ch.now(), ch.timing.announce)
+		admitted, wait = ch.offered.Admit(list, k.instance, ch.now(), ch.timing.offer)
 	}
 	ch.mu.Unlock()
 	if wait > 0 {
 		ch.wg.Go(func() {
 			if ch.pauseFor(wait) {
 				ch.mu.Lock()
-				admitted := ch.offered.AdmitPending(ch.now(), ch.timing.announce)
+				admitted := ch.offered.AdmitPending(ch.now(), ch.timing.offer)
 				ch.mu.Unlock()
 				ch.keepServices(admitted)
 			}
