@@ -12,9 +12,11 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 // offeredAddress is in the mesh of the fleet; offeredName is the name of a MeshService of a cluster.
@@ -33,32 +35,134 @@ func checkNoName(ctx context.Context, b *fleet.Broker, name string) error {
 	return err
 }
 
+// newMeshService makes a MeshService of the server.
+func newMeshService(name string, address netip.Addr) *v1alpha1.MeshService {
+	m := &v1alpha1.MeshService{}
+	m.Namespace, m.Name = "default", name
+	m.Spec.Service, m.Spec.MeshAddress = "server", address.String()
+	return m
+}
+
+// moveMeshService gives a MeshService of a cluster another address.
+func moveMeshService(ctx context.Context, b *fleet.Broker, m *v1alpha1.MeshService, address netip.Addr) error {
+	patch := client.MergeFrom(m.DeepCopy())
+	m.Spec.MeshAddress = address.String()
+	return b.Client.Patch(ctx, m, patch)
+}
+
+// checkReached checks that the first cluster's client reaches an address, or that it does not.
+func checkReached(ctx context.Context, address netip.Addr, wanted bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	answer, err := clients[0].Get(ctx, "http://"+address.String()+"/")
+	switch {
+	case (err == nil) == wanted:
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("%s answers %q", address, answer)
+}
+
+// delays are how long changes took until the other cluster had them, and the slowest command at the same time.
+type delays struct{ changes, commands []time.Duration }
+
+// measure makes a change, and waits until the conditions are met.
+func (d *delays) measure(t *testing.T, what string, change func() error, conditions ...func(context.Context) error) {
+	t.Helper()
+	slowestCommand := repeatCommands(brokers[0].Gateway())
+	begin := time.Now()
+	must(t, change())
+	within(t, 20*time.Second, what, func(ctx context.Context) error {
+		for _, c := range conditions {
+			if err := c(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	d.changes = append(d.changes, time.Since(begin))
+	d.commands = append(d.commands, slowestCommand())
+}
+
+// check checks that each change took a second at most. Where the machine has other load, the commands are slow that two
+// brokers run for a change: then it may take longer.
+func (d *delays) check(t *testing.T, what string) {
+	t.Helper()
+	const commands = 20
+	for i := range d.changes {
+		if d.changes[i] > max(time.Second, commands*d.commands[i]) {
+			t.Errorf("%s too late, after %s; a command took %s", what, d.changes[i], d.commands[i])
+		}
+	}
+	t.Logf("%s after %s (median), %s (maximum of %d); commands took %s and %s", what, median(d.changes),
+		slices.Max(d.changes), len(d.changes), median(d.commands), slices.Max(d.commands))
+	if median(d.changes) > max(time.Second, commands*median(d.commands)) {
+		t.Errorf("%s too late: %s", what, d.changes)
+	}
+}
+
+func median(all []time.Duration) time.Duration { return slices.Sorted(slices.Values(all))[len(all)/2] }
+
+// repeatCommands runs a command such as brokers run, again and again, until it is asked how long the slowest one took.
+func repeatCommands(n *testbed.Node) (slowest func() time.Duration) {
+	quit, took := make(chan struct{}), make(chan time.Duration, 1)
+	go func() {
+		most := time.Duration(0)
+		for ticker := time.NewTicker(100 * time.Millisecond); ; {
+			begin := time.Now()
+			n.Run(context.Background(), "iptables-save")
+			most = max(most, time.Since(begin))
+			select {
+			case <-quit:
+				took <- most
+				return
+			case <-ticker.C:
+			}
+		}
+	}()
+	return func() time.Duration { close(quit); return <-took }
+}
+
+// What a cluster offers is reached from a pod of another cluster and named there within a second, and no more within a
+// second after it has another address or is gone.
 func TestMeshServiceOffers(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
-	const limit = 5 * time.Second
 	provider, name := brokers[1], offeredName(brokers[1], "offered")
-	spec := [2]string{"offered", fmt.Sprintf(`"service":"server","meshAddress":"%s"`, offeredAddress)}
-	var came, went []time.Duration
-	for range 5 {
-		applyMeshServices(t, ctx, provider, spec)
-		came = append(came, within(t, limit, name, func(ctx context.Context) error {
-			return checkAnswer(ctx, brokers[0], name, offeredAddress)
-		}))
-		_, err := provider.Kubectl(ctx, "delete", "meshservice", "offered")
-		must(t, err)
-		went = append(went, within(t, limit, "no "+name, func(ctx context.Context) error {
-			return checkNoName(ctx, brokers[0], name)
-		}))
+	other := offeredAddress.Next()
+	reached := func(a netip.Addr) func(context.Context) error {
+		return func(ctx context.Context) error { return checkReached(ctx, a, true) }
 	}
-	t.Logf("named %s after kubectl, no more after %s", came, went)
-	if slices.Sort(came); came[len(came)/2] > time.Second {
-		t.Errorf("named after %s", came)
+	lost := func(a netip.Addr) func(context.Context) error {
+		return func(ctx context.Context) error { return checkReached(ctx, a, false) }
 	}
-	if slices.Sort(went); went[len(went)/2] > time.Second {
-		t.Errorf("no more named after %s", went)
+	named := func(a netip.Addr) func(context.Context) error {
+		return func(ctx context.Context) error { return checkAddresses(ctx, brokers[0], name, a) }
 	}
+	unnamed := func(ctx context.Context) error { return checkNoName(ctx, brokers[0], name) }
+	var came, moved, went delays
+	for range 20 {
+		m := newMeshService("offered", offeredAddress)
+		came.measure(t, "the service", func() error { return provider.Client.Create(ctx, m) },
+			named(offeredAddress), reached(offeredAddress))
+		t.Cleanup(func() { provider.Client.Delete(context.Background(), m) })
+		moved.measure(t, "the other address", func() error { return moveMeshService(ctx, provider, m, other) },
+			named(other), reached(other), lost(offeredAddress))
+		went.measure(t, "the end of the service", func() error { return provider.Client.Delete(ctx, m) },
+			unnamed, lost(other))
+	}
+	came.check(t, "reached and named")
+	moved.check(t, "at another address")
+	went.check(t, "gone")
+	checkRivals(t, ctx, provider, name)
+}
 
-	applyMeshServices(t, ctx, provider, spec)
+// checkRivals has two clusters offer the same address.
+func checkRivals(t *testing.T, ctx context.Context, provider *fleet.Broker, name string) {
+	t.Helper()
+	const limit = 5 * time.Second
+	applyMeshServices(t, ctx, provider,
+		[2]string{"offered", fmt.Sprintf(`"service":"server","meshAddress":"%s"`, offeredAddress)})
 	for _, b := range brokers { // the provider's own names, too
 		within(t, limit, "name in "+b.Name, func(ctx context.Context) error {
 			return checkAnswer(ctx, b, name, offeredAddress)
