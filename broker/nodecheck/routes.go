@@ -39,10 +39,27 @@ func (n *network) host() netip.Addr {
 	return n.prefix.Addr().Next()
 }
 
+// maxOffers is how many mesh services of a peer are looked at: packets to all of them go the same way, and a peer can
+// offer thousands.
+const maxOffers = 16
+
 // networksOf are the networks of all peers that have a route.
 func networksOf(s *mesh.State) (networks []network) {
 	for _, p := range s.Peers {
+		offered := map[netip.Prefix]bool{}
+		for _, o := range s.Offers.Links[p.Link] {
+			offered[netip.PrefixFrom(o.Address, o.Address.BitLen())] = true
+		}
+		for _, a := range p.Addresses.Addrs() { // it can have ports of mesh services
+			delete(offered, netip.PrefixFrom(a, a.BitLen()))
+		}
+		left := maxOffers
 		for _, prefix := range p.Networks {
+			if offered[prefix] {
+				if left--; left < 0 {
+					continue
+				}
+			}
 			bits, source := -1, netip.Addr{}
 			for _, r := range s.Routes {
 				if r.Destination.Bits() > bits && r.Destination.Bits() <= prefix.Bits() &&
