@@ -76,7 +76,7 @@ func (in *input) acceptOffers(s *linkSet) Acceptance {
 		}
 	}
 	lengths := map[int]bool{}
-	for _, c := range s.claims {
+	for _, c := range slices.Concat(in.otherClaims(), s.claims) {
 		set.networks[c.prefix.Masked()] = c
 		lengths[c.prefix.Bits()] = true
 	}

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
 // offer is a service with a whole address, or with ports.
@@ -116,6 +118,33 @@ func TestOfferInOwnEgress(t *testing.T) {
 	s := Build(Objects{Links: o.list, Offers: offering("k3", offer("echo", "192.168.0.65"))}, cluster1())
 	checkEqual(t, "accepted", s.Offers.Links["k3"], []Offer{offer("echo", "192.168.0.65")})
 	checkEqual(t, "note", s.Notes["k3"], "")
+}
+
+// Brokers that share a mesh know of the networks of each other's links, if these are accepted.
+func TestNetworksOfOtherBrokers(t *testing.T) {
+	for state, taken := range map[v1alpha1.State]bool{v1alpha1.StateUp: true, v1alpha1.StateDown: true, "": false,
+		v1alpha1.StateInvalid: false} {
+		o := threeClusters()
+		for i := range o.list {
+			if o.list[i].Name == "k3" {
+				o.list[i].Status.State = state
+			}
+		}
+		local := cluster1()
+		local.Served = []string{"k2"}
+		s := Build(Objects{Links: o.list, Offers: offering("k2", offer("echo", "192.168.0.70"))}, local)
+		if refused := s.Offers.Refused[OfferNetwork] == 1; refused != taken {
+			t.Errorf("state %q of the other link: refused %t", state, refused)
+		}
+		for _, n := range []string{"192.168.0.13/32", "192.168.0.64/28"} {
+			if slices.Contains(s.Networks, LinkNetwork{pfx(n), "k3"}) != taken {
+				t.Errorf("state %q of the other link: networks %v", state, s.Networks)
+			}
+		}
+		if len(s.Links) != 1 || len(s.Peers) != 1 {
+			t.Errorf("links %v", s.Links)
+		}
+	}
 }
 
 // Of several links that offer an address, the one that had it keeps it, else the smaller cluster address wins, at every

@@ -35,6 +35,7 @@ func Build(objects Objects, local Local) State {
 		accepted := in.acceptOffers(links)
 		s := makeState(&local, names, links, links.reports)
 		s.Offers = accepted
+		s.addNetworks(in.otherClaims())
 		s.Foreign = in.foreignLinks()
 		return s
 	}
@@ -133,21 +134,28 @@ func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
 		}
 	}
 	slices.Sort(s.Elsewhere)
+	var networks claimList
 	for _, l := range byName {
 		link := l.Link
 		if !local.Mode.CarriesTraffic() {
 			link.Peer = ""
 		}
 		s.Links = append(s.Links, link)
-		for _, n := range l.networks() {
-			s.Networks = append(s.Networks, LinkNetwork{n, l.Name})
-		}
+		networks = append(networks, l.claims...)
 	}
-	slices.SortStableFunc(s.Networks, func(a, b LinkNetwork) int { return a.Prefix.Compare(b.Prefix) })
+	s.addNetworks(networks)
 	if local.Mode.CarriesTraffic() {
 		s.Peers, s.Routes = peersOf(all, byName, local.LocalPorts), routesOf(meshes, byName)
 	}
 	return s
+}
+
+// addNetworks adds what belongs to links.
+func (s *State) addNetworks(claims claimList) {
+	for _, c := range claims {
+		s.Networks = append(s.Networks, LinkNetwork{c.prefix, c.owner})
+	}
+	slices.SortStableFunc(s.Networks, func(a, b LinkNetwork) int { return a.Prefix.Compare(b.Prefix) })
 }
 
 // sortByAge sorts by age, and by name what was created in the same second. Links that the broker made for peers count

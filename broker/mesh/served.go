@@ -94,3 +94,32 @@ func (s *servedSet) writesLocalLink(name string) bool {
 func (s *servedSet) servesMesh(m *Mesh) bool {
 	return s.servesWhole(m.Name) || s.linked[m.Name] || m.Link != "" && s.names[m.Link]
 }
+
+// otherClaims are the networks of links that other brokers serve and have accepted, as their statuses say. They are no
+// matter of routes here, but belong to these links: brokers can share a mesh.
+func (in *input) otherClaims() (claims claimList) {
+	for _, o := range in.byAge {
+		if isLocalLink(o) || in.served.all || in.served.servesLink(o) || o.DeletionTimestamp != nil {
+			continue
+		}
+		switch o.Status.State {
+		case "", v1alpha1.StateInvalid, v1alpha1.StateStale:
+			continue
+		}
+		add := func(n netip.Prefix, err error, field string) {
+			if err == nil {
+				claims = append(claims, claim{n.Masked(), o.Name, field})
+			}
+		}
+		if a, err := ClusterAddress(o.Spec.ClusterAddress); err == nil {
+			add(netip.PrefixFrom(a.Addr(), a.Addr().BitLen()), nil, fieldAddress)
+		}
+		cidr, err := parseNetwork(o.Spec.CIDR)
+		add(cidr, err, fieldCIDR)
+		for _, e := range o.Spec.Egress {
+			n, err := parseEgress(e)
+			add(n, err, fieldEgress)
+		}
+	}
+	return claims
+}

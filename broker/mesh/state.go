@@ -14,7 +14,7 @@ type State struct {
 	Unserved   []Mesh             // that another broker is the gateway of, or none, by name
 	Broken     map[string]string  // why a mesh cannot be used, by its name
 	Links      []Link             // usable links to other clusters, by name
-	Networks   []LinkNetwork      // of these clusters, sorted
+	Networks   []LinkNetwork      // of these clusters, and of accepted links of other brokers; sorted
 	Offers     Acceptance         // mesh services of these clusters
 	Local      []netip.Prefix     // networks of the local cluster, and of its meshes; sorted
 	LocalPorts []LocalPort        // of the local cluster addresses that other clusters reach, sorted
