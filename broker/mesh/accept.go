@@ -34,8 +34,11 @@ var OfferRefusals = []OfferRefusal{OfferLeftOut, OfferOutside, OfferCluster, Off
 type Acceptance struct {
 	Links   map[string][]Offer    // by name of the link; by namespace and name of the MeshService
 	Refused map[OfferRefusal]int  // numbers of the rest
-	Rivals  map[netip.Addr]string // links whose offers are refused, by the address of a mesh service of this cluster
+	Rivals  map[netip.Addr]string // links whose offers are refused, by the address of a mesh service of this cluster; some
 }
+
+// maxRivals bounds Rivals: no peer that changes its offers all the time has thousands of statuses written.
+const maxRivals = 16
 
 // offerSet decides on offers.
 type offerSet struct {
@@ -130,7 +133,8 @@ func (s *offerSet) acceptAll(l *linkEntry, offers *Offers) {
 		}
 		refused++
 		s.accepted.Refused[why.reason]++
-		if _, known := s.accepted.Rivals[o.Address]; why.reason == OfferLocal && !known {
+		_, known := s.accepted.Rivals[o.Address]
+		if why.reason == OfferLocal && !known && len(s.accepted.Rivals) < maxRivals {
 			s.accepted.Rivals[o.Address] = l.Name
 		}
 		first = cmp.Or(first, why)

@@ -120,6 +120,21 @@ func TestOfferInOwnEgress(t *testing.T) {
 	checkEqual(t, "note", s.Notes["k3"], "")
 }
 
+// A peer that offers the addresses of all mesh services of this cluster is noted at some of them.
+func TestManyRivals(t *testing.T) {
+	var reserved []Reserved
+	var list []Offer
+	for i := range 100 {
+		a := netip.AddrFrom4([4]byte{192, 168, 0, byte(100 + i)})
+		reserved = append(reserved, Reserved{Addr: a, Owner: "MeshService default/ours"})
+		list = append(list, offer("theirs", a.String()))
+	}
+	s := Build(Objects{Links: threeClusters().list, Offers: offering("k2", list...), Reserved: reserved}, cluster1())
+	if len(s.Offers.Rivals) != maxRivals || s.Offers.Refused[OfferLocal] != 100 {
+		t.Errorf("%d rivals, refused %v", len(s.Offers.Rivals), s.Offers.Refused)
+	}
+}
+
 // Brokers that share a mesh know of the networks of each other's links, if these are accepted.
 func TestNetworksOfOtherBrokers(t *testing.T) {
 	for state, taken := range map[v1alpha1.State]bool{v1alpha1.StateUp: true, v1alpha1.StateDown: true, "": false,
