@@ -17,8 +17,8 @@ package hello
 //	ports      number uint16 BE; of each: protocol uint8 (IANA), port uint16 BE, name: length uint8, bytes: a DNS label;
 //	           none: length 0
 //
-// Later fields are appended. A receiver reads MaxServices entries of MaxServiceBytes in total, with up to MaxServicePorts
-// ports each. It leaves out entries that are malformed, and the ones that are too many, and counts both.
+// Later fields are appended. A receiver reads MaxServices entries of MaxServiceBytes in total, each with up to
+// MaxServicePorts ports. It leaves out entries that are malformed, and the ones that are too many, and counts both.
 
 import (
 	"crypto/sha256"

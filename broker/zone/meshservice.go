@@ -75,8 +75,8 @@ func (b *builder) addOffers(d *meshDomain, c *cluster, z *mesh.ClusterZone) {
 	}
 }
 
-// namesOffersOnly tells whether nothing knows names of the cluster but the table: it is another cluster, and neither its
-// DNS service nor its API server is within reach.
+// namesOffersOnly tells whether nothing knows names of the cluster but the table: it is another cluster, and neither
+// its DNS service nor its API server is within reach.
 func (c *cluster) namesOffersOnly() bool {
 	return c.link != "" && !c.isGlobal && !c.service.IsValid() && !c.usesAPI
 }

@@ -234,15 +234,15 @@ func TestFamilyOfNoMesh(t *testing.T) {
 		t.Errorf("mesh m2 has the family: %+v", got)
 	}
 	around.State.Meshes = around.State.Meshes[:1]
-	want := Report{State: v1alpha1.StateInvalid, Message: "spec.meshAddress fd00:9::1 is an IPv6 address, and no mesh of " +
-		"this cluster has one: choose an address of a mesh"}
+	want := Report{State: v1alpha1.StateInvalid, Message: "spec.meshAddress fd00:9::1 is an IPv6 address, and no mesh " +
+		"of this cluster has one: choose an address of a mesh"}
 	if got := Build(o, around); got.Reports[keyOf(m)] != want || len(got.Services) > 0 {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 }
 
-// Two brokers that serve a mesh each, on two nodes, say the same of an object, or one of them leaves it to the other one:
-// else each would write the status anew when the other one has.
+// Two brokers that serve a mesh each, on two nodes, say the same of an object, or one of them leaves it to the other
+// one: else each would write the status anew when the other one has.
 func TestTwoBrokers(t *testing.T) {
 	prefix, address := netip.MustParsePrefix, netip.MustParseAddr
 	one := mesh.Mesh{Name: "one", Link: "one--here", Addresses: mesh.Prefixes{prefix("192.168.1.11/24")}}

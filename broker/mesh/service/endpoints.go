@@ -1,7 +1,7 @@
 package service
 
-// The endpoints of a service of the cluster, as its EndpointSlices say. There can be thousands, of hundreds of ports, so
-// all of them are read once, and those of a port once for all MeshServices that lead to it.
+// The endpoints of a service of the cluster, as its EndpointSlices say. There can be thousands, of hundreds of ports,
+// so all of them are read once, and the ones of a port once for all MeshServices that lead to it.
 
 import (
 	"cmp"
