@@ -268,6 +268,7 @@ func (r *reconcilerRun) newOutcome(
 		seen.PublicKey = key.String()
 	}
 	_, _, seen.Announce = r.newAnnouncement(s)
+	seen.Contested = r.peers.offers.Contested()
 	r.logUnadvertised(seen.Announce)
 	apizone.NoteNames(s, r.names.apis.Statuses(), seen.AddNote)
 	for _, m := range s.Meshes {

@@ -35,7 +35,12 @@ type Acceptance struct {
 	Links   map[string][]Offer    // by name of the link; by namespace and name of the MeshService
 	Refused map[OfferRefusal]int  // numbers of the rest
 	Rivals  map[netip.Addr]string // links whose offers are refused, by the address of a mesh service of this cluster; some
+	// Contested are, by the link that has them, addresses that other links offer as well; sorted, MaxContested at most.
+	Contested map[string][]netip.Addr
 }
+
+// MaxContested is how many contested addresses of a link are told, which is the bound of the CRD.
+const MaxContested = 256
 
 // maxRivals bounds Rivals: no peer that changes its offers all the time has thousands of statuses written.
 const maxRivals = 16
@@ -66,7 +71,8 @@ func (in *input) acceptOffers(s *linkSet) Acceptance {
 	set := &offerSet{
 		links: s, settled: in.settled, clusters: map[netip.Addr]string{}, networks: map[netip.Prefix]claim{},
 		owners: map[netip.Addr]*linkEntry{}, rivals: map[*linkEntry][]rivalOffer{},
-		accepted: Acceptance{map[string][]Offer{}, map[OfferRefusal]int{}, map[netip.Addr]string{}},
+		accepted: Acceptance{Links: map[string][]Offer{}, Refused: map[OfferRefusal]int{},
+			Rivals: map[netip.Addr]string{}, Contested: map[string][]netip.Addr{}},
 	}
 	for _, o := range in.byAge {
 		if a, err := ClusterAddress(o.Spec.ClusterAddress); err == nil {
@@ -168,6 +174,13 @@ func (s *offerSet) noteRivals(l *linkEntry) {
 	if rivals := s.rivals[l]; len(rivals) > 0 {
 		s.links.reports.addNote(l.Name, "other links offer %d of its mesh addresses as well, such as link %s with %s: "+
 			"these offers are not accepted", len(rivals), rivals[0].link.Name, rivals[0].offer.title())
+		var contested []netip.Addr
+		for _, r := range rivals {
+			contested = append(contested, r.offer.Address)
+		}
+		slices.SortFunc(contested, netip.Addr.Compare)
+		contested = slices.Compact(contested)
+		s.accepted.Contested[l.Name] = contested[:min(len(contested), MaxContested)]
 	}
 }
 

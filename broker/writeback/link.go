@@ -142,6 +142,10 @@ func (w *Writer) setStatus(obj *v1alpha1.KubeLink, l Link) {
 	st := &obj.Status
 	st.State, st.Message, st.ObservedGeneration = l.State, l.Message, obj.Generation
 	st.Gateway, st.Term, st.PublicKey = w.NodeIP, int64(l.Term), l.PublicKey
+	st.Contested = nil
+	for _, a := range l.Contested {
+		st.Contested = append(st.Contested, a.String())
+	}
 	removeStandbys(obj, w.NodeName, w.budgetOf(obj))
 	accepted, ready := metav1.ConditionTrue, metav1.ConditionFalse
 	if l.State == v1alpha1.StateInvalid || l.State == v1alpha1.StateStale {

@@ -5,6 +5,7 @@ package writeback
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -16,14 +17,15 @@ import (
 
 // Observations are what the parts of the broker say of objects, besides the State.
 type Observations struct {
-	Statuses  map[string]link.Status // of peers, by link; nil: this broker carries no traffic
-	Notes     map[string][]string    // by link
-	Apply     error                  // the state could not be applied in full
-	Pending   error                  // a part of the state is still being applied
-	Creds     error                  // the credentials, or a new version of them, cannot be used
-	Usable    bool                   // there are credentials
-	PublicKey string                 // of this cluster, in mode wireguard
-	Announce  error                  // this cluster does not announce all that it should
+	Statuses  map[string]link.Status  // of peers, by link; nil: this broker carries no traffic
+	Notes     map[string][]string     // by link
+	Apply     error                   // the state could not be applied in full
+	Pending   error                   // a part of the state is still being applied
+	Creds     error                   // the credentials, or a new version of them, cannot be used
+	Usable    bool                    // there are credentials
+	PublicKey string                  // of this cluster, in mode wireguard
+	Announce  error                   // this cluster does not announce all that it should
+	Contested map[string][]netip.Addr // by the link that has them
 
 	Checked   bool          // the node was checked
 	Findings  link.Findings // what keeps packets from passing
@@ -82,9 +84,9 @@ func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, seen *Observations) 
 			if !broken {
 				out.Forwarding = seen.forwarding(func(peer string) bool { return slices.Contains(members, peer) })
 			}
-		} else if l, usable := links[obj.Name]; broken {
+		} else if out.Contested = seen.Contested[obj.Name]; broken {
 			out.State, out.Message = problem.State, problem.Message
-		} else if usable {
+		} else if l, usable := links[obj.Name]; usable {
 			out.State, out.Message = remoteState(l, note, seen)
 			out.Forwarding = seen.forwarding(func(peer string) bool { return peer == l.Peer })
 		} else {

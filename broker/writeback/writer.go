@@ -12,6 +12,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -50,6 +51,7 @@ type Link struct {
 	PublicKey string // of this cluster, for a LocalLink
 	Finalizer bool   // the LocalLink has members
 	Term      uint32
+	Contested []netip.Addr
 	Standby   *v1alpha1.Standby // all that is written: this broker does not hold the links; nil: it does
 	// Forwarding says what the check of the node has found; zero: nothing is said.
 	Forwarding metav1.Condition

@@ -24,7 +24,7 @@ const ZoneName = "@"
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=2"
+// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=3"
 // +kubebuilder:resource:scope=Namespaced,path=corednsentries,singular=corednsentry,shortName=cdnse
 // +kubebuilder:printcolumn:name="Names",type=string,JSONPath=`.spec.dnsNames`
 // +kubebuilder:printcolumn:name="Zone",type=string,JSONPath=`.spec.zoneRef`

@@ -9,7 +9,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=2"
+// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=3"
 // +kubebuilder:resource:scope=Namespaced,path=hostedzones,singular=hostedzone,shortName=chz
 // +kubebuilder:printcolumn:name="Domains",type=string,JSONPath=`.spec.domainNames`
 // +kubebuilder:printcolumn:name="Parent",type=string,JSONPath=`.spec.parentRef`

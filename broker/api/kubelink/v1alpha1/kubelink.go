@@ -71,7 +71,7 @@ const (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=2"
+// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=3"
 // +kubebuilder:resource:scope=Cluster,path=kubelinks,singular=kubelink,shortName=klink
 // +kubebuilder:printcolumn:name="CIDR",type=string,JSONPath=`.spec.cidr`
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.clusterAddress`
@@ -236,6 +236,12 @@ type KubeLinkStatus struct {
 	// PublicKey is the local WireGuard key, on LocalLinks: spec.publicKey of the links that peers have to this cluster.
 	// +optional
 	PublicKey string `json:"publicKey,omitempty"`
+	// Contested are addresses of the mesh that mesh services of this link have, though other links offer them, too. The
+	// link keeps them when the broker starts anew.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=256
+	Contested []string `json:"contested,omitempty"`
 	// ObservedGeneration is the generation of the spec that this status is about.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`

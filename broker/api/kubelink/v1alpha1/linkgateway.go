@@ -12,7 +12,7 @@ import (
 // links writes it anew.
 //
 // +kubebuilder:object:root=true
-// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=2"
+// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=3"
 // +kubebuilder:resource:path=linkgateways,singular=linkgateway,shortName=lgw
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.node`
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.nodeIPs[0]`

@@ -12,7 +12,7 @@ import (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=2"
+// +kubebuilder:metadata:annotations="kubelink.mandelsoft.org/crd-version=3"
 // +kubebuilder:resource:path=meshservices,singular=meshservice,shortName=msvc
 // +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.spec.service`
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.meshAddress`

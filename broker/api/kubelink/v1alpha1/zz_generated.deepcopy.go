@@ -147,6 +147,11 @@ func (in *KubeLinkStatus) DeepCopyInto(out *KubeLinkStatus) {
 		*out = make([]Standby, len(*in))
 		copy(*out, *in)
 	}
+	if in.Contested != nil {
+		in, out := &in.Contested, &out.Contested
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Conditions != nil {
 		in, out := &in.Conditions, &out.Conditions
 		*out = make([]metav1.Condition, len(*in))
