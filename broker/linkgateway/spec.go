@@ -41,9 +41,9 @@ func textsOf(addresses []netip.Addr) (texts []v1alpha1.GatewayIP) {
 }
 
 // listNetworks lists what the gateway routes into meshes, and what is its own. The range of a mesh that brokers share
-// leads to any of them: so each lists the addresses of its links in it. If there is no room for all, the widest networks
-// are listed: that leaves out the fewest addresses. Mesh services come last, and of them the ones of peers: no peer, and
-// no user of a namespace, takes the room of links.
+// leads to any of them: so each lists the addresses of its links in it. If there is no room for all, the widest
+// networks are listed: that leaves out the fewest addresses. Mesh services come last, and of them the ones of peers: no
+// peer, and no user of a namespace, takes the room of links.
 func listNetworks(s *mesh.State, own []netip.Prefix) (texts []v1alpha1.GatewayNetwork, err error) {
 	all := slices.Clone(own)
 	for _, m := range s.Meshes {

@@ -78,8 +78,14 @@ func (b *builder) addPaths() {
 	for _, n := range t.opts.Services {
 		t.paths.Insert(n, &localPath)
 	}
+	paths := map[string]*Path{} // by link: one can have thousands of networks
 	for _, n := range t.opts.Networks {
-		t.paths.Insert(n.Prefix, b.newPath(n.Link))
+		p := paths[n.Link]
+		if p == nil {
+			p = b.newPath(n.Link)
+			paths[n.Link] = p
+		}
+		t.paths.Insert(n.Prefix, p)
 	}
 }
 
