@@ -9,7 +9,9 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -205,17 +207,10 @@ func (s *scaledService) waitNames(t *testing.T, from *testbed.Pod, count int) {
 }
 
 // Pods of another cluster reach a service at its mesh address, by TCP, UDP and ping, and its endpoints as they come and
-// go; pods of its own cluster do so, too.
+// go while there are requests; pods of its own cluster do so, too.
 func TestMeshServiceTraffic(t *testing.T) {
 	ctx := startTest(t, 3*time.Minute)
 	b, address := brokers[1], netip.MustParseAddr(scaledAddress)
-	// What the clusters do not tell each other.
-	caller, provider := b.LinkTo(), brokers[0].LinkTo()
-	caller.Spec.Egress = []v1alpha1.EgressCIDR{scaledAddress}
-	provider.Spec.Ingress = []v1alpha1.IngressCIDR{v1alpha1.IngressCIDR(b.ServiceCIDR.String()), scaledAddress}
-	t.Cleanup(func() { restoreMesh(t) })
-	must(t, errors.Join(brokers[0].Apply(ctx, caller), b.Apply(ctx, provider)))
-
 	s := newScaledService(t, ctx, b, 3)
 	waitMeshService(t, 5*time.Second, b, "scaled", " Ok ", " False ", "service scaled has no ready endpoint (IPv4)")
 	s.scale(t, ctx, 1)
@@ -237,21 +232,152 @@ func TestMeshServiceTraffic(t *testing.T) {
 		_, err := clients[0].Ping(ctx, address)
 		return err
 	})
-	s.scale(t, ctx, 3)
-	s.waitNames(t, clients[0], 3)
-	s.scale(t, ctx, 0)
-	took := within(t, 5*time.Second, "refusal", func(ctx context.Context) error {
-		begin := time.Now()
-		name, err := clients[0].Get(ctx, "http://"+scaledAddress+"/")
-		if err == nil || !strings.Contains(err.Error(), "refused") {
-			return fmt.Errorf("%q answers: %w", name, err)
+	scaleDuringRequests(t, ctx, s)
+}
+
+// scaleDuringRequests changes the number of endpoints from 1 to 3, 2, 0 and 1. New endpoints get requests within a
+// second, none gets any that is gone, and none fails while there is an endpoint; else they are refused.
+func scaleDuringRequests(t *testing.T, ctx context.Context, s *scaledService) {
+	t.Helper()
+	const some = 500
+	r := startRequests(clients[0], "http://"+scaledAddress+"/")
+	defer r.stop()
+	begin := time.Now()
+	scale := func(count int) time.Time {
+		t.Helper()
+		now := time.Now()
+		s.scale(t, ctx, count)
+		return now
+	}
+	r.await(t, begin, some)
+	three := scale(3)
+	r.checkShares(t, three.Add(time.Second), some, 3)
+	two := scale(2)
+	r.checkShares(t, two.Add(time.Second), some, 2)
+	none := scale(0)
+	refused := r.await(t, none.Add(time.Second), 50)
+	var took []time.Duration
+	for _, a := range refused {
+		if took = append(took, a.took); a.err == nil || !strings.Contains(a.err.Error(), "refused") {
+			t.Errorf("without endpoints, %q answers: %v", a.name, a.err)
 		}
-		t.Logf("refused after %v", time.Since(begin))
+	}
+	slices.Sort(took)
+	t.Logf("refused in %s (median)", median(took))
+	if quantile(took, 0.9) > 100*time.Millisecond {
+		t.Errorf("refused in %s", took)
+	}
+	waitMeshService(t, 5*time.Second, s.b, "scaled", " Ok ", " False ",
+		"service scaled has no ready endpoint (IPv4): connections are refused")
+	one := scale(1)
+	r.checkShares(t, one.Add(time.Second), some, 1)
+
+	r.checkFailures(t, begin, none, one)
+}
+
+// requests are sent until stop: one after the other, each with a connection of its own.
+type requests struct {
+	stop func()
+
+	mu      sync.Mutex
+	answers []requestAnswer
+}
+
+type requestAnswer struct {
+	begin time.Time
+	took  time.Duration
+	name  string // that the server has said
+	err   error
+}
+
+func startRequests(from *testbed.Pod, url string) *requests {
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &requests{}
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for ticker := time.NewTicker(2 * time.Millisecond); ctx.Err() == nil; <-ticker.C {
+				one, end := context.WithTimeout(ctx, requestTime)
+				a := requestAnswer{begin: time.Now()}
+				a.name, a.err = from.Get(one, url)
+				a.took = time.Since(a.begin)
+				if end(); ctx.Err() == nil {
+					r.mu.Lock()
+					r.answers = append(r.answers, a)
+					r.mu.Unlock()
+				}
+			}
+		})
+	}
+	r.stop = func() { cancel(); wg.Wait() }
+	return r
+}
+
+// since returns what became of the requests that were sent from a moment on.
+func (r *requests) since(moment time.Time) []requestAnswer {
+	r.mu.Lock()
+	all := slices.Clone(r.answers)
+	r.mu.Unlock()
+	slices.SortFunc(all, func(a, b requestAnswer) int { return a.begin.Compare(b.begin) })
+	i, _ := slices.BinarySearchFunc(all, moment, func(a requestAnswer, t time.Time) int { return a.begin.Compare(t) })
+	return all[i:]
+}
+
+// await waits until some requests have been sent from a moment on.
+func (r *requests) await(t *testing.T, moment time.Time, some int) (all []requestAnswer) {
+	t.Helper()
+	within(t, time.Minute, "requests", func(context.Context) error {
+		if all = r.since(moment); len(all) < some {
+			return fmt.Errorf("%d of %d", len(all), some)
+		}
 		return nil
 	})
-	t.Logf("refused %v after the change", took)
-	waitMeshService(t, 5*time.Second, b, "scaled", " Ok ", " False ",
-		"has no ready endpoint (IPv4): connections are refused")
-	s.scale(t, ctx, 1)
-	s.waitNames(t, clients[0], 1)
+	return all
+}
+
+// checkShares checks that so many pods, and no others, answer the requests from a moment on, each its share.
+func (r *requests) checkShares(t *testing.T, moment time.Time, some, pods int) {
+	t.Helper()
+	shares := map[string]int{}
+	all := r.await(t, moment, some)
+	for _, a := range all {
+		if a.err == nil { // failures are counted over all
+			shares[a.name]++
+		}
+	}
+	for _, n := range shares {
+		if n < len(all)/pods/2 || len(shares) != pods {
+			t.Errorf("a second after there were %d endpoints, their shares of %d requests are %v", pods, len(all), shares)
+			break
+		}
+	}
+	t.Logf("%d endpoints: %v", pods, shares)
+}
+
+// checkFailures checks that fewer than one of 1,000 requests failed while there was an endpoint: until none, and again
+// when the first one was answered after one.
+func (r *requests) checkFailures(t *testing.T, begin, none, one time.Time) {
+	t.Helper()
+	failed, all := 0, 0
+	var refused, answered time.Time // first
+	for _, a := range r.since(begin) {
+		end := a.begin.Add(a.took)
+		switch {
+		case a.begin.After(none) && refused.IsZero() && a.err != nil:
+			refused = a.begin
+		case a.begin.After(one) && answered.IsZero() && a.err == nil:
+			answered = end
+		}
+		if end.Before(none) || !answered.IsZero() && a.begin.After(answered) {
+			if all++; a.err != nil {
+				failed++
+				t.Log(a.err)
+			}
+		}
+	}
+	t.Logf("%d of %d requests failed; refused %s after the last endpoint went; answered %s after one came",
+		failed, all, refused.Sub(none), answered.Sub(one))
+	if failed*1000 >= all {
+		t.Errorf("%d of %d requests failed while there was an endpoint", failed, all)
+	}
 }
