@@ -187,3 +187,42 @@ func checkRivals(t *testing.T, ctx context.Context, provider *fleet.Broker, name
 	must(t, checkNoName(ctx, brokers[0], offeredName(brokers[2], "rival")))
 	must(t, checkAnswer(ctx, brokers[0], name, offeredAddress))
 }
+
+// Lists can forbid a single mesh service, and let a single one pass. The ports of services at the cluster's own address
+// are open unless a list denies the address.
+func TestMeshServiceIngress(t *testing.T) {
+	ctx := startTest(t, 2*time.Minute)
+	b, caller := brokers[1], brokers[0]
+	t.Cleanup(func() { restoreMesh(t) })
+	own, address, other := b.MeshAddress.Addr().String(), offeredAddress.String(), offeredAddress.Next().String()
+	applyMeshServices(t, ctx, b,
+		[2]string{"one", fmt.Sprintf(`"service":"server","meshAddress":%q`, address)},
+		[2]string{"other", fmt.Sprintf(`"service":"server","meshAddress":%q`, other)},
+		[2]string{"port", `"service":"server","ports":[{"port":8800}],
+			"endpoints":[{"portMappings":[{"port":8800,"targetPort":"http"}]}]`})
+	all := b.ServiceCIDR.String()
+	for _, c := range []struct {
+		name             string
+		local, link      []string
+		one, other, port bool
+	}{
+		{"no list", nil, nil, true, true, true},
+		{"one is denied", nil, []string{"!" + address}, false, true, true},
+		{"one is denied by the LocalLink", []string{"!" + address + "/32"}, nil, false, true, true},
+		{"one is allowed", nil, []string{address}, true, false, true},
+		{"one by each list", []string{address}, []string{other}, false, false, true},
+		{"services of the cluster only", nil, []string{all}, false, false, true},
+		{"the own address is denied", nil, []string{"!" + own}, true, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			setIngress(t, ctx, b, b.Name, c.local...)
+			setIngress(t, ctx, b, caller.Name, c.link...)
+			for to, reached := range map[string]bool{address: c.one, other: c.other, own + ":8800": c.port} {
+				waitForOutcome(t, "request to "+to, reached, func(ctx context.Context) error {
+					_, err := clients[0].Get(ctx, "http://"+to+"/")
+					return err
+				})
+			}
+		})
+	}
+}
