@@ -116,12 +116,15 @@ func checkOverlap(t *testing.T, rows []row) {
 	progress("mesh services are Ok")
 	t.Run("services", o.checkServices)
 	progress("services are checked")
+	flows := o.dialAll(t)
+	check(t, askFlows(ctx, flows))
 	o.moveBrokers(t)
 	mode := otherProxy[rows[0].proxy]
 	for _, n := range o.members[0].Nodes {
 		check(t, n.SetProxyMode(ctx, mode))
 	}
 	check(t, o.waitLinks())
+	check(t, askFlows(ctx, flows))
 	progress("brokers have moved, and kube-proxy of kubelink1 has mode " + mode)
 	t.Run("services after moves, with kube-proxy in mode "+mode, o.checkServices)
 	progress("done")
@@ -341,6 +344,37 @@ func (o *overlap) offerAll() error {
 		}
 	}
 	return nil
+}
+
+// dialAll has all pods connect to a service of each cluster that they reach, and of their own one. It returns the
+// connections by what they are.
+func (o *overlap) dialAll(t *testing.T) map[string]*net.UDPConn {
+	flows := map[string]*net.UDPConn{}
+	for _, m := range o.members {
+		for _, p := range m.web {
+			for _, provider := range append([]*member{m}, m.others...) {
+				s := provider.offers()[0]
+				conn := must(p.DialContext(o.ctx, "udp", fmt.Sprintf("%s:%d", s.address, s.udp)))(t)
+				t.Cleanup(func() { conn.Close() })
+				flows[p.Name+" to "+provider.Name] = conn.(*net.UDPConn)
+			}
+		}
+	}
+	return flows
+}
+
+// askFlows sends datagrams of flows that go on, also when brokers have moved, as those of a VPN.
+func askFlows(ctx context.Context, flows map[string]*net.UDPConn) error {
+	var g errgroup.Group
+	for what, conn := range flows {
+		g.Go(func() error {
+			if _, _, err := askAgain(ctx, conn, 100, true); err != nil {
+				return fmt.Errorf("a flow of %s: %w", what, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
 }
 
 // checkServices has the pods of all nodes, and the nodes, use what their clusters and others offer.
