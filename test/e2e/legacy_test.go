@@ -183,7 +183,10 @@ func TestLegacyPeerTransfer(t *testing.T) {
 	t.Run("it dials", func(t *testing.T) {
 		conn, err := peer.Dial(ctx, third.Gateway().Host, one.FQDN+":80", one.FQDN, o.config)
 		must(t, err)
-		serve(t, conn, func(ctx context.Context) { checkTraffic(t, ctx, 0, 2) })
+		serve(t, conn, func(ctx context.Context) {
+			checkTraffic(t, ctx, 0, 2)
+			checkLegacyServices(t, ctx)
+		})
 	})
 	t.Run("it is dialled", func(t *testing.T) {
 		l, err := third.Gateway().Listen("tcp", fmt.Sprintf(":%d", testbed.BrokerPort))

@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -91,4 +92,33 @@ func TestFormerMeshServices(t *testing.T) {
 	must(t, brokers[0].WaitState(ctx, link.Name, v1alpha1.StateUp))
 	expectRoute(t, brokers[0], "10.7.0.0/16", true)
 	checkFormerServices(t, clients[0], b)
+}
+
+// checkLegacyServices has a cluster with a legacy broker use mesh services, and offer one in the former way: it says
+// nothing of it, and the caller has its address in egress.
+func checkLegacyServices(t *testing.T, ctx context.Context) {
+	t.Helper()
+	one, third := brokers[0], brokers[2]
+	serveFormerObjects(t, ctx, one)
+	checkFormerServices(t, clients[2], one)
+
+	const address = "192.168.0.101"
+	if err := checkReached(ctx, netip.MustParseAddr(address), false); err != nil {
+		t.Errorf("without egress: %v", err)
+	}
+	link := third.LinkTo()
+	link.Spec.Egress = []v1alpha1.EgressCIDR{address}
+	must(t, one.Apply(ctx, link))
+	t.Cleanup(func() { must(t, one.Apply(context.Background(), third.LinkTo())) })
+	rule := strings.Fields("PREROUTING -d " + address + " -p tcp --dport 80 -j DNAT --to-destination " +
+		netip.AddrPortFrom(servers[2].pod.Address, httpPort).String())
+	change := func(action string) error {
+		_, err := third.Gateway().Iptables(context.Background(), append([]string{"-t", "nat", action}, rule...)...)
+		return err
+	}
+	must(t, change("-A"))
+	t.Cleanup(func() { must(t, change("-D")) })
+	within(t, 5*time.Second, "the service of the legacy cluster", func(ctx context.Context) error {
+		return checkReached(ctx, netip.MustParseAddr(address), true)
+	})
 }
