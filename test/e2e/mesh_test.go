@@ -157,6 +157,7 @@ func TestGatewayLink(t *testing.T) {
 		}
 		return err
 	})
+	checkServiceBehindGateway(t, ctx)
 	// The list of the link behind the gateway decides on the packets of its cluster alone.
 	service := servers[0].service.String()
 	setIngress(t, ctx, one, three.Name, "!"+service)
@@ -182,6 +183,24 @@ func TestGatewayLink(t *testing.T) {
 	// The state of a link behind a gateway follows the gateway.
 	must(t, one.Remove(ctx, "kubelink2"))
 	must(t, one.WaitState(ctx, "kubelink3", v1alpha1.StateStale, "kubelink2", "does not exist"))
+}
+
+// checkServiceBehindGateway: what the third cluster offers its gateway does not tell the first one, which names the
+// address in egress.
+func checkServiceBehindGateway(t *testing.T, ctx context.Context) {
+	t.Helper()
+	one, three := brokers[0], brokers[2]
+	applyMeshServices(t, ctx, three,
+		[2]string{"offered", fmt.Sprintf(`"service":"server","meshAddress":"%s"`, offeredAddress)})
+	waitForReply(t, 5*time.Second, clients[1], offeredAddress)
+	must(t, checkReached(ctx, offeredAddress, false))
+	must(t, checkNoName(ctx, one, offeredName(three, "offered")))
+	l, err := one.Link(ctx, three.Name)
+	must(t, err)
+	l.ResourceVersion = ""
+	l.Spec.Egress = []v1alpha1.EgressCIDR{v1alpha1.EgressCIDR(offeredAddress.String())}
+	must(t, one.Apply(ctx, l))
+	waitForReply(t, 5*time.Second, clients[0], offeredAddress)
 }
 
 // An authenticated peer without link gets a link, and a service network only where the Corefile allows it. Whatever the
