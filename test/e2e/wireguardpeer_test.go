@@ -155,31 +155,32 @@ func TestWireGuardMember(t *testing.T) {
 
 // hostile is a peer with a good key on the gateway node of the third cluster.
 type hostile struct {
-	node   *testbed.Node
-	tunnel *peer.Tunnel
+	node    *testbed.Node
+	tunnel  *peer.Tunnel
+	to, own netip.Addr // mesh addresses of the first cluster and of the peer
 }
 
-func startHostile(t *testing.T, ctx context.Context) *hostile {
+// startHostile starts the peer in place of the third broker. It may also send from another address.
+func startHostile(t *testing.T, ctx context.Context, to, own, another netip.Addr) *hostile {
 	t.Helper()
 	third := brokers[2]
 	must(t, third.Kill(ctx, syscall.SIGTERM))
-	h := &hostile{node: third.Gateway()}
+	h := &hostile{node: third.Gateway(), to: to, own: own}
+	far := farEnd(brokers[0])
+	far.Allowed = []netip.Prefix{netip.PrefixFrom(to, 32)}
 	var err error
-	h.tunnel, err = peer.OpenTunnel(ctx, h.node.Host, "hostile", third.PrivateKey(), testbed.WireguardPort,
-		farEnd(brokers[0]))
+	h.tunnel, err = peer.OpenTunnel(ctx, h.node.Host, "hostile", third.PrivateKey(), testbed.WireguardPort, far)
 	must(t, err)
 	t.Cleanup(func() {
 		h.tunnel.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		must(t, third.Start(ctx))
-		must(t, f.WaitMesh(ctx))
 	})
 	for _, command := range []string{
-		"address add " + third.MeshAddress.Addr().String() + "/32 dev hostile",
-		"address add " + brokers[1].MeshAddress.Addr().String() + "/32 dev hostile", // spoofed
-		"route add " + brokers[0].MeshAddress.Addr().String() + "/32 dev hostile src " +
-			third.MeshAddress.Addr().String(),
+		"address add " + own.String() + "/32 dev hostile",
+		"address add " + another.String() + "/32 dev hostile",
+		"route add " + to.String() + "/32 dev hostile src " + own.String(),
 	} {
 		_, err := h.node.Run(ctx, "ip", strings.Fields(command)...)
 		must(t, err)
@@ -196,7 +197,7 @@ func (h *hostile) dial(ctx context.Context, from netip.Addr) (conn net.Conn, err
 					err = unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "hostile")
 				}), err)
 			}}
-		conn, err = d.DialContext(ctx, "tcp4", netip.AddrPortFrom(brokers[0].MeshAddress.Addr(), channelPort).String())
+		conn, err = d.DialContext(ctx, "tcp4", netip.AddrPortFrom(h.to, channelPort).String())
 		return err
 	})
 	return conn, err
@@ -205,7 +206,7 @@ func (h *hostile) dial(ctx context.Context, from netip.Addr) (conn net.Conn, err
 // say sends something to the control channel, and waits until the broker ends the connection.
 func (h *hostile) say(t *testing.T, ctx context.Context, what func(*peer.Peer) error) {
 	t.Helper()
-	conn, err := h.dial(ctx, brokers[2].MeshAddress.Addr())
+	conn, err := h.dial(ctx, h.own)
 	must(t, err)
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
@@ -218,7 +219,8 @@ func (h *hostile) say(t *testing.T, ctx context.Context, what func(*peer.Peer) e
 func TestWireGuardHostilePeer(t *testing.T) {
 	ctx := startTest(t, 5*time.Minute)
 	one, two, third := brokers[0], brokers[1], brokers[2]
-	h := startHostile(t, ctx)
+	t.Cleanup(func() { restoreMesh(t) })
+	h := startHostile(t, ctx, one.MeshAddress.Addr(), third.MeshAddress.Addr(), two.MeshAddress.Addr())
 	must(t, one.WaitState(ctx, third.Name, v1alpha1.StateUp))
 	healthy := expectNoFailures(t, clients[0], servers[1].service)
 	check := expectUp(t, one, two)
@@ -276,7 +278,7 @@ func (h *hostile) connectOften(t *testing.T, ctx context.Context, n int) {
 		wg.Go(func() {
 			for range todo {
 				short, cancel := context.WithTimeout(ctx, 2*time.Second)
-				conn, err := h.dial(short, brokers[2].MeshAddress.Addr())
+				conn, err := h.dial(short, h.own)
 				cancel()
 				if err != nil {
 					continue
