@@ -328,6 +328,7 @@ func TestResolvers(t *testing.T) {
 	l := two.LinkTo()
 	l.Name = absent
 	l.Spec.ClusterAddress, l.Spec.CIDR, l.Spec.Endpoint = "192.168.0.99/24", "100.64.240.0/20", two.FQDN+":9"
+	l.Spec.PublicKey = strangersKey(absent)
 	must(t, one.Apply(ctx, l))
 	t.Cleanup(func() { must(t, one.Remove(context.Background(), absent)) })
 	must(t, one.WaitState(ctx, absent, v1alpha1.StateDown))

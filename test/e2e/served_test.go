@@ -244,7 +244,9 @@ func linkTwoMeshes(t *testing.T, ctx context.Context) {
 	for _, pair := range [][2]*fleet.Broker{{one, three}, {three, one}} {
 		for _, of := range pair { // the LocalLink is the first, so the test removes it last
 			l := newKubeLink("second--"+of.Name, addresses[of], endpoints[of], withCIDR(of.ServiceCIDR.String()))
+			l.Spec.PublicKey = of.LinkTo().Spec.PublicKey
 			if of == pair[0] {
+				l.Spec.PublicKey = ""
 				l.Spec.Endpoint, l.Spec.DNS = v1alpha1.EndpointLocal, &v1alpha1.KubeLinkDNS{BaseDomain: "second.example"}
 			}
 			must(t, pair[0].Apply(ctx, l))
@@ -256,10 +258,11 @@ func linkTwoMeshes(t *testing.T, ctx context.Context) {
 // forwardSecondPort has the load balancer of a cluster lead secondPort to the second node.
 func forwardSecondPort(t *testing.T, ctx context.Context, b *fleet.Broker) {
 	t.Helper()
+	protocol, port := brokerPort()
 	rule := func(action string) error {
 		_, err := b.Router.Iptables(context.WithoutCancel(ctx), "-t", "nat", action, "PREROUTING", "-d",
-			b.PublicAddress.String(), "-p", "tcp", "--dport", fmt.Sprint(secondPort), "-j", "DNAT", "--to-destination",
-			netip.AddrPortFrom(b.Nodes[len(b.Nodes)-2].Address, testbed.BrokerPort).String())
+			b.PublicAddress.String(), "-p", protocol, "--dport", fmt.Sprint(secondPort), "-j", "DNAT", "--to-destination",
+			b.Nodes[len(b.Nodes)-2].Address.String()+":"+port)
 		return err
 	}
 	must(t, rule("-A"))
