@@ -249,14 +249,19 @@ func (s *serviceNames) reply(m *Match, state *request.Request) *dns.Msg {
 // explainMissing says why there is no such name. The name is in lower case.
 func (s *serviceNames) explainMissing(name string, c *cluster) string {
 	labels := dns.SplitDomainName(strings.TrimSuffix(name, s.zone))
+	var port []string
 	for len(labels) > 2 && strings.HasPrefix(labels[0], "_") {
-		labels = labels[1:]
+		port, labels = append(port, labels[0][1:]), labels[1:]
 	}
 	if len(labels) < 2 {
-		return c.displayName() + " offers no mesh service there"
+		return "names of services are SERVICE.NAMESPACE." + s.zone
 	}
 	last := len(labels) - 1
 	what := labels[last] + "/" + strings.Join(labels[:last], ".")
+	if n := s.names[strings.Join(labels, ".")+"."+s.zone]; n != nil && len(n.addresses) > 0 {
+		return fmt.Sprintf("what %s offers as %s has no port with the name and protocol %s", c.displayName(), what,
+			strings.Join(port, "/"))
+	}
 	if s.instead {
 		return fmt.Sprintf("no service network of %s is routed here, and it offers no mesh service for %s",
 			c.displayName(), what)

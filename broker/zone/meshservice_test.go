@@ -57,7 +57,7 @@ func TestMeshServices(t *testing.T) {
 			"echo.default" + msvc + " / / echo.default" + msvc + " 5 IN A 192.168.0.102 /", ""},
 		{"_tcp.echo.default" + msvc, dns.TypeSRV, 0, "/ " + soa, ""},
 		{"_dns._tcp.echo.default" + msvc, dns.TypeSRV, dns.RcodeNameError, "/ " + soa,
-			"link kubelink2 offers no mesh service default/echo"},
+			"what link kubelink2 offers as default/echo has no port with the name and protocol dns/tcp"},
 		{"ports.default" + msvc, dns.TypeSRV, 0, "ports.default" + msvc + " 5 IN SRV 0 100 8080 ports.default" + msvc +
 			" ports.default" + msvc + " 5 IN SRV 0 100 8081 ports.default" + msvc + " / / ports.default" + msvc +
 			" 5 IN A 192.168.0.12 /", ""},
@@ -65,7 +65,7 @@ func TestMeshServices(t *testing.T) {
 		{"b.other" + msvc, dns.TypeA, 0, "/ " + soa, ""},
 		{"other" + msvc, dns.TypeA, 0, "/ " + soa, ""},
 		{msvc[1:], dns.TypeA, 0, "/ " + soa, ""},
-		{"nothing" + msvc, dns.TypeA, dns.RcodeNameError, "/ " + soa, "link kubelink2 offers no mesh service there"},
+		{"nothing" + msvc, dns.TypeA, dns.RcodeNameError, "/ " + soa, "names of services are SERVICE.NAMESPACE" + msvc},
 		{"web.default" + msvc, dns.TypeA, dns.RcodeNameError, "/ " + soa,
 			"link kubelink2 offers no mesh service default/web"},
 
