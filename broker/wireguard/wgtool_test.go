@@ -44,7 +44,7 @@ func TestWgTool(t *testing.T) {
 	}
 
 	// What somebody changes, the broker makes right.
-	foreign := mesh.SecretKey(makeKey(9)).Public().String()
+	foreign := makeKey(9).Public().String()
 	h.run("wg set kubelink peer " + keyTwo.Public().String() + " persistent-keepalive 7\n" +
 		"wg set kubelink peer " + foreign + " allowed-ips 192.168.0.9/32,100.64.16.0/24 endpoint 172.16.0.9:1")
 	await(t, "the end of the changes", func() bool {

@@ -263,13 +263,14 @@ func offerGarbage(t *testing.T, o *offerer) {
 		random.Read(junk)
 		o.serial++
 		binary.BigEndian.PutUint32(junk[1:], o.serial)
-		switch junk[0] = byte(i % 4); { // marks of begin and end
-		case i%5 == 0: // empty
+		junk[0] = byte(i % 4) // marks of begin and end
+		switch i % 5 {
+		case 0: // empty
 			must(t, o.Send(hello.FrameServices, junk[:i%6]))
-		case i%5 == 1: // entries that are too long
+		case 1: // entries that are too long
 			copy(junk[5:], []byte{0xff, 0xff})
 			must(t, o.Send(hello.FrameServices, junk[:100]))
-		case i%5 == 2: // entries of nothing
+		case 2: // entries of nothing
 			clear(junk[5:])
 			must(t, o.Send(hello.FrameServices, junk[:1000]))
 		default:
