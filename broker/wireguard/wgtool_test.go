@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
-
-	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 func TestWgTool(t *testing.T) {
