@@ -72,6 +72,8 @@ func TestFindDrop(t *testing.T) {
 			"-A FORWARD -j LOG --log-prefix \"-j ACCEPT \"\n-A FORWARD -j DROP", "-A FORWARD -j DROP"},
 		{"kubelink refuses what has no endpoint", ":FORWARD ACCEPT\n:KLINK-REFUSE -\n" +
 			"-A FORWARD -m conntrack --ctstate NEW -j KLINK-REFUSE\n-A KLINK-REFUSE -j REJECT", ""},
+		{"kubelink refuses unused addresses", ":FORWARD ACCEPT\n:KLINK-UNUSED -\n" +
+			"-A FORWARD -j KLINK-UNUSED\n-A KLINK-UNUSED -d 192.168.0.11/32 -j RETURN\n-A KLINK-UNUSED -j REJECT", ""},
 		{"a circle", ":FORWARD DROP\n:a -\n-A FORWARD -j a\n-A a -j a", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
