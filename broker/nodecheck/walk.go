@@ -145,8 +145,8 @@ type outcome struct {
 	unsettle bool         // one of several translations, or none: not known which
 }
 
-// guards are kubelink's own chains of what links may reach, of mesh services that have no endpoint, and of addresses that
-// no link has. What they drop is meant to be dropped.
+// guards are kubelink's own chains of what links may reach, of mesh services without endpoints, and of addresses that no
+// link has. What they drop is meant to be dropped.
 var guards = []string{"KLINK-LOCAL", "KLINK-REFUSE", "KLINK-UNUSED"}
 
 // walkChain walks through a chain.
