@@ -15,7 +15,7 @@ WIREGUARD_TESTS := TestServices|TestMeshService(Traffic|Offers|Ingress)|TestForm
   TestTransfer|TestMTU|TestNames|TestMetrics|TestChangeAndDelete|TestTwoMeshes|TestGatewayLink|$\
   TestIngressLists|TestInboundFilter|TestInvalidObjects|TestPeerKilledAndRestarted|TestPeerSilent|$\
   TestBrokerKilledAndRestarted|TestShutdown|TestReload|TestAdvertisedDNS|TestServeStale|$\
-  TestWireGuard(Keys|PresharedKey|BadKey|Inbound|EndpointMoves|Roams|Adopts\w+|HostilePeer)
+  TestWireGuard(Keys|PresharedKey|BadKey|Inbound|EndpointMoves|Roams|Adopts\w+)
 FUZZTIME      ?= 5m
 ARGS          ?=
 IMAGE_FLAGS   ?=
