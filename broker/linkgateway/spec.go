@@ -84,16 +84,8 @@ func rankServices(s *mesh.State, own []netip.Prefix) map[netip.Prefix]int {
 	for _, n := range own {
 		rank[n] = 1
 	}
-	for _, offers := range s.Offers.Links {
-		for i := range offers {
-			a := offers[i].Address
-			rank[netip.PrefixFrom(a, a.BitLen())] = 2
-		}
-	}
-	for i := range s.Peers {
-		for _, a := range s.Peers[i].Addresses.Addrs() { // it can have ports of mesh services
-			delete(rank, netip.PrefixFrom(a, a.BitLen()))
-		}
+	for n := range s.OfferedNetworks() {
+		rank[n] = 2
 	}
 	return rank
 }

@@ -60,3 +60,20 @@ func sortOffers(offers []Offer) {
 
 // title is how messages call the offer.
 func (o *Offer) title() string { return fmt.Sprintf("%s/%s at %s", o.Namespace, o.Name, o.Address) }
+
+// OfferedNetworks are the networks of peers that lead to mesh services and to nothing else.
+func (s *State) OfferedNetworks() map[netip.Prefix]bool {
+	offered := map[netip.Prefix]bool{}
+	for _, offers := range s.Offers.Links {
+		for i := range offers {
+			a := offers[i].Address
+			offered[netip.PrefixFrom(a, a.BitLen())] = true
+		}
+	}
+	for i := range s.Peers {
+		for _, a := range s.Peers[i].Addresses.Addrs() { // it can have ports of mesh services
+			delete(offered, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return offered
+}

@@ -45,14 +45,8 @@ const maxOffers = 16
 
 // networksOf are the networks of all peers that have a route.
 func networksOf(s *mesh.State) (networks []network) {
+	offered := s.OfferedNetworks()
 	for _, p := range s.Peers {
-		offered := map[netip.Prefix]bool{}
-		for _, o := range s.Offers.Links[p.Link] {
-			offered[netip.PrefixFrom(o.Address, o.Address.BitLen())] = true
-		}
-		for _, a := range p.Addresses.Addrs() { // it can have ports of mesh services
-			delete(offered, netip.PrefixFrom(a, a.BitLen()))
-		}
 		left := maxOffers
 		for _, prefix := range p.Networks {
 			if offered[prefix] {
