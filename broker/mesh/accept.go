@@ -63,8 +63,8 @@ type rivalOffer struct {
 	offer *Offer
 }
 
-// acceptOffers gives links what their peers offer.
-func (in *input) acceptOffers(s *linkSet) Acceptance {
+// acceptOffers gives links what their peers offer. The claims are those of links that other brokers serve.
+func (in *input) acceptOffers(s *linkSet, others claimList) Acceptance {
 	if len(in.offers) == 0 {
 		return Acceptance{}
 	}
@@ -85,7 +85,7 @@ func (in *input) acceptOffers(s *linkSet) Acceptance {
 		}
 	}
 	lengths := map[int]bool{}
-	for _, c := range slices.Concat(in.otherClaims(), s.claims) {
+	for _, c := range slices.Concat(others, s.claims) {
 		set.networks[c.prefix.Masked()] = c
 		lengths[c.prefix.Bits()] = true
 	}

@@ -32,10 +32,11 @@ func Build(objects Objects, local Local) State {
 			maps.Copy(in.orphans, orphans)
 			continue
 		}
-		accepted := in.acceptOffers(links)
+		others := in.otherClaims()
+		accepted := in.acceptOffers(links, others)
 		s := makeState(&local, names, links, links.reports)
 		s.Offers = accepted
-		s.addNetworks(in.otherClaims())
+		s.addNetworks(others)
 		s.Foreign = in.foreignLinks()
 		return s
 	}
