@@ -330,14 +330,19 @@ func (times applyTimes) print() error {
 		{"kubectl has ended", times.kubectl}, {"first packet through and back", times.packet},
 		{"first right DNS answer", times.name},
 	} {
-		slices.Sort(row.all)
-		median, maximum := row.all[len(row.all)/2], row.all[len(row.all)-1]
+		median, maximum := summarize(row.all)
 		fmt.Printf("%-44s %6d %9d\n", row.what, median.Milliseconds(), maximum.Milliseconds())
 		if maximum > time.Second {
 			late = errors.Join(late, fmt.Errorf("%s: maximum %s is over a second", row.what, maximum))
 		}
 	}
 	return late
+}
+
+// summarize returns the median and the maximum.
+func summarize(times []time.Duration) (median, maximum time.Duration) {
+	times = slices.Sorted(slices.Values(times))
+	return times[len(times)/2], times[len(times)-1]
 }
 
 // firstSuccess tries until it succeeds, and returns the time of the success. A failed try takes some time by itself.
