@@ -9,11 +9,13 @@ import (
 	"log/slog"
 	"reflect"
 	"sync"
+	"sync/atomic"
 
 	"k8s.io/client-go/rest"
 
 	"github.com/mandelsoft/kubelink/broker/announce"
 	"github.com/mandelsoft/kubelink/broker/apizone"
+	"github.com/mandelsoft/kubelink/broker/diagnosis"
 	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/lease"
@@ -25,17 +27,19 @@ import (
 
 // Broker is the running kubelink. There is one in a process: it owns the interface.
 type Broker struct {
-	log    *slog.Logger
-	names  *publisher
-	health *healthState
-	r      *reconciler
-	server *host.APIServer // where the API server is
+	log      *slog.Logger
+	names    *publisher
+	health   *healthState
+	r        *reconciler
+	server   *host.APIServer // where the API server is
+	identity atomic.Pointer[diagnosis.Identity]
 
 	lifecycle   sync.Mutex // serialises Start, Update and Stop, and guards the fields below
 	cfg         Config
 	api         *rest.Config   // of the local API server
 	claim       namespaceClaim // of openGateway
 	controllers *controllers   // nil: they do not run
+	reports     reporter
 }
 
 // New checks a configuration. It touches nothing of the system.
@@ -187,6 +191,7 @@ func (b *Broker) Stop() {
 	b.lifecycle.Lock()
 	defer b.lifecycle.Unlock()
 	metricsSource.CompareAndSwap(b, nil)
+	b.reports.server.Stop()
 	b.stopControllers(errBrokerEnds)
 	b.names.stopFollowing() // what the end of links looks like is not to be shown
 	g := b.r.gateway
@@ -229,6 +234,7 @@ func (b *Broker) startControllers(api *rest.Config) {
 		b.api = api
 	}
 	b.controllers = startControllers(b.cfg, b.api, b.r, b.server, b.log)
+	b.serveReports()
 }
 
 // stopControllers ends the controllers; the cause is nil if others follow.
@@ -268,6 +274,7 @@ func (b *Broker) setGateway(g *gateway) {
 // setConfig makes a configuration that of the broker, of the controllers and of DNS.
 func (b *Broker) setConfig(cfg Config) {
 	b.cfg = cfg
+	b.identity.Store(identityOf(&cfg))
 	if cfg.LeaseDuration == 0 {
 		b.r.election.Omit(cfg.NodeName)
 	}

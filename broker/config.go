@@ -52,6 +52,7 @@ type APIConfig struct {
 	Namespace           string // of secret and service
 	DeployCRDs          bool   // install the CRDs at start
 	ForceCRDs           bool   // replace newer CRDs, too
+	DiagnosisPort       uint16 // TCP, of reports, which the API server gives users; 0: there are none
 }
 
 // GatewayConfig says how the broker carries links.

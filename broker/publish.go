@@ -108,6 +108,20 @@ func (p *publisher) currentDataplane() dataplane {
 	return p.from.dataplane
 }
 
+// linkStates are the states of the links as the names _state tell them; nil: no links are known yet.
+func (p *publisher) linkStates() map[string]zone.Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.from.state == nil {
+		return nil
+	}
+	status, states := p.from.linkStatus(), map[string]zone.Status{}
+	for _, l := range p.from.state.Links {
+		states[l.Name] = status(l.Name)
+	}
+	return states
+}
+
 // changeSource changes the source, which the next table is made from.
 func (p *publisher) changeSource(change func(*nameSource)) {
 	p.mu.Lock()

@@ -22,6 +22,7 @@ import (
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/apizone"
+	"github.com/mandelsoft/kubelink/broker/diagnosis"
 	"github.com/mandelsoft/kubelink/broker/globalnames"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/kubeapi"
@@ -46,6 +47,7 @@ type reconciler struct {
 	health   *healthState
 	election *lease.Elector                    // whether this broker holds the links
 	snapshot atomic.Pointer[snapshot.Snapshot] // nil: nothing survives
+	found    atomic.Pointer[diagnosis.Outcome] // by the last reconciliation, for reports; nil: there was none
 
 	// mu is held over a reconciliation and guards the fields below. The lifecycle changes them while the controllers
 	// stand still. A reconciliation waits two seconds for the kernel at most, and for nothing else.
@@ -169,7 +171,9 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	r.noteApplied(errors.Join(err, portErr), credErr, globalErr, pending)
 	r.writePlace(&state, pending)
 	r.snapshot.Load().KeepLinks(list.Items)
-	r.writer.SetOutcome(r.newOutcome(&objects, &state, errors.Join(err, portErr), pending, credErr))
+	outcome := r.newOutcome(&objects, &state, errors.Join(err, portErr), pending, credErr)
+	r.found.Store(r.newFindings(&objects, &state, outcome, credErr))
+	r.writer.SetOutcome(outcome)
 	r.reportServices()
 	if err != nil && !errors.Is(err, kernel.ErrStuck) { // the kernel's worker wakes the reconciler when it is done
 		return reconcile.Result{}, err

@@ -52,7 +52,8 @@ var baseObjects = []string{
 	"Namespace /kubelink", "ResourceQuota kubelink/kubelink", "ServiceAccount kubelink/kubelink", "ClusterRole /kubelink",
 	"ClusterRoleBinding /kubelink", "Role kubelink/kubelink", "RoleBinding kubelink/kubelink",
 	"ConfigMap kubelink/kubelink", "Deployment kubelink/kubelink", "Service kubelink/kubelink",
-	"Service kubelink/kubelink-dns",
+	"Service kubelink/kubelink-dns", "ServiceAccount kubelink/kubelink-diagnosis", "ClusterRole /kubelink-diagnosis",
+	"ClusterRoleBinding /kubelink-diagnosis",
 }
 
 // components are the objects that each component adds.

@@ -54,6 +54,9 @@ func (s *Services) Problem() error { return s.problem }
 // List are the services. Readers do not change them.
 func (s *Services) List() []service.Service { return s.built.Services }
 
+// Reports are what users see of MeshServices. The map is not changed.
+func (s *Services) Reports() map[types.NamespacedName]service.Report { return s.built.Reports }
+
 // Offers are what other clusters are told of the services. Readers do not change them.
 func (s *Services) Offers() []mesh.Offer { return s.offers }
 

@@ -69,18 +69,22 @@ func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, seen *Observations) 
 		none := func(string) bool { return false }
 		out := Link{Object: obj, Forwarding: (&Observations{}).forwarding(none)}
 		problem, broken := s.Problems[obj.Name]
-		note := joinTexts(append([]string{s.Notes[obj.Name]}, seen.Notes[obj.Name]...)...)
+		out.Notes = slices.DeleteFunc(append([]string{s.Notes[obj.Name]}, seen.Notes[obj.Name]...),
+			func(text string) bool { return text == "" })
+		note := joinTexts(slices.Clone(out.Notes)...)
 		if obj.Spec.Endpoint == v1alpha1.EndpointLocal {
 			if s.Foreign[obj.Name] {
 				continue
 			}
 			if meshes[obj.Name].Shared {
-				note = joinTexts(note, unservedNote(items, obj.Name, links, s.Problems))
+				unserved := unservedNote(items, obj.Name, links, s.Problems)
+				note, out.Notes = joinTexts(note, unserved), addText(out.Notes, unserved)
 			}
 			out.PublicKey = seen.PublicKey
 			out.Finalizer = problem.State != v1alpha1.StateStale && hasMembers(items, obj.Name)
 			members := meshes[obj.Name].Members
 			out.State, out.Message = localState(obj, members, note, problem, seen)
+			out.Notes = addText(out.Notes, OneLine(seen.Announce))
 			if !broken {
 				out.Forwarding = seen.forwarding(func(peer string) bool { return slices.Contains(members, peer) })
 			}
@@ -173,6 +177,14 @@ func unservedNote(
 	}
 	return fmt.Sprintf("no broker serves %s: name each link, or the mesh, in served-links of a broker",
 		strings.Join(unserved, ", "))
+}
+
+// addText appends a text that is not empty.
+func addText(texts []string, text string) []string {
+	if text == "" {
+		return texts
+	}
+	return append(texts, text)
 }
 
 // hasMembers says whether the mesh of a LocalLink has other links that are not about to go.

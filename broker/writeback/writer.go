@@ -48,8 +48,9 @@ type Link struct {
 	Object    *v1alpha1.KubeLink // as read from the cache; the writer does not change it
 	State     v1alpha1.State
 	Message   string
-	PublicKey string // of this cluster, for a LocalLink
-	Finalizer bool   // the LocalLink has members
+	Notes     []string // that Message has, too: to be known, and no failure
+	PublicKey string   // of this cluster, for a LocalLink
+	Finalizer bool     // the LocalLink has members
 	Term      uint32
 	Contested []netip.Addr
 	Standby   *v1alpha1.Standby // all that is written: this broker does not hold the links; nil: it does

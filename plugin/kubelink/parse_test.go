@@ -29,7 +29,7 @@ func TestDefaults(t *testing.T) {
 		Local: mesh.Local{
 			Mode: "bridge", Propagation: "none", MeshDomain: "kubelink.", ClusterDomain: "cluster.local.", DefaultPort: 80,
 		},
-		APIConfig: broker.APIConfig{Namespace: "kube-system", DeployCRDs: true},
+		APIConfig: broker.APIConfig{Namespace: "kube-system", DeployCRDs: true, DiagnosisPort: 10534},
 		GatewayConfig: broker.GatewayConfig{
 			BrokerPort: 8088, AdvertisedPort: 80, Interface: "kubelink", RouteTable: 254, RulePriority: 32750,
 			PodName: "kubelink-abc", PodIPs: []netip.Addr{netip.MustParseAddr("100.96.1.7"), netip.MustParseAddr("fd00::7")},
@@ -104,6 +104,8 @@ func TestProperties(t *testing.T) {
 		{"broker-port 9000\nadvertised-port 443\nservice broker\nifce-name kl0", func(c *broker.Config) {
 			c.BrokerPort, c.AdvertisedPort, c.Service, c.Interface = 9000, 443, "broker", "kl0"
 		}},
+		{"diagnosis-port 9999", func(c *broker.Config) { c.DiagnosisPort = 9999 }},
+		{"diagnosis-port 0", func(c *broker.Config) { c.DiagnosisPort = 0 }},
 		{"mtu 9000", func(c *broker.Config) { c.MTU = 9000 }},
 		{"offload off\nstreams 4", func(c *broker.Config) { c.NoOffload, c.Streams = true, 4 }},
 		{"offload on", func(c *broker.Config) {}},
@@ -267,6 +269,7 @@ func TestRefused(t *testing.T) {
 		{"pod-cidr 100.96.0.1/11", `pod-cidr 100.96.0.1/11: an address, not a network: did you mean 100.96.0.0/11?`},
 		{"node-cidr 10.250.0.0", `node-cidr 10.250.0.0: not a network`},
 		{"service-cidr ::ffff:100.64.0.0/116", `write an IPv4 network in its own form`},
+		{"diagnosis-port 65536", `diagnosis-port 65536: `},
 		{"node-ip node7", `node-ip node7: not an IP address`},
 		{"dns-service-ip 0.0.0.0", `dns-service-ip 0.0.0.0: not an IP address`},
 		{"broker-port 0", `broker-port 0: not a port: a number from 1 to 65535`},

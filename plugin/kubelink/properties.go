@@ -113,10 +113,16 @@ var properties = map[string]property{
 	"mtu":             oneValue(func(p *parser, v string) error { return setNumber(&p.config.MTU, v, 1280, 65535) }),
 	"broker-port":     oneValue(func(p *parser, v string) error { return setPort(&p.config.BrokerPort, v) }),
 	"advertised-port": oneValue(func(p *parser, v string) error { return setPort(&p.config.AdvertisedPort, v) }),
-	"service":         oneValue(func(p *parser, v string) error { return setLabel(&p.config.Service, v) }),
-	"ifce-name":       oneValue(setInterface),
-	"served-links":    oneList("kubelink2,mesh2,192.168.0.0/24", setServedLinks),
-	"offload":         oneValue(func(p *parser, v string) error { return setOff(&p.config.NoOffload, v) }),
+	"diagnosis-port": oneValue(func(p *parser, v string) error {
+		var port int
+		err := setNumber(&port, v, 0, 65535)
+		p.config.DiagnosisPort = uint16(port)
+		return err
+	}),
+	"service":      oneValue(func(p *parser, v string) error { return setLabel(&p.config.Service, v) }),
+	"ifce-name":    oneValue(setInterface),
+	"served-links": oneList("kubelink2,mesh2,192.168.0.0/24", setServedLinks),
+	"offload":      oneValue(func(p *parser, v string) error { return setOff(&p.config.NoOffload, v) }),
 	"streams": oneValue(func(p *parser, v string) error {
 		return setNumber(&p.config.Streams, v, 1, bridge.MaxStreams)
 	}),

@@ -14,6 +14,7 @@ import (
 	"github.com/coredns/coredns/plugin"
 
 	"github.com/mandelsoft/kubelink/broker"
+	"github.com/mandelsoft/kubelink/broker/diagnosis"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/pki"
@@ -48,7 +49,7 @@ func defaultConfig() broker.Config {
 			ClusterDomain: "cluster.local.",
 			DefaultPort:   80,
 		},
-		APIConfig: broker.APIConfig{Namespace: "kube-system", DeployCRDs: true},
+		APIConfig: broker.APIConfig{Namespace: "kube-system", DeployCRDs: true, DiagnosisPort: diagnosis.DefaultPort},
 		GatewayConfig: broker.GatewayConfig{
 			BrokerPort:     8088,
 			AdvertisedPort: 80,

@@ -1,0 +1,120 @@
+package diagnosis
+
+// The server of reports.
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"k8s.io/client-go/rest"
+)
+
+const (
+	maxConnections = 32              // for each address
+	reviewTimeout  = 4 * time.Second // for the API server to say who may read a report
+	requestTimeout = 10 * time.Second
+	listenRetry    = 5 * time.Second
+)
+
+// Config says what a Server serves.
+type Config struct {
+	Addresses []netip.AddrPort // to listen on; TCP
+	API       *rest.Config     // of the API server that decides who may read reports
+	// Report makes a report. It is called for each request that the API server lets in, and must not block for long.
+	Report func(context.Context) *Report
+	Log    *slog.Logger
+}
+
+// Server serves reports until Stop.
+type Server struct {
+	http *http.Server
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+}
+
+// Start starts a Server. An address that cannot be had is tried again until Stop: links do not depend on reports.
+func Start(c Config) (*Server, error) {
+	api := rest.CopyConfig(c.API)
+	api.Timeout = reviewTimeout
+	r, err := newReviewer(api)
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s := &Server{stop: stop, http: &http.Server{
+		Handler: newHandler(newGate(r), c.Report), ReadTimeout: requestTimeout, WriteTimeout: requestTimeout,
+		IdleTimeout: requestTimeout, MaxHeaderBytes: 2 * maxToken,
+		ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug), // what strangers send is not for the log
+	}}
+	for _, at := range c.Addresses {
+		s.wg.Go(func() { s.serve(ctx, at, c.Log) })
+	}
+	return s, nil
+}
+
+// Stop ends the server and awaits the end of its listeners. A nil Server has none.
+func (s *Server) Stop() {
+	if s == nil {
+		return
+	}
+	s.stop()
+	s.http.Close()
+	s.wg.Wait()
+}
+
+// serve listens on an address until ctx ends.
+func (s *Server) serve(ctx context.Context, at netip.AddrPort, log *slog.Logger) {
+	for told := false; ctx.Err() == nil; {
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at.String())
+		if err == nil {
+			told = false
+			err = s.http.Serve(netutil.LimitListener(listener, maxConnections))
+		}
+		if errors.Is(err, http.ErrServerClosed) || ctx.Err() != nil {
+			return
+		}
+		if !told {
+			log.Warn("no reports for kubectl kubelink at this address; set diagnosis-port to a free port, or to 0 for none",
+				"address", at, "error", err)
+			told = true
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(listenRetry):
+		}
+	}
+}
+
+// newHandler returns the handler of Path.
+func newHandler(g *gate, report func(context.Context) *Report) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+Path, func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), reviewTimeout)
+		defer cancel()
+		if d := g.admit(ctx, r.Header.Get(TokenHeader)); d.status != http.StatusOK {
+			writeJSON(w, d.status, d.refusal)
+			return
+		}
+		writeJSON(w, http.StatusOK, report(ctx))
+	})
+	return mux
+}
+
+func writeJSON(w http.ResponseWriter, status int, body any) {
+	text, err := json.Marshal(body)
+	if err != nil {
+		status, text = http.StatusInternalServerError, []byte(`{"error":"the report cannot be encoded"}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write(text) // the client may be gone
+}

@@ -1,0 +1,140 @@
+package diagnosis
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	authentication "k8s.io/api/authentication/v1"
+	authorization "k8s.io/api/authorization/v1"
+)
+
+// fakeReviewer stands for the API server. It knows users by their token.
+type fakeReviewer struct {
+	mu      sync.Mutex
+	asked   int
+	allowed map[string]bool // by user
+	err     error
+	foreign bool // tokens are for another audience
+}
+
+func (f *fakeReviewer) reviewToken(_ context.Context, token string) (*authentication.TokenReviewStatus, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	if f.err != nil {
+		return nil, f.err
+	}
+	_, known := f.allowed[token]
+	st := &authentication.TokenReviewStatus{Authenticated: known, User: authentication.UserInfo{Username: token}}
+	if !f.foreign {
+		st.Audiences = []string{Audience}
+	}
+	return st, nil
+}
+
+func (f *fakeReviewer) reviewAccess(
+	_ context.Context, u *authentication.UserInfo,
+) (*authorization.SubjectAccessReviewStatus, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &authorization.SubjectAccessReviewStatus{Allowed: f.allowed[u.Username]}, nil
+}
+
+func request(h http.Handler, method, token string) (*httptest.ResponseRecorder, Refusal) {
+	w, r := httptest.NewRecorder(), httptest.NewRequest(method, Path, nil)
+	if token != "" {
+		r.Header.Set(TokenHeader, token)
+	}
+	h.ServeHTTP(w, r)
+	var refusal Refusal
+	_ = json.Unmarshal(w.Body.Bytes(), &refusal)
+	return w, refusal
+}
+
+// The API server decides who gets a report. All others get an answer that says what to do, and no report is made.
+func TestAccess(t *testing.T) {
+	made := 0
+	report := func(context.Context) *Report { made++; return &Report{Node: "node1"} }
+	for name, c := range map[string]struct {
+		method, token string
+		api           *fakeReviewer
+		status        int
+		says          string
+	}{
+		"allowed":         {"GET", "reader", &fakeReviewer{}, 200, ""},
+		"no token":        {"GET", "", &fakeReviewer{}, 401, "the request has no token"},
+		"unknown token":   {"GET", "stranger", &fakeReviewer{}, 401, "does not accept the token"},
+		"other audience":  {"GET", "reader", &fakeReviewer{foreign: true}, 401, "does not accept the token"},
+		"long token":      {"GET", strings.Repeat("x", maxToken+1), &fakeReviewer{}, 401, "longer than"},
+		"no right":        {"GET", "other", &fakeReviewer{}, 403, "other may not get /diagnosis"},
+		"API server away": {"GET", "reader", &fakeReviewer{err: errors.New("a\nb")}, 503, "who this is: a; b"},
+		"another method":  {"POST", "reader", &fakeReviewer{}, 405, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			made = 0
+			c.api.allowed = map[string]bool{"reader": true, "other": false}
+			w, refusal := request(newHandler(newGate(c.api), report), c.method, c.token)
+			if w.Code != c.status || !strings.Contains(refusal.Error, c.says) {
+				t.Errorf("%d %s, want %d with %q", w.Code, w.Body, c.status, c.says)
+			}
+			if (made > 0) != (c.status == 200) {
+				t.Errorf("%d reports were made", made)
+			}
+			if c.says != "" && refusal.Remedy == "" {
+				t.Error("no remedy")
+			}
+			kind := w.Header().Get("Content-Type")
+			if c.status == 200 && (kind != "application/json" || !strings.Contains(w.Body.String(), "node1")) {
+				t.Errorf("%s %s", kind, w.Body)
+			}
+		})
+	}
+}
+
+// An answer is remembered for a while; then a right that was taken away ends. The memory is bounded, and so is what
+// strangers can have the API server asked.
+func TestAnswersAreRemembered(t *testing.T) {
+	api := &fakeReviewer{allowed: map[string]bool{"reader": true}}
+	g := newGate(api)
+	now := time.Unix(1000, 0)
+	g.now = func() time.Time { return now }
+	h := newHandler(g, func(context.Context) *Report { return &Report{} })
+	expect := func(status, asked int) {
+		t.Helper()
+		if w, _ := request(h, "GET", "reader"); w.Code != status || api.asked != asked {
+			t.Errorf("%d after %d questions, want %d after %d", w.Code, api.asked, status, asked)
+		}
+	}
+	expect(200, 1)
+	expect(200, 1)
+	api.allowed["reader"] = false
+	now = now.Add(keepAnswer - 1)
+	expect(200, 1)
+	now = now.Add(1)
+	expect(403, 2)
+	api.err = errors.New("away")
+	now = now.Add(keepAnswer)
+	expect(503, 3)
+	expect(503, 4) // a failure is not remembered
+	api.err = nil
+	limited := 0
+	for i := range 1000 {
+		now = now.Add(time.Second / 50)
+		if w, _ := request(h, "GET", strings.Repeat("x", i+10)); w.Code == 429 {
+			limited++
+		}
+	}
+	if most := burst + maxReviews*20 + 5; api.asked > most || limited < 1000-most {
+		t.Errorf("%d questions for 1000 strangers in 20 s, %d were limited", api.asked, limited)
+	}
+	if len(g.answers) > maxAnswers {
+		t.Errorf("%d answers are remembered", len(g.answers))
+	}
+}

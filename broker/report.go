@@ -1,0 +1,161 @@
+package broker
+
+// The report of the broker: what its parts know goes to the package diagnosis, which makes a report of it.
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+
+	"github.com/mandelsoft/kubelink/broker/diagnosis"
+	"github.com/mandelsoft/kubelink/broker/lease"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/writeback"
+)
+
+// reporter serves reports. Broker.lifecycle guards it.
+type reporter struct {
+	server    *diagnosis.Server
+	api       *rest.Config     // that the server asks
+	addresses []netip.AddrPort // that it listens on
+}
+
+// reportAddresses is where reports are served: at the addresses of the broker's pod or, in node mode, of its node.
+func (c *Config) reportAddresses() (all []netip.AddrPort) {
+	if c.DiagnosisPort == 0 {
+		return nil
+	}
+	for _, a := range c.PodIPs {
+		all = append(all, netip.AddrPortFrom(a, c.DiagnosisPort))
+	}
+	if node, err := netip.ParseAddr(c.NodeIP); err == nil && len(all) == 0 {
+		all = append(all, netip.AddrPortFrom(node, c.DiagnosisPort))
+	}
+	return all
+}
+
+// serveReports serves reports as the configuration says. Where it says the same as before, nothing is interrupted.
+func (b *Broker) serveReports() {
+	addresses := b.cfg.reportAddresses()
+	if b.reports.server != nil && reflect.DeepEqual(b.reports.api, b.api) && slices.Equal(b.reports.addresses, addresses) {
+		return
+	}
+	b.reports.server.Stop()
+	b.reports = reporter{api: b.api, addresses: addresses}
+	if len(addresses) == 0 {
+		return
+	}
+	var err error
+	b.reports.server, err = diagnosis.Start(diagnosis.Config{
+		Addresses: addresses, API: b.api, Log: b.log,
+		Report: func(ctx context.Context) *diagnosis.Report { return b.facts().Report(ctx) },
+	})
+	if err != nil {
+		b.log.Warn("no reports for kubectl kubelink", "error", err)
+	}
+}
+
+// facts are what the parts of the broker know right now. It waits for none of them.
+func (b *Broker) facts() *diagnosis.Facts {
+	f := &diagnosis.Facts{
+		Identity: *b.identity.Load(), Outcome: b.r.found.Load(), Now: time.Now(),
+		States: map[string]diagnosis.LinkState{}, Bytes: map[string]diagnosis.Bytes{},
+	}
+	h := b.health.Load()
+	f.Health = diagnosis.Health{API: h.api, Controllers: h.controllers, Applied: h.applied, CRDs: h.crds}
+	if h.node != nil {
+		f.Node = diagnosis.Node{Checked: true, Findings: h.node.Findings, Incomplete: h.node.Incomplete}
+	}
+	e := b.r.election.State()
+	f.Lease = diagnosis.Lease{Holder: e.Holder, Term: e.Term, Active: e.Role == lease.Holder, Problem: e.Problem}
+	for name, st := range b.names.linkStates() {
+		f.States[name] = diagnosis.LinkState{State: st.State, Reason: st.Reason, Since: st.Since, RTT: st.RTT}
+	}
+	if d := b.names.currentDataplane(); d != nil {
+		f.Statuses = d.Statuses()
+		f.Bytes = countBytes(d)
+	}
+	return f
+}
+
+// identityOf is what a report says of the broker itself.
+func identityOf(c *Config) *diagnosis.Identity {
+	id := &diagnosis.Identity{Mode: c.Mode, Node: c.NodeName, Namespace: c.Namespace}
+	// cmd/kubelink writes "<version> (CoreDNS-<version>)".
+	id.Version, id.CoreDNSVersion, _ = strings.Cut(strings.TrimSuffix(caddy.AppVersion, ")"), " (CoreDNS-")
+	if c.Mode.CarriesTraffic() {
+		id.Device = c.Interface
+	}
+	return id
+}
+
+// countBytes asks the dataplane for its metric of bytes.
+func countBytes(d dataplane) map[string]diagnosis.Bytes {
+	all := map[string]diagnosis.Bytes{}
+	metrics := make(chan prometheus.Metric)
+	go func() {
+		d.Collect(metrics)
+		close(metrics)
+	}()
+	for m := range metrics {
+		var value dto.Metric
+		if !strings.Contains(m.Desc().String(), `"`+bytesMetric+`"`) || m.Write(&value) != nil {
+			continue
+		}
+		labels := map[string]string{}
+		for _, l := range value.Label {
+			labels[l.GetName()] = l.GetValue()
+		}
+		bytes := all[labels["link"]]
+		switch n := uint64(value.Counter.GetValue()); labels["direction"] {
+		case "rx":
+			bytes.Rx += n
+		case "tx":
+			bytes.Tx += n
+		}
+		all[labels["link"]] = bytes
+	}
+	return all
+}
+
+// bytesMetric is the name of the metric that each dataplane has of the bytes of links.
+const bytesMetric = "coredns_kubelink_link_bytes_total"
+
+// newFindings is what a reconciliation has found out, for reports.
+func (r *reconcilerRun) newFindings(
+	objects *mesh.Objects, s *mesh.State, out *writeback.Outcome, credErr error,
+) *diagnosis.Outcome {
+	found := &diagnosis.Outcome{
+		Links: objects.Links, State: s, Told: map[string]diagnosis.Told{}, Standby: out.Standby, Credentials: credErr,
+	}
+	for i := range out.Links {
+		l := &out.Links[i]
+		found.Told[l.Object.Name] = diagnosis.Told{State: l.State, Message: l.Message, Notes: l.Notes}
+	}
+	for _, end := range r.creds.Ends() {
+		found.Certificates = append(found.Certificates, diagnosis.Certificate{
+			Kind: end.Kind, Name: end.Name, NotAfter: end.NotAfter.UTC(), Source: r.cfg.pkiConfig().Location(),
+		})
+	}
+	reports := r.services.Reports()
+	for _, key := range slices.SortedFunc(maps.Keys(reports), func(a, b types.NamespacedName) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	}) {
+		found.MeshServices = append(found.MeshServices, diagnosis.MeshService{
+			Namespace: key.Namespace, Name: key.Name,
+			State: string(reports[key].State), Message: reports[key].Message,
+		})
+	}
+	return found
+}
