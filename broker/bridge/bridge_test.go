@@ -35,7 +35,8 @@ func TestTwoBridges(t *testing.T) {
 	}
 	a.await("counters", func() bool {
 		tx, rx := a.Stats().Links["b"], b.Stats().Links["a"]
-		return tx.TxPackets == 3 && rx.RxPackets == 3 && tx.TxBytes == 65735 && rx.RxBytes == 65735 && tx.RxPackets == 1
+		return tx.TxPackets == 3 && rx.RxPackets == 3 && tx.TxBytes == 65735 && rx.RxBytes == 65735 && tx.RxPackets == 1 &&
+			tx.TxDelay > 0 && tx.TxDelay < time.Minute
 	})
 }
 
@@ -194,6 +195,9 @@ func TestRemoval(t *testing.T) {
 	_, a, b := newPair(t)
 	b.set()
 	a.awaitState("b", link.Down)
+	if n := a.status("b").Downs; n != 1 {
+		t.Errorf("the link went down %d times", n)
+	}
 	if s := b.status("a"); s.Link != "" || len(b.Statuses()) != 0 {
 		t.Error("removed peer has a status")
 	}

@@ -48,6 +48,8 @@ type counters struct {
 	rxPackets, rxBytes atomic.Uint64 // of the goroutines that receive
 	_                  [112]byte
 	txPackets, txBytes atomic.Uint64 // of the goroutines that send
-	_                  [112]byte
+	txDelay            atomic.Int64  // nanoseconds that the packets have waited
+	_                  [104]byte
 	drops              dropCounters
+	downs              atomic.Uint64 // of the link
 }

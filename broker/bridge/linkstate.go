@@ -56,7 +56,7 @@ func (p *peer) currentStatus() link.Status {
 	defer p.mu.Unlock()
 	st := p.status
 	st.Note, st.Announced = p.leader.RivalNote(p.now()), p.received.Announced
-	st.Offers = p.offers.received.Offers
+	st.Offers, st.Downs = p.offers.received.Offers, p.counters.downs.Load()
 	for i, s := range p.sessions {
 		if s.accepted {
 			st.Accepted++

@@ -5,6 +5,7 @@ package bridge
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -22,8 +23,9 @@ type Stats struct {
 // LinkStats are the counters of a link. A super-packet counts as one packet, whether it is cut or not. Bytes are bytes
 // of IP packets.
 type LinkStats struct {
-	RxPackets, RxBytes uint64 // received, including dropped packets
-	TxPackets, TxBytes uint64 // given to the connection, without dropped packets
+	RxPackets, RxBytes uint64        // received, including dropped packets
+	TxPackets, TxBytes uint64        // given to the connection, without dropped packets
+	TxDelay            time.Duration // for which TxPackets have waited, all together
 	Drops              [NumDrops]uint64
 }
 
@@ -34,7 +36,8 @@ func (b *Bridge) Stats() Stats {
 		c := p.counters
 		s.Links[p.Link] = LinkStats{
 			RxPackets: c.rxPackets.Load(), RxBytes: c.rxBytes.Load(),
-			TxPackets: c.txPackets.Load(), TxBytes: c.txBytes.Load(), Drops: c.drops.load(),
+			TxPackets: c.txPackets.Load(), TxBytes: c.txBytes.Load(), TxDelay: time.Duration(c.txDelay.Load()),
+			Drops: c.drops.load(),
 		}
 	}
 	return s
@@ -85,6 +88,8 @@ var (
 	dropsDesc = newDesc("dropped_packets_total",
 		"IP packets dropped by reason, a super-packet being one; link is empty where none is known.",
 		"link", "reason")
+	delayDesc = newDesc("link_queue_delay_seconds",
+		"For how long IP packets to the peer waited before they were sent.", "link")
 	refusedDesc = newDesc("refused_connections_total", "Connections refused by reason.", "reason")
 )
 
@@ -107,11 +112,9 @@ func (b *Bridge) Collect(ch chan<- prometheus.Metric) {
 	for i, n := range stats.Refused {
 		count(refusedDesc, n, hello.Refusal(i).String())
 	}
-	drops := func(link string, all [NumDrops]uint64) {
+	drops := func(link string, all [NumDrops]uint64) { // zeros, too: else an increase misses the first packets
 		for i, n := range all {
-			if n > 0 || link == "" { // 250 links times 11 reasons say little as long as they are zero
-				count(dropsDesc, n, link, Drop(i).String())
-			}
+			count(dropsDesc, n, link, Drop(i).String())
 		}
 	}
 	drops("", stats.Drops)
@@ -120,6 +123,7 @@ func (b *Bridge) Collect(ch chan<- prometheus.Metric) {
 		count(bytesDesc, l.TxBytes, link, "tx")
 		count(packetsDesc, l.RxPackets, link, "rx")
 		count(packetsDesc, l.TxPackets, link, "tx")
+		ch <- prometheus.MustNewConstSummary(delayDesc, l.TxPackets, l.TxDelay.Seconds(), nil, link)
 		drops(link, l.Drops)
 	}
 }

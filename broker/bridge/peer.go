@@ -201,6 +201,7 @@ func (p *peer) detachSession(s *session, cause error) {
 	if down {
 		p.wanted.Store(int64(now))
 		p.linkDown(p.lossReason(cause))
+		p.counters.downs.Add(1)
 	}
 	reason, offering := p.status.Reason, p.chooseOffering()
 	p.mu.Unlock()

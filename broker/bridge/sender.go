@@ -11,6 +11,7 @@ package bridge
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -221,6 +222,7 @@ func (o *sender) encodeBatch() (more bool, err error) {
 		total   int
 		packets uint64
 		bytes   uint64
+		delay   time.Duration
 	)
 	*frames, err = o.appendControl((*frames)[:0])
 	if err == nil {
@@ -236,6 +238,7 @@ func (o *sender) encodeBatch() (more bool, err error) {
 		if sent, err = o.encodePacket(frames, buf); sent {
 			packets++
 			bytes += uint64(buf.size)
+			delay += max(0, now-buf.queued) // a packet may have come since
 		}
 		buf.free()
 	}
@@ -246,6 +249,7 @@ func (o *sender) encodeBatch() (more bool, err error) {
 	if packets > 0 {
 		peer.counters.txPackets.Add(packets)
 		peer.counters.txBytes.Add(bytes)
+		peer.counters.txDelay.Add(int64(delay))
 	}
 	return total >= o.batchLimit || len(o.services) > 0, err
 }

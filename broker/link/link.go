@@ -29,6 +29,7 @@ type Status struct {
 	Refused   string        // reason why this end refused the peer's last connection, one line; empty since the link is Up
 	Note      string        // what to know of the link in any State, one line; empty: nothing
 	Since     time.Time     // of State
+	Downs     uint64        // how often the link was Up and became Down
 	RTT       time.Duration // smoothed round-trip time; 0: unknown
 	Remote    string        // address and port of the peer
 	Dialled   int           // number of connections that this end has dialled

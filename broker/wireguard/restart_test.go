@@ -170,7 +170,9 @@ func TestStoppedProcess(t *testing.T) {
 	stop(syscall.SIGCONT)
 	b.awaitStatus(link.Up, "", 10*time.Second)
 	stop(syscall.SIGSTOP)
-	b.awaitStatus(link.Down, errHangs.Error(), 8*time.Second)
+	if st := b.awaitStatus(link.Down, errHangs.Error(), 8*time.Second); st.Downs != 2 {
+		t.Errorf("the link went down %d times", st.Downs)
+	}
 	began := time.Now()
 	if err := b.client.Call("Broker.Close", false, &None{}); err == nil || err.Error() != errHangs.Error() {
 		t.Errorf("Close: %v", err)

@@ -174,9 +174,8 @@ func (w *worker) watchStep(now time.Time) (end func()) {
 		before := *w.statuses.Load()
 		all := slices.Clone(before)
 		for i := range all {
-			if all[i].Reason = errHangs.Error(); all[i].State != link.Down {
-				all[i].State, all[i].Since = link.Down, now
-			}
+			all[i].Reason = errHangs.Error()
+			setState(&all[i], link.Down, now)
 		}
 		w.statuses.Store(&all)
 		w.logChanges(before, all)
@@ -440,9 +439,8 @@ func (w *worker) makeStatuses(want *desired, now time.Time, failure error) {
 		if failure != nil && state != link.Up {
 			reason = cutText(failure.Error())
 		}
-		if st.Reason = reason; st.State != state {
-			st.State, st.Since = state, now
-		}
+		st.Reason = reason
+		setState(&st, state, now)
 		if p := entry.peer; p != nil {
 			st.Remote = ""
 			if p.remote.IsValid() && p.isFresh(now, w.timing) {
@@ -462,6 +460,17 @@ func (w *worker) makeStatuses(want *desired, now time.Time, failure error) {
 		w.logChanges(before, all)
 		w.changed()
 	}
+}
+
+// setState sets the state of a link, and counts its ends.
+func setState(st *link.Status, state link.State, now time.Time) {
+	if st.State == state {
+		return
+	}
+	if st.State == link.Up {
+		st.Downs++
+	}
+	st.State, st.Since = state, now
 }
 
 // judgeLink returns the state of a link and its reason.
