@@ -106,7 +106,9 @@ func openGateway(
 	if err != nil {
 		return nil, err
 	}
-	worker := kernel.NewWorker(k, kernel.WorkerConfig{Device: c.Interface, Repair: resync, Done: wake, Log: log})
+	worker := kernel.NewWorker(k, kernel.WorkerConfig{
+		Device: c.Interface, Repair: resync, Done: wake, Told: kernelUpdates.observe, Log: log,
+	})
 	h, err := host.Open(host.Config{
 		Device: c.Interface, Protocols: []int{kernel.Protocol, kernel.RouterProtocol}, API: api,
 		Changed: wake, Log: log,

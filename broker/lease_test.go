@@ -198,10 +198,10 @@ func TestCollectLeader(t *testing.T) {
 		const help = "Whether this broker holds the links (1) or another broker of the cluster does (0)."
 		want := "# HELP coredns_kubelink_leader " + help + `
 # TYPE coredns_kubelink_leader gauge
-coredns_kubelink_leader ` + c.want + `
+coredns_kubelink_leader{lease=""} ` + c.want + `
 # HELP coredns_kubelink_term Term of the broker that holds the links: the number of transitions of its Lease.
 # TYPE coredns_kubelink_term gauge
-coredns_kubelink_term 0
+coredns_kubelink_term{lease=""} 0
 `
 		if err := testutil.CollectAndCompare(collector{}, strings.NewReader(want), "coredns_kubelink_leader",
 			"coredns_kubelink_term"); err != nil {

@@ -4,11 +4,12 @@ package broker
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/coredns/coredns/plugin"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
-	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -25,14 +26,13 @@ func newDesc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	linksDesc = newDesc("links", "Number of links by state of their connection.", "state")
 	upDesc    = newDesc("link_up", "Whether the link is connected (1) or not (0).", "link")
+	downsDesc = newDesc("link_downs_total", "How often the link was connected and lost its connection.", "link")
 	rttDesc   = newDesc("link_rtt_seconds", "Smoothed round-trip time of the link's keepalive, in seconds.", "link")
 	apiDesc   = newDesc("api_up", "Whether the API server answers (1) or not (0).")
 	namesDesc = newDesc("cluster_names_up",
 		"Whether the names of the cluster are loaded from its API server and kept up to date (1) or not (0).", "zone")
 	crdsDesc = newDesc("crds_installed",
 		"Whether the CRDs are as this version needs them (1) or could not be installed (0).")
-	leaderDesc  = newDesc("leader", "Whether this broker holds the links (1) or another broker of the cluster does (0).")
-	termDesc    = newDesc("term", "Term of the broker that holds the links: the number of transitions of its Lease.")
 	appliedDesc = newDesc("applied", "Whether the last state was applied in full (1) or not (0).")
 	refusedDesc = newDesc("node_refused_packets_total",
 		"Packets of links to the node itself that its kernel dropped: neither ping, nor a reply, nor for an open port.")
@@ -47,6 +47,41 @@ var (
 		"Number of mesh services that peers offer at the moment and that are not accepted by reason.", "reason")
 	findingsDesc = newDesc("node_findings", "Things on the node that keep packets of links from passing.", "reason")
 )
+
+// updates are the metrics of updates: how long they take, and how many have failed.
+type updates struct {
+	duration prometheus.Histogram
+	failed   prometheus.Counter
+}
+
+// applies are those of apply, kernelUpdates those of the kernel, which goes on after apply where it is slow.
+var (
+	applies = newUpdates("apply", "applying a state of the links and names, in which the kernel has a second",
+		prometheus.ExponentialBuckets(0.001, 4, 7))
+	kernelUpdates = newUpdates("kernel_update", "bringing addresses, routes and iptables chains to the kernel",
+		prometheus.ExponentialBuckets(0.001, 4, 9))
+)
+
+func newUpdates(name, what string, buckets []float64) updates {
+	return updates{
+		duration: promauto.NewHistogram(prometheus.HistogramOpts{
+			Namespace: plugin.Namespace, Subsystem: "kubelink", Name: name + "_duration_seconds", Buckets: buckets,
+			Help: "Histogram of the time that is needed for " + what + ".",
+		}),
+		failed: promauto.NewCounter(prometheus.CounterOpts{
+			Namespace: plugin.Namespace, Subsystem: "kubelink", Name: name + "_errors_total",
+			Help: "Counter of errors of " + what + ".",
+		}),
+	}
+}
+
+// observe counts an update that took so long, and failed with err.
+func (u updates) observe(took time.Duration, err error) {
+	u.duration.Observe(took.Seconds())
+	if err != nil {
+		u.failed.Inc()
+	}
+}
 
 // collector collects from the broker that runs.
 type collector struct{}
@@ -64,15 +99,14 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	sendGauge(ch, apiDesc, boolValue(h.api == nil))
 	sendGauge(ch, appliedDesc, boolValue(h.controllers == nil && h.applied == nil))
 	sendGauge(ch, crdsDesc, boolValue(h.crds == nil))
-	holder := b.r.election.State()
-	sendGauge(ch, leaderDesc, boolValue(holder.Role == lease.Holder))
-	sendGauge(ch, termDesc, float64(holder.Term))
+	b.r.election.Collect(ch)
 	for zone, s := range b.names.apis.Statuses() {
 		sendGauge(ch, namesDesc, boolValue(s.Loaded && s.Err == nil), zone)
 	}
 	for reason, n := range h.node.CountReasons() {
 		sendGauge(ch, findingsDesc, float64(n), reason)
 	}
+	b.Table().Collect(ch)
 	refused := b.r.peers.offers.CountRefused()
 	for _, why := range mesh.OfferRefusals {
 		sendGauge(ch, offersDesc, float64(refused[why]), string(why))
@@ -85,6 +119,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range d.Statuses() {
 		states[s.State]++
 		sendGauge(ch, upDesc, boolValue(s.State == link.Up), s.Link)
+		ch <- prometheus.MustNewConstMetric(downsDesc, prometheus.CounterValue, float64(s.Downs), s.Link)
 		if s.RTT > 0 {
 			sendGauge(ch, rttDesc, s.RTT.Seconds(), s.Link)
 		}

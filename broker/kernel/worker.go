@@ -91,7 +91,9 @@ type WorkerConfig struct {
 	Device string        // name of the TUN
 	Repair time.Duration // how often the kernel is compared with a state that does not change
 	Done   func()        // called at the end of a run that Set has not waited for; it must not block
-	Log    *slog.Logger
+	// Told is called when the kernel was told a state: how long that took, and why it has failed. It must not block.
+	Told func(time.Duration, error)
+	Log  *slog.Logger
 }
 
 // NewWorker returns a worker that uses k.
@@ -179,7 +181,11 @@ func (run *workRun) report(want *workState) error {
 
 // tellKernel is the goroutine of a run.
 func (w *Worker) tellKernel(run *workRun) {
+	began := time.Now()
 	err := w.kernel.Set(run.want.State)
+	if w.config.Told != nil {
+		w.config.Told(time.Since(began), err)
+	}
 	w.logBackends()
 	if warning := w.kernel.Warning(); err == nil && w.warned.Set(warning) && warning != nil {
 		w.config.Log.Warn("the node is not as it should be, a mesh works nevertheless", "error", warning)

@@ -59,6 +59,8 @@ type Elector struct {
 	instance string // random, of this process
 	state    atomic.Pointer[State]
 
+	takeovers takeoverCounters
+
 	config     Config
 	api        leases // nil: Run was not called yet
 	disconnect func()
@@ -215,19 +217,36 @@ func (e *Elector) readLease(ctx context.Context) error {
 	case owner == self, lost: // a Lease that was deleted is made again as it was
 		return e.writeLease(ctx, l, max(1, e.term))
 	case owner == vacant && (l != nil || first), owner == earlier && first, e.remainingWait() <= 0:
-		err := e.writeLease(ctx, l, nextTerm(e.term))
-		if err != nil && !isOutdated(err) {
-			e.unchanged = 0 // the holder could not renew it either
-		}
-		return err
+		return e.takeLease(ctx, l, owner)
 	}
 	e.decided, e.held = true, false
 	holder := holderName(l)
 	if owner == earlier {
 		holder = "another process of " + holder
 	}
-	e.publishState(State{Role: Standby, Term: e.term, Holder: holder})
+	e.publishState(State{Role: Standby, Lease: e.config.Name, Term: e.term, Holder: holder})
 	return nil
+}
+
+// takeLease takes the Lease l from its owner; nil: it makes one.
+func (e *Elector) takeLease(ctx context.Context, l *coordinationv1.Lease, from owner) error {
+	why := tookExpired
+	switch {
+	case l == nil:
+		why = tookNew
+	case from == vacant:
+		why = tookReleased
+	case from == earlier:
+		why = tookRestart
+	}
+	err := e.writeLease(ctx, l, nextTerm(e.term))
+	switch {
+	case err == nil:
+		e.takeovers[why].Add(1)
+	case !isOutdated(err):
+		e.unchanged = 0 // the holder could not renew it either
+	}
+	return err
 }
 
 // observeLease notes what the Lease says, and for how long it has said so. A pause of this process does not count as
@@ -273,7 +292,9 @@ func (e *Elector) writeLease(ctx context.Context, l *coordinationv1.Lease, term 
 	}
 	e.lease, e.decided, e.held, e.term, e.unchanged, e.readAt, e.renewedAt = wanted, true, true, term, 0, now, now
 	confirmed := time.Now().Add(e.config.Duration)
-	e.publishState(State{Role: Holder, Term: term, Holder: e.config.Identity, renewed: now, confirmed: confirmed})
+	e.publishState(State{
+		Role: Holder, Lease: e.config.Name, Term: term, Holder: e.config.Identity, renewed: now, confirmed: confirmed,
+	})
 	return nil
 }
 
@@ -286,7 +307,7 @@ func (e *Elector) noteFailure(err error) {
 	answered := refused || apierrors.ReasonForError(err) != metav1.StatusReasonUnknown
 	switch {
 	case s.Role == Unknown && (refused || answered && now.Sub(e.triedAt) > e.config.Duration):
-		e.publishState(State{Role: Holder, Holder: e.config.Identity, Problem: fmt.Sprintf(
+		e.publishState(State{Role: Holder, Lease: e.config.Name, Holder: e.config.Identity, Problem: fmt.Sprintf(
 			"Lease %s cannot be used: %v: this broker carries the links without it, and does not notice another one; "+
 				"allow it as deploy/base/rbac.yaml does, or set omit-lease", e.config.Name, err)})
 	case e.held && s.Problem == "" && now.Sub(e.renewedAt) > e.config.RenewDeadline:

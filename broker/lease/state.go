@@ -17,6 +17,7 @@ const (
 // State is what an Elector knows. It is not changed after it was published.
 type State struct {
 	Role   Role
+	Lease  string // its name; empty: there is none, or it is not known yet
 	Term   uint32 // of the holder; 0: there is no Lease
 	Holder string // identity of the holder, one line; empty: unknown
 	// Problem is why the Lease cannot be used or renewed, one line; empty: it can, or the API server does not answer yet.

@@ -22,6 +22,7 @@ type Match struct {
 	name    string
 	address netip.Addr // that the name is for, in reverse zones
 	exact   bool       // the node is the name itself, not an ancestor
+	from    origin     // of the answer
 
 	reverseZone string // the reverse zone of a name that is none of an address; empty: the name is another one
 }
@@ -95,6 +96,9 @@ func (m *Match) aboutCluster() *cluster {
 // is seldom needed therefore has functions of its own here, and some are not inlined.
 func (m *Match) Answer(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	reply, err := m.resolveInZone(ctx, state)
+	if counts := m.table.answers[m.Zone()]; counts != nil {
+		counts[m.from].Add(1)
+	}
 	if target, loop := danglingTarget(reply); target != "" || loop {
 		return m.chaseCNAME(ctx, state, reply, err)
 	}
@@ -117,8 +121,9 @@ func (m *Match) resolveInZone(ctx context.Context, state *request.Request) (*dns
 	case m.reverse != nil && m.reverse.needsService():
 		return m.reverse.cluster.resolveName(ctx, m, state)
 	case m.reverse != nil:
-		return m.reverse.pointerReply(state, m.domain, m.name, m.address), nil
+		return m.reverse.pointerReply(m, state), nil
 	case m.global != nil:
+		m.from = fromGlobal
 		return resolveGlobal(m.global, m.table.pathTo, state), nil
 	case m.stateOf != nil:
 		if client, err := netip.ParseAddr(state.IP()); err == nil && m.table.pathTo(client).Link != "" {
@@ -184,7 +189,7 @@ func (c *cluster) resolveName(ctx context.Context, m *Match, state *request.Requ
 	forAddress := m.isClusterName() && (q.qtype == dns.TypeA || q.qtype == dns.TypeAAAA)
 	switch {
 	case !c.status.Usable:
-		reply := c.linkDownReply(state.Req, cached)
+		reply := c.linkDownReply(m, state.Req, cached)
 		if forAddress {
 			c.correctAddress(state, reply)
 		}
@@ -198,9 +203,10 @@ func (c *cluster) resolveName(ctx context.Context, m *Match, state *request.Requ
 	case m.isZoneOf(c) && c.namesOffersOnly():
 		return authoritativeReply(state.Req, m.domain.subdomainSOA(c.name), nil), nil
 	case c.upstream == nil:
-		return c.noServiceReply(state.Req, cached), nil
+		return c.noServiceReply(m, state.Req, cached), nil
 	}
 	if reply := cached.freshReply(c.cacheSource(), c.maxFresh, state.Req); reply != nil {
+		m.from = fromCache
 		return reply, nil
 	}
 	return c.queryService(ctx, m, state, q, cached)
@@ -231,8 +237,9 @@ func (c *cluster) queryBackend(
 ) *dns.Msg {
 	reply, err := c.backend.Answer(ctx, state)
 	if err != nil { // the backend has logged it
-		return c.failureReply(state.Req, cached, dns.ExtendedErrorCodeNoReachableAuthority, err.Error())
+		return c.failureReply(m, state.Req, cached, dns.ExtendedErrorCodeNoReachableAuthority, err.Error())
 	}
+	m.from = fromAPI
 	m.undenyName(ctx, state, reply)
 	c.setAuthority(reply)
 	omitted := c.leaveOutUnreachable(reply)
@@ -247,8 +254,9 @@ func (c *cluster) queryService(
 ) (*dns.Msg, error) {
 	answer, code, err := c.queryUpstream(ctx, m, state, q)
 	if err != nil {
-		return c.failureReply(state.Req, cached, code, err.Error()), c.upstream.pickNews(err)
+		return c.failureReply(m, state.Req, cached, code, err.Error()), c.upstream.pickNews(err)
 	}
+	m.from = fromService
 	m.undenyName(ctx, state, answer)
 	omitted := c.leaveOutUnreachable(answer)
 	c.replies.storeReply(q, c.cacheSource(), answer, omitted)

@@ -42,6 +42,7 @@ func New(prev *Table, zones []mesh.Zone, status func(link string) Status, opts O
 	b.nestDomains()
 	b.loseLinks()
 	b.stopUnused()
+	t.countAnswers(prev)
 	return t
 }
 

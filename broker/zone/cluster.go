@@ -115,38 +115,40 @@ func (c *cluster) isForeignPointer(rr dns.RR) bool {
 
 // failureReply is the reply when the cluster cannot be asked: a stale answer (RFC 8767) where an operator wants that,
 // else SERVFAIL. The Extended DNS Error says why in either case.
-func (c *cluster) failureReply(req *dns.Msg, cached *entry, code uint16, text string) *dns.Msg {
+func (c *cluster) failureReply(m *Match, req *dns.Msg, cached *entry, code uint16, text string) *dns.Msg {
 	maxAge := c.maxStale
 	if cached != nil && cached.source.loaded && !c.wasReached() {
 		maxAge = maxStaleAge
 	}
 	if maxAge > 0 {
 		if r := cached.staleReply(c.cacheID(), maxAge, req); r != nil {
+			m.from = fromStale
 			c.leaveOutUnreachable(r) // routes may be others by now
 			explainReply(r, req, staleCode(r), text)
 			return r
 		}
 	}
+	m.from = fromNowhere
 	return Failure(req, code, text)
 }
 
 // linkDownReply is the reply while the link is not usable.
 //
 //go:noinline
-func (c *cluster) linkDownReply(req *dns.Msg, cached *entry) *dns.Msg {
+func (c *cluster) linkDownReply(m *Match, req *dns.Msg, cached *entry) *dns.Msg {
 	path := Path{Link: c.link, Status: c.status}
-	return c.failureReply(req, cached, dns.ExtendedErrorCodeNoReachableAuthority, path.describeProblem())
+	return c.failureReply(m, req, cached, dns.ExtendedErrorCodeNoReachableAuthority, path.describeProblem())
 }
 
 // noServiceReply is the reply while nothing can be asked for the names of the cluster.
 //
 //go:noinline
-func (c *cluster) noServiceReply(req *dns.Msg, cached *entry) *dns.Msg {
+func (c *cluster) noServiceReply(m *Match, req *dns.Msg, cached *entry) *dns.Msg {
 	if c.usesAPI {
-		return c.failureReply(req, cached, dns.ExtendedErrorCodeNotReady,
+		return c.failureReply(m, req, cached, dns.ExtendedErrorCodeNotReady,
 			fmt.Sprintf("names of %s are not loaded yet", c.displayName()))
 	}
-	return c.failureReply(req, cached, dns.ExtendedErrorCodeNoReachableAuthority,
+	return c.failureReply(m, req, cached, dns.ExtendedErrorCodeNoReachableAuthority,
 		fmt.Sprintf("the address of the DNS service of %s is not known", c.displayName()))
 }
 

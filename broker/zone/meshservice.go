@@ -219,7 +219,7 @@ func (s *serviceNames) reply(m *Match, state *request.Request) *dns.Msg {
 	q := questionOf(state.Req)
 	cached := c.replies.findEntry(q)
 	if !c.status.Usable {
-		return c.linkDownReply(state.Req, cached)
+		return c.linkDownReply(m, state.Req, cached)
 	}
 	n := s.names[m.name]
 	if n == nil {

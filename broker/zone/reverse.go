@@ -29,31 +29,32 @@ func (r *reverseNet) needsService() bool {
 }
 
 // pointerReply makes the reply to a query for the name of an address that the table or the cluster's API knows.
-func (r *reverseNet) pointerReply(state *request.Request, d *meshDomain, name string, address netip.Addr) *dns.Msg {
-	c := r.cluster
+func (r *reverseNet) pointerReply(m *Match, state *request.Request) *dns.Msg {
+	c, soa := r.cluster, m.domain.reverseSOA(m.name)
 	if c == nil {
-		return noPointerReply(state.Req, d.reverseSOA(name))
+		return noPointerReply(state.Req, soa)
 	}
 	q := questionOf(state.Req)
 	cached := c.replies.findEntry(q)
 	if !c.status.Usable {
-		return c.linkDownReply(state.Req, c.currentPointers(cached))
+		return c.linkDownReply(m, state.Req, c.currentPointers(cached))
 	}
 	names, err := r.names, error(nil)
 	switch {
 	case r.ownAddress:
 		names = []string{c.name}
 	case names == nil:
-		names, err = c.backend.Services(address)
+		m.from = fromAPI
+		names, err = c.backend.Services(m.address)
 	}
 	switch {
 	case err != nil:
 		code := dns.ExtendedErrorCodeNoReachableAuthority
-		return c.failureReply(state.Req, c.currentPointers(cached), code, err.Error())
+		return c.failureReply(m, state.Req, c.currentPointers(cached), code, err.Error())
 	case len(names) == 0: // not cached: there are many such addresses
-		return noPointerReply(state.Req, d.reverseSOA(name))
+		return noPointerReply(state.Req, soa)
 	}
-	reply := authoritativeReply(state.Req, d.reverseSOA(name), pointerRecords(state.QName(), state.QType(), names))
+	reply := authoritativeReply(state.Req, soa, pointerRecords(state.QName(), state.QType(), names))
 	c.storeReply(state, q, cached, reply)
 	return reply
 }

@@ -66,6 +66,7 @@ type Table struct {
 	routes     uint64                     // hash of what paths were made from, apart from the states of links
 	wasUsable  map[string]bool            // links that were usable since the process began
 	persistent bool                       // replies survive the process
+	answers    map[string]*answerCounts   // by zone, as HasZone knows them
 	owners     func() map[string]*cluster // subtreeOwners, made by the first call
 
 	// What the table was made from, to see whether the next one would be the same.

@@ -51,6 +51,8 @@ func TestMetricsLint(t *testing.T) {
 	}
 	for _, name := range []string{
 		"coredns_kubelink_api_up", "coredns_kubelink_applied", "coredns_kubelink_queries_total",
+		"coredns_kubelink_build_info", "coredns_kubelink_apply_duration_seconds", "coredns_kubelink_apply_errors_total",
+		"coredns_kubelink_takeovers_total",
 	} {
 		if !slices.Contains(names, name) {
 			t.Errorf("no %s in %q", name, names)

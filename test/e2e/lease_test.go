@@ -26,6 +26,12 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
+// What the brokers under test say of their Lease.
+const (
+	leaderSeries = `coredns_kubelink_leader{lease="kubelink"}`
+	termSeries   = `coredns_kubelink_term{lease="kubelink"}`
+)
+
 // leaseDuration is that of the brokers under test.
 const leaseDuration = 3 * time.Second
 
@@ -56,8 +62,8 @@ func (w *twoBrokers) waitRole(t *testing.T, limit time.Duration, b *fleet.Broker
 	t.Helper()
 	within(t, limit, fmt.Sprintf("the broker on %s to lead: %v, term %d", b.Host.Node.Name, leader, term),
 		func(ctx context.Context) error {
-			got, err1 := b.Metric(ctx, "coredns_kubelink_leader")
-			number, err2 := b.Metric(ctx, "coredns_kubelink_term")
+			got, err1 := b.Metric(ctx, leaderSeries)
+			number, err2 := b.Metric(ctx, termSeries)
 			if want := map[bool]float64{true: 1}[leader]; err1 != nil || err2 != nil || got != want || int(number) != term {
 				return fmt.Errorf("leader %g, term %g, %v, %v", got, number, err1, err2)
 			}
@@ -327,8 +333,8 @@ func testHolderWithoutAPI(t *testing.T, ctx context.Context, w *twoBrokers, term
 	defer check()
 	ups := w.ups()
 	nobodyTakes := func(ctx context.Context) error {
-		first, err1 := w.first.Metric(ctx, "coredns_kubelink_leader")
-		second, err2 := w.second.Metric(ctx, "coredns_kubelink_leader")
+		first, err1 := w.first.Metric(ctx, leaderSeries)
+		second, err2 := w.second.Metric(ctx, leaderSeries)
 		if err1 != nil || err2 != nil || first != 1 || second != 0 || w.ups() != ups {
 			return fmt.Errorf("leader %g and %g, %v, %v; the link was up %d times, before %d", first, second, err1, err2,
 				w.ups(), ups)
