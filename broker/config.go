@@ -49,6 +49,7 @@ type Config struct {
 // APIConfig says how the broker uses the API server of its cluster.
 type APIConfig struct {
 	Kubeconfig, Context string // empty: in-cluster
+	Server              string // URL of the API server; empty: that of Kubeconfig
 	Namespace           string // of secret and service
 	DeployCRDs          bool   // install the CRDs at start
 	ForceCRDs           bool   // replace newer CRDs, too
@@ -185,6 +186,15 @@ func (c *Config) leaseConfig() lease.Config {
 
 // restConfig finds the API server.
 func (c *Config) restConfig() (*rest.Config, error) {
+	cfg, err := c.readAccess()
+	if err == nil && c.Server != "" {
+		cfg.Host = c.Server
+	}
+	return cfg, err
+}
+
+// readAccess reads the access of Kubeconfig, or of the pod.
+func (c *Config) readAccess() (*rest.Config, error) {
 	if c.Kubeconfig == "" {
 		cfg, err := rest.InClusterConfig()
 		if err != nil {

@@ -100,19 +100,20 @@ func TestRestConfig(t *testing.T) {
 	}
 	t.Setenv("KUBERNETES_SERVICE_HOST", "") // this is no pod
 	for _, c := range []struct {
-		name, file, context string
-		host                string
-		says                string
+		name, file, context, server string
+		host                        string
+		says                        string
 	}{
-		{"default context", good, "", "http://127.0.0.1:1", ""},
-		{"context", good, "two", "http://127.0.0.1:2", ""},
-		{"unknown context", good, "three", "", "kubeconfig " + good + `: context "three" does not exist`},
-		{"no file", good + "x", "", "", "kubeconfig " + good + "x: "},
-		{"no YAML", bad, "", "", "kubeconfig " + bad + ": "},
-		{"no pod", "", "", "", "no kubeconfig is set, and this is no pod: set kubeconfig FILE"},
+		{"default context", good, "", "", "http://127.0.0.1:1", ""},
+		{"context", good, "two", "", "http://127.0.0.1:2", ""},
+		{"another server", good, "two", "https://127.0.0.1:3", "https://127.0.0.1:3", ""},
+		{"unknown context", good, "three", "", "", "kubeconfig " + good + `: context "three" does not exist`},
+		{"no file", good + "x", "", "", "", "kubeconfig " + good + "x: "},
+		{"no YAML", bad, "", "", "", "kubeconfig " + bad + ": "},
+		{"no pod", "", "", "https://a", "", "no kubeconfig is set, and this is no pod: set kubeconfig FILE"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			cfg := Config{APIConfig: APIConfig{Kubeconfig: c.file, Context: c.context}}
+			cfg := Config{APIConfig: APIConfig{Kubeconfig: c.file, Context: c.context, Server: c.server}}
 			api, err := cfg.restConfig()
 			if (err == nil) != (c.says == "") || err != nil && !strings.HasPrefix(err.Error(), c.says) {
 				t.Fatalf("%v, want %s", err, c.says)

@@ -419,7 +419,8 @@ func (r *reconciler) newAnnouncement(s *mesh.State) (dns *link.DNSInfo, api *lin
 // there is a new one.
 func (r *reconciler) setTokenSource(old *Config) {
 	cfg, before := &r.cfg, r.peers.tokens
-	same := cfg.ServiceAccount == old.ServiceAccount && cfg.Kubeconfig == old.Kubeconfig && cfg.Context == old.Context
+	same := cfg.ServiceAccount == old.ServiceAccount && cfg.Kubeconfig == old.Kubeconfig &&
+		cfg.Context == old.Context && cfg.Server == old.Server
 	if same && cfg.TokenLifetime == old.TokenLifetime {
 		return
 	}

@@ -85,6 +85,9 @@ func TestProperties(t *testing.T) {
 	}{
 		{"kubeconfig kubeconfig", func(c *broker.Config) { c.Kubeconfig = "kubeconfig" }},
 		{"kubeconfig kubeconfig admin", func(c *broker.Config) { c.Kubeconfig, c.Context = "kubeconfig", "admin" }},
+		{"kubeconfig.apiserver-override https://[fd00::2]:6443/c1", func(c *broker.Config) {
+			c.Server = "https://[fd00::2]:6443/c1"
+		}},
 		{"namespace links", func(c *broker.Config) { c.Namespace = "links" }},
 		{"cluster-name kubelink1\nlink-address 192.168.0.11/24", func(c *broker.Config) {
 			c.ClusterName, c.Addresses = "kubelink1", prefixes("192.168.0.11/24")
@@ -245,6 +248,9 @@ func TestRefused(t *testing.T) {
 		{"accept-announced maybe", `accept-announced maybe: not one of on, off`},
 		{"accept-announced", `accept-announced has no value`},
 		{"mode vpn", `mode vpn: not one of bridge, wireguard, none`},
+		{"kubeconfig.apiserver-override 10.0.0.1:6443", `not the URL of an API server, such as https://10.250.0.2:6443`},
+		{"kubeconfig.apiserver-override http://a", `not the URL of an API server`},
+		{"kubeconfig.apiserver-override https://u:p@a", `not the URL of an API server`},
 		{"kubeconfig nowhere", `kubeconfig nowhere: stat nowhere: no such file or directory`},
 		{"kubeconfig .", `kubeconfig .: this is a directory, not a file`},
 		{"namespace Kube_System", `namespace Kube_System: not a name of a namespace or service`},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -73,8 +74,9 @@ var properties = map[string]property{
 		p.config.Kubeconfig, err = p.existingFile(v[0])
 		return err
 	}},
-	"namespace":    oneValue(func(p *parser, v string) error { return setLabel(&p.config.Namespace, v) }),
-	"cluster-name": oneValue(setClusterName),
+	"kubeconfig.apiserver-override": oneValue(setServer),
+	"namespace":                     oneValue(func(p *parser, v string) error { return setLabel(&p.config.Namespace, v) }),
+	"cluster-name":                  oneValue(setClusterName),
 	"link-address": oneValue(func(p *parser, v string) error {
 		a, err := mesh.ClusterAddress(v)
 		p.config.Addresses = mesh.Prefixes{a}
@@ -213,6 +215,15 @@ var properties = map[string]property{
 	"force-crd-update":    noValue(func(cfg *broker.Config) { cfg.ForceCRDs = true }),
 	"disable-deploy-crds": noValue(func(cfg *broker.Config) { cfg.DeployCRDs = false }),
 	"keep-network":        noValue(func(cfg *broker.Config) { cfg.KeepNetwork = true }),
+}
+
+func setServer(p *parser, v string) error {
+	u, err := url.Parse(v)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return errors.New("not the URL of an API server, such as https://10.250.0.2:6443")
+	}
+	p.config.Server = v
+	return nil
 }
 
 func setClusterName(p *parser, v string) error {
