@@ -1,4 +1,4 @@
-// Package deploy embeds the manifests that the broker applies by itself.
+// Package deploy embeds the manifests: those that the broker applies by itself, and those that the command line installs.
 package deploy
 
 import "embed"
@@ -7,3 +7,8 @@ import "embed"
 //
 //go:embed crds/*.yaml
 var CRDs embed.FS
+
+// Manifests are the kustomize base and its components.
+//
+//go:embed base components
+var Manifests embed.FS
