@@ -35,11 +35,18 @@ func runCommand() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := newCommand().ExecuteContext(ctx)
-	if err == nil {
-		return 0
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kubectl-kubelink:", err)
 	}
-	fmt.Fprintln(os.Stderr, "kubectl-kubelink:", err)
-	if errors.As(err, &usageError{}) {
+	return exitCode(err)
+}
+
+// exitCode is the code for the result of a command.
+func exitCode(err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usageError{}):
 		return exitUsage
 	}
 	return exitFailed
@@ -61,6 +68,6 @@ func newCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
-	root.AddCommand(newWGConfigCommand(cluster))
+	root.AddCommand(newWGConfigCommand(cluster), newMigrateCommand())
 	return root
 }
