@@ -60,16 +60,31 @@ func OpenTunnel(ctx context.Context, host *testbed.Host, name string, key mesh.S
 
 func newTunnel(host *testbed.Host, dev tun.Device, key mesh.SecretKey, port uint16, far ...Far) (*Tunnel, error) {
 	t := &Tunnel{host: host,
-		dev: device.NewDevice(dev, conn.NewDefaultBind(), device.NewLogger(device.LogLevelSilent, ""))}
+		dev: device.NewDevice(dev, hostBind{conn.NewDefaultBind(), host}, device.NewLogger(device.LogLevelSilent, ""))}
 	err := t.Set(key, port, far...)
 	if err == nil {
-		err = host.Do(t.dev.Up) // it opens sockets
+		err = t.dev.Up()
 	}
 	if err != nil {
 		t.dev.Close()
 		return nil, err
 	}
 	return t, nil
+}
+
+// hostBind opens its sockets on a host. wireguard-go opens them when it is told to, and on a thread of its own when it
+// sees that the network device is up.
+type hostBind struct {
+	conn.Bind
+	host *testbed.Host
+}
+
+func (b hostBind) Open(port uint16) (receive []conn.ReceiveFunc, actual uint16, err error) {
+	err = b.host.Do(func() (err error) {
+		receive, actual, err = b.Bind.Open(port)
+		return err
+	})
+	return receive, actual, err
 }
 
 // Set sets key, port and peers. Peers that are there stay.
@@ -87,7 +102,7 @@ func (t *Tunnel) Set(key mesh.SecretKey, port uint16, far ...Far) error {
 			fmt.Fprintf(&config, "allowed_ip=%s\n", a)
 		}
 	}
-	return t.host.Do(func() error { return t.dev.IpcSet(config.String()) })
+	return t.dev.IpcSet(config.String())
 }
 
 // Close ends it, and removes its network device.
