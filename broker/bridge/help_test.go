@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
+	"errors"
 	"io"
 	"log/slog"
 	"math/big"
@@ -214,7 +215,9 @@ func (i *internet) dial(ctx context.Context, network, address string) (net.Conn,
 		return nil, err
 	}
 	if i.freezes {
-		conn = &freezable{conn, frozen}
+		f := &freezable{Conn: conn, frozen: frozen, closed: make(chan struct{})}
+		i.t.Cleanup(func() { f.Conn.Close() })
+		return f, nil
 	}
 	return conn, nil
 }
@@ -229,10 +232,32 @@ func (i *internet) name(host, address string) {
 	}
 }
 
-// freezable is a connection that stays open, but silent, when the internet is frozen.
+// freezable is a connection that stays open, but silent, when the internet is frozen: its end does not get through
+// either, from neither side.
 type freezable struct {
 	net.Conn
-	frozen chan struct{}
+	frozen   chan struct{}
+	closed   chan struct{}
+	once     sync.Once
+	deadline atomic.Pointer[time.Time] // of reads; nil: none
+}
+
+func (f *freezable) SetDeadline(t time.Time) error {
+	f.deadline.Store(&t)
+	return f.Conn.SetDeadline(t)
+}
+
+func (f *freezable) SetReadDeadline(t time.Time) error {
+	f.deadline.Store(&t)
+	return f.Conn.SetReadDeadline(t)
+}
+
+func (f *freezable) Close() error {
+	f.once.Do(func() { close(f.closed) })
+	if f.cut() {
+		return f.Conn.SetReadDeadline(time.Now())
+	}
+	return f.Conn.Close()
 }
 
 func (f *freezable) cut() bool {
@@ -253,9 +278,27 @@ func (f *freezable) Write(b []byte) (int, error) {
 
 func (f *freezable) Read(b []byte) (int, error) {
 	for {
-		if n, err := f.Conn.Read(b); err != nil || !f.cut() {
+		n, err := f.Conn.Read(b)
+		if !f.cut() {
 			return n, err
 		}
+		if err != nil {
+			return 0, f.awaitDeadline(err)
+		}
+	}
+}
+
+// awaitDeadline waits until a read of a silent connection ends. A later deadline than that of its begin does not count.
+func (f *freezable) awaitDeadline(err error) error {
+	at := f.deadline.Load()
+	if at == nil || at.IsZero() || errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	select {
+	case <-time.After(time.Until(*at)):
+		return os.ErrDeadlineExceeded
+	case <-f.closed:
+		return net.ErrClosed
 	}
 }
 
@@ -268,6 +311,7 @@ type node struct {
 	unknown chan link.UnknownPeer
 	config  Config
 	ups     atomic.Int64 // how often Changed saw a link that is Up
+	reasons sync.Map     // all that Changed saw: the keys
 }
 
 func testTiming(i *internet) *timing {
@@ -294,6 +338,7 @@ func (i *internet) start(host string, creds *link.Credentials, change ...func(*C
 		Settings: link.Settings{AdvertisedPort: 80},
 		Changed: func() {
 			for _, s := range n.Statuses() {
+				n.reasons.Store(s.Reason, true)
 				if s.State == link.Up {
 					n.ups.Add(1)
 				}
@@ -353,6 +398,12 @@ func (n *node) await(what string, cond func() bool) {
 			n.t.Fatalf("not in time: %s\n%+v\n%+v", what, n.Statuses(), n.Stats())
 		}
 	}
+}
+
+// hadReason says whether a link had this reason, now or earlier.
+func (n *node) hadReason(reason string) bool {
+	_, had := n.reasons.Load(reason)
+	return had
 }
 
 func (n *node) status(name string) link.Status {
