@@ -11,11 +11,12 @@ RACE_LDFLAGS  := -ldflags=-linkmode=external
 # Real nodes (kubelet, containerd) need root. Without root, make test names the tests that it leaves out.
 ROOT          := $(filter 0,$(shell id -u))
 # The cases in which mode wireguard differs from mode bridge. make matrix runs all of them in both modes.
-WIREGUARD_TESTS := TestServices|TestMeshService(Traffic|Offers|Ingress)|TestFormerMeshServices|TestPing|TestUDP|$\
+WIREGUARD_TESTS := TestServices|TestMeshService(Traffic|Offers|Ingress|HostileOffers)|$\
+  TestFormerMeshServices|TestPing|TestUDP|$\
   TestTransfer|TestMTU|TestNames|TestMetrics|TestChangeAndDelete|TestTwoMeshes|TestGatewayLink|$\
   TestIngressLists|TestInboundFilter|TestInvalidObjects|TestPeerKilledAndRestarted|TestPeerSilent|$\
   TestBrokerKilledAndRestarted|TestShutdown|TestReload|TestAdvertisedDNS|TestServeStale|$\
-  TestWireGuard(Keys|PresharedKey|BadKey|Inbound|EndpointMoves|Roams|Adopts\w+)
+  TestWireGuard(Keys|PresharedKey|BadKey|Inbound|EndpointMoves|Roams|Adopts\w+|HostilePeer)
 FUZZTIME      ?= 5m
 ARGS          ?=
 IMAGE_FLAGS   ?=
