@@ -39,7 +39,7 @@ demo test matrix: IMAGE_FLAGS := -newer
 image: build ## bin/kubelink-image.tar for "ctr images import" and "docker load"; needs Debian's tools, but no engine
 	go run ./deploy/image $(IMAGE_FLAGS) -version "$(VERSION)" -revision "$(REVISION)" $(PROGRAMS)
 
-controlplane: ## etcd, Kubernetes and containerd for the test bed, built once
+controlplane: ## etcd, Kubernetes, containerd and Helm for the tests, built once
 	test/controlplane/build.sh
 
 demo: system build controlplane $(if $(ROOT),image) ## two clusters, linked; ARGS=--once ends by itself, ARGS="--mode wireguard" is another mode

@@ -2,6 +2,7 @@
 # Builds what the test bed's clusters run from Go modules, unless it is there, into .cache of the repository:
 #   controlplane-<version of Kubernetes>                  etcd and Kubernetes
 #   nodes-<version of Kubernetes>-<version of containerd> what real nodes need besides: kubelet, scheduler, containerd
+#   helm-<version>                                        Helm, for the tests of the chart
 # Takes minutes the first time.
 set -eu
 cd "$(dirname "$0")"
@@ -54,5 +55,14 @@ if [ ! -d "$target" ]; then
 		github.com/containerd/containerd/v2/cmd/containerd \
 		github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2 \
 		github.com/containerd/containerd/v2/cmd/ctr)
+	keep "$target"
+fi
+
+helm=$(version helm.sh/helm/v4 helm/go.mod)
+target=$cache/helm-$helm
+if [ ! -d "$target" ]; then
+	echo "building Helm $helm (once, some minutes)"
+	new=$(mktemp -d "$cache/helm-new.XXXXXX")
+	(cd helm && go build -o "$new/" -ldflags "-s -w" helm.sh/helm/v4/cmd/helm)
 	keep "$target"
 fi
