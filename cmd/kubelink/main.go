@@ -1,9 +1,10 @@
 // kubelink is a CoreDNS with the kubelink plugin: one process links Kubernetes clusters and answers
-// for their names. It takes the flags and the Corefile of CoreDNS.
+// for their names. It takes the flags and the Corefile of CoreDNS. The commands uninstall and check are for the chart.
 package main
 
 import (
 	"fmt"
+	"os"
 	"runtime/debug"
 	"slices"
 
@@ -59,6 +60,7 @@ import (
 	_ "github.com/coredns/coredns/plugin/view"
 	_ "github.com/coredns/coredns/plugin/whoami"
 
+	"github.com/mandelsoft/kubelink/cmd/kubelink/hooks"
 	_ "github.com/mandelsoft/kubelink/plugin/kubelink"
 )
 
@@ -81,6 +83,9 @@ func init() {
 }
 
 func main() {
+	if hooks.Run(os.Args) {
+		return
+	}
 	setVersion()
 	coremain.Run()
 }

@@ -1,0 +1,183 @@
+package hooks
+
+// The end of kubelink in a cluster, in an order in which nothing of it stays: router and broker end while they still
+// have their rights, so that they take routes, interface and finalizers with them.
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/util/retry"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+// Names of what deploy installs.
+const (
+	deploymentName = "kubelink"
+	daemonSetName  = "kubelink-router"
+)
+
+const pollInterval = 250 * time.Millisecond
+
+// crdNames are those of deploy/crds.
+var crdNames = []string{"kubelinks.kubelink.mandelsoft.org", "meshservices.kubelink.mandelsoft.org",
+	"linkgateways.kubelink.mandelsoft.org", "corednsentries.coredns.mandelsoft.org", "hostedzones.coredns.mandelsoft.org"}
+
+// uninstaller removes what broker and router have made.
+type uninstaller struct {
+	client.Client
+	namespace string
+	out       io.Writer
+}
+
+func runUninstall(ctx context.Context, args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("uninstall", flag.ContinueOnError)
+	namespace := flags.String("namespace", "kubelink", "of kubelink")
+	clusterDNS := flags.Bool("cluster-dns", false, "take the broker's key out of the ConfigMap kube-system/coredns-custom")
+	objects := flags.String("objects", "keep", "keep or delete KubeLinks, MeshServices and the CRDs")
+	kubeconfig, err := parseFlags(flags, args)
+	if err != nil {
+		return err
+	}
+	if *objects != "keep" && *objects != "delete" {
+		return fmt.Errorf("--objects=%s: want keep or delete", *objects)
+	}
+	c, err := connect(kubeconfig)
+	if err != nil {
+		return err
+	}
+	u := &uninstaller{Client: c, namespace: *namespace, out: out}
+	steps := []func(context.Context) error{u.endPrograms, u.removeFinalizers, u.deleteGateways}
+	if *clusterDNS {
+		steps = append(steps, u.cleanClusterDNS)
+	}
+	if *objects == "delete" {
+		steps = append(steps, u.deleteCRDs)
+	}
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// endPrograms deletes the router's DaemonSet and the broker's Deployment, and waits until their last pods have ended.
+func (u *uninstaller) endPrograms(ctx context.Context) error {
+	named := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: u.namespace, Name: name} }
+	return u.deleteAll(ctx, &appsv1.DaemonSet{ObjectMeta: named(daemonSetName)},
+		&appsv1.Deployment{ObjectMeta: named(deploymentName)})
+}
+
+// deleteAll deletes objects, and waits until they, and what they own, are gone.
+func (u *uninstaller) deleteAll(ctx context.Context, objects ...client.Object) error {
+	for _, o := range objects {
+		err := u.Delete(ctx, o, client.PropagationPolicy(metav1.DeletePropagationForeground))
+		if client.IgnoreNotFound(err) != nil {
+			return err
+		}
+	}
+	for _, o := range objects {
+		start := time.Now()
+		err := wait.PollUntilContextCancel(ctx, pollInterval, true, func(ctx context.Context) (bool, error) {
+			err := u.Get(ctx, client.ObjectKeyFromObject(o), o)
+			return err != nil, client.IgnoreNotFound(err)
+		})
+		if err != nil {
+			return fmt.Errorf("%T %s is still there: %w", o, o.GetName(), err)
+		}
+		fmt.Fprintf(u.out, "%T %s is gone after %.1f s\n", o, o.GetName(), time.Since(start).Seconds())
+	}
+	return nil
+}
+
+// removeFinalizers takes the finalizers off the LocalLinks. The broker does so at its end; one that was killed could
+// not.
+func (u *uninstaller) removeFinalizers(ctx context.Context) error {
+	links := &v1alpha1.KubeLinkList{}
+	if err := u.List(ctx, links); err != nil {
+		return ignoreNoKind(err)
+	}
+	for i := range links.Items {
+		err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+			l := &v1alpha1.KubeLink{}
+			if err := u.Get(ctx, client.ObjectKeyFromObject(&links.Items[i]), l); err != nil {
+				return client.IgnoreNotFound(err)
+			}
+			before := l.DeepCopy()
+			l.Finalizers = slices.DeleteFunc(l.Finalizers, func(f string) bool { return f == v1alpha1.Finalizer })
+			if len(l.Finalizers) == len(before.Finalizers) {
+				return nil
+			}
+			fmt.Fprintf(u.out, "KubeLink %s: the broker has left its finalizer, it is taken off\n", l.Name)
+			lock := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+			return client.IgnoreNotFound(u.Patch(ctx, l, lock))
+		})
+		if err != nil {
+			return fmt.Errorf("finalizer of KubeLink %s: %w", links.Items[i].Name, err)
+		}
+	}
+	return nil
+}
+
+// deleteGateways deletes the LinkGateways, and the Leases of the same names.
+func (u *uninstaller) deleteGateways(ctx context.Context) error {
+	gateways := &v1alpha1.LinkGatewayList{}
+	if err := ignoreNoKind(u.List(ctx, gateways, client.InNamespace(u.namespace))); err != nil {
+		return err
+	}
+	names := []string{"kubelink"} // the Lease of a broker without links has no LinkGateway
+	for i := range gateways.Items {
+		g := &gateways.Items[i]
+		names = append(names, g.Name)
+		if err := client.IgnoreNotFound(u.Delete(ctx, g)); err != nil {
+			return err
+		}
+	}
+	for _, name := range names {
+		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: u.namespace, Name: name}}
+		if err := client.IgnoreNotFound(u.Delete(ctx, lease)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanClusterDNS takes the server blocks of the meshes out of the cluster's DNS.
+func (u *uninstaller) cleanClusterDNS(ctx context.Context) error {
+	custom := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "coredns-custom"}}
+	patch := client.RawPatch(types.MergePatchType, []byte(`{"data":{"kubelink.server":null}}`))
+	return client.IgnoreNotFound(u.Patch(ctx, custom, patch))
+}
+
+// deleteCRDs deletes the kinds, and with them all their objects.
+func (u *uninstaller) deleteCRDs(ctx context.Context) error {
+	var all []client.Object
+	for _, name := range crdNames {
+		all = append(all, &apiextensions.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	}
+	return u.deleteAll(ctx, all...)
+}
+
+// ignoreNoKind returns nil for the error that the API server does not know the kind: then there is no object of it.
+func ignoreNoKind(err error) error {
+	if none := new(meta.NoKindMatchError); errors.As(err, &none) {
+		return nil
+	}
+	return client.IgnoreNotFound(err)
+}
