@@ -1,0 +1,58 @@
+{{/* What the schema cannot say: values that do not go together. Each message names values and remedy. */}}
+{{- define "kubelink.validate" -}}
+{{- $set := dict "service-cidr" "serviceCIDR" "pod-cidr" "podCIDR" "node-cidr" "nodeCIDR" "mode" "links" "ipip" "overlay"
+  "dns-propagation" "dnsPropagation" "coredns-configure" "clusterDNS.configure" "dns-advertisement" "advertisement.enabled"
+  "service-account" "advertisement.enabled" "secret-manage-mode" "certificate.source" "dns-name" "endpoint"
+  "disable-deploy-crds" "crds" "node-ip" "" "service" "" "secret" "" -}}
+{{- range $property, $_ := .Values.properties -}}
+{{- if not (regexMatch "^[a-z][a-z0-9.-]*$" $property) -}}
+{{ fail (printf "properties.%s: it is no name of a property: plugin/kubelink/README.md has them" $property) }}
+{{- end -}}
+{{- if hasKey $set $property -}}
+{{ fail (printf "properties.%s: the chart sets it%s: take it out of properties" $property (get $set $property | empty | ternary "" (printf " by the value %s" (get $set $property)))) }}
+{{- end -}}
+{{- end -}}
+{{- range $file, $_ := .Values.files -}}
+{{- if has $file (list "Corefile" "values.properties") -}}
+{{ fail (printf "files.%s: the chart writes this file: use dns.allow and properties, or another name" $file) }}
+{{- end -}}
+{{- if not (regexMatch "^[-._a-zA-Z0-9]+$" $file) -}}
+{{ fail (printf "files.%s: a file has a name of letters, digits, - _ and ." $file) }}
+{{- end -}}
+{{- end -}}
+{{- with .Values -}}
+{{- if and (eq .overlay "vxlan") (not .router.enabled) -}}
+{{ fail "overlay: vxlan leads packets between the routers of nodes and the gateway: set router.enabled to true" }}
+{{- end -}}
+{{- if and (eq .mode "pod") (not .router.enabled) -}}
+{{ fail "mode: pod needs the router, which leads packets of every node to the broker's pod: set router.enabled to true" }}
+{{- end -}}
+{{- if and (eq .links "wireguard") (ne .certificate.source "secret") -}}
+{{ fail (printf "certificate.source: %s is for TLS links. With links: wireguard there is a key in place of a certificate: set it to secret" .certificate.source) }}
+{{- end -}}
+{{- if and (ne .certificate.source "secret") (not .endpoint) -}}
+{{ fail (printf "endpoint: certificate.source %s needs the name of this cluster for its peers, such as kubelink.kubelink1.example" .certificate.source) }}
+{{- end -}}
+{{- if and (eq .certificate.source "cert-manager") (not .certificate.issuerRef.name) -}}
+{{ fail "certificate.issuerRef.name: cert-manager needs an issuer, one that the other clusters of the mesh trust" }}
+{{- end -}}
+{{- if and .clusterDNS.restart (not .clusterDNS.configure) -}}
+{{ fail "clusterDNS.restart: true is for clusterDNS.configure only: set both, or none" }}
+{{- end -}}
+{{- if and .advertisement.tokenSecret (not .advertisement.enabled) -}}
+{{ fail "advertisement.tokenSecret: true is for advertisement.enabled only: set both, or none" }}
+{{- end -}}
+{{- if and .podDisruptionBudget.enabled (lt (int .replicas) 2) -}}
+{{ fail (printf "podDisruptionBudget.enabled: true with replicas: %v would hold up every drain of the broker's node: set replicas to 2" .replicas) }}
+{{- end -}}
+{{- if and .podMonitor.enabled (eq .mode "node") (not .metrics.expose) -}}
+{{ fail "podMonitor.enabled: true finds no metrics in mode: node, where they are on 127.0.0.1: set metrics.expose to true" }}
+{{- end -}}
+{{- if and .networkPolicy.enabled (eq .mode "node") -}}
+{{ fail "networkPolicy.enabled: true does nothing in mode: node: policies do not see pods in the network of their node. Set it to false, or mode to pod" }}
+{{- end -}}
+{{- if and .service.loadBalancerClass (ne .service.type "LoadBalancer") -}}
+{{ fail (printf "service.loadBalancerClass: %s is for service.type LoadBalancer, not %s" .service.loadBalancerClass .service.type) }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
