@@ -107,6 +107,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		sendGauge(ch, findingsDesc, float64(n), reason)
 	}
 	b.Table().Collect(ch)
+	b.r.found.Load().Collect(ch)
 	refused := b.r.peers.offers.CountRefused()
 	for _, why := range mesh.OfferRefusals {
 		sendGauge(ch, offersDesc, float64(refused[why]), string(why))

@@ -138,6 +138,7 @@ func (r *reconcilerRun) newFindings(
 ) *diagnosis.Outcome {
 	found := &diagnosis.Outcome{
 		Links: objects.Links, State: s, Told: map[string]diagnosis.Told{}, Standby: out.Standby, Credentials: credErr,
+		Names: r.globals.Reports(),
 	}
 	for i := range out.Links {
 		l := &out.Links[i]

@@ -11,6 +11,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/records"
 )
 
 // Identity is what a broker is.
@@ -29,6 +30,7 @@ type Outcome struct {
 	Certificates []Certificate
 	Credentials  error // certificate or key cannot be used; nil: it can, or none is needed
 	MeshServices []MeshService
+	Names        records.Result // the reports on CoreDNSEntries and HostedZones
 }
 
 // Told is what users see of a KubeLink in its status.

@@ -39,6 +39,9 @@ type source struct {
 	served, addrs, tenancy string
 }
 
+// Reports are what users see of CoreDNSEntries and HostedZones. Readers do not change them.
+func (n *Names) Reports() records.Result { return n.reports }
+
 // Refresh says what Update works with.
 type Refresh struct {
 	Reader      client.Reader

@@ -114,6 +114,10 @@ func (e *Elector) run(ctx context.Context, api leases, disconnect func(), c Conf
 		e.memory = memory{}
 	}
 	e.config, e.api, e.disconnect, e.limit = c, api, disconnect, deadline.New(c.RenewDeadline)
+	if s := *e.State(); s.Role == Unknown {
+		s.Lease = c.Name
+		e.state.Store(&s)
+	}
 	for ctx.Err() == nil && c.Duration > 0 {
 		pause, cancel := context.WithTimeout(ctx, e.takeStep(ctx))
 		if e.decided && !e.held && e.awaitReturn(pause) {

@@ -24,15 +24,17 @@ func TestMetricsLint(t *testing.T) {
 		if text, err = b.Host.Get(ctx, fleet.MetricsURL); err != nil {
 			return err
 		}
-		ofMode := []string{"link_packets_total", "link_queue_delay_seconds", "link_sessions", "tun_info"}
+		ofMode := []string{
+			"certificate_expiry_timestamp_seconds", "link_packets_total", "link_queue_delay_seconds", "link_sessions", "tun_info",
+		}
 		if inWireGuard() {
 			ofMode = []string{"wireguard_info"}
 		}
 		for _, name := range append(ofMode,
 			"answers_total", "api_up", "applied", "apply_duration_seconds", "build_info",
 			"dropped_packets_total", "iptables_backend_info", "kernel_update_duration_seconds",
-			"kernel_update_errors_total", "leader", "link_bytes_total", "link_downs_total", "link_rtt_seconds",
-			"link_up", "links", "node_refused_packets_total", "queries_total", "refused_connections_total",
+			"kernel_update_errors_total", "leader", "link_bytes_total", "link_downs_total", "link_info", "link_rtt_seconds",
+			"link_up", "links", "node_refused_packets_total", "objects", "queries_total", "refused_connections_total",
 			"takeovers_total", "term",
 		) {
 			if !strings.Contains(text, "# TYPE coredns_kubelink_"+name+" ") {
