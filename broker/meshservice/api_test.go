@@ -30,6 +30,8 @@ type playedAPI struct {
 	mu      sync.Mutex
 	objects map[string][]client.Object // by resource
 	refused map[string]bool            // resources that may not be read
+	missing map[string]bool            // resources that are not known
+	held    map[string]chan struct{}   // resources whose lists wait until it is closed
 	asked   map[string]int             // lists, by resource
 	watches map[string]chan event      // by resource
 	version int
@@ -42,7 +44,7 @@ type event struct {
 
 func newPlayedAPI() *playedAPI {
 	s := &playedAPI{objects: map[string][]client.Object{}, refused: map[string]bool{}, asked: map[string]int{},
-		watches: map[string]chan event{}}
+		missing: map[string]bool{}, held: map[string]chan struct{}{}, watches: map[string]chan event{}}
 	for _, resource := range []string{"meshservices", "services", "endpointslices"} {
 		s.watches[resource] = make(chan event, 100)
 	}
@@ -81,7 +83,7 @@ func (s *playedAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	resource := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
 	w.Header().Set("Content-Type", "application/json")
 	s.mu.Lock()
-	refused, watch := s.refused[resource], s.watches[resource]
+	refused, missing, held, watch := s.refused[resource], s.missing[resource], s.held[resource], s.watches[resource]
 	if r.URL.Query().Get("watch") == "" {
 		s.asked[resource]++
 	}
@@ -90,6 +92,8 @@ func (s *playedAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case refused:
 		refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden)
+	case missing:
+		refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound)
 	case query.Get("sendInitialEvents") == "true": // so that the client lists
 		refuse(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid)
 	case query.Get("watch") != "":
@@ -105,10 +109,23 @@ func (s *playedAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	default:
+		if held != nil {
+			select {
+			case <-held:
+			case <-r.Context().Done():
+			}
+		}
 		json.NewEncoder(w).Encode(map[string]any{
 			"metadata": map[string]string{"resourceVersion": "1"}, "items": s.objects[resource],
 		})
 	}
+}
+
+// set changes what the server answers.
+func (s *playedAPI) set(resource string, in map[string]bool, value bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	in[resource] = value
 }
 
 func refuse(w http.ResponseWriter, code int, reason metav1.StatusReason) {

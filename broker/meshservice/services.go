@@ -76,7 +76,8 @@ func (s *Services) Read(ctx context.Context, w *Watch) (known bool) {
 	case s.complete:
 		return true
 	case failure == nil:
-		return time.Since(w.born) > patience
+		s.problem = nil
+		return s.from.watch == w || time.Since(w.born) > patience
 	}
 	same := s.from.watch == w && s.from.version == version
 	if same && !s.again || !same && s.postpone(w) {
@@ -161,8 +162,12 @@ func (s *Services) Build(ctx context.Context, around service.Surroundings) {
 	}
 	begin := time.Now()
 	if !s.fresh { // their statuses are old
-		if s.problem = s.readObjects(ctx, w); s.problem != nil {
+		if err := s.readObjects(ctx, w); err != nil {
+			s.problem = err
 			return
+		}
+		if s.complete {
+			s.problem = nil
 		}
 	}
 	s.noteWritten()
@@ -180,12 +185,18 @@ func (s *Services) Build(ctx context.Context, around service.Surroundings) {
 	s.took = s.at.Sub(begin)
 }
 
-// reportUnreadable says of MeshServices that services cannot be read.
+// reportUnreadable has nothing said of MeshServices while the services that they name are not known, other than that
+// rights are missing: all else is about to pass, as it does while the CRD is new.
 func (s *Services) reportUnreadable() {
 	for i := range s.objects.MeshServices {
 		m := &s.objects.MeshServices[i]
 		key := client.ObjectKeyFromObject(m)
-		if r, ok := s.built.Reports[key]; ok && m.Spec.Service != "" && !r.Weak {
+		r, ok := s.built.Reports[key]
+		switch {
+		case !ok || m.Spec.Service == "":
+		case !apierrors.IsForbidden(s.problem):
+			delete(s.built.Reports, key)
+		case !r.Weak:
 			s.built.Reports[key] = service.Report{State: v1alpha1.StateStale, Message: fmt.Sprintf("the broker cannot read "+
 				"services and EndpointSlices: give it the rights of deploy/base/rbac.yaml (%.300v)", s.problem)}
 		}

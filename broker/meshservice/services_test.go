@@ -178,13 +178,48 @@ func TestForbidden(t *testing.T) {
 	if err := s.Problem(); err == nil || !strings.Contains(err.Error(), "EndpointSlice: refused") {
 		t.Errorf("problem: %v", err)
 	}
-	api.mu.Lock()
-	api.refused["endpointslices"] = false
-	api.mu.Unlock()
+	api.set("endpointslices", api.refused, false)
 	readUntil(t, s, w, woken, "m 192.168.0.100>[100.96.0.2]; addressed 192.168.0.101>[10.9.0.1]")
 	if err := s.Problem(); err != nil {
 		t.Error(err)
 	}
+}
+
+// While the CRD is new, and the services are being listed, nothing is said of the first MeshService, whatever else
+// happens: no right is missing.
+func TestFirstMeshService(t *testing.T) {
+	api := newPlayedAPI()
+	api.missing["meshservices"], api.held["services"] = true, make(chan struct{})
+	api.add(kubeService("echo"), endpointSlice("echo-1", "echo", "100.96.0.2"), meshService("m", "echo", "192.168.0.100"))
+	w, woken := startWatch(t, api)
+	s := &Services{}
+	await(t, woken)
+	s.Read(t.Context(), w)
+	s.Build(t.Context(), surroundings())
+	if err := s.Problem(); err == nil || !strings.Contains(err.Error(), "MeshService: refused") {
+		t.Errorf("problem: %v", err)
+	}
+	api.set("meshservices", api.missing, false)
+	for api.lists("services") == 0 {
+		goruntime.Gosched()
+	}
+	// Something else changes.
+	around := surroundings()
+	around.State.LocalPorts = []mesh.LocalPort{{Protocol: "tcp", Port: 1}}
+	if !s.Read(t.Context(), w) {
+		t.Error("links have to wait")
+	}
+	s.Build(t.Context(), around)
+	if len(s.objects.MeshServices) != 1 || s.Problem() != nil {
+		t.Errorf("%d MeshServices, %v", len(s.objects.MeshServices), s.Problem())
+	}
+	s.Report(nil, func(told []*Report) {
+		for _, r := range told {
+			t.Errorf("told of %s: %+v", r.object.Name, r.report)
+		}
+	})
+	close(api.held["services"])
+	readUntil(t, s, w, woken, "m 192.168.0.100>[100.96.0.2]")
 }
 
 // What was known stays while a new watch knows nothing, and nothing is known before the first one does.

@@ -111,7 +111,6 @@ func (w *Watch) Start(ctx context.Context) error {
 		}
 	}
 	w.known.Store(true)
-	w.noteFailure(nil)
 	w.version.Add(1)
 	w.Wake()
 	return nil
@@ -141,7 +140,9 @@ func (w *Watch) watchKind(ctx context.Context, kind client.Object) bool {
 		if err == nil {
 			handler, err := informer.AddEventHandler(w)
 			if err == nil {
-				return toolscache.WaitForCacheSync(ctx.Done(), handler.HasSynced)
+				synced := toolscache.WaitForCacheSync(ctx.Done(), handler.HasSynced)
+				w.noteFailure(nil) // else it would be told of the next kind
+				return synced
 			}
 		}
 		w.noteFailure(fmt.Errorf("%T: %w", kind, err)) // the API server does not know the kind, for example
