@@ -91,12 +91,7 @@ func TestAcceptOffers(t *testing.T) {
 			}
 			checkEqual(t, "networks", p.Networks, want)
 			checkEqual(t, "routes", s.Routes, threeClusters().build(cluster1()).Routes)
-			note := s.Notes["k2"]
-			if note == "no DNS: the address of the cluster's DNS service is unknown; "+
-				"set spec.dns.dnsIP, or spec.dns.omitDNSPropagation: true" {
-				note = ""
-			}
-			checkEqual(t, "note", note, c.note)
+			checkEqual(t, "note", s.Notes["k2"], c.note)
 			if c.reason != "" && s.Offers.Refused[c.reason] == 0 {
 				t.Errorf("refused %v", s.Offers.Refused)
 			}
@@ -216,7 +211,10 @@ func TestAcceptedOffers(t *testing.T) {
 	checkEqual(t, "names", zone(s).Offers, list)
 	checkEqual(t, "note", s.Notes["k2"], "")
 	checkEqual(t, "zone without offers", zone(build(nil)).Name, "")
-	checkEqual(t, "zone of a peer that may offer", zone(build(offering("k2"))).Name, "k2.kubelink.")
+	checkEqual(t, "note without offers", build(nil).Notes["k2"], "")
+	s = build(offering("k2"))
+	checkEqual(t, "zone of a peer that may offer", zone(s).Name, "k2.kubelink.")
+	checkEqual(t, "note of a peer that may offer", s.Notes["k2"], "no names: the cluster offers no mesh service yet")
 }
 
 // A cluster whose service network is not routed, because it is the own one, has the names of what it offers.

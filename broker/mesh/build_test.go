@@ -637,9 +637,10 @@ func TestDNSNotes(t *testing.T) {
 		mods []mod
 		says string
 	}{
-		{"no address", nil, "set spec.dns.dnsIP"},
+		{"no service network", nil, ""},
 		{"tiny network", []mod{cidr("100.64.16.0/30")}, "set spec.dns.dnsIP"},
 		{"not routed", []mod{cidr("100.64.16.0/20"), dns("10.1.1.1", "")}, "add it to spec.egress"},
+		{"of this cluster", []mod{dns("100.64.0.10", "")}, "remove it: names of mesh services need none"},
 		{"omitted", []mod{cidr("100.64.16.0/20"), omitDNS}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -695,7 +696,7 @@ func TestAPIAccess(t *testing.T) {
 			[]mod{cidr("100.64.16.1/32"), egress("100.64.16.10/32"), dns("100.64.16.10", ""), apiSecret("", "two")}, API{},
 			"100.64.16.10:53", "spec.cidr 100.64.16.1/32 is too small",
 		},
-		{"nothing", false, nil, API{}, "", "set spec.dns.dnsIP"},
+		{"nothing", false, nil, API{}, "", ""},
 		{"omitted", false, append(four, apiSecret("", "two"), omitDNS), API{}, "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

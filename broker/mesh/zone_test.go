@@ -76,7 +76,7 @@ zone kubelink. of mesh "" 192.168.0.0/24
 		{"mesh without DNS", nil, pair().addLocal("m2--here", "192.168.9.11/24", omitted).
 			add("m2--k3", "192.168.9.13/24", "c.example", dns("192.168.9.13", "")), pairZone},
 		{"link without DNS", nil, third(omitted), pairZone},
-		{"DNS service unknown", nil, third(), pairZone + noDNS},
+		{"no service network", nil, third(), pairZone},
 		{"service network too small", nil, third(cidr("100.64.32.0/30")), pairZone + noDNS},
 		{"DNS service not routed", nil, third(cidr("100.64.32.0/20"), dns("10.1.1.1", "")), pairZone +
 			"note k3: no DNS: spec.dns.dnsIP 10.1.1.1 is not routed to this link; add it to spec.egress\n"},
@@ -134,7 +134,7 @@ note kubelink2: names come from the DNS service of the cluster, not from its API
 zone kubelink. of mesh "" 192.168.0.0/24
   global svc.global.kubelink.
   here.kubelink. [192.168.0.11] services  API "" secret "/" as cluster.local.
-` + noDNS},
+`},
 		{"both families", func(l *Local) { inStanza(l); l.Addresses = append(l.Addresses, pfx("fd00::b/64")) },
 			new(objs).add("six", "fd00::c/64", "c.example", cidr("fd02::/112")), `
 zone kubelink. of mesh "" 192.168.0.0/24, fd00::/64
