@@ -289,6 +289,9 @@ func (r *reconcilerRun) newOutcome(
 			seen.AddNote(m.Link, writeback.OneLine(err))
 		}
 	}
+	for link, note := range r.services.LinkNotes() {
+		seen.AddNote(link, note)
+	}
 	statuses := r.gateway.observe(seen)
 	keyNote := r.creds.KeyNote(items, statuses, time.Now())
 	for _, m := range s.Meshes {

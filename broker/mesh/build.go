@@ -147,6 +147,7 @@ func makeState(local *Local, names *naming, links *linkSet, r *reports) State {
 	s.addNetworks(networks)
 	if local.Mode.CarriesTraffic() {
 		s.Peers, s.Routes = peersOf(all, byName, local.LocalPorts), routesOf(meshes, byName)
+		s.Lists = ingressLists(meshes, byName)
 	}
 	return s
 }

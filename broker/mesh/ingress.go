@@ -31,6 +31,40 @@ func coversUnroutable(n netip.Prefix) bool {
 	return slices.ContainsFunc(unroutable, func(r Rule) bool { return contains(n, r.Prefix) })
 }
 
+// IngressList is spec.ingress of a KubeLink, as a user wrote it.
+type IngressList struct {
+	Link, Mesh string // Link is the name of the KubeLink
+	Local      bool   // it is the LocalLink: the list counts for all links of the mesh
+	Rules      []Rule
+}
+
+// Excludes tells whether the list keeps packets from an address; denial is the entry that does, unless no entry leads
+// there. Other than by a denial, no list keeps them from ports of an address that this cluster itself has in the mesh.
+func (l *IngressList) Excludes(a netip.Addr, own bool) (excluded bool, denial netip.Prefix) {
+	n := netip.PrefixFrom(a, a.BitLen())
+	for _, r := range l.Rules {
+		if !r.Allow && contains(r.Prefix, n) {
+			return true, r.Prefix
+		}
+	}
+	return !own && !allowsAll([][]Rule{l.Rules}, n), netip.Prefix{}
+}
+
+// ingressLists are the lists that are not empty, those of LocalLinks first.
+func ingressLists(meshes []*meshEntry, links []*linkEntry) (lists []IngressList) {
+	for _, m := range meshes {
+		if len(m.ingress) > 0 {
+			lists = append(lists, IngressList{m.Link, m.Name, true, m.ingress})
+		}
+	}
+	for _, l := range links {
+		if len(l.ingress) > 0 {
+			lists = append(lists, IngressList{l.Name, l.Mesh, false, l.ingress})
+		}
+	}
+	return lists
+}
+
 // effectiveIngress are the rules of which the longest prefix decides as lists, as users wrote them, decide together.
 // Empty ones are none. node are the local cluster addresses of all meshes.
 func effectiveIngress(m *meshEntry, node []netip.Addr, lists ...[]Rule) []Rule {

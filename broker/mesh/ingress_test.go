@@ -125,7 +125,27 @@ func TestIngress(t *testing.T) {
 				t.Fatalf("problems %+v", s.Problems)
 			}
 			checkReach(t, s.Peers[0].Ingress, c.want)
+			checkExcluded(t, &s)
 		})
+	}
+}
+
+// checkExcluded compares what lists say of addresses, one by one, with what they do together.
+func checkExcluded(t *testing.T, s *State) {
+	t.Helper()
+	for _, text := range []string{"100.64.0.7", "100.64.1.1", "10.1.1.1", "10.2.1.1", "192.168.0.77", "192.168.0.11"} {
+		a, excluded := ip(text), false
+		own := s.Meshes[0].Addresses.First().Addr() == a
+		for i := range s.Lists {
+			out, denial := s.Lists[i].Excludes(a, own)
+			excluded = excluded || out
+			if denial.IsValid() && (!out || !denial.Contains(a)) {
+				t.Errorf("%s is denied by %s", a, denial)
+			}
+		}
+		if got := probe(s.Peers[0].Ingress, a); len(s.Lists) > 0 && excluded != (got == "nothing" || got == "replies") {
+			t.Errorf("to %s gets %s, excluded: %v", a, got, excluded)
+		}
 	}
 }
 

@@ -77,8 +77,8 @@ func (n *naming) noteNoService(l *linkEntry, service netip.Addr) {
 	case len(l.unrouted) > 0 && (!service.IsValid() || l.unrouted.Contains(service)): // there is a note
 	case service.IsValid() && slices.ContainsFunc(slices.Concat(n.local.networks(), n.meshes.services()),
 		func(own netip.Prefix) bool { return own.Contains(service) }):
-		n.reports.addNote(l.Name, "no DNS: spec.dns.dnsIP %s lies in a network of this cluster, and cannot be routed to this "+
-			"link; remove it: names of mesh services need none", service)
+		n.reports.addNote(l.Name, "no DNS: spec.dns.dnsIP %s lies in a network of this cluster, and cannot be routed "+
+			"to this link; remove it: names of mesh services need none", service)
 	case service.IsValid():
 		n.reports.addNote(l.Name,
 			"no DNS: spec.dns.dnsIP %s is not routed to this link; add it to spec.egress", service)

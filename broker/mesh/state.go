@@ -19,6 +19,7 @@ type State struct {
 	Local      []netip.Prefix     // networks of the local cluster, and of its meshes; sorted
 	LocalPorts []LocalPort        // of the local cluster addresses that other clusters reach, sorted
 	Peers      []Peer             // links that have a connection of their own, by name
+	Lists      []IngressList      // which the Ingress of the Peers was made of
 	Routes     []Route            // what is routed into the mesh, by destination
 	Zones      []Zone             // mesh domains, by domain
 	Problems   map[string]Problem // why a KubeLink cannot be used, by name

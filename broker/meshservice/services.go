@@ -57,6 +57,9 @@ func (s *Services) List() []service.Service { return s.built.Services }
 // Reports are what users see of MeshServices. The map is not changed.
 func (s *Services) Reports() map[types.NamespacedName]service.Report { return s.built.Reports }
 
+// LinkNotes are what to know of KubeLinks, by name: which of the services their lists exclude. The map is not changed.
+func (s *Services) LinkNotes() map[string]string { return s.built.LinkNotes }
+
 // Offers are what other clusters are told of the services. Readers do not change them.
 func (s *Services) Offers() []mesh.Offer { return s.offers }
 
@@ -227,5 +230,5 @@ func sameSurroundings(a, b *service.Surroundings) bool {
 		slices.Equal(s.LocalPorts, t.LocalPorts) && reflect.DeepEqual(s.Broken, t.Broken) &&
 		reflect.DeepEqual(s.Foreign, t.Foreign) && maps.Equal(s.Offers.Rivals, t.Offers.Rivals) &&
 		reflect.DeepEqual(s.Meshes, t.Meshes) && reflect.DeepEqual(s.Unserved, t.Unserved) &&
-		reflect.DeepEqual(a.Host, b.Host)
+		reflect.DeepEqual(s.Lists, t.Lists) && reflect.DeepEqual(a.Host, b.Host)
 }

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -223,6 +224,21 @@ func TestMeshServiceIngress(t *testing.T) {
 					return err
 				})
 			}
+			for name, reached := range map[string]bool{"one": c.one, "other": c.other, "port": c.port} {
+				waitExcluded(t, b, name, !reached)
+			}
 		})
 	}
+}
+
+// waitExcluded waits until the message of a MeshService says that a list excludes it, or does not.
+func waitExcluded(t *testing.T, b *fleet.Broker, name string, excluded bool) {
+	t.Helper()
+	within(t, 10*time.Second, fmt.Sprintf("%s to be excluded: %v", name, excluded), func(ctx context.Context) error {
+		out, err := b.Kubectl(ctx, "get", "msvc", name, "-o", "jsonpath={.status.message}")
+		if err == nil && strings.Contains(out, "clients wait for their time-out") != excluded {
+			err = errors.New(out)
+		}
+		return err
+	})
 }

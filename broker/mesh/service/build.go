@@ -51,6 +51,8 @@ type Surroundings struct {
 type Result struct {
 	Services []Service // by address, then by namespace and name
 	Reports  map[types.NamespacedName]Report
+	// LinkNotes tell of KubeLinks, by name, that their lists keep packets from services.
+	LinkNotes map[string]string
 }
 
 // Build computes the services. It does not change its arguments.
@@ -63,6 +65,7 @@ func Build(o *Objects, around *Surroundings) Result {
 		report.Message = shorten(report.Message)
 		r.Reports[keyOf(m)] = report
 	}
+	r.LinkNotes = b.linkNotes()
 	slices.SortFunc(r.Services, func(a, b Service) int {
 		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
@@ -100,6 +103,8 @@ type builder struct {
 	uses    map[netip.Addr]*addressUse
 	total   int // endpoints so far
 
+	excluded map[string][]string // mesh services that lists exclude, by the KubeLink
+
 	endpoints map[types.NamespacedName]*endpointSet // by service
 }
 
@@ -108,7 +113,7 @@ func newBuilder(o *Objects, around *Surroundings) *builder {
 		objects: o, around: around, byAge: sortByAge(o.MeshServices), outside: map[netip.Addr]string{},
 		peers:   map[netip.Addr]string{},
 		circles: map[netip.Addr]bool{}, uses: map[netip.Addr]*addressUse{},
-		endpoints: map[types.NamespacedName]*endpointSet{},
+		endpoints: map[types.NamespacedName]*endpointSet{}, excluded: map[string][]string{},
 	}
 	for _, n := range around.State.Networks {
 		b.links.Insert(n.Prefix.Masked(), n.Link)
@@ -205,6 +210,7 @@ func (b *builder) buildOne(m *v1alpha1.MeshService) ([]Service, Report) {
 	if p != nil {
 		return nil, Report{State: p.State, Message: p.Message, Weak: b.isForeign(e)}
 	}
+	b.noteExcluded(e)
 	return services, Report{
 		State: v1alpha1.StateOk, Ready: ready, Message: strings.Join(e.notes, "; "), Weak: b.isForeign(e),
 	}
