@@ -58,7 +58,10 @@ func (r *Report) Write(ctx context.Context, c client.Client) error {
 // announce makes an Event of a new state.
 func (r *Report) announce(obj *v1alpha1.MeshService) {
 	kind, note := corev1.EventTypeWarning, r.report.Message
-	if r.report.Ready {
+	switch {
+	case r.report.Ready && r.report.Doubtful:
+		// a Warning
+	case r.report.Ready:
 		kind, note = corev1.EventTypeNormal, cmp.Or(note, "MeshService is served")
 	}
 	r.recorder.Eventf(obj, nil, kind, "MeshService"+string(r.report.State), "Reconcile", "%s", note)

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -317,6 +318,25 @@ func TestLastReportIsTold(t *testing.T) {
 		}
 		if n == 2 {
 			told[0].written.Store(true)
+		}
+	}
+}
+
+// A state that asks for a look is a Warning.
+func TestAnnounce(t *testing.T) {
+	const text = "100 % in no mesh" // it is no format
+	for want, r := range map[string]service.Report{
+		"Normal MeshServiceOk MeshService is served": {State: "Ok", Ready: true},
+		"Normal MeshServiceOk " + text:               {State: "Ok", Ready: true, Message: text},
+		"Warning MeshServiceOk " + text + "!":        {State: "Ok", Ready: true, Doubtful: true, Message: text + "!"},
+		"Warning MeshServiceOk no endpoint":          {State: "Ok", Message: "no endpoint"},
+		"Warning MeshServiceInvalid no address":      {State: "Invalid", Message: "no address"},
+	} {
+		recorder := events.NewFakeRecorder(1)
+		m := meshService("m", "echo", "192.168.0.100")
+		(&Report{object: m, report: r, recorder: recorder}).announce(m)
+		if got := <-recorder.Events; got != want {
+			t.Errorf("%s, want %s", got, want)
 		}
 	}
 }

@@ -168,6 +168,18 @@ func (b *builder) readForeignAddress(e *entry, a netip.Addr) *mesh.Problem {
 		return invalid("spec.meshAddress %s belongs to the link %s: %s", a, link, remedy)
 	}
 	e.addNote("spec.meshAddress " + a.String() + " lies in no mesh: it is served, but not announced, " +
-		"and other clusters need it in spec.egress of their link to this one")
+		"and other clusters need it in spec.egress of their link to this one; " + b.choice())
+	e.doubtful = true
 	return nil
+}
+
+// choice says in which networks an address is announced.
+func (b *builder) choice() string {
+	const text = "or choose an address of a mesh"
+	if b.around.Partial { // the stanza of another broker may define one
+		return text
+	}
+	return text + ": " + list(b.meshes(), func(m *mesh.Mesh) string {
+		return mesh.MeshTitle(m.Name) + " has " + m.Addresses.Masked().String()
+	})
 }

@@ -171,6 +171,7 @@ type entry struct {
 	whole     bool
 	ports     []portEntry // spec.ports
 	notes     []string
+	doubtful  bool // one of the notes tells of a mistake, perhaps
 }
 
 // portEntry is an entry of spec.ports.
@@ -213,6 +214,7 @@ func (b *builder) buildOne(m *v1alpha1.MeshService) ([]Service, Report) {
 	b.noteExcluded(e)
 	return services, Report{
 		State: v1alpha1.StateOk, Ready: ready, Message: strings.Join(e.notes, "; "), Weak: b.isForeign(e),
+		Doubtful: e.doubtful,
 	}
 }
 

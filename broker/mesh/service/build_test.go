@@ -241,6 +241,25 @@ func TestFamilyOfNoMesh(t *testing.T) {
 	}
 }
 
+// An address that lies in no mesh may be a mistake. The stanza of another broker may define a mesh.
+func TestNoMesh(t *testing.T) {
+	const text = "spec.meshAddress 192.168.7.5 lies in no mesh: it is served, but not announced, and other clusters " +
+		"need it in spec.egress of their link to this one; or choose an address of a mesh"
+	for partial, want := range map[bool]string{
+		true:  text,
+		false: text + ": the default mesh has 192.168.0.0/24",
+	} {
+		o, around := testObjects(t, testServices), testCluster()
+		m := o.addSpecs(t, `{service: echo, meshAddress: 192.168.7.5}`)
+		around.State.Meshes, around.State.Unserved, around.State.Networks = around.State.Meshes[:1], nil, nil
+		around.Partial = partial
+		got := Build(o, around).Reports[keyOf(m)]
+		if want := (Report{State: v1alpha1.StateOk, Ready: true, Message: want, Doubtful: true}); got != want {
+			t.Errorf("got  %+v\nwant %+v", got, want)
+		}
+	}
+}
+
 // Two brokers that serve a mesh each, on two nodes, say the same of an object, or one of them leaves it to the other
 // one: else each would write the status anew when the other one has.
 func TestTwoBrokers(t *testing.T) {
@@ -260,11 +279,15 @@ func TestTwoBrokers(t *testing.T) {
 			Host: &mesh.Host{Addresses: []mesh.HostInterface{{Addr: address("10.250.0.2"), Device: "eth0"}}}},
 	}
 	brokers[0].State.Unserved = append(brokers[0].State.Unserved, mesh.Mesh{Name: "half", Link: "half--here"})
+	brokers[0].State.Lists = []mesh.IngressList{{Link: "k2", Rules: []mesh.Rule{{Prefix: prefix("198.18.0.0/15")}}},
+		{Link: "one--k2", Mesh: "one", Rules: []mesh.Rule{{Prefix: prefix("192.168.1.0/24")}}}}
 	for _, spec := range []string{
 		`{service: echo}`, `{service: echo, ports: [{port: 80}]}`, `{service: echo, mesh: one, ports: [{port: 80}]}`,
 		`{service: echo, mesh: nope}`, `{service: echo, mesh: both}`, `{service: echo, mesh: half}`, `{meshAddress: x}`,
 		`{service: echo, meshAddress: 10.250.0.1}`, `{service: echo, meshAddress: 10.250.0.2, mesh: two}`,
 		`{service: echo, meshAddress: 10.250.0.1, mesh: two}`, `{service: echo, meshAddress: 203.0.113.9}`,
+		`{service: echo, meshAddress: 198.18.0.1}`, `{service: echo, meshAddress: 198.18.0.1, mesh: two}`,
+		`{service: echo, meshAddress: 192.168.1.100}`,
 		`{service: nope, meshAddress: 192.168.2.100}`, `{service: echo, meshAddress: 192.168.0.100}`,
 	} {
 		var reports [2]Report

@@ -16,6 +16,8 @@ type Report struct {
 	State   v1alpha1.State // Ok, Invalid, Stale, Unsupported
 	Message string         // one line, 1 KB at most
 	Ready   bool           // state Ok, and there is an endpoint
+	// Doubtful says that the object may be a mistake, though its state is Ok: the message says what.
+	Doubtful bool
 	// Weak says that another broker may know better: the report is for a MeshService of which none says anything.
 	Weak bool
 }
