@@ -13,7 +13,7 @@ ROOT          := $(filter 0,$(shell id -u))
 # The cases in which mode wireguard differs from mode bridge. make matrix runs all of them in both modes.
 WIREGUARD_TESTS := TestServices|TestMeshService(Traffic|Offers|Ingress|HostileOffers)|$\
   TestFormerMeshServices|TestPing|TestUDP|$\
-  TestTransfer|TestMTU|TestNames|TestMetrics|TestChangeAndDelete|TestTwoMeshes|TestGatewayLink|$\
+  TestTransfer|TestMTU|TestNames|TestMetrics\w+|TestChangeAndDelete|TestTwoMeshes|TestGatewayLink|$\
   TestIngressLists|TestInboundFilter|TestInvalidObjects|TestPeerKilledAndRestarted|TestPeerSilent|$\
   TestBrokerKilledAndRestarted|TestShutdown|TestReload|TestAdvertisedDNS|TestServeStale|$\
   TestWireGuard(Keys|PresharedKey|BadKey|Inbound|EndpointMoves|Roams|Adopts\w+|HostilePeer)
@@ -79,9 +79,9 @@ lint: ## go vet, linters, and that generated files are up to date
 
 # Commands that tests and demo need, and their Debian packages. As root on Debian, make installs missing packages; otherwise
 # it names them. The tests run unbound in namespaces of their own: the service in its package must not make this machine
-# a name server.
+# a name server. Of prometheus they need promtool only: its service does not run either, and what it recommends stays away.
 COMMANDS := iptables:iptables nft:nftables ip:iproute2 sysctl:procps nsenter:util-linux dig:bind9-dnsutils unbound:unbound \
-  wg:wireguard-tools runc:runc dpkg-deb:dpkg $(if $(ROOT),/usr/lib/cni/bridge:containernetworking-plugins)
+  wg:wireguard-tools runc:runc dpkg-deb:dpkg promtool:prometheus $(if $(ROOT),/usr/lib/cni/bridge:containernetworking-plugins)
 bench: COMMANDS += dnsperf:dnsperf
 system:
 	@missing=; for c in $(COMMANDS); do \
@@ -90,6 +90,10 @@ system:
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    policy=/usr/sbin/policy-rc.d; \
 	    if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi; \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing && \
-	    case "$$missing" in *unbound*) ! command -v systemctl >/dev/null || systemctl disable -q unbound;; esac; \
+	    apt-get update -qq || exit 1; \
+	    for p in $$missing; do \
+	      only=; case $$p in prometheus) only=--no-install-recommends;; esac; \
+	      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$only $$p || exit 1; \
+	      case $$p in unbound|prometheus) ! command -v systemctl >/dev/null || systemctl disable -q $$p;; esac; \
+	    done; \
 	  else echo "missing on this system:$$missing (names of Debian packages); install them and try again" >&2; exit 1; fi; fi

@@ -3,6 +3,10 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +52,71 @@ func TestMetricsLint(t *testing.T) {
 	for _, p := range problems {
 		if strings.HasPrefix(p.Metric, "coredns_kubelink_") {
 			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+}
+
+// What rules can name that the broker of this bed does not have, and why.
+func absentMetrics() []string {
+	absent := []string{"cluster_names_up"} // needs dns-propagation kubernetes: see TestKubernetesDNS
+	if inWireGuard() {
+		return append(absent, "certificate_expiry_timestamp_seconds", "tun_info", "link_packets_total",
+			"link_queue_delay_seconds_sum", "link_queue_delay_seconds_count")
+	}
+	return append(absent, "wireguard_info")
+}
+
+var (
+	metricName  = regexp.MustCompile(`coredns_kubelink_\w+`)
+	labelValues = regexp.MustCompile(`(\w+)=~?"([\w|-]+)"`)
+	selector    = regexp.MustCompile(`(coredns_kubelink_\w+)\{([^}]*)\}`)
+)
+
+// TestMetricsOfRules compares the alerts and their runbooks with the metrics of a broker: it has each metric that they name, and
+// series with each value of a label that rules select.
+func TestMetricsOfRules(t *testing.T) {
+	ctx := startTest(t, time.Minute)
+	b := brokers[0]
+	_, _, err := queryBroker(ctx, b, "udp", "kubelink.", dns.TypeSOA)
+	must(t, err)
+	live, err := b.Host.Get(ctx, fleet.MetricsURL)
+	must(t, err)
+	absent := absentMetrics()
+	files, err := filepath.Glob("../../deploy/monitoring/runbooks/*.md")
+	must(t, err)
+	named := 0
+	for _, file := range append(files, "../../deploy/monitoring/rules.yaml") {
+		text, err := os.ReadFile(file)
+		must(t, err)
+		for _, name := range metricName.FindAllString(string(text), -1) {
+			if short := strings.TrimPrefix(name, "coredns_kubelink_"); slices.Contains(absent, short) {
+				continue
+			}
+			if named++; !strings.Contains(live, "\n"+name+"{") && !strings.Contains(live, "\n"+name+" ") {
+				t.Errorf("%s: the broker has no %s", filepath.Base(file), name)
+			}
+		}
+		if filepath.Ext(file) != ".yaml" {
+			continue
+		}
+		for _, m := range selector.FindAllStringSubmatch(string(text), -1) {
+			checkLabels(t, live, m[1], m[2])
+		}
+	}
+	if named < 20 {
+		t.Errorf("rules and runbooks name %d metrics", named)
+	}
+}
+
+// checkLabels checks that a metric has series with all values that a selector names, if only with the value zero.
+func checkLabels(t *testing.T, live, metric, labels string) {
+	for _, label := range labelValues.FindAllStringSubmatch(labels, -1) {
+		for value := range strings.SplitSeq(label[2], "|") {
+			series := regexp.MustCompile(`(?m)^` + metric + `\{[^}\n]*\b` + label[1] + `="` + value + `"`)
+			// Queries have no zeros: with all links Up, none fails. In mode wireguard, the queues are those of the kernel.
+			if value != "SERVFAIL" && !series.MatchString(live) && !inWireGuard() {
+				t.Errorf("no series of %s has %s=%q", metric, label[1], value)
+			}
 		}
 	}
 }
