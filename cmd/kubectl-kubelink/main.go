@@ -68,6 +68,7 @@ func newCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
-	root.AddCommand(newWGConfigCommand(cluster), newMigrateCommand())
+	root.AddCommand(newWGConfigCommand(cluster), newMigrateCommand(),
+		newConnectCommand(cluster), newDisconnectCommand(cluster))
 	return root
 }

@@ -20,19 +20,20 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
 func TestRealNodes(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	t.Cleanup(cancel)
 	before := listTraces(t)
 	start := time.Now()
-	b, err := testbed.New(ctx, 2, testbed.Options{
+	b, err := fleet.Boot(ctx, fleet.InstallOptions{
 		Nodes: 2,
-		Clusters: []testbed.ClusterOptions{
-			{PodNetwork: testbed.PointToPoint},
-			{PodNetwork: testbed.Bridge, ProxyMode: testbed.ProxyNFTables, MTU: 9000},
+		Clusters: []fleet.Installation{
+			{ClusterOptions: testbed.ClusterOptions{PodNetwork: testbed.PointToPoint}},
+			{ClusterOptions: testbed.ClusterOptions{PodNetwork: testbed.Bridge, ProxyMode: testbed.ProxyNFTables, MTU: 9000}},
 		},
 		Progress: func(what string) { t.Logf("%5.1fs %s", time.Since(start).Seconds(), what) },
 	})
@@ -47,6 +48,13 @@ func TestRealNodes(t *testing.T) {
 		}
 	})
 	b.DumpOnFailure(t)
+	// Before the others, which make networks strict.
+	t.Run("connect", func(t *testing.T) { checkConnect(t, ctx, b) })
+	if os.Getenv(allVar) != "" {
+		t.Run("connect in mode wireguard", func(t *testing.T) {
+			checkConnect(t, ctx, b, "--mode=wireguard", "--pod-mode")
+		})
+	}
 	for _, c := range b.Clusters {
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()

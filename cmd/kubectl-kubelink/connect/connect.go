@@ -1,0 +1,341 @@
+package connect
+
+// The order in which two clusters get linked.
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/pki"
+	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/install"
+)
+
+// Options say how. Maps are by the names of the clusters' contexts.
+type Options struct {
+	DryRun       bool
+	Show         func(*Cluster, *unstructured.Unstructured) // what a dry run would apply; nil: a line says so
+	Image        string                                     // empty: that of the installation, or DefaultImage
+	DefaultImage string
+	Mode         mesh.Mode // empty: that of an installation, or bridge
+	PodMode      bool      // of new installations
+	MeshCIDR     netip.Prefix
+	MeshServices bool // no service network is routed
+	Names        map[string]string
+	Endpoints    map[string]string
+	Networks     map[string]Networks
+	UpTimeout    time.Duration // for the links, after all is applied
+}
+
+// pair is two clusters that get linked.
+type pair struct {
+	Options
+	sides [2]*side
+	log   *Log
+}
+
+// Connect links two clusters.
+func Connect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
+	p := newPair(a, b, o, log)
+	for _, step := range []func(context.Context) error{
+		p.readFacts, p.plan, p.each((*pair).prepare), p.shareCA, p.each((*pair).install), p.each((*pair).applyLocal),
+		p.exchangeKeys, p.each((*pair).applyLink), p.awaitUp,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func newPair(a, b *Cluster, o Options, log *Log) *pair {
+	p := &pair{Options: o, log: log}
+	for i, c := range []*Cluster{a, b} {
+		p.sides[i] = &side{changer: changer{Cluster: c, log: log, dryRun: o.DryRun, show: o.Show},
+			end: end{context: c.Name, name: o.Names[c.Name], endpoint: o.Endpoints[c.Name], networks: o.Networks[c.Name]}}
+	}
+	return p
+}
+
+// each does a step for both clusters at the same time. The second argument of the step is the other cluster.
+func (p *pair) each(step func(p *pair, ctx context.Context, s, other *side) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		var g errgroup.Group
+		for i, s := range p.sides {
+			g.Go(func() error { return step(p, ctx, s, p.sides[1-i]) })
+		}
+		return g.Wait()
+	}
+}
+
+func (p *pair) readFacts(ctx context.Context) error {
+	return p.each(func(_ *pair, ctx context.Context, s, _ *side) error { return s.readFacts(ctx) })(ctx)
+}
+
+func (p *pair) plan(context.Context) error {
+	a, b := p.sides[0], p.sides[1]
+	for _, s := range p.sides {
+		if s.mode != "" && p.Mode != "" && s.mode != p.Mode {
+			return fmt.Errorf("%s has kubelink in mode %s, not %s: all clusters of a mesh need the same mode",
+				s.Name, s.mode, p.Mode)
+		}
+		p.Mode = cmp.Or(p.Mode, s.mode)
+	}
+	p.Mode = cmp.Or(p.Mode, mesh.Bridge)
+	if err := plan(&a.end, &b.end, planOptions{mesh: p.MeshCIDR, meshServices: p.MeshServices}); err != nil {
+		return err
+	}
+	for _, s := range p.sides {
+		if s.installs() && cmp.Or(p.Image, p.DefaultImage) == "" {
+			return errors.New("the image of kubelink is not known: give --image, such as --image REGISTRY/kubelink:v1")
+		}
+	}
+	return nil
+}
+
+// build returns the objects of the installation, with what is known so far.
+func (p *pair) build(s *side) ([]*unstructured.Unstructured, error) {
+	image, podMode := cmp.Or(p.Image, p.DefaultImage), p.PodMode
+	if d := s.deployment; d != nil {
+		podMode = !d.Spec.Template.Spec.HostNetwork
+		if containers := d.Spec.Template.Spec.Containers; p.Image == "" && len(containers) > 0 {
+			image = containers[0].Image
+		}
+	}
+	components := []string{"node-mode", "router"}
+	if podMode {
+		components[0] = "pod-mode"
+	}
+	if p.Mode == mesh.WireGuard {
+		components = append(components, "wireguard")
+	} else {
+		components = append(components, "self-signed")
+	}
+	if s.dns.imports {
+		components = append(components, "coredns-configure")
+	}
+	host, _, err := mesh.Endpoint(cmp.Or(s.endpoint, "unknown"), 80)
+	if err != nil {
+		return nil, fmt.Errorf("%s: endpoint %q: %w", s.Name, s.endpoint, err)
+	}
+	return install.Build(install.Values{
+		Image: image, ServiceCIDR: s.networks.Services.String(), PodCIDR: s.networks.Pods.String(),
+		NodeCIDR: s.networks.Nodes.String(), MeshCIDR: s.address.Masked().String(),
+		DNSServiceIP: mesh.Nth(s.networks.Services, 11).String(), Endpoint: host,
+	}, components...)
+}
+
+// prepare makes the CRDs, the namespace and the service, and waits until the service has an endpoint: its name goes into
+// the certificate.
+func (p *pair) prepare(ctx context.Context, s, other *side) error {
+	crds, err := install.CRDs()
+	if err != nil {
+		return err
+	}
+	for _, crd := range crds {
+		is, err := s.read(ctx, crd)
+		if err == nil && (is == nil || isOurs(is)) { // the broker brings others up to date
+			err = s.apply(ctx, crd)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !s.installs() {
+		return p.findEndpoint(ctx, s, other)
+	}
+	objects, err := p.build(s)
+	if err != nil {
+		return err
+	}
+	for _, o := range []*unstructured.Unstructured{install.Find(objects, "Namespace", install.Namespace),
+		install.Find(objects, "Service", install.Name)} {
+		if err := s.apply(ctx, o); err != nil {
+			return err
+		}
+	}
+	return p.findEndpoint(ctx, s, other)
+}
+
+// findEndpoint finds out how other clusters reach this one.
+func (p *pair) findEndpoint(ctx context.Context, s, other *side) error {
+	if l := findLink(other.links, s.name); l != nil && s.endpoint == "" {
+		s.endpoint = l.Spec.Endpoint
+	}
+	if s.endpoint != "" {
+		return nil
+	}
+	if s.dryRun {
+		s.endpoint = "load-balancer.of." + s.name // not known before the service is there
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.UpTimeout)
+	defer cancel()
+	err := s.await(ctx, "the load balancer of Service "+install.Namespace+"/"+install.Name,
+		func(ctx context.Context) (string, error) {
+			if s.endpoint != "" {
+				return "", nil
+			}
+			var service corev1.Service
+			if err := s.Client.Get(ctx, objectKey(install.Name), &service); err != nil {
+				return "", err
+			}
+			for _, in := range service.Status.LoadBalancer.Ingress {
+				if s.endpoint = cmp.Or(in.Hostname, in.IP); s.endpoint != "" {
+					return "", nil
+				}
+			}
+			return "it has no address yet", nil
+		})
+	if err != nil {
+		return fmt.Errorf("%w; give the name or address under which other clusters reach it: --endpoint %s=HOST[:PORT]",
+			err, s.Name)
+	}
+	return nil
+}
+
+// shareCA gives both clusters the same CA, as far as this package installs kubelink there.
+func (p *pair) shareCA(ctx context.Context) error {
+	if p.Mode != mesh.Bridge {
+		return nil
+	}
+	a, b := p.sides[0], p.sides[1]
+	if len(a.secret.Data[caCert])+len(b.secret.Data[caCert]) == 0 {
+		ca := &corev1.Secret{}
+		if _, _, err := pki.ManageSecret(ca, "kubelink", time.Now()); err != nil {
+			return err
+		}
+		if err := p.writeCA(ctx, a, ca); err != nil {
+			return err
+		}
+		return p.writeCA(ctx, b, ca)
+	}
+	for i, s := range p.sides {
+		if len(s.secret.Data[caCert]) > 0 {
+			continue
+		}
+		other := p.sides[1-i]
+		if len(other.secret.Data[caKey]) == 0 {
+			return fmt.Errorf("%s has a CA, but not its key: make a certificate of this CA for %s, and put it into the secret "+
+				"%s/%s of %s, with the keys ca.crt, tls.crt and tls.key (deploy/README.md, Certificates)",
+				other.Name, s.endpoint, install.Namespace, install.Secret, s.Name)
+		}
+		return p.writeCA(ctx, s, &other.secret)
+	}
+	if !bytes.Contains(a.secret.Data[caCert], bytes.TrimSpace(b.secret.Data[caCert])) &&
+		!bytes.Contains(b.secret.Data[caCert], bytes.TrimSpace(a.secret.Data[caCert])) {
+		return fmt.Errorf("%s and %s have different CAs in the secret %s/%s: add ca.crt of each one to ca.crt of the other",
+			a.Name, b.Name, install.Namespace, install.Secret)
+	}
+	return nil
+}
+
+const (
+	caCert = "ca.crt"
+	caKey  = "ca.key"
+)
+
+// writeCA puts the CA into the secret of a cluster.
+func (p *pair) writeCA(ctx context.Context, s *side, ca *corev1.Secret) error {
+	if !s.installs() {
+		return fmt.Errorf("%s has kubelink without a CA in the secret %s/%s: give it one (deploy/README.md, Certificates)",
+			s.Name, install.Namespace, install.Secret)
+	}
+	o := &unstructured.Unstructured{Object: map[string]any{"type": "Opaque", "data": map[string]any{
+		caCert: encode(ca.Data[caCert]), caKey: encode(ca.Data[caKey])}}}
+	o.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	o.SetNamespace(install.Namespace)
+	o.SetName(install.Secret)
+	return s.apply(ctx, o)
+}
+
+// install applies all that the cluster does not have.
+func (p *pair) install(ctx context.Context, s, _ *side) error {
+	if !s.installs() {
+		s.log.print(s.Cluster, "kubelink is there, not by this command: it stays as it is")
+		return nil
+	}
+	objects, err := p.build(s)
+	if err != nil {
+		return err
+	}
+	for _, o := range objects {
+		if err := s.apply(ctx, o); err != nil {
+			return err
+		}
+	}
+	return s.setStubDomain(ctx, mesh.Nth(s.networks.Services, 11).String())
+}
+
+// applyLocal makes the LocalLink.
+func (p *pair) applyLocal(ctx context.Context, s, _ *side) error {
+	if s.local != nil && !isOurs(s.local) {
+		return nil
+	}
+	spec := map[string]any{"endpoint": v1alpha1.EndpointLocal, "clusterAddress": s.address.String()}
+	if s.routesServices(p) {
+		spec["cidr"] = s.networks.Services.String()
+	}
+	return s.applyKubeLink(ctx, s.name, spec)
+}
+
+// routesServices tells whether the service network of the cluster is routed in the mesh.
+func (s *side) routesServices(p *pair) bool {
+	if s.local != nil {
+		return s.local.Spec.CIDR != ""
+	}
+	return !p.MeshServices
+}
+
+func (s *side) applyKubeLink(ctx context.Context, name string, spec map[string]any) error {
+	o := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
+	o.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("KubeLink"))
+	o.SetName(name)
+	return s.apply(ctx, o)
+}
+
+// exchangeKeys waits for the public keys of both clusters, in mode wireguard.
+func (p *pair) exchangeKeys(ctx context.Context) error {
+	if p.Mode != mesh.WireGuard || p.DryRun {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.UpTimeout)
+	defer cancel()
+	return p.each(func(_ *pair, ctx context.Context, s, _ *side) error {
+		return s.await(ctx, "the key of LocalLink "+s.name, func(ctx context.Context) (string, error) {
+			s.local = &v1alpha1.KubeLink{}
+			if err := s.Client.Get(ctx, clusterKey(s.name), s.local); err != nil {
+				return "", err
+			}
+			if s.local.Status.PublicKey == "" {
+				return cmp.Or(s.local.Status.Message, s.describePods(ctx), "the broker starts"), nil
+			}
+			return "", nil
+		})
+	})(ctx)
+}
+
+// applyLink makes the link to the other cluster.
+func (p *pair) applyLink(ctx context.Context, s, other *side) error {
+	if l := findLink(s.links, other.name); l != nil && !isOurs(l) {
+		s.log.print(s.Cluster, "KubeLink %s is there, not by this command: it stays as it is", l.Name)
+		return nil
+	}
+	spec := map[string]any{"endpoint": other.endpoint, "clusterAddress": other.address.String()}
+	if other.routesServices(p) && !p.MeshServices {
+		spec["cidr"] = other.networks.Services.String()
+	}
+	if other.local != nil && other.local.Status.PublicKey != "" {
+		spec["publicKey"] = other.local.Status.PublicKey
+	}
+	return s.applyKubeLink(ctx, other.name, spec)
+}
