@@ -69,6 +69,7 @@ func newCommand() *cobra.Command {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
 	root.AddCommand(newWGConfigCommand(cluster), newMigrateCommand(),
-		newConnectCommand(cluster), newDisconnectCommand(cluster))
+		newConnectCommand(cluster), newDisconnectCommand(cluster),
+		newGatherCommand(cluster), newVersionCommand(cluster))
 	return root
 }

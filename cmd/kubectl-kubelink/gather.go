@@ -1,0 +1,104 @@
+package main
+
+// The command gather: an archive for a bug report.
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/gather"
+)
+
+const logLines = 10000 // of each container
+
+func newGatherCommand(cluster *genericclioptions.ConfigFlags) *cobra.Command {
+	var output string
+	var timeout time.Duration
+	c := &cobra.Command{
+		Use:   "gather [CONTEXT...]",
+		Short: "Write an archive for a bug report, without secrets",
+		Long: `gather writes an archive (tar, gzip) with a folder for each context, or for the current one: the objects of kubelink,
+what is in its namespace, logs, and the configuration of the cluster's DNS. Values of secrets are cut out of all files,
+wherever they are, and so are texts that look like keys, tokens and passwords. Names and addresses stay: look at it before
+you publish it. What cannot be read is in the file errors.txt.`,
+		Example: `  kubectl kubelink gather c1 c2
+  kubectl kubelink gather -o report.tar.gz`,
+		ValidArgsFunction: completeContexts(cluster),
+		RunE: func(c *cobra.Command, args []string) error {
+			ctx, cancel := context.WithTimeout(c.Context(), timeout)
+			defer cancel()
+			if output == "" {
+				output = "kubelink-" + time.Now().UTC().Format("20060102-150405") + ".tar.gz"
+			}
+			clusters, err := gatherClusters(cluster, args)
+			if err != nil {
+				return err
+			}
+			problems, err := writeArchive(ctx, output, clusters)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.ErrOrStderr(), "%s is written; %d things could not be read: errors.txt there names them\n", output,
+				problems)
+			return nil
+		},
+	}
+	c.Flags().StringVarP(&output, "output", "o", "", "name of the archive (default: kubelink-TIME.tar.gz)")
+	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "longest time of the command")
+	return c
+}
+
+// gatherClusters connects to contexts; none: the current one.
+func gatherClusters(cluster *genericclioptions.ConfigFlags, contexts []string) (all []*gather.Cluster, err error) {
+	if len(contexts) == 0 {
+		config, err := cluster.ToRawKubeConfigLoader().RawConfig()
+		if err != nil {
+			return nil, err
+		}
+		if contexts = []string{config.CurrentContext}; *cluster.Context != "" {
+			contexts = []string{*cluster.Context}
+		}
+	}
+	for _, name := range contexts {
+		flags := flagsOfContext(cluster, name)
+		api, err := newClient(flags)
+		if err != nil {
+			return nil, fmt.Errorf("context %s: %w", name, err)
+		}
+		config, err := flags.ToRESTConfig()
+		if err != nil {
+			return nil, fmt.Errorf("context %s: %w", name, err)
+		}
+		pods, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			return nil, fmt.Errorf("context %s: %w", name, err)
+		}
+		all = append(all, &gather.Cluster{Name: name, Namespace: *cluster.Namespace, Client: api,
+			Logs: func(ctx context.Context, pod *corev1.Pod, container string, previous bool) ([]byte, error) {
+				lines := int64(logLines)
+				return pods.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{
+					Container: container, Previous: previous, TailLines: &lines, Timestamps: true}).DoRaw(ctx)
+			}})
+	}
+	return all, nil
+}
+
+// writeArchive writes the file. Only its owner can read it.
+func writeArchive(ctx context.Context, name string, clusters []*gather.Cluster) (problems int, err error) {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	problems, err = gather.Write(ctx, f, clusters, time.Now())
+	if closed := f.Close(); err == nil {
+		err = closed
+	}
+	return problems, err
+}

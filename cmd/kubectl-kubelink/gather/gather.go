@@ -1,0 +1,277 @@
+// Package gather collects what a bug report needs, without secrets.
+package gather
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+// Cluster is one to gather from.
+type Cluster struct {
+	Name      string // of its context: that of the folder in the archive
+	Namespace string // of kubelink
+	Client    client.Reader
+	// Logs returns the last lines of a container; previous: of the one that ran before.
+	Logs func(ctx context.Context, pod *corev1.Pod, container string, previous bool) ([]byte, error)
+	// Extra are other files, by name. A failure is noted.
+	Extra map[string]func(context.Context) ([]byte, error)
+}
+
+// kind is a kind of objects to gather.
+type kind struct {
+	group, version, name string
+	own                  bool // in the namespace of kubelink
+}
+
+var kinds = []kind{
+	{group: "kubelink.mandelsoft.org", version: "v1alpha1", name: "KubeLink"},
+	{group: "kubelink.mandelsoft.org", version: "v1alpha1", name: "MeshService"},
+	{group: "kubelink.mandelsoft.org", version: "v1alpha1", name: "LinkGateway"},
+	{group: "coredns.mandelsoft.org", version: "v1alpha1", name: "CoreDNSEntry"},
+	{group: "coredns.mandelsoft.org", version: "v1alpha1", name: "HostedZone"},
+	{version: "v1", name: "Node"},
+	{version: "v1", name: "Pod", own: true},
+	{version: "v1", name: "Service", own: true},
+	{version: "v1", name: "ConfigMap", own: true},
+	{version: "v1", name: "Secret", own: true},
+	{version: "v1", name: "ServiceAccount", own: true},
+	{version: "v1", name: "Event", own: true},
+	{group: "apps", version: "v1", name: "Deployment", own: true},
+	{group: "apps", version: "v1", name: "DaemonSet", own: true},
+	{group: "coordination.k8s.io", version: "v1", name: "Lease", own: true},
+	{group: "discovery.k8s.io", version: "v1", name: "EndpointSlice", own: true},
+	{group: "rbac.authorization.k8s.io", version: "v1", name: "Role", own: true},
+	{group: "rbac.authorization.k8s.io", version: "v1", name: "RoleBinding", own: true},
+	{group: "networking.k8s.io", version: "v1", name: "NetworkPolicy", own: true},
+}
+
+// dnsConfigs are the ConfigMaps of the cluster's DNS.
+var dnsConfigs = []string{"coredns", "coredns-custom"}
+
+// archive writes files into a tar.
+type archive struct {
+	tar      *tar.Writer
+	modified time.Time
+}
+
+func (a *archive) write(name string, content []byte) error {
+	err := a.tar.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: int64(len(content)), ModTime: a.modified})
+	if err == nil {
+		_, err = a.tar.Write(content)
+	}
+	return err
+}
+
+// Write writes an archive (tar, gzip) with a folder for each cluster. What cannot be read is in its file errors.txt; it
+// returns how many things these are.
+func Write(ctx context.Context, to io.Writer, clusters []*Cluster, now time.Time) (problems int, err error) {
+	zip := gzip.NewWriter(to)
+	a := &archive{tar: tar.NewWriter(zip), modified: now}
+	// The secrets of one cluster may be in the texts of another one.
+	s := newScrubber()
+	var all []*collection
+	for _, c := range clusters {
+		all = append(all, c.collect(ctx, s))
+	}
+	for _, c := range all {
+		for _, f := range c.files {
+			if err := a.write(path.Join(c.folder, f.name), s.scrub(f.content)); err != nil {
+				return 0, err
+			}
+		}
+		problems += len(c.problems)
+		text := s.scrub([]byte(strings.Join(c.problems, "\n") + "\n"))
+		if err := a.write(path.Join(c.folder, "errors.txt"), text); err != nil {
+			return 0, err
+		}
+	}
+	if err := a.tar.Close(); err != nil {
+		return 0, err
+	}
+	return problems, zip.Close()
+}
+
+// collection is what is known of a cluster.
+type collection struct {
+	folder   string
+	files    []file
+	problems []string
+}
+
+type file struct {
+	name    string
+	content []byte
+}
+
+func (c *collection) fail(what string, err error) {
+	c.problems = append(c.problems, fmt.Sprintf("%s: %v", what, err))
+}
+
+// collect reads everything. The scrubber learns the secrets.
+func (c *Cluster) collect(ctx context.Context, s *scrubber) *collection {
+	all := &collection{folder: strings.NewReplacer("/", "-", ":", "-", "..", "-").Replace(c.Name)}
+	for _, k := range kinds {
+		objects, err := c.list(ctx, k)
+		if meta.IsNoMatchError(err) {
+			all.fail(k.name, fmt.Errorf("the cluster does not know this kind"))
+			continue
+		}
+		if err != nil {
+			all.fail("list "+k.name, err)
+			continue
+		}
+		c.learn(ctx, s, all, objects)
+		all.addObjects(s, strings.ToLower(k.name)+"s.yaml", objects)
+	}
+	var dns []*unstructured.Unstructured
+	for _, name := range dnsConfigs {
+		o := &unstructured.Unstructured{}
+		o.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("ConfigMap"))
+		if err := c.Client.Get(ctx, client.ObjectKey{Namespace: "kube-system", Name: name}, o); err != nil {
+			all.fail("ConfigMap kube-system/"+name, err)
+			continue
+		}
+		dns = append(dns, o)
+	}
+	all.addObjects(s, "cluster-dns.yaml", dns)
+	c.collectLogs(ctx, all)
+	for name, read := range c.Extra {
+		text, err := read(ctx)
+		if err != nil {
+			all.fail(name, err)
+		}
+		if len(text) > 0 {
+			all.files = append(all.files, file{name, text})
+		}
+	}
+	return all
+}
+
+func (c *Cluster) list(ctx context.Context, k kind) (all []*unstructured.Unstructured, err error) {
+	list := &unstructured.UnstructuredList{}
+	list.SetGroupVersionKind(schema.GroupVersionKind{Group: k.group, Version: k.version, Kind: k.name + "List"})
+	var options []client.ListOption
+	if k.own {
+		options = append(options, client.InNamespace(c.Namespace))
+	}
+	if err := c.Client.List(ctx, list, options...); err != nil {
+		return nil, err
+	}
+	for i := range list.Items {
+		o := &list.Items[i]
+		o.SetGroupVersionKind(schema.GroupVersionKind{Group: k.group, Version: k.version, Kind: k.name})
+		all = append(all, o)
+	}
+	return all, nil
+}
+
+// learn tells the scrubber which secrets there are, also those that KubeLinks name, and which keys are public.
+func (c *Cluster) learn(ctx context.Context, s *scrubber, all *collection, objects []*unstructured.Unstructured) {
+	for _, o := range objects {
+		switch o.GetKind() {
+		case "Secret":
+			secret := &corev1.Secret{}
+			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, secret); err != nil {
+				all.fail("Secret "+o.GetName(), err)
+			}
+			s.addSecret(secret)
+		case "KubeLink":
+			link := &v1alpha1.KubeLink{}
+			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, link); err != nil {
+				all.fail("KubeLink "+o.GetName(), err)
+				continue
+			}
+			s.public[link.Spec.PublicKey], s.public[link.Status.PublicKey] = true, true
+			s.addValue(link.Spec.PresharedKey)
+			c.learnNamed(ctx, s, all, link)
+		}
+	}
+}
+
+// learnNamed reads the secrets that a KubeLink names.
+func (c *Cluster) learnNamed(ctx context.Context, s *scrubber, all *collection, link *v1alpha1.KubeLink) {
+	var keys []client.ObjectKey
+	if ref := link.Spec.PresharedKeySecretRef; ref != nil {
+		keys = append(keys, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name})
+	}
+	if ref := link.Spec.APIAccess; ref != nil {
+		keys = append(keys, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name})
+	}
+	for _, key := range keys {
+		if key.Namespace == "" || key.Namespace == c.Namespace {
+			continue // it is there already
+		}
+		secret := &corev1.Secret{}
+		if err := c.Client.Get(ctx, key, secret); err != nil {
+			all.fail("Secret "+key.String()+", which KubeLink "+link.Name+" names", err)
+			continue
+		}
+		s.addSecret(secret)
+	}
+}
+
+// addObjects adds a file with objects.
+func (c *collection) addObjects(s *scrubber, name string, objects []*unstructured.Unstructured) {
+	var b strings.Builder
+	for _, o := range objects {
+		s.scrubObject(o)
+		text, err := yaml.Marshal(o.Object)
+		if err != nil {
+			c.fail(name, err)
+			continue
+		}
+		b.WriteString("---\n" + string(text))
+	}
+	if len(objects) > 0 {
+		c.files = append(c.files, file{name, []byte(b.String())})
+	}
+}
+
+// collectLogs reads the logs of the pods of kubelink.
+func (c *Cluster) collectLogs(ctx context.Context, all *collection) {
+	var pods corev1.PodList
+	if err := c.Client.List(ctx, &pods, client.InNamespace(c.Namespace)); err != nil {
+		all.fail("list pods for their logs", err)
+		return
+	}
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		for _, container := range pod.Spec.Containers {
+			name := path.Join("logs", pod.Name+"-"+container.Name)
+			text, err := c.Logs(ctx, pod, container.Name, false)
+			if err != nil {
+				all.fail("log of pod "+pod.Name, err)
+			} else {
+				all.files = append(all.files, file{name + ".log", text})
+			}
+			restarted := slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
+				return s.Name == container.Name && s.RestartCount > 0
+			})
+			if !restarted {
+				continue
+			}
+			if text, err := c.Logs(ctx, pod, container.Name, true); err != nil {
+				all.fail("former log of pod "+pod.Name, err)
+			} else {
+				all.files = append(all.files, file{name + ".former.log", text})
+			}
+		}
+	}
+}

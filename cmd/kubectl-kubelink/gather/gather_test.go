@@ -1,0 +1,206 @@
+package gather
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+// secrets makes secrets, and remembers all of them.
+type secrets struct{ all []string }
+
+// text is a secret of its own.
+func (s *secrets) text() string {
+	raw := make([]byte, 18)
+	rand.Read(raw)
+	s.all = append(s.all, base64.RawURLEncoding.EncodeToString(raw))
+	return s.all[len(s.all)-1]
+}
+
+// jwt is a token.
+func (s *secrets) jwt() string {
+	return "eyJhbGciOiJSUzI1NiJ9." + s.text() + "." + s.text()
+}
+
+// wireguardKey is 32 bytes in base64.
+func (s *secrets) wireguardKey() string {
+	raw := make([]byte, 32)
+	rand.Read(raw)
+	s.all = append(s.all, base64.StdEncoding.EncodeToString(raw))
+	return s.all[len(s.all)-1]
+}
+
+// pem is a private key. Each of its lines is a secret.
+func (s *secrets) pem(t *testing.T) string {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "-----") {
+			s.all = append(s.all, line)
+		}
+	}
+	return text
+}
+
+// everywhere has secrets in all places where one can be.
+func everywhere(t *testing.T, s *secrets) (objects []client.Object, log string) {
+	in := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: "kubelink", Name: name} }
+	known, psk := s.text(), s.wireguardKey()
+	secret := &corev1.Secret{ObjectMeta: in("kubelink-tls"), Data: map[string][]byte{
+		"tls.key": []byte(s.pem(t)), "ca.key": []byte(s.pem(t)), "WireguardPrivateKey": []byte(s.wireguardKey() + "\n"),
+		"token": []byte(s.jwt()), "anything": []byte(known), "ca.crt": []byte("-----BEGIN CERTIFICATE-----")}}
+	secret.Annotations = map[string]string{"kubectl.kubernetes.io/last-applied-configuration": fmt.Sprintf(
+		`{"stringData":{"a":%q}}`, s.text()), "example/token": s.text()}
+	link := &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "peer"}}
+	link.Spec.PresharedKey, link.Spec.PublicKey, link.Spec.Endpoint = psk, publicKey, "host"
+	link.Annotations = map[string]string{"kubectl.kubernetes.io/last-applied-configuration": fmt.Sprintf(
+		`{"spec":{"presharedKey":%q}}`, psk)}
+	link.Status.Message = "bad key " + s.wireguardKey()
+	elsewhere := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "other", Name: "psk"},
+		Data: map[string][]byte{"psk": []byte(s.text())}}
+	named := &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: "named"}}
+	named.Spec.PresharedKeySecretRef = &v1alpha1.SecretKeyRef{Namespace: "other", Name: "psk", Key: "psk"}
+	named.Spec.APIAccess = &corev1.SecretReference{Namespace: "other", Name: "missing"}
+	config := &corev1.ConfigMap{ObjectMeta: in("kubelink"), Data: map[string]string{
+		"Corefile": "tsig {\n    secret key.example. " + s.wireguardKey() + "\n    secret short.example. " + s.text() + "\n}",
+		"kubeconfig": "users:\n- user:\n    token: " + s.text() + "\n    password: \"" + s.text() + "\"\n    client-key-data: " +
+			base64.StdEncoding.EncodeToString([]byte(s.pem(t))) + "\n",
+		"json": `{"token": "` + s.text() + `", "server": "https://admin:` + s.text() + `@10.0.0.1"}`,
+		"pem":  s.pem(t), "copy": base64.StdEncoding.EncodeToString([]byte(known)),
+	}}
+	deployment := &appsv1.Deployment{ObjectMeta: in("kubelink")}
+	container := corev1.Container{Name: "kubelink", Args: []string{"--token=" + s.text(), "--api-key", "x"},
+		Env: []corev1.EnvVar{{Name: "API_TOKEN", Value: s.text()}, {Name: "NODE_CIDR", Value: "10.250.0.0/16"}}}
+	deployment.Spec.Template.Spec.Containers = []corev1.Container{container}
+	pod := &corev1.Pod{ObjectMeta: in("kubelink-1")}
+	pod.Spec.Containers = []corev1.Container{container}
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "kubelink", RestartCount: 1}}
+	event := &corev1.Event{ObjectMeta: in("event"), Message: "said " + known + " and Authorization: Bearer " + s.text()}
+	dns := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"},
+		Data: map[string]string{"Corefile": "secret key.example. " + s.text()}}
+	log = "the token " + s.jwt() + "\n" + string(secret.Data["tls.key"]) + "\n    " + string(secret.Data["ca.key"]) +
+		"psk " + psk + " of " + string(elsewhere.Data["psk"]) + "\npublic " + publicKey + "\n" + s.pem(t)
+	return []client.Object{secret, link, elsewhere, named, config, deployment, pod, event, dns}, log
+}
+
+// publicKey is no secret.
+const publicKey = "PnCsvsNSxWV+ZDgmSSjxNTE7vGBLz8Lb3MVQTkI2mVM="
+
+// unpack returns the files of an archive.
+func unpack(t *testing.T, archive io.Reader) map[string]string {
+	zip, err := gzip.NewReader(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{}
+	for r := tar.NewReader(zip); ; {
+		header, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[header.Name] = string(text)
+	}
+}
+
+func newTestClient(t *testing.T, objects ...client.Object) client.Client {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{v1alpha1.AddToScheme, coredns.AddToScheme, clientgoscheme.AddToScheme} {
+		if err := add(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).Build()
+}
+
+// TestSecrets gathers from clusters that have secrets everywhere. The archive has no byte of them, and what a reader
+// needs.
+func TestSecrets(t *testing.T) {
+	s := &secrets{}
+	var clusters []*Cluster
+	for _, name := range []string{"c1", "admin@c/2"} {
+		objects, log := everywhere(t, s)
+		clusters = append(clusters, &Cluster{Name: name, Namespace: "kubelink", Client: newTestClient(t, objects...),
+			Logs: func(_ context.Context, _ *corev1.Pod, _ string, previous bool) ([]byte, error) {
+				if previous {
+					return nil, errors.New("gone, it had " + s.jwt())
+				}
+				return []byte(log), nil
+			},
+			Extra: map[string]func(context.Context) ([]byte, error){
+				"report.json": func(context.Context) ([]byte, error) {
+					return []byte(`{"accessToken":"` + s.text() + `"}`), errors.New("half of it")
+				},
+			}})
+	}
+	var archive bytes.Buffer
+	problems, err := Write(context.Background(), &archive, clusters, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if problems < 6 { // a missing secret, a former log, and half a report, in each cluster
+		t.Errorf("%d problems", problems)
+	}
+	files := unpack(t, &archive)
+	for _, secret := range s.all {
+		forms := []string{secret, base64.StdEncoding.EncodeToString([]byte(secret)),
+			base64.RawURLEncoding.EncodeToString([]byte(secret))}
+		for name, text := range files {
+			for _, form := range forms {
+				if i := strings.Index(text, form); i >= 0 {
+					t.Errorf("%s has the secret %s: %s", name, form, text[max(0, i-80):i+len(form)])
+				}
+			}
+		}
+	}
+	if len(s.all) < 70 {
+		t.Errorf("%d secrets only", len(s.all))
+	}
+	for file, want := range map[string]string{
+		"c1/kubelinks.yaml": publicKey, "c1/deployments.yaml": "10.250.0.0/16", "c1/logs/kubelink-1-kubelink.log": publicKey,
+		"c1/secrets.yaml": "tls.key: REDACTED", "c1/cluster-dns.yaml": "key.example.", "admin@c-2/configmaps.yaml": "10.0.0.1",
+		"c1/errors.txt": "Secret other/missing, which KubeLink named names", "c1/pods.yaml": "restartCount: 1",
+		"c1/events.yaml": "said ", "c1/report.json": "accessToken",
+	} {
+		if !strings.Contains(files[file], want) {
+			t.Errorf("%s has no %q:\n%s", file, want, files[file])
+		}
+	}
+}
