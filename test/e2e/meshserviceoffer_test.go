@@ -184,7 +184,8 @@ func checkRivals(t *testing.T, ctx context.Context, provider *fleet.Broker, name
 		"not accepted, such as default/rival at 192.168.0.150: link kubelink2"))
 	must(t, brokers[0].WaitState(ctx, brokers[1].Name, v1alpha1.StateUp,
 		"other links offer 1 of its mesh addresses as well"))
-	waitMeshService(t, limit, brokers[2], "rival", "Ok", "the cluster of link kubelink2 offers 192.168.0.150, too")
+	waitMeshService(t, limit, brokers[2], "rival", "Ok", "the cluster of link kubelink2 offers 192.168.0.150, too",
+		"choose another address here or there")
 	must(t, checkNoName(ctx, brokers[0], offeredName(brokers[2], "rival")))
 	must(t, checkAnswer(ctx, brokers[0], name, offeredAddress))
 }

@@ -124,7 +124,8 @@ func (b *builder) readMeshAddress(e *entry, a netip.Addr, own netip.Prefix) *mes
 	}
 	if rival := b.around.State.Offers.Rivals[a]; rival != "" {
 		e.addNote("the cluster of link " + rival + " offers " + a.String() +
-			", too: other clusters reach the one that they had first")
+			", too: other clusters reach the one that they had first; choose another address here or there")
+		e.doubtful = true
 	}
 	if name := e.object.Spec.Mesh; name != "" && name != e.mesh.Name {
 		e.addNote("spec.mesh " + quote(name) + " has no meaning: spec.meshAddress lies in " + mesh.MeshTitle(e.mesh.Name))

@@ -218,8 +218,9 @@ func TestRival(t *testing.T) {
 	o, around := testObjects(t, testServices), testCluster()
 	m := o.addSpecs(t, `{service: echo, meshAddress: 192.168.0.100}`)
 	around.State.Offers.Rivals = map[netip.Addr]string{netip.MustParseAddr("192.168.0.100"): "kubelink3"}
-	want := Report{State: v1alpha1.StateOk, Ready: true, Message: "the cluster of link kubelink3 offers 192.168.0.100, " +
-		"too: other clusters reach the one that they had first"}
+	want := Report{State: v1alpha1.StateOk, Ready: true, Doubtful: true,
+		Message: "the cluster of link kubelink3 offers 192.168.0.100, too: other clusters reach the one that they had " +
+			"first; choose another address here or there"}
 	if got := Build(o, around).Reports[keyOf(m)]; got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
