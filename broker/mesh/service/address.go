@@ -66,7 +66,13 @@ func (b *builder) findMesh(e *entry) *mesh.Problem {
 	if b.around.Partial { // the stanza of another broker may define one
 		names, other = "", "another one"
 	}
-	if name == "" {
+	none := len(meshes) == 0 && !b.around.Partial
+	switch {
+	case name == "" && none:
+		return invalid("this cluster has no mesh: create a LocalLink")
+	case none:
+		return invalid("spec.mesh %s: this cluster has no mesh: create the LocalLink of that mesh", quote(name))
+	case name == "":
 		e.foreign = b.around.Partial
 		return invalid("spec.mesh is missing, and this cluster has no default mesh: name one%s, "+
 			"or create a LocalLink of the default mesh", names)

@@ -261,6 +261,24 @@ func TestNoMesh(t *testing.T) {
 	}
 }
 
+// Without any mesh there is none to name.
+func TestWithoutMesh(t *testing.T) {
+	for spec, want := range map[string]string{
+		`{service: echo, meshAddress: 192.168.0.100}`: "this cluster has no mesh: create a LocalLink",
+		`{service: echo, ports: [{port: 80}]}`:        "this cluster has no mesh: create a LocalLink",
+		`{service: echo, mesh: m9, ports: [{port: 80}]}`: `spec.mesh "m9": this cluster has no mesh: ` +
+			"create the LocalLink of that mesh",
+	} {
+		o, around := testObjects(t, testServices), testCluster()
+		m := o.addSpecs(t, spec)
+		around.State = &mesh.State{}
+		got := Build(o, around).Reports[keyOf(m)]
+		if want := (Report{State: v1alpha1.StateInvalid, Message: want}); got != want {
+			t.Errorf("%s:\ngot  %+v\nwant %+v", spec, got, want)
+		}
+	}
+}
+
 // Two brokers that serve a mesh each, on two nodes, say the same of an object, or one of them leaves it to the other
 // one: else each would write the status anew when the other one has.
 func TestTwoBrokers(t *testing.T) {
