@@ -337,13 +337,20 @@ func (w *world) checkRemoval(t *testing.T) {
 	}
 	check(t, g.Wait())
 	t.Logf("all is removed after %.1f s", time.Since(start).Seconds())
+	w.checkNothingLeft(t)
+}
+
+// checkNothingLeft looks for what is kubelink's on nodes and in API servers.
+func (w *world) checkNothingLeft(t *testing.T) {
+	t.Helper()
 	for _, b := range w.fleet.Brokers {
 		for _, n := range b.Nodes {
-			if got := must(listOurs(ctx, n))(t); len(got) > 0 {
+			if got := must(listOurs(w.ctx, n))(t); len(got) > 0 {
 				t.Errorf("%s still has\n%s", n.Name, strings.Join(got, "\n"))
 			}
 		}
-		kinds := must(b.Kubectl(ctx, "get", "crds,namespaces,clusterroles,clusterrolebindings", "-o", "name"))(t)
+		kinds := must(b.Kubectl(w.ctx, "get", "crds,namespaces,clusterroles,clusterrolebindings,roles,rolebindings",
+			"--all-namespaces", "-o", "name"))(t)
 		if strings.Contains(kinds, "kubelink") {
 			t.Errorf("%s still has\n%s", b.Name, kinds)
 		}

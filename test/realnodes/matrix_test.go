@@ -80,7 +80,7 @@ func TestMatrix(t *testing.T) {
 }
 
 func checkPair(t *testing.T, rows []row) {
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
 	t.Cleanup(cancel)
 	start := time.Now()
 	progress := func(what string) { t.Logf("%5.1fs %s", time.Since(start).Seconds(), what) }
@@ -117,6 +117,7 @@ func checkPair(t *testing.T, rows []row) {
 		t.Run("strict networks need an overlay", w.checkStrict)
 	} else {
 		t.Run("removal", w.checkRemoval) // after an outage of the API server, kubelet hears of it late
+		t.Run("the chart", w.checkChart)
 	}
 	progress("done")
 }

@@ -209,6 +209,17 @@ func (c *Cluster) KubectlInput(ctx context.Context, input string, args ...string
 		append([]string{"--kubeconfig", c.filePath("admin.kubeconfig"), "--cache-dir", c.filePath("kubectl")}, args...)...)
 }
 
+// Helm runs Helm as administrator and returns its output. Paths in args are absolute.
+func (c *Cluster) Helm(ctx context.Context, args ...string) (string, error) {
+	helm, err := helmBinary()
+	if err != nil {
+		return "", err
+	}
+	home := c.filePath("helm")
+	return c.ControlPlane.Run(ctx, "env", append([]string{"HELM_CACHE_HOME=" + home, "HELM_CONFIG_HOME=" + home,
+		"HELM_DATA_HOME=" + home, helm, "--kubeconfig", c.filePath("admin.kubeconfig")}, args...)...)
+}
+
 // WaitFor waits until the object exists, reads it into obj, and waits until the condition is met. Without condition,
 // the object only has to exist.
 func (c *Cluster) WaitFor(ctx context.Context, obj client.Object, condition func() error) error {

@@ -244,6 +244,23 @@ func nodesFolder() (string, error) {
 	return filepath.Join(root, ".cache", "nodes-"+kubernetes+"-"+containerd), errors.Join(err1, err2)
 }
 
+// helmBinary returns the path of Helm, which is where ControlPlaneFolder has control planes.
+func helmBinary() (string, error) {
+	root, err := Repository()
+	if err != nil {
+		return "", err
+	}
+	helm, err := requiredVersion(root, "helm/go.mod", "helm.sh/helm/v4")
+	path := filepath.Join(root, ".cache", "helm-"+helm, "helm")
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("no Helm: %w (test/controlplane/build.sh builds it)", err)
+	}
+	return path, nil
+}
+
 // requiredVersion returns the version of a module that a go.mod below test/controlplane requires.
 func requiredVersion(root, file, module string) (string, error) {
 	mod, err := os.Open(filepath.Join(root, "test", "controlplane", file))
