@@ -33,6 +33,7 @@ type Broker struct {
 	r        *reconciler
 	server   *host.APIServer // where the API server is
 	identity atomic.Pointer[diagnosis.Identity]
+	probe    atomic.Pointer[diagnosis.NameProbe]
 
 	lifecycle   sync.Mutex // serialises Start, Update and Stop, and guards the fields below
 	cfg         Config
@@ -275,6 +276,8 @@ func (b *Broker) setGateway(g *gateway) {
 func (b *Broker) setConfig(cfg Config) {
 	b.cfg = cfg
 	b.identity.Store(identityOf(&cfg))
+	probe := cfg.nameProbe()
+	b.probe.Store(&probe)
 	if cfg.LeaseDuration == 0 {
 		b.r.election.Omit(cfg.NodeName)
 	}

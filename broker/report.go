@@ -66,10 +66,19 @@ func (b *Broker) serveReports() {
 	}
 }
 
+// nameProbe asks the DNS service of this cluster; nil: there are no names, or the service is not known.
+func (c *Config) nameProbe() diagnosis.NameProbe {
+	if a := c.clusterDNS(); a.IsValid() && c.Propagation != mesh.PropagateNone {
+		return diagnosis.ProbeDNS(a)
+	}
+	return nil
+}
+
 // facts are what the parts of the broker know right now. It waits for none of them.
 func (b *Broker) facts() *diagnosis.Facts {
 	f := &diagnosis.Facts{
 		Identity: *b.identity.Load(), Outcome: b.r.found.Load(), Now: time.Now(),
+		Names:  *b.probe.Load(),
 		States: map[string]diagnosis.LinkState{}, Bytes: map[string]diagnosis.Bytes{},
 	}
 	h := b.health.Load()

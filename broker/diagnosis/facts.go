@@ -72,7 +72,7 @@ type Facts struct {
 	States   map[string]LinkState // by KubeLink
 	Statuses []link.Status        // of the dataplane
 	Bytes    map[string]Bytes     // by KubeLink
-	Names    NameProbe
+	Names    NameProbe            // nil: names are not served, or the DNS service is not known
 	Now      time.Time
 }
 

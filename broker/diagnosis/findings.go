@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -218,29 +219,31 @@ func (f *Facts) checkMeshServices(c *check) {
 	}
 }
 
-// checkNames asks the DNS service of the cluster for a name of each mesh.
+// checkNames asks the DNS service of the cluster for the domain of each mesh.
 func (f *Facts) checkNames(ctx context.Context, c *check) {
 	if f.Names == nil || f.Health.API != nil {
 		return
 	}
-	for i := range f.State.Zones {
-		z := &f.State.Zones[i]
-		at := slices.IndexFunc(z.Clusters, func(c mesh.ClusterZone) bool { return c.Link == "" })
-		if at < 0 {
+	zones := f.State.Zones[:min(len(f.State.Zones), maxDomains)]
+	problems := make([]error, len(zones))
+	var all sync.WaitGroup
+	for i := range zones {
+		all.Go(func() { problems[i] = f.Names(ctx, zones[i].Domain) })
+	}
+	all.Wait()
+	for i, err := range problems {
+		if err == nil {
 			continue
 		}
-		if err := f.Names(ctx, z.Clusters[at].Name); err != nil {
-			domain := mesh.TrimDot(z.Domain)
-			c.add(NamesNotReached, Warning, Object{Kind: "Domain", Name: domain},
-				fmt.Sprintf("the DNS service of this cluster does not find the names of %s: %s", domain, err),
-				"forward the domain to the service kubelink-dns in the Corefile of the cluster's DNS, or set coredns-configure")
-		}
+		domain := mesh.TrimDot(zones[i].Domain)
+		c.add(NamesNotReached, Warning, Object{Kind: "Domain", Name: domain},
+			fmt.Sprintf("the DNS service of this cluster does not find the names of %s: %s", domain, err),
+			"forward "+domain+" to the service kubelink-dns in the Corefile of the cluster's DNS, or set coredns-configure")
 	}
 }
 
-// NameProbe asks the DNS service of the cluster for the state of a cluster; nil: that cannot be asked. An error is why
-// it does not answer what this broker would.
-type NameProbe func(ctx context.Context, cluster string) error
+// NameProbe asks the DNS service of the cluster for a domain. An error is why it does not answer what this broker would.
+type NameProbe func(ctx context.Context, domain string) error
 
 // The words with which remedies begin in the messages of the broker.
 var imperatives = []string{"add", "allow", "apply", "change", "check", "choose", "copy", "create", "delete", "end",

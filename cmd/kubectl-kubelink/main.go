@@ -35,7 +35,7 @@ func runCommand() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := newCommand().ExecuteContext(ctx)
-	if err != nil {
+	if err != nil && err.Error() != "" {
 		fmt.Fprintln(os.Stderr, "kubectl-kubelink:", err)
 	}
 	return exitCode(err)
@@ -43,9 +43,12 @@ func runCommand() int {
 
 // exitCode is the code for the result of a command.
 func exitCode(err error) int {
+	var exit *exitError
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &exit):
+		return exit.code
 	case errors.As(err, &usageError{}):
 		return exitUsage
 	}
@@ -68,7 +71,8 @@ func newCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
-	root.AddCommand(newWGConfigCommand(cluster), newMigrateCommand(),
+	root.AddCommand(newStatusCommand(cluster), newDiagnoseCommand(cluster), newWGConfigCommand(cluster),
+		newMigrateCommand(),
 		newConnectCommand(cluster), newDisconnectCommand(cluster),
 		newGatherCommand(cluster), newVersionCommand(cluster))
 	return root
