@@ -155,7 +155,8 @@ func (r *reconcilerRun) newFindings(
 	}
 	for _, end := range r.creds.Ends() {
 		found.Certificates = append(found.Certificates, diagnosis.Certificate{
-			Kind: end.Kind, Name: end.Name, NotAfter: end.NotAfter.UTC(), Source: r.cfg.pkiConfig().Location(),
+			Kind: end.Kind, Name: end.Name, Source: r.cfg.pkiConfig().Location(),
+			NotBefore: end.NotBefore.UTC(), NotAfter: end.NotAfter.UTC(),
 		})
 	}
 	reports := r.services.Reports()

@@ -37,7 +37,9 @@ const (
 )
 
 const (
-	certificateWarning = 21 * 24 * time.Hour // before its end
+	// A certificate that is not renewed in time: so long before its end or, if it lives shortly, when a quarter of its
+	// life is left, or a twentieth. cert-manager renews when a third is left.
+	certificateWarning = 21 * 24 * time.Hour
 	certificateError   = 3 * 24 * time.Hour
 	// idleTime is how long a link may take for its first connection.
 	idleTime = 30 * time.Second
@@ -134,12 +136,12 @@ func (f *Facts) checkCertificates(c *check) {
 		c.add(CertificateUnusable, Error, f.broker(), message, remedy)
 	}
 	for _, cert := range f.Certificates {
-		left := cert.NotAfter.Sub(f.Now)
-		if left > certificateWarning {
+		left, life := cert.NotAfter.Sub(f.Now), cert.NotAfter.Sub(cert.NotBefore)
+		if left > min(certificateWarning, life/4) {
 			continue
 		}
 		severity := Warning
-		if left < certificateError {
+		if left < min(certificateError, life/20) {
 			severity = Error
 		}
 		end := cert.NotAfter.UTC().Format(time.RFC3339)
@@ -242,13 +244,15 @@ func (f *Facts) checkNames(ctx context.Context, c *check) {
 	}
 }
 
-// NameProbe asks the DNS service of the cluster for a domain. An error is why it does not answer what this broker would.
+// NameProbe asks the DNS service of the cluster for a domain. An error is why it does not answer what this broker
+// would.
 type NameProbe func(ctx context.Context, domain string) error
 
 // The words with which remedies begin in the messages of the broker.
 var imperatives = []string{"add", "allow", "apply", "change", "check", "choose", "copy", "create", "delete", "end",
 	"give", "have", "insert", "keep", "let", "make", "name", "open", "put", "remove", "repair", "replace", "restart",
-	"run", "see", "set", "show", "use", "write", "did you mean", "they must be", "a gateway must", "meshes must", "the mesh network must"}
+	"run", "see", "set", "show", "use", "write", "did you mean", "they must be", "a gateway must", "meshes must",
+	"the mesh network must"}
 
 // splitRemedy cuts a message of the broker into what is wrong and what to do. By the rule of such messages the latter
 // comes last, after a colon or a semicolon. Without one, it is the other remedy.

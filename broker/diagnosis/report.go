@@ -100,10 +100,11 @@ type Names struct {
 
 // Certificate is what expires.
 type Certificate struct {
-	Kind     string    `json:"kind"` // certificate, ca
-	Name     string    `json:"name,omitempty"`
-	NotAfter time.Time `json:"notAfter"`
-	Source   string    `json:"source"` // secret or file
+	Kind      string    `json:"kind"` // certificate, ca
+	Name      string    `json:"name,omitempty"`
+	NotBefore time.Time `json:"notBefore"`
+	NotAfter  time.Time `json:"notAfter"`
+	Source    string    `json:"source"` // secret or file
 }
 
 // MeshService is one of this cluster.

@@ -9,11 +9,11 @@ import (
 	"github.com/mandelsoft/kubelink/broker/link"
 )
 
-// End is when a certificate expires.
+// End is when a certificate begins and expires.
 type End struct {
-	Kind     string // certificate, ca
-	Name     string // of its subject, or the first of its names
-	NotAfter time.Time
+	Kind                string // certificate, ca
+	Name                string // of its subject, or the first of its names
+	NotBefore, NotAfter time.Time
 }
 
 // maxEnds bounds the certificates that are told of.
@@ -29,11 +29,11 @@ func (s *Store) Ends() (ends []End) {
 	if names := link.CertNames(leaf); len(names) > 0 {
 		name = names[0]
 	}
-	ends = append(ends, End{"certificate", name, leaf.NotAfter})
+	ends = append(ends, End{"certificate", name, leaf.NotBefore, leaf.NotAfter})
 	cas, _ := link.ParseBundle(s.data[keyCA]) // it was read before
 	for _, ca := range cas {
 		if len(ends) < maxEnds {
-			ends = append(ends, End{"ca", cmp.Or(ca.Subject.CommonName, ca.Subject.String()), ca.NotAfter})
+			ends = append(ends, End{"ca", cmp.Or(ca.Subject.CommonName, ca.Subject.String()), ca.NotBefore, ca.NotAfter})
 		}
 	}
 	return ends

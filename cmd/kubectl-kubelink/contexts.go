@@ -55,8 +55,8 @@ func (c *contexts) choose(args []string) ([]survey.Target, error) {
 			continue
 		}
 		t := survey.Target{Context: name, Namespace: *c.cluster.Namespace}
-		config, err := clientcmd.NewNonInteractiveClientConfig(raw, name, &clientcmd.ConfigOverrides{}, loader.ConfigAccess()).
-			ClientConfig()
+		config, err := clientcmd.NewNonInteractiveClientConfig(
+			raw, name, &clientcmd.ConfigOverrides{}, loader.ConfigAccess()).ClientConfig()
 		if err != nil {
 			t.Err = survey.NewContextError(name, err)
 		}

@@ -18,9 +18,9 @@ func newDiagnoseCommand(cluster *genericclioptions.ConfigFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "diagnose [CONTEXT]...",
 		Short: "Find out what is wrong with links, and what to do",
-		Long: `diagnose asks the brokers of the clusters what they have found, and looks at what only a look from outside can tell: pods
-that do not run, missing rights, links without a way back, networks that overlap. Each finding has its cause and its
-remedy. With several contexts it compares both ends of links.
+		Long: `diagnose asks the brokers of the clusters what they have found, and looks at what only a look from outside can tell:
+pods that do not run, missing rights, links without a way back, networks that overlap. Each finding has its cause and
+its remedy. With several contexts it compares both ends of links.
 
 Exit codes: 0 there is no error (there may be warnings), 1 the command failed, 2 the command line is wrong, 3 there is
 an error, 4 an API server or a broker does not answer.`,

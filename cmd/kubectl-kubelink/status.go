@@ -83,8 +83,8 @@ func newStatusCommand(cluster *genericclioptions.ConfigFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status [CONTEXT]...",
 		Short: "Show the links of clusters, both directions of each",
-		Long: `status asks the brokers of the clusters, through their API servers, how the links are. With several contexts it shows
-both directions of each link. It ends within 5 seconds, whatever is dead.
+		Long: `status asks the brokers of the clusters, through their API servers, how the links are. With several contexts it
+shows both directions of each link. It ends within 5 seconds, whatever is dead.
 
 Exit codes: 0 all is well, 1 the command failed, 2 the command line is wrong, 3 a link is not Up or there is an error,
 4 an API server or a broker does not answer.`,

@@ -121,7 +121,7 @@ func (e *examination) checkAccess(a *Answer) {
 		e.add(a.Context, CRDsMissing, diagnosis.Error,
 			diagnosis.Object{Kind: "CustomResourceDefinition", Name: "kubelinks.kubelink.mandelsoft.org"},
 			"the API server knows no KubeLinks",
-			"kubectl apply --server-side -f deploy/crds, or give the broker the rights of deploy/base/rbac.yaml: it installs them")
+			"kubectl apply --server-side -f deploy/crds, or have the broker install them: deploy/base/rbac.yaml has the rights")
 	}
 	if apierrors.IsNotFound(a.TokenErr) && len(a.Brokers) > 0 {
 		e.add(a.Context, AccountMissing, diagnosis.Error,
@@ -145,7 +145,7 @@ func (e *examination) checkPods(a *Answer) {
 		case b.Err == nil || b.Err == a.TokenErr:
 		case !b.Running && isAboutTUN(b.Problem):
 			e.add(a.Context, NoTUN, diagnosis.Error, pod, "the broker has no TUN device: "+b.Problem,
-				"load the kernel module tun on the node (modprobe tun), and use a container runtime that shows the device /dev/net/tun")
+				"load the kernel module tun on the node (modprobe tun), and use a container runtime that shows /dev/net/tun")
 		case !b.Running:
 			e.add(a.Context, PodNotRunning, diagnosis.Error, pod, b.Err.Error(),
 				fmt.Sprintf("see kubectl --context %s -n %s describe pod %s, and its log", a.Context, a.Namespace, b.Name))
@@ -157,8 +157,8 @@ func (e *examination) checkPods(a *Answer) {
 		default:
 			e.add(a.Context, BrokerUnreachable, diagnosis.Error, pod,
 				fmt.Sprintf("the pod on node %s does not answer: %s", b.Node, describeError(b.Err)),
-				fmt.Sprintf("see that the node is alive, that the broker runs (its log), and that the API server reaches TCP port %d "+
-					"of the node or pod; a broker before this version has no report", b.port))
+				fmt.Sprintf("see that the node is alive, that the broker runs (its log), and that the API server reaches TCP "+
+					"port %d of the node or pod; a broker before this version has no report", b.port))
 		}
 	}
 	for _, r := range a.Routers {
@@ -195,13 +195,12 @@ func describeError(err error) string {
 
 // checkHolders looks whether one broker has the links.
 func (e *examination) checkHolders(a *Answer) {
-	active, reports := map[string][]string{}, 0
+	active := map[string][]string{}
 	for i := range a.Brokers {
 		r := a.Brokers[i].Report
 		if r == nil {
 			continue
 		}
-		reports++
 		if r.Lease.Active && r.Mode != "none" {
 			for j := range r.Links {
 				active[r.Links[j].Name] = append(active[r.Links[j].Name], a.Brokers[i].Name)
@@ -217,19 +216,19 @@ func (e *examination) checkHolders(a *Answer) {
 		}
 	}
 	r := a.active()
-	if r != nil && !r.Lease.Active && !slices.ContainsFunc(a.Brokers, func(b Broker) bool {
-		return b.Report != nil && b.Node == r.Lease.Holder || b.Report != nil && b.Report.Node == r.Lease.Holder
-	}) && reports > 0 {
-		e.add(a.Context, NoActiveBroker, diagnosis.Error, diagnosis.Object{Kind: "Lease", Namespace: a.Namespace, Name: "kubelink"},
+	if r != nil && !r.Lease.Active {
+		e.add(a.Context, NoActiveBroker, diagnosis.Error,
+			diagnosis.Object{Kind: "Lease", Namespace: a.Namespace, Name: "kubelink"},
 			fmt.Sprintf("no broker that answers holds the links; the Lease names %s", cmp.Or(r.Lease.Holder, "nobody")),
 			"see that the broker on that node runs; else another one takes the links when the Lease ends")
 	}
 }
 
-// checkService looks whether peers can find the broker.
+// checkService looks whether peers can find the broker. If all links are Up, this cluster finds them.
 func (e *examination) checkService(a *Answer) {
-	s := a.Service
-	if s == nil || s.Spec.Type != corev1.ServiceTypeLoadBalancer || len(s.Status.LoadBalancer.Ingress) > 0 {
+	s, all := a.Service, a.links()
+	down := slices.ContainsFunc(all, func(l Link) bool { return !IsGood(l.State, l.Mode) })
+	if s == nil || !down || s.Spec.Type != corev1.ServiceTypeLoadBalancer || len(s.Status.LoadBalancer.Ingress) > 0 {
 		return
 	}
 	e.add(a.Context, NoExternalAddress, diagnosis.Warning,
@@ -310,7 +309,8 @@ func (e *examination) checkOverlap(l *Link, other *end) {
 		for _, n := range own.cluster.Services {
 			if l.CIDR != "" && own.sameMesh(l.ClusterAddress) && overlaps(n, l.CIDR) {
 				e.add(l.Context, OverlappingNetworks, diagnosis.Error, diagnosis.Object{Kind: "KubeLink", Name: l.Name},
-					fmt.Sprintf("spec.cidr %s of %s overlaps with the service network %s of this cluster", l.CIDR, other.answer.Context, n),
+					fmt.Sprintf("spec.cidr %s of %s overlaps with the service network %s of this cluster",
+						l.CIDR, other.answer.Context, n),
 					"remove spec.cidr in the links between both and offer services as MeshServices, "+
 						"or give one cluster another service network")
 			}

@@ -53,8 +53,8 @@ func Links(answers []Answer) (all []Link) {
 	return all
 }
 
-// links merges what the brokers of a cluster report: with served-links there are several, each with its links. Without a
-// report, the objects have the states that were written last.
+// links merges what the brokers of a cluster report: with served-links there are several, each with its links. Without
+// a report, the objects have the states that were written last.
 func (a *Answer) links() (all []Link) {
 	known := map[string]int{}
 	for i := range a.Brokers {
