@@ -217,9 +217,22 @@ func compareObjects(t *testing.T, what string, got, want map[string]content) {
 		a, _ := yaml.Marshal(o)
 		b, _ := yaml.Marshal(want[name])
 		if !bytes.Equal(a, b) {
-			t.Errorf("%s: %s of the chart is\n%s\nand that of kustomize\n%s", what, name, a, b)
+			t.Errorf("%s: %s: only the chart has %q, only kustomize %q", what, name, onlyIn(a, b), onlyIn(b, a))
 		}
 	}
+}
+
+// onlyIn returns the lines of a text that another one lacks.
+func onlyIn(text, other []byte) (lines []string) {
+	rest := strings.Split(string(other), "\n")
+	for _, line := range strings.Split(string(text), "\n") {
+		if i := slices.Index(rest, line); i >= 0 {
+			rest = slices.Delete(rest, i, i+1)
+		} else {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
 }
 
 // sortMounts sorts the lists of a workload whose order means nothing.
@@ -283,6 +296,7 @@ var wrongValues = map[string][]string{
 	"podMonitor.enabled=true":            {"podMonitor.enabled: true finds no metrics", "set metrics.expose to true"},
 	"networkPolicy.enabled=true":         {"networkPolicy.enabled: true does nothing in mode: node"},
 	"podDisruptionBudget.minAvailable=0": {"/podDisruptionBudget/minAvailable", "got 0, want 1"},
+	"prometheusRule.enabled=true,prometheusRule.except={NoSuch}": {"prometheusRule.except: NoSuch is no alert"},
 	"links=wireguard,certificate.source=gardener": {
 		"certificate.source: gardener is for TLS links", "set it to secret"},
 	"certificate.source=cert-manager,endpoint=a.example": {"certificate.issuerRef.name: cert-manager needs an issuer"},
@@ -328,6 +342,7 @@ func TestChartLint(t *testing.T) {
 // everything is what the kustomization cannot do.
 const everything = "mode=pod,crds=chart,certificate.source=cert-manager,certificate.issuerRef.name=ca,replicas=2," +
 	"podDisruptionBudget.enabled=true,podMonitor.enabled=true,podMonitor.interval=30s,podMonitor.labels.release=own," +
+	"prometheusRule.enabled=true,prometheusRule.labels.release=own,prometheusRule.except={KubelinkNoStandby}," +
 	"networkPolicy.enabled=true,networkPolicy.clusterDNS=true," +
 	"networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.a=b," +
 	"service.annotations.one=two,service.loadBalancerClass=own,service.externalTrafficPolicy=Cluster," +
@@ -353,6 +368,7 @@ var arrivals = map[string][]string{
 	"DaemonSet kubelink/kubelink-router":             {"--kubeconfig.apiserver-override=https://10.250.0.2:6443"},
 	"Certificate kubelink/kubelink-tls":              {"kubelink.kubelink1.example", "name: ca", "kind: ClusterIssuer"},
 	"PodDisruptionBudget kubelink/kubelink":          {"minAvailable: 1"},
+	"PrometheusRule kubelink/kubelink":               {"release: own", "alert: KubelinkLinkDown", "{{ $labels.link }}"},
 	"PodMonitor kubelink/kubelink":                   {"release: own", "interval: 30s", "port: metrics", "port: http"},
 	"NetworkPolicy kubelink/kubelink":                {"port: 8088", "cidr: 100.96.0.0/11", "a: b"},
 	"NetworkPolicy kube-system/kubelink-cluster-dns": {"cidr: 100.64.0.11/32", "k8s-app: kube-dns"},
@@ -375,6 +391,9 @@ func TestChartValuesArrive(t *testing.T) {
 		checkTexts(t, name, objects[name], []string{"helm.sh/resource-policy: keep"})
 	}
 	checkTexts(t, "hook", hooks["ClusterRole <nil>/kubelink-uninstall"], []string{"- kubelinks.kubelink.mandelsoft.org"})
+	if rules, _ := yaml.Marshal(objects["PrometheusRule kubelink/kubelink"]); bytes.Contains(rules, []byte("NoStandby")) {
+		t.Error("an alert is there that is to be left out")
+	}
 	if objects["ResourceQuota kubelink/kubelink"] != nil {
 		t.Error("there is a quota for another priority")
 	}

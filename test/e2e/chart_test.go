@@ -44,7 +44,7 @@ var chartOptions = []string{
 	"priorityClassName=,router.priorityClassName=,image.pullSecrets[0].name=registry,image.pullPolicy=Always",
 	"service.type=NodePort", "service.type=ClusterIP", "service.loadBalancerClass=example.com/own",
 	"service.loadBalancerSourceRanges={10.0.0.0/8},service.annotations.example\\.com/name=own,service.port=443",
-	"metrics.expose=true,podMonitor.enabled=true,podMonitor.interval=30s",
+	"prometheusRule.enabled=true", "metrics.expose=true,podMonitor.enabled=true,podMonitor.interval=30s",
 	"mode=pod,networkPolicy.enabled=true,networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.a=b",
 	"networkPolicy.clusterDNS=true", "mode=pod,networkPolicy.clusterDNS=true", "dns.allow={192.168.9.0/24}",
 	"properties.streams=4,properties.keep-network=true,files.more=text,resources.limits.memory=2Gi,nodeSelector.a=b," +
@@ -93,8 +93,8 @@ schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: t
 	if n := strings.Count(out, "(server dry run)"); n != len(objects) {
 		t.Errorf("%d of %d objects are taken:\n%s", n, len(objects), out)
 	}
-	for _, kind := range []string{"networkpolicy", "certificate.cert-manager", "podmonitor", "poddisruptionbudget",
-		"job"} {
+	for _, kind := range []string{"networkpolicy", "certificate.cert-manager", "podmonitor", "prometheusrule",
+		"poddisruptionbudget", "job"} {
 		if !strings.Contains(out, kind) {
 			t.Errorf("no %s was checked", kind)
 		}

@@ -37,7 +37,7 @@ func (w *world) checkChart(t *testing.T) {
 		t.Errorf("that is more than %s", longestInstall)
 	}
 	for _, b := range w.fleet.Brokers {
-		out := must(b.Helm(w.ctx, "test", "kubelink", "--namespace", fleet.Namespace, "--logs"))(t)
+		out := must(b.Helm(w.ctx, "test", "kubelink", "--namespace", fleet.Namespace))(t)
 		for _, want := range []string{"Phase:          Succeeded"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("helm test in %s: no %q in\n%s", b.Name, want, out)
