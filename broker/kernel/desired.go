@@ -154,11 +154,21 @@ func wantedObjects(c Config, s State, device link, pod int) objects {
 		wanted.addresses = append(wanted.addresses, address{device.Index, hostPrefix(a.Addr()), true})
 	}
 	for _, r := range s.Routes {
-		wanted.routes = append(wanted.routes, route{Table: c.Table, Destination: r.Destination, Source: r.Source,
-			Index: device.Index, Metric: defaultMetric(r.Destination), Protocol: Protocol})
+		o := route{Table: c.Table, Destination: r.Destination, Source: r.Source,
+			Index: device.Index, Metric: defaultMetric(r.Destination), Protocol: Protocol}
+		if r.Destination.Addr().Is4() {
+			o.Gateway, o.OnLink = anyPeer, true
+		}
+		wanted.routes = append(wanted.routes, o)
 	}
 	return wanted
 }
+
+// anyPeer is the gateway of routes to links, the IPv4 dummy address (RFC 7600). The device asks for no neighbour, so it
+// leads there as well as a route without gateway. But between two links, or for an address that the firewall refuses,
+// the kernel would send an ICMP redirect to a sender that it takes for a neighbour, and each one takes from the few ICMP
+// errors that it allows the sender (icmp_ratelimit): refusals and "fragmentation needed" would be lost.
+var anyPeer = netip.MustParseAddr("192.0.0.8")
 
 // wantedRules returns a rule to our table for each family that has routes.
 func wantedRules(c Config, s State) (rules []rule) {

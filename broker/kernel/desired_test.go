@@ -67,7 +67,7 @@ func TestWantedObjects(t *testing.T) {
 		"both families": {table, bothFamilies, link{3, 1420, false}, []string{
 			"kubelink mtu 1500 up=true forwards IPv4 forwards IPv6",
 			"192.168.0.11/32 dev kubelink noprefixroute=true",
-			"192.168.0.0/24 dev kubelink proto 107 src 192.168.0.11 table 77",
+			"192.168.0.0/24 via 192.0.0.8 dev kubelink proto 107 src 192.168.0.11 onlink table 77",
 			"fd00:99::1/128 dev kubelink noprefixroute=true",
 			"fd00:99::/64 dev kubelink proto 107 src fd00:99::1 metric 1024 table 77",
 		}, []rule{v4Rule, v6Rule}},

@@ -80,6 +80,9 @@ func newServiceBed(t *testing.T) *serviceBed {
 			`, there, v4, v6, here)+more)
 			settle(t, netip.MustParseAddr(v6))
 		})
+		if device == config.Device { // no TUN: it needs the neighbour that the routes name
+			run(t, fmt.Sprintf("ip neigh add %s lladdr %s dev %s", anyPeer, there, device))
+		}
 		return ns
 	}
 	const anywhere = `ip route add default via 169.254.1.1 dev eth0 onlink
@@ -397,6 +400,22 @@ func TestServiceSpread(t *testing.T) {
 			set(t, k, affine("p1", "p2", "p3"))
 		}
 	})
+}
+
+// The kernel sends a host six ICMP errors at once, then one a second, and takes its redirects from these. A cluster gets
+// refusals, and no redirect that makes it go without them. Routes of an earlier version are replaced.
+func TestServiceRefusesWithLimit(t *testing.T) {
+	enter(t)
+	bed := newServiceBed(t)
+	run(t, "sysctl -qw net.ipv4.icmp_ratelimit=1000\nip link set kubelink up\n"+
+		"ip route add 192.168.0.0/24 dev kubelink proto 107")
+	k, _ := open(t, config)
+	set(t, k, withServices(bedService(unix.AF_INET, 200)))
+	for range 3 {
+		if got, _ := bed.ask(bed.far, "udp", netip.AddrPortFrom(bedAddress(unix.AF_INET, 200), 53)); got != "refused" {
+			t.Errorf("a cluster asks a service without endpoints: %s", got)
+		}
+	}
 }
 
 // What has no endpoint is refused at once: a whole address, a port, or what is not mapped.

@@ -92,7 +92,7 @@ func TestNativeRule(t *testing.T) {
 					t.Fatalf("Set %d writes:\n%s", i, list(t))
 				}
 			}
-			if now := run(t, "ip route show proto 107"); !strings.Contains(now, "100.64.32.0/20 dev kubelink") {
+			if now := run(t, "ip route show proto 107"); !strings.Contains(now, "100.64.32.0/20 via 192.0.0.8 dev kubelink") {
 				t.Errorf("routes are gone:\n%s", now)
 			}
 			err := k.Clear()
@@ -168,7 +168,7 @@ func TestFamiliesAreIndependent(t *testing.T) {
 			if strings.Contains(err.Error(), "IPv4") {
 				t.Errorf("error %v is about IPv4", err)
 			}
-			if now := run(t, "ip route show proto 107"); !strings.Contains(now, "10.99.0.0/16 dev kubelink") {
+			if now := run(t, "ip route show proto 107"); !strings.Contains(now, "10.99.0.0/16 via 192.0.0.8 dev kubelink") {
 				t.Errorf("IPv4 is not set:\n%s", now)
 			}
 			wantErrors(t, "without IPv6 again", k.Set(oneMesh))
@@ -466,7 +466,7 @@ func TestNoAddrtype(t *testing.T) {
 		"No such file or directory); linked clusters may reach ports of this node; "+
 			"it needs the kernel module xt_addrtype (")
 	now := run(t, "iptables-save\nip route show proto 107")
-	for _, want := range []string{"-j KLINK-POSTROUTING", "-j KLINK-FORWARD", "-j KLINK-MSS", "100.64.32.0/20 dev"} {
+	for _, want := range []string{"-j KLINK-POSTROUTING", "-j KLINK-FORWARD", "-j KLINK-MSS", "100.64.32.0/20 via"} {
 		if !strings.Contains(now, want) {
 			t.Errorf("misses %q:\n%s", want, now)
 		}
@@ -542,7 +542,7 @@ func TestUnusedFamilyHangs(t *testing.T) {
 		t.Errorf("the first Set took %s", took)
 	}
 	routes, err := os.ReadFile(dir + "/routes")
-	if err != nil || !strings.Contains(string(routes), "100.64.32.0/20 dev kubelink") {
+	if err != nil || !strings.Contains(string(routes), "100.64.32.0/20 via 192.0.0.8 dev kubelink") {
 		t.Errorf("routes when ip6tables began: %v\n%s", err, routes)
 	}
 	if err := os.Remove(dir + "/pid"); err != nil {

@@ -96,6 +96,7 @@ func BenchmarkFirewallThroughput(b *testing.B) {
 	run(b, `ip link set pods up
 		ip addr add 169.254.1.1/32 dev pods
 		ip route add 100.64.0.1 dev pods
+		ip neigh add 192.0.0.8 lladdr 02:00:00:00:00:02 dev kubelink
 		sysctl -qw net.ipv4.ip_forward=1`)
 	within(pod, func() {
 		run(b, `ip link set eth0 up
@@ -103,7 +104,7 @@ func BenchmarkFirewallThroughput(b *testing.B) {
 			ip route add default via 169.254.1.1 dev eth0 onlink`)
 	})
 	within(far, func() {
-		run(b, `ip link set eth0 up
+		run(b, `ip link set eth0 address 02:00:00:00:00:02 up
 			ip addr add 172.16.1.1/32 dev eth0
 			ip route add default via 172.16.0.1 dev eth0 onlink`)
 	})

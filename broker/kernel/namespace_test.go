@@ -188,8 +188,8 @@ func TestNamespace(t *testing.T) {
 	for _, want := range []string{
 		"inet 192.168.0.11/32 scope global noprefixroute kubelink\n",
 		"inet6 fd00:99::1/128 scope global nodad noprefixroute",
-		"192.168.0.0/24 dev kubelink table 77 proto 107 scope link src 192.168.0.11",
-		"100.64.16.128/25 dev kubelink table 77 proto 107 scope link src 10.99.0.1",
+		"192.168.0.0/24 via 192.0.0.8 dev kubelink table 77 proto 107 src 192.168.0.11 onlink",
+		"100.64.16.128/25 via 192.0.0.8 dev kubelink table 77 proto 107 src 10.99.0.1 onlink",
 		"fd00:5::/48 dev kubelink table 77 proto 107 src fd00:99::1 metric 1024",
 		"32750:\tfrom all lookup 77 proto 107\n",
 		"-A FORWARD -s 10.66.0.0/16 -j DROP\n-A FORWARD -m comment --comment kubelink -j KLINK-FORWARD\n",
@@ -250,7 +250,7 @@ func TestNamespace(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "not kubelink's: 100.64.48.0/20 dev lo proto 107 table 254") {
 		t.Errorf("error %v", err)
 	}
-	if now := state(t); !strings.Contains(now, "100.64.64.0/20 dev kubelink proto 107") ||
+	if now := state(t); !strings.Contains(now, "100.64.64.0/20 via 192.0.0.8 dev kubelink proto 107") ||
 		!strings.Contains(now, "100.64.48.0/20 dev lo proto 107") {
 		t.Errorf("after a conflict\n%s", now)
 	}
@@ -344,7 +344,7 @@ func TestOldDevice(t *testing.T) {
 		killed, _ := open(t, c)
 		set(t, killed, twoMeshes)
 		if err := k.Set(oneMesh); c.Table == 0 && (err == nil ||
-			!strings.Contains(err.Error(), "not kubelink's: 192.168.0.0/24 dev old proto 107")) {
+			!strings.Contains(err.Error(), "not kubelink's: 192.168.0.0/24 via 192.0.0.8 dev old proto 107")) {
 			t.Errorf("with the old device open: error %v", err)
 		}
 		set(t, killed, twoMeshes)
@@ -375,7 +375,7 @@ func TestNoIptables(t *testing.T) {
 		t.Errorf("without iptables\n%s", now)
 	}
 	set(t, k, oneMesh)
-	if now := state(t); !strings.Contains(now, "100.64.32.0/20 dev kubelink proto 107") {
+	if now := state(t); !strings.Contains(now, "100.64.32.0/20 via 192.0.0.8 dev kubelink proto 107") {
 		t.Errorf("with iptables\n%s", now)
 	}
 }
@@ -490,6 +490,7 @@ func TestMSS(t *testing.T) {
 	// the packets that a linked cluster may send.
 	run(t, `ip link set kubelink address 02:00:00:00:00:01
 		ip neigh add fd00:5::7 lladdr 02:00:00:00:00:02 dev kubelink
+		ip neigh add 192.0.0.8 lladdr 02:00:00:00:00:02 dev kubelink
 		ip link set cali0 mtu 9000 up
 		ip addr add 169.254.1.1/32 dev cali0
 		ip addr add fd00:a::1/128 dev cali0 nodad
@@ -625,7 +626,7 @@ func TestNoTCPMSS(t *testing.T) {
 	if w.writes != 1 {
 		t.Errorf("%d writes, want the one that fails", w.writes)
 	}
-	if now := state(t); !strings.Contains(now, "100.64.32.0/20 dev kubelink proto 107") ||
+	if now := state(t); !strings.Contains(now, "100.64.32.0/20 via 192.0.0.8 dev kubelink proto 107") ||
 		!strings.Contains(now, "-j KLINK-FORWARD") || strings.Contains(now, "KLINK-MSS") {
 		t.Errorf("without TCPMSS\n%s", now)
 	}

@@ -72,6 +72,9 @@ func (s *system) findUplinks(own string) (names []string, err error) {
 	}
 	indexes := map[int]bool{}
 	for _, r := range routes {
+		if r.Protocol == kernel.Protocol { // a link
+			continue
+		}
 		if r.Gw != nil || r.Via != nil {
 			indexes[r.LinkIndex] = true
 		}

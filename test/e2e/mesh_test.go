@@ -287,8 +287,8 @@ func TestRouteTable(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if !strings.Contains(n, "30000:") || !strings.Contains(n, "100.64.0.0/20 dev kubelink table 177") ||
-			strings.Contains(n, "100.64.0.0/20 dev kubelink proto") {
+		if !strings.Contains(n, "30000:") || !strings.Contains(n, "100.64.0.0/20 via 192.0.0.8 dev kubelink table 177") ||
+			strings.Contains(n, "100.64.0.0/20 via 192.0.0.8 dev kubelink proto") {
 			return errors.New(n)
 		}
 		return nil
