@@ -29,12 +29,16 @@ const (
 	LinkIdle             = "LinkIdle"
 	PeerRefused          = "PeerRefused"
 	Note                 = "Note"
+	OverlappingNetworks  = "OverlappingNetworks"
 	CertificateUnusable  = "CertificateUnusable"
 	CertificateExpires   = "CertificateExpires"
 	MeshServiceInvalid   = "MeshServiceInvalid"
 	NamesNotReached      = "NamesNotReached"
 	NodeNotChecked       = "NodeNotChecked"
 )
+
+// notRouted is in the note of a link whose network this cluster has, too.
+const notRouted = "is not routed, as it overlaps"
 
 const (
 	// A certificate that is not renewed in time: so long before its end or, if it lives shortly, when a quarter of its
@@ -169,6 +173,11 @@ func (f *Facts) checkObjects(c *check) {
 			c.add(reason, Error, kubeLink(o.Name), message, remedy)
 		}
 		for _, note := range told.Notes {
+			if strings.Contains(note, notRouted) {
+				c.add(OverlappingNetworks, Warning, kubeLink(o.Name), note, "remove spec.cidr and offer services with "+
+					"MeshServices, or give one of the clusters another service network")
+				continue
+			}
 			message, remedy := splitRemedy(note, "see the field that the message names")
 			c.add(Note, Warning, kubeLink(o.Name), message, remedy)
 		}
@@ -250,9 +259,16 @@ type NameProbe func(ctx context.Context, domain string) error
 
 // The words with which remedies begin in the messages of the broker.
 var imperatives = []string{"add", "allow", "apply", "change", "check", "choose", "copy", "create", "delete", "end",
-	"give", "have", "insert", "keep", "let", "make", "name", "open", "put", "remove", "repair", "replace", "restart",
-	"run", "see", "set", "show", "use", "write", "did you mean", "they must be", "a gateway must", "meshes must",
-	"the mesh network must"}
+	"give", "have", "insert", "keep", "let", "load", "make", "name", "narrow", "open", "put", "remove", "repair",
+	"replace", "restart", "run", "see", "set", "show", "use", "write", "did you mean", "they must be", "a gateway must",
+	"meshes must", "the mesh network must"}
+
+// isRemedy tells whether a text begins with what to do.
+func isRemedy(text string) bool {
+	text = strings.ToLower(text)
+	return !strings.HasPrefix(text, "name look-up") &&
+		slices.ContainsFunc(imperatives, func(verb string) bool { return strings.HasPrefix(text, verb+" ") })
+}
 
 // splitRemedy cuts a message of the broker into what is wrong and what to do. By the rule of such messages the latter
 // comes last, after a colon or a semicolon. Without one, it is the other remedy.
@@ -262,9 +278,8 @@ func splitRemedy(message, other string) (text, remedy string) {
 		if c := message[at]; c != ':' && c != ';' || at+2 > len(message) || message[at+1] != ' ' {
 			continue
 		}
-		rest := strings.ToLower(message[at+2:])
-		if slices.ContainsFunc(imperatives, func(verb string) bool { return strings.HasPrefix(rest, verb+" ") }) {
-			return message[:at], message[at+2:]
+		if rest := message[at+2:]; isRemedy(rest) {
+			return message[:at], rest
 		}
 	}
 	return message, other
@@ -276,7 +291,7 @@ func remedyOfLoss(reason string) string {
 		texts  []string
 		remedy string
 	}{
-		{[]string{"no such host", "server misbehaving", "lookup"},
+		{[]string{"no such host", "name look-up failed"},
 			"correct the name in spec.endpoint, or make it known to the DNS that the gateway node uses"},
 		{[]string{"connection refused"},
 			"see that the peer's broker runs, and that the port in spec.endpoint is that of its service"},

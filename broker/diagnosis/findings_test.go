@@ -121,6 +121,9 @@ func TestFindings(t *testing.T) {
 			f.Told["there"] = Told{State: "Up", Notes: []string{"no DNS: x is reserved; use another name"}}
 		},
 			Note, "KubeLink there", "no DNS: x is reserved", "use another name", Warning},
+		"overlap": {func(f *Facts) {
+			f.Told["there"] = Told{State: "Up", Notes: []string{"spec.cidr 1.0.0.0/8 is not routed, as it overlaps with x: y"}}
+		}, OverlappingNetworks, "KubeLink there", "as it overlaps with x", "MeshServices", Warning},
 		"node": {func(f *Facts) {
 			f.Node.Findings = link.Findings{{Reason: "ForwardingOff", Text: "off", Remedy: "sysctl -w"}}
 		},
@@ -130,7 +133,7 @@ func TestFindings(t *testing.T) {
 		}, "ForeignRoute", "KubeLink there", "route", "ip route del", Error},
 		"node not checked": {func(f *Facts) { f.Node.Incomplete = errors.New("no nft") }, NodeNotChecked, "Node node1",
 			"no nft", "install the command", Warning},
-		"name": {down("dial x:80: lookup x: no such host"), LinkDown, "KubeLink there", "lookup x", "correct the name",
+		"name": {down("dial x:80: no such host"), LinkDown, "KubeLink there", "dial x", "correct the name",
 			Error},
 		"refused": {down("dial x:80: connection refused"), LinkDown, "KubeLink there", "refused", "the peer's broker runs",
 			Error},

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -27,25 +26,24 @@ type Finding struct {
 
 // The reasons of findings that brokers cannot have. The others are those of the packages diagnosis and nodecheck.
 const (
-	NoContext           = "NoContext"           // the kubeconfig has no such context
-	NoRights            = "NoRights"            // of the user of the command line
-	NotInstalled        = "NotInstalled"        // there is no pod
-	CRDsMissing         = "CRDsMissing"         // the API server knows no KubeLinks
-	PodNotRunning       = "PodNotRunning"       //
-	NoTUN               = "NoTUN"               // the node has no /dev/net/tun, or the pod may not use it
-	BrokerUnreachable   = "BrokerUnreachable"   // the pod runs, and does not answer
-	AccountMissing      = "AccountMissing"      // of reports
-	ReportRefused       = "ReportRefused"       //
-	TwoHolders          = "TwoHolders"          // of one Lease
-	NoActiveBroker      = "NoActiveBroker"      //
-	OneSidedLink        = "OneSidedLink"        //
-	DifferentModes      = "DifferentModes"      // at both ends of a link
-	WrongNetwork        = "WrongNetwork"        // cidr of a link is not that of the other cluster
-	WrongKey            = "WrongKey"            // publicKey of a link is not that of the other cluster
-	OverlappingNetworks = "OverlappingNetworks" // of two clusters
-	AddressTwice        = "AddressTwice"        // two clusters have one cluster address
-	NoExternalAddress   = "NoExternalAddress"   // of the service that peers connect to
-	RouterNotReady      = "RouterNotReady"      // on a node
+	NoContext         = "NoContext"         // the kubeconfig has no such context
+	NoRights          = "NoRights"          // of the user of the command line
+	NotInstalled      = "NotInstalled"      // there is no pod
+	CRDsMissing       = "CRDsMissing"       // the API server knows no KubeLinks
+	PodNotRunning     = "PodNotRunning"     //
+	NoTUN             = "NoTUN"             // the node has no /dev/net/tun, or the pod may not use it
+	BrokerUnreachable = "BrokerUnreachable" // the pod runs, and does not answer
+	AccountMissing    = "AccountMissing"    // of reports
+	ReportRefused     = "ReportRefused"     //
+	TwoHolders        = "TwoHolders"        // of one Lease
+	NoActiveBroker    = "NoActiveBroker"    //
+	OneSidedLink      = "OneSidedLink"      //
+	DifferentModes    = "DifferentModes"    // at both ends of a link
+	WrongNetwork      = "WrongNetwork"      // cidr of a link is not that of the other cluster
+	WrongKey          = "WrongKey"          // publicKey of a link is not that of the other cluster
+	AddressTwice      = "AddressTwice"      // two clusters have one cluster address
+	NoExternalAddress = "NoExternalAddress" // of the service that peers connect to
+	RouterNotReady    = "RouterNotReady"    // on a node
 )
 
 // Examine finds out what is wrong. Errors come first.
@@ -266,12 +264,6 @@ func (e *examination) compareEnds(a, b *end) {
 	}
 }
 
-func overlaps(a, b string) bool {
-	one, err := netip.ParsePrefix(a)
-	other, otherErr := netip.ParsePrefix(b)
-	return err == nil && otherErr == nil && one.Overlaps(other)
-}
-
 // checkLink compares a link with what the cluster at its other end says.
 func (e *examination) checkLink(l *Link) {
 	about := diagnosis.Object{Kind: "KubeLink", Name: l.Name}
@@ -285,7 +277,6 @@ func (e *examination) checkLink(l *Link) {
 	if other == nil {
 		return
 	}
-	e.checkOverlap(l, other)
 	r := other.answer.active()
 	if r != nil && l.Mode != "" && r.Mode != l.Mode && r.Mode != "none" && l.Mode != "none" {
 		e.add(l.Context, DifferentModes, diagnosis.Error, about,
@@ -299,23 +290,6 @@ func (e *examination) checkLink(l *Link) {
 			"set spec.cidr to the network of that cluster, or remove it")
 	}
 	e.checkKey(l, other)
-}
-
-// checkOverlap looks whether the services of both clusters have the same addresses. Links without spec.cidr lead to
-// MeshServices only, so that is no harm there.
-func (e *examination) checkOverlap(l *Link, other *end) {
-	from := slices.IndexFunc(e.answers, func(a Answer) bool { return a.Context == l.Context })
-	for _, own := range e.answers[from].ends() {
-		for _, n := range own.cluster.Services {
-			if l.CIDR != "" && own.sameMesh(l.ClusterAddress) && overlaps(n, l.CIDR) {
-				e.add(l.Context, OverlappingNetworks, diagnosis.Error, diagnosis.Object{Kind: "KubeLink", Name: l.Name},
-					fmt.Sprintf("spec.cidr %s of %s overlaps with the service network %s of this cluster",
-						l.CIDR, other.answer.Context, n),
-					"remove spec.cidr in the links between both and offer services as MeshServices, "+
-						"or give one cluster another service network")
-			}
-		}
-	}
 }
 
 // checkKey compares the key of a link in mode wireguard with that of the cluster.

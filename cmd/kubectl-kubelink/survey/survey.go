@@ -245,13 +245,27 @@ func (q *questions) readReport(ctx context.Context, pod string, port int32, toke
 		if json.Unmarshal(text, &refused.Refusal) == nil && refused.Refusal.Error != "" {
 			return nil, refused
 		}
-		return nil, err
+		return nil, unwrapProxyError(err)
 	}
 	r := &diagnosis.Report{}
 	if err := json.Unmarshal(text, r); err != nil {
 		return nil, fmt.Errorf("the report cannot be read: %w", err)
 	}
 	return r, nil
+}
+
+// unwrapProxyError is what the proxy of the API server says, in place of the general text of a client for its code.
+func unwrapProxyError(err error) error {
+	status, ok := errors.AsType[*apierrors.StatusError](err)
+	if !ok || status.ErrStatus.Details == nil {
+		return err
+	}
+	for _, c := range status.ErrStatus.Details.Causes {
+		if reason, ok := strings.CutPrefix(c.Message, "error trying to reach service: "); ok {
+			return errors.New(strings.TrimSpace(reason))
+		}
+	}
+	return err
 }
 
 // describePod says how a pod is, and where its reports are.
