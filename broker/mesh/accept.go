@@ -42,6 +42,9 @@ type Acceptance struct {
 // MaxContested is how many contested addresses of a link are told, which is the bound of the CRD.
 const MaxContested = 256
 
+// maxRefused bounds the refused offers of a link that are told to clients of its names.
+const maxRefused = 64
+
 // maxRivals bounds Rivals: no peer that changes its offers all the time has thousands of statuses written.
 const maxRivals = 16
 
@@ -139,6 +142,9 @@ func (s *offerSet) acceptAll(l *linkEntry, offers *Offers) {
 		}
 		refused++
 		s.accepted.Refused[why.reason]++
+		if len(l.dns.Refused) < maxRefused {
+			l.dns.Refused = append(l.dns.Refused, RefusedOffer{o.Namespace, o.Name, o.StandsFor, o.Address, why.text})
+		}
 		_, known := s.accepted.Rivals[o.Address]
 		if why.reason == OfferLocal && !known && len(s.accepted.Rivals) < maxRivals {
 			s.accepted.Rivals[o.Address] = l.Name

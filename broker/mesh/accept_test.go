@@ -107,6 +107,34 @@ func TestAcceptOffers(t *testing.T) {
 	}
 }
 
+// Clients that ask for the name of a refused offer are told why: of some of a peer's.
+func TestRefusedNames(t *testing.T) {
+	list := []Offer{offer("echo", "192.168.0.100")}
+	for range 100 {
+		list = append(list, offer("theirs", "192.168.0.200"))
+	}
+	s := Build(Objects{Links: threeClusters().list, Offers: offering("k3", list...),
+		Reserved: []Reserved{{Addr: ip("192.168.0.200"), Owner: "MeshService default/ours"}}}, cluster1())
+	for _, c := range s.Zones[0].Clusters {
+		switch {
+		case c.Link != "k3":
+			checkEqual(t, c.Name, c.Refused, nil)
+		case len(c.Refused) != maxRefused:
+			t.Errorf("%d refused offers are told", len(c.Refused))
+		default:
+			checkEqual(t, c.Name, c.Refused[0], RefusedOffer{Namespace: "default", Name: "theirs", Address: ip("192.168.0.200"),
+				Reason: "it belongs to MeshService default/ours of this cluster"})
+			if !slices.EqualFunc(c.Offers, list[:1], Offer.Equal) {
+				t.Errorf("accepted %v", c.Offers)
+			}
+			other := c
+			if other.Refused = nil; c.Equal(other) || !c.Equal(c) {
+				t.Error("zones with other refused offers are equal")
+			}
+		}
+	}
+}
+
 // An egress of the link itself may have the address: users of the former system typed it.
 func TestOfferInOwnEgress(t *testing.T) {
 	o := threeClusters()

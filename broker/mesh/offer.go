@@ -24,6 +24,13 @@ func (o Offer) Equal(p Offer) bool {
 		o.Whole == p.Whole && slices.Equal(o.Ports, p.Ports)
 }
 
+// RefusedOffer is an Offer that is not accepted.
+type RefusedOffer struct {
+	Namespace, Name, StandsFor string // as in an Offer
+	Address                    netip.Addr
+	Reason                     string // a clause; "it" is the address
+}
+
 // OfferPort is a port at the address of an Offer.
 type OfferPort struct {
 	Name     string // a DNS label; empty: none

@@ -135,13 +135,14 @@ type ClusterZone struct {
 	ClusterDomain string         // domain that the cluster itself uses, fully qualified
 	API           API            // instead of Upstream; zero: the names come from Upstream
 	Offers        []Offer        // accepted mesh services of the cluster; the local one's are its own; by namespace, name
+	Refused       []RefusedOffer // some of those that are not accepted, in the order of the peer
 }
 
 // Equal tells whether both are the same.
 func (c ClusterZone) Equal(d ClusterZone) bool {
 	return c.Name == d.Name && c.Link == d.Link && c.Upstream == d.Upstream && c.ClusterDomain == d.ClusterDomain &&
 		c.API == d.API && slices.Equal(c.Addresses, d.Addresses) && slices.Equal(c.Services, d.Services) &&
-		slices.EqualFunc(c.Offers, d.Offers, Offer.Equal)
+		slices.EqualFunc(c.Offers, d.Offers, Offer.Equal) && slices.Equal(c.Refused, d.Refused)
 }
 
 // API is how the API server of a cluster is reached.

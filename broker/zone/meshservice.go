@@ -36,6 +36,7 @@ type serviceNames struct {
 	zone    string // <label>.<cluster>.D
 	instead bool   // they stand for the cluster's Kubernetes services
 	offers  []mesh.Offer
+	refused []mesh.RefusedOffer
 	names   map[string]*serviceName // by fully qualified name, in lower case; with those between zone and services
 }
 
@@ -53,13 +54,13 @@ type servicePort struct {
 // addOffers adds the names of what a cluster offers, and of its addresses. A cluster without another source of names
 // has no others: so what it does not offer is denied.
 func (b *builder) addOffers(d *meshDomain, c *cluster, z *mesh.ClusterZone) {
-	if len(z.Offers) == 0 && !c.namesOffersOnly() {
+	if len(z.Offers)+len(z.Refused) == 0 && !c.namesOffersOnly() {
 		return
 	}
-	all := b.takeServiceNames(meshServiceLabel+c.name, false, z.Offers)
+	all := b.takeServiceNames(meshServiceLabel+c.name, false, z.Offers, z.Refused)
 	b.addNode(all.zone, &node{domain: d, cluster: c, services: all})
 	if c.link != "" && len(c.networks) == 0 {
-		s := b.takeServiceNames(serviceLabel+c.name, true, chooseOffers(z.Offers, c.addresses))
+		s := b.takeServiceNames(serviceLabel+c.name, true, chooseOffers(z.Offers, c.addresses), z.Refused)
 		b.addNode(s.zone, &node{domain: d, cluster: c, services: s})
 	}
 	pointers := map[netip.Addr][]string{}
@@ -96,14 +97,19 @@ func (s *serviceNames) decides(name string, c *cluster) bool {
 }
 
 // takeServiceNames takes the names from the table before, or makes them.
-func (b *builder) takeServiceNames(zone string, instead bool, offers []mesh.Offer) *serviceNames {
+func (b *builder) takeServiceNames(
+	zone string, instead bool, offers []mesh.Offer, refused []mesh.RefusedOffer,
+) *serviceNames {
 	if b.prev != nil {
 		before := b.prev.nodes[zone]
-		if before != nil && before.services != nil && slices.EqualFunc(before.services.offers, offers, mesh.Offer.Equal) {
+		if before != nil && before.services != nil && slices.EqualFunc(before.services.offers, offers, mesh.Offer.Equal) &&
+			slices.Equal(before.services.refused, refused) {
 			return before.services
 		}
 	}
-	s := &serviceNames{zone: zone, instead: instead, offers: offers, names: make(map[string]*serviceName, 4*len(offers))}
+	s := &serviceNames{
+		zone: zone, instead: instead, offers: offers, refused: refused, names: make(map[string]*serviceName, 4*len(offers)),
+	}
 	s.names[zone] = &serviceName{}
 	for i := range offers {
 		s.addOffer(&offers[i])
@@ -256,15 +262,40 @@ func (s *serviceNames) explainMissing(name string, c *cluster) string {
 	if len(labels) < 2 {
 		return "names of services are SERVICE.NAMESPACE." + s.zone
 	}
+	for i := 1; i < len(labels)-1; i++ {
+		name := strings.Join(labels[i:], ".") + "." + s.zone
+		if n := s.names[name]; n != nil && len(n.addresses) > 0 {
+			return "mesh services have no names of endpoints: ask for " + name
+		}
+	}
 	last := len(labels) - 1
 	what := labels[last] + "/" + strings.Join(labels[:last], ".")
 	if n := s.names[strings.Join(labels, ".")+"."+s.zone]; n != nil && len(n.addresses) > 0 {
 		return fmt.Sprintf("what %s offers as %s has no port with the name and protocol %s", c.displayName(), what,
 			strings.Join(port, "/"))
 	}
+	if r := s.findRefused(what); r != nil {
+		return fmt.Sprintf("the mesh service %s/%s at %s that %s offers is not accepted: %s", r.Namespace, r.Name, r.Address,
+			c.displayName(), r.Reason)
+	}
 	if s.instead {
 		return fmt.Sprintf("no service network of %s is routed here, and it offers no mesh service for %s",
 			c.displayName(), what)
 	}
 	return fmt.Sprintf("%s offers no mesh service %s", c.displayName(), what)
+}
+
+// findRefused finds the refused offer with the name, or that stands for the service of the name; nil: there is none.
+func (s *serviceNames) findRefused(what string) *mesh.RefusedOffer {
+	for i := range s.refused {
+		r := &s.refused[i]
+		name := r.Name
+		if s.instead {
+			name = r.StandsFor
+		}
+		if name != "" && strings.EqualFold(r.Namespace+"/"+name, what) {
+			return r
+		}
+	}
+	return nil
 }

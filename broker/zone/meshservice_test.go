@@ -3,6 +3,7 @@ package zone
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -76,6 +77,10 @@ func TestMeshServices(t *testing.T) {
 			" 5 IN A 192.168.0.102 " + web + " 5 IN AAAA fd00::102 /", ""},
 		{"db.default.svc.kubelink2.kubelink.", dns.TypeA, dns.RcodeNameError, "/ " + soa,
 			"no service network of link kubelink2 is routed here, and it offers no mesh service for default/db"},
+		{"web-0." + web, dns.TypeA, dns.RcodeNameError, "/ " + soa,
+			"mesh services have no names of endpoints: ask for " + web},
+		{"web-0.echo.default" + msvc, dns.TypeA, dns.RcodeNameError, "/ " + soa,
+			"mesh services have no names of endpoints: ask for echo.default" + msvc},
 
 		{"own.default.msvc.kubelink1.kubelink.", dns.TypeA, 0,
 			"own.default.msvc.kubelink1.kubelink. 5 IN A 192.168.0.101 / / /", ""},
@@ -111,7 +116,15 @@ func TestMeshServices(t *testing.T) {
 func TestNoMeshServices(t *testing.T) {
 	z := offering(netip.AddrPort{})
 	z[0].Clusters[2].Offers = nil
-	table := New(nil, z, up, options)
+	before := New(nil, z, up, options)
+	z = slices.Clone(z)
+	z[0].Clusters = slices.Clone(z[0].Clusters)
+	z[0].Clusters[2].Refused = []mesh.RefusedOffer{
+		{Namespace: "default", Name: "Refused", StandsFor: "other", Address: netip.MustParseAddr("192.168.0.99"),
+			Reason: "it is the address of KubeLink k3"}}
+	const refused = "the mesh service default/Refused at 192.168.0.99 that link kubelink2 offers is not accepted: " +
+		"it is the address of KubeLink k3"
+	table := New(before, z, up, options)
 	for _, c := range []struct {
 		name  string
 		rcode int
@@ -120,6 +133,9 @@ func TestNoMeshServices(t *testing.T) {
 		{web, dns.RcodeNameError,
 			"no service network of link kubelink2 is routed here, and it offers no mesh service for default/web"},
 		{"echo.default.msvc.kubelink2.kubelink.", dns.RcodeNameError, "link kubelink2 offers no mesh service default/echo"},
+		{"refused.default.msvc.kubelink2.kubelink.", dns.RcodeNameError, refused},
+		{"_http._tcp.refused.default.msvc.kubelink2.kubelink.", dns.RcodeNameError, refused},
+		{"other.default.svc.kubelink2.kubelink.", dns.RcodeNameError, refused},
 		{"svc.kubelink2.kubelink.", 0, ""},
 		{"kubelink2.kubelink.", 0, ""},
 	} {

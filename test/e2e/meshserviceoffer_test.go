@@ -187,6 +187,13 @@ func checkRivals(t *testing.T, ctx context.Context, provider *fleet.Broker, name
 	waitMeshService(t, limit, brokers[2], "rival", "Ok", "the cluster of link kubelink2 offers 192.168.0.150, too",
 		"choose another address here or there")
 	must(t, checkNoName(ctx, brokers[0], offeredName(brokers[2], "rival")))
+	within(t, limit, "the reason in DNS", func(ctx context.Context) error {
+		m, _, err := queryBroker(ctx, brokers[0], "udp", offeredName(brokers[2], "rival"), dns.TypeA)
+		if err == nil && !strings.Contains(extendedError(m), "that link kubelink3 offers is not accepted: link kubelink2") {
+			err = errors.New(m.String())
+		}
+		return err
+	})
 	must(t, checkAnswer(ctx, brokers[0], name, offeredAddress))
 }
 
