@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -145,6 +146,41 @@ func withoutDescriptions(value any) any {
 		return kept
 	}
 	return value
+}
+
+// kubectl explain has a text for each field of our own kinds.
+func TestFieldsExplained(t *testing.T) {
+	all, err := readDefinitions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, crd := range all {
+		versions, _, err := unstructured.NestedSlice(crd.Object, "spec", "versions")
+		if err != nil || len(versions) == 0 {
+			t.Fatalf("%s: %v", crd.GetName(), err)
+		}
+		for _, v := range versions {
+			spec, ok, err := unstructured.NestedMap(v.(map[string]any), "schema", "openAPIV3Schema", "properties", "spec")
+			if !ok || err != nil {
+				t.Fatalf("%s has no spec: %v", crd.GetName(), err)
+			}
+			checkExplained(t, crd.GetName()+" spec", spec)
+		}
+	}
+}
+
+func checkExplained(t *testing.T, path string, field map[string]any) {
+	t.Helper()
+	if text, _ := field["description"].(string); text == "" {
+		t.Errorf("%s has no description", path)
+	}
+	if items, ok := field["items"].(map[string]any); ok {
+		field = items
+	}
+	properties, _ := field["properties"].(map[string]any)
+	for name, p := range properties {
+		checkExplained(t, path+"."+name, p.(map[string]any))
+	}
 }
 
 // A newer CRD is never replaced, unless a user says so.

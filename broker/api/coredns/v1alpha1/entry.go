@@ -129,6 +129,7 @@ type Service struct {
 	// +kubebuilder:validation:MaxLength=62
 	// +kubebuilder:validation:XValidation:rule="self.matches('^_?[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?$')",message="spec.SRV.service must be the name of a service, such as ldap"
 	Service string `json:"service"`
+	// Records are the servers, a record each.
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=64
@@ -151,6 +152,7 @@ type SRVRecord struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=65535
 	Weight int32 `json:"weight,omitempty"`
+	// Port is the number of the port at the host, from 1 to 65535.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
 	Port int32 `json:"port"`

@@ -133,7 +133,8 @@ type KubeLinkSpec struct {
 	// Ingress lists the local destinations that this link may reach. An entry with a leading ! denies. Denials win, and
 	// a list of denials only allows the rest. The list of the LocalLink and that of the link must both let a packet pass,
 	// for a cluster behind a gatewayLink also that of the gateway. Default, if there is no list: the local service
-	// network. Of the gateway node itself, lists allow ping only.
+	// network, and the MeshServices of the mesh. A list has to name their addresses, too. Of the gateway node itself,
+	// lists allow ping, and ports of MeshServices at the cluster's own address, which are open unless it is denied.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256

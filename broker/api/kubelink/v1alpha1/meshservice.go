@@ -76,12 +76,16 @@ type Protocol string
 
 // MeshServicePort is a port at the mesh address.
 type MeshServicePort struct {
+	// Name is a name of the port, for portMappings and SRV records.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
 	Name string `json:"name,omitempty"`
+	// Protocol is TCP or UDP, in any case. Default: TCP.
 	// +optional
 	// +kubebuilder:default=TCP
 	Protocol Protocol `json:"protocol,omitempty"`
+	// Port is the number of the port at the mesh address, from 1 to 65535. Without portMappings it leads to the port of
+	// the same number: of the service, or of the endpoints where spec.service is not set.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
 	Port int32 `json:"port"`
@@ -95,6 +99,8 @@ type MeshServiceEndpoint struct {
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self)",message="spec.endpoints[].address must be an IP address"
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || !isIP(self) || ip(self).isGlobalUnicast()",message="spec.endpoints[].address cannot be a loopback, link-local, broadcast or multicast address"
 	Address string `json:"address,omitempty"`
+	// PortMappings say which ports of the mesh address lead to which ports. One without mapping leads to the port of the
+	// same number.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
@@ -103,6 +109,7 @@ type MeshServiceEndpoint struct {
 
 // MeshServicePortMapping maps a port of the mesh address to a port of the target.
 type MeshServicePortMapping struct {
+	// Protocol is that of the port: TCP or UDP, in any case. Default: TCP.
 	// +optional
 	// +kubebuilder:default=TCP
 	Protocol Protocol `json:"protocol,omitempty"`
