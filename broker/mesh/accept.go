@@ -164,15 +164,27 @@ func (s *offerSet) acceptAll(l *linkEntry, offers *Offers) {
 
 // noteRefused tells of a link how many offers are not accepted, with an example.
 func (s *offerSet) noteRefused(l *linkEntry, offers *Offers, refused int, first *refusedOffer) {
-	text := fmt.Sprintf("%d of %d mesh services that the peer offers are not accepted",
-		refused, len(offers.List)+offers.LeftOut)
-	if first != nil {
+	text := fmt.Sprintf("%d of %d mesh services that the peer offers %s not accepted",
+		refused, len(offers.List)+offers.LeftOut, areOf(refused))
+	switch {
+	case first == nil:
+	case refused == 1:
+		text += fmt.Sprintf(": %s: %s", first.offer.title(), first.text)
+	default:
 		text += fmt.Sprintf(", such as %s: %s", first.offer.title(), first.text)
 	}
-	if offers.LeftOut > 0 {
-		text += fmt.Sprintf("; %d are malformed or too many", offers.LeftOut)
+	if n := offers.LeftOut; n > 0 {
+		text += fmt.Sprintf("; %d %s malformed or too many", n, areOf(n))
 	}
 	s.links.reports.addNote(l.Name, "%s", text)
+}
+
+// areOf is the verb for a number of things.
+func areOf(n int) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
 }
 
 // noteRivals tells of a link that other ones offer its addresses, too.

@@ -45,7 +45,7 @@ func TestAcceptOffers(t *testing.T) {
 			offer("dns", "192.168.0.100", OfferPort{"", 17, 53})), "192.168.0.100/32", "", ""},
 		{"ports of the cluster's address", offering("k2", offer("echo", "192.168.0.12", webPort)), "", "", ""},
 		{"all of the cluster's address", offering("k2", offer("echo", "192.168.0.12")), "", OfferCluster,
-			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.12: it is the " +
+			"1 of 1 mesh services that the peer offers is not accepted: default/echo at 192.168.0.12: it is the " +
 				"address of the cluster itself, of which a service can have ports only"},
 		{"outside", offering("k2", offer("echo", "192.168.0.100"), offer("out", "192.168.1.100"), offer("pod", "100.96.0.1")),
 			"192.168.0.100/32", OfferOutside, "2 of 3 mesh services that the peer offers are not accepted, such as " +
@@ -54,29 +54,32 @@ func TestAcceptOffers(t *testing.T) {
 			"2 of 2 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.255: it is the " +
 				"network or broadcast address of 192.168.0.0/24"},
 		{"another mesh of ours", offering("k2", offer("echo", "10.7.0.9")), "", OfferOutside,
-			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 10.7.0.9: it does not lie " +
+			"1 of 1 mesh services that the peer offers is not accepted: default/echo at 10.7.0.9: it does not lie " +
 				"in the network 192.168.0.0/24 of the default mesh"},
 		{"another family", offering("k2", offer("echo", "fd00::1")), "", OfferOutside,
-			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at fd00::1: it does not lie " +
+			"1 of 1 mesh services that the peer offers is not accepted: default/echo at fd00::1: it does not lie " +
 				"in the network 192.168.0.0/24 of the default mesh"},
 		{"our address", offering("k2", offer("echo", "192.168.0.11", webPort)), "", OfferCluster,
-			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.11: " +
+			"1 of 1 mesh services that the peer offers is not accepted: default/echo at 192.168.0.11: " +
 				"it is the address of this cluster"},
 		{"the address of another cluster", offering("k2", offer("echo", "192.168.0.13", webPort)), "", OfferCluster,
-			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.13: " +
+			"1 of 1 mesh services that the peer offers is not accepted: default/echo at 192.168.0.13: " +
 				"it is the address of KubeLink k3"},
 		{"the address of a cluster whose link is broken", offering("k2", offer("echo", "192.168.0.99")), "", OfferCluster,
-			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.99: " +
+			"1 of 1 mesh services that the peer offers is not accepted: default/echo at 192.168.0.99: " +
 				"it is the address of KubeLink broken"},
 		{"egress of another link", offering("k2", offer("echo", "192.168.0.70")), "", OfferNetwork,
-			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.70: " +
+			"1 of 1 mesh services that the peer offers is not accepted: default/echo at 192.168.0.70: " +
 				"it lies in spec.egress 192.168.0.64/28 of link k3"},
 		{"our mesh service", offering("k2", offer("echo", "192.168.0.200")), "", OfferLocal,
-			"1 of 1 mesh services that the peer offers are not accepted, such as default/echo at 192.168.0.200: " +
+			"1 of 1 mesh services that the peer offers is not accepted: default/echo at 192.168.0.200: " +
 				"it belongs to MeshService default/ours of this cluster"},
 		{"malformed ones", map[string]*Offers{"k2": {List: []Offer{offer("echo", "192.168.0.100")}, LeftOut: 7}},
 			"192.168.0.100/32", OfferLeftOut,
 			"7 of 8 mesh services that the peer offers are not accepted; 7 are malformed or too many"},
+		{"a malformed one", map[string]*Offers{"k2": {List: []Offer{offer("echo", "192.168.0.100")}, LeftOut: 1}},
+			"192.168.0.100/32", OfferLeftOut,
+			"1 of 2 mesh services that the peer offers is not accepted; 1 is malformed or too many"},
 		{"of a link that there is not", offering("nope", offer("echo", "192.168.0.100")), "", "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -209,7 +212,7 @@ func TestOffersOfOneAddress(t *testing.T) {
 	checkEqual(t, "owner", s.Offers.Links, map[string][]Offer{
 		"k4": {offer("b-of-k4", "192.168.0.100")}, "k2": {offer("a-of-k2", "192.168.0.101")},
 	})
-	checkEqual(t, "note of a loser", s.Notes["k2"], "1 of 2 mesh services that the peer offers are not accepted, such as "+
+	checkEqual(t, "note of a loser", s.Notes["k2"], "1 of 2 mesh services that the peer offers is not accepted: "+
 		"default/b-of-k2 at 192.168.0.100: link k4 has it already; other links offer 2 of its mesh addresses as well, such "+
 		"as link k3 with default/a-of-k3 at 192.168.0.101: these offers are not accepted")
 }

@@ -180,8 +180,8 @@ func checkRivals(t *testing.T, ctx context.Context, provider *fleet.Broker, name
 	// Another cluster that offers the address later does not get it, and both links tell it.
 	applyMeshServices(t, ctx, brokers[2],
 		[2]string{"rival", fmt.Sprintf(`"service":"server","meshAddress":"%s"`, offeredAddress)})
-	must(t, brokers[0].WaitState(ctx, brokers[2].Name, v1alpha1.StateUp, "1 of 1 mesh services that the peer offers are "+
-		"not accepted, such as default/rival at 192.168.0.150: link kubelink2"))
+	must(t, brokers[0].WaitState(ctx, brokers[2].Name, v1alpha1.StateUp, "1 of 1 mesh services that the peer offers is "+
+		"not accepted: default/rival at 192.168.0.150: link kubelink2"))
 	must(t, brokers[0].WaitState(ctx, brokers[1].Name, v1alpha1.StateUp,
 		"other links offer 1 of its mesh addresses as well"))
 	waitMeshService(t, limit, brokers[2], "rival", "Ok", "the cluster of link kubelink2 offers 192.168.0.150, too",
