@@ -83,7 +83,7 @@ func (s *Services) Read(ctx context.Context, w *Watch) (known bool) {
 		return s.from.watch == w || time.Since(w.born) > patience
 	}
 	same := s.from.watch == w && s.from.version == version
-	if same && !s.again || !same && s.postpone(w) {
+	if same && !s.again && (s.complete || !ready) || !same && s.postpone(w) {
 		return true
 	}
 	s.problem = failure

@@ -223,6 +223,26 @@ func TestFirstMeshService(t *testing.T) {
 	readUntil(t, s, w, woken, "m 192.168.0.100>[100.96.0.2]")
 }
 
+// Where there is no MeshService, the broker says nothing more of a CRD that was missing for a while.
+func TestNoMeshService(t *testing.T) {
+	api := newPlayedAPI()
+	api.missing["meshservices"] = true
+	w, woken := startWatch(t, api)
+	s := &Services{}
+	await(t, woken)
+	s.Read(t.Context(), w)
+	s.Build(t.Context(), surroundings())
+	if err := s.Problem(); err == nil || !strings.Contains(err.Error(), "MeshService: refused") {
+		t.Errorf("problem: %v", err)
+	}
+	api.set("meshservices", api.missing, false)
+	for s.Problem() != nil { // a wake that does not come ends the test
+		await(t, woken)
+		s.Read(t.Context(), w)
+		s.Build(t.Context(), surroundings())
+	}
+}
+
 // What was known stays while a new watch knows nothing, and nothing is known before the first one does.
 func TestServicesStay(t *testing.T) {
 	api := newPlayedAPI()
