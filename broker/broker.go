@@ -16,6 +16,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/announce"
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/diagnosis"
+	"github.com/mandelsoft/kubelink/broker/eventlog"
 	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/lease"
@@ -48,7 +49,7 @@ func New(cfg Config) (*Broker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	log := slog.Default().With("plugin", "kubelink")
+	log := eventlog.New("kubelink")
 	waker := &waker{}
 	apis := apizone.New(log, waker.wake)
 	names := newPublisher(zone.NewReplyCache(), apis)
@@ -67,6 +68,10 @@ func New(cfg Config) (*Broker, error) {
 func (b *Broker) Start() error {
 	b.lifecycle.Lock()
 	defer b.lifecycle.Unlock()
+	eventlog.Configure(b.cfg.LogLevel, b.cfg.LogFormat)
+	id := b.identity.Load()
+	b.log.Info("kubelink starts", "version", id.Version, "CoreDNS", id.CoreDNSVersion, "mode", id.Mode,
+		"device", id.Device, "node", id.Node, "namespace", id.Namespace)
 	api, err := b.cfg.restConfig()
 	if err != nil {
 		return err
@@ -97,8 +102,9 @@ func (b *Broker) Update(cfg Config) error {
 	if reflect.DeepEqual(cfg, old) && !lost {
 		return nil
 	}
-	same := old
-	if same.Domains = cfg.Domains; reflect.DeepEqual(cfg, same) && !lost { // other server blocks are no other stanza
+	eventlog.Configure(cfg.LogLevel, cfg.LogFormat)
+	same := old // other server blocks are no other stanza, and another log restarts nothing
+	if same.Domains, same.LogConfig = cfg.Domains, cfg.LogConfig; reflect.DeepEqual(cfg, same) && !lost {
 		b.setConfig(cfg)
 		b.r.waker.wake()
 		return nil
@@ -209,6 +215,7 @@ func (b *Broker) Stop() {
 		m.Close()
 	}
 	b.names.close()
+	eventlog.Flush()
 }
 
 func (b *Broker) releaseLease() {

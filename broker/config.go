@@ -5,6 +5,7 @@ package broker
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/announce"
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/eventlog"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
@@ -44,6 +46,13 @@ type Config struct {
 	CertificateConfig
 	NamesConfig
 	LeaseConfig
+	LogConfig
+}
+
+// LogConfig says what the process logs, and how.
+type LogConfig struct {
+	LogLevel  slog.Level      // the lowest one
+	LogFormat eventlog.Format // empty: text
 }
 
 // APIConfig says how the broker uses the API server of its cluster.

@@ -40,6 +40,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/apizone"
 	"github.com/mandelsoft/kubelink/broker/crds"
 	"github.com/mandelsoft/kubelink/broker/deadline"
+	"github.com/mandelsoft/kubelink/broker/eventlog"
 	"github.com/mandelsoft/kubelink/broker/globalnames"
 	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kubeapi"
@@ -58,7 +59,7 @@ func init() {
 			panic(err)
 		}
 	}
-	kubeapi.SetLibraryLog(slog.Default().With("plugin", "kubelink").Handler())
+	kubeapi.SetLibraryLog(eventlog.New("kubelink").Handler())
 }
 
 // controllers are the controllers of one configuration. They run until end.

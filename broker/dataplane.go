@@ -102,6 +102,7 @@ func openGateway(
 	if err != nil {
 		return nil, err
 	}
+	logLeft(k.FindLeft(), c, log)
 	d, err := openDataplane(c, events, log)
 	if err != nil {
 		return nil, err
@@ -128,6 +129,16 @@ func openGateway(
 		log.Warn("nothing checks whether packets pass on this node", "error", err)
 	}
 	return g, nil
+}
+
+// logLeft logs what an earlier process has left, which this one adopts.
+func logLeft(left kernel.Left, c *Config, log *slog.Logger) {
+	if left == (kernel.Left{}) {
+		log.Info("no earlier process has left anything to adopt", "device", c.Interface)
+		return
+	}
+	log.Info("adopting what an earlier process has left", "device", c.Interface, "exists", left.Device,
+		"addresses", left.Addresses, "routes", left.Routes, "rules", left.Rules)
 }
 
 func openDataplane(c *Config, events dataplaneEvents, log *slog.Logger) (dataplane, error) {

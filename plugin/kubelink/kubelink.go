@@ -5,8 +5,8 @@
 // and lifecycle.go starts, updates and stops the broker as Corefiles come and go.
 package kubelink
 
-import clog "github.com/coredns/coredns/plugin/pkg/log"
+import "github.com/mandelsoft/kubelink/broker/eventlog"
 
 const pluginName = "kubelink"
 
-var log = clog.NewWithPlugin(pluginName)
+var log = eventlog.New(pluginName)

@@ -16,6 +16,7 @@ package kubelink
 import (
 	"errors"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -148,7 +149,7 @@ func (l *brokerLifecycle) isReady() bool {
 	err := l.checkReady()
 	if l.unready.Set(err) {
 		if err != nil {
-			log.Warningf("Not ready: %v", err)
+			log.Warn("Not ready: " + strings.ReplaceAll(err.Error(), "\n", "; "))
 		} else {
 			log.Info("Ready")
 		}

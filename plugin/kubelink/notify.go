@@ -71,7 +71,7 @@ func notifyChanges(stop <-chan struct{}, send func(zone string) error, notified,
 			defer func() { <-slots }()
 			if err := send(name); err != nil {
 				// The transfer plugin may have only some of the zones, and a secondary has its refresh timer.
-				log.Debug(err)
+				log.Debug("cannot notify secondaries", "zone", name, "error", err)
 			}
 		}()
 	}

@@ -99,10 +99,18 @@ func (p *parser) isGiven(prop string) bool {
 // dropProperty takes a property for not given, and warns that it has no effect.
 func (p *parser) dropProperty(prop, why string) {
 	if l, given := p.lines[prop]; given {
-		log.Warningf("%s:%d: %s has no effect and can be removed: %s", l.file, l.no, prop, why)
+		warnNoEffect(l, prop, why)
 		delete(p.lines, prop)
 	}
 }
+
+// warnNoEffect warns that a property has no effect.
+func warnNoEffect(at line, prop, why string) {
+	log.Warn(prop+" has no effect and can be removed: "+why, "place", at.String())
+}
+
+// String is the place as errors name it.
+func (l line) String() string { return fmt.Sprintf("%s:%d", l.file, l.no) }
 
 // errorAt is an error in the form of caddy's errors, at the place of a property.
 func (p *parser) errorAt(prop, format string, args ...any) error {

@@ -1,6 +1,7 @@
 package kubelink
 
 import (
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/mandelsoft/kubelink/broker"
+	"github.com/mandelsoft/kubelink/broker/eventlog"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 )
@@ -167,6 +169,9 @@ func TestProperties(t *testing.T) {
 			c.Mode, c.ConfigureDNS, c.Propagation, c.OwnDNS = mesh.None, true, mesh.PropagateDNS, addr("100.64.0.12")
 		}},
 		{"coredns-deployment kubelink-coredns\ncoredns-secret dns", func(*broker.Config) {}},
+		{"log-level debug\nlog-format json", func(c *broker.Config) {
+			c.LogLevel, c.LogFormat = slog.LevelDebug, eventlog.JSON
+		}},
 		{"force-crd-update", func(c *broker.Config) { c.ForceCRDs = true }},
 		{"disable-deploy-crds\nkeep-network", func(c *broker.Config) { c.DeployCRDs, c.KeepNetwork = false, true }},
 	} {
@@ -349,6 +354,8 @@ func TestRefused(t *testing.T) {
 			`:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
 		{"dns-propagation dns\ncoredns-configure\nservice-cidr 100.64.0.0/30",
 			`:3 - Error during parsing: coredns-configure needs coredns-service-ip, or service-cidr`},
+		{"log-level loud", `:2 - Error during parsing: log-level loud: not one of debug, info, warn, error`},
+		{"log-format xml", `:2 - Error during parsing: log-format xml: not one of json, text`},
 		{"mode wireguard", `:2 - Error during parsing: mode wireguard needs secret: the name of the secret with the private`},
 		{"mode wireguard\nsecret wg\nsecret-manage-mode cert",
 			`:4 - Error during parsing: secret-manage-mode cert in mode wireguard: a certificate service makes no`},

@@ -18,6 +18,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker"
 	"github.com/mandelsoft/kubelink/broker/bridge"
+	"github.com/mandelsoft/kubelink/broker/eventlog"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -61,7 +62,7 @@ func noValue(set func(cfg *broker.Config)) property {
 // noEffect is a property of the legacy broker that has lost its meaning.
 func noEffect(prop, why string) property {
 	return property{maxValues: 1, set: func(p *parser, _ []string) error {
-		log.Warningf("%s:%d: %s has no effect and can be removed: %s", p.c.File(), p.c.Line(), prop, why)
+		warnNoEffect(line{p.c.File(), p.c.Line()}, prop, why)
 		return nil
 	}}
 }
@@ -211,6 +212,11 @@ var properties = map[string]property{
 		return setDuration(&p.config.LeaseRetryPeriod, v, 50*time.Millisecond, lease.MaxDuration)
 	}),
 	"omit-lease": noValue(func(*broker.Config) {}), // checkLease switches it off
+
+	"log-level": oneValue(setLogLevel),
+	"log-format": oneValue(func(p *parser, v string) error {
+		return setChoice(&p.config.LogFormat, v, eventlog.JSON, eventlog.Text)
+	}),
 
 	"force-crd-update":    noValue(func(cfg *broker.Config) { cfg.ForceCRDs = true }),
 	"disable-deploy-crds": noValue(func(cfg *broker.Config) { cfg.DeployCRDs = false }),

@@ -81,7 +81,7 @@ func corefileStanza(c *caddy.Controller) *stanza {
 			return plugin.Error(pluginName, err)
 		}
 		if text := s.config.MissingServerBlock(s.config.MeshDomain); text != "" && len(s.config.Addresses) > 0 {
-			log.Warningf("%s: %s", s.place, text)
+			log.Warn(text, "place", s.place)
 		}
 		return nil
 	})

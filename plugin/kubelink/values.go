@@ -122,3 +122,13 @@ func setChoice[T ~string](to *T, v string, values ...T) error {
 	*to = T(v)
 	return nil
 }
+
+// setLogLevel sets the lowest level of lines that are logged.
+func setLogLevel(p *parser, v string) error {
+	var level string
+	err := setChoice(&level, v, "debug", "info", "warn", "error")
+	if err == nil {
+		err = p.config.LogLevel.UnmarshalText([]byte(level))
+	}
+	return err
+}

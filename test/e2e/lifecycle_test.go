@@ -286,6 +286,8 @@ func TestBrokerKilledAndRestarted(t *testing.T) {
 		return err
 	})
 	t.Logf("links up %s after it was ready", up)
+	must(t, b.Process.WaitLog(ctx, `kubelink starts version=\S+ .*mode=`+string(f.Mode)+` device=kubelink`))
+	must(t, b.Process.WaitLog(ctx, `adopting what an earlier process has left .*exists=true addresses=[1-9]\d* routes=[1-9]`))
 	after, err := kernelState(ctx, b)
 	must(t, err)
 	if after != before {
@@ -454,6 +456,11 @@ func TestReload(t *testing.T) {
 	must(t, b.Process.Kill(syscall.SIGUSR1))
 	must(t, b.Process.WaitLog(ctx, `dns-propagation.*sometimes`))
 	must(t, checkAnswer(ctx, b, serverName(1), servers[1].service))
+
+	must(t, b.SetCorefile(strings.Replace(text, "dns-propagation dns",
+		"dns-propagation dns\n            log-format json", 1)))
+	must(t, b.Reload(ctx))
+	must(t, b.Process.WaitLog(ctx, `"level":"INFO","msg":"Reloading complete"`))
 
 	must(t, b.SetCorefile(text))
 	must(t, b.Reload(ctx))
