@@ -104,19 +104,30 @@ func (h *handler) with(cause string, more func(slog.Handler) slog.Handler) *hand
 	return &handler{scope: append(h.scope[:len(h.scope):len(h.scope)], more), cause: cause}
 }
 
-// causeOf is what a line is about: its message and attributes, without those that differ from one time to the next.
+// causeOf is what a line is about: its message and attributes, without those that differ from one time to the next. Why
+// a link is down is one of them; else a reason is a word.
 func (h *handler) causeOf(r slog.Record) string {
-	cause := r.Level.String() + " " + r.Message + h.cause
+	cause, reason, ofLink := r.Level.String()+" "+r.Message+h.cause, "", false
 	r.Attrs(func(a slog.Attr) bool {
+		switch a.Key {
+		case "reason":
+			reason = " " + a.Value.String()
+			return true
+		case "link":
+			ofLink = true
+		}
 		cause += causePart(a)
 		return true
 	})
+	if !ofLink {
+		cause += reason
+	}
 	return cause
 }
 
 func causePart(a slog.Attr) string {
 	switch a.Key {
-	case "reason", "error", "remote", "delay":
+	case "error", "remote", "delay":
 		return ""
 	}
 	return " " + a.Key + "=" + a.Value.String()

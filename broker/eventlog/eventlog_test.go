@@ -175,6 +175,12 @@ func TestFlappingPeer(t *testing.T) {
 		if !strings.Contains(last, "attempt 99") || !strings.Contains(last, "omitted=") {
 			t.Error(last)
 		}
+		time.Sleep(2 * Interval)
+		l.Warn("connection refused", "reason", "name", "error", "a")
+		l.Warn("connection refused", "reason", "certificate", "error", "b")
+		if lines := o.take(); len(lines) != 2 {
+			t.Errorf("different reasons: %q", lines)
+		}
 		l.Info("rare")
 		l.Info("rare")
 		Flush()
