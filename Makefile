@@ -57,7 +57,7 @@ test: system build controlplane $(if $(ROOT),image) ## everything, under the rac
 
 matrix: system build controlplane image ## as root: all tests in both modes of links, and all combinations on real nodes
 	for mode in bridge wireguard; do KUBELINK_MODE=$$mode go test -timeout 60m ./test/e2e || exit 1; done
-	KUBELINK_MATRIX=all go test -timeout 40m -run TestMatrix -v ./test/realnodes
+	KUBELINK_MATRIX=all go test -timeout 40m -run 'TestMatrix|TestRealNodes' -v ./test/realnodes
 
 bench: system build controlplane ## measure
 	go test -run '^$$' -bench . -benchmem ./broker/...

@@ -1,4 +1,4 @@
-// Package deploy embeds the manifests: those that the broker applies by itself, and those that the command line installs.
+// Package deploy embeds manifests: those that the broker applies by itself, and those that the command line installs.
 package deploy
 
 import "embed"

@@ -38,9 +38,9 @@ func newConnectCommand(cluster *genericclioptions.ConfigFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "connect CONTEXT1 CONTEXT2",
 		Short: "Link two clusters, and install kubelink where it is missing",
-		Long: `connect links two clusters, which are contexts of the kubeconfig. It installs kubelink where it is missing, gives both
-a common CA, makes the LocalLinks and the links, lets the clusters' DNS find the names of the mesh, and waits until both
-links are Up. What is there already stays: the command can be run again, also to link a third cluster to one of them.
+		Long: `connect links two clusters, which are contexts of the kubeconfig. It installs kubelink where it is missing,
+gives both a common CA, makes the LocalLinks and the links, lets the clusters' DNS find the names of the mesh, and waits
+until both links are Up. What is there already stays: the command can be run again, also to link a third cluster to one of them.
 Objects that it makes have the label app.kubernetes.io/managed-by: kubectl-kubelink.
 
 The service networks of the clusters must not overlap. Where they do, --mesh-services links them without routes to
@@ -59,7 +59,8 @@ service networks: each cluster offers single services with MeshServices.`,
 	}
 	o.addCommonFlags(c)
 	f := c.Flags()
-	f.StringVarP(&o.output, "output", "o", "", "with --dry-run: yaml, all objects that would be applied, without secrets")
+	f.StringVarP(&o.output, "output", "o", "",
+		"with --dry-run: yaml, all objects that would be applied, without secrets")
 	completeOutput(c, "yaml")
 	f.StringVar(&o.Image, "image", "", "image of kubelink (default: that of an installation, else "+
 		defaultImage("kubelink:VERSION of this program")+")")
@@ -83,8 +84,8 @@ func newDisconnectCommand(cluster *genericclioptions.ConfigFlags) *cobra.Command
 	c := &cobra.Command{
 		Use:   "disconnect CONTEXT1 CONTEXT2",
 		Short: "Remove the links between two clusters, and what connect has installed",
-		Long: `disconnect removes the links between two clusters. A cluster that has no other link then loses all that connect has
-made there: LocalLink, broker, router, rights, CA, namespace, what it has added to the cluster's DNS, and the
+		Long: `disconnect removes the links between two clusters. A cluster that has no other link then loses all that connect
+has made there: LocalLink, broker, router, rights, CA, namespace, what it has added to the cluster's DNS, and the
 CustomResourceDefinitions, unless there are objects of these kinds. What others have made stays.`,
 		Example:           `  kubectl kubelink disconnect c1 c2`,
 		Args:              twoContexts,
@@ -152,7 +153,8 @@ func (o *connectOptions) complete() (err error) {
 				return fmt.Errorf("--%s %s=%s: want a network such as 10.250.0.0/16", flag, context, text)
 			}
 			n := o.Networks[context]
-			*map[string]*netip.Prefix{"service-cidr": &n.Services, "pod-cidr": &n.Pods, "node-cidr": &n.Nodes}[flag] = p.Masked()
+			to := map[string]*netip.Prefix{"service-cidr": &n.Services, "pod-cidr": &n.Pods, "node-cidr": &n.Nodes}[flag]
+			*to = p.Masked()
 			o.Networks[context] = n
 		}
 	}
@@ -173,7 +175,8 @@ func (o *connectOptions) run(
 	defer cancel()
 	o.UpTimeout = o.timeout
 	if *o.cluster.Namespace != install.Namespace {
-		return usageError{fmt.Errorf("--namespace %s: this command installs into %s only", *o.cluster.Namespace, install.Namespace)}
+		return usageError{fmt.Errorf("--namespace %s: this command installs into %s only", *o.cluster.Namespace,
+			install.Namespace)}
 	}
 	for _, given := range []map[string]string{o.Names, o.Endpoints, o.serviceCIDRs, o.podCIDRs, o.nodeCIDRs} {
 		for name := range given {
@@ -194,7 +197,7 @@ func (o *connectOptions) run(
 	log := connect.NewLog(c.ErrOrStderr())
 	if o.output == "yaml" {
 		o.Show = func(cluster *connect.Cluster, object *unstructured.Unstructured) {
-			log.Do(func() {
+			log.PrintAlone(func() {
 				fmt.Fprintf(c.OutOrStdout(), "---\n# %s\n", cluster.Name)
 				_ = printValue(c.OutOrStdout(), "yaml", object.Object)
 			})

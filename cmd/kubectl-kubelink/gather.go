@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/gather"
+	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/survey"
 )
 
 const logLines = 10000 // of each container
@@ -24,10 +26,10 @@ func newGatherCommand(cluster *genericclioptions.ConfigFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "gather [CONTEXT...]",
 		Short: "Write an archive for a bug report, without secrets",
-		Long: `gather writes an archive (tar, gzip) with a folder for each context, or for the current one: the objects of kubelink,
-what is in its namespace, logs, and the configuration of the cluster's DNS. Values of secrets are cut out of all files,
-wherever they are, and so are texts that look like keys, tokens and passwords. Names and addresses stay: look at it before
-you publish it. What cannot be read is in the file errors.txt.`,
+		Long: `gather writes an archive (tar, gzip) with a folder for each context, or for the current one: the objects of
+kubelink, what is in its namespace, logs, what brokers say (status), and the configuration of the cluster's DNS. Values
+of secrets are cut out of all files, wherever they are, and so are texts that look like keys, tokens and passwords.
+Names and addresses stay: look at it before you publish it. What cannot be read is in the file errors.txt.`,
 		Example: `  kubectl kubelink gather c1 c2
   kubectl kubelink gather -o report.tar.gz`,
 		ValidArgsFunction: completeContexts(cluster),
@@ -85,7 +87,12 @@ func gatherClusters(cluster *genericclioptions.ConfigFlags, contexts []string) (
 				lines := int64(logLines)
 				return pods.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{
 					Container: container, Previous: previous, TailLines: &lines, Timestamps: true}).DoRaw(ctx)
-			}})
+			},
+			Extra: map[string]func(context.Context) ([]byte, error){"status.json": func(ctx context.Context) ([]byte, error) {
+				target := survey.Target{Context: name, Namespace: *cluster.Namespace, API: config}
+				return json.MarshalIndent(look(ctx, []survey.Target{target}), "", "  ")
+			}},
+		})
 	}
 	return all, nil
 }

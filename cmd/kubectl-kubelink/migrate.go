@@ -27,8 +27,8 @@ func newMigrateCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "migrate {-f FILE | -- FLAGS...}",
 		Short: "Turn what a former kubelink was started with into a Corefile and objects",
-		Long: `migrate reads the Deployment and the DaemonSet of a former kubelink, or its flags, and prints the Corefile for a broker
-that serves the same links. With -o yaml it prints all objects to apply: the same Corefile, the rights that its
+		Long: `migrate reads the Deployment and the DaemonSet of a former kubelink, or its flags, and prints the Corefile for
+a broker that serves the same links. With -o yaml it prints all objects to apply: the same Corefile, the rights that its
 properties need, Deployment, services, and the DaemonSet of the router. What is different, it says as comments.
 
 It changes nothing. KubeLinks and other objects of the former kubelink go on as they are.`,

@@ -30,7 +30,8 @@ spec:
   template:
     spec:
       hostNetwork: true
-      containers: [{name: kubelink, image: kubelink, args: [--controllers=broker, --secret=tls, --node-cidr=10.250.0.0/16]}]
+      containers:
+        - {name: kubelink, image: kubelink, args: [--controllers=broker, --secret=tls, --node-cidr=10.250.0.0/16]}
 `
 
 func TestMigrate(t *testing.T) {
@@ -60,7 +61,10 @@ func TestMigrate(t *testing.T) {
 		if c.fails == "" && (err != nil || !strings.Contains(out, c.want)) {
 			t.Errorf("%s: %v\n%s", c.args, err, out)
 		}
-		if c.fails != "" && (err == nil || !strings.Contains(err.Error(), c.fails) || (exitCode(err) == exitUsage) != c.usage) {
+		if c.fails == "" {
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), c.fails) || (exitCode(err) == exitUsage) != c.usage {
 			t.Errorf("%s: %v", c.args, err)
 		}
 	}

@@ -119,7 +119,8 @@ func (v *versions) print(out io.Writer, format string) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "CONTEXT\tBROKER\tROUTER\tCRDS\tERROR")
 	for _, c := range v.Clusters {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.Context, cmp.Or(c.Broker, "-"), cmp.Or(c.Router, "-"), cmp.Or(c.CRDs, "-"), c.Error)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.Context, cmp.Or(c.Broker, "-"), cmp.Or(c.Router, "-"),
+			cmp.Or(c.CRDs, "-"), c.Error)
 	}
 	return w.Flush()
 }

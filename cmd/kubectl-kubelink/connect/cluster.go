@@ -42,14 +42,14 @@ type Log struct {
 // NewLog returns a log that goes to out.
 func NewLog(out io.Writer) *Log { return &Log{out: out} }
 
-// Do does something while nothing else is printed.
-func (l *Log) Do(print func()) {
+// PrintAlone calls print while nothing else is printed.
+func (l *Log) PrintAlone(print func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	print()
 }
 
-func (l *Log) print(cluster *Cluster, format string, args ...any) {
+func (l *Log) printLine(cluster *Cluster, format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	fmt.Fprintf(l.out, "%s: %s\n", cluster.Name, fmt.Sprintf(format, args...))
@@ -63,8 +63,8 @@ type changer struct {
 	show   func(*Cluster, *unstructured.Unstructured) // what is applied in a dry run; nil: a line of the log says so
 }
 
-// describe names an object in messages.
-func describe(o client.Object) string {
+// describeObject names an object in messages.
+func describeObject(o client.Object) string {
 	kind := o.GetObjectKind().GroupVersionKind().Kind
 	if o.GetNamespace() == "" {
 		return kind + " " + o.GetName()
@@ -75,8 +75,8 @@ func describe(o client.Object) string {
 // isOurs tells whether this package has made the object.
 func isOurs(o client.Object) bool { return o.GetLabels()[managedLabel] == owner }
 
-// read reads an object as it is in the cluster; nil: it is not there.
-func (c *changer) read(ctx context.Context, o client.Object) (*unstructured.Unstructured, error) {
+// readObject reads an object as it is in the cluster; nil: it is not there.
+func (c *changer) readObject(ctx context.Context, o client.Object) (*unstructured.Unstructured, error) {
 	is := &unstructured.Unstructured{}
 	is.SetGroupVersionKind(o.GetObjectKind().GroupVersionKind())
 	err := c.Client.Get(ctx, client.ObjectKeyFromObject(o), is)
@@ -84,7 +84,7 @@ func (c *changer) read(ctx context.Context, o client.Object) (*unstructured.Unst
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: read %s: %w", c.Name, describe(o), err)
+		return nil, fmt.Errorf("%s: read %s: %w", c.Name, describeObject(o), err)
 	}
 	return is, nil
 }
@@ -92,9 +92,9 @@ func (c *changer) read(ctx context.Context, o client.Object) (*unstructured.Unst
 // isAbsent tells whether an object, or its kind, does not exist.
 func isAbsent(err error) bool { return apierrors.IsNotFound(err) || meta.IsNoMatchError(err) }
 
-// apply makes an object what it should be, with the label of this package unless another party has made it.
-func (c *changer) apply(ctx context.Context, o *unstructured.Unstructured) error {
-	is, err := c.read(ctx, o)
+// applyObject makes an object what it should be, with the label of this package unless another party has made it.
+func (c *changer) applyObject(ctx context.Context, o *unstructured.Unstructured) error {
+	is, err := c.readObject(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func (c *changer) apply(ctx context.Context, o *unstructured.Unstructured) error
 		if c.show != nil {
 			c.show(c.Cluster, redactSecret(o))
 		} else {
-			c.log.print(c.Cluster, "would apply %s", describe(o))
+			c.log.printLine(c.Cluster, "would apply %s", describeObject(o))
 		}
 		return nil
 	}
@@ -120,17 +120,17 @@ func (c *changer) apply(ctx context.Context, o *unstructured.Unstructured) error
 		before = is.GetResourceVersion()
 	}
 	// A kind that is new may not be served yet.
-	err = retry(ctx, kindRetry, func(ctx context.Context) error {
+	err = retryWhile(ctx, kindRetry, func(ctx context.Context) error {
 		return c.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(o), client.FieldOwner(owner),
 			client.ForceOwnership)
 	}, isAbsent)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%s: apply %s: %w", c.Name, describe(o), err)
+		return fmt.Errorf("%s: apply %s: %w", c.Name, describeObject(o), err)
 	case before == "":
-		c.log.print(c.Cluster, "%s created", describe(o))
+		c.log.printLine(c.Cluster, "%s created", describeObject(o))
 	case before != o.GetResourceVersion():
-		c.log.print(c.Cluster, "%s changed", describe(o))
+		c.log.printLine(c.Cluster, "%s changed", describeObject(o))
 	}
 	return nil
 }
@@ -149,17 +149,17 @@ func redactSecret(o *unstructured.Unstructured) *unstructured.Unstructured {
 	return o
 }
 
-// remove deletes an object that this package has made, with all that depends on it, and waits until it is gone.
-func (c *changer) remove(ctx context.Context, o client.Object) error {
-	is, err := c.read(ctx, o)
+// removeOwn deletes an object that this package has made, with all that depends on it, and waits until it is gone.
+func (c *changer) removeOwn(ctx context.Context, o client.Object) error {
+	is, err := c.readObject(ctx, o)
 	if err != nil || is == nil || !isOurs(is) {
 		return err
 	}
 	return c.removeAny(ctx, is)
 }
 
-// waits tells whether the end of an object takes time, or other things have to wait for it.
-func waits(o client.Object) bool {
+// endsSlowly tells whether the end of an object takes time, or other things have to wait for it.
+func endsSlowly(o client.Object) bool {
 	switch o.GetObjectKind().GroupVersionKind().Kind {
 	case "KubeLink", "Deployment", "DaemonSet", "Namespace", "CustomResourceDefinition":
 		return true
@@ -170,11 +170,12 @@ func waits(o client.Object) bool {
 // removeAny does so whatever has made it.
 func (c *changer) removeAny(ctx context.Context, o client.Object) error {
 	if c.dryRun {
-		c.log.print(c.Cluster, "would delete %s", describe(o))
+		c.log.printLine(c.Cluster, "would delete %s", describeObject(o))
 		return nil
 	}
-	name, policy := describe(o), client.PropagationPolicy("Background") // a typed object has no kind after it was read
-	if waits(o) {
+	name := describeObject(o) // a typed object has no kind after it was read
+	policy := client.PropagationPolicy("Background")
+	if endsSlowly(o) {
 		policy = "Foreground"
 	}
 	err := c.Client.Delete(ctx, o, policy)
@@ -184,12 +185,12 @@ func (c *changer) removeAny(ctx context.Context, o client.Object) error {
 	if err != nil {
 		return fmt.Errorf("%s: delete %s: %w", c.Name, name, err)
 	}
-	if !waits(o) {
-		c.log.print(c.Cluster, "%s deleted", name)
+	if !endsSlowly(o) {
+		c.log.printLine(c.Cluster, "%s deleted", name)
 		return nil
 	}
 	uid := o.GetUID()
-	err = c.await(ctx, name+" to be gone", func(ctx context.Context) (string, error) {
+	err = c.awaitEmpty(ctx, name+" to be gone", func(ctx context.Context) (string, error) {
 		err := c.Client.Get(ctx, client.ObjectKeyFromObject(o), o)
 		if isAbsent(err) || err == nil && o.GetUID() != uid {
 			return "", nil
@@ -200,13 +201,13 @@ func (c *changer) removeAny(ctx context.Context, o client.Object) error {
 		return strings.TrimSpace("it ends " + strings.Join(o.GetFinalizers(), ", ")), nil
 	})
 	if err == nil {
-		c.log.print(c.Cluster, "%s deleted", name)
+		c.log.printLine(c.Cluster, "%s deleted", name)
 	}
 	return err
 }
 
-// await waits until check returns no text. A failed request is tried again.
-func (c *changer) await(ctx context.Context, what string, check func(context.Context) (string, error)) error {
+// awaitEmpty waits until check returns no text. A failed request is tried again.
+func (c *changer) awaitEmpty(ctx context.Context, what string, check func(context.Context) (string, error)) error {
 	missing, printed, start := "", "", time.Now()
 	err := wait.PollUntilContextCancel(ctx, pollInterval, true, func(ctx context.Context) (bool, error) {
 		text, err := check(ctx)
@@ -216,7 +217,7 @@ func (c *changer) await(ctx context.Context, what string, check func(context.Con
 			}
 		}
 		if missing = text; text != printed && text != "" && time.Since(start) > quietTime {
-			c.log.print(c.Cluster, "waiting for %s: %s", what, text)
+			c.log.printLine(c.Cluster, "waiting for %s: %s", what, text)
 			printed = text
 		}
 		return text == "" && err == nil, nil
@@ -227,8 +228,10 @@ func (c *changer) await(ctx context.Context, what string, check func(context.Con
 	return nil
 }
 
-// retry does something again as long as it fails in a way that passes.
-func retry(ctx context.Context, limit time.Duration, do func(context.Context) error, passes func(error) bool) (err error) {
+// retryWhile does something again as long as it fails in a way that passes.
+func retryWhile(
+	ctx context.Context, limit time.Duration, do func(context.Context) error, passes func(error) bool,
+) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	_ = wait.PollUntilContextCancel(ctx, pollInterval, true, func(ctx context.Context) (bool, error) {

@@ -48,8 +48,8 @@ type pair struct {
 func Connect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
 	p := newPair(a, b, o, log)
 	for _, step := range []func(context.Context) error{
-		p.readFacts, p.plan, p.each((*pair).prepare), p.shareCA, p.each((*pair).install), p.each((*pair).applyLocal),
-		p.exchangeKeys, p.each((*pair).applyLink), p.awaitUp,
+		p.readFacts, p.makePlan, p.inBoth((*pair).prepareEndpoint), p.shareCA, p.inBoth((*pair).installMissing),
+		p.inBoth((*pair).applyLocal), p.exchangeKeys, p.inBoth((*pair).applyLink), p.awaitUp,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -67,8 +67,8 @@ func newPair(a, b *Cluster, o Options, log *Log) *pair {
 	return p
 }
 
-// each does a step for both clusters at the same time. The second argument of the step is the other cluster.
-func (p *pair) each(step func(p *pair, ctx context.Context, s, other *side) error) func(context.Context) error {
+// inBoth does a step for both clusters at the same time. The second argument of the step is the other cluster.
+func (p *pair) inBoth(step func(p *pair, ctx context.Context, s, other *side) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		var g errgroup.Group
 		for i, s := range p.sides {
@@ -79,10 +79,10 @@ func (p *pair) each(step func(p *pair, ctx context.Context, s, other *side) erro
 }
 
 func (p *pair) readFacts(ctx context.Context) error {
-	return p.each(func(_ *pair, ctx context.Context, s, _ *side) error { return s.readFacts(ctx) })(ctx)
+	return p.inBoth(func(_ *pair, ctx context.Context, s, _ *side) error { return s.readFacts(ctx) })(ctx)
 }
 
-func (p *pair) plan(context.Context) error {
+func (p *pair) makePlan(context.Context) error {
 	a, b := p.sides[0], p.sides[1]
 	for _, s := range p.sides {
 		if s.mode != "" && p.Mode != "" && s.mode != p.Mode {
@@ -92,7 +92,7 @@ func (p *pair) plan(context.Context) error {
 		p.Mode = cmp.Or(p.Mode, s.mode)
 	}
 	p.Mode = cmp.Or(p.Mode, mesh.Bridge)
-	if err := plan(&a.end, &b.end, planOptions{mesh: p.MeshCIDR, meshServices: p.MeshServices}); err != nil {
+	if err := planMesh(&a.end, &b.end, planOptions{mesh: p.MeshCIDR, meshServices: p.MeshServices}); err != nil {
 		return err
 	}
 	for _, s := range p.sides {
@@ -103,8 +103,8 @@ func (p *pair) plan(context.Context) error {
 	return nil
 }
 
-// build returns the objects of the installation, with what is known so far.
-func (p *pair) build(s *side) ([]*unstructured.Unstructured, error) {
+// buildObjects returns the objects of the installation, with what is known so far.
+func (p *pair) buildObjects(s *side) ([]*unstructured.Unstructured, error) {
 	image, podMode := cmp.Or(p.Image, p.DefaultImage), p.PodMode
 	if d := s.deployment; d != nil {
 		podMode = !d.Spec.Template.Spec.HostNetwork
@@ -135,17 +135,17 @@ func (p *pair) build(s *side) ([]*unstructured.Unstructured, error) {
 	}, components...)
 }
 
-// prepare makes the CRDs, the namespace and the service, and waits until the service has an endpoint: its name goes into
-// the certificate.
-func (p *pair) prepare(ctx context.Context, s, other *side) error {
+// prepareEndpoint makes the CRDs, the namespace and the service, and waits until the service has an endpoint: its name
+// goes into the certificate.
+func (p *pair) prepareEndpoint(ctx context.Context, s, other *side) error {
 	crds, err := install.CRDs()
 	if err != nil {
 		return err
 	}
 	for _, crd := range crds {
-		is, err := s.read(ctx, crd)
+		is, err := s.readObject(ctx, crd)
 		if err == nil && (is == nil || isOurs(is)) { // the broker brings others up to date
-			err = s.apply(ctx, crd)
+			err = s.applyObject(ctx, crd)
 		}
 		if err != nil {
 			return err
@@ -154,13 +154,13 @@ func (p *pair) prepare(ctx context.Context, s, other *side) error {
 	if !s.installs() {
 		return p.findEndpoint(ctx, s, other)
 	}
-	objects, err := p.build(s)
+	objects, err := p.buildObjects(s)
 	if err != nil {
 		return err
 	}
 	for _, o := range []*unstructured.Unstructured{install.Find(objects, "Namespace", install.Namespace),
 		install.Find(objects, "Service", install.Name)} {
-		if err := s.apply(ctx, o); err != nil {
+		if err := s.applyObject(ctx, o); err != nil {
 			return err
 		}
 	}
@@ -180,7 +180,7 @@ func (p *pair) findEndpoint(ctx context.Context, s, other *side) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.UpTimeout)
 	defer cancel()
-	err := s.await(ctx, "the load balancer of Service "+install.Namespace+"/"+install.Name,
+	err := s.awaitEmpty(ctx, "the load balancer of Service "+install.Namespace+"/"+install.Name,
 		func(ctx context.Context) (string, error) {
 			if s.endpoint != "" {
 				return "", nil
@@ -225,8 +225,8 @@ func (p *pair) shareCA(ctx context.Context) error {
 		}
 		other := p.sides[1-i]
 		if len(other.secret.Data[caKey]) == 0 {
-			return fmt.Errorf("%s has a CA, but not its key: make a certificate of this CA for %s, and put it into the secret "+
-				"%s/%s of %s, with the keys ca.crt, tls.crt and tls.key (deploy/README.md, Certificates)",
+			return fmt.Errorf("%s has a CA, but not its key: make a certificate of this CA for %s, and put it into the "+
+				"secret %s/%s of %s, with the keys ca.crt, tls.crt and tls.key (deploy/README.md, Certificates)",
 				other.Name, s.endpoint, install.Namespace, install.Secret, s.Name)
 		}
 		return p.writeCA(ctx, s, &other.secret)
@@ -251,25 +251,25 @@ func (p *pair) writeCA(ctx context.Context, s *side, ca *corev1.Secret) error {
 			s.Name, install.Namespace, install.Secret)
 	}
 	o := &unstructured.Unstructured{Object: map[string]any{"type": "Opaque", "data": map[string]any{
-		caCert: encode(ca.Data[caCert]), caKey: encode(ca.Data[caKey])}}}
+		caCert: encodeBase64(ca.Data[caCert]), caKey: encodeBase64(ca.Data[caKey])}}}
 	o.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
 	o.SetNamespace(install.Namespace)
 	o.SetName(install.Secret)
-	return s.apply(ctx, o)
+	return s.applyObject(ctx, o)
 }
 
-// install applies all that the cluster does not have.
-func (p *pair) install(ctx context.Context, s, _ *side) error {
+// installMissing applies all that the cluster does not have.
+func (p *pair) installMissing(ctx context.Context, s, _ *side) error {
 	if !s.installs() {
-		s.log.print(s.Cluster, "kubelink is there, not by this command: it stays as it is")
+		s.log.printLine(s.Cluster, "kubelink is there, not by this command: it stays as it is")
 		return nil
 	}
-	objects, err := p.build(s)
+	objects, err := p.buildObjects(s)
 	if err != nil {
 		return err
 	}
 	for _, o := range objects {
-		if err := s.apply(ctx, o); err != nil {
+		if err := s.applyObject(ctx, o); err != nil {
 			return err
 		}
 	}
@@ -300,7 +300,7 @@ func (s *side) applyKubeLink(ctx context.Context, name string, spec map[string]a
 	o := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
 	o.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("KubeLink"))
 	o.SetName(name)
-	return s.apply(ctx, o)
+	return s.applyObject(ctx, o)
 }
 
 // exchangeKeys waits for the public keys of both clusters, in mode wireguard.
@@ -310,8 +310,8 @@ func (p *pair) exchangeKeys(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.UpTimeout)
 	defer cancel()
-	return p.each(func(_ *pair, ctx context.Context, s, _ *side) error {
-		return s.await(ctx, "the key of LocalLink "+s.name, func(ctx context.Context) (string, error) {
+	return p.inBoth(func(_ *pair, ctx context.Context, s, _ *side) error {
+		return s.awaitEmpty(ctx, "the key of LocalLink "+s.name, func(ctx context.Context) (string, error) {
 			s.local = &v1alpha1.KubeLink{}
 			if err := s.Client.Get(ctx, clusterKey(s.name), s.local); err != nil {
 				return "", err
@@ -327,7 +327,7 @@ func (p *pair) exchangeKeys(ctx context.Context) error {
 // applyLink makes the link to the other cluster.
 func (p *pair) applyLink(ctx context.Context, s, other *side) error {
 	if l := findLink(s.links, other.name); l != nil && !isOurs(l) {
-		s.log.print(s.Cluster, "KubeLink %s is there, not by this command: it stays as it is", l.Name)
+		s.log.printLine(s.Cluster, "KubeLink %s is there, not by this command: it stays as it is", l.Name)
 		return nil
 	}
 	spec := map[string]any{"endpoint": other.endpoint, "clusterAddress": other.address.String()}

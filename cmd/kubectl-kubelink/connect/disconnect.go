@@ -23,7 +23,7 @@ import (
 func Disconnect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
 	p := newPair(a, b, o, log)
 	for _, step := range []func(context.Context) error{
-		p.each((*pair).readRest), p.each((*pair).removeLink), p.each((*pair).uninstall),
+		p.inBoth((*pair).readRest), p.inBoth((*pair).removeLink), p.inBoth((*pair).uninstallOwn),
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -52,12 +52,13 @@ func (p *pair) readRest(ctx context.Context, s, _ *side) error {
 func (p *pair) removeLink(ctx context.Context, s, other *side) error {
 	l := findLink(s.links, other.name)
 	if l == nil || l.Spec.Endpoint == v1alpha1.EndpointLocal {
-		s.log.print(s.Cluster, "there is no link to %s", other.name)
+		s.log.printLine(s.Cluster, "there is no link to %s", other.name)
 		return nil
 	}
 	if other.address.IsValid() && l.Spec.ClusterAddress != other.address.String() {
 		return fmt.Errorf("%s: KubeLink %s has the cluster address %s, and %s has %s: it leads to another cluster, "+
-			"and stays. Delete it with kubectl if that is not so", s.Name, l.Name, l.Spec.ClusterAddress, other.Name, other.address)
+			"and stays. Delete it with kubectl if that is not so", s.Name, l.Name, l.Spec.ClusterAddress, other.Name,
+			other.address)
 	}
 	s.links = slices.DeleteFunc(slices.Clone(s.links), func(k v1alpha1.KubeLink) bool { return k.Name == other.name })
 	l = l.DeepCopy()
@@ -65,11 +66,11 @@ func (p *pair) removeLink(ctx context.Context, s, other *side) error {
 	return s.removeAny(ctx, l)
 }
 
-// uninstall removes what Connect has made, if the cluster has no other links.
-func (p *pair) uninstall(ctx context.Context, s, _ *side) error {
+// uninstallOwn removes what Connect has made, if the cluster has no other links.
+func (p *pair) uninstallOwn(ctx context.Context, s, _ *side) error {
 	for i := range s.links {
 		if l := &s.links[i]; l.Spec.Endpoint != v1alpha1.EndpointLocal {
-			s.log.print(s.Cluster, "kubelink stays, as there is another link: %s", l.Name)
+			s.log.printLine(s.Cluster, "kubelink stays, as there is another link: %s", l.Name)
 			return nil
 		}
 	}
@@ -77,7 +78,7 @@ func (p *pair) uninstall(ctx context.Context, s, _ *side) error {
 		return err
 	}
 	if s.deployment != nil && !isOurs(s.deployment) {
-		s.log.print(s.Cluster, "kubelink stays, as it is not by this command")
+		s.log.printLine(s.Cluster, "kubelink stays, as it is not by this command")
 		return nil
 	}
 	// Routers take their routes off the nodes while they have their rights.
@@ -85,7 +86,7 @@ func (p *pair) uninstall(ctx context.Context, s, _ *side) error {
 		newObject(appsv1.SchemeGroupVersion, "DaemonSet", install.Namespace, install.Name+"-router"),
 		newObject(appsv1.SchemeGroupVersion, "Deployment", install.Namespace, install.Name),
 	} {
-		if err := s.remove(ctx, o); err != nil {
+		if err := s.removeOwn(ctx, o); err != nil {
 			return err
 		}
 	}
@@ -111,7 +112,7 @@ func (s *side) removeLocals(ctx context.Context) error {
 	for i := range s.links {
 		l := s.links[i].DeepCopy()
 		l.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("KubeLink"))
-		if err := s.remove(ctx, l); err != nil && ctx.Err() == nil {
+		if err := s.removeOwn(ctx, l); err != nil && ctx.Err() == nil {
 			return err
 		}
 	}
@@ -133,7 +134,7 @@ func (s *side) dropFinalizers(ctx context.Context) error {
 		if err != nil && !isAbsent(err) {
 			return fmt.Errorf("%s: take the finalizer off KubeLink %s: %w", s.Name, l.Name, err)
 		}
-		s.log.print(s.Cluster, "KubeLink %s deleted, without a broker", l.Name)
+		s.log.printLine(s.Cluster, "KubeLink %s deleted, without a broker", l.Name)
 	}
 	return nil
 }
@@ -164,7 +165,7 @@ func (s *side) removeRest(ctx context.Context) error {
 			if (o.GetKind() == "Namespace") != isNamespace {
 				continue
 			}
-			if err := s.remove(ctx, o); err != nil {
+			if err := s.removeOwn(ctx, o); err != nil {
 				return err
 			}
 		}
@@ -179,7 +180,7 @@ func (s *side) removeCRDs(ctx context.Context) error {
 		return err
 	}
 	for _, crd := range crds {
-		is, err := s.read(ctx, crd)
+		is, err := s.readObject(ctx, crd)
 		if err != nil {
 			return err
 		}
@@ -194,11 +195,11 @@ func (s *side) removeCRDs(ctx context.Context) error {
 			return fmt.Errorf("%s: list objects of kind %s: %w", s.Name, kind, err)
 		}
 		if n := len(list.Items); n > 0 && !s.dryRun {
-			s.log.print(s.Cluster, "the kind %s stays, as there are %d objects of it, such as %s", kind, n,
-				describe(&list.Items[0]))
+			s.log.printLine(s.Cluster, "the kind %s stays, as there are %d objects of it, such as %s", kind, n,
+				describeObject(&list.Items[0]))
 			continue
 		}
-		if err := s.remove(ctx, crd); err != nil {
+		if err := s.removeOwn(ctx, crd); err != nil {
 			return err
 		}
 	}

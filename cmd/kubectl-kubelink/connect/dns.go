@@ -1,7 +1,7 @@
 package connect
 
-// How the cluster's DNS finds the names of the mesh: by the ConfigMap coredns-custom, where its Corefile imports it, and
-// else by a server block in that Corefile.
+// How the cluster's DNS finds the names of the mesh: by the ConfigMap coredns-custom, where its Corefile imports it,
+// and else by a server block in that Corefile.
 
 import (
 	"context"
@@ -50,18 +50,18 @@ func (s *side) readDNS(ctx context.Context) error {
 func (s *side) setStubDomain(ctx context.Context, address string) error {
 	switch {
 	case !s.dns.known:
-		s.log.print(s.Cluster, "the DNS of the cluster has no ConfigMap %s/%s: send names in the domain kubelink to %s there",
-			dnsNamespace, dnsConfig, address)
+		s.log.printLine(s.Cluster, "the DNS of the cluster has no ConfigMap %s/%s: send names in the domain kubelink to "+
+			"%s there", dnsNamespace, dnsConfig, address)
 		return nil
 	case s.dns.imports:
 		custom := &unstructured.Unstructured{}
 		custom.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("ConfigMap"))
 		custom.SetNamespace(dnsNamespace)
 		custom.SetName(dnsCustom)
-		if is, err := s.read(ctx, custom); err != nil || is != nil {
+		if is, err := s.readObject(ctx, custom); err != nil || is != nil {
 			return err
 		}
-		return s.apply(ctx, custom)
+		return s.applyObject(ctx, custom)
 	}
 	block := fmt.Sprintf("%skubelink:53 {\n    errors\n    forward . %s {\n        max_fails 0\n    }\n}\n%s",
 		blockBegin, address, blockEnd)
@@ -83,7 +83,7 @@ func (s *side) writeCorefile(ctx context.Context, text string) error {
 		return nil
 	}
 	if s.dryRun {
-		s.log.print(s.Cluster, "would change ConfigMap %s/%s", dnsNamespace, dnsConfig)
+		s.log.printLine(s.Cluster, "would change ConfigMap %s/%s", dnsNamespace, dnsConfig)
 		return nil
 	}
 	var config corev1.ConfigMap
@@ -97,15 +97,16 @@ func (s *side) writeCorefile(ctx context.Context, text string) error {
 		return fmt.Errorf("%s: change ConfigMap %s/%s: %w", s.Name, dnsNamespace, dnsConfig, err)
 	}
 	s.dns.text = text
-	s.log.print(s.Cluster, "ConfigMap %s/%s changed", dnsNamespace, dnsConfig)
+	s.log.printLine(s.Cluster, "ConfigMap %s/%s changed", dnsNamespace, dnsConfig)
 	if reloads.MatchString(text) {
 		return nil
 	}
-	patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`,
+	const restart = `{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`
+	patch := fmt.Appendf(nil, restart,
 		time.Now().Format(time.RFC3339))
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: dnsNamespace, Name: dnsConfig}}
 	if err := s.Client.Patch(ctx, d, client.RawPatch(types.StrategicMergePatchType, patch)); err != nil {
-		s.log.print(s.Cluster, "restart the DNS of the cluster, as its Corefile has no reload: %v", err)
+		s.log.printLine(s.Cluster, "restart the DNS of the cluster, as its Corefile has no reload: %v", err)
 	}
 	return nil
 }
@@ -131,13 +132,13 @@ func (s *side) removeStubDomain(ctx context.Context) error {
 	case !has:
 		return nil
 	case s.dryRun:
-		s.log.print(s.Cluster, "would remove key %s of ConfigMap %s/%s", dnsKey, dnsNamespace, dnsCustom)
+		s.log.printLine(s.Cluster, "would remove key %s of ConfigMap %s/%s", dnsKey, dnsNamespace, dnsCustom)
 		return nil
 	}
 	patch := fmt.Appendf(nil, `{"data":{%q:null}}`, dnsKey)
 	if err := s.Client.Patch(ctx, &custom, client.RawPatch(types.MergePatchType, patch)); err != nil {
 		return fmt.Errorf("%s: remove key %s of ConfigMap %s/%s: %w", s.Name, dnsKey, dnsNamespace, dnsCustom, err)
 	}
-	s.log.print(s.Cluster, "key %s of ConfigMap %s/%s removed", dnsKey, dnsNamespace, dnsCustom)
+	s.log.printLine(s.Cluster, "key %s of ConfigMap %s/%s removed", dnsKey, dnsNamespace, dnsCustom)
 	return nil
 }

@@ -139,20 +139,22 @@ func (c *changer) readNodes(ctx context.Context, n *Networks) error {
 			}
 		}
 	}
-	if p, err := span(pods, 0); err == nil && !n.Pods.IsValid() {
+	if p, err := spanNetworks(pods, 0); err == nil && !n.Pods.IsValid() {
 		n.Pods = p
-		c.log.print(c.Cluster, "pod network %s, as the nodes have it: if it is larger, give --pod-cidr %s=CIDR", p, c.Name)
+		c.log.printLine(c.Cluster, "pod network %s, as the nodes have it: if it is larger, give --pod-cidr %s=CIDR",
+			p, c.Name)
 	}
-	if p, err := span(addresses, minNodeBits); err == nil && !n.Nodes.IsValid() {
+	if p, err := spanNetworks(addresses, minNodeBits); err == nil && !n.Nodes.IsValid() {
 		n.Nodes = p
-		c.log.print(c.Cluster, "node network %s, by the addresses of nodes: if it is larger, give --node-cidr %s=CIDR", p, c.Name)
+		c.log.printLine(c.Cluster, "node network %s, by the addresses of nodes: if it is larger, give "+
+			"--node-cidr %s=CIDR", p, c.Name)
 	}
 	return nil
 }
 
-// span returns the smallest network with all networks of the family of the first one, of at most so many bits; 0: no
-// limit.
-func span(all []netip.Prefix, bits int) (netip.Prefix, error) {
+// spanNetworks returns the smallest network with all networks of the family of the first one, of at most so many bits;
+// 0: no limit.
+func spanNetworks(all []netip.Prefix, bits int) (netip.Prefix, error) {
 	if len(all) == 0 {
 		return netip.Prefix{}, errors.New("no network")
 	}

@@ -59,8 +59,8 @@ func (e *end) findLocal() error {
 	return nil
 }
 
-// plan gives both ends names and addresses, and refuses what cannot work.
-func plan(a, b *end, o planOptions) error {
+// planMesh gives both ends names and addresses, and refuses what cannot work.
+func planMesh(a, b *end, o planOptions) error {
 	for _, e := range []*end{a, b} {
 		if err := e.findLocal(); err != nil {
 			return err
@@ -110,8 +110,8 @@ func checkNetworks(a, b *end, o planOptions) error {
 	if o.meshServices {
 		return nil
 	}
-	const remedy = "Give one of them other networks, or add --mesh-services: then the service networks are not routed, " +
-		"and each cluster offers single services with MeshServices, at addresses of the mesh"
+	const remedy = "Give one of them other networks, or add --mesh-services: then the service networks are not " +
+		"routed, and each cluster offers single services with MeshServices, at addresses of the mesh"
 	if a.networks.Services.Overlaps(b.networks.Services) {
 		return fmt.Errorf("the service networks of %s (%s) and %s (%s) overlap, so an address would be in both. %s",
 			a.context, a.networks.Services, b.context, b.networks.Services, remedy)

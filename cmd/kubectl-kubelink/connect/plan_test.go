@@ -8,8 +8,11 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
+// prefix parses a network.
+func prefix(text string) netip.Prefix { return netip.MustParsePrefix(text) }
+
 func networks(services, pods, nodes string) Networks {
-	return Networks{netip.MustParsePrefix(services), netip.MustParsePrefix(pods), netip.MustParsePrefix(nodes)}
+	return Networks{prefix(services), prefix(pods), prefix(nodes)}
 }
 
 // newEnds are two clusters with the same networks but for services, without kubelink.
@@ -24,60 +27,65 @@ func newLink(name, endpoint, address string) v1alpha1.KubeLink {
 	return l
 }
 
+// planCase is a row of TestPlan.
+type planCase struct {
+	name   string
+	change func(a, b *end, o *planOptions)
+	want   string // names and addresses
+	fails  string
+}
+
+var planCases = []planCase{
+	{"nothing is there", nil, "c1 192.168.0.1/24 admin-gke-c2 192.168.0.2/24", ""},
+	{"a is in a mesh", func(a, _ *end, _ *planOptions) {
+		a.links = []v1alpha1.KubeLink{newLink("one", "LocalLink", "10.9.0.2/24"), newLink("x", "h", "10.9.0.1/24")}
+		a.addresses = []string{"10.9.0.3", ""}
+	}, "one 10.9.0.2/24 admin-gke-c2 10.9.0.4/24", ""},
+	{"b is in a second mesh, too", func(_, b *end, _ *planOptions) {
+		b.links = []v1alpha1.KubeLink{newLink("m--two", "LocalLink", "10.8.0.1/24"),
+			newLink("two", "LocalLink", "10.9.0.1/24")}
+	}, "c1 10.9.0.2/24 two 10.9.0.1/24", ""},
+	{"an earlier run was cut off", func(a, _ *end, _ *planOptions) {
+		a.links = []v1alpha1.KubeLink{newLink("c1", "LocalLink", "192.168.0.1/24"),
+			newLink("admin-gke-c2", "h", "192.168.0.9/24")}
+	}, "c1 192.168.0.1/24 admin-gke-c2 192.168.0.9/24", ""},
+	{"two meshes", func(a, b *end, _ *planOptions) {
+		a.links = []v1alpha1.KubeLink{newLink("one", "LocalLink", "10.9.0.2/24")}
+		b.links = []v1alpha1.KubeLink{newLink("two", "LocalLink", "10.8.0.2/24")}
+	}, "", "c1 is in mesh 10.9.0.0/24, and Admin@gke_c2 in mesh 10.8.0.0/24"},
+	{"one address", func(a, b *end, _ *planOptions) {
+		a.links = []v1alpha1.KubeLink{newLink("one", "LocalLink", "10.9.0.2/24")}
+		b.links = []v1alpha1.KubeLink{newLink("two", "LocalLink", "10.9.0.2/24")}
+	}, "", "both have the address 10.9.0.2 in the mesh"},
+	{"one name", func(a, b *end, _ *planOptions) { a.name, b.name = "x", "x" }, "", "give --name Admin@gke_c2=NAME"},
+	{"no name", func(a, _ *end, _ *planOptions) { a.context = "@" }, "", "--name"},
+	{"small mesh", func(_, _ *end, o *planOptions) { o.mesh = prefix("10.0.0.0/31") }, "",
+		"choose a larger network with --mesh-cidr"},
+	{"mesh in a cluster", func(_, _ *end, o *planOptions) { o.mesh = prefix("10.250.1.0/24") }, "",
+		"the network of the mesh, 10.250.1.0/24, overlaps with the node network 10.250.0.0/16 of c1: choose another"},
+	{"overlap of services", func(_, b *end, _ *planOptions) { b.networks.Services = prefix("100.64.0.0/16") },
+		"", "the service networks of c1 (100.64.0.0/20) and Admin@gke_c2 (100.64.0.0/16) overlap, so an address would be " +
+			"in both. Give one of them other networks, or add --mesh-services"},
+	{"services hide pods", func(_, b *end, _ *planOptions) { b.networks.Services = prefix("100.97.0.0/16") },
+		"", "the service network 100.97.0.0/16 of Admin@gke_c2 overlaps with the pod network 100.96.0.0/11 of c1, " +
+			"which it would hide"},
+	{"overlap, with mesh services", func(_, b *end, o *planOptions) {
+		b.networks.Services, o.meshServices = prefix("100.64.0.0/16"), true
+	}, "c1 192.168.0.1/24 admin-gke-c2 192.168.0.2/24", ""},
+	{"bad LocalLink", func(a, _ *end, _ *planOptions) {
+		a.links = []v1alpha1.KubeLink{newLink("one", "LocalLink", "10.9.0.2")}
+	}, "", `c1: spec.clusterAddress "10.9.0.2" of LocalLink one`},
+}
+
 func TestPlan(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		change func(a, b *end, o *planOptions)
-		want   string // names and addresses
-		fails  string
-	}{
-		{"nothing is there", nil, "c1 192.168.0.1/24 admin-gke-c2 192.168.0.2/24", ""},
-		{"a is in a mesh", func(a, _ *end, _ *planOptions) {
-			a.links = []v1alpha1.KubeLink{newLink("one", "LocalLink", "10.9.0.2/24"), newLink("x", "h", "10.9.0.1/24")}
-			a.addresses = []string{"10.9.0.3", ""}
-		}, "one 10.9.0.2/24 admin-gke-c2 10.9.0.4/24", ""},
-		{"b is in a second mesh, too", func(_, b *end, _ *planOptions) {
-			b.links = []v1alpha1.KubeLink{newLink("m--two", "LocalLink", "10.8.0.1/24"),
-				newLink("two", "LocalLink", "10.9.0.1/24")}
-		}, "c1 10.9.0.2/24 two 10.9.0.1/24", ""},
-		{"an earlier run was cut off", func(a, _ *end, _ *planOptions) {
-			a.links = []v1alpha1.KubeLink{newLink("c1", "LocalLink", "192.168.0.1/24"),
-				newLink("admin-gke-c2", "h", "192.168.0.9/24")}
-		}, "c1 192.168.0.1/24 admin-gke-c2 192.168.0.9/24", ""},
-		{"two meshes", func(a, b *end, _ *planOptions) {
-			a.links = []v1alpha1.KubeLink{newLink("one", "LocalLink", "10.9.0.2/24")}
-			b.links = []v1alpha1.KubeLink{newLink("two", "LocalLink", "10.8.0.2/24")}
-		}, "", "c1 is in mesh 10.9.0.0/24, and Admin@gke_c2 in mesh 10.8.0.0/24"},
-		{"one address", func(a, b *end, _ *planOptions) {
-			a.links = []v1alpha1.KubeLink{newLink("one", "LocalLink", "10.9.0.2/24")}
-			b.links = []v1alpha1.KubeLink{newLink("two", "LocalLink", "10.9.0.2/24")}
-		}, "", "both have the address 10.9.0.2 in the mesh"},
-		{"one name", func(a, b *end, _ *planOptions) { a.name, b.name = "x", "x" }, "", "give --name Admin@gke_c2=NAME"},
-		{"no name", func(a, _ *end, _ *planOptions) { a.context = "@" }, "", "--name"},
-		{"small mesh", func(_, _ *end, o *planOptions) { o.mesh = netip.MustParsePrefix("10.0.0.0/31") }, "",
-			"choose a larger network with --mesh-cidr"},
-		{"mesh in a cluster", func(_, _ *end, o *planOptions) { o.mesh = netip.MustParsePrefix("10.250.1.0/24") }, "",
-			"the network of the mesh, 10.250.1.0/24, overlaps with the node network 10.250.0.0/16 of c1: choose another"},
-		{"overlap of services", func(_, b *end, _ *planOptions) { b.networks.Services = netip.MustParsePrefix("100.64.0.0/16") },
-			"", "the service networks of c1 (100.64.0.0/20) and Admin@gke_c2 (100.64.0.0/16) overlap, so an address would be " +
-				"in both. Give one of them other networks, or add --mesh-services"},
-		{"services hide pods", func(_, b *end, _ *planOptions) { b.networks.Services = netip.MustParsePrefix("100.97.0.0/16") },
-			"", "the service network 100.97.0.0/16 of Admin@gke_c2 overlaps with the pod network 100.96.0.0/11 of c1, " +
-				"which it would hide"},
-		{"overlap, with mesh services", func(_, b *end, o *planOptions) {
-			b.networks.Services, o.meshServices = netip.MustParsePrefix("100.64.0.0/16"), true
-		}, "c1 192.168.0.1/24 admin-gke-c2 192.168.0.2/24", ""},
-		{"bad LocalLink", func(a, _ *end, _ *planOptions) {
-			a.links = []v1alpha1.KubeLink{newLink("one", "LocalLink", "10.9.0.2")}
-		}, "", `c1: spec.clusterAddress "10.9.0.2" of LocalLink one`},
-	} {
+	for _, c := range planCases {
 		t.Run(c.name, func(t *testing.T) {
 			a, b := newEnds()
-			o := planOptions{mesh: netip.MustParsePrefix("192.168.0.0/24")}
+			o := planOptions{mesh: prefix("192.168.0.0/24")}
 			if c.change != nil {
 				c.change(a, b, &o)
 			}
-			err := plan(a, b, o)
+			err := planMesh(a, b, o)
 			if c.fails != "" {
 				if err == nil || !strings.Contains(err.Error(), c.fails) {
 					t.Errorf("%v", err)
@@ -103,13 +111,13 @@ func TestSpan(t *testing.T) {
 	} {
 		var all []netip.Prefix
 		for text := range strings.FieldsSeq(c.all) {
-			all = append(all, netip.MustParsePrefix(text))
+			all = append(all, prefix(text))
 		}
-		if got, err := span(all, c.bits); err != nil || got.String() != c.want {
+		if got, err := spanNetworks(all, c.bits); err != nil || got.String() != c.want {
 			t.Errorf("%s: %s, %v", c.all, got, err)
 		}
 	}
-	if _, err := span(nil, 0); err == nil {
+	if _, err := spanNetworks(nil, 0); err == nil {
 		t.Error("no network has a span")
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/install"
 )
 
-func encode(data []byte) string { return base64.StdEncoding.EncodeToString(data) }
+func encodeBase64(data []byte) string { return base64.StdEncoding.EncodeToString(data) }
 
 // objectKey is the key of an object of the installation.
 func objectKey(name string) types.NamespacedName {
@@ -34,15 +34,15 @@ func (p *pair) awaitUp(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.UpTimeout)
 	defer cancel()
-	return p.each(func(_ *pair, ctx context.Context, s, other *side) error {
+	return p.inBoth(func(_ *pair, ctx context.Context, s, other *side) error {
 		for _, name := range []string{s.name, other.name} {
-			if err := s.await(ctx, "KubeLink "+name+" to be Up", func(ctx context.Context) (string, error) {
+			if err := s.awaitEmpty(ctx, "KubeLink "+name+" to be Up", func(ctx context.Context) (string, error) {
 				return s.describeLink(ctx, name)
 			}); err != nil {
 				return fmt.Errorf("%w; kubectl kubelink diagnose finds the cause", err)
 			}
 		}
-		s.log.print(s.Cluster, "the link to %s is Up", other.name)
+		s.log.printLine(s.Cluster, "the link to %s is Up", other.name)
 		return nil
 	})(ctx)
 }

@@ -71,7 +71,7 @@ type archive struct {
 	modified time.Time
 }
 
-func (a *archive) write(name string, content []byte) error {
+func (a *archive) writeFile(name string, content []byte) error {
 	err := a.tar.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: int64(len(content)), ModTime: a.modified})
 	if err == nil {
 		_, err = a.tar.Write(content)
@@ -88,17 +88,17 @@ func Write(ctx context.Context, to io.Writer, clusters []*Cluster, now time.Time
 	s := newScrubber()
 	var all []*collection
 	for _, c := range clusters {
-		all = append(all, c.collect(ctx, s))
+		all = append(all, c.collectAll(ctx, s))
 	}
 	for _, c := range all {
 		for _, f := range c.files {
-			if err := a.write(path.Join(c.folder, f.name), s.scrub(f.content)); err != nil {
+			if err := a.writeFile(path.Join(c.folder, f.name), s.scrubText(f.content)); err != nil {
 				return 0, err
 			}
 		}
 		problems += len(c.problems)
-		text := s.scrub([]byte(strings.Join(c.problems, "\n") + "\n"))
-		if err := a.write(path.Join(c.folder, "errors.txt"), text); err != nil {
+		text := s.scrubText([]byte(strings.Join(c.problems, "\n") + "\n"))
+		if err := a.writeFile(path.Join(c.folder, "errors.txt"), text); err != nil {
 			return 0, err
 		}
 	}
@@ -120,24 +120,24 @@ type file struct {
 	content []byte
 }
 
-func (c *collection) fail(what string, err error) {
+func (c *collection) noteFailure(what string, err error) {
 	c.problems = append(c.problems, fmt.Sprintf("%s: %v", what, err))
 }
 
-// collect reads everything. The scrubber learns the secrets.
-func (c *Cluster) collect(ctx context.Context, s *scrubber) *collection {
+// collectAll reads everything. The scrubber learns the secrets.
+func (c *Cluster) collectAll(ctx context.Context, s *scrubber) *collection {
 	all := &collection{folder: strings.NewReplacer("/", "-", ":", "-", "..", "-").Replace(c.Name)}
 	for _, k := range kinds {
-		objects, err := c.list(ctx, k)
+		objects, err := c.listKind(ctx, k)
 		if meta.IsNoMatchError(err) {
-			all.fail(k.name, fmt.Errorf("the cluster does not know this kind"))
+			all.noteFailure(k.name, fmt.Errorf("the cluster does not know this kind"))
 			continue
 		}
 		if err != nil {
-			all.fail("list "+k.name, err)
+			all.noteFailure("list "+k.name, err)
 			continue
 		}
-		c.learn(ctx, s, all, objects)
+		c.learnSecrets(ctx, s, all, objects)
 		all.addObjects(s, strings.ToLower(k.name)+"s.yaml", objects)
 	}
 	var dns []*unstructured.Unstructured
@@ -145,7 +145,7 @@ func (c *Cluster) collect(ctx context.Context, s *scrubber) *collection {
 		o := &unstructured.Unstructured{}
 		o.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("ConfigMap"))
 		if err := c.Client.Get(ctx, client.ObjectKey{Namespace: "kube-system", Name: name}, o); err != nil {
-			all.fail("ConfigMap kube-system/"+name, err)
+			all.noteFailure("ConfigMap kube-system/"+name, err)
 			continue
 		}
 		dns = append(dns, o)
@@ -155,7 +155,7 @@ func (c *Cluster) collect(ctx context.Context, s *scrubber) *collection {
 	for name, read := range c.Extra {
 		text, err := read(ctx)
 		if err != nil {
-			all.fail(name, err)
+			all.noteFailure(name, err)
 		}
 		if len(text) > 0 {
 			all.files = append(all.files, file{name, text})
@@ -164,7 +164,7 @@ func (c *Cluster) collect(ctx context.Context, s *scrubber) *collection {
 	return all
 }
 
-func (c *Cluster) list(ctx context.Context, k kind) (all []*unstructured.Unstructured, err error) {
+func (c *Cluster) listKind(ctx context.Context, k kind) (all []*unstructured.Unstructured, err error) {
 	list := &unstructured.UnstructuredList{}
 	list.SetGroupVersionKind(schema.GroupVersionKind{Group: k.group, Version: k.version, Kind: k.name + "List"})
 	var options []client.ListOption
@@ -182,20 +182,22 @@ func (c *Cluster) list(ctx context.Context, k kind) (all []*unstructured.Unstruc
 	return all, nil
 }
 
-// learn tells the scrubber which secrets there are, also those that KubeLinks name, and which keys are public.
-func (c *Cluster) learn(ctx context.Context, s *scrubber, all *collection, objects []*unstructured.Unstructured) {
+// learnSecrets tells the scrubber which secrets there are, also those that KubeLinks name, and which keys are public.
+func (c *Cluster) learnSecrets(
+	ctx context.Context, s *scrubber, all *collection, objects []*unstructured.Unstructured,
+) {
 	for _, o := range objects {
 		switch o.GetKind() {
 		case "Secret":
 			secret := &corev1.Secret{}
 			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, secret); err != nil {
-				all.fail("Secret "+o.GetName(), err)
+				all.noteFailure("Secret "+o.GetName(), err)
 			}
 			s.addSecret(secret)
 		case "KubeLink":
 			link := &v1alpha1.KubeLink{}
 			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, link); err != nil {
-				all.fail("KubeLink "+o.GetName(), err)
+				all.noteFailure("KubeLink "+o.GetName(), err)
 				continue
 			}
 			s.public[link.Spec.PublicKey], s.public[link.Status.PublicKey] = true, true
@@ -220,7 +222,7 @@ func (c *Cluster) learnNamed(ctx context.Context, s *scrubber, all *collection, 
 		}
 		secret := &corev1.Secret{}
 		if err := c.Client.Get(ctx, key, secret); err != nil {
-			all.fail("Secret "+key.String()+", which KubeLink "+link.Name+" names", err)
+			all.noteFailure("Secret "+key.String()+", which KubeLink "+link.Name+" names", err)
 			continue
 		}
 		s.addSecret(secret)
@@ -234,7 +236,7 @@ func (c *collection) addObjects(s *scrubber, name string, objects []*unstructure
 		s.scrubObject(o)
 		text, err := yaml.Marshal(o.Object)
 		if err != nil {
-			c.fail(name, err)
+			c.noteFailure(name, err)
 			continue
 		}
 		b.WriteString("---\n" + string(text))
@@ -248,7 +250,7 @@ func (c *collection) addObjects(s *scrubber, name string, objects []*unstructure
 func (c *Cluster) collectLogs(ctx context.Context, all *collection) {
 	var pods corev1.PodList
 	if err := c.Client.List(ctx, &pods, client.InNamespace(c.Namespace)); err != nil {
-		all.fail("list pods for their logs", err)
+		all.noteFailure("list pods for their logs", err)
 		return
 	}
 	for i := range pods.Items {
@@ -257,7 +259,7 @@ func (c *Cluster) collectLogs(ctx context.Context, all *collection) {
 			name := path.Join("logs", pod.Name+"-"+container.Name)
 			text, err := c.Logs(ctx, pod, container.Name, false)
 			if err != nil {
-				all.fail("log of pod "+pod.Name, err)
+				all.noteFailure("log of pod "+pod.Name, err)
 			} else {
 				all.files = append(all.files, file{name + ".log", text})
 			}
@@ -268,7 +270,7 @@ func (c *Cluster) collectLogs(ctx context.Context, all *collection) {
 				continue
 			}
 			if text, err := c.Logs(ctx, pod, container.Name, true); err != nil {
-				all.fail("former log of pod "+pod.Name, err)
+				all.noteFailure("former log of pod "+pod.Name, err)
 			} else {
 				all.files = append(all.files, file{name + ".former.log", text})
 			}

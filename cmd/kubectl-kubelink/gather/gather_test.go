@@ -94,8 +94,8 @@ func everywhere(t *testing.T, s *secrets) (objects []client.Object, log string) 
 	named.Spec.APIAccess = &corev1.SecretReference{Namespace: "other", Name: "missing"}
 	config := &corev1.ConfigMap{ObjectMeta: in("kubelink"), Data: map[string]string{
 		"Corefile": "tsig {\n    secret key.example. " + s.wireguardKey() + "\n    secret short.example. " + s.text() + "\n}",
-		"kubeconfig": "users:\n- user:\n    token: " + s.text() + "\n    password: \"" + s.text() + "\"\n    client-key-data: " +
-			base64.StdEncoding.EncodeToString([]byte(s.pem(t))) + "\n",
+		"kubeconfig": "users:\n- user:\n    token: " + s.text() + "\n    password: \"" + s.text() + "\"\n" +
+			"    client-key-data: " + base64.StdEncoding.EncodeToString([]byte(s.pem(t))) + "\n",
 		"json": `{"token": "` + s.text() + `", "server": "https://admin:` + s.text() + `@10.0.0.1"}`,
 		"pem":  s.pem(t), "copy": base64.StdEncoding.EncodeToString([]byte(known)),
 	}}
@@ -142,7 +142,9 @@ func unpack(t *testing.T, archive io.Reader) map[string]string {
 
 func newTestClient(t *testing.T, objects ...client.Object) client.Client {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{v1alpha1.AddToScheme, coredns.AddToScheme, clientgoscheme.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{
+		v1alpha1.AddToScheme, coredns.AddToScheme, clientgoscheme.AddToScheme,
+	} {
 		if err := add(s); err != nil {
 			t.Fatal(err)
 		}
@@ -194,9 +196,11 @@ func TestSecrets(t *testing.T) {
 		t.Errorf("%d secrets only", len(s.all))
 	}
 	for file, want := range map[string]string{
-		"c1/kubelinks.yaml": publicKey, "c1/deployments.yaml": "10.250.0.0/16", "c1/logs/kubelink-1-kubelink.log": publicKey,
-		"c1/secrets.yaml": "tls.key: REDACTED", "c1/cluster-dns.yaml": "key.example.", "admin@c-2/configmaps.yaml": "10.0.0.1",
-		"c1/errors.txt": "Secret other/missing, which KubeLink named names", "c1/pods.yaml": "restartCount: 1",
+		"c1/kubelinks.yaml": publicKey, "c1/deployments.yaml": "10.250.0.0/16",
+		"c1/logs/kubelink-1-kubelink.log": publicKey,
+		"c1/secrets.yaml":                 "tls.key: REDACTED", "c1/cluster-dns.yaml": "key.example.",
+		"admin@c-2/configmaps.yaml": "10.0.0.1",
+		"c1/errors.txt":             "Secret other/missing, which KubeLink named names", "c1/pods.yaml": "restartCount: 1",
 		"c1/events.yaml": "said ", "c1/report.json": "accessToken",
 	} {
 		if !strings.Contains(files[file], want) {

@@ -53,7 +53,9 @@ func (s *scrubber) addValue(value string) {
 	}
 	s.longestFirst = nil
 	s.values[value] = true
-	for _, e := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding} {
+	for _, e := range []*base64.Encoding{
+		base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding,
+	} {
 		s.values[e.EncodeToString([]byte(value))] = true
 		s.values[e.EncodeToString([]byte(value+"\n"))] = true
 	}
@@ -93,8 +95,8 @@ func hidePrivate(encoded []byte) []byte {
 	return []byte(redacted)
 }
 
-// scrub returns the text without secrets.
-func (s *scrubber) scrub(text []byte) []byte {
+// scrubText returns the text without secrets.
+func (s *scrubber) scrubText(text []byte) []byte {
 	if s.longestFirst == nil {
 		for v := range maps.Keys(s.values) {
 			s.longestFirst = append(s.longestFirst, []byte(v))

@@ -53,12 +53,12 @@ func Migrate(s *Source, o Options) (*Result, error) {
 	return r, nil
 }
 
-func (r *Result) note(format string, args ...any) {
+func (r *Result) addNote(format string, args ...any) {
 	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
 }
 
-// get returns the value of a flag of the broker, as a Corefile writes it; empty: it has its default.
-func (r *Result) get(flag string) string {
+// getFlag returns the value of a flag of the broker, as a Corefile writes it; empty: it has its default.
+func (r *Result) getFlag(flag string) string {
 	v := variable.ReplaceAllStringFunc(strings.TrimSpace(r.source.broker[flag]), func(ref string) string {
 		name := ref[2 : len(ref)-1]
 		if value, known := r.source.env[name]; known {
@@ -78,90 +78,106 @@ func (r *Result) get(flag string) string {
 // variable is a reference to a variable in the arguments of a container.
 var variable = regexp.MustCompile(`\$\([A-Za-z_][A-Za-z0-9_.-]*\)`)
 
-// has tells whether the stanza has a property.
-func (r *Result) has(property string) bool { return r.value(property) != nil }
+// hasProperty tells whether the stanza has a property.
+func (r *Result) hasProperty(property string) bool { return r.findProperty(property) != nil }
 
-// value returns the value of a property; nil: the stanza does not have it.
-func (r *Result) value(property string) *string {
+// findProperty returns the value of a property; nil: the stanza does not have it.
+func (r *Result) findProperty(property string) *string {
 	if i := slices.IndexFunc(r.stanza, func(l line) bool { return l.property == property }); i >= 0 {
 		return &r.stanza[i].value
 	}
 	return nil
 }
 
-// drop takes a property out of the stanza.
-func (r *Result) drop(property, why string) {
-	if !r.has(property) {
+// dropProperty takes a property out of the stanza.
+func (r *Result) dropProperty(property, why string) {
+	if !r.hasProperty(property) {
 		return
 	}
 	r.stanza = slices.DeleteFunc(r.stanza, func(l line) bool { return l.property == property })
-	r.note("%s is left out: %s", property, why)
+	r.addNote("%s is left out: %s", property, why)
 }
 
 // makeStanza collects the properties, and leaves out what the plugin refuses since it never had an effect.
 func (r *Result) makeStanza() {
 	for _, f := range flags {
-		v := r.get(f.Name)
-		if f.Where != Property || v == "" || r.has(f.What) {
+		v := r.getFlag(f.Name)
+		if f.Where != Property || v == "" || r.hasProperty(f.What) {
 			continue
 		}
 		if f.isSwitch && v == "true" {
 			v = ""
 		}
-		if f.Name == "name" && (v == "kubelink" || r.get("lease-name") != "") {
+		if f.Name == "name" && (v == "kubelink" || r.getFlag("lease-name") != "") {
 			continue
 		}
 		if f.Name == "served-links" {
 			v = strings.Join(strings.FieldsFunc(v, func(c rune) bool { return c == ',' || c == ' ' }), ",")
 		}
+		if f.Name == "log-level" {
+			v = readLevel(v)
+		}
 		r.stanza = append(r.stanza, line{f.What, v})
 	}
-	mode := r.get("mode")
+	mode := r.getFlag("mode")
 	for _, prop := range []string{"certfile", "keyfile", "cacertfile"} {
 		if mode == "wireguard" {
-			r.drop(prop, "mode wireguard has no certificate")
-		} else if r.has("secret") {
-			r.drop(prop, "the certificate comes from the secret")
+			r.dropProperty(prop, "mode wireguard has no certificate")
+		} else if r.hasProperty("secret") {
+			r.dropProperty(prop, "the certificate comes from the secret")
 		}
 	}
-	switch hasCertificate := r.has("secret") || r.has("certfile"); {
+	switch hasCertificate := r.hasProperty("secret") || r.hasProperty("certfile"); {
 	case mode == "none":
 		for _, prop := range []string{"auto-connect", "dns-advertisement", "service-account"} {
-			r.drop(prop, "in mode none there is no connection to peers")
+			r.dropProperty(prop, "in mode none there is no connection to peers")
 		}
 	case mode == "wireguard":
-		r.drop("auto-connect", "in mode wireguard, a peer without KubeLink has no key here")
+		r.dropProperty("auto-connect", "in mode wireguard, a peer without KubeLink has no key here")
 	case !hasCertificate:
-		r.drop("auto-connect", "it needs a certificate, by which peers are known")
-		r.drop("service-account", "it needs a certificate: a token must not travel without encryption")
+		r.dropProperty("auto-connect", "it needs a certificate, by which peers are known")
+		r.dropProperty("service-account", "it needs a certificate: a token must not travel without encryption")
 	}
 	r.completeCertificate(mode)
-	if r.has("cluster-name") && !r.has("link-address") {
-		r.drop("cluster-name", "without link-address there is no default mesh; its LocalLink object defines it")
+	if r.hasProperty("cluster-name") && !r.hasProperty("link-address") {
+		r.dropProperty("cluster-name", "without link-address there is no default mesh; its LocalLink object defines it")
 	}
-	if p := r.get("dns-propagation"); p == "" || p == "none" {
-		r.drop("coredns-configure", "without dns-propagation there are no names")
-	} else if !r.has("service-cidr") && !r.has("coredns-service-ip") {
-		r.drop("coredns-configure", "it needs service-cidr, or coredns-service-ip")
+	if p := r.getFlag("dns-propagation"); p == "" || p == "none" {
+		r.dropProperty("coredns-configure", "without dns-propagation there are no names")
+	} else if !r.hasProperty("service-cidr") && !r.hasProperty("coredns-service-ip") {
+		r.dropProperty("coredns-configure", "it needs service-cidr, or coredns-service-ip")
 	}
+}
+
+// readLevel is a level of the former program, as the property has it.
+func readLevel(v string) string {
+	switch v = strings.ToLower(v); v {
+	case "trace":
+		return "debug"
+	case "warning":
+		return "warn"
+	case "fatal", "panic":
+		return "error"
+	}
+	return v
 }
 
 // completeCertificate adds what a managed secret needs.
 func (r *Result) completeCertificate(mode string) {
-	manage := r.value("secret-manage-mode")
+	manage := r.findProperty("secret-manage-mode")
 	switch {
 	case manage == nil || *manage == "none":
 	case mode == "wireguard" && *manage == "cert":
-		r.drop("secret-manage-mode", "a certificate service makes no WireGuard keys")
+		r.dropProperty("secret-manage-mode", "a certificate service makes no WireGuard keys")
 	case mode == "wireguard":
-	case !r.has("secret"):
-		r.drop("secret-manage-mode", "there is no secret")
-	case !r.has("dns-name"):
+	case !r.hasProperty("secret"):
+		r.dropProperty("secret-manage-mode", "there is no secret")
+	case !r.hasProperty("dns-name"):
 		r.stanza = append(r.stanza, line{"dns-name", "{$ENDPOINT}"})
 		if r.options.Endpoint == "" {
-			r.note("dns-name is the variable ENDPOINT of the Deployment: set it to the name that peers use (--endpoint)")
+			r.addNote("dns-name is the variable ENDPOINT of the Deployment: set it to the name that peers use (--endpoint)")
 		} else {
-			*r.value("dns-name") = r.options.Endpoint
+			*r.findProperty("dns-name") = r.options.Endpoint
 		}
 	}
 }
@@ -194,7 +210,7 @@ func (r *Result) makeCorefile() error {
 		return errors.New("base/corefile.yaml has no stanza kubelink")
 	}
 	r.Corefile = before + "    kubelink {\n" + r.stanzaText() + "    }\n" + after
-	if domain := r.get("mesh-domain"); domain != "" {
+	if domain := r.getFlag("mesh-domain"); domain != "" {
 		r.Corefile = strings.Replace(r.Corefile, "kubelink:1053", strings.TrimSuffix(domain, ".")+":1053", 1)
 	}
 	r.addPlugins()
@@ -205,31 +221,28 @@ func (r *Result) makeCorefile() error {
 // addPlugins adds what other plugins do.
 func (r *Result) addPlugins() {
 	var extra string
-	switch strings.ToLower(r.get("log-level")) {
-	case "debug", "trace":
-		extra += "    debug\n"
-	}
-	if class := r.get("dns-log-class"); class != "" {
+	if class := r.getFlag("dns-log-class"); class != "" {
 		extra += "    log . {\n        class " + class + "\n    }\n"
 	}
-	if r.get("cpuprofile") != "" {
+	if r.getFlag("cpuprofile") != "" {
 		extra += "    pprof\n"
 	}
 	r.Corefile = strings.Replace(r.Corefile, "    errors\n", "    errors\n"+extra, 1)
-	port, bind := r.get("server-port-http"), r.get("bind-address-http")
+	port, bind := r.getFlag("server-port-http"), r.getFlag("bind-address-http")
 	if port == "" {
 		return
 	}
-	r.Corefile = strings.Replace(r.Corefile, "prometheus {$PAGES_IP}:10533", "prometheus "+net.JoinHostPort(bind, port), 1)
+	address := net.JoinHostPort(bind, port)
+	r.Corefile = strings.Replace(r.Corefile, "prometheus {$PAGES_IP}:10533", "prometheus "+address, 1)
 	if bind == "" {
-		r.note("port %s (metrics) is on all addresses, as it was: prometheus {$PAGES_IP}:%s closes it", port, port)
+		r.addNote("port %s (metrics) is on all addresses, as it was: prometheus {$PAGES_IP}:%s closes it", port, port)
 	}
-	r.note("health is at port 10531 (/health), readiness at port 10532 (/ready)")
+	r.addNote("health is at port 10531 (/health), readiness at port 10532 (/ready)")
 }
 
 // setClients puts the networks whose members may ask into the Corefile.
 func (r *Result) setClients() {
-	networks := map[string][]string{"{$POD_CIDR}": {r.get("pod-cidr")}, "{$NODE_CIDR}": {r.get("node-cidr")},
+	networks := map[string][]string{"{$POD_CIDR}": {r.getFlag("pod-cidr")}, "{$NODE_CIDR}": {r.getFlag("node-cidr")},
 		"{$MESH_CIDR}": r.meshCIDRs()}
 	var lines []string
 	for text := range strings.Lines(r.Corefile) {
@@ -248,13 +261,13 @@ func (r *Result) setClients() {
 		}
 	}
 	r.Corefile = strings.Join(lines, "")
-	if r.get("pod-cidr") == "" {
+	if r.getFlag("pod-cidr") == "" {
 		before, rest, _ := strings.Cut(r.Corefile, "    acl {")
 		_, after, _ := strings.Cut(rest, "\n    }\n")
 		r.Corefile = before + after
-		r.note("acl is left out, since pod-cidr is not known: everybody may ask the DNS port")
+		r.addNote("acl is left out, since pod-cidr is not known: everybody may ask the DNS port")
 	} else if len(r.meshCIDRs()) == 0 {
-		r.note("the networks of the meshes are in LocalLink objects: give them with --mesh-cidr, or add them to acl, " +
+		r.addNote("the networks of the meshes are in LocalLink objects: give them with --mesh-cidr, or add them to acl, " +
 			"so that they may ask the DNS port")
 	}
 }
@@ -264,7 +277,7 @@ func (r *Result) meshCIDRs() []string {
 	if len(r.options.MeshCIDRs) > 0 {
 		return r.options.MeshCIDRs
 	}
-	if p, err := netip.ParsePrefix(r.get("link-address")); err == nil {
+	if p, err := netip.ParsePrefix(r.getFlag("link-address")); err == nil {
 		return []string{p.Masked().String()}
 	}
 	return nil
@@ -283,21 +296,21 @@ func (r *Result) noteRest() {
 		}
 		switch f.Where {
 		case Gone:
-			r.note("--%s=%s is gone: %s", f.Name, v, f.Note)
+			r.addNote("--%s=%s is gone: %s", f.Name, v, f.Note)
 		case Router:
 			if v != "none" && v != "" {
-				r.note("--%s=%s is a flag of kubelink-router: %s", f.Name, v, f.Note)
+				r.addNote("--%s=%s is a flag of kubelink-router: %s", f.Name, v, f.Note)
 			}
 		default:
-			r.note("--%s=%s: %s %s; %s", f.Name, v, f.Where, f.What, f.Note)
+			r.addNote("--%s=%s: %s %s; %s", f.Name, v, f.Where, f.What, f.Note)
 		}
 	}
 	if ns := r.source.namespace; ns != "" && ns != install.Namespace {
-		r.note("kubelink has the namespace %s: copy the secret from %s, and let the endpoint lead to the service there",
+		r.addNote("kubelink has the namespace %s: copy the secret from %s, and let the endpoint lead to the service there",
 			install.Namespace, ns)
 	}
 	if r.source.hasRouter {
-		r.note("kubelink-router %s", strings.Join(r.source.RouterArguments(), " "))
+		r.addNote("kubelink-router %s", strings.Join(r.source.RouterArguments(), " "))
 	}
 }
 

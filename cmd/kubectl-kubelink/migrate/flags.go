@@ -89,7 +89,7 @@ var flags = []Flag{
 	{Name: "lease-renew-deadline", Where: Property, What: "lease-renew-deadline"},
 	{Name: "lease-retry-period", Where: Property, What: "lease-retry-period"},
 	{Name: "link-address", Where: Property, What: "link-address"},
-	{Name: "log-level", shorthand: "D", Where: Plugin, What: "debug", Note: "for the level debug and below"},
+	{Name: "log-level", shorthand: "D", Where: Property, What: "log-level"},
 	{Name: "maintainer", Where: Gone, Note: noMaintainers},
 	{Name: "mesh-domain", Where: Property, What: "mesh-domain"},
 	{Name: "meshdns-service-ip", Where: Property, What: "meshdns-service-ip"},

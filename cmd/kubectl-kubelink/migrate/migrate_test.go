@@ -84,7 +84,7 @@ var samples = map[string]string{
 	"bind-address-http": "127.0.0.1", "cluster-domain": "cluster.example", "cluster-name": "kubelink1",
 	"coredns-service-ip": "100.64.0.12", "dns-name": "kubelink.example", "dns-propagation": "kubernetes",
 	"dns-service-ip": "100.64.0.9", "ifce-name": "kl0", "ipip": "shared", "kubeconfig": "file",
-	"kubeconfig.apiserver-override": "https://10.0.0.1:6443", "link-address": "192.168.0.11/24", "log-level": "debug",
+	"kubeconfig.apiserver-override": "https://10.0.0.1:6443", "link-address": "192.168.0.11/24", "log-level": "warning",
 	"mesh-domain": "mesh.example", "meshdns-service-ip": "100.64.0.13", "mode": "wireguard", "node-cidr": "10.250.0.0/16",
 	"node-ip": "$(MY_NODEIP)", "pod-cidr": "100.96.0.0/11", "secret-manage-mode": "self", "service-account": "coredns",
 	"service-cidr": "100.64.0.0/20", "served-links": "a, b", "certfile": "file", "keyfile": "file", "cacertfile": "file",
@@ -114,7 +114,8 @@ func TestFlagsOfReadme(t *testing.T) {
 			if !ok {
 				t.Fatal("it is unknown")
 			}
-			if (f.Where == Gone) != mayBeGone.MatchString(name) || f.Where != Gone && f.What == "" || f.Where == Gone && f.Note == "" {
+			gone := f.Where == Gone
+			if gone != mayBeGone.MatchString(name) || !gone && f.What == "" || gone && f.Note == "" {
 				t.Errorf("%+v", f)
 			}
 			if isSwitch := all[name] == ""; isSwitch != f.isSwitch {
@@ -255,7 +256,7 @@ func TestDeployment(t *testing.T) {
 	validate(t, r.Corefile)
 	for text, want := range map[string]bool{
 		"\n        node-ip {$NODE_IP}\n": true, "\n        service-cidr 100.64.16.0/20\n": true,
-		"\n        broker-port 8188\n": true, "\n    debug\n": true, "mtu": false, "coredns-configure": false,
+		"\n        broker-port 8188\n": true, "\n        log-level debug\n": true, "mtu": false, "coredns-configure": false,
 		"            allow net": false, "        allow net 192.168.0.0/24\n": true,
 	} {
 		if strings.Contains(r.Corefile, text) != want {

@@ -25,7 +25,7 @@ func (r *Result) Objects() ([]*unstructured.Unstructured, error) {
 	if r.options.Image == "" {
 		return nil, errors.New("the image of kubelink is not known: give --image, such as --image=REGISTRY/kubelink:v1")
 	}
-	all, err := install.Build(r.values(), r.components()...)
+	all, err := install.Build(r.installValues(), r.components()...)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func (r *Result) Objects() ([]*unstructured.Unstructured, error) {
 	}
 	corefile := install.Find(all, "ConfigMap", install.Name)
 	corefile.Object["data"] = map[string]any{"Corefile": r.Corefile}
-	if secret := r.value("secret"); secret != nil && *secret != install.Secret {
+	if secret := r.findProperty("secret"); secret != nil && *secret != install.Secret {
 		renameSecret(all, *secret)
 	}
 	if err := r.setPorts(all); err != nil {
@@ -47,10 +47,10 @@ func (r *Result) Objects() ([]*unstructured.Unstructured, error) {
 	return append(all, r.tokenRights()...), r.setRouter(all)
 }
 
-// values are those of deploy/values.yaml.
-func (r *Result) values() install.Values {
+// installValues are those of deploy/values.yaml.
+func (r *Result) installValues() install.Values {
 	get := func(name string) string {
-		if v := r.get(name); v != "" || r.source.hasBroker {
+		if v := r.getFlag(name); v != "" || r.source.hasBroker {
 			return v
 		}
 		return r.source.router[name]
@@ -66,11 +66,11 @@ func (r *Result) values() install.Values {
 
 // components are those of deploy that have the rights for the properties.
 func (r *Result) components() (names []string) {
-	podMode := r.has("node-ip")
+	podMode := r.hasProperty("node-ip")
 	if host := r.source.hostNetwork; host != nil {
 		podMode = !*host
 	}
-	mode, manage := r.get("mode"), r.get("secret-manage-mode")
+	mode, manage := r.getFlag("mode"), r.getFlag("secret-manage-mode")
 	for _, c := range []struct {
 		name   string
 		wanted bool
@@ -81,9 +81,9 @@ func (r *Result) components() (names []string) {
 		{"wireguard", mode == "wireguard"},
 		{"self-signed", mode != "wireguard" && manage == "self"},
 		{"certificate", mode != "wireguard" && manage == "cert"},
-		{"coredns-configure", r.has("coredns-configure")},
-		{"kubernetes-dns", r.get("dns-propagation") == "kubernetes"},
-		{"advertisement", r.has("dns-advertisement") || r.has("service-account")},
+		{"coredns-configure", r.hasProperty("coredns-configure")},
+		{"kubernetes-dns", r.getFlag("dns-propagation") == "kubernetes"},
+		{"advertisement", r.hasProperty("dns-advertisement") || r.hasProperty("service-account")},
 	} {
 		if c.wanted {
 			names = append(names, c.name)
@@ -123,8 +123,8 @@ func editContainer(o *unstructured.Unstructured, edit func(container map[string]
 
 // setPorts brings the port to listen on, and that of the metrics, to Deployment and Service.
 func (r *Result) setPorts(all []*unstructured.Unstructured) error {
-	ports := map[string]string{"metrics": r.get("server-port-http"), "bridge": r.get("broker-port"),
-		"wireguard": r.get("broker-port")}
+	ports := map[string]string{"metrics": r.getFlag("server-port-http"), "bridge": r.getFlag("broker-port"),
+		"wireguard": r.getFlag("broker-port")}
 	set := func(list []any, field string) {
 		for _, item := range list {
 			port, _ := item.(map[string]any)
@@ -164,7 +164,7 @@ func (r *Result) setVariables(all []*unstructured.Unstructured) {
 	})
 	for _, found := range corefileVariable.FindAllStringSubmatch(r.Corefile, -1) {
 		if !known[found[1]] {
-			r.note("the Deployment has no variable %s, which the Corefile needs: add it", found[1])
+			r.addNote("the Deployment has no variable %s, which the Corefile needs: add it", found[1])
 		}
 	}
 }
@@ -193,7 +193,7 @@ func (r *Result) setRouter(all []*unstructured.Unstructured) error {
 
 // tokenRights let the broker request a token of the account that peers get.
 func (r *Result) tokenRights() []*unstructured.Unstructured {
-	account := r.value("service-account")
+	account := r.findProperty("service-account")
 	if account == nil {
 		return nil
 	}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const twoClusters = `apiVersion: v1
+kind: Config
+current-context: c1
+clusters: [{name: none, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: u, user: {token: t}}]
+contexts:
+- {name: c1, context: {cluster: none, user: u}}
+- {name: c2, context: {cluster: none, user: u}}
+`
+
+// TestCommandLines runs command lines that fail before, or as soon as, they ask an API server.
+func TestCommandLines(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	file := filepath.Join(dir, "kubeconfig")
+	if err := os.WriteFile(file, []byte(twoClusters), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args, fails string
+		code        int
+	}{
+		{"connect c1", `want two contexts of the kubeconfig, got ["c1"]: kubectl kubelink connect CONTEXT1 CONTEXT2`, exitUsage},
+		{"connect c1 c1", "want two contexts", exitUsage},
+		{"connect c1 c2 --mode none", `--mode "none": want bridge or wireguard`, exitUsage},
+		{"connect c1 c2 --mesh-cidr x", `--mesh-cidr "x": want a network`, exitUsage},
+		{"connect c1 c2 --pod-cidr c1=x", "--pod-cidr c1=x: want a network such as", exitUsage},
+		{"connect c1 c2 --endpoint c1=a:b", `--endpoint c1=a:b: `, exitUsage},
+		{"connect c1 c2 --name c3=a", `a flag has a value for context "c3", and the contexts are c1 and c2`, exitUsage},
+		{"connect c1 c2 -n other", "--namespace other: this command installs into kubelink only", exitUsage},
+		{"connect c1 c2 -o yaml", "--output without --dry-run", exitUsage},
+		{"connect c1 c2 --dry-run -o json", `--output "json": want one of yaml`, exitUsage},
+		{"connect c1 c2", "connection refused", exitFailed},
+		{"connect c1 c3", `context c3: context "c3" does not exist`, exitFailed},
+		{"disconnect c1 c2", "connection refused", exitFailed},
+		{"disconnect c1 c2 --mode x", "unknown flag: --mode", exitUsage},
+		{"version c1 c2", "2 of 2 clusters do not answer", exitFailed},
+		{"version -o wide", `--output "wide": want one of`, exitUsage},
+		{"version", "", 0},
+		{"gather c2", "", 0}, // what cannot be read is in the archive
+		{"gather -o missing/x.tar.gz", "no such file or directory", exitFailed},
+		{"completion bash", "", 0},
+	} {
+		_, _, err := runCLI(t, "", append(strings.Fields(c.args), "--kubeconfig="+file)...)
+		if exitCode(err) != c.code || c.fails != "" && !strings.Contains(err.Error(), c.fails) {
+			t.Errorf("%s: code %d, %v", c.args, exitCode(err), err)
+		}
+	}
+	if archives, err := filepath.Glob("kubelink-*.tar.gz"); err != nil || len(archives) != 1 {
+		t.Errorf("%v %v", archives, err)
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(file, []byte(twoClusters), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]string{
+		"connect --kubeconfig=FILE c":  "c1\nc2\n:4\n",
+		"connect --kubeconfig=FILE c1": "c1\n:4\n",
+		"migrate -o y":                 "corefile\nyaml\njson\n",
+	} {
+		args = strings.ReplaceAll(args, "FILE", file)
+		out, _, err := runCLI(t, "", append([]string{"__complete"}, strings.Fields(args)...)...)
+		lines := strings.Split(strings.SplitN(want, ":", 2)[0], "\n")
+		for _, line := range lines {
+			if err != nil || !strings.Contains(out, line) {
+				t.Errorf("%s: %v\n%s", args, err, out)
+			}
+		}
+	}
+}
