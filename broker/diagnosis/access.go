@@ -1,6 +1,6 @@
 package diagnosis
 
-// Who may read reports: the API server decides, by TokenReview and SubjectAccessReview.
+// The API server decides which users may read reports, by TokenReview and SubjectAccessReview.
 
 import (
 	"context"
@@ -71,8 +71,8 @@ func newGate(api reviewer) *gate {
 const tokenRemedy = "send a token of an account that may get " + Path + ", for the audience " + Audience +
 	", in the header " + TokenHeader + ": kubectl -n kubelink create token " + ServiceAccount + " --audience " + Audience
 
-// admit decides on a token.
-func (g *gate) admit(ctx context.Context, token string) decision {
+// admitToken decides on a token.
+func (g *gate) admitToken(ctx context.Context, token string) decision {
 	switch {
 	case token == "":
 		return refuse(http.StatusUnauthorized, tokenRemedy, "the request has no token")
@@ -80,31 +80,31 @@ func (g *gate) admit(ctx context.Context, token string) decision {
 		return refuse(http.StatusUnauthorized, tokenRemedy, "the token is longer than %d bytes", maxToken)
 	}
 	key := sha256.Sum256([]byte(token))
-	if d, ok := g.remembered(key); ok {
+	if d, ok := g.findAnswer(key); ok {
 		return d
 	}
 	if !g.reviews.AllowN(g.now(), 1) {
 		return refuse(http.StatusTooManyRequests, "try again in a second", "too many requests with different tokens")
 	}
-	d, err := g.ask(ctx, token)
+	d, err := g.askAPI(ctx, token)
 	if err != nil {
 		return refuse(http.StatusServiceUnavailable, "see that the API server answers, and that the ClusterRole of the "+
 			"broker has the verb create for tokenreviews and subjectaccessreviews (deploy/base/rbac.yaml)",
 			"the broker cannot ask the API server who this is: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
-	g.remember(key, d)
+	g.rememberAnswer(key, d)
 	return d
 }
 
-func (g *gate) remembered(key [sha256.Size]byte) (decision, bool) {
+func (g *gate) findAnswer(key [sha256.Size]byte) (decision, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	a, ok := g.answers[key]
 	return a.decision, ok && g.now().Before(a.until)
 }
 
-// remember keeps an answer. A full memory forgets what is old, and then anything.
-func (g *gate) remember(key [sha256.Size]byte, d decision) {
+// rememberAnswer keeps an answer. A full memory forgets what is old, and then anything.
+func (g *gate) rememberAnswer(key [sha256.Size]byte, d decision) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for k, a := range g.answers {
@@ -121,8 +121,8 @@ func (g *gate) remember(key [sha256.Size]byte, d decision) {
 	g.answers[key] = answer{d, g.now().Add(keepAnswer)}
 }
 
-// ask asks the API server. An error is no answer.
-func (g *gate) ask(ctx context.Context, token string) (decision, error) {
+// askAPI asks the API server. An error is no answer.
+func (g *gate) askAPI(ctx context.Context, token string) (decision, error) {
 	who, err := g.api.reviewToken(ctx, token)
 	if err != nil {
 		return decision{}, err
@@ -138,13 +138,13 @@ func (g *gate) ask(ctx context.Context, token string) (decision, error) {
 		return refuse(http.StatusForbidden,
 			"give it a ClusterRole with the verb get for the nonResourceURL "+Path+
 				", or use the account "+ServiceAccount+" of the manifests",
-			"%s may not get %s", shorten(who.User.Username), Path), nil
+			"%s may not get %s", shortenName(who.User.Username), Path), nil
 	}
 	return granted, nil
 }
 
-// shorten bounds the name of a user.
-func shorten(name string) string {
+// shortenName bounds the name of a user.
+func shortenName(name string) string {
 	const limit = 253
 	if len(name) > limit {
 		return strings.ToValidUTF8(name[:limit], "") + "..."

@@ -98,18 +98,18 @@ func (f *Facts) Report(ctx context.Context) *Report {
 	checks := f.checkAll(ctx)
 	for i := range checks {
 		r.Findings = append(r.Findings, checks[i].findings...)
-		r.Checks = append(r.Checks, checks[i].result())
+		r.Checks = append(r.Checks, checks[i].makeCheck())
 	}
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return cmp.Compare(a.Severity, b.Severity) })
-	r.Links, r.Truncated = cut(r.Links, MaxLinks, r.Truncated)
-	r.MeshServices, r.Truncated = cut(r.MeshServices, MaxMeshServices, r.Truncated)
-	r.Findings, r.Truncated = cut(r.Findings, MaxFindings, r.Truncated)
-	r.Certificates, _ = cut(r.Certificates, MaxLinks, false)
+	r.Links, r.Truncated = cutList(r.Links, MaxLinks, r.Truncated)
+	r.MeshServices, r.Truncated = cutList(r.MeshServices, MaxMeshServices, r.Truncated)
+	r.Findings, r.Truncated = cutList(r.Findings, MaxFindings, r.Truncated)
+	r.Certificates, _ = cutList(r.Certificates, MaxLinks, false)
 	return r
 }
 
-// cut bounds a list, and makes it one that JSON does not write as null.
-func cut[T any](list []T, limit int, before bool) ([]T, bool) {
+// cutList bounds a list, and makes it one that JSON does not write as null.
+func cutList[T any](list []T, limit int, before bool) ([]T, bool) {
 	if list == nil {
 		list = []T{}
 	}

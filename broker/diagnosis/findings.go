@@ -60,8 +60,8 @@ func (c *check) add(reason string, severity Severity, about Object, message, rem
 	c.findings = append(c.findings, Finding{reason, severity, about, oneLine(message), oneLine(remedy)})
 }
 
-// result is the check in the report.
-func (c *check) result() Check {
+// makeCheck makes the check in the report.
+func (c *check) makeCheck() Check {
 	for _, f := range c.findings {
 		if f.Severity == Error {
 			return Check{c.name, false, f.Message}
@@ -96,20 +96,20 @@ func (f *Facts) checkAll(ctx context.Context) []check {
 
 func kubeLink(name string) Object { return Object{Kind: "KubeLink", Name: name} }
 
-// broker is the object of findings about this process.
-func (f *Facts) broker() Object { return Object{"Broker", f.Namespace, f.Identity.Node} }
+// brokerObject is the object of findings about this process.
+func (f *Facts) brokerObject() Object { return Object{"Broker", f.Namespace, f.Identity.Node} }
 
 func (f *Facts) checkAPI(c *check) {
 	if err := f.Health.API; err != nil {
-		c.add(APIServerUnreachable, Error, f.broker(), "the broker does not reach the API server: "+err.Error(),
+		c.add(APIServerUnreachable, Error, f.brokerObject(), "the broker does not reach the API server: "+err.Error(),
 			"see that the API server runs, and that the gateway node reaches it; until then links and names stay as they are")
 	}
 	if err := f.Health.Controllers; err != nil {
-		c.add(APIServerUnreachable, Error, f.broker(), "the controllers do not run: "+err.Error(),
+		c.add(APIServerUnreachable, Error, f.brokerObject(), "the controllers do not run: "+err.Error(),
 			"give the broker the rights of deploy/base/rbac.yaml, and see that the API server has the CRDs of deploy/crds")
 	}
 	if err := f.Health.CRDs; err != nil {
-		c.add(CRDsOutdated, Warning, f.broker(), "the CRDs are not as this version needs them: "+err.Error(),
+		c.add(CRDsOutdated, Warning, f.brokerObject(), "the CRDs are not as this version needs them: "+err.Error(),
 			"kubectl apply --server-side -f deploy/crds, or give the broker the rights of deploy/base/rbac.yaml")
 	}
 }
@@ -117,10 +117,10 @@ func (f *Facts) checkAPI(c *check) {
 func (f *Facts) checkLease(c *check) {
 	if f.Lease.Problem != "" {
 		message, remedy := splitRemedy(f.Lease.Problem, "give the broker the rights of deploy/base/rbac.yaml for leases")
-		c.add(LeaseProblem, Warning, f.broker(), message, remedy)
+		c.add(LeaseProblem, Warning, f.brokerObject(), message, remedy)
 	}
 	if f.Lease.Holder == "" && !f.Lease.Active && f.Health.API == nil {
-		c.add(NoHolder, Error, f.broker(), "it is not known which broker holds the links",
+		c.add(NoHolder, Error, f.brokerObject(), "it is not known which broker holds the links",
 			"give the broker the rights of deploy/base/rbac.yaml for leases, or see that the API server answers")
 	}
 }
@@ -131,13 +131,13 @@ func (f *Facts) checkApplied(c *check) {
 		return
 	}
 	message, remedy := splitRemedy(err.Error(), "see the log of the broker; it tries again by itself")
-	c.add(NotApplied, Error, f.broker(), message, remedy)
+	c.add(NotApplied, Error, f.brokerObject(), message, remedy)
 }
 
 func (f *Facts) checkCertificates(c *check) {
 	if err := f.Credentials; err != nil {
 		message, remedy := splitRemedy(err.Error(), "put a certificate, its key and the CA of the peers into the secret")
-		c.add(CertificateUnusable, Error, f.broker(), message, remedy)
+		c.add(CertificateUnusable, Error, f.brokerObject(), message, remedy)
 	}
 	for _, cert := range f.Certificates {
 		left, life := cert.NotAfter.Sub(f.Now), cert.NotAfter.Sub(cert.NotBefore)
@@ -153,7 +153,7 @@ func (f *Facts) checkCertificates(c *check) {
 		if left < 0 {
 			text = fmt.Sprintf("the %s of %s has expired at %s: peers refuse it", cert.Kind, cert.Source, end)
 		}
-		c.add(CertificateExpires, severity, f.broker(), text,
+		c.add(CertificateExpires, severity, f.brokerObject(), text,
 			"renew it: links take a new one from the secret without being interrupted")
 	}
 }

@@ -99,7 +99,7 @@ func newHandler(g *gate, report func(context.Context) *Report) http.Handler {
 	mux.HandleFunc("GET "+Path, func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), reviewTimeout)
 		defer cancel()
-		if d := g.admit(ctx, r.Header.Get(TokenHeader)); d.status != http.StatusOK {
+		if d := g.admitToken(ctx, r.Header.Get(TokenHeader)); d.status != http.StatusOK {
 			writeJSON(w, d.status, d.refusal)
 			return
 		}

@@ -245,7 +245,7 @@ func TestAcceptedOffers(t *testing.T) {
 	checkEqual(t, "note without offers", build(nil).Notes["k2"], "")
 	s = build(offering("k2"))
 	checkEqual(t, "zone of a peer that may offer", zone(s).Name, "k2.kubelink.")
-	checkEqual(t, "note of a peer that may offer", s.Notes["k2"], "no names: the cluster offers no mesh service yet")
+	checkEqual(t, "note of a peer that may offer", s.Notes["k2"], "")
 }
 
 // A cluster whose service network is not routed, because it is the own one, has the names of what it offers.

@@ -71,7 +71,7 @@ func (n *naming) readNames(l *linkEntry) *Problem {
 }
 
 // noteNoService says why the DNS service of a link's cluster is not asked. Mesh services may have names all the same: a
-// link without spec.cidr is for them, and nothing is missing in it.
+// link without spec.cidr is for them, and nothing is missing in it. Who asks for a name that there is not is told why.
 func (n *naming) noteNoService(l *linkEntry, service netip.Addr) {
 	switch {
 	case len(l.unrouted) > 0 && (!service.IsValid() || l.unrouted.Contains(service)): // there is a note
@@ -82,12 +82,11 @@ func (n *naming) noteNoService(l *linkEntry, service netip.Addr) {
 	case service.IsValid():
 		n.reports.addNote(l.Name,
 			"no DNS: spec.dns.dnsIP %s is not routed to this link; add it to spec.egress", service)
-	case len(l.services) > 0 || !n.local.Mode.CarriesTraffic():
+	case len(l.services) == 0 && n.local.Mode.CarriesTraffic():
+	case n.offers[l.Name] == nil || len(n.offers[l.Name].List) == 0:
 		n.reports.addNote(l.Name,
 			"no DNS: the address of the cluster's DNS service is unknown; "+
 				"set spec.dns.dnsIP, or spec.dns.omitDNSPropagation: true")
-	case n.offers[l.Name] != nil && len(n.offers[l.Name].List)+n.offers[l.Name].LeftOut == 0:
-		n.reports.addNote(l.Name, "no names: the cluster offers no mesh service yet")
 	}
 }
 
