@@ -38,7 +38,7 @@ func runCheck(ctx context.Context, args []string, out io.Writer) error {
 	defer cancel()
 	last := errors.New("nothing was checked")
 	err = wait.PollUntilContextCancel(ctx, time.Second, true, func(ctx context.Context) (bool, error) {
-		last = checkDNS(ctx, *server, *domain)
+		last = checkDNS(ctx, net.JoinHostPort(*server, "53"), *domain)
 		if last == nil {
 			last = checkLinks(ctx, c, out)
 		}
@@ -51,12 +51,12 @@ func runCheck(ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
-// checkDNS asks kubelink's DNS service for the mesh domain. Without links, any answer is good.
+// checkDNS asks kubelink's DNS service (host:port) for the mesh domain. Without links, any answer is good.
 func checkDNS(ctx context.Context, server, domain string) error {
 	question := new(dns.Msg).SetQuestion(dns.Fqdn(domain), dns.TypeSOA)
 	for _, network := range []string{"udp", "tcp"} {
 		resolver := dns.Client{Net: network, Timeout: questionTimeout}
-		answer, _, err := resolver.ExchangeContext(ctx, question, net.JoinHostPort(server, "53"))
+		answer, _, err := resolver.ExchangeContext(ctx, question, server)
 		if err != nil {
 			return fmt.Errorf("DNS service %s over %s: %w: does a broker run (kubectl get pods), and do addresses of services "+
 				"lead to pods?", server, network, err)

@@ -1,0 +1,145 @@
+package hooks
+
+// The commands as far as they go without a cluster. test/realnodes has them in pods.
+
+import (
+	"context"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+)
+
+// serveDNS answers all questions over UDP and TCP with a code, until the test ends.
+func serveDNS(t *testing.T, rcode int) (address string) {
+	t.Helper()
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	udp, err := net.ListenPacket("udp", tcp.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) { w.WriteMsg(new(dns.Msg).SetRcode(r, rcode)) })
+	for _, s := range []*dns.Server{{Listener: tcp, Handler: handler}, {PacketConn: udp, Handler: handler}} {
+		ended := make(chan error, 1)
+		go func() { ended <- s.ActivateAndServe() }()
+		t.Cleanup(func() {
+			s.Shutdown()
+			<-ended
+		})
+	}
+	return tcp.Addr().String()
+}
+
+func TestCheckDNS(t *testing.T) {
+	for rcode, want := range map[int]string{
+		dns.RcodeSuccess: "", dns.RcodeServerFailure: "", dns.RcodeRefused: "has to be in podCIDR, nodeCIDR or dns.allow",
+	} {
+		err := checkDNS(t.Context(), serveDNS(t, rcode), "kubelink")
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", dns.RcodeToString[rcode], err)
+		}
+	}
+	closed, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	if err := checkDNS(t.Context(), closed.LocalAddr().String(), "kubelink"); err == nil ||
+		!strings.Contains(err.Error(), "does a broker run") {
+		t.Errorf("without a server: %v", err)
+	}
+}
+
+// newClient has objects of all kinds that the commands use.
+func newClient(t *testing.T, objects ...client.Object) client.Client {
+	t.Helper()
+	types := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(types); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fake.NewClientBuilder().WithScheme(types).WithObjects(objects...).Build()
+}
+
+func newLink(name string, state v1alpha1.State, message string) *v1alpha1.KubeLink {
+	l := &v1alpha1.KubeLink{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	l.Status.State, l.Status.Message = state, message
+	return l
+}
+
+func TestCheckLinks(t *testing.T) {
+	for _, c := range []struct {
+		links []client.Object
+		fails string
+		says  string
+	}{
+		{nil, "", "there are no KubeLinks yet"},
+		{[]client.Object{newLink("a", v1alpha1.StateUp, ""), newLink("b", v1alpha1.StateIdle, "")}, "", "KubeLink b: Idle"},
+		{[]client.Object{newLink("a", v1alpha1.StateUp, ""), newLink("b", v1alpha1.StateDown, "refused")},
+			"KubeLink b: Down: refused", ""},
+		{[]client.Object{newLink("a", "", "")}, "KubeLink a: no broker has seen it", ""},
+	} {
+		var out strings.Builder
+		err := checkLinks(t.Context(), newClient(t, c.links...), &out)
+		if (err == nil) != (c.fails == "") || err != nil && err.Error() != c.fails ||
+			!strings.Contains(out.String(), c.says) {
+			t.Errorf("%v: %v, %q", c.links, err, &out)
+		}
+	}
+}
+
+// What a broker has left that was killed goes, and nothing of others.
+func TestUninstallSteps(t *testing.T) {
+	named := func(namespace, name string) metav1.ObjectMeta {
+		return metav1.ObjectMeta{Namespace: namespace, Name: name}
+	}
+	local := newLink("local", v1alpha1.StateUp, "")
+	local.Finalizers = []string{v1alpha1.Finalizer, "example.com/other"}
+	custom := &corev1.ConfigMap{ObjectMeta: named(metav1.NamespaceSystem, "coredns-custom"),
+		Data: map[string]string{"kubelink.server": "ours", "own.server": "theirs"}}
+	gateway := &v1alpha1.LinkGateway{ObjectMeta: named("kubelink", "kubelink-7")}
+	lease := &coordinationv1.Lease{ObjectMeta: named("kubelink", "kubelink-7")}
+	foreign := &coordinationv1.Lease{ObjectMeta: named("kubelink", "foreign")}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	u := &uninstaller{Client: newClient(t, local, custom, gateway, lease, foreign), namespace: "kubelink",
+		out: &strings.Builder{}}
+	for _, step := range []func(context.Context) error{
+		u.endPrograms, u.removeFinalizers, u.deleteGateways, u.cleanClusterDNS,
+	} {
+		for range 2 { // what is done already is no error
+			if err := step(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, o := range []client.Object{gateway, lease} {
+		if err := u.Get(ctx, client.ObjectKeyFromObject(o), o); !apierrors.IsNotFound(err) {
+			t.Errorf("%T %s: %v, not gone", o, o.GetName(), err)
+		}
+	}
+	for _, o := range []client.Object{local, custom, foreign} {
+		if err := u.Get(ctx, client.ObjectKeyFromObject(o), o); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(local.Finalizers) != 1 || len(custom.Data) != 1 || custom.Data["own.server"] == "" {
+		t.Errorf("finalizers %q, the cluster's DNS %q", local.Finalizers, custom.Data)
+	}
+}
