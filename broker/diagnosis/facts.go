@@ -147,7 +147,8 @@ func (f *Facts) describeLink(o *v1alpha1.KubeLink) Link {
 	for _, e := range o.Spec.Egress {
 		l.Egress = append(l.Egress, string(e))
 	}
-	if now, ok := f.States[o.Name]; ok && told.State != v1alpha1.StateInvalid && told.State != v1alpha1.StateStale {
+	now, ok := f.States[o.Name]
+	if ok && now.State != "" && told.State != v1alpha1.StateInvalid && told.State != v1alpha1.StateStale {
 		l.State, l.Reason, l.RTT = now.State, now.Reason, now.RTT.Seconds()
 		if !now.Since.IsZero() {
 			since := now.Since.UTC()
