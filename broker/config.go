@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -264,7 +265,9 @@ func (c *Config) deviceMTU() int {
 
 // linkSettings are the settings that the dataplane gets. It announces no names, no API and no term yet.
 func (c *Config) linkSettings(port uint16) link.Settings {
+	version, _ := programVersions()
 	return link.Settings{
+		Version:        strings.Trim(version, "()"), // "(devel)" of a build without git
 		MTU:            c.deviceMTU(),
 		Device:         c.WireGuardDevice,
 		Keepalive:      c.Keepalive,

@@ -27,6 +27,7 @@ var (
 	linksDesc = newDesc("links", "Number of links by state of their connection.", "state")
 	upDesc    = newDesc("link_up", "Whether the link is connected (1) or not (0).", "link")
 	downsDesc = newDesc("link_downs_total", "How often the link was connected and lost its connection.", "link")
+	peerDesc  = newDesc("peer_info", "Always 1: version of the kubelink at the other end, as it says.", "link", "version")
 	rttDesc   = newDesc("link_rtt_seconds", "Smoothed round-trip time of the link's keepalive, in seconds.", "link")
 	apiDesc   = newDesc("api_up", "Whether the API server answers (1) or not (0).")
 	namesDesc = newDesc("cluster_names_up",
@@ -121,6 +122,9 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		states[s.State]++
 		sendGauge(ch, upDesc, boolValue(s.State == link.Up), s.Link)
 		ch <- prometheus.MustNewConstMetric(downsDesc, prometheus.CounterValue, float64(s.Downs), s.Link)
+		if s.Announced != nil && s.Announced.Version != "" {
+			sendGauge(ch, peerDesc, 1, s.Link, s.Announced.Version)
+		}
 		if s.RTT > 0 {
 			sendGauge(ch, rttDesc, s.RTT.Seconds(), s.Link)
 		}

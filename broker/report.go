@@ -101,12 +101,17 @@ func (b *Broker) facts() *diagnosis.Facts {
 // identityOf is what a report says of the broker itself.
 func identityOf(c *Config) *diagnosis.Identity {
 	id := &diagnosis.Identity{Mode: c.Mode, Node: c.NodeName, Namespace: c.Namespace}
-	// cmd/kubelink writes "<version> (CoreDNS-<version>)".
-	id.Version, id.CoreDNSVersion, _ = strings.Cut(strings.TrimSuffix(caddy.AppVersion, ")"), " (CoreDNS-")
+	id.Version, id.CoreDNSVersion = programVersions()
 	if c.Mode.CarriesTraffic() {
 		id.Device = c.Interface
 	}
 	return id
+}
+
+// programVersions are what cmd/kubelink writes as "<version> (CoreDNS-<version>)".
+func programVersions() (kubelink, coreDNS string) {
+	kubelink, coreDNS, _ = strings.Cut(strings.TrimSuffix(caddy.AppVersion, ")"), " (CoreDNS-")
+	return kubelink, coreDNS
 }
 
 // countBytes asks the dataplane for its metric of bytes.

@@ -65,7 +65,7 @@ func (s *shared) reportChanges() {
 func (s *shared) ownHello() *hello.Hello {
 	c := s.config.Load()
 	return &hello.Hello{
-		Announcement: link.Announcement{AdvertisedPort: c.AdvertisedPort, DNS: c.DNS, API: c.API},
+		Announcement: link.Announcement{AdvertisedPort: c.AdvertisedPort, DNS: c.DNS, API: c.API, Version: c.Version},
 		Capable:      true, Flags: s.featureFlags(), Instance: s.instance, Streams: c.Streams,
 		Terms: &hello.Terms{Own: c.Term},
 	}

@@ -163,6 +163,9 @@ func (f *Facts) describeLink(o *v1alpha1.KubeLink) Link {
 	for i := range f.Statuses {
 		if st := &f.Statuses[i]; st.Link == o.Name {
 			l.Remote, l.Dialled, l.Accepted, l.Refused = st.Remote, st.Dialled, st.Accepted, st.Refused
+			if st.Announced != nil {
+				l.PeerVersion = st.Announced.Version
+			}
 		}
 	}
 	l.Names = f.namesOf(o.Name, &l)

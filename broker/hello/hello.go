@@ -17,7 +17,8 @@ package hello
 //	  1  API access: token NUL PEM certificates
 //	  2  DNS: cluster domain NUL IP, 4 or 16 bytes
 //	128  capabilities: flags uint32 BE, instance uint64 BE, streams uint8, stream uint8,
-//	     term uint32 BE, followed uint32 BE; later fields are appended, and one that is missing is zero
+//	     term uint32 BE, followed uint32 BE, length of version uint8, version; later fields are appended, and one that
+//	     is missing is zero
 //
 // The instance is a random number of the process: sessions with another instance of the same peer are dead, even if
 // they still look alive. Streams is the number of sessions that the sender wants at most; the smaller number of both
@@ -100,6 +101,9 @@ func (h *Hello) AppendPayload(b []byte) ([]byte, error) {
 		if h.Terms != nil {
 			data = binary.BigEndian.AppendUint32(data, h.Terms.Own)
 			data = binary.BigEndian.AppendUint32(data, h.Terms.Followed)
+			if isVersion(h.Version) {
+				data = append(append(data, byte(len(h.Version))), h.Version...)
+			}
 		}
 		b = appendExtension(b, extensionCapabilities, data)
 	}
@@ -197,7 +201,20 @@ func (h *Hello) parseExtension(id byte, data []byte) {
 		if len(data) >= 22 {
 			h.Terms = &Terms{Own: binary.BigEndian.Uint32(data[14:]), Followed: binary.BigEndian.Uint32(data[18:])}
 		}
+		if len(data) > 22 && len(data) >= 23+int(data[22]) {
+			if v := string(data[23 : 23+int(data[22])]); isVersion(v) {
+				h.Version = v
+			}
+		}
 	}
+}
+
+// isVersion tells whether a text may be a version: it becomes a label of metrics, and a part of reports.
+func isVersion(text string) bool {
+	const longest = 64
+	return text != "" && len(text) <= longest && !strings.ContainsFunc(text, func(c rune) bool {
+		return !strings.ContainsRune("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.+_-", c)
+	})
 }
 
 // parsePrefix parses 16 bytes of address and 16 bytes of mask; all zero is the zero Prefix.

@@ -77,6 +77,16 @@ var hellos = []struct {
 	{"capabilities with terms", ip4Hex + maskHex + noneHex + portHex + "0019" +
 		"80 0016 00000001 0000000000000007 0403 00000005 ffffffff",
 		Hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3, &Terms{5, 1<<32 - 1}}, false},
+	{"capabilities with version", ip4Hex + maskHex + noneHex + portHex + "0020" +
+		"80 001d 00000001 0000000000000007 0403 00000005 00000001 06 76312e322d78",
+		Hello{link.Announcement{Address: address, AdvertisedPort: 80, Version: "v1.2-x"}, true, 1, 7, 4, 3, &Terms{5, 1}},
+		false},
+	{"version is no label", ip4Hex + maskHex + noneHex + portHex + "001d" +
+		"80 001a 00000001 0000000000000007 0403 00000005 00000001 03 760a22",
+		Hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3, &Terms{5, 1}}, true},
+	{"version is cut", ip4Hex + maskHex + noneHex + portHex + "001b" +
+		"80 0018 00000001 0000000000000007 0403 00000005 00000001 03 76",
+		Hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3, &Terms{5, 1}}, true},
 	{"one term is cut", ip4Hex + maskHex + noneHex + portHex + "0018" +
 		"80 0015 00000001 0000000000000007 0403 00000005 ffffff",
 		Hello{link.Announcement{Address: address, AdvertisedPort: 80}, true, 1, 7, 4, 3, nil}, true},

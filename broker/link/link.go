@@ -45,6 +45,7 @@ type Announcement struct {
 	AdvertisedPort uint16       // port of the endpoint that peers dial
 	DNS            *DNSInfo     // nil: not announced
 	API            *APIInfo     // nil: not announced
+	Version        string       // of kubelink, letters, digits and ".+_-" only; empty: not known
 }
 
 // DNSInfo says how the names of a cluster are resolved.
@@ -84,6 +85,7 @@ type Settings struct {
 	// This end announces these to its peers.
 	Term           uint32 // of the Lease of the links; peers follow the broker with the highest. 0: there is no Lease
 	AdvertisedPort uint16
+	Version        string       // of kubelink
 	DNS            *DNSInfo     // nil: not announced
 	API            *APIInfo     // nil: not announced
 	Offers         []mesh.Offer // mesh services; a peer is told the ones in its mesh

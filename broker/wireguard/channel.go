@@ -202,7 +202,7 @@ func checkHello(s *link.Settings) error {
 // makeHello makes our hello, without the addresses, which differ between links.
 func makeHello(s *link.Settings, instance uint64) *hello.Hello {
 	return &hello.Hello{
-		Announcement: link.Announcement{AdvertisedPort: s.AdvertisedPort, DNS: s.DNS, API: s.API},
+		Announcement: link.Announcement{AdvertisedPort: s.AdvertisedPort, DNS: s.DNS, API: s.API, Version: s.Version},
 		Capable:      true, Flags: hello.FlagKeepalive | hello.FlagUpdates | hello.FlagServices, Instance: instance,
 		Terms: &hello.Terms{Own: s.Term},
 	}

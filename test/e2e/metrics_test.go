@@ -38,7 +38,7 @@ func TestMetricsLint(t *testing.T) {
 			"answers_total", "api_up", "applied", "apply_duration_seconds", "build_info",
 			"dropped_packets_total", "iptables_backend_info", "kernel_update_duration_seconds",
 			"kernel_update_errors_total", "leader", "link_bytes_total", "link_downs_total", "link_info", "link_rtt_seconds",
-			"link_up", "links", "node_refused_packets_total", "objects", "queries_total", "refused_connections_total",
+			"link_up", "links", "node_refused_packets_total", "objects", "peer_info", "queries_total", "refused_connections_total",
 			"takeovers_total", "term",
 		) {
 			if !strings.Contains(text, "# TYPE coredns_kubelink_"+name+" ") {
@@ -72,8 +72,8 @@ var (
 	selector    = regexp.MustCompile(`(coredns_kubelink_\w+)\{([^}]*)\}`)
 )
 
-// TestMetricsOfRules compares the alerts and their runbooks with the metrics of a broker: it has each metric that they name, and
-// series with each value of a label that rules select.
+// TestMetricsOfRules compares the alerts and their runbooks with the metrics of a broker: it has each metric that they
+// name, and series with each value of a label that rules select.
 func TestMetricsOfRules(t *testing.T) {
 	ctx := startTest(t, time.Minute)
 	b := brokers[0]
