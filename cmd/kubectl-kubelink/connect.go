@@ -134,8 +134,7 @@ func (o *connectOptions) complete() (err error) {
 			return errors.New("--output without --dry-run: it shows what would be applied")
 		}
 	}
-	switch o.Mode = mesh.Mode(o.mode); {
-	case o.mode != "" && !o.Mode.CarriesTraffic():
+	if o.Mode = mesh.Mode(o.mode); o.mode != "" && !o.Mode.CarriesTraffic() {
 		return fmt.Errorf("--mode %q: want %s or %s", o.mode, mesh.Bridge, mesh.WireGuard)
 	}
 	o.DefaultImage = defaultImage("")
