@@ -144,7 +144,7 @@ func (p *pair) prepareEndpoint(ctx context.Context, s, other *side) error {
 	}
 	for _, crd := range crds {
 		is, err := s.readObject(ctx, crd)
-		if err == nil && (is == nil || isOurs(is)) { // the broker brings others up to date
+		if err == nil && is == nil { // the broker brings it up to date
 			err = s.applyObject(ctx, crd)
 		}
 		if err != nil {
