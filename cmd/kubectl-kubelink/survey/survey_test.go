@@ -188,7 +188,7 @@ func TestAsk(t *testing.T) {
 			_ = json.NewEncoder(w).Encode(diagnosis.Refusal{Error: "no right", Remedy: "give it"})
 		}, "refuses the report (403): no right"},
 		"away": {func(w http.ResponseWriter, _ *http.Request) {
-			http.Error(w, "error trying to reach service: connection refused", 503)
+			http.Error(w, "error trying to reach service: connection refused", http.StatusServiceUnavailable)
 		}, "connection refused"},
 		"no report": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hello")) }, "cannot be read"},
 	} {
