@@ -83,7 +83,10 @@ func init() {
 }
 
 func main() {
-	if hooks.Run(os.Args) {
+	if ran, err := hooks.Run(os.Args); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	} else if ran {
 		return
 	}
 	setVersion()

@@ -27,17 +27,16 @@ var commands = map[string]func(ctx context.Context, args []string, out io.Writer
 }
 
 // Run runs the command that the arguments of the program name. It says whether there was one.
-func Run(args []string) (ran bool) {
+func Run(args []string) (ran bool, err error) {
 	if len(args) < 2 || commands[args[1]] == nil {
-		return false
+		return false, nil
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := commands[args[1]](ctx, args[2:], os.Stdout); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", args[1], err)
-		os.Exit(1)
+		return true, fmt.Errorf("%s: %w", args[1], err)
 	}
-	return true
+	return true, nil
 }
 
 // parseFlags reads arguments. All commands have the flag kubeconfig, whose value it returns.
