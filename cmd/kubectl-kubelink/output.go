@@ -14,11 +14,12 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// checkOutput refuses other values of the flag --output than the allowed ones.
+// checkOutput refuses other values of the flag --output than the allowed ones. An empty one is none to choose.
 func checkOutput(value string, allowed ...string) error {
 	if slices.Contains(allowed, value) {
 		return nil
 	}
+	allowed = slices.DeleteFunc(slices.Clone(allowed), func(s string) bool { return s == "" })
 	return usageError{fmt.Errorf("--output %q: want one of %s", value, strings.Join(allowed, ", "))}
 }
 

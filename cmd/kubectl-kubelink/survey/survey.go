@@ -245,6 +245,10 @@ func (q *questions) readReport(ctx context.Context, pod string, port int32, toke
 		if json.Unmarshal(text, &refused.Refusal) == nil && refused.Refusal.Error != "" {
 			return nil, refused
 		}
+		if len(text) > 0 && text[0] != '{' { // in the words of the proxy
+			const limit = 400
+			return nil, errors.New(strings.ToValidUTF8(strings.TrimSpace(string(text[:min(len(text), limit)])), ""))
+		}
 		return nil, unwrapProxyError(err)
 	}
 	r := &diagnosis.Report{}
@@ -261,8 +265,8 @@ func unwrapProxyError(err error) error {
 		return err
 	}
 	for _, c := range status.ErrStatus.Details.Causes {
-		if reason, ok := strings.CutPrefix(c.Message, "error trying to reach service: "); ok {
-			return errors.New(strings.TrimSpace(reason))
+		if c.Type == metav1.CauseTypeUnexpectedServerResponse && c.Message != "" && c.Message != "unknown" {
+			return errors.New(strings.TrimSpace(c.Message))
 		}
 	}
 	return err

@@ -1,0 +1,538 @@
+package e2e
+
+// The command line on real control planes: it reaches brokers through the proxy of the API server, shows both
+// directions of links, and finds each of many faults with its cause and its remedy. A healthy mesh has none.
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/test/fleet"
+	"github.com/mandelsoft/kubelink/test/testbed"
+)
+
+// commandLine is kubectl-kubelink with a kubeconfig that has a context for each cluster.
+type commandLine struct {
+	program, kubeconfig string
+}
+
+// newCommandLine makes the API servers, which all have one address, reachable at addresses of the test.
+func newCommandLine(t *testing.T) *commandLine {
+	t.Helper()
+	root, err := testbed.Repository()
+	must(t, err)
+	c := &commandLine{filepath.Join(root, "bin", "kubectl-kubelink"), filepath.Join(t.TempDir(), "kubeconfig")}
+	if _, err := os.Stat(c.program); err != nil {
+		t.Fatalf("%v: run make build first", err)
+	}
+	config := clientcmdapi.NewConfig()
+	for _, b := range brokers {
+		addCluster(t, config, b, clientcmdapi.AuthInfo{
+			ClientCertificateData: b.Config.CertData, ClientKeyData: b.Config.KeyData,
+			ClientCertificate: b.Config.CertFile, ClientKey: b.Config.KeyFile,
+		})
+	}
+	token, err := tokenOf(b0().Cluster)
+	must(t, err)
+	addUser(config, "nobody", b0().Name, clientcmdapi.AuthInfo{Token: token})
+	must(t, clientcmd.WriteToFile(*config, c.kubeconfig))
+	return c
+}
+
+func b0() *fleet.Broker { return brokers[0] }
+
+// tokenOf returns a token of an account without any rights.
+func tokenOf(c *testbed.Cluster) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	token, err := c.Kubectl(ctx, "-n", "default", "create", "token", "default")
+	return strings.TrimSpace(token), err
+}
+
+// addCluster adds a context with the name of the cluster, whose server is a port of the test.
+func addCluster(t *testing.T, config *clientcmdapi.Config, b *fleet.Broker, user clientcmdapi.AuthInfo) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go forward(conn, b)
+		}
+	}()
+	config.Clusters[b.Name] = &clientcmdapi.Cluster{
+		Server: "https://" + listener.Addr().String(), CertificateAuthorityData: b.Config.CAData,
+	}
+	addUser(config, b.Name, b.Name, user)
+}
+
+func addUser(config *clientcmdapi.Config, name, cluster string, user clientcmdapi.AuthInfo) {
+	config.AuthInfos[name] = &user
+	config.Contexts[name] = &clientcmdapi.Context{Cluster: cluster, AuthInfo: name}
+	config.CurrentContext = name
+}
+
+// forward carries a connection to the API server of a cluster.
+func forward(conn net.Conn, b *fleet.Broker) {
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	server, err := b.ControlPlane.DialContext(ctx, "tcp", strings.TrimPrefix(testbed.APIServerURL(), "https://"))
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	go func() {
+		_, _ = io.Copy(server, conn)
+		server.Close()
+	}()
+	_, _ = io.Copy(conn, server)
+}
+
+// run runs the command and returns its output, its exit code, and the time that it took.
+func (c *commandLine) run(t *testing.T, args ...string) (out string, code int, took time.Duration) {
+	t.Helper()
+	command := exec.Command(c.program, append([]string{"--kubeconfig", c.kubeconfig}, args...)...)
+	var text, problems bytes.Buffer
+	command.Stdout, command.Stderr = &text, &problems
+	start := time.Now()
+	err := command.Run()
+	took = time.Since(start)
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		code = exit.ExitCode()
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	return text.String() + problems.String(), code, took
+}
+
+// finding has the fields that the tests look at.
+type finding struct {
+	Context, Reason, Severity, Message, Remedy string
+	Object                                     struct{ Kind, Name string }
+}
+
+// diagnose returns the findings about contexts.
+func (c *commandLine) diagnose(t *testing.T, args ...string) (all []finding) {
+	t.Helper()
+	out, _, took := c.run(t, append([]string{"diagnose", "-o", "json"}, args...)...)
+	if err := json.Unmarshal([]byte(out), &all); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if took > 5*time.Second {
+		t.Errorf("%v took %s", args, took)
+	}
+	return all
+}
+
+// expectHealthy waits until there is no finding in the whole mesh.
+func (c *commandLine) expectHealthy(t *testing.T) {
+	t.Helper()
+	within(t, 30*time.Second, "a mesh without findings", func(context.Context) error {
+		if all := c.diagnose(t, names()...); len(all) > 0 {
+			return fmt.Errorf("%+v", all)
+		}
+		return nil
+	})
+}
+
+func names() (names []string) {
+	for _, b := range brokers {
+		names = append(names, b.Name)
+	}
+	return names
+}
+
+// Of a healthy mesh, status shows both directions of all links, as a table and for programs.
+func TestStatusCommand(t *testing.T) {
+	startTest(t, time.Minute)
+	c := newCommandLine(t)
+	c.expectHealthy(t)
+	out, code, took := c.run(t, append([]string{"status", "-o", "wide", "--wait", "20s"}, names()...)...)
+	t.Logf("in %s:\n%s", took, out)
+	if code != 0 || strings.Count(out, " Up ") != 12 || strings.Contains(out, "\x1b[") {
+		t.Errorf("exit code %d:\n%s", code, out)
+	}
+	var view struct {
+		Healthy bool
+		Links   []struct {
+			Name, State string
+			RTT         float64
+			Back        struct{ Context, Name, State string }
+			Names       struct{ Zone string }
+		}
+		Clusters []struct {
+			Brokers []struct {
+				Report struct {
+					Version, Mode, Device string
+					Certificates          []struct{ NotAfter time.Time }
+				}
+			}
+		}
+	}
+	out, _, _ = c.run(t, append([]string{"status", "-o", "json"}, names()...)...)
+	must(t, json.Unmarshal([]byte(out), &view))
+	if !view.Healthy || len(view.Links) != 6 || len(view.Clusters) != 3 {
+		t.Fatalf("%+v", view)
+	}
+	for _, l := range view.Links {
+		if l.State != "Up" || l.Back.State != "Up" || l.RTT <= 0 || l.Names.Zone != l.Name+".kubelink." {
+			t.Errorf("%+v", l)
+		}
+	}
+	for _, cluster := range view.Clusters {
+		r := cluster.Brokers[0].Report
+		if r.Device != "kubelink" || r.Mode != string(f.Mode) || f.Mode == mesh.Bridge && len(r.Certificates) != 2 {
+			t.Errorf("%+v", r)
+		}
+	}
+	out, code, _ = c.run(t, "status", "-o", "xml")
+	if code != 2 || !strings.Contains(out, "want one of json, yaml, wide") {
+		t.Errorf("%d: %s", code, out)
+	}
+	if out, code, _ := c.run(t, "status", "-o", "yaml", b0().Name); code != 0 || !strings.Contains(out, "healthy: true") {
+		t.Errorf("%d: %s", code, out)
+	}
+}
+
+// fault is something that is wrong.
+type fault struct {
+	name     string
+	inject   func(*testing.T, context.Context) // it heals by t.Cleanup
+	contexts []string                          // that are asked; none: the first two
+	flags    []string
+	reason   string
+	texts    []string // in cause and remedy
+}
+
+// kubectl runs kubectl in the first cluster, and something else at the end of the test.
+func kubectl(args []string, heal func(context.Context) error) func(*testing.T, context.Context) {
+	return func(t *testing.T, ctx context.Context) {
+		t.Helper()
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			must(t, heal(ctx))
+		})
+		_, err := b0().Kubectl(ctx, args...)
+		must(t, err)
+	}
+}
+
+// applyAgain applies a file of deploy/base.
+func applyAgain(file string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		text, err := b0().Manifest("base/" + file)
+		if err == nil {
+			_, err = b0().KubectlInput(ctx, text, "apply", "-f", "-")
+		}
+		return err
+	}
+}
+
+// withLink adds a KubeLink to the first cluster.
+func withLink(name, address, endpoint string, change func(*v1alpha1.KubeLinkSpec)) func(*testing.T, context.Context) {
+	return func(t *testing.T, ctx context.Context) {
+		t.Helper()
+		t.Cleanup(func() { must(t, b0().Remove(context.Background(), name)) })
+		must(t, b0().Apply(ctx, newKubeLink(name, address, endpoint, change)))
+	}
+}
+
+// changeLink changes the link of the first cluster to the second one.
+func changeLink(change func(*v1alpha1.KubeLinkSpec)) func(*testing.T, context.Context) {
+	return func(t *testing.T, ctx context.Context) {
+		t.Helper()
+		link := brokers[1].LinkTo()
+		t.Cleanup(func() { must(t, b0().Apply(context.Background(), link)) })
+		changed := link.DeepCopy()
+		change(&changed.Spec)
+		must(t, b0().Apply(ctx, changed))
+	}
+}
+
+// withPod adds a pod of kubelink that does not run, and may have an event.
+func withPod(status corev1.PodStatus, event string) func(*testing.T, context.Context) {
+	return func(t *testing.T, ctx context.Context) {
+		t.Helper()
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: fleet.Namespace, Name: "kubelink-stuck", Labels: map[string]string{"app": "kubelink"},
+			},
+			Spec: corev1.PodSpec{
+				NodeName: "nowhere", Containers: []corev1.Container{{Name: "kubelink", Image: "kubelink"}},
+			},
+		}
+		must(t, b0().Client.Create(ctx, pod))
+		t.Cleanup(func() { must(t, b0().Client.Delete(context.Background(), pod, client.GracePeriodSeconds(0))) })
+		pod.Status = status
+		must(t, b0().Client.Status().Update(ctx, pod))
+		if event == "" {
+			return
+		}
+		e := &corev1.Event{
+			ObjectMeta:     metav1.ObjectMeta{Namespace: fleet.Namespace, Name: "stuck"},
+			InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: fleet.Namespace, Name: pod.Name},
+			Type:           corev1.EventTypeWarning, Reason: "FailedMount", Message: event, LastTimestamp: metav1.Now(),
+		}
+		must(t, b0().Client.Create(ctx, e))
+		t.Cleanup(func() { must(t, b0().Client.Delete(context.Background(), e)) })
+	}
+}
+
+// onBroker signals the broker of the second cluster.
+func onBroker(signal, heal syscall.Signal) func(*testing.T, context.Context) {
+	return func(t *testing.T, ctx context.Context) {
+		t.Helper()
+		b := brokers[1]
+		if heal == 0 {
+			must(t, b.Kill(ctx, signal))
+			t.Cleanup(func() { startAgain(t, b) })
+			return
+		}
+		must(t, b.Process.Kill(signal))
+		t.Cleanup(func() { must(t, b.Process.Kill(heal)) })
+	}
+}
+
+func startAgain(t *testing.T, b *fleet.Broker) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	must(t, b.Start(ctx))
+}
+
+// withoutRule takes the rights for a resource from the broker's ClusterRole.
+func withoutRule(resource string) func(*testing.T, context.Context) {
+	return func(t *testing.T, ctx context.Context) {
+		t.Helper()
+		t.Cleanup(func() { must(t, applyAgain("rbac.yaml")(context.Background())) })
+		role := &rbacv1.ClusterRole{}
+		must(t, b0().Client.Get(ctx, client.ObjectKey{Name: "kubelink"}, role))
+		role.Rules = slices.DeleteFunc(role.Rules, func(r rbacv1.PolicyRule) bool {
+			return slices.Contains(r.Resources, resource)
+		})
+		must(t, b0().Client.Update(ctx, role))
+	}
+}
+
+// certificateSource makes a certificate, its key, and the CAs to trust.
+type certificateSource func() (cert, key, ca []byte, err error)
+
+// withCertificate gives a broker something else for its secret.
+func withCertificate(b func() *fleet.Broker, make certificateSource) func(*testing.T, context.Context) {
+	return func(t *testing.T, ctx context.Context) {
+		t.Helper()
+		t.Cleanup(func() { must(t, b().NewCertificate(context.Background(), f.CA, b().FQDN)) })
+		cert, key, ca, err := make()
+		must(t, err)
+		must(t, b().TLSSecret(ctx, fleet.Namespace, fleet.Secret, cert, key, ca))
+	}
+}
+
+// issue makes a certificate of an authority for a name.
+func issue(ca *testbed.CA, name string, bundle []byte, edits ...func(*x509.Certificate)) certificateSource {
+	return func() ([]byte, []byte, []byte, error) {
+		cert, key, err := ca.Issue([]string{name}, nil, edits...)
+		return cert, key, bundle, err
+	}
+}
+
+// clusterFaults are those of clusters and of objects.
+func clusterFaults() []fault {
+	pending := corev1.PodStatus{Phase: corev1.PodPending, ContainerStatuses: []corev1.ContainerStatus{{
+		Name: "kubelink", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{
+			Reason: "ImagePullBackOff", Message: "no such image"}},
+	}}}
+	return []fault{
+		{name: "an API server is dead", contexts: []string{brokers[2].Name, b0().Name}, reason: "APIServerUnreachable",
+			inject: func(t *testing.T, ctx context.Context) {
+				must(t, brokers[2].StopAPIServer(ctx))
+				t.Cleanup(func() { must(t, brokers[2].StartAPIServer(context.Background())) })
+			}, texts: []string{"does not answer", "see that the server of the context is right"}},
+		{name: "no such context", contexts: []string{"elsewhere"}, reason: "NoContext",
+			texts: []string{"elsewhere", "kubectl config get-contexts"}},
+		{name: "no rights", contexts: []string{"nobody"}, reason: "NoRights",
+			texts: []string{"you may not list pods in namespace kubelink", "use a context whose user may"}},
+		{name: "another namespace", flags: []string{"-n", "kube-public"}, reason: "NotInstalled",
+			texts: []string{"no pod with the label app=kubelink in namespace kube-public", "--namespace"}},
+		{name: "the image cannot be had", inject: withPod(pending, ""), reason: "PodNotRunning",
+			texts: []string{"ImagePullBackOff: no such image", "describe pod kubelink-stuck"}},
+		{name: "the node has no TUN", reason: "NoTUN", inject: withPod(corev1.PodStatus{Phase: corev1.PodPending},
+			`MountVolume.SetUp failed for volume "tun": hostPath type check failed: /dev/net/tun is not a character device`),
+			texts: []string{"/dev/net/tun is not a character device", "modprobe tun"}},
+		{name: "the broker has ended", inject: onBroker(syscall.SIGKILL, 0), reason: "BrokerUnreachable",
+			texts: []string{"does not answer", "that the broker runs (its log)"}},
+		{name: "the broker hangs", inject: onBroker(syscall.SIGSTOP, syscall.SIGCONT), reason: "BrokerUnreachable",
+			texts: []string{"no answer within", "see that the node is alive"}},
+		{name: "the broker may not review tokens", inject: withoutRule("tokenreviews"), reason: "ReportRefused",
+			texts: []string{"cannot ask the API server who this is", "create for tokenreviews"}},
+		{name: "the account of reports is gone", reason: "AccountMissing",
+			inject: kubectl([]string{"-n", "kubelink", "delete", "serviceaccount", "kubelink-diagnosis"},
+				applyAgain("rbac.yaml")),
+			texts: []string{"does not exist", "apply deploy/base/rbac.yaml"}},
+		{name: "the account of reports has no right", reason: "ReportRefused",
+			inject: kubectl([]string{"delete", "clusterrolebinding", "kubelink-diagnosis"}, applyAgain("rbac.yaml")),
+			texts:  []string{"may not get /diagnosis", "nonResourceURL"}},
+		{name: "the cluster's DNS does not reach kubelink", reason: "NamesNotReached",
+			inject: func(t *testing.T, ctx context.Context) {
+				must(t, b0().CustomDNS(ctx, "kubelink.server", ""))
+				t.Cleanup(func() { must(t, b0().StubDomain(context.Background(), "kubelink")) })
+			},
+			texts: []string{"does not find the names of kubelink", "forward kubelink to the service kubelink-dns"}},
+		{name: "a link has no way back", inject: func(t *testing.T, ctx context.Context) {
+			must(t, brokers[1].Remove(ctx, b0().Name))
+			t.Cleanup(func() { restoreMesh(t) })
+			must(t, brokers[1].Apply(ctx, newKubeLink("kept", "192.168.0.60/24", "x.example", nil)))
+			t.Cleanup(func() { must(t, brokers[1].Remove(context.Background(), "kept")) })
+		}, reason: "OneSidedLink", texts: []string{"has no link back", "kubectl kubelink connect kubelink1 kubelink2"}},
+		{name: "the network of another cluster", reason: "WrongNetwork", inject: changeLink(func(s *v1alpha1.KubeLinkSpec) {
+			s.CIDR = "100.66.0.0/20"
+		}), texts: []string{"spec.cidr 100.66.0.0/20 is not the service network of kubelink2", "set spec.cidr"}},
+	}
+}
+
+// objectFaults are those of KubeLinks and MeshServices.
+func objectFaults() []fault {
+	meshService := `apiVersion: kubelink.mandelsoft.org/v1alpha1
+kind: MeshService
+metadata: {name: broken, namespace: default}
+spec: {meshAddress: 192.168.77.7, service: nothing}
+`
+	return []fault{
+		{name: "overlapping networks", inject: withLink("far", "192.168.0.50/24", "x.example",
+			withCIDR(b0().ServiceCIDR.String())),
+			reason: "OverlappingNetworks", texts: []string{"overlaps with the local service network", "remove spec.cidr"}},
+		{name: "a network with the node's LAN (H07)", inject: withLink("far", "192.168.0.50/24", "x.example",
+			withEgress("10.250.0.0/24")), reason: "LinkInvalid",
+			texts: []string{"spec.egress 10.250.0.0/24 lies in the node-cidr", "far"}},
+		{name: "a network with the endpoint (H13)", inject: changeLink(withEgress("172.31.0.0/24")), reason: "LinkInvalid",
+			texts: []string{"contains the endpoint kubelink.kubelink2", "narrow the network"}},
+		{name: "a cluster address twice", inject: withLink("far", brokers[1].MeshAddress.String(), "x.example", nil),
+			reason: "LinkInvalid", texts: []string{"is already used by the older link kubelink2", "far"}},
+		{name: "a wrong mask", inject: withLink("far", "192.168.0.50/16", "x.example", nil), reason: "LinkInvalid",
+			texts: []string{"the mask of", "use 192.168.0.50/24"}},
+		{name: "a mesh without LocalLink", inject: withLink("m9--far", "192.168.9.50/24", "x.example", nil),
+			reason: "LinkStale", texts: []string{"has no LocalLink", "create KubeLink"}},
+		{name: "a gateway that is not there", inject: withLink("far", "192.168.0.50/24", "", func(s *v1alpha1.KubeLinkSpec) {
+			s.GatewayLink = "nowhere"
+		}), reason: "LinkStale", texts: []string{"spec.gatewayLink nowhere does not exist", "create that link"}},
+		{name: "an unknown name", inject: withLink("far", "192.168.0.50/24", "nowhere.invalid", nil), reason: "LinkDown",
+			texts: []string{"dial nowhere.invalid", "correct the name in spec.endpoint"}},
+		{name: "a broken MeshService", reason: "MeshServiceInvalid", inject: func(t *testing.T, ctx context.Context) {
+			t.Cleanup(func() { b0().Kubectl(context.Background(), "delete", "meshservice", "broken") })
+			_, err := b0().KubectlInput(ctx, meshService, "apply", "-f", "-")
+			must(t, err)
+		}, texts: []string{"has no such service", "create it"}},
+	}
+}
+
+// certificateFaults are those of mode bridge.
+func certificateFaults(t *testing.T) []fault {
+	stranger, err := testbed.NewCA("stranger")
+	must(t, err)
+	first, second := b0, func() *fleet.Broker { return brokers[1] }
+	name := b0().FQDN
+	glued := append(bytes.TrimRight(f.CA.PEM, "\n"), stranger.PEM...)
+	return []fault{
+		{name: "no CA (H10)", inject: withCertificate(first, issue(f.CA, name, nil)), reason: "CertificateUnusable",
+			texts: []string{"ca.crt", "the certificate in use stays"}},
+		{name: "a certificate of another CA (H11)", inject: withCertificate(first, issue(stranger, name, f.CA.PEM)),
+			reason: "CertificateUnusable", texts: []string{"kubelink-tls"}},
+		{name: "two CAs on one line (H12)", inject: withCertificate(first, issue(f.CA, name, glued)),
+			reason: "CertificateUnusable", texts: []string{"ca.crt: block"}},
+		{name: "a certificate that ends soon", inject: withCertificate(first, issue(f.CA, name, f.CA.PEM,
+			func(c *x509.Certificate) {
+				c.NotBefore, c.NotAfter = time.Now().Add(-720*time.Hour), time.Now().Add(48*time.Hour)
+			})), reason: "CertificateExpires", texts: []string{"secret kubelink/kubelink-tls is valid until", "renew it"}},
+		{name: "the peer has another CA", inject: withCertificate(second, issue(stranger, brokers[1].FQDN, stranger.PEM)),
+			reason: "LinkDown", texts: []string{"trust the CA of the other"}},
+		{name: "the certificate of the peer has another name", reason: "LinkDown", inject: func(
+			t *testing.T, ctx context.Context,
+		) {
+			t.Cleanup(func() { must(t, brokers[1].NewCertificate(context.Background(), f.CA, brokers[1].FQDN)) })
+			must(t, brokers[1].NewCertificate(ctx, f.CA, "other.example"))
+			must(t, brokers[1].Kill(ctx, syscall.SIGKILL))
+			must(t, brokers[1].Launch())
+		}, texts: []string{"names [other.example]", "give the peer a certificate of that name"}},
+	}
+}
+
+// Each fault is found with its cause and its remedy, and the mesh is healthy before and after.
+func TestDiagnoseFaults(t *testing.T) {
+	ctx := startTest(t, 10*time.Minute)
+	c := newCommandLine(t)
+	c.expectHealthy(t)
+	faults := append(clusterFaults(), objectFaults()...)
+	if f.Mode == mesh.Bridge {
+		faults = append(faults, certificateFaults(t)...)
+	}
+	for _, n := range nodeCases() {
+		inject := func(t *testing.T, ctx context.Context) {
+			t.Cleanup(func() { b0().Gateway().Run(context.Background(), "sh", "-c", n.heal) })
+			_, err := b0().Gateway().Run(ctx, "sh", "-c", n.spoil)
+			must(t, err)
+		}
+		faults = append(faults, fault{name: n.name, reason: n.reason, texts: n.texts, inject: inject})
+	}
+	for _, one := range faults {
+		t.Run(one.name, func(t *testing.T) {
+			if one.inject != nil {
+				one.inject(t, ctx)
+			}
+			contexts := one.contexts
+			if contexts == nil {
+				contexts = names()[:2]
+			}
+			var found finding
+			took := within(t, 15*time.Second, "finding "+one.reason, func(context.Context) (err error) {
+				found, err = findFault(c.diagnose(t, append(one.flags, contexts...)...), &one)
+				return err
+			})
+			t.Logf("after %s: %s %s\n  cause:  %s\n  remedy: %s",
+				took, found.Object.Kind, found.Object.Name, found.Message, found.Remedy)
+		})
+	}
+	restoreMesh(t)
+	c.expectHealthy(t)
+	t.Logf("%d faults", len(faults))
+}
+
+// findFault finds the finding about a fault.
+func findFault(all []finding, one *fault) (finding, error) {
+	for _, f := range all {
+		text := f.Message + " | " + f.Remedy
+		if f.Reason == one.reason && f.Message != "" && f.Remedy != "" && f.Object.Name != "" &&
+			!slices.ContainsFunc(one.texts, func(part string) bool { return !strings.Contains(text, part) }) {
+			return f, nil
+		}
+	}
+	return finding{}, fmt.Errorf("found %+v", all)
+}
