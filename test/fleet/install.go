@@ -94,6 +94,9 @@ func (f *Fleet) Install(ctx context.Context) error {
 	})
 }
 
+// Image is what the image of Boot is called.
+func (f *Fleet) Image() string { return f.image }
+
 // findImage returns the archive that make image writes, or the one that the variable KUBELINK_IMAGE names, and what the
 // image is called.
 func findImage() (archive, image string, err error) {

@@ -4,7 +4,9 @@ package realnodes
 
 import (
 	"bufio"
+	"compress/gzip"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net"
@@ -18,9 +20,12 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
@@ -80,15 +85,48 @@ func serveProxy(t *testing.T, dial func(ctx context.Context, network, address st
 func (l *commandLine) run(ctx context.Context, args ...string) (out string, err error) {
 	c := exec.CommandContext(ctx, l.program, args...)
 	c.Env = append(os.Environ(), "KUBECONFIG="+l.kubeconfig)
+	c.Dir = filepath.Dir(l.kubeconfig)
 	text, err := c.CombinedOutput()
 	return string(text), err
 }
 
-// checkConnect links two clusters that have nothing of kubelink, and takes the link away.
+// readCommands returns the commands that deploy/README.md has for two clusters, with other names for them.
+func readCommands(t *testing.T, names []string) (commands map[string][]string) {
+	t.Helper()
+	_, section, _ := strings.Cut(string(must(os.ReadFile("../../deploy/README.md"))(t)), "\n## One command\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	commands = map[string][]string{}
+	for line := range strings.Lines(section) {
+		text, found := strings.CutPrefix(line, "kubectl kubelink ")
+		if !found {
+			continue
+		}
+		text, _, _ = strings.Cut(text, "#")
+		args := strings.Fields(text)
+		for i := range args {
+			if n, ok := map[string]string{"c1": names[0], "c2": names[1]}[args[i]]; ok {
+				args[i] = n
+			}
+		}
+		key := args[0]
+		if args[len(args)-1] == "--dry-run" {
+			key += " dry"
+		}
+		commands[key] = args
+	}
+	for _, key := range []string{"connect dry", "connect", "version", "gather", "disconnect"} {
+		if commands[key] == nil || len(commands) != 5 {
+			t.Fatalf("deploy/README.md: no command %q, or others: %q", key, commands)
+		}
+	}
+	return commands
+}
+
+// checkConnect links two clusters that have nothing of kubelink, as the documentation says, and takes the link away.
 func checkConnect(t *testing.T, ctx context.Context, f *fleet.Fleet, flags ...string) {
 	l := newCommandLine(t, f)
-	contexts := []string{f.Brokers[0].Name, f.Brokers[1].Name}
-	connect := append(append([]string{"connect"}, contexts...), flags...)
+	names := []string{f.Brokers[0].Name, f.Brokers[1].Name}
+	commands := readCommands(t, names)
 	clients := map[*fleet.Broker][]*testbed.Pod{}
 	for _, b := range f.Brokers {
 		check(t, b.CustomDNS(ctx, "kubelink.server", "")) // the test bed has it for tests of other installations
@@ -97,13 +135,13 @@ func checkConnect(t *testing.T, ctx context.Context, f *fleet.Fleet, flags ...st
 		check(t, err)
 	}
 	before := l.listAll(t, ctx, f)
-
-	out, err := l.run(ctx, append(connect, "--service-cidr="+contexts[1]+"="+f.Brokers[0].ServiceCIDR.String())...)
+	connect := append(slices.Clone(commands["connect"]), flags...)
+	out, err := l.run(ctx, append(connect, "--service-cidr="+names[1]+"="+f.Brokers[0].ServiceCIDR.String())...)
 	if err == nil || !strings.Contains(out, "overlap") || !strings.Contains(out, "--mesh-services") {
 		t.Errorf("overlapping networks: %v\n%s", err, out)
 	}
-	out, err = l.run(ctx, append(connect, "--dry-run")...)
-	if err != nil || !strings.Contains(out, contexts[0]+": would apply KubeLink "+contexts[1]) {
+	out, err = l.run(ctx, append(commands["connect dry"], flags...)...)
+	if err != nil || !strings.Contains(out, names[0]+": would apply KubeLink "+names[1]) {
 		t.Errorf("dry run: %v\n%s", err, out)
 	}
 	compareTraces(t, "a refusal and a dry run", before, l.listAll(t, ctx, f))
@@ -112,42 +150,125 @@ func checkConnect(t *testing.T, ctx context.Context, f *fleet.Fleet, flags ...st
 	out, err = l.run(ctx, connect...)
 	t.Logf("%.1f s\n%s", time.Since(start).Seconds(), out)
 	check(t, err)
-	asked, stop := context.WithTimeout(ctx, longestConnect-time.Since(start))
+	asked, stop := context.WithDeadline(ctx, start.Add(longestConnect))
 	defer stop()
-	var g errgroup.Group
-	for i, b := range f.Brokers {
-		url := fmt.Sprintf("http://web.default.svc.%s.kubelink", contexts[1-i])
-		for _, p := range clients[b] {
-			g.Go(func() error {
-				return testbed.Until(asked, "an answer of "+url+" on "+p.Node.Name, func(ctx context.Context) error {
-					_, err := p.Get(ctx, url)
-					return err
-				})
-			})
-		}
-	}
-	check(t, g.Wait())
+	check(t, askByName(asked, f, clients))
 	t.Logf("pods of all nodes have an answer by name after %.1f s", time.Since(start).Seconds())
 
 	out, err = l.run(ctx, connect...)
 	if err != nil || strings.Contains(out, " created") || strings.Contains(out, " changed") {
 		t.Errorf("again: %v\n%s", err, out)
 	}
-	disconnect := append([]string{"disconnect"}, contexts...)
-	out, err = l.run(ctx, append(disconnect, "--dry-run")...)
+	if out, err = l.run(ctx, commands["version"]...); err != nil || strings.Count(out, f.Image()) != 4 {
+		t.Errorf("version: %v\n%s", err, out)
+	}
+	l.checkGather(t, ctx, f, commands["gather"])
+	l.checkDisconnect(t, ctx, commands["disconnect"])
+	compareTraces(t, "disconnect", before, l.listAll(t, ctx, f))
+	for _, b := range f.Brokers {
+		_, err := b.Kubectl(ctx, "delete", "service/web", "deployment/web", "--cascade=foreground", "--wait")
+		check(t, err)
+	}
+}
+
+// askByName has the pods ask the service web of the other cluster, until all of them have an answer.
+func askByName(ctx context.Context, f *fleet.Fleet, clients map[*fleet.Broker][]*testbed.Pod) error {
+	var g errgroup.Group
+	for i, b := range f.Brokers {
+		url := fmt.Sprintf("http://web.default.svc.%s.kubelink", f.Brokers[1-i].Name)
+		for _, p := range clients[b] {
+			g.Go(func() error {
+				return testbed.Until(ctx, "an answer of "+url+" on "+p.Node.Name, func(ctx context.Context) error {
+					_, err := p.Get(ctx, url)
+					return err
+				})
+			})
+		}
+	}
+	return g.Wait()
+}
+
+// checkGather makes an archive, which has what brokers say, and none of their keys.
+func (l *commandLine) checkGather(t *testing.T, ctx context.Context, f *fleet.Fleet, command []string) {
+	out, err := l.run(ctx, command...)
+	check(t, err)
+	archive := must(os.Open(filepath.Join(filepath.Dir(l.kubeconfig), command[len(command)-1])))(t)
+	defer archive.Close()
+	zip := must(gzip.NewReader(archive))(t)
+	text := string(must(io.ReadAll(zip))(t)) // the tar holds its files as they are
+	for _, b := range f.Brokers {
+		for _, want := range []string{b.Name + "/kubelinks.yaml", b.Name + "/logs/", b.Name + "/secrets.yaml"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("there is no %s: %s", want, out)
+			}
+		}
+		secret := &corev1.Secret{}
+		check(t, b.Client.Get(ctx, client.ObjectKey{Namespace: fleet.Namespace, Name: fleet.Secret}, secret))
+		keys := 0
+		for name, value := range secret.Data {
+			if !strings.HasSuffix(strings.ToLower(name), "key") || strings.Contains(name, "Public") {
+				continue
+			}
+			keys++
+			for line := range strings.Lines(string(value)) {
+				line = strings.TrimSpace(line)
+				if !strings.HasPrefix(line, "-----") && strings.Contains(text, line) ||
+					strings.Contains(text, base64.StdEncoding.EncodeToString(value)) {
+					t.Errorf("the archive has %s of %s", name, b.Name)
+				}
+			}
+		}
+		if keys == 0 {
+			t.Errorf("%s has no key", b.Name)
+		}
+	}
+}
+
+// checkDisconnect runs a dry run of disconnect, the command itself, and once more what has nothing to do.
+func (l *commandLine) checkDisconnect(t *testing.T, ctx context.Context, command []string) {
+	out, err := l.run(ctx, append(slices.Clone(command), "--dry-run")...)
 	if err != nil || !strings.Contains(out, "would delete Namespace kubelink") {
 		t.Errorf("dry run: %v\n%s", err, out)
 	}
-	start = time.Now()
-	out, err = l.run(ctx, disconnect...)
+	start := time.Now()
+	out, err = l.run(ctx, command...)
 	t.Logf("%.1f s\n%s", time.Since(start).Seconds(), out)
 	check(t, err)
-	compareTraces(t, "disconnect", before, l.listAll(t, ctx, f))
-	if out, err = l.run(ctx, disconnect...); err != nil || strings.Contains(out, "deleted") {
+	if out, err = l.run(ctx, command...); err != nil || strings.Contains(out, "deleted") {
 		t.Errorf("again: %v\n%s", err, out)
 	}
+}
+
+// checkMigrate starts brokers from what migrate makes of the arguments of a former one. They serve its links.
+func checkMigrate(t *testing.T, ctx context.Context, f *fleet.Fleet) {
+	l := newCommandLine(t, f)
+	made := map[*fleet.Broker]string{}
 	for _, b := range f.Brokers {
-		_, err := b.Kubectl(ctx, "delete", "service/web", "deployment/web", "--cascade=foreground", "--wait")
+		c := exec.CommandContext(ctx, l.program, "migrate", "-o", "yaml", "--image="+f.Image(),
+			"--mesh-cidr="+b.MeshAddress.Masked().String(), "--", "--broker.mode=bridge", "--secret="+fleet.Secret,
+			"--server-port-http=8180", "--broker.broker-port=8188", "--pod-cidr="+testbed.PodCIDR.String(),
+			"--node-cidr="+testbed.NodeCIDR.String(), "--service-cidr="+b.ServiceCIDR.String(), "--ifce-name=kubelink",
+			"--dns-advertisement", "--dns-propagation=dns", "--coredns-configure", "--pool.size=1")
+		objects := string(must(c.Output())(t))
+		made[b] = objects
+		_, err := b.KubectlInput(ctx, objects, "apply", "-f", "-")
+		check(t, err)
+		check(t, b.NewCertificate(ctx, f.CA, b.FQDN))
+	}
+	for i, b := range f.Brokers {
+		check(t, b.FindPod(ctx))
+		check(t, b.Apply(ctx, b.Local()))
+		check(t, b.Apply(ctx, f.Brokers[1-i].LinkTo()))
+	}
+	for i, b := range f.Brokers {
+		check(t, b.WaitState(ctx, f.Brokers[1-i].Name, v1alpha1.StateUp))
+	}
+	for i, b := range f.Brokers {
+		check(t, b.Remove(ctx, f.Brokers[1-i].Name))
+		check(t, b.Remove(ctx, b.Name))
+		_, err := b.KubectlInput(ctx, made[b], "delete", "--ignore-not-found", "--cascade=foreground", "-f", "-")
+		check(t, err)
+		_, err = b.Kubectl(ctx, "delete", "-f", filepath.Join(must(testbed.Repository())(t), "deploy", "crds"))
 		check(t, err)
 	}
 }
