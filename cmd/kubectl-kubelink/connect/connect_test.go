@@ -3,6 +3,7 @@ package connect
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -185,12 +186,15 @@ func TestShareCA(t *testing.T) {
 // TestDryRun shows what there is to do in two empty clusters, without any secret, and makes nothing.
 func TestDryRun(t *testing.T) {
 	a, b := newCluster(t, "c1", ".:53 {\n}\n"), newCluster(t, "c2", ".:53 {\n}\n")
+	var mu sync.Mutex // guards shown: both clusters are shown at the same time
 	shown := map[string]int{}
 	o := Options{DryRun: true, DefaultImage: "kubelink:v1", MeshCIDR: prefix("192.168.0.0/24"), UpTimeout: time.Minute,
 		Networks: map[string]Networks{"c1": networks("100.64.0.0/20", "100.96.0.0/11", "10.250.0.0/16"),
 			"c2": networks("100.64.16.0/20", "100.96.0.0/11", "10.250.0.0/16")},
 		Show: func(c *Cluster, o *unstructured.Unstructured) {
+			mu.Lock()
 			shown[c.Name+" "+describeObject(o)]++
+			mu.Unlock()
 			if data, _, _ := unstructured.NestedMap(o.Object, "data"); o.GetKind() == "Secret" &&
 				(len(data) != 2 || data["ca.key"] != "UkVEQUNURUQ=") {
 				t.Errorf("%s: %v", c.Name, data)
