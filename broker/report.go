@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/mandelsoft/kubelink/broker/diagnosis"
+	"github.com/mandelsoft/kubelink/broker/echo"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/writeback"
@@ -60,10 +61,22 @@ func (b *Broker) serveReports() {
 	b.reports.server, err = diagnosis.Start(diagnosis.Config{
 		Addresses: addresses, API: b.api, Log: b.log,
 		Report: func(ctx context.Context) *diagnosis.Report { return b.facts().Report(ctx) },
+		Ping:   b.ping,
 	})
 	if err != nil {
 		b.log.Warn("no reports for kubectl kubelink", "error", err)
 	}
+}
+
+// ping sends pings through a link.
+func (b *Broker) ping(ctx context.Context, link string, q echo.Request) (*diagnosis.PingResult, error) {
+	to, err := b.facts().FindTarget(link)
+	if err != nil {
+		return nil, err
+	}
+	q.To = to
+	result, err := echo.Send(ctx, q)
+	return &diagnosis.PingResult{Link: link, Address: to.String(), Size: q.Size, Result: result}, err
 }
 
 // nameProbe asks the DNS service of this cluster; nil: there are no names, or the service is not known.

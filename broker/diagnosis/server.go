@@ -15,12 +15,14 @@ import (
 
 	"golang.org/x/net/netutil"
 	"k8s.io/client-go/rest"
+
+	"github.com/mandelsoft/kubelink/broker/echo"
 )
 
 const (
-	maxConnections = 32              // for each address
-	reviewTimeout  = 4 * time.Second // for the API server to say who may read a report
-	requestTimeout = 10 * time.Second
+	maxConnections = 32               // for each address
+	reviewTimeout  = 4 * time.Second  // for the API server to say who may read a report
+	requestTimeout = 12 * time.Second // a review, and the longest series of pings
 	listenRetry    = 5 * time.Second
 )
 
@@ -30,7 +32,9 @@ type Config struct {
 	API       *rest.Config     // of the API server that decides who may read reports
 	// Report makes a report. It is called for each request that the API server lets in, and must not block for long.
 	Report func(context.Context) *Report
-	Log    *slog.Logger
+	// Ping sends pings through a link. A PingError says why not.
+	Ping func(ctx context.Context, link string, q echo.Request) (*PingResult, error)
+	Log  *slog.Logger
 }
 
 // Server serves reports until Stop.
@@ -50,7 +54,7 @@ func Start(c Config) (*Server, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s := &Server{stop: stop, http: &http.Server{
-		Handler: newHandler(newGate(r), c.Report), ReadTimeout: requestTimeout, WriteTimeout: requestTimeout,
+		Handler: newHandler(newGate(r), &c), ReadTimeout: requestTimeout, WriteTimeout: requestTimeout,
 		IdleTimeout: requestTimeout, MaxHeaderBytes: 2 * maxToken,
 		ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug), // what strangers send is not for the log
 	}}
@@ -93,19 +97,29 @@ func (s *Server) serve(ctx context.Context, at netip.AddrPort, log *slog.Logger)
 	}
 }
 
-// newHandler returns the handler of Path.
-func newHandler(g *gate, report func(context.Context) *Report) http.Handler {
+// newHandler returns the handler of all paths.
+func newHandler(g *gate, c *Config) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+Path, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET "+Path, g.admit(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), reviewTimeout)
 		defer cancel()
-		if d := g.admitToken(ctx, r.Header.Get(TokenHeader)); d.status != http.StatusOK {
+		writeJSON(w, http.StatusOK, c.Report(ctx))
+	}))
+	mux.HandleFunc("GET "+PingPath, g.admit((&pinger{ping: c.Ping, busy: make(chan struct{}, 1)}).serve))
+	return mux
+}
+
+// admit hands a request on if its token is good.
+func (g *gate) admit(serve http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), reviewTimeout)
+		d := g.admitToken(ctx, r.Header.Get(TokenHeader))
+		if cancel(); d.status != http.StatusOK {
 			writeJSON(w, d.status, d.refusal)
 			return
 		}
-		writeJSON(w, http.StatusOK, report(ctx))
-	})
-	return mux
+		serve(w, r)
+	}
 }
 
 func writeJSON(w http.ResponseWriter, status int, body any) {

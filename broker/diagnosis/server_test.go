@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mandelsoft/kubelink/broker/echo"
 	authentication "k8s.io/api/authentication/v1"
 	authorization "k8s.io/api/authorization/v1"
 )
@@ -58,6 +60,60 @@ func request(h http.Handler, method, token string) (*httptest.ResponseRecorder, 
 	return w, refusal
 }
 
+// Pings need the token of a report, and bounds. Two at a time are too many.
+func TestPingRequests(t *testing.T) {
+	begun, end := make(chan string), make(chan struct{})
+	h := newHandler(newGate(&fakeReviewer{allowed: map[string]bool{"reader": true}}), &Config{
+		Ping: func(_ context.Context, link string, q echo.Request) (*PingResult, error) {
+			if link != "a" {
+				return nil, newPingError(http.StatusNotFound, "look", "there is no KubeLink")
+			}
+			begun <- fmt.Sprint(q.Size, " ", q.Count)
+			<-end
+			return &PingResult{Link: link, Result: echo.Result{Sent: q.Count}}, nil
+		}})
+	ask := func(token, query string) (int, string) {
+		w, r := httptest.NewRecorder(), httptest.NewRequest("GET", PingPath+"?"+query, nil)
+		r.Header.Set(TokenHeader, token)
+		h.ServeHTTP(w, r)
+		return w.Code, w.Body.String()
+	}
+	type answer struct {
+		code int
+		body string
+	}
+	first := make(chan answer)
+	go func() {
+		code, body := ask("reader", PingParameters("a", 1400, 2).Encode())
+		first <- answer{code, body}
+	}()
+	if got := <-begun; got != "1400 2" {
+		t.Errorf("size and count %s", got)
+	}
+	for _, c := range []struct {
+		token, query string
+		code         int
+		says         string
+	}{
+		{"reader", "link=a", 429, "for another request"},
+		{"stranger", "link=a", 401, "does not accept"},
+		{"reader", "link=a&size=x", 400, `size \"x\" is no number`},
+		{"reader", "link=a&size=63", 400, "want 64 to 65535"},
+		{"reader", "link=a&count=7", 400, "want 1 to 6"},
+	} {
+		if code, body := ask(c.token, c.query); code != c.code || !strings.Contains(body, c.says) {
+			t.Errorf("%s: %d %s", c.query, code, body)
+		}
+	}
+	close(end)
+	if a := <-first; a.code != 200 || !strings.Contains(a.body, `"sent":2`) {
+		t.Errorf("%+v", a)
+	}
+	if code, body := ask("reader", "link=b"); code != 404 || !strings.Contains(body, "no KubeLink") {
+		t.Errorf("%d %s", code, body)
+	}
+}
+
 // The API server decides who gets a report. All others get an answer that says what to do, and no report is made.
 func TestAccess(t *testing.T) {
 	made := 0
@@ -80,7 +136,7 @@ func TestAccess(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			made = 0
 			c.api.allowed = map[string]bool{"reader": true, "other": false}
-			w, refusal := request(newHandler(newGate(c.api), report), c.method, c.token)
+			w, refusal := request(newHandler(newGate(c.api), &Config{Report: report}), c.method, c.token)
 			if w.Code != c.status || !strings.Contains(refusal.Error, c.says) {
 				t.Errorf("%d %s, want %d with %q", w.Code, w.Body, c.status, c.says)
 			}
@@ -105,7 +161,7 @@ func TestAnswersAreRemembered(t *testing.T) {
 	g := newGate(api)
 	now := time.Unix(1000, 0)
 	g.now = func() time.Time { return now }
-	h := newHandler(g, func(context.Context) *Report { return &Report{} })
+	h := newHandler(g, &Config{Report: func(context.Context) *Report { return &Report{} }})
 	expect := func(status, asked int) {
 		t.Helper()
 		if w, _ := request(h, "GET", "reader"); w.Code != status || api.asked != asked {

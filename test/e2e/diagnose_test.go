@@ -222,6 +222,29 @@ func TestStatusCommand(t *testing.T) {
 	}
 }
 
+// The broker pings the other ends of links.
+func TestPingCommand(t *testing.T) {
+	startTest(t, time.Minute)
+	c := newCommandLine(t)
+	for _, x := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"kubelink2", 0, "kubelink2 (192.168.0.12): 3 of 3 packets of 84 bytes answered, after "},
+		{"kubelink3 --size 1400 --count 1", 0, "1 of 1 packets of 1400 bytes answered"},
+		{"kubelink2 --size 65535", 3, "0 of 1 packets of 65535 bytes answered: packets of this size are larger than"},
+		{"kubelink9", 1, `there is no KubeLink "kubelink9": kubectl get kubelinks shows their names`},
+		{"kubelink2 --count 100", 2, "--count 100: want 1 to 6"},
+		{"kubelink2 --size 10", 2, "--size 10: want 64 to 65535 bytes"},
+	} {
+		args := append([]string{"ping", "--context", b0().Name}, strings.Fields(x.args)...)
+		if out, code, _ := c.run(t, args...); code != x.code || !strings.Contains(out, x.says) {
+			t.Errorf("%s: %d: %s", x.args, code, out)
+		}
+	}
+}
+
 // fault is something that is wrong.
 type fault struct {
 	name     string

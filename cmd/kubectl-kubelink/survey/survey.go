@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -231,31 +232,45 @@ type RefusedError struct {
 }
 
 func (e *RefusedError) Error() string {
-	return fmt.Sprintf("the broker refuses the report (%d): %s", e.Code, e.Refusal.Error)
+	return fmt.Sprintf("the broker refuses the request (%d): %s", e.Code, e.Refusal.Error)
 }
 
 func (q *questions) readReport(ctx context.Context, pod string, port int32, token string) (*diagnosis.Report, error) {
+	r := &diagnosis.Report{}
+	if err := q.get(ctx, pod, port, token, diagnosis.Path, nil, r); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// get requests a path of the broker in a pod. The answer is JSON.
+func (q *questions) get(
+	ctx context.Context, pod string, port int32, token, path string, parameters url.Values, answer any,
+) error {
 	var code int
-	result := q.CoreV1().RESTClient().Get().MaxRetries(0).Namespace(q.namespace).Resource("pods").
-		Name(fmt.Sprintf("http:%s:%d", pod, port)).SubResource("proxy").Suffix(diagnosis.Path).
-		SetHeader(diagnosis.TokenHeader, token).Do(ctx).StatusCode(&code)
-	text, err := result.Raw()
+	request := q.CoreV1().RESTClient().Get().MaxRetries(0).Namespace(q.namespace).Resource("pods").
+		Name(fmt.Sprintf("http:%s:%d", pod, port)).SubResource("proxy").Suffix(path)
+	for name, values := range parameters {
+		for _, v := range values {
+			request.Param(name, v)
+		}
+	}
+	text, err := request.SetHeader(diagnosis.TokenHeader, token).Do(ctx).StatusCode(&code).Raw()
 	if err != nil {
 		refused := &RefusedError{Code: code}
 		if json.Unmarshal(text, &refused.Refusal) == nil && refused.Refusal.Error != "" {
-			return nil, refused
+			return refused
 		}
 		if len(text) > 0 && text[0] != '{' { // in the words of the proxy
 			const limit = 400
-			return nil, errors.New(strings.ToValidUTF8(strings.TrimSpace(string(text[:min(len(text), limit)])), ""))
+			return errors.New(strings.ToValidUTF8(strings.TrimSpace(string(text[:min(len(text), limit)])), ""))
 		}
-		return nil, unwrapProxyError(err)
+		return unwrapProxyError(err)
 	}
-	r := &diagnosis.Report{}
-	if err := json.Unmarshal(text, r); err != nil {
-		return nil, fmt.Errorf("the report cannot be read: %w", err)
+	if err := json.Unmarshal(text, answer); err != nil {
+		return fmt.Errorf("the answer of the broker cannot be read: %w", err)
 	}
-	return r, nil
+	return nil
 }
 
 // unwrapProxyError is what the proxy of the API server says, in place of the general text of a client for its code.
