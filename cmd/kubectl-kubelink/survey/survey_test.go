@@ -186,7 +186,7 @@ func TestAsk(t *testing.T) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(403)
 			_ = json.NewEncoder(w).Encode(diagnosis.Refusal{Error: "no right", Remedy: "give it"})
-		}, "refuses the report (403): no right"},
+		}, "refuses the request (403): no right"},
 		"away": {func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, "error trying to reach service: connection refused", http.StatusServiceUnavailable)
 		}, "connection refused"},
