@@ -126,6 +126,8 @@ func (p *peer) judge(now time.Time, t *timing, own mesh.PublicKey, why error) (l
 		return link.Up, ""
 	case p.wasUp:
 		return link.Down, fmt.Sprintf("no handshake for %s: %s", t.fresh, p.explain(waited, t, own, why))
+	case p.endpoint.failure != nil && len(p.endpoint.addresses) == 0: // no handshake can be sent
+		return link.Down, p.explain(waited, t, own, why)
 	case waited < t.grace || p.endpoint.host == "":
 		return link.Idle, p.explain(waited, t, own, why)
 	}

@@ -468,7 +468,7 @@ spec: {meshAddress: 192.168.77.7, service: nothing}
 			s.GatewayLink = "nowhere"
 		}), reason: "LinkStale", texts: []string{"spec.gatewayLink nowhere does not exist", "create that link"}},
 		{name: "an unknown name", inject: withLink("far", "192.168.0.50/24", "nowhere.invalid", nil), reason: "LinkDown",
-			texts: []string{"dial nowhere.invalid", "correct the name in spec.endpoint"}},
+			texts: []string{" nowhere.invalid: ", "correct the name in spec.endpoint"}},
 		{name: "a broken MeshService", reason: "MeshServiceInvalid", inject: func(t *testing.T, ctx context.Context) {
 			t.Cleanup(func() { b0().Kubectl(context.Background(), "delete", "meshservice", "broken") })
 			_, err := b0().KubectlInput(ctx, meshService, "apply", "-f", "-")
