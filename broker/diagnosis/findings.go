@@ -291,7 +291,7 @@ func remedyOfLoss(reason string) string {
 		texts  []string
 		remedy string
 	}{
-		{[]string{"no such host", "name look-up failed"},
+		{[]string{"no such host", "name look-up failed", "server misbehaving"},
 			"correct the name in spec.endpoint, or make it known to the DNS that the gateway node uses"},
 		{[]string{"connection refused"},
 			"see that the peer's broker runs, and that the port in spec.endpoint is that of its service"},
