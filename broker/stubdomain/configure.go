@@ -100,10 +100,11 @@ func (c *Configurer) Configure(ctx context.Context, stubs []Stub) error {
 		return err
 	}
 	if note != c.note && note != "" {
+		var attributes []any
 		if blocks != "" {
-			blocks = "\n" + blocks
+			attributes = append(attributes, "serverBlocks", blocks)
 		}
-		c.Log.Warn("coredns-configure: " + note + blocks)
+		c.Log.Warn("coredns-configure: "+note, attributes...)
 	}
 	c.stubs, c.checked, c.note = stubs, time.Now(), note
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -64,8 +65,8 @@ func TestConfigureClusterDNS(t *testing.T) {
 	})
 	block := fmt.Sprintf("kubelink:53 {\n    errors\n    forward . %s {\n        max_fails 0\n    }\n}\n",
 		b.MeshDNSAddress)
-	if !strings.Contains(b.Process.Log(), block) {
-		t.Error("the log does not show the lines")
+	if quoted := strconv.Quote(block); !strings.Contains(b.Process.Log(), quoted[1:]) { // other lines are before it
+		t.Errorf("the log does not have the lines %s", quoted)
 	}
 
 	// The ConfigMap appears with a key of a user, disappears, and appears again.
