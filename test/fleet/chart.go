@@ -75,7 +75,7 @@ func (b *Broker) chartValues() string {
 // cluster. It returns what Helm tells users.
 func (b *Broker) InstallChart(ctx context.Context, chart string, values string) (notes string, err error) {
 	notes, err = b.Helm(ctx, "install", "kubelink", chart, "--namespace", Namespace, "--create-namespace",
-		"--set", b.chartValues()+","+values)
+		"--set-string", b.chartValues(), "--set", values) // strings, as a tag may be a number
 	if err != nil {
 		return notes, err
 	}
