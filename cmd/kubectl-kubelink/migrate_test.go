@@ -70,7 +70,7 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
-// TestMigrateInDocuments runs the commands of the documentation.
+// TestMigrateInDocuments runs the commands of the documentation. The standard input stands for their file.
 func TestMigrateInDocuments(t *testing.T) {
 	readme, err := os.ReadFile("../../deploy/README.md")
 	if err != nil {
@@ -78,7 +78,9 @@ func TestMigrateInDocuments(t *testing.T) {
 	}
 	lines := regexp.MustCompile(`(?m)kubectl kubelink (migrate [^#\n]*)`).FindAllStringSubmatch(string(readme), -1)
 	for _, line := range lines {
-		if out, _, err := runCLI(t, formerYAML, strings.Fields(line[1])...); err != nil || out == "" {
+		command, _, _ := strings.Cut(line[1], " >")
+		command = strings.ReplaceAll(command, " former.yaml", " -")
+		if out, _, err := runCLI(t, formerYAML, strings.Fields(command)...); err != nil || out == "" {
 			t.Errorf("%s: %v", line[1], err)
 		}
 	}
