@@ -6,7 +6,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -22,29 +21,6 @@ var (
 	goTest      = regexp.MustCompile(`(?m)^func (Test[A-Z][A-Za-z0-9]*)\(t \*testing\.T\)`)
 )
 
-// sourceFiles calls a function for each Go file of the repository.
-func sourceFiles(t *testing.T, visit func(path string, text []byte)) {
-	t.Helper()
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir() && path != root && strings.HasPrefix(d.Name(), "."):
-			return filepath.SkipDir
-		case d.IsDir() || filepath.Ext(path) != ".go":
-			return nil
-		}
-		text, err := os.ReadFile(path)
-		if err == nil {
-			visit(path, text)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // readPage reads a Markdown file of this folder.
 func readPage(t *testing.T, name string) string {
 	t.Helper()
@@ -58,7 +34,7 @@ func readPage(t *testing.T, name string) string {
 // Before each block of commands stands a paragraph that names a test which runs them, or says that none does.
 func TestCommandsOfPages(t *testing.T) {
 	tests := map[string]bool{}
-	sourceFiles(t, func(path string, text []byte) {
+	visitFiles(t, ".go", func(path string, text []byte) {
 		for _, m := range goTest.FindAllSubmatch(text, -1) {
 			tests[string(m[1])] = true
 		}
@@ -90,7 +66,7 @@ func TestCommandsOfPages(t *testing.T) {
 func collectTexts(t *testing.T) []string {
 	t.Helper()
 	var all []string
-	sourceFiles(t, func(path string, text []byte) {
+	visitFiles(t, ".go", func(path string, text []byte) {
 		if strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, filepath.Join(root, "test")) {
 			return
 		}

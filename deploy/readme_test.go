@@ -61,23 +61,32 @@ func relativeLinks(text string) (all []string) {
 func documents(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
+	visitFiles(t, ".md", func(path string, text []byte) { all[path] = string(text) })
+	return all
+}
+
+// visitFiles calls a function for each file of the repository with this end of its name, outside of folders that begin
+// with a dot.
+func visitFiles(t *testing.T, end string, visit func(path string, text []byte)) {
+	t.Helper()
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
 		case d.IsDir() && path != root && strings.HasPrefix(d.Name(), "."):
 			return filepath.SkipDir
-		case d.IsDir() || filepath.Ext(path) != ".md":
+		case d.IsDir() || filepath.Ext(path) != end:
 			return nil
 		}
 		text, err := os.ReadFile(path)
-		all[path] = string(text)
+		if err == nil {
+			visit(path, text)
+		}
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return all
 }
 
 func TestLinksOfDocuments(t *testing.T) {
