@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"github.com/coredns/caddy"
-	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
@@ -92,7 +90,7 @@ func (b *Broker) facts() *diagnosis.Facts {
 	f := &diagnosis.Facts{
 		Identity: *b.identity.Load(), Outcome: b.r.found.Load(), Now: time.Now(),
 		Names:  *b.probe.Load(),
-		States: map[string]diagnosis.LinkState{}, Bytes: map[string]diagnosis.Bytes{},
+		States: map[string]diagnosis.LinkState{},
 	}
 	h := b.health.Load()
 	f.Health = diagnosis.Health{API: h.api, Controllers: h.controllers, Applied: h.applied, CRDs: h.crds}
@@ -106,7 +104,6 @@ func (b *Broker) facts() *diagnosis.Facts {
 	}
 	if d := b.names.currentDataplane(); d != nil {
 		f.Statuses = d.Statuses()
-		f.Bytes = countBytes(d)
 	}
 	return f
 }
@@ -126,38 +123,6 @@ func programVersions() (kubelink, coreDNS string) {
 	kubelink, coreDNS, _ = strings.Cut(strings.TrimSuffix(caddy.AppVersion, ")"), " (CoreDNS-")
 	return kubelink, coreDNS
 }
-
-// countBytes asks the dataplane for its metric of bytes.
-func countBytes(d dataplane) map[string]diagnosis.Bytes {
-	all := map[string]diagnosis.Bytes{}
-	metrics := make(chan prometheus.Metric)
-	go func() {
-		d.Collect(metrics)
-		close(metrics)
-	}()
-	for m := range metrics {
-		var value dto.Metric
-		if !strings.Contains(m.Desc().String(), `"`+bytesMetric+`"`) || m.Write(&value) != nil {
-			continue
-		}
-		labels := map[string]string{}
-		for _, l := range value.Label {
-			labels[l.GetName()] = l.GetValue()
-		}
-		bytes := all[labels["link"]]
-		switch n := uint64(value.Counter.GetValue()); labels["direction"] {
-		case "rx":
-			bytes.Rx += n
-		case "tx":
-			bytes.Tx += n
-		}
-		all[labels["link"]] = bytes
-	}
-	return all
-}
-
-// bytesMetric is the name of the metric that each dataplane has of the bytes of links.
-const bytesMetric = "coredns_kubelink_link_bytes_total"
 
 // newFindings is what a reconciliation has found out, for reports.
 func (r *reconcilerRun) newFindings(

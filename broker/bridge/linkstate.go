@@ -57,6 +57,7 @@ func (p *peer) currentStatus() link.Status {
 	st := p.status
 	st.Note, st.Announced = p.leader.RivalNote(p.now()), p.received.Announced
 	st.Offers, st.Downs = p.offers.received.Offers, p.counters.downs.Load()
+	st.RxBytes, st.TxBytes = p.counters.rxBytes.Load(), p.counters.txBytes.Load()
 	for i, s := range p.sessions {
 		if s.accepted {
 			st.Accepted++

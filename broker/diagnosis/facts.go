@@ -59,9 +59,6 @@ type LinkState struct {
 	RTT           time.Duration
 }
 
-// Bytes are those of the IP packets of a link.
-type Bytes struct{ Rx, Tx uint64 }
-
 // Facts are what a report is made of.
 type Facts struct {
 	Identity
@@ -71,7 +68,6 @@ type Facts struct {
 	Node     Node
 	States   map[string]LinkState // by KubeLink
 	Statuses []link.Status        // of the dataplane
-	Bytes    map[string]Bytes     // by KubeLink
 	Names    NameProbe            // nil: names are not served, or the DNS service is not known
 	Now      time.Time
 }
@@ -142,7 +138,6 @@ func (f *Facts) describeLink(o *v1alpha1.KubeLink) Link {
 	l := Link{
 		Name: o.Name, Mesh: name, ClusterAddress: o.Spec.ClusterAddress, CIDR: o.Spec.CIDR, Endpoint: o.Spec.Endpoint,
 		Gateway: o.Spec.GatewayLink, State: string(told.State), Message: told.Message,
-		RxBytes: f.Bytes[o.Name].Rx, TxBytes: f.Bytes[o.Name].Tx,
 	}
 	for _, e := range o.Spec.Egress {
 		l.Egress = append(l.Egress, string(e))
@@ -163,6 +158,7 @@ func (f *Facts) describeLink(o *v1alpha1.KubeLink) Link {
 	for i := range f.Statuses {
 		if st := &f.Statuses[i]; st.Link == o.Name {
 			l.Remote, l.Dialled, l.Accepted, l.Refused = st.Remote, st.Dialled, st.Accepted, st.Refused
+			l.RxBytes, l.TxBytes = st.RxBytes, st.TxBytes
 			if st.Announced != nil {
 				l.PeerVersion = st.Announced.Version
 			}

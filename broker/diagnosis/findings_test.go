@@ -41,13 +41,13 @@ func healthyFacts() *Facts {
 				NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour)}},
 			MeshServices: []MeshService{{"default", "web", "Ok", ""}},
 		},
-		Lease:    Lease{Holder: "node1", Term: 3, Active: true},
-		Node:     Node{Checked: true},
-		States:   map[string]LinkState{"there": {State: "Up", Since: now.Add(-time.Minute), RTT: time.Millisecond}},
-		Statuses: []link.Status{{Link: "there", State: link.Up, Since: now.Add(-time.Minute), Remote: "1.2.3.4:80"}},
-		Bytes:    map[string]Bytes{"there": {100, 200}},
-		Names:    func(context.Context, string) error { return nil },
-		Now:      now,
+		Lease:  Lease{Holder: "node1", Term: 3, Active: true},
+		Node:   Node{Checked: true},
+		States: map[string]LinkState{"there": {State: "Up", Since: now.Add(-time.Minute), RTT: time.Millisecond}},
+		Statuses: []link.Status{{Link: "there", State: link.Up, Since: now.Add(-time.Minute), Remote: "1.2.3.4:80",
+			RxBytes: 100, TxBytes: 200}},
+		Names: func(context.Context, string) error { return nil },
+		Now:   now,
 	}
 }
 

@@ -31,6 +31,8 @@ type Status struct {
 	Since     time.Time     // of State
 	Downs     uint64        // how often the link was Up and became Down
 	RTT       time.Duration // smoothed round-trip time; 0: unknown
+	RxBytes   uint64        // of IP packets from the peer, dropped ones too; of links that share a peer the first has all
+	TxBytes   uint64        // of IP packets to the peer, in the same way
 	Remote    string        // address and port of the peer
 	Dialled   int           // number of connections that this end has dialled
 	Accepted  int           // number of connections that the peer has dialled

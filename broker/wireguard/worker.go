@@ -449,6 +449,7 @@ func (w *worker) makeStatuses(want *desired, now time.Time, failure error) {
 			if !first[p] { // links of one peer share its packets
 				first[p] = true
 				o.bytes = append(o.bytes, linkBytes{entry.name, p.counters.rx, p.counters.tx})
+				st.RxBytes, st.TxBytes = uint64(p.counters.rx), uint64(p.counters.tx)
 			}
 		}
 		entry.status = st
@@ -563,6 +564,7 @@ func (w *worker) logChanges(before, now []link.Status) {
 func isSameStatus(a, b link.Status) bool {
 	a.RTT, b.RTT = min(a.RTT, 1), min(b.RTT, 1)
 	a.Dialled, a.Accepted = b.Dialled, b.Accepted
+	a.RxBytes, a.TxBytes = b.RxBytes, b.TxBytes
 	return a == b
 }
 
