@@ -186,14 +186,12 @@ func TestForbidden(t *testing.T) {
 	}
 }
 
-// While the CRD is new, and the services are being listed, nothing is said of the first MeshService, whatever else
-// happens: no right is missing.
-func TestFirstMeshService(t *testing.T) {
-	api := newPlayedAPI()
-	api.missing["meshservices"], api.held["services"] = true, make(chan struct{})
-	api.add(kubeService("echo"), endpointSlice("echo-1", "echo", "100.96.0.2"), meshService("m", "echo", "192.168.0.100"))
-	w, woken := startWatch(t, api)
-	s := &Services{}
+// startWithoutCRD starts a watch while the kind MeshService is missing, which is told. Then it comes.
+func startWithoutCRD(t *testing.T, api *playedAPI) (s *Services, w *Watch, woken chan struct{}) {
+	t.Helper()
+	api.missing["meshservices"] = true
+	w, woken = startWatch(t, api)
+	s = &Services{}
 	await(t, woken)
 	s.Read(t.Context(), w)
 	s.Build(t.Context(), surroundings())
@@ -201,6 +199,16 @@ func TestFirstMeshService(t *testing.T) {
 		t.Errorf("problem: %v", err)
 	}
 	api.set("meshservices", api.missing, false)
+	return s, w, woken
+}
+
+// While the CRD is new, and the services are being listed, nothing is said of the first MeshService, whatever else
+// happens: no right is missing.
+func TestFirstMeshService(t *testing.T) {
+	api := newPlayedAPI()
+	api.held["services"] = make(chan struct{})
+	api.add(kubeService("echo"), endpointSlice("echo-1", "echo", "100.96.0.2"), meshService("m", "echo", "192.168.0.100"))
+	s, w, woken := startWithoutCRD(t, api)
 	for api.lists("services") == 0 {
 		goruntime.Gosched()
 	}
@@ -226,16 +234,7 @@ func TestFirstMeshService(t *testing.T) {
 // Where there is no MeshService, the broker says nothing more of a CRD that was missing for a while.
 func TestNoMeshService(t *testing.T) {
 	api := newPlayedAPI()
-	api.missing["meshservices"] = true
-	w, woken := startWatch(t, api)
-	s := &Services{}
-	await(t, woken)
-	s.Read(t.Context(), w)
-	s.Build(t.Context(), surroundings())
-	if err := s.Problem(); err == nil || !strings.Contains(err.Error(), "MeshService: refused") {
-		t.Errorf("problem: %v", err)
-	}
-	api.set("meshservices", api.missing, false)
+	s, w, woken := startWithoutCRD(t, api)
 	for s.Problem() != nil { // a wake that does not come ends the test
 		await(t, woken)
 		s.Read(t.Context(), w)
