@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -22,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
@@ -120,8 +120,7 @@ func (u *uninstaller) removeFinalizers(ctx context.Context) error {
 				return client.IgnoreNotFound(err)
 			}
 			before := l.DeepCopy()
-			l.Finalizers = slices.DeleteFunc(l.Finalizers, func(f string) bool { return f == v1alpha1.Finalizer })
-			if len(l.Finalizers) == len(before.Finalizers) {
+			if !controllerutil.RemoveFinalizer(l, v1alpha1.Finalizer) {
 				return nil
 			}
 			fmt.Fprintf(u.out, "KubeLink %s: the broker has left its finalizer, it is taken off\n", l.Name)
