@@ -28,6 +28,8 @@ const (
 	// A stranger can make the broker ask the API server this often per second, and no more.
 	maxReviews = 5
 	burst      = 20
+	// A request waits this long for its turn, as polling users have more than maxReviews tokens per second for a while.
+	reviewWait = time.Second
 )
 
 // decision is what became of a request.
@@ -52,7 +54,6 @@ type reviewer interface {
 type gate struct {
 	api     reviewer
 	reviews *rate.Limiter
-	now     func() time.Time
 
 	mu      sync.Mutex // guards answers; not held while the API server is asked
 	answers map[[sha256.Size]byte]answer
@@ -64,7 +65,7 @@ type answer struct {
 }
 
 func newGate(api reviewer) *gate {
-	return &gate{api: api, reviews: rate.NewLimiter(maxReviews, burst), now: time.Now,
+	return &gate{api: api, reviews: rate.NewLimiter(maxReviews, burst),
 		answers: map[[sha256.Size]byte]answer{}}
 }
 
@@ -83,7 +84,7 @@ func (g *gate) admitToken(ctx context.Context, token string) decision {
 	if d, ok := g.findAnswer(key); ok {
 		return d
 	}
-	if !g.reviews.AllowN(g.now(), 1) {
+	if !g.awaitTurn(ctx) {
 		return refuse(http.StatusTooManyRequests, "try again in a second", "too many requests with different tokens")
 	}
 	d, err := g.askAPI(ctx, token)
@@ -96,11 +97,18 @@ func (g *gate) admitToken(ctx context.Context, token string) decision {
 	return d
 }
 
+// awaitTurn tells whether the API server may be asked, now or soon. With too many in line it says no at once.
+func (g *gate) awaitTurn(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, reviewWait)
+	defer cancel()
+	return g.reviews.Wait(ctx) == nil
+}
+
 func (g *gate) findAnswer(key [sha256.Size]byte) (decision, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	a, ok := g.answers[key]
-	return a.decision, ok && g.now().Before(a.until)
+	return a.decision, ok && time.Now().Before(a.until)
 }
 
 // rememberAnswer keeps an answer. A full memory forgets what is old, and then anything.
@@ -108,7 +116,7 @@ func (g *gate) rememberAnswer(key [sha256.Size]byte, d decision) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for k, a := range g.answers {
-		if !g.now().Before(a.until) {
+		if !time.Now().Before(a.until) {
 			delete(g.answers, k)
 		}
 	}
@@ -118,7 +126,7 @@ func (g *gate) rememberAnswer(key [sha256.Size]byte, d decision) {
 		}
 		delete(g.answers, k)
 	}
-	g.answers[key] = answer{d, g.now().Add(keepAnswer)}
+	g.answers[key] = answer{d, time.Now().Add(keepAnswer)}
 }
 
 // askAPI asks the API server. An error is no answer.

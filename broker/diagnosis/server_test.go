@@ -9,7 +9,9 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mandelsoft/kubelink/broker/echo"
@@ -154,43 +156,64 @@ func TestAccess(t *testing.T) {
 	}
 }
 
-// An answer is remembered for a while; then a right that was taken away ends. The memory is bounded, and so is what
-// strangers can have the API server asked.
+// An answer is remembered for a while; then a right that was taken away ends. A failure is not remembered.
 func TestAnswersAreRemembered(t *testing.T) {
-	api := &fakeReviewer{allowed: map[string]bool{"reader": true}}
-	g := newGate(api)
-	now := time.Unix(1000, 0)
-	g.now = func() time.Time { return now }
-	h := newHandler(g, &Config{Report: func(context.Context) *Report { return &Report{} }})
-	expect := func(status, asked int) {
-		t.Helper()
-		if w, _ := request(h, "GET", "reader"); w.Code != status || api.asked != asked {
-			t.Errorf("%d after %d questions, want %d after %d", w.Code, api.asked, status, asked)
+	synctest.Test(t, func(t *testing.T) {
+		api := &fakeReviewer{allowed: map[string]bool{"reader": true}}
+		h := newHandler(newGate(api), &Config{Report: func(context.Context) *Report { return &Report{} }})
+		expect := func(status, asked int) {
+			t.Helper()
+			if w, _ := request(h, "GET", "reader"); w.Code != status || api.asked != asked {
+				t.Errorf("%d after %d questions, want %d after %d", w.Code, api.asked, status, asked)
+			}
 		}
-	}
-	expect(200, 1)
-	expect(200, 1)
-	api.allowed["reader"] = false
-	now = now.Add(keepAnswer - 1)
-	expect(200, 1)
-	now = now.Add(1)
-	expect(403, 2)
-	api.err = errors.New("away")
-	now = now.Add(keepAnswer)
-	expect(503, 3)
-	expect(503, 4) // a failure is not remembered
-	api.err = nil
-	limited := 0
-	for i := range 1000 {
-		now = now.Add(time.Second / 50)
-		if w, _ := request(h, "GET", strings.Repeat("x", i+10)); w.Code == 429 {
-			limited++
+		expect(200, 1)
+		expect(200, 1)
+		api.allowed["reader"] = false
+		time.Sleep(keepAnswer - 1)
+		expect(200, 1)
+		time.Sleep(1)
+		expect(403, 2)
+		api.err = errors.New("away")
+		time.Sleep(keepAnswer)
+		expect(503, 3)
+		expect(503, 4)
+	})
+}
+
+// Strangers can have the API server asked so often, and no more, and the memory of answers is bounded. A user that
+// polls, with a new token each time, waits for its turn and is not refused.
+func TestReviewsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := &fakeReviewer{allowed: map[string]bool{}}
+		g := newGate(api)
+		h := newHandler(g, &Config{Report: func(context.Context) *Report { return &Report{} }})
+		var limited atomic.Int32
+		var all sync.WaitGroup
+		for i := range 1000 {
+			all.Go(func() {
+				if w, _ := request(h, "GET", strings.Repeat("x", i+10)); w.Code == 429 {
+					limited.Add(1)
+				}
+			})
 		}
-	}
-	if most := burst + maxReviews*20 + 5; api.asked > most || limited < 1000-most {
-		t.Errorf("%d questions for 1000 strangers in 20 s, %d were limited", api.asked, limited)
-	}
-	if len(g.answers) > maxAnswers {
-		t.Errorf("%d answers are remembered", len(g.answers))
-	}
+		all.Wait()
+		if most := burst + maxReviews; api.asked > most || int(limited.Load()) < 1000-most {
+			t.Errorf("%d questions for 1000 strangers at once, %d were limited", api.asked, limited.Load())
+		}
+		start := time.Now()
+		for i := range 200 {
+			token := fmt.Sprint("user", i)
+			api.allowed[token] = true
+			if w, refusal := request(h, "GET", token); w.Code != 200 {
+				t.Fatalf("request %d: %d %s", i, w.Code, refusal.Error)
+			}
+		}
+		if took := time.Since(start); took > 201*time.Second/maxReviews {
+			t.Errorf("200 requests, one after the other, took %s", took)
+		}
+		if len(g.answers) > maxAnswers {
+			t.Errorf("%d answers are remembered", len(g.answers))
+		}
+	})
 }

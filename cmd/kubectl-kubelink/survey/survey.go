@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -36,6 +37,7 @@ const (
 	// apiDeadline is what an API server has for what it knows itself. The rest is for brokers.
 	apiDeadline   = 2500 * time.Millisecond
 	grace         = 300 * time.Millisecond // for answers on their way
+	busyPause     = 200 * time.Millisecond // until a broker that has too much to do is asked again
 	tokenLifetime = 10 * time.Minute       // the shortest that API servers issue
 	brokerLabel   = "app=kubelink"         // of brokers, as deploy has it
 	routerLabel   = "app=kubelink-router"
@@ -243,8 +245,24 @@ func (q *questions) readReport(ctx context.Context, pod string, port int32, toke
 	return r, nil
 }
 
-// get requests a path of the broker in a pod. The answer is JSON.
+// get requests a path of the broker in a pod. The answer is JSON. A broker that is asked too much is asked again.
 func (q *questions) get(
+	ctx context.Context, pod string, port int32, token, path string, parameters url.Values, answer any,
+) error {
+	for {
+		err := q.getOnce(ctx, pod, port, token, path, parameters, answer)
+		if refused, ok := errors.AsType[*RefusedError](err); !ok || refused.Code != http.StatusTooManyRequests {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(busyPause):
+		}
+	}
+}
+
+func (q *questions) getOnce(
 	ctx context.Context, pod string, port int32, token, path string, parameters url.Values, answer any,
 ) error {
 	var code int

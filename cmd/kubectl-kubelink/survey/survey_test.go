@@ -173,6 +173,20 @@ func fakeAPI(t *testing.T, hang *atomic.Bool, broker http.HandlerFunc) *rest.Con
 	return &rest.Config{Host: server.URL}
 }
 
+// busyAtFirst is a broker that has too many requests, three times.
+func busyAtFirst() http.HandlerFunc {
+	var asked atomic.Int32
+	return func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) <= 3 {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusTooManyRequests)
+			_ = json.NewEncoder(w).Encode(diagnosis.Refusal{Error: "too many requests"})
+			return
+		}
+		_ = json.NewEncoder(w).Encode(diagnosis.Report{Node: r.Header.Get(diagnosis.TokenHeader)})
+	}
+}
+
 // A broker is asked with a token in the header of its own, through the proxy of the API server.
 func TestAsk(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -187,6 +201,7 @@ func TestAsk(t *testing.T) {
 			w.WriteHeader(403)
 			_ = json.NewEncoder(w).Encode(diagnosis.Refusal{Error: "no right", Remedy: "give it"})
 		}, "refuses the request (403): no right"},
+		"busy at first": {busyAtFirst(), ""},
 		"away": {func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, "error trying to reach service: connection refused", http.StatusServiceUnavailable)
 		}, "connection refused"},
