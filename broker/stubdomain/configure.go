@@ -27,11 +27,11 @@ import (
 const (
 	Namespace = "kube-system"
 	ConfigMap = "coredns-custom" // server blocks that the Corefile imports
-	// Another program's keys of the ConfigMap stay as they are.
-	blocksKey = "kubelink.server"
+	// BlocksKey is that of kubelink. Another program's keys of the ConfigMap stay as they are.
+	BlocksKey = "kubelink.server"
 
-	corefileMap = "coredns" // ConfigMap with the Corefile
-	corefileKey = "Corefile"
+	CorefileMap = "coredns" // ConfigMap with the Corefile
+	CorefileKey = "Corefile"
 	deployment  = "coredns"
 	// restartedFor is an annotation of the pods: another value is another revision, which makes new pods.
 	restartedFor = "kubelink.mandelsoft.org/coredns-custom"
@@ -73,7 +73,7 @@ type Configurer struct {
 	Wake      func()        // asks for another Configure
 	Log       *slog.Logger
 
-	config  *corefile // of the cluster's DNS, as it was last; nil: not known yet
+	config  *Corefile // of the cluster's DNS, as it was last; nil: not known yet
 	stubs   []Stub
 	checked time.Time   // when there was nothing left to do
 	touched atomic.Bool // the ConfigMap was, since then
@@ -124,7 +124,7 @@ func (c *Configurer) configureStubs(ctx context.Context, stubs []Stub) (note, bl
 			return "", "", err
 		}
 	}
-	stubs, served := config.dropServed(keepForeign(stubs, custom.Data[blocksKey]), custom.Data)
+	stubs, served := config.dropServed(keepForeign(stubs, custom.Data[BlocksKey]), custom.Data)
 	blocks = serverBlocks(stubs, config.port)
 	var problem corefileProblem
 	if known {
@@ -151,18 +151,18 @@ func (c *Configurer) configureStubs(ctx context.Context, stubs []Stub) (note, bl
 
 // readConfig reads the Corefile of the cluster's DNS. If there is none, or the broker may not read it, it is not
 // known. Where there was one, that still counts: a user who replaces it may leave it empty, or delete it, for a moment.
-func (c *Configurer) readConfig(ctx context.Context) (config corefile, known bool, err error) {
+func (c *Configurer) readConfig(ctx context.Context) (config Corefile, known bool, err error) {
 	var m corev1.ConfigMap
-	err = c.Reader.Get(ctx, types.NamespacedName{Namespace: Namespace, Name: corefileMap}, &m)
+	err = c.Reader.Get(ctx, types.NamespacedName{Namespace: Namespace, Name: CorefileMap}, &m)
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
-		return corefile{}, false, err
+		return Corefile{}, false, err
 	}
-	if text := m.Data[corefileKey]; strings.TrimSpace(text) != "" {
-		config = readCorefile(text)
+	if text := m.Data[CorefileKey]; strings.TrimSpace(text) != "" {
+		config = ReadCorefile(text)
 		c.config = &config
 	}
 	if c.config == nil {
-		return readCorefile(""), false, nil
+		return ReadCorefile(""), false, nil
 	}
 	return *c.config, true, nil
 }
@@ -190,7 +190,7 @@ func explainError(err error) string {
 // writeBlocks sets the key of the ConfigMap, and no other; without blocks it removes the key. It cannot create a
 // ConfigMap.
 func (c *Configurer) writeBlocks(ctx context.Context, custom *corev1.ConfigMap, blocks string, restart bool) error {
-	is, there := custom.Data[blocksKey]
+	is, there := custom.Data[BlocksKey]
 	if is == blocks && there == (blocks != "") {
 		return nil
 	}
@@ -198,7 +198,7 @@ func (c *Configurer) writeBlocks(ctx context.Context, custom *corev1.ConfigMap, 
 	if blocks != "" {
 		value = blocks
 	}
-	patch, err := json.Marshal(map[string]any{"data": map[string]any{blocksKey: value}})
+	patch, err := json.Marshal(map[string]any{"data": map[string]any{BlocksKey: value}})
 	if err != nil {
 		return err
 	}
@@ -206,27 +206,20 @@ func (c *Configurer) writeBlocks(ctx context.Context, custom *corev1.ConfigMap, 
 		return err
 	}
 	c.written = time.Now()
-	c.Log.Info("the cluster's DNS is configured", "configMap", Namespace+"/"+ConfigMap, "key", blocksKey)
+	c.Log.Info("the cluster's DNS is configured", "configMap", Namespace+"/"+ConfigMap, "key", BlocksKey)
 	if restart {
 		c.Restart.blocks.Store(&blocks)
 	}
 	return nil
 }
 
-// restartPods makes the pods of the cluster's DNS anew if they do not notice a change by themselves. The annotation's
-// value stands for the blocks, so that one change makes one restart, however often it is tried.
+// restartPods makes the pods of the cluster's DNS anew if they do not notice a change by themselves.
 func (c *Configurer) restartPods(ctx context.Context) error {
 	blocks := c.Restart.blocks.Load()
 	if blocks == nil {
 		return nil
 	}
-	sum := sha256.Sum256([]byte(*blocks))
-	patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{%q:"%x"}}}}}`, restartedFor, sum[:8])
-	pods := &unstructured.Unstructured{}
-	pods.SetGroupVersionKind(schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"})
-	pods.SetNamespace(Namespace)
-	pods.SetName(deployment)
-	err := c.Client.Patch(ctx, pods, client.RawPatch(types.MergePatchType, patch), owner)
+	err := Restart(ctx, c.Client, *blocks, owner)
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsForbidden(err):
 		c.Log.Warn("the cluster's DNS does not notice its new configuration, as its Corefile has no reload, "+
@@ -239,6 +232,17 @@ func (c *Configurer) restartPods(ctx context.Context) error {
 	}
 	c.Restart.blocks.CompareAndSwap(blocks, nil)
 	return nil
+}
+
+// Restart makes the pods of the cluster's DNS anew, once for a text: it stands, as a digest, in an annotation.
+func Restart(ctx context.Context, c Patcher, text string, opts ...client.PatchOption) error {
+	sum := sha256.Sum256([]byte(text))
+	patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{%q:"%x"}}}}}`, restartedFor, sum[:8])
+	pods := &unstructured.Unstructured{}
+	pods.SetGroupVersionKind(schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"})
+	pods.SetNamespace(Namespace)
+	pods.SetName(deployment)
+	return c.Patch(ctx, pods, client.RawPatch(types.MergePatchType, patch), opts...)
 }
 
 // watchConfigMap notices when the ConfigMap comes, goes, or is changed by other programs. It starts after the first

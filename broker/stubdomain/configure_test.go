@@ -150,7 +150,7 @@ func TestConfigureNotes(t *testing.T) {
 		{"import that would break it",
 			func(s *apiServer) {
 				s.configMaps["coredns"]["Corefile"] = ".:53 {\n  import custom/*\n}\n"
-				s.configMaps[ConfigMap][blocksKey] = "an earlier one"
+				s.configMaps[ConfigMap][BlocksKey] = "an earlier one"
 			}, "would break it", false, true, true},
 		{"a block of the user", func(s *apiServer) { s.configMaps["coredns"]["Corefile"] = good + "kubelink:53 {\n}\n" },
 			"which stays in force", false, false, true},
@@ -178,7 +178,7 @@ func TestConfigureNotes(t *testing.T) {
 			if (s.changed != nil) != c.watch {
 				t.Errorf("watched: %v", s.changed != nil)
 			}
-			if strings.Contains(c.note, "would break it") && s.configMaps[ConfigMap][blocksKey] != "" {
+			if strings.Contains(c.note, "would break it") && s.configMaps[ConfigMap][BlocksKey] != "" {
 				t.Error("the key is there")
 			}
 			if data, ok := s.configMaps[ConfigMap]; ok && data["other"] != "kept" {
@@ -201,7 +201,7 @@ func TestConfigureRepairs(t *testing.T) {
 				t.Errorf("patched %v, %v", s.patches, err)
 			}
 		}
-		key := func() string { return s.configMaps[ConfigMap][blocksKey] }
+		key := func() string { return s.configMaps[ConfigMap][BlocksKey] }
 		configure(1, "kubelink")
 		configure(0, "kubelink")
 		configure(1, "kubelink", "b.example") // at once
@@ -209,7 +209,7 @@ func TestConfigureRepairs(t *testing.T) {
 			t.Errorf("written %q", key())
 		}
 
-		s.configMaps[ConfigMap][blocksKey] = "foreign"
+		s.configMaps[ConfigMap][BlocksKey] = "foreign"
 		configure(0, "kubelink", "b.example") // nothing has told it
 		s.changed()
 		if configure(0, "kubelink", "b.example"); woken.Load() != 1 {
@@ -221,12 +221,12 @@ func TestConfigureRepairs(t *testing.T) {
 			t.Errorf("woken %d times", woken.Load())
 		}
 
-		delete(s.configMaps[ConfigMap], blocksKey) // and the event is lost
+		delete(s.configMaps[ConfigMap], BlocksKey) // and the event is lost
 		time.Sleep(dns.Interval)
 		configure(1, "kubelink", "b.example")
 
 		configure(1) // no mesh is left
-		if _, there := s.configMaps[ConfigMap][blocksKey]; there {
+		if _, there := s.configMaps[ConfigMap][BlocksKey]; there {
 			t.Errorf("written %q", key())
 		}
 	})
@@ -270,7 +270,7 @@ func TestConfigureKeepsCorefile(t *testing.T) {
 			if err := dns.Configure(t.Context(), testStubs(domain)); err != nil || dns.note != "" {
 				t.Errorf("%v: %v, note %q", corefile, err, dns.note)
 			}
-			if text := s.configMaps[ConfigMap][blocksKey]; !strings.Contains(text, domain+":8053 {") {
+			if text := s.configMaps[ConfigMap][BlocksKey]; !strings.Contains(text, domain+":8053 {") {
 				t.Errorf("%v: written %q", corefile, text)
 			}
 			dns.written = time.Time{}

@@ -13,8 +13,8 @@ import (
 	"github.com/coredns/caddy/caddyfile"
 )
 
-// corefile is what the configurer needs to know of a Corefile. It does not see what the Corefile imports.
-type corefile struct {
+// Corefile is what there is to know of the Corefile of a cluster's DNS. It does not show what the Corefile imports.
+type Corefile struct {
 	port    string   // of the first server block for the root, which receives the queries of pods
 	reload  bool     // CoreDNS notices changes by itself
 	imports []string // patterns of files that are imported beside the server blocks,
@@ -22,23 +22,23 @@ type corefile struct {
 	zones   []string // zone:port of the server blocks, without the root
 }
 
-// readCorefile looks at the tokens of a Corefile only, so it reads any text. A parser would import what the Corefile
+// ReadCorefile looks at the tokens of a Corefile only, so it reads any text. A parser would import what the Corefile
 // imports, or, as that of corefile-migration, panic on a brace in the wrong place.
-func readCorefile(text string) corefile {
-	r := corefileReader{Dispenser: caddyfile.NewDispenser(corefileKey, strings.NewReader(text)),
+func ReadCorefile(text string) Corefile {
+	r := corefileReader{Dispenser: caddyfile.NewDispenser(CorefileKey, strings.NewReader(text)),
 		snippets: map[string][]string{}}
 	for r.Next() {
 		r.readToken()
 	}
 	r.port = cmp.Or(r.port, "53")
 	r.imports, r.nested = r.expandSnippets(r.imports), r.expandSnippets(r.nested)
-	return r.corefile
+	return r.Corefile
 }
 
 // corefileReader reads the tokens of a Corefile.
 type corefileReader struct {
 	caddyfile.Dispenser
-	corefile
+	Corefile
 	depth, line int
 	snippet     string              // that is being read; empty: none
 	snippets    map[string][]string // what they import, by name
@@ -117,7 +117,7 @@ func (r *corefileReader) addZone(zone string) {
 
 // matchesKey tells whether a pattern of an import includes our key of the ConfigMap.
 func matchesKey(pattern string) bool {
-	ok, err := path.Match(path.Base(pattern), blocksKey)
+	ok, err := path.Match(path.Base(pattern), BlocksKey)
 	return ok && err == nil
 }
 
@@ -127,41 +127,58 @@ type corefileProblem struct {
 	broken bool // with them, CoreDNS could not even start
 }
 
-const corefileName = "the Corefile in ConfigMap " + Namespace + "/" + corefileMap
+const corefileName = "the Corefile in ConfigMap " + Namespace + "/" + CorefileMap
 
 // checkImports tells what is wrong with the imports.
-func (c *corefile) checkImports() corefileProblem {
+func (c *Corefile) checkImports() corefileProblem {
 	matching := slices.DeleteFunc(slices.Clone(c.imports), func(p string) bool { return !matchesKey(p) })
 	nested := slices.IndexFunc(c.nested, matchesKey)
 	switch {
 	case nested >= 0:
 		return corefileProblem{fmt.Sprintf("%s imports %.80q within a server block, where key %s of %s would break it: "+
 			"import *.override there, and *.server beside the server blocks",
-			corefileName, c.nested[nested], blocksKey, customMap), true}
+			corefileName, c.nested[nested], BlocksKey, customMap), true}
 	case len(matching) > 1:
 		return corefileProblem{fmt.Sprintf("%s imports key %s of %s twice, by %.80q and %.80q, which would break it: "+
-			"remove one of them", corefileName, blocksKey, customMap, matching[0], matching[1]), true}
+			"remove one of them", corefileName, BlocksKey, customMap, matching[0], matching[1]), true}
 	case len(c.imports) == 0:
 		return corefileProblem{text: corefileName + " imports nothing, " + customMap +
 			" has no effect: add the server blocks to that Corefile; the log has them"}
 	case len(matching) == 0:
 		return corefileProblem{text: fmt.Sprintf("%s imports %.80q, which does not include key %s of %s: "+
 			"import *.server from there, too, or add the server blocks to that Corefile; the log has them",
-			corefileName, strings.Join(c.imports, " "), blocksKey, customMap)}
+			corefileName, strings.Join(c.imports, " "), BlocksKey, customMap)}
 	}
 	return corefileProblem{}
+}
+
+// ImportsBlocks tells whether server blocks in the key BlocksKey of the ConfigMap come into effect.
+func (c *Corefile) ImportsBlocks() bool { return c.checkImports().text == "" }
+
+// Reloads tells whether CoreDNS notices changes by itself.
+func (c *Corefile) Reloads() bool { return c.reload }
+
+// AddBlocks returns the server blocks of stub domains, as text for this Corefile. The note is about the first domain
+// that has one already, and gets none: CoreDNS starts with no domain twice.
+func (c *Corefile) AddBlocks(stubs []Stub) (text, note string) {
+	stubs, note = c.dropServed(stubs, nil)
+	var b strings.Builder
+	for _, s := range stubs {
+		s.writeBlock(&b, c.port)
+	}
+	return b.String(), note
 }
 
 // dropServed returns the stub domains that no other server block serves: CoreDNS starts with no domain twice. custom
 // has the other files that the Corefile may import: the keys of the ConfigMap. The note is about the first domain that
 // was dropped.
-func (c *corefile) dropServed(stubs []Stub, custom map[string]string) (rest []Stub, note string) {
+func (c *Corefile) dropServed(stubs []Stub, custom map[string]string) (rest []Stub, note string) {
 	served := map[string]string{} // where, by zone
 	for file, text := range custom {
-		if path.Ext(file) != path.Ext(blocksKey) || file == blocksKey {
+		if path.Ext(file) != path.Ext(BlocksKey) || file == BlocksKey {
 			continue
 		}
-		for _, z := range readCorefile(text).zones {
+		for _, z := range ReadCorefile(text).zones {
 			served[z] = "key " + file + " of " + customMap
 		}
 	}

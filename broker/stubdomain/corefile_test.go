@@ -11,7 +11,7 @@ func FuzzReadCorefile(f *testing.F) {
 	f.Add("{\n errors\n}\n.:53 {\n {\n x\n }\n")
 	f.Add("(x") // no snippet: there is no closing parenthesis
 	f.Fuzz(func(t *testing.T, text string) {
-		c := readCorefile("import x\n" + text)
+		c := ReadCorefile("import x\n" + text)
 		if len(c.imports) == 0 && !strings.Contains(text, "(x)") || c.port == "" && !strings.Contains(text, ".:") {
 			t.Errorf("%+v of %q", c, text)
 		}
@@ -23,48 +23,48 @@ func TestReadCorefile(t *testing.T) {
 	override := []string{"custom/*.override"}
 	for _, c := range []struct {
 		name, text string
-		want       corefile
+		want       Corefile
 	}{
-		{"empty", "", corefile{port: "53"}},
+		{"empty", "", Corefile{port: "53"}},
 		{"kubeadm",
 			".:53 {\n    errors\n    forward . /etc/resolv.conf {\n        max_concurrent 1000\n    }\n    reload\n}\n",
-			corefile{port: "53", reload: true}},
+			Corefile{port: "53", reload: true}},
 		{"Gardener",
 			".:8053 {\n  errors\n  reload\n  import custom/*.override\n}\nimport custom/*.server\n",
-			corefile{port: "8053", reload: true, imports: server, nested: override}},
+			Corefile{port: "8053", reload: true, imports: server, nested: override}},
 		{"K3s",
 			".:53 {\n  errors\n  reload\n  import /etc/coredns/custom/*.override\n}\nimport /etc/coredns/custom/*.server\n",
-			corefile{port: "53", reload: true, imports: []string{"/etc/coredns/custom/*.server"},
+			Corefile{port: "53", reload: true, imports: []string{"/etc/coredns/custom/*.server"},
 				nested: []string{"/etc/coredns/custom/*.override"}}},
 		{"AKS, import first", "import custom/*.server\n.:53 {\n  import custom/*.override\n  reload\n}\n",
-			corefile{port: "53", reload: true, imports: server, nested: override}},
+			Corefile{port: "53", reload: true, imports: server, nested: override}},
 		{"without reload",
 			".:53 {\n  errors # reload\n  log . reload\n  \"#\" reload\n}\nimport /etc/coredns/custom/*.server",
-			corefile{port: "53", imports: []string{"/etc/coredns/custom/*.server"}}},
-		{"reload off", ".:53 {\n  reload 0s\n}\n", corefile{port: "53"}},
-		{"reload off, without unit", ".:53 {\n  reload 0\n}\n", corefile{port: "53"}},
-		{"reload without jitter", ".:53 {\n  reload 30s 0s\n}\n", corefile{port: "53", reload: true}},
-		{"overrides only", ".:53 {\n  import custom/*.override\n}\n", corefile{port: "53", nested: override}},
+			Corefile{port: "53", imports: []string{"/etc/coredns/custom/*.server"}}},
+		{"reload off", ".:53 {\n  reload 0s\n}\n", Corefile{port: "53"}},
+		{"reload off, without unit", ".:53 {\n  reload 0\n}\n", Corefile{port: "53"}},
+		{"reload without jitter", ".:53 {\n  reload 30s 0s\n}\n", Corefile{port: "53", reload: true}},
+		{"overrides only", ".:53 {\n  import custom/*.override\n}\n", Corefile{port: "53", nested: override}},
 		{"other zones first",
 			"dns://cluster.local:5300, Example.org.:54 {\n}\ndns://.:1053 {\nreload 2s\n}",
-			corefile{port: "1053", reload: true, zones: []string{"cluster.local:5300", "example.org:54"}}},
-		{"two root blocks", ".:53 {\n  reload\n}\n.:5353 {\n}\n", corefile{port: "53", reload: true}},
-		{"two root blocks, the first without port", ". {\n}\n.:5353 {\n}\n", corefile{port: "53"}},
-		{"root over TLS first", "tls://.:853 {\n}\n.:1053 {\n}\n", corefile{port: "1053"}},
-		{"reload of another plugin", ".:53 {\n  hosts {\n    reload 5s\n  }\n}\n", corefile{port: "53"}},
-		{"snippet", "(common) {\n  reload\n}\n.:53 {\n  import common\n}\n", corefile{port: "53", reload: true}},
+			Corefile{port: "1053", reload: true, zones: []string{"cluster.local:5300", "example.org:54"}}},
+		{"two root blocks", ".:53 {\n  reload\n}\n.:5353 {\n}\n", Corefile{port: "53", reload: true}},
+		{"two root blocks, the first without port", ". {\n}\n.:5353 {\n}\n", Corefile{port: "53"}},
+		{"root over TLS first", "tls://.:853 {\n}\n.:1053 {\n}\n", Corefile{port: "1053"}},
+		{"reload of another plugin", ".:53 {\n  hosts {\n    reload 5s\n  }\n}\n", Corefile{port: "53"}},
+		{"snippet", "(common) {\n  reload\n}\n.:53 {\n  import common\n}\n", Corefile{port: "53", reload: true}},
 		{"snippets that import", "(in) {\n  import custom/*.override\n}\n(out) {\n  import custom/*.server\n}\n" +
-			".:53 {\n  import in\n}\nimport out\n", corefile{port: "53", imports: server, nested: override}},
+			".:53 {\n  import in\n}\nimport out\n", Corefile{port: "53", imports: server, nested: override}},
 		{"zones in lines", "example.org:54,\n.:1053 {\n  reload\n}\n",
-			corefile{port: "1053", reload: true, zones: []string{"example.org:54"}}},
-		{"brace without zone", "{\n errors\n reload\n}\n", corefile{port: "53", reload: true}},
-		{"options before zones", "{\n debug\n}\n.:1053 {\n reload\n}\n", corefile{port: "1053", reload: true}},
-		{"brace without plugin", ".:1053 {\n {\n x\n }\n}\n", corefile{port: "1053"}},
-		{"brace that nothing closes", ".:1053 {\n reload", corefile{port: "1053", reload: true}},
-		{"import after a brace", ".:53 {\n errors }\nimport x\n", corefile{port: "53", imports: []string{"x"}}},
-		{"without braces", ".:5353\nreload\n", corefile{port: "5353", reload: true}},
+			Corefile{port: "1053", reload: true, zones: []string{"example.org:54"}}},
+		{"brace without zone", "{\n errors\n reload\n}\n", Corefile{port: "53", reload: true}},
+		{"options before zones", "{\n debug\n}\n.:1053 {\n reload\n}\n", Corefile{port: "1053", reload: true}},
+		{"brace without plugin", ".:1053 {\n {\n x\n }\n}\n", Corefile{port: "1053"}},
+		{"brace that nothing closes", ".:1053 {\n reload", Corefile{port: "1053", reload: true}},
+		{"import after a brace", ".:53 {\n errors }\nimport x\n", Corefile{port: "53", imports: []string{"x"}}},
+		{"without braces", ".:5353\nreload\n", Corefile{port: "5353", reload: true}},
 	} {
-		if got := readCorefile(c.text); !reflect.DeepEqual(got, c.want) {
+		if got := ReadCorefile(c.text); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: %+v, expected %+v", c.name, got, c.want)
 		}
 	}
@@ -91,7 +91,7 @@ func TestCheckImports(t *testing.T) {
 		{".:53 {\n  import custom/*\n}\nimport custom/*.server\n", `imports "custom/*" within a server block`, true},
 		{"import custom/*.server\n.:53 {\n}\nimport custom/*.server\n", "twice", true},
 	} {
-		config := readCorefile(c.text)
+		config := ReadCorefile(c.text)
 		p := config.checkImports()
 		if p.broken != c.broken || (p.text == "") != (c.says == "") || !strings.Contains(p.text, c.says) {
 			t.Errorf("%q: %+v", c.text, p)
@@ -114,9 +114,9 @@ func TestDropServed(t *testing.T) {
 		{".:5353 {\n}\n" + mine, nil, 2, ""},
 		{".:53 {\n}\n", map[string]string{"mesh.server": mine}, 1,
 			"key mesh.server of ConfigMap kube-system/coredns-custom has"},
-		{".:53 {\n}\n", map[string]string{"mesh.override": mine, blocksKey: mine}, 2, ""},
+		{".:53 {\n}\n", map[string]string{"mesh.override": mine, BlocksKey: mine}, 2, ""},
 	} {
-		config := readCorefile(c.corefile)
+		config := ReadCorefile(c.corefile)
 		rest, note := config.dropServed(testStubs("kubelink", "b.example"), c.custom)
 		if len(rest) != c.rest || (note == "") != (c.says == "") || !strings.Contains(note, c.says) {
 			t.Errorf("%q %v: %v, %q", c.corefile, c.custom, rest, note)

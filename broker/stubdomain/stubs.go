@@ -6,6 +6,7 @@ package stubdomain
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -87,7 +88,11 @@ func serverBlocks(stubs []Stub, port string) string {
 	var b strings.Builder
 	b.WriteString("# Maintained by kubelink (coredns-configure): what is changed here is changed back.\n")
 	for _, s := range stubs {
-		fmt.Fprintf(&b, "%s:%s {\n    errors\n    forward . %s {\n        max_fails 0\n    }\n}\n", s.Domain, port, s.Server)
+		s.writeBlock(&b, port)
 	}
 	return b.String()
+}
+
+func (s Stub) writeBlock(w io.Writer, port string) {
+	fmt.Fprintf(w, "%s:%s {\n    errors\n    forward . %s {\n        max_fails 0\n    }\n}\n", s.Domain, port, s.Server)
 }

@@ -273,7 +273,7 @@ func (p *pair) installMissing(ctx context.Context, s, _ *side) error {
 			return err
 		}
 	}
-	return s.setStubDomain(ctx, mesh.Nth(s.networks.Services, 11).String())
+	return s.setStubDomain(ctx, mesh.Nth(s.networks.Services, 11))
 }
 
 // applyLocal makes the LocalLink.

@@ -2,6 +2,8 @@ package connect
 
 import (
 	"context"
+	"net/netip"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +57,8 @@ func TestStubDomain(t *testing.T) {
 		{"a server block", plain, nil, true, false},
 		{"coredns-custom is imported, and not there", custom, nil, false, true},
 		{"coredns-custom of a user", custom, []client.Object{users}, false, true},
+		{"an import within a server block", ".:53 {\n    reload\n    import custom/*.server\n}\n", nil, true, false},
+		{"another port", ".:1053 {\n    reload\n}\n", nil, true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out strings.Builder
@@ -63,12 +67,13 @@ func TestStubDomain(t *testing.T) {
 				if err := s.readDNS(ctx); err != nil {
 					t.Fatal(err)
 				}
-				if err := s.setStubDomain(ctx, "100.64.0.11"); err != nil {
+				if err := s.setStubDomain(ctx, netip.MustParseAddr("100.64.0.11")); err != nil {
 					t.Fatal(err)
 				}
 			}
 			data, err := s.readConfig(ctx, "coredns")
-			if err != nil || strings.Contains(data["Corefile"], "kubelink:53 {") != c.added || s.dns.imports != c.imports ||
+			if err != nil || regexp.MustCompile(`kubelink:\d+ {`).MatchString(data["Corefile"]) != c.added ||
+				s.dns.imports != c.imports ||
 				strings.Count(out.String(), "\n") > 1 {
 				t.Errorf("%v, %v\n%s\n%s", err, s.dns, data["Corefile"], &out)
 			}
@@ -86,8 +91,18 @@ func TestStubDomain(t *testing.T) {
 		})
 	}
 	var out strings.Builder
+	block := newSide(newCluster(t, "c1", plain+"kubelink {\n    forward . 10.1.1.1\n}\n"), &out)
+	if err := block.readDNS(ctx); err != nil {
+		t.Fatal(err)
+	}
+	err := block.setStubDomain(ctx, netip.MustParseAddr("100.64.0.11"))
+	const stays = "has a server block for kubelink, which stays in force"
+	if err != nil || !strings.Contains(out.String(), stays) {
+		t.Errorf("a block of the user: %v %s", err, &out)
+	}
 	s := newSide(newCluster(t, "c1", ""), &out)
-	if err := s.setStubDomain(ctx, "100.64.0.11"); err != nil || !strings.Contains(out.String(), "to 100.64.0.11 there") {
+	err = s.setStubDomain(ctx, netip.MustParseAddr("100.64.0.11"))
+	if err != nil || !strings.Contains(out.String(), "to 100.64.0.11 there") {
 		t.Errorf("no Corefile: %v %s", err, &out)
 	}
 }
@@ -228,21 +243,37 @@ func TestDisconnectWithoutBroker(t *testing.T) {
 	ctx := context.Background()
 	local := newLink("c1", "LocalLink", "192.168.0.1/24")
 	local.Labels = map[string]string{managedLabel: owner}
-	local.Finalizers = []string{"kubelink.mandelsoft.org/broker"}
+	local.Finalizers = []string{v1alpha1.Finalizer}
+	kept := newLink("m2--c1", "LocalLink", "192.168.2.1/24")
+	kept.Labels, kept.Finalizers = local.Labels, []string{v1alpha1.Finalizer, "example.com/backup"}
 	foreign := newLink("m--x", "LocalLink", "192.168.1.1/24")
 	link := newLink("c2", "host", "192.168.0.2/24")
-	a, b := newCluster(t, "c1", "", &local, &link, &foreign), newCluster(t, "c2", "")
-	s := newSide(a, &strings.Builder{})
+	a, b := newCluster(t, "c1", "", &local, &link, &foreign, &kept), newCluster(t, "c2", "")
+	var out strings.Builder
+	s := newSide(a, &out)
 	if err := s.readLinks(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.Client.Delete(ctx, local.DeepCopy()); err != nil {
+	for _, l := range []*v1alpha1.KubeLink{&local, &kept} {
+		if err := a.Client.Delete(ctx, l.DeepCopy()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.releaseLocals(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.dropFinalizers(ctx); err != nil {
+	const stays = "KubeLink m2--c1 stays until what has its finalizers example.com/backup releases it"
+	if !strings.Contains(out.String(), stays) {
+		t.Errorf("%s", &out)
+	}
+	var is v1alpha1.KubeLink
+	if err := a.Client.Get(ctx, clusterKey("m2--c1"), &is); err != nil || len(is.Finalizers) != 1 {
+		t.Fatalf("%v %v", err, is.Finalizers)
+	}
+	is.Finalizers = nil
+	if err := a.Client.Update(ctx, &is); err != nil {
 		t.Fatal(err)
 	}
-	var out strings.Builder
 	if err := Disconnect(ctx, a, b, Options{}, NewLog(&out)); err != nil {
 		t.Fatal(err)
 	}

@@ -6,14 +6,16 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/install"
@@ -90,7 +92,7 @@ func (p *pair) uninstallOwn(ctx context.Context, s, _ *side) error {
 			return err
 		}
 	}
-	if err := s.dropFinalizers(ctx); err != nil {
+	if err := s.releaseLocals(ctx); err != nil {
 		return err
 	}
 	if err := s.removeStubDomain(ctx); err != nil {
@@ -116,25 +118,33 @@ func (s *side) removeLocals(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil // dropFinalizers removes what is left
+	return nil // releaseLocals removes what is left
 }
 
-// dropFinalizers takes the finalizers off LocalLinks that no broker has released.
-func (s *side) dropFinalizers(ctx context.Context) error {
+// releaseLocals takes the broker's finalizer off LocalLinks that are to be deleted, and that no broker has released.
+func (s *side) releaseLocals(ctx context.Context) error {
 	for i := range s.links {
-		l := &v1alpha1.KubeLink{}
-		err := s.Client.Get(ctx, clusterKey(s.links[i].Name), l)
-		if isAbsent(err) || err == nil && l.DeletionTimestamp.IsZero() {
-			continue
+		l, released := &v1alpha1.KubeLink{}, false
+		err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+			if err := s.Client.Get(ctx, clusterKey(s.links[i].Name), l); err != nil {
+				return err
+			}
+			before := l.DeepCopy()
+			if l.DeletionTimestamp.IsZero() || !controllerutil.RemoveFinalizer(l, v1alpha1.Finalizer) {
+				return nil
+			}
+			released = true
+			return s.Client.Patch(ctx, l, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+		})
+		switch {
+		case err != nil && !isAbsent(err):
+			return fmt.Errorf("%s: take the finalizer off KubeLink %s: %w", s.Name, s.links[i].Name, err)
+		case err == nil && len(l.Finalizers) > 0 && !l.DeletionTimestamp.IsZero():
+			s.log.printLine(s.Cluster, "KubeLink %s stays until what has its finalizers %s releases it", l.Name,
+				strings.Join(l.Finalizers, ", "))
+		case released:
+			s.log.printLine(s.Cluster, "KubeLink %s deleted, without a broker", s.links[i].Name)
 		}
-		if err == nil {
-			patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`))
-			err = s.Client.Patch(ctx, l, patch)
-		}
-		if err != nil && !isAbsent(err) {
-			return fmt.Errorf("%s: take the finalizer off KubeLink %s: %w", s.Name, l.Name, err)
-		}
-		s.log.printLine(s.Cluster, "KubeLink %s deleted, without a broker", l.Name)
 	}
 	return nil
 }

@@ -6,66 +6,69 @@ package connect
 import (
 	"context"
 	"fmt"
-	"regexp"
+	"net/netip"
 	"strings"
-	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
+	"github.com/mandelsoft/kubelink/broker/stubdomain"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 const (
-	dnsNamespace = "kube-system"
-	dnsConfig    = "coredns"         // ConfigMap with the Corefile, and Deployment
-	dnsCustom    = "coredns-custom"  // ConfigMap
-	dnsKey       = "kubelink.server" // there, of the broker
-	blockBegin   = "# begin of what kubectl kubelink connect has added\n"
-	blockEnd     = "# end of what kubectl kubelink connect has added\n"
+	domain = "kubelink" // of the mesh that connect makes
+	// What surrounds the server block.
+	blockBegin = "# begin of what kubectl kubelink connect has added\n"
+	blockEnd   = "# end of what kubectl kubelink connect has added\n"
+)
+
+const (
+	corefileName = "ConfigMap " + stubdomain.Namespace + "/" + stubdomain.CorefileMap // for messages
+	customName   = "ConfigMap " + stubdomain.Namespace + "/" + stubdomain.ConfigMap
+	keyName      = "key " + stubdomain.BlocksKey + " of " + customName
 )
 
 // clusterDNS says what the DNS of the cluster is.
 type clusterDNS struct {
 	known   bool // it is a CoreDNS with a Corefile in the usual place
-	imports bool // the ConfigMap coredns-custom
+	imports bool // the ConfigMap coredns-custom, in a way that does good
 	text    string
 }
 
-var (
-	importsServers = regexp.MustCompile(`(?m)^\s*import\s+\S*\*\.server\b`)
-	reloads        = regexp.MustCompile(`(?m)^\s*reload\b`)
-)
-
 func (s *side) readDNS(ctx context.Context) error {
-	data, err := s.readConfig(ctx, dnsConfig)
-	text, known := data["Corefile"]
-	s.dns = clusterDNS{known: known, imports: importsServers.MatchString(text), text: text}
+	data, err := s.readConfig(ctx, stubdomain.CorefileMap)
+	text, known := data[stubdomain.CorefileKey]
+	corefile := stubdomain.ReadCorefile(withoutBlock(text))
+	s.dns = clusterDNS{known: known, imports: corefile.ImportsBlocks(), text: text}
 	return err
 }
 
 // setStubDomain sends names of the mesh to kubelink. Where coredns-custom is imported, the broker does it.
-func (s *side) setStubDomain(ctx context.Context, address string) error {
+func (s *side) setStubDomain(ctx context.Context, address netip.Addr) error {
 	switch {
 	case !s.dns.known:
-		s.log.printLine(s.Cluster, "the DNS of the cluster has no ConfigMap %s/%s: send names in the domain kubelink to "+
-			"%s there", dnsNamespace, dnsConfig, address)
+		s.log.printLine(s.Cluster, "the DNS of the cluster has no %s: send names in the domain kubelink to %s there",
+			corefileName, address)
 		return nil
 	case s.dns.imports:
 		custom := &unstructured.Unstructured{}
 		custom.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("ConfigMap"))
-		custom.SetNamespace(dnsNamespace)
-		custom.SetName(dnsCustom)
+		custom.SetNamespace(stubdomain.Namespace)
+		custom.SetName(stubdomain.ConfigMap)
 		if is, err := s.readObject(ctx, custom); err != nil || is != nil {
 			return err
 		}
 		return s.applyObject(ctx, custom)
 	}
-	block := fmt.Sprintf("%skubelink:53 {\n    errors\n    forward . %s {\n        max_fails 0\n    }\n}\n%s",
-		blockBegin, address, blockEnd)
-	return s.writeCorefile(ctx, strings.TrimRight(withoutBlock(s.dns.text), "\n")+"\n"+block)
+	text := withoutBlock(s.dns.text)
+	corefile := stubdomain.ReadCorefile(text)
+	block, note := corefile.AddBlocks([]stubdomain.Stub{{Domain: domain, Server: address}})
+	if note != "" {
+		s.log.printLine(s.Cluster, "%s", note)
+		return nil
+	}
+	return s.writeCorefile(ctx, strings.TrimRight(text, "\n")+"\n"+blockBegin+block+blockEnd)
 }
 
 // withoutBlock is a Corefile without what setStubDomain has added.
@@ -83,29 +86,26 @@ func (s *side) writeCorefile(ctx context.Context, text string) error {
 		return nil
 	}
 	if s.dryRun {
-		s.log.printLine(s.Cluster, "would change ConfigMap %s/%s", dnsNamespace, dnsConfig)
+		s.log.printLine(s.Cluster, "would change "+corefileName)
 		return nil
 	}
 	var config corev1.ConfigMap
-	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: dnsNamespace, Name: dnsConfig}, &config); err != nil {
-		return fmt.Errorf("%s: read ConfigMap %s/%s: %w", s.Name, dnsNamespace, dnsConfig, err)
+	key := client.ObjectKey{Namespace: stubdomain.Namespace, Name: stubdomain.CorefileMap}
+	if err := s.Client.Get(ctx, key, &config); err != nil {
+		return fmt.Errorf("%s: read %s: %w", s.Name, corefileName, err)
 	}
 	before := config.DeepCopy()
-	config.Data["Corefile"] = text
+	config.Data[stubdomain.CorefileKey] = text
 	err := s.Client.Patch(ctx, &config, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	if err != nil {
-		return fmt.Errorf("%s: change ConfigMap %s/%s: %w", s.Name, dnsNamespace, dnsConfig, err)
+		return fmt.Errorf("%s: change %s: %w", s.Name, corefileName, err)
 	}
 	s.dns.text = text
-	s.log.printLine(s.Cluster, "ConfigMap %s/%s changed", dnsNamespace, dnsConfig)
-	if reloads.MatchString(text) {
+	s.log.printLine(s.Cluster, corefileName+" changed")
+	if corefile := stubdomain.ReadCorefile(text); corefile.Reloads() {
 		return nil
 	}
-	const restart = `{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`
-	patch := fmt.Appendf(nil, restart,
-		time.Now().Format(time.RFC3339))
-	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: dnsNamespace, Name: dnsConfig}}
-	if err := s.Client.Patch(ctx, d, client.RawPatch(types.StrategicMergePatchType, patch)); err != nil {
+	if err := stubdomain.Restart(ctx, s.Client, text, client.FieldOwner(owner)); err != nil {
 		s.log.printLine(s.Cluster, "restart the DNS of the cluster, as its Corefile has no reload: %v", err)
 	}
 	return nil
@@ -117,14 +117,14 @@ func (s *side) removeStubDomain(ctx context.Context) error {
 		return err
 	}
 	var custom corev1.ConfigMap
-	err := s.Client.Get(ctx, client.ObjectKey{Namespace: dnsNamespace, Name: dnsCustom}, &custom)
+	err := s.Client.Get(ctx, client.ObjectKey{Namespace: stubdomain.Namespace, Name: stubdomain.ConfigMap}, &custom)
 	if isAbsent(err) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%s: read ConfigMap %s/%s: %w", s.Name, dnsNamespace, dnsCustom, err)
+		return fmt.Errorf("%s: read %s: %w", s.Name, customName, err)
 	}
-	_, has := custom.Data[dnsKey]
+	_, has := custom.Data[stubdomain.BlocksKey]
 	switch {
 	case isOurs(&custom) && (len(custom.Data) == 0 || has && len(custom.Data) == 1):
 		custom.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("ConfigMap"))
@@ -132,13 +132,13 @@ func (s *side) removeStubDomain(ctx context.Context) error {
 	case !has:
 		return nil
 	case s.dryRun:
-		s.log.printLine(s.Cluster, "would remove key %s of ConfigMap %s/%s", dnsKey, dnsNamespace, dnsCustom)
+		s.log.printLine(s.Cluster, "would remove "+keyName)
 		return nil
 	}
-	patch := fmt.Appendf(nil, `{"data":{%q:null}}`, dnsKey)
+	patch := fmt.Appendf(nil, `{"data":{%q:null}}`, stubdomain.BlocksKey)
 	if err := s.Client.Patch(ctx, &custom, client.RawPatch(types.MergePatchType, patch)); err != nil {
-		return fmt.Errorf("%s: remove key %s of ConfigMap %s/%s: %w", s.Name, dnsKey, dnsNamespace, dnsCustom, err)
+		return fmt.Errorf("%s: remove %s: %w", s.Name, keyName, err)
 	}
-	s.log.printLine(s.Cluster, "key %s of ConfigMap %s/%s removed", dnsKey, dnsNamespace, dnsCustom)
+	s.log.printLine(s.Cluster, keyName+" removed")
 	return nil
 }
