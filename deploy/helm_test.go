@@ -40,16 +40,21 @@ var choices = [][]struct {
 		{"advertisement.enabled=true advertisement.tokenSecret=true", "advertisement token-secret"}},
 }
 
-// helmCommand returns the path of Helm, of which test/controlplane/helm/go.mod has the version.
-func helmCommand(t *testing.T) string {
+// helmMajors are the versions of Helm for which the chart is.
+var helmMajors = []string{"v3", newestHelm}
+
+const newestHelm = "v4"
+
+// helmCommand returns the path of a Helm, of which test/controlplane/helm/go.mod has the version.
+func helmCommand(t *testing.T, major string) string {
 	t.Helper()
 	mod, err := os.ReadFile(filepath.Join(root, "test/controlplane/helm/go.mod"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	version := regexp.MustCompile(`helm\.sh/helm/v4 (\S+)`).FindSubmatch(mod)
+	version := regexp.MustCompile(`helm\.sh/helm/` + major + ` (\S+)`).FindSubmatch(mod)
 	if version == nil {
-		t.Fatal("test/controlplane/helm/go.mod has no version of Helm")
+		t.Fatal("test/controlplane/helm/go.mod has no version of Helm " + major)
 	}
 	path, err := filepath.Abs(filepath.Join(root, ".cache", "helm-"+string(version[1]), "helm"))
 	if err == nil {
@@ -62,9 +67,9 @@ func helmCommand(t *testing.T) string {
 }
 
 // runHelm returns what Helm prints, or else what it complains about.
-func runHelm(t *testing.T, args ...string) (string, error) {
+func runHelm(t *testing.T, major string, args ...string) (string, error) {
 	t.Helper()
-	command := exec.Command(helmCommand(t), args...)
+	command := exec.Command(helmCommand(t, major), args...)
 	for _, kind := range []string{"CACHE", "CONFIG", "DATA"} {
 		command.Env = append(command.Environ(), fmt.Sprintf("HELM_%s_HOME=%s", kind, t.TempDir()))
 	}
@@ -72,19 +77,19 @@ func runHelm(t *testing.T, args ...string) (string, error) {
 	command.Stderr = &complaints
 	out, err := command.Output()
 	if err != nil {
-		err = fmt.Errorf("helm %q: %w\n%s", args, err, &complaints)
+		err = fmt.Errorf("helm %s %q: %w\n%s", major, args, err, &complaints)
 	}
 	return string(out), err
 }
 
 // template renders the chart into the namespace kubelink.
-func template(t *testing.T, values ...string) (string, error) {
+func template(t *testing.T, major string, values ...string) (string, error) {
 	t.Helper()
 	args := []string{"template", "kubelink", chart, "--namespace", namespace, "--set", strings.Join(chartValues, ",")}
 	if len(values) > 0 {
 		args = append(args, "--set", strings.Join(values, ","))
 	}
-	return runHelm(t, args...)
+	return runHelm(t, major, args...)
 }
 
 // content is an object as its fields.
@@ -166,14 +171,6 @@ func combineChoices() (all [][2][]string) {
 func TestChartIsKustomization(t *testing.T) {
 	for _, combination := range combineChoices() {
 		values, chosen := combination[0], combination[1]
-		text, err := template(t, append(values, "createNamespace=true")...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, hooks := parseChart(t, text)
-		if len(hooks) == 0 {
-			t.Errorf("%q: no hooks", values)
-		}
 		fs := kustomizationOf(t, chosen...)
 		file, err := fs.ReadFile("/own/values.yaml")
 		if err == nil {
@@ -196,7 +193,17 @@ func TestChartIsKustomization(t *testing.T) {
 			want[nameContent(o)] = o
 		}
 		delete(want, valuesObject)
-		compareObjects(t, fmt.Sprint(values), got, want)
+		for _, major := range helmMajors {
+			text, err := template(t, major, append(values, "createNamespace=true")...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, hooks := parseChart(t, text)
+			if len(hooks) == 0 {
+				t.Errorf("%q: no hooks", values)
+			}
+			compareObjects(t, fmt.Sprint("Helm ", major, " ", values), got, want)
+		}
 	}
 }
 
@@ -306,35 +313,45 @@ var wrongValues = map[string][]string{
 
 // What is wrong with values has a message for people: it names the value, and what would be right.
 func TestChartRefusesValues(t *testing.T) {
-	for values, want := range wrongValues {
-		_, err := template(t, "endpoint=", values)
-		if err == nil {
-			t.Errorf("%s is taken", values)
-			continue
-		}
-		for _, text := range want {
-			if !strings.Contains(err.Error(), text) {
-				t.Errorf("%s: no %q in %v", values, text, err)
+	for _, major := range helmMajors {
+		t.Run(major, func(t *testing.T) {
+			t.Parallel()
+			for values, want := range wrongValues {
+				_, err := template(t, major, "endpoint=", values)
+				if err == nil {
+					t.Errorf("%s is taken", values)
+					continue
+				}
+				for _, text := range want {
+					if !strings.Contains(err.Error(), text) {
+						t.Errorf("%s: no %q in %v", values, text, err)
+					}
+				}
 			}
-		}
+		})
 	}
 }
 
 // Without any values, Helm names those that are required.
 func TestChartRequiresValues(t *testing.T) {
-	_, err := runHelm(t, "template", "kubelink", chart)
-	const want = "missing properties 'serviceCIDR', 'podCIDR', 'nodeCIDR', 'meshCIDR'"
-	if err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("%v", err)
+	for _, major := range helmMajors {
+		_, err := runHelm(t, major, "template", "kubelink", chart)
+		for _, want := range []string{"missing propert", "serviceCIDR", "podCIDR", "nodeCIDR", "meshCIDR"} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("no %q in %v", want, err)
+			}
+		}
 	}
 }
 
 // Helm's linter has nothing to say, with the defaults and with all that the chart can do.
 func TestChartLint(t *testing.T) {
-	for _, values := range []string{"crds=broker", everything} {
-		out, err := runHelm(t, "lint", "--strict", chart, "--set", strings.Join(chartValues, ","), "--set", values)
-		if err != nil || !strings.Contains(out, "1 chart(s) linted, 0 chart(s) failed") {
-			t.Errorf("%s: %v\n%s", values, err, out)
+	for _, major := range helmMajors {
+		for _, values := range []string{"crds=broker", everything} {
+			out, err := runHelm(t, major, "lint", "--strict", chart, "--set", strings.Join(chartValues, ","), "--set", values)
+			if err != nil || !strings.Contains(out, "1 chart(s) linted, 0 chart(s) failed") {
+				t.Errorf("Helm %s, %s: %v\n%s", major, values, err, out)
+			}
 		}
 	}
 }
@@ -377,7 +394,7 @@ var arrivals = map[string][]string{
 
 // What only the chart can do arrives in its objects.
 func TestChartValuesArrive(t *testing.T) {
-	text, err := template(t, everything)
+	text, err := template(t, newestHelm, everything)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +414,7 @@ func TestChartValuesArrive(t *testing.T) {
 	if objects["ResourceQuota kubelink/kubelink"] != nil {
 		t.Error("there is a quota for another priority")
 	}
-	text, err = template(t, "metrics.expose=true", "podMonitor.enabled=true", "properties.mesh-domain=mesh.example")
+	text, err = template(t, newestHelm, "metrics.expose=true", "podMonitor.enabled=true", "properties.mesh-domain=mesh.example")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,7 @@
 # Builds what the test bed's clusters run from Go modules, unless it is there, into .cache of the repository:
 #   controlplane-<version of Kubernetes>                  etcd and Kubernetes
 #   nodes-<version of Kubernetes>-<version of containerd> what real nodes need besides: kubelet, scheduler, containerd
-#   helm-<version>                                        Helm, for the tests of the chart
+#   helm-<version>                                        Helm 3 and 4, for the tests of the chart
 # Takes minutes the first time.
 set -eu
 cd "$(dirname "$0")"
@@ -58,11 +58,19 @@ if [ ! -d "$target" ]; then
 	keep "$target"
 fi
 
-helm=$(version helm.sh/helm/v4 helm/go.mod)
-target=$cache/helm-$helm
-if [ ! -d "$target" ]; then
-	echo "building Helm $helm (once, some minutes)"
-	new=$(mktemp -d "$cache/helm-new.XXXXXX")
-	(cd helm && go build -o "$new/" -ldflags "-s -w" helm.sh/helm/v4/cmd/helm)
-	keep "$target"
-fi
+# Helm 3 must be told which Kubernetes it knows, as the Makefile of its releases does it.
+minor=$(version k8s.io/client-go helm/go.mod | cut -d. -f2)
+flags="-s -w"
+for package in chartutil lint/rules; do
+	flags="$flags -X helm.sh/helm/v3/pkg/$package.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/$package.k8sVersionMinor=$minor"
+done
+for module in helm.sh/helm/v3 helm.sh/helm/v4; do
+	helm=$(version $module helm/go.mod)
+	target=$cache/helm-$helm
+	if [ ! -d "$target" ]; then
+		echo "building Helm $helm (once, some minutes)"
+		new=$(mktemp -d "$cache/helm-new.XXXXXX")
+		(cd helm && go build -o "$new/" -ldflags "$flags" $module/cmd/helm)
+		keep "$target"
+	fi
+done
