@@ -87,6 +87,7 @@ var components = map[string][]string{
 	"vxlan":       {"ClusterRole /kubelink-vxlan", "ClusterRoleBinding /kubelink-vxlan"},
 	"self-signed": {"Role kubelink/kubelink-self-signed", "RoleBinding kubelink/kubelink-self-signed"},
 	"wireguard":   {"Role kubelink/kubelink-wireguard", "RoleBinding kubelink/kubelink-wireguard"},
+	"state-dir":   {},
 	"values":      {},
 }
 

@@ -36,6 +36,7 @@ var choices = [][]struct {
 	{{"", ""}, {"clusterDNS.configure=true", "coredns-configure"},
 		{"clusterDNS.configure=true clusterDNS.restart=true", "coredns-configure coredns-restart"}},
 	{{"", ""}, {"dnsPropagation=kubernetes", "kubernetes-dns"}},
+	{{"", ""}, {"stateDir=true", "state-dir"}},
 	{{"", ""}, {"advertisement.enabled=true", "advertisement"},
 		{"advertisement.enabled=true advertisement.tokenSecret=true", "advertisement token-secret"}},
 }
@@ -280,6 +281,7 @@ var wrongValues = map[string][]string{
 	"advertisement.enabled=maybe":        {"/advertisement/enabled", "want boolean"},
 	"dns.allow={all}":                    {"/dns/allow/0", "'all'"},
 	"properties.mode=wireguard":          {"properties.mode: the chart sets it by the value links"},
+	"properties.state-dir=/state":        {"properties.state-dir: the chart sets it by the value stateDir"},
 	"properties.secret=tls":              {"properties.secret: the chart sets it"},
 	"properties.Streams=4":               {"properties.Streams: it is no name of a property"},
 	"properties.streams={4}":             {"/properties/streams", "got array"},

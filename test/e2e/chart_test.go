@@ -30,7 +30,7 @@ var chartChoices = [][][]string{{
 		"certificate.source=cert-manager,certificate.issuerRef.name=ca"},
 }, {
 	{"", "clusterDNS.configure=true", "clusterDNS.configure=true,clusterDNS.restart=true"},
-	{"", "dnsPropagation=kubernetes"},
+	{"", "dnsPropagation=kubernetes,stateDir=true"},
 	{"", "advertisement.enabled=true", "advertisement.enabled=true,advertisement.tokenSecret=true"},
 }}
 

@@ -22,7 +22,7 @@ var componentChoices = [][]string{
 	{"", "vxlan"},
 	{"", "self-signed", "certificate", "wireguard"},
 	{"", "coredns-configure", "coredns-configure coredns-restart"},
-	{"", "kubernetes-dns"},
+	{"", "kubernetes-dns state-dir"},
 	{"", "advertisement", "advertisement token-secret"},
 }
 

@@ -29,6 +29,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .clusterDNS.configure }}{{ $all = append $all "coredns-configure" }}{{ end -}}
 {{- if .clusterDNS.restart }}{{ $all = append $all "coredns-restart" }}{{ end -}}
 {{- if eq .dnsPropagation "kubernetes" }}{{ $all = append $all "kubernetes-dns" }}{{ end -}}
+{{- if .stateDir }}{{ $all = append $all "state-dir" }}{{ end -}}
 {{- if .advertisement.enabled }}{{ $all = append $all "advertisement" }}{{ end -}}
 {{- if .advertisement.tokenSecret }}{{ $all = append $all "token-secret" }}{{ end -}}
 {{- if .router.enabled }}{{ $all = append $all "router" }}{{ end -}}

@@ -3,7 +3,7 @@
 {{- $set := dict "service-cidr" "serviceCIDR" "pod-cidr" "podCIDR" "node-cidr" "nodeCIDR" "mode" "links" "ipip" "overlay"
   "dns-propagation" "dnsPropagation" "coredns-configure" "clusterDNS.configure" "dns-advertisement" "advertisement.enabled"
   "service-account" "advertisement.enabled" "secret-manage-mode" "certificate.source" "dns-name" "endpoint"
-  "disable-deploy-crds" "crds" "node-ip" "" "service" "" "secret" "" -}}
+  "disable-deploy-crds" "crds" "state-dir" "stateDir" "node-ip" "" "service" "" "secret" "" -}}
 {{- range $property, $_ := .Values.properties -}}
 {{- if not (regexMatch "^[a-z][a-z0-9.-]*$" $property) -}}
 {{ fail (printf "properties.%s: it is no name of a property: plugin/kubelink/README.md has them" $property) }}
