@@ -28,22 +28,23 @@ type row struct {
 	proxy      string
 	mtu        int       // of the networks of nodes and pods, bytes
 	links      mesh.Mode // of both rows that share a test bed
+	helm       string    // that installs the chart
 }
 
 // matrix has all combinations of mode, pod network and overlay. Two rows that follow each other share a test bed: their
 // clusters are linked. With vxlan, their networks are strict: they drop addresses that are not those of nodes and pods.
 var matrix = []row{
-	{"node-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 1500, mesh.Bridge},
-	{"pod-mode", testbed.Bridge, "", testbed.ProxyNFTables, 9000, mesh.Bridge},
-	{"node-mode", testbed.Bridge, "vxlan", testbed.ProxyNFTables, 9000, mesh.Bridge},
-	{"pod-mode", testbed.PointToPoint, "vxlan", testbed.ProxyIPTables, 1500, mesh.Bridge},
-	{"node-mode", testbed.Bridge, "", testbed.ProxyIPTables, 9000, mesh.WireGuard},
-	{"pod-mode", testbed.PointToPoint, "", testbed.ProxyNFTables, 1500, mesh.WireGuard},
+	{"node-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 1500, mesh.Bridge, testbed.Helm4},
+	{"pod-mode", testbed.Bridge, "", testbed.ProxyNFTables, 9000, mesh.Bridge, testbed.Helm3},
+	{"node-mode", testbed.Bridge, "vxlan", testbed.ProxyNFTables, 9000, mesh.Bridge, testbed.Helm4},
+	{"pod-mode", testbed.PointToPoint, "vxlan", testbed.ProxyIPTables, 1500, mesh.Bridge, testbed.Helm3},
+	{"node-mode", testbed.Bridge, "", testbed.ProxyIPTables, 9000, mesh.WireGuard, testbed.Helm4},
+	{"pod-mode", testbed.PointToPoint, "", testbed.ProxyNFTables, 1500, mesh.WireGuard, testbed.Helm3},
 
-	{"node-mode", testbed.Bridge, "", testbed.ProxyIPTables, 1500, mesh.Bridge},
-	{"pod-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 9000, mesh.Bridge},
-	{"node-mode", testbed.PointToPoint, "vxlan", testbed.ProxyIPTables, 9000, mesh.Bridge},
-	{"pod-mode", testbed.Bridge, "vxlan", testbed.ProxyIPTables, 1500, mesh.Bridge},
+	{"node-mode", testbed.Bridge, "", testbed.ProxyIPTables, 1500, mesh.Bridge, testbed.Helm4},
+	{"pod-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 9000, mesh.Bridge, testbed.Helm3},
+	{"node-mode", testbed.PointToPoint, "vxlan", testbed.ProxyIPTables, 9000, mesh.Bridge, testbed.Helm4},
+	{"pod-mode", testbed.Bridge, "vxlan", testbed.ProxyIPTables, 1500, mesh.Bridge, testbed.Helm3},
 }
 
 const (
@@ -60,7 +61,7 @@ func (r row) String() string {
 
 func (r row) installation() fleet.Installation {
 	i := fleet.Installation{
-		ClusterOptions: testbed.ClusterOptions{PodNetwork: r.podNetwork, ProxyMode: r.proxy, MTU: r.mtu},
+		ClusterOptions: testbed.ClusterOptions{PodNetwork: r.podNetwork, ProxyMode: r.proxy, MTU: r.mtu, Helm: r.helm},
 		Components:     []string{r.mode, "router"},
 	}
 	if r.overlay != "" {

@@ -30,13 +30,13 @@ import (
 // overlapping has three clusters per test bed. The networks of all are the same. The first one has a link to the second
 // in the default mesh, and to the third in another one; the second and the third have a link in the default mesh.
 var overlapping = []row{
-	{"node-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 1500, mesh.Bridge},
-	{"pod-mode", testbed.Bridge, "", testbed.ProxyNFTables, 9000, mesh.Bridge},
-	{"node-mode", testbed.Bridge, "", testbed.ProxyNone, 1500, mesh.Bridge},
+	{"node-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 1500, mesh.Bridge, ""},
+	{"pod-mode", testbed.Bridge, "", testbed.ProxyNFTables, 9000, mesh.Bridge, ""},
+	{"node-mode", testbed.Bridge, "", testbed.ProxyNone, 1500, mesh.Bridge, ""},
 
-	{"node-mode", testbed.Bridge, "", testbed.ProxyNFTables, 9000, mesh.WireGuard},
-	{"pod-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 1500, mesh.WireGuard},
-	{"node-mode", testbed.PointToPoint, "", testbed.ProxyNone, 1500, mesh.WireGuard},
+	{"node-mode", testbed.Bridge, "", testbed.ProxyNFTables, 9000, mesh.WireGuard, ""},
+	{"pod-mode", testbed.PointToPoint, "", testbed.ProxyIPTables, 1500, mesh.WireGuard, ""},
+	{"node-mode", testbed.PointToPoint, "", testbed.ProxyNone, 1500, mesh.WireGuard, ""},
 }
 
 // otherProxy is the mode that kube-proxy of the first cluster gets during the test.

@@ -3,6 +3,7 @@ package testbed
 // This file defines a cluster: its names and addresses, the order in which it boots, and the access to its API.
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -211,7 +212,7 @@ func (c *Cluster) KubectlInput(ctx context.Context, input string, args ...string
 
 // Helm runs Helm as administrator and returns its output. Paths in args are absolute.
 func (c *Cluster) Helm(ctx context.Context, args ...string) (string, error) {
-	helm, err := helmBinary()
+	helm, err := helmBinary(cmp.Or(c.opts.Helm, Helm4))
 	if err != nil {
 		return "", err
 	}

@@ -47,9 +47,16 @@ type ClusterOptions struct {
 	PodNetwork string
 	ProxyMode  string // of kube-proxy; empty: as Options say
 	MTU        int    // of its nodes and pods, bytes; 0: 1500
+	Helm       string // Helm3 or Helm4, for the method Helm; empty: Helm4
 	// network of its services, with 11 addresses at least; not valid: no other cluster has it
 	ServiceCIDR netip.Prefix
 }
+
+// Major versions of Helm, as the paths of its modules have them.
+const (
+	Helm3 = "v3"
+	Helm4 = "v4"
+)
 
 func (o ClusterOptions) isReal() bool { return o.PodNetwork != "" }
 
@@ -244,13 +251,13 @@ func nodesFolder() (string, error) {
 	return filepath.Join(root, ".cache", "nodes-"+kubernetes+"-"+containerd), errors.Join(err1, err2)
 }
 
-// helmBinary returns the path of Helm, which is where ControlPlaneFolder has control planes.
-func helmBinary() (string, error) {
+// helmBinary returns the path of Helm3 or Helm4, which is where ControlPlaneFolder has control planes.
+func helmBinary(major string) (string, error) {
 	root, err := Repository()
 	if err != nil {
 		return "", err
 	}
-	helm, err := requiredVersion(root, "helm/go.mod", "helm.sh/helm/v4")
+	helm, err := requiredVersion(root, "helm/go.mod", "helm.sh/helm/"+major)
 	path := filepath.Join(root, ".cache", "helm-"+helm, "helm")
 	if err == nil {
 		_, err = os.Stat(path)
