@@ -15,26 +15,29 @@ import (
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
-// componentChoices are the components of deploy. A user takes one of each row; "": none.
-var componentChoices = [][]string{
+// componentChoices are the components of deploy. A user takes one of each row; "": none. The rows of the first table
+// change the same workloads, those of the second one add objects and lines of the stanza.
+var componentChoices = [2][][]string{{
 	{"node-mode", "pod-mode"},
 	{"", "router"},
 	{"", "vxlan"},
 	{"", "self-signed", "certificate", "wireguard"},
+	{"", "state-dir"},
+}, {
 	{"", "coredns-configure", "coredns-configure coredns-restart"},
-	{"", "kubernetes-dns state-dir"},
+	{"", "kubernetes-dns"},
 	{"", "advertisement", "advertisement token-secret"},
-}
+}}
 
-// TestManifests builds every combination of components, and has an API server check what they make, and the examples
-// (a dry run).
+// TestManifests builds every combination of each table's components, beside one of the other table, and has an API
+// server check what they make, and the examples (a dry run).
 func TestManifests(t *testing.T) {
 	root, err := testbed.Repository()
 	must(t, err)
 	deploy := filepath.Join(root, "deploy")
 	folders, err := filepath.Glob(filepath.Join(deploy, "components", "*"))
 	must(t, err)
-	chosen := strings.Fields(strings.Join(slices.Concat(componentChoices...), " "))
+	chosen := strings.Fields(strings.Join(slices.Concat(slices.Concat(componentChoices[:]...)...), " "))
 	for _, folder := range folders {
 		if name := filepath.Base(folder); name != "values" && !slices.Contains(chosen, name) {
 			t.Errorf("this test does not know the component %s", name)
@@ -49,7 +52,9 @@ func TestManifests(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(dir, "values.yaml"), values, 0o600))
 
 	objects, builds := map[string]bool{}, 0
-	for _, components := range combine(componentChoices) {
+	workloads, others := combine(componentChoices[0]), combine(componentChoices[1])
+	for i := range max(len(workloads), len(others)) {
+		components := slices.Concat(workloads[i%len(workloads)], others[i%len(others)])
 		text := "resources: [values.yaml, ../deploy/base]\ncomponents:\n"
 		for _, c := range append(components, "values") {
 			text += "  - ../deploy/components/" + c + "\n"
@@ -78,15 +83,12 @@ func TestManifests(t *testing.T) {
 		all.WriteString("---\n" + o)
 	}
 	out, err := brokers[0].KubectlInput(t.Context(), all.String(), "apply", "--server-side", "--force-conflicts",
-		"--dry-run=server", "-f", "-")
+		"--dry-run=server", "--warnings-as-errors", "-f", "-")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if n := strings.Count(out, "(server dry run)"); n != len(objects) {
 		t.Errorf("%d of %d objects are taken:\n%s", n, len(objects), out)
-	}
-	if strings.Contains(out, "Warning") {
-		t.Errorf("the API server warns:\n%s", out)
 	}
 	t.Logf("%d combinations and %d examples with %d different objects", builds, len(examples), len(objects))
 }
