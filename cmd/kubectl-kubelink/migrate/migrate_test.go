@@ -240,7 +240,11 @@ items:
       spec:
         hostNetwork: true
         containers:
-        - {name: r, image: kubelink, args: [--controllers=router, --node-cidr=10.250.0.0/16, --ipip=shared]}
+        - name: r
+          image: kubelink
+          args: [--controllers=router, --node-cidr=10.250.0.0/16, --ipip=shared, --datafile=/mnt/data/routes]
+          volumeMounts: [{name: data, mountPath: /mnt/data}, {name: other, mountPath: /mnt}]
+        volumes: [{name: other, emptyDir: {}}, {name: data, hostPath: {path: /var/lib/kubelink}}]
 - {apiVersion: v1, kind: Service, metadata: {name: kubelink, namespace: kube-system}}
 `
 
@@ -276,6 +280,9 @@ func TestDeployment(t *testing.T) {
 		{"Deployment", "kubelink", `"containerPort":8188`},
 		{"Deployment", "kubelink", `"status.podIPs"`}, // pod mode
 		{"DaemonSet", "kubelink-router", "--ipip=shared"},
+		{"DaemonSet", "kubelink-router", "--datafile=/mnt/data/routes"},
+		{"DaemonSet", "kubelink-router", `"volumeMounts":[{"mountPath":"/mnt/data","name":"former"}]`},
+		{"DaemonSet", "kubelink-router", `"volumes":[{"hostPath":{"path":"/var/lib/kubelink"},"name":"former"}]`},
 	} {
 		o := install.Find(objects, c.kind, c.name)
 		if o == nil {

@@ -171,14 +171,31 @@ func (r *Result) setVariables(all []*unstructured.Unstructured) {
 
 var corefileVariable = regexp.MustCompile(`\{\$(\w+)\}`)
 
-// setRouter gives the DaemonSet the arguments of the former router, besides its own.
+// setRouter gives the DaemonSet the arguments of the former router, besides its own, and the folder of its file. The
+// components that migrate chooses give it no other volumes.
 func (r *Result) setRouter(all []*unstructured.Unstructured) error {
 	d := install.Find(all, "DaemonSet", "kubelink-router")
 	if d == nil {
 		return nil
 	}
+	file, folder := r.source.router["datafile"], r.source.dataFolder
+	if file != "" && folder.node == "" {
+		r.addNote("datafile %s: it is not known which folder of the node that is: mount it into the DaemonSet "+
+			"kubelink-router, and add the argument, so that the routes of the former router are taken over", file)
+		file = ""
+	}
+	if file != "" {
+		volumes := []any{map[string]any{"name": "former", "hostPath": map[string]any{"path": folder.node}}}
+		if err := unstructured.SetNestedSlice(d.Object, volumes, "spec", "template", "spec", "volumes"); err != nil {
+			return err
+		}
+	}
 	return editContainer(d, func(c map[string]any) {
 		args, _ := c["args"].([]any)
+		if file != "" {
+			args = append(args, "--datafile="+file)
+			c["volumeMounts"] = []any{map[string]any{"name": "former", "mountPath": folder.container}}
+		}
 		for _, name := range []string{"ipip", "route-table", "rule-priority", "ifce-name", "log-level"} {
 			if v := r.source.router[name]; v != "" {
 				args = append(args, "--"+name+"="+v)

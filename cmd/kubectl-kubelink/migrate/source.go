@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -30,6 +31,12 @@ type Source struct {
 	hostNetwork    *bool             // of the broker; nil: not known
 	env            map[string]string // of the broker's container, as a Corefile writes the values
 	namespace      string            // of the broker; empty: not known
+	dataFolder     mount             // of the router's datafile; its zero value: not known
+}
+
+// mount is a folder of the node in a container.
+type mount struct {
+	node, container string
 }
 
 // values are those of flags, by their names without prefix.
@@ -180,16 +187,36 @@ func (s *Source) readPod(namespace string, pod *corev1.PodSpec) (used bool, err 
 		if !isKubelink(c, args) {
 			continue
 		}
-		before := s.hasBroker
+		hadBroker, hadRouter := s.hasBroker, s.hasRouter
 		if err := s.ReadArguments(args); err != nil {
 			return true, err
 		}
-		if s.hasBroker && !before {
+		if s.hasBroker && !hadBroker {
 			s.namespace, s.hostNetwork, s.env = namespace, &pod.HostNetwork, readVariables(c.Env)
+		}
+		if s.hasRouter && !hadRouter {
+			s.dataFolder = findFolder(pod, c, s.router["datafile"])
 		}
 		return true, nil
 	}
 	return false, nil
+}
+
+// findFolder returns the folder of the node in which a container has a file.
+func findFolder(pod *corev1.PodSpec, c *corev1.Container, file string) (found mount) {
+	for _, m := range c.VolumeMounts {
+		if within, err := filepath.Rel(m.MountPath, file); err != nil || !filepath.IsLocal(within) ||
+			len(m.MountPath) <= len(found.container) {
+			continue
+		}
+		found = mount{container: m.MountPath}
+		for _, v := range pod.Volumes {
+			if v.Name == m.Name && v.HostPath != nil {
+				found.node = filepath.Join(v.HostPath.Path, m.SubPath)
+			}
+		}
+	}
+	return found
 }
 
 // isKubelink tells whether a container runs the former program: its image or its command says so, or a flag that only
