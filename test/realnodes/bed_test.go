@@ -51,11 +51,7 @@ func TestRealNodes(t *testing.T) {
 	// Before the others, which make networks strict.
 	t.Run("connect", func(t *testing.T) { checkConnect(t, ctx, b) })
 	t.Run("migrate", func(t *testing.T) { checkMigrate(t, ctx, b) })
-	if os.Getenv(allVar) != "" {
-		t.Run("connect in mode wireguard", func(t *testing.T) {
-			checkConnect(t, ctx, b, "--mode=wireguard", "--pod-mode")
-		})
-	}
+	t.Run("connect in mode wireguard", func(t *testing.T) { checkConnect(t, ctx, b, "--mode=wireguard", "--pod-mode") })
 	for _, c := range b.Clusters {
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()

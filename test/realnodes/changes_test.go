@@ -357,14 +357,17 @@ func (w *world) checkNothingLeft(t *testing.T) {
 	}
 }
 
-// listOurs lists what broker and router have in the kernel of a node: routes and rules with their protocols, chains,
-// devices.
+// stateFolder lists the folder that the component state-dir leaves on a node.
+const stateFolder = "find /var/lib -maxdepth 1 -name kubelink"
+
+// listOurs lists what broker and router have on a node: routes and rules with their protocols, chains, devices, and the
+// folder of the broker.
 func listOurs(ctx context.Context, n *testbed.Node) (ours []string, err error) {
 	for _, command := range []string{
 		"ip route show table all proto 107", "ip route show table all proto 114", "ip route show table all proto 118",
 		"ip -6 route show table all proto 107", "ip -6 route show table all proto 114",
 		"ip -6 route show table all proto 118", "ip -details rule", "ip -6 -details rule", "ip -o link",
-		"iptables-legacy-save", "iptables-nft-save", "ip6tables-legacy-save", "ip6tables-nft-save",
+		"iptables-legacy-save", "iptables-nft-save", "ip6tables-legacy-save", "ip6tables-nft-save", stateFolder,
 	} {
 		words := strings.Fields(command)
 		out, err := n.Run(ctx, words[0], words[1:]...)
@@ -381,7 +384,7 @@ func listOurs(ctx context.Context, n *testbed.Node) (ours []string, err error) {
 }
 
 func isOurs(command, line string) bool {
-	if strings.Contains(command, " route ") {
+	if strings.Contains(command, " route ") || command == stateFolder {
 		return true
 	}
 	for _, mark := range []string{"KLINK", "KLROUTER", ": kubelink", ": klvxlan", "proto 107", "proto 114", "proto 118"} {

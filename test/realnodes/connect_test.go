@@ -291,7 +291,7 @@ func (l *commandLine) listAll(t *testing.T, ctx context.Context, f *fleet.Fleet)
 		for _, n := range b.Nodes {
 			for _, command := range [][]string{{"ip", "-o", "link", "show", "type", "tun"},
 				{"ip", "route", "show", "table", "all", "proto", "107"}, {"ip", "route", "show", "table", "all", "proto", "114"},
-				{"sh", "-c", "iptables-save | grep -e KLINK -e KLROUTER || true"}} {
+				{"sh", "-c", "iptables-save | grep -e KLINK -e KLROUTER || true"}, strings.Fields(stateFolder)} {
 				for line := range strings.Lines(must(n.Run(ctx, command[0], command[1:]...))(t)) {
 					all = append(all, n.Name+" "+line)
 				}
