@@ -81,6 +81,7 @@ lint: ## go vet, linters, and that generated files are up to date
 # it names them. The tests run unbound in namespaces of their own: the service in its package must not make this machine
 # a name server. Of prometheus they need promtool only: its service does not run either, and what it recommends stays away.
 COMMANDS := iptables:iptables nft:nftables ip:iproute2 sysctl:procps nsenter:util-linux dig:bind9-dnsutils unbound:unbound \
+  openssl:openssl curl:curl \
   wg:wireguard-tools runc:runc dpkg-deb:dpkg promtool:prometheus $(if $(ROOT),/usr/lib/cni/bridge:containernetworking-plugins)
 bench: COMMANDS += dnsperf:dnsperf
 system:

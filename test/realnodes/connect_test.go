@@ -162,6 +162,9 @@ func checkConnect(t *testing.T, ctx context.Context, f *fleet.Fleet, flags ...st
 	if out, err = l.run(ctx, commands["version"]...); err != nil || strings.Count(out, f.Image()) != 4 {
 		t.Errorf("version: %v\n%s", err, out)
 	}
+	if len(flags) == 0 { // the pages are about certificates, too
+		l.checkRunbooks(t, ctx, f)
+	}
 	l.checkGather(t, ctx, f, commands["gather"])
 	l.checkDisconnect(t, ctx, commands["disconnect"])
 	compareTraces(t, "disconnect", before, l.listAll(t, ctx, f))
