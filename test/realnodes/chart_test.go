@@ -44,8 +44,26 @@ func (w *world) checkChart(t *testing.T) {
 			}
 		}
 	}
+	w.checkMeshServices(t)
 	w.upgradeChart(t)
 	w.uninstallChart(t)
+}
+
+// checkMeshServices has each cluster offer a service, which a pod of each node of the other one asks by its name. They
+// are there until kubelink is uninstalled.
+func (w *world) checkMeshServices(t *testing.T) {
+	for i, s := range w.sites {
+		_, err := s.KubectlInput(w.ctx, fmt.Sprintf(`{apiVersion: kubelink.mandelsoft.org/v1alpha1, kind: MeshService,
+metadata: {name: offer, namespace: default}, spec: {service: web, meshAddress: 192.168.0.%d}}`, 120+i), "apply", "-f", "-")
+		check(t, err)
+	}
+	var g errgroup.Group
+	for i, s := range w.sites {
+		for _, p := range s.pods {
+			g.Go(func() error { return p.askByName(w.ctx, "offer.default.msvc", w.sites[1-i]) })
+		}
+	}
+	check(t, g.Wait())
 }
 
 // installChart ends when a pod of each node has asked the other cluster by a name.
@@ -68,15 +86,17 @@ func (w *world) installChart(t *testing.T, chart string) {
 	check(t, w.fleet.Mesh(w.ctx))
 	for i, s := range w.sites {
 		for _, p := range s.pods {
-			g.Go(func() error { return p.askByName(w.ctx, w.sites[1-i]) })
+			g.Go(func() error { return p.askByName(w.ctx, webService, w.sites[1-i]) })
 		}
 	}
 	check(t, g.Wait())
 }
 
+const webService = "web.default.svc"
+
 // askByName asks a service of another cluster, until it answers.
-func (p *pod) askByName(ctx context.Context, peer *site) error {
-	url := fmt.Sprintf("http://web.default.svc.%s.kubelink", peer.Name)
+func (p *pod) askByName(ctx context.Context, service string, peer *site) error {
+	url := fmt.Sprintf("http://%s.%s.kubelink", service, peer.Name)
 	return testbed.Until(ctx, url+" from "+p.Name, func(ctx context.Context) error {
 		_, err := p.Get(ctx, url)
 		return err
@@ -103,7 +123,7 @@ func (w *world) upgradeChart(t *testing.T) {
 		t.Logf("%s: upgraded (%s) after %.1f s", b.Name, c.values, time.Since(start).Seconds())
 		for i, s := range w.sites {
 			for _, p := range s.pods {
-				check(t, p.askByName(w.ctx, w.sites[1-i]))
+				check(t, p.askByName(w.ctx, webService, w.sites[1-i]))
 			}
 		}
 		if err := w.findOutages(t, "upgrade of "+b.Name+" with "+c.values, stop(), c.allowed); err != nil {
