@@ -35,14 +35,7 @@ func TestManifests(t *testing.T) {
 	root, err := testbed.Repository()
 	must(t, err)
 	deploy := filepath.Join(root, "deploy")
-	folders, err := filepath.Glob(filepath.Join(deploy, "components", "*"))
-	must(t, err)
-	chosen := strings.Fields(strings.Join(slices.Concat(slices.Concat(componentChoices[:]...)...), " "))
-	for _, folder := range folders {
-		if name := filepath.Base(folder); name != "values" && !slices.Contains(chosen, name) {
-			t.Errorf("this test does not know the component %s", name)
-		}
-	}
+	checkComponentsAreKnown(t, deploy)
 	values, err := os.ReadFile(filepath.Join(deploy, "values.yaml"))
 	must(t, err)
 	fs := filesys.MakeFsOnDisk()
@@ -91,6 +84,19 @@ func TestManifests(t *testing.T) {
 		t.Errorf("%d of %d objects are taken:\n%s", n, len(objects), out)
 	}
 	t.Logf("%d combinations and %d examples with %d different objects", builds, len(examples), len(objects))
+}
+
+// checkComponentsAreKnown fails the test if a component of deploy is in no row.
+func checkComponentsAreKnown(t *testing.T, deploy string) {
+	t.Helper()
+	folders, err := filepath.Glob(filepath.Join(deploy, "components", "*"))
+	must(t, err)
+	chosen := strings.Fields(strings.Join(slices.Concat(slices.Concat(componentChoices[:]...)...), " "))
+	for _, folder := range folders {
+		if name := filepath.Base(folder); name != "values" && !slices.Contains(chosen, name) {
+			t.Errorf("this test does not know the component %s", name)
+		}
+	}
 }
 
 // combine returns all ways to take one of each row.

@@ -54,7 +54,8 @@ func (w *world) checkChart(t *testing.T) {
 func (w *world) checkMeshServices(t *testing.T) {
 	for i, s := range w.sites {
 		_, err := s.KubectlInput(w.ctx, fmt.Sprintf(`{apiVersion: kubelink.mandelsoft.org/v1alpha1, kind: MeshService,
-metadata: {name: offer, namespace: default}, spec: {service: web, meshAddress: 192.168.0.%d}}`, 120+i), "apply", "-f", "-")
+metadata: {name: offer, namespace: default}, spec: {service: web, meshAddress: 192.168.0.%d}}`, 120+i),
+			"apply", "-f", "-")
 		check(t, err)
 	}
 	var g errgroup.Group
