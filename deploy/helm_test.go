@@ -416,7 +416,8 @@ func TestChartValuesArrive(t *testing.T) {
 	if objects["ResourceQuota kubelink/kubelink"] != nil {
 		t.Error("there is a quota for another priority")
 	}
-	text, err = template(t, newestHelm, "metrics.expose=true", "podMonitor.enabled=true", "properties.mesh-domain=mesh.example")
+	text, err = template(t, newestHelm, "metrics.expose=true", "podMonitor.enabled=true",
+		"properties.mesh-domain=mesh.example")
 	if err != nil {
 		t.Fatal(err)
 	}
