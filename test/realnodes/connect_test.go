@@ -163,7 +163,7 @@ func checkConnect(t *testing.T, ctx context.Context, f *fleet.Fleet, flags ...st
 		t.Errorf("version: %v\n%s", err, out)
 	}
 	if len(flags) == 0 { // the pages are about certificates, too
-		l.checkRunbooks(t, ctx, f)
+		l.checkPages(t, ctx, f)
 	}
 	l.checkGather(t, ctx, f, commands["gather"])
 	l.checkDisconnect(t, ctx, commands["disconnect"])

@@ -1,6 +1,6 @@
 package realnodes
 
-// The commands of the runbook pages, as they stand, on clusters whose links are up: they run, and find nothing.
+// The commands of runbook pages and others, as they stand, on clusters whose links are up: they run, and find nothing.
 
 import (
 	"bufio"
@@ -24,36 +24,45 @@ import (
 
 var (
 	seeIt    = regexp.MustCompile("(?ms)^## See it\n+```\n(.*?)^```$")
+	marked   = regexp.MustCompile("(?ms)run by `TestRealNodes`\\)[:.]?\n\n *```\n(.*?)^ *```$")
 	searches = regexp.MustCompile(`\| (grep .*)$`)
 )
 
 // notRunHere marks a command of a page that needs what the test bed does not have.
 const notRunHere = "not run here"
 
-// readRunbooks returns the different commands of all runbook pages that are to be run. They come one after the other.
-func readRunbooks(t *testing.T) (commands []string) {
+// readPages returns the different commands of all runbook pages, and of the blocks of other pages before which this test
+// is named. They come one after the other.
+func readPages(t *testing.T) (commands []string) {
 	t.Helper()
-	pages := must(filepath.Glob("../../deploy/monitoring/runbooks/*.md"))(t)
-	for _, page := range pages {
-		block := seeIt.FindStringSubmatch(string(must(os.ReadFile(page))(t)))
-		if block == nil {
-			t.Fatalf("%s has no commands", page)
+	add := func(page string, blocks *regexp.Regexp) {
+		found := blocks.FindAllStringSubmatch(string(must(os.ReadFile(page))(t)), -1)
+		if len(found) == 0 {
+			t.Errorf("%s has no commands", page)
 		}
-		for line := range strings.Lines(block[1]) {
-			line = strings.TrimSpace(line)
-			if !slices.Contains(commands, line) && !strings.Contains(line, notRunHere) {
-				commands = append(commands, line)
+		for _, block := range found {
+			for line := range strings.Lines(block[1]) {
+				line = strings.TrimSpace(line)
+				if !slices.Contains(commands, line) && !strings.Contains(line, notRunHere) {
+					commands = append(commands, line)
+				}
 			}
 		}
 	}
-	if len(pages) < 15 || len(commands) < 30 {
-		t.Fatalf("%d pages have %d commands: the test does not find them", len(pages), len(commands))
+	for _, page := range must(filepath.Glob("../../deploy/monitoring/runbooks/*.md"))(t) {
+		add(page, seeIt)
+	}
+	for _, page := range []string{"README.md", "troubleshooting.md"} {
+		add("../../deploy/"+page, marked)
+	}
+	if len(commands) < 40 {
+		t.Errorf("%d commands: the test does not find them", len(commands))
 	}
 	return commands
 }
 
-// checkRunbooks runs the commands in the first cluster. What they search for need not be there.
-func (l *commandLine) checkRunbooks(t *testing.T, ctx context.Context, f *fleet.Fleet) {
+// checkPages runs the commands in the first cluster. What they search for need not be there.
+func (l *commandLine) checkPages(t *testing.T, ctx context.Context, f *fleet.Fleet) {
 	start, b, peer := time.Now(), f.Brokers[0], f.Brokers[1]
 	shell := func(ctx context.Context, script string) *exec.Cmd {
 		c := exec.CommandContext(ctx, "bash", "-o", "pipefail", "-c", script)
@@ -65,7 +74,7 @@ func (l *commandLine) checkRunbooks(t *testing.T, ctx context.Context, f *fleet.
 	names := strings.NewReplacer("LINK", peer.Name, "CLUSTER", peer.Name, "COREDNS_SERVICE_IP", b.MeshDNSAddress.String())
 	var g errgroup.Group
 	g.SetLimit(4)
-	commands := readRunbooks(t)
+	commands := readPages(t)
 	for _, command := range commands {
 		script := names.Replace(searches.ReplaceAllString(command, "| { $1 || test $$? = 1; }"))
 		switch {
@@ -89,7 +98,7 @@ func (l *commandLine) checkRunbooks(t *testing.T, ctx context.Context, f *fleet.
 		}
 	}
 	check(t, g.Wait())
-	t.Logf("%d commands of runbook pages have run after %.1f s", len(commands), time.Since(start).Seconds())
+	t.Logf("%d commands of pages have run after %.1f s", len(commands), time.Since(start).Seconds())
 }
 
 // startForward starts a port-forward, which ends with the test, and waits until it forwards.
