@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/mandelsoft/kubelink/broker/hello"
 )
 
 const (
@@ -105,6 +107,12 @@ func (o *outbox) isReachable() bool {
 		o.wakeup.notify()
 	}
 	return !o.failed.Load()
+}
+
+// takesUSO tells whether the peer takes super-packets of UDP.
+func (o *outbox) takesUSO() bool {
+	t := o.flows.Load()
+	return t != nil && t[0].activeSession().flags&hello.FlagUSO != 0
 }
 
 // sendPacket takes the packet over, and leaves it for a session. It never waits. The caller kicks the session that it

@@ -39,15 +39,18 @@ type tunReader struct {
 	offloads bool
 	buf      *buffer    // large, the next packet is read into it
 	sessions []*session // which have packets of this reader to send
+	joiner   joiner
 	icmp     [vnetSize + icmpBufferSize]byte
 	limiter  *rate.Limiter // of ICMP messages
 }
 
 func newTUNReader(queue int, offloads Offloads, f *iface, r *router) *tunReader {
-	return &tunReader{
+	t := &tunReader{
 		iface: f, router: r, queue: queue, offloads: offloads != 0, buf: newBuffer(hello.MaxPayload),
 		limiter: newICMPLimiter(),
 	}
+	t.joiner.send = t.sendPacket
+	return t
 }
 
 // readTUN reads until an error. It takes the packets that are there, and sends a batch to each session that has some,
@@ -64,6 +67,7 @@ func (r *tunReader) readTUN(q tunQueue) error {
 			}
 			n, err = q.TryRead(r.readRoom())
 		}
+		r.joiner.flush()
 		if err != nil {
 			for _, s := range r.sessions {
 				s.kickSender()
@@ -110,7 +114,15 @@ func (r *tunReader) routePacket(n int) {
 		r.replyUnreachable(r.buf.packet())
 		return
 	}
-	s := p.sendPacket(r.takeBuffer())
+	if p.takesUSO() && r.joiner.addPacket(p, r.buf.packet(), r.buf.vnet) {
+		return
+	}
+	r.sendPacket(p, r.takeBuffer())
+}
+
+// sendPacket takes a packet for a peer over, and remembers the session that has to send it.
+func (r *tunReader) sendPacket(p *peer, buf *buffer) {
+	s := p.sendPacket(buf)
 	if s != nil && !slices.Contains(r.sessions, s) {
 		r.sessions = append(r.sessions, s)
 	}
