@@ -174,7 +174,8 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 		}
 	}
 	a.await("reason", func() bool { return strings.Contains(log.String(), "connection lost: peer does not read") })
-	if d := a.Stats().Links["b"].Drops; d[DropQueueFull] == 0 {
+	// On a slow machine the connection ends before the queue is full, and then the queue has no session left.
+	if d := a.Stats().Links["b"].Drops; d[DropQueueFull]+d[DropStale]+d[DropNotConnected] == 0 {
 		t.Errorf("drops %v", d)
 	}
 	a.pass(c, "192.168.0.11", "192.168.0.13", 1)
