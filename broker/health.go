@@ -20,6 +20,7 @@ type health struct {
 	applied     error             // the last state could not be applied in full, or there was none yet
 	crds        error             // the CRDs are not up to date, which is no reason not to be ready
 	node        *nodecheck.Report // whether packets pass; nil: not known
+	clusterDNS  string            // why coredns-configure has no effect; empty: it has, or is not wanted
 }
 
 var errNoHolder = errors.New("the API server has not told yet which broker holds the links")

@@ -318,9 +318,24 @@ func (r *reconcilerRun) newOutcome(
 		out.Certificate = r.cfg.pkiConfig().CertificateRequest()
 	}
 	if r.cfg.ConfigureDNS {
-		out.ClusterDNS = r.dns.NewTask(s, r.cfg.nsAddresses())
+		out.ClusterDNS = r.noteClusterDNS(r.dns.NewTask(s, r.cfg.nsAddresses()))
+	} else {
+		r.health.change(func(h *health) { h.clusterDNS = "" })
 	}
 	return out
+}
+
+// noteClusterDNS keeps what only a user can mend, for reports.
+func (r *reconciler) noteClusterDNS(
+	task func(context.Context) (string, error),
+) func(context.Context) (note string, err error) {
+	return func(ctx context.Context) (string, error) {
+		note, err := task(ctx)
+		if err == nil {
+			r.health.change(func(h *health) { h.clusterDNS = note })
+		}
+		return note, err
+	}
 }
 
 // standbyOutcome is what a broker writes that does not hold the links.

@@ -93,7 +93,8 @@ func (b *Broker) facts() *diagnosis.Facts {
 		States: map[string]diagnosis.LinkState{},
 	}
 	h := b.health.Load()
-	f.Health = diagnosis.Health{API: h.api, Controllers: h.controllers, Applied: h.applied, CRDs: h.crds}
+	f.Health = diagnosis.Health{API: h.api, Controllers: h.controllers, Applied: h.applied, CRDs: h.crds,
+		StateDir: b.r.snapshot.Load().Failure(), ClusterDNS: h.clusterDNS}
 	if h.node != nil {
 		f.Node = diagnosis.Node{Checked: true, Findings: h.node.Findings, Incomplete: h.node.Incomplete}
 	}

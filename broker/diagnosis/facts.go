@@ -43,6 +43,8 @@ type Told struct {
 // Health is why a broker is not as it should be; each error may be nil.
 type Health struct {
 	API, Controllers, Applied, CRDs error
+	StateDir                        error  // why what has to survive a restart cannot be written
+	ClusterDNS                      string // why coredns-configure has no effect, and the remedy; empty: it has
 }
 
 // Node is what the check of the node has found.

@@ -3,16 +3,22 @@ package diagnosis
 // The checks: each looks at a part of the facts, and makes findings of what is wrong there.
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/records"
 )
 
 // The reasons of findings. Findings about the node have the reasons of the package nodecheck.
@@ -33,8 +39,12 @@ const (
 	CertificateUnusable  = "CertificateUnusable"
 	CertificateExpires   = "CertificateExpires"
 	MeshServiceInvalid   = "MeshServiceInvalid"
+	GlobalNameInvalid    = "GlobalNameInvalid" // of a CoreDNSEntry or a HostedZone
 	NamesNotReached      = "NamesNotReached"
+	NamesNotForwarded    = "NamesNotForwarded" // coredns-configure has no effect
+	StateDirUnusable     = "StateDirUnusable"
 	NodeNotChecked       = "NodeNotChecked"
+	RouterNotReady       = "RouterNotReady" // on a node
 )
 
 // notRouted is in the note of a link whose network this cluster has, too.
@@ -85,6 +95,8 @@ func (f *Facts) checkAll(ctx context.Context) []check {
 		{"node", f.checkNode},
 		{"links", f.checkLinks},
 		{"mesh-services", f.checkMeshServices},
+		{"global-names", f.checkGlobalNames},
+		{"state-dir", f.checkStateDir},
 		{"names", func(c *check) { f.checkNames(ctx, c) }},
 	} {
 		c := check{name: one.name}
@@ -130,7 +142,7 @@ func (f *Facts) checkApplied(c *check) {
 	if err == nil || f.Credentials != nil && err.Error() == f.Credentials.Error() {
 		return
 	}
-	message, remedy := splitRemedy(err.Error(), "see the log of the broker; it tries again by itself")
+	message, remedy := splitRemedy(err.Error(), remedyOfFailure(err.Error()))
 	c.add(NotApplied, Error, f.brokerObject(), message, remedy)
 }
 
@@ -230,8 +242,47 @@ func (f *Facts) checkMeshServices(c *check) {
 	}
 }
 
+// checkGlobalNames looks at CoreDNSEntries and HostedZones in zones that are served here.
+func (f *Facts) checkGlobalNames(c *check) {
+	for _, one := range []struct {
+		kind    string
+		reports map[types.NamespacedName]records.Report
+	}{
+		{"HostedZone", f.Outcome.Names.HostedZones}, {"CoreDNSEntry", f.Outcome.Names.Entries},
+	} {
+		for _, key := range sortKeys(one.reports) {
+			r := one.reports[key]
+			if r.Foreign || r.State == coredns.StateOk || r.State == "" {
+				continue
+			}
+			message, remedy := splitRemedy(r.Message, fmt.Sprintf("change the object: kubectl -n %s edit %s %s",
+				key.Namespace, strings.ToLower(one.kind), key.Name))
+			c.add(GlobalNameInvalid, Error, Object{one.kind, key.Namespace, key.Name}, message, remedy)
+		}
+	}
+}
+
+func sortKeys(reports map[types.NamespacedName]records.Report) []types.NamespacedName {
+	return slices.SortedFunc(maps.Keys(reports), func(a, b types.NamespacedName) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+}
+
+func (f *Facts) checkStateDir(c *check) {
+	if err := f.Health.StateDir; err != nil {
+		c.add(StateDirUnusable, Warning, f.brokerObject(), "state-dir cannot be used: "+err.Error()+
+			"; names will not survive a restart of the broker while the API server or a peer is away",
+			"see that the folder has free space and may be written to (the volume of the pod), or remove state-dir")
+	}
+}
+
 // checkNames asks the DNS service of the cluster for the domain of each mesh.
 func (f *Facts) checkNames(ctx context.Context, c *check) {
+	if note := f.Health.ClusterDNS; note != "" {
+		message, remedy := splitRemedy(note, "see the log of the broker for the server blocks that the cluster's DNS needs")
+		about := Object{"ConfigMap", "kube-system", "coredns"}
+		c.add(NamesNotForwarded, Warning, about, "coredns-configure: "+message, remedy)
+	}
 	if f.Names == nil || f.Health.API != nil {
 		return
 	}
@@ -259,7 +310,7 @@ type NameProbe func(ctx context.Context, domain string) error
 
 // The words with which remedies begin in the messages of the broker.
 var imperatives = []string{"add", "allow", "apply", "change", "check", "choose", "copy", "create", "delete", "end",
-	"give", "have", "insert", "keep", "let", "load", "make", "name", "narrow", "open", "put", "remove", "repair",
+	"give", "have", "import", "insert", "keep", "let", "load", "make", "name", "narrow", "open", "put", "remove", "repair",
 	"replace", "restart", "run", "see", "set", "show", "use", "write", "did you mean", "they must be", "a gateway must",
 	"meshes must", "the mesh network must"}
 
@@ -283,6 +334,19 @@ func splitRemedy(message, other string) (text, remedy string) {
 		}
 	}
 	return message, other
+}
+
+// remedyOfFailure is what to do when the node does not take what the broker wants.
+func remedyOfFailure(failure string) string {
+	switch {
+	case strings.Contains(failure, "address already in use"):
+		return "end the program that has the port (ss -lntup on the node shows it), or choose another one: the targetPort " +
+			"of the service for peers, or broker-port; the broker tries again by itself"
+	case strings.Contains(failure, "xtables lock"):
+		return "end the program that holds the lock of iptables (fuser /run/xtables.lock on the node shows it); the broker " +
+			"tries again by itself"
+	}
+	return "see the log of the broker; it tries again by itself"
 }
 
 // remedyOfLoss is what to do when a peer cannot be connected.

@@ -8,9 +8,13 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/broker/records"
 )
 
 var now = time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
@@ -150,6 +154,22 @@ func TestFindings(t *testing.T) {
 			f.MeshServices[0] = MeshService{"default", "web", "Invalid", "no port: set spec.ports"}
 		},
 			MeshServiceInvalid, "MeshService web", "no port", "set spec.ports", Error},
+		"global name": {func(f *Facts) {
+			f.Outcome.Names.Entries = map[types.NamespacedName]records.Report{
+				{Namespace: "evil", Name: "web"}:  {State: coredns.StateStale, Message: "db belongs to prod: use another name"},
+				{Namespace: "prod", Name: "db"}:   {State: coredns.StateOk, Message: "good to know"},
+				{Namespace: "prod", Name: "else"}: {State: coredns.StateStale, Message: "not here", Foreign: true},
+			}
+		}, GlobalNameInvalid, "CoreDNSEntry web", "db belongs to prod", "use another name", Error},
+		"hosted zone": {func(f *Facts) {
+			f.Outcome.Names.HostedZones = map[types.NamespacedName]records.Report{
+				{Namespace: "prod", Name: "team"}: {State: coredns.StateInvalid, Message: "spec.parentRef makes a circle"},
+			}
+		}, GlobalNameInvalid, "HostedZone team", "makes a circle", "kubectl -n prod edit hostedzone team", Error},
+		"state-dir": {func(f *Facts) { f.Health.StateDir = errors.New("/state: open: no space left on device") },
+			StateDirUnusable, "Broker node1", "/state: open: no space left", "free space", Warning},
+		"coredns-configure": {func(f *Facts) { f.Health.ClusterDNS = "the Corefile imports nothing: add the server blocks" },
+			NamesNotForwarded, "ConfigMap coredns", "imports nothing", "add the server blocks", Warning},
 		"cluster DNS": {func(f *Facts) { f.Names = func(context.Context, string) error { return errors.New("NXDOMAIN") } },
 			NamesNotReached, "Domain kubelink", "NXDOMAIN", "kubelink-dns", Warning},
 	} {

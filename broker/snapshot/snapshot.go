@@ -116,6 +116,17 @@ func (s *Snapshot) Close() {
 	<-s.done
 }
 
+// Failure is why a file could not be written last; nil: all are. A nil Snapshot has none.
+func (s *Snapshot) Failure() error {
+	if s == nil {
+		return nil
+	}
+	if err := s.failure.Get(); err != nil {
+		return fmt.Errorf("%s: %w", s.dir, err)
+	}
+	return nil
+}
+
 // saveChanges writes files until Close.
 func (s *Snapshot) saveChanges() {
 	defer close(s.done)
