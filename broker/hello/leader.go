@@ -67,7 +67,8 @@ func (l *Leader) CheckTerms(h *Hello, own uint32, m Moment) (refused error, news
 			"this one has term %d", h.Terms.Followed, own), false
 	case l.IsSuperseded(h, m):
 		news = l.noteRival(m.Now, fmt.Sprintf("a second broker of the cluster claims this link with term %d; "+
-			"the link follows the broker with term %d", h.Terms.Own, l.Term))
+			"the link follows the broker with term %d: end one of them, or let both use the same Lease (lease-name)",
+			h.Terms.Own, l.Term))
 		return NewRefusal(RefusedTerm, "a broker with term %d answers for the peer, and term %d has the link",
 			h.Terms.Own, l.Term), news
 	}

@@ -494,7 +494,7 @@ func TestChannelTerms(t *testing.T) {
 	}
 	a.await(2, "noted", func(s channelStatus) bool {
 		return s.Note == "a second broker of the cluster claims this link with term 3; "+
-			"the link follows the broker with term 4"
+			"the link follows the broker with term 4: end one of them, or let both use the same Lease (lease-name)"
 	})
 	if a.connOf(2) != conn {
 		t.Error("another connection")
