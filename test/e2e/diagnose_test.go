@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,6 +30,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/test/fleet"
@@ -395,6 +398,8 @@ func clusterFaults() []fault {
 			Reason: "ImagePullBackOff", Message: "no such image"}},
 	}}}
 	return []fault{
+		{name: "two brokers have the links (H25)", reason: "TwoHolders", inject: startTwin, // peers remember it for a minute
+			texts: []string{"several brokers carry the link", "kubelink-twin", "no omit-lease"}},
 		{name: "an API server is dead", contexts: []string{brokers[2].Name, b0().Name}, reason: "APIServerUnreachable",
 			inject: func(t *testing.T, ctx context.Context) {
 				must(t, brokers[2].StopAPIServer(ctx))
@@ -468,13 +473,132 @@ spec: {meshAddress: 192.168.77.7, service: nothing}
 			s.GatewayLink = "nowhere"
 		}), reason: "LinkStale", texts: []string{"spec.gatewayLink nowhere does not exist", "create that link"}},
 		{name: "an unknown name", inject: withLink("far", "192.168.0.50/24", "nowhere.invalid", nil), reason: "LinkDown",
-			texts: []string{" nowhere.invalid: ", "correct the name in spec.endpoint"}},
+			texts: []string{" nowhere.invalid:", "correct the name in spec.endpoint"}},
 		{name: "a broken MeshService", reason: "MeshServiceInvalid", inject: func(t *testing.T, ctx context.Context) {
 			t.Cleanup(func() { b0().Kubectl(context.Background(), "delete", "meshservice", "broken") })
 			_, err := b0().KubectlInput(ctx, meshService, "apply", "-f", "-")
 			must(t, err)
 		}, texts: []string{"has no such service", "create it"}},
 	}
+}
+
+// fieldFaults are others of those that were reported from the field.
+func fieldFaults() []fault {
+	return []fault{
+		{name: "a Corefile whose glob takes no server blocks (H22)", reason: "NamesNotForwarded", inject: spoilImports,
+			texts: []string{`/*.override", which does not include key kubelink.server`, "import *.server"}},
+		{name: "the port for links is taken (H23)", reason: "NotApplied", inject: takePort,
+			texts: []string{"address already in use", "end the program that has"}},
+		{name: "a native rule in a table of iptables (H01)", reason: "NotApplied", inject: spoilChain,
+			texts: []string{"KLINK-POSTROUTING", "a rule that was made with nft", "move that rule to a table of its own"}},
+		{name: "state-dir is full (H27)", reason: "StateDirUnusable", inject: fillStateDir,
+			texts: []string{"no space left on device", "free space", "remove state-dir"}},
+		{name: "the lock of xtables is held (F1)", reason: "NotApplied", inject: func(t *testing.T, ctx context.Context) {
+			t.Helper()
+			holdXtablesLock(t, ctx, b0(), useLegacyIptables(t, ctx, b0()))
+			tellKernel(t, ctx, b0(), "10.81.0.0/16")
+		}, texts: []string{"holding the xtables lock", "fuser /run/xtables.lock"}},
+		{name: "CRDs cannot be written (F2)", reason: "CRDsOutdated", inject: refuseCRDs,
+			texts: []string{"CRDs are not as this version needs them", "kubectl apply --server-side -f deploy/crds"}},
+		{name: "a name of another namespace (review 3)", reason: "GlobalNameInvalid",
+			inject: func(t *testing.T, ctx context.Context) {
+				spec := coredns.CoreDNSEntrySpec{DNSNames: []coredns.DNSName{"db.svc.global.kubelink"},
+					A: []coredns.IPv4Address{"10.99.0.1"}}
+				createForTest(t, ctx, b0(), newEntry("db", spec))
+				waitForRecords(t, b0(), "db", dns.TypeA, "A 10.99.0.1")
+				evil := newEntry("evil", spec)
+				evil.Namespace = "kube-public"
+				createForTest(t, ctx, b0(), evil)
+			}, texts: []string{"db.svc.global.kubelink belongs to", "default"}},
+	}
+}
+
+// spoilImports makes coredns-configure useless: the Corefile of the cluster's DNS does not import what that writes.
+func spoilImports(t *testing.T, ctx context.Context) {
+	t.Helper()
+	b := b0()
+	t.Cleanup(func() { must(t, b.StubDomain(context.Background(), "kubelink")) })
+	config := dnsConfigMap("coredns")
+	must(t, b.Client.Get(ctx, client.ObjectKeyFromObject(config), config))
+	good := config.Data["Corefile"]
+	set := func(text string) {
+		config.Data["Corefile"] = text
+		must(t, b.Client.Update(context.Background(), config))
+	}
+	t.Cleanup(func() { set(good) })
+	set(strings.Replace(good, "/*.server", "/*.override", 1))
+	applyForTest(t, ctx, b, "components/coredns-configure/rbac.yaml")
+	editCorefile(t, ctx, b, "dns-propagation dns", "dns-propagation dns\ncoredns-configure")
+}
+
+// takePort starts the first broker when another program has the port for links.
+func takePort(t *testing.T, ctx context.Context) {
+	t.Helper()
+	b := b0()
+	must(t, b.Kill(ctx, syscall.SIGTERM))
+	t.Cleanup(func() { must(t, b.Kill(context.Background(), syscall.SIGTERM)); startAgain(t, b) })
+	var other io.Closer
+	var err error
+	if f.Mode == mesh.WireGuard {
+		other, err = b.Gateway().ListenPacket("udp", ":8777")
+	} else {
+		other, err = b.Gateway().Listen("tcp", ":8088")
+	}
+	must(t, err)
+	t.Cleanup(func() { other.Close() })
+	must(t, b.Launch())
+}
+
+// spoilChain adds a rule to a chain of iptables that iptables cannot read.
+func spoilChain(t *testing.T, ctx context.Context) {
+	t.Helper()
+	t.Cleanup(func() { restoreMesh(t) })
+	t.Cleanup(func() {
+		b0().Gateway().Run(context.Background(), "sh", "-c",
+			"nft delete rule ip nat POSTROUTING handle "+
+				"$(nft -a list chain ip nat POSTROUTING | sed -n 's/.*numgen.*handle //p')")
+	})
+	_, err := b0().Gateway().Run(ctx, "nft", "insert", "rule", "ip", "nat", "POSTROUTING", "numgen", "random", "mod", "2",
+		"==", "0", "counter")
+	must(t, err)
+	tellKernel(t, ctx, b0(), "10.84.0.0/16")
+}
+
+// startTwin starts a second broker in the first cluster, that asks nobody whether it may have the links.
+func startTwin(t *testing.T, ctx context.Context) {
+	t.Helper()
+	node, err := b0().AddNode(ctx)
+	must(t, err)
+	twin, err := b0().Beside(ctx, "kubelink-twin", node,
+		strings.Replace(b0().Corefile(), "dns-propagation dns", "dns-propagation dns\nomit-lease", 1))
+	must(t, err)
+	t.Cleanup(func() {
+		must(t, twin.Host.Delete(context.Background()))
+		must(t, f.WaitMesh(context.Background()))
+	})
+	must(t, twin.Launch())
+}
+
+// fillStateDir gives the first broker a folder for what has to survive a restart, on a full disk.
+func fillStateDir(t *testing.T, ctx context.Context) {
+	t.Helper()
+	const dir = "/run/full-disk"
+	_, err := b0().Host.Run(ctx, "sh", "-c",
+		"mkdir -p $0 && mount -t tmpfs -o size=16k none $0 && ! dd if=/dev/zero of=$0/full", dir)
+	must(t, err)
+	t.Cleanup(func() { b0().Host.Run(context.Background(), "umount", "-l", dir) })
+	editCorefile(t, ctx, b0(), "dns-propagation dns", "dns-propagation dns\nstate-dir "+dir)
+}
+
+// refuseCRDs starts the first broker with an API server that refuses to change CRDs.
+func refuseCRDs(t *testing.T, ctx context.Context) {
+	t.Helper()
+	startProxy(t, b0()).setFault(func(w http.ResponseWriter, r *http.Request) bool {
+		crd := r.Method == http.MethodPatch && strings.HasPrefix(r.URL.Path, "/apis/apiextensions.k8s.io/")
+		return crd && refuse(w)
+	})
+	must(t, b0().Kill(ctx, syscall.SIGTERM))
+	startAgain(t, b0())
 }
 
 // certificateFaults are those of mode bridge.
@@ -513,7 +637,7 @@ func TestDiagnoseFaults(t *testing.T) {
 	ctx := startTest(t, 10*time.Minute)
 	c := newCommandLine(t)
 	c.expectHealthy(t)
-	faults := append(clusterFaults(), objectFaults()...)
+	faults := slices.Concat(clusterFaults(), objectFaults(), fieldFaults())
 	if f.Mode == mesh.Bridge {
 		faults = append(faults, certificateFaults(t)...)
 	}
@@ -535,7 +659,7 @@ func TestDiagnoseFaults(t *testing.T) {
 				contexts = names()[:2]
 			}
 			var found finding
-			took := within(t, 15*time.Second, "finding "+one.reason, func(context.Context) (err error) {
+			took := within(t, 30*time.Second, "finding "+one.reason, func(context.Context) (err error) {
 				found, err = findFault(c.diagnose(t, append(one.flags, contexts...)...), &one)
 				return err
 			})

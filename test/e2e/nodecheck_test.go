@@ -43,11 +43,11 @@ func nodeCases() []nodeCase {
 			"iptables-legacy -P FORWARD DROP", "iptables-legacy -P FORWARD ACCEPT", "PacketFilter",
 			[]string{"iptables-legacy, table filter: chain FORWARD has the policy DROP",
 				"iptables-legacy -I FORWARD -o kubelink -j ACCEPT"}, true},
-		{"final REJECT in the other back end",
+		{"final REJECT in the other back end (H04)",
 			"iptables-legacy -A FORWARD -j REJECT --reject-with icmp-host-prohibited", "iptables-legacy -F FORWARD",
 			"PacketFilter",
 			[]string{`rule "-A FORWARD -j REJECT`, "iptables-legacy -I FORWARD -o kubelink -j ACCEPT"}, true},
-		{"forwarding off for pods",
+		{"forwarding off for pods (H05)",
 			"for f in /proc/sys/net/ipv4/conf/*/forwarding; do echo 0 > $f; done; " +
 				"echo 1 > /proc/sys/net/ipv4/conf/kubelink/forwarding",
 			"echo 1 > /proc/sys/net/ipv4/ip_forward", "ForwardingOff", []string{"from pods",
