@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // enter moves the test into a network namespace of its own, and runs commands there.
@@ -35,7 +36,37 @@ func TestSend(t *testing.T) {
 		ip -6 addr add fd00:1::1/64 dev quiet nodad
 		ip neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev quiet
 		ip -6 neigh add fd00:1::2 lladdr 02:00:00:00:00:02 dev quiet
-		ip route add unreachable 198.51.100.0/24`)
+		ip route add unreachable 198.51.100.0/24
+		sysctl -q -w net.ipv4.ping_group_range="0 2147483647"`)
+	for _, privileged := range []bool{true, false} {
+		if !privileged {
+			dropRaw(t)
+		}
+		checkSend(t, privileged)
+	}
+	enter(t, `sysctl -q -w net.ipv4.ping_group_range="1 0"`)
+	dropRaw(t)
+	_, err := Send(t.Context(), Request{netip.MustParseAddr("127.0.0.1"), DefaultSize, 1})
+	if err == nil || !strings.Contains(err.Error(), "needs the capability NET_RAW") {
+		t.Errorf("without rights: %v", err)
+	}
+}
+
+// dropRaw takes the capability NET_RAW from the thread of the test.
+func dropRaw(t *testing.T) {
+	t.Helper()
+	header, data := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
+	err := unix.Capget(&header, &data[0])
+	if data[0].Effective &^= 1 << unix.CAP_NET_RAW; err == nil {
+		err = unix.Capset(&header, &data[0])
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func checkSend(t *testing.T, privileged bool) {
+	t.Helper()
 	for _, c := range []struct {
 		name, to       string
 		size, count    int
@@ -57,7 +88,7 @@ func TestSend(t *testing.T) {
 		got, err := Send(t.Context(), Request{netip.MustParseAddr(c.to), c.size, c.count})
 		if err != nil || got.Sent != c.sent || got.Received != c.received || len(got.Times) != got.Received ||
 			!strings.Contains(got.Problem, c.problem) || c.problem == "" && got.Problem != "" {
-			t.Errorf("%s: %+v, %v; want %d of %d, %q", c.name, got, err, c.received, c.sent, c.problem)
+			t.Errorf("%s, NET_RAW %t: %+v, %v; want %d of %d, %q", c.name, privileged, got, err, c.received, c.sent, c.problem)
 		}
 		for _, s := range got.Times {
 			if s <= 0 || s > answerTime.Seconds() {

@@ -1,6 +1,6 @@
 package echo
 
-// Sockets of Linux: raw(7), ip(7), ipv6(7).
+// Sockets of Linux: raw(7), ip(7), ipv6(7), and those for ICMP echo alone, which need no capability: icmp(7).
 
 import (
 	"bytes"
@@ -23,18 +23,17 @@ import (
 // answerTime is how long an answer may take.
 const answerTime = time.Second
 
-// Send sends the packets and awaits the answers, for MaxCount seconds at most. It needs CAP_NET_RAW. An error says that
-// nothing could be tried.
+// Send sends the packets and awaits the answers, for MaxCount seconds at most. It needs CAP_NET_RAW, or a group in the
+// sysctl net.ipv4.ping_group_range. An error says that nothing could be tried.
 func Send(ctx context.Context, r Request) (Result, error) {
 	result := Result{Times: []float64{}}
 	if err := r.Check(); err != nil {
 		return result, err
 	}
 	f := familyOf(r.To)
-	dialer := net.Dialer{Control: f.setOptions}
-	opened, err := dialer.DialContext(ctx, f.network, r.To.String())
-	if errors.Is(err, syscall.EPERM) {
-		return result, fmt.Errorf("open a socket for ICMP: %w: the broker needs the capability NET_RAW", err)
+	opened, err := f.open(ctx, r.To)
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) {
+		return result, fmt.Errorf("open a socket for ICMP: %w: it needs the capability NET_RAW", err)
 	}
 	if err != nil {
 		result.Problem = describe(err)
@@ -43,7 +42,7 @@ func Send(ctx context.Context, r Request) (Result, error) {
 	defer opened.Close()
 	stop := context.AfterFunc(ctx, func() { opened.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	x := &exchange{family: f, conn: opened.(*net.IPConn), nonce: make([]byte, 8), size: r.Size}
+	x := &exchange{family: f, conn: opened, nonce: make([]byte, 8), size: r.Size}
 	_, _ = rand.Read(x.nonce) // never fails
 	for range r.Count {
 		took, err := x.run(ctx)
@@ -78,6 +77,7 @@ func describe(err error) string {
 // family is what differs between IPv4 and IPv6.
 type family struct {
 	network         string
+	domain          int // of sockets
 	request, answer icmp.Type
 	protocol        int // of ICMP
 	header          int // of IP, bytes
@@ -85,11 +85,12 @@ type family struct {
 }
 
 var (
-	v4 = &family{"ip4:icmp", ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply, unix.IPPROTO_ICMP, ipv4.HeaderLen, [][3]int{
-		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
-		{unix.IPPROTO_IP, unix.IP_RECVERR, 1}, // refusals end a read
-	}}
-	v6 = &family{"ip6:ipv6-icmp", ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply, unix.IPPROTO_ICMPV6,
+	v4 = &family{"ip4:icmp", unix.AF_INET, ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply, unix.IPPROTO_ICMP,
+		ipv4.HeaderLen, [][3]int{
+			{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
+			{unix.IPPROTO_IP, unix.IP_RECVERR, 1}, // refusals end a read
+		}}
+	v6 = &family{"ip6:ipv6-icmp", unix.AF_INET6, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply, unix.IPPROTO_ICMPV6,
 		ipv6.HeaderLen, [][3]int{
 			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
 			{unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1},
@@ -106,19 +107,62 @@ func familyOf(a netip.Addr) *family {
 
 func (f *family) setOptions(_, _ string, raw syscall.RawConn) error {
 	var err error
-	e := raw.Control(func(fd uintptr) {
-		for _, o := range f.options {
-			err = errors.Join(err, os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), o[0], o[1], o[2])))
-		}
-	})
+	e := raw.Control(func(fd uintptr) { err = f.setSocketOptions(int(fd)) })
 	return errors.Join(err, e)
+}
+
+func (f *family) setSocketOptions(fd int) (err error) {
+	for _, o := range f.options {
+		err = errors.Join(err, os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, o[0], o[1], o[2])))
+	}
+	return err
+}
+
+func (f *family) socketAddress(to netip.Addr) unix.Sockaddr {
+	if f == v4 {
+		return &unix.SockaddrInet4{Addr: to.As4()}
+	}
+	return &unix.SockaddrInet6{Addr: to.As16()}
+}
+
+// packetConn is a connected socket. Its ReadFrom reads packets without the header of IP.
+type packetConn interface {
+	net.Conn
+	ReadFrom(b []byte) (int, net.Addr, error)
+}
+
+// open opens a socket that sees all ICMP packets of the other end, or else one that sees the answers to its own.
+func (f *family) open(ctx context.Context, to netip.Addr) (packetConn, error) {
+	conn, err := (&net.Dialer{Control: f.setOptions}).DialContext(ctx, f.network, to.String())
+	if err == nil {
+		return conn.(*net.IPConn), nil
+	}
+	if !errors.Is(err, syscall.EPERM) {
+		return nil, err
+	}
+	fd, err := unix.Socket(f.domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, f.protocol)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	file := os.NewFile(uintptr(fd), "icmp")
+	defer file.Close() // the connection has its own
+	if err := f.setSocketOptions(fd); err != nil {
+		return nil, err
+	}
+	if err := unix.Connect(fd, f.socketAddress(to)); err != nil {
+		return nil, os.NewSyscallError("connect", err)
+	}
+	if conn, err = net.FileConn(file); err != nil {
+		return nil, err
+	}
+	return conn.(*net.UDPConn), nil // in the words of package net
 }
 
 // exchange is a series of requests and answers. The socket sees all ICMP packets of the other end; the nonce tells
 // ours.
 type exchange struct {
 	*family
-	conn  *net.IPConn
+	conn  packetConn
 	nonce []byte
 	size  int
 	seq   int
@@ -145,7 +189,7 @@ func (x *exchange) run(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	for b := make([]byte, x.size); ; {
-		n, _, err := x.conn.ReadFrom(b) // without the header of IP
+		n, _, err := x.conn.ReadFrom(b)
 		if err != nil {
 			return 0, err
 		}
