@@ -1,5 +1,6 @@
 // kubelink is a CoreDNS with the kubelink plugin: one process links Kubernetes clusters and answers
-// for their names. It takes the flags and the Corefile of CoreDNS. The commands uninstall and check are for the chart.
+// for their names. It takes the flags and the Corefile of CoreDNS. The commands uninstall and check are for the
+// chart, and probe is for kubectl kubelink test.
 package main
 
 import (

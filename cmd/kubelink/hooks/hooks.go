@@ -1,5 +1,5 @@
-// Package hooks has the commands that the hooks of the Helm chart run in pods of kubelink's image: uninstall, before
-// Helm deletes anything, and check, for `helm test`.
+// Package hooks has the commands that pods of kubelink's image run besides CoreDNS: for the hooks of the Helm chart,
+// uninstall, before Helm deletes anything, and check, for `helm test`; and probe, for `kubectl kubelink test`.
 package hooks
 
 import (
@@ -18,12 +18,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/cmd/kubelink/probe"
 )
 
 // Commands by name. Each takes its arguments, and prints what it does.
 var commands = map[string]func(ctx context.Context, args []string, out io.Writer) error{
-	"uninstall": runUninstall,
-	"check":     runCheck,
+	"uninstall":   runUninstall,
+	"check":       runCheck,
+	probe.Command: probe.Run,
 }
 
 // Run runs the command that the arguments of the program name. It says whether there was one.
