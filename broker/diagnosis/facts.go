@@ -5,8 +5,12 @@ package diagnosis
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/link"
@@ -175,9 +179,22 @@ func (f *Facts) namesOf(name string, l *Link) *Names {
 	for i := range f.State.Zones {
 		for j := range f.State.Zones[i].Clusters {
 			if c := &f.State.Zones[i].Clusters[j]; c.Link == name {
-				return &Names{Zone: c.Name, State: l.State}
+				return &Names{Zone: c.Name, State: l.State, MeshService: firstService(c)}
 			}
 		}
 	}
 	return nil
+}
+
+// firstService is the name of the first mesh service that a cluster offers with a TCP port, and the port.
+func firstService(c *mesh.ClusterZone) string {
+	for i := range c.Offers {
+		o := &c.Offers[i]
+		for _, p := range o.Ports {
+			if p.Protocol == unix.IPPROTO_TCP {
+				return fmt.Sprintf("%s.%s.msvc.%s:%d", o.Name, o.Namespace, strings.TrimSuffix(c.Name, "."), p.Port)
+			}
+		}
+	}
+	return ""
 }

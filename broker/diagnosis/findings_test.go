@@ -38,7 +38,9 @@ func healthyFacts() *Facts {
 				Meshes: []mesh.Mesh{{Link: "here", Cluster: "here", Domain: "kubelink."}},
 				Links:  []mesh.Link{{Name: "there", Cluster: "there", Peer: "there"}},
 				Zones: []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
-					{Name: "here.kubelink."}, {Name: "there.kubelink.", Link: "there"}}}},
+					{Name: "here.kubelink."}, {Name: "there.kubelink.", Link: "there", Offers: []mesh.Offer{
+						{Namespace: "shop", Name: "dns", Ports: []mesh.OfferPort{{Protocol: 17, Port: 53}}},
+						{Namespace: "shop", Name: "web", Ports: []mesh.OfferPort{{Protocol: 6, Port: 80}}}}}}}},
 			},
 			Told: map[string]Told{"here": {State: v1alpha1.StateUp}, "there": {State: v1alpha1.StateUp}},
 			Certificates: []Certificate{{Kind: "certificate", Source: "secret kubelink/kubelink-tls",
@@ -72,6 +74,7 @@ func TestHealthyReport(t *testing.T) {
 	}
 	l := r.Links[0]
 	if len(r.Links) != 1 || l.State != "Up" || l.RTT != 0.001 || l.RxBytes != 100 || l.TxBytes != 200 ||
+		l.Names.MeshService != "web.shop.msvc.there.kubelink:80" ||
 		l.Names.Zone != "there.kubelink." || l.Names.State != "Up" || l.Remote != "1.2.3.4:80" || !r.Ready {
 		t.Errorf("%+v %+v", r, l)
 	}

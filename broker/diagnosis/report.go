@@ -96,6 +96,8 @@ type Link struct {
 type Names struct {
 	Zone  string `json:"zone"`  // <cluster>.<domain>
 	State string `json:"state"` // as the name _state.<zone> tells it
+	// MeshService is one that the cluster offers: its name and a TCP port, such as web.shop.msvc.c2.kubelink:80.
+	MeshService string `json:"meshService,omitempty"`
 }
 
 // Certificate is what expires.
