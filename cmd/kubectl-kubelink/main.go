@@ -71,7 +71,8 @@ func newCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
-	root.AddCommand(newStatusCommand(cluster), newDiagnoseCommand(cluster), newPingCommand(cluster), newWGConfigCommand(cluster),
+	root.AddCommand(newStatusCommand(cluster), newDiagnoseCommand(cluster), newTestCommand(cluster),
+		newPingCommand(cluster), newWGConfigCommand(cluster),
 		newMigrateCommand(),
 		newConnectCommand(cluster), newDisconnectCommand(cluster),
 		newGatherCommand(cluster), newVersionCommand(cluster))
