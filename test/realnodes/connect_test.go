@@ -7,8 +7,11 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/base64"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -26,6 +29,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/connectivity"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
@@ -114,8 +118,8 @@ func readCommands(t *testing.T, names []string) (commands map[string][]string) {
 		}
 		commands[key] = args
 	}
-	for _, key := range []string{"connect dry", "connect", "version", "gather", "disconnect"} {
-		if commands[key] == nil || len(commands) != 5 {
+	for _, key := range []string{"connect dry", "connect", "test", "version", "gather", "disconnect"} {
+		if commands[key] == nil || len(commands) != 6 {
 			t.Fatalf("deploy/README.md: no command %q, or others: %q", key, commands)
 		}
 	}
@@ -162,6 +166,7 @@ func checkConnect(t *testing.T, ctx context.Context, f *fleet.Fleet, flags ...st
 	if out, err = l.run(ctx, commands["version"]...); err != nil || strings.Count(out, f.Image()) != 4 {
 		t.Errorf("version: %v\n%s", err, out)
 	}
+	l.checkTest(t, ctx, f, commands["test"])
 	if len(flags) == 0 { // the pages are about certificates, too
 		l.checkPages(t, ctx, f)
 	}
@@ -189,6 +194,80 @@ func askByName(ctx context.Context, f *fleet.Fleet, clients map[*fleet.Broker][]
 		}
 	}
 	return g.Wait()
+}
+
+// checkTest tests from all nodes. Then a node drops what its pods send to the other cluster: the checks of this node
+// fail, and no others, until it is mended.
+func (l *commandLine) checkTest(t *testing.T, ctx context.Context, f *fleet.Fleet, command []string) {
+	b, peer := f.Brokers[0], f.Brokers[1]
+	check(t, b.FindPod(ctx))
+	broken := b.Nodes[slices.IndexFunc(b.Nodes, func(n *testbed.Node) bool { return n != b.Host.Node })]
+	for _, drops := range []bool{false, true, false} {
+		if drops {
+			drop(t, ctx, broken, "-I", peer)
+		}
+		start := time.Now()
+		r, text := l.test(t, ctx, command)
+		t.Logf("%.1f s\n%s", time.Since(start).Seconds(), text)
+		if drops {
+			drop(t, ctx, broken, "-D", peer)
+		}
+		if want := 5 * (len(b.Nodes) + len(peer.Nodes)); len(r.Checks) != want || r.OK == drops {
+			t.Errorf("%d checks, want %d", len(r.Checks), want)
+		}
+		failed := map[string]bool{}
+		for _, k := range r.Checks {
+			if k.Result != connectivity.OK {
+				failed[k.Context+" "+k.Node+" "+k.Link+" "+k.Check+" "+string(k.Result)] = true
+			}
+		}
+		want := map[string]bool{}
+		if drops {
+			for _, name := range []string{"connect", "ping"} {
+				want[b.Name+" "+broken.Name+" "+peer.Name+" "+name+" failed"] = true
+			}
+		}
+		if !maps.Equal(failed, want) {
+			t.Errorf("%v, want %v", failed, want)
+		}
+		for _, found := range r.Findings {
+			if found.Object.Kind != "Node" || found.Object.Name != broken.Name || !strings.Contains(found.Remedy, "router") {
+				t.Errorf("%+v", found)
+			}
+		}
+		if len(r.Findings) != len(want) {
+			t.Errorf("%+v", r.Findings)
+		}
+	}
+	for _, c := range f.Brokers {
+		if out := must(c.Kubectl(ctx, "-n", "kubelink", "get", "pods", "-l", "app=kubelink-test", "-o", "name"))(t); out != "" {
+			t.Errorf("pods of tests are left: %s", out)
+		}
+	}
+}
+
+// test runs the command test, and returns its report.
+func (l *commandLine) test(t *testing.T, ctx context.Context, command []string) (r connectivity.Report, text string) {
+	t.Helper()
+	out, err := l.run(ctx, append(slices.Clone(command), "-o", "json")...)
+	begin := strings.Index(out, "{\n") // progress comes before
+	if begin < 0 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	check(t, json.Unmarshal([]byte(out[begin:]), &r))
+	if code, ok := errors.AsType[*exec.ExitError](err); r.OK != (err == nil) || !r.OK && (!ok || code.ExitCode() != 3) {
+		t.Errorf("%v: %s", err, out)
+	}
+	return r, out
+}
+
+// drop inserts or deletes rules that drop what pods of a node send to another cluster.
+func drop(t *testing.T, ctx context.Context, n *testbed.Node, how string, to *fleet.Broker) {
+	t.Helper()
+	for _, destination := range []string{to.ServiceCIDR.String(), to.MeshAddress.Masked().String()} {
+		_, err := n.Run(ctx, "iptables", how, "FORWARD", "-d", destination, "-j", "DROP")
+		check(t, err)
+	}
 }
 
 // checkGather makes an archive, which has what brokers say, and none of their keys.
