@@ -5,6 +5,7 @@ package realnodes
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -44,24 +45,35 @@ func (w *world) checkChart(t *testing.T) {
 			}
 		}
 	}
-	w.checkMeshServices(t)
+	w.checkOffers(t)
 	w.upgradeChart(t)
 	w.uninstallChart(t)
 }
 
-// checkMeshServices has each cluster offer a service, which a pod of each node of the other one asks by its name. They
+// offers are a MeshService, a zone of global names, and a name in it for a service of the other cluster.
+const offers = `{apiVersion: kubelink.mandelsoft.org/v1alpha1, kind: MeshService,
+metadata: {name: offer, namespace: default}, spec: {service: web, meshAddress: %s}}
+---
+{apiVersion: coredns.mandelsoft.org/v1alpha1, kind: HostedZone,
+metadata: {name: global, namespace: kubelink}, spec: {domainNames: [svc.global.kubelink], email: a@example.com}}
+---
+{apiVersion: coredns.mandelsoft.org/v1alpha1, kind: CoreDNSEntry,
+metadata: {name: web, namespace: default}, spec: {dnsNames: [web.svc.global.kubelink], CNAME: %s}}`
+
+// checkOffers has each cluster offer a mesh service, and serve global names: pods of each node ask by these names. They
 // are there until kubelink is uninstalled.
-func (w *world) checkMeshServices(t *testing.T) {
+func (w *world) checkOffers(t *testing.T) {
 	for i, s := range w.sites {
-		_, err := s.KubectlInput(w.ctx, fmt.Sprintf(`{apiVersion: kubelink.mandelsoft.org/v1alpha1, kind: MeshService,
-metadata: {name: offer, namespace: default}, spec: {service: web, meshAddress: 192.168.0.%d}}`, 120+i),
-			"apply", "-f", "-")
+		address := netip.AddrFrom4([4]byte{192, 168, 0, byte(120 + i)})
+		_, err := s.KubectlInput(w.ctx, fmt.Sprintf(offers, address, w.sites[1-i].webName()), "apply", "-f", "-")
 		check(t, err)
 	}
 	var g errgroup.Group
 	for i, s := range w.sites {
 		for _, p := range s.pods {
-			g.Go(func() error { return p.askByName(w.ctx, "offer.default.msvc", w.sites[1-i]) })
+			for _, name := range []string{"offer.default.msvc." + w.sites[1-i].Name + ".kubelink", "web.svc.global.kubelink"} {
+				g.Go(func() error { return p.askByName(w.ctx, name) })
+			}
 		}
 	}
 	check(t, g.Wait())
@@ -87,19 +99,19 @@ func (w *world) installChart(t *testing.T, chart string) {
 	check(t, w.fleet.Mesh(w.ctx))
 	for i, s := range w.sites {
 		for _, p := range s.pods {
-			g.Go(func() error { return p.askByName(w.ctx, webService, w.sites[1-i]) })
+			g.Go(func() error { return p.askByName(w.ctx, w.sites[1-i].webName()) })
 		}
 	}
 	check(t, g.Wait())
 }
 
-const webService = "web.default.svc"
+// webName is the name of the cluster's service for other clusters.
+func (s *site) webName() string { return "web.default.svc." + s.Name + ".kubelink" }
 
 // askByName asks a service of another cluster, until it answers.
-func (p *pod) askByName(ctx context.Context, service string, peer *site) error {
-	url := fmt.Sprintf("http://%s.%s.kubelink", service, peer.Name)
-	return testbed.Until(ctx, url+" from "+p.Name, func(ctx context.Context) error {
-		_, err := p.Get(ctx, url)
+func (p *pod) askByName(ctx context.Context, name string) error {
+	return testbed.Until(ctx, name+" from "+p.Name, func(ctx context.Context) error {
+		_, err := p.Get(ctx, "http://"+name)
 		return err
 	})
 }
@@ -124,7 +136,7 @@ func (w *world) upgradeChart(t *testing.T) {
 		t.Logf("%s: upgraded (%s) after %.1f s", b.Name, c.values, time.Since(start).Seconds())
 		for i, s := range w.sites {
 			for _, p := range s.pods {
-				check(t, p.askByName(w.ctx, webService, w.sites[1-i]))
+				check(t, p.askByName(w.ctx, w.sites[1-i].webName()))
 			}
 		}
 		if err := w.findOutages(t, "upgrade of "+b.Name+" with "+c.values, stop(), c.allowed); err != nil {
