@@ -31,8 +31,8 @@ var (
 // notRunHere marks a command of a page that needs what the test bed does not have.
 const notRunHere = "not run here"
 
-// readPages returns the different commands of all runbook pages, and of the blocks of other pages before which this test
-// is named. They come one after the other.
+// readPages returns the different commands of all runbook pages, and of the blocks of other pages before which
+// TestRealNodes is named. They come one after the other.
 func readPages(t *testing.T) (commands []string) {
 	t.Helper()
 	add := func(page string, blocks *regexp.Regexp) {
