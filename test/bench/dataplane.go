@@ -26,6 +26,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/bridge"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/overlay"
 	"github.com/mandelsoft/kubelink/test/fleet"
@@ -47,6 +48,7 @@ const (
 	bridgeBefore = "bridge-before" // the same with the binary of -before
 	serviceLink  = "mesh-service"  // the same by a mesh service: its address in place of the service's
 	wireguardGo  = "wireguard"     // wireguard-go
+	relayPath    = "relay"         // the bound: the smallest relay, without encryption
 	kubelinkWG   = "kubelink-wg"   // kubelink in mode wireguard, in user space
 	plainTUNLink = "plain-tun"     // kubelink without offloads
 	anotherLink  = "another-node"  // kubelink with its defaults, and a client on a node that is not the gateway's
@@ -205,28 +207,60 @@ func (p *dataplane) newContender(
 		}
 		c.to = p.two.PublicAddress
 	case wireguardGo:
-		if _, err = service("wireguard"); err != nil {
-			return nil, err
-		}
-		// With a route into a network of the link beside it, kubelink would say that the link is in state Error.
-		c.to = wireguardAddress
-		if _, err = p.two.Kubectl(ctx, "patch", "service", "wireguard", "-p",
-			fmt.Sprintf(`{"spec":{"externalIPs":[%q]}}`, c.to)); err != nil {
-			return nil, err
-		}
-		w, err := startWireguard(ctx, p.one, p.two, c.to, p.profile != "")
-		if err != nil {
-			return nil, err
-		}
-		c.devices, c.state, c.profile = []string{wireguardDevice}, w.readState, wireguardProfile
-		c.tunnels = func() []*testbed.Process { return w.processes }
-		if p.before != "" { // the brokers start afresh, too
-			c.enter = func() error { return w.restart(ctx) }
-		}
+		err = p.setWireguard(ctx, c, service)
+	case relayPath:
+		err = p.setRelay(ctx, c, service)
 	default:
 		err = p.setLink(ctx, c, linked)
 	}
 	return c, err
+}
+
+// addExternal gives an address in no network of the links to one more service: with a route into a network of a link
+// beside that, kubelink would say that the link is in state Error.
+func (p *dataplane) addExternal(
+	ctx context.Context, name string, address netip.Addr, service func(name string) (netip.Addr, error),
+) error {
+	if _, err := service(name); err != nil {
+		return err
+	}
+	_, err := p.two.Kubectl(ctx, "patch", "service", name, "-p", fmt.Sprintf(`{"spec":{"externalIPs":[%q]}}`, address))
+	return err
+}
+
+func (p *dataplane) setWireguard(
+	ctx context.Context, c *contender, service func(name string) (netip.Addr, error),
+) error {
+	c.to = wireguardAddress
+	if err := p.addExternal(ctx, "wireguard", c.to, service); err != nil {
+		return err
+	}
+	w, err := startWireguard(ctx, p.one, p.two, c.to, p.profile != "")
+	if err != nil {
+		return err
+	}
+	c.devices, c.state, c.profile = []string{wireguardDevice}, w.readState, wireguardProfile
+	c.tunnels = func() []*testbed.Process { return w.processes }
+	c.enter = func() error { return w.restart(ctx) }
+	return nil
+}
+
+func (p *dataplane) setRelay(
+	ctx context.Context, c *contender, service func(name string) (netip.Addr, error),
+) error {
+	c.to = relayAddress
+	if err := p.addExternal(ctx, "relay", c.to, service); err != nil {
+		return err
+	}
+	r, err := startRelay(ctx, p.one, p.two, c.to, bridge.DefaultMTU)
+	if err != nil {
+		return err
+	}
+	c.devices = []string{relayDevice}
+	c.state = func() (string, error) { return "", checkRunning(r.processes) }
+	c.tunnels = func() []*testbed.Process { return r.processes }
+	c.enter = func() error { return r.restart(ctx) }
+	return nil
 }
 
 // setLink makes a contender one of kubelink's. linked is the address of the service behind the link.
@@ -342,12 +376,9 @@ type brokerSetup struct {
 	binary   string // empty: the present one
 }
 
-// enterBrokers restarts both brokers, unless they run so already. With -before it always restarts them: a new process
-// and one that has carried other measures are no fair comparison.
+// enterBrokers restarts both brokers, as all tunnels start before their turn: a new process and one that has carried
+// other measures are no fair comparison.
 func (p *dataplane) enterBrokers(ctx context.Context, setup brokerSetup) error {
-	if p.before == "" && setup == p.running {
-		return nil
-	}
 	before := p.running
 	p.running = setup
 	g, starting := errgroup.WithContext(ctx)

@@ -38,6 +38,12 @@ const (
 	globalServer     = "global"     // the global domain
 	linksServer      = "links"      // a broker with many links
 
+	// the same without the other plugins of the Corefile that we ship
+	whoamiBare     = "whoami-bare"
+	dnsBare        = "dns-bare"
+	kubernetesBare = "kubernetes-bare"
+	globalBare     = "global-bare"
+
 	// the same with the binary of -before
 	dnsBefore        = "dns-before"
 	kubernetesBefore = "kubernetes-before"

@@ -44,6 +44,10 @@ var dnsLayout = layout{
 		{kubernetesBefore, "kubelink before, kubernetes", "", ""},
 		{globalServer, "kubelink, global domain", "#8250df", "#ab7df8"},
 		{globalBefore, "kubelink before, global domain", "", ""},
+		{whoamiBare, "whoami, bare", "", ""},
+		{dnsBare, "kubelink, dns, warm, bare", "", ""},
+		{kubernetesBare, "kubelink, kubernetes, bare", "", ""},
+		{globalBare, "kubelink, global domain, bare", "", ""},
 		{linksServer, fmt.Sprintf("kubelink, %d links", manyLinks), "#0969da", "#4493f8"},
 	},
 	present: map[string]string{dnsBefore: dnsServer, kubernetesBefore: kubernetesServer, globalBefore: globalServer},
@@ -65,9 +69,10 @@ func dnsPromises() (all []promise) {
 	for _, kind := range []string{existingNames, missingNames} {
 		for _, of := range []string{dnsServer, kubernetesServer, globalServer} {
 			all = append(all,
-				promise{what: resultQueries(kind), of: of, to: whoamiServer, bound: 0.9},
+				promise{what: resultQueries(kind), of: of, to: whoamiServer, bound: 1},
 				promise{what: resultQueries(kind), of: of, to: legacyServer, bound: 3})
 		}
+		all = append(all, promise{what: resultQueries(kind), of: dnsColdServer, to: legacyServer, bound: 1.5})
 	}
 	return append(all,
 		promise{what: resultStart, of: linksServer, bound: 5, atMost: true, worst: true},
@@ -101,7 +106,7 @@ func (r *results) namesTable(kind string) table {
 	names, titles := r.entrantsWith(queries)
 	for i, name := range names {
 		t.rows = append(t.rows, []string{titles[i], r.formatMedian(queries, name),
-			formatRatio(r.ratio(queries, name, whoamiServer)), formatRatio(r.ratio(queries, name, legacyServer)),
+			r.ratio(queries, name, whoamiServer).String(), r.ratio(queries, name, legacyServer).String(),
 			r.formatMedian(cpu, name), r.formatMedian(median, name), r.formatMedian(p99, name)})
 	}
 	return t
@@ -121,7 +126,7 @@ func (r *results) beforeTable() table {
 			row := []string{strings.Replace(titles[i], " before", "", 1), kind + " names"}
 			for _, what := range []result{resultQueries(kind), resultCPU(kind), resultMedianLatency(kind),
 				result99Latency(kind)} {
-				row = append(row, formatRatio(r.ratio(what, present, name)))
+				row = append(row, r.ratio(what, present, name).String())
 			}
 			t.rows = append(t.rows, row)
 		}

@@ -61,7 +61,8 @@ func (p *nameServers) setUp(ctx context.Context) error {
 		if e.name == linksServer || !slices.Contains(p.contenders, e.name) {
 			continue
 		}
-		kind, binary := e.name, ""
+		kind, isBare := strings.CutSuffix(e.name, "-bare")
+		var binary string
 		if present, ok := dnsLayout.present[e.name]; ok {
 			kind, binary = present, p.before
 		} else if binary, err = fleet.Binary(); err != nil {
@@ -74,6 +75,9 @@ func (p *nameServers) setUp(ctx context.Context) error {
 		}
 		if p.profile != "" {
 			s.profile = fmt.Sprintf("127.0.0.1:%d", 6301+i)
+		}
+		if !isBare {
+			plugins = inChain(plugins, i)
 		}
 		if err := p.startServer(ctx, s, binary, plugins); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
@@ -88,7 +92,26 @@ func (p *nameServers) setUp(ctx context.Context) error {
 
 // hasGlobal says whether a contender serves the global domain.
 func (p *nameServers) hasGlobal() bool {
-	return slices.Contains(p.contenders, globalServer) || slices.Contains(p.contenders, globalBefore)
+	return slices.ContainsFunc([]string{globalServer, globalBare, globalBefore}, func(name string) bool {
+		return slices.Contains(p.contenders, name)
+	})
+}
+
+// inChain puts plugins into the chain of the Corefile that we ship (deploy/base/corefile.yaml): what that chain costs,
+// all servers pay. number makes ports of their own.
+func inChain(plugins string, number int) string {
+	return fmt.Sprintf(`    acl {
+        allow net 127.0.0.0/8 ::1/128
+        block
+    }
+    bufsize 1232
+%s    prometheus 127.0.0.1:%d
+    ready 127.0.0.1:%d {
+        monitor continuously
+    }
+    health 127.0.0.1:%d
+    reload
+`, strings.ReplaceAll(plugins, "    reload\n", ""), 7301+number, 8301+number, 9301+number)
 }
 
 // configureServer returns the plugins of a server and the names for its queries.
@@ -173,7 +196,7 @@ func (p *nameServers) brokerStanza(propagation string, global bool) string {
         served-links %s
         dns-propagation %s
 `, p.kubeconfigPath(), fleet.Namespace, p.broker.MeshAddress, remoteLink, propagation)
-	// One broker (with -before: two) serves the global domain and writes the status of its objects.
+	// Brokers that do not forward it serve the global domain and write the status of its objects.
 	if !global && p.hasGlobal() {
 		text += "        meshdns-service-ip " + forwardedTo + "\n"
 	}

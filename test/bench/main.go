@@ -27,6 +27,9 @@ func main() {
 	if len(os.Args) == 3 && os.Args[1] == wireguardCommand {
 		os.Exit(runWireguard(os.Args[2]))
 	}
+	if len(os.Args) == 4 && os.Args[1] == relayCommand {
+		os.Exit(runRelay(os.Args[2], os.Args[3]))
+	}
 	if len(os.Args) == 4 && os.Args[1] == attackerCommand {
 		os.Exit(runAttacker(os.Args[2], os.Args[3]))
 	}

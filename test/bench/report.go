@@ -85,26 +85,35 @@ func medianOf(values []float64) float64 {
 	return values[n/2]
 }
 
-func (r *results) ratio(what result, contender, to string) float64 {
-	a, b := r.median(what, contender), r.median(what, to)
-	if b == 0 {
-		return math.NaN()
+// ratio is the median of the ratios that rounds have, with the lowest and the highest one. NaN: it is not known.
+type ratio struct{ median, low, high float64 }
+
+// ratio compares contenders round by round: a machine that changes its pace does so for both. It is not known if a
+// round lacks a value.
+func (r *results) ratio(what result, contender, to string) ratio {
+	a, b := r.values[what][contender], r.values[what][to]
+	if len(a) != len(b) || len(a) == 0 || slices.Contains(b, 0) {
+		return ratio{math.NaN(), math.NaN(), math.NaN()}
 	}
-	return a / b
+	var all []float64
+	for i := range a {
+		all = append(all, a[i]/b[i])
+	}
+	return ratio{medianOf(all), slices.Min(all), slices.Max(all)}
 }
 
-// roundsRatio returns the median of the ratios that the rounds have, or NaN if not all rounds have both values.
-func (r *results) roundsRatio(what result, contender, to string) float64 {
-	a, b := r.values[what][contender], r.values[what][to]
-	if len(a) != len(b) || slices.Contains(b, 0) {
-		return math.NaN()
+func (r ratio) String() string {
+	switch {
+	case math.IsNaN(r.median):
+		return "–"
+	case r.low == r.high:
+		return formatRatio(r.median)
 	}
-	var ratios []float64
-	for i := range a {
-		ratios = append(ratios, a[i]/b[i])
-	}
-	return medianOf(ratios)
+	return fmt.Sprintf("%s (%.2f–%.2f)", formatRatio(r.median), r.low, r.high)
 }
+
+// spread is how far the ratios of rounds are from each other, to one side of their middle.
+func (r ratio) spread() float64 { return (r.high - r.low) / 2 }
 
 // entrantsWith returns the contenders that have any of these results, in the order of tables.
 func (r *results) entrantsWith(whats ...result) (names, titles []string) {
@@ -139,15 +148,32 @@ func formatRatio(ratio float64) string {
 	return fmt.Sprintf("%.2f×", ratio)
 }
 
-// promise is a bound of a contender's median: a multiple of another contender's median, or else a number in the
-// result's unit.
+// promise is a bound of a contender's median, a number in the result's unit; or, with to, of the median of the ratios
+// to another contender.
 type promise struct {
 	what   result
 	of, to string
 	bound  float64
 	atMost bool // else at least
 	worst  bool // a bound of every value, not of the median
-	rounds bool // a bound of the median of the rounds' ratios, not of the ratio of the medians
+	// noWorse is a bound that depends on the rounds: worse than the other contender by no more than their spread, and by
+	// 10 % at most.
+	noWorse bool
+}
+
+// maxSpread bounds how much worse a noWorse promise lets a contender be.
+const maxSpread = 0.1
+
+// limit returns the bound of a promise about ratios.
+func (p *promise) limit(is ratio) float64 {
+	if !p.noWorse {
+		return p.bound
+	}
+	room := min(is.spread(), maxSpread)
+	if p.atMost {
+		return 1 + room
+	}
+	return 1 - room
 }
 
 // promiseTable returns the table of the measured promises, and whether all of them are kept.
@@ -167,12 +193,11 @@ func (r *results) promiseTable() (t table, kept bool) {
 		}
 		numbers, bound := titles[p.of], fmt.Sprintf("%s %s", p.what.formatValue(p.bound), p.what.unit)
 		shown := fmt.Sprintf("%s %s", p.what.formatValue(is), p.what.unit)
+		limit := p.bound
 		if p.to != "" {
-			is = r.ratio(p.what, p.of, p.to)
-			if p.rounds {
-				is = r.roundsRatio(p.what, p.of, p.to)
-			}
-			bound, shown = fmt.Sprintf("%s %s", formatRatio(p.bound), titles[p.to]), formatRatio(is)
+			compared := r.ratio(p.what, p.of, p.to)
+			is, limit = compared.median, p.limit(compared)
+			bound, shown = fmt.Sprintf("%s %s", formatRatio(limit), titles[p.to]), compared.String()
 			numbers = fmt.Sprintf("%s: %s / %s %s", titles[p.of], p.what.formatValue(r.median(p.what, p.of)),
 				p.what.formatValue(r.median(p.what, p.to)), p.what.unit)
 		}
@@ -183,7 +208,7 @@ func (r *results) promiseTable() (t table, kept bool) {
 		if p.atMost {
 			word = "at most"
 		}
-		if p.atMost && is > p.bound || !p.atMost && is < p.bound {
+		if p.atMost && is > limit || !p.atMost && is < limit {
 			verdict, kept = "NOT kept", false
 		}
 		rows = append(rows, []string{p.what.title, word + " " + bound, shown, numbers, verdict})
@@ -194,7 +219,8 @@ func (r *results) promiseTable() (t table, kept bool) {
 // describeRun says where the numbers are from, and whether they are reliable.
 func (r *results) describeRun() string {
 	text := fmt.Sprintf(
-		"Medians of %d rounds (minimum–maximum), all in one run, with both ends and the load on the same machine: %s.",
+		"Medians of %d rounds (minimum–maximum), all in one run, with both ends and the load on the same machine: %s. "+
+			"Ratios are medians of the rounds' ratios.",
 		r.rounds, describeMachine())
 	if r.disturbed > 0 {
 		text += fmt.Sprintf(" During %d of %d measures other programs used the machine: THE NUMBERS ARE NOISY.", r.disturbed,

@@ -9,19 +9,42 @@ import (
 )
 
 // A machine that slows down in a round does so for both contenders.
-func TestRoundsRatio(t *testing.T) {
+func TestRatio(t *testing.T) {
 	what := result{"what", "unit"}
 	r := newResults(&layout{}, 3)
 	for i, pace := range []float64{10, 1, 5} {
 		r.addValue(what, "a", pace*[]float64{0.9, 1, 1.1}[i])
 		r.addValue(what, "b", pace)
 	}
-	if got := r.roundsRatio(what, "a", "b"); got != 1 {
-		t.Errorf("%g, want 1", got)
+	got := r.ratio(what, "a", "b")
+	if got.median != 1 || got.low != 0.9 || got.high != 1.1 || got.String() != "1.00× (0.90–1.10)" {
+		t.Errorf("%+v %s", got, got)
+	}
+	if near := got.spread(); math.Abs(near-0.1) > 1e-9 {
+		t.Errorf("spread %g", near)
 	}
 	r.addValue(what, "b", 7)
-	if got := r.roundsRatio(what, "a", "b"); !math.IsNaN(got) {
-		t.Errorf("a round without value: %g", got)
+	if got := r.ratio(what, "a", "b"); !math.IsNaN(got.median) || got.String() != "–" {
+		t.Errorf("a round without value: %s", got)
+	}
+}
+
+// A promise to be no worse leaves room for what rounds differ by, and no more than that.
+func TestPromiseLimits(t *testing.T) {
+	for _, c := range []struct {
+		promise
+		ratio
+		want float64
+	}{
+		{promise{bound: 2}, ratio{1, 0.5, 1.5}, 2},
+		{promise{noWorse: true}, ratio{1, 0.98, 1.02}, 0.98},
+		{promise{noWorse: true}, ratio{1, 0.5, 1.5}, 0.9},
+		{promise{noWorse: true, atMost: true}, ratio{1, 0.98, 1.02}, 1.02},
+		{promise{noWorse: true, atMost: true}, ratio{1, 0.5, 1.5}, 1.1},
+	} {
+		if got := c.limit(c.ratio); math.Abs(got-c.want) > 1e-9 {
+			t.Errorf("%+v of %s: %g, want %g", c.promise, c.ratio, got, c.want)
+		}
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
@@ -19,7 +18,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
@@ -86,21 +84,18 @@ type wireguard struct {
 
 // wireguardEnd is one end of a WireGuard link.
 type wireguardEnd struct {
-	*fleet.Broker
-	address netip.Prefix
-	allowed []netip.Prefix // accepted at this end from the other end
-	key     *ecdh.PrivateKey
+	tunnelEnd
+	key *ecdh.PrivateKey
 }
 
 // startWireguard links the clusters' gateway nodes. Packets to the service in the second cluster go through the link,
 // behind the address of the first gateway, as with kubelink. The second cluster does not reach services of the first.
 func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.Addr, profile bool) (*wireguard, error) {
 	ends := []*wireguardEnd{
-		{Broker: one, address: netip.MustParsePrefix("10.99.0.1/24")},
-		{Broker: two, address: netip.MustParsePrefix("10.99.0.2/24")},
+		{tunnelEnd: tunnelEnd{Broker: one, device: wireguardDevice, address: netip.MustParsePrefix("10.99.0.1/24"),
+			routed: []netip.Prefix{netip.PrefixFrom(service, service.BitLen())}}},
+		{tunnelEnd: tunnelEnd{Broker: two, device: wireguardDevice, address: netip.MustParsePrefix("10.99.0.2/24")}},
 	}
-	ends[0].allowed = []netip.Prefix{netip.MustParsePrefix("10.99.0.2/32"), netip.PrefixFrom(service, service.BitLen())}
-	ends[1].allowed = []netip.Prefix{netip.MustParsePrefix("10.99.0.1/32")}
 	for _, e := range ends {
 		var err error
 		if e.key, err = ecdh.X25519().GenerateKey(rand.Reader); err != nil {
@@ -108,7 +103,7 @@ func startWireguard(ctx context.Context, one, two *fleet.Broker, service netip.A
 		}
 	}
 	for _, e := range ends {
-		if err := e.setFilter(ctx); err != nil {
+		if err := e.setFilter(ctx, "udp", wireguardPort); err != nil {
 			return nil, err
 		}
 	}
@@ -145,15 +140,8 @@ func (w *wireguard) start(ctx context.Context) error {
 
 // restart replaces the processes of both ends. The devices and their routes go with the old ones.
 func (w *wireguard) restart(ctx context.Context) error {
-	for _, p := range w.processes {
-		if err := p.Kill(syscall.SIGTERM); err != nil {
-			return err
-		}
-		select {
-		case <-p.Done():
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	if err := endProcesses(ctx, w.processes); err != nil {
+		return err
 	}
 	w.processes = nil
 	return w.start(ctx)
@@ -165,49 +153,11 @@ func (e *wireguardEnd) config(peer *wireguardEnd) string {
 	fmt.Fprintf(&config, "private_key=%s\nlisten_port=%d\n", hex.EncodeToString(e.key.Bytes()), wireguardPort)
 	fmt.Fprintf(&config, "public_key=%s\nendpoint=%s\n", hex.EncodeToString(peer.key.PublicKey().Bytes()),
 		netip.AddrPortFrom(peer.PublicAddress, wireguardPort))
-	for _, a := range e.allowed {
+	address := peer.address.Addr()
+	for _, a := range append([]netip.Prefix{netip.PrefixFrom(address, address.BitLen())}, e.routed...) {
 		fmt.Fprintf(&config, "allowed_ip=%s\n", a)
 	}
 	return config.String()
-}
-
-// setUpDevice sets address and routes of the device in the gateway node.
-func (e *wireguardEnd) setUpDevice() error {
-	gateway := e.Gateway()
-	link, err := gateway.Net.LinkByName(wireguardDevice)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(
-		gateway.Net.AddrAdd(link, &netlink.Addr{IPNet: ipNet(e.address)}),
-		gateway.Net.LinkSetUp(link),
-	); err != nil {
-		return err
-	}
-	for _, network := range e.allowed[1:] { // the first one is the address of the other end
-		if err := gateway.Net.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(network)}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// setFilter sets the packet filter for the device in the gateway node, and the way to its port. It stays when the device
-// goes.
-func (e *wireguardEnd) setFilter(ctx context.Context) error {
-	gateway := e.Gateway()
-	// Deployments of WireGuard clamp the MSS, too: pods have the larger MTU.
-	if _, err := gateway.Iptables(ctx, "-t", "mangle", "-A", "FORWARD", "-o", wireguardDevice, "-p", "tcp",
-		"--tcp-flags", "SYN,RST", "SYN", "-j", "TCPMSS", "--clamp-mss-to-pmtu"); err != nil {
-		return err
-	}
-	if _, err := gateway.Iptables(ctx, "-t", "nat", "-I", "POSTROUTING", "-o", wireguardDevice, "-j",
-		"MASQUERADE"); err != nil {
-		return err
-	}
-	_, err := e.Router.Iptables(ctx, "-t", "nat", "-I", "PREROUTING", "-d", e.PublicAddress.String(), "-p", "udp",
-		"--dport", fmt.Sprint(wireguardPort), "-j", "DNAT", "--to-destination", gateway.Address.String())
-	return err
 }
 
 // prepareMode gives a broker what it needs for mode wireguard beside what it has for mode bridge: a key, links with
@@ -230,18 +180,12 @@ func prepareMode(ctx context.Context, b *fleet.Broker, all []*fleet.Broker) erro
 	return err
 }
 
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
 // readState returns the errors in the logs of the helper processes, or an error when one of them has ended.
 func (w *wireguard) readState() (complaints string, err error) {
+	if err := checkRunning(w.processes); err != nil {
+		return "", err
+	}
 	for _, p := range w.processes {
-		select {
-		case <-p.Done():
-			return "", fmt.Errorf("%s has ended:\n%s", p.Name, p.Log())
-		default:
-		}
 		for line := range strings.Lines(p.Log()) {
 			if strings.HasPrefix(line, "ERROR") {
 				complaints += p.Name + ": " + line
