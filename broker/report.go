@@ -19,6 +19,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/diagnosis"
 	"github.com/mandelsoft/kubelink/broker/echo"
 	"github.com/mandelsoft/kubelink/broker/lease"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/writeback"
 )
@@ -59,7 +60,7 @@ func (b *Broker) serveReports() {
 	b.reports.server, err = diagnosis.Start(diagnosis.Config{
 		Addresses: addresses, API: b.api, Log: b.log,
 		Report: func(ctx context.Context) *diagnosis.Report { return b.facts().Report(ctx) },
-		Ping:   b.ping,
+		Ping:   b.ping, Statuses: b.linkStatuses,
 	})
 	if err != nil {
 		b.log.Warn("no reports for kubectl kubelink", "error", err)
@@ -103,10 +104,16 @@ func (b *Broker) facts() *diagnosis.Facts {
 	for name, st := range b.names.linkStates() {
 		f.States[name] = diagnosis.LinkState{State: st.State, Reason: st.Reason, Since: st.Since, RTT: st.RTT}
 	}
-	if d := b.names.currentDataplane(); d != nil {
-		f.Statuses = d.Statuses()
-	}
+	f.Statuses = b.linkStatuses()
 	return f
+}
+
+// linkStatuses are those of the dataplane; none: nothing carries links.
+func (b *Broker) linkStatuses() []link.Status {
+	if d := b.names.currentDataplane(); d != nil {
+		return d.Statuses()
+	}
+	return nil
 }
 
 // identityOf is what a report says of the broker itself.

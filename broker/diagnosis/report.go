@@ -87,9 +87,16 @@ type Link struct {
 	PeerVersion    string     `json:"peerVersion,omitempty"`
 	Dialled        int        `json:"dialled,omitempty"`  // connections that this end has dialled
 	Accepted       int        `json:"accepted,omitempty"` // connections that the peer has dialled
-	RxBytes        uint64     `json:"rxBytes"`            // since the broker's start
-	TxBytes        uint64     `json:"txBytes"`
-	Names          *Names     `json:"names,omitempty"` // nil: the cluster has no names here
+	Names          *Names     `json:"names,omitempty"`    // nil: the cluster has no names here
+	Traffic
+}
+
+// Traffic is what goes through a link: IP packets from the peer (rx) and to it (tx).
+type Traffic struct {
+	RxBytes uint64  `json:"rxBytes"` // since the broker's start
+	TxBytes uint64  `json:"txBytes"`
+	RxRate  float64 `json:"rxRate"` // bytes per second, of the last 5 seconds
+	TxRate  float64 `json:"txRate"`
 }
 
 // Names are the names of the cluster behind a link.

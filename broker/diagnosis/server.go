@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/mandelsoft/kubelink/broker/echo"
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 const (
@@ -32,6 +33,8 @@ type Config struct {
 	API       *rest.Config     // of the API server that decides who may read reports
 	// Report makes a report. It is called for each request that the API server lets in, and must not block for long.
 	Report func(context.Context) *Report
+	// Statuses are those of the dataplane. They are read once a second, for the rates of a report.
+	Statuses func() []link.Status
 	// Ping sends pings through a link. A PingError says why not.
 	Ping func(ctx context.Context, link string, q echo.Request) (*PingResult, error)
 	Log  *slog.Logger
@@ -53,11 +56,13 @@ func Start(c Config) (*Server, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
+	rates := &meter{}
 	s := &Server{stop: stop, http: &http.Server{
-		Handler: newHandler(newGate(r), &c), ReadTimeout: requestTimeout, WriteTimeout: requestTimeout,
+		Handler: newHandler(newGate(r), &c, rates), ReadTimeout: requestTimeout, WriteTimeout: requestTimeout,
 		IdleTimeout: requestTimeout, MaxHeaderBytes: 2 * maxToken,
 		ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug), // what strangers send is not for the log
 	}}
+	s.wg.Go(func() { rates.run(ctx, c.Statuses) })
 	for _, at := range c.Addresses {
 		s.wg.Go(func() { s.serve(ctx, at, c.Log) })
 	}
@@ -98,12 +103,14 @@ func (s *Server) serve(ctx context.Context, at netip.AddrPort, log *slog.Logger)
 }
 
 // newHandler returns the handler of all paths.
-func newHandler(g *gate, c *Config) http.Handler {
+func newHandler(g *gate, c *Config, rates *meter) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+Path, g.admit(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), reviewTimeout)
 		defer cancel()
-		writeJSON(w, http.StatusOK, c.Report(ctx))
+		report := c.Report(ctx)
+		rates.setRates(report)
+		writeJSON(w, http.StatusOK, report)
 	}))
 	mux.HandleFunc("GET "+PingPath, g.admit((&pinger{ping: c.Ping, busy: make(chan struct{}, 1)}).serve))
 	return mux

@@ -73,7 +73,7 @@ func TestPingRequests(t *testing.T) {
 			begun <- fmt.Sprint(q.Size, " ", q.Count)
 			<-end
 			return &PingResult{Link: link, Result: echo.Result{Sent: q.Count}}, nil
-		}})
+		}}, &meter{})
 	ask := func(token, query string) (int, string) {
 		w, r := httptest.NewRecorder(), httptest.NewRequest("GET", PingPath+"?"+query, nil)
 		r.Header.Set(TokenHeader, token)
@@ -138,7 +138,7 @@ func TestAccess(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			made = 0
 			c.api.allowed = map[string]bool{"reader": true, "other": false}
-			w, refusal := request(newHandler(newGate(c.api), &Config{Report: report}), c.method, c.token)
+			w, refusal := request(newHandler(newGate(c.api), &Config{Report: report}, &meter{}), c.method, c.token)
 			if w.Code != c.status || !strings.Contains(refusal.Error, c.says) {
 				t.Errorf("%d %s, want %d with %q", w.Code, w.Body, c.status, c.says)
 			}
@@ -160,7 +160,7 @@ func TestAccess(t *testing.T) {
 func TestAnswersAreRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &fakeReviewer{allowed: map[string]bool{"reader": true}}
-		h := newHandler(newGate(api), &Config{Report: func(context.Context) *Report { return &Report{} }})
+		h := newHandler(newGate(api), &Config{Report: func(context.Context) *Report { return &Report{} }}, &meter{})
 		expect := func(status, asked int) {
 			t.Helper()
 			if w, _ := request(h, "GET", "reader"); w.Code != status || api.asked != asked {
@@ -187,7 +187,7 @@ func TestReviewsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &fakeReviewer{allowed: map[string]bool{}}
 		g := newGate(api)
-		h := newHandler(g, &Config{Report: func(context.Context) *Report { return &Report{} }})
+		h := newHandler(g, &Config{Report: func(context.Context) *Report { return &Report{} }}, &meter{})
 		var limited atomic.Int32
 		var all sync.WaitGroup
 		for i := range 1000 {
