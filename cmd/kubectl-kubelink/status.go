@@ -84,7 +84,8 @@ func newStatusCommand(cluster *genericclioptions.ConfigFlags) *cobra.Command {
 		Use:   "status [CONTEXT]...",
 		Short: "Show the links of clusters, both directions of each",
 		Long: `status asks the brokers of the clusters, through their API servers, how the links are. With several contexts it
-shows both directions of each link. It ends within 5 seconds, whatever is dead.
+shows both directions of each link. IN and OUT are what went through it per second, in the last 5 seconds. status ends
+within 5 seconds, whatever is dead.
 
 Exit codes: 0 all is well, 1 the command failed, 2 the command line is wrong, 3 a link is not Up or there is an error,
 4 an API server or a broker does not answer.`,
@@ -218,7 +219,7 @@ func (v *statusView) printLinks(w io.Writer, paint painter, wide bool) {
 	}
 	fmt.Fprintln(w)
 	t := newTable(w)
-	head := []string{"CONTEXT", "LINK", "STATE", "BACK", "SINCE", "RTT", "NAMES"}
+	head := []string{"CONTEXT", "LINK", "STATE", "BACK", "SINCE", "RTT", "IN", "OUT", "NAMES"}
 	if wide {
 		head = append(head, "ADDRESS", "ENDPOINT", "REMOTE", "RECEIVED", "SENT", "REASON")
 	}
@@ -233,10 +234,14 @@ func (v *statusView) printLinks(w io.Writer, paint painter, wide bool) {
 		if l.Back != nil {
 			back = paint.state(l.Back.State, l.Mode)
 		}
-		cells := []string{l.Context, l.Name, state, back, survey.RoundAge(l.Age(v.now)), describeRTT(l.RTT), "-"}
+		names, in, out := "-", "-", "-"
 		if l.Names != nil {
-			cells[6] = strings.TrimSuffix(l.Names.Zone, ".")
+			names = strings.TrimSuffix(l.Names.Zone, ".")
 		}
+		if !l.Old {
+			in, out = describeRate(l.RxRate), describeRate(l.TxRate)
+		}
+		cells := []string{l.Context, l.Name, state, back, survey.RoundAge(l.Age(v.now)), describeRTT(l.RTT), in, out, names}
 		if wide {
 			cells = append(cells, l.ClusterAddress, orDash(l.Endpoint), orDash(l.Remote), describeBytes(l.RxBytes),
 				describeBytes(l.TxBytes), orDash(l.Reason))
@@ -275,6 +280,9 @@ func describeRTT(seconds float64) string {
 	}
 	return fmt.Sprintf("%.1fms", seconds*1000)
 }
+
+// describeRate is a number of bytes per second.
+func describeRate(rate float64) string { return describeBytes(uint64(rate+0.5)) + "/s" }
 
 // describeBytes is a number of bytes with a binary unit.
 func describeBytes(n uint64) string {
