@@ -225,6 +225,49 @@ func TestStatusCommand(t *testing.T) {
 	}
 }
 
+// During a transfer, both ends show how fast it is. After it, nothing goes through the link.
+func TestStatusRates(t *testing.T) {
+	startTest(t, time.Minute)
+	c := newCommandLine(t)
+	const pace = 2 << 20 // bytes per second
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := runInBackground(func() error { return transfer(ctx, clients[0], servers[1].service, 60*pace, pace) })
+	expect := func(low, high float64) func(context.Context) error {
+		return func(context.Context) error {
+			var view struct {
+				Links []struct {
+					Context, Name  string
+					RxRate, TxRate float64
+				}
+			}
+			out, _, _ := c.run(t, "status", "-o", "json", brokers[0].Name, brokers[1].Name)
+			if err := json.Unmarshal([]byte(out), &view); err != nil {
+				return err
+			}
+			in, sent := -1.0, -1.0
+			for _, l := range view.Links {
+				switch {
+				case l.Context == brokers[0].Name && l.Name == brokers[1].Name:
+					in = l.RxRate
+				case l.Context == brokers[1].Name && l.Name == brokers[0].Name:
+					sent = l.TxRate
+				}
+			}
+			if min(in, sent) < low || max(in, sent) > high {
+				return fmt.Errorf("in %.0f, out %.0f bytes per second", in, sent)
+			}
+			return nil
+		}
+	}
+	took := within(t, 20*time.Second, "the rate of a transfer", expect(0.75*pace, 1.25*pace))
+	t.Logf("the rate is right after %s", took)
+	stop()
+	_ = ended()
+	took = within(t, 20*time.Second, "the end of a transfer", expect(0, 0.01*pace))
+	t.Logf("the rate is 0 after %s", took)
+}
+
 // The broker pings the other ends of links.
 func TestPingCommand(t *testing.T) {
 	startTest(t, time.Minute)
