@@ -166,8 +166,8 @@ func checkConnect(t *testing.T, ctx context.Context, f *fleet.Fleet, flags ...st
 	if out, err = l.run(ctx, commands["version"]...); err != nil || strings.Count(out, f.Image()) != 4 {
 		t.Errorf("version: %v\n%s", err, out)
 	}
-	l.checkTest(t, ctx, f, commands["test"])
-	if len(flags) == 0 { // the pages are about certificates, too
+	if len(flags) == 0 { // the pages are about certificates, too; and the API servers do not reach brokers in pod mode
+		l.checkTest(t, ctx, f, commands["test"])
 		l.checkPages(t, ctx, f)
 	}
 	l.checkGather(t, ctx, f, commands["gather"])
