@@ -6,8 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,11 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/miekg/dns"
-	corev1 "k8s.io/api/core/v1"
-	"sigs.k8s.io/yaml"
-
-	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
@@ -72,7 +65,7 @@ var comparisons = []comparison{
 }
 
 func parseFlags() (o options) {
-	what := []string{"apply", "services", "attack"}
+	what := []string{"apply", "scale", "services", "attack"}
 	var names, measures []string
 	for _, c := range comparisons {
 		what = append(what, c.section)
@@ -197,6 +190,13 @@ func (o options) runAll() error {
 			return err
 		}
 	}
+	if slices.Contains(o.what, "scale") {
+		ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
+		defer cancel()
+		if err := measureScale(ctx, o.quick); err != nil {
+			return err
+		}
+	}
 	if slices.Contains(o.what, "services") {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 		defer cancel()
@@ -236,166 +236,4 @@ func (c comparison) runComparison(ctx context.Context, o choice) (*results, erro
 		defer cancel()
 	}
 	return c.measure(ctx, o)
-}
-
-const rounds = 20
-
-// measureApply measures the time from the start of `kubectl apply` of a KubeLink to the first packet and back, and to
-// the first right DNS answer. This includes kubectl's own time, which measureApply shows separately.
-func measureApply(ctx context.Context) error {
-	f, err := fleet.New(ctx, 2, fleet.Options{})
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	one, two := f.Brokers[0], f.Brokers[1]
-	server, err := two.Pod(ctx, "server", testbed.PodOptions{})
-	if err != nil {
-		return err
-	}
-	if err := server.ServeUDPEcho(9000); err != nil {
-		return err
-	}
-	service, err := two.Service(ctx, "server", map[string]string{"app": "server"},
-		[]corev1.ServicePort{testbed.UDPPort(9000)}, testbed.ServiceOptions{})
-	if err != nil {
-		return err
-	}
-	client, err := one.Pod(ctx, "client", testbed.PodOptions{})
-	if err != nil {
-		return err
-	}
-	if err := f.Mesh(ctx); err != nil {
-		return err
-	}
-
-	object := two.LinkTo()
-	object.APIVersion, object.Kind = "kubelink.mandelsoft.org/v1alpha1", "KubeLink"
-	manifest, err := yaml.Marshal(object)
-	if err != nil {
-		return err
-	}
-	times, err := timeApplies(ctx, f, client, service, string(manifest))
-	if err != nil {
-		return err
-	}
-	return times.print()
-}
-
-// applyTimes are the times from the start of `kubectl apply` to its own end, to the first packet and back, and to the
-// first right DNS answer.
-type applyTimes struct{ kubectl, packet, name []time.Duration }
-
-// timeApplies removes and applies the link to the second cluster, and measures the times of each round.
-func timeApplies(
-	ctx context.Context, f *fleet.Fleet, client *testbed.Pod, service netip.Addr, manifest string,
-) (times applyTimes, err error) {
-	one, two := f.Brokers[0], f.Brokers[1]
-	for range rounds {
-		if err := one.Remove(ctx, two.Name); err != nil {
-			return times, err
-		}
-		if err := testbed.Until(ctx, "name to go", func(ctx context.Context) error {
-			if err := lookUpServer(ctx, one, service); err == nil || err.Error() != dns.RcodeToString[dns.RcodeNameError] {
-				return fmt.Errorf("answer: %w", err)
-			}
-			return nil
-		}); err != nil {
-			return times, err
-		}
-		start := time.Now()
-		names := make(chan time.Duration, 1)
-		packets := make(chan time.Duration, 1)
-		go func() { names <- firstSuccess(ctx, start, func() error { return lookUpServer(ctx, one, service) }) }()
-		go func() { packets <- firstSuccess(ctx, start, func() error { return sendEcho(ctx, client, service) }) }()
-		_, err := one.KubectlInput(ctx, manifest, "apply", "-f", "-")
-		if err != nil {
-			return times, err
-		}
-		times.kubectl = append(times.kubectl, time.Since(start))
-		times.packet = append(times.packet, <-packets)
-		times.name = append(times.name, <-names)
-		if err := ctx.Err(); err != nil {
-			return times, err
-		}
-	}
-	return times, nil
-}
-
-// print prints the times. A maximum over a second is an error.
-func (times applyTimes) print() error {
-	fmt.Printf("\nkubectl apply of a KubeLink, %d times (ms)   median   maximum\n", rounds)
-	var late error
-	for _, row := range []struct {
-		what string
-		all  []time.Duration
-	}{
-		{"kubectl has ended", times.kubectl}, {"first packet through and back", times.packet},
-		{"first right DNS answer", times.name},
-	} {
-		median, maximum := summarize(row.all)
-		fmt.Printf("%-44s %6d %9d\n", row.what, median.Milliseconds(), maximum.Milliseconds())
-		if maximum > time.Second {
-			late = errors.Join(late, fmt.Errorf("%s: maximum %s is over a second", row.what, maximum))
-		}
-	}
-	return late
-}
-
-// summarize returns the median and the maximum.
-func summarize(times []time.Duration) (median, maximum time.Duration) {
-	times = slices.Sorted(slices.Values(times))
-	return times[len(times)/2], times[len(times)-1]
-}
-
-// firstSuccess tries until it succeeds, and returns the time of the success. A failed try takes some time by itself.
-func firstSuccess(ctx context.Context, start time.Time, try func() error) time.Duration {
-	for ctx.Err() == nil {
-		if try() == nil {
-			return time.Since(start)
-		}
-	}
-	return 0
-}
-
-// sendEcho sends a datagram and waits 20 ms for the answer.
-func sendEcho(ctx context.Context, from *testbed.Pod, to netip.Addr) error {
-	conn, err := from.DialContext(ctx, "udp", netip.AddrPortFrom(to, 9000).String())
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(20 * time.Millisecond))
-	if _, err := conn.Write([]byte("x")); err != nil {
-		return waitForDeadline(conn, err)
-	}
-	_, err = conn.Read(make([]byte, 64))
-	return waitForDeadline(conn, err)
-}
-
-// waitForDeadline waits until the deadline after an error that came at once, so that each failed try takes the same
-// time.
-func waitForDeadline(conn net.Conn, err error) error {
-	var timeout net.Error
-	if err != nil && (!errors.As(err, &timeout) || !timeout.Timeout()) {
-		conn.Read(make([]byte, 64)) // until the deadline
-	}
-	return err
-}
-
-// lookUpServer queries the broker for the server's name, once in 10 ms.
-func lookUpServer(ctx context.Context, b *fleet.Broker, want netip.Addr) error {
-	pace := time.NewTimer(10 * time.Millisecond)
-	defer pace.Stop()
-	m, err := b.Host.QueryAt(ctx, "udp", b.DNS(), "server.default.svc.kubelink2.kubelink.", dns.TypeA)
-	if err != nil {
-		return err
-	}
-	if len(m.Answer) == 1 {
-		if a, ok := m.Answer[0].(*dns.A); ok && a.A.String() == want.String() {
-			return nil
-		}
-	}
-	<-pace.C
-	return errors.New(dns.RcodeToString[m.Rcode])
 }
