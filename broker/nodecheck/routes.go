@@ -99,8 +99,8 @@ func (l *look) addFinding(peer, reason string, text, remedy string) {
 	}
 }
 
-// checkDevice looks for our device, and reads the names of all.
-func (l *look) checkDevice() error {
+// readDevices reads the names of all devices, and looks for ours.
+func (l *look) readDevices() error {
 	links, err := l.netlink.LinkList()
 	if err != nil {
 		return err
@@ -112,6 +112,14 @@ func (l *look) checkDevice() error {
 		if a.Name == l.target.Device {
 			l.index = a.Index
 		}
+	}
+	return nil
+}
+
+// checkDevice looks for our device.
+func (l *look) checkDevice() error {
+	if err := l.readDevices(); err != nil {
+		return err
 	}
 	const remedy = "kubelink makes it again; if this stays, look for the program that removes it or sets it down"
 	switch {
