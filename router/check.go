@@ -4,6 +4,7 @@ package router
 // rules, the reverse path filter and forwarding.
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -11,16 +12,24 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
-// maxChecked bounds the routes that a look asks for: rules and sysctls concern all alike.
-const maxChecked = 32
+const (
+	// maxChecked bounds the routes that a look asks for: rules and sysctls concern all alike.
+	maxChecked = 32
+	// maxPods bounds the pods of a family that a look asks for.
+	maxPods = 4
+	// filterTime bounds the time for reading rules of iptables and nftables.
+	filterTime = 5 * time.Second
+)
 
 // pod is a pod of this node, or a network of its pods.
 type pod struct {
@@ -28,26 +37,51 @@ type pod struct {
 	index   int // of the device that leads there
 }
 
-// checkPackets asks for the ways of packets of a pod.
-func (n *node) checkPackets(routes []kernel.NodeRoute) (findings link.Findings) {
+// checkPackets asks for the ways of packets of pods: for the routes of one pod, and for rules that drop packets of all.
+// An error says what could not be checked.
+func (n *node) checkPackets(routes []kernel.NodeRoute) (findings link.Findings, err error) {
 	pods := n.findPods()
 	names := map[int]string{}
+	nameOf := func(index int) string {
+		if names[index] == "" {
+			names[index] = n.deviceName(index)
+		}
+		return names[index]
+	}
+	var transits [][]nodecheck.Transit
 	checked := 0
 	for _, r := range routes {
-		p, ok := pods[r.Destination.Addr().Is4()]
-		if !ok || r.Fallback || checked == maxChecked {
+		some := pods[r.Destination.Addr().Is4()]
+		if len(some) == 0 || r.Fallback || checked == maxChecked {
 			continue
 		}
 		checked++
-		if names[p.index] == "" {
-			names[p.index] = n.deviceName(p.index)
-		}
-		f := n.checkPacket(&r, p, names[p.index])
+		f := n.checkPacket(&r, some[0], nameOf(some[0].index))
 		if f != nil && !hasReason(findings, f.Reason) {
 			findings = append(findings, *f)
 		}
+		if f != nil || !r.Gateway.IsValid() {
+			continue
+		}
+		var ways []nodecheck.Transit
+		for _, p := range some {
+			ways = append(ways, nodecheck.Transit{Pod: p.address, In: nameOf(p.index), To: firstHost(r.Destination),
+				Network: r.Destination, Out: nameOf(r.Index)})
+		}
+		transits = append(transits, ways)
 	}
-	return findings
+	ctx, cancel := context.WithTimeout(context.Background(), filterTime)
+	defer cancel()
+	dropped, err := n.filters.FindDrops(ctx, transits)
+	return append(findings, dropped...), err
+}
+
+// firstHost is an address in a network.
+func firstHost(p netip.Prefix) netip.Addr {
+	if p.IsSingleIP() {
+		return p.Addr()
+	}
+	return p.Addr().Next()
 }
 
 func hasReason(findings link.Findings, reason string) bool {
@@ -59,9 +93,9 @@ func hasReason(findings link.Findings, reason string) bool {
 	return false
 }
 
-// findPods returns a pod of each family, by Is4: the end of a route that leads straight to one.
-func (n *node) findPods() map[bool]pod {
-	pods := map[bool]pod{}
+// findPods returns some pods of each family, by Is4: the ends of routes that lead straight to one.
+func (n *node) findPods() map[bool][]pod {
+	pods := map[bool][]pod{}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		see := func(r netlink.Route) bool {
 			if r.Dst == nil || len(r.Gw) > 0 || r.LinkIndex == 0 || r.Type != unix.RTN_UNICAST {
@@ -71,8 +105,8 @@ func (n *node) findPods() map[bool]pod {
 			bits, size := r.Dst.Mask.Size()
 			for _, p := range n.pods {
 				if a = a.Unmap(); p.Contains(a) && bits >= p.Bits() {
-					pods[a.Is4()] = pod{podAddress(a, bits, size), r.LinkIndex}
-					return false
+					pods[a.Is4()] = append(pods[a.Is4()], pod{podAddress(a, bits, size), r.LinkIndex})
+					return len(pods[a.Is4()]) < maxPods
 				}
 			}
 			return true
@@ -101,10 +135,7 @@ func (n *node) deviceName(index int) string {
 
 // checkPacket asks for the way of a packet of a pod to the first address of a route. nil: it takes the route.
 func (n *node) checkPacket(r *kernel.NodeRoute, p pod, device string) *link.Finding {
-	to := r.Destination.Addr()
-	if !r.Destination.IsSingleIP() {
-		to = to.Next()
-	}
+	to := firstHost(r.Destination)
 	found, err := n.netlink.RouteGetWithOptions(to.AsSlice(),
 		&netlink.RouteGetOptions{IifIndex: p.index, SrcAddr: p.address.AsSlice()})
 	if err == nil && len(found) == 0 {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
 // enter takes the goroutine to a new network namespace. The thread ends with the goroutine.
@@ -79,6 +80,21 @@ func TestCheckPackets(t *testing.T) {
 		"a rule that drops": {"ip rule add priority 100 from 100.96.0.0/11 to 100.64.16.0/20 prohibit", PacketsTakenAway,
 			[]string{"packets of pods (100.96.3.5, device cali1) to 100.64.16.0/20 do not leave"}},
 		"forwarding is off": {"sysctl -qw net.ipv4.ip_forward=0", ForwardingOff, []string{"device cali1"}},
+		"a rule that accepts": {"nft add table inet f\n" +
+			"nft add chain inet f c { type filter hook forward priority 0 ; policy drop ; }\n" +
+			"nft add rule inet f c oifname eth0 accept", "", nil},
+		"a policy that drops": {"nft add table inet f\n" +
+			"nft add chain inet f c { type filter hook forward priority 0 ; policy drop ; }\n" +
+			"nft add rule inet f c ct state established accept", PacketFilter,
+			[]string{"packets of pods to 100.64.16.0/20 are dropped on this node: nftables: chain inet f c has the policy DROP",
+				"nft insert rule inet f c oifname eth0 accept"}},
+		"a rule that drops what is for a mesh": {"nft add table inet f\n" +
+			"nft add chain inet f c { type filter hook prerouting priority -300 ; }\n" +
+			"nft add rule inet f c ip daddr 100.64.0.0/10 drop", PacketFilter, []string{"100.64.16.0/20", "inet f c"}},
+		"what drops packets of one pod": {"ip link add cali2 type veth peer name wire2\nip link set cali2 up\n" +
+			"ip link set wire2 up\nip route add 100.96.3.6 dev cali2 scope link\nnft add table inet f\n" +
+			"nft add chain inet f c { type filter hook forward priority 0 ; }\n" +
+			"nft add rule inet f c iifname cali1 drop", "", nil},
 		"a strict reverse path filter": {"ip rule add priority 90 to 100.96.3.5 lookup 90\n" +
 			"ip route add 100.96.3.5 dev eth0 table 90\nsysctl -qw net.ipv4.conf.cali1.rp_filter=1", ReversePathFilter,
 			[]string{"device cali1", "net.ipv4.conf.cali1.rp_filter=2"}},
@@ -109,7 +125,15 @@ func TestCheckPackets(t *testing.T) {
 			}
 			defer handle.Close()
 			n := &node{netlink: handle, pods: []netip.Prefix{netip.MustParsePrefix("100.96.0.0/11")}}
-			checkFindings(t, n.checkPackets(want), c.reason, c.texts)
+			if n.filters, err = nodecheck.NewTransitChecker(); err != nil {
+				t.Fatal(err)
+			}
+			defer n.filters.Close()
+			found, err := n.checkPackets(want)
+			if err != nil {
+				t.Error(err)
+			}
+			checkFindings(t, found, c.reason, c.texts)
 		})
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/nodecheck"
 )
 
 // node is the node of the router.
@@ -27,6 +28,7 @@ type node struct {
 	server   *host.APIServer
 	ipip     *ipip
 	netlink  *netlink.Handle
+	filters  *nodecheck.TransitChecker
 }
 
 // openNode looks at the node, and calls changed when what it reaches outside of the meshes changes.
@@ -57,9 +59,14 @@ func openNode(c *Config, changed func()) (*node, error) {
 	if n.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
+	if n.filters, err = nodecheck.NewTransitChecker(); err != nil {
+		n.netlink.Close()
+		return nil, err
+	}
 	n.host, err = host.Open(host.Config{Device: c.Device, Protocols: []int{kernel.Protocol, kernel.RouterProtocol},
 		API: n.server, Changed: changed, Log: c.Log})
 	if err != nil {
+		n.filters.Close()
 		n.netlink.Close()
 		return nil, err
 	}
@@ -68,6 +75,7 @@ func openNode(c *Config, changed func()) (*node, error) {
 
 func (n *node) closeHandles() {
 	n.host.Close()
+	n.filters.Close()
 	n.netlink.Close()
 }
 

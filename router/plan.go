@@ -28,13 +28,16 @@ const (
 	ReversePathFilter = "ReversePathFilter" // the kernel drops packets because of their source
 	ForwardingOff     = "ForwardingOff"     // the kernel does not forward
 	AddressesDropped  = "AddressesDropped"  // packets with addresses of meshes do not pass to the gateway
+	LargeDropped      = "LargeDropped"      // large packets do not pass to the gateway
+	PacketFilter      = "PacketFilter"      // a rule of iptables or nftables drops packets of pods
 	TwoGateways       = "TwoGateways"       // two gateways lead to one link
 	AccessDenied      = "AccessDenied"      // the API server refuses to tell what the router needs
 )
 
 // reasons are all of them.
 var reasons = []string{ForeignRoute, GatewayNotOnLink, GatewayAddress, NetworkRefused, TunnelMissing, RouteNotSet,
-	PacketsTakenAway, ReversePathFilter, ForwardingOff, AddressesDropped, TwoGateways, AccessDenied}
+	PacketsTakenAway, ReversePathFilter, ForwardingOff, AddressesDropped, LargeDropped, PacketFilter, TwoGateways,
+	AccessDenied}
 
 // objects are what the API server tells.
 type objects struct {

@@ -35,6 +35,7 @@ type probeTarget struct {
 	name    string
 	address netip.Addr // of the gateway
 	mesh    netip.Addr // of the gateway in a mesh, or the gateway leads there
+	mtu     int        // of the way to the gateway, in bytes; 0: not known
 }
 
 // prober asks in a goroutine of its own: no answer takes a while.
@@ -98,10 +99,13 @@ func (p *prober) run(ctx context.Context) {
 	}
 }
 
-// probe returns a finding where the gateway answers at its address in this cluster, and not at that of a mesh. A
-// gateway that does not answer at all proves nothing.
+// probe returns a finding where the gateway answers at its address in this cluster, and not at that of a mesh, or not
+// to large packets. A gateway that does not answer at all proves nothing.
 func (t *probeTarget) probe(ctx context.Context) *link.Finding {
-	if answers(ctx, t.mesh) || !answers(ctx, t.address) {
+	if answers(ctx, t.mesh, 0) {
+		return t.probeLarge(ctx)
+	}
+	if !answers(ctx, t.address, 0) {
 		return nil
 	}
 	return &link.Finding{Reason: AddressesDropped, Text: fmt.Sprintf("%s answers at %s, but not at %s: "+
@@ -110,18 +114,32 @@ func (t *probeTarget) probe(ctx context.Context) *link.Finding {
 			"other addresses than those of nodes and pods (source/destination check, port security)"}
 }
 
-// answers tells whether a kernel on the way to an address says that a packet has no hop left, or that nobody listens.
-func answers(ctx context.Context, to netip.Addr) bool {
+// probeLarge returns a finding where packets as large as they may be get lost, and no kernel on the way says so: the
+// senders do not learn to send smaller ones.
+func (t *probeTarget) probeLarge(ctx context.Context) *link.Finding {
+	if t.mtu == 0 || answers(ctx, t.mesh, t.mtu) || !answers(ctx, t.mesh, 0) {
+		return nil
+	}
+	return &link.Finding{Reason: LargeDropped, Text: fmt.Sprintf("packets of %d bytes to %s (%s) get lost between this "+
+		"node and the gateway, small ones do not", t.mtu, t.name, t.mesh),
+		Remedy: "give the interface of the node the MTU that the network between the nodes carries, or mend that network; " +
+			"or set the property mtu in the Corefile of the broker to what passes"}
+}
+
+// answers tells whether a kernel on the way to an address says that a packet of so many bytes, 0: a small one, has no
+// hop left, that nobody listens, or that the packet is too large.
+func answers(ctx context.Context, to netip.Addr, size int) bool {
 	for range probeTries {
 		if ctx.Err() != nil {
 			return false
 		}
 		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, probePort)))
 		if err == nil {
-			err = sendProbe(conn, to.Is4())
+			err = sendProbe(conn, to.Is4(), size)
 			conn.Close()
 		}
-		for _, answer := range []error{unix.EHOSTUNREACH, unix.ECONNREFUSED, unix.ENETUNREACH, unix.EACCES} {
+		for _, answer := range []error{unix.EHOSTUNREACH, unix.ECONNREFUSED, unix.ENETUNREACH, unix.EACCES,
+			unix.EMSGSIZE} {
 			if errors.Is(err, answer) {
 				return true
 			}
@@ -130,22 +148,26 @@ func answers(ctx context.Context, to netip.Addr) bool {
 	return false
 }
 
-// sendProbe sends a packet with one hop, and returns the error that comes back: ip(7), IP_RECVERR.
-func sendProbe(conn *net.UDPConn, is4 bool) error {
+// sendProbe sends a packet with one hop, and returns the error that comes back: ip(7), IP_RECVERR. It is not fragmented.
+func sendProbe(conn *net.UDPConn, is4 bool, size int) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
 	}
+	headers := 20 + 8 // RFC 791, RFC 768
 	failed := raw.Control(func(fd uintptr) {
-		set := func(level, option int) {
-			err = errors.Join(err, unix.SetsockoptInt(int(fd), level, option, 1))
+		set := func(level, option, value int) {
+			err = errors.Join(err, unix.SetsockoptInt(int(fd), level, option, value))
 		}
 		if is4 {
-			set(unix.IPPROTO_IP, unix.IP_TTL)
-			set(unix.IPPROTO_IP, unix.IP_RECVERR)
+			set(unix.IPPROTO_IP, unix.IP_TTL, 1)
+			set(unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+			set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
 		} else {
-			set(unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS)
-			set(unix.IPPROTO_IPV6, unix.IPV6_RECVERR)
+			headers = 40 + 8 // RFC 8200
+			set(unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 1)
+			set(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+			set(unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE)
 		}
 	})
 	if err := errors.Join(failed, err); err != nil {
@@ -154,7 +176,8 @@ func sendProbe(conn *net.UDPConn, is4 bool) error {
 	if err := conn.SetReadDeadline(time.Now().Add(probeTime)); err != nil {
 		return err
 	}
-	if _, err := conn.Write([]byte("kubelink")); err != nil {
+	content := append([]byte("kubelink"), make([]byte, max(0, size-headers-len("kubelink")))...)
+	if _, err := conn.Write(content); err != nil {
 		return err
 	}
 	_, err = conn.Read(make([]byte, 1))
@@ -169,7 +192,7 @@ func probeTargets(r *routing, f *facts, links []*v1alpha1.KubeLink) (targets []p
 		if !n.Gateway.IsValid() || f.overlay != nil && n.Index == f.overlay.index || slices.ContainsFunc(targets, known) {
 			continue
 		}
-		t := probeTarget{name: "the gateway", address: n.Gateway, mesh: n.Destination.Addr()}
+		t := probeTarget{name: "the gateway", address: n.Gateway, mesh: n.Destination.Addr(), mtu: wayMTU(&n, f)}
 		if !n.Destination.IsSingleIP() {
 			t.mesh = t.mesh.Next()
 		}
@@ -187,6 +210,17 @@ func probeTargets(r *routing, f *facts, links []*v1alpha1.KubeLink) (targets []p
 		targets = append(targets, t)
 	}
 	return targets
+}
+
+// wayMTU is the MTU of a route; 0: it is not known.
+func wayMTU(r *kernel.NodeRoute, f *facts) int {
+	switch {
+	case r.MTU > 0:
+		return r.MTU
+	case f.ipip != nil && r.Index == f.ipip.index:
+		return f.ipip.mtu
+	}
+	return f.ways[r.Gateway].way.MTU
 }
 
 // clusterAddresses are the addresses of this cluster in meshes.

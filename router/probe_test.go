@@ -75,11 +75,13 @@ func TestNamespaceProbe(t *testing.T) {
 		{"the gateway is silent", "nft 'table bridge f { chain c { type filter hook forward priority 0; " +
 			"ip protocol icmp drop; icmpv6 type { destination-unreachable, time-exceeded } drop; }; }'",
 			"nft delete table bridge f", ""},
+		{"large packets get lost", "nft 'table bridge f { chain c { type filter hook forward priority 0; " +
+			"meta length > 1300 drop; }; }'", "nft delete table bridge f", LargeDropped},
 	} {
 		run("lan", c.before)
 		for _, target := range []probeTarget{
-			{"LinkGateway g1", netip.MustParseAddr("10.250.0.1"), netip.MustParseAddr("192.168.0.11")},
-			{"LinkGateway g1", netip.MustParseAddr("fd00:a::1"), netip.MustParseAddr("fd00:c::b")},
+			{"LinkGateway g1", netip.MustParseAddr("10.250.0.1"), netip.MustParseAddr("192.168.0.11"), 1500},
+			{"LinkGateway g1", netip.MustParseAddr("fd00:a::1"), netip.MustParseAddr("fd00:c::b"), 1500},
 		} {
 			run("node", "true") // this thread is there now
 			reason := ""

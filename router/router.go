@@ -79,13 +79,15 @@ type Router struct {
 // Status is what a look at node and API has found. It is not changed later.
 type Status struct {
 	Findings link.Findings
-	Waiting  string // what the router waits for before it sets routes; empty: nothing
-	Routes   int    // that lead to a gateway
-	Unknown  []netip.Prefix
-	Gateways []string // where packets go, one line for each gateway
-	places   []string // of the gateways, as Gateways has them
-	Took     time.Duration
-	Written  int // changes
+	// Incomplete is why a part of the node could not be checked; nil: all was.
+	Incomplete error
+	Waiting    string // what the router waits for before it sets routes; empty: nothing
+	Routes     int    // that lead to a gateway
+	Unknown    []netip.Prefix
+	Gateways   []string // where packets go, one line for each gateway
+	places     []string // of the gateways, as Gateways has them
+	Took       time.Duration
+	Written    int // changes
 }
 
 // Ready is an error that says why the routes of the node are not what they should be; nil: they are.
@@ -261,7 +263,9 @@ func (r *Router) lookOnce() *Status {
 	}
 	s.Findings = slices.Concat(denied, refused, want.findings, findingsOf(errs))
 	if errors.Join(errs...) == nil {
-		s.Findings = append(s.Findings, r.node.checkPackets(want.routes)...)
+		var found link.Findings
+		found, s.Incomplete = r.node.checkPackets(want.routes)
+		s.Findings = append(s.Findings, found...)
 		r.former.renameFile(r.config.Log)
 	}
 	s.Findings = append(s.Findings, r.prober.set(probeTargets(want, f, o.links))...)

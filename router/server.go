@@ -4,6 +4,7 @@ package router
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,12 +16,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/mandelsoft/kubelink/broker/diagnosis"
 )
 
 const (
 	// maxLookAge is how old the last look may be of a router that is healthy: it looks every 30 s.
 	maxLookAge  = 2 * time.Minute
 	requestTime = 10 * time.Second
+	// A request for findings gets those of a look that is not older than freshTime, if one ends within awaitTime.
+	freshTime = 2 * time.Second
+	awaitTime = time.Second
 )
 
 // metrics of the router. A process has one.
@@ -88,6 +94,7 @@ func openServer(address string, r *Router) (*server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", r.serveHealth)
 	mux.HandleFunc("GET /readyz", r.serveReady)
+	mux.HandleFunc("GET "+diagnosis.NodePath, r.serveFindings)
 	all := prometheus.Gatherers{registry, newDroppedCounter(r.vxlan.end)}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(all, promhttp.HandlerOpts{}))
 	s := &server{http: &http.Server{Handler: mux, ReadTimeout: requestTime, WriteTimeout: requestTime}}
@@ -149,4 +156,52 @@ func (r *Router) serveReady(w http.ResponseWriter, _ *http.Request) {
 	if len(s.Unknown) > 0 {
 		fmt.Fprintf(w, "unreachable, as no gateway is known: %v\n", s.Unknown)
 	}
+}
+
+// serveFindings says the same as serveReady to programs.
+func (r *Router) serveFindings(w http.ResponseWriter, request *http.Request) {
+	r.awaitLook(request.Context())
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(r.status.Load().report(r.config.Node)) // the client may be gone
+}
+
+// awaitLook waits for a look that has begun by now, unless there was one a moment ago: nothing tells the router of
+// changes of sysctls and rules.
+func (r *Router) awaitLook(ctx context.Context) {
+	last := r.lookedAt.Load()
+	if time.Since(time.Unix(0, last)) < freshTime {
+		return
+	}
+	r.requestLook()
+	ctx, cancel := context.WithTimeout(ctx, awaitTime)
+	defer cancel()
+	for r.lookedAt.Load() == last && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(awaitTime / 50):
+		}
+	}
+}
+
+// report makes the report of a look on a node; nil: there was none yet.
+func (s *Status) report(name string) *diagnosis.NodeReport {
+	r := &diagnosis.NodeReport{Node: name, Ready: s.Ready() == nil, Findings: []diagnosis.Finding{}}
+	about := diagnosis.Object{Kind: "Node", Name: name}
+	add := func(reason string, severity diagnosis.Severity, message, remedy string) {
+		r.Findings = append(r.Findings, diagnosis.Finding{Reason: reason, Severity: severity, Object: about,
+			Message: strings.ReplaceAll(message, "\n", "; "), Remedy: remedy})
+	}
+	if s == nil || s.Waiting != "" {
+		add(diagnosis.RouterNotReady, diagnosis.Error, "the routes of the node stay as they are: "+s.Ready().Error(),
+			"see that the API server answers, that a broker holds the links, and the log of the router on the node")
+		return r
+	}
+	for _, f := range s.Findings[:min(len(s.Findings), maxListed)] {
+		add(f.Reason, diagnosis.Error, f.Text, f.Remedy)
+	}
+	if s.Incomplete != nil {
+		add(diagnosis.NodeNotChecked, diagnosis.Warning, "not all rules of the node can be read: "+s.Incomplete.Error(),
+			"look at iptables-legacy-save on the node, which needs the capability NET_RAW")
+	}
+	return r
 }

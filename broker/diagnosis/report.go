@@ -48,6 +48,16 @@ type Report struct {
 	Truncated    bool          `json:"truncated,omitempty"` // a list is longer than its bound
 }
 
+// NodePath is the page of kubelink-router with a NodeReport. As its page of readiness, it needs no token.
+const NodePath = "/findings"
+
+// NodeReport is what kubelink-router knows of its node at one moment.
+type NodeReport struct {
+	Node     string    `json:"node"`
+	Ready    bool      `json:"ready"` // the routes are what they should be, and packets pass
+	Findings []Finding `json:"findings"`
+}
+
 // Lease says which broker of the cluster holds the links.
 type Lease struct {
 	Holder  string `json:"holder,omitempty"` // identity; empty: unknown
