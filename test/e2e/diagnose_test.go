@@ -298,6 +298,7 @@ type fault struct {
 	contexts []string                          // that are asked; none: the first two
 	flags    []string
 	reason   string
+	object   string   // its name; empty: any
 	texts    []string // in cause and remedy
 }
 
@@ -460,7 +461,7 @@ func clusterFaults() []fault {
 			`MountVolume.SetUp failed for volume "tun": hostPath type check failed: /dev/net/tun is not a character device`),
 			texts: []string{"/dev/net/tun is not a character device", "modprobe tun"}},
 		{name: "the broker has ended", inject: onBroker(syscall.SIGKILL, 0), reason: "BrokerUnreachable",
-			texts: []string{"does not answer", "that the broker runs (its log)"}},
+			texts: []string{"does not answer", "connection refused", "that the broker runs (its log)"}},
 		{name: "the broker hangs", inject: onBroker(syscall.SIGSTOP, syscall.SIGCONT), reason: "BrokerUnreachable",
 			texts: []string{"no answer within", "see that the node is alive"}},
 		{name: "the broker may not review tokens", inject: withoutRule("tokenreviews"), reason: "ReportRefused",
@@ -644,6 +645,61 @@ func refuseCRDs(t *testing.T, ctx context.Context) {
 	startAgain(t, b0())
 }
 
+// startFarRouter adds a node with a router to the second cluster.
+func startFarRouter(t *testing.T, ctx context.Context) *farNode {
+	t.Helper()
+	w := startFarNode(t, ctx, brokers[1], 0)
+	must(t, w.router.Launch())
+	must(t, w.router.WaitReady(ctx))
+	t.Cleanup(func() {
+		must(t, w.router.Kill(context.Background(), syscall.SIGTERM))
+		must(t, w.router.Cleanup(context.Background()))
+	})
+	return w
+}
+
+// routerFaults are those of a node that is not the gateway.
+func routerFaults(w *farNode) []fault {
+	n, network := w.router.Host.Node, b0().ServiceCIDR.String()
+	spoil := func(spoil, heal string) func(*testing.T, context.Context) {
+		return func(t *testing.T, ctx context.Context) {
+			t.Helper()
+			t.Cleanup(func() {
+				_, err := n.Run(context.Background(), "sh", "-c", heal)
+				must(t, err)
+			})
+			_, err := n.Run(ctx, "sh", "-c", spoil)
+			must(t, err)
+		}
+	}
+	return []fault{
+		{name: "a foreign route on another node", reason: "ForeignRoute", object: n.Name,
+			inject: spoil("ip route add prohibit "+network+" metric 50", "ip route del prohibit "+network+" metric 50"),
+			texts:  []string{"packets to " + network + " take a route that is not kubelink's", "ip route del prohibit"}},
+		{name: "forwarding off on another node", reason: "ForwardingOff", object: n.Name,
+			inject: spoil("echo 0 > /proc/sys/net/ipv4/ip_forward", "echo 1 > /proc/sys/net/ipv4/ip_forward"),
+			texts:  []string{"forwarding is off for packets of pods", "sysctl -w net.ipv4.conf.all.forwarding=1"}},
+		{name: "a firewall on another node", reason: "PacketFilter", object: n.Name,
+			inject: spoil("nft add table inet site; nft add chain inet site fw '{ type filter hook forward priority 0; }'; "+
+				"nft add rule inet site fw ip daddr "+network+" drop", "nft delete table inet site"),
+			texts: []string{"packets of pods to " + network + " are dropped on this node", "chain inet site fw",
+				"nft insert rule inet site fw oifname eth0 accept"}},
+		{name: "the network of another node has a smaller MTU", reason: "LargeDropped", object: n.Name,
+			inject: func(t *testing.T, ctx context.Context) {
+				t.Helper()
+				relaunch := func() { // it asks at once
+					must(t, w.router.Kill(ctx, syscall.SIGTERM))
+					must(t, w.router.Launch())
+				}
+				t.Cleanup(relaunch)
+				spoil("nft add table netdev site; nft add chain netdev site out '{ type filter hook egress device eth0 "+
+					"priority 0; }'; nft add rule netdev site out ip daddr "+w.broker.MeshAddress.Masked().String()+
+					" meta length '>' 1314 drop", "nft delete table netdev site")(t, ctx)
+				relaunch()
+			}, texts: []string{"get lost between this node and the gateway", "small ones do not", "MTU"}},
+	}
+}
+
 // certificateFaults are those of mode bridge.
 func certificateFaults(t *testing.T) []fault {
 	stranger, err := testbed.NewCA("stranger")
@@ -684,6 +740,7 @@ func TestDiagnoseFaults(t *testing.T) {
 	if f.Mode == mesh.Bridge {
 		faults = append(faults, certificateFaults(t)...)
 	}
+	faults = append(faults, routerFaults(startFarRouter(t, ctx))...)
 	for _, n := range nodeCases() {
 		inject := func(t *testing.T, ctx context.Context) {
 			t.Cleanup(func() { b0().Gateway().Run(context.Background(), "sh", "-c", n.heal) })
@@ -720,6 +777,7 @@ func findFault(all []finding, one *fault) (finding, error) {
 	for _, f := range all {
 		text := f.Message + " | " + f.Remedy
 		if f.Reason == one.reason && f.Message != "" && f.Remedy != "" && f.Object.Name != "" &&
+			(one.object == "" || one.object == f.Object.Name) &&
 			!slices.ContainsFunc(one.texts, func(part string) bool { return !strings.Contains(text, part) }) {
 			return f, nil
 		}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -41,9 +42,9 @@ const (
 	DifferentModes    = "DifferentModes"    // at both ends of a link
 	WrongNetwork      = "WrongNetwork"      // cidr of a link is not that of the other cluster
 	WrongKey          = "WrongKey"          // publicKey of a link is not that of the other cluster
+	NodeNotReady      = "NodeNotReady"      // of a broker or a router
 	AddressTwice      = "AddressTwice"      // two clusters have one cluster address
 	NoExternalAddress = "NoExternalAddress" // of the service that peers connect to
-	RouterNotReady    = "RouterNotReady"    // on a node
 )
 
 // Examine finds out what is wrong. Errors come first.
@@ -154,17 +155,35 @@ func (e *examination) checkPods(a *Answer) {
 				"use a context whose user may get pods/proxy in namespace "+a.Namespace)
 		default:
 			e.add(a.Context, BrokerUnreachable, diagnosis.Error, pod,
-				fmt.Sprintf("the pod on node %s does not answer: %s", b.Node, describeError(b.Err)),
+				fmt.Sprintf("the pod on node %s does not answer: %s", b.Node, describeError(b.Err))+withSemicolon(b.Ended),
 				fmt.Sprintf("see that the node is alive, that the broker runs (its log), and that the API server reaches TCP "+
 					"port %d of the node or pod; a broker before this version has no report", b.port))
 		}
 	}
-	for _, r := range a.Routers {
-		if !r.Ready {
-			e.add(a.Context, RouterNotReady, diagnosis.Error, diagnosis.Object{Kind: "Node", Name: r.Node},
-				"kubelink-router is not ready on the node: pods there may have no way to the links"+withColon(r.Problem),
-				fmt.Sprintf("see kubectl --context %s -n %s logs %s", a.Context, a.Namespace, r.Name))
+	for _, name := range slices.Sorted(maps.Keys(a.Nodes)) {
+		e.add(a.Context, NodeNotReady, diagnosis.Error, diagnosis.Object{Kind: "Node", Name: name},
+			"the node is not ready "+a.Nodes[name],
+			fmt.Sprintf("see kubectl --context %s get node %s; start it, or its kubelet, again, or delete the Node if it is "+
+				"gone for good: then another one gets the pods of kubelink", a.Context, name))
+	}
+	for i := range a.Routers {
+		e.checkRouter(a, &a.Routers[i])
+	}
+}
+
+// checkRouter takes over what the router of a node has found, which it says sooner than its readiness.
+func (e *examination) checkRouter(a *Answer, r *Router) {
+	if r.Report != nil {
+		for _, f := range r.Report.Findings {
+			e.findings = append(e.findings, Finding{a.Context, f})
 		}
+		return
+	}
+	node, logs := diagnosis.Object{Kind: "Node", Name: r.Node}, fmt.Sprintf("see kubectl --context %s -n %s logs %s",
+		a.Context, a.Namespace, r.Name)
+	if !r.Ready {
+		e.add(a.Context, diagnosis.RouterNotReady, diagnosis.Error, node,
+			"kubelink-router is not ready on the node: pods there may have no way to the links"+withColon(r.Problem), logs)
 	}
 }
 
@@ -173,6 +192,13 @@ func withColon(text string) string {
 		return ""
 	}
 	return ": " + text
+}
+
+func withSemicolon(text string) string {
+	if text == "" {
+		return ""
+	}
+	return "; " + text
 }
 
 // isAboutTUN tells whether a pod does not run because of its TUN device.
@@ -185,6 +211,9 @@ func describeError(err error) string {
 	}
 	const limit = 400
 	text := strings.ReplaceAll(err.Error(), "\n", " ")
+	if apierrors.IsServiceUnavailable(err) { // a client has no other words for the answer of the proxy
+		text = "the API server has no connection to it"
+	}
 	if len(text) > limit {
 		text = strings.ToValidUTF8(text[:limit], "") + "..."
 	}

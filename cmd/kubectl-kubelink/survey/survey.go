@@ -41,6 +41,8 @@ const (
 	tokenLifetime = 10 * time.Minute       // the shortest that API servers issue
 	brokerLabel   = "app=kubelink"         // of brokers, as deploy has it
 	routerLabel   = "app=kubelink-router"
+	routerPort    = 10541 // of a router whose pod names none
+	maxAsked      = 100   // routers of a cluster: the readiness of the others tells enough
 	maxList       = 1000
 )
 
@@ -58,7 +60,8 @@ type Answer struct {
 	Namespace string `json:"namespace"`
 
 	Brokers  []Broker            `json:"brokers"`
-	Routers  []Pod               `json:"routers,omitempty"`
+	Routers  []Router            `json:"routers,omitempty"`
+	Nodes    map[string]string   `json:"-"` // why nodes of brokers and routers are not ready, by name
 	Links    []v1alpha1.KubeLink `json:"-"`
 	Service  *corev1.Service     `json:"-"` // of the broker; nil: there is none
 	Err      error               `json:"-"` // the API server cannot be asked
@@ -74,6 +77,13 @@ type Broker struct {
 	Err    error             `json:"-"`                // why not
 }
 
+// Router is the kubelink-router of a node.
+type Router struct {
+	Pod
+	Report *diagnosis.NodeReport `json:"report,omitempty"` // nil: it was not asked, or does not answer
+	Err    error                 `json:"-"`                // why not
+}
+
 // Pod is how a pod is.
 type Pod struct {
 	Name    string `json:"pod"`
@@ -81,6 +91,7 @@ type Pod struct {
 	Running bool   `json:"running"`
 	Ready   bool   `json:"ready"`
 	Problem string `json:"problem,omitempty"` // why it does not run, one line
+	Ended   string `json:"ended,omitempty"`   // how its program ended last, and how often it began again, one line
 
 	port int32 // of reports
 }
@@ -129,17 +140,12 @@ func (t *Target) ask(ctx context.Context) Answer {
 	first, cancel := context.WithTimeout(ctx, apiDeadline)
 	defer cancel()
 	var token string
-	var pods []corev1.Pod
+	var pods, routers []corev1.Pod
 	var parts sync.WaitGroup
 	parts.Go(func() { pods, a.PodsErr = q.listPods(first, brokerLabel) })
 	parts.Go(func() { token, a.TokenErr = q.requestToken(first) })
 	parts.Go(func() { a.Links, a.LinksErr = q.listLinks(first) })
-	parts.Go(func() {
-		routers, _ := q.listPods(first, routerLabel) // the component router is optional
-		for i := range routers {
-			a.Routers = append(a.Routers, describePod(&routers[i]))
-		}
-	})
+	parts.Go(func() { routers, _ = q.listPods(first, routerLabel) }) // the component router is optional
 	parts.Go(func() {
 		if s, err := clients.CoreV1().Services(t.Namespace).Get(first, "kubelink", metav1.GetOptions{}); err == nil {
 			a.Service = s
@@ -150,7 +156,11 @@ func (t *Target) ask(ctx context.Context) Answer {
 		a.Err = a.PodsErr
 		return a
 	}
-	a.Brokers = make([]Broker, len(pods))
+	a.Brokers, a.Routers = make([]Broker, len(pods)), describeRouters(routers)
+	parts.Go(func() { a.Nodes = q.findDeadNodes(first, slices.Concat(pods, routers)) })
+	for i := range a.Routers[:min(len(a.Routers), maxAsked)] {
+		parts.Go(func() { q.askRouter(ctx, &a.Routers[i]) })
+	}
 	for i := range pods {
 		parts.Go(func() { a.Brokers[i] = q.askBroker(ctx, &pods[i], token, a.TokenErr) })
 	}
@@ -212,7 +222,7 @@ func (q *questions) listLinks(ctx context.Context) ([]v1alpha1.KubeLink, error) 
 
 // askBroker asks the broker in a pod for its report, or finds out why the pod does not run.
 func (q *questions) askBroker(ctx context.Context, pod *corev1.Pod, token string, noToken error) Broker {
-	b := Broker{Pod: describePod(pod)}
+	b := Broker{Pod: describePod(pod, "diagnosis", diagnosis.DefaultPort)}
 	switch {
 	case !b.Running:
 		if text := q.lastEvent(ctx, pod); text != "" {
@@ -225,6 +235,28 @@ func (q *questions) askBroker(ctx context.Context, pod *corev1.Pod, token string
 		b.Report, b.Err = q.readReport(ctx, pod.Name, b.port, token)
 	}
 	return b
+}
+
+// describeRouters puts the routers that are not ready first.
+func describeRouters(pods []corev1.Pod) (routers []Router) {
+	for i := range pods {
+		routers = append(routers, Router{Pod: describePod(&pods[i], "http", routerPort)})
+	}
+	slices.SortStableFunc(routers, func(a, b Router) int {
+		return map[bool]int{false: 0, true: 1}[a.Ready] - map[bool]int{false: 0, true: 1}[b.Ready]
+	})
+	return routers
+}
+
+// askRouter asks a router what is in the way of packets on its node.
+func (q *questions) askRouter(ctx context.Context, r *Router) {
+	if !r.Running {
+		return
+	}
+	report := &diagnosis.NodeReport{}
+	if r.Err = q.get(ctx, r.Name, r.port, "", diagnosis.NodePath, nil, report); r.Err == nil {
+		r.Report = report
+	}
 }
 
 // RefusedError is the answer of a broker that gives no report.
@@ -283,6 +315,10 @@ func (q *questions) getOnce(
 			const limit = 400
 			return errors.New(strings.ToValidUTF8(strings.TrimSpace(string(text[:min(len(text), limit)])), ""))
 		}
+		status := &metav1.Status{}
+		if json.Unmarshal(text, status) == nil && status.Message != "" && apierrors.IsServiceUnavailable(err) {
+			return errors.New(status.Message) // of the proxy, which has no connection
+		}
 		return unwrapProxyError(err)
 	}
 	if err := json.Unmarshal(text, answer); err != nil {
@@ -305,13 +341,13 @@ func unwrapProxyError(err error) error {
 	return err
 }
 
-// describePod says how a pod is, and where its reports are.
-func describePod(pod *corev1.Pod) Pod {
+// describePod says how a pod is, and where its reports are: at the port with a name, or at another one.
+func describePod(pod *corev1.Pod, portName string, port int32) Pod {
 	p := Pod{Name: pod.Name, Node: pod.Spec.NodeName, Running: pod.Status.Phase == corev1.PodRunning,
-		port: diagnosis.DefaultPort}
+		port: port}
 	for _, c := range pod.Spec.Containers {
 		for _, port := range c.Ports {
-			if port.Name == "diagnosis" {
+			if port.Name == portName {
 				p.port = port.ContainerPort
 			}
 		}
@@ -333,14 +369,60 @@ func describePod(pod *corev1.Pod) Pod {
 			p.Running = false
 			p.Problem = joinTexts(p.Problem, c.State.Terminated.Reason, c.State.Terminated.Message)
 		}
-		if last := c.LastTerminationState.Terminated; last != nil && !p.Running {
-			p.Problem = joinTexts(p.Problem, last.Message)
+		if last := c.LastTerminationState.Terminated; last != nil {
+			p.Ended = describeEnd(last, c.RestartCount)
+			if !p.Running {
+				p.Problem = joinTexts(p.Problem, p.Ended, last.Message)
+			}
 		}
 	}
 	if pod.Status.Reason != "" || pod.DeletionTimestamp != nil {
 		p.Problem = joinTexts(p.Problem, pod.Status.Reason, pod.Status.Message)
 	}
 	return p
+}
+
+// describeEnd says how a container ended.
+func describeEnd(end *corev1.ContainerStateTerminated, restarts int32) string {
+	text := fmt.Sprintf("its program ended with exit code %d", end.ExitCode)
+	if end.Reason != "" && end.Reason != "Error" {
+		text += " (" + end.Reason + ")"
+	}
+	if !end.FinishedAt.IsZero() {
+		text += " at " + end.FinishedAt.UTC().Format(time.RFC3339)
+	}
+	return fmt.Sprintf("%s, and has been started %d times again", text, restarts)
+}
+
+// findDeadNodes returns why nodes of pods are not ready, by name. What this user may not know is no problem.
+func (q *questions) findDeadNodes(ctx context.Context, pods []corev1.Pod) map[string]string {
+	names := map[string]bool{}
+	for i := range pods {
+		if len(names) < maxAsked && pods[i].Spec.NodeName != "" {
+			names[pods[i].Spec.NodeName] = true
+		}
+	}
+	var mu sync.Mutex // guards dead
+	var all sync.WaitGroup
+	dead := map[string]string{}
+	for name := range names {
+		all.Go(func() {
+			n, err := q.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+			if err != nil {
+				return
+			}
+			for _, c := range n.Status.Conditions {
+				if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+					mu.Lock()
+					dead[name] = fmt.Sprintf("since %s: %s", c.LastTransitionTime.UTC().Format(time.RFC3339),
+						joinTexts(c.Reason, c.Message))
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	all.Wait()
+	return dead
 }
 
 // lastEvent is the last warning about a pod; empty: there is none, or it cannot be had.

@@ -113,8 +113,21 @@ func TestExamine(t *testing.T) {
 			"not the key of c2, key of c2", "status.publicKey"},
 		"address twice": {func(a []Answer) { report(a, 1).Clusters[0].Addresses[0] = address(1) }, AddressTwice,
 			"KubeLink c2", address(1) + " is also that of c1", "another spec.clusterAddress"},
-		"router": {func(a []Answer) { a[0].Routers = []Pod{{Name: "r", Node: "node2", Problem: "no route"}} }, RouterNotReady,
-			"Node node2", "no route", "logs r"},
+		"router": {func(a []Answer) { a[0].Routers = []Router{{Pod: Pod{Name: "r", Node: "node2", Problem: "no route"}}} },
+			diagnosis.RouterNotReady, "Node node2", "no route", "logs r"},
+		"dead node": {func(a []Answer) { a[0].Nodes = map[string]string{"node2": "since then: NodeStatusUnknown"} },
+			NodeNotReady, "Node node2", "the node is not ready since then: NodeStatusUnknown", "get node node2"},
+		"broker that ended": {func(a []Answer) {
+			b := &a[1].Brokers[0]
+			b.Report, b.Err = nil, apierrors.NewServiceUnavailable("")
+			b.Ended = describeEnd(&corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}, 3)
+		}, BrokerUnreachable, "Pod kubelink", "the API server has no connection to it; its program ended with exit code 137 " +
+			"(OOMKilled), and has been started 3 times again", "that the broker runs"},
+		"finding of a router": {func(a []Answer) {
+			a[0].Routers = []Router{{Pod: Pod{Name: "r", Node: "node2"}, Report: &diagnosis.NodeReport{
+				Findings: []diagnosis.Finding{{Reason: "ForwardingOff", Severity: diagnosis.Error,
+					Object: diagnosis.Object{Kind: "Node", Name: "node2"}, Message: "forwarding is off", Remedy: "sysctl -w"}}}}}
+		}, "ForwardingOff", "Node node2", "forwarding is off", "sysctl -w"},
 		"no external address": {func(a []Answer) {
 			report(a, 0).Links[0].State = "Down"
 			a[0].Service = &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "kubelink"},
