@@ -1,9 +1,10 @@
 package main
 
 // This file runs the bound to compare with: the smallest relay between two TUNs, with what any relay in user space that
-// uses TCP has to do, and nothing else. It moves super-packets between the queues of a TUN with all offloads and
-// as many TCP connections, with raw system calls that block, and a thread for each direction of each queue: no encryption, no
-// queues, no filter. The bench binary is that program, too: `bench relay listen PORT`, `bench relay dial ADDRESS`.
+// uses TCP has to do, and nothing else. It moves super-packets between the queues of a TUN with all offloads and as
+// many TCP connections, with raw system calls that block, and a thread for each direction of each queue: no
+// encryption, no queues, no filter. The bench binary is that program, too: `bench relay listen PORT`,
+// `bench relay dial ADDRESS`.
 
 import (
 	"context"
