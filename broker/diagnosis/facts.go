@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -143,7 +144,7 @@ func (f *Facts) describeLink(o *v1alpha1.KubeLink) Link {
 	told := f.Told[o.Name]
 	l := Link{
 		Name: o.Name, Mesh: name, ClusterAddress: o.Spec.ClusterAddress, CIDR: o.Spec.CIDR, Endpoint: o.Spec.Endpoint,
-		Gateway: o.Spec.GatewayLink, State: string(told.State), Message: told.Message,
+		Gateway: o.Spec.GatewayLink, State: string(told.State), Message: told.Message, Routed: f.isRouted(o),
 	}
 	for _, e := range o.Spec.Egress {
 		l.Egress = append(l.Egress, string(e))
@@ -172,6 +173,12 @@ func (f *Facts) describeLink(o *v1alpha1.KubeLink) Link {
 	}
 	l.Names = f.namesOf(o.Name, &l)
 	return l
+}
+
+// isRouted tells whether spec.cidr of a link leads to it.
+func (f *Facts) isRouted(o *v1alpha1.KubeLink) bool {
+	network, err := netip.ParsePrefix(o.Spec.CIDR)
+	return err == nil && slices.Contains(f.State.Networks, mesh.LinkNetwork{Prefix: network.Masked(), Link: o.Name})
 }
 
 // namesOf finds the zone of a link.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -35,8 +36,9 @@ func healthyFacts() *Facts {
 		Outcome: &Outcome{
 			Links: []v1alpha1.KubeLink{newLink("here", v1alpha1.EndpointLocal), newLink("there", "there.example")},
 			State: &mesh.State{
-				Meshes: []mesh.Mesh{{Link: "here", Cluster: "here", Domain: "kubelink."}},
-				Links:  []mesh.Link{{Name: "there", Cluster: "there", Peer: "there"}},
+				Meshes:   []mesh.Mesh{{Link: "here", Cluster: "here", Domain: "kubelink."}},
+				Links:    []mesh.Link{{Name: "there", Cluster: "there", Peer: "there"}},
+				Networks: []mesh.LinkNetwork{{Prefix: netip.MustParsePrefix("100.64.16.0/20"), Link: "there"}},
 				Zones: []mesh.Zone{{Domain: "kubelink.", Clusters: []mesh.ClusterZone{
 					{Name: "here.kubelink."}, {Name: "there.kubelink.", Link: "there", Offers: []mesh.Offer{
 						{Namespace: "shop", Name: "dns", Ports: []mesh.OfferPort{{Protocol: 17, Port: 53}}},
@@ -74,7 +76,7 @@ func TestHealthyReport(t *testing.T) {
 	}
 	l := r.Links[0]
 	if len(r.Links) != 1 || l.State != "Up" || l.RTT != 0.001 || l.RxBytes != 100 || l.TxBytes != 200 ||
-		l.Names.MeshService != "web.shop.msvc.there.kubelink:80" ||
+		!l.Routed || l.Names.MeshService != "web.shop.msvc.there.kubelink:80" ||
 		l.Names.Zone != "there.kubelink." || l.Names.State != "Up" || l.Remote != "1.2.3.4:80" || !r.Ready {
 		t.Errorf("%+v %+v", r, l)
 	}

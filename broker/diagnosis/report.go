@@ -84,6 +84,7 @@ type Link struct {
 	Mesh           string     `json:"mesh"` // empty: the default mesh
 	ClusterAddress string     `json:"clusterAddress"`
 	CIDR           string     `json:"cidr,omitempty"`
+	Routed         bool       `json:"routed,omitempty"` // CIDR leads to the link; else the cluster has it itself
 	Endpoint       string     `json:"endpoint,omitempty"`
 	Gateway        string     `json:"gatewayLink,omitempty"` // the link that carries this one; empty: it has a connection
 	Egress         []string   `json:"egress,omitempty"`
