@@ -14,8 +14,10 @@ import (
 // A test is a table, and then what is wrong. Of a large one, what is ok has no lines. The exit code says how it ended.
 func TestTestOutput(t *testing.T) {
 	checks := []connectivity.Check{
-		{Context: "c1", Node: "n1", Link: "c2", Check: "connect", Result: connectivity.OK, Seconds: 0.0012, Target: "1.2.3.4:443"},
-		{Context: "c1", Node: "n2", Link: "c2", Check: "connect", Result: connectivity.Failed, Seconds: 5, Message: "no answer"},
+		{Context: "c1", Node: "n1", Link: "c2", Check: "connect", Result: connectivity.OK, Seconds: 0.0012,
+			Target: "1.2.3.4:443"},
+		{Context: "c1", Node: "n2", Link: "c2", Check: "connect", Result: connectivity.Failed, Seconds: 5,
+			Message: "no answer"},
 		{Context: "c1", Link: "c2", Check: "ping", Result: connectivity.NotTested, Message: "no rights"},
 	}
 	r := &connectivity.Report{Checks: checks, LeftOut: []string{"c1: much"}, Findings: []survey.Finding{{Context: "c1",
@@ -52,7 +54,8 @@ c1: error: Node n2: NotReachable
 	for i := range maxRows {
 		r.Checks = append(r.Checks, connectivity.Check{Node: fmt.Sprint(i), Check: "connect", Result: connectivity.OK})
 	}
-	if got := show(""); strings.Contains(got, "1.2ms") || !strings.Contains(got, "201 ok, 1 failed") || !strings.Contains(got, "n2") {
+	if got := show(""); strings.Contains(got, "1.2ms") || !strings.Contains(got, "201 ok, 1 failed") ||
+		!strings.Contains(got, "n2") {
 		t.Error(got)
 	}
 	for want, r := range map[int]*connectivity.Report{0: {OK: true}, exitWrong: {}, exitUnanswered: {Unanswered: true}} {

@@ -26,7 +26,7 @@ import (
 
 func newLink(edit func(*survey.Link)) *survey.Link {
 	l := &survey.Link{Context: "c1", Mode: "bridge", Link: diagnosis.Link{Name: "c2", ClusterAddress: "192.168.0.12/24",
-		CIDR: "100.64.16.0/20", State: "Up", Names: &diagnosis.Names{Zone: "c2.kubelink."}},
+		CIDR: "100.64.16.0/20", Routed: true, State: "Up", Names: &diagnosis.Names{Zone: "c2.kubelink."}},
 		Back: &survey.Back{Context: "c2", Name: "c1", State: "Up"}}
 	edit(l)
 	return l
@@ -44,11 +44,15 @@ func TestTargets(t *testing.T) {
 			[]string{probe.ClusterDNS, probe.KubelinkDNS, probe.StateName}},
 		"mesh services only": {func(l *survey.Link) { l.CIDR, l.Names.MeshService = "", "web.shop.msvc.c2.kubelink:80" },
 			"web.shop.msvc.c2.kubelink invalid IP 80", nil},
+		"network of this cluster": {
+			func(l *survey.Link) { l.Routed, l.Names.MeshService = false, "web.shop.msvc.c2.kubelink:80" },
+			"web.shop.msvc.c2.kubelink invalid IP 80", nil},
 		"nothing to try": {func(l *survey.Link) { l.CIDR = "" }, " invalid IP 0",
 			[]string{probe.ClusterDNS, probe.Connect, probe.KubelinkDNS}},
-		"two networks": {func(l *survey.Link) { l.CIDR = "fd00:1::/108, 100.64.16.0/20" },
+		"IPv6": {func(l *survey.Link) { l.CIDR = "fd00:1::/108" },
 			"kubernetes.default.svc.c2.kubelink fd00:1::1 443", nil},
-		"mode none": {func(l *survey.Link) { l.Mode = "none" }, "kubernetes.default.svc.c2.kubelink 100.64.16.1 0",
+		"mode none": {func(l *survey.Link) { l.Mode, l.Routed = "none", false },
+			"kubernetes.default.svc.c2.kubelink 100.64.16.1 0",
 			[]string{probe.Connect, probe.Ping}},
 	} {
 		l := newTarget(newLink(c.edit), true)
@@ -114,10 +118,11 @@ func TestJudge(t *testing.T) {
 			[]string{NameNotFound, "Cluster c1", "cluster DNS over links c2, c3", "forward the domain"}},
 		"DNS of a node": {[]Check{fails("n1", "c2", probe.ClusterDNS), good("n2", "c2", probe.ClusterDNS)},
 			[]string{NameNotFound, "Node n1", "cluster DNS", "NodeLocal DNS"}},
-		"kubelink": {[]Check{fails("n1", "c2", probe.KubelinkDNS)}, []string{NameNotFound, "KubeLink c2", "", "kubelink-dns"}},
-		"pod":      {[]Check{fails("n1", "", checkPod)}, []string{PodFailed, "Node n1", "no result: no answer", "image img"}},
-		"broker":   {[]Check{fails("", "", checkBroker)}, []string{NotAnswered, "Cluster c1", "no answer", "diagnose c1"}},
-		"link":     {[]Check{fails("", "c2", checkState)}, []string{LinkNotUp, "KubeLink c2", "no answer", "diagnose c1 c2"}},
+		"kubelink": {[]Check{fails("n1", "c2", probe.KubelinkDNS)},
+			[]string{NameNotFound, "KubeLink c2", "", "kubelink-dns"}},
+		"pod":    {[]Check{fails("n1", "", checkPod)}, []string{PodFailed, "Node n1", "no result: no answer", "image img"}},
+		"broker": {[]Check{fails("", "", checkBroker)}, []string{NotAnswered, "Cluster c1", "no answer", "diagnose c1"}},
+		"link":   {[]Check{fails("", "c2", checkState)}, []string{LinkNotUp, "KubeLink c2", "no answer", "diagnose c1 c2"}},
 	} {
 		k := &cluster{Target: survey.Target{Context: "c1", Namespace: "kubelink"}, checks: c.checks,
 			links: []survey.Link{*newLink(func(*survey.Link) {})}, pods: &runner{image: "img"}}
@@ -143,14 +148,15 @@ func TestResults(t *testing.T) {
 	}{
 		"all":    {results("", "", "", "", ""), nil, "ok ok ok ok ok"},
 		"failed": {results("", "", "", "refused", "lost"), nil, "ok ok ok failed failed"},
-		"no state names": {func() []probe.Result { r := results("", "", "none", "", ""); r[2].Missing = true; return r }(), nil,
+		"no state names": {mark(results("", "", "none", "", ""), func(r []probe.Result) { r[2].Missing = true }), nil,
 			"ok ok not tested ok ok"},
-		"no names": {func() []probe.Result { r := results("none", "", "none", "", ""); r[2].Missing = true; return r }(), nil,
+		"no names": {mark(results("none", "", "none", "", ""), func(r []probe.Result) { r[2].Missing = true }), nil,
 			"failed ok failed ok ok"},
-		"no right to ping": {func() []probe.Result { r := results("", "", "", "", "no"); r[4].Denied = true; return r }(), nil,
+		"no right to ping": {mark(results("", "", "", "", "no"), func(r []probe.Result) { r[4].Denied = true }), nil,
 			"ok ok ok ok not tested"},
 		"no address": {slices.Delete(results("none", "none", "", "", ""), 3, 4), nil, "failed failed ok not tested ok"},
-		"a part":     {results("", "", "", "", "")[:2], errors.New("too slow"), "failed ok ok not tested not tested not tested"},
+		"a part": {results("", "", "", "", "")[:2], errors.New("too slow"),
+			"failed ok ok not tested not tested not tested"},
 	} {
 		k := &cluster{say: func(string, ...any) {}}
 		k.addResults(&task{node: "n1", links: []target{newTarget(newLink(func(*survey.Link) {}), true)}}, c.results, c.err)
@@ -162,6 +168,12 @@ func TestResults(t *testing.T) {
 			t.Errorf("%s: %+v", name, k.checks)
 		}
 	}
+}
+
+// mark changes results.
+func mark(all []probe.Result, change func([]probe.Result)) []probe.Result {
+	change(all)
+	return all
 }
 
 // results are those of all checks, with their problems.
@@ -244,9 +256,11 @@ func TestPodsWithFakeAPI(t *testing.T) {
 		results int
 		fails   string
 	}{
-		"succeeds":     {corev1.PodStatus{Phase: corev1.PodSucceeded}, line + line, time.Minute, 2, ""},
-		"fails":        {corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted"}, line, time.Minute, 1, "has failed: Evicted"},
-		"old image":    {corev1.PodStatus{Phase: corev1.PodFailed}, "extra argument\n", time.Minute, 0, "the pod says: extra"},
+		"succeeds": {corev1.PodStatus{Phase: corev1.PodSucceeded}, line + line, time.Minute, 2, ""},
+		"fails": {corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted"}, line, time.Minute, 1,
+			"has failed: Evicted"},
+		"old image": {corev1.PodStatus{Phase: corev1.PodFailed}, "extra argument\n", time.Minute, 0,
+			"the pod says: extra"},
 		"no image":     {waiting("ImagePullBackOff"), "", time.Minute, 0, "does not start: ImagePullBackOff: because"},
 		"never starts": {waiting("ContainerCreating"), "", time.Second, 0, "in time (--timeout): ContainerCreating"},
 		"never ends":   {corev1.PodStatus{Phase: corev1.PodRunning}, line, time.Second, 1, "has not ended in time"},
@@ -258,7 +272,8 @@ func TestPodsWithFakeAPI(t *testing.T) {
 			defer cancel()
 			task := &task{node: "n1", links: []target{newTarget(newLink(func(*survey.Link) {}), true)}}
 			got, err := newFakeRunner(t, f).runPod(ctx, 0, task)
-			if len(got) != c.results || (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+			if len(got) != c.results || (err == nil) != (c.fails == "") ||
+				err != nil && !strings.Contains(err.Error(), c.fails) {
 				t.Errorf("%+v, %v", got, err)
 			}
 			if len(f.created) != 1 || len(f.pods) != 0 {

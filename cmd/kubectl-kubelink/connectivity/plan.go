@@ -44,7 +44,7 @@ func newTarget(l *survey.Link, hasDNS bool) target {
 	if l.Names != nil {
 		t.Zone = strings.TrimSuffix(l.Names.Zone, ".")
 	}
-	if network, ok := firstNetwork(l.CIDR); ok {
+	if network, ok := routedNetwork(l); ok {
 		t.Address, t.Port = network.Masked().Addr().Next(), 443
 		if t.Zone != "" {
 			t.Service = "kubernetes.default.svc." + t.Zone
@@ -77,11 +77,11 @@ func newTarget(l *survey.Link, hasDNS bool) target {
 	return t
 }
 
-// firstNetwork is the first network of spec.cidr.
-func firstNetwork(cidr string) (netip.Prefix, bool) {
-	first, _, _ := strings.Cut(cidr, ",")
-	network, err := netip.ParsePrefix(strings.TrimSpace(first))
-	return network, err == nil && !network.IsSingleIP()
+// routedNetwork is the service network of the other cluster, if packets to it go through the link. In mode none they do
+// if they go anywhere.
+func routedNetwork(l *survey.Link) (netip.Prefix, bool) {
+	network, err := netip.ParsePrefix(l.CIDR)
+	return network, err == nil && (l.Routed || l.Mode == "none")
 }
 
 // findNodes finds the nodes to test from, by name, and says why others are left out.

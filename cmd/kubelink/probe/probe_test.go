@@ -78,7 +78,8 @@ func TestProbe(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var out bytes.Buffer
 			c.link.Name = "c2"
-			p := &prober{request: &Request{DNS: server, Links: []Link{c.link}}, servers: []string{server}, out: json.NewEncoder(&out)}
+			p := &prober{request: &Request{DNS: server, Links: []Link{c.link}}, servers: []string{server},
+				out: json.NewEncoder(&out)}
 			if err := p.run(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -94,7 +95,8 @@ func TestProbe(t *testing.T) {
 				t.Errorf("%+v", got)
 			}
 			for check, problem := range c.want {
-				if r := got[check]; r.Link != "c2" || (problem == "") != (r.Problem == "") || !strings.Contains(r.Problem, problem) ||
+				if r := got[check]; r.Link != "c2" || (problem == "") != (r.Problem == "") ||
+					!strings.Contains(r.Problem, problem) ||
 					r.Missing != strings.Contains(r.Problem, "NXDOMAIN") {
 					t.Errorf("%s: %+v, want %q", check, r, problem)
 				}
