@@ -23,6 +23,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/connectivity"
 	"github.com/mandelsoft/kubelink/test/fleet"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
@@ -116,6 +117,8 @@ func checkOverlap(t *testing.T, rows []row) {
 	progress("mesh services are Ok")
 	t.Run("services", o.checkServices)
 	progress("services are checked")
+	o.testNames(t)
+	progress("pods have tested mesh services")
 	flows := o.dialAll(t)
 	check(t, askFlows(ctx, flows))
 	o.moveBrokers(t)
@@ -128,6 +131,21 @@ func checkOverlap(t *testing.T, rows []row) {
 	progress("brokers have moved, and kube-proxy of kubelink1 has mode " + mode)
 	t.Run("services after moves, with kube-proxy in mode "+mode, o.checkServices)
 	progress("done")
+}
+
+// testNames has pods of the first cluster ask for mesh services, and connect to them, as the command line does. Where
+// the service network of a link is the own one, it tries none of its addresses.
+func (o *overlap) testNames(t *testing.T) {
+	r, text := newCommandLine(t, o.fleet).test(t, o.ctx, []string{"test", o.members[0].Name})
+	connected := 0
+	for _, k := range r.Checks {
+		if k.Check == "connect" && k.Result == connectivity.OK && k.Target != "100.64.0.1:443" {
+			connected++
+		}
+	}
+	if want := 2 * len(o.members[0].Nodes); !r.OK || connected != want {
+		t.Errorf("%d connections, want %d: %s", connected, want, text)
+	}
 }
 
 // readServerPatches returns the patches of deploy/README.md for a cluster without kube-proxy.
