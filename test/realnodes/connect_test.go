@@ -4,6 +4,7 @@ package realnodes
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"context"
 	"encoding/base64"
@@ -87,11 +88,15 @@ func serveProxy(t *testing.T, dial func(ctx context.Context, network, address st
 
 // run runs a command, and returns what it prints.
 func (l *commandLine) run(ctx context.Context, args ...string) (out string, err error) {
+	text, err := l.command(ctx, args...).CombinedOutput()
+	return string(text), err
+}
+
+func (l *commandLine) command(ctx context.Context, args ...string) *exec.Cmd {
 	c := exec.CommandContext(ctx, l.program, args...)
 	c.Env = append(os.Environ(), "KUBECONFIG="+l.kubeconfig)
 	c.Dir = filepath.Dir(l.kubeconfig)
-	text, err := c.CombinedOutput()
-	return string(text), err
+	return c
 }
 
 // readCommands returns the commands that deploy/README.md has for two clusters, with other names for them.
@@ -239,10 +244,35 @@ func (l *commandLine) checkTest(t *testing.T, ctx context.Context, f *fleet.Flee
 			t.Errorf("%+v", r.Findings)
 		}
 	}
+	l.interruptTest(t, ctx, b, command)
 	for _, c := range f.Brokers {
-		if out := must(c.Kubectl(ctx, "-n", "kubelink", "get", "pods", "-l", "app=kubelink-test", "-o", "name"))(t); out != "" {
+		if out := must(c.Kubectl(ctx, listTestPods...))(t); out != "" {
 			t.Errorf("pods of tests are left: %s", out)
 		}
+	}
+}
+
+var listTestPods = []string{"-n", "kubelink", "get", "pods", "-l", "app=kubelink-test", "-o", "name"}
+
+// interruptTest presses Ctrl-C while there are pods of a test.
+func (l *commandLine) interruptTest(t *testing.T, ctx context.Context, b *fleet.Broker, command []string) {
+	t.Helper()
+	var out bytes.Buffer
+	c := l.command(ctx, command...)
+	c.Stdout, c.Stderr = &out, &out
+	check(t, c.Start())
+	seen := testbed.Until(ctx, "pods of a test", func(ctx context.Context) error {
+		text, err := b.Kubectl(ctx, listTestPods...)
+		if err == nil && text == "" {
+			err = errors.New("there are none")
+		}
+		return err
+	})
+	check(t, errors.Join(seen, c.Process.Signal(os.Interrupt)))
+	err := c.Wait()
+	if code, ok := errors.AsType[*exec.ExitError](err); !ok || code.ExitCode() != 1 ||
+		!strings.Contains(out.String(), "interrupted; the pods of the test are removed") {
+		t.Errorf("Ctrl-C: %v: %s", err, &out)
 	}
 }
 
