@@ -76,9 +76,14 @@ func runDemo() int {
 		return 0
 	}
 	printStep("the clusters stay up until Ctrl-C. From another terminal, as the same user:")
-	for _, b := range d.Brokers {
-		printIndented(fmt.Sprintf("# kubectl in %s\n%s get kubelinks -o wide", b.Name, b.KubectlCommand()))
+	shell, err := d.Shell()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "\ndemo failed:", err)
+		return 1
 	}
+	printIndented("# a shell with kubectl for both clusters\n" + shell)
+	printIndented(fmt.Sprintf("# in that shell, for example\nkubectl kubelink status %s %[2]s\nkubectl --context %[2]s get pods -A",
+		d.Brokers[0].Name, d.Brokers[1].Name))
 	printIndented("# a shell in the network of the client of kubelink1\n" + d.client.Enter("bash"))
 	for _, b := range d.Brokers {
 		for _, n := range b.Nodes {

@@ -3,7 +3,6 @@ package realnodes
 // The command line of users, on real nodes: from nothing to links that are up, and back without a trace.
 
 import (
-	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -13,8 +12,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,8 +22,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -43,47 +38,14 @@ type commandLine struct {
 	program, kubeconfig string
 }
 
-// newCommandLine writes a kubeconfig whose contexts have the names of the clusters. A proxy for each leads into its
-// network.
+// newCommandLine writes a kubeconfig whose contexts have the names of the clusters.
 func newCommandLine(t *testing.T, f *fleet.Fleet) *commandLine {
 	t.Helper()
 	root := must(testbed.Repository())(t)
 	l := &commandLine{program: filepath.Join(root, "bin", "kubectl-kubelink"),
 		kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
-	config := clientcmdapi.NewConfig()
-	for _, b := range f.Brokers {
-		config.Clusters[b.Name] = &clientcmdapi.Cluster{Server: b.Config.Host, CertificateAuthorityData: b.Config.CAData,
-			ProxyURL: "http://" + serveProxy(t, b.ControlPlane.DialContext)}
-		config.AuthInfos[b.Name] = &clientcmdapi.AuthInfo{ClientCertificateData: b.Config.CertData,
-			ClientKeyData: b.Config.KeyData}
-		config.Contexts[b.Name] = &clientcmdapi.Context{Cluster: b.Name, AuthInfo: b.Name}
-	}
-	check(t, clientcmd.WriteToFile(*config, l.kubeconfig))
+	check(t, f.WriteKubeconfig(l.kubeconfig))
 	return l
-}
-
-// serveProxy serves the method CONNECT (RFC 9110, section 9.3.6), and returns its address.
-func serveProxy(t *testing.T, dial func(ctx context.Context, network, address string) (net.Conn, error)) string {
-	listener := must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		to, err := dial(r.Context(), "tcp", r.Host)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
-			return
-		}
-		defer to.Close()
-		from, buffered, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			return
-		}
-		defer from.Close()
-		fmt.Fprint(from, "HTTP/1.1 200 Connection established\r\n\r\n")
-		go func(r *bufio.Reader) { io.Copy(to, r); to.Close() }(buffered.Reader)
-		io.Copy(from, to)
-	})}
-	go server.Serve(listener)
-	t.Cleanup(func() { server.Close() })
-	return listener.Addr().String()
 }
 
 // run runs a command, and returns what it prints.

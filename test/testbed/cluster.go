@@ -193,12 +193,6 @@ func (c *Cluster) createToken(ctx context.Context, namespace, account string) (s
 	return request.Status.Token, nil
 }
 
-// KubectlCommand returns the command line that runs kubectl as administrator from outside of the test bed.
-func (c *Cluster) KubectlCommand() string {
-	return c.ControlPlane.enterIn(`"$PWD"`, c.testbed.binaryPath("kubectl"), "--kubeconfig",
-		c.filePath("admin.kubeconfig"))
-}
-
 // Kubectl runs kubectl as administrator and returns its output. Paths in args are absolute.
 func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 	return c.KubectlInput(ctx, "", args...)

@@ -359,12 +359,7 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 
 // Enter returns the command line that runs a program on the host from outside of the test bed, such as a shell.
 func (h *Host) Enter(command ...string) string {
-	return h.enterIn("/", command...)
-}
-
-// enterIn is Enter in a folder.
-func (h *Host) enterIn(dir string, command ...string) string {
-	return Enter(append([]string{"nsenter", "--net=" + h.netnsPath(), "--mount=" + h.mntPath(), "--wdns=" + dir},
+	return Enter(append([]string{"nsenter", "--net=" + h.netnsPath(), "--mount=" + h.mntPath(), "--wdns=/"},
 		command...)...)
 }
 
