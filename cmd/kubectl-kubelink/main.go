@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -59,15 +60,23 @@ func newCommand() *cobra.Command {
 	cluster := genericclioptions.NewConfigFlags(true)
 	*cluster.Namespace = defaultNamespace
 	root := &cobra.Command{
-		Use:           "kubectl-kubelink",
-		Short:         "Look at links between clusters, and make them",
+		Use:   "kubectl-kubelink",
+		Short: "Look at links between clusters, and make them",
+		Example: `  kubectl kubelink connect c1 c2     # link the clusters of two contexts of the kubeconfig
+  kubectl kubelink status c1 c2      # how their links are
+  kubectl kubelink diagnose c1 c2    # what is wrong, and what to do
+  kubectl kubelink test c1 c2        # whether pods on all nodes reach the other cluster`,
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl kubelink"},
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          cobra.ArbitraryArgs,
+		RunE:          refuseCommand,
+
+		SuggestionsMinimumDistance: 2,
 	}
 	cluster.AddFlags(root.PersistentFlags())
+	root.SetUsageTemplate(shortenUsage(root.UsageTemplate()))
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
@@ -77,4 +86,35 @@ func newCommand() *cobra.Command {
 		newConnectCommand(cluster), newDisconnectCommand(cluster),
 		newGatherCommand(cluster), newVersionCommand(cluster))
 	return root
+}
+
+// refuseCommand runs when the first argument is no command.
+func refuseCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return c.Help()
+	}
+	hint := "see " + c.CommandPath() + " --help"
+	if similar := c.SuggestionsFor(args[0]); len(similar) > 0 {
+		hint = "did you mean " + strings.Join(similar, " or ") + "?"
+	}
+	return usageError{fmt.Errorf("there is no command %q: %s", args[0], hint)}
+}
+
+// shortenUsage takes kubectl's twenty flags out of the help of each command: that of the program has them.
+func shortenUsage(template string) string {
+	return strings.Replace(template, `
+
+Global Flags:
+{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}`, `
+
+The flags of kubectl for access to a cluster count, too, such as --kubeconfig, --context, --namespace and --as:
+"kubectl kubelink --help" has them all.`, 1)
+}
+
+// oneLink checks the arguments of a command about a link.
+func oneLink(c *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usageError{fmt.Errorf("want the name of one link, got %d: %s LINK", len(args), c.CommandPath())}
+	}
+	return nil
 }

@@ -47,6 +47,9 @@ It changes nothing. KubeLinks and other objects of the former kubelink go on as 
 	c.Flags().StringSliceVar(&o.MeshCIDRs, "mesh-cidr", nil,
 		"networks of the meshes (default: that of flag link-address)")
 	completeOutput(c, "corefile", "yaml", "json")
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; flags of the former kubelink come after --: %s", err, c.UseLine())}
+	})
 	return c
 }
 
