@@ -108,7 +108,7 @@ func (o *connectOptions) addCommonFlags(c *cobra.Command) {
 // twoContexts checks the arguments.
 func twoContexts(c *cobra.Command, args []string) error {
 	if len(args) != 2 || args[0] == args[1] {
-		return usageError{fmt.Errorf("want two contexts of the kubeconfig, got %q: %s", args, c.UseLine())}
+		return usageError{fmt.Errorf("want two different contexts of the kubeconfig, got %q: %s", args, c.UseLine())}
 	}
 	return nil
 }
@@ -187,7 +187,11 @@ func (o *connectOptions) run(
 	}
 	var ends []*connect.Cluster
 	for _, name := range args {
-		api, err := newClient(flagsOfContext(o.cluster, name))
+		config, err := configOf(o.cluster, name)
+		if err != nil {
+			return fmt.Errorf("context %s: %w", name, err)
+		}
+		api, err := newClient(config)
 		if err != nil {
 			return fmt.Errorf("context %s: %w", name, err)
 		}
@@ -203,14 +207,6 @@ func (o *connectOptions) run(
 		}
 	}
 	return do(ctx, ends[0], ends[1], o.Options, log)
-}
-
-// flagsOfContext are the flags of the command line for another context.
-func flagsOfContext(given *genericclioptions.ConfigFlags, name string) *genericclioptions.ConfigFlags {
-	f := genericclioptions.NewConfigFlags(true)
-	f.KubeConfig, f.Timeout, f.Impersonate = given.KubeConfig, given.Timeout, given.Impersonate
-	f.ImpersonateGroup, f.CacheDir, f.Context = given.ImpersonateGroup, given.CacheDir, &name
-	return f
 }
 
 // completeContexts completes the contexts of the kubeconfig.

@@ -3,8 +3,14 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/rest"
 )
 
 const twoClusters = `apiVersion: v1
@@ -29,8 +35,9 @@ func TestCommandLines(t *testing.T) {
 		args, fails string
 		code        int
 	}{
-		{"connect c1", `want two contexts of the kubeconfig, got ["c1"]: kubectl kubelink connect CONTEXT1 CONTEXT2`, exitUsage},
-		{"connect c1 c1", "want two contexts", exitUsage},
+		{"connect c1", `want two different contexts of the kubeconfig, got ["c1"]: kubectl kubelink connect CONTEXT1`,
+			exitUsage},
+		{"connect c1 c1", "want two different contexts", exitUsage},
 		{"connect c1 c2 --mode none", `--mode "none": want bridge or wireguard`, exitUsage},
 		{"connect c1 c2 --mesh-cidr x", `--mesh-cidr "x": want a network`, exitUsage},
 		{"connect c1 c2 --pod-cidr c1=x", "--pod-cidr c1=x: want a network such as", exitUsage},
@@ -40,7 +47,7 @@ func TestCommandLines(t *testing.T) {
 		{"connect c1 c2 -o yaml", "--output without --dry-run", exitUsage},
 		{"connect c1 c2 --dry-run -o json", `--output "json": want one of yaml`, exitUsage},
 		{"connect c1 c2", "connection refused", exitFailed},
-		{"connect c1 c3", `context c3: context "c3" does not exist`, exitFailed},
+		{"connect c1 c3", "context c3: the kubeconfig has no such context, but c1, c2", exitFailed},
 		{"disconnect c1 c2", "connection refused", exitFailed},
 		{"disconnect c1 c2 --mode x", "unknown flag: --mode", exitUsage},
 		{"test --timeout 0s", "--timeout 0s: want a time such as 60s", exitUsage},
@@ -53,6 +60,11 @@ func TestCommandLines(t *testing.T) {
 		{"gather c2", "", 0}, // what cannot be read is in the archive
 		{"gather -o missing/x.tar.gz", "no such file or directory", exitFailed},
 		{"completion bash", "", 0},
+		{"statsu", `there is no command "statsu": did you mean status?`, exitUsage},
+		{"c1 c2", `there is no command "c1": see kubectl kubelink --help`, exitUsage},
+		{"ping", "want the name of one link, got 0: kubectl kubelink ping LINK", exitUsage},
+		{"gather c3", "context c3: the kubeconfig has no such context, but c1, c2", exitFailed},
+		{"migrate --controllers=broker", "flags of the former kubelink come after --", exitUsage},
 	} {
 		_, _, err := runCLI(t, "", append(strings.Fields(c.args), "--kubeconfig="+file)...)
 		if exitCode(err) != c.code || c.fails != "" && !strings.Contains(err.Error(), c.fails) {
@@ -61,6 +73,47 @@ func TestCommandLines(t *testing.T) {
 	}
 	if archives, err := filepath.Glob("kubelink-*.tar.gz"); err != nil || len(archives) != 1 {
 		t.Errorf("%v %v", archives, err)
+	}
+}
+
+// TestFlagsOfContexts has the flags of the command line count for named contexts as for the current one.
+func TestFlagsOfContexts(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(file, []byte(twoClusters), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := genericclioptions.NewConfigFlags(true)
+	set := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.AddFlags(set)
+	if err := set.Parse([]string{"--kubeconfig=" + file, "--as=someone", "--as-group=some", "--as-uid=1", "--token=other",
+		"--as-user-extra=a=b", "--request-timeout=7s", "--server=https://127.0.0.1:2", "--insecure-skip-tls-verify",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	targets, err := (&contexts{cluster: flags}).choose([]string{"c2", "c3"})
+	if err != nil || len(targets) != 2 {
+		t.Fatal(targets, err)
+	}
+	got := targets[0].API
+	want := rest.ImpersonationConfig{UserName: "someone", UID: "1", Groups: []string{"some"},
+		Extra: map[string][]string{"a": {"b"}}}
+	if !reflect.DeepEqual(got.Impersonate, want) || got.BearerToken != "other" || got.Timeout != 7*time.Second ||
+		got.Host != "https://127.0.0.1:2" || !got.Insecure {
+		t.Errorf("%+v", got)
+	}
+	if err := targets[1].Err; err == nil || err.Error() != "context c3: the kubeconfig has no such context, but c1, c2" {
+		t.Error(err)
+	}
+}
+
+// TestHelp has the help of a command show its own flags, and that of the program all.
+func TestHelp(t *testing.T) {
+	for args, own := range map[string]bool{"status --help": true, "--help": false, "": false} {
+		out, _, err := runCLI(t, "", strings.Fields(args)...)
+		if err != nil || strings.Contains(out, "--tls-server-name") == own ||
+			strings.Contains(out, `"kubectl kubelink --help" has them all`) != own {
+			t.Errorf("%q: %v\n%s", args, err, out)
+		}
 	}
 }
 

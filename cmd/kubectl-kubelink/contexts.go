@@ -4,13 +4,15 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
-	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/rest"
 
 	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/survey"
 )
@@ -28,8 +30,7 @@ func (c *contexts) addFlags(command *cobra.Command) {
 
 // choose finds the targets of a command: the named contexts, all of them, or else the one that kubectl would use.
 func (c *contexts) choose(args []string) ([]survey.Target, error) {
-	loader := c.cluster.ToRawKubeConfigLoader()
-	raw, err := loader.RawConfig()
+	raw, err := c.cluster.ToRawKubeConfigLoader().RawConfig()
 	if err != nil {
 		return nil, err
 	}
@@ -55,8 +56,7 @@ func (c *contexts) choose(args []string) ([]survey.Target, error) {
 			continue
 		}
 		t := survey.Target{Context: name, Namespace: *c.cluster.Namespace}
-		config, err := clientcmd.NewNonInteractiveClientConfig(
-			raw, name, &clientcmd.ConfigOverrides{}, loader.ConfigAccess()).ClientConfig()
+		config, err := configOf(c.cluster, name)
 		if err != nil {
 			t.Err = survey.NewContextError(name, err)
 		}
@@ -64,4 +64,44 @@ func (c *contexts) choose(args []string) ([]survey.Target, error) {
 		targets = append(targets, t)
 	}
 	return targets, nil
+}
+
+// configOf is the way to the API server of a context, with the other flags of the command line. No name: as kubectl
+// finds it.
+func configOf(cluster *genericclioptions.ConfigFlags, name string) (*rest.Config, error) {
+	raw, err := cluster.ToRawKubeConfigLoader().RawConfig()
+	if err != nil {
+		return nil, err
+	}
+	if name != "" && raw.Contexts[name] == nil {
+		return nil, refuseContext(slices.Sorted(maps.Keys(raw.Contexts)))
+	}
+	return flagsOfContext(cluster, name).ToRESTConfig()
+}
+
+// refuseContext says which contexts there are in place of one that is not there.
+func refuseContext(names []string) error {
+	const most = 10
+	switch {
+	case len(names) == 0:
+		return errors.New("the kubeconfig has no contexts: name a file with --kubeconfig")
+	case len(names) > most:
+		names = append(names[:most:most], "others")
+	}
+	return fmt.Errorf("the kubeconfig has no such context, but %s", strings.Join(names, ", "))
+}
+
+// flagsOfContext are the flags of the command line for another context.
+func flagsOfContext(given *genericclioptions.ConfigFlags, name string) *genericclioptions.ConfigFlags {
+	f := genericclioptions.NewConfigFlags(true)
+	f.Context = &name
+	f.CacheDir, f.KubeConfig, f.Namespace, f.Timeout = given.CacheDir, given.KubeConfig, given.Namespace, given.Timeout
+	f.ClusterName, f.APIServer, f.ProxyURL = given.ClusterName, given.APIServer, given.ProxyURL
+	f.Insecure, f.CAFile, f.TLSServerName = given.Insecure, given.CAFile, given.TLSServerName
+	f.AuthInfoName, f.BearerToken = given.AuthInfoName, given.BearerToken
+	f.CertFile, f.KeyFile = given.CertFile, given.KeyFile
+	f.Impersonate, f.ImpersonateUID = given.Impersonate, given.ImpersonateUID
+	f.ImpersonateGroup, f.ImpersonateUserExtra = given.ImpersonateGroup, given.ImpersonateUserExtra
+	f.DisableCompression = given.DisableCompression
+	return f
 }

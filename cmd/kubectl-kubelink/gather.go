@@ -47,14 +47,20 @@ Names and addresses stay: look at it before you publish it. What cannot be read 
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.ErrOrStderr(), "%s is written; %d things could not be read: errors.txt there names them\n", output,
-				problems)
+			fmt.Fprintf(c.ErrOrStderr(), "%s is written%s\n", output, describeProblems(problems))
 			return nil
 		},
 	}
 	c.Flags().StringVarP(&output, "output", "o", "", "name of the archive (default: kubelink-TIME.tar.gz)")
 	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "longest time of the command")
 	return c
+}
+
+func describeProblems(count int) string {
+	if count == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %d things could not be read: errors.txt there names them", count)
 }
 
 // gatherClusters connects to contexts; none: the current one.
@@ -69,12 +75,11 @@ func gatherClusters(cluster *genericclioptions.ConfigFlags, contexts []string) (
 		}
 	}
 	for _, name := range contexts {
-		flags := flagsOfContext(cluster, name)
-		api, err := newClient(flags)
+		config, err := configOf(cluster, name)
 		if err != nil {
 			return nil, fmt.Errorf("context %s: %w", name, err)
 		}
-		config, err := flags.ToRESTConfig()
+		api, err := newClient(config)
 		if err != nil {
 			return nil, fmt.Errorf("context %s: %w", name, err)
 		}

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -74,9 +75,9 @@ func readVersions(ctx context.Context, cluster *genericclioptions.ConfigFlags, n
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	v := clusterVersions{Context: name}
-	api, err := newClient(flagsOfContext(cluster, name))
+	config, err := configOf(cluster, name)
 	if err == nil {
-		err = v.read(ctx, api, *cluster.Namespace)
+		err = v.read(ctx, config, *cluster.Namespace)
 	}
 	if err != nil {
 		v.Error = err.Error()
@@ -84,7 +85,11 @@ func readVersions(ctx context.Context, cluster *genericclioptions.ConfigFlags, n
 	return v
 }
 
-func (v *clusterVersions) read(ctx context.Context, api client.Reader, namespace string) error {
+func (v *clusterVersions) read(ctx context.Context, config *rest.Config, namespace string) error {
+	api, err := newClient(config)
+	if err != nil {
+		return err
+	}
 	var broker appsv1.Deployment
 	if err := api.Get(ctx, client.ObjectKey{Namespace: namespace, Name: installation}, &broker); err == nil {
 		v.Broker = broker.Spec.Template.Spec.Containers[0].Image
@@ -92,7 +97,7 @@ func (v *clusterVersions) read(ctx context.Context, api client.Reader, namespace
 		return err
 	}
 	var router appsv1.DaemonSet
-	err := api.Get(ctx, client.ObjectKey{Namespace: namespace, Name: installation + "-router"}, &router)
+	err = api.Get(ctx, client.ObjectKey{Namespace: namespace, Name: installation + "-router"}, &router)
 	if err == nil {
 		v.Router = router.Spec.Template.Spec.Containers[0].Image
 	} else if client.IgnoreNotFound(err) != nil {

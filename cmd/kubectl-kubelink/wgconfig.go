@@ -24,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -63,14 +64,13 @@ The private key of the peer is not in the cluster. The printed file reads it fro
   kubectl kubelink wg-config laptop > kubelink.conf
   # on the laptop, with the file in /etc/wireguard
   wg-quick up kubelink`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return usageError{fmt.Errorf("want the name of one link, got %d: kubectl kubelink wg-config LINK", len(args))}
-			}
-			return nil
-		},
+		Args: oneLink,
 		RunE: func(c *cobra.Command, args []string) error {
-			api, err := newClient(cluster)
+			config, err := cluster.ToRESTConfig()
+			if err != nil {
+				return err
+			}
+			api, err := newClient(config)
 			if err != nil {
 				return err
 			}
@@ -92,11 +92,7 @@ The private key of the peer is not in the cluster. The printed file reads it fro
 }
 
 // newClient makes a client for the kinds that commands read.
-func newClient(cluster *genericclioptions.ConfigFlags) (client.Client, error) {
-	config, err := cluster.ToRESTConfig()
-	if err != nil {
-		return nil, err
-	}
+func newClient(config *rest.Config) (client.Client, error) {
 	config.QPS = -1 // the API server has its own limits
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
