@@ -10,10 +10,13 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -73,8 +76,72 @@ func (s *secrets) pem(t *testing.T) string {
 	return text
 }
 
+// wrap is base64 in lines of 64 characters, as the command base64 writes it. Each of them is a secret.
+func (s *secrets) wrap(text string) string {
+	var b strings.Builder
+	for line := base64.StdEncoding.EncodeToString([]byte(text)); line != ""; {
+		n := min(64, len(line))
+		b.WriteString(line[:n] + "\n")
+		s.all = append(s.all, line[:n])
+		line = line[n:]
+	}
+	return b.String()
+}
+
+// pack is what Helm keeps of a release: base64 of base64 of gzip. None of it may be there.
+func (s *secrets) pack(text string) string {
+	var b bytes.Buffer
+	zip := gzip.NewWriter(&b)
+	zip.Write([]byte(text))
+	zip.Close()
+	packed := base64.StdEncoding.EncodeToString([]byte(base64.StdEncoding.EncodeToString(b.Bytes())))
+	s.all = append(s.all, packed)
+	return packed
+}
+
+// odd has secrets in texts that encoders, tools and people write in ways of their own.
+func odd(t *testing.T, s *secrets) (objects []client.Object, log string) {
+	crlf := strings.ReplaceAll(s.pem(t), "\n", "\r\n")
+	config := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelink", Name: "odd"}, Data: map[string]string{
+		"wrapped": s.wrap(s.pem(t)), "indented": "a: |\n  " + strings.ReplaceAll(s.wrap(s.pem(t)), "\n", "\n  "),
+		"crlf": crlf, "wrapped-crlf": s.wrap(crlf), "twice": s.wrap(s.wrap(s.pem(t))),
+		"json-pem":     fmt.Sprintf("%q", s.pem(t)),
+		"json-wrapped": fmt.Sprintf("%q", s.wrap(s.pem(t))), "url-pem": base64.URLEncoding.EncodeToString([]byte(s.pem(t))),
+		"kubeconfig": base64.StdEncoding.EncodeToString([]byte("apiVersion: v1\nusers:\n- user:\n    token: " + s.text())),
+		"release":    s.pack(s.text()),
+		"nested":     fmt.Sprintf("%q", fmt.Sprintf(`{"token":%q,"other":"x"}`, s.text()+`\"`+s.text())),
+		"block":      "password: |-\n  " + s.text() + " " + s.text() + "\n  " + s.text() + "\nafter: BLOCK-AFTER\n",
+		"folded":     "- token: >\n    " + s.text() + "\n",
+		"words":      "passphrase: " + s.text() + " " + s.text() + ", " + s.text() + "\n",
+		"quotes":     `{"password":"` + s.text() + ",}'" + s.text() + `","a":1}`,
+		"names": "client_secret=" + s.text() + "\nAWS_SECRET_ACCESS_KEY=" + s.text() + "\napi_key=" + s.text() +
+			"\npsk: " + s.text() + "\nsecret: " + s.text() + "\nCookie: session=" + s.text() + "\n",
+		"urls": "redis://:" + s.text() + "@host https://" + s.text() + "@host/x?sig=" + s.text(),
+		"Corefile": "etcd {\n    credentials root " + s.text() + "\n}\nroute53 {\n    aws_access_key id " + s.text() +
+			"\n}\n",
+		"script": "exec tool --password " + s.text() + " --api-key '" + s.text() + "'\n",
+		"pgp":    "-----BEGIN PGP PRIVATE KEY BLOCK-----\n" + s.text() + "\n-----END PGP PRIVATE KEY BLOCK-----\n",
+	}, BinaryData: map[string][]byte{"keystore": []byte(s.text())}}
+	inConfig, inDocker, special := s.text(), s.text(), s.text()+"&<'\"%/"+s.text()
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelink", Name: "odd",
+		Annotations: map[string]string{"kapp.k14s.io/original": `{"stringData":{"a":"` + s.text() + `"}}`}}, Data: map[string][]byte{
+		"kubeconfig": []byte("users:\n- user:\n    token: " + inConfig + "\n"), "special": []byte(special),
+		".dockerconfigjson": []byte(`{"auths":{"r":{"username":"u","password":"` + inDocker + `"}}}`)}}
+	html, err := json.Marshal(special)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tail := s.pem(t) // its beginning is not among the last lines
+	log = tail[strings.Index(tail, "\n")+1:] + "\nlooked for " + inConfig + " and " + inDocker + "\n" + string(html) +
+		fmt.Sprintf(" %q %s %x\n", special, url.QueryEscape(special), special)
+	deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelink", Name: "odd"}}
+	deployment.Spec.Template.Spec.Containers = []corev1.Container{{Name: "odd", Args: []string{"--token", s.text(),
+		"--auth-key", s.text(), "--name", "NAME-STAYS", "-c", "run --passwd=" + s.text()}}}
+	return []client.Object{config, secret, deployment}, log
+}
+
 // everywhere has secrets in all places where one can be.
-func everywhere(t *testing.T, s *secrets) (objects []client.Object, log string) {
+func everywhere(t *testing.T, s *secrets) ([]client.Object, string) {
 	in := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: "kubelink", Name: name} }
 	known, psk := s.text(), s.wireguardKey()
 	secret := &corev1.Secret{ObjectMeta: in("kubelink-tls"), Data: map[string][]byte{
@@ -109,9 +176,10 @@ func everywhere(t *testing.T, s *secrets) (objects []client.Object, log string) 
 	event := &corev1.Event{ObjectMeta: in("event"), Message: "said " + known + " and Authorization: Bearer " + s.text()}
 	dns := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"},
 		Data: map[string]string{"Corefile": "secret key.example. " + s.text()}}
-	log = "the token " + s.jwt() + "\n" + string(secret.Data["tls.key"]) + "\n    " + string(secret.Data["ca.key"]) +
+	more, log := odd(t, s)
+	log += "the token " + s.jwt() + "\n" + string(secret.Data["tls.key"]) + "\n    " + string(secret.Data["ca.key"]) +
 		"psk " + psk + " of " + string(elsewhere.Data["psk"]) + "\npublic " + publicKey + "\n" + s.pem(t)
-	return []client.Object{secret, link, elsewhere, named, config, deployment, pod, event, dns}, log
+	return append(more, secret, link, elsewhere, named, config, deployment, pod, event, dns), log
 }
 
 // publicKey is no secret.
@@ -183,7 +251,7 @@ func TestSecrets(t *testing.T) {
 	files := unpack(t, &archive)
 	for _, secret := range s.all {
 		forms := []string{secret, base64.StdEncoding.EncodeToString([]byte(secret)),
-			base64.RawURLEncoding.EncodeToString([]byte(secret))}
+			base64.RawURLEncoding.EncodeToString([]byte(secret)), hex.EncodeToString([]byte(secret))}
 		for name, text := range files {
 			for _, form := range forms {
 				if i := strings.Index(text, form); i >= 0 {
@@ -201,7 +269,8 @@ func TestSecrets(t *testing.T) {
 		"c1/secrets.yaml":                 "tls.key: REDACTED", "c1/cluster-dns.yaml": "key.example.",
 		"admin@c-2/configmaps.yaml": "10.0.0.1",
 		"c1/errors.txt":             "Secret other/missing, which KubeLink named names", "c1/pods.yaml": "restartCount: 1",
-		"c1/events.yaml": "said ", "c1/report.json": "accessToken",
+		"c1/events.yaml": "said ", "c1/report.json": "accessToken", "c1/configmaps.yaml": "BLOCK-AFTER",
+		"admin@c-2/deployments.yaml": "NAME-STAYS", "admin@c-2/pods.yaml": "restartCount: 1",
 	} {
 		if !strings.Contains(files[file], want) {
 			t.Errorf("%s has no %q:\n%s", file, want, files[file])

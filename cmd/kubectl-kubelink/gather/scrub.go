@@ -6,10 +6,14 @@ package gather
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"maps"
+	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,7 +25,10 @@ const (
 	// shortest is the shortest value that is cut out of texts wherever it is: others are parts of usual words.
 	shortest = 6
 	// shortestLine is that of a line of a value, such as one of a PEM text.
-	shortestLine = 16
+	shortestLine    = 16
+	wireguardLength = 44 // characters of a key in base64
+	// maxNesting is how often a text may be encoded in base64, one time in the other.
+	maxNesting = 4
 )
 
 // publicKeys are keys of secrets whose values are no secrets.
@@ -46,53 +53,204 @@ func (s *scrubber) addSecret(secret *corev1.Secret) {
 	}
 }
 
-// addValue learns a value, with the forms in which it may be in texts.
+// addValue learns a value, with the forms in which it may be in texts, and the secrets in it.
 func (s *scrubber) addValue(value string) {
-	if len(value) < shortest {
+	if len(value) < shortest || s.values[value] || isPlain(value) {
 		return
 	}
 	s.longestFirst = nil
-	s.values[value] = true
+	s.addForms(value)
 	for _, e := range []*base64.Encoding{
 		base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding,
 	} {
 		s.values[e.EncodeToString([]byte(value))] = true
 		s.values[e.EncodeToString([]byte(value+"\n"))] = true
 	}
-	if decoded, err := base64.StdEncoding.DecodeString(value); err == nil && len(decoded) >= shortest {
-		s.values[string(decoded)] = true
-	}
+	digits := hex.EncodeToString([]byte(value))
+	s.values[digits], s.values[strings.ToUpper(digits)] = true, true
 	for line := range strings.Lines(value) {
 		if line = strings.TrimSpace(line); len(line) >= shortestLine && !strings.HasPrefix(line, "-----") {
-			s.values[line] = true
+			s.addForms(line)
+		}
+	}
+	// A kubeconfig or the like: what is in it may be elsewhere, without its name.
+	for _, p := range []*regexp.Regexp{yamlValue, namedValue, argument, userInfo} {
+		for _, found := range p.FindAllStringSubmatch(value, -1) {
+			inner := strings.Trim(found[p.SubexpIndex("value")], `"'\`)
+			if _, password, ok := strings.Cut(inner, ":"); ok && p == userInfo {
+				inner = password
+			}
+			s.addValue(inner)
+		}
+	}
+	if decoded, err := base64.StdEncoding.DecodeString(value); err == nil {
+		s.addValue(string(decoded))
+	}
+}
+
+// addForms adds a text as it is, and as JSON, YAML, Go and URLs have it.
+func (s *scrubber) addForms(text string) {
+	var plain bytes.Buffer
+	e := json.NewEncoder(&plain)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(text)               // a text and a buffer do not fail
+	escaped, _ := json.Marshal(text) // so it is here
+	for _, form := range []string{text, strings.Trim(plain.String(), "\"\n"), strings.Trim(string(escaped), `"`),
+		strings.Trim(strconv.Quote(text), `"`), strings.Trim(strconv.QuoteToASCII(text), `"`),
+		strings.ReplaceAll(text, "'", "''"), url.QueryEscape(text), url.PathEscape(text),
+		strings.TrimPrefix(url.UserPassword("", text).String(), ":"),
+	} {
+		if len(form) >= shortest {
+			s.values[form] = true
 		}
 	}
 }
 
+// isPlain tells whether a text is none to hide, whatever its name is.
+func isPlain(value string) bool {
+	return slices.Contains([]string{redacted, "true", "false", "null", "<nil>"}, strings.Trim(value, `"',`))
+}
+
+// secretWords are the ends of names of secrets.
+const secretWords = `(?:token|password|passwd|passphrase|pwd|client[-_]?key[-_]?data|psk|pre[-_]?shared[-_]?key|` +
+	`private[-_]?key|api[-_]?key|access[-_]?key|secret[-_]?key|encryption[-_]?key|secret|credentials?|auth|cookie|` +
+	`signature|sig)`
+
+// anyValue is a text in escaped quotes, as in JSON in JSON, in quotes, or a word.
+const anyValue = `(?P<value>\\"(?:\\\\\\\\|\\\\\\"|\\\\[^\\"]|[^\\"\n])*|\\+"[^"\n]*|"(?:[^"\\\n]|\\.)*|` +
+	`'(?:[^'\n]|'')*|[^\s"'\\]{4,})`
+
+var (
+	// yamlValue is a setting of a line of its own. The value may have spaces.
+	yamlValue = regexp.MustCompile(`(?im)(?P<keep>^[ \t-]*["']?[\w.-]*` + secretWords +
+		`["']?:[ \t]+)(?P<value>[^\s|>{\[][^\n]{3,})`)
+	// namedValue is a setting in JSON, a query or the environment.
+	namedValue = regexp.MustCompile(`(?i)(?P<keep>` + secretWords + `[\\"']*[ \t]*[:=][ \t]*)` + anyValue)
+	// argument is one of a command line, also of a list of arguments.
+	argument = regexp.MustCompile(`(?im)(?P<keep>(?:^|[\s"'\[,])--?[\w-]*` + secretWords +
+		`(?:[\\"']*[, \t]+))` + anyValue)
+	// userInfo is that of a URL (RFC 3986, 3.2.1).
+	userInfo = regexp.MustCompile(`(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<value>[^/\s@"'?#]+)@`)
+	// blockHead begins a block of lines in YAML, which have more indentation (YAML 1.2, 8.1).
+	blockHead = regexp.MustCompile(`(?i)^[ \t-]*["']?[\w.-]*` + secretWords + `["']?:[ \t]+[|>][-+0-9]*\s*$`)
+)
+
 // patterns are texts that look like secrets. What the group named keep has stays.
 var patterns = []*regexp.Regexp{
-	regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----[\s\S]*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|$)`),
+	regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----[\s\S]*?` +
+		`(-----END [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----|$)`),
 	regexp.MustCompile(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*`),        // JWT (RFC 7519)
 	regexp.MustCompile(`(?i)(?P<keep>\b(bearer|basic)\s+)[A-Za-z0-9+/=._~-]{6,}`),          // RFC 9110, 11.4
-	regexp.MustCompile(`(?P<keep>\b[a-z][a-z0-9+.-]*://)[^/\s@"']+:[^/\s@"']+@`),           // RFC 3986, 3.2.1
 	regexp.MustCompile(`(?m)(?P<keep>(^|: |\\n)\s*secret\s+\S+\s+)[A-Za-z0-9+/_-]{16,}=*`), // CoreDNS: tsig
-	regexp.MustCompile(`(?i)(?P<keep>["']?[\w.-]*(token|password|passwd|client-key-data|presharedKey|preshared-key|` +
-		`privateKey|private-key|api-?key|access-?key|credentials?)["']?\s*[:=]\s*["']?)[^\s"',}]{4,}`),
+	// CoreDNS: etcd, route53
+	regexp.MustCompile(`(?m)(?P<keep>(^|\\n)[ \t]*(credentials|aws_access_key)[ \t]+[^\s\\]+[ \t]+)[^\s\\]+`),
+	userInfo, yamlValue, namedValue, argument,
+}
+
+// hidePattern cuts out what a pattern finds.
+func hidePattern(text []byte, p *regexp.Regexp) []byte {
+	keep, value := p.SubexpIndex("keep"), p.SubexpIndex("value")
+	return p.ReplaceAllFunc(text, func(found []byte) []byte {
+		parts := p.FindSubmatch(found)
+		switch {
+		case value > 0 && parts != nil && isPlain(string(parts[value])):
+			return found
+		case keep < 0 || parts == nil:
+			return []byte(redacted)
+		}
+		after := ""
+		if p == userInfo {
+			after = "@"
+		} else if value > 0 && bytes.HasSuffix(parts[value], []byte(`\`)) {
+			after = `\` // the quote that follows is an escaped one
+		}
+		quote := parts[0][:0]
+		if value > 0 {
+			quote = parts[value][:len(parts[value])-len(bytes.TrimLeft(parts[value], `\"'`))]
+		}
+		return slices.Concat(parts[keep], quote, []byte(redacted+after))
+	})
+}
+
+// keyEnd ends a private key. Only what is left when all keys are cut out has none before it.
+var keyEnd = regexp.MustCompile(`-----END [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----`)
+
+// hideEnds cuts out the ends of keys whose beginnings are not there, as a log has its last lines only.
+func hideEnds(text []byte) []byte {
+	const longest = 100 // lines of a key
+	for {
+		at := keyEnd.FindIndex(text)
+		if at == nil {
+			return text
+		}
+		start := at[0]
+		for n := 0; n < longest && start > 0; n++ {
+			start = bytes.LastIndexByte(text[:start], '\n')
+		}
+		text = slices.Concat(text[:max(start, 0)], []byte("\n"+redacted), text[at[1]:])
+	}
+}
+
+// hideBlocks cuts blocks of lines out of YAML.
+func hideBlocks(text []byte) []byte {
+	var b bytes.Buffer
+	indent := -1 // of the setting whose block is cut out
+	for line := range bytes.Lines(text) {
+		own := len(line) - len(bytes.TrimLeft(line, " \t-"))
+		if indent >= 0 && (own > indent || len(bytes.TrimSpace(line)) == 0) {
+			continue
+		}
+		indent = -1
+		b.Write(line)
+		if blockHead.Match(line) {
+			indent = own
+			b.WriteString(strings.Repeat(" ", own+2) + redacted + "\n")
+		}
+	}
+	return b.Bytes()
 }
 
 // wireguardKey is a private, public or preshared key: 32 bytes in base64.
-var wireguardKey = regexp.MustCompile(`[A-Za-z0-9+/]{43}=`)
+var wireguardKey = regexp.MustCompile(`(^|[^A-Za-z0-9+/])[A-Za-z0-9+/]{43}=`)
 
-// encodedPEM is a PEM text in base64: that of "-----BEGIN".
-var encodedPEM = regexp.MustCompile(`LS0tLS1CRUdJTi[A-Za-z0-9+/]+=*`)
+// encoded is base64, also in lines, as files, JSON and logs have them.
+var encoded = regexp.MustCompile(`[A-Za-z0-9+/_-]{16,}(?:` + between + `[A-Za-z0-9+/_-]{16,})*` +
+	`(?:(?:\r?\n[ \t]*|\\r?\\n)[A-Za-z0-9+/_-]{1,15})?=*`)
 
-// hidePrivate returns the base64 of a PEM text, unless there is a private key in it.
-func hidePrivate(encoded []byte) []byte {
-	text, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(string(encoded), "="))
-	if err == nil && !bytes.Contains(text, []byte("PRIVATE KEY")) {
-		return encoded
-	}
-	return []byte(redacted)
+const between = `(?:\s|\\r|\\n|\d{4}-\d\d-\d\dT[\d:.]+Z )+`
+
+var (
+	lineEnd    = regexp.MustCompile(between)
+	toStandard = strings.NewReplacer("-", "+", "_", "/")
+)
+
+// isUnseen tells whether a text cannot be looked into: gzip (RFC 1952, 2.3.1), as in what Helm keeps of a release, and
+// zip.
+func isUnseen(text []byte) bool {
+	return bytes.HasPrefix(text, []byte("\x1f\x8b\x08")) || bytes.HasPrefix(text, []byte("PK\x03\x04"))
+}
+
+// hideEncoded cuts out base64 that has a secret in it, or what cannot be looked into.
+func (s *scrubber) hideEncoded(text []byte, nesting int) []byte {
+	return encoded.ReplaceAllFunc(text, func(found []byte) []byte {
+		lines := lineEnd.Split(strings.TrimRight(string(found), "="), -1)
+		for skipped := range min(len(lines), 8) { // words before it, which look the same
+			joined := toStandard.Replace(strings.Join(lines[skipped:], ""))
+			decoded, _ := base64.RawStdEncoding.DecodeString(joined) // up to what is none
+			if isUnseen(decoded) || isText(decoded) && !bytes.Equal(decoded, s.scrub(decoded, nesting+1)) {
+				return []byte(redacted)
+			}
+		}
+		return found
+	})
+}
+
+// isText tells whether a text begins as one that is not binary. Most words are binary, if they are taken for base64.
+func isText(decoded []byte) bool {
+	const first = 12
+	return len(decoded) >= first && !bytes.ContainsFunc(decoded[:first], func(r rune) bool {
+		return r != '\n' && r != '\r' && r != '\t' && (r < ' ' || r > '~')
+	})
 }
 
 // scrubText returns the text without secrets.
@@ -103,53 +261,69 @@ func (s *scrubber) scrubText(text []byte) []byte {
 		}
 		slices.SortFunc(s.longestFirst, func(a, b []byte) int { return len(b) - len(a) })
 	}
+	return s.scrub(text, 0)
+}
+
+// scrub returns a text without secrets. It is in so many encoded texts, one in the other.
+func (s *scrubber) scrub(text []byte, nesting int) []byte {
 	for _, v := range s.longestFirst {
 		text = bytes.ReplaceAll(text, v, []byte(redacted))
 	}
+	text = hideBlocks(text)
 	for _, p := range patterns {
-		replacement := redacted
-		if p.SubexpIndex("keep") > 0 {
-			replacement = "${keep}" + redacted
-		}
-		text = p.ReplaceAll(text, []byte(replacement))
+		text = hidePattern(text, p)
 	}
-	text = encodedPEM.ReplaceAllFunc(text, hidePrivate)
-	return wireguardKey.ReplaceAllFunc(text, func(key []byte) []byte {
-		if s.public[string(key)] {
-			return key
+	text = hideEnds(text)
+	if nesting < maxNesting {
+		text = s.hideEncoded(text, nesting)
+	}
+	return wireguardKey.ReplaceAllFunc(text, func(found []byte) []byte {
+		start := max(len(found)-wireguardLength, 0)
+		if s.public[string(found[start:])] {
+			return found
 		}
-		return []byte(redacted)
+		return slices.Concat(found[:start], []byte(redacted))
 	})
 }
 
 // secretName is that of a variable or an argument with a secret.
-var secretName = regexp.MustCompile(`(?i)token|secret|passw|key|credential|auth`)
+var secretName = regexp.MustCompile(`(?i)token|secret|passw|passphrase|pwd|psk|key|credential|auth`)
+
+// secretFlag is an argument whose value is the next one.
+var secretFlag = regexp.MustCompile(`(?i)^--?[\w.-]*(` + secretName.String()[len("(?i)"):] + `)[\w.-]*$`)
+
+// publicAnnotations are what Secrets may have. Tools keep whole objects in other annotations.
+var publicAnnotations = []string{"meta.helm.sh/", "helm.sh/", "cert-manager.io/"}
 
 // scrubObject takes secrets out of the fields of an object where they are expected.
 func (s *scrubber) scrubObject(o *unstructured.Unstructured) {
 	o.SetManagedFields(nil)
 	annotations := o.GetAnnotations()
 	for name := range annotations {
-		if strings.HasSuffix(name, "/last-applied-configuration") || secretName.MatchString(name) {
+		isPublic := slices.ContainsFunc(publicAnnotations, func(p string) bool { return strings.HasPrefix(name, p) })
+		if strings.HasSuffix(name, "/last-applied-configuration") || secretName.MatchString(name) ||
+			o.GetKind() == "Secret" && !isPublic {
 			annotations[name] = redacted
 		}
 	}
 	o.SetAnnotations(annotations)
+	hidden := []string{"binaryData"} // of a ConfigMap: nothing tells what it is
 	if o.GetKind() == "Secret" {
-		for _, field := range []string{"data", "stringData"} {
-			values, _, _ := unstructured.NestedMap(o.Object, field)
-			for key, v := range values {
-				values[key] = fmt.Sprintf("%s (%d characters)", redacted, len(fmt.Sprint(v)))
-			}
-			if values != nil {
-				o.Object[field] = values
-			}
+		hidden = []string{"data", "stringData"}
+	}
+	for _, field := range hidden {
+		values, _, _ := unstructured.NestedMap(o.Object, field)
+		for key, v := range values {
+			values[key] = fmt.Sprintf("%s (%d characters)", redacted, len(fmt.Sprint(v)))
+		}
+		if values != nil {
+			o.Object[field] = values
 		}
 	}
 	scrubFields(o.Object)
 }
 
-// scrubFields looks for preshared keys, and for variables of containers.
+// scrubFields looks for preshared keys, and for variables and arguments of containers.
 func scrubFields(value any) {
 	switch v := value.(type) {
 	case map[string]any:
@@ -165,7 +339,12 @@ func scrubFields(value any) {
 			scrubFields(field)
 		}
 	case []any:
-		for _, item := range v {
+		for i, item := range v {
+			if text, ok := item.(string); ok && i > 0 && !strings.HasPrefix(text, "--") {
+				if flag, _ := v[i-1].(string); secretFlag.MatchString(flag) {
+					v[i] = redacted
+				}
+			}
 			scrubFields(item)
 		}
 	}
