@@ -131,13 +131,13 @@ func (r *reconciler) checkNode(s *mesh.State) {
 
 // setKernel brings a state to the kernel, and tells DNS when the kernel has it.
 func (r *reconciler) setKernel(want kernel.State, done func(*nameSource)) (err, pending error) {
-	switch err := r.gateway.kernel.Set(want); err {
-	case kernel.ErrBusy:
+	err = r.gateway.kernel.Set(want)
+	switch {
+	case errors.Is(err, kernel.ErrBusy):
 		return nil, err
-	case kernel.ErrStuck:
-		return err, nil
-	default:
-		r.names.changeSource(done)
+	case errors.Is(err, kernel.ErrStuck):
 		return err, nil
 	}
+	r.names.changeSource(done)
+	return err, nil
 }

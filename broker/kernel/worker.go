@@ -121,7 +121,7 @@ func (w *Worker) CompareSoon() {
 	}
 }
 
-// Set brings a state to the kernel, and repairs it now and then. It waits for a moment; then it returns ErrBusy, after
+// Set brings a state to the kernel, and repairs it now and then. It waits for a moment; then it returns an ErrBusy, after
 // Grace ErrStuck, and calls Done at the end. A repair that takes longer is no error.
 func (w *Worker) Set(s State) error {
 	want := workState{State: s, at: time.Now()}
@@ -142,7 +142,7 @@ func (w *Worker) Set(s State) error {
 	defer w.mu.Unlock()
 	if w.running == run {
 		run.left = true
-		return run.report(&want)
+		return w.reportRun(&want)
 	}
 	return w.err
 }
@@ -153,7 +153,7 @@ func (w *Worker) startRun(want workState) (*workRun, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.running != nil {
-		return nil, w.running.report(&want)
+		return nil, w.reportRun(&want)
 	}
 	same := !w.last.at.IsZero() && want.equals(&w.last)
 	if same && want.at.Sub(w.last.at) < w.config.Repair-time.Second {
@@ -166,6 +166,16 @@ func (w *Worker) startRun(want workState) (*workRun, error) {
 	w.running = run
 	w.wg.Go(func() { w.tellKernel(run) })
 	return run, nil
+}
+
+// reportRun says what is to be said of a wanted state while a run goes on. Of another try, users learn why the last one
+// has failed: it may take as long to fail again. w.mu is held.
+func (w *Worker) reportRun(want *workState) error {
+	err := w.running.report(want)
+	if err == ErrBusy && w.err != nil {
+		return fmt.Errorf("%w again, as the last try has failed: %w", ErrBusy, w.err)
+	}
+	return err
 }
 
 // report says what is to be said of a wanted state while the run goes on.

@@ -132,8 +132,9 @@ func TestWorkerBacksOff(t *testing.T) {
 		w, k, _ := newTestWorker()
 		one := stateWithRoute("100.64.16.0/20")
 		pause := 100 * time.Millisecond
-		for range 4 {
-			if err := w.Set(one); err != ErrBusy {
+		for try := range 4 {
+			const why = "again, as the last try has failed: lock"
+			if err := w.Set(one); !errors.Is(err, ErrBusy) || strings.HasSuffix(err.Error(), why) != (try > 0) {
 				t.Fatal(err)
 			}
 			k.let <- errors.New("lock")
@@ -146,7 +147,7 @@ func TestWorkerBacksOff(t *testing.T) {
 			time.Sleep(time.Millisecond)
 			pause *= 2
 		}
-		if err := w.Set(one); err != ErrBusy {
+		if err := w.Set(one); !errors.Is(err, ErrBusy) {
 			t.Fatal(err)
 		}
 		k.let <- errors.New("lock")
