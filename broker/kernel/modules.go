@@ -30,6 +30,9 @@ var extensionModules = map[string][2]string{
 // describeModules says which modules are needed by the rule that failed, or where that is not known by all of them.
 // commands are what iptables-restore was told, and said is what it has printed.
 func describeModules(table string, family int, commands []string, said string) string {
+	if strings.Contains(said, "xtables lock") { // which another program holds
+		return ""
+	}
 	var names []string
 	known := false // what fails
 	for _, m := range missingExtension.FindAllStringSubmatch(said, -1) {

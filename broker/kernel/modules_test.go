@@ -32,6 +32,7 @@ func TestDescribeModules(t *testing.T) {
 			"xt_addrtype, xt_comment, xt_conntrack, xt_tcpudp and iptable_mangle" + more},
 		{"the same, IPv6", "ip6tables-restore: line 9 failed", unix.AF_INET6, "; it needs the kernel modules ip6t_REJECT, " +
 			"xt_addrtype, xt_comment, xt_conntrack, xt_tcpudp and ip6table_mangle" + more},
+		{"the lock", "Another app is currently holding the xtables lock. Stopped waiting after 1s.", unix.AF_INET, ""},
 		{"a line that is none", "line 99: RULE_APPEND failed", unix.AF_INET, "; it needs the kernel modules ipt_REJECT, " +
 			"xt_addrtype, xt_comment, xt_conntrack, xt_tcpudp and iptable_mangle" + more},
 	} {
