@@ -142,7 +142,10 @@ func (f *Facts) checkApplied(c *check) {
 	if err == nil || f.Credentials != nil && err.Error() == f.Credentials.Error() {
 		return
 	}
-	message, remedy := splitRemedy(err.Error(), remedyOfFailure(err.Error()))
+	message, remedy := splitRemedy(err.Error(), "see the log of the broker; it tries again by itself")
+	if known := remedyOfFailure(err.Error()); known != "" { // of several failures it is what causes the others
+		message, remedy = err.Error(), known
+	}
 	c.add(NotApplied, Error, f.brokerObject(), message, remedy)
 }
 
@@ -336,7 +339,7 @@ func splitRemedy(message, other string) (text, remedy string) {
 	return message, other
 }
 
-// remedyOfFailure is what to do when the node does not take what the broker wants.
+// remedyOfFailure is what to do when the node does not take what the broker wants; empty: it is not known.
 func remedyOfFailure(failure string) string {
 	switch {
 	case strings.Contains(failure, "address already in use"):
@@ -346,7 +349,7 @@ func remedyOfFailure(failure string) string {
 		return "end the program that holds the lock of iptables (fuser /run/xtables.lock on the node shows it); the broker " +
 			"tries again by itself"
 	}
-	return "see the log of the broker; it tries again by itself"
+	return ""
 }
 
 // remedyOfLoss is what to do when a peer cannot be connected.

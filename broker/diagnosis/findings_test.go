@@ -112,6 +112,9 @@ func TestFindings(t *testing.T) {
 			"kubectl apply --server-side -f deploy/crds", Warning},
 		"kernel": {func(f *Facts) { f.Health.Applied = errors.New("iptables: chain is foreign: remove the rule") },
 			NotApplied, "Broker node1", "iptables: chain is foreign", "remove the rule", Error},
+		"lock": {func(f *Facts) {
+			f.Health.Applied = errors.New("another app is holding the xtables lock; a module: load it on the node")
+		}, NotApplied, "Broker node1", "load it on the node", "fuser /run/xtables.lock", Error},
 		"Lease": {func(f *Facts) { f.Lease.Problem = "the Lease cannot be used: give the broker rights" }, LeaseProblem,
 			"Broker node1", "the Lease cannot be used", "give the broker rights", Warning},
 		"no holder": {func(f *Facts) { f.Lease = Lease{} }, NoHolder, "Broker node1", "not known which", "leases", Error},
