@@ -392,6 +392,23 @@ func onBroker(signal, heal syscall.Signal) func(*testing.T, context.Context) {
 	}
 }
 
+// unplugNode cuts the node of the second cluster's broker off from all networks.
+func unplugNode(t *testing.T, _ context.Context) {
+	t.Helper()
+	t.Cleanup(func() { must(t, brokers[1].Gateway().Plug()); restoreMesh(t) })
+	must(t, brokers[1].Gateway().Unplug())
+}
+
+// setNodeReady sets the condition of the node of the second cluster's broker, as a node controller does.
+func setNodeReady(t *testing.T, ctx context.Context, status corev1.ConditionStatus) {
+	t.Helper()
+	n := &corev1.Node{}
+	must(t, brokers[1].Client.Get(ctx, client.ObjectKey{Name: brokers[1].Gateway().Name}, n))
+	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: status, Reason: "NodeStatusUnknown",
+		Message: "Kubelet stopped posting node status.", LastTransitionTime: metav1.Now()}}
+	must(t, brokers[1].Client.Status().Update(ctx, n))
+}
+
 func startAgain(t *testing.T, b *fleet.Broker) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -464,6 +481,14 @@ func clusterFaults() []fault {
 			texts: []string{"does not answer", "connection refused", "that the broker runs (its log)"}},
 		{name: "the broker hangs", inject: onBroker(syscall.SIGSTOP, syscall.SIGCONT), reason: "BrokerUnreachable",
 			texts: []string{"no answer within", "see that the node is alive"}},
+		{name: "the node of the broker is cut off", reason: "BrokerUnreachable", inject: unplugNode,
+			texts: []string{"node kubelink2-node1 does not answer: no answer within", "see that the node is alive"}},
+		{name: "the node of the broker is dead, and the API server knows", reason: "NodeNotReady", object: "kubelink2-node1",
+			inject: func(t *testing.T, ctx context.Context) { // there is no node controller
+				unplugNode(t, ctx)
+				setNodeReady(t, ctx, corev1.ConditionUnknown)
+				t.Cleanup(func() { setNodeReady(t, context.Background(), corev1.ConditionTrue) })
+			}, texts: []string{"the node is not ready", "Kubelet stopped posting node status.", "get node kubelink2-node1"}},
 		{name: "the broker may not review tokens", inject: withoutRule("tokenreviews"), reason: "ReportRefused",
 			texts: []string{"cannot ask the API server who this is", "create for tokenreviews"}},
 		{name: "the account of reports is gone", reason: "AccountMissing",
