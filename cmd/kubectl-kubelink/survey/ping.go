@@ -18,7 +18,7 @@ func Ping(ctx context.Context, t Target, link string, size, count int) (*diagnos
 	if t.Err != nil {
 		return nil, t.Err
 	}
-	clients, err := kubernetes.NewForConfig(t.API)
+	clients, err := kubernetes.NewForConfig(guardClient(t.API))
 	if err != nil {
 		return nil, err
 	}

@@ -129,7 +129,7 @@ func (t *Target) ask(ctx context.Context) Answer {
 	if a.Err != nil {
 		return a
 	}
-	config := rest.CopyConfig(t.API)
+	config := guardClient(t.API)
 	config.QPS, config.Burst = 100, 100
 	clients, err := kubernetes.NewForConfig(config)
 	if err != nil {

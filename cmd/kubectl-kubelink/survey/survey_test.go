@@ -1,6 +1,7 @@
 package survey
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -200,6 +201,18 @@ func busyAtFirst() http.HandlerFunc {
 	}
 }
 
+// sendSpaces is a broker whose answer has no end.
+func sendSpaces(status int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		for spaces := bytes.Repeat([]byte(" "), 1<<20); ; {
+			if _, err := w.Write(spaces); err != nil {
+				return
+			}
+		}
+	}
+}
+
 // A broker is asked with a token in the header of its own, through the proxy of the API server.
 func TestAsk(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -218,7 +231,9 @@ func TestAsk(t *testing.T) {
 		"away": {func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, "error trying to reach service: connection refused", http.StatusServiceUnavailable)
 		}, "connection refused"},
-		"no report": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hello")) }, "cannot be read"},
+		"endless":         {sendSpaces(http.StatusOK), "more than"},
+		"endless refusal": {sendSpaces(http.StatusForbidden), "more than"},
+		"no report":       {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hello")) }, "cannot be read"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			api := fakeAPI(t, &atomic.Bool{}, c.broker)
@@ -232,6 +247,23 @@ func TestAsk(t *testing.T) {
 				t.Errorf("%+v %v", b.Report, b.Err)
 			}
 		})
+	}
+}
+
+// What answers in place of a broker does not get the credentials of the user.
+func TestRedirect(t *testing.T) {
+	thief := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("a request came, with the headers %v", r.Header)
+	}))
+	defer thief.Close()
+	api := fakeAPI(t, &atomic.Bool{}, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, thief.URL+"/here", http.StatusFound)
+	})
+	api.BearerToken = "of the user"
+	target := Target{Context: "c1", Namespace: "kubelink", API: api}
+	a := Ask(t.Context(), []Target{target})[0]
+	if len(a.Brokers) != 1 || a.Brokers[0].Err == nil || !strings.Contains(a.Brokers[0].Err.Error(), "redirect to") {
+		t.Errorf("%+v", a)
 	}
 }
 
