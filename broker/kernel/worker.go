@@ -121,8 +121,8 @@ func (w *Worker) CompareSoon() {
 	}
 }
 
-// Set brings a state to the kernel, and repairs it now and then. It waits for a moment; then it returns an ErrBusy, after
-// Grace ErrStuck, and calls Done at the end. A repair that takes longer is no error.
+// Set brings a state to the kernel, and repairs it now and then. It waits for a moment; then it returns an
+// ErrBusy, after Grace ErrStuck, and calls Done at the end. A repair that takes longer is no error.
 func (w *Worker) Set(s State) error {
 	want := workState{State: s, at: time.Now()}
 	if i, err := net.InterfaceByName(w.config.Device); err == nil {

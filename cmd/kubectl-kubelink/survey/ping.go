@@ -34,7 +34,8 @@ func Ping(ctx context.Context, t Target, link string, size, count int) (*diagnos
 	last := fmt.Errorf("there is no pod of kubelink in namespace %s: look at its Deployment", t.Namespace)
 	for i := range pods {
 		result := &diagnosis.PingResult{}
-		err := q.get(ctx, pods[i].Name, describePod(&pods[i], "diagnosis", diagnosis.DefaultPort).port, token, diagnosis.PingPath,
+		port := describePod(&pods[i], "diagnosis", diagnosis.DefaultPort).port
+		err := q.get(ctx, pods[i].Name, port, token, diagnosis.PingPath,
 			diagnosis.PingParameters(link, size, count), result)
 		if err == nil {
 			return result, nil

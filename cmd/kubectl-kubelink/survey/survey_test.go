@@ -122,8 +122,8 @@ func TestExamine(t *testing.T) {
 			b := &a[1].Brokers[0]
 			b.Report, b.Err = nil, apierrors.NewServiceUnavailable("")
 			b.Ended = describeEnd(&corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}, 3)
-		}, BrokerUnreachable, "Pod kubelink", "the API server has no connection to it; its program ended with exit code 137 " +
-			"(OOMKilled), and has been started 3 times again", "that the broker runs"},
+		}, BrokerUnreachable, "Pod kubelink", "the API server has no connection to it; its program ended with exit code " +
+			"137 (OOMKilled), and has been started 3 times again", "that the broker runs"},
 		"finding of a router": {func(a []Answer) {
 			a[0].Routers = []Router{{Pod: Pod{Name: "r", Node: "node2"}, Report: &diagnosis.NodeReport{
 				Findings: []diagnosis.Finding{{Reason: "ForwardingOff", Severity: diagnosis.Error,
