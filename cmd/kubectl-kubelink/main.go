@@ -35,9 +35,12 @@ func main() { os.Exit(runCommand()) }
 func runCommand() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := newCommand().ExecuteContext(ctx)
+	root := newCommand()
+	root.SetOut(plainWriter{os.Stdout})
+	root.SetErr(plainWriter{os.Stderr})
+	err := root.ExecuteContext(ctx)
 	if err != nil && err.Error() != "" {
-		fmt.Fprintln(os.Stderr, "kubectl-kubelink:", err)
+		fmt.Fprintln(root.ErrOrStderr(), "kubectl-kubelink:", err)
 	}
 	return exitCode(err)
 }

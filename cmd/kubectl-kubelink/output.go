@@ -36,7 +36,8 @@ func printValue(out io.Writer, format string, value any) error {
 		return err
 	}
 	if format == "yaml" {
-		if text, err = yaml.JSONToYAML(text); err != nil {
+		// YAML has no place for the control characters that JSON leaves as they are.
+		if text, err = yaml.JSONToYAML([]byte(makePlain(string(text)))); err != nil {
 			return err
 		}
 	}

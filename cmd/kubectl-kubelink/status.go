@@ -263,7 +263,8 @@ func printFindings(w io.Writer, paint painter, findings []survey.Finding) {
 			name = f.Object.Namespace + "/" + name
 		}
 		fmt.Fprintf(w, "\n%s: %s: %s %s: %s\n  cause:  %s\n  remedy: %s\n",
-			f.Context, title, f.Object.Kind, name, f.Reason, f.Message, f.Remedy)
+			f.Context, title, joinLines(f.Object.Kind), joinLines(name), joinLines(f.Reason), joinLines(f.Message),
+			joinLines(f.Remedy))
 	}
 }
 
@@ -304,7 +305,15 @@ type table struct {
 
 func newTable(w io.Writer) *table { return &table{w: w} }
 
-func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
+func (t *table) row(cells ...string) {
+	for i := range cells {
+		cells[i] = joinLines(cells[i])
+	}
+	t.rows = append(t.rows, cells)
+}
+
+// joinLines makes one line, so that no text looks like a line of its own.
+func joinLines(text string) string { return strings.ReplaceAll(text, "\n", " ") }
 
 var colourCode = regexp.MustCompile("\x1b\\[[0-9]+m")
 
@@ -334,8 +343,8 @@ func (t *table) flush() {
 type painter struct{ colours bool }
 
 func newPainter(w io.Writer) painter {
-	file, ok := w.(*os.File)
-	return painter{ok && term.IsTerminal(int(file.Fd())) && os.Getenv("NO_COLOR") == ""}
+	file := fileOf(w)
+	return painter{file != nil && term.IsTerminal(int(file.Fd())) && os.Getenv("NO_COLOR") == ""}
 }
 
 func (p painter) paint(colour int, text string) string {

@@ -1,6 +1,40 @@
 package main
 
-import "testing"
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/mandelsoft/kubelink/broker/diagnosis"
+	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/survey"
+)
+
+// What a broker or a peer says is text for a terminal, and neither a command, nor a line of its own.
+func TestPlainText(t *testing.T) {
+	const evil = "a\x1b]0;title\x07\x1b[2J\u009b31m\u202eb\r\nc1: nothing is wrong\x7f"
+	v := statusView{Links: []survey.Link{{Context: "c1", Link: diagnosis.Link{Name: evil, Reason: evil, Remote: evil}}},
+		Clusters: []survey.Answer{{Context: evil, Brokers: []survey.Broker{{Report: &diagnosis.Report{Node: evil, Mode: evil,
+			Checks: []diagnosis.Check{{Name: evil}}}}}}},
+		Findings: []survey.Finding{{Context: "c1", Finding: diagnosis.Finding{Reason: evil, Message: evil, Remedy: evil}}}}
+	for _, format := range []string{"", "wide", "json", "yaml"} {
+		var b strings.Builder
+		out := plainWriter{&b}
+		if err := v.print(out, format); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.printDiagnosis(out, strings.TrimPrefix(format, "wide")); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(out, painter{true}.good("ok"))
+		text := strings.TrimSuffix(b.String(), "\x1b[32mok\x1b[0m")
+		if len(text) == b.Len() || strings.ContainsFunc(text, isControl) || strings.Contains(text, "\nc1: nothing") {
+			t.Errorf("%q: %q", format, b.String())
+		}
+		if !strings.Contains(text, "nothing is wrong") {
+			t.Errorf("%q has lost the text: %q", format, text)
+		}
+	}
+}
 
 // Rates have the unit that people read, per second.
 func TestRates(t *testing.T) {
