@@ -112,11 +112,12 @@ func (e *examination) checkAccess(a *Answer) {
 		{a.TokenErr, "create serviceaccounts/token in namespace " + a.Namespace},
 	} {
 		if apierrors.IsForbidden(one.err) || apierrors.IsUnauthorized(one.err) {
-			e.add(a.Context, NoRights, diagnosis.Error, cluster, "you may not "+one.what+": "+describeError(one.err),
+			e.add(a.Context, NoRights, diagnosis.Error, cluster, "you may not "+one.what+describeRefusal(one.err),
 				"use a context whose user may "+one.what)
 		}
 	}
-	if apierrors.IsNotFound(a.LinksErr) {
+	// Without a broker, that there is none is the cause: it installs them.
+	if apierrors.IsNotFound(a.LinksErr) && (a.PodsErr != nil || len(a.Brokers) > 0) {
 		e.add(a.Context, CRDsMissing, diagnosis.Error,
 			diagnosis.Object{Kind: "CustomResourceDefinition", Name: "kubelinks.kubelink.mandelsoft.org"},
 			"the API server knows no KubeLinks",
@@ -134,7 +135,7 @@ func (e *examination) checkPods(a *Answer) {
 	if a.PodsErr == nil && len(a.Brokers) == 0 {
 		e.add(a.Context, NotInstalled, diagnosis.Error, diagnosis.Object{Kind: "Namespace", Name: a.Namespace},
 			"there is no pod with the label "+brokerLabel+" in namespace "+a.Namespace,
-			"install kubelink (deploy/README.md), or name its namespace with --namespace")
+			"install kubelink (kubectl kubelink connect, or deploy/README.md), or name its namespace with --namespace")
 	}
 	for i := range a.Brokers {
 		b := &a.Brokers[i]
@@ -145,6 +146,8 @@ func (e *examination) checkPods(a *Answer) {
 		case !b.Running && isAboutTUN(b.Problem):
 			e.add(a.Context, NoTUN, diagnosis.Error, pod, "the broker has no TUN device: "+b.Problem,
 				"load the kernel module tun on the node (modprobe tun), and use a container runtime that shows /dev/net/tun")
+		case !b.Running && isAboutImage(b.Problem):
+			e.add(a.Context, PodNotRunning, diagnosis.Error, pod, b.Err.Error(), imageRemedy)
 		case !b.Running:
 			e.add(a.Context, PodNotRunning, diagnosis.Error, pod, b.Err.Error(),
 				fmt.Sprintf("see kubectl --context %s -n %s describe pod %s, and its log", a.Context, a.Namespace, b.Name))
@@ -179,11 +182,14 @@ func (e *examination) checkRouter(a *Answer, r *Router) {
 		}
 		return
 	}
-	node, logs := diagnosis.Object{Kind: "Node", Name: r.Node}, fmt.Sprintf("see kubectl --context %s -n %s logs %s",
+	node, remedy := diagnosis.Object{Kind: "Node", Name: r.Node}, fmt.Sprintf("see kubectl --context %s -n %s logs %s",
 		a.Context, a.Namespace, r.Name)
+	if isAboutImage(r.Problem) {
+		remedy = imageRemedy
+	}
 	if !r.Ready {
 		e.add(a.Context, diagnosis.RouterNotReady, diagnosis.Error, node,
-			"kubelink-router is not ready on the node: pods there may have no way to the links"+withColon(r.Problem), logs)
+			"kubelink-router is not ready on the node: pods there may have no way to the links"+withColon(r.Problem), remedy)
 	}
 }
 
@@ -199,6 +205,25 @@ func withSemicolon(text string) string {
 		return ""
 	}
 	return "; " + text
+}
+
+const imageRemedy = "see that the image has this name in a registry that nodes reach, with imagePullSecrets if it needs " +
+	"them, or on each node (deploy/README.md, Image); if the name is wrong, set another one where kubelink was installed " +
+	"from, such as kubectl kubelink connect --image"
+
+// isAboutImage tells whether a pod does not run because of its image. The words are kubelet's.
+func isAboutImage(problem string) bool {
+	return slices.ContainsFunc([]string{"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"},
+		func(reason string) bool { return strings.Contains(problem, reason) })
+}
+
+// describeRefusal gives the words of the API server; of a raw request a client knows none.
+func describeRefusal(err error) string {
+	text := describeError(err)
+	if text == "unknown" {
+		return ""
+	}
+	return withColon(text)
 }
 
 // isAboutTUN tells whether a pod does not run because of its TUN device.

@@ -225,7 +225,7 @@ func (q *questions) askBroker(ctx context.Context, pod *corev1.Pod, token string
 	b := Broker{Pod: describePod(pod, "diagnosis", diagnosis.DefaultPort)}
 	switch {
 	case !b.Running:
-		if text := q.lastEvent(ctx, pod); text != "" {
+		if text := q.lastEvent(ctx, pod); text != "" && !isAboutImage(b.Problem) { // events repeat what it says
 			b.Problem = joinTexts(b.Problem, text)
 		}
 		b.Err = errors.New("the pod does not run: " + cmp.Or(b.Problem, "no reason is known"))

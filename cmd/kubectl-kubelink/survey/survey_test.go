@@ -97,7 +97,21 @@ func TestExamine(t *testing.T) {
 			a[1].Brokers[0].Report = nil
 			a[1].Brokers[0].Err = apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "kubelink", errors.New("no"))
 		}, NoRights, "Pod kubelink", "you may not get pods/proxy", "use a context"},
-		"no pod": {func(a []Answer) { a[1].Brokers = nil }, NotInstalled, "Namespace kubelink", "no pod", "install kubelink"},
+		"no pod": {func(a []Answer) { a[1].Brokers, a[1].LinksErr = nil, notFound("kubelinks", "") },
+			NotInstalled, "Namespace kubelink", "no pod",
+			"kubectl kubelink connect"},
+		"image": {func(a []Answer) {
+			b := &a[1].Brokers[0]
+			b.Report, b.Running, b.Problem = nil, false, `ImagePullBackOff: Back-off pulling image "kubelink:nope"`
+			b.Err = errors.New("the pod does not run: " + b.Problem)
+		}, PodNotRunning, "Pod kubelink", `"kubelink:nope"`, "connect --image"},
+		"image of a router": {func(a []Answer) {
+			a[0].Routers = []Router{{Pod: Pod{Name: "r", Node: "node2", Problem: "ErrImagePull: no such host"}}}
+		}, diagnosis.RouterNotReady, "Node node2", "no such host", "imagePullSecrets"},
+		"no rights, in no words": {func(a []Answer) {
+			a[1].LinksErr = &apierrors.StatusError{ErrStatus: metav1.Status{Reason: metav1.StatusReasonForbidden,
+				Message: "unknown"}}
+		}, NoRights, "Cluster c2", "you may not list kubelinks.kubelink.mandelsoft.org", "use a context"},
 		"two holders": {func(a []Answer) {
 			second := *report(a, 0)
 			a[0].Brokers = append(a[0].Brokers, Broker{Pod: Pod{Name: "second", Running: true}, Report: &second})
