@@ -184,6 +184,9 @@ func Endpoint(s string, defaultPort uint16) (host string, port uint16, err error
 	if a, err := netip.ParseAddr(s); err == nil {
 		return checkHost(a, defaultPort)
 	}
+	if scheme, _, found := strings.Cut(s, "://"); found {
+		return "", 0, fmt.Errorf("expected host[:port], without %s://", scheme)
+	}
 	host, port = s, defaultPort
 	if i := strings.LastIndexByte(s, ':'); i >= 0 && !strings.HasSuffix(s, "]") {
 		n, err := strconv.ParseUint(s[i+1:], 10, 16)

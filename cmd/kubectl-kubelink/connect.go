@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -155,6 +156,11 @@ func (o *connectOptions) complete() (err error) {
 			to := map[string]*netip.Prefix{"service-cidr": &n.Services, "pod-cidr": &n.Pods, "node-cidr": &n.Nodes}[flag]
 			*to = p.Masked()
 			o.Networks[context] = n
+		}
+	}
+	for context, name := range o.Names {
+		if problems := validation.IsDNS1123Label(name); len(problems) > 0 {
+			return fmt.Errorf("--name %s=%s: want lower case letters, digits and -, such as cluster-1", context, name)
 		}
 	}
 	for context, endpoint := range o.Endpoints {

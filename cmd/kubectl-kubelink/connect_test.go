@@ -42,6 +42,8 @@ func TestCommandLines(t *testing.T) {
 		{"connect c1 c2 --mesh-cidr x", `--mesh-cidr "x": want a network`, exitUsage},
 		{"connect c1 c2 --pod-cidr c1=x", "--pod-cidr c1=x: want a network such as", exitUsage},
 		{"connect c1 c2 --endpoint c1=a:b", `--endpoint c1=a:b: `, exitUsage},
+		{"connect c1 c2 --name c1=A_b", "--name c1=A_b: want lower case letters", exitUsage},
+		{"connect c1 c2 --endpoint c1=http://a", "--endpoint c1=http://a: expected host[:port], without http://", exitUsage},
 		{"connect c1 c2 --name c3=a", `a flag has a value for context "c3", and the contexts are c1 and c2`, exitUsage},
 		{"connect c1 c2 -n other", "--namespace other: this command installs into kubelink only", exitUsage},
 		{"connect c1 c2 -o yaml", "--output without --dry-run", exitUsage},

@@ -61,6 +61,7 @@ type changer struct {
 	log    *Log
 	dryRun bool
 	show   func(*Cluster, *unstructured.Unstructured) // what is applied in a dry run; nil: a line of the log says so
+	shown  map[string]bool                            // by a dry run: some objects come first, and again with all others
 }
 
 // describeObject names an object in messages.
@@ -108,11 +109,7 @@ func (c *changer) applyObject(ctx context.Context, o *unstructured.Unstructured)
 		o.SetLabels(labels)
 	}
 	if c.dryRun {
-		if c.show != nil {
-			c.show(c.Cluster, redactSecret(o))
-		} else {
-			c.log.printLine(c.Cluster, "would apply %s", describeObject(o))
-		}
+		c.showObject(o)
 		return nil
 	}
 	before := ""
@@ -133,6 +130,23 @@ func (c *changer) applyObject(ctx context.Context, o *unstructured.Unstructured)
 		c.log.printLine(c.Cluster, "%s changed", describeObject(o))
 	}
 	return nil
+}
+
+// showObject shows once what a dry run would apply.
+func (c *changer) showObject(o *unstructured.Unstructured) {
+	name := describeObject(o)
+	switch {
+	case c.shown[name]:
+		return
+	case c.show != nil:
+		c.show(c.Cluster, redactSecret(o))
+	default:
+		c.log.printLine(c.Cluster, "would apply %s", name)
+	}
+	if c.shown == nil {
+		c.shown = map[string]bool{}
+	}
+	c.shown[name] = true
 }
 
 // redactSecret returns the object without the values of a secret.

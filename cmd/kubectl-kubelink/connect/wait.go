@@ -57,7 +57,7 @@ func (s *side) describeLink(ctx context.Context, name string) (string, error) {
 	case l.Status.State == "":
 		return cmp.Or(s.describePods(ctx), "the broker starts"), nil
 	case l.Status.State != v1alpha1.StateUp || l.Status.ObservedGeneration != l.Generation:
-		return strings.TrimSpace(fmt.Sprintf("it is %s %s", l.Status.State, l.Status.Message)), nil
+		return strings.TrimSuffix(fmt.Sprintf("it is %s: %s", l.Status.State, l.Status.Message), ": "), nil
 	}
 	return "", nil
 }
