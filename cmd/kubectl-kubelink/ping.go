@@ -81,5 +81,8 @@ func printPing(w io.Writer, r *diagnosis.PingResult) {
 	if r.Problem != "" {
 		fmt.Fprint(w, ": ", r.Problem)
 	}
+	if r.Received == 0 && r.Size <= echo.DefaultSize { // it is not the size
+		fmt.Fprint(w, "; kubectl kubelink diagnose finds the cause")
+	}
 	fmt.Fprintln(w)
 }
