@@ -3,7 +3,6 @@ package connect
 // The order in which two clusters get linked.
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
-	"github.com/mandelsoft/kubelink/broker/pki"
 	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/install"
 )
 
@@ -48,7 +46,7 @@ type pair struct {
 func Connect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
 	p := newPair(a, b, o, log)
 	for _, step := range []func(context.Context) error{
-		p.readFacts, p.makePlan, p.inBoth((*pair).prepareEndpoint), p.shareCA, p.inBoth((*pair).installMissing),
+		p.refuseSame, p.readFacts, p.makePlan, p.inBoth((*pair).prepareEndpoint), p.shareCA, p.inBoth((*pair).installMissing),
 		p.inBoth((*pair).applyLocal), p.exchangeKeys, p.inBoth((*pair).applyLink), p.awaitUp,
 	} {
 		if err := step(ctx); err != nil {
@@ -201,61 +199,6 @@ func (p *pair) findEndpoint(ctx context.Context, s, other *side) error {
 			err, s.Name)
 	}
 	return nil
-}
-
-// shareCA gives both clusters the same CA, as far as this package installs kubelink there.
-func (p *pair) shareCA(ctx context.Context) error {
-	if p.Mode != mesh.Bridge {
-		return nil
-	}
-	a, b := p.sides[0], p.sides[1]
-	if len(a.secret.Data[caCert])+len(b.secret.Data[caCert]) == 0 {
-		ca := &corev1.Secret{}
-		if _, _, err := pki.ManageSecret(ca, "kubelink", time.Now()); err != nil {
-			return err
-		}
-		if err := p.writeCA(ctx, a, ca); err != nil {
-			return err
-		}
-		return p.writeCA(ctx, b, ca)
-	}
-	for i, s := range p.sides {
-		if len(s.secret.Data[caCert]) > 0 {
-			continue
-		}
-		other := p.sides[1-i]
-		if len(other.secret.Data[caKey]) == 0 {
-			return fmt.Errorf("%s has a CA, but not its key: make a certificate of this CA for %s, and put it into the "+
-				"secret %s/%s of %s, with the keys ca.crt, tls.crt and tls.key (deploy/README.md, Certificates)",
-				other.Name, s.endpoint, install.Namespace, install.Secret, s.Name)
-		}
-		return p.writeCA(ctx, s, &other.secret)
-	}
-	if !bytes.Contains(a.secret.Data[caCert], bytes.TrimSpace(b.secret.Data[caCert])) &&
-		!bytes.Contains(b.secret.Data[caCert], bytes.TrimSpace(a.secret.Data[caCert])) {
-		return fmt.Errorf("%s and %s have different CAs in the secret %s/%s: add ca.crt of each one to ca.crt of the other",
-			a.Name, b.Name, install.Namespace, install.Secret)
-	}
-	return nil
-}
-
-const (
-	caCert = "ca.crt"
-	caKey  = "ca.key"
-)
-
-// writeCA puts the CA into the secret of a cluster.
-func (p *pair) writeCA(ctx context.Context, s *side, ca *corev1.Secret) error {
-	if !s.installs() {
-		return fmt.Errorf("%s has kubelink without a CA in the secret %s/%s: give it one (deploy/README.md, Certificates)",
-			s.Name, install.Namespace, install.Secret)
-	}
-	o := &unstructured.Unstructured{Object: map[string]any{"type": "Opaque", "data": map[string]any{
-		caCert: encodeBase64(ca.Data[caCert]), caKey: encodeBase64(ca.Data[caKey])}}}
-	o.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
-	o.SetNamespace(install.Namespace)
-	o.SetName(install.Secret)
-	return s.applyObject(ctx, o)
 }
 
 // installMissing applies all that the cluster does not have.

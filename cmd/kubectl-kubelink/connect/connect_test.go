@@ -1,6 +1,7 @@
 package connect
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
 	"regexp"
@@ -14,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -195,6 +197,64 @@ func TestShareCA(t *testing.T) {
 		if string(a.Data["ca.key"]) != string(b.Data["ca.key"]) || len(a.Data["ca.key"]) == 0 {
 			t.Errorf("%s: %q %q", c.name, a.Data, b.Data)
 		}
+	}
+}
+
+// Runs at the same time, in both orders, end with one CA.
+func TestShareCAAtOnce(t *testing.T) {
+	for range 6 {
+		a, b := newCluster(t, "c1", ""), newCluster(t, "c2", "")
+		var runs sync.WaitGroup
+		for n := range 4 {
+			var out strings.Builder
+			p := newPair(a, b, Options{Mode: mesh.Bridge}, NewLog(&out))
+			p.sides[0].uid, p.sides[1].uid = "1", "2"
+			if n%2 == 1 {
+				p.sides[0], p.sides[1] = p.sides[1], p.sides[0]
+			}
+			runs.Go(func() {
+				if err := p.shareCA(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		runs.Wait()
+		var secrets [2]corev1.Secret
+		for i, c := range []*Cluster{a, b} {
+			if err := c.Client.Get(t.Context(), objectKey("kubelink-tls"), &secrets[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(secrets[0].Data[caKey], secrets[1].Data[caKey]) || len(secrets[0].Data[caKey]) == 0 {
+			t.Fatal("the clusters have different CAs")
+		}
+	}
+}
+
+// One cluster is no two, and has one kubelink.
+func TestRefuse(t *testing.T) {
+	system := func(uid string) *corev1.Namespace {
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system", UID: types.UID(uid)}}
+	}
+	local := newLink("c1", "LocalLink", "192.168.0.1/24")
+	local.Labels = map[string]string{managedLabel: owner}
+	a, b := newCluster(t, "c1", "", system("1"), &local), newCluster(t, "c1-admin", "", system("1"))
+	for name, do := range map[string]func(context.Context, *Cluster, *Cluster, Options, *Log) error{
+		"connect": Connect, "disconnect": Disconnect,
+	} {
+		var out strings.Builder
+		err := do(t.Context(), a, b, Options{MeshServices: true}, NewLog(&out))
+		if err == nil || !strings.Contains(err.Error(), "contexts of the same cluster") || out.Len() > 0 {
+			t.Errorf("%s: %v %s", name, err, &out)
+		}
+	}
+	b = newCluster(t, "c2", "", system("2"), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "links", Name: "kubelink", Labels: map[string]string{"app": "kubelink"}}})
+	var out strings.Builder
+	all := networks("100.64.0.0/20", "100.96.0.0/11", "10.250.0.0/16")
+	err := Connect(t.Context(), a, b, Options{Networks: map[string]Networks{"c1-admin": all, "c1": all}}, NewLog(&out))
+	if err == nil || !strings.Contains(err.Error(), "c2 has kubelink in namespace links") {
+		t.Error(err)
 	}
 }
 

@@ -10,6 +10,9 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -21,6 +24,7 @@ import (
 type side struct {
 	changer
 	end
+	uid        types.UID          // of the cluster; empty: not known
 	deployment *appsv1.Deployment // of the broker; nil: kubelink is not installed
 	secret     corev1.Secret      // empty: not there
 	mode       mesh.Mode          // of the broker; empty: not installed
@@ -30,10 +34,45 @@ type side struct {
 // installs tells whether this package installs kubelink there, or has done so.
 func (s *side) installs() bool { return s.deployment == nil || isOurs(s.deployment) }
 
+// refuseSame refuses two contexts of one cluster. Its namespace kube-system, which no one can make anew, tells.
+func (p *pair) refuseSame(ctx context.Context) error {
+	if err := p.inBoth(func(_ *pair, ctx context.Context, s, _ *side) error {
+		var system corev1.Namespace
+		err := s.Client.Get(ctx, clusterKey(metav1.NamespaceSystem), &system)
+		if s.uid = system.UID; err != nil && !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
+			return fmt.Errorf("%s: read Namespace %s: %w", s.Name, metav1.NamespaceSystem, err)
+		}
+		return nil
+	})(ctx); err != nil {
+		return err
+	}
+	if a, b := p.sides[0], p.sides[1]; a.uid == b.uid && a.uid != "" {
+		return fmt.Errorf("%s and %s are contexts of the same cluster: name one of another cluster", a.Name, b.Name)
+	}
+	return nil
+}
+
+// refuseElsewhere refuses a cluster that has kubelink in another namespace: it cannot have two.
+func (s *side) refuseElsewhere(ctx context.Context) error {
+	var list appsv1.DeploymentList
+	err := s.Client.List(ctx, &list, client.MatchingLabels{"app": install.Name})
+	if err != nil && !apierrors.IsForbidden(err) {
+		return fmt.Errorf("%s: list Deployments: %w", s.Name, err)
+	}
+	for i := range list.Items {
+		if d := &list.Items[i]; d.Namespace != install.Namespace {
+			return fmt.Errorf("%s has kubelink in namespace %s (Deployment %s), and this command is for namespace %s: link "+
+				"it with a LocalLink and links (deploy/README.md), or remove it first", s.Name, d.Namespace, d.Name,
+				install.Namespace)
+		}
+	}
+	return nil
+}
+
 // readFacts reads all of it.
 func (s *side) readFacts(ctx context.Context) error {
 	for _, read := range []func(context.Context) error{
-		s.readLinks, s.readMeshServices, s.readInstallation, s.readSecret, s.readDNS,
+		s.readLinks, s.readMeshServices, s.readInstallation, s.refuseElsewhere, s.readSecret, s.readDNS,
 	} {
 		if err := read(ctx); err != nil {
 			return err
