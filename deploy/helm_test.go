@@ -265,6 +265,10 @@ var wrongValues = map[string][]string{
 	"meshCIDR=17":                        {"/meshCIDR", "want string"},
 	"serviceCIDR=100.64.0.0/30":          {`dnsServiceIP: the 11th address of serviceCIDR "100.64.0.0/30"`, "set it"},
 	"serviceCIDR=fd00:1::7/112":          {`dnsServiceIP: the 11th address of serviceCIDR "fd00:1::7/112"`, "set it"},
+	"meshCIDR=192.168.0.300/24":          {`meshCIDR: "192.168.0.300/24" is no network`},
+	"nodeCIDR=10.250/16":                 {`nodeCIDR: "10.250/16" is no network`},
+	"podCIDR=100.96.0.0/33":              {`podCIDR: "100.96.0.0/33" is no network`},
+	"meshCIDR=100.64.0.0/20":             {"meshCIDR: 100.64.0.0/20 is serviceCIDR, too"},
 	"serviceCIDR=100.64.0.9/20":          {`serviceCIDR: "100.64.0.9/20"`, "is no network"},
 	"dnsServiceIP=eleven":                {"/dnsServiceIP", "'eleven'"},
 	"endpoint=https://kubelink1":         {"/endpoint", "'https://kubelink1'"},
@@ -309,6 +313,9 @@ var wrongValues = map[string][]string{
 	"links=wireguard,certificate.source=gardener": {
 		"certificate.source: gardener is for TLS links", "set it to secret"},
 	"certificate.source=cert-manager,endpoint=a.example": {"certificate.issuerRef.name: cert-manager needs an issuer"},
+	"service.nodePort=70000":                             {"/service/nodePort", "got 70,000, want 65,535"},
+	"service.type=ClusterIP,service.nodePort=30080": {
+		"service.nodePort: 30080 is for service.type NodePort or LoadBalancer"},
 	"service.type=NodePort,service.loadBalancerClass=a": {
 		"service.loadBalancerClass: a is for service.type LoadBalancer, not NodePort"},
 }
@@ -365,7 +372,7 @@ const everything = "mode=pod,crds=chart,certificate.source=cert-manager,certific
 	"networkPolicy.enabled=true,networkPolicy.clusterDNS=true," +
 	"networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.a=b," +
 	"service.annotations.one=two,service.loadBalancerClass=own,service.externalTrafficPolicy=Cluster," +
-	"service.port=443," +
+	"service.port=443,service.nodePort=30080," +
 	"service.loadBalancerSourceRanges={10.0.0.0/8},priorityClassName=own,properties.streams=4," +
 	"properties.keep-network=true," +
 	"properties.serve-stale=false,files.kubeconfig=text,dns.allow={192.168.9.0/24,fd00::/64}," +
@@ -379,7 +386,7 @@ const everything = "mode=pod,crds=chart,certificate.source=cert-manager,certific
 // arrivals are texts in objects, with everything.
 var arrivals = map[string][]string{
 	"Service kubelink/kubelink": {"one: two", "loadBalancerClass: own", "externalTrafficPolicy: Cluster", "port: 443",
-		"- 10.0.0.0/8"},
+		"nodePort: 30080", "- 10.0.0.0/8"},
 	"ConfigMap kubelink/kubelink": {" streams 4\n", " keep-network\n", " disable-deploy-crds\n",
 		"allow net 192.168.9.0/24 fd00::/64\n            block", "kubeconfig: text"},
 	"Deployment kubelink/kubelink": {"replicas: 2", "priorityClassName: own", "whenUnsatisfiable: ScheduleAnyway",

@@ -20,6 +20,21 @@
 {{ fail (printf "files.%s: a file has a name of letters, digits, - _ and ." $file) }}
 {{- end -}}
 {{- end -}}
+{{- range $name := list "serviceCIDR" "podCIDR" "nodeCIDR" "meshCIDR" -}}
+{{- $network := get $.Values $name -}}
+{{- if regexMatch "^[0-9.]+/" $network -}}
+{{- $parts := splitList "/" $network -}}
+{{- $bytes := splitList "." (first $parts) -}}
+{{- range $byte := $bytes -}}
+{{- if or (gt (int $byte) 255) (ne (len $bytes) 4) (gt (int (last $parts)) 32) -}}
+{{ fail (printf "%s: %q is no network, such as 192.168.0.0/24" $name $network) }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (ne $name "meshCIDR") (eq $network $.Values.meshCIDR) -}}
+{{ fail (printf "meshCIDR: %s is %s, too: the mesh needs a network that is nothing else in any of its clusters" $network $name) }}
+{{- end -}}
+{{- end -}}
 {{- with .Values -}}
 {{- if and (eq .overlay "vxlan") (not .router.enabled) -}}
 {{ fail "overlay: vxlan leads packets between the routers of nodes and the gateway: set router.enabled to true" }}
@@ -53,6 +68,9 @@
 {{- end -}}
 {{- if and .service.loadBalancerClass (ne .service.type "LoadBalancer") -}}
 {{ fail (printf "service.loadBalancerClass: %s is for service.type LoadBalancer, not %s" .service.loadBalancerClass .service.type) }}
+{{- end -}}
+{{- if and .service.nodePort (eq .service.type "ClusterIP") -}}
+{{ fail (printf "service.nodePort: %v is for service.type NodePort or LoadBalancer, not ClusterIP" .service.nodePort) }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
