@@ -7,12 +7,12 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
 	authentication "k8s.io/api/authentication/v1"
 	authorization "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,7 +25,8 @@ const (
 	maxToken   = 16 << 10         // bytes
 	keepAnswer = 10 * time.Second // a right that is taken away ends by then
 	maxAnswers = 128
-	// A stranger can make the broker ask the API server this often per second, and no more.
+	// A stranger can make the broker ask the API server this often per second, and no more. With many addresses it is
+	// sharesAtOnce times that.
 	maxReviews = 5
 	burst      = 20
 	// A request waits this long for its turn, as polling users have more than maxReviews tokens per second for a while.
@@ -53,7 +54,7 @@ type reviewer interface {
 // gate lets requests in, or not. It remembers what the API server has said of a token.
 type gate struct {
 	api     reviewer
-	reviews *rate.Limiter
+	reviews *turns
 
 	mu      sync.Mutex // guards answers; not held while the API server is asked
 	answers map[[sha256.Size]byte]answer
@@ -65,15 +66,14 @@ type answer struct {
 }
 
 func newGate(api reviewer) *gate {
-	return &gate{api: api, reviews: rate.NewLimiter(maxReviews, burst),
-		answers: map[[sha256.Size]byte]answer{}}
+	return &gate{api: api, reviews: newTurns(), answers: map[[sha256.Size]byte]answer{}}
 }
 
 const tokenRemedy = "send a token of an account that may get " + Path + ", for the audience " + Audience +
 	", in the header " + TokenHeader + ": kubectl -n kubelink create token " + ServiceAccount + " --audience " + Audience
 
-// admitToken decides on a token.
-func (g *gate) admitToken(ctx context.Context, token string) decision {
+// admitToken decides on a token that came from an address.
+func (g *gate) admitToken(ctx context.Context, source netip.Addr, token string) decision {
 	switch {
 	case token == "":
 		return refuse(http.StatusUnauthorized, tokenRemedy, "the request has no token")
@@ -84,7 +84,7 @@ func (g *gate) admitToken(ctx context.Context, token string) decision {
 	if d, ok := g.findAnswer(key); ok {
 		return d
 	}
-	if !g.awaitTurn(ctx) {
+	if !g.reviews.await(ctx, source) {
 		return refuse(http.StatusTooManyRequests, "try again in a second", "too many requests with different tokens")
 	}
 	d, err := g.askAPI(ctx, token)
@@ -95,13 +95,6 @@ func (g *gate) admitToken(ctx context.Context, token string) decision {
 	}
 	g.rememberAnswer(key, d)
 	return d
-}
-
-// awaitTurn tells whether the API server may be asked, now or soon. With too many in line it says no at once.
-func (g *gate) awaitTurn(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, reviewWait)
-	defer cancel()
-	return g.reviews.Wait(ctx) == nil
 }
 
 func (g *gate) findAnswer(key [sha256.Size]byte) (decision, bool) {

@@ -21,7 +21,8 @@ import (
 )
 
 const (
-	maxConnections = 32               // for each address
+	maxConnections = 96               // for each address
+	headerTimeout  = 4 * time.Second  // for a client to say what it wants
 	reviewTimeout  = 4 * time.Second  // for the API server to say who may read a report
 	requestTimeout = 12 * time.Second // a review, and the longest series of pings
 	listenRetry    = 5 * time.Second
@@ -58,7 +59,8 @@ func Start(c Config) (*Server, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	rates := &meter{}
 	s := &Server{stop: stop, http: &http.Server{
-		Handler: newHandler(newGate(r), &c, rates), ReadTimeout: requestTimeout, WriteTimeout: requestTimeout,
+		Handler: newHandler(newGate(r), &c, rates), ReadTimeout: requestTimeout,
+		ReadHeaderTimeout: headerTimeout, WriteTimeout: requestTimeout,
 		IdleTimeout: requestTimeout, MaxHeaderBytes: 2 * maxToken,
 		ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug), // what strangers send is not for the log
 	}}
@@ -85,7 +87,7 @@ func (s *Server) serve(ctx context.Context, at netip.AddrPort, log *slog.Logger)
 		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at.String())
 		if err == nil {
 			told = false
-			err = s.http.Serve(netutil.LimitListener(listener, maxConnections))
+			err = s.http.Serve(newFairListener(netutil.LimitListener(listener, maxConnections)))
 		}
 		if errors.Is(err, http.ErrServerClosed) || ctx.Err() != nil {
 			return
@@ -120,7 +122,7 @@ func newHandler(g *gate, c *Config, rates *meter) http.Handler {
 func (g *gate) admit(serve http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), reviewTimeout)
-		d := g.admitToken(ctx, r.Header.Get(TokenHeader))
+		d := g.admitToken(ctx, sourceOf(r.RemoteAddr), r.Header.Get(TokenHeader))
 		if cancel(); d.status != http.StatusOK {
 			writeJSON(w, d.status, d.refusal)
 			return
