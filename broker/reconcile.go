@@ -277,18 +277,7 @@ func (r *reconcilerRun) newOutcome(
 	seen.Contested = r.peers.offers.Contested()
 	r.logUnadvertised(seen.Announce)
 	apizone.NoteNames(s, r.names.apis.Statuses(), seen.AddNote)
-	for _, m := range s.Meshes {
-		seen.AddNote(m.Link, r.holder.Problem)
-		if err := r.places.Problem(); err != nil {
-			seen.AddNote(m.Link, writeback.OneLine(err))
-		}
-		if err := r.services.Problem(); err != nil {
-			seen.AddNote(m.Link, "MeshServices: "+writeback.OneLine(err))
-		}
-		if err := r.nodes.unserved.Get(); err != nil {
-			seen.AddNote(m.Link, writeback.OneLine(err))
-		}
-	}
+	r.noteProblems(s, seen)
 	for link, note := range r.services.LinkNotes() {
 		seen.AddNote(link, note)
 	}
@@ -323,6 +312,22 @@ func (r *reconcilerRun) newOutcome(
 		r.health.change(func(h *health) { h.clusterDNS = "" })
 	}
 	return out
+}
+
+// noteProblems adds what is wrong with the whole broker to each LocalLink.
+func (r *reconcilerRun) noteProblems(s *mesh.State, seen *writeback.Observations) {
+	for _, m := range s.Meshes {
+		seen.AddNote(m.Link, r.holder.Problem)
+		if err := r.places.Problem(); err != nil {
+			seen.AddNote(m.Link, writeback.OneLine(err))
+		}
+		if err := r.services.Problem(); err != nil {
+			seen.AddNote(m.Link, "MeshServices: "+writeback.OneLine(err))
+		}
+		if err := r.nodes.unserved.Get(); err != nil {
+			seen.AddNote(m.Link, writeback.OneLine(err))
+		}
+	}
 }
 
 // noteClusterDNS keeps what only a user can mend, for reports.
