@@ -93,7 +93,7 @@ func Test(ctx context.Context, targets []survey.Target, o Options) (*Report, err
 			}
 		}
 		clusters[i] = c
-		all.Go(func() { c.test(limited, &answers[i]) })
+		all.Go(func() { c.testLinks(limited, &answers[i]) })
 	}
 	all.Wait()
 	if ctx.Err() != nil {
@@ -127,7 +127,7 @@ func newReport(clusters []*cluster) *Report {
 		}
 		r.Unanswered = r.Unanswered || c.unanswered
 		good = good || slices.ContainsFunc(c.checks, func(k Check) bool { return k.Result == OK })
-		r.Findings = append(r.Findings, c.judge()...)
+		r.Findings = append(r.Findings, c.makeFindings()...)
 	}
 	r.OK = good && !slices.ContainsFunc(r.Checks, func(k Check) bool { return k.Result == Failed })
 	return r
@@ -148,23 +148,23 @@ type cluster struct {
 	checks []Check
 }
 
-// add adds a check of the cluster.
-func (c *cluster) add(k Check) {
+// addCheck adds a check of the cluster.
+func (c *cluster) addCheck(k Check) {
 	k.Context, k.Message = c.Context, strings.ReplaceAll(k.Message, "\n", " ")
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.checks = append(c.checks, k)
 }
 
-// test does all checks of the cluster.
-func (c *cluster) test(ctx context.Context, a *survey.Answer) {
+// testLinks does all checks of the cluster.
+func (c *cluster) testLinks(ctx context.Context, a *survey.Answer) {
 	broker, err := findBroker(a)
 	if err == nil {
 		c.pods, err = newRunner(ctx, &c.Target, broker)
 	}
 	if err != nil {
 		c.unanswered = true
-		c.add(Check{Check: checkBroker, Result: Failed, Message: err.Error()})
+		c.addCheck(Check{Check: checkBroker, Result: Failed, Message: err.Error()})
 		return
 	}
 	c.pods.say = c.say
@@ -172,34 +172,34 @@ func (c *cluster) test(ctx context.Context, a *survey.Answer) {
 	for i := range c.links {
 		l := &c.links[i]
 		if !survey.IsGood(l.State, l.Mode) {
-			c.add(Check{Link: l.Name, Check: checkState, Result: Failed,
+			c.addCheck(Check{Link: l.Name, Check: checkState, Result: Failed,
 				Message: strings.TrimSuffix(fmt.Sprintf("the link is %s: %s", l.State, l.Reason), ": ")})
 			continue
 		}
 		targets = append(targets, newTarget(l, c.pods.dns != ""))
 	}
 	if len(c.links) == 0 {
-		c.add(Check{Check: checkLinks, Result: NotTested, Message: "the cluster has no links to test"})
+		c.addCheck(Check{Check: checkLinks, Result: NotTested, Message: "the cluster has no links to test"})
 	}
 	if len(targets) == 0 {
 		return
 	}
 	nodes, unfit, err := findNodes(ctx, c.pods, c.options.Nodes)
 	for _, k := range unfit {
-		c.add(k)
+		c.addCheck(k)
 	}
 	if err != nil {
 		c.unanswered = true
-		c.add(Check{Check: checkNode, Result: Failed, Message: err.Error()})
+		c.addCheck(Check{Check: checkNode, Result: Failed, Message: err.Error()})
 		return
 	}
 	for _, t := range targets {
 		for check, why := range t.skipped {
-			c.add(Check{Link: t.Name, Check: check, Result: NotTested, Message: why})
+			c.addCheck(Check{Link: t.Name, Check: check, Result: NotTested, Message: why})
 		}
 	}
 	var tasks []task
-	tasks, c.leftOut = plan(nodes, targets)
+	tasks, c.leftOut = planTasks(nodes, targets)
 	c.runPods(ctx, tasks)
 	c.pingInstead(ctx)
 }

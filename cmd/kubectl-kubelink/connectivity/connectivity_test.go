@@ -80,7 +80,7 @@ func TestPlan(t *testing.T) {
 		for i := range links {
 			links[i].Name = fmt.Sprint(i)
 		}
-		tasks, said := plan(nodes, links)
+		tasks, said := planTasks(nodes, links)
 		seen := map[string]bool{}
 		for _, k := range tasks {
 			if len(k.links) != c.each {
@@ -126,7 +126,7 @@ func TestJudge(t *testing.T) {
 	} {
 		k := &cluster{Target: survey.Target{Context: "c1", Namespace: "kubelink"}, checks: c.checks,
 			links: []survey.Link{*newLink(func(*survey.Link) {})}, pods: &runner{image: "img"}}
-		all := k.judge()
+		all := k.makeFindings()
 		if len(all) != 1 {
 			t.Errorf("%s: %+v", name, all)
 			continue

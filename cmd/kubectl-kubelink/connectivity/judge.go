@@ -31,7 +31,7 @@ func (c *cluster) addResults(t *task, results []probe.Result, err error) {
 		known[[2]string{r.Link, r.Check}] = r
 	}
 	if err != nil {
-		c.add(Check{Node: t.node, Check: checkPod, Result: Failed, Message: err.Error()})
+		c.addCheck(Check{Node: t.node, Check: checkPod, Result: Failed, Message: err.Error()})
 	}
 	failed := 0
 	for i := range t.links {
@@ -43,7 +43,7 @@ func (c *cluster) addResults(t *task, results []probe.Result, err error) {
 			}
 			k := Check{Node: t.node, Link: l.Name, Check: name, Result: OK}
 			if r, ok := known[[2]string{l.Name, name}]; ok {
-				k.read(&r, named)
+				k.readResult(&r, named)
 			} else if err != nil {
 				k.Result, k.Message = NotTested, "the pod on the node has given no result"
 			} else {
@@ -55,7 +55,7 @@ func (c *cluster) addResults(t *task, results []probe.Result, err error) {
 			if k.Result == Failed {
 				failed++
 			}
-			c.add(k)
+			c.addCheck(k)
 		}
 	}
 	switch {
@@ -68,8 +68,8 @@ func (c *cluster) addResults(t *task, results []probe.Result, err error) {
 	}
 }
 
-// read takes a result over. named tells whether the pod finds another name of the link.
-func (k *Check) read(r *probe.Result, named bool) {
+// readResult takes a result over. named tells whether the pod finds another name of the link.
+func (k *Check) readResult(r *probe.Result, named bool) {
 	k.Seconds, k.Target, k.Message = r.Seconds, r.Target, r.Problem
 	switch {
 	case r.Problem == "":
@@ -106,7 +106,7 @@ func (c *cluster) pingInstead(ctx context.Context) {
 		default:
 			k.Target, k.Seconds = result.Address, result.Times[0]
 		}
-		c.add(k)
+		c.addCheck(k)
 	}
 }
 
@@ -119,12 +119,12 @@ type cause struct {
 	message string   // of the first one
 }
 
-// judge makes findings of checks that have failed.
-func (c *cluster) judge() (all []survey.Finding) {
+// makeFindings makes findings of checks that have failed.
+func (c *cluster) makeFindings() (all []survey.Finding) {
 	for _, k := range findCauses(c.checks) {
 		all = append(all, survey.Finding{Context: c.Context, Finding: diagnosis.Finding{
 			Reason: reasonOf(k.check), Severity: diagnosis.Error, Object: c.objectOf(k),
-			Message: k.describe(), Remedy: c.findRemedy(k),
+			Message: k.describeChecks(), Remedy: c.findRemedy(k),
 		}})
 	}
 	return all
@@ -175,8 +175,8 @@ func (k *cause) onNode() bool {
 	return len(k.failed) == 1 && k.failed[0] != "" && (len(k.good) > 0 || k.check == checkPod)
 }
 
-// describe says what has failed, and where.
-func (k *cause) describe() string {
+// describeChecks says what has failed, and where.
+func (k *cause) describeChecks() string {
 	text := k.message
 	if k.links[0] != "" && k.check != checkState {
 		text = fmt.Sprintf("%s over %s fails", k.check, listNames("link", k.links))

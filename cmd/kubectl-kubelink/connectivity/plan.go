@@ -130,9 +130,9 @@ type task struct {
 	links []target
 }
 
-// plan bounds the test: of too many links each node tests a part, so that nodes together test all, if they can. It says
-// what it leaves out.
-func plan(nodes []string, links []target) (tasks []task, leftOut []string) {
+// planTasks bounds the test: of too many links each node tests a part, so that nodes together test all, if they can. It
+// says what it leaves out.
+func planTasks(nodes []string, links []target) (tasks []task, leftOut []string) {
 	if n := len(nodes); n > maxNodes {
 		leftOut = append(leftOut, fmt.Sprintf("%d of %d nodes: the first %d by name are tested; --node chooses",
 			n-maxNodes, n, maxNodes))

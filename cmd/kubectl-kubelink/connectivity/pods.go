@@ -134,7 +134,7 @@ func (p *runner) runPod(ctx context.Context, number int, t *task) ([]probe.Resul
 		return nil, err
 	}
 	pods := p.CoreV1().Pods(p.namespace)
-	defer p.remove(ctx, pod.Name) // also if the answer got lost
+	defer p.removePod(ctx, pod.Name) // also if the answer got lost
 	if _, err := pods.Create(ctx, pod, metav1.CreateOptions{}); err != nil {
 		return nil, fmt.Errorf("create a pod: %w", err)
 	}
@@ -213,8 +213,8 @@ func readResults(text []byte) (all []probe.Result, err error) {
 	return all, errors.Join(err, lines.Err())
 }
 
-// remove removes a pod, also after the end of ctx.
-func (p *runner) remove(ctx context.Context, name string) {
+// removePod removes a pod, also after the end of ctx.
+func (p *runner) removePod(ctx context.Context, name string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTime)
 	defer cancel()
 	atOnce := metav1.DeleteOptions{GracePeriodSeconds: ptr.To(int64(0))}
@@ -234,7 +234,7 @@ func (p *runner) removeLeftovers(ctx context.Context) {
 	for i := range list.Items {
 		if pod := &list.Items[i]; isLeftover(pod, time.Now()) {
 			p.say("pod %s of an earlier test is removed", pod.Name)
-			p.remove(ctx, pod.Name)
+			p.removePod(ctx, pod.Name)
 		}
 	}
 }

@@ -24,7 +24,7 @@ type missingError struct{ error }
 func findAddress(ctx context.Context, servers []string, name string) (netip.Addr, error) {
 	var last error
 	for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA} {
-		answer, err := ask(ctx, servers, name, kind)
+		answer, err := askServers(ctx, servers, name, kind)
 		if err != nil {
 			if last == nil {
 				last = err
@@ -45,14 +45,14 @@ func findAddress(ctx context.Context, servers []string, name string) (netip.Addr
 	return netip.Addr{}, last
 }
 
-// ask asks DNS services in turn, until one answers. An answer without records is a missingError.
-func ask(ctx context.Context, servers []string, name string, kind uint16) ([]dns.RR, error) {
+// askServers asks DNS services in turn, until one answers. An answer without records is a missingError.
+func askServers(ctx context.Context, servers []string, name string, kind uint16) ([]dns.RR, error) {
 	question := new(dns.Msg).SetQuestion(dns.Fqdn(name), kind)
 	question.SetEdns0(bufferSize, false)
 	last := errors.New("there is no DNS service in " + resolvConf)
 	for i := 0; len(servers) > 0 && ctx.Err() == nil; i++ {
 		at := servers[i%len(servers)]
-		answer, err := exchange(ctx, question, at)
+		answer, err := exchangeQuery(ctx, question, at)
 		if err == nil {
 			return readAnswer(answer, at, kind)
 		}
@@ -65,8 +65,8 @@ func ask(ctx context.Context, servers []string, name string, kind uint16) ([]dns
 	return nil, last
 }
 
-// exchange asks by UDP, and by TCP for what does not fit.
-func exchange(ctx context.Context, question *dns.Msg, at string) (*dns.Msg, error) {
+// exchangeQuery asks by UDP, and by TCP for what does not fit.
+func exchangeQuery(ctx context.Context, question *dns.Msg, at string) (*dns.Msg, error) {
 	answer, _, err := (&dns.Client{Timeout: questionTime}).ExchangeContext(ctx, question, at)
 	if err == nil && answer.Truncated {
 		answer, _, err = (&dns.Client{Net: "tcp", Timeout: questionTime}).ExchangeContext(ctx, question, at)

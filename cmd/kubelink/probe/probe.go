@@ -96,7 +96,7 @@ func Run(ctx context.Context, args []string, out io.Writer) error {
 	for _, s := range config.Servers {
 		p.servers = append(p.servers, net.JoinHostPort(s, config.Port))
 	}
-	return p.run(ctx)
+	return p.tryLinks(ctx)
 }
 
 // prober tries links.
@@ -108,8 +108,8 @@ type prober struct {
 	out *json.Encoder
 }
 
-// run tries all links. What fails is a result, not an error.
-func (p *prober) run(ctx context.Context) error {
+// tryLinks tries all links. What fails is a result, not an error.
+func (p *prober) tryLinks(ctx context.Context) error {
 	var links errgroup.Group
 	links.SetLimit(Parallel)
 	for i := range p.request.Links {
@@ -123,14 +123,14 @@ func (p *prober) tryLink(ctx context.Context, l *Link) error {
 	var g errgroup.Group
 	if l.Ping.IsValid() {
 		g.Go(func() error {
-			return p.check(ctx, l, Ping, l.Ping.String(), func(ctx context.Context) error { return ping(ctx, l.Ping) })
+			return p.takeCheck(ctx, l, Ping, l.Ping.String(), func(ctx context.Context) error { return sendPing(ctx, l.Ping) })
 		})
 	}
 	if l.Zone != "" {
 		g.Go(func() error {
 			name := "_state." + l.Zone
-			return p.check(ctx, l, StateName, name, func(ctx context.Context) error {
-				_, err := ask(ctx, p.servers, name, dns.TypeTXT)
+			return p.takeCheck(ctx, l, StateName, name, func(ctx context.Context) error {
+				_, err := askServers(ctx, p.servers, name, dns.TypeTXT)
 				return err
 			})
 		})
@@ -151,7 +151,7 @@ func (p *prober) tryService(ctx context.Context, l *Link) error {
 			continue
 		}
 		g.Go(func() error {
-			return p.check(ctx, l, c.check, l.Service, func(ctx context.Context) (err error) {
+			return p.takeCheck(ctx, l, c.check, l.Service, func(ctx context.Context) (err error) {
 				found[i], err = findAddress(ctx, c.servers, l.Service)
 				return err
 			})
@@ -163,14 +163,14 @@ func (p *prober) tryService(ctx context.Context, l *Link) error {
 	for _, to := range []netip.Addr{found[1], found[0], l.Address} {
 		if to.IsValid() && l.Port != 0 {
 			at := netip.AddrPortFrom(to, l.Port).String()
-			return p.check(ctx, l, Connect, at, func(ctx context.Context) error { return connect(ctx, at) })
+			return p.takeCheck(ctx, l, Connect, at, func(ctx context.Context) error { return tryConnect(ctx, at) })
 		}
 	}
 	return nil
 }
 
-// check does a check and writes its result.
-func (p *prober) check(
+// takeCheck does a check and writes its result.
+func (p *prober) takeCheck(
 	ctx context.Context, l *Link, name, target string, try func(context.Context) error,
 ) error {
 	ctx, cancel := context.WithTimeout(ctx, CheckTime)
@@ -188,8 +188,8 @@ func (p *prober) check(
 	return p.out.Encode(r)
 }
 
-// connect opens a TCP connection, and closes it.
-func connect(ctx context.Context, at string) error {
+// tryConnect opens a TCP connection, and closes it.
+func tryConnect(ctx context.Context, at string) error {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", at)
 	if err == nil {
 		conn.Close()
@@ -200,8 +200,8 @@ func connect(ctx context.Context, at string) error {
 // deniedError says that the pod lacks a right.
 type deniedError struct{ error }
 
-// ping sends echo requests until one is answered.
-func ping(ctx context.Context, to netip.Addr) error {
+// sendPing sends echo requests until one is answered.
+func sendPing(ctx context.Context, to netip.Addr) error {
 	for {
 		result, err := echo.Send(ctx, echo.Request{To: to, Size: echo.DefaultSize, Count: 1})
 		switch {

@@ -80,7 +80,7 @@ func TestProbe(t *testing.T) {
 			c.link.Name = "c2"
 			p := &prober{request: &Request{DNS: server, Links: []Link{c.link}}, servers: []string{server},
 				out: json.NewEncoder(&out)}
-			if err := p.run(t.Context()); err != nil {
+			if err := p.tryLinks(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			got := map[string]Result{}
