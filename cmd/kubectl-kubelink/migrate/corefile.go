@@ -5,11 +5,13 @@ package migrate
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"sigs.k8s.io/yaml"
 
@@ -44,6 +46,9 @@ func Migrate(s *Source, o Options) (*Result, error) {
 		return nil, errors.New("there are no flags: give those of the former program after --, or its Deployment with -f")
 	}
 	if s.hasBroker {
+		if err := r.refuseText(); err != nil {
+			return nil, err
+		}
 		r.makeStanza()
 		if err := r.makeCorefile(); err != nil {
 			return nil, err
@@ -53,8 +58,39 @@ func Migrate(s *Source, o Options) (*Result, error) {
 	return r, nil
 }
 
+// addNote adds a line.
 func (r *Result) addNote(format string, args ...any) {
-	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
+	r.Notes = append(r.Notes, strings.Map(func(c rune) rune {
+		if unicode.IsControl(c) {
+			return ' '
+		}
+		return c
+	}, fmt.Sprintf(format, args...)))
+}
+
+// refuseText refuses values that would be more than a word of the Corefile: lines, blocks, comments or quoted texts.
+func (r *Result) refuseText() error {
+	given := map[string][]string{"--mesh-cidr": r.options.MeshCIDRs, "--endpoint": {r.options.Endpoint}}
+	for _, f := range flags {
+		if f.Where == Property || f.Where == Plugin {
+			given["--"+f.Name] = []string{r.getFlag(f.Name)}
+		}
+	}
+	delete(given, "--cpuprofile") // whether it is there counts
+	for _, flag := range slices.Sorted(maps.Keys(given)) {
+		for _, v := range given[flag] {
+			if flag == "--served-links" {
+				v = strings.ReplaceAll(v, " ", ",")
+			}
+			rest := corefileVariable.ReplaceAllString(v, "")
+			if strings.HasPrefix(v, "#") || strings.ContainsFunc(rest, func(c rune) bool {
+				return unicode.IsSpace(c) || unicode.IsControl(c) || strings.ContainsRune("{}\"`\\", c)
+			}) {
+				return fmt.Errorf("%s %q: a Corefile needs one word without quotes, braces and backslashes", flag, v)
+			}
+		}
+	}
+	return nil
 }
 
 // getFlag returns the value of a flag of the broker, as a Corefile writes it; empty: it has its default.

@@ -311,6 +311,34 @@ func TestConfigurationFile(t *testing.T) {
 	}
 }
 
+// What is more than a word would be another Corefile: values of a former Deployment are not ours.
+func TestRefuseText(t *testing.T) {
+	for _, evil := range []string{"a\n    }\n    forward . 192.0.2.1\n    x {", "a b", "a{", "}", `"`, "#a", "a\rb",
+		"a\u2028b", "{$X}{", "`", "$(VALUE)"} {
+		for _, flag := range []string{"dns-name", "pod-cidr", "mesh-domain", "dns-log-class", "served-links",
+			"bind-address-http", "node-ip"} {
+			if evil == "a b" && flag == "served-links" { // it is a list
+				continue
+			}
+			s := &Source{env: map[string]string{"VALUE": "x\ny"}}
+			args := []string{"--controllers=broker", "--server-port-http=1", "--" + flag + "=" + evil}
+			if err := s.ReadArguments(args); err != nil {
+				t.Fatal(err)
+			}
+			if r, err := Migrate(s, Options{}); err == nil || !strings.Contains(err.Error(), "--"+flag) {
+				t.Errorf("%s %q: %v\n%s", flag, evil, err, r.Corefile)
+			}
+		}
+	}
+	if r, err := Migrate(&Source{hasBroker: true}, Options{MeshCIDRs: []string{"10.0.0.0/8\nx"}}); err == nil {
+		t.Errorf("--mesh-cidr: %s", r.Corefile)
+	}
+	r := migrateArguments(t, Options{}, "--controllers=broker", "--default.pool.size=1\nforward . 192.0.2.1")
+	if len(r.Notes) == 0 || strings.Contains(strings.Join(r.Notes, ""), "\n") { // they are comments of the Corefile
+		t.Errorf("%q", r.Notes)
+	}
+}
+
 func TestRefuse(t *testing.T) {
 	for input, want := range map[string]string{
 		"--no-such-flag":                        "unknown flag: --no-such-flag: give the arguments of the former program",
