@@ -1,3 +1,20 @@
+{{/* Refuses what is no network. */}}
+{{- define "kubelink.checkNetwork" -}}
+{{- $parts := splitList "/" .network -}}
+{{- $address := first $parts -}}
+{{- $good := false -}}
+{{- if contains ":" $address -}}
+{{- $good = and (regexMatch "^([0-9a-f]{0,4}:){2,7}([0-9a-f]{0,4}|[0-9.]+)$" $address) (le (int (last $parts)) 128)
+  (not (contains ":::" $address)) (le (len (regexFindAll "::" $address -1)) 1)
+  (or (contains "::" $address) (eq (len (splitList ":" $address)) 8)) -}}
+{{- else -}}
+{{- $good = and (regexMatch "^((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])([.]|$)){4}$" $address) (le (int (last $parts)) 32) -}}
+{{- end -}}
+{{- if not $good -}}
+{{ fail (printf "%s: %q is no network, such as 192.168.0.0/24" .name .network) }}
+{{- end -}}
+{{- end -}}
+
 {{/* What the schema cannot say: values that do not go together. Each message names values and remedy. */}}
 {{- define "kubelink.validate" -}}
 {{- $set := dict "service-cidr" "serviceCIDR" "pod-cidr" "podCIDR" "node-cidr" "nodeCIDR" "mode" "links" "ipip" "overlay"
@@ -12,25 +29,37 @@
 {{ fail (printf "properties.%s: the chart sets it%s: take it out of properties" $property (get $set $property | empty | ternary "" (printf " by the value %s" (get $set $property)))) }}
 {{- end -}}
 {{- end -}}
+{{- range $property, $value := .Values.properties -}}
+{{- if regexMatch `"|\\r|(^|\s)#` (toString $value) -}}
+{{ fail (printf "properties.%s: %q: quotes, line ends and comments are not for the Corefile: leave them out" $property (toString $value)) }}
+{{- end -}}
+{{- end -}}
+{{- if regexMatch `\s` (toString (get .Values.properties "mesh-domain")) -}}
+{{ fail (printf "properties.mesh-domain: %q: want one name" (get .Values.properties "mesh-domain")) }}
+{{- end -}}
+{{- $own := list "Corefile" "values.properties" "names.properties" -}}
+{{- range include "kubelink.components" . | fromJsonArray -}}
+{{- with $.Files.Get (printf "files/components/%s/properties.yaml" .) -}}
+{{- $own = concat $own (keys (fromYaml .).data) -}}
+{{- end -}}
+{{- end -}}
 {{- range $file, $_ := .Values.files -}}
-{{- if has $file (list "Corefile" "values.properties") -}}
+{{- if has $file $own -}}
 {{ fail (printf "files.%s: the chart writes this file: use dns.allow and properties, or another name" $file) }}
 {{- end -}}
 {{- if not (regexMatch "^[-._a-zA-Z0-9]+$" $file) -}}
 {{ fail (printf "files.%s: a file has a name of letters, digits, - _ and ." $file) }}
 {{- end -}}
 {{- end -}}
+{{- range $i, $network := .Values.dns.allow -}}
+{{- include "kubelink.checkNetwork" (dict "name" (printf "dns.allow[%d]" $i) "network" $network) -}}
+{{- end -}}
+{{- range $i, $network := .Values.service.loadBalancerSourceRanges -}}
+{{- include "kubelink.checkNetwork" (dict "name" (printf "service.loadBalancerSourceRanges[%d]" $i) "network" $network) -}}
+{{- end -}}
 {{- range $name := list "serviceCIDR" "podCIDR" "nodeCIDR" "meshCIDR" -}}
 {{- $network := get $.Values $name -}}
-{{- if regexMatch "^[0-9.]+/" $network -}}
-{{- $parts := splitList "/" $network -}}
-{{- $bytes := splitList "." (first $parts) -}}
-{{- range $byte := $bytes -}}
-{{- if or (gt (int $byte) 255) (ne (len $bytes) 4) (gt (int (last $parts)) 32) -}}
-{{ fail (printf "%s: %q is no network, such as 192.168.0.0/24" $name $network) }}
-{{- end -}}
-{{- end -}}
-{{- end -}}
+{{- include "kubelink.checkNetwork" (dict "name" $name "network" $network) -}}
 {{- if and (ne $name "meshCIDR") (eq $network $.Values.meshCIDR) -}}
 {{ fail (printf "meshCIDR: %s is %s, too: the mesh needs a network that is nothing else in any of its clusters" $network $name) }}
 {{- end -}}
