@@ -166,6 +166,18 @@ func (c *commandLine) expectHealthy(t *testing.T) {
 	})
 }
 
+// expectUnanswered looks at a mesh of which a part is dead: status says so, and what it still knows, in five seconds.
+func (c *commandLine) expectUnanswered(t *testing.T, contexts []string) {
+	t.Helper()
+	const unanswered = 4
+	out, code, took := c.run(t, append([]string{"status"}, contexts...)...)
+	t.Logf("status after %s:\n%s", took, out)
+	if code != unanswered || took > 5*time.Second || !strings.Contains(out, "does not answer") ||
+		!strings.Contains(out, "active") {
+		t.Errorf("exit code %d after %s", code, took)
+	}
+}
+
 func names() (names []string) {
 	for _, b := range brokers {
 		names = append(names, b.Name)
@@ -790,6 +802,9 @@ func TestDiagnoseFaults(t *testing.T) {
 			})
 			t.Logf("after %s: %s %s\n  cause:  %s\n  remedy: %s",
 				took, found.Object.Kind, found.Object.Name, found.Message, found.Remedy)
+			if one.reason == "APIServerUnreachable" || one.reason == "BrokerUnreachable" || one.reason == "NodeNotReady" {
+				c.expectUnanswered(t, contexts)
+			}
 		})
 	}
 	restoreMesh(t)
