@@ -225,7 +225,8 @@ func (q *questions) askBroker(ctx context.Context, pod *corev1.Pod, token string
 	b := Broker{Pod: describePod(pod, "diagnosis", diagnosis.DefaultPort)}
 	switch {
 	case !b.Running:
-		if text := q.lastEvent(ctx, pod); text != "" && !isAboutImage(b.Problem) { // events repeat what it says
+		// Events repeat what is known of an image, or of a program that ends again and again.
+		if text := q.lastEvent(ctx, pod); text != "" && !isAboutImage(b.Problem) && !strings.Contains(b.Problem, crashLoop) {
 			b.Problem = joinTexts(b.Problem, text)
 		}
 		b.Err = errors.New("the pod does not run: " + cmp.Or(b.Problem, "no reason is known"))
@@ -364,15 +365,18 @@ func describePod(pod *corev1.Pod, portName string, port int32) Pod {
 		switch {
 		case c.State.Waiting != nil:
 			p.Running = false
-			p.Problem = joinTexts(p.Problem, c.State.Waiting.Reason, c.State.Waiting.Message)
+			p.Problem = joinTexts(p.Problem, c.State.Waiting.Reason)
+			if c.State.Waiting.Reason != crashLoop { // its message tells no more
+				p.Problem = joinTexts(p.Problem, c.State.Waiting.Message)
+			}
 		case c.State.Terminated != nil:
 			p.Running = false
-			p.Problem = joinTexts(p.Problem, c.State.Terminated.Reason, c.State.Terminated.Message)
+			p.Problem = joinTexts(p.Problem, c.State.Terminated.Reason, lastLine(c.State.Terminated.Message))
 		}
 		if last := c.LastTerminationState.Terminated; last != nil {
 			p.Ended = describeEnd(last, c.RestartCount)
 			if !p.Running {
-				p.Problem = joinTexts(p.Problem, p.Ended, last.Message)
+				p.Problem = joinTexts(p.Problem, p.Ended, lastLine(last.Message))
 			}
 		}
 	}
@@ -380,6 +384,19 @@ func describePod(pod *corev1.Pod, portName string, port int32) Pod {
 		p.Problem = joinTexts(p.Problem, pod.Status.Reason, pod.Status.Message)
 	}
 	return p
+}
+
+const crashLoop = "CrashLoopBackOff" // kubelet's word
+
+// lastLine is the last line of what a program has logged, where it mostly says why it ends.
+func lastLine(message string) string {
+	const limit = 400
+	lines := strings.Split(strings.TrimSpace(message), "\n")
+	last := lines[len(lines)-1]
+	if len(last) > limit {
+		last = strings.ToValidUTF8(last[:limit], "") + "..."
+	}
+	return last
 }
 
 // describeEnd says how a container ended.

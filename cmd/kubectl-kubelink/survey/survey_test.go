@@ -164,6 +164,22 @@ func TestExamine(t *testing.T) {
 	}
 }
 
+// A broker that ends again and again has the last line of its log as the reason, without the words that say nothing.
+func TestCrashLoop(t *testing.T) {
+	pod := &corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{
+		RestartCount: 2,
+		State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff",
+			Message: "back-off 20s restarting failed container=kubelink pod=kubelink_kubelink(1)"}},
+		LastTerminationState: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Reason: "Error",
+			Message: "maxprocs: 2\n/etc/kubelink/Corefile:14 - Error during parsing: unknown property \"node-cdir\"\n"}},
+	}}}}
+	want := "CrashLoopBackOff: its program ended with exit code 1, and has been started 2 times again: " +
+		`/etc/kubelink/Corefile:14 - Error during parsing: unknown property "node-cdir"`
+	if got := describePod(pod, "diagnosis", 0); got.Problem != want || got.Running {
+		t.Errorf("%+v", got)
+	}
+}
+
 // fakeAPI is an API server with one pod, whose broker answers, or does not.
 func fakeAPI(t *testing.T, hang *atomic.Bool, broker http.HandlerFunc) *rest.Config {
 	t.Helper()
