@@ -5,6 +5,8 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,7 +102,7 @@ func printTest(w io.Writer, format string, r *connectivity.Report) error {
 		if k.Result == connectivity.OK && len(r.Checks) > maxRows && !wide {
 			continue
 		}
-		cells := []string{k.Context, orDash(k.Node), orDash(k.Link), k.Check, describeResult(paint, k),
+		cells := []string{k.Context, orDash(k.Node), orDash(k.Link), k.Check, paintResult(paint, k.Result),
 			describeRTT(k.Seconds)}
 		if wide {
 			cells = append(cells, orDash(k.Target), orDash(k.Message))
@@ -110,6 +112,9 @@ func printTest(w io.Writer, format string, r *connectivity.Report) error {
 	t.flush()
 	fmt.Fprintf(w, "\n%d ok, %d failed, %d not tested\n", numbers[connectivity.OK], numbers[connectivity.Failed],
 		numbers[connectivity.NotTested])
+	for _, text := range describeNotTested(r.Checks) {
+		fmt.Fprintln(w, text)
+	}
 	for _, text := range r.LeftOut {
 		fmt.Fprintln(w, "left out:", text)
 	}
@@ -117,12 +122,35 @@ func printTest(w io.Writer, format string, r *connectivity.Report) error {
 	return nil
 }
 
-func describeResult(paint painter, k *connectivity.Check) string {
-	switch k.Result {
+func paintResult(paint painter, r connectivity.Result) string {
+	switch r {
 	case connectivity.OK:
-		return paint.good(string(k.Result))
+		return paint.good(string(r))
 	case connectivity.Failed:
-		return paint.bad(string(k.Result))
+		return paint.bad(string(r))
 	}
-	return paint.warn(string(k.Result)) + ": " + k.Message
+	return paint.warn(string(r))
+}
+
+// describeNotTested has a line for each reason why checks were not made, with these checks. In the table it would make all
+// rows too long.
+func describeNotTested(checks []connectivity.Check) (lines []string) {
+	names := map[string][]string{}
+	var reasons []string
+	for i := range checks {
+		k := &checks[i]
+		if k.Result != connectivity.NotTested {
+			continue
+		}
+		if names[k.Message] == nil {
+			reasons = append(reasons, k.Message)
+		}
+		if !slices.Contains(names[k.Message], k.Check) {
+			names[k.Message] = append(names[k.Message], k.Check)
+		}
+	}
+	for _, reason := range reasons {
+		lines = append(lines, fmt.Sprintf("not tested: %s: %s", strings.Join(names[reason], ", "), reason))
+	}
+	return lines
 }

@@ -19,6 +19,8 @@ func TestTestOutput(t *testing.T) {
 		{Context: "c1", Node: "n2", Link: "c2", Check: "connect", Result: connectivity.Failed, Seconds: 5,
 			Message: "no answer"},
 		{Context: "c1", Link: "c2", Check: "ping", Result: connectivity.NotTested, Message: "no rights"},
+		{Context: "c1", Link: "c3", Check: "ping", Result: connectivity.NotTested, Message: "no rights"},
+		{Context: "c1", Link: "c3", Check: "connect", Result: connectivity.NotTested, Message: "no rights"},
 	}
 	r := &connectivity.Report{Checks: checks, LeftOut: []string{"c1: much"}, Findings: []survey.Finding{{Context: "c1",
 		Finding: diagnosis.Finding{Reason: "NotReachable", Severity: diagnosis.Error, Message: "why", Remedy: "do",
@@ -30,12 +32,15 @@ func TestTestOutput(t *testing.T) {
 		}
 		return out.String()
 	}
-	want := `CONTEXT  NODE  LINK  CHECK    RESULT                 TIME
-c1       n1    c2    connect  ok                     1.2ms
-c1       n2    c2    connect  failed                 5000.0ms
-c1       -     c2    ping     not tested: no rights  -
+	want := `CONTEXT  NODE  LINK  CHECK    RESULT      TIME
+c1       n1    c2    connect  ok          1.2ms
+c1       n2    c2    connect  failed      5000.0ms
+c1       -     c2    ping     not tested  -
+c1       -     c3    ping     not tested  -
+c1       -     c3    connect  not tested  -
 
-1 ok, 1 failed, 1 not tested
+1 ok, 1 failed, 3 not tested
+not tested: ping, connect: no rights
 left out: c1: much
 
 c1: error: Node n2: NotReachable
