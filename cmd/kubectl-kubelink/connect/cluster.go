@@ -23,6 +23,8 @@ const (
 	managedLabel = "app.kubernetes.io/managed-by"
 	pollInterval = 500 * time.Millisecond
 	quietTime    = 2 * time.Second // what takes longer is told
+	// patience is how long pods may take to end. Those on a node that is dead do not end at all.
+	patience = 75 * time.Second
 	// kindRetry is how often a request is tried again while the API server starts to serve new kinds.
 	kindRetry = 10 * time.Second
 )
@@ -58,10 +60,11 @@ func (l *Log) printLine(cluster *Cluster, format string, args ...any) {
 // changer changes a cluster, or says what it would change.
 type changer struct {
 	*Cluster
-	log    *Log
-	dryRun bool
-	show   func(*Cluster, *unstructured.Unstructured) // what is applied in a dry run; nil: a line of the log says so
-	shown  map[string]bool                            // by a dry run: some objects come first, and again with all others
+	log      *Log
+	dryRun   bool
+	patience time.Duration                              // for pods to end
+	show     func(*Cluster, *unstructured.Unstructured) // what is applied in a dry run; nil: a line of the log says so
+	shown    map[string]bool                            // by a dry run: some objects come first, and again with all others
 }
 
 // describeObject names an object in messages.
@@ -203,8 +206,38 @@ func (c *changer) removeAny(ctx context.Context, o client.Object) error {
 		c.log.printLine(c.Cluster, "%s deleted", name)
 		return nil
 	}
+	limited, hasPods := ctx, endsWithPods(o)
+	if hasPods {
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeout(ctx, c.patience)
+		defer cancel()
+	}
+	switch err := c.awaitGone(limited, name, o); {
+	case err == nil:
+		c.log.printLine(c.Cluster, "%s deleted", name)
+		return nil
+	case !hasPods || ctx.Err() != nil || limited.Err() == nil:
+		return err
+	}
+	c.log.printLine(c.Cluster, "%s: not all pods have ended within %s, as a node may be dead: it goes with them", name,
+		c.patience)
+	// Without it, the pods still go, but it does not wait for them.
+	if err := c.Client.Delete(ctx, o, client.PropagationPolicy("Background")); err != nil && !isAbsent(err) {
+		return fmt.Errorf("%s: delete %s: %w", c.Name, name, err)
+	}
+	return nil
+}
+
+// endsWithPods tells whether an object ends when its pods have ended.
+func endsWithPods(o client.Object) bool {
+	kind := o.GetObjectKind().GroupVersionKind().Kind
+	return kind == "Deployment" || kind == "DaemonSet" || kind == "Namespace"
+}
+
+// awaitGone waits until an object that was deleted is gone.
+func (c *changer) awaitGone(ctx context.Context, name string, o client.Object) error {
 	uid := o.GetUID()
-	err = c.awaitEmpty(ctx, name+" to be gone", func(ctx context.Context) (string, error) {
+	return c.awaitEmpty(ctx, name+" to be gone", func(ctx context.Context) (string, error) {
 		err := c.Client.Get(ctx, client.ObjectKeyFromObject(o), o)
 		if isAbsent(err) || err == nil && o.GetUID() != uid {
 			return "", nil
@@ -214,10 +247,6 @@ func (c *changer) removeAny(ctx context.Context, o client.Object) error {
 		}
 		return strings.TrimSpace("it ends " + strings.Join(o.GetFinalizers(), ", ")), nil
 	})
-	if err == nil {
-		c.log.printLine(c.Cluster, "%s deleted", name)
-	}
-	return err
 }
 
 // awaitEmpty waits until check returns no text. A failed request is tried again.

@@ -59,7 +59,7 @@ func Connect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
 func newPair(a, b *Cluster, o Options, log *Log) *pair {
 	p := &pair{Options: o, log: log}
 	for i, c := range []*Cluster{a, b} {
-		p.sides[i] = &side{changer: changer{Cluster: c, log: log, dryRun: o.DryRun, show: o.Show},
+		p.sides[i] = &side{changer: changer{Cluster: c, log: log, dryRun: o.DryRun, show: o.Show, patience: patience},
 			end: end{context: c.Name, name: o.Names[c.Name], endpoint: o.Endpoints[c.Name], networks: o.Networks[c.Name]}}
 	}
 	return p

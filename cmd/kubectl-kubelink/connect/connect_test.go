@@ -343,6 +343,27 @@ func TestDisconnectWithoutBroker(t *testing.T) {
 	}
 }
 
+// Pods on a dead node do not end. The rest goes on without them.
+func TestDisconnectWithDeadNode(t *testing.T) {
+	meta := metav1.ObjectMeta{Namespace: "kubelink", Name: "kubelink-router", Labels: map[string]string{managedLabel: owner},
+		Finalizers: []string{metav1.FinalizerDeleteDependents}}
+	own := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelink", Name: "kubelink",
+		Labels: map[string]string{managedLabel: owner}}}
+	a, b := newCluster(t, "c1", "", &appsv1.DaemonSet{ObjectMeta: meta}, own), newCluster(t, "c2", "")
+	var out strings.Builder
+	p := newPair(a, b, Options{}, NewLog(&out))
+	for _, s := range p.sides {
+		s.patience = pollInterval / 2
+	}
+	if err := p.uninstallOwn(t.Context(), p.sides[0], p.sides[1]); err != nil {
+		t.Fatal(err)
+	}
+	err := a.Client.Get(t.Context(), client.ObjectKeyFromObject(own), own)
+	if !isAbsent(err) || !strings.Contains(out.String(), "as a node may be dead") {
+		t.Errorf("%v\n%s", err, &out)
+	}
+}
+
 // A link with the name of the other cluster may lead elsewhere.
 func TestDisconnectKeepsOthers(t *testing.T) {
 	one, two := newLink("c1", "LocalLink", "192.168.0.1/24"), newLink("c2", "LocalLink", "192.168.0.2/24")

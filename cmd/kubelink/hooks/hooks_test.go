@@ -5,11 +5,13 @@ package hooks
 import (
 	"context"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
@@ -119,7 +122,7 @@ func TestUninstallSteps(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	u := &uninstaller{Client: newClient(t, local, custom, gateway, lease, foreign), namespace: "kubelink",
-		out: &strings.Builder{}}
+		patience: time.Minute, out: &strings.Builder{}}
 	for _, step := range []func(context.Context) error{
 		u.endPrograms, u.removeFinalizers, u.deleteGateways, u.cleanClusterDNS,
 	} {
@@ -141,5 +144,26 @@ func TestUninstallSteps(t *testing.T) {
 	}
 	if len(local.Finalizers) != 1 || len(custom.Data) != 1 || custom.Data["own.server"] == "" {
 		t.Errorf("finalizers %q, the cluster's DNS %q", local.Finalizers, custom.Data)
+	}
+}
+
+// Pods on a dead node do not end. The rest goes on without them.
+func TestUninstallWithDeadNode(t *testing.T) {
+	waits := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelink", Name: daemonSetName,
+		Finalizers: []string{metav1.FinalizerDeleteDependents}}}
+	var out strings.Builder
+	var policies []metav1.DeletionPropagation
+	c := interceptor.NewClient(newClient(t, waits).(client.WithWatch), interceptor.Funcs{Delete: func(
+		ctx context.Context, c client.WithWatch, o client.Object, options ...client.DeleteOption) error {
+		policies = append(policies, *(&client.DeleteOptions{}).ApplyOptions(options).PropagationPolicy)
+		return c.Delete(ctx, o, options...)
+	}})
+	u := &uninstaller{Client: c, namespace: "kubelink", patience: 3 * pollInterval, out: &out}
+	if err := u.endPrograms(t.Context()); err != nil || !strings.Contains(out.String(), "a node may be dead") {
+		t.Errorf("%v %s", err, &out)
+	}
+	const foreground, background = metav1.DeletePropagationForeground, metav1.DeletePropagationBackground
+	if !slices.Equal(policies, []metav1.DeletionPropagation{foreground, foreground, background, background}) {
+		t.Error(policies)
 	}
 }

@@ -32,7 +32,11 @@ const (
 	daemonSetName  = "kubelink-router"
 )
 
-const pollInterval = 250 * time.Millisecond
+const (
+	pollInterval = 250 * time.Millisecond
+	// patience is how long pods may take to end. Those on a node that is dead do not end at all.
+	patience = 75 * time.Second
+)
 
 // crdNames are those of deploy/crds.
 var crdNames = []string{"kubelinks.kubelink.mandelsoft.org", "meshservices.kubelink.mandelsoft.org",
@@ -42,6 +46,7 @@ var crdNames = []string{"kubelinks.kubelink.mandelsoft.org", "meshservices.kubel
 type uninstaller struct {
 	client.Client
 	namespace string
+	patience  time.Duration
 	out       io.Writer
 }
 
@@ -61,7 +66,7 @@ func runUninstall(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	u := &uninstaller{Client: c, namespace: *namespace, out: out}
+	u := &uninstaller{Client: c, namespace: *namespace, patience: patience, out: out}
 	steps := []func(context.Context) error{u.endPrograms, u.removeFinalizers, u.deleteGateways}
 	if *clusterDNS {
 		steps = append(steps, u.cleanClusterDNS)
@@ -77,11 +82,26 @@ func runUninstall(ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
-// endPrograms deletes the router's DaemonSet and the broker's Deployment, and waits until their last pods have ended.
+// endPrograms deletes the router's DaemonSet and the broker's Deployment, and waits until their last pods have ended. It
+// does not wait for pods on dead nodes, which go when their nodes go.
 func (u *uninstaller) endPrograms(ctx context.Context) error {
 	named := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: u.namespace, Name: name} }
-	return u.deleteAll(ctx, &appsv1.DaemonSet{ObjectMeta: named(daemonSetName)},
-		&appsv1.Deployment{ObjectMeta: named(deploymentName)})
+	programs := []client.Object{&appsv1.DaemonSet{ObjectMeta: named(daemonSetName)},
+		&appsv1.Deployment{ObjectMeta: named(deploymentName)}}
+	limited, cancel := context.WithTimeout(ctx, u.patience)
+	defer cancel()
+	err := u.deleteAll(limited, programs...)
+	if err == nil || limited.Err() == nil || ctx.Err() != nil {
+		return err
+	}
+	for _, o := range programs {
+		err := u.Delete(ctx, o, client.PropagationPolicy(metav1.DeletePropagationBackground))
+		if client.IgnoreNotFound(err) != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(u.out, "not all pods have ended within %s: a node may be dead; they go when it answers, or goes\n", u.patience)
+	return nil
 }
 
 // deleteAll deletes objects, and waits until they, and what they own, are gone.
