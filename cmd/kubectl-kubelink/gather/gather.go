@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -86,10 +87,12 @@ func Write(ctx context.Context, to io.Writer, clusters []*Cluster, now time.Time
 	a := &archive{tar: tar.NewWriter(zip), modified: now}
 	// The secrets of one cluster may be in the texts of another one.
 	s := newScrubber()
-	var all []*collection
-	for _, c := range clusters {
-		all = append(all, c.collectAll(ctx, s))
+	all := make([]*collection, len(clusters))
+	var parts sync.WaitGroup
+	for i, c := range clusters { // one that is dead takes no time from the rest
+		parts.Go(func() { all[i] = c.collectAll(ctx, s) })
 	}
+	parts.Wait()
 	for _, c := range all {
 		for _, f := range c.files {
 			if err := a.writeFile(path.Join(c.folder, f.name), s.scrubText(f.content)); err != nil {
@@ -200,8 +203,7 @@ func (c *Cluster) learnSecrets(
 				all.noteFailure("KubeLink "+o.GetName(), err)
 				continue
 			}
-			s.public[link.Spec.PublicKey], s.public[link.Status.PublicKey] = true, true
-			s.addValue(link.Spec.PresharedKey)
+			s.addLink(link)
 			c.learnNamed(ctx, s, all, link)
 		}
 	}

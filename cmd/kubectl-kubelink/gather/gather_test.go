@@ -18,6 +18,7 @@ import (
 	"io"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,20 +29,30 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
 // secrets makes secrets, and remembers all of them.
-type secrets struct{ all []string }
+type secrets struct {
+	mu  sync.Mutex // guards all
+	all []string
+}
+
+func (s *secrets) add(text string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, text)
+	return text
+}
 
 // text is a secret of its own.
 func (s *secrets) text() string {
 	raw := make([]byte, 18)
 	rand.Read(raw)
-	s.all = append(s.all, base64.RawURLEncoding.EncodeToString(raw))
-	return s.all[len(s.all)-1]
+	return s.add(base64.RawURLEncoding.EncodeToString(raw))
 }
 
 // jwt is a token.
@@ -53,8 +64,7 @@ func (s *secrets) jwt() string {
 func (s *secrets) wireguardKey() string {
 	raw := make([]byte, 32)
 	rand.Read(raw)
-	s.all = append(s.all, base64.StdEncoding.EncodeToString(raw))
-	return s.all[len(s.all)-1]
+	return s.add(base64.StdEncoding.EncodeToString(raw))
 }
 
 // pem is a private key. Each of its lines is a secret.
@@ -70,7 +80,7 @@ func (s *secrets) pem(t *testing.T) string {
 	text := string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
 	for line := range strings.Lines(text) {
 		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "-----") {
-			s.all = append(s.all, line)
+			s.add(line)
 		}
 	}
 	return text
@@ -82,7 +92,7 @@ func (s *secrets) wrap(text string) string {
 	for line := base64.StdEncoding.EncodeToString([]byte(text)); line != ""; {
 		n := min(64, len(line))
 		b.WriteString(line[:n] + "\n")
-		s.all = append(s.all, line[:n])
+		s.add(line[:n])
 		line = line[n:]
 	}
 	return b.String()
@@ -95,7 +105,7 @@ func (s *secrets) pack(text string) string {
 	zip.Write([]byte(text))
 	zip.Close()
 	packed := base64.StdEncoding.EncodeToString([]byte(base64.StdEncoding.EncodeToString(b.Bytes())))
-	s.all = append(s.all, packed)
+	s.add(packed)
 	return packed
 }
 
@@ -275,5 +285,33 @@ func TestSecrets(t *testing.T) {
 		if !strings.Contains(files[file], want) {
 			t.Errorf("%s has no %q:\n%s", file, want, files[file])
 		}
+	}
+}
+
+// A cluster whose API server is silent takes no time from the other ones.
+func TestDeadCluster(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	silent := interceptor.NewClient(newTestClient(t).(client.WithWatch), interceptor.Funcs{
+		List: func(ctx context.Context, _ client.WithWatch, _ client.ObjectList, _ ...client.ListOption) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+	live := interceptor.NewClient(newTestClient(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "NODE-1"}}).(client.WithWatch), interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, o ...client.ListOption) error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return c.List(ctx, l, o...)
+		}})
+	var archive bytes.Buffer
+	_, err := Write(ctx, &archive, []*Cluster{{Name: "dead", Namespace: "kubelink", Client: silent},
+		{Name: "live", Namespace: "kubelink", Client: live}}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := unpack(t, &archive)
+	if !strings.Contains(files["live/nodes.yaml"], "NODE-1") || !strings.Contains(files["dead/errors.txt"], "list Node") {
+		t.Errorf("%v", files)
 	}
 }

@@ -15,9 +15,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
 const (
@@ -36,6 +39,7 @@ var publicKeys = []string{"ca.crt", "tls.crt", "certificate-authority-data", "na
 
 // scrubber cuts secrets out of texts.
 type scrubber struct {
+	mu     sync.Mutex      // guards the fields below while clusters are read
 	values map[string]bool // of secrets
 	public map[string]bool // WireGuard keys that all may know
 
@@ -46,11 +50,21 @@ func newScrubber() *scrubber { return &scrubber{values: map[string]bool{}, publi
 
 // addSecret learns the values of a secret.
 func (s *scrubber) addSecret(secret *corev1.Secret) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for key, value := range secret.Data {
 		if !slices.Contains(publicKeys, key) {
 			s.addValue(strings.TrimSpace(string(value)))
 		}
 	}
+}
+
+// addLink learns the keys of a link.
+func (s *scrubber) addLink(link *v1alpha1.KubeLink) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.public[link.Spec.PublicKey], s.public[link.Status.PublicKey] = true, true
+	s.addValue(link.Spec.PresharedKey)
 }
 
 // addValue learns a value, with the forms in which it may be in texts, and the secrets in it.
