@@ -178,7 +178,7 @@ func (p *pair) findEndpoint(ctx context.Context, s, other *side) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.UpTimeout)
 	defer cancel()
-	err := s.awaitEmpty(ctx, "the load balancer of Service "+install.Namespace+"/"+install.Name,
+	return s.awaitEmpty(ctx, "the load balancer of Service "+install.Namespace+"/"+install.Name,
 		func(ctx context.Context) (string, error) {
 			if s.endpoint != "" {
 				return "", nil
@@ -192,13 +192,9 @@ func (p *pair) findEndpoint(ctx context.Context, s, other *side) error {
 					return "", nil
 				}
 			}
-			return "it has no address yet", nil
+			return "it has no address yet; without load balancers give the name or address under which other clusters " +
+				"reach this one: --endpoint " + s.Name + "=HOST[:PORT]", nil
 		})
-	if err != nil {
-		return fmt.Errorf("%w; give the name or address under which other clusters reach it: --endpoint %s=HOST[:PORT]",
-			err, s.Name)
-	}
-	return nil
 }
 
 // installMissing applies all that the cluster does not have.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
+	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/install"
 )
 
 // newCluster has a node, a DNS with a Corefile, and other objects.
@@ -44,6 +45,18 @@ func newCluster(t *testing.T, name, corefile string, objects ...client.Object) *
 // newSide is a cluster of its own.
 func newSide(c *Cluster, out *strings.Builder) *side {
 	return &side{changer: changer{Cluster: c, log: NewLog(out)}, end: end{context: c.Name}}
+}
+
+// A cluster without load balancers gets told, while it waits, what to give.
+func TestNoLoadBalancer(t *testing.T) {
+	var out strings.Builder
+	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: install.Namespace, Name: install.Name}}
+	p := newPair(newCluster(t, "c1", "", service), newCluster(t, "c2", ""), Options{UpTimeout: time.Millisecond}, NewLog(&out))
+	err := p.findEndpoint(context.Background(), p.sides[0], p.sides[1])
+	if err == nil || !strings.Contains(err.Error(), "it has no address yet; without load balancers") ||
+		!strings.Contains(err.Error(), "--endpoint c1=HOST[:PORT]") {
+		t.Error(err)
+	}
 }
 
 func TestStubDomain(t *testing.T) {
