@@ -208,7 +208,7 @@ func (c *cluster) testLinks(ctx context.Context, a *survey.Answer) {
 func (c *cluster) runPods(ctx context.Context, tasks []task) {
 	c.pods.removeLeftovers(ctx)
 	if len(tasks) > 0 {
-		c.say("pods on %d of its nodes test its links: %d", len(tasks), len(c.links))
+		c.say("testing %d links from pods on %d nodes", len(c.links), len(tasks))
 	}
 	var g errgroup.Group
 	g.SetLimit(parallelPods)
