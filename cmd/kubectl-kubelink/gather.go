@@ -18,7 +18,11 @@ import (
 	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/survey"
 )
 
-const logLines = 10000 // of each container
+// The end of the log of each container.
+const (
+	logLines = 10000
+	logBytes = 16 << 20
+)
 
 func newGatherCommand(cluster *genericclioptions.ConfigFlags) *cobra.Command {
 	var output string
@@ -89,9 +93,9 @@ func gatherClusters(cluster *genericclioptions.ConfigFlags, contexts []string) (
 		}
 		all = append(all, &gather.Cluster{Name: name, Namespace: *cluster.Namespace, Client: api,
 			Logs: func(ctx context.Context, pod *corev1.Pod, container string, previous bool) ([]byte, error) {
-				lines := int64(logLines)
+				lines, limit := int64(logLines), int64(logBytes)
 				return pods.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{
-					Container: container, Previous: previous, TailLines: &lines, Timestamps: true}).DoRaw(ctx)
+					Container: container, Previous: previous, TailLines: &lines, Timestamps: true, LimitBytes: &limit}).DoRaw(ctx)
 			},
 			Extra: map[string]func(context.Context) ([]byte, error){"status.json": func(ctx context.Context) ([]byte, error) {
 				target := survey.Target{Context: name, Namespace: *cluster.Namespace, API: config}

@@ -3,6 +3,7 @@ package connect
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/netip"
 	"regexp"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
@@ -374,6 +376,20 @@ func TestDisconnectWithDeadNode(t *testing.T) {
 	err := a.Client.Get(t.Context(), client.ObjectKeyFromObject(own), own)
 	if !isAbsent(err) || !strings.Contains(out.String(), "as a node may be dead") {
 		t.Errorf("%v\n%s", err, &out)
+	}
+}
+
+// Of a cluster that is gone for good, the link of the other one is left. It is told how to remove it.
+func TestDisconnectFromGone(t *testing.T) {
+	gone := newCluster(t, "c2", "")
+	gone.Client = interceptor.NewClient(gone.Client.(client.WithWatch), interceptor.Funcs{
+		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
+			return errors.New("connection refused")
+		}})
+	err := Disconnect(t.Context(), newCluster(t, "c1", ""), gone, Options{}, NewLog(&strings.Builder{}))
+	if err == nil || !strings.Contains(err.Error(), "kubectl --context c1 delete kubelink c2") ||
+		!strings.Contains(err.Error(), "c2: read Namespace kube-system: connection refused") {
+		t.Error(err)
 	}
 }
 

@@ -3,6 +3,7 @@ package connect
 // The way back: links first, while brokers run, then all that connect has made.
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -11,6 +12,8 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/util/retry"
@@ -25,13 +28,31 @@ import (
 func Disconnect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
 	p := newPair(a, b, o, log)
 	for _, step := range []func(context.Context) error{
-		p.refuseSame, p.inBoth((*pair).readRest), p.inBoth((*pair).removeLink), p.inBoth((*pair).uninstallOwn),
+		p.withRemedy(p.refuseSame), p.withRemedy(p.inBoth((*pair).readRest)), p.inBoth((*pair).removeLink), p.inBoth((*pair).uninstallOwn),
 	} {
 		if err := step(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// withRemedy adds what to do if one of the clusters does not exist any more.
+func (p *pair) withRemedy(step func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		err := step(ctx)
+		if err == nil || apierrors.ReasonForError(err) != metav1.StatusReasonUnknown || p.sides[0].isSame(p.sides[1]) {
+			return err // an API server says so
+		}
+		var remedies []string
+		for i, s := range p.sides {
+			other := p.sides[1-i]
+			remedies = append(remedies, fmt.Sprintf("kubectl --context %s delete kubelink %s", s.Name,
+				cmp.Or(other.name, clusterName(other.context))))
+		}
+		return fmt.Errorf("%w; if one of the clusters is gone for good, remove the link of the other one: %s", err,
+			strings.Join(remedies, ", or "))
+	}
 }
 
 // readRest reads what there is to remove.

@@ -46,11 +46,14 @@ func (p *pair) refuseSame(ctx context.Context) error {
 	})(ctx); err != nil {
 		return err
 	}
-	if a, b := p.sides[0], p.sides[1]; a.uid == b.uid && a.uid != "" {
+	if a, b := p.sides[0], p.sides[1]; a.isSame(b) {
 		return fmt.Errorf("%s and %s are contexts of the same cluster: name one of another cluster", a.Name, b.Name)
 	}
 	return nil
 }
+
+// isSame tells whether both are the same cluster.
+func (s *side) isSame(other *side) bool { return s.uid == other.uid && s.uid != "" }
 
 // refuseElsewhere refuses a cluster that has kubelink in another namespace: it cannot have two.
 func (s *side) refuseElsewhere(ctx context.Context) error {
