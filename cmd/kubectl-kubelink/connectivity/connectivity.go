@@ -208,7 +208,7 @@ func (c *cluster) testLinks(ctx context.Context, a *survey.Answer) {
 func (c *cluster) runPods(ctx context.Context, tasks []task) {
 	c.pods.removeLeftovers(ctx)
 	if len(tasks) > 0 {
-		c.say("testing %d links from pods on %d nodes", len(c.links), len(tasks))
+		c.say("links to test: %d, from pods on nodes: %d", len(c.links), len(tasks))
 	}
 	var g errgroup.Group
 	g.SetLimit(parallelPods)
