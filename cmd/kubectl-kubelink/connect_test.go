@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -136,6 +139,30 @@ func TestCompletion(t *testing.T) {
 			if err != nil || !strings.Contains(out, line) {
 				t.Errorf("%s: %v\n%s", args, err, out)
 			}
+		}
+	}
+}
+
+// TestCompletionOfLinks asks an API server for the links to other clusters.
+func TestCompletionOfLinks(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, `{"items": [{"metadata": {"name": "c1"}, "spec": {"endpoint": "LocalLink"}},
+			{"metadata": {"name": "c2"}, "spec": {"endpoint": "c2.example"}},
+			{"metadata": {"name": "laptop"}, "spec": {"endpoint": "Inbound"}}]}`)
+	}))
+	defer server.Close()
+	for args, want := range map[string]string{
+		"ping ": "c2\nlaptop\n:4\n", "wg-config l": "laptop\n:4\n", "test c1 --link c": "c2\n:4\n", "ping c2 ": ":4\n",
+		"ping --context=c9 ": ":4\n",
+	} {
+		file := filepath.Join(t.TempDir(), "kubeconfig")
+		text := strings.ReplaceAll(twoClusters, "https://127.0.0.1:1", server.URL)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		words := append([]string{"__complete", "--kubeconfig=" + file}, strings.Split(args, " ")...)
+		if out, _, err := runCLI(t, "", words...); err != nil || out != want {
+			t.Errorf("%s: %v\n%s", args, err, out)
 		}
 	}
 }

@@ -4,16 +4,21 @@ package main
 
 import (
 	"cmp"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/survey"
 )
 
@@ -104,4 +109,52 @@ func flagsOfContext(given *genericclioptions.ConfigFlags, name string) *genericc
 	f.ImpersonateGroup, f.ImpersonateUserExtra = given.ImpersonateGroup, given.ImpersonateUserExtra
 	f.DisableCompression = given.DisableCompression
 	return f
+}
+
+// completionTime is how long completion may wait for an API server.
+const completionTime = 2 * time.Second
+
+// completeLink completes the only argument of a command: a link of the cluster.
+func completeLink(cluster *genericclioptions.ConfigFlags) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return findLinks(cluster, *cluster.Context, prefix), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeLinkFlag completes a link of the first of the contexts, which are the arguments.
+func completeLinkFlag(cluster *genericclioptions.ConfigFlags) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		name := append(args, *cluster.Context)[0]
+		return findLinks(cluster, name, prefix), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// findLinks returns the names of links to other clusters that begin so; none, if the API server does not tell.
+func findLinks(cluster *genericclioptions.ConfigFlags, name, prefix string) (names []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), completionTime)
+	defer cancel()
+	config, err := configOf(cluster, name)
+	if err != nil {
+		return nil
+	}
+	api, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil
+	}
+	text, err := api.CoreV1().RESTClient().Get().
+		AbsPath("/apis", v1alpha1.GroupVersion.Group, v1alpha1.GroupVersion.Version, "kubelinks").DoRaw(ctx)
+	var list v1alpha1.KubeLinkList
+	if err != nil || json.Unmarshal(text, &list) != nil {
+		return nil
+	}
+	for i := range list.Items {
+		l := &list.Items[i]
+		if strings.HasPrefix(l.Name, prefix) && l.Spec.Endpoint != v1alpha1.EndpointLocal {
+			names = append(names, l.Name)
+		}
+	}
+	return names
 }

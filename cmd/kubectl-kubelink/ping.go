@@ -31,7 +31,8 @@ never fragmented on their way, so --size tells whether that size gets through.
 Exit codes: 0 all packets were answered, 1 the command failed, 2 the command line is wrong, 3 packets were lost.`,
 		Example: `  kubectl kubelink ping kubelink2
   kubectl kubelink ping kubelink2 --size 1420`,
-		Args: oneLink,
+		Args:              oneLink,
+		ValidArgsFunction: completeLink(cluster),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := checkOutput(output, "", "json", "yaml"); err != nil {
 				return err

@@ -71,6 +71,7 @@ failed, or there was nothing to test, 4 an API server or a broker does not answe
 	c.Flags().DurationVar(&o.Timeout, "timeout", time.Minute, "longest time of the test")
 	c.Flags().StringVarP(&output, "output", "o", "", "json, yaml or wide")
 	completeOutput(c, "json", "yaml", "wide")
+	_ = c.RegisterFlagCompletionFunc("link", completeLinkFlag(cluster)) // the flag is there
 	return c
 }
 

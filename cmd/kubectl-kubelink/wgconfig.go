@@ -64,7 +64,8 @@ The private key of the peer is not in the cluster. The printed file reads it fro
   kubectl kubelink wg-config laptop > kubelink.conf
   # on the laptop, with the file in /etc/wireguard
   wg-quick up kubelink`,
-		Args: oneLink,
+		Args:              oneLink,
+		ValidArgsFunction: completeLink(cluster),
 		RunE: func(c *cobra.Command, args []string) error {
 			config, err := cluster.ToRESTConfig()
 			if err != nil {
