@@ -28,7 +28,8 @@ import (
 func Disconnect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
 	p := newPair(a, b, o, log)
 	for _, step := range []func(context.Context) error{
-		p.withRemedy(p.refuseSame), p.withRemedy(p.inBoth((*pair).readRest)), p.inBoth((*pair).removeLink), p.inBoth((*pair).uninstallOwn),
+		p.withRemedy(p.refuseSame), p.withRemedy(p.inBoth((*pair).readRest)),
+		p.inBoth((*pair).removeLink), p.inBoth((*pair).uninstallOwn),
 	} {
 		if err := step(ctx); err != nil {
 			return err

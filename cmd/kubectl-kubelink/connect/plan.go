@@ -79,7 +79,28 @@ func planMesh(a, b *end, o planOptions) error {
 	if err := checkNetworks(a, b, o); err != nil {
 		return err
 	}
+	for _, pair := range [][2]*end{{a, b}, {b, a}} {
+		if err := checkLink(pair[0], pair[1]); err != nil {
+			return err
+		}
+	}
 	return assignAddresses(a, b, o.mesh)
+}
+
+// checkLink refuses a link with the name of the other cluster that leads to a third one, which had the name first.
+func checkLink(e, other *end) error {
+	l := findLink(e.links, other.name)
+	switch {
+	case l == nil || l.Spec.Endpoint == v1alpha1.EndpointLocal:
+		return nil
+	case other.local != nil && l.Spec.ClusterAddress == other.address.String():
+		return nil
+	case other.local == nil && l.Status.State != v1alpha1.StateUp:
+		return nil // an earlier run was not finished
+	}
+	return fmt.Errorf("%s has a link %s already, to the address %s and the endpoint %s, and that is not %s: "+
+		"give --name %s=NAME, or delete the link if no cluster is there",
+		e.context, l.Name, l.Spec.ClusterAddress, l.Spec.Endpoint, other.context, other.context)
 }
 
 // chooseMesh takes over the network of the mesh in which a cluster is.

@@ -49,6 +49,15 @@ var planCases = []planCase{
 		a.links = []v1alpha1.KubeLink{newLink("c1", "LocalLink", "192.168.0.1/24"),
 			newLink("admin-gke-c2", "h", "192.168.0.9/24")}
 	}, "c1 192.168.0.1/24 admin-gke-c2 192.168.0.9/24", ""},
+	{"a third cluster had the name first", func(a, _ *end, _ *planOptions) {
+		a.links = []v1alpha1.KubeLink{newLink("c1", "LocalLink", "192.168.0.1/24"),
+			newLink("admin-gke-c2", "h", "192.168.0.9/24")}
+		a.links[1].Status.State = v1alpha1.StateUp
+	}, "", "c1 has a link admin-gke-c2 already, to the address 192.168.0.9/24 and the endpoint h, and that is not Admin@gke"},
+	{"a third cluster of the mesh had the name first", func(a, b *end, _ *planOptions) {
+		a.links = []v1alpha1.KubeLink{newLink("c1", "LocalLink", "192.168.0.1/24"), newLink("c2", "h", "192.168.0.9/24")}
+		b.links = []v1alpha1.KubeLink{newLink("c2", "LocalLink", "192.168.0.2/24")}
+	}, "", "give --name Admin@gke_c2=NAME"},
 	{"two meshes", func(a, b *end, _ *planOptions) {
 		a.links = []v1alpha1.KubeLink{newLink("one", "LocalLink", "10.9.0.2/24")}
 		b.links = []v1alpha1.KubeLink{newLink("two", "LocalLink", "10.8.0.2/24")}
