@@ -121,7 +121,8 @@ func (e *examination) checkAccess(a *Answer) {
 		e.add(a.Context, CRDsMissing, diagnosis.Error,
 			diagnosis.Object{Kind: "CustomResourceDefinition", Name: "kubelinks.kubelink.mandelsoft.org"},
 			"the API server knows no KubeLinks",
-			"kubectl apply --server-side -f deploy/crds, or have the broker install them: deploy/base/rbac.yaml has the rights")
+			"kubectl apply --server-side -f deploy/crds, or start the broker anew: it installs them, with the rights of "+
+				"deploy/base/rbac.yaml")
 	}
 	if apierrors.IsNotFound(a.TokenErr) && len(a.Brokers) > 0 {
 		e.add(a.Context, AccountMissing, diagnosis.Error,
