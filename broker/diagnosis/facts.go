@@ -83,6 +83,8 @@ type Facts struct {
 func (f *Facts) Report(ctx context.Context) *Report {
 	if f.Outcome == nil {
 		f.Outcome = &Outcome{State: &mesh.State{}}
+	} else {
+		f.Node.Findings = f.withoutGone(f.Node.Findings)
 	}
 	r := &Report{
 		Version: f.Version, CoreDNSVersion: f.CoreDNSVersion, Time: f.Now.UTC(),
@@ -109,6 +111,14 @@ func (f *Facts) Report(ctx context.Context) *Report {
 	r.Findings, r.Truncated = cutList(r.Findings, MaxFindings, r.Truncated)
 	r.Certificates, _ = cutList(r.Certificates, MaxLinks, false)
 	return r
+}
+
+// withoutGone leaves out findings about links that are gone: the check of the node comes later than their deletion.
+func (f *Facts) withoutGone(all link.Findings) link.Findings {
+	return slices.DeleteFunc(slices.Clone(all), func(found link.Finding) bool {
+		return found.Link != "" &&
+			!slices.ContainsFunc(f.Links, func(o v1alpha1.KubeLink) bool { return o.Name == found.Link })
+	})
 }
 
 // cutList bounds a list, and makes it one that JSON does not write as null.

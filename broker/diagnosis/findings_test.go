@@ -59,6 +59,17 @@ func healthyFacts() *Facts {
 	}
 }
 
+// A link that has just been deleted has no findings: the node is not checked anew at once.
+func TestLinksThatAreGone(t *testing.T) {
+	f := healthyFacts()
+	f.Node.Findings = link.Findings{{Link: "gone", Reason: "RouteMissing", Text: "no route"},
+		{Reason: "ForwardingOff", Text: "off"}}
+	r := f.Report(t.Context())
+	if len(r.Findings) != 1 || r.Findings[0].Reason != "ForwardingOff" || len(f.Node.Findings) != 1 {
+		t.Errorf("%+v", r.Findings)
+	}
+}
+
 // Of a healthy broker there is no finding, all checks are good, and the report has no secrets.
 func TestHealthyReport(t *testing.T) {
 	r := healthyFacts().Report(t.Context())
