@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -109,6 +110,12 @@ func (s *secrets) pack(text string) string {
 	return packed
 }
 
+// The parts of a PEM text.
+var (
+	body  = regexp.MustCompile(`(?s)-----BEGIN.*?-----\n(.*)-----END.*`)
+	lines = regexp.MustCompile(`-----.*-----|\n`)
+)
+
 // odd has secrets in texts that encoders, tools and people write in ways of their own.
 func odd(t *testing.T, s *secrets) (objects []client.Object, log string) {
 	crlf := strings.ReplaceAll(s.pem(t), "\n", "\r\n")
@@ -130,7 +137,8 @@ func odd(t *testing.T, s *secrets) (objects []client.Object, log string) {
 		"Corefile": "etcd {\n    credentials root " + s.text() + "\n}\nroute53 {\n    aws_access_key id " + s.text() +
 			"\n}\n",
 		"script": "exec tool --password " + s.text() + " --api-key '" + s.text() + "'\n",
-		"pgp":    "-----BEGIN PGP PRIVATE KEY BLOCK-----\n" + s.text() + "\n-----END PGP PRIVATE KEY BLOCK-----\n",
+		"body":   body.ReplaceAllString(s.pem(t), "$1"), "line": lines.ReplaceAllString(s.pem(t), ""),
+		"pgp": "-----BEGIN PGP PRIVATE KEY BLOCK-----\n" + s.text() + "\n-----END PGP PRIVATE KEY BLOCK-----\n",
 	}, BinaryData: map[string][]byte{"keystore": []byte(s.text())}}
 	inConfig, inDocker, special := s.text(), s.text(), s.text()+"&<'\"%/"+s.text()
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelink", Name: "odd",

@@ -5,6 +5,7 @@ package gather
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -251,12 +252,28 @@ func (s *scrubber) hideEncoded(text []byte, nesting int) []byte {
 		for skipped := range min(len(lines), 8) { // words before it, which look the same
 			joined := toStandard.Replace(strings.Join(lines[skipped:], ""))
 			decoded, _ := base64.RawStdEncoding.DecodeString(joined) // up to what is none
-			if isUnseen(decoded) || isText(decoded) && !bytes.Equal(decoded, s.scrub(decoded, nesting+1)) {
+			if isUnseen(decoded) || isKey(decoded) || isText(decoded) && !bytes.Equal(decoded, s.scrub(decoded, nesting+1)) {
 				return []byte(redacted)
 			}
 		}
 		return found
 	})
+}
+
+// isKey tells whether a text is a private key without the lines of PEM around it.
+func isKey(der []byte) bool {
+	const sequence = 0x30 // X.690, 8.9.1
+	if len(der) == 0 || der[0] != sequence {
+		return false
+	}
+	if _, err := x509.ParsePKCS8PrivateKey(der); err == nil {
+		return true
+	}
+	if _, err := x509.ParseECPrivateKey(der); err == nil {
+		return true
+	}
+	_, err := x509.ParsePKCS1PrivateKey(der)
+	return err == nil
 }
 
 // isText tells whether a text begins as one that is not binary. Most words are binary, if they are taken for base64.
