@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -129,10 +130,21 @@ func (c *changer) applyObject(ctx context.Context, o *unstructured.Unstructured)
 		return fmt.Errorf("%s: apply %s: %w", c.Name, describeObject(o), err)
 	case before == "":
 		c.log.printLine(c.Cluster, "%s created", describeObject(o))
-	case before != o.GetResourceVersion():
+	case before != o.GetResourceVersion() && !isSame(is, o):
 		c.log.printLine(c.Cluster, "%s changed", describeObject(o))
 	}
 	return nil
+}
+
+// isSame tells whether two versions of an object are the same but for the status, which controllers write all the time.
+func isSame(a, b *unstructured.Unstructured) bool {
+	a, b = a.DeepCopy(), b.DeepCopy()
+	for _, o := range []*unstructured.Unstructured{a, b} {
+		delete(o.Object, "status")
+		o.SetResourceVersion("")
+		o.SetManagedFields(nil)
+	}
+	return equality.Semantic.DeepEqual(a.Object, b.Object)
 }
 
 // showObject shows once what a dry run would apply.

@@ -49,6 +49,20 @@ func newSide(c *Cluster, out *strings.Builder) *side {
 	return &side{changer: changer{Cluster: c, log: NewLog(out)}, end: end{context: c.Name}}
 }
 
+func TestSameObjects(t *testing.T) {
+	newVersion := func(version, state, image string) *unstructured.Unstructured {
+		o := &unstructured.Unstructured{Object: map[string]any{
+			"status": map[string]any{"state": state}, "spec": map[string]any{"image": image}}}
+		o.SetResourceVersion(version)
+		return o
+	}
+	old := newVersion("1", "starts", "a")
+	if !isSame(old, newVersion("2", "runs", "a")) || isSame(old, newVersion("2", "starts", "b")) ||
+		old.GetResourceVersion() != "1" {
+		t.Error("a status counts, or a change does not")
+	}
+}
+
 // A cluster without load balancers gets told, while it waits, what to give.
 func TestNoLoadBalancer(t *testing.T) {
 	var out strings.Builder
