@@ -32,6 +32,8 @@ const PingGroups = "0 2147483647"
 const (
 	// CheckTime is the longest time of a check.
 	CheckTime = 5 * time.Second
+	// series is a number of pings, each of which waits for the one before.
+	series = 4
 	// Parallel is the number of links that are tried at the same time.
 	Parallel = 64
 	// LinkTime is the longest time for a link.
@@ -200,19 +202,31 @@ func tryConnect(ctx context.Context, at string) error {
 // deniedError says that the pod lacks a right.
 type deniedError struct{ error }
 
-// sendPing sends echo requests until one is answered.
+// sendPing sends series of echo requests until one is answered in full. A link that drops packets is not good, and the
+// first packet may be lost on a way that is new.
 func sendPing(ctx context.Context, to netip.Addr) error {
+	return awaitPings(ctx, func() (echo.Result, error) {
+		return echo.Send(ctx, echo.Request{To: to, Size: echo.DefaultSize, Count: series})
+	})
+}
+
+func awaitPings(ctx context.Context, send func() (echo.Result, error)) error {
+	sent, lost := 0, 0
 	for {
-		result, err := echo.Send(ctx, echo.Request{To: to, Size: echo.DefaultSize, Count: 1})
+		result, err := send()
+		sent, lost = sent+result.Sent, lost+result.Sent-result.Received
 		switch {
 		case err != nil:
 			return &deniedError{err}
-		case result.Received > 0:
+		case result.Received > 0 && result.Received == result.Sent:
 			return nil
 		case result.Problem != "" && ctx.Err() == nil:
 			return errors.New(result.Problem)
-		case ctx.Err() != nil:
+		case ctx.Err() == nil:
+		case lost == sent:
 			return fmt.Errorf("no answer within %s", CheckTime)
+		default:
+			return fmt.Errorf("%d of %d packets got lost", lost, sent)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net"
 	"net/netip"
@@ -9,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"github.com/mandelsoft/kubelink/broker/echo"
 )
 
 // serveDNS serves names: the address of web, why slow is not there, and no other ones.
@@ -102,6 +105,30 @@ func TestProbe(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A link that drops packets is not good, but for those of a way that is new.
+func TestPings(t *testing.T) {
+	for name, c := range map[string]struct {
+		received []int // of each series
+		want     string
+	}{
+		"good": {[]int{4}, ""}, "new": {[]int{3, 4}, ""}, "silent": {[]int{0, 0}, "no answer within"},
+		"drops": {[]int{3, 1, 2}, "6 of 12 packets got lost"},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		n := 0
+		err := awaitPings(ctx, func() (echo.Result, error) {
+			if n++; n == len(c.received) && c.want != "" {
+				cancel()
+			}
+			return echo.Result{Sent: series, Received: c.received[n-1]}, nil
+		})
+		if cancel(); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) ||
+			n != len(c.received) {
+			t.Errorf("%s: %v after %d series", name, err, n)
+		}
 	}
 }
 
