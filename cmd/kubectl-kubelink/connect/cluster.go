@@ -257,7 +257,7 @@ func (c *changer) awaitGone(ctx context.Context, name string, o client.Object) e
 		if err != nil {
 			return "", err
 		}
-		return strings.TrimSpace("it ends " + strings.Join(o.GetFinalizers(), ", ")), nil
+		return strings.TrimSuffix("it ends; finalizers: "+strings.Join(o.GetFinalizers(), ", "), "; finalizers: "), nil
 	})
 }
 
