@@ -215,6 +215,9 @@ func describeEnd(all []diagnosis.Certificate, now time.Time) string {
 // printLinks writes a line for each link.
 func (v *statusView) printLinks(w io.Writer, paint painter, wide bool) {
 	if len(v.Links) == 0 {
+		if !v.health.Unanswered {
+			fmt.Fprintln(w, "\nthere are no links: kubectl kubelink connect makes them")
+		}
 		return
 	}
 	fmt.Fprintln(w)

@@ -45,3 +45,15 @@ func TestRates(t *testing.T) {
 		}
 	}
 }
+
+// Without links, status says so, but not of clusters that do not answer.
+func TestNoLinks(t *testing.T) {
+	for unanswered, want := range map[bool]string{false: "there are no links: kubectl kubelink connect makes them", true: ""} {
+		var out strings.Builder
+		v := statusView{health: survey.Health{Unanswered: unanswered}}
+		if err := v.print(&out, ""); err != nil || strings.Contains(out.String(), "no links") != (want != "") ||
+			!strings.Contains(out.String(), want) {
+			t.Errorf("%v: %v %s", unanswered, err, out.String())
+		}
+	}
+}
