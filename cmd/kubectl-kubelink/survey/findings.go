@@ -328,7 +328,7 @@ func (e *examination) checkLink(l *Link) {
 			fmt.Sprintf("create it there, or run kubectl kubelink connect %s %s", l.Context, l.Back.Context))
 	}
 	from := slices.IndexFunc(e.answers, func(a Answer) bool { return a.Context == l.Context })
-	other := findEnd(e.answers, from, l)
+	other, _ := findEnd(e.answers, from, l)
 	if other == nil {
 		return
 	}

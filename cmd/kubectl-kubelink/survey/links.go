@@ -43,10 +43,13 @@ func (a *Answer) active() (r *diagnosis.Report) {
 
 // Links are the links of all clusters, by context and name.
 func Links(answers []Answer) (all []Link) {
+	known := make([][]Link, len(answers))
 	for i := range answers {
-		a := &answers[i]
-		for _, l := range a.links() {
-			l.Back = findBack(answers, i, &l)
+		known[i] = answers[i].links()
+	}
+	for i := range answers {
+		for _, l := range known[i] {
+			l.Back = findBack(answers, known, i, &l)
 			all = append(all, l)
 		}
 	}
@@ -124,24 +127,24 @@ func (e *end) sameMesh(text string) bool {
 	})
 }
 
-// findEnd finds the cluster at the other end of a link of the answer number from.
-func findEnd(answers []Answer, from int, l *Link) *end {
+// findEnd finds the cluster at the other end of a link of the answer number from, and the number of its answer.
+func findEnd(answers []Answer, from int, l *Link) (e *end, at int) {
 	for i := range answers {
 		if i == from {
 			continue
 		}
 		for _, e := range answers[i].ends() {
 			if e.hasAddress(l.ClusterAddress) {
-				return &e
+				return &e, i
 			}
 		}
 	}
-	return nil
+	return nil, 0
 }
 
-// findBack finds the link of the other cluster to this one.
-func findBack(answers []Answer, from int, l *Link) *Back {
-	other := findEnd(answers, from, l)
+// findBack finds the link of the other cluster to this one, among the links of all answers.
+func findBack(answers []Answer, links [][]Link, from int, l *Link) *Back {
+	other, at := findEnd(answers, from, l)
 	if other == nil || other.answer.LinksErr != nil && other.answer.active() == nil {
 		return nil
 	}
@@ -149,7 +152,7 @@ func findBack(answers []Answer, from int, l *Link) *Back {
 		if !own.sameMesh(l.ClusterAddress) {
 			continue
 		}
-		for _, back := range other.answer.links() {
+		for _, back := range links[at] {
 			if own.hasAddress(back.ClusterAddress) {
 				return &Back{other.answer.Context, back.Name, back.State, back.Reason}
 			}

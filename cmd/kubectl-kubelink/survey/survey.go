@@ -162,6 +162,11 @@ func (t *Target) ask(ctx context.Context) Answer {
 		parts.Go(func() { q.askRouter(ctx, &a.Routers[i]) })
 	}
 	for i := range pods {
+		if i >= maxBrokers {
+			a.Brokers[i] = Broker{Pod: describePod(&pods[i], "diagnosis", diagnosis.DefaultPort),
+				Err: fmt.Errorf("only %d brokers are asked", maxBrokers)}
+			continue
+		}
 		parts.Go(func() { a.Brokers[i] = q.askBroker(ctx, &pods[i], token, a.TokenErr) })
 	}
 	parts.Wait()
@@ -273,6 +278,9 @@ func (e *RefusedError) Error() string {
 func (q *questions) readReport(ctx context.Context, pod string, port int32, token string) (*diagnosis.Report, error) {
 	r := &diagnosis.Report{}
 	if err := q.get(ctx, pod, port, token, diagnosis.Path, nil, r); err != nil {
+		return nil, err
+	}
+	if err := checkBounds(r); err != nil {
 		return nil, err
 	}
 	return r, nil

@@ -280,6 +280,26 @@ func TestAsk(t *testing.T) {
 	}
 }
 
+// As many links as may be in a report are compared in time.
+func TestManyLinks(t *testing.T) {
+	answers := []Answer{newAnswer(1, 2), newAnswer(2, 1), newAnswer(3, 2)}
+	for i := range answers {
+		r := report(answers, i)
+		for len(r.Links) < maxLinks {
+			l := r.Links[0]
+			l.Name = fmt.Sprint(l.Name, "-", len(r.Links))
+			r.Links = append(r.Links, l)
+		}
+		r.Links[0], r.Links[maxLinks-1] = r.Links[maxLinks-1], r.Links[0]
+	}
+	start := time.Now()
+	links := Links(answers)
+	Judge(answers, links, Examine(answers))
+	if took := time.Since(start); took > 3*time.Second || len(links) != 3*maxLinks {
+		t.Errorf("%d links take %s", len(links), took)
+	}
+}
+
 // What answers in place of a broker does not get the credentials of the user.
 func TestRedirect(t *testing.T) {
 	thief := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
