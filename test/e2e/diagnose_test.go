@@ -485,7 +485,7 @@ func clusterFaults() []fault {
 		{name: "another namespace", flags: []string{"-n", "kube-public"}, reason: "NotInstalled",
 			texts: []string{"no pod with the label app=kubelink in namespace kube-public", "--namespace"}},
 		{name: "the image cannot be had", inject: withPod(pending, ""), reason: "PodNotRunning",
-			texts: []string{"ImagePullBackOff: no such image", "describe pod kubelink-stuck"}},
+			texts: []string{"ImagePullBackOff: no such image", "imagePullSecrets"}},
 		{name: "the node has no TUN", reason: "NoTUN", inject: withPod(corev1.PodStatus{Phase: corev1.PodPending},
 			`MountVolume.SetUp failed for volume "tun": hostPath type check failed: /dev/net/tun is not a character device`),
 			texts: []string{"/dev/net/tun is not a character device", "modprobe tun"}},
