@@ -24,6 +24,8 @@ const (
 	// maxLookAge is how old the last look may be of a router that is healthy: it looks every 30 s.
 	maxLookAge  = 2 * time.Minute
 	requestTime = 10 * time.Second
+	// maxConnections is far below what fills the memory of the container. Every pod can reach the port.
+	maxConnections = 512
 	// A request for findings gets those of a look that is not older than freshTime, if one ends within awaitTime.
 	freshTime = 2 * time.Second
 	awaitTime = time.Second
@@ -106,6 +108,7 @@ func openServer(address string, r *Router) (*server, error) {
 		return nil, &FlagError{"server-port-http", address, "the port cannot be opened: " + err.Error(),
 			"choose a free port of the node, or another --bind-address-http"}
 	}
+	s.listener = diagnosis.ShareConnections(s.listener, maxConnections)
 	return s, nil
 }
 

@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"k8s.io/client-go/rest"
 
 	"github.com/mandelsoft/kubelink/broker/echo"
@@ -87,7 +86,7 @@ func (s *Server) serve(ctx context.Context, at netip.AddrPort, log *slog.Logger)
 		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at.String())
 		if err == nil {
 			told = false
-			err = s.http.Serve(newFairListener(netutil.LimitListener(listener, maxConnections)))
+			err = s.http.Serve(ShareConnections(listener, maxConnections))
 		}
 		if errors.Is(err, http.ErrServerClosed) || ctx.Err() != nil {
 			return

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"sync"
 
+	"golang.org/x/net/netutil"
 	"golang.org/x/time/rate"
 )
 
@@ -68,6 +69,11 @@ func (t *turns) find(source netip.Addr) *rate.Limiter {
 		t.own[source] = l
 	}
 	return l
+}
+
+// ShareConnections bounds the open connections of a listener, and those of each source. More of a source are closed.
+func ShareConnections(l net.Listener, most int) net.Listener {
+	return newFairListener(netutil.LimitListener(l, most))
 }
 
 // fairListener closes connections of a source that has many already.
