@@ -43,7 +43,7 @@ func TestConnectionsOfPod(t *testing.T) {
 	}
 	go s.serve(t.Context(), slog.New(slog.DiscardHandler))
 	defer s.http.Close()
-	const many = 40
+	const many = 80
 	closed := make(chan error, many)
 	for range many {
 		c, err := net.Dial("tcp", s.listener.Addr().String())

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	maxConnections = 96               // for each address
+	maxConnections = 256              // for each address
 	headerTimeout  = 4 * time.Second  // for a client to say what it wants
 	reviewTimeout  = 4 * time.Second  // for the API server to say who may read a report
 	requestTimeout = 12 * time.Second // a review, and the longest series of pings

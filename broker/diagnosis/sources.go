@@ -15,7 +15,7 @@ import (
 
 const (
 	// The API server of an operator is one address. A pod that asks without end has another one.
-	connectionsOfSource = 12
+	connectionsOfSource = 32
 	maxSources          = 256 // that have shares of their own
 	sharesAtOnce        = 3   // that all sources have together
 )
