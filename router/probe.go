@@ -192,10 +192,7 @@ func probeTargets(r *routing, f *facts, links []*v1alpha1.KubeLink) (targets []p
 		if !n.Gateway.IsValid() || f.overlay != nil && n.Index == f.overlay.index || slices.ContainsFunc(targets, known) {
 			continue
 		}
-		t := probeTarget{name: "the gateway", address: n.Gateway, mesh: n.Destination.Addr(), mtu: wayMTU(&n, f)}
-		if !n.Destination.IsSingleIP() {
-			t.mesh = t.mesh.Next()
-		}
+		t := probeTarget{name: "the gateway", address: n.Gateway, mesh: firstHost(n.Destination), mtu: wayMTU(&n, f)}
 		for _, a := range own {
 			leads := func(o kernel.NodeRoute) bool { return o.Gateway == n.Gateway && o.Destination.Contains(a) }
 			if slices.ContainsFunc(r.routes, leads) {
