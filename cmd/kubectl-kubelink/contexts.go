@@ -5,7 +5,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -144,14 +143,12 @@ func findLinks(cluster *genericclioptions.ConfigFlags, name, prefix string) (nam
 	if err != nil {
 		return nil
 	}
-	text, err := api.CoreV1().RESTClient().Get().
-		AbsPath("/apis", v1alpha1.GroupVersion.Group, v1alpha1.GroupVersion.Version, "kubelinks").DoRaw(ctx)
-	var list v1alpha1.KubeLinkList
-	if err != nil || json.Unmarshal(text, &list) != nil {
+	all, err := survey.ListLinks(ctx, api)
+	if err != nil {
 		return nil
 	}
-	for i := range list.Items {
-		l := &list.Items[i]
+	for i := range all {
+		l := &all[i]
 		if strings.HasPrefix(l.Name, prefix) && l.Spec.Endpoint != v1alpha1.EndpointLocal {
 			names = append(names, l.Name)
 		}

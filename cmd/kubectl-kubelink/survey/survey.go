@@ -144,7 +144,7 @@ func (t *Target) ask(ctx context.Context) Answer {
 	var parts sync.WaitGroup
 	parts.Go(func() { pods, a.PodsErr = q.listPods(first, brokerLabel) })
 	parts.Go(func() { token, a.TokenErr = q.requestToken(first) })
-	parts.Go(func() { a.Links, a.LinksErr = q.listLinks(first) })
+	parts.Go(func() { a.Links, a.LinksErr = ListLinks(first, clients) })
 	parts.Go(func() { routers, _ = q.listPods(first, routerLabel) }) // the component router is optional
 	parts.Go(func() {
 		if s, err := clients.CoreV1().Services(t.Namespace).Get(first, "kubelink", metav1.GetOptions{}); err == nil {
@@ -211,8 +211,9 @@ func (q *questions) requestToken(ctx context.Context) (string, error) {
 	return answer.Status.Token, nil
 }
 
-func (q *questions) listLinks(ctx context.Context) ([]v1alpha1.KubeLink, error) {
-	text, err := q.CoreV1().RESTClient().Get().MaxRetries(0).
+// ListLinks lists the KubeLinks of a cluster, by name.
+func ListLinks(ctx context.Context, api kubernetes.Interface) ([]v1alpha1.KubeLink, error) {
+	text, err := api.CoreV1().RESTClient().Get().MaxRetries(0).
 		AbsPath("/apis", v1alpha1.GroupVersion.Group, v1alpha1.GroupVersion.Version, "kubelinks").DoRaw(ctx)
 	if err != nil {
 		return nil, err
