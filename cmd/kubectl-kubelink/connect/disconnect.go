@@ -16,12 +16,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/util/retry"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/install"
+	"github.com/mandelsoft/kubelink/cmd/kubelink/hooks"
 )
 
 // Disconnect removes the links between two clusters. A cluster without other links loses what Connect has made there.
@@ -147,17 +145,10 @@ func (s *side) removeLocals(ctx context.Context) error {
 func (s *side) releaseLocals(ctx context.Context) error {
 	for i := range s.links {
 		l, released := &v1alpha1.KubeLink{}, false
-		err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-			if err := s.Client.Get(ctx, clusterKey(s.links[i].Name), l); err != nil {
-				return err
-			}
-			before := l.DeepCopy()
-			if l.DeletionTimestamp.IsZero() || !controllerutil.RemoveFinalizer(l, v1alpha1.Finalizer) {
-				return nil
-			}
-			released = true
-			return s.Client.Patch(ctx, l, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
-		})
+		err := s.Client.Get(ctx, clusterKey(s.links[i].Name), l)
+		if err == nil && !l.DeletionTimestamp.IsZero() {
+			l, released, err = hooks.ReleaseLink(ctx, s.Client, l.Name)
+		}
 		switch {
 		case err != nil && !isAbsent(err):
 			return fmt.Errorf("%s: take the finalizer off KubeLink %s: %w", s.Name, s.links[i].Name, err)

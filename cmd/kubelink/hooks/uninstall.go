@@ -82,8 +82,8 @@ func runUninstall(ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
-// endPrograms deletes the router's DaemonSet and the broker's Deployment, and waits until their last pods have ended. It
-// does not wait for pods on dead nodes, which go when their nodes go.
+// endPrograms deletes the router's DaemonSet and the broker's Deployment, and waits until their last pods have ended.
+// It does not wait for pods on dead nodes, which go when their nodes go.
 func (u *uninstaller) endPrograms(ctx context.Context) error {
 	named := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: u.namespace, Name: name} }
 	programs := []client.Object{&appsv1.DaemonSet{ObjectMeta: named(daemonSetName)},
@@ -134,24 +134,33 @@ func (u *uninstaller) removeFinalizers(ctx context.Context) error {
 		return ignoreNoKind(err)
 	}
 	for i := range links.Items {
-		err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-			l := &v1alpha1.KubeLink{}
-			if err := u.Get(ctx, client.ObjectKeyFromObject(&links.Items[i]), l); err != nil {
-				return client.IgnoreNotFound(err)
-			}
-			before := l.DeepCopy()
-			if !controllerutil.RemoveFinalizer(l, v1alpha1.Finalizer) {
-				return nil
-			}
-			fmt.Fprintf(u.out, "KubeLink %s: the broker has left its finalizer, it is taken off\n", l.Name)
-			lock := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
-			return client.IgnoreNotFound(u.Patch(ctx, l, lock))
-		})
-		if err != nil {
-			return fmt.Errorf("finalizer of KubeLink %s: %w", links.Items[i].Name, err)
+		name := links.Items[i].Name
+		_, released, err := ReleaseLink(ctx, u.Client, name)
+		if released {
+			fmt.Fprintf(u.out, "KubeLink %s: the broker has left its finalizer, it is taken off\n", name)
+		}
+		if client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("finalizer of KubeLink %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// ReleaseLink takes the broker's finalizer, and no other one, off a KubeLink. It returns the object as it is then, and
+// whether the finalizer was there.
+func ReleaseLink(ctx context.Context, c client.Client, name string) (l *v1alpha1.KubeLink, released bool, err error) {
+	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		l, released = &v1alpha1.KubeLink{}, false
+		if err := c.Get(ctx, client.ObjectKey{Name: name}, l); err != nil {
+			return err
+		}
+		before := l.DeepCopy()
+		if released = controllerutil.RemoveFinalizer(l, v1alpha1.Finalizer); !released {
+			return nil
+		}
+		return c.Patch(ctx, l, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	})
+	return l, released, err
 }
 
 // deleteGateways deletes the LinkGateways, and the Leases of the same names.
