@@ -36,9 +36,9 @@ func NewTransitChecker() (*TransitChecker, error) {
 // Close closes it.
 func (c *TransitChecker) Close() { c.node.close() }
 
-// FindDrops finds, for each network, the rule that certainly drops what pods send there. What happens to some of the pods
-// only is no finding: that is their network policy. An error says why not all rules could be read: the legacy iptables
-// needs the capability NET_RAW.
+// FindDrops finds, for each network, the rule that certainly drops what pods send there. What happens to some of the
+// pods only is no finding: that is their network policy. An error says why not all rules could be read: the legacy
+// iptables needs the capability NET_RAW.
 func (c *TransitChecker) FindDrops(ctx context.Context, networks [][]Transit) (findings link.Findings, err error) {
 	l := &look{node: c.node, target: &Target{}}
 	if err := l.readDevices(); err != nil {

@@ -133,8 +133,8 @@ func paintResult(paint painter, r connectivity.Result) string {
 	return paint.warn(string(r))
 }
 
-// describeNotTested has a line for each reason why checks were not made, with these checks. In the table it would make all
-// rows too long.
+// describeNotTested has a line for each reason why checks were not made, with these checks. In the table it would make
+// all rows too long.
 func describeNotTested(checks []connectivity.Check) (lines []string) {
 	names := map[string][]string{}
 	var reasons []string
