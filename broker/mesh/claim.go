@@ -21,14 +21,11 @@ type claim struct {
 
 // conflictsWith tells whether the claim cannot stand beside an older one. Two service networks may not overlap at all.
 // Other networks may surround a service network, but not take a part of it.
-func (c claim) conflictsWith(old claim) bool {
-	if old.prefix == c.prefix {
-		return true
+func (c *claim) conflictsWith(old *claim) bool {
+	if old.field != fieldCIDR {
+		return old.prefix == c.prefix
 	}
-	if old.field != fieldCIDR || !old.prefix.Overlaps(c.prefix) {
-		return false
-	}
-	return c.field == fieldCIDR || c.prefix.Bits() >= old.prefix.Bits()
+	return contains(old.prefix, c.prefix) || c.field == fieldCIDR && contains(c.prefix, old.prefix)
 }
 
 // claimList has claims, older ones first.
@@ -36,8 +33,8 @@ type claimList []claim
 
 // checkFree refuses a network that belongs to an older link.
 func (l claimList) checkFree(c claim) *Problem {
-	for _, old := range l {
-		if c.conflictsWith(old) {
+	for i := range l {
+		if old := &l[i]; c.conflictsWith(old) {
 			return invalid("%s %s is already routed to the older link %s (%s): a network belongs to one link, "+
 				"take it out of one of both",
 				c.field, c.prefix, old.owner, old.prefix)

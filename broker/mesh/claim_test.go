@@ -32,7 +32,7 @@ func TestClaimConflicts(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			old, young := claim{pfx(c.old), "k2", c.oldField}, claim{pfx(c.network), "k3", c.field}
-			if got := young.conflictsWith(old); got != c.want {
+			if got := young.conflictsWith(&old); got != c.want {
 				t.Errorf("conflict: %v", got)
 			}
 			p := claimList{{pfx("10.9.0.0/16"), "k1", fieldEgress}, old}.checkFree(young)

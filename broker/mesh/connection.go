@@ -107,24 +107,36 @@ func brokenGateway(l *linkEntry, state v1alpha1.State) *Problem {
 // Which addresses a name has, and where a peer dials from, is up to other clusters. Of other links, that counts while
 // this one is new: later, such a change is a matter of the link whose endpoint it is.
 func (s *linkSet) checkLoop(l *linkEntry) *Problem {
-	own := s.host.endpointAddresses("", l.host)
-	if p := s.checkEndpoint(l, own); p != nil {
+	if l.gateway == "" {
+		l.literal, l.reached = literalAddress(l.host), s.host.endpointAddresses(l.Name, l.host)
+	}
+	if p := s.checkEndpoint(l, s.host.endpointAddresses("", l.host)); p != nil {
 		return p
 	}
-	for _, other := range append([]*linkEntry{l}, s.byAge...) {
-		if other.gateway != "" {
-			continue
+	if p := s.checkTaken(l, l, l.reached); p != nil {
+		return p
+	}
+	accepted := wasAccepted(s.objects[l.Name])
+	for _, other := range s.byAge {
+		addresses := other.reached
+		if accepted {
+			addresses = other.literal
 		}
-		addresses := s.host.endpointAddresses(other.Name, other.host)
-		if other != l && wasAccepted(s.objects[l.Name]) {
-			addresses = literalAddress(other.host)
+		if p := s.checkTaken(l, other, addresses); p != nil {
+			return p
 		}
-		for _, c := range l.claims {
-			if a, ok := s.host.findTaken(c.prefix, addresses); ok {
-				return invalid("the network %s (spec.cidr, spec.egress) contains the endpoint %s of link %s: "+
-					"its connection would run through a tunnel; narrow the network, or change the endpoint",
-					c.prefix, describeEndpoint(other.host, a), other.Name)
-			}
+	}
+	return nil
+}
+
+// checkTaken refuses a link that would take one of the addresses of the endpoint of a link.
+func (s *linkSet) checkTaken(l, other *linkEntry, addresses []netip.Addr) *Problem {
+	for i := range l.claims {
+		c := &l.claims[i]
+		if a, ok := s.host.findTaken(c.prefix, addresses); ok {
+			return invalid("the network %s (spec.cidr, spec.egress) contains the endpoint %s of link %s: "+
+				"its connection would run through a tunnel; narrow the network, or change the endpoint",
+				c.prefix, describeEndpoint(other.host, a), other.Name)
 		}
 	}
 	return nil

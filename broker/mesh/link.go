@@ -24,9 +24,11 @@ type linkEntry struct {
 	gateway   string // full name of the link that carries this one; empty: the link has an endpoint
 	host      string // of the endpoint
 	port      uint16
-	key       PublicKey   // of the peer, in mode wireguard
-	preshared SecretKey   // with the peer, in mode wireguard
-	dns       ClusterZone // Name is empty: no names
+	literal   []netip.Addr // the endpoint, where it is an address
+	reached   []netip.Addr // under which the peer is known; empty: a gateway carries the link
+	key       PublicKey    // of the peer, in mode wireguard
+	preshared SecretKey    // with the peer, in mode wireguard
+	dns       ClusterZone  // Name is empty: no names
 }
 
 // networks are all networks that are routed to the link.
@@ -145,7 +147,7 @@ func (s *linkSet) readAddress(l *linkEntry) *Problem {
 		return invalid("spec.clusterAddress %s is the address of the local cluster: "+
 			"set the address of %s", address, l.Cluster)
 	}
-	for _, other := range s.byName {
+	for _, other := range s.byAge {
 		if slices.Contains(other.addresses, address) {
 			return invalid("spec.clusterAddress %s is already used by the older link %s: "+
 				"every cluster of a mesh has an address of its own, set a free one", address, other.Name)

@@ -19,9 +19,17 @@ func peersOf(meshes []*meshEntry, links []*linkEntry, open []LocalPort) []Peer {
 		carried[l.Peer] = append(carried[l.Peer], l)
 	}
 	var peers []Peer
+	unlisted := map[*meshEntry][]Rule{} // what the links without a list of their own share
 	for _, l := range links {
 		if l.gateway != "" {
 			continue
+		}
+		rules, shared := unlisted[l.mesh]
+		if !shared || len(l.ingress) > 0 {
+			rules = effectiveIngress(l.mesh, node, l.mesh.ingress, l.ingress)
+		}
+		if len(l.ingress) == 0 {
+			unlisted[l.mesh] = rules
 		}
 		p := Peer{
 			Link:      l.Name,
@@ -32,7 +40,7 @@ func peersOf(meshes []*meshEntry, links []*linkEntry, open []LocalPort) []Peer {
 			Port:      l.port,
 			Key:       l.key,
 			Preshared: l.preshared,
-			Ingress:   effectiveIngress(l.mesh, node, l.mesh.ingress, l.ingress),
+			Ingress:   rules,
 			Unlisted:  len(l.mesh.ingress)+len(l.ingress) == 0,
 			Open:      open,
 		}
