@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -99,7 +98,13 @@ type Target struct {
 // equals ignores what a check does not look at.
 func (t *Target) equals(o *Target) bool {
 	return t.Device == o.Device && t.Table == o.Table && slices.Equal(t.Pods, o.Pods) && t.Pod == o.Pod &&
-		reflect.DeepEqual(t.State.Peers, o.State.Peers) && reflect.DeepEqual(t.State.Routes, o.State.Routes)
+		slices.EqualFunc(t.State.Peers, o.State.Peers, samePeer) && slices.Equal(t.State.Routes, o.State.Routes)
+}
+
+// samePeer compares what a check looks at: an ingress list is no matter of the node.
+func samePeer(a, b mesh.Peer) bool {
+	return a.Link == b.Link && a.Host == b.Host && slices.Equal(a.Networks, b.Networks) &&
+		slices.Equal(a.Services, b.Services) && slices.Equal(a.Addresses, b.Addresses)
 }
 
 const (

@@ -35,3 +35,33 @@ func TestNetworksOfOffers(t *testing.T) {
 		}
 	}
 }
+
+// A check is made again when what it looks at has changed: another ingress list is no such change.
+func TestTargetEquals(t *testing.T) {
+	target := func(change func(*mesh.State)) *Target {
+		n := []netip.Prefix{netip.MustParsePrefix("100.64.0.0/20")}
+		s := &mesh.State{Peers: []mesh.Peer{{Link: "k2", Host: "b.example", Networks: n, Services: n, Addresses: n}},
+			Routes: []mesh.Route{{Destination: n[0]}}}
+		change(s)
+		return &Target{State: s, Device: "kubelink"}
+	}
+	other := []netip.Prefix{netip.MustParsePrefix("100.64.16.0/20")}
+	for _, c := range []struct {
+		name   string
+		change func(*mesh.State)
+		same   bool
+	}{
+		{"nothing", func(*mesh.State) {}, true},
+		{"ingress", func(s *mesh.State) { s.Peers[0].Ingress = []mesh.Rule{{Prefix: other[0], Allow: true}} }, true},
+		{"networks", func(s *mesh.State) { s.Peers[0].Networks = other }, false},
+		{"services", func(s *mesh.State) { s.Peers[0].Services = other }, false},
+		{"addresses", func(s *mesh.State) { s.Peers[0].Addresses = other }, false},
+		{"endpoint", func(s *mesh.State) { s.Peers[0].Host = "c.example" }, false},
+		{"another peer", func(s *mesh.State) { s.Peers = append(s.Peers, mesh.Peer{Link: "k3"}) }, false},
+		{"routes", func(s *mesh.State) { s.Routes[0].Destination = other[0] }, false},
+	} {
+		if got := target(func(*mesh.State) {}).equals(target(c.change)); got != c.same {
+			t.Errorf("%s: equal %v", c.name, got)
+		}
+	}
+}
