@@ -138,7 +138,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 		return reconcile.Result{}, err
 	}
 	var list v1alpha1.KubeLinkList
-	if err := r.client.List(ctx, &list); err != nil {
+	if err := r.client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil { // nothing here writes to them
 		return reconcile.Result{}, err
 	}
 	if r.synced != nil {
