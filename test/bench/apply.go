@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -46,12 +47,13 @@ type applyBed struct {
 	client  *testbed.Pod
 	service netip.Addr
 	stubs   *peer.Stubs // nil: a mesh of two
+	profile string      // folder for CPU profiles; empty: none are taken
 }
 
 // measureApply measures the time from the start of `kubectl apply` of a KubeLink to the first packet and back, and to
 // the first right DNS answer. This includes kubectl's own time, which it shows separately.
 func measureApply(ctx context.Context) error {
-	return withApplyBed(ctx, func(b *applyBed) error {
+	return withApplyBed(ctx, choice{}, func(b *applyBed) error {
 		if err := b.fleet.Mesh(ctx); err != nil {
 			return err
 		}
@@ -62,12 +64,12 @@ func measureApply(ctx context.Context) error {
 
 // measureScale does so in a cluster that has many links, and many global names, and measures what one reconciliation
 // costs there.
-func measureScale(ctx context.Context, quick bool) error {
+func measureScale(ctx context.Context, o choice) error {
 	entries := scaleEntries
-	if quick {
+	if o.quick {
 		entries = quickEntries
 	}
-	return withApplyBed(ctx, func(b *applyBed) error {
+	return withApplyBed(ctx, o, func(b *applyBed) error {
 		if err := b.fill(ctx, entries); err != nil {
 			return err
 		}
@@ -78,13 +80,14 @@ func measureScale(ctx context.Context, quick bool) error {
 }
 
 // withApplyBed makes the bed, without links.
-func withApplyBed(ctx context.Context, measure func(*applyBed) error) error {
-	f, err := fleet.New(ctx, 2, fleet.Options{})
+func withApplyBed(ctx context.Context, o choice, measure func(*applyBed) error) error {
+	f, err := fleet.New(ctx, 2,
+		fleet.Options{Edit: func(_ int, corefile string) string { return withProfiles(o, corefile) }})
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	b := &applyBed{fleet: f}
+	b := &applyBed{fleet: f, profile: o.profile}
 	err = func() error {
 		server, err := f.Brokers[1].Pod(ctx, "server", testbed.PodOptions{})
 		if err != nil {
@@ -228,6 +231,11 @@ func (b *applyBed) measureReconciliation(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	profile := func() error { return nil }
+	if b.profile != "" {
+		profile = profileCPU(ctx, one.Gateway().Host, brokerProfile, 10*time.Second,
+			filepath.Join(b.profile, "reconciliation.pprof"))
+	}
 	used, err := processTime(pids)
 	if err != nil {
 		return err
@@ -260,9 +268,9 @@ func (b *applyBed) measureReconciliation(ctx context.Context) error {
 	fmt.Printf("%-44s %6d ms of CPU each, of %.0f for %d changed links; promised %d\n", "reconciliation",
 		each.Milliseconds(), now-count, rounds, reconcileCPU.Milliseconds())
 	if each > reconcileCPU {
-		return fmt.Errorf("%w: a reconciliation takes %s of CPU, and %s is promised", errNotKept, each, reconcileCPU)
+		err = fmt.Errorf("%w: a reconciliation takes %s of CPU, and %s is promised", errNotKept, each, reconcileCPU)
 	}
-	return nil
+	return errors.Join(err, profile())
 }
 
 // applyTimes are the times from the start of `kubectl apply` to its own end, to the first packet and back, and to the

@@ -79,7 +79,7 @@ func parseFlags() (o options) {
 	flag.BoolVar(&o.quick, "quick", false, "shorter, and less exact: under three minutes each")
 	flag.BoolVar(&o.hold, "hold", false, "tell PIDs and how to get at them, and measure until Ctrl-C (dataplane)")
 	flag.StringVar(&o.profile, "profile", "",
-		"`folder` for CPU profiles of the processes compared, per measure of the first round")
+		"`folder` for CPU profiles of the processes measured: per measure of the first round; of reconciliations (scale)")
 	flag.BoolVar(&o.write, "write", false, "write the results into README.md and *.svg in test/bench")
 	flag.BoolVar(&o.strict, "strict", false, "fail when a promise is not kept")
 	flag.StringVar(&o.before, "before", "",
@@ -193,7 +193,7 @@ func (o options) runAll() error {
 	if slices.Contains(o.what, "scale") {
 		ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 		defer cancel()
-		if err := measureScale(ctx, o.quick); err != nil {
+		if err := measureScale(ctx, o.choice); err != nil {
 			return err
 		}
 	}
