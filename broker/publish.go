@@ -182,10 +182,12 @@ func (from *nameSource) linkStatus() func(link string) zone.Status {
 	if from.elsewhere != nil {
 		return func(link string) zone.Status { return from.elsewhere[link] }
 	}
-	peers := map[string]link.Status{}
+	peers := map[string]*link.Status{}
 	if from.dataplane != nil {
-		for _, st := range from.dataplane.Statuses() {
-			peers[st.Link] = st
+		statuses := from.dataplane.Statuses()
+		peers = make(map[string]*link.Status, len(statuses))
+		for i := range statuses {
+			peers[statuses[i].Link] = &statuses[i]
 		}
 	}
 	report := from.check.Report()

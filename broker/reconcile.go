@@ -241,11 +241,16 @@ func (r *reconciler) setGateway(g *gateway) {
 func (r *reconciler) readObjects(links []v1alpha1.KubeLink) mesh.Objects {
 	objects := mesh.Objects{Links: links, Reserved: r.services.Reserved()}
 	objects.Keys.Own = r.creds.PublicKey()
-	if g := r.gateway; g != nil && !r.cfg.IgnoreAnnounced {
-		r.peers.offers.AddTo(&objects, g.Statuses(), time.Now())
+	g := r.gateway
+	if g == nil {
+		return objects
 	}
-	if g := r.gateway; g != nil && g.host != nil {
-		objects.Host = g.host.Facts(links, g.Statuses())
+	statuses := g.Statuses()
+	if !r.cfg.IgnoreAnnounced {
+		r.peers.offers.AddTo(&objects, statuses, time.Now())
+	}
+	if g.host != nil {
+		objects.Host = g.host.Facts(links, statuses)
 		objects.Host.OwnTable = r.cfg.RouteTable != kernel.MainTable
 		g.place.Locate(r.cfg.placeConfig(), &objects.Host)
 	}

@@ -104,10 +104,10 @@ func receiveNetworks(
 	objects mesh.Objects, announced map[string]*link.Announcement, policy *Policy,
 ) map[string]receivedNetwork {
 	networks := map[string]receivedNetwork{}
-	trial := slices.Clone(objects.Links)
+	var trial []v1alpha1.KubeLink // with what is announced
 	var candidates []*v1alpha1.KubeLink
-	for i := range trial {
-		l := &trial[i]
+	for i := range objects.Links {
+		l := &objects.Links[i]
 		a := announced[l.Name]
 		if a == nil || !a.ServiceCIDR.IsValid() || !mesh.IsAutoLink(l) || l.Spec.CIDR == a.ServiceCIDR.String() ||
 			!readOwnership(l).mayWrite(l.Spec.CIDR == "", "spec", "cidr") {
@@ -118,8 +118,11 @@ func receiveNetworks(
 				"routed: allow it with auto-connect %[1]s in the Corefile, or set spec.cidr", a.ServiceCIDR)}
 			continue
 		}
-		l.Spec.CIDR = a.ServiceCIDR.String()
-		candidates = append(candidates, l)
+		if trial == nil {
+			trial = slices.Clone(objects.Links)
+		}
+		trial[i].Spec.CIDR = a.ServiceCIDR.String()
+		candidates = append(candidates, &trial[i])
 	}
 	if len(candidates) == 0 {
 		return networks

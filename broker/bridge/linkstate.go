@@ -68,7 +68,7 @@ func (p *peer) currentStatus() link.Status {
 			st.RTT = rtt
 		}
 		if i == 0 {
-			st.Remote = s.raw.RemoteAddr().String()
+			st.Remote = s.remote
 		}
 	}
 	return st

@@ -117,7 +117,7 @@ func (p *peer) attachSession(s *session, h *hello.Hello) bool {
 	p.linkUp()
 	p.mu.Unlock()
 	if first {
-		p.lines.up.Log(p.log.Info, "link is up", "link", p.Link, "remote", s.raw.RemoteAddr())
+		p.lines.up.Log(p.log.Info, "link is up", "link", p.Link, "remote", s.remote)
 	}
 	s.warnOfWildcard()
 	drainSessions(replaced...)

@@ -37,7 +37,8 @@ type session struct {
 	peer       *peer
 	conn       net.Conn // TLS, or raw
 	raw        *batchConn
-	accepted   bool // else dialled
+	remote     string // address of the peer's end
+	accepted   bool   // else dialled
 	stream     int
 	instance   uint64        // of the peer's process; 0: not known
 	ourFlags   uint32        // features that we announced,
@@ -60,7 +61,8 @@ func newSession(
 	p *peer, conn net.Conn, raw *batchConn, accepted bool, stream int, flags uint32, h *hello.Hello,
 ) *session {
 	s := &session{
-		peer: p, conn: conn, raw: raw, accepted: accepted, stream: stream, instance: h.Instance,
+		peer: p, conn: conn, raw: raw, remote: raw.RemoteAddr().String(), accepted: accepted, stream: stream,
+		instance: h.Instance,
 		ourFlags: flags, theirFlags: h.Flags, flags: h.Flags & flags,
 		startedAt: p.now(), done: make(chan struct{}),
 	}

@@ -18,7 +18,7 @@ func peersOf(meshes []*meshEntry, links []*linkEntry, open []LocalPort) []Peer {
 	for _, l := range links {
 		carried[l.Peer] = append(carried[l.Peer], l)
 	}
-	var peers []Peer
+	peers := make([]Peer, 0, len(links))
 	unlisted := map[*meshEntry][]Rule{} // what the links without a list of their own share
 	for _, l := range links {
 		if l.gateway != "" {

@@ -45,7 +45,7 @@ func (seen *Observations) AddNote(link, text string) {
 
 // SetStatuses says that this broker carries traffic, and how links are. Their notes are added.
 func (seen *Observations) SetStatuses(statuses []link.Status) {
-	seen.Statuses = map[string]link.Status{}
+	seen.Statuses = make(map[string]link.Status, len(statuses))
 	for _, st := range statuses {
 		seen.Statuses[st.Link] = st
 		seen.AddNote(st.Link, st.Note)
@@ -59,11 +59,11 @@ func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, seen *Observations) 
 	for _, m := range s.Meshes {
 		meshes[m.Link] = m
 	}
-	links := map[string]mesh.Link{}
+	links := make(map[string]mesh.Link, len(s.Links))
 	for _, l := range s.Links {
 		links[l.Name] = l
 	}
-	var outcomes []Link
+	outcomes := make([]Link, 0, len(items))
 	for i := range items {
 		obj := &items[i]
 		none := func(string) bool { return false }

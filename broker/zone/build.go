@@ -67,7 +67,7 @@ func newTable(zones []mesh.Zone, opts Options) *Table {
 
 // collectStatuses is the status of each link that zones or networks name.
 func collectStatuses(zones []mesh.Zone, networks []Network, status func(link string) Status) map[string]Status {
-	result := make(map[string]Status, len(zones))
+	result := make(map[string]Status, len(networks)) // each link has one or more
 	addLink := func(link string) {
 		if _, known := result[link]; !known && link != "" {
 			result[link] = status(link)
