@@ -72,9 +72,17 @@ type Router struct {
 
 	adopted bool // there were routes to a gateway at the start
 
-	status   atomic.Pointer[Status] // of the last look; nil: none yet
-	lookedAt atomic.Int64           // time of its end, in ns since 1970
+	status atomic.Pointer[Status] // of the last look; nil: none yet
+	looked atomic.Pointer[look]
 }
+
+// look is the end of a look at node and API, or the start of the router.
+type look struct {
+	at   time.Time
+	next chan struct{} // closed at the end of the next look
+}
+
+func newLook() *look { return &look{at: time.Now(), next: make(chan struct{})} }
 
 // Status is what a look at node and API has found. It is not changed later.
 type Status struct {
@@ -157,7 +165,7 @@ func openRouter(c Config, former *formerFile) (*Router, *server, error) {
 	}
 	r := &Router{config: c, routes: routes, vxlan: &vxlan{end: end}, former: former, wake: make(chan struct{}, 1),
 		adopted: routes.Exist()}
-	r.lookedAt.Store(time.Now().UnixNano())
+	r.looked.Store(newLook())
 	if r.node, err = openNode(&c, r.requestLook); err != nil {
 		return nil, nil, err
 	}
@@ -331,8 +339,8 @@ func findingsOf(errs []error) (findings link.Findings) {
 
 // publishStatus logs what is new, and makes Events of it.
 func (r *Router) publishStatus(s *Status) {
-	r.lookedAt.Store(time.Now().UnixNano())
 	last := r.status.Swap(s)
+	close(r.looked.Swap(newLook()).next)
 	if last == nil {
 		last = &Status{}
 	}

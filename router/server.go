@@ -126,7 +126,7 @@ func (s *server) serve(ctx context.Context, log *slog.Logger) {
 
 // serveHealth says whether the loop goes on.
 func (r *Router) serveHealth(w http.ResponseWriter, _ *http.Request) {
-	if age := time.Since(time.Unix(0, r.lookedAt.Load())); age > maxLookAge {
+	if age := time.Since(r.looked.Load().at); age > maxLookAge {
 		http.Error(w, fmt.Sprintf("the router has not looked at the node for %s", age.Round(time.Second)),
 			http.StatusServiceUnavailable)
 		return
@@ -171,18 +171,16 @@ func (r *Router) serveFindings(w http.ResponseWriter, request *http.Request) {
 // awaitLook waits for a look that has begun by now, unless there was one a moment ago: nothing tells the router of
 // changes of sysctls and rules.
 func (r *Router) awaitLook(ctx context.Context) {
-	last := r.lookedAt.Load()
-	if time.Since(time.Unix(0, last)) < freshTime {
+	last := r.looked.Load()
+	if time.Since(last.at) < freshTime {
 		return
 	}
 	r.requestLook()
 	ctx, cancel := context.WithTimeout(ctx, awaitTime)
 	defer cancel()
-	for r.lookedAt.Load() == last && ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-time.After(awaitTime / 50):
-		}
+	select {
+	case <-ctx.Done():
+	case <-last.next:
 	}
 }
 
