@@ -79,7 +79,7 @@ func (i *Installer) Await(ctx context.Context) error {
 	if served || err != nil {
 		return err
 	}
-	all, err := readDefinitions()
+	all, err := ReadDefinitions()
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ const (
 // Start brings all CRDs up to date. It tries again until it succeeds, ctx ends, or there is no permission. It
 // implements manager.Runnable.
 func (i *Installer) Start(ctx context.Context) error {
-	all, err := readDefinitions()
+	all, err := ReadDefinitions()
 	if err != nil {
 		return err
 	}
@@ -202,8 +202,8 @@ func (i *Installer) awaitEstablished(ctx context.Context, crd *unstructured.Unst
 	return nil
 }
 
-// readDefinitions returns the CRDs of this version.
-func readDefinitions() ([]*unstructured.Unstructured, error) {
+// ReadDefinitions returns the CRDs of this version.
+func ReadDefinitions() ([]*unstructured.Unstructured, error) {
 	files, err := fs.Glob(deploy.CRDs, "crds/*.yaml")
 	if err != nil {
 		return nil, err

@@ -106,7 +106,7 @@ const (
 // Each CRD has the version; all have the same. A change of one raises it: else a broker from before the change, which
 // may run beside this one, puts its own CRDs back, and fields that it does not know are gone.
 func TestDefinitions(t *testing.T) {
-	all, err := readDefinitions()
+	all, err := ReadDefinitions()
 	if err != nil || len(all) != len(names) {
 		t.Fatalf("%d CRDs, %v", len(all), err)
 	}
@@ -150,7 +150,7 @@ func withoutDescriptions(value any) any {
 
 // kubectl explain has a text for each field of our own kinds.
 func TestFieldsExplained(t *testing.T) {
-	all, err := readDefinitions()
+	all, err := ReadDefinitions()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/crds"
 )
 
 // Names of what deploy installs.
@@ -37,10 +38,6 @@ const (
 	// patience is how long pods may take to end. Those on a node that is dead do not end at all.
 	patience = 75 * time.Second
 )
-
-// crdNames are those of deploy/crds.
-var crdNames = []string{"kubelinks.kubelink.mandelsoft.org", "meshservices.kubelink.mandelsoft.org",
-	"linkgateways.kubelink.mandelsoft.org", "corednsentries.coredns.mandelsoft.org", "hostedzones.coredns.mandelsoft.org"}
 
 // uninstaller removes what broker and router have made.
 type uninstaller struct {
@@ -195,9 +192,13 @@ func (u *uninstaller) cleanClusterDNS(ctx context.Context) error {
 
 // deleteCRDs deletes the kinds, and with them all their objects.
 func (u *uninstaller) deleteCRDs(ctx context.Context) error {
+	definitions, err := crds.ReadDefinitions()
+	if err != nil {
+		return err
+	}
 	var all []client.Object
-	for _, name := range crdNames {
-		all = append(all, &apiextensions.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	for _, crd := range definitions {
+		all = append(all, &apiextensions.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: crd.GetName()}})
 	}
 	return u.deleteAll(ctx, all...)
 }
