@@ -74,6 +74,7 @@ func corefileStanza(c *caddy.Controller) *stanza {
 	c.Set(stanzaKey{}, s)
 	l := sharedLifecycle
 	c.OnStartup(func() error {
+		raiseStartStack()
 		if err := l.applyStanza(s); err != nil {
 			if s.place != "" {
 				err = fmt.Errorf("%s: %w", s.place, err)
