@@ -46,6 +46,7 @@ const (
 
 	// the same with the binary of -before
 	dnsBefore        = "dns-before"
+	dnsColdBefore    = "dns-cold-before"
 	kubernetesBefore = "kubernetes-before"
 	globalBefore     = "global-before"
 )
@@ -260,9 +261,11 @@ func (p *nameServers) measureNames(ctx context.Context, s *server, kind string, 
 			return err
 		}
 	}
-	if _, err := run(0, p.load/5); err != nil {
+	warm, err := run(0, p.load/5)
+	if err != nil {
 		return err
 	}
+	s.guess[kind] = warm.rate
 	var loaded, paced perfResult
 	var spent time.Duration // by the server, under full load
 	for _, m := range []struct {

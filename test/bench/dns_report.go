@@ -40,6 +40,7 @@ var dnsLayout = layout{
 		{dnsServer, "kubelink, dns, warm", "#0969da", "#4493f8"},
 		{dnsBefore, "kubelink before, dns, warm", "", ""},
 		{dnsColdServer, "kubelink, dns, cold", "#6fb1f7", "#1f4f8f"},
+		{dnsColdBefore, "kubelink before, dns, cold", "", ""},
 		{kubernetesServer, "kubelink, kubernetes", "#1a7f37", "#3fb950"},
 		{kubernetesBefore, "kubelink before, kubernetes", "", ""},
 		{globalServer, "kubelink, global domain", "#8250df", "#ab7df8"},
@@ -50,7 +51,8 @@ var dnsLayout = layout{
 		{globalBare, "kubelink, global domain, bare", "", ""},
 		{linksServer, fmt.Sprintf("kubelink, %d links", manyLinks), "#0969da", "#4493f8"},
 	},
-	present: map[string]string{dnsBefore: dnsServer, kubernetesBefore: kubernetesServer, globalBefore: globalServer},
+	present: map[string]string{dnsBefore: dnsServer, dnsColdBefore: dnsColdServer, kubernetesBefore: kubernetesServer,
+		globalBefore: globalServer},
 	tables: func(r *results) []table {
 		return []table{r.namesTable(existingNames), r.namesTable(missingNames), r.beforeTable(), r.linksTable()}
 	},
