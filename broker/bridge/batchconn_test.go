@@ -739,8 +739,10 @@ func TestBatchConnBound(t *testing.T) {
 			}
 		})
 		read := <-slow
-		within(t, "a full queue, as the peer does not read", 10*time.Second,
-			func() bool { return p.counters.drops[DropQueueFull].Load() > 0 })
+		dropped := p.counters.drops[DropQueueFull].Load() // while the peer has read
+		within(t, "a full queue, as the peer does not read", 10*time.Second, func() bool {
+			return p.counters.drops[DropQueueFull].Load() > dropped && s.raw.unsentBytes() > 0
+		})
 		close(stop)
 		wg.Wait()
 		b.Close()
