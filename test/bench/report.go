@@ -159,6 +159,8 @@ type promise struct {
 	// noWorse is a bound that depends on the rounds: worse than the other contender by no more than their spread, and by
 	// 10 % at most.
 	noWorse bool
+	// provided is what the run has to show first, else the promise is not judged; nil: nothing.
+	provided *promise
 }
 
 // maxSpread bounds how much worse a noWorse promise lets a contender be.
@@ -208,12 +210,27 @@ func (r *results) promiseTable() (t table, kept bool) {
 		if p.atMost {
 			word = "at most"
 		}
-		if p.atMost && is > limit || !p.atMost && is < limit {
+		switch missed := r.missedCondition(p.provided, titles); {
+		case missed != "":
+			verdict = "not judged: " + missed
+		case p.atMost && is > limit || !p.atMost && is < limit:
 			verdict, kept = "NOT kept", false
 		}
 		rows = append(rows, []string{p.what.title, word + " " + bound, shown, numbers, verdict})
 	}
 	return table{rows, 2}, kept
+}
+
+// missedCondition says what the run has not shown of a condition, a bound of ratios from below; empty: nothing.
+func (r *results) missedCondition(p *promise, titles map[string]string) string {
+	if p == nil {
+		return ""
+	}
+	is := r.ratio(p.what, p.of, p.to)
+	if is.median >= p.bound {
+		return ""
+	}
+	return fmt.Sprintf("%s makes %s of %s, not %s", titles[p.of], is, titles[p.to], formatRatio(p.bound))
 }
 
 // describeRun says where the numbers are from, and whether they are reliable.

@@ -48,6 +48,31 @@ func TestPromiseLimits(t *testing.T) {
 	}
 }
 
+// A promise about a contender that is no bound in a run is neither kept nor broken there.
+func TestPromiseWithCondition(t *testing.T) {
+	what := result{"what", "unit"}
+	for _, c := range []struct {
+		bound   float64 // what the contender makes
+		verdict string
+		kept    bool
+	}{
+		{5, "NOT kept", false}, {1.2, "kept", true},
+		{0.9, "not judged: bound makes 0.09× of path, not 0.10×", true},
+	} {
+		l := &layout{entrants: []entrant{{name: "a", title: "a"}, {name: "bound", title: "bound"}, {name: "path", title: "path"}},
+			promises: []promise{{what: what, of: "a", to: "bound", bound: 0.5,
+				provided: &promise{what: what, of: "bound", to: "path", bound: 0.1}}}}
+		r := newResults(l, 1)
+		r.addValue(what, "a", 1)
+		r.addValue(what, "bound", c.bound)
+		r.addValue(what, "path", 10)
+		table, kept := r.promiseTable()
+		if row := table.rows[1]; kept != c.kept || row[len(row)-1] != c.verdict {
+			t.Errorf("bound %g: %v %q", c.bound, kept, row)
+		}
+	}
+}
+
 // The README has the markers between which -write puts the results, and shows the plots beside it.
 func TestReadme(t *testing.T) {
 	for _, c := range comparisons {
