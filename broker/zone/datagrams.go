@@ -27,8 +27,7 @@ const (
 	// A socket takes queries for socketAge. After another tryTimeout none of them waits any more, and it closes.
 	socketAge = 2 * time.Second
 
-	// maxDatagram bounds what is read of a reply. What is cut there does not unpack.
-	maxDatagram = 4096
+	maxDatagram = 4096 // of a reply
 
 	headerSize = 12 // of a message
 )
@@ -73,7 +72,8 @@ func newDatagramClient(service netip.AddrPort, lost <-chan struct{}) *datagramCl
 }
 
 // exchange gives the query, which has one question, an ID, sends it, and waits for the reply, for tryTimeout at most.
-// The error is that of the socket, such as ECONNREFUSED, os.ErrDeadlineExceeded, errMisfits, or errLost.
+// What is longer than maxDatagram is cut. The error is that of the socket, such as ECONNREFUSED,
+// os.ErrDeadlineExceeded, errMisfits, or errLost.
 func (c *datagramClient) exchange(query []byte) ([]byte, error) {
 	w := &waitingQuery{question: questionOfWire(query), result: make(chan datagramResult, 1)}
 	s, id, err := c.addWaiting(w)
@@ -151,7 +151,7 @@ func setOptions(network, _ string, conn syscall.RawConn) error {
 
 // readReplies hands replies over until the socket fails.
 func (c *datagramClient) readReplies(s *sharedSocket) {
-	datagram := make([]byte, maxDatagram)
+	datagram := make([]byte, maxDatagram+1) // one byte more tells that a datagram is longer
 	for {
 		n, err := s.Read(datagram)
 		if err != nil {

@@ -344,6 +344,45 @@ func TestCutReply(t *testing.T) {
 	}
 }
 
+// A reply may be just as long as it may be. A longer one counts as truncated, also where a record ends at the cut.
+func TestCutBetweenRecords(t *testing.T) {
+	for _, c := range []struct{ end, more int }{
+		{maxDatagram, 0}, {maxDatagram, 1}, {maxDatagram + 1, 0}, {maxDatagram + 1, 1},
+	} {
+		u := newUpstream(serveDatagrams(t, func(conn *net.UDPConn, query []byte, from netip.AddrPort) {
+			m := new(dns.Msg)
+			if err := m.Unpack(query); err != nil {
+				t.Error(err)
+			}
+			m.Response = true
+			short := rr(t, "x. 5 IN A 100.64.16.20")
+			for m.Len()+100 < c.end {
+				m.Answer = append(m.Answer, short)
+			}
+			text := c.end - m.Len() - dns.Len(rr(t, `x. 5 IN TXT ""`))
+			m.Answer = append(m.Answer, rr(t, "x. 5 IN TXT "+strings.Repeat("y", text)))
+			if m.Len() != c.end {
+				t.Errorf("a record ends at %d, not at %d", m.Len(), c.end)
+			}
+			for range c.more {
+				m.Answer = append(m.Answer, short)
+			}
+			wire, err := m.Pack()
+			if err != nil {
+				t.Error(err)
+			}
+			conn.WriteToUDPAddrPort(wire, from)
+		}), "cluster.local.")
+		query := new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA)
+		query.Id = 0
+		reply, err := u.exchangeShared(t.Context(), &request.Request{W: &test.ResponseWriter{}, Req: query})
+		if want := c.end+c.more > maxDatagram; err != nil || reply.Truncated != want || want == (len(reply.Answer) > 0) {
+			t.Errorf("%+v: %d answers, truncated: %v, %v", c, len(reply.Answer), reply.Truncated, err)
+		}
+		u.stopChecks()
+	}
+}
+
 // Queries by UDP and by TCP are in one metric.
 func TestRequestDuration(t *testing.T) {
 	var asked atomic.Int64

@@ -180,9 +180,12 @@ func (u *upstream) exchangeUDP(query []byte) (*dns.Msg, error) {
 		return nil, err
 	}
 	reply := new(dns.Msg)
-	if err := reply.Unpack(wire); errors.Is(err, dns.ErrBuf) || err != nil && strings.Contains(err.Error(), "overflow") {
+	err = reply.Unpack(wire)
+	switch {
+	case len(wire) > maxDatagram, // it may unpack: where a record ends at the cut, the library misses nothing
+		errors.Is(err, dns.ErrBuf), err != nil && strings.Contains(err.Error(), "overflow"):
 		reply.Answer, reply.Ns, reply.Extra, reply.Truncated = nil, nil, nil, true
-	} else if err != nil {
+	case err != nil:
 		return nil, err
 	}
 	reply.Id = 0
