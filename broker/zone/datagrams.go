@@ -9,6 +9,7 @@ package zone
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -227,8 +228,8 @@ func questionOfWire(message []byte) []byte {
 	return message[headerSize : end+1+4] // type and class
 }
 
-// repeatsQuestion tells whether a message has the question, in any spelling, and no other one. A server that does not
-// understand the query may leave the question out; to leave it to the reader saves the wait.
+// repeatsQuestion tells whether a message has the question, its name in any spelling, and no other one. A server that
+// does not understand the query may leave the question out; to leave it to the reader saves the wait.
 func repeatsQuestion(message, question []byte) bool {
 	count, rest := binary.BigEndian.Uint16(message[4:]), message[headerSize:]
 	if count == 0 {
@@ -237,10 +238,11 @@ func repeatsQuestion(message, question []byte) bool {
 	if count != 1 || len(rest) < len(question) {
 		return false
 	}
-	for i := range question { // the lengths of labels are below the letters
+	nameSize := len(question) - 4
+	for i := range nameSize { // the lengths of labels are below the letters
 		if lowerByte(rest[i]) != lowerByte(question[i]) {
 			return false
 		}
 	}
-	return true
+	return bytes.Equal(rest[nameSize:len(question)], question[nameSize:])
 }

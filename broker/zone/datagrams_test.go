@@ -116,6 +116,24 @@ func TestOtherQuestion(t *testing.T) {
 	}
 }
 
+// The case of letters does not matter in a name, and nowhere else: 65 is the type HTTPS, 97 is another one.
+func TestTypeHasNoCase(t *testing.T) {
+	query, err := new(dns.Msg).SetQuestion(web, dns.TypeHTTPS).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	question := questionOfWire(query)
+	upper := append(bytes.Clone(query[:headerSize]), bytes.ToUpper(question)...)
+	if !repeatsQuestion(upper, question) {
+		t.Error("another spelling of the name is refused")
+	}
+	other := bytes.Clone(query)
+	other[len(other)-3] = 97
+	if repeatsQuestion(other, question) {
+		t.Error("another type is taken for this one")
+	}
+}
+
 // A late reply is none to the query that has got its ID, and is no harm when nobody waits.
 func TestLateReply(t *testing.T) {
 	c := newDatagramClient(netip.AddrPort{}, nil)
