@@ -82,8 +82,9 @@ func (c *datagramClient) exchange(query []byte) ([]byte, error) {
 		return nil, err
 	}
 	binary.BigEndian.PutUint16(query, id)
-	if _, err := s.Write(query); err != nil { // maybe the error of an earlier query
-		c.failSocket(s, err)
+	// That a queue of this node has no room is the one error that means this query only. It is lost, as others are.
+	if _, err := s.Write(query); err != nil && !errors.Is(err, unix.ENOBUFS) {
+		c.failSocket(s, err) // maybe the error of an earlier query
 	}
 	timeout := time.NewTimer(tryTimeout)
 	defer timeout.Stop()

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,8 @@ import (
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -304,6 +307,43 @@ func TestServiceGoes(t *testing.T) {
 		t.Error("it is back, and still refuses")
 	}
 	<-asked
+}
+
+// A query that a queue of this node drops is lost, as others are on the way. The ones that wait beside it do not fail.
+func TestFullQueue(t *testing.T) {
+	runtime.LockOSThread() // never unlocked: the thread ends with the test, and the namespace with the sockets
+	space, err := netns.New()
+	if err != nil {
+		t.Fatalf("make a network namespace (as root): %v", err)
+	}
+	defer space.Close()
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+	c := newDatagramClient(serveDatagrams(t, func(*net.UDPConn, []byte, netip.AddrPort) {
+		t.Error("the queue drops nothing")
+	}), nil)
+	other := &waitingQuery{result: make(chan datagramResult, 1)}
+	if _, _, err := c.addWaiting(other); err != nil {
+		t.Fatal(err)
+	}
+	const burst = 1 << 18 // in units of 64 ns: it lets no packet through that is longer than 16 bytes
+	attrs := netlink.QdiscAttrs{LinkIndex: lo.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
+	if err := netlink.QdiscAdd(&netlink.Tbf{QdiscAttrs: attrs, Rate: 1000, Limit: 1, Buffer: burst}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.exchange(packQuery(t, web)); err != os.ErrDeadlineExceeded {
+		t.Errorf("the query that was dropped: %v", err)
+	}
+	select {
+	case r := <-other.result:
+		t.Errorf("the query beside it: %v", r.err)
+	default:
+	}
 }
 
 // The kernel is told to report all that is unreachable, in both families.
