@@ -137,7 +137,8 @@ func (c *datagramClient) openSocket() (*sharedSocket, error) {
 }
 
 // setOptions makes the kernel report that host or network are unreachable, as it does for a port: the queries then fail
-// at once. It makes room for the replies to maxWaiting queries, as far as the kernel allows. No option is vital.
+// at once. It makes room for maxWaiting queries and their replies, as far as the kernel allows: else a slow queue on the
+// way out would hold up all who send. No option is vital.
 func setOptions(network, _ string, conn syscall.RawConn) error {
 	level, option := unix.IPPROTO_IP, unix.IP_RECVERR
 	if network == "udp6" {
@@ -145,10 +146,17 @@ func setOptions(network, _ string, conn syscall.RawConn) error {
 	}
 	return conn.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), level, option, 1)
-		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, maxWaiting<<10) != nil {
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, maxWaiting<<10)
-		}
+		makeRoom(int(fd), unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
+		makeRoom(int(fd), unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
 	})
+}
+
+// makeRoom sets the size of a buffer; without the capability for the first option, as far as the second one goes.
+func makeRoom(fd, force, option int) {
+	const size = maxWaiting << 10
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, size)
+	}
 }
 
 // readReplies hands replies over until the socket fails.

@@ -309,8 +309,9 @@ func TestServiceGoes(t *testing.T) {
 	<-asked
 }
 
-// A query that a queue of this node drops is lost, as others are on the way. The ones that wait beside it do not fail.
-func TestFullQueue(t *testing.T) {
+// enterNamespace takes the test to a network namespace of its own, and returns the loopback, which is up.
+func enterNamespace(t *testing.T) netlink.Link {
+	t.Helper()
 	runtime.LockOSThread() // never unlocked: the thread ends with the test, and the namespace with the sockets
 	space, err := netns.New()
 	if err != nil {
@@ -324,6 +325,22 @@ func TestFullQueue(t *testing.T) {
 	if err := netlink.LinkSetUp(lo); err != nil {
 		t.Fatal(err)
 	}
+	return lo
+}
+
+// slowDown lets 1000 bytes a second pass, of packets up to that length, and queues others up to a limit.
+func slowDown(t *testing.T, l netlink.Link, length, limit uint32) {
+	t.Helper()
+	const tick = 15625 // of a byte: 64 ns each
+	attrs := netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
+	if err := netlink.QdiscAdd(&netlink.Tbf{QdiscAttrs: attrs, Rate: 1000, Limit: limit, Buffer: length * tick}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A query that a queue of this node drops is lost, as others are on the way. The ones that wait beside it do not fail.
+func TestFullQueue(t *testing.T) {
+	lo := enterNamespace(t)
 	c := newDatagramClient(serveDatagrams(t, func(*net.UDPConn, []byte, netip.AddrPort) {
 		t.Error("the queue drops nothing")
 	}), nil)
@@ -331,11 +348,7 @@ func TestFullQueue(t *testing.T) {
 	if _, _, err := c.addWaiting(other); err != nil {
 		t.Fatal(err)
 	}
-	const burst = 1 << 18 // in units of 64 ns: it lets no packet through that is longer than 16 bytes
-	attrs := netlink.QdiscAttrs{LinkIndex: lo.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
-	if err := netlink.QdiscAdd(&netlink.Tbf{QdiscAttrs: attrs, Rate: 1000, Limit: 1, Buffer: burst}); err != nil {
-		t.Fatal(err)
-	}
+	slowDown(t, lo, 16, 1)
 	if _, err := c.exchange(packQuery(t, web)); err != os.ErrDeadlineExceeded {
 		t.Errorf("the query that was dropped: %v", err)
 	}
@@ -343,6 +356,25 @@ func TestFullQueue(t *testing.T) {
 	case r := <-other.result:
 		t.Errorf("the query beside it: %v", r.err)
 	default:
+	}
+}
+
+// A queue of this node that is slow does not hold up those who send.
+func TestSlowQueue(t *testing.T) {
+	lo := enterNamespace(t)
+	c := newDatagramClient(serveDatagrams(t, func(*net.UDPConn, []byte, netip.AddrPort) {}), nil)
+	s, err := c.openSocket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	slowDown(t, lo, 1000, 1<<24)
+	s.SetWriteDeadline(time.Now().Add(tryTimeout))
+	query := packQuery(t, web)
+	for i := range maxWaiting {
+		if _, err := s.Write(query); err != nil {
+			t.Fatalf("after %d queries: %v", i, err)
+		}
 	}
 }
 
