@@ -96,7 +96,7 @@ func (c *datagramClient) exchange(query []byte) ([]byte, error) {
 	case <-timeout.C:
 		err = os.ErrDeadlineExceeded
 	}
-	return nil, c.giveUp(s, id, w, err)
+	return c.giveUp(s, id, w, err)
 }
 
 // addWaiting picks socket and ID for a query.
@@ -210,19 +210,21 @@ func (c *datagramClient) retireSocket(s *sharedSocket) {
 	}
 }
 
-// giveUp ends the wait of a query, and returns its failure. The next try takes another port: on the way, something may
-// have forgotten what comes back to this one.
-func (c *datagramClient) giveUp(s *sharedSocket, id uint16, w *waitingQuery, err error) error {
+// giveUp ends the wait of a query with an error, unless its result has just come. The next try takes another port: on the
+// way, something may have forgotten what comes back to this one.
+func (c *datagramClient) giveUp(s *sharedSocket, id uint16, w *waitingQuery, err error) ([]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if s.waiting[id] != w {
+		r := <-w.result
+		return r.reply, r.err
+	}
+	delete(s.waiting, id)
 	c.retireSocket(s)
-	if s.waiting[id] == w {
-		delete(s.waiting, id)
-	}
 	if w.misfit {
-		return errMisfits
+		return nil, errMisfits
 	}
-	return err
+	return nil, err
 }
 
 // isReply looks at the header of a message.

@@ -152,6 +152,20 @@ func TestLateReply(t *testing.T) {
 	}
 }
 
+// A reply that comes at the last moment counts, and the port is as good as before.
+func TestLastMoment(t *testing.T) {
+	c := newDatagramClient(netip.AddrPort{}, nil)
+	query := packQuery(t, web)
+	w := &waitingQuery{question: questionOfWire(query), result: make(chan datagramResult, 1)}
+	s := &sharedSocket{waiting: map[uint16]*waitingQuery{0: w}}
+	c.socket = s
+	c.handOver(s, packReply(query))
+	reply, err := c.giveUp(s, 0, w, os.ErrDeadlineExceeded)
+	if err != nil || !bytes.Equal(reply, packReply(query)) || c.socket != s {
+		t.Errorf("%x, %v", reply, err)
+	}
+}
+
 // All queries that wait have IDs of their own, and get their own replies, in whatever order they come.
 func TestManyWait(t *testing.T) {
 	const count = 128 // more may not fit the buffer of the service
