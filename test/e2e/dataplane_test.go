@@ -780,7 +780,6 @@ func pingWhole(from *testbed.Host, to netip.Addr, size int) error {
 		return err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(2 * time.Second))
 	data := make([]byte, size)
 	rand.NewChaCha8(seed).Read(data)
 	request := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: size, Seq: 1, Data: data}}
@@ -788,20 +787,36 @@ func pingWhole(from *testbed.Host, to netip.Addr, size int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.WriteTo(packet, &net.IPAddr{IP: to.AsSlice()}); err != nil {
-		return err
+	var refusals error // ICMP errors that came meanwhile
+	for range 20 {     // any network may lose a packet
+		if _, err := c.WriteTo(packet, &net.IPAddr{IP: to.AsSlice()}); err != nil {
+			return err
+		}
+		c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		err := awaitEcho(c, size, data, &refusals)
+		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
 	}
+	return errors.Join(errors.New("no echo of 20 requests"), refusals)
+}
+
+// awaitEcho reads until the reply comes. It notes ICMP errors in refusals.
+func awaitEcho(c net.PacketConn, id int, data []byte, refusals *error) error {
 	for buffer := make([]byte, 64<<10); ; {
-		n, _, err := c.ReadFrom(buffer)
+		n, from, err := c.ReadFrom(buffer)
 		if err != nil {
 			return err
 		}
 		reply, err := icmp.ParseMessage(1, buffer[:n])
-		if err != nil || reply.Type != ipv4.ICMPTypeEchoReply {
+		if err != nil {
 			continue
 		}
-		if echo, ok := reply.Body.(*icmp.Echo); ok && echo.ID == size && bytes.Equal(echo.Data, data) {
+		switch echo, ok := reply.Body.(*icmp.Echo); {
+		case ok && reply.Type == ipv4.ICMPTypeEchoReply && echo.ID == id && bytes.Equal(echo.Data, data):
 			return nil
+		case reply.Type == ipv4.ICMPTypeDestinationUnreachable:
+			*refusals = fmt.Errorf("%s says: %v, code %d", from, reply.Type, reply.Code)
 		}
 	}
 }
