@@ -137,8 +137,8 @@ func (c *datagramClient) openSocket() (*sharedSocket, error) {
 }
 
 // setOptions makes the kernel report that host or network are unreachable, as it does for a port: the queries then fail
-// at once. It makes room for maxWaiting queries and their replies, as far as the kernel allows: else a slow queue on the
-// way out would hold up all who send. No option is vital.
+// at once. It makes room for maxWaiting queries and their replies, as far as the kernel allows: else a slow queue on
+// the way out would hold up all who send. No option is vital.
 func setOptions(network, _ string, conn syscall.RawConn) error {
 	level, option := unix.IPPROTO_IP, unix.IP_RECVERR
 	if network == "udp6" {
@@ -210,8 +210,8 @@ func (c *datagramClient) retireSocket(s *sharedSocket) {
 	}
 }
 
-// giveUp ends the wait of a query with an error, unless its result has just come. The next try takes another port: on the
-// way, something may have forgotten what comes back to this one.
+// giveUp ends the wait of a query with an error, unless its result has just come. The next try takes another port: on
+// the way, something may have forgotten what comes back to this one.
 func (c *datagramClient) giveUp(s *sharedSocket, id uint16, w *waitingQuery, err error) ([]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -249,11 +249,7 @@ func repeatsQuestion(message, question []byte) bool {
 	if count != 1 || len(rest) < len(question) {
 		return false
 	}
-	nameSize := len(question) - 4
-	for i := range nameSize { // the lengths of labels are below the letters
-		if lowerByte(rest[i]) != lowerByte(question[i]) {
-			return false
-		}
-	}
-	return bytes.Equal(rest[nameSize:len(question)], question[nameSize:])
+	nameSize := len(question) - 4 // the lengths of labels are below the letters
+	return equalFold(rest[:nameSize], question[:nameSize]) &&
+		bytes.Equal(rest[nameSize:len(question)], question[nameSize:])
 }
