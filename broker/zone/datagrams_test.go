@@ -417,6 +417,13 @@ func TestReportsUnreachable(t *testing.T) {
 	}
 }
 
+// askUpstream asks an upstream for a name of the cluster.
+func askUpstream(t *testing.T, u *upstream, tcp bool) (*dns.Msg, error) {
+	query := new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA)
+	query.Id = 0
+	return u.exchangeShared(t.Context(), &request.Request{W: &test.ResponseWriter{TCP: tcp}, Req: query})
+}
+
 // A reply that is cut, or longer than it may be, counts as truncated, with the answers left out.
 func TestCutReply(t *testing.T) {
 	for _, size := range []int{100, maxDatagram + 100} {
@@ -438,9 +445,7 @@ func TestCutReply(t *testing.T) {
 			}
 			conn.WriteToUDPAddrPort(wire, from)
 		}), "cluster.local.")
-		query := new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA)
-		query.Id = 0
-		reply, err := u.exchangeShared(t.Context(), &request.Request{W: &test.ResponseWriter{}, Req: query})
+		reply, err := askUpstream(t, u, false)
 		if err != nil || !reply.Truncated || len(reply.Answer) > 0 {
 			t.Errorf("%d: %v, %v", size, reply, err)
 		}
@@ -477,9 +482,7 @@ func TestCutBetweenRecords(t *testing.T) {
 			}
 			conn.WriteToUDPAddrPort(wire, from)
 		}), "cluster.local.")
-		query := new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA)
-		query.Id = 0
-		reply, err := u.exchangeShared(t.Context(), &request.Request{W: &test.ResponseWriter{}, Req: query})
+		reply, err := askUpstream(t, u, false)
 		if want := c.end+c.more > maxDatagram; err != nil || reply.Truncated != want || want == (len(reply.Answer) > 0) {
 			t.Errorf("%+v: %d answers, truncated: %v, %v", c, len(reply.Answer), reply.Truncated, err)
 		}
@@ -494,10 +497,7 @@ func TestRequestDuration(t *testing.T) {
 	u := newUpstream(addr, "cluster.local.")
 	defer u.stopChecks()
 	for _, tcp := range []bool{false, true} {
-		query := new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA)
-		query.Id = 0
-		if _, err := u.exchangeShared(t.Context(),
-			&request.Request{W: &test.ResponseWriter{TCP: tcp}, Req: query}); err != nil {
+		if _, err := askUpstream(t, u, tcp); err != nil {
 			t.Error(err)
 		}
 	}
