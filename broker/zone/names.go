@@ -41,7 +41,7 @@ func inDomain(name, domain string) bool {
 }
 
 // equalFold is strings.EqualFold as DNS means it: for ASCII only.
-func equalFold[T string | []byte](a, b T) bool {
+func equalFold(a, b string) bool {
 	if len(a) != len(b) {
 		return false
 	}

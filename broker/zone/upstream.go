@@ -1,8 +1,7 @@
 package zone
 
-// The DNS service of a cluster as an upstream. Queries go by UDP (datagrams.go) or, by TCP, through CoreDNS' proxy
-// library, which also checks the health of the service. This file has the retry, fails at once while the service is
-// known to be dead, and sends equal queries once.
+// The DNS service of a cluster as an upstream: CoreDNS' proxy library keeps and reuses connections; this file adds the
+// deadline, fails at once while the service is known to be dead, and sends equal queries once.
 
 import (
 	"context"
@@ -11,19 +10,15 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/pkg/proxy"
 	"github.com/coredns/coredns/plugin/pkg/transport"
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
 )
 
@@ -37,22 +32,19 @@ const (
 	healthInterval = 500 * time.Millisecond
 	maxFails       = 1
 
-	// maxWaiting bounds the queries that wait: each has a goroutine and, by TCP, a socket. One cluster that does not answer
-	// must leave enough of them for other clusters.
+	// maxWaiting bounds the queries that wait: each has a socket, and one cluster that does not answer must leave enough
+	// of them for other clusters.
 	maxWaiting = 1024
-
-	proxyName = "kubelink" // in metrics
 )
 
 // upstream is the DNS service of a cluster. The library's finalizer closes its connections once no table and no query
 // holds it any more: no query loses its connection when a table goes.
 type upstream struct {
-	serial    uint64 // cached replies hold this, not the upstream
-	proxy     *proxy.Proxy
-	datagrams *datagramClient
-	lastErr   atomic.Pointer[error]
-	answers   atomic.Uint64 // how many there have been
-	failures  failureNews
+	serial   uint64 // cached replies hold this, not the upstream
+	proxy    *proxy.Proxy
+	lastErr  atomic.Pointer[error]
+	answers  atomic.Uint64 // how many there have been
+	failures failureNews
 
 	queries queryGroup
 	lost    chan struct{} // closed when no link leads to the service any more
@@ -65,13 +57,12 @@ var lastSerial atomic.Uint64
 // newUpstream starts an upstream. The health of a cluster's DNS service shows in any answer about its own domain; the
 // library's default, the root, would ask for names that the cluster may not reach.
 func newUpstream(addr netip.AddrPort, clusterDomain string) *upstream {
-	p := proxy.NewProxy(proxyName, addr.String(), transport.DNS)
+	p := proxy.NewProxy("kubelink", addr.String(), transport.DNS)
 	p.SetReadTimeout(tryTimeout)
 	p.GetHealthchecker().SetDomain(clusterDomain)
 	p.GetHealthchecker().SetRecursionDesired(false)
 	p.Start(healthInterval)
-	lost := make(chan struct{})
-	return &upstream{serial: lastSerial.Add(1), proxy: p, datagrams: newDatagramClient(addr, lost), lost: lost}
+	return &upstream{serial: lastSerial.Add(1), proxy: p, lost: make(chan struct{})}
 }
 
 // isLost tells whether loseLink was called.
@@ -103,24 +94,42 @@ func (u *upstream) stopChecks() { u.proxy.Stop() }
 // from one cluster to another and back, all clusters would ask each other until there are no more sockets, and go on
 // for ever.
 func (u *upstream) exchangeShared(ctx context.Context, state *request.Request) (*dns.Msg, error) {
-	query, err := state.Req.Pack() // its ID is 0
+	wire, err := state.Req.Pack() // its ID is 0
 	if err != nil {
 		return nil, err
 	}
-	proto := state.Proto()
-	reply, err := u.queries.runOnce(proto+string(query), func() (*dns.Msg, error) {
-		return u.exchangeRetried(context.WithoutCancel(ctx), state, proto, query)
-	})
-	if err == errLost {
+	key := state.Proto() + string(wire)
+	result := make(chan exchangeResult, 1)
+	go func() { // nothing ends the library's read but its deadline
+		var r exchangeResult
+		defer func() {
+			r.panicked = recover()
+			result <- r
+		}()
+		r.reply, r.err = u.queries.runOnce(key, func() (*dns.Msg, error) {
+			return u.exchangeRetried(context.WithoutCancel(ctx), state)
+		})
+	}()
+	select {
+	case <-u.lost:
 		return nil, u.whyLost
+	case r := <-result:
+		if r.panicked != nil {
+			panic(r.panicked) // CoreDNS recovers in the goroutine of the query
+		}
+		return r.reply, r.err
 	}
-	return reply, err
+}
+
+// exchangeResult is what a goroutine of exchangeShared has got.
+type exchangeResult struct {
+	reply    *dns.Msg
+	err      error
+	panicked any
 }
 
 // exchangeRetried sends a query at most maxTries times.
-func (u *upstream) exchangeRetried(
-	ctx context.Context, state *request.Request, proto string, query []byte,
-) (*dns.Msg, error) {
+func (u *upstream) exchangeRetried(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	if u.proxy.Down(maxFails) {
 		if err := u.lastErr.Load(); err != nil {
 			return nil, fmt.Errorf("no answer for a while: %w", *err)
@@ -130,21 +139,17 @@ func (u *upstream) exchangeRetried(
 	begin := time.Now()
 	for range maxTries {
 		var reply *dns.Msg
-		if proto == "udp" {
-			reply, err = u.exchangeUDP(query)
-		} else {
-			reply, err = u.exchangeTCP(ctx, state)
-		}
+		reply, err = u.exchangeOnce(ctx, state)
 		if err == nil {
 			if !state.Match(reply) {
-				return nil, errMisfits
+				return nil, errors.New("answer to another question")
 			}
 			u.answers.Add(1)
 			dropEmptyRecords(reply)
 			return reply, nil
 		}
-		if err == errLost {
-			return nil, err
+		if ctx.Err() != nil {
+			break
 		}
 		// A dial and a read that both took their time leave none for another try.
 		if time.Since(begin) > tryTimeout+tryTimeout/2 {
@@ -172,81 +177,9 @@ func dropEmptyRecords(m *dns.Msg) {
 	}
 }
 
-// exchangeUDP is one try by UDP. A reply that is cut counts as truncated: the client then asks by TCP.
-func (u *upstream) exchangeUDP(query []byte) (*dns.Msg, error) {
-	begin := time.Now()
-	wire, err := u.datagrams.exchange(query)
-	if err != nil {
-		return nil, err
-	}
-	reply := new(dns.Msg)
-	err = reply.Unpack(wire)
-	switch {
-	case len(wire) > maxDatagram, // it may unpack: where a record ends at the cut, the library misses nothing
-		errors.Is(err, dns.ErrBuf), err != nil && strings.Contains(err.Error(), "overflow"):
-		reply.Answer, reply.Ns, reply.Extra, reply.Truncated = nil, nil, nil, true
-	case err != nil:
-		return nil, err
-	}
-	reply.Id = 0
-	rcode, ok := dns.RcodeToString[reply.Rcode]
-	if !ok {
-		rcode = strconv.Itoa(reply.Rcode)
-	}
-	requestDuration.WithLabelValues(proxyName, u.proxy.Addr(), rcode).Observe(time.Since(begin).Seconds())
-	return reply, nil
-}
-
-// requestDuration is a metric of the proxy library, which does not export the variable. Queries by UDP count, too.
-var requestDuration = registeredHistogram(prometheus.HistogramOpts{
-	Namespace: plugin.Namespace, Subsystem: "proxy", Name: "request_duration_seconds",
-	Help: "Histogram of the time each request took.", Buckets: plugin.TimeBuckets,
-}, "proxy_name", "to", "rcode")
-
-// registeredHistogram returns the histogram that is registered, or registers it.
-func registeredHistogram(opts prometheus.HistogramOpts, labels ...string) *prometheus.HistogramVec {
-	h := prometheus.NewHistogramVec(opts, labels)
-	if err := prometheus.Register(h); err != nil {
-		if registered, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
-			return registered.ExistingCollector.(*prometheus.HistogramVec)
-		}
-		panic(err) // the library has changed the metric
-	}
-	return h
-}
-
-// exchangeTCP is one try by TCP: at most tryTimeout to connect, and as much for the answer.
-func (u *upstream) exchangeTCP(ctx context.Context, state *request.Request) (*dns.Msg, error) {
-	result := make(chan tcpResult, 1)
-	go func() { // nothing ends the library's read but its deadline
-		var r tcpResult
-		defer func() {
-			r.panicked = recover()
-			result <- r
-		}()
-		r.reply, r.err = u.exchangeOverConn(ctx, state)
-	}()
-	select {
-	case <-u.lost:
-		return nil, errLost
-	case r := <-result:
-		if r.panicked != nil {
-			panic(r.panicked) // CoreDNS recovers in the goroutine of the query
-		}
-		return r.reply, r.err
-	}
-}
-
-// tcpResult is what a goroutine of exchangeTCP has got.
-type tcpResult struct {
-	reply    *dns.Msg
-	err      error
-	panicked any
-}
-
-// exchangeOverConn is exchangeTCP without an eye on the link. That the other side has closed a pooled connection in the
-// meantime does not count as a try; each is found only once.
-func (u *upstream) exchangeOverConn(ctx context.Context, state *request.Request) (*dns.Msg, error) {
+// exchangeOnce is one try: at most tryTimeout to connect, and as much for the answer. That the other side has closed a
+// pooled connection in the meantime does not count as a try; each is found only once.
+func (u *upstream) exchangeOnce(ctx context.Context, state *request.Request) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	for {
