@@ -14,6 +14,8 @@ import (
 	"github.com/coredns/coredns/plugin/pkg/cache"
 	"github.com/coredns/coredns/request"
 	"github.com/miekg/dns"
+
+	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
 // maxReplies bounds the entries of all clusters together: some MB.
@@ -70,7 +72,7 @@ func (c *replyCache) findEntry(instance uint64, index objectIndex, state *reques
 // newReply makes a reply to the query. It is not part of findEntry, as the reply would be on the stack there: see
 // zone.Match.Answer.
 func (e *entry) newReply(req *dns.Msg) *dns.Msg {
-	m := new(dns.Msg).SetReply(req)
+	m := zone.NewReply(req)
 	m.Rcode, m.Authoritative = e.reply.Rcode, true
 	m.Answer, m.Ns, m.Extra = e.reply.Answer, e.reply.Ns, e.reply.Extra
 	return m

@@ -29,9 +29,9 @@ type Match struct {
 
 // Match finds the mesh domain, cluster, global zone or network that the name belongs to. The name is fully qualified
 // and in lower case.
-func (t *Table) Match(name string) (*Match, bool) {
+func (t *Table) Match(name string) (Match, bool) {
 	if n, exact := t.findNode(name); n != nil {
-		return &Match{node: n, table: t, name: name, exact: exact}, true
+		return Match{node: n, table: t, name: name, exact: exact}, true
 	}
 	return t.matchReverse(name)
 }
@@ -124,7 +124,7 @@ func (m *Match) resolveInZone(ctx context.Context, state *request.Request) (*dns
 		return m.reverse.pointerReply(m, state), nil
 	case m.global != nil:
 		m.from = fromGlobal
-		return resolveGlobal(m.global, m.table.pathTo, state), nil
+		return resolveGlobal(m.global, m.table, state), nil
 	case m.stateOf != nil:
 		if client, err := netip.ParseAddr(state.IP()); err == nil && m.table.pathTo(client).Link != "" {
 			return refuseState(state.Req), nil
@@ -137,8 +137,7 @@ func (m *Match) resolveInZone(ctx context.Context, state *request.Request) (*dns
 // domainReply makes the reply from what a mesh domain has itself.
 func (m *Match) domainReply(state *request.Request) *dns.Msg {
 	qname, qtype := state.QName(), state.QType()
-	reply := new(dns.Msg)
-	reply.SetReply(state.Req)
+	reply := NewReply(state.Req)
 	reply.Authoritative = true
 	if !m.exact {
 		reply.Rcode = dns.RcodeNameError

@@ -188,8 +188,7 @@ func (e *entry) agedSections(age uint32) *dns.Msg {
 // replyFrom makes the reply to a query from another one to the same question. Both share their sections. Where an owner
 // name is the question, the reply spells it as this client does.
 func replyFrom(shared *dns.Msg, req *dns.Msg) *dns.Msg {
-	m := new(dns.Msg)
-	m.SetReply(req)
+	m := NewReply(req)
 	m.Rcode, m.Authoritative, m.RecursionAvailable = shared.Rcode, shared.Authoritative, shared.RecursionAvailable
 	// No capacity is left: appending to a section must not write into the shared one.
 	m.Answer = shared.Answer[:len(shared.Answer):len(shared.Answer)]

@@ -303,6 +303,27 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
+// An answer that is at hand costs one allocation: the reply, which plugins in front may keep.
+func TestAllocations(t *testing.T) {
+	var asked atomic.Int64
+	cached := New(nil, zones(serve(t, clusterDNS(t, &asked))), up, cachingOptions())
+	defer cached.Close()
+	global := globalTable(t, manyNames(10), links{"k2": {Usable: true, State: "Up", RTT: time.Millisecond}})
+	for name, table := range map[string]*Table{
+		web: cached, "nobody.default.svc.kubelink2.kubelink.": cached,
+		"name-1.svc.global.kubelink.": global, "nobody.svc.global.kubelink.": global,
+	} {
+		req := new(dns.Msg).SetQuestion(name, dns.TypeA)
+		state := &request.Request{W: &test.ResponseWriter{}, Req: req}
+		if n := testing.AllocsPerRun(1000, func() {
+			m, _ := table.Match(state.Name())
+			m.Answer(t.Context(), state)
+		}); n != 1 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}
+
 // BenchmarkCached is a query whose answer is remembered.
 func BenchmarkCached(b *testing.B) {
 	var asked atomic.Int64
@@ -310,9 +331,10 @@ func BenchmarkCached(b *testing.B) {
 	defer table.Close()
 	req := new(dns.Msg)
 	req.SetQuestion(web, dns.TypeA)
+	w := &test.ResponseWriter{}
 	b.ReportAllocs()
 	for b.Loop() {
-		state := request.Request{W: &test.ResponseWriter{}, Req: req}
+		state := request.Request{W: w, Req: req}
 		m, _ := table.Match(state.Name())
 		if r, err := m.Answer(b.Context(), &state); err != nil || len(r.Answer) != 1 {
 			b.Fatal(r, err)

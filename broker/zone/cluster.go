@@ -188,8 +188,8 @@ const stateLabel = "_state."
 
 // refuseState is the reply to a client of another cluster: how this cluster's other links are is not its affair.
 func refuseState(req *dns.Msg) *dns.Msg {
-	reply := new(dns.Msg)
-	reply.SetRcode(req, dns.RcodeRefused)
+	reply := NewReply(req)
+	reply.Rcode = dns.RcodeRefused
 	explainReply(reply, req, dns.ExtendedErrorCodeProhibited, "states of links are for clients of this cluster")
 	return reply
 }

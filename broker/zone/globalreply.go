@@ -6,7 +6,6 @@ package zone
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -20,14 +19,14 @@ import (
 // for SRV records and delegations, by the addresses of their hosts. The addresses that are left come in the order
 // local, then by round-trip time; equal ones rotate with the ID of the query.
 //
-// pathTo is the path to an address; nil: all are local. ANY is answered with all records.
-func resolveGlobal(g *Global, pathTo func(netip.Addr) *Path, state *request.Request) *dns.Msg {
+// ANY is answered with all records.
+func resolveGlobal(g *Global, table *Table, state *request.Request) *dns.Msg {
 	var reply *dns.Msg
 	if g.missing != "" {
 		reply = Failure(state.Req, dns.ExtendedErrorCodeNotReady, g.missing)
 	} else {
 		a := globalReply{
-			global: g, pathTo: pathTo, rotation: int(state.Req.Id), qtype: state.QType(), reply: new(dns.Msg),
+			global: g, table: table, rotation: int(state.Req.Id), qtype: state.QType(), reply: NewReply(state.Req),
 		}
 		reply = a.resolveName(state)
 	}
@@ -40,7 +39,7 @@ func resolveGlobal(g *Global, pathTo func(netip.Addr) *Path, state *request.Requ
 // globalReply is a reply in the making.
 type globalReply struct {
 	global   *Global
-	pathTo   func(netip.Addr) *Path
+	table    *Table // has the paths to addresses
 	rotation int
 	qtype    uint16
 	reply    *dns.Msg
@@ -50,7 +49,6 @@ type globalReply struct {
 
 // resolveName makes the reply, along the aliases of the zone.
 func (a *globalReply) resolveName(state *request.Request) *dns.Msg {
-	a.reply.SetReply(state.Req)
 	a.reply.Authoritative = true
 	name, shown := state.Name(), state.Req.Question[0].Name
 	for range maxChain + 1 {
@@ -180,13 +178,13 @@ type candidate struct {
 // usableAddresses selects the addresses to answer with and puts the nearest first.
 func (a *globalReply) usableAddresses(set *addressSet, fixed bool) []dns.RR {
 	n := len(set.rrs)
-	if n == 0 || a.pathTo == nil && (n == 1 || fixed) {
-		return set.rrs
+	if n == 0 {
+		return nil
 	}
 	if n > 1 {
 		return a.nearestAddresses(set, fixed)
 	}
-	if set.ips[0].AnyLink || a.pathTo(set.ips[0].Addr).isUsable() {
+	if set.ips[0].AnyLink || a.table.pathTo(set.ips[0].Addr).isUsable() {
 		return set.rrs
 	}
 	return nil
@@ -201,10 +199,7 @@ func (a *globalReply) nearestAddresses(set *addressSet, fixed bool) []dns.RR {
 		if !fixed {
 			i = (i + a.rotation) % n
 		}
-		path := &localPath
-		if a.pathTo != nil {
-			path = a.pathTo(set.ips[i].Addr)
-		}
+		path := a.table.pathTo(set.ips[i].Addr)
 		if path.isUsable() || set.ips[i].AnyLink {
 			list = append(list, candidate{set.rrs[i], path.sortDistance()})
 		}
@@ -223,7 +218,7 @@ func (a *globalReply) nearestAddresses(set *addressSet, fixed bool) []dns.RR {
 func (a *globalReply) addProblems(sets ...*addressSet) {
 	for _, set := range sets {
 		for _, ip := range set.ips {
-			p := a.pathTo(ip.Addr)
+			p := a.table.pathTo(ip.Addr)
 			if text := p.describeProblem(); !p.isUsable() && !strings.Contains(a.problem, text) && len(a.problem) < maxProblem {
 				a.problem = strings.TrimPrefix(a.problem+"; "+text, "; ")
 			}
@@ -238,7 +233,7 @@ const maxProblem = 250
 // the addresses of their hosts. It fails if nothing is left.
 func (a *globalReply) reachableHosts(rrs []dns.RR) (kept []dns.RR, ok bool) {
 	kept = rrs
-	if a.pathTo != nil && slices.ContainsFunc(rrs, a.isDead) {
+	if slices.ContainsFunc(rrs, a.isDead) {
 		if kept = slices.DeleteFunc(slices.Clone(rrs), a.isDead); len(kept) == 0 {
 			for _, rr := range rrs {
 				o := a.hostOwner(hostName(rr))

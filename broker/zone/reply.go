@@ -57,10 +57,21 @@ func (d *meshDomain) nsReply(req *dns.Msg) *dns.Msg {
 	return reply
 }
 
+// NewReply makes an empty reply to a query, as dns.Msg.SetReply does, in one allocation. It is not taken from a pool:
+// plugins in front of this one, such as log and cache, may keep it.
+func NewReply(req *dns.Msg) *dns.Msg {
+	reply := new(struct {
+		dns.Msg
+		question [1]dns.Question
+	})
+	reply.SetReply(&dns.Msg{MsgHdr: req.MsgHdr})
+	reply.Question = reply.question[:copy(reply.question[:], req.Question)]
+	return &reply.Msg
+}
+
 // authoritativeReply is the reply to a query for a name that exists. It has the SOA record if there is nothing else.
 func authoritativeReply(req *dns.Msg, soa *dns.SOA, rrs []dns.RR) *dns.Msg {
-	reply := new(dns.Msg)
-	reply.SetReply(req)
+	reply := NewReply(req)
 	reply.Authoritative = true
 	if reply.Answer = rrs; len(rrs) == 0 {
 		reply.Ns = []dns.RR{soa}
@@ -83,8 +94,8 @@ func addressRecords(name string, qtype uint16, of ...netip.Addr) (rrs []dns.RR) 
 
 // Failure is the SERVFAIL reply to a query, with an Extended DNS Error if the client knows EDNS.
 func Failure(req *dns.Msg, code uint16, text string) *dns.Msg {
-	reply := new(dns.Msg)
-	reply.SetRcode(req, dns.RcodeServerFailure)
+	reply := NewReply(req)
+	reply.Rcode = dns.RcodeServerFailure
 	explainReply(reply, req, code, text)
 	return reply
 }

@@ -155,41 +155,41 @@ func (r *reverseName) wider(prefix netip.Prefix, name string) (netip.Prefix, str
 }
 
 // matchReverse finds the network or the reverse zone that the name belongs to.
-func (t *Table) matchReverse(name string) (*Match, bool) {
+func (t *Table) matchReverse(name string) (Match, bool) {
 	r, ok := parseReverse(name)
 	if !ok {
-		return nil, false
+		return Match{}, false
 	}
 	if r.prefix.IsSingleIP() && !r.below {
 		if n, ok := t.reverse.Lookup(r.prefix.Addr()); ok {
-			return &Match{node: n, table: t, name: name, address: r.prefix.Addr(), exact: true}, true
+			return Match{node: n, table: t, name: name, address: r.prefix.Addr(), exact: true}, true
 		}
 	}
 	prefix, zone := r.zone()
 	if n, ok := t.reverse.LookupPrefix(prefix); ok {
-		return &Match{node: n, table: t, name: name, reverseZone: zone, exact: name == zone}, true
+		return Match{node: n, table: t, name: name, reverseZone: zone, exact: name == zone}, true
 	}
 	if z := t.enclosing[prefix]; z.named && name == zone {
-		return &Match{node: &node{domain: z.domain}, table: t, name: name, reverseZone: zone, exact: true}, true
+		return Match{node: &node{domain: z.domain}, table: t, name: name, reverseZone: zone, exact: true}, true
 	}
-	return nil, false
+	return Match{}, false
 }
 
 // MatchShared finds the reverse zone of a name that is nothing of ours, if the zone has a network of ours in it: for a
 // server that asks no other one for such names. The name is fully qualified and in lower case.
-func (t *Table) MatchShared(name string) (*Match, bool) {
+func (t *Table) MatchShared(name string) (Match, bool) {
 	r, ok := parseReverse(name)
 	if !ok {
-		return nil, false
+		return Match{}, false
 	}
 	exists := !r.below && t.reverse.OverlapsPrefix(r.prefix) // a network of ours is below
 	for prefix, zone := r.zone(); prefix.Bits() > 0; prefix, zone = r.wider(prefix, zone) {
 		if z, ok := t.enclosing[prefix]; ok {
-			m := &Match{node: &node{domain: z.domain}, table: t, name: name, reverseZone: zone, exact: exists || name == zone}
+			m := Match{node: &node{domain: z.domain}, table: t, name: name, reverseZone: zone, exact: exists || name == zone}
 			return m, true
 		}
 	}
-	return nil, false
+	return Match{}, false
 }
 
 // reverseZoneReply makes the reply to a query for a reverse zone, or for a name in it that is none of an address.
