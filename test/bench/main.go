@@ -91,6 +91,9 @@ func parseFlags() (o options) {
 	if flag.NArg() > 0 {
 		err = fmt.Errorf("unexpected argument %q", flag.Arg(0))
 	}
+	if err == nil && o.profile != "" {
+		err = os.MkdirAll(o.profile, 0o755)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		flag.Usage()
