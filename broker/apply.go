@@ -66,6 +66,7 @@ func (r *reconciler) carryLinks(s *mesh.State, at kubeapi.Entrance) (err, pendin
 	want.Tunnel = r.tunnelOf(at)
 	want.Pod = kernel.Pod{Is: g.place.InPod, Device: g.place.Device}
 	want.Masquerade = r.cfg.VXLAN.Wanted && !g.place.InPod
+	r.names.changeSource(func(from *nameSource) { from.keepRouted(s) })
 	err, pending = r.setKernel(want, func(from *nameSource) {
 		from.setRouted(s)
 		r.checkNode(s)
@@ -113,10 +114,8 @@ func (r *reconciler) leaveLinks(s *mesh.State) (err, pending error) {
 		return errors.Join(failed, unset), busy
 	}
 	r.gateway.filtered = kernel.Filtered{}
-	err, pending = r.setKernel(kernel.State{}, func(from *nameSource) {
-		from.routed = nil
-		r.checkNode(&mesh.State{})
-	})
+	r.names.changeSource(func(from *nameSource) { from.routed = nil })
+	err, pending = r.setKernel(kernel.State{}, func(*nameSource) { r.checkNode(&mesh.State{}) })
 	unset, busy := r.leaveOverlay()
 	return errors.Join(failed, err, unset), cmp.Or(pending, busy)
 }

@@ -144,6 +144,7 @@ func TestOutcomeByRole(t *testing.T) {
 	if err := run.refreshCredentials(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	b.names.changeSource(func(from *nameSource) { from.setRouted(&state) })
 	out = run.newOutcome(&objects, &state, nil, nil, nil)
 	if out.Standby || len(out.Links) != 2 {
 		t.Fatalf("holder: %+v", out)

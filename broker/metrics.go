@@ -24,8 +24,8 @@ func newDesc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	linksDesc = newDesc("links", "Number of links by state of their connection.", "state")
-	upDesc    = newDesc("link_up", "Whether the link is connected (1) or not (0).", "link")
+	linksDesc = newDesc("links", "Number of links by state.", "state")
+	upDesc    = newDesc("link_up", "Whether the link is connected and the kernel has its routes (1) or not (0).", "link")
 	downsDesc = newDesc("link_downs_total", "How often the link was connected and lost its connection.", "link")
 	peerDesc  = newDesc("peer_info", "Always 1: version of the kubelink at the other end, as it says.", "link", "version")
 	rttDesc   = newDesc("link_rtt_seconds", "Smoothed round-trip time of the link's keepalive, in seconds.", "link")
@@ -117,8 +117,11 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	if d == nil {
 		return
 	}
-	states := map[link.State]int{link.Idle: 0, link.Up: 0, link.Down: 0}
+	states, routed := map[link.State]int{link.Idle: 0, link.Up: 0, link.Down: 0}, b.names.routedLinks()
 	for _, s := range d.Statuses() {
+		if s.State == link.Up && !routed[s.Link] {
+			s.State = link.Idle
+		}
 		states[s.State]++
 		sendGauge(ch, upDesc, boolValue(s.State == link.Up), s.Link)
 		ch <- prometheus.MustNewConstMetric(downsDesc, prometheus.CounterValue, float64(s.Downs), s.Link)

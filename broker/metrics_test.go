@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 // The metrics are those of the broker that runs, with one series for each link.
@@ -44,16 +45,19 @@ coredns_kubelink_applied 1
 	d.setStatus(link.Status{Link: "one", State: link.Up, RTT: 250e6}, link.Status{Link: "two", State: link.Up},
 		link.Status{Link: "three", State: link.Down})
 	b.setGateway(newFakeGateway(d, &recordingKernel{}))
-	check("links", ready+head+`links Number of links by state of their connection.
+	b.names.changeSource(func(from *nameSource) {
+		from.setRouted(&mesh.State{Links: []mesh.Link{{Name: "one"}, {Name: "three"}}})
+	})
+	check("links", ready+head+`links Number of links by state.
 # TYPE coredns_kubelink_links gauge
 coredns_kubelink_links{state="Down"} 1
-coredns_kubelink_links{state="Idle"} 0
-coredns_kubelink_links{state="Up"} 2
-`+head+`link_up Whether the link is connected (1) or not (0).
+coredns_kubelink_links{state="Idle"} 1
+coredns_kubelink_links{state="Up"} 1
+`+head+`link_up Whether the link is connected and the kernel has its routes (1) or not (0).
 # TYPE coredns_kubelink_link_up gauge
 coredns_kubelink_link_up{link="one"} 1
 coredns_kubelink_link_up{link="three"} 0
-coredns_kubelink_link_up{link="two"} 1
+coredns_kubelink_link_up{link="two"} 0
 `+head+`link_rtt_seconds Smoothed round-trip time of the link's keepalive, in seconds.
 # TYPE coredns_kubelink_link_rtt_seconds gauge
 coredns_kubelink_link_rtt_seconds{link="one"} 0.25

@@ -4,6 +4,7 @@ package broker
 // of its own, so that the loss of a link shows in DNS at once, even while the reconciler waits.
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -44,7 +45,7 @@ type nameSource struct {
 	credentials bool                   // the dataplane has credentials
 	secretTitle string                 // what these are
 	elsewhere   map[string]zone.Status // links that another broker of the cluster carries; nil: this one does
-	routed      map[string]bool        // links for which the kernel has had routes and NAT
+	routed      map[string]bool        // links for which the kernel has had routes and NAT; not changed once stored
 	nsAddresses []netip.Addr
 	hosts       []netip.Prefix // of the local cluster: pods and nodes
 	serveStale  time.Duration
@@ -122,6 +123,24 @@ func (p *publisher) linkStates() map[string]zone.Status {
 	return states
 }
 
+// routedLinks are the links for which the kernel has had routes and NAT.
+func (p *publisher) routedLinks() map[string]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.from.routed
+}
+
+// findUnrouted returns the links of a state for which the kernel has had no routes yet.
+func (p *publisher) findUnrouted(s *mesh.State) map[string]bool {
+	unrouted, routed := map[string]bool{}, p.routedLinks()
+	for _, l := range s.Links {
+		if !routed[l.Name] {
+			unrouted[l.Name] = true
+		}
+	}
+	return unrouted
+}
+
 // changeSource changes the source, which the next table is made from.
 func (p *publisher) changeSource(change func(*nameSource)) {
 	p.mu.Lock()
@@ -166,6 +185,14 @@ func (from *nameSource) setConfig(c *Config) {
 	from.serveStale, from.noStates = c.ServeStale, c.NoStateNames
 }
 
+// keepRouted forgets the links that a state lacks: the kernel is about to lose their routes, and may be told them
+// again before it says so.
+func (from *nameSource) keepRouted(s *mesh.State) {
+	before := from.routed
+	from.setRouted(s)
+	maps.DeleteFunc(from.routed, func(name string, _ bool) bool { return !before[name] })
+}
+
 // setRouted notes that the kernel has the routes of the links, or as many of them as it takes.
 func (from *nameSource) setRouted(s *mesh.State) {
 	from.routed = make(map[string]bool, len(s.Links))
@@ -197,7 +224,7 @@ func (from *nameSource) linkStatus() func(link string) zone.Status {
 		found := report.About(l.Peer)
 		switch {
 		case ok && st.State == link.Up && !from.routed[l.Name]:
-			links[l.Name] = zone.Status{State: string(link.Idle), Reason: "its routes are being set", Since: st.Since}
+			links[l.Name] = zone.Status{State: string(link.Idle), Reason: link.Unrouted, Since: st.Since}
 		case ok && st.State == link.Up && len(found) > 0:
 			// Names go on: a check can be wrong, and what it has found may concern pods only.
 			links[l.Name] = zone.Status{

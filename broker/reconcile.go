@@ -287,6 +287,7 @@ func (r *reconcilerRun) newOutcome(
 		seen.AddNote(link, note)
 	}
 	statuses := r.gateway.observe(seen)
+	seen.Unrouted = r.names.findUnrouted(s)
 	keyNote := r.creds.KeyNote(items, statuses, time.Now())
 	for _, m := range s.Meshes {
 		seen.AddNote(m.Link, keyNote)

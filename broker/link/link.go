@@ -21,6 +21,9 @@ const (
 	Down State = "Down" // the connection was lost, or cannot be established
 )
 
+// Unrouted is why a link that a dataplane says is Up is Idle for users.
+const Unrouted = "its routes are being set"
+
 // Status describes one link.
 type Status struct {
 	Link      string

@@ -18,6 +18,7 @@ import (
 // Observations are what the parts of the broker say of objects, besides the State.
 type Observations struct {
 	Statuses  map[string]link.Status  // of peers, by link; nil: this broker carries no traffic
+	Unrouted  map[string]bool         // links whose routes the kernel does not have yet: no packets pass
 	Notes     map[string][]string     // by link
 	Apply     error                   // the state could not be applied in full
 	Pending   error                   // a part of the state is still being applied
@@ -136,6 +137,8 @@ func remoteState(l mesh.Link, note string, seen *Observations) (v1alpha1.State, 
 	switch {
 	case !ok:
 		return v1alpha1.StateIdle, note
+	case st.State == link.Up && seen.Unrouted[l.Name]:
+		return v1alpha1.StateIdle, joinTexts(link.Unrouted, note)
 	case st.State == link.Up && len(found) > 0:
 		return v1alpha1.StateError, note
 	case l.Peer == l.Name:

@@ -145,6 +145,11 @@ func TestLinkOutcomesOfPeers(t *testing.T) {
 		}
 		return seen
 	}
+	unrouted := func(st link.Status) Observations {
+		seen := statuses(st)
+		seen.Unrouted = map[string]bool{"peer": true}
+		return seen
+	}
 	noCredentials := statuses(link.Status{Link: "peer", State: link.Up})
 	noCredentials.Usable, noCredentials.Creds = false, errors.New("secret a/b:\nno key")
 	otherErrors := statuses(link.Status{Link: "peer", State: link.Up})
@@ -171,6 +176,12 @@ func TestLinkOutcomesOfPeers(t *testing.T) {
 		{"never connected", usable, statuses(link.Status{Link: "peer", State: link.Idle, Reason: "dials"}),
 			`peer Idle "dials; note"`},
 		{"connected", usable, statuses(link.Status{Link: "peer", State: link.Up}), `peer Up "note"`},
+		{"connected before its routes are there", usable, unrouted(link.Status{Link: "peer", State: link.Up}),
+			`peer Idle "its routes are being set; note"`},
+		{"lost before its routes are there", usable,
+			unrouted(link.Status{Link: "peer", State: link.Down, Reason: "silent"}), `peer Down "silent; note"`},
+		{"behind a gateway before its routes are there", behind, unrouted(link.Status{Link: "gw", State: link.Up}),
+			`peer Idle "its routes are being set; note"`},
 		{"connected; errors of this end show at the LocalLink", usable, otherErrors, `peer Up "note; names are old"`},
 		{"connected, and something on the node is in the way", usable,
 			obstructed("", link.Status{Link: "peer", State: link.Up}), `peer Error "a route: remove it; note"`},

@@ -40,7 +40,7 @@ const (
 	StateStale State = "Stale"
 	// StateError: the local end of the link failed, or something on the gateway node keeps its packets from passing.
 	StateError State = "Error"
-	// StateIdle: there is no connection yet.
+	// StateIdle: there is no connection yet, or the kernel does not have the routes of the link yet.
 	StateIdle State = "Idle"
 	// StateUp: the link is connected, and packets pass.
 	StateUp State = "Up"
