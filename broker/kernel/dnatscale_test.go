@@ -110,6 +110,7 @@ func walkServices(t testing.TB, rules map[string][]string, chain string, to neti
 	return n, ""
 }
 
+// rulesByChain returns the rules that iptables-save has printed.
 func rulesByChain(saved string) map[string][]string {
 	rules := map[string][]string{}
 	for line := range strings.Lines(saved) {

@@ -41,19 +41,14 @@ func manyLinks(n int, lists bool) *mesh.State {
 	return s
 }
 
-// walkedRules counts the rules with which a packet is compared in chains of conditions on addresses, as iptables-save
-// prints them, until one drops it or the first of our chains ends.
-func walkedRules(t testing.TB, saved, source, target string) (n int) {
+var addressOption = regexp.MustCompile(` (-s|-d) (\S+)`)
+
+// walkedRules counts the rules with which a packet is compared in chains of conditions on addresses, until one drops it
+// or the first of our chains ends.
+func walkedRules(t testing.TB, rules map[string][]string, source, target string) (n int) {
 	t.Helper()
-	rules := map[string][]string{}
-	for line := range strings.Lines(saved) {
-		if words := strings.Fields(line); len(words) > 2 && words[0] == "-A" {
-			rules[words[1]] = append(rules[words[1]], strings.TrimSpace(line))
-		}
-	}
-	option := regexp.MustCompile(` (-s|-d) (\S+)`)
 	matches := func(rule string) bool {
-		for _, m := range option.FindAllStringSubmatch(rule, -1) {
+		for _, m := range addressOption.FindAllStringSubmatch(rule, -1) {
 			address := map[string]string{"-s": source, "-d": target}[m[1]]
 			if !netip.MustParsePrefix(m[2]).Contains(netip.MustParseAddr(address)) {
 				return false
@@ -120,12 +115,12 @@ func TestFirewallOfManyLinks(t *testing.T) {
 				measure("one less", firewallState(fewer))
 				measure("one more", s)
 				saved := run(t, "iptables-save -t mangle")
-				most := 0
+				rules, most := rulesByChain(saved), 0
 				for i := range built.Peers {
 					p := &built.Peers[i]
 					target := p.Ingress[0].Prefix.Addr().String()
-					most = max(most, walkedRules(t, saved, p.Addresses.Addrs()[0].String(), target),
-						walkedRules(t, saved, p.Networks[2].Addr().Next().String(), target))
+					most = max(most, walkedRules(t, rules, p.Addresses.Addrs()[0].String(), target),
+						walkedRules(t, rules, p.Networks[2].Addr().Next().String(), target))
 				}
 				t.Logf("%d rules in %d chains; a packet is compared with %d at most", strings.Count(saved, "\n-A KLINK-"),
 					strings.Count(saved, "\n:KLINK-"), most)
