@@ -152,11 +152,11 @@ func (p *Process) whileRunning(ctx context.Context, f func(context.Context) erro
 	return nil
 }
 
-// Until waits for external state: it tries the condition every 25 ms until it is met or ctx ends. The error says what
-// Until waited for and what was wrong last.
+// Until waits for external state: it tries the condition until it is met or ctx ends. The error says what Until waited
+// for and what was wrong last. Tries are 25 ms apart at first, and later a fiftieth of the time since the start, up to
+// 250 ms: a long wait leaves the processor to what it waits for.
 func Until(ctx context.Context, what string, condition func(context.Context) error) error {
-	ticker := time.NewTicker(25 * time.Millisecond)
-	defer ticker.Stop()
+	start := time.Now()
 	var last error
 	for {
 		err := condition(ctx)
@@ -169,7 +169,7 @@ func Until(ctx context.Context, what string, condition func(context.Context) err
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w: %w", what, context.Cause(ctx), last)
-		case <-ticker.C:
+		case <-time.After(min(max(time.Since(start)/50, 25*time.Millisecond), 250*time.Millisecond)):
 		}
 	}
 }
