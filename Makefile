@@ -17,12 +17,19 @@ WIREGUARD_TESTS := TestServices|TestMeshService(Traffic|Offers|Ingress|HostileOf
   TestIngressLists|TestInboundFilter|TestInvalidObjects|TestPeerKilledAndRestarted|TestPeerSilent|$\
   TestBrokerKilledAndRestarted|TestShutdown|TestReload|TestAdvertisedDNS|TestServeStale|$\
   TestWireGuard(Keys|PresharedKey|BadKey|Inbound|EndpointMoves|Roams|Adopts\w+|HostilePeer)
+# End-to-end tests mostly wait, for events and limits of kubelink. So make test runs two test beds at the same time: what
+# waits longest, and then mode wireguard, beside all others.
+LONG_TESTS    := TestAPIFaults|TestAPIServerAway|TestAdvertisedAPIAccess\w*|TestConfigureClusterDNS|$\
+  TestIptablesNeverEnds|TestKubernetesDNSCredentials|TestLinkLostWhileXtablesIsLocked|TestOverlayPodMode|TestPodMode|$\
+  TestRouterManyLinks
+E2E            = cd test/e2e && KUBELINK=$(CURDIR)/bin/kubelink-race $(CURDIR)/bin/e2e-race.test -test.timeout 20m
 FUZZTIME      ?= 5m
 ARGS          ?=
 IMAGE_FLAGS   ?=
 
 .DEFAULT_GOAL := build
 .PHONY: help build image controlplane demo test matrix bench fuzz generate lint system FORCE
+.PHONY: e2e-most e2e-long e2e-wireguard
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,11 +57,19 @@ test: system build controlplane $(if $(ROOT),image) ## everything, under the rac
 	CGO_ENABLED=1 go build -race -o bin/kubelink-race $(RACE_LDFLAGS) ./cmd/kubelink
 	go test -race $(RACE_LDFLAGS) ./broker/... ./cmd/... $$(go list ./deploy/... | grep -v /image$$) ./plugin/... ./router/...
 	go test ./deploy/image # one goroutine compresses: the race detector only makes it slow
-	KUBELINK=$(CURDIR)/bin/kubelink-race go test -race $(RACE_LDFLAGS) -p 1 -timeout 40m \
-	  $(if $(ROOT),./test/...,$$(go list ./test/... | grep -v /test/realnodes$$))
-	KUBELINK_MODE=wireguard KUBELINK=$(CURDIR)/bin/kubelink-race go test -race $(RACE_LDFLAGS) -timeout 20m \
-	  -run '^($(WIREGUARD_TESTS))$$' ./test/e2e
+	go test -race $(RACE_LDFLAGS) -c -o bin/e2e-race.test ./test/e2e
+	$(MAKE) -j 2 --output-sync=target e2e-most e2e-long e2e-wireguard
+	go test -race $(RACE_LDFLAGS) -p 1 -timeout 40m \
+	  $$(go list ./test/... | grep -v -e /test/e2e$$ $(if $(ROOT),,-e /test/realnodes$$))
 	@$(if $(ROOT),:,echo left out for want of root: $$(grep -hoE '^func Test[A-Z]\w*' test/realnodes/*_test.go | cut -c6-))
+
+e2e-most:
+	$(E2E) -test.skip '^($(LONG_TESTS))$$'
+e2e-long:
+	$(E2E) -test.run '^($(LONG_TESTS))$$'
+e2e-wireguard: export KUBELINK_MODE := wireguard
+e2e-wireguard:
+	$(E2E) -test.run '^($(WIREGUARD_TESTS))$$'
 
 matrix: system build controlplane image ## as root: all tests in both modes of links, and all combinations on real nodes
 	for mode in bridge wireguard; do KUBELINK_MODE=$$mode go test -timeout 60m ./test/e2e || exit 1; done
