@@ -9,7 +9,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -23,35 +22,12 @@ const (
 	caKey  = "ca.key"
 )
 
-// shareCA gives both clusters the same CA, as far as this package installs kubelink there. Another run may do so at the
-// same time: what it has written stays.
+// shareCA gives both clusters the same CA, as far as this package installs kubelink there.
 func (p *pair) shareCA(ctx context.Context) error {
 	if p.Mode != mesh.Bridge {
 		return nil
 	}
-	return retryWhile(ctx, kindRetry, func(ctx context.Context) error {
-		err := p.shareCAOnce(ctx)
-		if !isRace(err) {
-			return err
-		}
-		for _, s := range p.sides {
-			s.secret = corev1.Secret{}
-			if err := s.readSecret(ctx); err != nil {
-				return err
-			}
-		}
-		return err
-	}, isRace)
-}
-
-// isRace tells whether an object has changed since it was read.
-func isRace(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) }
-
-func (p *pair) shareCAOnce(ctx context.Context) error {
 	a, b := p.sides[0], p.sides[1]
-	if a.uid > b.uid { // two runs begin with the same cluster
-		a, b = b, a
-	}
 	if len(a.secret.Data[caCert])+len(b.secret.Data[caCert]) == 0 {
 		ca := &corev1.Secret{}
 		if _, _, err := pki.ManageSecret(ca, "kubelink", time.Now()); err != nil {

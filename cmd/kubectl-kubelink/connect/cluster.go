@@ -61,11 +61,12 @@ func (l *Log) printLine(cluster *Cluster, format string, args ...any) {
 // changer changes a cluster, or says what it would change.
 type changer struct {
 	*Cluster
-	log      *Log
-	dryRun   bool
-	patience time.Duration                              // for pods to end
-	show     func(*Cluster, *unstructured.Unstructured) // what is applied in a dry run; nil: a line of the log says so
-	shown    map[string]bool                            // by a dry run: some objects come first, and again with all others
+	log       *Log
+	dryRun    bool
+	patience  time.Duration                              // for pods to end
+	leaseTime time.Duration                              // of its Lease
+	show      func(*Cluster, *unstructured.Unstructured) // what is applied in a dry run; nil: a line of the log says so
+	shown     map[string]bool                            // by a dry run: some objects come first, and again with all others
 }
 
 // describeObject names an object in messages.

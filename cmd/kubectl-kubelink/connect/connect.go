@@ -38,17 +38,36 @@ type Options struct {
 // pair is two clusters that get linked.
 type pair struct {
 	Options
+	given Options // before defaults were filled in
 	sides [2]*side
 	log   *Log
 }
 
 // Connect links two clusters.
 func Connect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
-	p := newPair(a, b, o, log)
-	for _, step := range []func(context.Context) error{
-		p.refuseSame, p.readFacts, p.makePlan, p.inBoth((*pair).prepareEndpoint), p.shareCA, p.inBoth((*pair).installMissing),
-		p.inBoth((*pair).applyLocal), p.exchangeKeys, p.inBoth((*pair).applyLink), p.awaitUp,
-	} {
+	first := newPair(a, b, o, log)
+	if err := doAll(ctx, first.refuseSame, first.prepare); err != nil {
+		return err
+	}
+	// The wait for endpoints can be long, and keeps no other run from its work. After it, facts may be others.
+	p := first.beginAgain()
+	if err := p.takeTurns(ctx, func(ctx context.Context) error {
+		return doAll(ctx, p.prepare, p.shareCA, p.inBoth((*pair).installMissing), p.inBoth((*pair).applyLocal),
+			p.exchangeKeys, p.inBoth((*pair).applyLink))
+	}); err != nil {
+		return err
+	}
+	return p.awaitUp(ctx)
+}
+
+// prepare finds out all that there is to know before the installation, and makes what that takes.
+func (p *pair) prepare(ctx context.Context) error {
+	return doAll(ctx, p.readFacts, p.makePlan, p.inBoth((*pair).prepareEndpoint))
+}
+
+// doAll does one step after the other, until one fails.
+func doAll(ctx context.Context, steps ...func(context.Context) error) error {
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -56,10 +75,25 @@ func Connect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
 	return nil
 }
 
+// beginAgain returns the clusters without what was read of them, but with the endpoints and networks that were found.
+func (p *pair) beginAgain() *pair {
+	o := p.given
+	o.Endpoints, o.Networks = map[string]string{}, map[string]Networks{}
+	for _, s := range p.sides {
+		o.Endpoints[s.Name], o.Networks[s.Name] = s.endpoint, s.networks
+	}
+	again := newPair(p.sides[0].Cluster, p.sides[1].Cluster, o, p.log)
+	for i, s := range p.sides {
+		again.sides[i].uid, again.sides[i].shown = s.uid, s.shown
+	}
+	return again
+}
+
 func newPair(a, b *Cluster, o Options, log *Log) *pair {
-	p := &pair{Options: o, log: log}
+	p := &pair{Options: o, given: o, log: log}
 	for i, c := range []*Cluster{a, b} {
-		p.sides[i] = &side{changer: changer{Cluster: c, log: log, dryRun: o.DryRun, show: o.Show, patience: patience},
+		p.sides[i] = &side{changer: changer{Cluster: c, log: log, dryRun: o.DryRun, show: o.Show, patience: patience,
+			leaseTime: leaseTime},
 			end: end{context: c.Name, name: o.Names[c.Name], endpoint: o.Endpoints[c.Name], networks: o.Networks[c.Name]}}
 	}
 	return p

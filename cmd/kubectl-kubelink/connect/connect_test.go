@@ -1,7 +1,6 @@
 package connect
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"net/netip"
@@ -16,7 +15,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -229,45 +227,11 @@ func TestShareCA(t *testing.T) {
 	}
 }
 
-// Runs at the same time, in both orders, end with one CA.
-func TestShareCAAtOnce(t *testing.T) {
-	for range 6 {
-		a, b := newCluster(t, "c1", ""), newCluster(t, "c2", "")
-		var runs sync.WaitGroup
-		for n := range 4 {
-			var out strings.Builder
-			p := newPair(a, b, Options{Mode: mesh.Bridge}, NewLog(&out))
-			p.sides[0].uid, p.sides[1].uid = "1", "2"
-			if n%2 == 1 {
-				p.sides[0], p.sides[1] = p.sides[1], p.sides[0]
-			}
-			runs.Go(func() {
-				if err := p.shareCA(t.Context()); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		runs.Wait()
-		var secrets [2]corev1.Secret
-		for i, c := range []*Cluster{a, b} {
-			if err := c.Client.Get(t.Context(), objectKey("kubelink-tls"), &secrets[i]); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if !bytes.Equal(secrets[0].Data[caKey], secrets[1].Data[caKey]) || len(secrets[0].Data[caKey]) == 0 {
-			t.Fatal("the clusters have different CAs")
-		}
-	}
-}
-
 // One cluster is no two, and has one kubelink.
 func TestRefuse(t *testing.T) {
-	system := func(uid string) *corev1.Namespace {
-		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system", UID: types.UID(uid)}}
-	}
 	local := newLink("c1", "LocalLink", "192.168.0.1/24")
 	local.Labels = map[string]string{managedLabel: owner}
-	a, b := newCluster(t, "c1", "", system("1"), &local), newCluster(t, "c1-admin", "", system("1"))
+	a, b := newCluster(t, "c1", "", newSystem("1"), &local), newCluster(t, "c1-admin", "", newSystem("1"))
 	for name, do := range map[string]func(context.Context, *Cluster, *Cluster, Options, *Log) error{
 		"connect": Connect, "disconnect": Disconnect,
 	} {
@@ -277,7 +241,7 @@ func TestRefuse(t *testing.T) {
 			t.Errorf("%s: %v %s", name, err, &out)
 		}
 	}
-	b = newCluster(t, "c2", "", system("2"), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{
+	b = newCluster(t, "c2", "", newSystem("2"), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "links", Name: "kubelink", Labels: map[string]string{"app": "kubelink"}}})
 	var out strings.Builder
 	all := networks("100.64.0.0/20", "100.96.0.0/11", "10.250.0.0/16")

@@ -25,15 +25,13 @@ import (
 // Disconnect removes the links between two clusters. A cluster without other links loses what Connect has made there.
 func Disconnect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
 	p := newPair(a, b, o, log)
-	for _, step := range []func(context.Context) error{
-		p.withRemedy(p.refuseSame), p.withRemedy(p.inBoth((*pair).readRest)),
-		p.inBoth((*pair).removeLink), p.inBoth((*pair).uninstallOwn),
-	} {
-		if err := step(ctx); err != nil {
-			return err
-		}
+	if err := p.withRemedy(p.refuseSame)(ctx); err != nil {
+		return err
 	}
-	return nil
+	return p.takeTurns(ctx, func(ctx context.Context) error {
+		return doAll(ctx, p.withRemedy(p.inBoth((*pair).readRest)), p.inBoth((*pair).removeLink),
+			p.inBoth((*pair).uninstallOwn))
+	})
 }
 
 // withRemedy adds what to do if one of the clusters does not exist any more.

@@ -170,6 +170,9 @@ func assignAddresses(a, b *end, network netip.Prefix) error {
 	for _, pair := range [][2]*end{{a, b}, {b, a}} {
 		e, other := pair[0], pair[1]
 		if e.address.IsValid() {
+			if err := checkAddress(e, other); err != nil {
+				return err
+			}
 			continue
 		}
 		if l := findLink(other.links, e.name); l != nil { // an earlier run was not finished
@@ -187,6 +190,19 @@ func assignAddresses(a, b *end, network netip.Prefix) error {
 		if !e.address.IsValid() {
 			return fmt.Errorf("no address of the mesh %s is free for %s: choose a larger network with --mesh-cidr",
 				network, e.context)
+		}
+	}
+	return nil
+}
+
+// checkAddress refuses the address of a cluster that is in the mesh already, if the other one has it for a third one.
+func checkAddress(e, other *end) error {
+	for i := range other.links {
+		l := &other.links[i]
+		if p, err := mesh.ClusterAddress(l.Spec.ClusterAddress); err == nil && p == e.address && l.Name != e.name {
+			return fmt.Errorf("%s has the address %s in the mesh, and %s has it for its link %s: change "+
+				"spec.clusterAddress of LocalLink %s of %s, and of the links to it",
+				e.context, e.address.Addr(), other.context, l.Name, e.name, e.context)
 		}
 	}
 	return nil

@@ -49,6 +49,10 @@ var planCases = []planCase{
 		a.links = []v1alpha1.KubeLink{newLink("c1", "LocalLink", "192.168.0.1/24"),
 			newLink("admin-gke-c2", "h", "192.168.0.9/24")}
 	}, "c1 192.168.0.1/24 admin-gke-c2 192.168.0.9/24", ""},
+	{"a third cluster of the mesh has the address", func(a, b *end, _ *planOptions) {
+		a.links = []v1alpha1.KubeLink{newLink("c1", "LocalLink", "192.168.0.1/24"), newLink("c3", "h", "192.168.0.2/24")}
+		b.links = []v1alpha1.KubeLink{newLink("c2", "LocalLink", "192.168.0.2/24")}
+	}, "", "Admin@gke_c2 has the address 192.168.0.2 in the mesh, and c1 has it for its link c3: change"},
 	{"a third cluster had the name first", func(a, _ *end, _ *planOptions) {
 		a.links = []v1alpha1.KubeLink{newLink("c1", "LocalLink", "192.168.0.1/24"),
 			newLink("admin-gke-c2", "h", "192.168.0.9/24")}
