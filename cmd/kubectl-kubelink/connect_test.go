@@ -62,7 +62,7 @@ func TestCommandLines(t *testing.T) {
 		{"version c1 c2", "2 of 2 clusters do not answer", exitFailed},
 		{"version -o wide", `--output "wide": want one of`, exitUsage},
 		{"version", "", 0},
-		{"gather c2", "", 0}, // what cannot be read is in the archive
+		{"gather c2", "nothing of context c2 could be read: list Secret objects: ", exitUnanswered}, // the archive says so, too
 		{"gather -o missing/x.tar.gz", "no such file or directory", exitFailed},
 		{"completion bash", "", 0},
 		{"statsu", `there is no command "statsu": did you mean status?`, exitUsage},

@@ -5,8 +5,11 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,7 +36,10 @@ func newGatherCommand(cluster *genericclioptions.ConfigFlags) *cobra.Command {
 		Long: `gather writes an archive (tar, gzip) with a folder for each context, or for the current one: the objects of
 kubelink, what is in its namespace, logs, what brokers say (status), and the configuration of the cluster's DNS. Values
 of secrets are cut out of all files, wherever they are, and so are texts that look like keys, tokens and passwords.
-Names and addresses stay: look at it before you publish it. What cannot be read is in the file errors.txt.`,
+Names and addresses stay: look at it before you publish it. What cannot be read is said, and is in the file errors.txt.
+
+The exit code is 0 if something of each cluster could be read, and 4 if nothing of one could be. Then the archive has the
+other clusters.`,
 		Example: `  kubectl kubelink gather c1 c2
   kubectl kubelink gather -o report.tar.gz`,
 		ValidArgsFunction: completeContexts(cluster),
@@ -47,12 +53,15 @@ Names and addresses stay: look at it before you publish it. What cannot be read 
 			if err != nil {
 				return err
 			}
-			problems, err := writeArchive(ctx, output, clusters)
+			missing, err := writeArchive(ctx, output, clusters)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.ErrOrStderr(), "%s is written%s\n", output, describeProblems(problems))
-			return nil
+			fmt.Fprintln(c.ErrOrStderr(), output, "is written")
+			if c.Context().Err() != nil {
+				return errors.New("interrupted: the archive has what was read until then")
+			}
+			return describeMissing(c.ErrOrStderr(), missing)
 		},
 	}
 	c.Flags().StringVarP(&output, "output", "o", "", "name of the archive (default: kubelink-TIME.tar.gz)")
@@ -60,11 +69,22 @@ Names and addresses stay: look at it before you publish it. What cannot be read 
 	return c
 }
 
-func describeProblems(count int) string {
-	if count == 0 {
-		return ""
+// describeMissing prints what could not be read. It is an error if this is all of a cluster.
+func describeMissing(out io.Writer, missing []gather.Missing) error {
+	var unanswered []string
+	for _, m := range missing {
+		if m.All {
+			unanswered = append(unanswered, fmt.Sprintf("nothing of context %s could be read: %s", m.Cluster, m.Problems[0]))
+			continue
+		}
+		for _, p := range m.Problems {
+			fmt.Fprintf(out, "%s: not read: %s\n", m.Cluster, p)
+		}
 	}
-	return fmt.Sprintf("; %d things could not be read: errors.txt there names them", count)
+	if len(unanswered) == 0 {
+		return nil
+	}
+	return &exitError{exitUnanswered, strings.Join(unanswered, "; ") + "; errors.txt in the archive has the rest"}
 }
 
 // gatherClusters connects to contexts; none: the current one.
@@ -107,14 +127,14 @@ func gatherClusters(cluster *genericclioptions.ConfigFlags, contexts []string) (
 }
 
 // writeArchive writes the file. Only its owner can read it.
-func writeArchive(ctx context.Context, name string, clusters []*gather.Cluster) (problems int, err error) {
+func writeArchive(ctx context.Context, name string, clusters []*gather.Cluster) (missing []gather.Missing, err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	problems, err = gather.Write(ctx, f, clusters, time.Now())
+	missing, err = gather.Write(ctx, f, clusters, time.Now())
 	if closed := f.Close(); err == nil {
 		err = closed
 	}
-	return problems, err
+	return missing, err
 }

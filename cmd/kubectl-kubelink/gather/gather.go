@@ -41,7 +41,9 @@ type kind struct {
 	own                  bool // in the namespace of kubelink
 }
 
+// kinds has Secrets first: objects of the other kinds may have their values in fields.
 var kinds = []kind{
+	{version: "v1", name: "Secret", own: true},
 	{group: "kubelink.mandelsoft.org", version: "v1alpha1", name: "KubeLink"},
 	{group: "kubelink.mandelsoft.org", version: "v1alpha1", name: "MeshService"},
 	{group: "kubelink.mandelsoft.org", version: "v1alpha1", name: "LinkGateway"},
@@ -51,7 +53,6 @@ var kinds = []kind{
 	{version: "v1", name: "Pod", own: true},
 	{version: "v1", name: "Service", own: true},
 	{version: "v1", name: "ConfigMap", own: true},
-	{version: "v1", name: "Secret", own: true},
 	{version: "v1", name: "ServiceAccount", own: true},
 	{version: "v1", name: "Event", own: true},
 	{group: "apps", version: "v1", name: "Deployment", own: true},
@@ -80,9 +81,16 @@ func (a *archive) writeFile(name string, content []byte) error {
 	return err
 }
 
-// Write writes an archive (tar, gzip) with a folder for each cluster. What cannot be read is in its file errors.txt; it
-// returns how many things these are.
-func Write(ctx context.Context, to io.Writer, clusters []*Cluster, now time.Time) (problems int, err error) {
+// Missing says what could not be read of a cluster.
+type Missing struct {
+	Cluster  string   // name of its context
+	Problems []string // without secrets, in the order of reading
+	All      bool     // nothing at all could be read
+}
+
+// Write writes an archive (tar, gzip) with a folder for each cluster. It returns the clusters of which something could
+// not be read; the file errors.txt in their folders names it, too.
+func Write(ctx context.Context, to io.Writer, clusters []*Cluster, now time.Time) (missing []Missing, err error) {
 	zip := gzip.NewWriter(to)
 	a := &archive{tar: tar.NewWriter(zip), modified: now}
 	// The secrets of one cluster may be in the texts of another one.
@@ -93,22 +101,27 @@ func Write(ctx context.Context, to io.Writer, clusters []*Cluster, now time.Time
 		parts.Go(func() { all[i] = c.collectAll(ctx, s) })
 	}
 	parts.Wait()
-	for _, c := range all {
+	for i, c := range all {
 		for _, f := range c.files {
 			if err := a.writeFile(path.Join(c.folder, f.name), s.scrubText(f.content)); err != nil {
-				return 0, err
+				return nil, err
 			}
 		}
-		problems += len(c.problems)
-		text := s.scrubText([]byte(strings.Join(c.problems, "\n") + "\n"))
-		if err := a.writeFile(path.Join(c.folder, "errors.txt"), text); err != nil {
-			return 0, err
+		m := Missing{Cluster: clusters[i].Name, All: !c.answered}
+		for _, p := range c.problems {
+			m.Problems = append(m.Problems, string(s.scrubText([]byte(p))))
+		}
+		if len(m.Problems) > 0 {
+			missing = append(missing, m)
+		}
+		if err := a.writeFile(path.Join(c.folder, "errors.txt"), []byte(strings.Join(m.Problems, "\n")+"\n")); err != nil {
+			return nil, err
 		}
 	}
 	if err := a.tar.Close(); err != nil {
-		return 0, err
+		return nil, err
 	}
-	return problems, zip.Close()
+	return missing, zip.Close()
 }
 
 // collection is what is known of a cluster.
@@ -116,6 +129,7 @@ type collection struct {
 	folder   string
 	files    []file
 	problems []string
+	answered bool // something could be read
 }
 
 type file struct {
@@ -137,9 +151,11 @@ func (c *Cluster) collectAll(ctx context.Context, s *scrubber) *collection {
 			continue
 		}
 		if err != nil {
-			all.noteFailure("list "+k.name, err)
+			// "list Secret: " would look like a setting, and its cause would be cut out.
+			all.noteFailure("list "+k.name+" objects", err)
 			continue
 		}
+		all.answered = true
 		c.learnSecrets(ctx, s, all, objects)
 		all.addObjects(s, strings.ToLower(k.name)+"s.yaml", objects)
 	}
@@ -151,6 +167,7 @@ func (c *Cluster) collectAll(ctx context.Context, s *scrubber) *collection {
 			all.noteFailure("ConfigMap kube-system/"+name, err)
 			continue
 		}
+		all.answered = true
 		dns = append(dns, o)
 	}
 	all.addObjects(s, "cluster-dns.yaml", dns)

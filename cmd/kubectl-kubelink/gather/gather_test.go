@@ -259,14 +259,21 @@ func TestSecrets(t *testing.T) {
 			}})
 	}
 	var archive bytes.Buffer
-	problems, err := Write(context.Background(), &archive, clusters, time.Now())
+	missing, err := Write(context.Background(), &archive, clusters, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if problems < 6 { // a missing secret, a former log, and half a report, in each cluster
-		t.Errorf("%d problems", problems)
+	if len(missing) != 2 {
+		t.Fatalf("%+v", missing)
+	}
+	problems := ""
+	for _, m := range missing { // a missing secret, a former log, and half a report
+		if problems += strings.Join(m.Problems, "\n"); len(m.Problems) < 3 || m.All {
+			t.Errorf("%+v", m)
+		}
 	}
 	files := unpack(t, &archive)
+	files["what Write returns"] = problems
 	for _, secret := range s.all {
 		forms := []string{secret, base64.StdEncoding.EncodeToString([]byte(secret)),
 			base64.RawURLEncoding.EncodeToString([]byte(secret)), hex.EncodeToString([]byte(secret))}
@@ -313,10 +320,16 @@ func TestDeadCluster(t *testing.T) {
 			return c.List(ctx, l, o...)
 		}})
 	var archive bytes.Buffer
-	_, err := Write(ctx, &archive, []*Cluster{{Name: "dead", Namespace: "kubelink", Client: silent},
+	missing, err := Write(ctx, &archive, []*Cluster{{Name: "dead", Namespace: "kubelink", Client: silent},
 		{Name: "live", Namespace: "kubelink", Client: live}}, time.Now())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(missing) != 2 || !missing[0].All || missing[0].Cluster != "dead" || missing[1].All ||
+		!strings.Contains(missing[0].Problems[0], context.DeadlineExceeded.Error()) ||
+		strings.Join(missing[1].Problems, "") != "ConfigMap kube-system/coredns: configmaps \"coredns\" not found"+
+			"ConfigMap kube-system/coredns-custom: configmaps \"coredns-custom\" not found" {
+		t.Errorf("%+v", missing)
 	}
 	files := unpack(t, &archive)
 	if !strings.Contains(files["live/nodes.yaml"], "NODE-1") || !strings.Contains(files["dead/errors.txt"], "list Node") {
