@@ -336,3 +336,41 @@ func TestDeadCluster(t *testing.T) {
 		t.Errorf("%v", files)
 	}
 }
+
+// Short secrets are hidden by what fields and names tell, and as words of texts. What only looks alike stays.
+func TestShortSecrets(t *testing.T) {
+	in := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: "kubelink", Name: name} }
+	secret := &corev1.Secret{ObjectMeta: in("short"), Data: map[string][]byte{
+		"one": []byte("~"), "two": []byte("q~"), "three": []byte("q~9\n"), "four": []byte("q~9x"), "five": []byte("q~9xZ"),
+		"number": []byte("80"), "word": []byte("kube"), "url": []byte("http://u:~q@host"), "plain": []byte("true")}}
+	config := &corev1.ConfigMap{ObjectMeta: in("short"), Data: map[string]string{
+		"a": "q~", "b": "q~9\n", "c": "login with q~9x failed", "d": "password: ~q\nother: STAYS-1\n", "e": `{"token":~q}`,
+		"f": "x --api-key ~q --name STAYS-2", "g": "cookie=~q&x=1", "h": "tsig {\n  secret key.example. ~q\n}\n",
+		"i": "Authorization: Basic ~q", "j": "port 80 of kubelink", "k": `{"Authorization": "Bearer ~q"}`, "l": "(q~9xZ)",
+		"m": "secret kubelink-tls\n  secret-manage-mode STAYS-3\n", "n": "ports 8080,80", "o": "auth: false",
+	}}
+	pod := &corev1.Pod{ObjectMeta: in("short")}
+	pod.Spec.Containers = []corev1.Container{{Name: "c", Args: []string{"--x", "q~9", "--pin-token=~q"},
+		Env: []corev1.EnvVar{{Name: "PIN", Value: "q~"}, {Name: "API_TOKEN", Value: "~"}, {Name: "MODE", Value: "true"}}}}
+	logs := func(context.Context, *corev1.Pod, string, bool) ([]byte, error) {
+		return []byte("tried q~9xZ, then q~9x.\nsecret=~q\nmode: true\n"), nil
+	}
+	var archive bytes.Buffer
+	if _, err := Write(t.Context(), &archive, []*Cluster{{Name: "c", Namespace: "kubelink", Logs: logs,
+		Client: newTestClient(t, secret, config, pod)}}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	files := unpack(t, &archive)
+	for name, text := range files {
+		if i := strings.Index(text, "~"); i >= 0 {
+			t.Errorf("%s has a secret: %s", name, text[max(0, i-60):i+2])
+		}
+	}
+	all := files["c/configmaps.yaml"] + files["c/pods.yaml"] + files["c/logs/short-c.log"]
+	for _, want := range []string{"STAYS-1", "STAYS-2", "secret-manage-mode STAYS-3", "port 80 of kubelink", "ports 8080,80",
+		"auth: false", `value: "true"`, "tried REDACTED, then REDACTED.", "login with REDACTED failed", "mode: true"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("there is no %q:\n%s", want, all)
+		}
+	}
+}

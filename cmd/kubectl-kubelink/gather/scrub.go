@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -28,6 +30,9 @@ const (
 	redacted = "REDACTED"
 	// shortest is the shortest value that is cut out of texts wherever it is: others are parts of usual words.
 	shortest = 6
+	// shortestWord is the shortest one that is cut out where it is a word. What is shorter still, such as 80, is hidden
+	// where a field holds it alone, or a name says that it is a secret.
+	shortestWord = 4
 	// shortestLine is that of a line of a value, such as one of a PEM text.
 	shortestLine    = 16
 	wireguardLength = 44 // characters of a key in base64
@@ -42,12 +47,15 @@ var publicKeys = []string{"ca.crt", "tls.crt", "certificate-authority-data", "na
 type scrubber struct {
 	mu     sync.Mutex      // guards the fields below while clusters are read
 	values map[string]bool // of secrets
+	short  map[string]bool // values that are shorter than shortest
 	public map[string]bool // WireGuard keys that all may know
 
 	longestFirst [][]byte // of values; nil: not made yet
 }
 
-func newScrubber() *scrubber { return &scrubber{values: map[string]bool{}, public: map[string]bool{}} }
+func newScrubber() *scrubber {
+	return &scrubber{values: map[string]bool{}, short: map[string]bool{}, public: map[string]bool{}}
+}
 
 // addSecret learns the values of a secret.
 func (s *scrubber) addSecret(secret *corev1.Secret) {
@@ -70,7 +78,13 @@ func (s *scrubber) addLink(link *v1alpha1.KubeLink) {
 
 // addValue learns a value, with the forms in which it may be in texts, and the secrets in it.
 func (s *scrubber) addValue(value string) {
-	if len(value) < shortest || s.values[value] || isPlain(value) {
+	if value == "" || s.values[value] || isPlain(value) {
+		return
+	}
+	if len(value) < shortest {
+		s.short[value] = true
+	}
+	if len(value) < shortestWord {
 		return
 	}
 	s.longestFirst = nil
@@ -133,12 +147,12 @@ const secretWords = `(?:token|password|passwd|passphrase|pwd|client[-_]?key[-_]?
 
 // anyValue is a text in escaped quotes, as in JSON in JSON, in quotes, or a word.
 const anyValue = `(?P<value>\\"(?:\\\\\\\\|\\\\\\"|\\\\[^\\"]|[^\\"\n])*|\\+"[^"\n]*|"(?:[^"\\\n]|\\.)*|` +
-	`'(?:[^'\n]|'')*|[^\s"'\\]{4,})`
+	`'(?:[^'\n]|'')*|[^\s"'\\]+)`
 
 var (
 	// yamlValue is a setting of a line of its own. The value may have spaces.
 	yamlValue = regexp.MustCompile(`(?im)(?P<keep>^[ \t-]*["']?[\w.-]*` + secretWords +
-		`["']?:[ \t]+)(?P<value>[^\s|>{\[][^\n]{3,})`)
+		`["']?:[ \t]+)(?P<value>[^\s|>{\[][^\n]*)`)
 	// namedValue is a setting in JSON, a query or the environment.
 	namedValue = regexp.MustCompile(`(?i)(?P<keep>` + secretWords + `[\\"']*[ \t]*[:=][ \t]*)` + anyValue)
 	// argument is one of a command line, also of a list of arguments.
@@ -154,9 +168,12 @@ var (
 var patterns = []*regexp.Regexp{
 	regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----[\s\S]*?` +
 		`(-----END [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----|$)`),
-	regexp.MustCompile(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*`),        // JWT (RFC 7519)
-	regexp.MustCompile(`(?i)(?P<keep>\b(bearer|basic)\s+)[A-Za-z0-9+/=._~-]{6,}`),          // RFC 9110, 11.4
-	regexp.MustCompile(`(?m)(?P<keep>(^|: |\\n)\s*secret\s+\S+\s+)[A-Za-z0-9+/_-]{16,}=*`), // CoreDNS: tsig
+	regexp.MustCompile(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*`), // JWT (RFC 7519)
+	regexp.MustCompile(`(?i)(?P<keep>\b(bearer|basic)\s+)[A-Za-z0-9+/=._~-]{6,}`),   // RFC 9110, 11.4
+	regexp.MustCompile(`(?i)(?P<keep>\bauthorization[\\"']*[ \t]*[:=][ \t\\"']*\w+[ \t]+)[^\s"'\\]+`),
+	// CoreDNS: tsig. A line that does not begin so may be a sentence about a secret.
+	regexp.MustCompile(`(?m)(?P<keep>(^|\\n)[ \t]*secret[ \t]+[^\s\\]+[ \t]+)[^\s\\]+`),
+	regexp.MustCompile(`(?P<keep>: secret[ \t]+[^\s\\]+[ \t]+)[A-Za-z0-9+/_-]{16,}=*`),
 	// CoreDNS: etcd, route53
 	regexp.MustCompile(`(?m)(?P<keep>(^|\\n)[ \t]*(credentials|aws_access_key)[ \t]+[^\s\\]+[ \t]+)[^\s\\]+`),
 	userInfo, yamlValue, namedValue, argument,
@@ -300,6 +317,11 @@ func (s *scrubber) scrub(text []byte, nesting int) []byte {
 	for _, v := range s.longestFirst {
 		text = bytes.ReplaceAll(text, v, []byte(redacted))
 	}
+	for v := range s.short {
+		if len(v) >= shortestWord {
+			text = hideWord(text, []byte(v))
+		}
+	}
 	text = hideBlocks(text)
 	for _, p := range patterns {
 		text = hidePattern(text, p)
@@ -315,6 +337,37 @@ func (s *scrubber) scrub(text []byte, nesting int) []byte {
 		}
 		return slices.Concat(found[:start], []byte(redacted))
 	})
+}
+
+// hideWord cuts a value out of a text where it is no part of a longer word.
+func hideWord(text, value []byte) []byte {
+	var b bytes.Buffer
+	for {
+		at := bytes.Index(text, value)
+		if at < 0 {
+			b.Write(text)
+			return b.Bytes()
+		}
+		end := at + len(value)
+		b.Write(text[:at])
+		if before, _ := utf8.DecodeLastRune(b.Bytes()); inWord(before) || beginsInWord(text[end:]) {
+			b.Write(value[:1])
+			text = text[at+1:]
+			continue
+		}
+		b.WriteString(redacted)
+		text = text[end:]
+	}
+}
+
+// beginsInWord tells whether a text begins with a character of a word.
+func beginsInWord(text []byte) bool {
+	first, _ := utf8.DecodeRune(text)
+	return inWord(first)
+}
+
+func inWord(r rune) bool {
+	return r != utf8.RuneError && (r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r))
 }
 
 // secretName is that of a variable or an argument with a secret.
@@ -351,15 +404,30 @@ func (s *scrubber) scrubObject(o *unstructured.Unstructured) {
 			o.Object[field] = values
 		}
 	}
-	scrubFields(o.Object)
+	if data, ok := o.Object["data"].(map[string]any); ok && o.GetKind() == "ConfigMap" {
+		for key, v := range data {
+			if s.isShort(v) {
+				data[key] = redacted
+			}
+		}
+	}
+	s.scrubFields(o.Object)
+}
+
+// isShort tells whether a field has a short value of a secret, and nothing else.
+func (s *scrubber) isShort(field any) bool {
+	text, _ := field.(string)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.short[strings.TrimSpace(text)]
 }
 
 // scrubFields looks for preshared keys, and for variables and arguments of containers.
-func scrubFields(value any) {
+func (s *scrubber) scrubFields(value any) {
 	switch v := value.(type) {
 	case map[string]any:
 		name, _ := v["name"].(string)
-		if text, ok := v["value"].(string); ok && text != "" && secretName.MatchString(name) {
+		if text, ok := v["value"].(string); ok && text != "" && (secretName.MatchString(name) || s.isShort(text)) {
 			v["value"] = redacted
 		}
 		for key, field := range v {
@@ -367,16 +435,16 @@ func scrubFields(value any) {
 				v[key] = redacted
 				continue
 			}
-			scrubFields(field)
+			s.scrubFields(field)
 		}
 	case []any:
 		for i, item := range v {
 			if text, ok := item.(string); ok && i > 0 && !strings.HasPrefix(text, "--") {
-				if flag, _ := v[i-1].(string); secretFlag.MatchString(flag) {
+				if flag, _ := v[i-1].(string); secretFlag.MatchString(flag) || s.isShort(text) {
 					v[i] = redacted
 				}
 			}
-			scrubFields(item)
+			s.scrubFields(item)
 		}
 	}
 }
