@@ -24,8 +24,6 @@ const (
 	managedLabel = "app.kubernetes.io/managed-by"
 	pollInterval = 500 * time.Millisecond
 	quietTime    = 2 * time.Second // what takes longer is told
-	// patience is how long pods may take to end. Those on a node that is dead do not end at all.
-	patience = 75 * time.Second
 	// kindRetry is how often a request is tried again while the API server starts to serve new kinds.
 	kindRetry = 10 * time.Second
 )

@@ -17,6 +17,7 @@ import (
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/cmd/kubectl-kubelink/install"
+	"github.com/mandelsoft/kubelink/cmd/kubelink/hooks"
 )
 
 // Options say how. Maps are by the names of the clusters' contexts.
@@ -92,7 +93,7 @@ func (p *pair) beginAgain() *pair {
 func newPair(a, b *Cluster, o Options, log *Log) *pair {
 	p := &pair{Options: o, given: o, log: log}
 	for i, c := range []*Cluster{a, b} {
-		p.sides[i] = &side{changer: changer{Cluster: c, log: log, dryRun: o.DryRun, show: o.Show, patience: patience,
+		p.sides[i] = &side{changer: changer{Cluster: c, log: log, dryRun: o.DryRun, show: o.Show, patience: hooks.Patience,
 			leaseTime: leaseTime},
 			end: end{context: c.Name, name: o.Names[c.Name], endpoint: o.Endpoints[c.Name], networks: o.Networks[c.Name]}}
 	}

@@ -35,8 +35,8 @@ const (
 
 const (
 	pollInterval = 250 * time.Millisecond
-	// patience is how long pods may take to end. Those on a node that is dead do not end at all.
-	patience = 75 * time.Second
+	// Patience is how long pods may take to end. Those on a node that is dead do not end at all.
+	Patience = 75 * time.Second
 )
 
 // uninstaller removes what broker and router have made.
@@ -63,7 +63,7 @@ func runUninstall(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	u := &uninstaller{Client: c, namespace: *namespace, patience: patience, out: out}
+	u := &uninstaller{Client: c, namespace: *namespace, patience: Patience, out: out}
 	steps := []func(context.Context) error{u.endPrograms, u.removeFinalizers, u.deleteGateways}
 	if *clusterDNS {
 		steps = append(steps, u.cleanClusterDNS)
