@@ -14,6 +14,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -72,7 +73,8 @@ func TestCheckDNS(t *testing.T) {
 func newClient(t *testing.T, objects ...client.Object) client.Client {
 	t.Helper()
 	types := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, v1alpha1.AddToScheme,
+		apiextensions.AddToScheme} {
 		if err := add(types); err != nil {
 			t.Fatal(err)
 		}
@@ -165,5 +167,40 @@ func TestUninstallWithDeadNode(t *testing.T) {
 	const foreground, background = metav1.DeletePropagationForeground, metav1.DeletePropagationBackground
 	if !slices.Equal(policies, []metav1.DeletionPropagation{foreground, foreground, background, background}) {
 		t.Error(policies)
+	}
+}
+
+// A finalizer of another program holds an object, and with it its kind. The error names both, the time that it took,
+// and what to do.
+func TestUninstallHeldObjects(t *testing.T) {
+	held := newLink("c2", v1alpha1.StateUp, "")
+	held.Finalizers = []string{"example.com/backup", "example.com/audit"}
+	service := &v1alpha1.MeshService{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web",
+		Finalizers: []string{"example.com/backup"}}}
+	free := newLink("c3", v1alpha1.StateUp, "") // is not to be deleted
+	free.Finalizers = []string{"example.com/free"}
+	crd := &apiextensions.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: "kubelinks.kubelink.mandelsoft.org",
+		Finalizers: []string{apiextensions.CustomResourceCleanupFinalizer, "example.com/kind"}}}
+	u := &uninstaller{Client: newClient(t, held, service, free, crd), finalizer: 3 * pollInterval, out: &strings.Builder{}}
+	for _, o := range []client.Object{held, service} { // as the API server does when their kinds are deleted
+		if err := u.Delete(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := u.deleteCRDs(t.Context())
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{"after 750ms", "KubeLink c2 has example.com/backup and example.com/audit (kubectl patch " +
+		`kubelinks.kubelink.mandelsoft.org c2 --type=merge -p '{"metadata":{"finalizers":null}}')`,
+		"MeshService ns/web has example.com/backup (kubectl -n ns patch meshservices.kubelink.mandelsoft.org web",
+		"CustomResourceDefinition kubelinks.kubelink.mandelsoft.org has example.com/kind (kubectl patch crd kubelinks.",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("there is no %q: %v", want, err)
+		}
+	}
+	if strings.Contains(err.Error(), "free") || strings.Contains(err.Error(), "customresourcecleanup") {
+		t.Error(err)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -17,6 +19,8 @@ import (
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/util/retry"
@@ -37,13 +41,16 @@ const (
 	pollInterval = 250 * time.Millisecond
 	// Patience is how long pods may take to end. Those on a node that is dead do not end at all.
 	Patience = 75 * time.Second
+	// finalizerTime is how long other programs may take to remove their finalizers from objects that are to be deleted.
+	finalizerTime = time.Minute
 )
 
 // uninstaller removes what broker and router have made.
 type uninstaller struct {
 	client.Client
 	namespace string
-	patience  time.Duration
+	patience  time.Duration // for pods to end
+	finalizer time.Duration // for finalizers to go
 	out       io.Writer
 }
 
@@ -63,7 +70,7 @@ func runUninstall(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	u := &uninstaller{Client: c, namespace: *namespace, patience: Patience, out: out}
+	u := &uninstaller{Client: c, namespace: *namespace, patience: Patience, finalizer: finalizerTime, out: out}
 	steps := []func(context.Context) error{u.endPrograms, u.removeFinalizers, u.deleteGateways}
 	if *clusterDNS {
 		steps = append(steps, u.cleanClusterDNS)
@@ -190,7 +197,8 @@ func (u *uninstaller) cleanClusterDNS(ctx context.Context) error {
 	return client.IgnoreNotFound(u.Patch(ctx, custom, patch))
 }
 
-// deleteCRDs deletes the kinds, and with them all their objects.
+// deleteCRDs deletes the kinds, and with them all their objects. Objects that finalizers of other programs hold keep
+// their kinds.
 func (u *uninstaller) deleteCRDs(ctx context.Context) error {
 	definitions, err := crds.ReadDefinitions()
 	if err != nil {
@@ -200,7 +208,58 @@ func (u *uninstaller) deleteCRDs(ctx context.Context) error {
 	for _, crd := range definitions {
 		all = append(all, &apiextensions.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: crd.GetName()}})
 	}
-	return u.deleteAll(ctx, all...)
+	limited, cancel := context.WithTimeout(ctx, u.finalizer)
+	defer cancel()
+	err = u.deleteAll(limited, all...)
+	if err == nil || limited.Err() == nil || ctx.Err() != nil {
+		return err
+	}
+	held, unread := u.findHeld(ctx, definitions)
+	if len(held) == 0 {
+		return errors.Join(err, unread)
+	}
+	return errors.Join(fmt.Errorf("after %s, finalizers hold objects that are to be deleted: %s. Let the programs remove them "+
+		"that have set them, or, if these are gone, take them off as said; then uninstall again", u.finalizer,
+		strings.Join(held, "; ")), unread)
+}
+
+// findHeld describes the objects of these kinds, and the kinds, that finalizers hold.
+func (u *uninstaller) findHeld(ctx context.Context, definitions []*unstructured.Unstructured) (held []string, err error) {
+	for _, crd := range definitions {
+		group, _, _ := unstructured.NestedString(crd.Object, "spec", "group")
+		kind, _, _ := unstructured.NestedString(crd.Object, "spec", "names", "kind")
+		plural, _, _ := unstructured.NestedString(crd.Object, "spec", "names", "plural")
+		list := &unstructured.UnstructuredList{}
+		list.SetGroupVersionKind(schema.GroupVersionKind{Group: group, Version: "v1alpha1", Kind: kind + "List"})
+		if e := ignoreNoKind(u.List(ctx, list)); e != nil {
+			err = errors.Join(err, fmt.Errorf("list objects of kind %s: %w", kind, e))
+		}
+		for i := range list.Items {
+			held = append(held, describeHeld(kind, plural+"."+group, &list.Items[i])...)
+		}
+		is := &apiextensions.CustomResourceDefinition{}
+		if e := u.Get(ctx, client.ObjectKeyFromObject(crd), is); client.IgnoreNotFound(e) != nil {
+			err = errors.Join(err, e)
+		}
+		held = append(held, describeHeld("CustomResourceDefinition", "crd", is)...)
+	}
+	return held, err
+}
+
+// describeHeld says which finalizers hold an object that is to be deleted, and how to take them off; none: none do.
+func describeHeld(kind, resource string, o client.Object) []string {
+	finalizers := slices.DeleteFunc(slices.Clone(o.GetFinalizers()), func(name string) bool {
+		return name == apiextensions.CustomResourceCleanupFinalizer // waits for the objects of the kind
+	})
+	if len(finalizers) == 0 || o.GetDeletionTimestamp().IsZero() {
+		return nil
+	}
+	name, in := o.GetName(), ""
+	if namespace := o.GetNamespace(); namespace != "" {
+		name, in = namespace+"/"+name, "-n "+namespace+" "
+	}
+	return []string{fmt.Sprintf(`%s %s has %s (kubectl %spatch %s %s --type=merge -p '{"metadata":{"finalizers":null}}')`,
+		kind, name, strings.Join(finalizers, " and "), in, resource, o.GetName())}
 }
 
 // ignoreNoKind returns nil for the error that the API server does not know the kind: then there is no object of it.
