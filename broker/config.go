@@ -83,6 +83,7 @@ type GatewayConfig struct {
 	RouteTable     int            // routing table for our routes; 254 is main
 	RulePriority   int            // of the rule that leads to RouteTable when it is not main
 	KeepNetwork    bool           // leave device, routes and rules in place on shutdown
+	NoRouters      bool           // other nodes need no kubelink-router: nothing looks for it
 }
 
 // DeviceConfig says what is special of the device.

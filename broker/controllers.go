@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -201,6 +202,7 @@ type watchedKind struct {
 	object client.Object
 	wanted bool
 	helps  bool            // each change wakes the reconciler, but links come up without these objects
+	late   bool            // of one that helps: the reconciler does not wait for it at all
 	cache  *cache.ByObject // which of them, and what of them; nil: all
 }
 
@@ -208,29 +210,38 @@ type watchedKind struct {
 func watchedKinds(cfg *Config, secrets cache.ByObject, allSecrets bool) []watchedKind {
 	stripped := &cache.ByObject{Transform: cache.TransformStripManagedFields()} // there may be many
 	return []watchedKind{
-		{&v1alpha1.KubeLink{}, true, false, nil},
-		{&corev1.Secret{}, cfg.Secret != "" || allSecrets, true, &secrets},
-		{&corev1.Service{}, cfg.Service != "", true, selectByName(cfg.Namespace, cfg.Service)},
-		{&corev1.Node{}, cfg.VXLAN.Wanted && cfg.Mode.CarriesTraffic(), true,
-			&cache.ByObject{Transform: linkgateway.ReduceNode}},
-		{&corev1.ConfigMap{}, cfg.ConfigureDNS, false, selectByName(stubdomain.Namespace, stubdomain.ConfigMap)},
-		{&coredns.CoreDNSEntry{}, true, false, stripped},
-		{&coredns.HostedZone{}, true, false, stripped},
+		{object: &v1alpha1.KubeLink{}, wanted: true},
+		{object: &corev1.Secret{}, wanted: cfg.Secret != "" || allSecrets, helps: true, cache: &secrets},
+		{object: &corev1.Service{}, wanted: cfg.Service != "", helps: true,
+			cache: selectByName(cfg.Namespace, cfg.Service)},
+		{object: &corev1.Node{}, wanted: cfg.needsNodes(), helps: true, late: !cfg.VXLAN.Wanted,
+			cache: &cache.ByObject{Transform: linkgateway.ReduceNode}},
+		{object: &corev1.Pod{}, wanted: cfg.expectsRouters(), helps: true, late: true, cache: &cache.ByObject{
+			Namespaces: map[string]cache.Config{cfg.Namespace: {
+				LabelSelector: labels.SelectorFromSet(linkgateway.RouterLabels())}},
+			Transform: linkgateway.ReduceRouter}},
+		{object: &corev1.ConfigMap{}, wanted: cfg.ConfigureDNS,
+			cache: selectByName(stubdomain.Namespace, stubdomain.ConfigMap)},
+		{object: &coredns.CoreDNSEntry{}, wanted: true, cache: stripped},
+		{object: &coredns.HostedZone{}, wanted: true, cache: stripped},
 	}
 }
 
-// selectObjects returns what the cache is to have of objects, and the kinds that help.
-func selectObjects(kinds []watchedKind) (byObject map[client.Object]cache.ByObject, helps []client.Object) {
+// selectObjects returns what the cache is to have of objects, and the kinds that help, the late ones apart.
+func selectObjects(kinds []watchedKind) (byObject map[client.Object]cache.ByObject, helps, late []client.Object) {
 	byObject = map[client.Object]cache.ByObject{}
 	for _, k := range kinds {
 		if k.wanted && k.cache != nil {
 			byObject[k.object] = *k.cache
 		}
-		if k.wanted && k.helps {
+		switch {
+		case k.wanted && k.late:
+			late = append(late, k.object)
+		case k.wanted && k.helps:
 			helps = append(helps, k.object)
 		}
 	}
-	return byObject, helps
+	return byObject, helps, late
 }
 
 // selectByName selects the one object of that name.
@@ -287,8 +298,8 @@ func (c *controllers) runManager(ctx context.Context) error {
 	if !allSecrets {
 		secrets = *selectByName(c.cfg.Namespace, c.cfg.Secret)
 	}
-	byObject, helps := selectObjects(watchedKinds(&c.cfg, secrets, allSecrets))
-	watches := kubeapi.NewWatches(c.r.waker.wake, helps)
+	byObject, helps, late := selectObjects(watchedKinds(&c.cfg, secrets, allSecrets))
+	watches := kubeapi.NewWatches(c.r.waker.wake, helps, late)
 	watch := globalnames.NewWatch(c.r.waker.wake, c.log)
 	mgr, err := ctrl.NewManager(c.api, ctrl.Options{
 		Scheme:         scheme,

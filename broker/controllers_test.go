@@ -31,8 +31,14 @@ func TestWatchedKinds(t *testing.T) {
 		{"all secrets", Config{}, true, []string{"*v1.Secret helps"}},
 		{"a service", Config{GatewayConfig: GatewayConfig{Service: "kubelink"}}, false, []string{"*v1.Service helps"}},
 		{"an overlay", Config{
-			GatewayConfig: GatewayConfig{VXLAN: VXLAN{Wanted: true}}, Local: mesh.Local{Mode: mesh.Bridge},
+			GatewayConfig: GatewayConfig{VXLAN: VXLAN{Wanted: true}, NoRouters: true}, Local: mesh.Local{Mode: mesh.Bridge},
 		}, false, []string{"*v1.Node helps"}},
+		{"routers", Config{Local: mesh.Local{Mode: mesh.Bridge}}, false,
+			[]string{"*v1.Node helps late", "*v1.Pod helps late"}},
+		{"an overlay and routers", Config{
+			GatewayConfig: GatewayConfig{VXLAN: VXLAN{Wanted: true}}, Local: mesh.Local{Mode: mesh.Bridge},
+		}, false, []string{"*v1.Node helps", "*v1.Pod helps late"}},
+		{"no packets", Config{Local: mesh.Local{Mode: mesh.None}}, false, nil},
 		// The configurer decides by itself what is worth a look.
 		{"the cluster's DNS", Config{NamesConfig: all}, false, []string{"*v1.ConfigMap"}},
 		{"all", Config{
@@ -49,6 +55,9 @@ func TestWatchedKinds(t *testing.T) {
 				text := fmt.Sprintf("%T", k.object)
 				if k.helps {
 					text += " helps"
+				}
+				if k.late {
+					text += " late"
 				}
 				got = append(got, text)
 			}
@@ -74,6 +83,7 @@ func TestWatchedObjects(t *testing.T) {
 		"*v1.ConfigMap":          "kube-system metadata.name=coredns-custom",
 		"*v1alpha1.KubeLink":     "all",
 		"*v1.Node":               "all, stripped",
+		"*v1.Pod":                "ns app=kubelink-router, stripped",
 		"*v1alpha1.CoreDNSEntry": "all, stripped",
 		"*v1alpha1.HostedZone":   "all, stripped",
 	}
@@ -81,7 +91,11 @@ func TestWatchedObjects(t *testing.T) {
 		got := "all"
 		if k.cache != nil {
 			for namespace, c := range k.cache.Namespaces {
-				got = namespace + " " + c.FieldSelector.String()
+				if got = namespace + " "; c.LabelSelector != nil {
+					got += c.LabelSelector.String()
+				} else {
+					got += c.FieldSelector.String()
+				}
 			}
 			if k.cache.Transform != nil {
 				got += ", stripped"

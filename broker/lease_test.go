@@ -134,7 +134,7 @@ func TestOutcomeByRole(t *testing.T) {
 	state := mesh.Build(objects, b.cfg.Local)
 	run := newTestRun(b, newFakeAPIServer())
 	b.r.holder = lease.View{State: &lease.State{Role: lease.Standby, Term: 4, Holder: "node9"}}
-	out := run.newOutcome(&objects, &state, nil, nil, nil)
+	out := run.newOutcome(&objects, &state, nil, nil, nil, nil)
 	if !out.Standby || len(out.Links) != 1 || out.Links[0].Standby.Node != "node1" || out.Secret != nil ||
 		out.Create != nil || !strings.HasPrefix(out.Links[0].Standby.Message, "node9 holds the links with term 4") {
 		t.Errorf("standby: %+v", out)
@@ -145,7 +145,7 @@ func TestOutcomeByRole(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.names.changeSource(func(from *nameSource) { from.setRouted(&state) })
-	out = run.newOutcome(&objects, &state, nil, nil, nil)
+	out = run.newOutcome(&objects, &state, nil, nil, nil, nil)
 	if out.Standby || len(out.Links) != 2 {
 		t.Fatalf("holder: %+v", out)
 	}

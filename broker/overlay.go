@@ -4,33 +4,14 @@ package broker
 
 import (
 	"cmp"
-	"context"
+	"fmt"
 
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/mandelsoft/kubelink/broker/linkgateway"
 	"github.com/mandelsoft/kubelink/broker/mesh"
-	"github.com/mandelsoft/kubelink/broker/onchange"
 	"github.com/mandelsoft/kubelink/broker/overlay"
 )
 
 func (v *VXLAN) vni() int  { return cmp.Or(v.VNI, overlay.DefaultVNI) }
 func (v *VXLAN) port() int { return cmp.Or(v.Port, overlay.DefaultPort) }
-
-// clusterNodes are the nodes as read last.
-type clusterNodes struct {
-	list     []linkgateway.Node
-	err      error          // why they are not known; nil: they are
-	unserved onchange.Error // why the overlay does not lead to some of them
-}
-
-// read reads them, if the overlay needs them.
-func (n *clusterNodes) read(ctx context.Context, reader client.Reader, c *Config) {
-	n.list, n.err = nil, nil
-	if c.VXLAN.Wanted && c.Mode.CarriesTraffic() {
-		n.list, n.err = linkgateway.ReadNodes(ctx, reader, c.NodeCIDRs)
-	}
-}
 
 // setOverlay sets the overlay to all nodes, or removes it. While the nodes are not known, it stays as it is. A node
 // that it cannot lead to is no fault of the mesh: the LocalLinks tell of it.
@@ -51,7 +32,7 @@ func (r *reconciler) changeOverlay(s *mesh.State) (err, pending error) {
 	case !r.cfg.VXLAN.Wanted || len(s.Meshes) == 0:
 		return g.nodes.Set(overlay.State{})
 	case r.nodes.err != nil:
-		return r.nodes.err, nil
+		return fmt.Errorf("ipip vxlan needs the nodes of the cluster: %w", r.nodes.err), nil
 	}
 	want := overlay.State{
 		VNI: r.cfg.VXLAN.vni(), Port: r.cfg.VXLAN.port(), TUN: r.cfg.Interface, NodeNetworks: r.cfg.NodeCIDRs,

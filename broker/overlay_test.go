@@ -60,7 +60,7 @@ func TestSetOverlay(t *testing.T) {
 			r.gateway = &gateway{nodes: o}
 			r.gateway.place.Place = c.place
 			r.nodes = clusterNodes{list: nodes, err: c.failed}
-			if err, pending := r.setOverlay(c.state); err != c.failed || pending != nil {
+			if err, pending := r.setOverlay(c.state); !errors.Is(err, c.failed) || pending != nil {
 				t.Errorf("error %v, pending %v", err, pending)
 			}
 			got := ""

@@ -173,8 +173,9 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	r.noteApplied(errors.Join(err, portErr), credErr, globalErr, pending)
 	r.writePlace(&state, pending)
 	r.snapshot.Load().KeepLinks(list.Items)
-	outcome := r.newOutcome(&objects, &state, errors.Join(err, portErr), pending, credErr)
-	r.found.Store(r.newFindings(&objects, &state, outcome, credErr))
+	routers := r.checkRouters(ctx, &state)
+	outcome := r.newOutcome(&objects, &state, routers, errors.Join(err, portErr), pending, credErr)
+	r.found.Store(r.newFindings(&objects, &state, routers, outcome, credErr))
 	r.writer.SetOutcome(outcome)
 	r.reportServices()
 	if err != nil && !errors.Is(err, kernel.ErrStuck) { // the kernel's worker wakes the reconciler when it is done
@@ -184,6 +185,9 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	again := min(resync, r.creds.RenewIn())
 	if pending != nil {
 		again = min(again, kernel.Grace)
+	}
+	if routers != nil && routers.Again > 0 {
+		again = min(again, routers.Again)
 	}
 	return reconcile.Result{RequeueAfter: again}, nil
 }
@@ -268,7 +272,7 @@ func (r *reconcilerRun) readKeyedObjects(links []v1alpha1.KubeLink) (objects mes
 
 // newOutcome is all that a reconciliation wants to have written.
 func (r *reconcilerRun) newOutcome(
-	objects *mesh.Objects, s *mesh.State, applyErr, pending, credErr error,
+	objects *mesh.Objects, s *mesh.State, routers *link.RouterReport, applyErr, pending, credErr error,
 ) *writeback.Outcome {
 	items := objects.Links
 	if r.holder.Role == lease.Standby {
@@ -288,6 +292,9 @@ func (r *reconcilerRun) newOutcome(
 	}
 	statuses := r.gateway.observe(seen)
 	seen.Unrouted = r.names.findUnrouted(s)
+	if routers != nil {
+		seen.Nodes, seen.Unchecked = routers.Findings, errors.Join(seen.Unchecked, routers.Unknown)
+	}
 	keyNote := r.creds.KeyNote(items, statuses, time.Now())
 	for _, m := range s.Meshes {
 		seen.AddNote(m.Link, keyNote)

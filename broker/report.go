@@ -134,11 +134,11 @@ func programVersions() (kubelink, coreDNS string) {
 
 // newFindings is what a reconciliation has found out, for reports.
 func (r *reconcilerRun) newFindings(
-	objects *mesh.Objects, s *mesh.State, out *writeback.Outcome, credErr error,
+	objects *mesh.Objects, s *mesh.State, routers *link.RouterReport, out *writeback.Outcome, credErr error,
 ) *diagnosis.Outcome {
 	found := &diagnosis.Outcome{
 		Links: objects.Links, State: s, Told: map[string]diagnosis.Told{}, Standby: out.Standby, Credentials: credErr,
-		Names: r.globals.Reports(),
+		Names: r.globals.Reports(), Routers: routers,
 	}
 	for i := range out.Links {
 		l := &out.Links[i]

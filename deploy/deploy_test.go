@@ -84,7 +84,7 @@ var components = map[string][]string{
 		"ClusterRoleBinding /kubelink-own-names", "Role kubelink/kubelink-api-access",
 		"RoleBinding kubelink/kubelink-api-access",
 	},
-	"vxlan":       {"ClusterRole /kubelink-vxlan", "ClusterRoleBinding /kubelink-vxlan"},
+	"vxlan":       {},
 	"self-signed": {"Role kubelink/kubelink-self-signed", "RoleBinding kubelink/kubelink-self-signed"},
 	"wireguard":   {"Role kubelink/kubelink-wireguard", "RoleBinding kubelink/kubelink-wireguard"},
 	"state-dir":   {},

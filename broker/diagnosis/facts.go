@@ -35,7 +35,8 @@ type Outcome struct {
 	Certificates []Certificate
 	Credentials  error // certificate or key cannot be used; nil: it can, or none is needed
 	MeshServices []MeshService
-	Names        records.Result // the reports on CoreDNSEntries and HostedZones
+	Names        records.Result     // the reports on CoreDNSEntries and HostedZones
+	Routers      *link.RouterReport // of the other nodes; nil: none are expected, or another broker tells
 }
 
 // Told is what users see of a KubeLink in its status.

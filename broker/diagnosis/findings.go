@@ -44,7 +44,8 @@ const (
 	NamesNotForwarded    = "NamesNotForwarded" // coredns-configure has no effect
 	StateDirUnusable     = "StateDirUnusable"
 	NodeNotChecked       = "NodeNotChecked"
-	RouterNotReady       = "RouterNotReady" // on a node
+	RouterMissing        = link.RouterMissing
+	RouterNotReady       = link.RouterNotReady // on a node
 )
 
 // notRouted is in the note of a link whose network this cluster has, too.
@@ -93,6 +94,7 @@ func (f *Facts) checkAll(ctx context.Context) []check {
 		{"certificates", f.checkCertificates},
 		{"objects", f.checkObjects},
 		{"node", f.checkNode},
+		{"routers", f.checkRouters},
 		{"links", f.checkLinks},
 		{"mesh-services", f.checkMeshServices},
 		{"global-names", f.checkGlobalNames},
@@ -180,7 +182,8 @@ func (f *Facts) checkObjects(c *check) {
 		told := f.Told[o.Name]
 		reason := map[v1alpha1.State]string{v1alpha1.StateInvalid: LinkInvalid, v1alpha1.StateStale: LinkStale}[told.State]
 		if told.State == v1alpha1.StateError && o.Spec.Endpoint == v1alpha1.EndpointLocal &&
-			f.Credentials == nil && f.Health.Applied == nil && len(f.Node.Findings) == 0 {
+			f.Credentials == nil && f.Health.Applied == nil && len(f.Node.Findings) == 0 &&
+			(f.Routers == nil || len(f.Routers.Findings) == 0) {
 			reason = LinkError
 		}
 		if reason != "" {
@@ -211,6 +214,22 @@ func (f *Facts) checkNode(c *check) {
 	if err := f.Node.Incomplete; err != nil {
 		c.add(NodeNotChecked, Warning, node, "the node cannot be checked in full: "+err.Error(),
 			"install the command that is missing on the image of the broker, or give the broker the capability NET_ADMIN")
+	}
+}
+
+// checkRouters looks whether pods of the other nodes have a way to the links.
+func (f *Facts) checkRouters(c *check) {
+	if f.Routers == nil {
+		return
+	}
+	routers := Object{"DaemonSet", f.Namespace, link.RouterName}
+	for _, found := range f.Routers.Findings {
+		c.add(found.Reason, Error, routers, found.Text, found.Remedy)
+	}
+	if err := f.Routers.Unknown; err != nil {
+		message, remedy := splitRemedy(err.Error(), "see that the API server answers")
+		c.add(NodeNotChecked, Warning, routers,
+			"it is not known whether pods of all nodes have a way to the links: "+message, remedy)
 	}
 }
 

@@ -129,6 +129,14 @@ func TestFindings(t *testing.T) {
 		"Lease": {func(f *Facts) { f.Lease.Problem = "the Lease cannot be used: give the broker rights" }, LeaseProblem,
 			"Broker node1", "the Lease cannot be used", "give the broker rights", Warning},
 		"no holder": {func(f *Facts) { f.Lease = Lease{} }, NoHolder, "Broker node1", "not known which", "leases", Error},
+		"router": {func(f *Facts) {
+			f.Routers = &link.RouterReport{Missing: 1, Findings: link.Findings{
+				{Reason: RouterMissing, Text: "no kubelink-router runs on node node2", Remedy: "install it"}}}
+		}, RouterMissing, "DaemonSet kubelink-router", "runs on node node2", "install it", Error},
+		"routers not known": {func(f *Facts) {
+			f.Routers = &link.RouterReport{Unknown: errors.New("pods is forbidden: allow it as deploy/base/rbac.yaml does")}
+		}, NodeNotChecked, "DaemonSet kubelink-router", "whether pods of all nodes have a way to the links: pods", "allow it as",
+			Warning},
 		"certificate": {func(f *Facts) { f.Credentials = errors.New("secret kubelink/tls does not exist: create it") },
 			CertificateUnusable, "Broker node1", "secret kubelink/tls does not exist", "create it", Error},
 		"certificate ends": {func(f *Facts) {

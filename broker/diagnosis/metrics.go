@@ -19,6 +19,8 @@ var (
 	linkDesc = newDesc("link_info",
 		"Always 1: mesh (empty: the default mesh), cluster and its address in the mesh, and the link that carries it.",
 		"link", "mesh", "cluster", "address", "carrier")
+	routerDesc = newDesc("nodes_without_router",
+		"Nodes whose pods have no way to the links, as no kubelink-router is ready there, by reason.", "reason")
 	expiryDesc = newDesc("certificate_expiry_timestamp_seconds",
 		"When the certificate of this cluster expires, or of the CAs that it trusts the first one, in Unix time.", "kind")
 )
@@ -49,6 +51,10 @@ func (o *Outcome) Collect(ch chan<- prometheus.Metric) {
 				gauge(objectsDesc, float64(n), kind, state)
 			}
 		}
+	}
+	if r := o.Routers; r != nil && r.Unknown == nil {
+		gauge(routerDesc, float64(r.Missing), RouterMissing)
+		gauge(routerDesc, float64(r.NotReady), RouterNotReady)
 	}
 	addresses := make(map[string]string, len(o.Links))
 	for i := range o.Links {

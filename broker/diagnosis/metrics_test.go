@@ -13,6 +13,7 @@ import (
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
+	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/mesh"
 	"github.com/mandelsoft/kubelink/broker/records"
 )
@@ -39,6 +40,7 @@ func TestCollectOutcome(t *testing.T) {
 			"b": {State: v1alpha1.StateInvalid}},
 		Certificates: []Certificate{{Kind: "certificate", NotAfter: time.Unix(3000, 0)},
 			{Kind: "ca", NotAfter: time.Unix(9000, 0)}, {Kind: "ca", NotAfter: time.Unix(5000, 0)}},
+		Routers:      &link.RouterReport{Missing: 2},
 		MeshServices: []MeshService{{Name: "x", State: "Ok"}, {Name: "y", State: "Ok"}},
 		Names: records.Result{Entries: map[types.NamespacedName]records.Report{
 			{Name: "a"}: {State: coredns.StateStale}, {Name: "b"}: {State: coredns.StateStale, Foreign: true},
@@ -53,6 +55,11 @@ coredns_kubelink_certificate_expiry_timestamp_seconds{kind="certificate"} 3000
 		`and the link that carries it.
 # TYPE coredns_kubelink_link_info gauge
 coredns_kubelink_link_info{address="192.168.0.12/24",carrier="a",cluster="a",link="a",mesh=""} 1
+# HELP coredns_kubelink_nodes_without_router Nodes whose pods have no way to the links, as no kubelink-router is ready ` +
+		`there, by reason.
+# TYPE coredns_kubelink_nodes_without_router gauge
+coredns_kubelink_nodes_without_router{reason="RouterMissing"} 2
+coredns_kubelink_nodes_without_router{reason="RouterNotReady"} 0
 # HELP coredns_kubelink_objects Number of objects whose state this broker tells by kind and state.
 # TYPE coredns_kubelink_objects gauge
 `

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	ctrlcache "sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
@@ -153,10 +154,57 @@ func TestReaderDoubts(t *testing.T) {
 	}
 }
 
+// The reconciler does not wait for what is late, which cannot be read before it is known.
+func TestLateWatches(t *testing.T) {
+	woken, ended := make(chan struct{}, 1), make(chan error)
+	w := NewWatches(func() { woken <- struct{}{} }, nil, []client.Object{&corev1.Pod{}})
+	w.SetCache(refusingCache{})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { ended <- w.Start(ctx) }()
+	w.Ready() // it starts the watches
+	<-woken
+	err := w.Reader(fake.NewClientBuilder().Build()).List(t.Context(), &corev1.PodList{})
+	if err == nil || !w.Ready() {
+		t.Errorf("ready %v, pods: %v", w.Ready(), err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// refusingCache has no informers.
+type refusingCache struct{ ctrlcache.Cache }
+
+func (refusingCache) GetInformer(
+	context.Context, client.Object, ...ctrlcache.InformerGetOption,
+) (ctrlcache.Informer, error) {
+	return nil, errors.New("forbidden")
+}
+
+// A heartbeat of a node changes its version, and nothing of what the cache keeps.
+func TestSameButVersion(t *testing.T) {
+	node := func(version, label string) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a", ResourceVersion: version,
+			Labels: map[string]string{"a": label}}}
+	}
+	for _, c := range []struct {
+		old, new any
+		same     bool
+	}{
+		{node("1", "x"), node("2", "x"), true}, {node("1", "x"), node("2", "y"), false},
+		{node("1", "x"), node("1", "x"), false}, {"no", "object", false},
+	} {
+		if got := sameButVersion(c.old, c.new); got != c.same {
+			t.Errorf("%v and %v: %v", c.old, c.new, got)
+		}
+	}
+}
+
 // What is not known cannot be read, and the reconciler waits for it only for a while.
 func TestWatches(t *testing.T) {
 	var woken atomic.Int32
-	w := NewWatches(func() { woken.Add(1) }, []client.Object{&corev1.Secret{}, &corev1.Service{}})
+	w := NewWatches(func() { woken.Add(1) }, []client.Object{&corev1.Secret{}, &corev1.Service{}}, nil)
 	reader := w.Reader(fake.NewClientBuilder().Build())
 	get := func(o client.Object) error {
 		return reader.Get(t.Context(), client.ObjectKey{Namespace: "n", Name: "x"}, o)

@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/runtime"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -27,6 +29,7 @@ const (
 type Watches struct {
 	wake  func()
 	kinds []client.Object
+	late  []client.Object // that the reconciler never waits for
 	cache cache.Cache
 	once  sync.Once
 	asked chan struct{} // closed when Ready is called for the first time
@@ -37,12 +40,13 @@ type Watches struct {
 	failure map[string]error // why a kind is not known, by type
 }
 
-// NewWatches returns watches of kinds that call wake after changes.
-func NewWatches(wake func(), kinds []client.Object) *Watches {
+// NewWatches returns watches of kinds that call wake after changes. The reconciler does not wait for the late ones.
+func NewWatches(wake func(), kinds, late []client.Object) *Watches {
 	w := &Watches{
-		wake: wake, kinds: kinds, asked: make(chan struct{}), synced: map[string]bool{}, failure: map[string]error{},
+		wake: wake, kinds: kinds, late: late, asked: make(chan struct{}), synced: map[string]bool{},
+		failure: map[string]error{},
 	}
-	for _, k := range kinds {
+	for _, k := range slices.Concat(kinds, late) {
 		w.synced[typeName(k)] = false
 	}
 	return w
@@ -63,13 +67,17 @@ func (w *Watches) Start(ctx context.Context) error {
 	}
 	timer := time.AfterFunc(patience, w.endPatience)
 	defer timer.Stop()
-	var wg sync.WaitGroup
-	for _, k := range w.kinds {
-		wg.Go(func() { w.watchKind(ctx, k) })
+	var awaited, late sync.WaitGroup
+	for _, k := range w.late {
+		late.Go(func() { w.watchKind(ctx, k) })
 	}
-	wg.Wait()
+	for _, k := range w.kinds {
+		awaited.Go(func() { w.watchKind(ctx, k) })
+	}
+	awaited.Wait()
 	w.endPatience()
 	<-ctx.Done()
+	late.Wait()
 	return nil
 }
 
@@ -91,7 +99,12 @@ func (w *Watches) watchKind(ctx context.Context, kind client.Object) {
 		if err == nil {
 			var handler toolscache.ResourceEventHandlerRegistration
 			handler, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-				AddFunc: func(any) { w.wake() }, UpdateFunc: func(_, _ any) { w.wake() }, DeleteFunc: func(any) { w.wake() },
+				AddFunc: func(any) { w.wake() }, DeleteFunc: func(any) { w.wake() },
+				UpdateFunc: func(old, new any) {
+					if !sameButVersion(old, new) { // heartbeats of nodes change nothing else of what the cache keeps
+						w.wake()
+					}
+				},
 			})
 			if err == nil {
 				if toolscache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
@@ -106,6 +119,18 @@ func (w *Watches) watchKind(ctx context.Context, kind client.Object) {
 		case <-time.After(retryInterval):
 		}
 	}
+}
+
+// sameButVersion compares objects without their versions.
+func sameButVersion(old, new any) bool {
+	a, ok := old.(client.Object)
+	b, isObject := new.(client.Object)
+	if !ok || !isObject || a.GetResourceVersion() == b.GetResourceVersion() {
+		return false // a resync, after which all is looked at
+	}
+	a = a.DeepCopyObject().(client.Object)
+	a.SetResourceVersion(b.GetResourceVersion())
+	return equality.Semantic.DeepEqual(a, b)
 }
 
 func (w *Watches) noteSynced(kind string) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,22 +20,19 @@ import (
 
 // Node is one of them.
 type Node struct {
-	Name    string
-	NodeIPs []netip.Addr // in node-cidr, one of each family at most
+	Name       string
+	NodeIPs    []netip.Addr // in node-cidr, one of each family at most
+	ReadySince time.Time    // zero: it is not ready, or runs no Linux, so that no router of ours can help its pods
 }
 
 // ReadNodes returns the nodes that have an address in node-cidr, by name.
 func ReadNodes(ctx context.Context, reader client.Reader, nodeCIDRs mesh.Prefixes) (nodes []Node, err error) {
 	var list corev1.NodeList
 	if err := reader.List(ctx, &list); err != nil {
-		remedy := ""
-		if apierrors.IsForbidden(err) || strings.Contains(err.Error(), "forbidden") {
-			remedy = ": allow it as deploy/components/vxlan does"
-		}
-		return nil, fmt.Errorf("ipip vxlan needs the nodes of the cluster: %w%s", err, remedy)
+		return nil, fmt.Errorf("%w%s", err, remedyOfRefusal(err))
 	}
 	for i := range list.Items {
-		n := Node{Name: list.Items[i].Name}
+		n := Node{Name: list.Items[i].Name, ReadySince: readySince(&list.Items[i])}
 		for _, a := range list.Items[i].Status.Addresses {
 			ip, err := netip.ParseAddr(a.Address)
 			if ip = ip.Unmap(); err == nil && a.Type == corev1.NodeInternalIP && nodeCIDRs.Contains(ip) {
@@ -49,14 +47,45 @@ func ReadNodes(ctx context.Context, reader client.Reader, nodeCIDRs mesh.Prefixe
 	return nodes, nil
 }
 
+// remedyOfRefusal is what to do where the API server refuses to tell.
+func remedyOfRefusal(err error) string {
+	if apierrors.IsForbidden(err) || strings.Contains(err.Error(), "forbidden") {
+		return ": allow it as deploy/base/rbac.yaml does"
+	}
+	return ""
+}
+
+// readySince is the time from which on a node is ready.
+func readySince(n *corev1.Node) time.Time {
+	if system := n.Labels[corev1.LabelOSStable]; system != "" && system != "linux" {
+		return time.Time{}
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
+			return c.LastTransitionTime.Time
+		}
+	}
+	return time.Time{}
+}
+
 // ReduceNode leaves of a node what ReadNodes reads: a heartbeat changes nothing of that.
 func ReduceNode(o any) (any, error) {
 	n, ok := o.(*corev1.Node)
 	if !ok {
 		return o, nil
 	}
-	return &corev1.Node{
+	reduced := &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion},
 		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses},
-	}, nil
+	}
+	if system, ok := n.Labels[corev1.LabelOSStable]; ok {
+		reduced.Labels = map[string]string{corev1.LabelOSStable: system}
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			reduced.Status.Conditions = []corev1.NodeCondition{
+				{Type: c.Type, Status: c.Status, LastTransitionTime: c.LastTransitionTime}}
+		}
+	}
+	return reduced, nil
 }

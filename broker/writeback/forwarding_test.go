@@ -16,6 +16,7 @@ func TestForwardingCondition(t *testing.T) {
 		{Link: "b", Reason: "ForeignRoute", Text: "a route", Remedy: "remove it"},
 		{Link: "c", Reason: "PacketFilter", Text: "a rule", Remedy: "remove that"},
 	}
+	others := link.Findings{{Reason: link.RouterMissing, Text: "no router on node2", Remedy: "install it"}}
 	for _, c := range []struct {
 		name string
 		seen Observations
@@ -28,6 +29,10 @@ func TestForwardingCondition(t *testing.T) {
 			metav1.Condition{Status: "False", Reason: "PacketFilter", Message: "link c: a rule: remove that"}},
 		{"found of other links", Observations{Checked: true, Findings: found}, "d",
 			metav1.Condition{Status: "True", Reason: "NothingFound"}},
+		{"other nodes have no router", Observations{Checked: true, Nodes: others}, "b",
+			metav1.Condition{Status: "False", Reason: "RouterMissing", Message: "no router on node2: install it"}},
+		{"found here first", Observations{Checked: true, Findings: found, Nodes: others}, "c", metav1.Condition{
+			Status: "False", Reason: "PacketFilter", Message: "link c: a rule: remove that; no router on node2: install it"}},
 		{"not in full", Observations{Checked: true, Unchecked: errors.New("no\nnftables")}, "b",
 			metav1.Condition{Status: "Unknown", Reason: "CheckIncomplete", Message: "no; nftables"}},
 		{"not in full, and found", Observations{Checked: true, Findings: found, Unchecked: errors.New("no")}, "b",

@@ -30,7 +30,8 @@ type Observations struct {
 
 	Checked   bool          // the node was checked
 	Findings  link.Findings // what keeps packets from passing
-	Unchecked error         // why a part of the node could not be checked
+	Unchecked error         // why a part of the node, or of the other nodes, could not be checked
+	Nodes     link.Findings // on which other nodes pods have no way to the links
 }
 
 // AddNote adds a note to a link; an empty text is none.
@@ -116,7 +117,9 @@ func localState(
 	case failed != nil:
 		return v1alpha1.StateError, joinTexts(OneLine(failed), seen.Findings.Select(isMember).String())
 	case len(seen.Findings.About("")) > 0:
-		return v1alpha1.StateError, joinTexts(seen.Findings.Select(isMember).String(), note)
+		return v1alpha1.StateError, joinTexts(seen.Findings.Select(isMember).String(), seen.Nodes.String(), note)
+	case len(seen.Nodes) > 0: // links themselves are Up: packets of all other pods get through
+		return v1alpha1.StateError, joinTexts(seen.Nodes.String(), seen.Findings.Select(isMember).String(), note)
 	}
 	// What one link lacks is no fault of the mesh.
 	return v1alpha1.StateUp,

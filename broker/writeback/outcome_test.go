@@ -47,6 +47,7 @@ func TestLinkOutcomesOfLocalLinks(t *testing.T) {
 	noted.Notes = map[string]string{"m--self": "first"}
 	withMembers := mesh.State{Meshes: []mesh.Mesh{{Link: "m--self", Members: []string{"m--peer", "m--third"}}}}
 	onNode := link.Findings{{Reason: "ForwardingOff", Text: "off", Remedy: "switch it on"}}
+	onOthers := link.Findings{{Reason: link.RouterMissing, Text: "no router on node2", Remedy: "install it"}}
 	ofMember := link.Findings{{Link: "m--peer", Reason: "ForeignRoute", Text: "a route", Remedy: "remove it"}}
 	foreign, shared := set, mesh.State{Meshes: []mesh.Mesh{{Link: "m--self", Shared: true}}}
 	foreign.Foreign = map[string]bool{"m--self": true}
@@ -84,6 +85,12 @@ func TestLinkOutcomesOfLocalLinks(t *testing.T) {
 			`m--self Error "no device; no route"`},
 		{"something on the node stands in the way", alone, noted, Observations{Findings: onNode},
 			`m--self Error "off: switch it on; first"`},
+		{"pods of other nodes have no way here", alone, noted, Observations{Nodes: onOthers},
+			`m--self Error "no router on node2: install it; first"`},
+		{"neither they nor packets of links", alone, noted, Observations{Findings: onNode, Nodes: onOthers},
+			`m--self Error "off: switch it on; no router on node2: install it; first"`},
+		{"they have no way, and a member has not", alone, withMembers, Observations{Findings: ofMember, Nodes: onOthers},
+			`m--self Error "no router on node2: install it; link m--peer: a route: remove it"`},
 		{"something stands in the way of a member", alone, withMembers, Observations{Findings: ofMember},
 			`m--self Up "link m--peer: a route: remove it"`},
 		{"something stands in the way of a link of another mesh", alone, set, Observations{Findings: ofMember},
@@ -160,6 +167,8 @@ func TestLinkOutcomesOfPeers(t *testing.T) {
 		seen.Findings = link.Findings{{Link: peer, Reason: "ForeignRoute", Text: "a route", Remedy: "remove it"}}
 		return seen
 	}
+	elsewhere := statuses(link.Status{Link: "peer", State: link.Up})
+	elsewhere.Nodes = link.Findings{{Reason: link.RouterMissing, Text: "no router on node2", Remedy: "install it"}}
 	modeNone := Observations{Notes: map[string][]string{"peer": {"names are old"}}}
 	for _, c := range []struct {
 		name  string
@@ -167,6 +176,7 @@ func TestLinkOutcomesOfPeers(t *testing.T) {
 		seen  Observations
 		want  string
 	}{
+		{"other nodes have no router: packets of other pods pass", usable, elsewhere, `peer Up "note"`},
 		{"broken", broken, statuses(link.Status{Link: "peer", State: link.Up}), `peer Stale "no mesh"`},
 		{"neither usable nor broken: another broker serves it", mesh.State{}, statuses(), ``},
 		{"mode none", usable, modeNone,

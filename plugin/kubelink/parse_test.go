@@ -173,6 +173,8 @@ func TestProperties(t *testing.T) {
 			c.LogLevel, c.LogFormat = slog.LevelDebug, eventlog.JSON
 		}},
 		{"force-crd-update", func(c *broker.Config) { c.ForceCRDs = true }},
+		{"routers none", func(c *broker.Config) { c.NoRouters = true }},
+		{"routers expected", func(*broker.Config) {}},
 		{"disable-deploy-crds\nkeep-network", func(c *broker.Config) { c.DeployCRDs, c.KeepNetwork = false, true }},
 	} {
 		want := defaultConfig()

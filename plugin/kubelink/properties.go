@@ -122,6 +122,12 @@ var properties = map[string]property{
 		p.config.DiagnosisPort = uint16(port)
 		return err
 	}),
+	"routers": oneValue(func(p *parser, v string) error {
+		choice := ""
+		err := setChoice(&choice, v, "expected", "none")
+		p.config.NoRouters = choice == "none"
+		return err
+	}),
 	"service":      oneValue(func(p *parser, v string) error { return setLabel(&p.config.Service, v) }),
 	"ifce-name":    oneValue(setInterface),
 	"served-links": oneList("kubelink2,mesh2,192.168.0.0/24", setServedLinks),

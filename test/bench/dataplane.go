@@ -287,11 +287,6 @@ func (p *dataplane) setLink(ctx context.Context, c *contender, linked netip.Addr
 	case vxlanLink:
 		setup.property = ipipVXLAN
 		c.devices = append(c.devices, overlay.Gateway.Device())
-		for _, b := range p.fleet.Brokers {
-			if err := applyManifest(ctx, b, "components/vxlan/rbac.yaml"); err != nil {
-				return err
-			}
-		}
 		err = p.setAnotherNode(ctx, c, overlay.Node.Device())
 	case anotherLink:
 		err = p.setAnotherNode(ctx, c, nodeDevice)

@@ -64,7 +64,6 @@ func TestOverlay(t *testing.T) {
 	}
 	waitForReply(t, 5*time.Second, clients[1], servers[w.peer].service) // on the gateway node
 
-	applyForTest(t, ctx, b, "components/vxlan/rbac.yaml")
 	addProperties(t, ctx, b, b.Corefile(), "ipip vxlan")
 	waitRoutes(t, 10*time.Second, w.router.Host.Node, "192.168.0.0/24 via "+b.Gateway().Address.String()+" dev klvxlan")
 	waitForReply(t, 5*time.Second, w.pod, servers[w.peer].service)
@@ -184,7 +183,6 @@ func testOverlayRemoved(t *testing.T, ctx context.Context, w *farNode) {
 func TestOverlayPodMode(t *testing.T) {
 	ctx := startTest(t, 4*time.Minute)
 	b := brokers[2]
-	applyForTest(t, ctx, b, "components/vxlan/rbac.yaml")
 	w := startPodMode(t, ctx)
 	w.waitUp(t, ctx)
 	dropForeign(t, ctx, b)

@@ -17,6 +17,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -113,6 +114,70 @@ func TestRouter(t *testing.T) {
 			return
 		}
 	}
+}
+
+// A node whose pods have no way to the links, as it has no router, is named with the remedy, until it has one. A
+// cluster of one node needs no router.
+func TestNodeWithoutRouter(t *testing.T) {
+	ctx := startTest(t, 3*time.Minute)
+	b, peer, command, text := brokers[2], brokers[0].Name, newCommandLine(t), brokers[2].Corefile()
+	must(t, b.SetCorefile(strings.Replace(text, fleet.NoRouters+"\n", "", 1)))
+	must(t, b.Reload(ctx))
+	defer func() { must(t, b.SetCorefile(text)); must(t, b.Reload(context.Background())) }()
+	lacking := func(want float64) {
+		t.Helper()
+		within(t, time.Minute, "nodes without router", func(ctx context.Context) error {
+			n, err := b.Metric(ctx, `coredns_kubelink_nodes_without_router{reason="RouterMissing"}`)
+			if err == nil && n != want {
+				err = fmt.Errorf("%g nodes, want %g", n, want)
+			}
+			return err
+		})
+	}
+	lacking(0)
+	applyForTest(t, ctx, b, routerFiles)
+	n, err := b.AddNode(ctx)
+	must(t, err)
+	lacking(1)
+	missing := "no kubelink-router runs on node " + n.Name + ": pods there have no way to the links"
+	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateError, missing, "install the component router"))
+	must(t, b.WaitState(ctx, peer, v1alpha1.StateUp))
+	expectForwarding(t, ctx, b, peer, metav1.ConditionFalse, "RouterMissing")
+	found := command.diagnose(t, b.Name)
+	if len(found) != 1 || found[0].Reason != "RouterMissing" || found[0].Message != missing ||
+		found[0].Severity != "error" || !strings.Contains(found[0].Remedy, "install the component router") {
+		t.Errorf("%+v", found)
+	}
+	if out, code, _ := command.run(t, "status", b.Name); code != 3 || !strings.Contains(out, missing) {
+		t.Errorf("status: exit code %d\n%s", code, out)
+	}
+	if _, err := b.Host.Get(ctx, fleet.ReadyURL); err != nil {
+		t.Errorf("the broker is not ready, and its names are gone: %v", err)
+	}
+
+	r, err := b.NodeRouter(ctx, n)
+	must(t, err)
+	defer func() { must(t, r.Host.Delete(context.Background())) }()
+	must(t, r.Launch())
+	must(t, r.WaitReady(ctx))
+	must(t, b.WaitState(ctx, b.Name, v1alpha1.StateUp))
+	expectForwarding(t, ctx, b, peer, metav1.ConditionTrue, "NothingFound")
+	lacking(0)
+	command.expectHealthy(t)
+}
+
+// expectForwarding waits until the check of the nodes says that of a link.
+func expectForwarding(
+	t *testing.T, ctx context.Context, b *fleet.Broker, name string, status metav1.ConditionStatus, reason string,
+) {
+	t.Helper()
+	within(t, 5*time.Second, "condition of "+name, func(context.Context) error {
+		_, c, err := forwarding(ctx, b, name)
+		if err == nil && (c.Status != status || c.Reason != reason) {
+			err = fmt.Errorf("%+v", c)
+		}
+		return err
+	})
 }
 
 // Both ways, by address and name, TCP and UDP, and 100 MiB.

@@ -36,6 +36,9 @@ const (
 	Account   = "kubelink"
 )
 
+// NoRouters is the property of brokers in clusters with light nodes.
+const NoRouters = "routers none"
+
 // Fleet is a number of clusters with a broker in each.
 type Fleet struct {
 	*testbed.Testbed
@@ -232,8 +235,10 @@ func (b *Broker) install(ctx context.Context, edit func(string) string) error {
 		return err
 	}
 	b.corefile = filepath.Join(dir, "Corefile")
+	// Light nodes have a router only where a test starts one.
+	text := strings.Replace(corefileOf(cm), "kubelink {\n", "kubelink {\n        "+NoRouters+"\n", 1)
 	// The tests request reloads with a signal: so they need not wait for the interval of the plugin reload.
-	if err := b.SetCorefile(edit(corefileOf(cm))); err != nil {
+	if err := b.SetCorefile(edit(text)); err != nil {
 		return err
 	}
 	return b.createPod(ctx, "kubelink", b.Gateway())

@@ -61,6 +61,9 @@ func Examine(answers []Answer) []Finding {
 		for j := range a.Brokers {
 			if r := a.Brokers[j].Report; r != nil && (r.Lease.Active || r == a.active()) {
 				for _, f := range r.Findings {
+					if f.Reason == diagnosis.RouterNotReady && len(a.Routers) > 0 {
+						continue // checkRouter knows why
+					}
 					e.findings = append(e.findings, Finding{a.Context, f})
 				}
 			}

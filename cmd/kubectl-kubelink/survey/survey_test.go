@@ -164,6 +164,24 @@ func TestExamine(t *testing.T) {
 	}
 }
 
+// A router that is not ready is told once: the pod says why, the broker only which node it is. Where pods may not be
+// listed, the broker tells it.
+func TestRouterToldOnce(t *testing.T) {
+	for name, routers := range map[string][]Router{
+		"pod": {{Pod: Pod{Name: "r", Node: "node2", Problem: "no route"}}}, "no rights": nil,
+	} {
+		answers := []Answer{newAnswer(1, 2), newAnswer(2, 1)}
+		answers[0].Routers = routers
+		report(answers, 0).Findings = []diagnosis.Finding{
+			{Reason: diagnosis.RouterNotReady, Severity: diagnosis.Error, Message: "is not ready on node node2"}}
+		found := Examine(answers)
+		if len(found) != 1 || found[0].Reason != diagnosis.RouterNotReady ||
+			strings.Contains(found[0].Message, "no route") != (len(routers) > 0) {
+			t.Errorf("%s: %+v", name, found)
+		}
+	}
+}
+
 // A broker that ends again and again has the last line of its log as the reason, without the words that say nothing.
 func TestCrashLoop(t *testing.T) {
 	pod := &corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{
