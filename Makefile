@@ -55,7 +55,8 @@ demo: system build controlplane $(if $(ROOT),image) ## two clusters, linked; ARG
 
 test: system build controlplane $(if $(ROOT),image) ## everything, under the race detector
 	CGO_ENABLED=1 go build -race -o bin/kubelink-race $(RACE_LDFLAGS) ./cmd/kubelink
-	go test -race $(RACE_LDFLAGS) ./broker/... ./cmd/... $$(go list ./deploy/... | grep -v /image$$) ./plugin/... ./router/...
+	go test -race $(RACE_LDFLAGS) -p 4 ./broker/... ./cmd/... $$(go list ./deploy/... | grep -v /image$$) \
+	  ./plugin/... ./router/... # four packages at a time: many of their tests wait
 	go test ./deploy/image # one goroutine compresses: the race detector only makes it slow
 	go test -race $(RACE_LDFLAGS) -c -o bin/e2e-race.test ./test/e2e
 	$(MAKE) -j 2 --output-sync=target e2e-most e2e-long e2e-wireguard
