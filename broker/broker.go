@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/announce"
 	"github.com/mandelsoft/kubelink/broker/apizone"
@@ -19,10 +22,12 @@ import (
 	"github.com/mandelsoft/kubelink/broker/eventlog"
 	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kernel"
+	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/nodecheck"
 	"github.com/mandelsoft/kubelink/broker/snapshot"
+	"github.com/mandelsoft/kubelink/broker/writeback"
 	"github.com/mandelsoft/kubelink/broker/zone"
 )
 
@@ -199,23 +204,65 @@ func (b *Broker) Stop() {
 	defer b.lifecycle.Unlock()
 	metricsSource.CompareAndSwap(b, nil)
 	b.reports.server.Stop()
+	runs := b.controllers
 	b.stopControllers(errBrokerEnds)
 	b.names.stopFollowing() // what the end of links looks like is not to be shown
 	g := b.r.gateway
 	b.setGateway(nil)
+	var last sync.WaitGroup
+	abandoned := make(chan struct{})
+	last.Go(func() {
+		defer close(abandoned)
+		b.abandonLinks(runs)
+	})
 	g.endLinks(b.cfg.KeepNetwork)
-	var release sync.WaitGroup
 	if !b.cfg.KeepNetwork { // else the next process on this node is to go on
-		release.Go(b.releaseLease) // the broker of another node takes the links while this one still cleans up
+		last.Go(func() { // the broker of another node takes the links while this one still cleans up
+			<-abandoned
+			b.releaseLease()
+		})
 	}
 	g.clearKernel(b.cfg.KeepNetwork)
 	b.claim.Release()
-	release.Wait()
+	last.Wait()
 	if m := b.r.snapshot.Swap(nil); m != nil {
 		m.Close()
 	}
 	b.names.close()
 	eventlog.Flush()
+}
+
+// abandonLinks says that nobody keeps the links any more, if this broker has kept them and its Deployment goes. At a
+// restart, states stay what they are until the next process writes them.
+func (b *Broker) abandonLinks(runs *controllers) {
+	found := b.r.found.Load()
+	if runs == nil || found == nil || found.Standby || !b.r.election.State().MayWrite() || !runs.owner.IsGone() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), abandonTimeout)
+	defer cancel()
+	c, err := newDirectClient(b.api)
+	n := 0
+	if err == nil {
+		n, err = writeback.Abandon(ctx, c, slices.Collect(maps.Keys(found.Told)))
+	}
+	b.log.Info("the Deployment goes: links are Down", "links", n)
+	if err != nil {
+		b.log.Warn("the Deployment goes, and states of links stay that nobody keeps", "error", err)
+	}
+}
+
+// newDirectClient returns a client without cache.
+func newDirectClient(api *rest.Config) (client.Client, error) {
+	http, err := rest.HTTPClientFor(api)
+	if err != nil {
+		return nil, err
+	}
+	mapper, err := kubeapi.NewMapper(api, http)
+	if err != nil {
+		return nil, err
+	}
+	return client.New(api, client.Options{HTTPClient: http, Scheme: scheme, Mapper: mapper})
 }
 
 func (b *Broker) releaseLease() {

@@ -35,6 +35,8 @@ const (
 	tokenTimeout = 30 * time.Second
 	// releaseTimeout bounds the last request of a process: it gives the Lease back.
 	releaseTimeout = 2 * time.Second
+	// abandonTimeout bounds what a broker says of its links at its end for good.
+	abandonTimeout = 5 * time.Second
 )
 
 // Config is the stanza of the Corefile with its defaults filled in. It is comparable with
@@ -69,7 +71,7 @@ type APIConfig struct {
 // GatewayConfig says how the broker carries links.
 type GatewayConfig struct {
 	NodeIP         string         // address of the node, shown as gateway in the status of links
-	PodName        string         // of the broker's pod, which without hostNetwork is also the name of its host
+	PodName        string         // of the broker's pod; else the name of its host
 	PodIPs         []netip.Addr   // of the broker's pod; empty: not known
 	BrokerPort     uint16         // to listen on, TCP or UDP by the mode; the target port of Service overrides it
 	AdvertisedPort uint16         // port that peers are told for auto-connect

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
+	appsclient "k8s.io/client-go/kubernetes/typed/apps/v1"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
@@ -75,6 +76,7 @@ type controllers struct {
 	stop   context.CancelCauseFunc
 	wg     sync.WaitGroup // all goroutines
 	back   chan struct{}  // the API server is back
+	owner  *kubeapi.Owner // the Deployment of this process; nil: it is not known
 
 	// The fields below are for the managers, one after the other.
 	mapper      meta.RESTMapper // nil: nothing is prepared yet
@@ -100,6 +102,14 @@ func startControllers(
 		cfg: cfg, local: api, api: traced, r: r, health: r.health, server: server, log: log, stop: stop,
 		back: make(chan struct{}, 1), syncTimeout: firstSyncTimeout,
 	}
+	if apps, err := appsclient.NewForConfig(traced); err == nil { // else managers fail for the same reason, and say it
+		c.owner = kubeapi.NewOwner(apps.RESTClient(), "deployments", cfg.Namespace, kubeapi.DeploymentOf(cfg.PodName))
+	}
+	c.wg.Go(func() {
+		if c.owner.AwaitFirst(ctx) {
+			log.Info("the Deployment has been seen: with it, the states of links end")
+		}
+	})
 	c.wg.Go(func() { kubeapi.Probe(ctx, c.api, c.health.Load().api, c.noteAPI) })
 	c.wg.Go(func() {
 		// Managers fail for the same reason, and say it.

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/mandelsoft/kubelink/broker/kernel"
@@ -138,13 +139,17 @@ func Run(ctx context.Context, c Config) error {
 	working, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
-	daemonSet := newDaemonSet(&r.config, r.api)
+	apps, err := r.api.newClient(appsv1.SchemeGroupVersion, "/apis")
+	if err != nil {
+		return err
+	}
+	daemonSet := kubeapi.NewOwner(apps, "daemonsets", c.Namespace, c.DaemonSet) // with it, the routes go
 	r.startParts(working, &wg, server, daemonSet)
 	c.Log.Info("kubelink-router has started", "node", c.Node, "node-ip", r.node.address, "ipip", c.IPIP)
 	r.lookAgain(working)
 	stop()
 	wg.Wait()
-	if daemonSet.isGone() {
+	if daemonSet.IsGone() {
 		c.Log.Info("the DaemonSet is gone or is being deleted: routes are removed", "daemonset", c.DaemonSet)
 		return r.removeAll()
 	}
@@ -184,7 +189,7 @@ func openRouter(c Config, former *formerFile) (*Router, *server, error) {
 }
 
 // startParts starts all that works beside the loop.
-func (r *Router) startParts(ctx context.Context, wg *sync.WaitGroup, server *server, daemonSet *daemonSet) {
+func (r *Router) startParts(ctx context.Context, wg *sync.WaitGroup, server *server, daemonSet *kubeapi.Owner) {
 	if err := netchange.Watch(ctx, wg, r.config.Log, r.requestLook); err != nil {
 		r.config.Log.Warn("changes of routes and devices are noticed late", "interval", repairInterval, "error", err)
 	}
@@ -192,7 +197,11 @@ func (r *Router) startParts(ctx context.Context, wg *sync.WaitGroup, server *ser
 	wg.Go(func() { r.events.writeAll(ctx) })
 	wg.Go(func() { r.prober.run(ctx) })
 	wg.Go(func() { server.serve(ctx, r.config.Log) })
-	wg.Go(func() { daemonSet.awaitFirst(ctx) })
+	wg.Go(func() {
+		if daemonSet.AwaitFirst(ctx) {
+			r.config.Log.Info("the DaemonSet has been seen: with it, the routes go", "daemonset", r.config.DaemonSet)
+		}
+	})
 	wg.Go(func() {
 		r.node.server.AwaitEndpoints(ctx, r.api.config, r.config.Log)
 		r.node.server.FollowEndpoints(ctx, r.api.config, r.config.Log)

@@ -3,6 +3,7 @@ package writeback
 import (
 	"context"
 	"encoding/json"
+	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,6 +19,7 @@ import (
 // notes the writes, and fails the ones that a test names.
 type fakeAPI struct {
 	client.Client
+	mu     sync.Mutex       // guards writes while several goroutines write
 	writes []string         // verb and name, in their order
 	fail   map[string]error // by verb and name
 	apply  string           // what was applied last, as JSON
@@ -33,6 +35,8 @@ func newFakeAPI(t *testing.T, objects ...client.Object) *fakeAPI {
 	}
 	a := &fakeAPI{fail: map[string]error{}}
 	note := func(verb, name string) error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
 		a.writes = append(a.writes, verb+" "+name)
 		return a.fail[verb+" "+name]
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/test/fleet"
@@ -294,6 +295,56 @@ func TestBrokerKilledAndRestarted(t *testing.T) {
 		t.Errorf("afterwards there is\n%s\nbefore there was\n%s", after, before)
 	}
 	must(t, bulk.wait())
+	must(t, f.WaitMesh(ctx))
+}
+
+// pausedDeployment is one that makes no pods: in the test bed, nothing would run them.
+const pausedDeployment = `{apiVersion: apps/v1, kind: Deployment, metadata: {name: kubelink, namespace: kubelink},
+spec: {paused: true, replicas: 1, selector: {matchLabels: {app: none}},
+template: {metadata: {labels: {app: none}}, spec: {containers: [{name: none, image: none}]}}}}`
+
+// A broker that ends with its Deployment leaves no state that nobody keeps. A restart changes none.
+func TestBrokerEndsForGood(t *testing.T) {
+	ctx := startTest(t, 2*time.Minute)
+	b, env := brokers[2], brokers[2].Env
+	kubectl := func(args ...string) {
+		t.Helper()
+		_, err := b.Kubectl(ctx, append([]string{"--namespace", fleet.Namespace}, args...)...)
+		must(t, err)
+	}
+	end := func(what string, want v1alpha1.State) {
+		t.Helper()
+		must(t, b.Process.WaitLog(ctx, "the Deployment has been seen"))
+		must(t, f.WaitMesh(ctx))
+		must(t, b.Kill(ctx, syscall.SIGTERM))
+		for _, to := range brokers {
+			l, err := b.Link(ctx, to.Name)
+			must(t, err)
+			ready := meta.IsStatusConditionTrue(l.Status.Conditions, v1alpha1.ConditionReady)
+			abandoned := strings.Contains(l.Status.Message, "no broker keeps this link")
+			if up := want == v1alpha1.StateUp; l.Status.State != want || ready != up || abandoned == up {
+				t.Errorf("after %s, %s is %+v", what, l.Name, l.Status)
+			}
+		}
+		must(t, b.Start(ctx))
+	}
+	_, err := b.KubectlInput(ctx, pausedDeployment, "apply", "-f", "-")
+	must(t, err)
+	b.Env = append(slices.Clone(env), "POD_NAME=kubelink-5d9c7b8f4-abcde")
+	defer func() {
+		b.Env = env
+		b.Kubectl(context.Background(), "-n", fleet.Namespace, "delete", "deployment", "kubelink", "--ignore-not-found")
+		must(t, f.WaitMesh(context.Background()))
+	}()
+	must(t, b.Kill(ctx, syscall.SIGTERM))
+	must(t, b.Start(ctx))
+	end("a restart", v1alpha1.StateUp)
+	must(t, b.Process.WaitLog(ctx, "the Deployment has been seen"))
+	kubectl("scale", "deployment", "kubelink", "--replicas=0")
+	end("it was scaled to 0", v1alpha1.StateDown)
+	must(t, b.Process.WaitLog(ctx, "the Deployment has been seen"))
+	kubectl("delete", "deployment", "kubelink")
+	end("its deletion", v1alpha1.StateDown)
 	must(t, f.WaitMesh(ctx))
 }
 

@@ -163,6 +163,10 @@ func (w *world) uninstallChart(t *testing.T) {
 	if len(strings.Fields(names)) != 2 || links != "" {
 		t.Errorf("links of users that Helm has left: %q with finalizers %q", names, links)
 	}
+	states := must(kept.Kubectl(ctx, "get", "kubelinks", "-o", "jsonpath={.items[*].status.state}"))(t)
+	if states != "Down Down" {
+		t.Errorf("links that nobody keeps are %s", states)
+	}
 	w.releaseLink(t, kept)
 	for _, args := range [][]string{
 		{"delete", "-f", filepath.Join(filepath.Dir(filepath.Dir(chart)), "crds"), "--timeout=20s"},

@@ -79,7 +79,8 @@ func newClient(t *testing.T, objects ...client.Object) client.Client {
 			t.Fatal(err)
 		}
 	}
-	return fake.NewClientBuilder().WithScheme(types).WithObjects(objects...).Build()
+	return fake.NewClientBuilder().WithScheme(types).WithObjects(objects...).
+		WithStatusSubresource(&v1alpha1.KubeLink{}).Build()
 }
 
 func newLink(name string, state v1alpha1.State, message string) *v1alpha1.KubeLink {
@@ -126,7 +127,7 @@ func TestUninstallSteps(t *testing.T) {
 	u := &uninstaller{Client: newClient(t, local, custom, gateway, lease, foreign), namespace: "kubelink",
 		patience: time.Minute, out: &strings.Builder{}}
 	for _, step := range []func(context.Context) error{
-		u.endPrograms, u.removeFinalizers, u.deleteGateways, u.cleanClusterDNS,
+		u.endPrograms, u.removeFinalizers, u.abandonLinks, u.deleteGateways, u.cleanClusterDNS,
 	} {
 		for range 2 { // what is done already is no error
 			if err := step(ctx); err != nil {
@@ -143,6 +144,9 @@ func TestUninstallSteps(t *testing.T) {
 		if err := u.Get(ctx, client.ObjectKeyFromObject(o), o); err != nil {
 			t.Error(err)
 		}
+	}
+	if local.Status.State != v1alpha1.StateDown || !strings.Contains(local.Status.Message, "no broker keeps this link") {
+		t.Errorf("the state that a broker has left: %+v", local.Status)
 	}
 	if len(local.Finalizers) != 1 || len(custom.Data) != 1 || custom.Data["own.server"] == "" {
 		t.Errorf("finalizers %q, the cluster's DNS %q", local.Finalizers, custom.Data)

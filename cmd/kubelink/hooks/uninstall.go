@@ -29,6 +29,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/crds"
+	"github.com/mandelsoft/kubelink/broker/writeback"
 )
 
 // Names of what deploy installs.
@@ -71,7 +72,7 @@ func runUninstall(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	u := &uninstaller{Client: c, namespace: *namespace, patience: Patience, finalizer: finalizerTime, out: out}
-	steps := []func(context.Context) error{u.endPrograms, u.removeFinalizers, u.deleteGateways}
+	steps := []func(context.Context) error{u.endPrograms, u.removeFinalizers, u.abandonLinks, u.deleteGateways}
 	if *clusterDNS {
 		steps = append(steps, u.cleanClusterDNS)
 	}
@@ -148,6 +149,24 @@ func (u *uninstaller) removeFinalizers(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// abandonLinks says in the status of links that nobody keeps them any more. The broker does so at its end; one that was
+// killed could not.
+func (u *uninstaller) abandonLinks(ctx context.Context) error {
+	links := &v1alpha1.KubeLinkList{}
+	if err := u.List(ctx, links); err != nil {
+		return ignoreNoKind(err)
+	}
+	var names []string
+	for i := range links.Items {
+		names = append(names, links.Items[i].Name)
+	}
+	n, err := writeback.Abandon(ctx, u.Client, names)
+	if n > 0 {
+		fmt.Fprintf(u.out, "the broker has left the states of %d KubeLinks: they are Down\n", n)
+	}
+	return err
 }
 
 // ReleaseLink takes the broker's finalizer, and no other one, off a KubeLink. It returns the object as it is then, and
