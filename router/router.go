@@ -20,6 +20,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	"k8s.io/client-go/rest"
 
+	"github.com/mandelsoft/kubelink/broker/diagnosis"
 	"github.com/mandelsoft/kubelink/broker/kernel"
 	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/link"
@@ -178,7 +179,12 @@ func openRouter(c Config, former *formerFile) (*Router, *server, error) {
 		r.node.closeHandles()
 		return nil, nil, err
 	}
-	server, err := openServer(c.Listen, r)
+	admit, err := diagnosis.NewAdmission(r.api.config)
+	if err != nil {
+		r.node.closeHandles()
+		return nil, nil, err
+	}
+	server, err := openServer(c.Listen, admit, r)
 	if err != nil {
 		r.node.closeHandles()
 		return nil, nil, err

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,12 +93,12 @@ type server struct {
 	listener net.Listener // nil: none
 }
 
-// openServer opens the port.
-func openServer(address string, r *Router) (*server, error) {
+// openServer opens the port. What the router has found is for users that are admitted.
+func openServer(address string, admit func(http.HandlerFunc) http.HandlerFunc, r *Router) (*server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", r.serveHealth)
 	mux.HandleFunc("GET /readyz", r.serveReady)
-	mux.HandleFunc("GET "+diagnosis.NodePath, r.serveFindings)
+	mux.HandleFunc("GET "+diagnosis.NodePath, admit(r.serveFindings))
 	all := prometheus.Gatherers{registry, newDroppedCounter(r.vxlan.end)}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(all, promhttp.HandlerOpts{}))
 	s := &server{http: &http.Server{Handler: mux, ReadTimeout: requestTime, WriteTimeout: requestTime}}
@@ -134,34 +136,36 @@ func (r *Router) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintln(w, "ok")
 }
 
-// serveReady says whether the routes are what they should be, and where they lead.
+// serveReady says whether the routes are what they should be. kubelet has no token, so all that reach the port may ask:
+// they learn no more than from the metrics, neither addresses nor rules of the node.
 func (r *Router) serveReady(w http.ResponseWriter, _ *http.Request) {
 	s := r.status.Load()
-	if err := s.Ready(); err != nil {
-		text := err.Error()
-		if s != nil && s.Waiting == "" {
-			var lines []string
-			for _, f := range s.Findings[:min(len(s.Findings), maxListed)] {
-				lines = append(lines, f.Reason+": "+f.String())
-			}
-			if more := len(s.Findings) - len(lines); more > 0 {
-				lines = append(lines, fmt.Sprintf("and %d more", more))
-			}
-			text = strings.Join(lines, "\n")
-		}
-		http.Error(w, text, http.StatusServiceUnavailable)
+	if s.Ready() != nil {
+		http.Error(w, s.summarize(), http.StatusServiceUnavailable)
 		return
 	}
-	fmt.Fprintf(w, "ok: %d routes\n", s.Routes)
-	for _, line := range s.Gateways {
-		fmt.Fprintln(w, line)
-	}
-	if len(s.Unknown) > 0 {
-		fmt.Fprintf(w, "unreachable, as no gateway is known: %v\n", s.Unknown)
-	}
+	fmt.Fprintf(w, "ok: %d routes to gateways, %d networks are unreachable, as no gateway is known\n", s.Routes,
+		len(s.Unknown))
 }
 
-// serveFindings says the same as serveReady to programs.
+// summarize says in general why the routes are not what they should be.
+func (s *Status) summarize() string {
+	if s == nil || s.Waiting != "" {
+		text, _, _ := strings.Cut(s.Ready().Error(), ":")
+		return text
+	}
+	count := map[string]int{}
+	for _, f := range s.Findings {
+		count[f.Reason]++
+	}
+	var lines []string
+	for _, reason := range slices.Sorted(maps.Keys(count)) {
+		lines = append(lines, fmt.Sprintf("%s: %d", reason, count[reason]))
+	}
+	return strings.Join(append(lines, "kubectl kubelink diagnose and the log say more"), "\n")
+}
+
+// serveFindings says what is in the way of packets, and what to do.
 func (r *Router) serveFindings(w http.ResponseWriter, request *http.Request) {
 	r.awaitLook(request.Context())
 	w.Header().Set("Content-Type", "application/json")

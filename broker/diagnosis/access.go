@@ -89,9 +89,9 @@ func (g *gate) admitToken(ctx context.Context, source netip.Addr, token string) 
 	}
 	d, err := g.askAPI(ctx, token)
 	if err != nil {
-		return refuse(http.StatusServiceUnavailable, "see that the API server answers, and that the ClusterRole of the "+
-			"broker has the verb create for tokenreviews and subjectaccessreviews (deploy/base/rbac.yaml)",
-			"the broker cannot ask the API server who this is: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
+		return refuse(http.StatusServiceUnavailable, "see that the API server answers, and that the ClusterRole of this "+
+			"program has the verb create for tokenreviews and subjectaccessreviews (rbac.yaml in deploy)",
+			"cannot ask the API server who this is: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	g.rememberAnswer(key, d)
 	return d

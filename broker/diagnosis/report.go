@@ -48,7 +48,7 @@ type Report struct {
 	Truncated    bool          `json:"truncated,omitempty"` // a list is longer than its bound
 }
 
-// NodePath is the page of kubelink-router with a NodeReport. As its page of readiness, it needs no token.
+// NodePath is the page of kubelink-router with a NodeReport, for the same tokens as Path.
 const NodePath = "/findings"
 
 // NodeReport is what kubelink-router knows of its node at one moment.

@@ -49,16 +49,14 @@ type Server struct {
 
 // Start starts a Server. An address that cannot be had is tried again until Stop: links do not depend on reports.
 func Start(c Config) (*Server, error) {
-	api := rest.CopyConfig(c.API)
-	api.Timeout = reviewTimeout
-	r, err := newReviewer(api)
+	g, err := openGate(c.API)
 	if err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	rates := &meter{}
 	s := &Server{stop: stop, http: &http.Server{
-		Handler: newHandler(newGate(r), &c, rates), ReadTimeout: requestTimeout,
+		Handler: newHandler(g, &c, rates), ReadTimeout: requestTimeout,
 		ReadHeaderTimeout: headerTimeout, WriteTimeout: requestTimeout,
 		IdleTimeout: requestTimeout, MaxHeaderBytes: 2 * maxToken,
 		ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug), // what strangers send is not for the log
@@ -68,6 +66,26 @@ func Start(c Config) (*Server, error) {
 		s.wg.Go(func() { s.serve(ctx, at, c.Log) })
 	}
 	return s, nil
+}
+
+// openGate returns a gate that asks an API server.
+func openGate(server *rest.Config) (*gate, error) {
+	api := rest.CopyConfig(server)
+	api.Timeout = reviewTimeout
+	r, err := newReviewer(api)
+	if err != nil {
+		return nil, err
+	}
+	return newGate(r), nil
+}
+
+// NewAdmission returns a function that has a handler serve those users only that an API server lets read reports.
+func NewAdmission(api *rest.Config) (func(http.HandlerFunc) http.HandlerFunc, error) {
+	g, err := openGate(api)
+	if err != nil {
+		return nil, err
+	}
+	return g.admit, nil
 }
 
 // Stop ends the server and awaits the end of its listeners. A nil Server has none.

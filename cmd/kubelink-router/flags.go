@@ -103,7 +103,7 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	add("kubeconfig", "FILE", "", "access to the API server (default: that of the pod)", parseText(&o.kubeconfig))
 	add("kubeconfig.apiserver-override", "URL", "", "URL of the API server, in place of the one in kubeconfig",
 		parseText(&o.server))
-	add("server-port-http", "PORT", "0", "TCP port for /healthz, /readyz and /metrics; 0: none",
+	add("server-port-http", "PORT", "0", "TCP port for /healthz, /readyz, /findings and /metrics; 0: none",
 		parseNumber(&o.port, 0, 65535))
 	add("bind-address-http", "IP", "", "address for server-port-http (default: all)", parseBind(&o.bind))
 	add("log-level", "LEVEL", "info", "debug, info, warn or error", o.parseLevel)

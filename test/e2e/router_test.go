@@ -267,18 +267,21 @@ func testRouteRemoved(t *testing.T, ctx context.Context, w *farNode) {
 	t.Logf("back after %s", waitRoutes(t, 2*time.Second, n, network+" via"))
 }
 
-// A foreign route stays, is named in readyz and in an Event at the Node, and the rest is set.
+// A foreign route stays, is named in the findings and in an Event at the Node, and the rest is set.
 func testForeignRoute(t *testing.T, ctx context.Context, w *farNode) {
 	n, network := w.router.Host.Node, brokers[w.peer].ServiceCIDR.String()
 	_, err := n.Run(ctx, "ip", "route", "add", "prohibit", network, "metric", "50")
 	must(t, err)
-	within(t, 5*time.Second, "readyz to name the route", func(ctx context.Context) error {
-		_, err := w.router.Host.Get(ctx, w.router.URL("readyz"))
-		if err == nil || !strings.Contains(err.Error(), "prohibit "+network) {
-			return fmt.Errorf("readyz: %w", err)
+	read, err := w.router.NewReader(ctx)
+	must(t, err)
+	within(t, 5*time.Second, "findings to name the route", func(ctx context.Context) error {
+		text, err := read(ctx)
+		if err == nil && !strings.Contains(text, "prohibit "+network) {
+			err = errors.New(text)
 		}
-		return nil
+		return err
 	})
+	checkFindingsAccess(t, ctx, w)
 	within(t, 5*time.Second, "Event at the Node", func(ctx context.Context) error {
 		var list eventsv1.EventList
 		if err := w.broker.Client.List(ctx, &list); err != nil {
@@ -305,12 +308,31 @@ func testForeignRoute(t *testing.T, ctx context.Context, w *farNode) {
 	waitForReply(t, 5*time.Second, w.pod, servers[w.peer].service)
 }
 
+// checkFindingsAccess asks for what the router has found about its node without the right to know it.
+func checkFindingsAccess(t *testing.T, ctx context.Context, w *farNode) {
+	t.Helper()
+	if _, err := w.pod.Get(ctx, w.router.URL("readyz")); err == nil ||
+		!strings.Contains(err.Error(), "ForeignRoute: 1") || strings.Contains(err.Error(), "prohibit") {
+		t.Errorf("readyz tells a pod %v", err)
+	}
+	stranger, err := w.broker.Kubectl(ctx, "-n", "default", "create", "token", "default", "--audience", "kubelink")
+	must(t, err)
+	for token, want := range map[string]string{
+		"": "401 Unauthorized", "made-up": "401 Unauthorized", strings.TrimSpace(stranger): "403 Forbidden",
+	} {
+		if text, err := w.router.Findings(ctx, token); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("with token %.9q: %s, %v, want %s", token, text, err, want)
+		}
+	}
+}
+
 // What the router may not do is refused.
 func testRouterRights(t *testing.T, ctx context.Context, w *farNode) {
 	as := "--as=system:serviceaccount:" + fleet.Namespace + ":" + fleet.RouterAccount
 	for question, want := range map[string]string{
 		"list kubelinks": "yes", "watch linkgateways -n kubelink": "yes", "get daemonsets/kubelink-router -n kubelink": "yes",
 		"get endpoints/kubelink -n kubelink": "yes", "create events.events.k8s.io -n default": "yes",
+		"create tokenreviews": "yes", "create subjectaccessreviews": "yes",
 		"patch kubelinks": "no", "list linkgateways -A": "no", "update linkgateways -n kubelink": "no",
 		"get secrets -n kubelink": "no", "list nodes": "no", "list pods -n kubelink": "no",
 		"get endpoints/other -n kubelink": "no", "get daemonsets/other -n kubelink": "no",

@@ -6,10 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
+	"github.com/mandelsoft/kubelink/broker/diagnosis"
 	"github.com/mandelsoft/kubelink/test/testbed"
 )
 
@@ -67,6 +71,34 @@ func (r *Router) Launch(arguments ...string) error {
 // URL is that of a page of the router.
 func (r *Router) URL(page string) string {
 	return fmt.Sprintf("http://%s:10541/%s", r.Host.Node.Address, page)
+}
+
+// NewReader returns a function that asks for what the router has found, as a user does who may read reports.
+func (r *Router) NewReader(ctx context.Context) (func(context.Context) (string, error), error) {
+	token, err := r.cluster.Kubectl(ctx, "--namespace", Namespace, "create", "token", diagnosis.ServiceAccount,
+		"--audience", diagnosis.Audience)
+	return func(ctx context.Context) (string, error) { return r.Findings(ctx, strings.TrimSpace(token)) }, err
+}
+
+// Findings asks for what the router has found, with a token; empty: without one.
+func (r *Router) Findings(ctx context.Context, token string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL("findings"), nil)
+	if err != nil {
+		return "", err
+	}
+	request.Header.Set(diagnosis.TokenHeader, token)
+	through := &http.Transport{DialContext: r.Host.DialContext}
+	defer through.CloseIdleConnections()
+	answer, err := (&http.Client{Transport: through}).Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", answer.Status, body)
+	}
+	return string(body), err
 }
 
 // WaitReady waits until the router is ready.

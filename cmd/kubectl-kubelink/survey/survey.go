@@ -159,7 +159,7 @@ func (t *Target) ask(ctx context.Context) Answer {
 	a.Brokers, a.Routers = make([]Broker, len(pods)), describeRouters(routers)
 	parts.Go(func() { a.Nodes = q.findDeadNodes(first, slices.Concat(pods, routers)) })
 	for i := range a.Routers[:min(len(a.Routers), maxAsked)] {
-		parts.Go(func() { q.askRouter(ctx, &a.Routers[i]) })
+		parts.Go(func() { q.askRouter(ctx, &a.Routers[i], token) })
 	}
 	for i := range pods {
 		if i >= maxBrokers {
@@ -256,12 +256,12 @@ func describeRouters(pods []corev1.Pod) (routers []Router) {
 }
 
 // askRouter asks a router what is in the way of packets on its node.
-func (q *questions) askRouter(ctx context.Context, r *Router) {
-	if !r.Running {
+func (q *questions) askRouter(ctx context.Context, r *Router, token string) {
+	if !r.Running || token == "" {
 		return
 	}
 	report := &diagnosis.NodeReport{}
-	if r.Err = q.get(ctx, r.Name, r.port, "", diagnosis.NodePath, nil, report); r.Err == nil {
+	if r.Err = q.get(ctx, r.Name, r.port, token, diagnosis.NodePath, nil, report); r.Err == nil {
 		r.Report = report
 	}
 }

@@ -213,8 +213,11 @@ func fakeAPI(t *testing.T, hang *atomic.Bool, broker http.HandlerFunc) *rest.Con
 	const namespace = "/api/v1/namespaces/kubelink"
 	mux.HandleFunc(namespace+"/pods", func(w http.ResponseWriter, r *http.Request) {
 		list := corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}}
-		if r.FormValue("labelSelector") == brokerLabel {
+		switch r.FormValue("labelSelector") {
+		case brokerLabel:
 			list.Items = []corev1.Pod{pod}
+		case routerLabel:
+			list.Items = []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Name: "router"}, Status: pod.Status}}
 		}
 		send(list)(w, r)
 	})
@@ -224,6 +227,9 @@ func fakeAPI(t *testing.T, hang *atomic.Bool, broker http.HandlerFunc) *rest.Con
 	}))
 	mux.HandleFunc("/apis/kubelink.mandelsoft.org/v1alpha1/kubelinks", send(v1alpha1.KubeLinkList{}))
 	mux.HandleFunc(namespace+"/pods/http:kubelink:10534/proxy/diagnosis", broker)
+	mux.HandleFunc(namespace+"/pods/http:router:10541/proxy/findings", func(w http.ResponseWriter, r *http.Request) {
+		send(diagnosis.NodeReport{Node: r.Header.Get(diagnosis.TokenHeader)})(w, r)
+	})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if hang.Load() {
 			<-released
@@ -261,7 +267,7 @@ func sendSpaces(status int) http.HandlerFunc {
 	}
 }
 
-// A broker is asked with a token in the header of its own, through the proxy of the API server.
+// Brokers and routers are asked with a token in the header of its own, through the proxy of the API server.
 func TestAsk(t *testing.T) {
 	for name, c := range map[string]struct {
 		broker http.HandlerFunc
@@ -288,6 +294,9 @@ func TestAsk(t *testing.T) {
 			a := Ask(t.Context(), []Target{{Context: "c1", Namespace: "kubelink", API: api}})[0]
 			if a.Err != nil || len(a.Brokers) != 1 {
 				t.Fatalf("%+v", a)
+			}
+			if len(a.Routers) != 1 || a.Routers[0].Report == nil || a.Routers[0].Report.Node != "abc" {
+				t.Errorf("%+v", a.Routers)
 			}
 			b := a.Brokers[0]
 			if c.fails == "" && (b.Err != nil || b.Report.Node != "abc") ||
