@@ -39,27 +39,41 @@ type Options struct {
 // pair is two clusters that get linked.
 type pair struct {
 	Options
-	given Options // before defaults were filled in
-	sides [2]*side
-	log   *Log
+	given       Options // before defaults were filled in
+	sides       [2]*side
+	log         *Log
+	holdsLeases bool // other runs wait for this one
 }
 
 // Connect links two clusters.
 func Connect(ctx context.Context, a, b *Cluster, o Options, log *Log) error {
-	first := newPair(a, b, o, log)
-	if err := doAll(ctx, first.refuseSame, first.prepare); err != nil {
+	p := newPair(a, b, o, log)
+	if err := p.refuseSame(ctx); err != nil {
 		return err
 	}
-	// The wait for endpoints can be long, and keeps no other run from its work. After it, facts may be others.
-	p := first.beginAgain()
-	if err := p.takeTurns(ctx, func(ctx context.Context) error {
-		return doAll(ctx, p.prepare, p.shareCA, p.inBoth((*pair).installMissing), p.inBoth((*pair).applyLocal),
-			p.exchangeKeys, p.inBoth((*pair).applyLink))
-	}); err != nil {
-		return err
+	for {
+		// The wait for endpoints can be long, and keeps no other run from its work. After it, facts may be others.
+		if err := p.prepare(ctx); err != nil {
+			return err
+		}
+		p = p.beginAgain()
+		p.holdsLeases = true
+		err := p.takeTurns(ctx, func(ctx context.Context) error {
+			return doAll(ctx, p.prepare, p.shareCA, p.inBoth((*pair).installMissing), p.inBoth((*pair).applyLocal),
+				p.exchangeKeys, p.inBoth((*pair).applyLink))
+		})
+		if err == nil {
+			return p.awaitUp(ctx)
+		}
+		if !errors.Is(err, errEndpointGone) {
+			return err
+		}
+		p = p.beginAgain()
 	}
-	return p.awaitUp(ctx)
 }
+
+// errEndpointGone says that another run has removed the load balancer whose address this one has waited for.
+var errEndpointGone = errors.New("the load balancer has no address any more")
 
 // prepare finds out all that there is to know before the installation, and makes what that takes.
 func (p *pair) prepare(ctx context.Context) error {
@@ -76,12 +90,13 @@ func doAll(ctx context.Context, steps ...func(context.Context) error) error {
 	return nil
 }
 
-// beginAgain returns the clusters without what was read of them, but with the endpoints and networks that were found.
+// beginAgain returns the clusters without what was read of them, but with the networks that were found. Endpoints are
+// found anew: another run may have removed the load balancer.
 func (p *pair) beginAgain() *pair {
 	o := p.given
-	o.Endpoints, o.Networks = map[string]string{}, map[string]Networks{}
+	o.Networks = map[string]Networks{}
 	for _, s := range p.sides {
-		o.Endpoints[s.Name], o.Networks[s.Name] = s.endpoint, s.networks
+		o.Networks[s.Name] = s.networks
 	}
 	again := newPair(p.sides[0].Cluster, p.sides[1].Cluster, o, p.log)
 	for i, s := range p.sides {
@@ -213,7 +228,7 @@ func (p *pair) findEndpoint(ctx context.Context, s, other *side) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.UpTimeout)
 	defer cancel()
-	return s.awaitEmpty(ctx, "the load balancer of Service "+install.Namespace+"/"+install.Name,
+	err := s.awaitEmpty(ctx, "the load balancer of Service "+install.Namespace+"/"+install.Name,
 		func(ctx context.Context) (string, error) {
 			if s.endpoint != "" {
 				return "", nil
@@ -227,9 +242,17 @@ func (p *pair) findEndpoint(ctx context.Context, s, other *side) error {
 					return "", nil
 				}
 			}
+			if p.holdsLeases { // no other run is to wait for so long
+				return "", nil
+			}
 			return "it has no address yet; without load balancers give the name or address under which other clusters " +
 				"reach this one: --endpoint " + s.Name + "=HOST[:PORT]", nil
 		})
+	if err == nil && s.endpoint == "" {
+		s.log.printLine(s.Cluster, "%v, as another run has removed it: waiting again", errEndpointGone)
+		return errEndpointGone
+	}
+	return err
 }
 
 // installMissing applies all that the cluster does not have.

@@ -133,6 +133,48 @@ func TestConnectAtOnce(t *testing.T) {
 	}
 }
 
+// While a run waits for the Lease, another one removes kubelink and its load balancer. The links get the address of the
+// next load balancer, for which the run does not keep the Lease.
+func TestConnectAfterDisconnect(t *testing.T) {
+	a, c := newCluster(t, "a", "", newSystem("a")), newCluster(t, "c", "", newSystem("c"))
+	address, claims := "192.0.2.1", 0
+	a.Client = interceptor.NewClient(a.Client.(client.WithWatch), interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object,
+			options ...client.GetOption) error {
+			err := c.Get(ctx, key, o, options...)
+			switch o := o.(type) {
+			case *coordinationv1.Lease:
+				if claims++; claims == 1 {
+					address = ""
+				}
+			case *corev1.Service:
+				if address != "" {
+					o.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: address}}
+				}
+			}
+			return err
+		},
+		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, options ...client.DeleteOption) error {
+			if _, ok := o.(*coordinationv1.Lease); ok {
+				address = "192.0.2.99"
+			}
+			return c.Delete(ctx, o, options...)
+		}})
+	all := networks("100.64.0.0/20", "100.96.0.0/11", "10.250.0.0/16")
+	o := Options{DefaultImage: "kubelink:v1", MeshCIDR: prefix("192.168.0.0/24"), UpTimeout: time.Millisecond,
+		MeshServices: true, Networks: map[string]Networks{"a": all, "c": all}, Endpoints: map[string]string{"c": "host-c"}}
+	var out strings.Builder
+	err := Connect(t.Context(), a, c, o, NewLog(&out))
+	if err == nil || !strings.Contains(err.Error(), "to be Up") || claims != 2 ||
+		!strings.Contains(out.String(), "a: the load balancer has no address any more") {
+		t.Errorf("%v, the Lease is read %d times\n%s", err, claims, &out)
+	}
+	var l v1alpha1.KubeLink
+	if err := c.Client.Get(t.Context(), clusterKey("a"), &l); err != nil || l.Spec.Endpoint != address {
+		t.Errorf("%v, endpoint %q", err, l.Spec.Endpoint)
+	}
+}
+
 // A run waits for the one that holds the Lease, and takes it from one that was killed.
 func TestLease(t *testing.T) {
 	var out strings.Builder
