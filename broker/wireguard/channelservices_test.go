@@ -44,7 +44,7 @@ func TestChannelOffers(t *testing.T) {
 	b.set(1)
 	a.awaitOffers(2, first)
 	b.awaitOffers(1, nil)
-	conn, longest := a.connOf(2), time.Duration(0)
+	conn, replaced, longest := a.connOf(2), 0, time.Duration(0)
 	for n := range 20 {
 		start, before := time.Now(), a.changes.Load()
 		list := offersOf("192.168.0.101", 200*n)
@@ -56,9 +56,14 @@ func TestChannelOffers(t *testing.T) {
 		if a.changes.Load() == before {
 			t.Error("the change is not told")
 		}
+		if now := a.connOf(2); now != conn {
+			conn = now
+			replaced++
+		}
 	}
-	if longest > time.Second || a.connOf(2) != conn {
-		t.Errorf("a change took %s, another connection %t", longest, a.connOf(2) != conn)
+	// Nobody waits for the next regular announcement. Both ends may have dialled at once: one of the connections ends.
+	if longest > timing.announce || replaced > 1 {
+		t.Errorf("a change took %s, the connection was replaced %d times", longest, replaced)
 	}
 	t.Logf("20 changes took %s at most", longest)
 	if err := b.channels.SetHello(link.Settings{}); err != nil {
