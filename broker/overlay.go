@@ -47,7 +47,9 @@ func (r *reconciler) changeOverlay(s *mesh.State) (err, pending error) {
 		}
 	}
 	for _, n := range r.nodes.list {
-		want.Peers = append(want.Peers, overlay.Peer{Name: "node " + n.Name, Addresses: n.NodeIPs})
+		if len(n.NodeIPs) > 0 {
+			want.Peers = append(want.Peers, overlay.Peer{Name: "node " + n.Name, Addresses: n.NodeIPs})
+		}
 	}
 	return g.nodes.Set(want)
 }

@@ -293,7 +293,7 @@ func (r *reconcilerRun) newOutcome(
 	statuses := r.gateway.observe(seen)
 	seen.Unrouted = r.names.findUnrouted(s)
 	if routers != nil {
-		seen.Nodes, seen.Unchecked = routers.Findings, errors.Join(seen.Unchecked, routers.Unknown)
+		seen.Nodes, seen.NodesUnknown = routers.Findings, routers.Unknown
 	}
 	keyNote := r.creds.KeyNote(items, statuses, time.Now())
 	for _, m := range s.Meshes {

@@ -182,8 +182,7 @@ func (f *Facts) checkObjects(c *check) {
 		told := f.Told[o.Name]
 		reason := map[v1alpha1.State]string{v1alpha1.StateInvalid: LinkInvalid, v1alpha1.StateStale: LinkStale}[told.State]
 		if told.State == v1alpha1.StateError && o.Spec.Endpoint == v1alpha1.EndpointLocal &&
-			f.Credentials == nil && f.Health.Applied == nil && len(f.Node.Findings) == 0 &&
-			(f.Routers == nil || len(f.Routers.Findings) == 0) {
+			f.Credentials == nil && f.Health.Applied == nil && len(f.Node.Findings) == 0 {
 			reason = LinkError
 		}
 		if reason != "" {

@@ -21,11 +21,11 @@ import (
 // Node is one of them.
 type Node struct {
 	Name       string
-	NodeIPs    []netip.Addr // in node-cidr, one of each family at most
-	ReadySince time.Time    // zero: it is not ready, or runs no Linux, so that no router of ours can help its pods
+	NodeIPs    []netip.Addr // in node-cidr, one of each family at most; empty: no overlay leads there
+	ReadySince time.Time    // zero: it is not ready, or none on which a router can run
 }
 
-// ReadNodes returns the nodes that have an address in node-cidr, by name.
+// ReadNodes returns the nodes, by name.
 func ReadNodes(ctx context.Context, reader client.Reader, nodeCIDRs mesh.Prefixes) (nodes []Node, err error) {
 	var list corev1.NodeList
 	if err := reader.List(ctx, &list); err != nil {
@@ -39,9 +39,7 @@ func ReadNodes(ctx context.Context, reader client.Reader, nodeCIDRs mesh.Prefixe
 				addAddress(&n.NodeIPs, ip)
 			}
 		}
-		if len(n.NodeIPs) > 0 {
-			nodes = append(nodes, n)
-		}
+		nodes = append(nodes, n)
 	}
 	slices.SortFunc(nodes, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
 	return nodes, nil
@@ -55,10 +53,18 @@ func remedyOfRefusal(err error) string {
 	return ""
 }
 
+// withoutDaemonSets are labels of nodes, and their values, on which no DaemonSet runs: virtual ones.
+var withoutDaemonSets = map[string]string{"type": "virtual-kubelet", "eks.amazonaws.com/compute-type": "fargate"}
+
 // readySince is the time from which on a node is ready.
 func readySince(n *corev1.Node) time.Time {
 	if system := n.Labels[corev1.LabelOSStable]; system != "" && system != "linux" {
 		return time.Time{}
+	}
+	for label, value := range withoutDaemonSets {
+		if n.Labels[label] == value {
+			return time.Time{}
+		}
 	}
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
@@ -78,8 +84,10 @@ func ReduceNode(o any) (any, error) {
 		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion},
 		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses},
 	}
-	if system, ok := n.Labels[corev1.LabelOSStable]; ok {
-		reduced.Labels = map[string]string{corev1.LabelOSStable: system}
+	for label, value := range n.Labels {
+		if _, reads := withoutDaemonSets[label]; reads || label == corev1.LabelOSStable {
+			metav1.SetMetaDataLabel(&reduced.ObjectMeta, label, value)
+		}
 	}
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {

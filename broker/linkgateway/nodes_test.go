@@ -9,7 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 )
 
-// A router of ours can help the pods of a node that is ready, and runs Linux.
+// A router of ours can help the pods of a node that is ready, runs Linux, and runs DaemonSets.
 func TestReadySince(t *testing.T) {
 	for _, c := range []struct {
 		system string
@@ -17,11 +17,14 @@ func TestReadySince(t *testing.T) {
 		ready  bool
 	}{
 		{"linux", corev1.ConditionTrue, true}, {"", corev1.ConditionTrue, true}, {"windows", corev1.ConditionTrue, false},
+		{"virtual", corev1.ConditionTrue, false},
 		{"linux", corev1.ConditionFalse, false}, {"linux", corev1.ConditionUnknown, false},
 	} {
 		n := &corev1.Node{Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
 			{Type: corev1.NodeReady, Status: c.status, LastTransitionTime: metav1.NewTime(noon)}}}}
-		if c.system != "" {
+		if c.system == "virtual" {
+			n.Labels = map[string]string{"type": "virtual-kubelet"}
+		} else if c.system != "" {
 			n.Labels = map[string]string{corev1.LabelOSStable: c.system}
 		}
 		if got := !readySince(n).IsZero(); got != c.ready {
@@ -30,7 +33,7 @@ func TestReadySince(t *testing.T) {
 	}
 }
 
-// Nodes are peers by their first address of each family in node-cidr; what the cache keeps of them is enough.
+// Nodes have their first address of each family in node-cidr; what the cache keeps of them is enough.
 func TestReadNodes(t *testing.T) {
 	internal := func(name string, addresses ...string) *corev1.Node {
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
@@ -52,7 +55,7 @@ func TestReadNodes(t *testing.T) {
 	api := fake.NewClientBuilder().WithObjects(internal("node2", "192.0.2.7", "10.250.0.2", "10.250.0.9", "fd00::2"),
 		internal("node1", "10.250.0.1"), internal("node3", "192.0.2.8"), elsewhere).Build()
 	nodes, err := ReadNodes(t.Context(), api, cidrs("10.250.0.0/16", "fd00::/64"))
-	got, want := "", "node1 [10.250.0.1] node2 [10.250.0.2 fd00::2] "
+	got, want := "", "node1 [10.250.0.1] node2 [10.250.0.2 fd00::2] node3 [] node4 [] "
 	for _, n := range nodes {
 		got += fmt.Sprint(n.Name, " ", n.NodeIPs, " ")
 		if !n.ReadySince.Equal(noon) {

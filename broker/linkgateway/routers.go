@@ -125,10 +125,13 @@ func (r *Routers) lackingSince(n *Node, state routerState, now time.Time) time.T
 		since = now
 	}
 	told := state.since
-	if told.IsZero() && !r.served[n.Name] {
+	if told.IsZero() && r.served[n.Name] {
+		return since
+	}
+	if told.Before(n.ReadySince) { // before, no router could be ready
 		told = n.ReadySince
 	}
-	if !told.IsZero() && told.Before(since) {
+	if told.Before(since) {
 		return told
 	}
 	return since

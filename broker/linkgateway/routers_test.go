@@ -80,6 +80,8 @@ func TestRoutersOfNodes(t *testing.T) {
 		"a new router beside the old one": {[]Node{gateway, other},
 			[]corev1.Pod{routerOn(t, "node2", corev1.ConditionTrue, time.Second),
 				routerOn(t, "node2", corev1.ConditionFalse, time.Hour)}, onNode, "", "", 0},
+		"a node that has rebooted": {[]Node{gateway, readyNode("node2", "10.250.0.2", time.Second)},
+			[]corev1.Pod{routerOn(t, "node2", corev1.ConditionFalse, 5*time.Minute)}, onNode, "", "", routerGrace - time.Second},
 		"a dead node": {[]Node{gateway, dead}, nil, onNode, "", "", 0},
 		"a new node": {[]Node{gateway, readyNode("node2", "10.250.0.2", 20*time.Second)}, nil, onNode, "", "",
 			routerGrace - 20*time.Second},

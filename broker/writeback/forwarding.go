@@ -1,10 +1,8 @@
 package writeback
 
-// The condition Forwarding: what the check of the node says of a link, and what other nodes lack.
+// The condition Forwarding: what the check of the node says of a link; of a LocalLink also what other nodes lack.
 
 import (
-	"slices"
-
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,7 +21,7 @@ const (
 // forwarding is the condition of a KubeLink, which the selected peers concern.
 func (seen *Observations) forwarding(selected func(peer string) bool) metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionForwarding, Status: metav1.ConditionUnknown, Reason: reasonNotChecked}
-	found := slices.Concat(seen.Findings.Select(selected), seen.Nodes)
+	found := seen.Findings.Select(selected)
 	switch {
 	case len(found) > 0:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, found[0].Reason, found.String()

@@ -2,6 +2,7 @@ package writeback
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/link"
+	"github.com/mandelsoft/kubelink/broker/mesh"
 )
 
 func TestForwardingCondition(t *testing.T) {
@@ -16,7 +18,6 @@ func TestForwardingCondition(t *testing.T) {
 		{Link: "b", Reason: "ForeignRoute", Text: "a route", Remedy: "remove it"},
 		{Link: "c", Reason: "PacketFilter", Text: "a rule", Remedy: "remove that"},
 	}
-	others := link.Findings{{Reason: link.RouterMissing, Text: "no router on node2", Remedy: "install it"}}
 	for _, c := range []struct {
 		name string
 		seen Observations
@@ -29,10 +30,6 @@ func TestForwardingCondition(t *testing.T) {
 			metav1.Condition{Status: "False", Reason: "PacketFilter", Message: "link c: a rule: remove that"}},
 		{"found of other links", Observations{Checked: true, Findings: found}, "d",
 			metav1.Condition{Status: "True", Reason: "NothingFound"}},
-		{"other nodes have no router", Observations{Checked: true, Nodes: others}, "b",
-			metav1.Condition{Status: "False", Reason: "RouterMissing", Message: "no router on node2: install it"}},
-		{"found here first", Observations{Checked: true, Findings: found, Nodes: others}, "c", metav1.Condition{
-			Status: "False", Reason: "PacketFilter", Message: "link c: a rule: remove that; no router on node2: install it"}},
 		{"not in full", Observations{Checked: true, Unchecked: errors.New("no\nnftables")}, "b",
 			metav1.Condition{Status: "Unknown", Reason: "CheckIncomplete", Message: "no; nftables"}},
 		{"not in full, and found", Observations{Checked: true, Findings: found, Unchecked: errors.New("no")}, "b",
@@ -42,6 +39,37 @@ func TestForwardingCondition(t *testing.T) {
 			c.want.Type = "Forwarding"
 			if got := c.seen.forwarding(func(peer string) bool { return peer == c.peer }); got != c.want {
 				t.Errorf("got  %+v\nwant %+v", got, c.want)
+			}
+		})
+	}
+}
+
+// What other nodes lack concerns the LocalLink: the statuses of links do not change with it.
+func TestForwardingOfOtherNodes(t *testing.T) {
+	items := []v1alpha1.KubeLink{newKubeLink("self", v1alpha1.EndpointLocal), newKubeLink("peer", "b.example")}
+	s := mesh.State{Meshes: []mesh.Mesh{{Link: "self", Members: []string{"peer"}}},
+		Links: []mesh.Link{{Name: "peer", Peer: "peer"}}}
+	missing := link.Findings{{Reason: link.RouterMissing, Text: "no router on node2", Remedy: "install it"}}
+	route := link.Findings{{Link: "peer", Reason: "ForeignRoute", Text: "a route", Remedy: "remove it"}}
+	for _, c := range []struct {
+		name        string
+		seen        Observations
+		local, peer string
+	}{
+		{"no router", Observations{Checked: true, Nodes: missing},
+			"False RouterMissing no router on node2: install it", "True NothingFound "},
+		{"not known", Observations{Checked: true, NodesUnknown: errors.New("forbidden")},
+			"Unknown CheckIncomplete forbidden", "True NothingFound "},
+		{"found here first", Observations{Checked: true, Findings: route, Nodes: missing},
+			"False ForeignRoute link peer: a route: remove it; no router on node2: install it",
+			"False ForeignRoute link peer: a route: remove it"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for i, want := range []string{c.local, c.peer} {
+				f := LinkOutcomes(items, &s, &c.seen)[i].Forwarding
+				if got := fmt.Sprint(f.Status, " ", f.Reason, " ", f.Message); got != want {
+					t.Errorf("%s: %s, want %s", items[i].Name, got, want)
+				}
 			}
 		})
 	}

@@ -30,8 +30,12 @@ type Observations struct {
 
 	Checked   bool          // the node was checked
 	Findings  link.Findings // what keeps packets from passing
-	Unchecked error         // why a part of the node, or of the other nodes, could not be checked
-	Nodes     link.Findings // on which other nodes pods have no way to the links
+	Unchecked error         // why a part of the node could not be checked
+
+	// On which other nodes pods have no way to the links, and why that is not known. LocalLinks tell it: there may be many
+	// links, and a node that comes or goes must not change the statuses of all of them.
+	Nodes        link.Findings
+	NodesUnknown error
 }
 
 // AddNote adds a note to a link; an empty text is none.
@@ -88,7 +92,10 @@ func LinkOutcomes(items []v1alpha1.KubeLink, s *mesh.State, seen *Observations) 
 			out.State, out.Message = localState(obj, members, note, problem, seen)
 			out.Notes = addText(out.Notes, OneLine(seen.Announce))
 			if !broken {
-				out.Forwarding = seen.forwarding(func(peer string) bool { return slices.Contains(members, peer) })
+				all := *seen
+				all.Findings = slices.Concat(seen.Findings, seen.Nodes)
+				all.Unchecked = errors.Join(seen.Unchecked, seen.NodesUnknown)
+				out.Forwarding = all.forwarding(func(peer string) bool { return slices.Contains(members, peer) })
 			}
 		} else if out.Contested = seen.Contested[obj.Name]; broken {
 			out.State, out.Message = problem.State, problem.Message
@@ -118,12 +125,10 @@ func localState(
 		return v1alpha1.StateError, joinTexts(OneLine(failed), seen.Findings.Select(isMember).String())
 	case len(seen.Findings.About("")) > 0:
 		return v1alpha1.StateError, joinTexts(seen.Findings.Select(isMember).String(), seen.Nodes.String(), note)
-	case len(seen.Nodes) > 0: // links themselves are Up: packets of all other pods get through
-		return v1alpha1.StateError, joinTexts(seen.Nodes.String(), seen.Findings.Select(isMember).String(), note)
 	}
-	// What one link lacks is no fault of the mesh.
-	return v1alpha1.StateUp,
-		joinTexts(seen.Findings.Select(isMember).String(), note, OneLine(seen.Pending), OneLine(seen.Announce))
+	// What one link or another node lacks is no fault of the mesh.
+	return v1alpha1.StateUp, joinTexts(seen.Findings.Select(isMember).String(), seen.Nodes.String(), note,
+		OneLine(seen.Pending), OneLine(seen.Announce))
 }
 
 // remoteState is the state of a usable link to another cluster.

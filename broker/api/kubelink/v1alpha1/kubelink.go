@@ -38,8 +38,7 @@ const (
 	StateInvalid State = "Invalid"
 	// StateStale: the object is fine, but its mesh or its gateway link is not.
 	StateStale State = "Stale"
-	// StateError: the local end of the link failed, or something on the gateway node keeps its packets from passing. Of a
-	// LocalLink also: pods of other nodes have no way to the links.
+	// StateError: the local end of the link failed, or something on the gateway node keeps its packets from passing.
 	StateError State = "Error"
 	// StateIdle: there is no connection yet, or the kernel does not have the routes of the link yet.
 	StateIdle State = "Idle"
