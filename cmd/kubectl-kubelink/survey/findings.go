@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/mandelsoft/kubelink/broker/diagnosis"
+	"github.com/mandelsoft/kubelink/broker/link"
 )
 
 // Finding is a finding about a cluster.
@@ -61,7 +62,7 @@ func Examine(answers []Answer) []Finding {
 		for j := range a.Brokers {
 			if r := a.Brokers[j].Report; r != nil && (r.Lease.Active || r == a.active()) {
 				for _, f := range r.Findings {
-					if f.Reason == diagnosis.RouterNotReady && len(a.Routers) > 0 {
+					if f.Reason == diagnosis.RouterNotReady && len(a.Routers) > 0 && !slices.ContainsFunc(a.Routers, isSilent) {
 						continue // checkRouter knows why
 					}
 					e.findings = append(e.findings, Finding{a.Context, f})
@@ -176,6 +177,7 @@ func (e *examination) checkPods(a *Answer) {
 	for i := range a.Routers {
 		e.checkRouter(a, &a.Routers[i])
 	}
+	e.checkSilentRouters(a)
 }
 
 // checkRouter takes over what the router of a node has found, which it says sooner than its readiness.
@@ -192,9 +194,48 @@ func (e *examination) checkRouter(a *Answer, r *Router) {
 		remedy = imageRemedy
 	}
 	if !r.Ready {
+		problem := r.Problem
+		if problem == "" && r.Err != nil {
+			problem, _ = describeSilence(r.Err)
+		}
 		e.add(a.Context, diagnosis.RouterNotReady, diagnosis.Error, node,
-			"kubelink-router is not ready on the node: pods there may have no way to the links"+withColon(r.Problem), remedy)
+			"kubelink-router is not ready on the node: pods there may have no way to the links"+withColon(problem), remedy)
 	}
+}
+
+// isSilent tells whether a router that is ready could not be asked.
+func isSilent(r Router) bool { return r.Ready && r.Err != nil }
+
+// checkSilentRouters says which routers could not be asked, once for each cause: it is mostly the same on all nodes.
+func (e *examination) checkSilentRouters(a *Answer) {
+	silent := map[string][]Router{}
+	for _, r := range a.Routers {
+		if isSilent(r) {
+			cause, _ := describeSilence(r.Err)
+			silent[cause] = append(silent[cause], r)
+		}
+	}
+	for _, cause := range slices.Sorted(maps.Keys(silent)) {
+		routers := silent[cause]
+		where, first := "node "+routers[0].Node, &routers[0]
+		if n := len(routers) - 1; n > 0 {
+			where += fmt.Sprintf(" and %d more", n)
+		}
+		_, remedy := describeSilence(first.Err)
+		e.add(a.Context, diagnosis.NodeNotChecked, diagnosis.Warning,
+			diagnosis.Object{Kind: "DaemonSet", Namespace: a.Namespace, Name: link.RouterName},
+			fmt.Sprintf("it is not known what is in the way of packets on %s, as kubelink-router cannot be asked: %s", where, cause),
+			cmp.Or(remedy, fmt.Sprintf("see that the API server reaches TCP port %d of the node, and the log of pod %s", first.port,
+				first.Name)))
+	}
+}
+
+// describeSilence says why a router gives no report, and what to do, if the router says it.
+func describeSilence(err error) (cause, remedy string) {
+	if refused, ok := errors.AsType[*RefusedError](err); ok {
+		return fmt.Sprintf("it refuses the request (%d): %s", refused.Code, refused.Refusal.Error), refused.Remedy
+	}
+	return describeError(err), ""
 }
 
 func withColon(text string) string {

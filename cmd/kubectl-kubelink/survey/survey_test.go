@@ -131,6 +131,20 @@ func TestExamine(t *testing.T) {
 			"KubeLink c2", address(1) + " is also that of c1", "another spec.clusterAddress"},
 		"router": {func(a []Answer) { a[0].Routers = []Router{{Pod: Pod{Name: "r", Node: "node2", Problem: "no route"}}} },
 			diagnosis.RouterNotReady, "Node node2", "no route", "logs r"},
+		"router that refuses": {func(a []Answer) {
+			for _, node := range []string{"node1", "node2"} {
+				a[0].Routers = append(a[0].Routers, Router{Pod: Pod{Name: "r", Node: node, Ready: true},
+					Err: &RefusedError{Code: 503, Refusal: diagnosis.Refusal{Error: "no TokenReview", Remedy: "apply the roles"}}})
+			}
+		}, diagnosis.NodeNotChecked, "DaemonSet kubelink-router", "on node node1 and 1 more, as kubelink-router cannot be " +
+			"asked: it refuses the request (503): no TokenReview", "apply the roles"},
+		"router behind a firewall": {func(a []Answer) {
+			a[0].Routers = []Router{{Pod: Pod{Name: "r", Node: "node2", Ready: true, port: 10541}, Err: errors.New("i/o timeout")}}
+		}, diagnosis.NodeNotChecked, "DaemonSet kubelink-router", "on node node2, as kubelink-router cannot be asked: i/o timeout",
+			"TCP port 10541"},
+		"router that is not ready and refuses": {func(a []Answer) {
+			a[0].Routers = []Router{{Pod: Pod{Name: "r", Node: "node2"}, Err: errors.New("connection refused")}}
+		}, diagnosis.RouterNotReady, "Node node2", "connection refused", "logs r"},
 		"dead node": {func(a []Answer) { a[0].Nodes = map[string]string{"node2": "since then: NodeStatusUnknown"} },
 			NodeNotReady, "Node node2", "the node is not ready since then: NodeStatusUnknown", "get node node2"},
 		"broker that ended": {func(a []Answer) {
@@ -162,6 +176,17 @@ func TestExamine(t *testing.T) {
 			}
 			t.Errorf("%+v", all)
 		})
+	}
+}
+
+// What a broker says of a router stays where the router cannot be asked.
+func TestSilentRouter(t *testing.T) {
+	answers := []Answer{newAnswer(1, 2), newAnswer(2, 1)}
+	answers[0].Routers = []Router{{Pod: Pod{Name: "r", Node: "node2", Ready: true}, Err: errors.New("i/o timeout")}}
+	report(answers, 0).Findings = []diagnosis.Finding{{Reason: diagnosis.RouterNotReady, Severity: diagnosis.Error}}
+	found := Examine(answers)
+	if len(found) != 2 || found[0].Reason != diagnosis.RouterNotReady || found[1].Reason != diagnosis.NodeNotChecked {
+		t.Errorf("%+v", found)
 	}
 }
 
