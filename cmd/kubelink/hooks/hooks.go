@@ -64,6 +64,7 @@ func connect(kubeconfig string) (client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	config.QPS = -1 // commands bound their requests themselves; the default, 5 per second, is too slow for many links
 	types := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		scheme.AddToScheme, v1alpha1.AddToScheme, apiextensions.AddToScheme,

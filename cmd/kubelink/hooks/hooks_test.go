@@ -153,6 +153,27 @@ func TestUninstallSteps(t *testing.T) {
 	}
 }
 
+// Links that need no change cost no request: there may be hundreds.
+func TestUninstallUnchangedLinks(t *testing.T) {
+	up, down := newLink("up", v1alpha1.StateUp, ""), newLink("down", v1alpha1.StateUp, "")
+	down.Status.Abandon()
+	var read []string
+	c := interceptor.NewClient(newClient(t, up, down, newLink("new", "", "")).(client.WithWatch), interceptor.Funcs{Get: func(
+		ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, options ...client.GetOption) error {
+		read = append(read, key.Name)
+		return c.Get(ctx, key, o, options...)
+	}})
+	u := &uninstaller{Client: c, namespace: "kubelink", out: &strings.Builder{}}
+	for _, step := range []func(context.Context) error{u.removeFinalizers, u.abandonLinks} {
+		if err := step(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(read, []string{"up"}) {
+		t.Errorf("KubeLinks %q are read", read)
+	}
+}
+
 // Pods on a dead node do not end. The rest goes on without them.
 func TestUninstallWithDeadNode(t *testing.T) {
 	waits := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelink", Name: daemonSetName,

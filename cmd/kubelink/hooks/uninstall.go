@@ -140,6 +140,9 @@ func (u *uninstaller) removeFinalizers(ctx context.Context) error {
 	}
 	for i := range links.Items {
 		name := links.Items[i].Name
+		if !controllerutil.ContainsFinalizer(&links.Items[i], v1alpha1.Finalizer) {
+			continue
+		}
 		_, released, err := ReleaseLink(ctx, u.Client, name)
 		if released {
 			fmt.Fprintf(u.out, "KubeLink %s: the broker has left its finalizer, it is taken off\n", name)
@@ -160,7 +163,9 @@ func (u *uninstaller) abandonLinks(ctx context.Context) error {
 	}
 	var names []string
 	for i := range links.Items {
-		names = append(names, links.Items[i].Name)
+		if l := &links.Items[i]; l.Status.DeepCopy().Abandon() { // else there is nothing to write
+			names = append(names, l.Name)
+		}
 	}
 	n, err := writeback.Abandon(ctx, u.Client, names)
 	if n > 0 {
