@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -66,12 +67,18 @@ func (c *changer) holdLease(ctx context.Context, do func(context.Context) error)
 // acquireLease waits until no other run holds the Lease, and takes it.
 func (c *changer) acquireLease(ctx context.Context) (own *coordinationv1.Lease, err error) {
 	seen, since := &coordinationv1.Lease{}, time.Now()
+	var answered time.Time
 	var failed error
 	err = c.awaitEmpty(ctx, "another run of this command", func(ctx context.Context) (string, error) {
 		own, failed = &coordinationv1.Lease{}, nil
 		err := c.Client.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: leaseName}, own)
-		if !equality.Semantic.DeepEqual(own.Spec, seen.Spec) {
-			seen, since = own.DeepCopy(), time.Now()
+		switch {
+		case err == nil || apierrors.IsNotFound(err):
+			if answered = time.Now(); !equality.Semantic.DeepEqual(own.Spec, seen.Spec) {
+				seen, since = own.DeepCopy(), answered
+			}
+		case time.Since(answered) < c.leaseTime: // another run has the Lease, and the failure may pass
+			return "", err
 		}
 		switch {
 		case apierrors.IsNotFound(err):
@@ -101,11 +108,16 @@ func (c *changer) acquireLease(ctx context.Context) (own *coordinationv1.Lease, 
 
 // claimLease makes a Lease that of this run.
 func claimLease(l *coordinationv1.Lease, duration time.Duration) {
-	host, _ := os.Hostname() // for people
-	now := metav1.NowMicro()
+	host, _ := os.Hostname()                                          // for people
+	now := metav1.NewMicroTime(time.Now().Truncate(time.Microsecond)) // as the API server keeps it
 	l.Spec = coordinationv1.LeaseSpec{
 		HolderIdentity: ptr.To(fmt.Sprintf("process %d on %s", os.Getpid(), host)), AcquireTime: &now, RenewTime: &now,
 		LeaseDurationSeconds: ptr.To(max(1, int32(duration/time.Second)))}
+}
+
+// isSameClaim tells whether both are the Lease of one run.
+func isSameClaim(a, b *coordinationv1.Lease) bool {
+	return ptr.Equal(a.Spec.HolderIdentity, b.Spec.HolderIdentity) && a.Spec.AcquireTime.Equal(b.Spec.AcquireTime)
 }
 
 // describeHolder says which run holds a Lease.
@@ -147,8 +159,22 @@ func (c *changer) renewLease(ctx context.Context, l *coordinationv1.Lease) error
 func (c *changer) releaseLease(ctx context.Context, l *coordinationv1.Lease) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
 	defer cancel()
-	err := c.Client.Delete(ctx, l, client.Preconditions{UID: &l.UID, ResourceVersion: &l.ResourceVersion})
-	if err != nil && !isAbsent(err) && !isRace(err) {
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		err := c.Client.Delete(ctx, l, client.Preconditions{UID: &l.UID, ResourceVersion: &l.ResourceVersion})
+		if !apierrors.IsConflict(err) {
+			return err
+		}
+		is := &coordinationv1.Lease{} // a renewal may have been done whose answer was lost
+		if err := c.Client.Get(ctx, client.ObjectKeyFromObject(l), is); err != nil {
+			return err
+		}
+		if !isSameClaim(is, l) {
+			return nil
+		}
+		l = is
+		return err
+	})
+	if err != nil && !isAbsent(err) {
 		c.log.printLine(c.Cluster, "%s stays, and keeps the next run waiting for %s: %v", leaseText, c.leaseTime, err)
 	}
 }

@@ -267,3 +267,43 @@ func TestRenewedLease(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A renewal may have been done whose answer was lost. The Lease goes all the same.
+func TestReleaseAfterLostAnswer(t *testing.T) {
+	var out strings.Builder
+	s := newSide(newCluster(t, "c1", ""), &out)
+	s.leaseTime = time.Hour
+	l, err := s.acquireLease(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewed := l.DeepCopy()
+	renewed.Spec.RenewTime = &metav1.MicroTime{Time: time.Now().Add(time.Second)}
+	if err := s.Client.Update(t.Context(), renewed); err != nil {
+		t.Fatal(err)
+	}
+	s.releaseLease(t.Context(), l)
+	if err := s.Client.Get(t.Context(), client.ObjectKeyFromObject(l), l); !isAbsent(err) || out.Len() > 0 {
+		t.Errorf("the Lease is left: %v\n%s", err, &out)
+	}
+}
+
+// A request that fails does not end the wait for another run. At the first one there is nothing to wait for.
+func TestWaitThroughFailure(t *testing.T) {
+	for failing, fails := range map[int]bool{1: true, 2: false} {
+		var out strings.Builder
+		s := newSide(newCluster(t, "c1", "", newSystemLease()), &out)
+		s.leaseTime = 3 * pollInterval
+		requests := 0
+		s.Client = interceptor.NewClient(s.Client.(client.WithWatch), interceptor.Funcs{Get: func(ctx context.Context,
+			c client.WithWatch, key client.ObjectKey, o client.Object, options ...client.GetOption) error {
+			if requests++; requests == failing {
+				return errors.New("connection reset by peer")
+			}
+			return c.Get(ctx, key, o, options...)
+		}})
+		if _, err := s.acquireLease(t.Context()); (err != nil) != fails {
+			t.Errorf("request %d fails: %v", failing, err)
+		}
+	}
+}
