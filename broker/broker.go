@@ -241,7 +241,9 @@ func (b *Broker) abandonLinks(runs *controllers) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), abandonTimeout)
 	defer cancel()
-	c, err := newDirectClient(b.api)
+	api := rest.CopyConfig(b.api)
+	api.QPS = -1 // the time is short, and Abandon bounds its requests itself
+	c, err := newDirectClient(api)
 	n := 0
 	if err == nil {
 		n, err = writeback.Abandon(ctx, c, slices.Collect(maps.Keys(found.Told)))
