@@ -17,8 +17,8 @@ WIREGUARD_TESTS := TestServices|TestMeshService(Traffic|Offers|Ingress|HostileOf
   TestIngressLists|TestInboundFilter|TestInvalidObjects|TestPeerKilledAndRestarted|TestPeerSilent|$\
   TestBrokerKilledAndRestarted|TestShutdown|TestReload|TestAdvertisedDNS|TestServeStale|$\
   TestWireGuard(Keys|PresharedKey|BadKey|Inbound|EndpointMoves|Roams|Adopts\w+|HostilePeer)
-# End-to-end tests mostly wait, for events and limits of kubelink. So make test runs two test beds at the same time:
-# what waits longest, and then mode wireguard, beside all others.
+# These end-to-end tests mostly wait, for limits of kubelink: make test runs them on a test bed of their own, beside
+# the others. Mode wireguard has the machine for itself: its tests have times to keep.
 LONG_TESTS    := TestAPIFaults|TestAPIServerAway|TestAdvertisedAPIAccess\w*|TestConfigureClusterDNS|$\
   TestIptablesNeverEnds|TestKubernetesDNSCredentials|TestLinkLostWhileXtablesIsLocked|TestOverlayPodMode|TestPodMode|$\
   TestRouterManyLinks
@@ -59,7 +59,8 @@ test: system build controlplane $(if $(ROOT),image) ## everything, under the rac
 	  ./plugin/... ./router/... # four packages at a time: many of their tests wait
 	go test ./deploy/image # one goroutine compresses: the race detector only makes it slow
 	go test -race $(RACE_LDFLAGS) -c -o bin/e2e-race.test ./test/e2e
-	$(MAKE) -j 2 --output-sync=target e2e-most e2e-long e2e-wireguard
+	$(MAKE) -j 2 --output-sync=target e2e-most e2e-long
+	$(MAKE) e2e-wireguard
 	KUBELINK=$(CURDIR)/bin/kubelink-race go test -race $(RACE_LDFLAGS) -p 1 -timeout 40m \
 	  $$(go list ./test/... | grep -v -e /test/e2e$$ $(if $(ROOT),,-e /test/realnodes$$))
 	@$(if $(ROOT),:,echo left out for want of root: $$(grep -hoE '^func Test[A-Z]\w*' test/realnodes/*_test.go | cut -c6-))
