@@ -22,7 +22,6 @@ import (
 	"github.com/mandelsoft/kubelink/broker/eventlog"
 	"github.com/mandelsoft/kubelink/broker/host"
 	"github.com/mandelsoft/kubelink/broker/kernel"
-	"github.com/mandelsoft/kubelink/broker/kubeapi"
 	"github.com/mandelsoft/kubelink/broker/lease"
 	"github.com/mandelsoft/kubelink/broker/link"
 	"github.com/mandelsoft/kubelink/broker/nodecheck"
@@ -243,7 +242,7 @@ func (b *Broker) abandonLinks(runs *controllers) {
 	defer cancel()
 	api := rest.CopyConfig(b.api)
 	api.QPS = -1 // the time is short, and Abandon bounds its requests itself
-	c, err := newDirectClient(api)
+	c, err := client.New(api, client.Options{Scheme: scheme, Mapper: runs.mapper})
 	n := 0
 	if err == nil {
 		n, err = writeback.Abandon(ctx, c, slices.Collect(maps.Keys(found.Told)))
@@ -252,19 +251,6 @@ func (b *Broker) abandonLinks(runs *controllers) {
 	if err != nil {
 		b.log.Warn("the Deployment goes, and states of links stay that nobody keeps", "error", err)
 	}
-}
-
-// newDirectClient returns a client without cache.
-func newDirectClient(api *rest.Config) (client.Client, error) {
-	http, err := rest.HTTPClientFor(api)
-	if err != nil {
-		return nil, err
-	}
-	mapper, err := kubeapi.NewMapper(api, http)
-	if err != nil {
-		return nil, err
-	}
-	return client.New(api, client.Options{HTTPClient: http, Scheme: scheme, Mapper: mapper})
 }
 
 func (b *Broker) releaseLease() {

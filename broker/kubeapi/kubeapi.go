@@ -33,7 +33,8 @@ func NewMapper(cfg *rest.Config, client *http.Client) (meta.RESTMapper, error) {
 	known.AddSpecific(coredns.GroupVersion.WithKind("CoreDNSEntry"), coredns.GroupVersion.WithResource("corednsentries"),
 		coredns.GroupVersion.WithResource("corednsentry"), meta.RESTScopeNamespace)
 	known.Add(coredns.GroupVersion.WithKind("HostedZone"), meta.RESTScopeNamespace)
-	for _, kind := range []string{"Secret", "Service", "ConfigMap"} {
+	known.Add(corev1.SchemeGroupVersion.WithKind("Node"), meta.RESTScopeRoot)
+	for _, kind := range []string{"Secret", "Service", "ConfigMap", "Pod"} {
 		known.Add(corev1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
 	}
 	known.Add(schema.GroupVersionKind{Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice"},
