@@ -177,7 +177,7 @@ func (r *reconcilerRun) Reconcile(ctx context.Context, _ reconcile.Request) (rec
 	outcome := r.newOutcome(&objects, &state, routers, errors.Join(err, portErr), pending, credErr)
 	r.found.Store(r.newFindings(&objects, &state, routers, outcome, credErr))
 	r.writer.SetOutcome(outcome)
-	r.reportServices()
+	r.reportServices(ctx)
 	if err != nil && !errors.Is(err, kernel.ErrStuck) { // the kernel's worker wakes the reconciler when it is done
 		return reconcile.Result{}, err
 	}
@@ -384,12 +384,12 @@ func (r *reconcilerRun) updateGlobalNames(ctx context.Context, zones []mesh.Zone
 }
 
 // reportServices has the statuses of MeshServices written, if this broker holds the links.
-func (r *reconcilerRun) reportServices() {
+func (r *reconcilerRun) reportServices(ctx context.Context) {
 	if r.holder.Role != lease.Holder {
 		r.services.Forget()
 		return
 	}
-	r.services.Report(r.writer.Recorder, func(reports []*meshservice.Report) {
+	r.services.Report(ctx, r.writer.Recorder, func(reports []*meshservice.Report) {
 		writeback.SetReports(r.writer, "MeshServices", reports)
 	})
 }

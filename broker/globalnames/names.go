@@ -25,6 +25,7 @@ import (
 type Names struct {
 	zones   map[string]*zone.Global // by name
 	reports records.Result          // on all objects
+	left    []*Report               // told last, of objects that others may serve from now on
 	serial  uint32                  // the highest so far
 	early   bool                    // a zone needs a higher one
 	from    source
@@ -77,16 +78,26 @@ func (n *Names) Update(ctx context.Context, r *Refresh) error {
 	begin := time.Now()
 	var entries coredns.CoreDNSEntryList
 	var hosted coredns.HostedZoneList
-	for _, list := range []client.ObjectList{&entries, &hosted} {
-		if err := r.Reader.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil { // nothing here writes to them
-			return err
-		}
+	if err := listAll(ctx, r.Reader, &entries, &hosted); err != nil {
+		return err
 	}
 	r.Keep(entries.Items, hosted.Items)
 	built := records.Build(entries.Items, hosted.Items, served, r.Tenancy)
 	next := newNames(&built, domains, nextSerial(n.serial, begin), r.NSAddresses, n.zones)
 	next.from, next.serial = from, max(next.serial, n.serial)
-	r.Report(differingReports(entries.Items, hosted.Items, &built, &n.reports))
+	reports := next.reports // the field may get another value, while the watch reads this one
+	r.Watch.reports.Store(&reports)
+	latest, err := readLatest(ctx, r.Reader)
+	if err != nil {
+		return err
+	}
+	told := differingReports(entries.Items, hosted.Items, &built, &n.reports, n.left, latest)
+	r.Report(told)
+	for _, report := range told {
+		if report.report.Foreign {
+			next.left = append(next.left, report)
+		}
+	}
 	next.built = time.Now()
 	next.took = next.built.Sub(begin)
 	if *n = next; next.early {

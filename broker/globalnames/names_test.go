@@ -70,6 +70,7 @@ func TestDiffering(t *testing.T) {
 			nil,
 			&records.Result{Entries: now},
 			&records.Result{Entries: before},
+			nil, nil,
 		)
 		if (len(got) == 1) != c.write {
 			t.Errorf("%s: %+v", c.name, got)
@@ -80,14 +81,56 @@ func TestDiffering(t *testing.T) {
 			[]coredns.HostedZone{hosted},
 			&records.Result{HostedZones: now},
 			&records.Result{HostedZones: before},
+			nil, nil,
 		)
 		if (len(got) == 1) != c.write {
 			t.Errorf("%s: zone: %+v", c.name, got)
 		}
 	}
 	entry := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "gone"}}
-	if got := differingReports([]coredns.CoreDNSEntry{entry}, nil, &records.Result{}, &records.Result{}); len(got) != 0 {
+	got := differingReports([]coredns.CoreDNSEntry{entry}, nil, &records.Result{}, &records.Result{}, nil, nil)
+	if len(got) != 0 {
 		t.Errorf("without report: %+v", got)
+	}
+}
+
+// The status that counts is the latest one of the same spec: one that the broker has written itself may come late,
+// after it has come to another conclusion. What it has said last of an object is told until it is written.
+func TestDifferingFromLatest(t *testing.T) {
+	key := types.NamespacedName{Namespace: "ns", Name: "x"}
+	ok, invalid := records.Report{State: "Ok"}, records.Report{State: "Invalid", Message: "wrong"}
+	foreign := records.Report{State: "Stale", Message: "elsewhere", Foreign: true}
+	entry := func(r records.Report, generation int64) *coredns.CoreDNSEntry {
+		return &coredns.CoreDNSEntry{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", UID: "x", Generation: generation},
+			Status: coredns.Status{State: r.State, Message: r.Message, ObservedGeneration: generation,
+				Conditions: []metav1.Condition{newCondition(r)}},
+		}
+	}
+	read := []coredns.CoreDNSEntry{*entry(ok, 1)}
+	for _, c := range []struct {
+		name        string
+		latest      *coredns.CoreDNSEntry
+		now, before records.Report
+		unwritten   bool
+		write       bool
+	}{
+		{"nothing new", entry(ok, 1), ok, ok, false, false},
+		{"it has come late", entry(invalid, 1), ok, invalid, false, true},
+		{"what is wanted has come", entry(invalid, 1), invalid, ok, false, false},
+		{"of another spec", entry(invalid, 2), ok, ok, false, false},
+		{"somebody else serves it", entry(ok, 1), foreign, foreign, false, false},
+		{"the last word is not written", entry(ok, 1), foreign, foreign, true, true},
+	} {
+		left := &Report{object: entry(ok, 1), report: foreign}
+		left.written.Store(!c.unwritten)
+		got := differingReports(read, nil,
+			&records.Result{Entries: map[types.NamespacedName]records.Report{key: c.now}},
+			&records.Result{Entries: map[types.NamespacedName]records.Report{key: c.before}},
+			[]*Report{left}, map[types.UID]client.Object{"x": c.latest})
+		if (len(got) == 1) != c.write || c.write && got[0].object != c.latest {
+			t.Errorf("%s: %+v", c.name, got)
+		}
 	}
 }
 
@@ -169,12 +212,15 @@ func TestSerialIsDue(t *testing.T) {
 	}
 }
 
-// A status of ours is no change of names; what the user does is.
+// A status of ours is no change of names; what the user does is, and a status that somebody else has written.
 func TestGlobalWatchUpdates(t *testing.T) {
 	w := &Watch{wake: func() {}}
+	report := records.Report{State: "Ok"}
+	w.reports.Store(&records.Result{Entries: map[types.NamespacedName]records.Report{{}: report}})
 	entry := func(change func(*coredns.CoreDNSEntry)) *coredns.CoreDNSEntry {
 		e := &coredns.CoreDNSEntry{
 			ObjectMeta: metav1.ObjectMeta{UID: "1", Generation: 1, Annotations: map[string]string{"a": "b"}},
+			Status:     coredns.Status{State: "Ok", ObservedGeneration: 1, Conditions: []metav1.Condition{newCondition(report)}},
 		}
 		change(e)
 		return e
@@ -184,7 +230,9 @@ func TestGlobalWatchUpdates(t *testing.T) {
 		change func(*coredns.CoreDNSEntry)
 		counts bool
 	}{
-		{"status", func(e *coredns.CoreDNSEntry) { e.Status.State = "Ok"; e.ResourceVersion = "7" }, false},
+		{"status", func(e *coredns.CoreDNSEntry) { e.ResourceVersion = "7" }, false},
+		{"status of another", func(e *coredns.CoreDNSEntry) { e.Status.State = "Invalid"; e.ResourceVersion = "7" }, true},
+		{"status of what is not here", func(e *coredns.CoreDNSEntry) { e.Name, e.Status.State = "x", "Invalid" }, false},
 		{"labels", func(e *coredns.CoreDNSEntry) { e.Labels = map[string]string{"a": "b"} }, false},
 		{"spec", func(e *coredns.CoreDNSEntry) { e.Generation = 2 }, true},
 		{"annotations", func(e *coredns.CoreDNSEntry) { e.Annotations = nil }, true},
@@ -245,7 +293,7 @@ func (w *statusWriter) Patch(
 
 // A report is written as status and condition of the generation that it is about; the object from the cache stays.
 func TestReportWrite(t *testing.T) {
-	meta := metav1.ObjectMeta{Namespace: "ns", Name: "x", Generation: 2}
+	meta := metav1.ObjectMeta{Namespace: "ns", Name: "x", Generation: 2, ResourceVersion: "7"}
 	report := records.Report{
 		State: coredns.StateInvalid, Message: "spec.A is wrong", RootZone: "root", Names: []string{"x.svc.global.kubelink"},
 	}
@@ -254,11 +302,12 @@ func TestReportWrite(t *testing.T) {
 	} {
 		before := o.DeepCopyObject()
 		api := &patchedStatus{}
-		r := &Report{o, report}
+		r := &Report{object: o, report: report}
 		if err := r.Write(t.Context(), api); err != nil || !reflect.DeepEqual(o, before) || r.Object() != o {
 			t.Errorf("%T: %v, %+v", o, err, o)
 		}
 		for _, want := range []string{
+			`"resourceVersion":"7"`,
 			`"state":"Invalid"`, `"message":"spec.A is wrong"`, `"rootZone":"root"`, `"observedGeneration":2`,
 			`"effectiveDomainNames":["x.svc.global.kubelink"]`, `"type":"Accepted"`, `"status":"False"`, `"reason":"Invalid"`,
 		} {

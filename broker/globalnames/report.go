@@ -5,6 +5,7 @@ package globalnames
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,8 +18,9 @@ import (
 
 // Report is a status that is to be written.
 type Report struct {
-	object client.Object // as read from the cache; nothing changes it
-	report records.Report
+	object  client.Object // as read from the cache; nothing changes it
+	report  records.Report
+	written atomic.Bool // the API server has taken it
 }
 
 // Object is the object that the report is about.
@@ -33,28 +35,45 @@ func (r *Report) Write(ctx context.Context, c client.Client) error {
 	condition := newCondition(r.report)
 	condition.ObservedGeneration = obj.GetGeneration()
 	meta.SetStatusCondition(&st.Conditions, condition)
-	return c.Status().Patch(ctx, obj, client.MergeFrom(r.object))
+	// The cache may lack what was written last: the difference to that would be another one.
+	patch := client.MergeFromWithOptions(r.object, client.MergeFromWithOptimisticLock{})
+	if err := c.Status().Patch(ctx, obj, patch); err != nil {
+		return err
+	}
+	r.written.Store(true)
+	return nil
 }
 
-// differingReports lists the reports on objects that have another status.
+// differingReports lists the reports on objects that have another status. left are those told last on objects that
+// others may serve. latest are objects by UID: where their specs are the same, their statuses count.
 func differingReports(
-	entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, now, before *records.Result,
+	entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, now, before *records.Result, left []*Report,
+	latest map[types.UID]client.Object,
 ) (reports []*Report) {
+	unwritten := map[types.UID]bool{}
+	for _, r := range left {
+		if !r.written.Load() {
+			unwritten[r.object.GetUID()] = true
+		}
+	}
 	add := func(o client.Object, now, before map[types.NamespacedName]records.Report) {
 		key := client.ObjectKeyFromObject(o)
 		report, ok := now[key]
 		if !ok {
 			return // about to go
 		}
+		if l := latest[o.GetUID()]; l != nil && l.GetGeneration() == o.GetGeneration() {
+			o = l
+		}
 		st := statusOf(o)
 		if report.Foreign && st.State != "" && st.State != coredns.StateStale {
 			// Another broker or another system serves it, unless this broker did so far.
-			if old, ours := before[key]; !ours || old.Foreign {
+			if old, ours := before[key]; !ours || old.Foreign && !unwritten[o.GetUID()] {
 				return
 			}
 		}
 		if !hasStatus(o, st, &report) {
-			reports = append(reports, &Report{o, report})
+			reports = append(reports, &Report{object: o, report: report})
 		}
 	}
 	for i := range zones {
@@ -64,6 +83,35 @@ func differingReports(
 		add(&entries[i], now.Entries, before.Entries)
 	}
 	return reports
+}
+
+// readLatest returns the objects that the cache has by now, by UID. The watch compares each status that comes later
+// with the reports that it was given. So one that came between the reading of the objects and these reports is not
+// missed.
+func readLatest(ctx context.Context, from client.Reader) (map[types.UID]client.Object, error) {
+	var entries coredns.CoreDNSEntryList
+	var zones coredns.HostedZoneList
+	if err := listAll(ctx, from, &entries, &zones); err != nil {
+		return nil, err
+	}
+	latest := make(map[types.UID]client.Object, len(entries.Items)+len(zones.Items))
+	for i := range entries.Items {
+		latest[entries.Items[i].UID] = &entries.Items[i]
+	}
+	for i := range zones.Items {
+		latest[zones.Items[i].UID] = &zones.Items[i]
+	}
+	return latest, nil
+}
+
+// listAll reads the objects of lists; nothing here writes to them.
+func listAll(ctx context.Context, from client.Reader, lists ...client.ObjectList) error {
+	for _, list := range lists {
+		if err := from.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // hasStatus says whether the status of an object is that of the report.

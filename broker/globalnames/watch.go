@@ -18,6 +18,7 @@ import (
 
 	coredns "github.com/mandelsoft/kubelink/broker/api/coredns/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/onchange"
+	"github.com/mandelsoft/kubelink/broker/records"
 )
 
 // retryInterval is the pause between two tries to watch a kind that the API server does not know.
@@ -38,6 +39,8 @@ type Watch struct {
 	synced  atomic.Bool
 	version atomic.Uint64  // counts changes
 	failure onchange.Error // why the objects cannot be read
+
+	reports atomic.Pointer[records.Result] // that are to be written; nil: none yet
 }
 
 // NewWatch returns a watch that wakes the reconciler when names may change.
@@ -119,9 +122,24 @@ func (w *Watch) OnDelete(any) { w.noteChange() }
 func (w *Watch) OnUpdate(before, after any) {
 	a, b := before.(client.Object), after.(client.Object)
 	if a.GetUID() != b.GetUID() || a.GetGeneration() != b.GetGeneration() ||
-		!maps.Equal(a.GetAnnotations(), b.GetAnnotations()) {
+		!maps.Equal(a.GetAnnotations(), b.GetAnnotations()) || w.isMistold(b) {
 		w.noteChange()
 	}
+}
+
+// isMistold tells whether an object that is served here has another status than this broker has written last, or is
+// about to write.
+func (w *Watch) isMistold(o client.Object) bool {
+	reports := w.reports.Load()
+	if reports == nil {
+		return false
+	}
+	from := reports.Entries
+	if _, ok := o.(*coredns.HostedZone); ok {
+		from = reports.HostedZones
+	}
+	r, ok := from[client.ObjectKeyFromObject(o)]
+	return ok && !r.Foreign && !hasStatus(o, statusOf(o), &r)
 }
 
 func (w *Watch) noteChange() {

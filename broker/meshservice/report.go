@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -98,17 +99,21 @@ func newConditions(r *service.Report) []metav1.Condition {
 
 // Report tells which statuses are to be written, unless it has told that before. It wakes the reconciler when there is
 // more to tell by then.
-func (s *Services) Report(recorder events.EventRecorder, tell func([]*Report)) {
+func (s *Services) Report(ctx context.Context, recorder events.EventRecorder, tell func([]*Report)) {
 	w := s.from.watch
 	if w == nil || s.reported {
 		return
 	}
 	s.reported = true
 	s.noteWritten()
+	latest := w.readLatest(ctx)
 	var reports []*Report
 	var later time.Duration
 	for i := range s.objects.MeshServices {
 		m := &s.objects.MeshServices[i]
+		if l := latest[m.UID]; l != nil && l.Generation == m.Generation {
+			m = l
+		}
 		key := client.ObjectKeyFromObject(m)
 		report, ok := s.built.Reports[key]
 		if !ok || hasStatus(m, &report) { // it is about to go, or as it should be
@@ -132,6 +137,21 @@ func (s *Services) Report(recorder events.EventRecorder, tell func([]*Report)) {
 		time.AfterFunc(later, w.Wake)
 	}
 	tell(reports)
+}
+
+// readLatest returns the MeshServices that the cache has by now, by UID. The watch compares each status that comes
+// later with the reports that it was given. So one that came between the reading of the objects and these reports is
+// not missed.
+func (w *Watch) readLatest(ctx context.Context) map[types.UID]*v1alpha1.MeshService {
+	var list v1alpha1.MeshServiceList
+	if err := w.cache.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil { // nothing here writes to them
+		return nil
+	}
+	latest := make(map[types.UID]*v1alpha1.MeshService, len(list.Items))
+	for i := range list.Items {
+		latest[list.Items[i].UID] = &list.Items[i]
+	}
+	return latest
 }
 
 // noteWritten notes which of the last reports are written. Until then they are told again, however often the services

@@ -1,8 +1,10 @@
 package meshservice
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"reflect"
 	goruntime "runtime"
 	"strings"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
@@ -131,7 +134,7 @@ func TestServicesFollow(t *testing.T) {
 
 	// The status that the broker writes is no news; that of another program is.
 	var told []*Report
-	s.Report(nil, func(r []*Report) { told = r })
+	s.Report(t.Context(), nil, func(r []*Report) { told = r })
 	if len(told) != 1 || told[0].report.State != v1alpha1.StateOk || told[0].report.Ready {
 		t.Fatalf("%+v", told)
 	}
@@ -151,13 +154,53 @@ func TestServicesFollow(t *testing.T) {
 		await(t, woken)
 		s.Read(t.Context(), w)
 		s.Build(t.Context(), surroundings())
-		s.Report(nil, func(r []*Report) { told = r })
+		s.Report(t.Context(), nil, func(r []*Report) { told = r })
 	}
 	if n := w.version.Load() - version; n != 1 || told[0].object.Status.State != v1alpha1.StateInvalid {
 		t.Errorf("%d changes, %+v", n, told[0])
 	}
 	api.send("DELETED", foreign)
 	readUntil(t, s, w, woken, "")
+}
+
+// What the broker has written may come after the objects were read, and before the watch knows that the broker has come
+// to another conclusion. Then the status is told anew.
+func TestStatusComesLate(t *testing.T) {
+	api := newPlayedAPI()
+	echo := meshService("m", "echo", "192.168.0.100")
+	api.add(echo.DeepCopy(), kubeService("echo"), endpointSlice("echo-1", "echo", "100.96.0.2"))
+	w, woken := startWatch(t, api)
+	s := &Services{}
+	readUntil(t, s, w, woken, "m 192.168.0.100>[100.96.0.2]")
+	key := client.ObjectKeyFromObject(echo)
+	first := s.Reports()[key]
+
+	api.send("MODIFIED", endpointSlice("echo-1", "echo"))
+	readUntil(t, s, w, woken, "m 192.168.0.100>[]")
+	second := s.Reports()[key]
+	late := echo.DeepCopy()
+	for status, r := range map[*v1alpha1.MeshServiceStatus]*service.Report{&late.Status: &first, &echo.Status: &second} {
+		status.State, status.Message, status.ObservedGeneration = r.State, r.Message, 1
+		for _, c := range newConditions(r) {
+			meta.SetStatusCondition(&status.Conditions, c)
+		}
+	}
+	s.objects.MeshServices = []v1alpha1.MeshService{*echo} // as they were read
+	version := w.version.Load()
+	w.reports.Store(&map[types.NamespacedName]service.Report{key: first})
+	api.send("MODIFIED", late)
+	for got := (&v1alpha1.MeshService{}); got.Status.State == ""; {
+		if err := w.cache.Get(t.Context(), key, got); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reports := s.Reports()
+	w.reports.Store(&reports)
+	var told []*Report
+	s.Report(t.Context(), nil, func(r []*Report) { told = r })
+	if len(told) != 1 || !reflect.DeepEqual(told[0].report, second) || hasStatus(told[0].object, &second) {
+		t.Errorf("%d changes, told %+v", w.version.Load()-version, told)
+	}
 }
 
 // Where the broker may not read EndpointSlices, it says so of each MeshService that needs them, and goes on when it
@@ -222,7 +265,7 @@ func TestFirstMeshService(t *testing.T) {
 	if len(s.objects.MeshServices) != 1 || s.Problem() != nil {
 		t.Errorf("%d MeshServices, %v", len(s.objects.MeshServices), s.Problem())
 	}
-	s.Report(nil, func(told []*Report) {
+	s.Report(t.Context(), nil, func(told []*Report) {
 		for _, r := range told {
 			t.Errorf("told of %s: %+v", r.object.Name, r.report)
 		}
@@ -272,6 +315,11 @@ func TestServicesStay(t *testing.T) {
 	}
 }
 
+// noObjects is a cache that has none.
+type noObjects struct{ cache.Cache }
+
+func (noObjects) List(context.Context, client.ObjectList, ...client.ListOption) error { return nil }
+
 // Who writes what: another broker may know better.
 func TestReports(t *testing.T) {
 	key := types.NamespacedName{Namespace: "ns", Name: "m"}
@@ -301,12 +349,12 @@ func TestReports(t *testing.T) {
 		}
 		woken := make(chan struct{}, 1)
 		s := &Services{objects: service.Objects{MeshServices: []v1alpha1.MeshService{*m}}}
-		s.from.watch = &Watch{Config: Config{Wake: func() { woken <- struct{}{} }}}
+		s.from.watch = &Watch{Config: Config{Wake: func() { woken <- struct{}{} }}, cache: noObjects{}}
 		s.built.Reports = map[types.NamespacedName]service.Report{key: c.now}
 		s.left = leftOf(nil, before, s.built.Reports)
 		for range 2 { // it is told once
 			var told []*Report
-			s.Report(nil, func(r []*Report) { told = r })
+			s.Report(t.Context(), nil, func(r []*Report) { told = r })
 			if (len(told) == 1) != c.write {
 				t.Errorf("%s: %+v", c.name, told)
 			}
@@ -325,13 +373,13 @@ func TestLastReportIsTold(t *testing.T) {
 	key := types.NamespacedName{Namespace: "ns", Name: "m"}
 	weak := map[types.NamespacedName]service.Report{key: {State: "Stale", Message: "not here", Weak: true}}
 	s := &Services{objects: service.Objects{MeshServices: []v1alpha1.MeshService{*m}}}
-	s.from.watch = &Watch{Config: Config{Wake: func() {}}}
+	s.from.watch = &Watch{Config: Config{Wake: func() {}}, cache: noObjects{}}
 	s.built.Reports = map[types.NamespacedName]service.Report{key: {State: "Ok", Ready: true}}
 	for n := range 4 {
 		s.noteWritten()
 		s.left, s.built.Reports, s.reported = leftOf(s.left, s.built.Reports, weak), weak, false
 		var told []*Report
-		s.Report(nil, func(r []*Report) { told = r })
+		s.Report(t.Context(), nil, func(r []*Report) { told = r })
 		if (len(told) == 1) != (n < 3) {
 			t.Fatalf("built %d times: told %+v", n+1, told)
 		}
