@@ -325,41 +325,34 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 
 const never = time.Hour
 
-// measureEchoes sends a datagram at every interval, without waiting for earlier answers: a slow answer must not slow
-// down the sender.
+// echoFlows is the number of flows that echoes belong to. A tunnel sorts flows by their hashes, and an echo that shares
+// a connection with the load waits longer than one that does not: with a single flow, chance would choose the median.
+const echoFlows = 8
+
+// measureEchoes sends a datagram at every interval, of one flow after the other, without waiting for earlier answers: a
+// slow answer must not slow down the sender.
 func measureEchoes(client *testbed.Host, to netip.AddrPort, interval, d time.Duration) (echoes, error) {
-	s, err := dialSocket(client, unix.SOCK_DGRAM, to)
-	if err != nil {
-		return echoes{}, err
-	}
-	defer s.close()
-	if err := s.setTimeout(unix.SO_RCVTIMEO, time.Second); err != nil {
-		return echoes{}, err
-	}
-	count := int(d / interval)
-	run := runs.Add(1)
-	times := make([]time.Duration, count)
-	for i := range times {
-		times[i] = never
-	}
-	var wg sync.WaitGroup
-	var errSend, errReceive error
-	wg.Go(func() { errReceive = receiveEchoes(s, run, times) })
-	question := make([]byte, echoSize)
-	binary.NativeEndian.PutUint64(question, run)
-	next := monotonicNow()
-	for i := range count {
-		binary.NativeEndian.PutUint64(question[8:], uint64(i))
-		binary.NativeEndian.PutUint64(question[16:], uint64(monotonicNow()))
-		if _, err := s.write(question); err != nil {
-			errSend = err
-			break
+	var sockets []socket
+	for range echoFlows {
+		s, err := dialSocket(client, unix.SOCK_DGRAM, to)
+		if err != nil {
+			return echoes{}, err
 		}
-		next += interval.Nanoseconds()
-		sleepUntil(next)
+		defer s.close()
+		if err := s.setTimeout(unix.SO_RCVTIMEO, time.Second); err != nil {
+			return echoes{}, err
+		}
+		sockets = append(sockets, s)
 	}
+	run, times := runs.Add(1), slices.Repeat([]time.Duration{never}, int(d/interval))
+	var wg sync.WaitGroup
+	errs := make([]error, echoFlows+1)
+	for i, s := range sockets {
+		wg.Go(func() { errs[i] = receiveEchoes(s, run, times, i) })
+	}
+	errs[echoFlows] = sendEchoes(sockets, run, interval, len(times))
 	wg.Wait()
-	if err := errors.Join(errSend, errReceive); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return echoes{}, fmt.Errorf("ping: %w", err)
 	}
 	slices.Sort(times)
@@ -369,16 +362,33 @@ func measureEchoes(client *testbed.Host, to netip.AddrPort, interval, d time.Dur
 			e.lost++
 		}
 	}
-	if 2*e.lost >= count {
-		return e, fmt.Errorf("ping: %d of %d got no answer", e.lost, count)
+	if 2*e.lost >= len(times) {
+		return e, fmt.Errorf("ping: %d of %d got no answer", e.lost, len(times))
 	}
 	return e, nil
 }
 
-// receiveEchoes reads the answers of a run and sets the time of each, until all are there or none comes for a second.
-func receiveEchoes(s socket, run uint64, times []time.Duration) error {
+// sendEchoes sends one datagram at every interval, on one socket after the other.
+func sendEchoes(sockets []socket, run uint64, interval time.Duration, count int) error {
+	question := make([]byte, echoSize)
+	binary.NativeEndian.PutUint64(question, run)
+	next := monotonicNow()
+	for i := range count {
+		binary.NativeEndian.PutUint64(question[8:], uint64(i))
+		binary.NativeEndian.PutUint64(question[16:], uint64(monotonicNow()))
+		if _, err := sockets[i%len(sockets)].write(question); err != nil {
+			return err
+		}
+		next += interval.Nanoseconds()
+		sleepUntil(next)
+	}
+	return nil
+}
+
+// receiveEchoes reads the answers of a flow and sets the time of each, until all are there or none comes for a second.
+func receiveEchoes(s socket, run uint64, times []time.Duration, flow int) error {
 	buffer := make([]byte, 2048)
-	for left := len(times); left > 0; {
+	for left := (len(times) - flow + echoFlows - 1) / echoFlows; left > 0; {
 		n, err := unix.Read(int(s), buffer)
 		at := monotonicNow()
 		switch {
@@ -392,8 +402,8 @@ func receiveEchoes(s socket, run uint64, times []time.Duration) error {
 			return errors.New("wrong answer")
 		}
 		number := binary.NativeEndian.Uint64(buffer[8:])
-		if number >= uint64(len(times)) || times[number] != never {
-			return fmt.Errorf("answer %d of %d, or twice", number, len(times))
+		if number >= uint64(len(times)) || number%echoFlows != uint64(flow) || times[number] != never {
+			return fmt.Errorf("answer %d of %d, or twice, or of another flow", number, len(times))
 		}
 		times[number] = time.Duration(at - int64(binary.NativeEndian.Uint64(buffer[16:])))
 		left--

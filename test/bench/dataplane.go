@@ -77,7 +77,7 @@ func (o choice) newPace() pace {
 			requests: 700 * time.Millisecond, idle: 500 * time.Millisecond, load: time.Second, refinements: 2, attempts: 2}
 	}
 	return pace{warmUp: 300 * time.Millisecond, stream: 2 * time.Second, datagrams: time.Second,
-		requests: 2 * time.Second, idle: 4 * time.Second, load: 2 * time.Second, refinements: 2, attempts: 2}
+		requests: 2 * time.Second, idle: 4 * time.Second, load: 4 * time.Second, refinements: 2, attempts: 2}
 }
 
 // contender is a path between the clusters.
