@@ -175,14 +175,16 @@ func (s *sample) add(b *attackBench) error {
 	if err != nil {
 		return err
 	}
+	start := time.Now()
 	e, err := measureEchoes(b.client.Host, b.echo, attackEcho, b.duration)
 	if err != nil {
 		return err
 	}
+	elapsed := time.Since(start)
 	after, err := processTime(pids)
-	s.median = append(s.median, toMilliseconds(e.quantile(0.5)))
-	s.tail = append(s.tail, toMilliseconds(e.quantile(0.99)))
-	s.cpu = append(s.cpu, (after-before).Seconds()/b.duration.Seconds())
+	s.median = append(s.median, toMilliseconds(e.median))
+	s.tail = append(s.tail, toMilliseconds(quantile(e.times, 0.99)))
+	s.cpu = append(s.cpu, (after-before).Seconds()/elapsed.Seconds())
 	return err
 }
 

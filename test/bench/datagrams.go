@@ -8,13 +8,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/mandelsoft/kubelink/test/testbed"
@@ -311,72 +312,126 @@ func serveEcho(s socket) {
 	}
 }
 
-// echoes are round-trip times.
+// echoes are round-trip times of many flows.
 type echoes struct {
-	times []time.Duration // sorted; an echo without answer has the longest time
-	lost  int
+	times  []time.Duration // sorted; an echo without answer has the longest time
+	median time.Duration   // the mean of the flows' medians
+	lost   int
 }
-
-func (e echoes) quantile(q float64) time.Duration { return quantile(e.times, q) }
 
 func quantile(sorted []time.Duration, q float64) time.Duration {
 	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
 }
 
-const never = time.Hour
+const (
+	never = time.Hour
 
-// echoFlows is the number of flows that echoes belong to. A tunnel sorts flows by their hashes, and an echo that shares
-// a connection with the load waits longer than one that does not: with a single flow, chance would choose the median.
-const echoFlows = 8
+	// A tunnel sorts flows by their hashes, and an echo that shares a connection with the load waits longer than one that
+	// does not: so a measure has many flows.
+	echoFlows = 8 // at the same time
+	echoBatch = time.Second / 4
 
-// measureEchoes sends a datagram at every interval, of one flow after the other, without waiting for earlier answers: a
-// slow answer must not slow down the sender.
+	echoPatience = time.Second // the wait for an answer
+	firstEcho    = math.MaxUint64
+)
+
+// measureEchoes sends a datagram at every interval, and new flows do so for each part of the time.
 func measureEchoes(client *testbed.Host, to netip.AddrPort, interval, d time.Duration) (echoes, error) {
-	var sockets []socket
-	for range echoFlows {
-		s, err := dialSocket(client, unix.SOCK_DGRAM, to)
+	var flows [][]time.Duration
+	count, batches := int(d/interval), max(1, int(d/echoBatch))
+	for i := range batches {
+		more, err := measureFlows(client, to, interval, count*(i+1)/batches-count*i/batches)
 		if err != nil {
-			return echoes{}, err
+			return echoes{}, fmt.Errorf("ping: %w", err)
 		}
-		defer s.close()
-		if err := s.setTimeout(unix.SO_RCVTIMEO, time.Second); err != nil {
-			return echoes{}, err
-		}
-		sockets = append(sockets, s)
+		flows = append(flows, more...)
 	}
-	run, times := runs.Add(1), slices.Repeat([]time.Duration{never}, int(d/interval))
-	var wg sync.WaitGroup
-	errs := make([]error, echoFlows+1)
-	for i, s := range sockets {
-		wg.Go(func() { errs[i] = receiveEchoes(s, run, times, i) })
+	return joinEchoes(flows)
+}
+
+// joinEchoes joins the times of flows. The mean of the flows' medians grows evenly with the number of flows that share
+// a connection with the load; the median of all echoes jumps when that is half of them.
+func joinEchoes(flows [][]time.Duration) (e echoes, err error) {
+	for _, times := range flows {
+		slices.Sort(times)
+		n := len(times)
+		// Where most echoes are lost, their times are at least what the bench has waited.
+		e.median += min((times[(n-1)/2]+times[n/2])/2, echoPatience) / time.Duration(len(flows))
+		e.times = append(e.times, times...)
 	}
-	errs[echoFlows] = sendEchoes(sockets, run, interval, len(times))
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return echoes{}, fmt.Errorf("ping: %w", err)
-	}
-	slices.Sort(times)
-	e := echoes{times: times}
-	for _, t := range times {
+	slices.Sort(e.times)
+	for _, t := range e.times {
 		if t == never {
 			e.lost++
 		}
 	}
-	if 2*e.lost >= len(times) {
-		return e, fmt.Errorf("ping: %d of %d got no answer", e.lost, len(times))
+	if 2*e.lost >= len(e.times) {
+		return e, fmt.Errorf("ping: %d of %d got no answer", e.lost, len(e.times))
 	}
 	return e, nil
 }
 
-// sendEchoes sends one datagram at every interval, on one socket after the other.
-func sendEchoes(sockets []socket, run uint64, interval time.Duration, count int) error {
+// measureFlows sends a datagram at every interval, on one of some new flows after the other, without waiting for
+// earlier answers: a slow answer must not slow down the sender. It returns the times of each flow.
+func measureFlows(
+	client *testbed.Host, to netip.AddrPort, interval time.Duration, count int,
+) (times [][]time.Duration, err error) {
+	flows := make([]*echoFlow, min(echoFlows, count))
+	var opening, receiving errgroup.Group
+	for i := range flows {
+		n := (count - i + len(flows) - 1) / len(flows)
+		flows[i] = &echoFlow{socket: -1, run: runs.Add(1), times: slices.Repeat([]time.Duration{never}, n)}
+		defer func() { flows[i].close() }()
+		opening.Go(func() error { return flows[i].open(client, to) })
+	}
+	if err := opening.Wait(); err != nil {
+		return nil, err
+	}
+	for _, f := range flows {
+		times = append(times, f.times)
+		receiving.Go(f.receiveAnswers)
+	}
+	err = sendEchoes(flows, interval, count)
+	return times, errors.Join(err, receiving.Wait())
+}
+
+// echoFlow is the echoes of one socket.
+type echoFlow struct {
+	socket
+	run   uint64
+	times []time.Duration
+}
+
+// open makes the socket and waits for a first echo, which no times have: what a new flow costs on its way (a translated
+// address, for example) is paid then. A first echo may be lost, or its answer come later.
+func (f *echoFlow) open(client *testbed.Host, to netip.AddrPort) (err error) {
+	if f.socket, err = dialSocket(client, unix.SOCK_DGRAM, to); err != nil {
+		return err
+	}
+	if err := f.setTimeout(unix.SO_RCVTIMEO, echoPatience); err != nil {
+		return err
+	}
+	if err := f.sendEcho(firstEcho); err != nil {
+		return err
+	}
+	_, _, err = f.receiveAnswer()
+	return err
+}
+
+func (f *echoFlow) sendEcho(number uint64) error {
 	question := make([]byte, echoSize)
-	binary.NativeEndian.PutUint64(question, run)
+	binary.NativeEndian.PutUint64(question, f.run)
+	binary.NativeEndian.PutUint64(question[8:], number)
+	binary.NativeEndian.PutUint64(question[16:], uint64(monotonicNow()))
+	_, err := f.write(question)
+	return err
+}
+
+// sendEchoes sends one datagram at every interval, on one flow after the other.
+func sendEchoes(flows []*echoFlow, interval time.Duration, count int) error {
 	next := monotonicNow()
 	for i := range count {
-		binary.NativeEndian.PutUint64(question[8:], uint64(i))
-		binary.NativeEndian.PutUint64(question[16:], uint64(monotonicNow()))
-		if _, err := sockets[i%len(sockets)].write(question); err != nil {
+		if err := flows[i%len(flows)].sendEcho(uint64(i / len(flows))); err != nil {
 			return err
 		}
 		next += interval.Nanoseconds()
@@ -385,27 +440,40 @@ func sendEchoes(sockets []socket, run uint64, interval time.Duration, count int)
 	return nil
 }
 
-// receiveEchoes reads the answers of a flow and sets the time of each, until all are there or none comes for a second.
-func receiveEchoes(s socket, run uint64, times []time.Duration, flow int) error {
-	buffer := make([]byte, 2048)
-	for left := (len(times) - flow + echoFlows - 1) / echoFlows; left > 0; {
-		n, err := unix.Read(int(s), buffer)
-		at := monotonicNow()
+// receiveAnswer reads an answer. Its time is never if none comes for a while.
+func (f *echoFlow) receiveAnswer() (number uint64, took time.Duration, err error) {
+	var buffer [2 * echoSize]byte
+	n, err := unix.Read(int(f.socket), buffer[:])
+	at := monotonicNow()
+	switch {
+	case err == unix.EINTR:
+		return f.receiveAnswer()
+	case err == unix.EAGAIN:
+		return 0, never, nil
+	case err != nil:
+		return 0, 0, err
+	case n != echoSize || binary.NativeEndian.Uint64(buffer[:]) != f.run:
+		return 0, 0, errors.New("wrong answer")
+	}
+	sent := int64(binary.NativeEndian.Uint64(buffer[16:]))
+	return binary.NativeEndian.Uint64(buffer[8:]), time.Duration(at - sent), nil
+}
+
+// receiveAnswers reads the answers and sets the time of each, until all are there or none comes for a while.
+func (f *echoFlow) receiveAnswers() error {
+	for left := len(f.times); left > 0; {
+		number, took, err := f.receiveAnswer()
 		switch {
-		case err == unix.EINTR:
-			continue
-		case err == unix.EAGAIN:
-			return nil // the rest is lost
 		case err != nil:
 			return err
-		case n != echoSize || binary.NativeEndian.Uint64(buffer) != run:
-			return errors.New("wrong answer")
+		case took == never:
+			return nil // the rest is lost
+		case number == firstEcho: // it is late
+			continue
+		case number >= uint64(len(f.times)) || f.times[number] != never:
+			return fmt.Errorf("answer %d of %d, or twice", number, len(f.times))
 		}
-		number := binary.NativeEndian.Uint64(buffer[8:])
-		if number >= uint64(len(times)) || number%echoFlows != uint64(flow) || times[number] != never {
-			return fmt.Errorf("answer %d of %d, or twice, or of another flow", number, len(times))
-		}
-		times[number] = time.Duration(at - int64(binary.NativeEndian.Uint64(buffer[16:])))
+		f.times[number] = took
 		left--
 	}
 	return nil

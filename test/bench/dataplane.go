@@ -664,8 +664,8 @@ func (p *dataplane) roundTrip(c *contender) error {
 	if e.lost > 0 {
 		return fmt.Errorf("%d of %d echoes lost without load", e.lost, len(e.times))
 	}
-	p.stageResult(resultIdleMedian, toMilliseconds(e.quantile(0.5)))
-	p.stageResult(resultIdle99, toMilliseconds(e.quantile(0.99)))
+	p.stageResult(resultIdleMedian, toMilliseconds(e.median))
+	p.stageResult(resultIdle99, toMilliseconds(quantile(e.times, 0.99)))
 	return nil
 }
 
@@ -683,8 +683,8 @@ func (p *dataplane) roundTripUnderLoad(ctx context.Context, c *contender) (uint6
 	}); err != nil {
 		return 0, err
 	}
-	p.stageResult(resultLoadMedian, toMilliseconds(e.quantile(0.5)))
-	p.stageResult(resultLoad99, toMilliseconds(e.quantile(0.99)))
+	p.stageResult(resultLoadMedian, toMilliseconds(e.median))
+	p.stageResult(resultLoad99, toMilliseconds(quantile(e.times, 0.99)))
 	p.stageResult(resultLoadLost, 100*float64(e.lost)/float64(len(e.times)))
 	return all.receivedBytes(), nil
 }
