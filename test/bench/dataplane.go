@@ -669,7 +669,8 @@ func (p *dataplane) roundTrip(c *contender) error {
 	return nil
 }
 
-// roundTripUnderLoad measures the round-trip time beside one stream that uploads.
+// roundTripUnderLoad measures the round-trip time beside one stream that uploads, and what that stream carries
+// meanwhile: echoes are fast on a path that slows down the stream.
 func (p *dataplane) roundTripUnderLoad(ctx context.Context, c *contender) (uint64, error) {
 	all, err := openFlows(c.client.Host, p.streams, netip.AddrPortFrom(c.to, streamPort), 1, up)
 	if err != nil {
@@ -677,8 +678,11 @@ func (p *dataplane) roundTripUnderLoad(ctx context.Context, c *contender) (uint6
 	}
 	defer all.close()
 	var e echoes
+	var rate float64
 	if err := all.runDuring(ctx, p.warmUp, func() (err error) {
+		start, before := time.Now(), all.receivedBytes()
 		e, err = measureEchoes(c.client.Host, netip.AddrPortFrom(c.to, echoPort), echoInterval, p.pace.load)
+		rate = float64(all.receivedBytes()-before) * 8 / time.Since(start).Seconds()
 		return err
 	}); err != nil {
 		return 0, err
@@ -686,6 +690,7 @@ func (p *dataplane) roundTripUnderLoad(ctx context.Context, c *contender) (uint6
 	p.stageResult(resultLoadMedian, toMilliseconds(e.median))
 	p.stageResult(resultLoad99, toMilliseconds(quantile(e.times, 0.99)))
 	p.stageResult(resultLoadLost, 100*float64(e.lost)/float64(len(e.times)))
+	p.stageResult(resultLoadRate, rate/1e9)
 	return all.receivedBytes(), nil
 }
 
