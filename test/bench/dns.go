@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -39,10 +40,11 @@ const (
 	linksServer      = "links"      // a broker with many links
 
 	// the same without the other plugins of the Corefile that we ship
-	whoamiBare     = "whoami-bare"
-	dnsBare        = "dns-bare"
-	kubernetesBare = "kubernetes-bare"
-	globalBare     = "global-bare"
+	bareSuffix     = "-bare"
+	whoamiBare     = whoamiServer + bareSuffix
+	dnsBare        = dnsServer + bareSuffix
+	kubernetesBare = kubernetesServer + bareSuffix
+	globalBare     = globalServer + bareSuffix
 
 	// the same with the binary of -before
 	dnsBefore        = "dns-before"
@@ -50,6 +52,8 @@ const (
 	kubernetesBefore = "kubernetes-before"
 	globalBefore     = "global-before"
 )
+
+func isBare(contender string) bool { return strings.HasSuffix(contender, bareSuffix) }
 
 // dnsMeasures are the values of the flag -measures: existing names, missing names, and many links.
 var dnsMeasures = []string{existingNames, missingNames, "links"}

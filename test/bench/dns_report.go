@@ -100,15 +100,20 @@ func (r *results) linksTable() table {
 	return t
 }
 
-// namesTable has a row per contender.
+// namesTable has a row per contender. It compares contenders of the same plugin chain; the former Corefile is not there
+// without the chain.
 func (r *results) namesTable(kind string) table {
 	queries, cpu, median, p99 := resultQueries(kind), resultCPU(kind), resultMedianLatency(kind), result99Latency(kind)
 	t := table{words: 1, rows: [][]string{{kind + " names", queries.unit, "/ whoami", "/ former", "CPU, µs",
 		fmt.Sprintf("median at %d/s, ms", moderateRate), "p99, ms"}}}
 	names, titles := r.entrantsWith(queries)
 	for i, name := range names {
+		whoami, former := whoamiServer, r.ratio(queries, name, legacyServer).String()
+		if isBare(name) {
+			whoami, former = whoamiBare, "–"
+		}
 		t.rows = append(t.rows, []string{titles[i], r.formatMedian(queries, name),
-			r.ratio(queries, name, whoamiServer).String(), r.ratio(queries, name, legacyServer).String(),
+			r.ratio(queries, name, whoami).String(), former,
 			r.formatMedian(cpu, name), r.formatMedian(median, name), r.formatMedian(p99, name)})
 	}
 	return t

@@ -61,7 +61,7 @@ func (p *nameServers) setUp(ctx context.Context) error {
 		if e.name == linksServer || !slices.Contains(p.contenders, e.name) {
 			continue
 		}
-		kind, isBare := strings.CutSuffix(e.name, "-bare")
+		kind := strings.TrimSuffix(e.name, bareSuffix)
 		var binary string
 		if present, ok := dnsLayout.present[e.name]; ok {
 			kind, binary = present, p.before
@@ -76,7 +76,7 @@ func (p *nameServers) setUp(ctx context.Context) error {
 		if p.profile != "" {
 			s.profile = fmt.Sprintf("127.0.0.1:%d", 6301+i)
 		}
-		if !isBare {
+		if !isBare(e.name) {
 			plugins = inChain(plugins, i)
 		}
 		if err := p.startServer(ctx, s, binary, plugins); err != nil {

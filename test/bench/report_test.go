@@ -4,6 +4,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -69,6 +70,23 @@ func TestPromiseWithCondition(t *testing.T) {
 		table, kept := r.promiseTable()
 		if row := table.rows[1]; kept != c.kept || row[len(row)-1] != c.verdict {
 			t.Errorf("bound %g: %v %q", c.bound, kept, row)
+		}
+	}
+}
+
+// A server without the plugin chain is compared with one without it.
+func TestBareNames(t *testing.T) {
+	r := newResults(&dnsLayout, 1)
+	for name, rate := range map[string]float64{whoamiServer: 10, legacyServer: 5, dnsServer: 15, whoamiBare: 40,
+		dnsBare: 20} {
+		r.addValue(resultQueries(existingNames), name, rate)
+	}
+	for _, row := range r.namesTable(existingNames).rows[1:] {
+		want := map[string][]string{
+			"kubelink, dns, warm": {"1.50×", "3.00×"}, "kubelink, dns, warm, bare": {"0.50×", "–"},
+		}[row[0]]
+		if want != nil && !slices.Equal(row[2:4], want) {
+			t.Errorf("%q, want %q", row, want)
 		}
 	}
 }
