@@ -164,11 +164,6 @@ func newUnreachableLink(name, host string, address netip.Prefix) *v1alpha1.KubeL
 // sample is the round trip of the link in milliseconds, and the CPU time of the hub per second; of each round.
 type sample struct{ median, tail, cpu []float64 }
 
-// middle returns the median of all rounds.
-func middle(rounds []float64) float64 {
-	return slices.Sorted(slices.Values(rounds))[len(rounds)/2]
-}
-
 func (s *sample) add(b *attackBench) error {
 	pids := []int{b.hub.Process.PID()}
 	before, err := processTime(pids)
@@ -188,14 +183,13 @@ func (s *sample) add(b *attackBench) error {
 	return err
 }
 
-// measureAttack measures in turns with and without the attack, and then whether an honest peer gets in.
+// measureAttack measures in turns without and with the attack, and whether an honest peer gets in during the attack.
+// The one that comes first in a round comes last in the next one.
 func (b *attackBench) measureAttack(ctx context.Context, kind string) error {
 	var without, under sample
 	var entries []time.Duration
-	for range b.rounds {
-		if err := without.add(b); err != nil {
-			return err
-		}
+	calm := func() error { return without.add(b) }
+	attack := func() error {
 		p, err := b.startAttacker(ctx, kind)
 		if err != nil {
 			return err
@@ -206,8 +200,17 @@ func (b *attackBench) measureAttack(ctx context.Context, kind string) error {
 				entries = append(entries, b.tryHonest(ctx))
 			}
 		}
-		if err := errors.Join(err, p.Kill(syscall.SIGTERM), p.Wait(ctx)); err != nil {
-			return err
+		return errors.Join(err, p.Kill(syscall.SIGTERM), p.Wait(ctx))
+	}
+	for round := range b.rounds {
+		turns := []func() error{calm, attack}
+		if round%2 == 1 {
+			slices.Reverse(turns)
+		}
+		for _, measure := range turns {
+			if err := measure(); err != nil {
+				return err
+			}
 		}
 	}
 	return report(kind, &without, &under, entries)
@@ -221,8 +224,12 @@ func report(kind string, without, under *sample, entries []time.Duration) (err e
 		in--
 	}
 	row := func(with, without []float64, limit float64, what string) {
-		ratio := middle(with) / middle(without)
-		fmt.Printf(" %7.2f (%5.2f) %5.2fx ", middle(with), middle(without), ratio)
+		var ratios []float64
+		for i := range with {
+			ratios = append(ratios, with[i]/without[i])
+		}
+		ratio := medianOf(ratios)
+		fmt.Printf(" %7.2f (%5.2f) %5.2fx ", medianOf(with), medianOf(without), ratio)
 		if ratio > limit {
 			err = errors.Join(err, miss("%s: %s of the round trip is %.2fx that without attack", kind, what, ratio))
 		}
@@ -230,7 +237,7 @@ func report(kind string, without, under *sample, entries []time.Duration) (err e
 	fmt.Printf("%-13s", kind)
 	row(under.median, without.median, maxMedianRatio, "median")
 	row(under.tail, without.tail, maxTailRatio, "99th percentile")
-	fmt.Printf(" %5.2f (%.2f)  %d of %d, %.0f ms, %.0f ms\n", middle(under.cpu), middle(without.cpu),
+	fmt.Printf(" %5.2f (%.2f)  %d of %d, %.0f ms, %.0f ms\n", medianOf(under.cpu), medianOf(without.cpu),
 		in, len(entries), toMilliseconds(entries[len(entries)/2]), toMilliseconds(entries[len(entries)-1]))
 	if in < len(entries) {
 		err = errors.Join(err, miss("%s: the honest peer got in %d of %d times", kind, in, len(entries)))
