@@ -127,7 +127,7 @@ func measureDataplane(ctx context.Context, o choice) (*results, error) {
 	}
 	defer f.Close()
 	p := &dataplane{choice: o, pace: o.newPace(), fleet: f, one: f.Brokers[0], two: f.Brokers[1],
-		guess: map[string]float64{}, results: newResults(&dataplaneLayout, o.rounds),
+		guess: map[string]float64{}, results: newResults(&dataplaneLayout, o),
 		quiet: quiet{patience: 2 * time.Minute}}
 	if o.quick {
 		p.quiet.patience = 20 * time.Second

@@ -42,8 +42,9 @@ var dataplaneLayout = layout{
 		{anotherLink, "from another node", "", ""},
 		{vxlanLink, "from another node, VXLAN", "", ""},
 	},
-	present: map[string]string{bridgeBefore: bridgeLink},
-	tables:  func(r *results) []table { return []table{r.dataplaneTable()} },
+	measures: dataplaneMeasures,
+	present:  map[string]string{bridgeBefore: bridgeLink},
+	tables:   func(r *results) []table { return []table{r.dataplaneTable()} },
 	panels: []panel{
 		newPanel("One TCP flow, Gbit/s", "more is better", "upload", resultStream(1, up), "download", resultStream(1, down)),
 		newPanel("Four TCP flows, Gbit/s", "more is better", "upload", resultStream(4, up),

@@ -122,7 +122,7 @@ func measureDNS(ctx context.Context, o choice) (*results, error) {
 	defer f.Close()
 	p := &nameServers{choice: o, load: 3 * time.Second, latency: 2 * time.Second, entries: 10000, fleet: f,
 		broker: f.Brokers[0], host: f.Brokers[0].Host.Host,
-		quiet: quiet{patience: 2 * time.Minute}, results: newResults(&dnsLayout, o.rounds)}
+		quiet: quiet{patience: 2 * time.Minute}, results: newResults(&dnsLayout, o)}
 	if o.quick {
 		p.load, p.latency, p.entries, p.quiet.patience = time.Second, 500*time.Millisecond, 1000, 20*time.Second
 	}

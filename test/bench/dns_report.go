@@ -51,6 +51,7 @@ var dnsLayout = layout{
 		{globalBare, "kubelink, global domain, bare", "", ""},
 		{linksServer, fmt.Sprintf("kubelink, %d links", manyLinks), "#0969da", "#4493f8"},
 	},
+	measures: dnsMeasures,
 	present: map[string]string{dnsBefore: dnsServer, dnsColdBefore: dnsColdServer, kubernetesBefore: kubernetesServer,
 		globalBefore: globalServer},
 	tables: func(r *results) []table {

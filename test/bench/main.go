@@ -55,13 +55,12 @@ type options struct {
 // comparison is a benchmark of several contenders that take turns.
 type comparison struct {
 	*layout
-	measures []string
-	measure  func(context.Context, choice) (*results, error)
+	measure func(context.Context, choice) (*results, error)
 }
 
 var comparisons = []comparison{
-	{&dataplaneLayout, dataplaneMeasures, measureDataplane},
-	{&dnsLayout, dnsMeasures, measureDNS},
+	{&dataplaneLayout, measureDataplane},
+	{&dnsLayout, measureDNS},
 }
 
 func parseFlags() (o options) {

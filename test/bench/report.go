@@ -21,6 +21,8 @@ type result struct{ title, unit string }
 // formatValue writes three significant digits.
 func (result) formatValue(v float64) string {
 	switch {
+	case math.IsNaN(v):
+		return "–"
 	case v == 0:
 		return "0"
 	case v >= 99.95:
@@ -42,6 +44,7 @@ type entrant struct{ name, title, light, dark string }
 type layout struct {
 	section  string    // section of the README, and name of the plot
 	entrants []entrant // in the order of tables
+	measures []string  // the values of the flag -measures
 	// present has, for each contender with the binary of -before, the one with the present binary.
 	present  map[string]string
 	tables   func(*results) []table
@@ -52,13 +55,13 @@ type layout struct {
 // results are all values of a run.
 type results struct {
 	*layout
-	rounds              int                             // how often the bench measured every contender
+	chosen              choice                          // of this comparison
 	values              map[result]map[string][]float64 // by contender
 	measured, disturbed int                             // measures, and the measures that other load disturbed
 }
 
-func newResults(l *layout, rounds int) *results {
-	return &results{layout: l, rounds: rounds, values: map[result]map[string][]float64{}}
+func newResults(l *layout, chosen choice) *results {
+	return &results{layout: l, chosen: chosen, values: map[result]map[string][]float64{}}
 }
 
 func (r *results) addValue(what result, contender string, value float64) {
@@ -178,7 +181,7 @@ func (p *promise) limit(is ratio) float64 {
 	return 1 - room
 }
 
-// promiseTable returns the table of the measured promises, and whether all of them are kept.
+// promiseTable returns the table of the promises about what was chosen, and whether all of them are kept.
 func (r *results) promiseTable() (t table, kept bool) {
 	kept = true
 	titles := map[string]string{}
@@ -203,14 +206,15 @@ func (r *results) promiseTable() (t table, kept bool) {
 			numbers = fmt.Sprintf("%s: %s / %s %s", titles[p.of], p.what.formatValue(r.median(p.what, p.of)),
 				p.what.formatValue(r.median(p.what, p.to)), p.what.unit)
 		}
-		if math.IsNaN(is) {
-			continue
-		}
 		word, verdict := "at least", "kept"
 		if p.atMost {
 			word = "at most"
 		}
 		switch missed := r.missedCondition(p.provided, titles); {
+		case math.IsNaN(is) && !r.isChosen(p):
+			continue
+		case math.IsNaN(is):
+			verdict, kept = "NOT measured", false
 		case missed != "":
 			verdict = "not judged: " + missed
 		case p.atMost && is > limit || !p.atMost && is < limit:
@@ -219,6 +223,13 @@ func (r *results) promiseTable() (t table, kept bool) {
 		rows = append(rows, []string{p.what.title, word + " " + bound, shown, numbers, verdict})
 	}
 	return table{rows, 2}, kept
+}
+
+// isChosen says whether the run was to measure what the promise is about. If not all measures were chosen, a result that
+// nobody has belongs to another one.
+func (r *results) isChosen(p promise) bool {
+	return slices.Contains(r.chosen.contenders, p.of) && (p.to == "" || slices.Contains(r.chosen.contenders, p.to)) &&
+		(len(r.values[p.what]) > 0 || len(r.chosen.measures) == len(r.measures))
 }
 
 // missedCondition says what the run has not shown of a condition, a bound of ratios from below; empty: nothing.
@@ -238,10 +249,20 @@ func (r *results) describeRun() string {
 	text := fmt.Sprintf(
 		"Medians of %d rounds (minimum–maximum), all in one run, with both ends and the load on the same machine: %s. "+
 			"Ratios are medians of the rounds' ratios.",
-		r.rounds, describeMachine())
+		r.chosen.rounds, describeMachine())
+	var flags string
+	if len(r.chosen.contenders) < len(r.entrants) {
+		flags += " -only " + strings.Join(r.chosen.contenders, ",")
+	}
+	if len(r.chosen.measures) < len(r.measures) {
+		flags += " -measures " + strings.Join(r.chosen.measures, ",")
+	}
+	if flags != "" {
+		text += fmt.Sprintf(" Chosen by `%s`.", flags[1:])
+	}
 	if r.disturbed > 0 {
-		text += fmt.Sprintf(" During %d of %d measures other programs used the machine: THE NUMBERS ARE NOISY.", r.disturbed,
-			r.measured)
+		text += fmt.Sprintf(" During %d of %d measures other programs used the machine: THE NUMBERS ARE NOISY.",
+			r.disturbed, r.measured)
 	}
 	return text
 }

@@ -12,7 +12,7 @@ import (
 // A machine that slows down in a round does so for both contenders.
 func TestRatio(t *testing.T) {
 	what := result{"what", "unit"}
-	r := newResults(&layout{}, 3)
+	r := newResults(&layout{}, choice{})
 	for i, pace := range []float64{10, 1, 5} {
 		r.addValue(what, "a", pace*[]float64{0.9, 1, 1.1}[i])
 		r.addValue(what, "b", pace)
@@ -63,7 +63,7 @@ func TestPromiseWithCondition(t *testing.T) {
 		l := &layout{entrants: []entrant{{name: "a", title: "a"}, {name: "bound", title: "bound"}, {name: "path", title: "path"}},
 			promises: []promise{{what: what, of: "a", to: "bound", bound: 0.5,
 				provided: &promise{what: what, of: "bound", to: "path", bound: 0.1}}}}
-		r := newResults(l, 1)
+		r := newResults(l, choice{})
 		r.addValue(what, "a", 1)
 		r.addValue(what, "bound", c.bound)
 		r.addValue(what, "path", 10)
@@ -74,9 +74,48 @@ func TestPromiseWithCondition(t *testing.T) {
 	}
 }
 
+// A promise does not vanish because values are missing that the run was to have.
+func TestUnmeasuredPromise(t *testing.T) {
+	what, other := result{"what", "unit"}, result{"other", "unit"}
+	for _, c := range []struct {
+		contenders, measures, verdicts []string // verdicts: of both promises
+	}{
+		{[]string{"a", "b"}, []string{"m", "n"}, []string{"NOT measured", "NOT measured"}},
+		{[]string{"a", "b"}, []string{"m"}, []string{"NOT measured"}},
+		{[]string{"a"}, []string{"m", "n"}, nil},
+	} {
+		l := &layout{entrants: []entrant{{name: "a"}, {name: "b"}}, measures: []string{"m", "n"}, promises: []promise{
+			{what: what, of: "a", to: "b", noWorse: true}, {what: other, of: "a", to: "b", bound: 1}}}
+		r := newResults(l, choice{contenders: c.contenders, measures: c.measures})
+		r.addValue(what, "a", 1)
+		table, kept := r.promiseTable()
+		var verdicts []string
+		for _, row := range table.rows[1:] {
+			verdicts = append(verdicts, row[len(row)-1])
+		}
+		if !slices.Equal(verdicts, c.verdicts) || kept != (c.verdicts == nil) {
+			t.Errorf("%s, %s: %v %q", c.contenders, c.measures, kept, table.rows)
+		}
+	}
+}
+
+// A run says what it does not have.
+func TestDescribeRun(t *testing.T) {
+	l := &layout{entrants: []entrant{{name: "a"}, {name: "b"}, {name: "c"}}, measures: []string{"m", "n"}}
+	for want, chosen := range map[string]choice{
+		" Chosen by `-only a,b -measures n`.": {contenders: []string{"a", "b"}, measures: []string{"n"}},
+		" Chosen by `-measures n`.":           {contenders: []string{"a", "b", "c"}, measures: []string{"n"}},
+		"ratios.":                             {contenders: []string{"a", "b", "c"}, measures: []string{"m", "n"}},
+	} {
+		if got := newResults(l, chosen).describeRun(); !strings.HasSuffix(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // A server without the plugin chain is compared with one without it.
 func TestBareNames(t *testing.T) {
-	r := newResults(&dnsLayout, 1)
+	r := newResults(&dnsLayout, choice{})
 	for name, rate := range map[string]float64{whoamiServer: 10, legacyServer: 5, dnsServer: 15, whoamiBare: 40,
 		dnsBare: 20} {
 		r.addValue(resultQueries(existingNames), name, rate)
