@@ -38,14 +38,20 @@ func processTime(pids []int) (total time.Duration, err error) {
 }
 
 // machineTime returns the time that all CPUs were busy: user, nice, system, irq and softirq.
-func machineTime() (total time.Duration, err error) {
+func machineTime() (time.Duration, error) { return sumTimes(1, 2, 3, 6, 7) }
+
+// stolenTime returns the time that the host of a virtual machine gave to others while a CPU had work.
+func stolenTime() (time.Duration, error) { return sumTimes(8) }
+
+// sumTimes adds up fields of all CPUs' line in /proc/stat; proc(5) numbers them.
+func sumTimes(numbers ...int) (total time.Duration, err error) {
 	stat, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return 0, err
 	}
 	line, _, _ := strings.Cut(string(stat), "\n")
 	fields := strings.Fields(line)
-	for _, i := range []int{1, 2, 3, 6, 7} {
+	for _, i := range numbers {
 		n, err := strconv.ParseInt(fields[i], 10, 64)
 		if err != nil {
 			return 0, err
@@ -64,6 +70,7 @@ type quiet struct {
 const (
 	quietWindow = 100 * time.Millisecond
 	quietShare  = 0.25 // of all CPUs that may be busy
+	stealShare  = 0.05 // of one CPU that may be stolen during a measure
 )
 
 // waitUntilQuiet waits until no other load uses the machine, and returns false when no patience is left.
@@ -78,8 +85,8 @@ func (q *quiet) waitUntilQuiet(ctx context.Context) (bool, error) {
 }
 
 // runQuietly calls f while no other load uses the machine, as far as the bench can see: it waits for an idle machine,
-// and calls f again if the machine is not idle after the call. disturbed is true if other load disturbed the last
-// call.
+// and calls f again if the machine is not idle after the call, or if its host stole time meanwhile. disturbed is true
+// if other load disturbed the last call.
 func (q *quiet) runQuietly(ctx context.Context, what string, f func() error) (disturbed bool, err error) {
 	for {
 		quiet, err := q.waitUntilQuiet(ctx)
@@ -87,8 +94,19 @@ func (q *quiet) runQuietly(ctx context.Context, what string, f func() error) (di
 			return false, err
 		}
 		start := time.Now()
+		before, err := stolenTime()
+		if err != nil {
+			return false, err
+		}
 		if err := f(); err != nil {
 			return false, err
+		}
+		after, err := stolenTime()
+		if err != nil {
+			return false, err
+		}
+		if (after - before).Seconds() > stealShare*time.Since(start).Seconds() {
+			quiet = false
 		}
 		if quiet {
 			if quiet, err = q.isQuiet(ctx); err != nil {
@@ -99,7 +117,7 @@ func (q *quiet) runQuietly(ctx context.Context, what string, f func() error) (di
 			return !quiet, nil
 		}
 		q.patience -= time.Since(start)
-		fmt.Printf("  %s is measured again: other programs use the machine\n", what)
+		fmt.Printf("  %s is measured again: other programs use the machine, or its host\n", what)
 	}
 }
 

@@ -261,7 +261,7 @@ func (r *results) describeRun() string {
 		text += fmt.Sprintf(" Chosen by `%s`.", flags[1:])
 	}
 	if r.disturbed > 0 {
-		text += fmt.Sprintf(" During %d of %d measures other programs used the machine: THE NUMBERS ARE NOISY.",
+		text += fmt.Sprintf(" During %d of %d measures other programs used the machine, or its host: THE NUMBERS ARE NOISY.",
 			r.disturbed, r.measured)
 	}
 	return text
