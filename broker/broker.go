@@ -212,7 +212,7 @@ func (b *Broker) Stop() {
 	abandoned := make(chan struct{})
 	last.Go(func() {
 		defer close(abandoned)
-		b.abandonLinks(runs)
+		b.abandonObjects(runs)
 	})
 	g.endLinks(b.cfg.KeepNetwork)
 	if !b.cfg.KeepNetwork { // else the next process on this node is to go on
@@ -231,9 +231,9 @@ func (b *Broker) Stop() {
 	eventlog.Flush()
 }
 
-// abandonLinks says that nobody keeps the links any more, if this broker has kept them and its Deployment goes. At a
-// restart, states stay what they are until the next process writes them.
-func (b *Broker) abandonLinks(runs *controllers) {
+// abandonObjects says that nobody keeps the links any more, nor serves MeshServices, if this broker has done so and its
+// Deployment goes. At a restart, states stay what they are until the next process writes them.
+func (b *Broker) abandonObjects(runs *controllers) {
 	found := b.r.found.Load()
 	if runs == nil || found == nil || found.Standby || !b.r.election.State().MayWrite() || !runs.owner.IsGone() {
 		return
@@ -245,11 +245,11 @@ func (b *Broker) abandonLinks(runs *controllers) {
 	c, err := client.New(api, client.Options{Scheme: scheme, Mapper: runs.mapper})
 	n := 0
 	if err == nil {
-		n, err = writeback.Abandon(ctx, c, slices.Collect(maps.Keys(found.Told)))
+		n, err = writeback.Abandon(ctx, c, slices.Collect(maps.Keys(found.Told)), found.Kept)
 	}
-	b.log.Info("the Deployment goes: links are Down", "links", n)
+	b.log.Info("the Deployment goes: links are Down, MeshServices are not served", "objects", n)
 	if err != nil {
-		b.log.Warn("the Deployment goes, and states of links stay that nobody keeps", "error", err)
+		b.log.Warn("the Deployment goes, and states stay of objects that nobody keeps", "error", err)
 	}
 }
 

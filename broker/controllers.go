@@ -107,7 +107,7 @@ func startControllers(
 	}
 	c.wg.Go(func() {
 		if c.owner.AwaitFirst(ctx) {
-			log.Info("the Deployment has been seen: with it, the states of links end")
+			log.Info("the Deployment has been seen: with it, states of links and MeshServices end")
 		}
 	})
 	c.wg.Go(func() { kubeapi.Probe(ctx, c.api, c.health.Load().api, c.noteAPI) })

@@ -158,6 +158,9 @@ func (r *reconcilerRun) newFindings(
 			Namespace: key.Namespace, Name: key.Name,
 			State: string(reports[key].State), Message: reports[key].Message,
 		})
+		if !reports[key].Weak {
+			found.Kept = append(found.Kept, key)
+		}
 	}
 	return found
 }

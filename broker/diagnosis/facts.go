@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 	"github.com/mandelsoft/kubelink/broker/link"
@@ -35,8 +36,9 @@ type Outcome struct {
 	Certificates []Certificate
 	Credentials  error // certificate or key cannot be used; nil: it can, or none is needed
 	MeshServices []MeshService
-	Names        records.Result     // the reports on CoreDNSEntries and HostedZones
-	Routers      *link.RouterReport // of the other nodes; nil: none are expected, or another broker tells
+	Kept         []types.NamespacedName // MeshServices whose status is this broker's, and no other one's
+	Names        records.Result         // the reports on CoreDNSEntries and HostedZones
+	Routers      *link.RouterReport     // of the other nodes; nil: none are expected, or another broker tells
 }
 
 // Told is what users see of a KubeLink in its status.

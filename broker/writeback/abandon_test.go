@@ -7,12 +7,14 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mandelsoft/kubelink/broker/api/kubelink/v1alpha1"
 )
 
-// Of links that nobody keeps, none says that it is Up, or about to be. What is wrong with an object stays.
+// Of links that nobody keeps, none says that it is Up, or about to be, and no MeshService that it is served. What is
+// wrong with an object stays.
 func TestAbandon(t *testing.T) {
 	var objects []client.Object
 	var names []string
@@ -27,9 +29,16 @@ func TestAbandon(t *testing.T) {
 		}
 		objects, names = append(objects, &l), append(names, l.Name)
 	}
+	var services []types.NamespacedName
+	for _, s := range []v1alpha1.State{"", v1alpha1.StateOk, v1alpha1.StateInvalid} {
+		m := &v1alpha1.MeshService{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "m" + strings.ToLower(string(s))}}
+		m.Status.State, m.Status.Message = s, "of the broker"
+		objects, services = append(objects, m), append(services, client.ObjectKeyFromObject(m))
+	}
+	services = append(services, types.NamespacedName{Namespace: "ns", Name: "gone"})
 	api := newFakeAPI(t, objects...)
-	for _, want := range []int{4, 0} { // once is enough
-		if n, err := Abandon(t.Context(), api, append(names, "gone")); err != nil || n != want {
+	for _, want := range []int{5, 0} { // once is enough
+		if n, err := Abandon(t.Context(), api, append(names, "gone"), services); err != nil || n != want {
 			t.Errorf("%d statuses are written, %v, want %d", n, err, want)
 		}
 	}
@@ -47,11 +56,23 @@ func TestAbandon(t *testing.T) {
 			t.Errorf("%s: %+v", s, st)
 		}
 	}
+	for i, want := range []v1alpha1.State{"", v1alpha1.StateStale, v1alpha1.StateInvalid} {
+		m := &v1alpha1.MeshService{}
+		if err := api.Get(t.Context(), services[i], m); err != nil {
+			t.Fatal(err)
+		}
+		ready := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionReady)
+		says := strings.HasPrefix(m.Status.Message, "no broker serves this")
+		if stale := want == v1alpha1.StateStale; m.Status.State != want || says != stale || (ready != nil) != stale ||
+			stale && ready.Status != metav1.ConditionFalse {
+			t.Errorf("%s: %+v", m.Name, m.Status)
+		}
+	}
 	up := newKubeLink("refused", "b.example")
 	up.Status.State = v1alpha1.StateUp
 	refusing := newFakeAPI(t, &up)
 	refusing.fail["status refused"] = errors.New("forbidden")
-	if n, err := Abandon(t.Context(), refusing, []string{"refused"}); n != 0 || err == nil {
+	if n, err := Abandon(t.Context(), refusing, []string{"refused"}, nil); n != 0 || err == nil {
 		t.Errorf("%d written, %v", n, err)
 	}
 }

@@ -41,7 +41,7 @@ func newFakeAPI(t *testing.T, objects ...client.Object) *fakeAPI {
 		return a.fail[verb+" "+name]
 	}
 	a.Client = fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
-		WithStatusSubresource(&v1alpha1.KubeLink{}).
+		WithStatusSubresource(&v1alpha1.KubeLink{}, &v1alpha1.MeshService{}).
 		WithInterceptorFuncs(interceptor.Funcs{
 			Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
 				if err := note("create", o.GetName()); err != nil {

@@ -316,7 +316,13 @@ func TestBrokerEndsForGood(t *testing.T) {
 		t.Helper()
 		must(t, b.Process.WaitLog(ctx, "the Deployment has been seen"))
 		must(t, f.WaitMesh(ctx))
+		waitMeshService(t, 10*time.Second, b, "offered", "Ok")
 		must(t, b.Kill(ctx, syscall.SIGTERM))
+		served, err := b.Kubectl(ctx, "get", "msvc", "offered", "-o", "jsonpath={.status.state} {.status.message}")
+		must(t, err)
+		if strings.HasPrefix(served, "Stale no broker serves this") != (want == v1alpha1.StateDown) {
+			t.Errorf("after %s, the MeshService is %s", what, served)
+		}
 		for _, to := range brokers {
 			l, err := b.Link(ctx, to.Name)
 			must(t, err)
@@ -338,6 +344,7 @@ func TestBrokerEndsForGood(t *testing.T) {
 	}()
 	must(t, b.Kill(ctx, syscall.SIGTERM))
 	must(t, b.Start(ctx))
+	applyMeshServices(t, ctx, b, [2]string{"offered", fmt.Sprintf(`"service":"server","meshAddress":%q`, offeredAddress)})
 	end("a restart", v1alpha1.StateUp)
 	must(t, b.Process.WaitLog(ctx, "the Deployment has been seen"))
 	kubectl("scale", "deployment", "kubelink", "--replicas=0")

@@ -80,7 +80,7 @@ func newClient(t *testing.T, objects ...client.Object) client.Client {
 		}
 	}
 	return fake.NewClientBuilder().WithScheme(types).WithObjects(objects...).
-		WithStatusSubresource(&v1alpha1.KubeLink{}).Build()
+		WithStatusSubresource(&v1alpha1.KubeLink{}, &v1alpha1.MeshService{}).Build()
 }
 
 func newLink(name string, state v1alpha1.State, message string) *v1alpha1.KubeLink {
@@ -124,10 +124,12 @@ func TestUninstallSteps(t *testing.T) {
 	foreign := &coordinationv1.Lease{ObjectMeta: named("kubelink", "foreign")}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	u := &uninstaller{Client: newClient(t, local, custom, gateway, lease, foreign), namespace: "kubelink",
+	served := &v1alpha1.MeshService{ObjectMeta: named("ns", "served"),
+		Status: v1alpha1.MeshServiceStatus{State: v1alpha1.StateOk}}
+	u := &uninstaller{Client: newClient(t, local, served, custom, gateway, lease, foreign), namespace: "kubelink",
 		patience: time.Minute, out: &strings.Builder{}}
 	for _, step := range []func(context.Context) error{
-		u.endPrograms, u.removeFinalizers, u.abandonLinks, u.deleteGateways, u.cleanClusterDNS,
+		u.endPrograms, u.removeFinalizers, u.abandonObjects, u.deleteGateways, u.cleanClusterDNS,
 	} {
 		for range 2 { // what is done already is no error
 			if err := step(ctx); err != nil {
@@ -140,13 +142,16 @@ func TestUninstallSteps(t *testing.T) {
 			t.Errorf("%T %s: %v, not gone", o, o.GetName(), err)
 		}
 	}
-	for _, o := range []client.Object{local, custom, foreign} {
+	for _, o := range []client.Object{local, served, custom, foreign} {
 		if err := u.Get(ctx, client.ObjectKeyFromObject(o), o); err != nil {
 			t.Error(err)
 		}
 	}
 	if local.Status.State != v1alpha1.StateDown || !strings.Contains(local.Status.Message, "no broker keeps this link") {
 		t.Errorf("the state that a broker has left: %+v", local.Status)
+	}
+	if served.Status.State != v1alpha1.StateStale || !strings.Contains(served.Status.Message, "no broker serves this") {
+		t.Errorf("the state that a broker has left: %+v", served.Status)
 	}
 	if len(local.Finalizers) != 1 || len(custom.Data) != 1 || custom.Data["own.server"] == "" {
 		t.Errorf("finalizers %q, the cluster's DNS %q", local.Finalizers, custom.Data)
@@ -156,7 +161,7 @@ func TestUninstallSteps(t *testing.T) {
 // Links that need no change cost no request: there may be hundreds.
 func TestUninstallUnchangedLinks(t *testing.T) {
 	up, down := newLink("up", v1alpha1.StateUp, ""), newLink("down", v1alpha1.StateUp, "")
-	down.Status.Abandon()
+	down.Abandon()
 	var read []string
 	c := interceptor.NewClient(newClient(t, up, down, newLink("new", "", "")).(client.WithWatch), interceptor.Funcs{Get: func(
 		ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, options ...client.GetOption) error {
@@ -164,7 +169,7 @@ func TestUninstallUnchangedLinks(t *testing.T) {
 		return c.Get(ctx, key, o, options...)
 	}})
 	u := &uninstaller{Client: c, namespace: "kubelink", out: &strings.Builder{}}
-	for _, step := range []func(context.Context) error{u.removeFinalizers, u.abandonLinks} {
+	for _, step := range []func(context.Context) error{u.removeFinalizers, u.abandonObjects} {
 		if err := step(t.Context()); err != nil {
 			t.Fatal(err)
 		}

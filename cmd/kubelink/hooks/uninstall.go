@@ -72,7 +72,7 @@ func runUninstall(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	u := &uninstaller{Client: c, namespace: *namespace, patience: Patience, finalizer: finalizerTime, out: out}
-	steps := []func(context.Context) error{u.endPrograms, u.removeFinalizers, u.abandonLinks, u.deleteGateways}
+	steps := []func(context.Context) error{u.endPrograms, u.removeFinalizers, u.abandonObjects, u.deleteGateways}
 	if *clusterDNS {
 		steps = append(steps, u.cleanClusterDNS)
 	}
@@ -154,22 +154,31 @@ func (u *uninstaller) removeFinalizers(ctx context.Context) error {
 	return nil
 }
 
-// abandonLinks says in the status of links that nobody keeps them any more. The broker does so at its end; one that was
-// killed could not.
-func (u *uninstaller) abandonLinks(ctx context.Context) error {
-	links := &v1alpha1.KubeLinkList{}
-	if err := u.List(ctx, links); err != nil {
-		return ignoreNoKind(err)
+// abandonObjects says in the status of KubeLinks and MeshServices that nobody keeps them any more. The broker does so at
+// its end; one that was killed could not.
+func (u *uninstaller) abandonObjects(ctx context.Context) error {
+	links, served := &v1alpha1.KubeLinkList{}, &v1alpha1.MeshServiceList{}
+	for _, list := range []client.ObjectList{links, served} {
+		if err := ignoreNoKind(u.List(ctx, list)); err != nil {
+			return err
+		}
 	}
+	// Objects that say it cost no request: there may be hundreds.
 	var names []string
 	for i := range links.Items {
-		if l := &links.Items[i]; l.Status.DeepCopy().Abandon() { // else there is nothing to write
+		if l := &links.Items[i]; l.DeepCopy().Abandon() {
 			names = append(names, l.Name)
 		}
 	}
-	n, err := writeback.Abandon(ctx, u.Client, names)
+	var services []types.NamespacedName
+	for i := range served.Items {
+		if m := &served.Items[i]; m.DeepCopy().Abandon() {
+			services = append(services, client.ObjectKeyFromObject(m))
+		}
+	}
+	n, err := writeback.Abandon(ctx, u.Client, names, services)
 	if n > 0 {
-		fmt.Fprintf(u.out, "the broker has left the states of %d KubeLinks: they are Down\n", n)
+		fmt.Fprintf(u.out, "the broker has left the states of %d objects: links are Down, MeshServices are not served\n", n)
 	}
 	return err
 }
