@@ -253,7 +253,7 @@ func BenchmarkGlobals(b *testing.B) {
 	for b.Loop() {
 		names := records.Build(entries, nil, []string{"svc.global.kubelink."}, tenancy)
 		zone.NewGlobal("kubelink.", names.Zones[0], 1, nil, nil)
-		if n := len(differingReports(entries, nil, &names, &records.Result{}, nil, nil)); n != len(entries) {
+		if n := len((&Watch{}).differingReports(entries, nil, &names, &records.Result{}, nil, nil)); n != len(entries) {
 			b.Fatal(n)
 		}
 	}

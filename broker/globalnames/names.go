@@ -91,7 +91,7 @@ func (n *Names) Update(ctx context.Context, r *Refresh) error {
 	if err != nil {
 		return err
 	}
-	told := differingReports(entries.Items, hosted.Items, &built, &n.reports, n.left, latest)
+	told := r.Watch.differingReports(entries.Items, hosted.Items, &built, &n.reports, n.left, latest)
 	r.Report(told)
 	for _, report := range told {
 		if report.report.Foreign {

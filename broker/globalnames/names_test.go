@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -65,7 +67,7 @@ func TestDiffering(t *testing.T) {
 			before[key] = c.before
 		}
 		now := map[types.NamespacedName]records.Report{key: c.now}
-		got := differingReports(
+		got := (&Watch{}).differingReports(
 			[]coredns.CoreDNSEntry{entry},
 			nil,
 			&records.Result{Entries: now},
@@ -76,7 +78,7 @@ func TestDiffering(t *testing.T) {
 			t.Errorf("%s: %+v", c.name, got)
 		}
 		hosted := coredns.HostedZone{ObjectMeta: entry.ObjectMeta, Status: c.status}
-		got = differingReports(
+		got = (&Watch{}).differingReports(
 			nil,
 			[]coredns.HostedZone{hosted},
 			&records.Result{HostedZones: now},
@@ -88,14 +90,15 @@ func TestDiffering(t *testing.T) {
 		}
 	}
 	entry := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "gone"}}
-	got := differingReports([]coredns.CoreDNSEntry{entry}, nil, &records.Result{}, &records.Result{}, nil, nil)
+	got := (&Watch{}).differingReports([]coredns.CoreDNSEntry{entry}, nil, &records.Result{}, &records.Result{}, nil, nil)
 	if len(got) != 0 {
 		t.Errorf("without report: %+v", got)
 	}
 }
 
 // The status that counts is the latest one of the same spec: one that the broker has written itself may come late,
-// after it has come to another conclusion. What it has said last of an object is told until it is written.
+// after it has come to another conclusion. What it has said last of an object is told until it is written, unless
+// another one has spoken since.
 func TestDifferingFromLatest(t *testing.T) {
 	key := types.NamespacedName{Namespace: "ns", Name: "x"}
 	ok, invalid := records.Report{State: "Ok"}, records.Report{State: "Invalid", Message: "wrong"}
@@ -109,28 +112,76 @@ func TestDifferingFromLatest(t *testing.T) {
 	}
 	read := []coredns.CoreDNSEntry{*entry(ok, 1)}
 	for _, c := range []struct {
-		name        string
-		latest      *coredns.CoreDNSEntry
-		now, before records.Report
-		unwritten   bool
-		write       bool
+		name              string
+		latest            *coredns.CoreDNSEntry
+		now, before, sent records.Report
+		unwritten         bool
+		write             bool
 	}{
-		{"nothing new", entry(ok, 1), ok, ok, false, false},
-		{"it has come late", entry(invalid, 1), ok, invalid, false, true},
-		{"what is wanted has come", entry(invalid, 1), invalid, ok, false, false},
-		{"of another spec", entry(invalid, 2), ok, ok, false, false},
-		{"somebody else serves it", entry(ok, 1), foreign, foreign, false, false},
-		{"the last word is not written", entry(ok, 1), foreign, foreign, true, true},
+		{"nothing new", entry(ok, 1), ok, ok, ok, false, false},
+		{"it has come late", entry(invalid, 1), ok, invalid, invalid, false, true},
+		{"what is wanted has come", entry(invalid, 1), invalid, ok, invalid, false, false},
+		{"of another spec", entry(invalid, 2), ok, ok, ok, false, false},
+		{"somebody else serves it", entry(ok, 1), foreign, foreign, invalid, false, false},
+		{"ours has come after the last word", entry(ok, 1), foreign, foreign, ok, false, true},
+		{"the last word is not written", entry(ok, 1), foreign, foreign, invalid, true, true},
+		{"somebody else has spoken since", entry(invalid, 1), foreign, foreign, ok, true, false},
 	} {
 		left := &Report{object: entry(ok, 1), report: foreign}
 		left.written.Store(!c.unwritten)
-		got := differingReports(read, nil,
+		w := &Watch{}
+		w.written.Store(types.UID("x"), &c.sent)
+		got := w.differingReports(read, nil,
 			&records.Result{Entries: map[types.NamespacedName]records.Report{key: c.now}},
 			&records.Result{Entries: map[types.NamespacedName]records.Report{key: c.before}},
 			[]*Report{left}, map[types.UID]client.Object{"x": c.latest})
 		if (len(got) == 1) != c.write || c.write && got[0].object != c.latest {
 			t.Errorf("%s: %+v", c.name, got)
 		}
+	}
+}
+
+// lateLists is an API whose entry gets a status after it was read first.
+type lateLists struct {
+	client.Client
+	first, then coredns.CoreDNSEntry
+	reads       int
+	late        func()
+}
+
+func (a *lateLists) List(_ context.Context, list client.ObjectList, _ ...client.ListOption) error {
+	l, ok := list.(*coredns.CoreDNSEntryList)
+	if !ok {
+		return nil
+	}
+	if l.Items = []coredns.CoreDNSEntry{a.first}; a.reads > 0 {
+		a.late()
+		l.Items[0] = a.then
+	}
+	a.reads++
+	return nil
+}
+
+// A status may come between the reading of the objects and the reports on them. Either the watch knows these by then, or
+// the status is read.
+func TestStatusComesLate(t *testing.T) {
+	meta := metav1.ObjectMeta{Namespace: "ns", Name: "x", UID: "x", Generation: 1}
+	api := &lateLists{first: coredns.CoreDNSEntry{ObjectMeta: meta}, then: coredns.CoreDNSEntry{ObjectMeta: meta}}
+	api.then.ResourceVersion = "2"
+	w := NewWatch(func() {}, slog.New(slog.DiscardHandler))
+	w.synced.Store(true)
+	api.late = func() {
+		if w.reportOn(&api.first) == nil {
+			t.Error("the watch does not know the report yet")
+		}
+	}
+	var told []*Report
+	err := (&Names{}).Update(t.Context(), &Refresh{
+		Reader: api, Watch: w, Zones: []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}}},
+		Wake: func() {}, Keep: func([]coredns.CoreDNSEntry, []coredns.HostedZone) {}, Report: func(r []*Report) { told = r },
+	})
+	if err != nil || len(told) != 1 || told[0].object.GetResourceVersion() != "2" {
+		t.Errorf("%v, told %+v", err, told)
 	}
 }
 
@@ -212,27 +263,32 @@ func TestSerialIsDue(t *testing.T) {
 	}
 }
 
-// A status of ours is no change of names; what the user does is, and a status that somebody else has written.
+// A status is no change of names, whoever has written it, unless the broker has come to another conclusion since it has
+// written it. What the user does is one.
 func TestGlobalWatchUpdates(t *testing.T) {
 	w := &Watch{wake: func() {}}
-	report := records.Report{State: "Ok"}
-	w.reports.Store(&records.Result{Entries: map[types.NamespacedName]records.Report{{}: report}})
+	ok, old := records.Report{State: "Ok"}, records.Report{State: "Invalid"}
+	w.reports.Store(&records.Result{Entries: map[types.NamespacedName]records.Report{{}: ok}})
+	w.written.Store(types.UID("1"), &old)
 	entry := func(change func(*coredns.CoreDNSEntry)) *coredns.CoreDNSEntry {
 		e := &coredns.CoreDNSEntry{
 			ObjectMeta: metav1.ObjectMeta{UID: "1", Generation: 1, Annotations: map[string]string{"a": "b"}},
-			Status:     coredns.Status{State: "Ok", ObservedGeneration: 1, Conditions: []metav1.Condition{newCondition(report)}},
 		}
 		change(e)
 		return e
+	}
+	says := func(e *coredns.CoreDNSEntry, r records.Report) {
+		e.Status = coredns.Status{State: r.State, ObservedGeneration: 1, Conditions: []metav1.Condition{newCondition(r)}}
 	}
 	for _, c := range []struct {
 		name   string
 		change func(*coredns.CoreDNSEntry)
 		counts bool
 	}{
-		{"status", func(e *coredns.CoreDNSEntry) { e.ResourceVersion = "7" }, false},
-		{"status of another", func(e *coredns.CoreDNSEntry) { e.Status.State = "Invalid"; e.ResourceVersion = "7" }, true},
-		{"status of what is not here", func(e *coredns.CoreDNSEntry) { e.Name, e.Status.State = "x", "Invalid" }, false},
+		{"status", func(e *coredns.CoreDNSEntry) { says(e, ok) }, false},
+		{"status of another", func(e *coredns.CoreDNSEntry) { says(e, records.Report{State: "Stale"}) }, false},
+		{"status that was ours", func(e *coredns.CoreDNSEntry) { says(e, old) }, true},
+		{"the same of what is not here", func(e *coredns.CoreDNSEntry) { e.Name = "x"; says(e, old) }, false},
 		{"labels", func(e *coredns.CoreDNSEntry) { e.Labels = map[string]string{"a": "b"} }, false},
 		{"spec", func(e *coredns.CoreDNSEntry) { e.Generation = 2 }, true},
 		{"annotations", func(e *coredns.CoreDNSEntry) { e.Annotations = nil }, true},
@@ -242,6 +298,37 @@ func TestGlobalWatchUpdates(t *testing.T) {
 		w.OnUpdate(entry(func(*coredns.CoreDNSEntry) {}), entry(c.change))
 		if (w.version.Load() != before) != c.counts {
 			t.Errorf("%s", c.name)
+		}
+	}
+}
+
+// What was written while the broker came to another conclusion, or to an object that was another one by then, is a
+// reason to look again: the watch may have brought the object before.
+func TestNoteWrite(t *testing.T) {
+	ok, old := records.Report{State: "Ok", Names: []string{"x."}}, records.Report{State: "Invalid"}
+	conflict := apierrors.NewConflict(schema.GroupResource{}, "x", nil)
+	for _, c := range []struct {
+		name    string
+		written records.Report
+		err     error
+		counts  bool
+	}{
+		{"written", ok, nil, false},
+		{"written late", old, nil, true},
+		{"another object", ok, conflict, true},
+		{"refused", old, apierrors.NewBadRequest("no"), false},
+	} {
+		e, w := &coredns.CoreDNSEntry{}, &Watch{wake: func() {}}
+		w.reports.Store(&records.Result{Entries: map[types.NamespacedName]records.Report{{}: ok}})
+		if w.noteWrite(e, c.written, c.err); (w.version.Load() > 0) != c.counts {
+			t.Errorf("%s", c.name)
+		}
+		_, noted := w.written.Load(e.UID)
+		if w.OnDelete(e); noted != (c.err == nil) {
+			t.Errorf("%s: noted: %v", c.name, noted)
+		}
+		if _, kept := w.written.Load(e.UID); kept {
+			t.Errorf("%s: kept after its deletion", c.name)
 		}
 	}
 }
@@ -302,7 +389,7 @@ func TestReportWrite(t *testing.T) {
 	} {
 		before := o.DeepCopyObject()
 		api := &patchedStatus{}
-		r := &Report{object: o, report: report}
+		r := &Report{object: o, report: report, watch: &Watch{wake: func() {}}}
 		if err := r.Write(t.Context(), api); err != nil || !reflect.DeepEqual(o, before) || r.Object() != o {
 			t.Errorf("%T: %v, %+v", o, err, o)
 		}

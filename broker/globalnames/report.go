@@ -4,6 +4,7 @@ package globalnames
 
 import (
 	"context"
+	"reflect"
 	"slices"
 	"sync/atomic"
 
@@ -20,6 +21,7 @@ import (
 type Report struct {
 	object  client.Object // as read from the cache; nothing changes it
 	report  records.Report
+	watch   *Watch
 	written atomic.Bool // the API server has taken it
 }
 
@@ -37,23 +39,22 @@ func (r *Report) Write(ctx context.Context, c client.Client) error {
 	meta.SetStatusCondition(&st.Conditions, condition)
 	// The cache may lack what was written last: the difference to that would be another one.
 	patch := client.MergeFromWithOptions(r.object, client.MergeFromWithOptimisticLock{})
-	if err := c.Status().Patch(ctx, obj, patch); err != nil {
-		return err
-	}
-	r.written.Store(true)
-	return nil
+	err := c.Status().Patch(ctx, obj, patch)
+	r.written.Store(err == nil)
+	r.watch.noteWrite(r.object, r.report, err)
+	return err
 }
 
 // differingReports lists the reports on objects that have another status. left are those told last on objects that
 // others may serve. latest are objects by UID: where their specs are the same, their statuses count.
-func differingReports(
+func (w *Watch) differingReports(
 	entries []coredns.CoreDNSEntry, zones []coredns.HostedZone, now, before *records.Result, left []*Report,
 	latest map[types.UID]client.Object,
 ) (reports []*Report) {
-	unwritten := map[types.UID]bool{}
+	unwritten := map[types.UID]*Report{}
 	for _, r := range left {
 		if !r.written.Load() {
-			unwritten[r.object.GetUID()] = true
+			unwritten[r.object.GetUID()] = r
 		}
 	}
 	add := func(o client.Object, now, before map[types.NamespacedName]records.Report) {
@@ -66,14 +67,16 @@ func differingReports(
 			o = l
 		}
 		st := statusOf(o)
-		if report.Foreign && st.State != "" && st.State != coredns.StateStale {
-			// Another broker or another system serves it, unless this broker did so far.
-			if old, ours := before[key]; !ours || old.Foreign && !unwritten[o.GetUID()] {
+		if report.Foreign && st.State != "" && st.State != coredns.StateStale && !w.hasWritten(o) {
+			// Another broker or another system serves it, unless this broker did so far, and nobody has spoken since.
+			old, ours := before[key]
+			told := unwritten[o.GetUID()]
+			if (!ours || old.Foreign) && (told == nil || !reflect.DeepEqual(statusOf(told.object), st)) {
 				return
 			}
 		}
 		if !hasStatus(o, st, &report) {
-			reports = append(reports, &Report{object: o, report: report})
+			reports = append(reports, &Report{object: o, report: report, watch: w})
 		}
 	}
 	for i := range zones {
@@ -116,11 +119,15 @@ func listAll(ctx context.Context, from client.Reader, lists ...client.ObjectList
 
 // hasStatus says whether the status of an object is that of the report.
 func hasStatus(o client.Object, st *coredns.Status, r *records.Report) bool {
+	return st.ObservedGeneration == o.GetGeneration() && statesReport(st, r)
+}
+
+// statesReport says whether a status has the report, of whatever generation.
+func statesReport(st *coredns.Status, r *records.Report) bool {
 	want := newCondition(*r)
 	c := meta.FindStatusCondition(st.Conditions, want.Type)
 	return c != nil && c.Status == want.Status && st.State == r.State && st.Message == r.Message &&
-		st.RootZone == r.RootZone && st.ObservedGeneration == o.GetGeneration() &&
-		slices.Equal(st.EffectiveDomainNames, r.Names)
+		st.RootZone == r.RootZone && slices.Equal(st.EffectiveDomainNames, r.Names)
 }
 
 // statusOf is the status of a CoreDNSEntry or HostedZone.

@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -40,7 +42,8 @@ type Watch struct {
 	version atomic.Uint64  // counts changes
 	failure onchange.Error // why the objects cannot be read
 
-	reports atomic.Pointer[records.Result] // that are to be written; nil: none yet
+	reports atomic.Pointer[records.Result] // on all objects, as built last; nil: none yet
+	written sync.Map                       // by UID: the *records.Report that this broker has written last
 }
 
 // NewWatch returns a watch that wakes the reconciler when names may change.
@@ -115,31 +118,66 @@ func (w *Watch) HandleWatchError(ctx context.Context, r *toolscache.Reflector, e
 func (w *Watch) OnAdd(any, bool) { w.noteChange() }
 
 // OnDelete implements toolscache.ResourceEventHandler.
-func (w *Watch) OnDelete(any) { w.noteChange() }
+func (w *Watch) OnDelete(o any) {
+	if unknown, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+		o = unknown.Obj
+	}
+	if o, ok := o.(client.Object); ok {
+		w.written.Delete(o.GetUID())
+	}
+	w.noteChange()
+}
 
 // OnUpdate implements toolscache.ResourceEventHandler. It ignores what does not change names, such as the status that
 // the broker writes.
 func (w *Watch) OnUpdate(before, after any) {
 	a, b := before.(client.Object), after.(client.Object)
 	if a.GetUID() != b.GetUID() || a.GetGeneration() != b.GetGeneration() ||
-		!maps.Equal(a.GetAnnotations(), b.GetAnnotations()) || w.isMistold(b) {
+		!maps.Equal(a.GetAnnotations(), b.GetAnnotations()) || w.isOutdated(b) {
 		w.noteChange()
 	}
 }
 
-// isMistold tells whether an object that is served here has another status than this broker has written last, or is
-// about to write.
-func (w *Watch) isMistold(o client.Object) bool {
+// isOutdated tells whether the status of an object is what this broker has written last, and has come to another
+// conclusion since. To what others write it says nothing: two brokers would write in turns.
+func (w *Watch) isOutdated(o client.Object) bool {
+	report := w.reportOn(o)
+	return report != nil && w.hasWritten(o) && !hasStatus(o, statusOf(o), report)
+}
+
+// hasWritten tells whether the status of an object is what this broker has written last.
+func (w *Watch) hasWritten(o client.Object) bool {
+	written, ok := w.written.Load(o.GetUID())
+	return ok && statesReport(statusOf(o), written.(*records.Report))
+}
+
+// reportOn returns the report on an object, as built last; nil: there is none.
+func (w *Watch) reportOn(o client.Object) *records.Report {
 	reports := w.reports.Load()
 	if reports == nil {
-		return false
+		return nil
 	}
 	from := reports.Entries
 	if _, ok := o.(*coredns.HostedZone); ok {
 		from = reports.HostedZones
 	}
-	r, ok := from[client.ObjectKeyFromObject(o)]
-	return ok && !r.Foreign && !hasStatus(o, statusOf(o), &r)
+	if r, ok := from[client.ObjectKeyFromObject(o)]; ok {
+		return &r
+	}
+	return nil
+}
+
+// noteWrite notes that this broker has written a report, or why not. The names are built again if there is another
+// conclusion by now, as the watch may have brought the object already, or if the object was another one than the cache
+// had.
+func (w *Watch) noteWrite(o client.Object, r records.Report, err error) {
+	if err == nil {
+		w.written.Store(o.GetUID(), &r)
+	}
+	now := w.reportOn(o)
+	if apierrors.IsConflict(err) || err == nil && now != nil && !reflect.DeepEqual(*now, r) {
+		w.noteChange()
+	}
 }
 
 func (w *Watch) noteChange() {

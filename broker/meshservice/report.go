@@ -28,6 +28,7 @@ type Report struct {
 	object   *v1alpha1.MeshService // as read from the cache; nothing changes it
 	report   service.Report
 	recorder events.EventRecorder
+	watch    *Watch
 	written  atomic.Bool // the API server has taken it
 }
 
@@ -46,10 +47,12 @@ func (r *Report) Write(ctx context.Context, c client.Client) error {
 	}
 	// The cache may lack what was written last: an Event would tell of a change that did not happen.
 	patch := client.MergeFromWithOptions(r.object, client.MergeFromWithOptimisticLock{})
-	if err := c.Status().Patch(ctx, obj, patch); err != nil {
+	err := c.Status().Patch(ctx, obj, patch)
+	r.written.Store(err == nil)
+	r.watch.noteWrite(r.object, r.report, err)
+	if err != nil {
 		return err
 	}
-	r.written.Store(true)
 	if r.object.Status.State != r.report.State || before != r.report.Ready {
 		r.announce(obj)
 	}
@@ -70,8 +73,12 @@ func (r *Report) announce(obj *v1alpha1.MeshService) {
 
 // hasStatus says whether the status of a MeshService is that of a report.
 func hasStatus(m *v1alpha1.MeshService, r *service.Report) bool {
-	st := &m.Status
-	if st.State != r.State || st.Message != r.Message || st.ObservedGeneration != m.Generation {
+	return m.Status.ObservedGeneration == m.Generation && statesReport(&m.Status, r)
+}
+
+// statesReport says whether a status has the report, of whatever generation.
+func statesReport(st *v1alpha1.MeshServiceStatus, r *service.Report) bool {
+	if st.State != r.State || st.Message != r.Message {
 		return false
 	}
 	for _, want := range newConditions(r) {
@@ -120,7 +127,7 @@ func (s *Services) Report(ctx context.Context, recorder events.EventRecorder, te
 			delete(s.left, key)
 			continue
 		}
-		if report.Weak && !s.left[key] {
+		if report.Weak && !s.left[key] && !w.hasWritten(m) {
 			rest := claimTime - time.Since(m.CreationTimestamp.Time)
 			if m.Status.State == "" && rest > 0 {
 				later = max(later, rest)
@@ -129,7 +136,7 @@ func (s *Services) Report(ctx context.Context, recorder events.EventRecorder, te
 				continue
 			}
 		}
-		reports = append(reports, &Report{object: m, report: report, recorder: recorder})
+		reports = append(reports, &Report{object: m, report: report, recorder: recorder, watch: w})
 	}
 	s.told = reports
 	if later > 0 {
@@ -142,8 +149,13 @@ func (s *Services) Report(ctx context.Context, recorder events.EventRecorder, te
 // readLatest returns the MeshServices that the cache has by now, by UID. The watch compares each status that comes
 // later with the reports that it was given. So one that came between the reading of the objects and these reports is
 // not missed.
+//
+// Before the MeshServices are known, the cache would wait for them: for ever, if they are forbidden.
 func (w *Watch) readLatest(ctx context.Context) map[types.UID]*v1alpha1.MeshService {
 	var list v1alpha1.MeshServiceList
+	if !w.listed.Load() {
+		return nil
+	}
 	if err := w.cache.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil { // nothing here writes to them
 		return nil
 	}
@@ -171,7 +183,7 @@ func (s *Services) noteWritten() {
 func isUnserved(m *v1alpha1.MeshService, report v1alpha1.State) bool {
 	switch st := &m.Status; st.State {
 	case v1alpha1.StateStale:
-		return report != v1alpha1.StateStale || st.ObservedGeneration != m.Generation
+		return m.IsAbandoned() || report != v1alpha1.StateStale || st.ObservedGeneration != m.Generation
 	case "", v1alpha1.StateUnsupported:
 		return true
 	}

@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -241,6 +242,13 @@ func startWithoutCRD(t *testing.T, api *playedAPI) (s *Services, w *Watch, woken
 	if err := s.Problem(); err == nil || !strings.Contains(err.Error(), "MeshService: refused") {
 		t.Errorf("problem: %v", err)
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	s.Report(ctx, nil, func(told []*Report) {
+		if len(told) > 0 || ctx.Err() != nil {
+			t.Errorf("without the kind, %d reports are told, %v", len(told), ctx.Err())
+		}
+	})
 	api.set("meshservices", api.missing, false)
 	return s, w, woken
 }
@@ -320,6 +328,50 @@ type noObjects struct{ cache.Cache }
 
 func (noObjects) List(context.Context, client.ObjectList, ...client.ListOption) error { return nil }
 
+// What was written while the broker came to another conclusion, or to an object that was another one by then, is a
+// reason to look again, and told anew, even where another broker may know better.
+func TestNoteWrite(t *testing.T) {
+	key := types.NamespacedName{Namespace: "ns", Name: "m"}
+	ok, weak := service.Report{State: "Ok", Ready: true}, service.Report{State: "Stale", Message: "not here", Weak: true}
+	conflict := apierrors.NewConflict(schema.GroupResource{}, "m", nil)
+	for _, c := range []struct {
+		name         string
+		written, now service.Report
+		err          error
+		counts       bool
+	}{
+		{"written", ok, ok, nil, false},
+		{"written late", ok, weak, nil, true},
+		{"another object", ok, ok, conflict, true},
+		{"refused", ok, weak, apierrors.NewBadRequest("no"), false},
+	} {
+		m := meshService("m", "echo", "192.168.0.100")
+		m.Status.State, m.Status.ObservedGeneration = c.written.State, 1
+		for _, condition := range newConditions(&c.written) {
+			meta.SetStatusCondition(&m.Status.Conditions, condition)
+		}
+		s := &Services{objects: service.Objects{MeshServices: []v1alpha1.MeshService{*m}}}
+		w := &Watch{Config: Config{Wake: func() {}}, some: make(chan struct{}), cache: noObjects{}}
+		s.from.watch, s.built.Reports = w, map[types.NamespacedName]service.Report{key: c.now}
+		w.reports.Store(&s.built.Reports)
+		if w.noteWrite(m, c.written, c.err); (w.version.Load() > 0) != c.counts {
+			t.Errorf("%s", c.name)
+		}
+		late := c.name == "written late"
+		if w.isMistold(m) != late {
+			t.Errorf("%s: mistold: %v", c.name, !late)
+		}
+		s.Report(t.Context(), nil, func(told []*Report) {
+			if (len(told) == 1) != late {
+				t.Errorf("%s: told %+v", c.name, told)
+			}
+		})
+		if w.OnDelete(m); w.hasWritten(m) {
+			t.Errorf("%s: kept after its deletion", c.name)
+		}
+	}
+}
+
 // Who writes what: another broker may know better.
 func TestReports(t *testing.T) {
 	key := types.NamespacedName{Namespace: "ns", Name: "m"}
@@ -338,11 +390,15 @@ func TestReports(t *testing.T) {
 		{"weak, and another broker says Ok", "Ok", time.Hour, service.Report{}, weak, false},
 		{"weak, and ours so far", "Ok", time.Hour, ok, weak, true},
 		{"weak, and another broker knows why the mesh is", "Stale", time.Hour, service.Report{}, weak, false},
+		{"weak, and no broker served it so far", "abandoned", time.Hour, service.Report{}, weak, true},
 		{"weak, and unsupported so far", "Unsupported", time.Hour, service.Report{}, weak, true},
 	} {
 		m := meshService("m", "echo", "192.168.0.100")
 		m.CreationTimestamp = metav1.NewTime(time.Now().Add(-c.age))
-		m.Status.State, m.Status.ObservedGeneration = c.state, m.Generation
+		if m.Status.State, m.Status.ObservedGeneration = c.state, m.Generation; c.state == "abandoned" {
+			m.Status.State = v1alpha1.StateOk
+			m.Abandon()
+		}
 		before := map[types.NamespacedName]service.Report{}
 		if c.before.State != "" {
 			before[key] = c.before

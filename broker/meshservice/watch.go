@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -59,7 +60,8 @@ type Watch struct {
 	failure onchange.Error
 
 	used    atomic.Pointer[map[types.NamespacedName]bool]           // services that MeshServices name; nil: none
-	reports atomic.Pointer[map[types.NamespacedName]service.Report] // that are to be written; nil: none
+	reports atomic.Pointer[map[types.NamespacedName]service.Report] // as built last; nil: none
+	written sync.Map                                                // by UID: the *service.Report that was written last
 }
 
 // NewWatch returns a watch that runs with Start.
@@ -176,6 +178,9 @@ func (w *Watch) OnDelete(o any) {
 	if unknown, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
 		o = unknown.Obj
 	}
+	if m, ok := o.(*v1alpha1.MeshService); ok {
+		w.written.Delete(m.UID)
+	}
 	w.noteChange(o)
 }
 
@@ -204,15 +209,46 @@ func differ(before, after any) bool {
 	return true
 }
 
-// isMistold tells whether something else than this broker has changed the status of a MeshService.
+// isMistold tells whether something else than this broker has changed the status of a MeshService; or this broker, and
+// it has come to another conclusion since.
 func (w *Watch) isMistold(o any) bool {
 	m, ok := o.(*v1alpha1.MeshService)
-	reports := w.reports.Load()
-	if !ok || reports == nil {
+	if !ok {
 		return false
 	}
-	r, ok := (*reports)[client.ObjectKeyFromObject(m)]
-	return ok && !r.Weak && !hasStatus(m, &r)
+	r := w.reportOn(m)
+	return r != nil && (!r.Weak || w.hasWritten(m)) && !hasStatus(m, r)
+}
+
+// hasWritten tells whether the status of a MeshService is what this broker has written last.
+func (w *Watch) hasWritten(m *v1alpha1.MeshService) bool {
+	written, ok := w.written.Load(m.UID)
+	return ok && statesReport(&m.Status, written.(*service.Report))
+}
+
+// reportOn returns the report on a MeshService, as built last; nil: there is none.
+func (w *Watch) reportOn(m *v1alpha1.MeshService) *service.Report {
+	reports := w.reports.Load()
+	if reports == nil {
+		return nil
+	}
+	if r, ok := (*reports)[client.ObjectKeyFromObject(m)]; ok {
+		return &r
+	}
+	return nil
+}
+
+// noteWrite notes that this broker has written a report, or why not. The services are looked at again if there is
+// another conclusion by now, as the watch may have brought the object already, or if the object was another one than the
+// cache had.
+func (w *Watch) noteWrite(m *v1alpha1.MeshService, r service.Report, err error) {
+	if err == nil {
+		w.written.Store(m.UID, &r)
+	}
+	now := w.reportOn(m)
+	if apierrors.IsConflict(err) || err == nil && now != nil && *now != r {
+		w.noteChange(m)
+	}
 }
 
 // noteChange counts the change of an object, if something may depend on it.

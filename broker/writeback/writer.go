@@ -249,11 +249,11 @@ func (w *Writer) writeReports(ctx context.Context) error {
 	return nil
 }
 
-// nextReport returns a report of any source, unless there is a new outcome.
+// nextReport returns a report of any source, unless there is a new outcome, or another broker holds the links.
 func (w *Writer) nextReport() (source string, r Report) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.pending != nil {
+	if w.pending != nil || !w.MayWrite() {
 		return "", nil
 	}
 	for source, reports := range w.reports {
