@@ -43,7 +43,7 @@ type channelStatus struct {
 
 	Superseded time.Time // when the peer said that it follows another broker of this cluster; zero: it does not
 	Renew      time.Time // since when the device has to have a new session; zero: never
-	Robbed     bool      // that one is with the broker that had it before the last handshake
+	Robbed     bool      // that one is with the broker that had it before another one has taken it
 	Silent     time.Time // that one is needed if there was no handshake since then; zero: in any case
 }
 

@@ -27,7 +27,8 @@ func (r *rivalry) stepAside(own uint32, why error) {
 // isSuperseded tells whether the peer follows another broker of this cluster: with another term, this one tries again.
 func (r *rivalry) isSuperseded(own uint32) bool { return !r.superseded.IsZero() && r.term == own }
 
-// renewSession has the device make a new session. robbed: with the broker that had it before.
+// renewSession has the device make a new session. robbed: with the broker that had it before, which the
+// device finds where the last handshake from elsewhere came from.
 func (r *rivalry) renewSession(robbed bool) {
 	r.renew, r.robbed, r.silent = time.Now(), robbed, time.Time{}
 }

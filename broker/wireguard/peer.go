@@ -39,7 +39,8 @@ type peer struct {
 // signs are those that a peer has given.
 type signs struct {
 	remote    netip.AddrPort // where its last packet came from; zero: not known
-	left      netip.AddrPort // remote before the last handshake
+	met       netip.AddrPort // where its last handshake came from; zero: there was none
+	left      netip.AddrPort // where its last handshake from elsewhere came from; zero: there was none
 	handshake time.Time      // of the device's clock: of the last handshake that counts; zero: there was none
 	void      time.Time      // of the device's clock: no handshake until then counts
 	seen      time.Time      // when the last handshake was, by our clock
@@ -94,7 +95,7 @@ func (p *peer) observe(is *wgtypes.Peer, now time.Time, t *timing) (greeted bool
 		p.rxBefore, p.txBefore = 0, 0
 	}
 	if at := is.LastHandshakeTime; !at.IsZero() && !at.Equal(p.handshake) && !at.Equal(p.void) {
-		greeted, p.wasUp, p.left, p.alone = true, true, p.remote, time.Time{}
+		greeted, p.wasUp, p.alone = true, true, time.Time{}
 		p.handshake, p.seen = at, now
 		if before.PublicKey == (wgtypes.Key{}) { // an earlier process has seen it
 			p.seen = now.Add(-max(0, now.Sub(at)))
@@ -102,6 +103,9 @@ func (p *peer) observe(is *wgtypes.Peer, now time.Time, t *timing) (greeted bool
 	}
 	// A device that was told an endpoint shows it before the peer has answered from there.
 	at := toAddrPort(is.Endpoint)
+	if greeted && at != p.met { // remote changes before the handshake ends, and when another broker sends in an old session
+		p.met, p.left = at, p.met
+	}
 	if greeted || is.ReceiveBytes > before.ReceiveBytes && at == toAddrPort(before.Endpoint) {
 		p.remote = at
 	}

@@ -3,6 +3,7 @@ package wireguard
 // What a peer's state and reason are, by what the device has said of it.
 
 import (
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -57,6 +58,45 @@ func TestReasonInbound(t *testing.T) {
 		state, why := p.judge(now, &timing, mesh.PublicKey{}, nil)
 		if state != link.Idle || !strings.Contains(why, "Its link to this cluster needs publicKey "+says) {
 			t.Errorf("%s %q, want %q", state, why, says)
+		}
+	}
+}
+
+// Two brokers of one cluster take the session from each other: the device knows where the one is that has lost it.
+func TestPlaceOfOtherBroker(t *testing.T) {
+	right, other := netip.MustParseAddrPort("172.16.0.2:8777"), netip.MustParseAddrPort("172.16.1.2:8777")
+	timing, now := defaultTiming, time.Now()
+	p := &peer{waiting: now}
+	var is wgtypes.Peer
+	observe := func(at netip.AddrPort, handshake bool) {
+		now = now.Add(timing.poll)
+		is.Endpoint, is.ReceiveBytes = net.UDPAddrFromAddrPort(at), is.ReceiveBytes+148
+		if handshake {
+			is.LastHandshakeTime = now
+		}
+		p.observe(&is, now, &timing)
+	}
+	for _, step := range []struct {
+		name      string
+		at        netip.AddrPort
+		handshake bool
+		left      netip.AddrPort
+	}{
+		{"the first session", other, true, netip.AddrPort{}},
+		{"the right one takes it", right, true, other},
+		{"the other one sends in its session", other, false, other},
+		{"it still does", other, false, other},
+		{"it takes the session", other, true, right},
+		{"it does so again", other, true, right},
+		{"the right one sends in its session", right, false, right},
+		{"the other one does", other, false, right},
+		{"the right one has the session", right, true, other},
+		{"half a handshake", other, false, other},
+		{"more of it", other, false, other},
+		{"the other one has taken the session", other, true, right},
+	} {
+		if observe(step.at, step.handshake); p.left != step.left {
+			t.Errorf("%s: left %s, want %s", step.name, p.left, step.left)
 		}
 	}
 }

@@ -101,8 +101,11 @@ func (c *comparison) comparePeer(p *targetPeer) {
 		c.first.Peers = append(c.first.Peers, c.newPeer(p, all, p.endpoint))
 		return
 	}
-	if p.aside { // without endpoint and allowed IPs, the device sends nothing by itself
-		if is.Endpoint != nil || len(is.AllowedIPs) > 0 || is.PresharedKey != p.preshared {
+	if p.aside { // without session, keepalive and allowed IPs, the device sends nothing by itself
+		// An endpoint alone may stay: a device that has just answered a handshake has one, and gets a session as soon as the
+		// peer sends something in it.
+		if !is.LastHandshakeTime.IsZero() || is.PersistentKeepaliveInterval != 0 || len(is.AllowedIPs) > 0 ||
+			is.PresharedKey != p.preshared {
 			c.replacePeer(p, nil, netip.AddrPort{})
 		}
 		return

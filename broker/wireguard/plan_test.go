@@ -209,6 +209,26 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// A device that only answers has an endpoint when it has answered: the session of that handshake must not be lost. One
+// that has a session, or a keepalive, sends by itself.
+func TestPlanAside(t *testing.T) {
+	for _, c := range []struct {
+		is   wgtypes.Peer
+		want string
+	}{
+		{wgtypes.Peer{}, ""},
+		{wgtypes.Peer{Endpoint: &net.UDPAddr{IP: net.IPv4(172, 16, 0, 1), Port: 8777}}, ""},
+		{wgtypes.Peer{LastHandshakeTime: time.Now()}, "1\n  a remove\n2\n  a\n"},
+		{wgtypes.Peer{PersistentKeepaliveInterval: time.Second}, "1\n  a remove\n2\n  a\n"},
+	} {
+		w := &target{key: named("own"), peers: []targetPeer{{key: named("a"), aside: true}}}
+		c.is.PublicKey = named("a")
+		if got := printPlan(w.plan(&wgtypes.Device{PrivateKey: w.key, Peers: []wgtypes.Peer{c.is}})); got != c.want {
+			t.Errorf("%+v: got\n%swant\n%s", c.is, got, c.want)
+		}
+	}
+}
+
 // Whatever changes, the device becomes what a new one would be, no key is twice in a configuration, a plan that was
 // carried out leaves nothing to do, and a network that both have is never without its peer.
 func TestPlanOfRandomChanges(t *testing.T) {
@@ -264,11 +284,12 @@ func TestPlanOfRandomChanges(t *testing.T) {
 		if again := printPlan(w.plan(&m.Device)); again != "" {
 			t.Fatalf("round %d: there is still to do\n%s", round, again)
 		}
-		for i := range fresh.Peers { // a device keeps an endpoint
-			fresh.Peers[i].Endpoint = m.peer(fresh.Peers[i].PublicKey).Endpoint
-			fresh.Peers[i].PersistentKeepaliveInterval = w.keepalive
-			if fresh.Peers[i].Endpoint == nil {
-				fresh.Peers[i].PersistentKeepaliveInterval = 0
+		for i := range w.peers { // a device keeps an endpoint
+			is := fresh.peer(w.peers[i].key)
+			is.Endpoint = m.peer(is.PublicKey).Endpoint
+			is.PersistentKeepaliveInterval = w.keepalive
+			if is.Endpoint == nil || w.peers[i].aside {
+				is.PersistentKeepaliveInterval = 0
 			}
 		}
 		if m.text() != fresh.text() {
