@@ -373,7 +373,7 @@ func (r *reconcilerRun) logUnadvertised(err error) {
 func (r *reconcilerRun) updateGlobalNames(ctx context.Context, zones []mesh.Zone) error {
 	return r.globals.Update(ctx, &globalnames.Refresh{
 		Reader: r.client, Watch: r.watch, Zones: zones, NSAddresses: r.cfg.nsAddresses(), Wake: r.waker.wake,
-		Tenancy: r.cfg.tenancy(),
+		Tenancy: r.cfg.tenancy(), Holds: r.holder.Role == lease.Holder,
 		Keep: func(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone) {
 			r.snapshot.Load().Keep(func(o *snapshot.Objects) { o.Entries, o.Zones = entries, zones })
 		},

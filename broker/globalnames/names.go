@@ -26,6 +26,7 @@ type Names struct {
 	zones   map[string]*zone.Global // by name
 	reports records.Result          // on all objects
 	left    []*Report               // told last, of objects that others may serve from now on
+	told    bool                    // which statuses differ, since this broker holds the links
 	serial  uint32                  // the highest so far
 	early   bool                    // a zone needs a higher one
 	from    source
@@ -50,10 +51,11 @@ type Refresh struct {
 	Zones       []mesh.Zone
 	NSAddresses []netip.Addr // of kubelink's DNS service
 	Tenancy     records.Tenancy
+	Holds       bool   // this broker holds the links: the statuses are its own
 	Wake        func() // called when names are to be updated again
 	// Keep gets the objects that new names were built from; nothing may change them.
 	Keep func(entries []coredns.CoreDNSEntry, zones []coredns.HostedZone)
-	// Report gets the statuses that are to be written.
+	// Report gets the statuses that are to be written; none unless this broker holds the links.
 	Report func([]*Report)
 }
 
@@ -72,7 +74,8 @@ func (n *Names) Update(ctx context.Context, r *Refresh) error {
 	if !r.Watch.synced.Load() {
 		return n.setUnknown(served, r.Watch.failure.Get())
 	}
-	if from == n.from && !n.early || n.postpone(from, r.Wake) {
+	// What the broker that held the links before has written last is not known here.
+	if n.told = n.told && r.Holds; from == n.from && !n.early && n.told == r.Holds || n.postpone(from, r.Wake) {
 		return nil
 	}
 	begin := time.Now()
@@ -91,7 +94,10 @@ func (n *Names) Update(ctx context.Context, r *Refresh) error {
 	if err != nil {
 		return err
 	}
-	told := r.Watch.differingReports(entries.Items, hosted.Items, &built, &n.reports, n.left, latest)
+	var told []*Report
+	if next.told = r.Holds; next.told {
+		told = r.Watch.differingReports(entries.Items, hosted.Items, &built, &n.reports, n.left, latest)
+	}
 	r.Report(told)
 	for _, report := range told {
 		if report.report.Foreign {

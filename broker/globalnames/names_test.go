@@ -178,10 +178,36 @@ func TestStatusComesLate(t *testing.T) {
 	var told []*Report
 	err := (&Names{}).Update(t.Context(), &Refresh{
 		Reader: api, Watch: w, Zones: []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}}},
-		Wake: func() {}, Keep: func([]coredns.CoreDNSEntry, []coredns.HostedZone) {}, Report: func(r []*Report) { told = r },
+		Holds: true, Wake: func() {}, Keep: func([]coredns.CoreDNSEntry, []coredns.HostedZone) {},
+		Report: func(r []*Report) { told = r },
 	})
 	if err != nil || len(told) != 1 || told[0].object.GetResourceVersion() != "2" {
 		t.Errorf("%v, told %+v", err, told)
+	}
+}
+
+// A standby tells nothing. When it takes the links, it tells what differs, though no object has changed: it does not know
+// what the holder has written last.
+func TestTakeoverTells(t *testing.T) {
+	e := coredns.CoreDNSEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "x", UID: "x", Generation: 1}}
+	w := NewWatch(func() {}, slog.New(slog.DiscardHandler))
+	w.synced.Store(true)
+	told := -1
+	names := &Names{}
+	refresh := &Refresh{
+		Reader: &lists{entries: []coredns.CoreDNSEntry{e}}, Watch: w, Wake: func() {},
+		Zones: []mesh.Zone{{Domain: "kubelink.", Global: mesh.GlobalZone{Name: "svc.global.kubelink."}}},
+		Keep:  func([]coredns.CoreDNSEntry, []coredns.HostedZone) {}, Report: func(r []*Report) { told = len(r) },
+	}
+	for i, c := range []struct {
+		holds bool
+		told  int // -1: nothing is built
+	}{{false, 0}, {false, -1}, {true, 1}, {true, -1}, {false, -1}, {true, 1}} {
+		told, refresh.Holds = -1, c.holds
+		names.built = time.Time{} // long ago
+		if err := names.Update(t.Context(), refresh); err != nil || told != c.told {
+			t.Errorf("step %d: %v, told %d, want %d", i, err, told, c.told)
+		}
 	}
 }
 

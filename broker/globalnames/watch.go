@@ -132,6 +132,9 @@ func (w *Watch) OnDelete(o any) {
 // the broker writes.
 func (w *Watch) OnUpdate(before, after any) {
 	a, b := before.(client.Object), after.(client.Object)
+	if a.GetUID() != b.GetUID() { // its deletion was missed
+		w.written.Delete(a.GetUID())
+	}
 	if a.GetUID() != b.GetUID() || a.GetGeneration() != b.GetGeneration() ||
 		!maps.Equal(a.GetAnnotations(), b.GetAnnotations()) || w.isOutdated(b) {
 		w.noteChange()

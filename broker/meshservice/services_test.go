@@ -351,11 +351,19 @@ func TestNoteWrite(t *testing.T) {
 			meta.SetStatusCondition(&m.Status.Conditions, condition)
 		}
 		s := &Services{objects: service.Objects{MeshServices: []v1alpha1.MeshService{*m}}}
-		w := &Watch{Config: Config{Wake: func() {}}, some: make(chan struct{}), cache: noObjects{}}
+		woken := make(chan struct{}, 1)
+		w := &Watch{Config: Config{Wake: func() { woken <- struct{}{} }}, some: make(chan struct{}), cache: noObjects{}}
+		w.known.Store(true)
+		w.listed.Store(true)
 		s.from.watch, s.built.Reports = w, map[types.NamespacedName]service.Report{key: c.now}
 		w.reports.Store(&s.built.Reports)
-		if w.noteWrite(m, c.written, c.err); (w.version.Load() > 0) != c.counts {
-			t.Errorf("%s", c.name)
+		began := time.Now()
+		w.noteWrite(m, c.written, c.err)
+		if c.counts {
+			await(t, woken)
+		}
+		if took := time.Since(began); (took >= conflictPause) != (c.err == conflict) || (w.version.Load() > 0) != c.counts {
+			t.Errorf("%s: after %s, %d changes", c.name, took, w.version.Load())
 		}
 		late := c.name == "written late"
 		if w.isMistold(m) != late {
@@ -366,6 +374,7 @@ func TestNoteWrite(t *testing.T) {
 				t.Errorf("%s: told %+v", c.name, told)
 			}
 		})
+		w.Wake = func() {}
 		if w.OnDelete(m); w.hasWritten(m) {
 			t.Errorf("%s: kept after its deletion", c.name)
 		}

@@ -32,6 +32,8 @@ const (
 	// patience is how long the reconciler waits for the first MeshServices: until then, what an earlier process has told
 	// the kernel stays.
 	patience = 15 * time.Second
+	// conflictPause is the pause after a status that could not be written, as the object was another one than the cache had.
+	conflictPause = time.Second
 )
 
 // backends are the kinds of objects behind MeshServices.
@@ -187,6 +189,9 @@ func (w *Watch) OnDelete(o any) {
 // OnUpdate implements toolscache.ResourceEventHandler. It ignores what means nothing for MeshServices: among that is
 // the status that the broker itself writes.
 func (w *Watch) OnUpdate(before, after any) {
+	if a, ok := before.(*v1alpha1.MeshService); ok && a.UID != after.(*v1alpha1.MeshService).UID { // its deletion was missed
+		w.written.Delete(a.UID)
+	}
 	if differ(before, after) || w.isMistold(after) {
 		w.noteChange(after)
 	}
@@ -245,8 +250,10 @@ func (w *Watch) noteWrite(m *v1alpha1.MeshService, r service.Report, err error) 
 	if err == nil {
 		w.written.Store(m.UID, &r)
 	}
-	now := w.reportOn(m)
-	if apierrors.IsConflict(err) || err == nil && now != nil && *now != r {
+	switch now := w.reportOn(m); {
+	case apierrors.IsConflict(err): // until the cache has the object as it is, the next try would end the same way
+		time.AfterFunc(conflictPause, func() { w.noteChange(m) })
+	case err == nil && now != nil && *now != r:
 		w.noteChange(m)
 	}
 }
