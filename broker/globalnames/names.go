@@ -90,12 +90,12 @@ func (n *Names) Update(ctx context.Context, r *Refresh) error {
 	next.from, next.serial = from, max(next.serial, n.serial)
 	reports := next.reports // the field may get another value, while the watch reads this one
 	r.Watch.reports.Store(&reports)
-	latest, err := readLatest(ctx, r.Reader)
-	if err != nil {
-		return err
-	}
 	var told []*Report
 	if next.told = r.Holds; next.told {
+		latest, err := readLatest(ctx, r.Reader)
+		if err != nil {
+			return err
+		}
 		told = r.Watch.differingReports(entries.Items, hosted.Items, &built, &n.reports, n.left, latest)
 	}
 	r.Report(told)
