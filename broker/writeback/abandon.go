@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -80,7 +81,8 @@ func abandonObject(ctx context.Context, c client.Client, named abandonable) (wri
 		return c.Status().Patch(ctx, o, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	})
 	if err = client.IgnoreNotFound(err); err != nil {
-		return false, fmt.Errorf("status of %T %s: %w", named, key, err)
+		kind, _ := c.GroupVersionKindFor(named) // the scheme has both kinds
+		return false, fmt.Errorf("status of %s %s: %w", kind.Kind, strings.TrimPrefix(key.String(), "/"), err)
 	}
 	return written, nil
 }

@@ -72,7 +72,8 @@ func TestAbandon(t *testing.T) {
 	up.Status.State = v1alpha1.StateUp
 	refusing := newFakeAPI(t, &up)
 	refusing.fail["status refused"] = errors.New("forbidden")
-	if n, err := Abandon(t.Context(), refusing, []string{"refused"}, nil); n != 0 || err == nil {
+	if n, err := Abandon(t.Context(), refusing, []string{"refused"}, nil); n != 0 || err == nil ||
+		err.Error() != "status of KubeLink refused: forbidden" {
 		t.Errorf("%d written, %v", n, err)
 	}
 }
